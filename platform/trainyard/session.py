@@ -1,0 +1,194 @@
+"""What happens between the steps of a run: reading losses, evaluating, saving, stopping.
+
+Both loops, ours and transformers' Trainer, train inside a `Session`; they differ in how they make
+a step, and in nothing that surrounds it.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
+from trainyard.checkpoints import CheckpointStore
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData
+from trainyard.journal import Journal
+from trainyard.runs import RunFolder
+from trainyard.scoring import predict, score
+from trainyard.state import TrainState, broadcast, load_checkpoint, save_checkpoint
+from trainyard.tasks import Task
+
+
+class Session:
+    """One process's view of one attempt at a run; all processes call its methods alike."""
+
+    journal: Journal
+    state: TrainState
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        data: PreparedData,
+        folder: RunFolder,
+        accelerator: Any,
+    ) -> None:
+        self.config, self.task, self.data, self.folder = config, task, data, folder
+        self.accelerator = accelerator
+        self._table = data.table("train")
+        self._lengths = self._table.lengths
+        self.plan = Plan(
+            self._lengths,
+            config.train_batch_size,
+            config.per_device_train_batch_size,
+            config.seed,
+        )
+        self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
+        self._store = CheckpointStore(folder.checkpoints)
+        self._ended, self._reason = "finished", None
+        # Reading a loss makes the host wait for the device: each step where that costs nothing.
+        self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
+        self._unread: list[Any] = []
+        self._rows, self._seconds = 0, 0.0
+
+    def resume(self, model: Any, optimizer: Any, scheduler: Any) -> None:
+        """Take up the run where its newest valid checkpoint left it."""
+        self.use(model, optimizer, scheduler)
+        self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
+        self.journal = Journal(
+            self.config,
+            self.folder,
+            rank=self.accelerator.process_index,
+            first_step=self.state.step,
+            last_step=self.last_step,
+        )
+        self._clock = time.perf_counter()
+
+    def use(self, model: Any, optimizer: Any, scheduler: Any) -> None:
+        """The live objects that are evaluated and saved from now on."""
+        self._live = (model, optimizer, scheduler)
+
+    def steps(self) -> Iterator[tuple[int, int, list[Rows]]]:
+        """(step, epoch, slots) of all that is left to do; steps count from 0."""
+        return self.plan.steps(self.state.step, 0 if self.state.stopped_early else self.last_step)
+
+    def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """The padded batch of one slot."""
+        width = padded_length(
+            int(self._lengths[rows].max()),
+            self.config.padding_multiple,
+            self.config.max_length,
+            fixed=self.config.pad_to_max_length,
+        )
+        return self._table.gather(rows, width)
+
+    def finish_step(self, done: int, loss: Any, rows: int) -> bool:
+        """After the optimizer made step `done` (from 1); returns whether to go on.
+
+        `loss` is this process's share of the step's loss, on its device. It is read, logged and
+        checked together with those of the steps before when there is a reason to look.
+        """
+        config = self.config
+        self._unread.append(loss)
+        self._rows += rows
+        every = config.eval_steps or self.plan.steps_per_epoch
+        evaluate = done == self.last_step or done % every == 0
+        save = evaluate or (config.save_steps is not None and done % config.save_steps == 0)
+        if not (save or done % self._read_every == 0 or done % config.logging_steps == 0):
+            return True
+
+        stop = self._read_losses()
+        if self._ended == "failed":
+            return False
+        self._seconds += time.perf_counter() - self._clock
+        self.journal.progress(self.state, self._rows / self._seconds)
+        if evaluate:
+            self._evaluate()
+        if save or stop:
+            self._reason = save_checkpoint(
+                config, self.accelerator, self._store, *self._live, self.state
+            )
+        if self._reason:
+            self._ended = "failed"
+        elif stop and done < self.last_step and not self.state.stopped_early:
+            self._ended = "stopped"
+        self._clock = time.perf_counter()
+        return self._ended == "finished" and not self.state.stopped_early
+
+    def outcome(self) -> dict[str, Any]:
+        """How it ended: "finished", "stopped" (asked to) or "failed" (with the `reason`), the
+        `TrainState`, and figures of this attempt.
+        """  # noqa: D205
+        self.journal.close()
+        self.accelerator.wait_for_everyone()
+        return {
+            **self.state.as_dict(),
+            "outcome": self._ended,
+            "reason": self._reason,
+            "skipped_checkpoints": self._store.skipped,
+            "train_samples_per_second": self._rows / self._seconds if self._seconds else None,
+            "padding_efficiency": padding_efficiency(
+                self.plan,
+                self.config.padding_multiple,
+                self.config.max_length,
+                fixed=self.config.pad_to_max_length,
+            ),
+        }
+
+    def _read_losses(self) -> bool:
+        """Sum the unread losses over the processes, log and check them; returns whether to stop.
+
+        One message carries both, so that all processes stop at the same step.
+        """
+        import torch
+
+        main = self.accelerator.is_main_process
+        wish = float(main and self.folder.stop_request.exists())
+        message = torch.stack([*self._unread, torch.full_like(self._unread[0], wish)])
+        self._unread.clear()
+        if self.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(message)
+        *losses, stop = message.tolist()
+        for loss in losses:
+            self.state.step += 1
+            if not math.isfinite(loss):
+                self._ended = "failed"
+                self._reason = (
+                    f"the loss of step {self.state.step} is {loss}; lower --learning-rate or add "
+                    "--warmup-steps (the checkpoints before that step are kept)"
+                )
+                return True
+            self.state.add_loss(loss)
+            if self.state.step % self.config.logging_steps == 0:
+                epoch = self.state.step / self.plan.steps_per_epoch
+                self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])
+        return stop > 0
+
+    def _evaluate(self) -> None:
+        """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).
+
+        All processes predict, rank 0 scores.
+        """
+        splits = {name: self.data.table(name) for name in self.data.folders if name != "train"}
+        logits = {
+            name: predict(self.accelerator, self._live[0], table, self.config)
+            for name, table in splits.items()
+        }
+        found = None
+        if self.accelerator.is_main_process:
+            found = {
+                name: score(self.task, logits[name], table.labels, seed=self.config.seed)
+                for name, table in splits.items()
+            }
+        found = broadcast(self.accelerator, found)
+        headline = np.mean([split["metrics"][self.task.score] for split in found.values()])
+        self.state.add_evaluation(float(headline), found)
+        patience = self.config.early_stopping_patience
+        self.state.stopped_early = (
+            patience is not None and self.state.evaluations_without_gain >= patience
+        )
+        self.journal.log_evaluation(self.state)

@@ -1,0 +1,179 @@
+"""From a config to its rows: the task, and each split as a stream of canonical record batches.
+
+Canonical columns: `text`, `text_pair` (pairs only), `label` (int64 class, float32 target, or a
+list<float32> of 0 and 1 per label).
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainyard import demo, sources
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_PER_BATCH = 4_096
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split: a stream that can be started again, and what it is a function of."""
+
+    name: str
+    fingerprint: str
+    batches: "Callable[[], Iterator[pa.RecordBatch]]"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A task and the splits that a run reads; `notes` are sentences that the user should see."""
+
+    task: Task
+    splits: Sequence[Split]
+    notes: Sequence[str] = field(default=())
+
+
+def find_splits(config: TrainConfig, names: Sequence[str] | None = None) -> Splits:
+    """The splits that `config` names: by default the training split and those it is judged on.
+
+    Raises:
+        UserError: for an unknown task, a missing file or column, or rows that cannot be used.
+    """
+    if config.train_file:
+        return _limit(sources.own_splits(config), config)
+    task = get_task(config.task)
+    if task.train_split is None:
+        raise UserError(
+            f"task '{task.name}' has no training split; train on mnli, whose labels it shares"
+        )
+    names = names or (task.train_split, *task.evaluation_splits)
+    if task.hub_path is None:
+        found = Splits(task, [_demo_split(name) for name in names])
+    elif config.data_dir:
+        found = Splits(task, [_local_split(task, name, Path(config.data_dir)) for name in names])
+    else:
+        found = Splits(task, _hub_splits(task, names))
+    return _limit(found, config)
+
+
+def _demo_split(name: str) -> Split:
+    rows = demo.DEFAULT_ROWS[name]
+    source = hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest()
+
+    def batches() -> "Iterator[pa.RecordBatch]":
+        import pyarrow as pa
+
+        generated = iter(demo.generate(name, rows))
+        while chunk := list(itertools.islice(generated, ROWS_PER_BATCH)):
+            first, second, labels = zip(*chunk, strict=True)
+            yield pa.record_batch(
+                {"text": first, "text_pair": second, "label": pa.array(labels, pa.int64())}
+            )
+
+    return Split(name, f"demo {rows} {source}", batches)
+
+
+def _local_split(task: Task, name: str, data_dir: Path) -> Split:
+    path = data_dir / task.name / f"{name}.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; --data-dir must hold <task>/<split>.parquet, "
+            f"here {task.name}/{name}.parquet"
+        )
+    return Split(
+        name,
+        sources.file_digest(path),
+        lambda: canonical(task, str(path), sources.parquet_batches(path, ROWS_PER_BATCH)),
+    )
+
+
+def _hub_splits(task: Task, names: Sequence[str]) -> list[Split]:
+    """Splits from the Hub, at the revision that the task's row pins."""
+    import datasets
+    import requests
+
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(task.hub_path, task.hub_config, revision=task.hub_revision)
+    except (ConnectionError, FileNotFoundError, requests.RequestException, OSError) as error:
+        raise UserError(
+            f"task '{task.name}' could not be loaded from the Hub ({task.hub_path}): "
+            f"{' '.join(str(error).split())[:200]}; connect to it, or give --data-dir with "
+            f"{task.name}/{names[0]}.parquet"
+        ) from error
+
+    def batches(name: str) -> "Iterator[pa.RecordBatch]":
+        rows = found[name].with_format("arrow")
+        for table in rows.iter(batch_size=ROWS_PER_BATCH):
+            yield from canonical(task, f"{task.hub_path} {name}", table.to_batches())
+
+    return [
+        Split(name, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}",
+              partial(batches, name))
+        for name in names
+    ]  # fmt: skip
+
+
+def canonical(
+    task: Task, origin: str, batches: "Iterable[pa.RecordBatch]"
+) -> "Iterator[pa.RecordBatch]":
+    """A task's own columns as canonical ones, every label checked.
+
+    Raises:
+        UserError: naming `origin` and the row, for a column that is missing or a label that the
+            task does not have.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    seen = 0
+    for batch in batches:
+        for column in (*task.text_columns, task.label_column):
+            if column not in batch.schema.names:
+                raise UserError(
+                    f"{origin} has no column '{column}', which task '{task.name}' needs; "
+                    f"its columns are {', '.join(batch.schema.names)}"
+                )
+        if task.labels:
+            label = batch[task.label_column].cast(pa.int64())
+            good = pc.and_(pc.greater_equal(label, 0), pc.less(label, len(task.labels)))
+        else:
+            label = batch[task.label_column].cast(pa.float32())
+            good = pc.and_(pc.is_finite(label), pc.greater_equal(label, 0.0))
+        bad = pc.index(pc.fill_null(good, False), False).as_py()
+        if bad >= 0:
+            raise UserError(
+                f"{origin} row {seen + bad}: label {label[bad].as_py()} is not one of task "
+                f"'{task.name}' ({', '.join(task.labels) or 'a score of at least 0'}); "
+                "test splits have no labels and cannot be trained or judged on"
+            )
+        texts = dict(zip(("text", "text_pair"), task.text_columns, strict=False))
+        columns = {name: batch[column].cast(pa.string()) for name, column in texts.items()}
+        yield pa.record_batch({**columns, "label": label})
+        seen += batch.num_rows
+
+
+def _limit(found: Splits, config: TrainConfig) -> Splits:
+    """Keep the first `max_train_samples` rows of the training split, which is the first one."""
+    if config.max_train_samples is None:
+        return found
+    limit, whole = config.max_train_samples, found.splits[0]
+
+    def batches() -> "Iterator[pa.RecordBatch]":
+        left = limit
+        for batch in whole.batches():
+            yield batch.slice(0, left)
+            left -= batch.num_rows
+            if left <= 0:
+                return
+
+    first = Split(whole.name, f"{whole.fingerprint} first {limit}", batches)
+    return replace(found, splits=[first, *found.splits[1:]])

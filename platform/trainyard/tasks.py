@@ -1,0 +1,245 @@
+"""The tasks: one row each, holding everything that varies between them, so no code asks which."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainyard.errors import UserError
+
+ProblemType = Literal["single_label_classification", "regression", "multi_label_classification"]
+
+GLUE_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
+"""Commit of nyu-mll/glue on the Hub that the row counts below belong to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What a model is trained to do, and how it is judged."""
+
+    name: str
+    """Name for flags, folders and reports."""
+    text_columns: tuple[str, ...]
+    """The column of the text, or the two columns of a pair."""
+    label_column: str = "label"
+    """Column of the class index, of the target (regression) or of the labels (multi-label)."""
+    labels: tuple[str, ...]
+    """Names of the classes in the order of their indices; empty for regression."""
+    problem_type: ProblemType = "single_label_classification"
+    """What the head predicts, in the words of transformers."""
+    metrics: tuple[str, ...]
+    """Names in `trainyard.metrics.METRICS`."""
+    score: str
+    """The headline among `metrics`: higher is better; the mean over `evaluation_splits`."""
+    train_split: str | None = "train"
+    """Split to train on; None where there is none."""
+    evaluation_splits: tuple[str, ...] = ("validation",)
+    """Splits with labels, on which a model is judged."""
+    test_splits: tuple[str, ...] = ("test",)
+    """Splits whose labels are withheld or must not be tuned on."""
+    hub_path: str | None = "nyu-mll/glue"
+    """Data set on the Hub; None for data that is generated or the user's own."""
+    hub_config: str | None = None
+    """Configuration of the data set on the Hub."""
+    hub_revision: str | None = GLUE_REVISION
+    """Commit of the data set on the Hub."""
+    rows: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Official number of rows of each split; empty where there is no official number."""
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the model's head: one per label, or the one value of a regression."""
+        return len(self.labels) or 1
+
+
+# Columns, labels and row counts are those of the data set's card. The metrics are those of GLUE
+# (Wang et al. 2019, table 1). Where GLUE averages two metrics into its headline, the score is the
+# stricter one: f1 where the classes are unbalanced, rank correlation for similarity.
+_ENTAILMENT = ("entailment", "neutral", "contradiction")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="cola",
+            text_columns=("sentence",),
+            labels=("unacceptable", "acceptable"),
+            metrics=("matthews_correlation",),
+            score="matthews_correlation",
+            hub_config="cola",
+            rows={"train": 8_551, "validation": 1_043, "test": 1_063},
+        ),
+        Task(
+            name="sst2",
+            text_columns=("sentence",),
+            labels=("negative", "positive"),
+            metrics=("accuracy",),
+            score="accuracy",
+            hub_config="sst2",
+            rows={"train": 67_349, "validation": 872, "test": 1_821},
+        ),
+        Task(
+            name="mrpc",
+            text_columns=("sentence1", "sentence2"),
+            labels=("not_equivalent", "equivalent"),
+            metrics=("accuracy", "f1"),
+            score="f1",
+            hub_config="mrpc",
+            rows={"train": 3_668, "validation": 408, "test": 1_725},
+        ),
+        Task(
+            name="stsb",
+            text_columns=("sentence1", "sentence2"),
+            labels=(),
+            problem_type="regression",
+            metrics=("pearson", "spearmanr"),
+            score="spearmanr",
+            hub_config="stsb",
+            rows={"train": 5_749, "validation": 1_500, "test": 1_379},
+        ),
+        Task(
+            name="qqp",
+            text_columns=("question1", "question2"),
+            labels=("not_duplicate", "duplicate"),
+            metrics=("accuracy", "f1"),
+            score="f1",
+            hub_config="qqp",
+            rows={"train": 363_846, "validation": 40_430, "test": 390_965},
+        ),
+        Task(
+            name="mnli",
+            text_columns=("premise", "hypothesis"),
+            labels=_ENTAILMENT,
+            metrics=("accuracy",),
+            score="accuracy",
+            evaluation_splits=("validation_matched", "validation_mismatched"),
+            test_splits=("test_matched", "test_mismatched"),
+            hub_config="mnli",
+            rows={
+                "train": 392_702,
+                "validation_matched": 9_815,
+                "validation_mismatched": 9_832,
+                "test_matched": 9_796,
+                "test_mismatched": 9_847,
+            },
+        ),
+        Task(
+            name="qnli",
+            text_columns=("question", "sentence"),
+            labels=("entailment", "not_entailment"),
+            metrics=("accuracy",),
+            score="accuracy",
+            hub_config="qnli",
+            rows={"train": 104_743, "validation": 5_463, "test": 5_463},
+        ),
+        Task(
+            name="rte",
+            text_columns=("sentence1", "sentence2"),
+            labels=("entailment", "not_entailment"),
+            metrics=("accuracy",),
+            score="accuracy",
+            hub_config="rte",
+            rows={"train": 2_490, "validation": 277, "test": 3_000},
+        ),
+        Task(
+            name="wnli",
+            text_columns=("sentence1", "sentence2"),
+            labels=("not_entailment", "entailment"),
+            metrics=("accuracy",),
+            score="accuracy",
+            hub_config="wnli",
+            rows={"train": 635, "validation": 71, "test": 146},
+        ),
+        Task(
+            name="ax",
+            text_columns=("premise", "hypothesis"),
+            labels=_ENTAILMENT,
+            metrics=("matthews_correlation",),
+            score="matthews_correlation",
+            train_split=None,
+            evaluation_splits=(),
+            hub_config="ax",
+            rows={"test": 1_104},
+        ),
+        Task(
+            name="demo",
+            text_columns=("sentence1", "sentence2"),
+            labels=("not_equivalent", "equivalent"),
+            metrics=("accuracy", "f1"),
+            score="accuracy",
+            test_splits=(),
+            hub_path=None,
+            hub_revision=None,
+        ),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The row of a known task.
+
+    Raises:
+        UserError: for an unknown name; proposes the nearest one and lists them all.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    near = difflib.get_close_matches(name.casefold(), TASKS, n=1)
+    hint = f"did you mean '{near[0]}'? Known tasks: " if near else "known tasks: "
+    raise UserError(f"unknown task '{name}'; {hint}{', '.join(TASKS)}")
+
+
+def own_task(
+    *,
+    text_columns: Sequence[str],
+    label_column: str,
+    labels: Sequence[str],
+    problem_type: ProblemType,
+    name: str = "own",
+) -> Task:
+    """The task of a user's own files, judged by the usual metrics of its problem type.
+
+    Of exactly two classes, the second is the positive one, as in GLUE.
+
+    Raises:
+        UserError: for labels that do not fit the problem type.
+    """
+    if problem_type == "regression" and labels:
+        raise UserError(
+            f"a regression predicts a number, but {len(labels)} labels were given "
+            f"({', '.join(labels[:3])}); leave them out, or classify"
+        )
+    if problem_type == "single_label_classification" and len(labels) < 2:
+        raise UserError(
+            f"{len(labels)} different labels were found, but a classification needs at least 2; "
+            f"check the column '{label_column}'"
+        )
+    if problem_type == "multi_label_classification" and not labels:
+        raise UserError(
+            "no labels were found, but a multi-label classification needs at least 1; "
+            f"check the column '{label_column}'"
+        )
+    metrics, score = _OWN_METRICS[problem_type]
+    if problem_type == "single_label_classification" and len(labels) == 2:
+        metrics = (*metrics, "f1")
+    return Task(
+        name=name,
+        text_columns=tuple(text_columns),
+        label_column=label_column,
+        labels=tuple(labels),
+        problem_type=problem_type,
+        metrics=metrics,
+        score=score,
+        test_splits=(),
+        hub_path=None,
+        hub_revision=None,
+    )
+
+
+# Nothing is known about the balance of a user's classes: accuracy would reward a model that always
+# says the largest one, so classes count alike (f1_macro). Over many labels of which few apply,
+# f1_micro is steadier: rare labels make f1_macro jump. rmse is lower-better, so never a score.
+_OWN_METRICS: dict[ProblemType, tuple[tuple[str, ...], str]] = {
+    "single_label_classification": (("accuracy", "f1_macro", "matthews_correlation"), "f1_macro"),
+    "regression": (("pearson", "spearmanr", "rmse"), "spearmanr"),
+    "multi_label_classification": (("f1_micro", "f1_macro", "accuracy"), "f1_micro"),
+}

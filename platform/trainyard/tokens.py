@@ -1,0 +1,106 @@
+"""A tokenized split on disk: flat arrays, memory-mapped, so that any rows can be gathered at once.
+
+    ids.bin      int32  [tokens]      token ids of all rows, one after another
+    types.bin    uint8  [tokens]      token_type_ids, only where the model has them
+    offsets.npy  int64  [rows + 1]    row i is ids[offsets[i]:offsets[i + 1]]
+    labels.npy   int64 [rows] (classes), float32 [rows] (regression), float32 [rows, labels]
+    table.json   rows, padding id, truncation counts
+
+Memory stays flat however many rows there are: the kernel pages in what a step touches and drops it
+again. The same idea as nanoGPT's train.bin.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.batching import Rows
+
+
+class TokenTable:
+    """Read side: `lengths` for planning, `gather` for a padded batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.info: dict[str, Any] = json.loads((folder / "table.json").read_text())
+        self.offsets: NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r")
+        self.labels: NDArray[Any] = np.load(folder / "labels.npy", mmap_mode="r")
+        self._ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
+        types = folder / "types.bin"
+        self._types = np.memmap(types, dtype=np.uint8, mode="r") if types.exists() else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each row, special tokens included; shape [rows]."""
+        return np.diff(self.offsets).astype(np.int32)
+
+    def gather(self, rows: Rows, width: int) -> dict[str, NDArray[Any]]:
+        """Model inputs for `rows`, padded on the right to `width` tokens.
+
+        Returns int64 `input_ids`, `attention_mask` and, where the model has them,
+        `token_type_ids`, of shape [rows, width], and `labels` of shape [rows, …].
+        """
+        batch = {
+            "input_ids": np.full((len(rows), width), self.info["pad_id"], np.int64),
+            "attention_mask": np.zeros((len(rows), width), np.int64),
+        }
+        if self._types is not None:
+            batch["token_type_ids"] = np.zeros((len(rows), width), np.int64)
+        for i, row in enumerate(rows):
+            start, end = self.offsets[row], self.offsets[row + 1]
+            batch["input_ids"][i, : end - start] = self._ids[start:end]
+            batch["attention_mask"][i, : end - start] = 1
+            if self._types is not None:
+                batch["token_type_ids"][i, : end - start] = self._types[start:end]
+        batch["labels"] = np.asarray(self.labels[rows])
+        return batch
+
+
+class TableWriter:
+    """Write side: rows are appended in order; the table is complete once `close` returned."""
+
+    def __init__(self, folder: Path, *, types: bool) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._ids = (folder / "ids.bin").open("wb")
+        self._types = (folder / "types.bin").open("wb") if types else None
+        self._lengths: list[NDArray[np.int32]] = []
+        self._labels: list[NDArray[Any]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._ids, self._types):
+            if file is not None:
+                file.close()
+
+    def append(
+        self,
+        ids: NDArray[np.int32],
+        types: NDArray[np.uint8] | None,
+        lengths: NDArray[np.int32],
+        labels: NDArray[Any],
+    ) -> None:
+        """Append rows: flat `ids` (and `types`) of shape [tokens], cut by `lengths` of shape [rows]."""
+        self._ids.write(np.ascontiguousarray(ids, np.int32))
+        if self._types is not None and types is not None:
+            self._types.write(np.ascontiguousarray(types, np.uint8))
+        self._lengths.append(lengths)
+        self._labels.append(labels)
+
+    def close(self, info: Mapping[str, Any]) -> None:
+        """Write what describes the rows; `info` must hold `pad_id`."""
+        lengths = np.concatenate(self._lengths)
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        np.save(self._folder / "offsets.npy", offsets)
+        np.save(self._folder / "labels.npy", np.concatenate(self._labels))
+        table = {"rows": len(lengths), "tokens": int(offsets[-1]), **info}
+        (self._folder / "table.json").write_text(json.dumps(table, indent=2))

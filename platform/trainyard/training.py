@@ -1,0 +1,297 @@
+"""`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
+
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainyard.checkpoints import CheckpointStore, fault_of
+from trainyard.cluster import ray_session, worker_resources
+from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.data import PreparedData, prepare
+from trainyard.errors import Interrupted, UserError
+from trainyard.export import export_model, model_card
+from trainyard.files import write_atomic
+from trainyard.modeling import build_tokenizer
+from trainyard.progress import ProgressBar, StopSignals, say
+from trainyard.runs import Lease, RunFolder
+from trainyard.splits import Splits, find_splits
+from trainyard.tasks import Task
+from trainyard.versions import versions
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished run found; `score` is the task's headline metric, higher is better.
+
+    `metrics` holds {split: {metric: value}} of the best checkpoint, `intervals` its 95 % bootstrap
+    intervals, `model` the folder that transformers loads.
+    """
+
+    run: str
+    task: str
+    score: float
+    metrics: Mapping[str, Mapping[str, float]]
+    intervals: Mapping[str, Mapping[str, list[float]]]
+    model: str
+    seconds: float
+    best_step: int
+    steps: int
+    train_samples_per_second: float | None
+    padding_efficiency: float
+    truncated_rows: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The last line that the job prints."""
+        return {"job": "train", **asdict(self)}
+
+
+def fit(config: TrainConfig) -> FitResult:
+    """Fine-tune as `config` says, or go on where the same config was interrupted.
+
+    A run that is already finished is not done again: its result is returned.
+
+    Raises:
+        UserError: for anything the user can mend; what was trained so far is kept.
+        Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
+    """
+    started = time.monotonic()
+    folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
+    folder.create()
+    with Lease(folder.path), StopSignals(folder.stop_request) as signals:
+        if config.fresh:
+            folder.clear()
+        _check_same_run(config, folder.read())
+        if (result := _finished(folder)) is not None:
+            say(f"run {folder.path.name} is finished; --fresh would train it again")
+            return result
+        splits = find_splits(config)
+        tokenizer = build_tokenizer(config)
+        for note in splits.notes:
+            say(note)
+        with ray_session(config):
+            resources = worker_resources(config)
+            data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
+            truncated = _report_truncation(data, config)
+            _open_record(folder, config, data)
+            outcome = _supervise(config, splits.task, data, folder, resources, signals)
+        if outcome["outcome"] == "stopped":
+            folder.update(status="stopped")
+            raise Interrupted(
+                f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
+                signals.exit_status,
+            )
+        return _conclude(config, splits, tokenizer, folder, outcome, truncated, started)
+
+
+def _storage(path: str) -> Path:
+    if "://" in path:
+        raise UserError(
+            f"--storage-path {path} is a URL, which runs cannot be written to yet; mount it and give "
+            "the folder"
+        )
+    return Path(path).expanduser().absolute()  # workers have another working directory
+
+
+def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
+    if not record or record["identity"] == config.identity():
+        return
+    now = asdict(config)
+    changed = [
+        f"{name} {record['config'].get(name)} -> {value}"
+        for name, value in now.items()
+        if name not in PLACE_FIELDS and record["config"].get(name) != value
+    ]
+    raise UserError(
+        f"run '{config.resolved_run_name}' was started with another config ({', '.join(changed)}); "
+        "choose another --run-name, or --fresh to start it anew"
+    )
+
+
+def _finished(folder: RunFolder) -> FitResult | None:
+    record = folder.read()
+    if record.get("status") != "finished" or not (folder.model / "model.safetensors").exists():
+        return None
+    return FitResult(**{**record["result"], "model": str(folder.model)})
+
+
+def _open_record(folder: RunFolder, config: TrainConfig, data: PreparedData) -> None:
+    record = folder.read()
+    if record and record["data_fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"the data of run '{folder.path.name}' has changed since it was started; choose another "
+            "--run-name, or --fresh to start it anew"
+        )
+    folder.update(
+        name=folder.path.name,
+        status="running",
+        identity=config.identity(),
+        config=asdict(config),
+        data_fingerprint=data.fingerprint,
+        versions=versions(),
+        started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _report_truncation(data: PreparedData, config: TrainConfig) -> dict[str, int]:
+    found = {}
+    for split in data.folders:
+        info = data.table(split).info
+        found[split] = int(info["truncated_rows"])
+        if found[split]:
+            say(
+                f"{split}: {found[split]} of {info['rows']} rows were cut to --max-length "
+                f"{config.max_length} tokens ({info['lost_tokens']} tokens lost)"
+            )
+    return found
+
+
+def _supervise(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    resources: Mapping[str, float],
+    signals: StopSignals,
+) -> dict[str, Any]:
+    """Run the workers from a thread, while this one shows progress and takes signals.
+
+    (On the main thread Ray Train would take over Ctrl-C, and exit with status 0.)
+    """
+    outcome: dict[str, Any] = {}
+    thread = threading.Thread(
+        target=lambda: outcome.update(_run_workers(config, task, data, folder, resources)),
+        daemon=True,
+    )
+    with signals.training(), ProgressBar(folder) as bar:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            bar.update()
+    return outcome
+
+
+def _run_workers(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    resources: Mapping[str, float],
+) -> dict[str, Any]:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    trainer = TorchTrainer(
+        worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1))),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker=dict(resources),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(folder.path),
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.max_failures, controller_failure_limit=3
+            ),
+        ),
+        torch_config=TorchConfig(timeout_s=600),
+    )
+    try:
+        outcome: dict[str, Any] = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
+        return {"outcome": "failed", "reason": _failure_sentence(error, config, folder)}
+    except Exception as error:
+        # Of Ray or of ours: the thread ends here, the main thread says so.
+        write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
+        return {
+            "outcome": "failed",
+            "reason": f"{type(error).__name__}: {error} (see {folder.path / 'error.txt'})",
+        }
+    return outcome
+
+
+def worker_function(
+    config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder, *, threads: int
+) -> Callable[[], dict[str, Any]]:
+    """What each Ray Train worker runs: the loop, with as many threads as it has CPUs."""
+
+    def work() -> dict[str, Any]:
+        import torch
+
+        from trainyard.loop import train
+        from trainyard.trainer_loop import train_by_trainer
+
+        torch.set_num_threads(max(threads, 1))
+        loops = {"accelerate": train, "trainer": train_by_trainer}
+        try:
+            return loops[config.loop](config, task, data, folder)
+        except UserError as error:  # returned, not raised: Ray would try again
+            return {"outcome": "failed", "reason": str(error)}
+
+    return work
+
+
+def _failure_sentence(error: Any, config: TrainConfig, folder: RunFolder) -> str:
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, cause = sorted(failures.items())[0]
+    last_line = str(cause).strip().splitlines()[-1][:300]
+    return (
+        f"worker {rank} failed ({last_line}), {config.max_failures} restart(s) allowed by "
+        f"--max-failures; see {folder.path / 'error.txt'}; the same command goes on from the last "
+        "checkpoint"
+    )
+
+
+def _conclude(
+    config: TrainConfig,
+    splits: Splits,
+    tokenizer: Any,
+    folder: RunFolder,
+    outcome: Mapping[str, Any],
+    truncated: Mapping[str, int],
+    started: float,
+) -> FitResult:
+    for note in outcome.get("skipped_checkpoints", []):
+        say(note)
+    if outcome["outcome"] == "failed":
+        folder.update(status="failed", reason=outcome["reason"])
+        raise UserError(f"run {folder.path.name} failed: {outcome['reason']}")
+    if outcome["best_step"] is None:
+        folder.update(status="failed", reason="no evaluation gave a number")
+        raise UserError(
+            f"run {folder.path.name} failed: no evaluation gave a finite score; lower --learning-rate"
+        )
+    store = CheckpointStore(folder.checkpoints)
+    best = store.path(outcome["best_step"])
+    if (fault := fault_of(best)) is not None:
+        raise UserError(
+            f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
+        )
+    evaluation = outcome["best_evaluation"]
+    result = FitResult(
+        run=folder.path.name,
+        task=splits.task.name,
+        score=outcome["best_score"],
+        metrics={split: found["metrics"] for split, found in evaluation.items()},
+        intervals={split: found["intervals"] for split, found in evaluation.items()},
+        model=str(folder.model),
+        seconds=round(time.monotonic() - started, 2),
+        best_step=outcome["best_step"],
+        steps=outcome["step"],
+        train_samples_per_second=outcome["train_samples_per_second"],
+        padding_efficiency=outcome["padding_efficiency"],
+        truncated_rows=truncated,
+    )
+    card = model_card(config, splits.task, folder.read(), evaluation)
+    export_model(folder, best, tokenizer, card, evaluation)
+    folder.update(status="finished", result=asdict(result))
+    shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's, empty of ours
+    return result

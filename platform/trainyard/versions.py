@@ -1,0 +1,34 @@
+"""What code a run was made by."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import trainyard
+
+PACKAGES = ("ray", "torch", "transformers", "accelerate", "datasets", "evaluate")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and the packages a result depends on, and the commit, where there is one."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "trainyard": trainyard.__version__,
+    }
+    for package in PACKAGES:
+        found[package] = version(package)
+    return {**found, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

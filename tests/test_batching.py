@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.batching import (
+    Plan,
+    evaluation_batches,
+    padded_length,
+    padding_efficiency,
+    slot_seed,
+)
+
+lengths_of_rows = st.lists(st.integers(1, 128), min_size=1, max_size=300)
+
+
+def make_plan(lengths: list[int], slots: int = 4, slot_size: int = 4, seed: int = 0) -> Plan:
+    return Plan(np.array(lengths, np.int32), slots * slot_size, slot_size, seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of_rows, st.integers(1, 5), st.integers(1, 7), st.integers(0, 9), st.integers(0, 3))
+def test_every_row_is_in_each_epoch_once(
+    lengths: list[int], slots: int, slot_size: int, seed: int, epoch: int
+) -> None:
+    plan = make_plan(lengths, slots, slot_size, seed)
+    steps = list(plan.steps(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch))
+    assert [e for _, e, _ in steps] == [epoch] * plan.steps_per_epoch
+    assert all(len(step_slots) == slots for _, _, step_slots in steps)
+    assert all(len(rows) <= slot_size for _, _, step_slots in steps for rows in step_slots)
+    seen = np.concatenate([rows for _, _, step_slots in steps for rows in step_slots])
+    assert sorted(seen.tolist()) == list(range(len(lengths)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths_of_rows, st.integers(0, 40), st.integers(0, 40))
+def test_a_plan_asked_from_the_middle_is_the_same_plan(
+    lengths: list[int], start: int, more: int
+) -> None:
+    plan = make_plan(lengths)
+    whole = list(plan.steps(0, start + more))[start:]
+    resumed = list(plan.steps(start, start + more))
+    assert [step for step, _, _ in whole] == [step for step, _, _ in resumed]
+    for (_, _, a), (_, _, b) in zip(whole, resumed, strict=True):
+        assert [rows.tolist() for rows in a] == [rows.tolist() for rows in b]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    lengths = list(np.random.default_rng(0).integers(1, 60, 200))
+    orders = {
+        tuple(make_plan(lengths, seed=seed).epoch(epoch).order.tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+
+
+def test_grouping_by_length_pads_less_than_chance() -> None:
+    lengths = np.random.default_rng(0).integers(4, 120, 4000).astype(np.int32)
+    grouped = padding_efficiency(Plan(lengths, 32, 8, 0), 1, 128, fixed=False)
+    chance = np.random.default_rng(1).permutation(4000).reshape(-1, 8)
+    assert grouped > 0.97
+    assert lengths.sum() / (lengths[chance].max(axis=1) * 8).sum() < 0.7
+    assert padding_efficiency(Plan(lengths, 32, 8, 0), 1, 128, fixed=True) == pytest.approx(
+        lengths.mean() / 128
+    )
+
+
+def test_a_partial_step_is_shared_out_evenly() -> None:
+    plan = make_plan([5] * 18, slots=4, slot_size=4)  # 16 rows and 2 rows
+    sizes = sorted([len(rows) for rows in slots] for _, _, slots in plan.steps(0, 2))
+    assert sizes == [[1, 1, 0, 0], [4, 4, 4, 4]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths_of_rows, st.integers(1, 50))
+def test_evaluation_batches_hold_every_row_once_longest_first(
+    lengths: list[int], size: int
+) -> None:
+    array = np.array(lengths, np.int32)
+    batches = evaluation_batches(array, size)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert all(len(rows) == size for rows in batches[:-1])
+    ordered = array[np.concatenate(batches)]
+    assert (np.diff(ordered) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("longest", "multiple", "limit", "fixed", "expected"),
+    [(5, 8, 128, False, 8), (8, 8, 128, False, 8), (9, 1, 128, False, 9), (126, 8, 127, False, 127),
+     (5, 8, 128, True, 128)],
+)  # fmt: skip
+def test_padded_length(
+    longest: int, multiple: int, limit: int, fixed: bool, expected: int
+) -> None:
+    assert padded_length(longest, multiple, limit, fixed=fixed) == expected
+
+
+def test_slot_seeds_do_not_collide() -> None:
+    seeds = {
+        slot_seed(seed, epoch, step, slot)
+        for seed in range(4)
+        for epoch in range(4)
+        for step in range(40)
+        for slot in range(8)
+    }
+    assert len(seeds) == 4 * 4 * 40 * 8

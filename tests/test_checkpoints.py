@@ -1,0 +1,153 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainyard.checkpoints import MANIFEST, CheckpointStore, Superseded, fault_of
+from trainyard.errors import UserError
+
+
+def writer(content: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "weights").write_text(content * 100)
+        (folder / "state").write_text(content)
+
+    return write
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.claim()
+    for step in (10, 20, 30):
+        store.commit(step, writer(f"step {step}"))
+    return store
+
+
+def test_commit_and_find(store: CheckpointStore) -> None:
+    assert store.steps() == [10, 20, 30]
+    assert store.newest() == (30, store.path(30))
+    assert all(fault_of(store.path(step)) is None for step in store.steps())
+    store.keep({10, 30})
+    assert store.steps() == [10, 30]
+    assert sorted(path.name for path in store.folder.iterdir()) == [
+        "attempt.json", "step-00000010", "step-00000030",
+    ]  # fmt: skip
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["weights", "state", MANIFEST])
+@pytest.mark.parametrize("damage", [_truncate, _flip, Path.unlink], ids=["cut", "flip", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_and_reported(
+    store: CheckpointStore, name: str, damage: Callable[[Path], None]
+) -> None:
+    damage(store.path(30) / name)
+    assert store.newest() == (20, store.path(20))
+    assert "step-00000030 is damaged" in store.skipped[0]
+
+
+def test_nothing_valid_left(store: CheckpointStore) -> None:
+    for step in store.steps():
+        (store.path(step) / "weights").unlink()
+    assert store.newest() is None
+    assert len(store.skipped) == 3
+
+
+def test_a_superseded_attempt_cannot_commit(store: CheckpointStore) -> None:
+    successor = CheckpointStore(store.folder)
+    successor.claim()
+    with pytest.raises(Superseded, match="was superseded by"):
+        store.commit(40, writer("zombie"))
+    successor.commit(40, writer("successor"))
+    assert (store.path(40) / "state").read_text() == "successor"
+
+
+def test_what_a_dead_attempt_left_half_written_is_cleared(store: CheckpointStore) -> None:
+    (store.folder / ".inprogress-00000040-dead").mkdir()
+    CheckpointStore(store.folder).claim()
+    assert not list(store.folder.glob(".inprogress*"))
+
+
+def test_disk_full_is_one_sentence_and_harms_nothing(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"checkpoint of step 40 .* No space left on device; make"):
+        store.commit(40, full)
+    assert store.newest() == (30, store.path(30))
+    assert not list(store.folder.glob(".inprogress*"))
+
+
+CRASHING_COMMIT = """
+import os, sys
+from pathlib import Path
+calls, stop_at = 0, int(sys.argv[2])
+
+def counted(function):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == stop_at:
+            os.kill(os.getpid(), 9)
+        return function(*args, **kwargs)
+    return call
+
+from trainyard import checkpoints, files
+for name in ("fsync", "replace", "rename", "mkdir"):
+    setattr(os, name, counted(getattr(os, name)))
+Path.rename, Path.replace = counted(Path.rename), counted(Path.replace)
+Path.mkdir, Path.write_text = counted(Path.mkdir), counted(Path.write_text)
+
+store = checkpoints.CheckpointStore(Path(sys.argv[1]))
+store.claim()
+def write(folder):
+    (folder / "weights").write_text("new" * 1000)
+    (folder / "state").write_text("new")
+store.commit(20, write)
+print("acknowledged", flush=True)
+store.keep({20})
+print("done", flush=True)
+"""
+
+
+def test_killed_at_any_file_system_call_the_commit_is_never_torn(tmp_path: Path) -> None:
+    """SIGKILL at the n-th call, for all n: the old checkpoint or the new; acknowledged is durable."""
+    finished = False
+    outcomes = set()
+    for stop_at in range(1, 60):
+        folder = tmp_path / str(stop_at)
+        store = CheckpointStore(folder)
+        store.claim()
+        store.commit(10, writer("old"))
+        process = subprocess.run(
+            [sys.executable, "-c", CRASHING_COMMIT, str(folder), str(stop_at)],
+            capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        found = CheckpointStore(folder).newest()
+        assert found is not None
+        outcomes.add(found[0])
+        if "acknowledged" in process.stdout:
+            assert found[0] == 20
+        if process.returncode == 0:
+            finished = True
+            assert json.loads((found[1] / MANIFEST).read_text())["step"] == 20
+            break
+        assert process.returncode == -9, process.stderr
+    assert finished
+    assert outcomes == {10, 20}

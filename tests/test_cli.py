@@ -1,0 +1,129 @@
+import json
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.cli import parse
+from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_flags_files_and_their_order(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(
+        "learning_rate: 3e-5\nledger: true\nresources_per_worker: {CPU: 2}\nmax_steps: null\n"
+    )
+    config = parse(TrainConfig, ["--task", "cola", "--config", str(preset), "--no-ledger"])
+    assert config == TrainConfig(
+        task="cola", learning_rate=3e-5, ledger=False, resources_per_worker={"CPU": 2.0}
+    )
+    assert parse(TrainConfig, [f"--config={preset}", "--learning-rate", "1e-4"]).learning_rate == 1e-4
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "learning_rate": st.floats(1e-7, 0.5),
+            "num_train_epochs": st.integers(1, 50),
+            "max_steps": st.none() | st.integers(1, 10**6),
+            "warmup_steps": st.floats(0, 1000),
+            "gradient_checkpointing": st.booleans(),
+            "lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant"]),
+            "run_name": st.none() | st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True),
+        },
+    )
+)
+def test_a_config_survives_yaml_and_flags(tmp_path_factory: Any, chosen: dict[str, Any]) -> None:
+    config = TrainConfig(**chosen)
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in asdict(config).items() if v is not None}))
+    assert parse(TrainConfig, ["--config", str(path)]) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--learning-rate", "0"], "--learning-rate is 0.0; it must lie between 0 and 1"),
+        (["--learning-rate", "nan"], "--learning-rate is nan"),
+        (["--num-train-epochs", "0"], "--num-train-epochs is 0; it must be at least 1"),
+        (["--max-grad-norm", "-1"], "--max-grad-norm is -1.0; it must not be negative"),
+        (["--train-batch-size", "32", "--per-device-train-batch-size", "16", "--num-workers", "4"],
+         "use --per-device-train-batch-size 1, 2, 4 or 8"),
+        (["--train-batch-size", "7", "--per-device-train-batch-size", "7", "--num-workers", "2"],
+         "use a --train-batch-size that is a multiple of 2"),
+        (["--mixed-precision", "fp16"], "fp16 needs a GPU: add --use-gpu, or use bf16"),
+        (["--strategy", "deepspeed"], "--strategy deepspeed needs GPUs"),
+        (["--run-name", "../up"], "--run-name is '../up'; it must be of letters"),
+        (["--text-column", "x"], "--text-column describes your own data, but there is no --train"),
+        (["--train-file", "a.csv", "--data-dir", "glue"], "name two sources of data"),
+        (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_work_are_refused_in_one_sentence(
+    argv: list[str], sentence: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(TrainConfig, argv)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["just words", "- a\n- b\n", "a: [1", "\x00"])
+def test_a_config_file_of_another_shape_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"--config .*bad\.yaml"):
+        parse(TrainConfig, ["--config", str(path)])
+
+
+def test_a_typo_gets_a_hint_from_the_command_line_and_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("learning_rat: 1e-5\n")
+    for argv in (["--learning-rat", "1e-5"], ["--config", str(preset)]):
+        with pytest.raises(SystemExit) as stopped:
+            parse(TrainConfig, argv)
+        assert stopped.value.code == 2
+        assert "--learning-rate" in capsys.readouterr().err
+
+
+def test_help_is_instant_in_what_it_imports() -> None:
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['jobs/train.py', '--help']\n"
+        "try: runpy.run_path('jobs/train.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'torch', 'ray', 'transformers', 'datasets', 'evaluate', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--learning-rate" in done.stdout
+
+
+def test_flags_are_a_deliberate_list() -> None:
+    """Golden file: a new flag is a decision, not a side effect. Refresh it by hand."""
+    golden = ROOT / "tests" / "golden" / "flags_train.txt"
+    names = [f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig)]
+    assert golden.read_text().split() == names
+
+
+def test_identity_ignores_the_place_and_nothing_else() -> None:
+    base = TrainConfig()
+    assert base.identity() == TrainConfig(num_workers=2, storage_path="x", verbose=True).identity()
+    assert base.identity() != TrainConfig(seed=1).identity()
+    assert set(PLACE_FIELDS) <= {field.name for field in fields(TrainConfig)}
+    assert json.dumps(asdict(base))  # a config can be stored

@@ -1,0 +1,234 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from scipy import stats as scipy_stats
+from sklearn import metrics as sklearn_metrics
+from trainyard.errors import UserError
+from trainyard.metrics import METRICS, build_metric, decode, get_metric
+
+LABELS = [name for name, row in METRICS.items() if "labels" in row.inputs]
+VALUES = [name for name, row in METRICS.items() if "values" in row.inputs]
+MULTI_LABEL = [name for name, row in METRICS.items() if "multi_label" in row.inputs]
+
+few = settings(max_examples=50, deadline=None)
+
+
+def pairs(elements: st.SearchStrategy[Any], dtype: Any, *shape: int) -> st.SearchStrategy[Any]:
+    """Predictions and references of the same 1 to 30 rows."""
+    return st.integers(1, 30).flatmap(
+        lambda rows: hnp.arrays(dtype, (2, rows, *shape), elements=elements)
+    )
+
+
+def compute(name: str, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+    value = METRICS[name].function(predictions, references)
+    assert type(value) is float
+    return value
+
+
+def test_names_are_those_of_evaluates_glue_metric() -> None:
+    assert {"accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"} <= set(METRICS)
+    assert set(LABELS) | set(VALUES) | set(MULTI_LABEL) == set(METRICS)
+    assert [name for name, row in METRICS.items() if not row.higher_is_better] == ["rmse"]
+    assert all(row.description for row in METRICS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", 5 / 8),
+        ("f1", 2 * 3 / (2 * 3 + 1 + 2)),
+        ("f1_macro", (6 / 9 + 4 / 7) / 2),
+        ("f1_micro", 5 / 8),
+        ("matthews_correlation", (3 * 2 - 1 * 2) / math.sqrt(4 * 5 * 3 * 4)),
+    ],
+)
+def test_two_classes_by_hand(name: str, expected: float) -> None:
+    # 2 true negatives, 1 false positive, 2 false negatives, 3 true positives
+    references = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    predictions = np.array([0, 0, 1, 0, 0, 1, 1, 1])
+    assert compute(name, predictions, references) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # deviations (-1.5, -.5, .5, 1.5) and (-1.75, -.75, -.75, 3.25)
+        ("pearson", 7.5 / math.sqrt(5 * 14.75)),
+        # ranks (1, 2, 3, 4) and (1, 2.5, 2.5, 4)
+        ("spearmanr", 4.5 / math.sqrt(5 * 4.5)),
+        ("rmse", math.sqrt((0 + 0 + 1 + 4) / 4)),
+    ],
+)
+def test_values_by_hand(name: str, expected: float) -> None:
+    references, predictions = np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 2, 6])
+    assert compute(name, predictions, references) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("accuracy", 1 / 3), ("f1_micro", 2 * 2 / (3 + 3)), ("f1_macro", (1 + 2 / 3 + 0 + 0) / 4)],
+)
+def test_multi_label_by_hand(name: str, expected: float) -> None:
+    # The last label neither occurs nor is predicted, and still counts in the mean.
+    references = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+    predictions = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    assert compute(name, predictions, references) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", MULTI_LABEL)
+def test_one_label_alone_is_not_taken_for_two_classes(name: str) -> None:
+    references, predictions = np.array([[1], [0], [0], [1]]), np.array([[1], [1], [0], [0]])
+    assert compute(name, predictions, references) == 0.5
+    with_a_perfect_one = [np.hstack([v, references]) for v in (predictions, references)]
+    assert METRICS["f1_macro"].function(*with_a_perfect_one) == 0.75
+
+
+@few
+@given(pairs(st.integers(0, 3), np.int64))
+def test_labels_agree_with_scikit_learn(rows: NDArray[np.int64]) -> None:
+    predictions, references = rows
+    expected = {
+        "accuracy": (predictions == references).mean(),
+        "f1_macro": sklearn_metrics.f1_score(
+            references, predictions, average="macro", zero_division=0.0
+        ),
+        "f1_micro": (predictions == references).mean(),
+    }
+    if len(np.unique(rows)) > 1:
+        expected["matthews_correlation"] = sklearn_metrics.matthews_corrcoef(
+            references, predictions
+        )
+    binary = rows % 2
+    assert compute("f1", *binary) == sklearn_metrics.f1_score(*binary[::-1], zero_division=0.0)
+    for name, value in expected.items():
+        assert compute(name, predictions, references) == pytest.approx(value, abs=1e-12)
+
+
+@few
+@given(pairs(st.floats(-5, 5, width=32), np.float32))
+def test_values_agree_with_scipy(rows: NDArray[np.float32]) -> None:
+    x, y = rows.astype(np.float64)
+    assert compute("rmse", *rows) == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), abs=1e-12)
+    if np.ptp(x) > 0 and np.ptp(y) > 0:
+        assert compute("pearson", *rows) == scipy_stats.pearsonr(x, y)[0]
+        assert compute("spearmanr", *rows) == scipy_stats.spearmanr(x, y)[0]
+    else:
+        assert compute("pearson", *rows) == compute("spearmanr", *rows) == 0.0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_constant_input_has_a_finite_value(name: str, rows: int) -> None:
+    best = {"matthews_correlation": 0.0, "pearson": 0.0, "spearmanr": 0.0, "rmse": 0.0}
+    ones = np.ones(rows, np.float64 if name in VALUES else np.int64)
+    assert compute(name, ones, ones) == best.get(name, 1.0)
+    assert compute(name, ones * 0, ones) == (1.0 if name == "rmse" else 0.0)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_rows_and_unequal_rows_are_refused(name: str) -> None:
+    nothing = np.zeros(0, np.int64)
+    with pytest.raises(UserError, match="^there are no rows to score; a metric needs at least one"):
+        METRICS[name].function(nothing, nothing)
+    with pytest.raises(
+        UserError,
+        match=r"^predictions have shape \[2\] but references \[3\]; "
+        "give one prediction for each reference",
+    ):
+        METRICS[name].function(np.zeros(2, np.int64), np.zeros(3, np.int64))
+
+
+def test_unknown_metric() -> None:
+    with pytest.raises(UserError, match="^unknown metric 'f2'; known metrics: accuracy, f1, f1_ma"):
+        get_metric("f2")
+
+
+@pytest.mark.parametrize(
+    ("names", "predictions", "references"),
+    [
+        (LABELS, [0, 1, 1, 0], [0, 1, 0, 0]),
+        (VALUES, np.array([0.1, 0.7, 0.4], np.float32), np.array([0.0, 1.0, 0.3])),
+        (MULTI_LABEL, np.array([[1, 0], [1, 1]]), np.array([[1, 0], [0, 1]], np.float32)),
+        (MULTI_LABEL, np.array([[1], [1]]), np.array([[1], [0]])),
+        (["accuracy"], np.array([1]), np.array([1])),
+    ],
+)
+def test_build_metric_gives_what_the_functions_give(
+    names: list[str], predictions: Any, references: Any
+) -> None:
+    found = build_metric(names).compute(predictions=predictions, references=references)
+    expected = {name: compute(name, *map(np.asarray, (predictions, references))) for name in names}
+    assert found == expected
+    assert list(found) == names
+    assert json.loads(json.dumps(found)) == expected
+    assert {type(value) for value in found.values()} == {float}
+
+
+def test_build_metric_is_an_evaluate_metric_that_collects_batches() -> None:
+    import evaluate
+
+    metric = build_metric(["accuracy"])
+    assert isinstance(metric, evaluate.Metric)
+    metric.add_batch(predictions=[1, 1], references=[1, 0])
+    metric.add_batch(predictions=[1], references=[1])
+    assert metric.compute() == {"accuracy": 2 / 3}
+    assert metric.compute(predictions=[1], references=[1]) == {"accuracy": 1.0}
+
+
+def test_build_metric_refuses_what_it_cannot_compute() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^no kind of prediction fits all the metrics asked for: f1 \(labels\), "
+        r"pearson \(values\); name metrics that share one$",
+    ):
+        build_metric(["f1", "pearson"])
+    with pytest.raises(UserError, match="asked for: none; name metrics that share one$"):
+        build_metric([])
+    with pytest.raises(UserError, match="^there are no rows to score"):
+        build_metric(["accuracy"]).compute(predictions=np.zeros(0), references=np.zeros(0))
+
+
+def test_build_metric_is_offline_and_leaves_no_file(tmp_path: Path) -> None:
+    program = (
+        "from trainyard.metrics import build_metric\n"
+        "print(build_metric(['accuracy']).compute(predictions=[1], references=[1]))"
+    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": ":".join(sys.path),
+        "HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout == "{'accuracy': 1.0}\n"
+    left = [path for path in tmp_path.rglob("*") if path.is_file() or "metrics" in path.parts]
+    assert not left
+
+
+def test_decode() -> None:
+    logits = np.array([[0.1, -2.0, 0.3], [5.0, 0.0, -1.0]], np.float32)
+    assert decode("single_label_classification", logits).tolist() == [2, 0]
+    assert decode("multi_label_classification", logits).tolist() == [[1, 0, 1], [1, 0, 0]]
+    values = decode("regression", logits[:, :1])
+    assert values.shape == (2,)
+    assert values.tolist() == logits[:, 0].tolist()
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "regression"])
+def test_decode_keeps_a_single_row_a_row(problem_type: Any) -> None:
+    assert decode(problem_type, np.zeros((1, 1), np.float32)).shape == (1,)
