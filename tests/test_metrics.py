@@ -1,8 +1,6 @@
 import json
 import math
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 from sklearn import metrics as sklearn_metrics
+
 from trainyard.errors import UserError
 from trainyard.metrics import METRICS, build_metric, decode, get_metric
 
@@ -87,12 +86,12 @@ def test_multi_label_by_hand(name: str, expected: float) -> None:
     assert compute(name, predictions, references) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", MULTI_LABEL)
-def test_one_label_alone_is_not_taken_for_two_classes(name: str) -> None:
-    references, predictions = np.array([[1], [0], [0], [1]]), np.array([[1], [1], [0], [0]])
-    assert compute(name, predictions, references) == 0.5
-    with_a_perfect_one = [np.hstack([v, references]) for v in (predictions, references)]
-    assert METRICS["f1_macro"].function(*with_a_perfect_one) == 0.75
+@pytest.mark.parametrize(
+    ("name", "expected"), [("accuracy", 1 / 2), ("f1_micro", 2 / 3), ("f1_macro", 2 / 3)]
+)
+def test_one_label_alone_is_not_taken_for_two_classes(name: str, expected: float) -> None:
+    references, predictions = np.array([[1], [0], [1], [1]]), np.array([[1], [1], [1], [0]])
+    assert compute(name, predictions, references) == pytest.approx(expected, rel=1e-12)
 
 
 @few
@@ -141,7 +140,7 @@ def test_constant_input_has_a_finite_value(name: str, rows: int) -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_no_rows_and_unequal_rows_are_refused(name: str) -> None:
     nothing = np.zeros(0, np.int64)
-    with pytest.raises(UserError, match="^there are no rows to score; a metric needs at least one"):
+    with pytest.raises(UserError, match=r"^there are no rows to score; a metric needs at least "):
         METRICS[name].function(nothing, nothing)
     with pytest.raises(
         UserError,
@@ -152,7 +151,7 @@ def test_no_rows_and_unequal_rows_are_refused(name: str) -> None:
 
 
 def test_unknown_metric() -> None:
-    with pytest.raises(UserError, match="^unknown metric 'f2'; known metrics: accuracy, f1, f1_ma"):
+    with pytest.raises(UserError, match=r"^unknown metric 'f2'; known metrics: accuracy, f1, "):
         get_metric("f2")
 
 
@@ -195,29 +194,28 @@ def test_build_metric_refuses_what_it_cannot_compute() -> None:
         r"pearson \(values\); name metrics that share one$",
     ):
         build_metric(["f1", "pearson"])
-    with pytest.raises(UserError, match="asked for: none; name metrics that share one$"):
+    with pytest.raises(UserError, match=r"asked for: none; name metrics that share one$"):
         build_metric([])
-    with pytest.raises(UserError, match="^there are no rows to score"):
+    with pytest.raises(UserError, match=r"^there are no rows to score"):
         build_metric(["accuracy"]).compute(predictions=np.zeros(0), references=np.zeros(0))
 
 
-def test_build_metric_is_offline_and_leaves_no_file(tmp_path: Path) -> None:
-    program = (
-        "from trainyard.metrics import build_metric\n"
-        "print(build_metric(['accuracy']).compute(predictions=[1], references=[1]))"
-    )
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": ":".join(sys.path),
-        "HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
-    )
-    assert done.stdout == "{'accuracy': 1.0}\n"
-    left = [path for path in tmp_path.rglob("*") if path.is_file() or "metrics" in path.parts]
-    assert not left
+def test_build_metric_needs_no_network_and_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import evaluate
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a metric must not open a connection")
+
+    home = tmp_path / "home"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(home))
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(home))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    found = build_metric(["accuracy"]).compute(predictions=[1], references=[1])
+    assert found == {"accuracy": 1.0}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_decode() -> None:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+
 from trainyard.errors import UserError
 from trainyard.metrics import METRICS
 from trainyard.tasks import GLUE_REVISION, TASKS, ProblemType, Task, get_task, own_task

@@ -35,7 +35,7 @@ class TrainConfig:
     validation_file: str | None = None
     """Own validation data; without it a seeded, stratified tenth of --train-file is held out."""
     text_column: str | None = None
-    """Own data: column of the text. Default: `text` or `sentence1` or `sentence`."""
+    """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None
     """Own data: column of the second text of a pair."""
     label_column: str = "label"
@@ -60,9 +60,9 @@ class TrainConfig:
     """Passes over the training rows."""
     max_steps: int | None = None
     """Stop after N optimizer steps, whatever the epochs; the schedule ends there too."""
-    train_batch_size: int = 32
+    train_batch_size: int = 8
     """Rows per optimizer step, over all workers."""
-    per_device_train_batch_size: int = 16
+    per_device_train_batch_size: int = 4
     """Rows per forward pass (a slot). A step has train_batch_size / this many slots; the number of
     slots must be a multiple of the number of workers."""
     per_device_eval_batch_size: int = 64

@@ -105,25 +105,14 @@ def _write_raw(split: Split, folder: Path) -> None:
 
 
 def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
-    import ray
-
     types = "token_type_ids" in tokenizer.model_input_names
     truncated = lost = 0
-    files = sorted(str(path) for path in raw.iterdir())
-    with _quiet_ray_data(), TableWriter(folder, types=types) as writer:
-        rows = ray.data.read_parquet(files, shuffle=None)
-        tokenized = rows.map_batches(
-            partial(tokenize, ray.put(tokenizer), max_length),
-            batch_format="pyarrow",
-            batch_size=ROWS_PER_TASK,
-            zero_copy_batch=True,
-        )
-        for batch in tokenized.iter_batches(batch_format="pyarrow", batch_size=None):
-            lengths = batch["length"].to_numpy()
+    with TableWriter(folder, types=types) as writer:
+        for batch in _tokenized(sorted(raw.iterdir()), tokenizer, max_length):
             writer.append(
                 _flat(batch["input_ids"]),
                 _flat(batch["token_type_ids"]) if types else None,
-                lengths,
+                batch["length"].to_numpy(),
                 _labels(batch["label"]),
             )
             truncated += int((batch["lost"].to_numpy() > 0).sum())
@@ -133,21 +122,51 @@ def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
         )
 
 
-def tokenize(tokenizer_ref: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
-    """Ray Data function: `text` (and `text_pair`) to `list<int32>` ids, their length, tokens lost.
+def _tokenized(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[pa.Table]":
+    """Tokenized batches in the order of rows: by Ray Data, or here when one task would do it all.
+
+    (Its workers take seconds to start, and import transformers again.)
+    """
+    import pyarrow.parquet as pq
+
+    if len(files) == 1 and pq.read_metadata(files[0]).num_rows <= ROWS_PER_TASK:
+        yield tokenize(tokenizer, max_length, pq.read_table(files[0]))
+        return
+    import ray
+
+    with _quiet_ray_data():
+        yield from (
+            ray.data.read_parquet([str(path) for path in files], shuffle=None)
+            .map_batches(
+                partial(_tokenize_in_task, ray.put(tokenizer), max_length),
+                batch_format="pyarrow",
+                batch_size=ROWS_PER_TASK,
+                zero_copy_batch=True,
+            )
+            .iter_batches(batch_format="pyarrow", batch_size=None)
+        )
+
+
+def _tokenize_in_task(tokenizer_ref: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
+    return tokenize(_load(tokenizer_ref), max_length, batch)
+
+
+def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
+    """`text` (and `text_pair`) to `list<int32>` ids, their length, and how many tokens were lost.
 
     `lost` counts the tokens that truncation (longest text first) cut off a row.
     """
     import pyarrow as pa
 
-    tokenizer = _load(tokenizer_ref)
     texts = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.schema.names]
     encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
     lengths = np.fromiter(map(len, encoded["input_ids"]), np.int32)
     lost = np.zeros(len(lengths), np.int32)
     full = np.flatnonzero(lengths >= max_length)
     if len(full):  # only a row of full length can have lost anything
-        whole = tokenizer(*([column[i] for i in full] for column in texts), truncation=False)
+        whole = tokenizer(
+            *([column[i] for i in full] for column in texts), truncation=False, verbose=False
+        )
         lost[full] = np.fromiter(map(len, whole["input_ids"]), np.int32) - lengths[full]
     columns = {
         "input_ids": pa.array(encoded["input_ids"], pa.list_(pa.int32())),
@@ -162,11 +181,9 @@ def tokenize(tokenizer_ref: Any, max_length: int, batch: "pa.Table") -> "pa.Tabl
 
 @lru_cache(maxsize=1)
 def _load(tokenizer_ref: Any) -> Any:
-    """The tokenizer, fetched once per process; transformers' chatter about long rows is ours to say."""
+    """The tokenizer, fetched once per process."""
     import ray
-    import transformers
 
-    transformers.logging.set_verbosity_error()
     return ray.get(tokenizer_ref)
 
 

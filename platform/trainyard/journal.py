@@ -40,7 +40,7 @@ class Journal:
         """Ledger: the rows of one forward pass and its share of the step's loss, to the bit."""
         if self._ledger is not None:
             line = {"step": step, "epoch": epoch, "slot": slot, "rows": rows.tolist()}
-            self._ledger.write(json.dumps({**line, "loss": float(loss).hex()}) + "\n")
+            self._ledger.write(json.dumps({**line, "loss": float(loss.detach()).hex()}) + "\n")
 
     def log_step(self, state: TrainState, epoch: float, learning_rate: float) -> None:
         """Training line: mean loss since the last one, and the rate of the next step."""

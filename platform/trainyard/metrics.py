@@ -198,7 +198,7 @@ def build_metric(names: Sequence[str]) -> "evaluate.Metric":
             return ""
 
         def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
-            # Before the base class looks at the first row: of none it says "IndexError".
+            """Collect rows, refusing none at all: the base class would say "IndexError"."""
             check_rows(np.asarray(predictions), np.asarray(references))
             super().add_batch(predictions=predictions, references=references)
 

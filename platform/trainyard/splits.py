@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainyard import demo, sources
+from trainyard import demo, own_data, sources
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.tasks import Task, get_task
@@ -48,7 +48,7 @@ def find_splits(config: TrainConfig, names: Sequence[str] | None = None) -> Spli
         UserError: for an unknown task, a missing file or column, or rows that cannot be used.
     """
     if config.train_file:
-        return _limit(sources.own_splits(config), config)
+        return _limit(_own_splits(config), config)
     task = get_task(config.task)
     if task.train_split is None:
         raise UserError(
@@ -88,11 +88,38 @@ def _local_split(task: Task, name: str, data_dir: Path) -> Split:
             f"{path} does not exist; --data-dir must hold <task>/<split>.parquet, "
             f"here {task.name}/{name}.parquet"
         )
-    return Split(
-        name,
-        sources.file_digest(path),
-        lambda: canonical(task, str(path), sources.parquet_batches(path, ROWS_PER_BATCH)),
-    )
+
+    def batches() -> "Iterator[pa.RecordBatch]":
+        import pyarrow.parquet as pq
+
+        # Extension types stay off: once ray.data is loaded, some run code that a file brings.
+        with pq.ParquetFile(path, arrow_extensions_enabled=False) as file:
+            yield from canonical(task, str(path), file.iter_batches(ROWS_PER_BATCH))
+
+    return Split(name, sources.file_digest(path), batches)
+
+
+def _own_splits(config: TrainConfig) -> Splits:
+    data = own_data.survey(config)
+    stream = partial(data.train.encoded, data.encoder)
+    if data.validation is not None:
+        splits = [
+            Split("train", data.fingerprint, stream),
+            Split(
+                "validation",
+                data.fingerprint + sources.file_digest(data.validation.path),
+                partial(data.validation.encoded, data.encoder),
+            ),
+        ]
+    else:
+        rows = dict(
+            zip(("train", "validation"), own_data.held_out_rows(data, config.seed), strict=True)
+        )
+        splits = [
+            Split(name, f"{data.fingerprint} {name} part, seed {config.seed}", partial(stream, part))
+            for name, part in rows.items()
+        ]
+    return Splits(data.task, splits, data.notes)
 
 
 def _hub_splits(task: Task, names: Sequence[str]) -> list[Split]:

@@ -31,7 +31,10 @@ def build_accelerator(config: TrainConfig) -> Any:
     """
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    # Accelerate keeps the first settings of a process for ever; one process can run many trials.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=not config.use_gpu,
         mixed_precision=config.mixed_precision,

@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -163,17 +163,16 @@ def _supervise(
 
     (On the main thread Ray Train would take over Ctrl-C, and exit with status 0.)
     """
-    outcome: dict[str, Any] = {}
-    thread = threading.Thread(
-        target=lambda: outcome.update(_run_workers(config, task, data, folder, resources)),
-        daemon=True,
-    )
-    with signals.training(), ProgressBar(folder) as bar:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
-            bar.update()
-    return outcome
+    pool = ThreadPoolExecutor(1)
+    try:
+        with signals.training(), ProgressBar(folder) as bar:
+            workers = pool.submit(_run_workers, config, task, data, folder, resources)
+            while not workers.done():
+                wait([workers], timeout=0.2)
+                bar.update()
+        return workers.result()
+    finally:
+        pool.shutdown(wait=False)  # after a second signal nothing waits for the workers
 
 
 def _run_workers(
@@ -183,6 +182,11 @@ def _run_workers(
     folder: RunFolder,
     resources: Mapping[str, float],
 ) -> dict[str, Any]:
+    """Start the workers, and start them again while they were lost rather than wrong.
+
+    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a programme that
+    fails in the same way every time.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -197,25 +201,39 @@ def _run_workers(
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=str(folder.path),
-            failure_config=ray.train.FailureConfig(
-                max_failures=config.max_failures, controller_failure_limit=3
-            ),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         torch_config=TorchConfig(timeout_s=600),
     )
-    try:
-        outcome: dict[str, Any] = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-        return {"outcome": "failed", "reason": _failure_sentence(error, config, folder)}
-    except Exception as error:
-        # Of Ray or of ours: the thread ends here, the main thread says so.
-        write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-        return {
-            "outcome": "failed",
-            "reason": f"{type(error).__name__}: {error} (see {folder.path / 'error.txt'})",
-        }
-    return outcome
+    before = None
+    for attempt in range(config.max_failures + 1):
+        try:
+            outcome: dict[str, Any] = trainer.fit().return_value
+            return outcome
+        except ray.train.TrainingFailedError as error:
+            write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
+            failure = (folder.progress().get("step"), _cause(error))
+        if failure == before:
+            return _failed(f"the same failure twice, {failure[1]}", folder)
+        before = failure
+        if attempt < config.max_failures:
+            say(f"restarting from the last checkpoint: {failure[1]}")
+    return _failed(f"{failure[1]}, after {config.max_failures} restart(s) (--max-failures)", folder)
+
+
+def _cause(error: Any) -> str:
+    """What the first failed worker died of, in one line."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, cause = sorted(failures.items())[0]
+    return f"worker {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1][:300]}"
+
+
+def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
+    return {
+        "outcome": "failed",
+        "reason": f"{reason}; see {folder.path / 'error.txt'}; the same command goes on from the "
+        "last checkpoint",
+    }
 
 
 def worker_function(
@@ -237,17 +255,6 @@ def worker_function(
             return {"outcome": "failed", "reason": str(error)}
 
     return work
-
-
-def _failure_sentence(error: Any, config: TrainConfig, folder: RunFolder) -> str:
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = sorted(failures.items())[0]
-    last_line = str(cause).strip().splitlines()[-1][:300]
-    return (
-        f"worker {rank} failed ({last_line}), {config.max_failures} restart(s) allowed by "
-        f"--max-failures; see {folder.path / 'error.txt'}; the same command goes on from the last "
-        "checkpoint"
-    )
 
 
 def _conclude(

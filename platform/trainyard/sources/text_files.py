@@ -108,7 +108,7 @@ def _records(path: Path, columns: Columns, reader: Any, remedy: str) -> Iterator
     except csv.Error as error:
         raise UserError(
             f"{path.name} line {start}: the quotes of the row that starts here do not match up "
-            f"({error}); close every quoted field, and double a quote inside one ({'""'!r})"
+            f"({error}); close every quoted field, and double a quote inside one"
         ) from error
 
 
