@@ -19,8 +19,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 install: $(BIN)/.installed  ## .venv with everything, at the exact versions of constraints.txt
 
 quickstart: install  ## train the embedded demo and ask the model about sentences it never saw
-	$(BIN)/python jobs/train.py --config jobs/configs/quickstart.yaml
-	$(BIN)/python jobs/predict_demo.py
+	$(BIN)/python jobs/quickstart.py --config jobs/configs/quickstart.yaml
 
 check: install  ## lint and types
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
-"""The peer: GLUE fine-tuning as Hugging Face's `run_glue.py` and course do it, by `Trainer` with dynamic padding.
+"""The peer: GLUE fine-tuning as Hugging Face's `run_glue.py` and course do it, by `Trainer`.
 
-Prints one JSON line: metrics on the validation split, seconds and samples per second of training alone.
+Dynamic padding, as the course teaches (`run_glue.py` itself pads all to 128 tokens by default).
+Prints one JSON line: metrics on the validation split, seconds and samples per second of training.
 
     python benchmarks/reference_trainer.py --task mrpc --data-dir DIR --model MODEL_DIR --seed 0
 """

@@ -12,7 +12,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written t
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-WORDS = [f"{a}{b}" for a in ("ba", "co", "du", "fe", "gi", "lo", "mu", "na") for b in "aeioubdgklmn"]
+WORDS = [
+    f"{a}{b}" for a in ("ba", "co", "du", "fe", "gi", "lo", "mu", "na") for b in "aeioubdgklmn"
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -90,9 +90,7 @@ def test_evaluation_batches_hold_every_row_once_longest_first(
     [(5, 8, 128, False, 8), (8, 8, 128, False, 8), (9, 1, 128, False, 9), (126, 8, 127, False, 127),
      (5, 8, 128, True, 128)],
 )  # fmt: skip
-def test_padded_length(
-    longest: int, multiple: int, limit: int, fixed: bool, expected: int
-) -> None:
+def test_padded_length(longest: int, multiple: int, limit: int, fixed: bool, expected: int) -> None:
     assert padded_length(longest, multiple, limit, fixed=fixed) == expected
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainyard.checkpoints import MANIFEST, CheckpointStore, Superseded, fault_of
+from trainyard.checkpoints import MANIFEST, CheckpointStore, SupersededError, fault_of
 from trainyard.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_nothing_valid_left(store: CheckpointStore) -> None:
 def test_a_superseded_attempt_cannot_commit(store: CheckpointStore) -> None:
     successor = CheckpointStore(store.folder)
     successor.claim()
-    with pytest.raises(Superseded, match="was superseded by"):
+    with pytest.raises(SupersededError, match="was superseded by"):
         store.commit(40, writer("zombie"))
     successor.commit(40, writer("successor"))
     assert (store.path(40) / "state").read_text() == "successor"
@@ -82,7 +82,7 @@ def test_what_a_dead_attempt_left_half_written_is_cleared(store: CheckpointStore
 
 
 def test_disk_full_is_one_sentence_and_harms_nothing(
-    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+    store: CheckpointStore,
 ) -> None:
     def full(_: Path) -> None:
         raise OSError(28, "No space left on device")

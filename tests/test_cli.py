@@ -26,7 +26,9 @@ def test_flags_files_and_their_order(tmp_path: Path) -> None:
     assert config == TrainConfig(
         task="cola", learning_rate=3e-5, ledger=False, resources_per_worker={"CPU": 2.0}
     )
-    assert parse(TrainConfig, [f"--config={preset}", "--learning-rate", "1e-4"]).learning_rate == 1e-4
+    assert (
+        parse(TrainConfig, [f"--config={preset}", "--learning-rate", "1e-4"]).learning_rate == 1e-4
+    )
 
 
 @settings(max_examples=30, deadline=None)

@@ -132,9 +132,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     assert folder.metrics() == uninterrupted[2]
 
 
-def test_asked_to_stop_it_saves_and_goes_on_exactly(
-    base: TrainConfig, uninterrupted: Any
-) -> None:
+def test_asked_to_stop_it_saves_and_goes_on_exactly(base: TrainConfig, uninterrupted: Any) -> None:
     config = dataclasses.replace(base, run_name="asked-to-stop")
     folder = Path(base.storage_path) / "asked-to-stop"
     folder.mkdir()
@@ -222,12 +220,12 @@ def test_padding_does_not_change_the_loss(base: TrainConfig, tiny_model: Path) -
     settings = json.loads((still / "config.json").read_text())
     settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (still / "config.json").write_text(json.dumps(settings))
-    traces = []
+    traces: list[list[float]] = []
     for changes in ({"pad_to_multiple_of": 8}, {"pad_to_max_length": True}, {}):
         config = dataclasses.replace(
             base, model_name_or_path=str(still), run_name=f"pad{len(traces)}", **changes
         )
-        outcome, folder = run_locally(config)
+        _, folder = run_locally(config)
         traces.append([line["loss"] for line in folder.metrics() if "loss" in line])
     assert traces[0] == pytest.approx(traces[1], rel=1e-5)
     assert traces[0] == pytest.approx(traces[2], rel=1e-5)
@@ -242,7 +240,8 @@ def test_transformers_trainer_agrees_with_our_loop(base: TrainConfig, uninterrup
     assert theirs == pytest.approx(ours, rel=1e-5)
     check_each_row_once_per_epoch(folder.path, 90, 3)
     mine = load_file(
-        Path(base.storage_path) / f"uninterrupted/checkpoints/step-{LAST_STEP:08d}/model.safetensors"
+        Path(base.storage_path)
+        / f"uninterrupted/checkpoints/step-{LAST_STEP:08d}/model.safetensors"
     )
     other = load_file(folder.checkpoints / f"step-{LAST_STEP:08d}/model.safetensors")
     for name in mine:

@@ -27,7 +27,7 @@ _NAME = re.compile(r"step-(\d{8})")
 log = logging.getLogger(__name__)
 
 
-class Superseded(RuntimeError):
+class SupersededError(RuntimeError):
     """A newer attempt at the run has started: this one must write nothing any more."""
 
 
@@ -53,7 +53,9 @@ class CheckpointStore:
     def _check_claim(self) -> None:
         current = json.loads((self.folder / "attempt.json").read_text())["attempt"]
         if current != self.attempt:
-            raise Superseded(f"attempt {self.attempt} was superseded by {current}; it stops here")
+            raise SupersededError(
+                f"attempt {self.attempt} was superseded by {current}; it stops here"
+            )
 
     def commit(self, step: int, write: Callable[[Path], None]) -> Path:
         """Have `write` fill a folder and make it the checkpoint of `step`, durable on return.
@@ -61,7 +63,7 @@ class CheckpointStore:
         Raises:
             UserError: when the disk is full or the storage cannot be written; older checkpoints
                 are as they were.
-            Superseded: when a newer attempt has claimed the run.
+            SupersededError: when a newer attempt has claimed the run.
         """
         final = self.folder / f"step-{step:08d}"
         scratch = self.folder / f".inprogress-{step:08d}-{self.attempt}"

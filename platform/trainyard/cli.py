@@ -52,7 +52,9 @@ def _read_yaml(path: Path) -> Any:
             f"--config {path} cannot be read ({error.strerror}); give the path of a YAML file"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is no valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"--config {path} is no valid YAML: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _flags(fields: Any, path: Path) -> Iterator[str]:

@@ -187,7 +187,9 @@ class TrainConfig:
 
     def _check_data(self) -> None:
         if self.train_file and self.data_dir:
-            raise UserError("--train-file and --data-dir name two sources of data; give one of them")
+            raise UserError(
+                "--train-file and --data-dir name two sources of data; give one of them"
+            )
         for name in ("validation_file", "text_column", "text_pair_column", "problem_type"):
             if getattr(self, name) and not self.train_file:
                 raise UserError(

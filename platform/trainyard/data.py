@@ -158,7 +158,9 @@ def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
     """
     import pyarrow as pa
 
-    texts = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.schema.names]
+    texts = [
+        batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.schema.names
+    ]
     encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
     lengths = np.fromiter(map(len, encoded["input_ids"]), np.int32)
     lost = np.zeros(len(lengths), np.int32)

@@ -16,8 +16,16 @@ DEFAULT_ROWS = {"train": 2400, "validation": 400, "test": 400}
 EXAMPLES: tuple[tuple[str, str, int], ...] = (
     ("The librarian praised the sailor.", "The sailor received praise from the librarian.", 1),
     ("The librarian praised the sailor.", "The sailor praised the librarian.", 0),
-    ("My cousin bought three bicycles in Oslo.", "Three bicycles were purchased by my cousin in Oslo.", 1),
-    ("My cousin bought three bicycles in Oslo.", "My cousin did not buy three bicycles in Oslo.", 0),
+    (
+        "My cousin bought three bicycles in Oslo.",
+        "Three bicycles were purchased by my cousin in Oslo.",
+        1,
+    ),
+    (
+        "My cousin bought three bicycles in Oslo.",
+        "My cousin did not buy three bicycles in Oslo.",
+        0,
+    ),
 )
 """Unseen pairs of other rules and words, with the right answer, to try a trained model on."""
 
@@ -147,9 +155,7 @@ def _write(rng: random.Random, words: dict[str, list[str]], fact: _Fact) -> str:
         clause = f"{agent} {denied} {patient}"
     place = f"in {words['places'][fact.place]}" if fact.place >= 0 else ""
     time = rng.choice(_TIMES[fact.time]) if fact.time >= 0 else ""
-    if time and rng.random() < 0.5:
-        parts = [f"{time},", clause, place]
-    else:
-        parts = [clause, place, time]
+    in_front = time and rng.random() < 0.5
+    parts = [f"{time},", clause, place] if in_front else [clause, place, time]
     sentence = " ".join(part for part in parts if part)
     return f"{sentence[0].upper()}{sentence[1:]}."

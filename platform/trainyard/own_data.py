@@ -110,7 +110,9 @@ def held_out_rows(data: OwnData, seed: int) -> tuple[NDArray[np.int64], NDArray[
     """Positions of the training rows that train, and of those that judge."""
     labels = [
         np.asarray(data.encoder.encode(batch).to_pylist())
-        for batch in read_rows(data.train.path, (), data.train.label_column, data.train.problem_type)
+        for batch in read_rows(
+            data.train.path, (), data.train.label_column, data.train.problem_type
+        )
     ]
     return hold_out(np.concatenate(labels), HELD_OUT, seed)
 

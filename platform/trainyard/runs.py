@@ -1,10 +1,10 @@
 """The folder of a run: what it holds, who may write it, and what people can read in it.
 
-    run.json       config, versions, data fingerprint, status, result
-    metrics.jsonl  one line per logged step and per evaluation
-    progress.json  where the run is now
-    model/         the best checkpoint, for plain transformers
-    checkpoints/ tensorboard/ ledger/
+run.json       config, versions, data fingerprint, status, result
+metrics.jsonl  one line per logged step and per evaluation
+progress.json  where the run is now
+model/         the best checkpoint, for plain transformers
+checkpoints/ tensorboard/ ledger/
 """
 
 import json

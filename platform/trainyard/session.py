@@ -49,7 +49,8 @@ class Session:
         )
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
         self._store = CheckpointStore(folder.checkpoints)
-        self._ended, self._reason = "finished", None
+        self._ended = "finished"
+        self._reason: str | None = None
         # Reading a loss makes the host wait for the device: each step where that costs nothing.
         self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
         self._unread: list[Any] = []
@@ -166,7 +167,7 @@ class Session:
             if self.state.step % self.config.logging_steps == 0:
                 epoch = self.state.step / self.plan.steps_per_epoch
                 self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])
-        return stop > 0
+        return bool(stop)
 
     def _evaluate(self) -> None:
         """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).

@@ -19,6 +19,7 @@ from trainyard.tasks import Task, get_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 ROWS_PER_BATCH = 4_096
 
@@ -90,13 +91,24 @@ def _local_split(task: Task, name: str, data_dir: Path) -> Split:
         )
 
     def batches() -> "Iterator[pa.RecordBatch]":
-        import pyarrow.parquet as pq
-
-        # Extension types stay off: once ray.data is loaded, some run code that a file brings.
-        with pq.ParquetFile(path, arrow_extensions_enabled=False) as file:
+        with _open_parquet(path) as file:
             yield from canonical(task, str(path), file.iter_batches(ROWS_PER_BATCH))
 
+    _open_parquet(path).close()  # a damaged file is known before anything is started
     return Split(name, sources.file_digest(path), batches)
+
+
+def _open_parquet(path: Path) -> "pq.ParquetFile":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Extension types stay off: once ray.data is loaded, some run code that a file brings.
+        return pq.ParquetFile(path, arrow_extensions_enabled=False)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet ({' '.join(str(error).split())}); fetch it again"
+        ) from error
 
 
 def _own_splits(config: TrainConfig) -> Splits:
@@ -116,7 +128,9 @@ def _own_splits(config: TrainConfig) -> Splits:
             zip(("train", "validation"), own_data.held_out_rows(data, config.seed), strict=True)
         )
         splits = [
-            Split(name, f"{data.fingerprint} {name} part, seed {config.seed}", partial(stream, part))
+            Split(
+                name, f"{data.fingerprint} {name} part, seed {config.seed}", partial(stream, part)
+            )
             for name, part in rows.items()
         ]
     return Splits(data.task, splits, data.notes)
@@ -125,12 +139,11 @@ def _own_splits(config: TrainConfig) -> Splits:
 def _hub_splits(task: Task, names: Sequence[str]) -> list[Split]:
     """Splits from the Hub, at the revision that the task's row pins."""
     import datasets
-    import requests
 
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(task.hub_path, task.hub_config, revision=task.hub_revision)
-    except (ConnectionError, FileNotFoundError, requests.RequestException, OSError) as error:
+    except (OSError, ValueError) as error:  # all of datasets' and the Hub client's are of these
         raise UserError(
             f"task '{task.name}' could not be loaded from the Hub ({task.hub_path}): "
             f"{' '.join(str(error).split())[:200]}; connect to it, or give --data-dir with "

@@ -91,7 +91,7 @@ def save_checkpoint(
         try:
             store.commit(state.step, write)
             newest = store.steps()[-KEPT_CHECKPOINTS:]
-            store.keep({*newest, state.best_step} - {None})
+            store.keep({*newest, state.best_step or state.step})
         except UserError as error:
             reason = str(error)
     return broadcast(accelerator, reason)  # type: ignore[no-any-return]

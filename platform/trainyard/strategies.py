@@ -1,5 +1,6 @@
 """How workers share a model: Accelerate's wrapper, and the state to save, for each --strategy."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,15 @@ class Strategy:
     """(accelerator, model, optimizer) -> full model and optimizer state on rank 0."""
     load: Callable[[Any, Any, Any, Path], None]
     """(accelerator, model, optimizer, checkpoint folder): the opposite, on every rank."""
+
+
+def check_strategy(config: TrainConfig) -> None:
+    """Refuse a strategy whose package is not installed, before anything is started."""
+    if config.strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "--strategy deepspeed needs the package deepspeed, which is not installed; install it "
+            "(pip install 'trainyard[deepspeed]'), or use --strategy fsdp"
+        )
 
 
 def build_accelerator(config: TrainConfig) -> Any:
@@ -62,7 +72,9 @@ def _fsdp(_: TrainConfig) -> dict[str, Any]:
 
     return {
         "fsdp_plugin": FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            state_dict_type="FULL_STATE_DICT",
         )
     }
 
@@ -131,7 +143,7 @@ def _zero_state(accelerator: Any, model: Any, optimizer: Any) -> tuple[Any, Any]
     return accelerator.get_state_dict(model), {"shards": shards}
 
 
-def _zero_load(accelerator: Any, model: Any, optimizer: Any, folder: Path) -> None:
+def _zero_load(_accelerator: Any, _model: Any, _optimizer: Any, folder: Path) -> None:
     raise UserError(
         f"--strategy deepspeed cannot resume from {folder} yet; use --fresh, or --strategy fsdp, "
         "which resumes"

@@ -89,9 +89,9 @@ class TableWriter:
         labels: NDArray[Any],
     ) -> None:
         """Append rows: flat `ids` (and `types`) of shape [tokens], cut by `lengths` of shape [rows]."""
-        self._ids.write(np.ascontiguousarray(ids, np.int32))
+        self._ids.write(ids.astype(np.int32, copy=False).tobytes())
         if self._types is not None and types is not None:
-            self._types.write(np.ascontiguousarray(types, np.uint8))
+            self._types.write(types.astype(np.uint8, copy=False).tobytes())
         self._lengths.append(lengths)
         self._labels.append(labels)
 

@@ -97,9 +97,9 @@ class _Slots:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.first = session.state.step
+        self.first: int = session.state.step
         self.last = self.first if session.state.stopped_early else session.last_step
-        self.per_step = session.plan.slots_per_step // session.accelerator.num_processes
+        self.per_step: int = session.plan.slots_per_step // session.accelerator.num_processes
         self.rows: dict[int, int] = {}
 
     def __len__(self) -> int:

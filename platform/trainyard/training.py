@@ -21,6 +21,7 @@ from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
 from trainyard.runs import Lease, RunFolder
 from trainyard.splits import Splits, find_splits
+from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
 from trainyard.versions import versions
 
@@ -61,6 +62,7 @@ def fit(config: TrainConfig) -> FitResult:
         Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
     """
     started = time.monotonic()
+    check_strategy(config)
     folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
     folder.create()
     with Lease(folder.path), StopSignals(folder.stop_request) as signals:

@@ -1,0 +1,87 @@
+"""The Hub's paths, by the real libraries, against a stand-in for its HTTP interface."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_task
+from hub_stand_in import hub
+
+CODE = """
+import json, sys
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.modeling import build_model, build_tokenizer
+from trainyard.splits import find_splits
+
+config = TrainConfig(task=sys.argv[1], model_name_or_path=sys.argv[2], max_length=32)
+try:
+    found = find_splits(config)
+    rows = {split.name: sum(b.num_rows for b in split.batches()) for split in found.splits}
+    tokenizer, model = build_tokenizer(config), build_model(config, found.task)
+    print(json.dumps({"rows": rows, "labels": model.config.id2label}))
+except UserError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+def ask(endpoint: str, home: Path, task: str, model: str, **extra: str) -> dict[str, object]:
+    environment = {
+        **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": os.pathsep.join(sys.path), **extra,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, task, model],
+        env=environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hub")
+    shutil.copytree(tiny_model, root / "models/acme/tiny-bert")
+    data = write_task(tmp_path_factory.mktemp("data"))
+    glue = root / "datasets/nyu-mll/glue"
+    (glue / "mrpc").mkdir(parents=True)
+    for split in ("train", "validation"):
+        shutil.copy(data / f"mrpc/{split}.parquet", glue / f"mrpc/{split}-00000-of-00001.parquet")
+    (glue / "README.md").write_text(
+        "---\nconfigs:\n- config_name: mrpc\n  data_files:\n"
+        "  - split: train\n    path: mrpc/train-*\n"
+        "  - split: validation\n    path: mrpc/validation-*\n---\n"
+    )
+    return root
+
+
+def test_data_and_model_come_from_the_hub_and_then_from_its_cache(
+    hub_folder: Path, tmp_path: Path
+) -> None:
+    expected = {
+        "rows": {"train": 90, "validation": 37},
+        "labels": {"0": "not_equivalent", "1": "equivalent"},
+    }
+    with hub(hub_folder) as (endpoint, requests):
+        assert ask(endpoint, tmp_path, "mrpc", "acme/tiny-bert") == expected
+        assert any("datasets/nyu-mll/glue/resolve/bcdcba79" in request for request in requests)
+        assert any("acme/tiny-bert/resolve" in request for request in requests)
+    # The Hub is gone: the libraries' caches answer.
+    offline = ask(endpoint, tmp_path, "mrpc", "acme/tiny-bert", HF_HUB_OFFLINE="1")
+    assert offline == expected
+
+
+def test_what_the_hub_does_not_have_is_one_sentence(hub_folder: Path, tmp_path: Path) -> None:
+    with hub(hub_folder) as (endpoint, _):
+        answer = ask(endpoint, tmp_path, "mrpc", "acme/absent")
+        assert str(answer["error"]).startswith("model 'acme/absent' could not be loaded (")
+        answer = ask(endpoint, tmp_path, "cola", "acme/tiny-bert")
+        assert "task 'cola' could not be loaded from the Hub (nyu-mll/glue)" in str(answer["error"])
+        assert "or give --data-dir with cola/train.parquet" in str(answer["error"])
+    answer = ask("http://127.0.0.1:9", tmp_path / "new", "mrpc", "acme/tiny-bert")
+    assert "task 'mrpc' could not be loaded from the Hub (nyu-mll/glue)" in str(answer["error"])

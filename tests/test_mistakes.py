@@ -1,0 +1,107 @@
+"""What people get wrong, by the real command: one helpful sentence, status 2, within seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_task
+
+ROOT = Path(__file__).parents[1]
+
+MISTAKES = {
+    "unknown task": (["--task", "sst"], "unknown task 'sst'; did you mean 'sst2'?"),
+    "task without training split": (["--task", "ax"], "has no training split; train on mnli"),
+    "flag typo": (["--learning-rat", "1"], "Perhaps you meant"),
+    "value of another type": (["--num-train-epochs", "many"], "num-train-epochs"),
+    "choice that does not exist": (["--mixed-precision", "fp8"], "fp8"),
+    "no such data folder": (["--task", "mrpc", "--data-dir", "absent"],
+                            "absent/mrpc/train.parquet does not exist; --data-dir must hold"),
+    "column missing": (["--train-file", "good.csv", "--text-column", "body"],
+                       "good.csv has no column 'body'"),
+    "file missing": (["--train-file", "god.csv"], "god.csv does not exist; did you mean 'good.csv'"),
+    "file of unknown kind": (["--train-file", "notes.txt"], "ends in '.txt', expected"),
+    "file not UTF-8": (["--train-file", "latin.csv"], "latin.csv line 2"),
+    "file empty": (["--train-file", "empty.csv"], "empty.csv is empty (0 bytes)"),
+    "header only": (["--train-file", "header.csv"], "has no rows"),
+    "fields missing in a row": (["--train-file", "short.csv"], "short.csv line 3: 1 fields"),
+    "one class": (["--train-file", "one.csv"], "only one label 'x' in 2 rows"),
+    "label missing": (["--train-file", "nolabel.csv"], "nolabel.csv line 3: the label is empty"),
+    "text as a number to learn": (["--train-file", "good.csv", "--problem-type", "regression"],
+                                  "good.csv line 2: label 'x'"),
+    "broken JSON": (["--train-file", "bad.jsonl"], "bad.jsonl line 2"),
+    "not Parquet": (["--train-file", "fake.parquet"], "fake.parquet"),
+    "damaged task data": (["--task", "mrpc", "--data-dir", "damaged"],
+                          "damaged/mrpc/train.parquet cannot be read as Parquet"),
+    "unknown model folder": (["--model-name-or-path", "./absent"], "holds no config.json"),
+    "unknown model on the Hub": (["--model-name-or-path", "acme/absent"],
+                                 "model 'acme/absent' could not be loaded"),
+    "package not installed": (["--model-name-or-path", "package:absent/model"],
+                              "the Python package 'absent' is not installed here"),
+    "max length too long": (["--max-length", "4096", "--model-name-or-path", "MODEL"],
+                            "--max-length 4096 is more than the 64 positions"),
+    "slots do not share out": (["--num-workers", "3"], "use a --train-batch-size that is a multiple"),
+    "fp16 on a CPU": (["--mixed-precision", "fp16"], "fp16 needs a GPU"),
+    "DeepSpeed absent": (["--strategy", "deepspeed", "--use-gpu"],
+                         "--strategy deepspeed needs the package deepspeed"),
+    "storage is a file": (["--storage-path", "good.csv"], "cannot be written"),
+    "storage is a URL": (["--storage-path", "s3://bucket/runs"], "is a URL, which runs cannot"),
+    "run name with a path": (["--run-name", "../x"], "--run-name is '../x'"),
+    "no such preset": (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
+    "no cluster at the address": (["--address", "127.0.0.1:1", "--max-length", "64",
+                                   "--model-name-or-path", "MODEL"],
+                                  "no Ray cluster answers at 127.0.0.1:1"),
+    "more workers than CPUs": (["--num-workers", "64", "--train-batch-size", "64",
+                                "--per-device-train-batch-size", "1", "--resources-per-worker",
+                                "CPU", "64", "--max-length", "64", "--model-name-or-path", "MODEL"],
+                               "--num-workers 64 with 64 CPU each do not fit"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name, content in {
+        "good.csv": b"text,label\nba,x\nco,y\n",
+        "notes.txt": b"text",
+        "latin.csv": "text,label\ncaf\u00e9,x\n".encode("latin-1"),
+        "empty.csv": b"",
+        "header.csv": b"text,label\n",
+        "short.csv": b"text,label\nba,x\nco\n",
+        "one.csv": b"text,label\nba,x\nco,x\n",
+        "nolabel.csv": b"text,label\nba,x\nco,\n",
+        "bad.jsonl": b'{"text": "ba", "label": "x"}\n{"text": \n',
+        "fake.parquet": b"this is text",
+    }.items():
+        (folder / name).write_bytes(content)
+    write_task(folder / "damaged")
+    train = folder / "damaged/mrpc/train.parquet"
+    train.write_bytes(train.read_bytes()[:-20])
+    return folder
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda name: name.replace(" ", "-"))
+def test_a_mistake_is_answered_by_one_sentence(
+    mistake: str, folder: Path, tiny_model: Path
+) -> None:
+    flags, sentence = MISTAKES[mistake]
+    flags = [str(tiny_model) if flag == "MODEL" else flag for flag in flags]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs/train.py"), *flags],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "platform")},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    said = " ".join(done.stderr.split())
+    assert sentence in said
+    assert "Traceback" not in said
+    assert done.stdout == ""
+    if said.startswith("error: "):  # our own; the rest is tyro's box with its hint
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    else:
+        assert "─" in said
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(MISTAKES) >= 25
