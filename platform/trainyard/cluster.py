@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
         options["logging_level"] = logging.ERROR
     if address == "local":
         options["include_dashboard"] = False
+    _check_answers(address)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -42,6 +44,20 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for more than a minute."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); check --address and "
+            "RAY_ADDRESS, or leave them out for a local Ray"
+        ) from error
 
 
 def worker_resources(config: TrainConfig) -> dict[str, float]:
