@@ -47,7 +47,7 @@ class Batch:
         """How many texts are the empty string: they are kept, and worth a warning."""
         import pyarrow.compute as pc
 
-        return sum(pc.sum(pc.equal(text, "")).as_py() for text in self.texts)
+        return sum(pc.sum(pc.equal(text, ""), min_count=0).as_py() for text in self.texts)
 
     def to_arrow(self, label: pa.Array | None) -> pa.RecordBatch:
         """Return the canonical columns `text`, `text_pair`, `label` (as encoded) and `row`."""
