@@ -106,6 +106,11 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(known[:_SHOWN]) + more
 
 
+def one_line(error: Exception) -> str:
+    """Return what a library says, for a sentence: pyarrow's messages hold line breaks."""
+    return " ".join(str(error).split())
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return the end of a sentence that proposes the nearest known name, if one is near."""
     folded = {other.strip().casefold(): other for other in known}

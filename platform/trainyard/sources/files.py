@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainyard.errors import UserError
-from trainyard.sources.batches import Batch, Columns, did_you_mean
+from trainyard.sources.batches import Batch, Columns, did_you_mean, one_line
 from trainyard.sources.labels import ProblemType, canonical_labels
 from trainyard.sources.parquet_files import read_parquet
 from trainyard.sources.text_files import read_csv, read_jsonl, read_tsv
@@ -56,7 +56,7 @@ def read_rows(
             first_row += len(batch)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); check that the file is whole "
+            f"{path} cannot be read ({error.strerror or one_line(error)}); check that the file is whole "
             "and that you may read it"
         ) from error
     if first_row == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainyard.errors import UserError
-from trainyard.sources.batches import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns
+from trainyard.sources.batches import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
     except pa.ArrowException as error:
         raise UserError(
             f"{path.name} is a damaged Parquet file, or uses what pyarrow {pa.__version__} cannot "
-            f"read ({error}); write it again, e.g. with pandas or datasets"
+            f"read ({one_line(error)}); write it again, e.g. with pandas or datasets"
         ) from error
 
 
@@ -59,15 +59,14 @@ def _refuse_extension_types(path: Path) -> None:
     Arrow schema in base64; a name in there has one of three spellings, by its position modulo 3.
     """
     with path.open("rb") as handle:
-        head = handle.read(len(_MAGIC))
         size = path.stat().st_size
         handle.seek(max(0, size - _TAIL_BYTES))
         tail = handle.read()
         length = int.from_bytes(tail[:4], "little")
-        if head != _MAGIC or tail[4:] != _MAGIC or length > size - len(_MAGIC) - _TAIL_BYTES:
+        if tail[4:] != _MAGIC or length > size - len(_MAGIC) - _TAIL_BYTES:
             raise UserError(
-                f"{path.name} is not a Parquet file, or is cut short (a whole one starts and ends "
-                "with PAR1); write it again, or give it the extension of what it is"
+                f"{path.name} is not a Parquet file, or is cut short (a whole one ends with "
+                "PAR1); write it again, or give it the extension of what it is"
             )
         handle.seek(size - _TAIL_BYTES - length)
         footer = handle.read(length)
