@@ -51,7 +51,7 @@ def main() -> None:
 
     shared = ["--task", args.task, "--data-dir", args.data_dir]
     limit = ["--max-steps", str(args.max_steps)] if args.max_steps else []
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in range(args.pairs):
         with tempfile.TemporaryDirectory() as storage:
             ours = last_json(
@@ -85,7 +85,7 @@ def main() -> None:
         print(json.dumps(run), file=sys.stderr)
 
     def median(side: str, figure: str) -> float:
-        return statistics.median(run[side][figure] for run in runs)
+        return float(statistics.median(run[side][figure] for run in runs))
 
     result = {
         "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
