@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from trainyard.config import TrainConfig
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written to $HOME
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -106,6 +108,22 @@ def write_task(folder: Path, task: str = "mrpc", train: int = 90, validation: in
 def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`mrpc` of 90 training rows: not a multiple of any batch size used, so a step is partial."""
     return write_task(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny_model: Path, task_data: Path) -> TrainConfig:
+    """Three epochs of six steps, four slots each; every step logged, every row in the ledger."""
+    return TrainConfig(
+        task="mrpc",
+        data_dir=str(task_data),
+        model_name_or_path=str(tiny_model),
+        max_length=32,
+        train_batch_size=16,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        logging_steps=1,
+        ledger=True,
+    )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -21,22 +21,9 @@ LAST_STEP = 18  # 90 rows in steps of 16: 6 steps an epoch, the smallest of 10 r
 
 
 @pytest.fixture(scope="module")
-def base(
-    tiny_model: Path, task_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> TrainConfig:
-    return TrainConfig(
-        task="mrpc",
-        data_dir=str(task_data),
-        model_name_or_path=str(tiny_model),
-        storage_path=str(tmp_path_factory.mktemp("runs")),
-        max_length=32,
-        train_batch_size=16,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        logging_steps=1,
-        ledger=True,
-        run_name="uninterrupted",
-    )
+def base(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    storage = str(tmp_path_factory.mktemp("runs"))
+    return dataclasses.replace(small_run, storage_path=storage, run_name="uninterrupted")
 
 
 @pytest.fixture(scope="module")
