@@ -14,7 +14,7 @@ PACKAGE = ROOT / "platform" / "trainyard"
 LAYERS = [
     {"errors", "tasks", "metrics", "stats", "config", "cli", "demo", "versions", "files"},
     {"batching", "sources", "checkpoints", "runs"},
-    {"tokens", "own_data", "progress", "strategies", "modeling", "export", "cluster"},
+    {"tokens", "own_data", "progress", "strategies", "modeling", "export", "cluster", "processor"},
     {"splits", "scoring", "state"},
     {"data", "journal"},
     {"session"},

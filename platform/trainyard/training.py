@@ -18,6 +18,7 @@ from trainyard.errors import Interrupted, UserError
 from trainyard.export import export_model, model_card
 from trainyard.files import write_atomic
 from trainyard.modeling import build_tokenizer
+from trainyard.processor import claim_processor
 from trainyard.progress import ProgressBar, StopSignals, say
 from trainyard.runs import Lease, RunFolder
 from trainyard.splits import Splits, find_splits
@@ -244,12 +245,10 @@ def worker_function(
     """What each Ray Train worker runs: the loop, with as many threads as it has CPUs."""
 
     def work() -> dict[str, Any]:
-        import torch
-
         from trainyard.loop import train
         from trainyard.trainer_loop import train_by_trainer
 
-        torch.set_num_threads(max(threads, 1))
+        claim_processor(threads)
         loops = {"accelerate": train, "trainer": train_by_trainer}
         try:
             return loops[config.loop](config, task, data, folder)
