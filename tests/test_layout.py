@@ -12,7 +12,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "trainyard"
 
 LAYERS = [
-    {"errors", "tasks", "metrics", "stats", "config", "cli", "demo", "versions", "files"},
+    {
+        "errors",
+        "tasks",
+        "metrics",
+        "stats",
+        "config",
+        "cli",
+        "demo",
+        "versions",
+        "files",
+        "stopwatch",
+    },
     {"batching", "sources", "checkpoints", "runs"},
     {"tokens", "own_data", "progress", "strategies", "modeling", "export", "cluster", "report"},
     {"splits", "scoring", "state"},
