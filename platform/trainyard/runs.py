@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from trainyard.errors import UserError
 from trainyard.files import write_atomic, write_json
+from trainyard.stopwatch import add
 
 HEARTBEAT_SECONDS = 10
 EXPIRY_SECONDS = 60
@@ -70,6 +71,10 @@ class RunFolder:
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""
         write_json(self.path / "run.json", {**self.read(), **fields})
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Add a driver's time, by account, to what run.json has of the attempts before."""
+        self.update(seconds=add(self.read().get("seconds", {}), seconds))
 
     def clear(self) -> None:
         """Delete all that the run left, except the lease that guards it."""

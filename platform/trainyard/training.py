@@ -22,6 +22,7 @@ from trainyard.processor import claim_processor
 from trainyard.progress import ProgressBar, StopSignals, say
 from trainyard.runs import Lease, RunFolder
 from trainyard.splits import Splits, find_splits
+from trainyard.stopwatch import Stopwatch
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
 from trainyard.versions import versions
@@ -62,7 +63,7 @@ def fit(config: TrainConfig) -> FitResult:
         UserError: for anything the user can mend; what was trained so far is kept.
         Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
     """
-    started = time.monotonic()
+    watch = Stopwatch()
     check_strategy(config)
     folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
     folder.create()
@@ -79,17 +80,21 @@ def fit(config: TrainConfig) -> FitResult:
             say(note)
         with ray_session(config):
             resources = worker_resources(config)
+            watch.lap("start_up")
             data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
             truncated = _report_truncation(data, config)
+            watch.lap("tokenization")
             _open_record(folder, config, data)
             outcome = _supervise(config, splits.task, data, folder, resources, signals)
+            watch.lap("training")
+        folder.add_seconds(watch.seconds)
         if outcome["outcome"] == "stopped":
             folder.update(status="stopped")
             raise Interrupted(
                 f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
                 signals.exit_status,
             )
-        return _conclude(config, splits, tokenizer, folder, outcome, truncated, started)
+        return _conclude(config, splits, tokenizer, folder, outcome, truncated, watch)
 
 
 def _storage(path: str) -> Path:
@@ -104,10 +109,9 @@ def _storage(path: str) -> Path:
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
     if not record or record["identity"] == config.identity():
         return
-    now = asdict(config)
     changed = [
         f"{name} {record['config'].get(name)} -> {value}"
-        for name, value in now.items()
+        for name, value in asdict(config).items()
         if name not in PLACE_FIELDS and record["config"].get(name) != value
     ]
     raise UserError(
@@ -265,7 +269,7 @@ def _conclude(
     folder: RunFolder,
     outcome: Mapping[str, Any],
     truncated: Mapping[str, int],
-    started: float,
+    watch: Stopwatch,
 ) -> FitResult:
     for note in outcome.get("skipped_checkpoints", []):
         say(note)
@@ -277,8 +281,7 @@ def _conclude(
         raise UserError(
             f"run {folder.path.name} failed: no evaluation gave a finite score; lower --learning-rate"
         )
-    store = CheckpointStore(folder.checkpoints)
-    best = store.path(outcome["best_step"])
+    best = CheckpointStore(folder.checkpoints).path(outcome["best_step"])
     if (fault := fault_of(best)) is not None:
         raise UserError(
             f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
@@ -291,7 +294,7 @@ def _conclude(
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
         model=str(folder.model),
-        seconds=round(time.monotonic() - started, 2),
+        seconds=round(watch.total(), 2),
         best_step=outcome["best_step"],
         steps=outcome["step"],
         train_samples_per_second=outcome["train_samples_per_second"],
@@ -300,6 +303,7 @@ def _conclude(
     )
     card = model_card(config, splits.task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
+    folder.add_seconds({"export": watch.lap("export")})
     folder.update(status="finished", result=asdict(result))
     shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's, empty of ours
     return result
