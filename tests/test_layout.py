@@ -15,10 +15,13 @@ LAYERS = [
     {"errors", "tasks", "metrics", "stats", "config", "cli", "demo", "versions", "files"},
     {"batching", "sources", "checkpoints", "runs"},
     {"tokens", "own_data", "progress", "strategies", "modeling", "export", "cluster", "processor"},
+    {"workers"},
     {"splits", "scoring", "state"},
     {"data", "journal"},
     {"session"},
     {"loop", "trainer_loop"},
+    {"launch"},
+    {"doctor"},
     {"training"},
 ]
 """Modules import from their own row and from those above it, never from below."""
