@@ -99,7 +99,10 @@ def strict(kind: str) -> dict[str, Any]:
 def test_kubernetes_takes_the_manifest(path: Path) -> None:
     manifest = yaml.safe_load(path.read_text())
     if manifest["apiVersion"] != "ray.io/v1":
-        assert (manifest["apiVersion"], manifest["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+        assert (manifest["apiVersion"], manifest["kind"]) == (
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+        )
         return
     jsonschema.validate(manifest, strict(manifest["kind"]))
     assert len(manifest["metadata"]["name"]) <= 47

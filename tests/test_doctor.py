@@ -89,7 +89,9 @@ def test_an_ill_is_named_with_its_node_and_remedy(ill: str) -> None:
 def test_nothing_is_said_against_nodes_in_good_health() -> None:
     found = judge(well(), TrainConfig(), {"CPU": 1}, CHECKS)
     assert {finding.level for finding in found if finding.check != "authentication"} == {"ok"}
-    assert "8 worker(s) of {'CPU': 1} fit" in next(f.sentence for f in found if f.check == "resources")
+    assert "8 worker(s) of {'CPU': 1} fit" in next(
+        f.sentence for f in found if f.check == "resources"
+    )
 
 
 def test_the_clock_is_only_blamed_beyond_what_the_question_took() -> None:
@@ -99,7 +101,9 @@ def test_the_clock_is_only_blamed_beyond_what_the_question_took() -> None:
     assert finding.level == "ok"
 
 
-def test_every_node_is_asked_and_the_marker_is_gone_afterwards(cluster: Any, tmp_path: Path) -> None:
+def test_every_node_is_asked_and_the_marker_is_gone_afterwards(
+    cluster: Any, tmp_path: Path
+) -> None:
     with marked(tmp_path) as question:
         answers = ask(dataclasses.replace(question, model="/absent"), timeout=60)
         assert len(list(Path(question.marker).parent.iterdir())) == 1 + len(answers)
@@ -124,8 +128,8 @@ def test_a_healthy_cluster_passes_and_its_workers_meet(
     small_run: TrainConfig,
     tmp_path: Path,
 ) -> None:
-    fields = {**dataclasses.asdict(small_run), "storage_path": str(tmp_path), "num_workers": 2}
-    report = examine(DoctorConfig(**fields, resources_per_worker={"CPU": 1}, json=True))
+    place = {"storage_path": str(tmp_path), "num_workers": 2, "resources_per_worker": {"CPU": 1}}
+    report = examine(DoctorConfig(**{**dataclasses.asdict(small_run), **place}, json=True))
     assert report["ok"], report
     assert {finding["check"] for finding in report["findings"]} >= {*CHECKS, "workers"}
     met = next(f["sentence"] for f in report["findings"] if f["check"] == "workers")
@@ -148,10 +152,14 @@ def test_a_request_that_does_not_fit_fails_without_starting_workers(
 def test_preflight_stops_fit_on_several_nodes_only(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainyard.doctor.ask", lambda *_, **__: {"b": well()["b"] | {"reads": "x"}})
+    monkeypatch.setattr(
+        "trainyard.doctor.ask", lambda *_, **__: {"b": well()["b"] | {"reads": "x"}}
+    )
     preflight(TrainConfig(), tmp_path)
     monkeypatch.setattr(cluster, "nodes", lambda: [{"Alive": True}, {"Alive": True}])
-    with pytest.raises(UserError, match=r"is not shared with 10\.0\.0\.2 \(read: x\): give a folder"):
+    with pytest.raises(
+        UserError, match=r"is not shared with 10\.0\.0\.2 \(read: x\): give a folder"
+    ):
         preflight(TrainConfig(), tmp_path)
 
 

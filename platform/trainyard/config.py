@@ -185,15 +185,14 @@ class TrainConfig:
         )
 
     def _worker_range(self) -> tuple[int, int]:
-        low, _, high = str(self.num_workers).partition(":")
-        if not (
-            low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)
-        ):
+        low, colon, high = str(self.num_workers).partition(":")
+        high = high if colon else low
+        if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
             raise UserError(
                 f"--num-workers is {self.num_workers}; it must be a number from 1, as in 4, or two of "
                 "them, as in 2:8"
             )
-        return int(low), int(high or low)
+        return int(low), int(high)
 
     @property
     def worker_counts(self) -> list[int]:
