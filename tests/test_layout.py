@@ -17,10 +17,13 @@ LAYERS = [
     errors tasks metrics stats config cli demo versions files stopwatch
     batching sources checkpoints runs
     tokens own_data progress strategies modeling export cluster processor report
+    workers
     splits scoring state
     data journal
     session
     loop trainer_loop
+    launch
+    doctor
     training
     """.strip().splitlines()
 ]

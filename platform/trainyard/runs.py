@@ -36,6 +36,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.ledger = path / "ledger"
         self.stop_request = path / "stop-request"
+        self.restart_request = path / "restart-request"
         self._metrics = path / "metrics.jsonl"
 
     def create(self) -> None:
@@ -82,6 +83,10 @@ class RunFolder:
             if path.name == Lease.NAME:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def wants_stop(self) -> bool:
+        """Whether the workers are to save and stop: for good, or to go on with other workers."""
+        return self.stop_request.exists() or self.restart_request.exists()
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl, by a single write."""
@@ -153,9 +158,14 @@ class Lease:
         if self._holder().get("id") == self._record["id"]:
             self._path.unlink(missing_ok=True)
 
+    def check(self) -> None:
+        """Raise UserError when another driver has taken the run over, this one being thought dead."""
+        if self._holder().get("id") != self._record["id"]:
+            raise self._refusal()
+
     def _renew(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
-            if self._path.exists():
+            if self._holder().get("id") == self._record["id"]:
                 os.utime(self._path)
 
     def _holder(self) -> dict[str, Any]:

@@ -111,6 +111,8 @@ class Session:
         if not (save or done % self._read_every == 0 or done % config.logging_steps == 0):
             return True
 
+        if self.accelerator.is_main_process:
+            self._store.check_claim()  # back from a lost network, it must log nothing either
         stop = self._read_losses()
         if self._ended == "failed":
             return False
@@ -177,7 +179,7 @@ class Session:
         import torch
 
         main = self.accelerator.is_main_process
-        wish = float(main and self.folder.stop_request.exists())
+        wish = float(main and self.folder.wants_stop())
         message = torch.stack([*self._unread, torch.full_like(self._unread[0], wish)])
         self._unread.clear()
         if self.accelerator.num_processes > 1:
