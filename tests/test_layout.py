@@ -19,7 +19,8 @@ LAYERS = [
     {"data", "journal"},
     {"session"},
     {"loop", "trainer_loop"},
-    {"training"},
+    {"training", "evaluation"},
+    {"suite"},
 ]
 """Modules import from their own row and from those above it, never from below."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainyard.checkpoints import CheckpointStore, fault_of
 from trainyard.cluster import ray_session, worker_resources
-from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
 from trainyard.errors import Interrupted, UserError
 from trainyard.export import export_model, model_card
@@ -101,18 +101,20 @@ def _storage(path: str) -> Path:
 
 
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
-    if not record or record["identity"] == config.identity():
-        return
-    now = asdict(config)
-    changed = [
-        f"{name} {record['config'].get(name)} -> {value}"
-        for name, value in now.items()
-        if name not in PLACE_FIELDS and record["config"].get(name) != value
-    ]
-    raise UserError(
-        f"run '{config.resolved_run_name}' was started with another config ({', '.join(changed)}); "
-        "choose another --run-name, or --fresh to start it anew"
-    )
+    if record and (changed := config.changed_since(record["config"])):
+        raise UserError(
+            f"run '{config.resolved_run_name}' was started with another config "
+            f"({', '.join(changed)}); choose another --run-name, or --fresh to start it anew"
+        )
+
+
+def finished_run(config: TrainConfig) -> FitResult | None:
+    """The result of `config`'s run, if it is finished already; touches nothing."""
+    folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
+    record = folder.read()
+    if not record or config.changed_since(record["config"]):
+        return None
+    return _finished(folder)
 
 
 def _finished(folder: RunFolder) -> FitResult | None:
