@@ -17,7 +17,7 @@ LAYERS = [
     {"tokens", "own_data", "progress", "strategies", "modeling", "export", "cluster", "report"},
     {"splits", "scoring", "state"},
     {"data", "journal"},
-    {"session"},
+    {"session", "doctoring"},
     {"loop", "trainer_loop"},
     {"training", "evaluation"},
     {"suite"},

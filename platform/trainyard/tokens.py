@@ -45,7 +45,7 @@ class TokenTable:
     def row_hashes(self) -> NDArray[np.uint64]:
         """A 64-bit hash of each row's token ids, shape [rows]: equal rows have equal hashes.
 
-        Multilinear hashing, each position with a random multiplier (Carter and Wegman 1979):
+        Multilinear hashing, length and positions each with a random factor (Carter and Wegman 1979):
         different rows of equal length collide with probability 2^-63 or so.
         """
         longest = int(self.lengths.max(initial=0))
@@ -56,8 +56,10 @@ class TokenTable:
             ids = self._ids[offsets[0] : offsets[-1]].astype(np.uint64)
             lengths = np.diff(offsets)
             position = np.arange(len(ids)) - np.repeat(offsets[:-1] - offsets[0], lengths)
-            sums = np.add.reduceat(ids * factors[position], offsets[:-1] - offsets[0])
-            found[first : first + len(lengths)] = sums + factors[longest] * lengths.astype(
+            sums = np.zeros(len(ids) + 1, np.uint64)
+            np.cumsum(ids * factors[1 + position], out=sums[1:])
+            ends = sums[offsets - offsets[0]]
+            found[first : first + len(lengths)] = np.diff(ends) + factors[0] * lengths.astype(
                 np.uint64
             )
         return found

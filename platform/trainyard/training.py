@@ -14,6 +14,7 @@ from trainyard.checkpoints import CheckpointStore, fault_of
 from trainyard.cluster import ray_session, worker_resources
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
+from trainyard.doctoring.quick import warnings
 from trainyard.errors import Interrupted, UserError
 from trainyard.export import export_model, model_card
 from trainyard.files import write_atomic
@@ -79,7 +80,8 @@ def fit(config: TrainConfig) -> FitResult:
         with ray_session(config):
             resources = worker_resources(config)
             data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
-            truncated = _report_truncation(data, config)
+            for warning in warnings(data, splits.task, config.max_length):
+                say(warning)
             _open_record(folder, config, data)
             outcome = _supervise(config, splits.task, data, folder, resources, signals)
         if outcome["outcome"] == "stopped":
@@ -88,7 +90,7 @@ def fit(config: TrainConfig) -> FitResult:
                 f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
                 signals.exit_status,
             )
-        return _conclude(config, splits, tokenizer, folder, outcome, truncated, started)
+        return _conclude(config, splits, tokenizer, folder, outcome, data, started)
 
 
 def _storage(path: str) -> Path:
@@ -140,19 +142,6 @@ def _open_record(folder: RunFolder, config: TrainConfig, data: PreparedData) -> 
         versions=versions(),
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-
-
-def _report_truncation(data: PreparedData, config: TrainConfig) -> dict[str, int]:
-    found = {}
-    for split in data.folders:
-        info = data.table(split).info
-        found[split] = int(info["truncated_rows"])
-        if found[split]:
-            say(
-                f"{split}: {found[split]} of {info['rows']} rows were cut to --max-length "
-                f"{config.max_length} tokens ({info['lost_tokens']} tokens lost)"
-            )
-    return found
 
 
 def _supervise(
@@ -267,7 +256,7 @@ def _conclude(
     tokenizer: Any,
     folder: RunFolder,
     outcome: Mapping[str, Any],
-    truncated: Mapping[str, int],
+    data: PreparedData,
     started: float,
 ) -> FitResult:
     for note in outcome.get("skipped_checkpoints", []):
@@ -299,7 +288,7 @@ def _conclude(
         steps=outcome["step"],
         train_samples_per_second=outcome["train_samples_per_second"],
         padding_efficiency=outcome["padding_efficiency"],
-        truncated_rows=truncated,
+        truncated_rows={name: data.table(name).info["truncated_rows"] for name in data.folders},
     )
     card = model_card(config, splits.task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)

@@ -63,7 +63,7 @@ def out_of_fold(rows: Rows, seed: int) -> NDArray[np.float64]:
 
     return np.asarray(
         cross_val_predict(
-            LogisticRegression(C=10.0, max_iter=100, tol=1e-2),
+            LogisticRegression(C=10.0, max_iter=200),
             features(rows.words),
             rows.labels,
             cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),

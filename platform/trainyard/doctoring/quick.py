@@ -12,8 +12,8 @@ from trainyard.tokens import TokenTable
 _RARE = 0.01
 
 
-def warnings(data: PreparedData, task: Task) -> list[str]:
-    """Sentences on leaks, contradictions, empty rows and absent labels, from the token tables.
+def warnings(data: PreparedData, task: Task, max_length: int) -> list[str]:
+    """Sentences on leaks, contradictions, empty and cut rows and absent labels, from the tables.
 
     Rows count as the same when their token ids are (compared by a 64-bit hash).
     """
@@ -27,7 +27,16 @@ def warnings(data: PreparedData, task: Task) -> list[str]:
     ]
     if found:
         found.append("jobs/doctor_data.py with the same data flags shows the rows")
-    return found
+    return [*_truncated(tables, max_length), *found]
+
+
+def _truncated(tables: Mapping[str, TokenTable], max_length: int) -> list[str]:
+    return [
+        f"{name}: {table.info['truncated_rows']} of {len(table)} rows were cut to --max-length "
+        f"{max_length} tokens ({table.info['lost_tokens']} tokens lost)"
+        for name, table in tables.items()
+        if table.info["truncated_rows"]
+    ]
 
 
 def _leaks(hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:

@@ -15,9 +15,10 @@ from trainyard.doctoring.config import DoctorConfig
 from trainyard.doctoring.duplicates import contradictions, duplicates
 from trainyard.doctoring.findings import findings
 from trainyard.doctoring.labels import suspicious_labels
+from trainyard.doctoring.page import page
 from trainyard.doctoring.rows import all_splits, read
 from trainyard.doctoring.texts import faulty_texts
-from trainyard.files import write_json
+from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
 from trainyard.runs import RunFolder
@@ -97,6 +98,7 @@ def examine(config: DoctorConfig) -> Examination:
     report["seconds_of"] = clock
     report["seconds"] = round(time.monotonic() - started, 2)
     write_json(folder.path / "doctor.json", report)
+    write_atomic(folder.path / "report.html", page(report))
     for finding in report["findings"]:
         say(f"{finding['severity']}: {finding['sentence']}")
     return Examination(folder.path, report)

@@ -17,9 +17,10 @@ from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
 from trainyard.evaluation.measures import confusion, per_class, worst_rows
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
+from trainyard.evaluation.page import page
 from trainyard.evaluation.rows import extra_columns, labelled_splits, texts_of
 from trainyard.evaluation.slices import slices
-from trainyard.files import write_json
+from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
 from trainyard.runs import RunFolder
@@ -50,7 +51,7 @@ class Evaluation:
 
 
 def evaluate(config: EvalConfig) -> Evaluation:
-    """Judge a model; write evaluation.json, predictions.parquet and report.html.
+    """Judge a model; write evaluation.json and report.html.
 
     Raises:
         UserError: for anything the user can mend, such as a model that does not fit the task.
@@ -93,6 +94,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         "versions": versions(),
     }
     write_json(folder.path / "evaluation.json", details)
+    write_atomic(folder.path / "report.html", page(details))
     if config.calibrate:
         store_temperature(cast("Path", model.folder), found)
     return Evaluation(folder.path, details)

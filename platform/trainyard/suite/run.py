@@ -14,6 +14,7 @@ from trainyard.progress import StopSignals, say
 from trainyard.runs import Lease, RunFolder
 from trainyard.splits import split_rows
 from trainyard.suite.config import SuiteConfig
+from trainyard.suite.page import page
 from trainyard.suite.runner import Outcomes, do_runs, job_of
 from trainyard.suite.submission import check_submission, write_submission
 from trainyard.suite.table import as_markdown, summary
@@ -100,6 +101,7 @@ def _write_table(
     found = {"model": config.model_name_or_path, **found, "versions": versions()}
     write_json(config.folder / "glue.json", found)
     write_atomic(config.folder / "glue.md", as_markdown(found))
+    write_atomic(config.folder / "glue.html", page(found))
     return found
 
 
