@@ -20,11 +20,12 @@ LAYERS = [
     workers
     splits scoring state
     data journal
-    session
+    session doctoring
     loop trainer_loop
     launch
     doctor
-    training
+    training evaluation
+    suite
     """.strip().splitlines()
 ]
 """Modules import from their own row and from those above it, never from below."""

@@ -1,9 +1,11 @@
 """What a run is a function of: one flat, frozen dataclass, whose fields are the flags."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trainyard.errors import UserError
 
@@ -224,6 +226,18 @@ class TrainConfig:
         """SHA-256 over all that the result is a function of, but for the data's own content."""
         fields = {k: v for k, v in asdict(self).items() if k not in PLACE_FIELDS}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def changed_since(self, recorded: Mapping[str, Any]) -> list[str]:
+        """What differs from a recorded config and decides the result, as `name old -> new`.
+
+        A field that the record is too old to have counts as its default.
+        """
+        before = {field.name: field.default for field in dataclasses.fields(self)} | dict(recorded)
+        return [
+            f"{name} {before[name]} -> {value}"
+            for name, value in asdict(self).items()
+            if name not in PLACE_FIELDS and before[name] != value
+        ]
 
     @property
     def resolved_run_name(self) -> str:

@@ -108,10 +108,14 @@ def _write_raw(split: Split, folder: Path) -> None:
 
 
 def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
+    import pyarrow.parquet as pq
+
     types = "token_type_ids" in tokenizer.model_input_names
     truncated = lost = 0
+    files = sorted(raw.iterdir())
+    pair = "text_pair" in pq.read_schema(files[0]).names
     with TableWriter(folder, types=types) as writer:
-        for batch in _tokenized(sorted(raw.iterdir()), tokenizer, max_length):
+        for batch in _tokenized(files, tokenizer, max_length):
             writer.append(
                 _flat(batch["input_ids"]),
                 _flat(batch["token_type_ids"]) if types else None,
@@ -121,7 +125,12 @@ def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
             truncated += int((batch["lost"].to_numpy() > 0).sum())
             lost += int(batch["lost"].to_numpy().sum())
         writer.close(
-            {"pad_id": tokenizer.pad_token_id, "truncated_rows": truncated, "lost_tokens": lost}
+            {
+                "pad_id": tokenizer.pad_token_id,
+                "special_tokens": tokenizer.num_special_tokens_to_add(pair=pair),
+                "truncated_rows": truncated,
+                "lost_tokens": lost,
+            }
         )
 
 

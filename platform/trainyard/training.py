@@ -10,9 +10,10 @@ from typing import Any
 
 from trainyard.checkpoints import CheckpointStore, fault_of
 from trainyard.cluster import ray_session
-from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
 from trainyard.doctor import preflight
+from trainyard.doctoring.quick import warnings
 from trainyard.errors import Interrupted, UserError
 from trainyard.export import export_model, model_card
 from trainyard.launch import run_workers
@@ -82,7 +83,8 @@ def fit(config: TrainConfig) -> FitResult:
             preflight(config, folder.path.parent)
             watch.lap("start_up")
             data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
-            truncated = _report_truncation(data, config)
+            for warning in warnings(data, splits.task, config.max_length):
+                say(warning)
             watch.lap("tokenization")
             _open_record(folder, config, data)
             outcome = _supervise(config, splits.task, data, folder, resources, signals)
@@ -95,7 +97,7 @@ def fit(config: TrainConfig) -> FitResult:
                 f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
                 signals.exit_status,
             )
-        return _conclude(config, splits, tokenizer, folder, outcome, truncated, watch)
+        return _conclude(config, splits, tokenizer, folder, outcome, data, watch)
 
 
 def _storage(path: str) -> Path:
@@ -108,17 +110,20 @@ def _storage(path: str) -> Path:
 
 
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
-    if not record or record["identity"] == config.identity():
-        return
-    changed = [
-        f"{name} {record['config'].get(name)} -> {value}"
-        for name, value in asdict(config).items()
-        if name not in PLACE_FIELDS and record["config"].get(name) != value
-    ]
-    raise UserError(
-        f"run '{config.resolved_run_name}' was started with another config ({', '.join(changed)}); "
-        "choose another --run-name, or --fresh to start it anew"
-    )
+    if record and (changed := config.changed_since(record["config"])):
+        raise UserError(
+            f"run '{config.resolved_run_name}' was started with another config "
+            f"({', '.join(changed)}); choose another --run-name, or --fresh to start it anew"
+        )
+
+
+def finished_run(config: TrainConfig) -> FitResult | None:
+    """The result of `config`'s run, if it is finished already; touches nothing."""
+    folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
+    record = folder.read()
+    if not record or config.changed_since(record["config"]):
+        return None
+    return _finished(folder)
 
 
 def _finished(folder: RunFolder) -> FitResult | None:
@@ -144,19 +149,6 @@ def _open_record(folder: RunFolder, config: TrainConfig, data: PreparedData) -> 
         versions=versions(),
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-
-
-def _report_truncation(data: PreparedData, config: TrainConfig) -> dict[str, int]:
-    found = {}
-    for split in data.folders:
-        info = data.table(split).info
-        found[split] = int(info["truncated_rows"])
-        if found[split]:
-            say(
-                f"{split}: {found[split]} of {info['rows']} rows were cut to --max-length "
-                f"{config.max_length} tokens ({info['lost_tokens']} tokens lost)"
-            )
-    return found
 
 
 def _supervise(
@@ -189,7 +181,7 @@ def _conclude(
     tokenizer: Any,
     folder: RunFolder,
     outcome: Mapping[str, Any],
-    truncated: Mapping[str, int],
+    data: PreparedData,
     watch: Stopwatch,
 ) -> FitResult:
     for note in outcome.get("skipped_checkpoints", []):
@@ -220,7 +212,7 @@ def _conclude(
         steps=outcome["step"],
         train_samples_per_second=outcome["train_samples_per_second"],
         padding_efficiency=outcome["padding_efficiency"],
-        truncated_rows=truncated,
+        truncated_rows={name: data.table(name).info["truncated_rows"] for name in data.folders},
     )
     card = model_card(config, splits.task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
