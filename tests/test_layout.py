@@ -19,6 +19,7 @@ LAYERS = [
     {"data", "journal"},
     {"session"},
     {"loop", "trainer_loop"},
+    {"workers"},
     {"training"},
     {"tuning"},
 ]

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trainyard.config import TrainConfig
@@ -76,21 +76,22 @@ def worker_resources(config: TrainConfig) -> dict[str, float]:
         needed = {**gpu, **config.resources_per_worker}
     else:
         cpus = max(int(node.get("CPU", 0)) for node in nodes)
-        while cpus > 1 and _fitting(nodes, {**gpu, "CPU": cpus}) < config.num_workers:
+        while cpus > 1 and fitting(nodes, {**gpu, "CPU": cpus}) < config.num_workers:
             cpus -= 1
         needed = {**gpu, "CPU": float(max(cpus, 1))}
-    fitting = _fitting(nodes, needed)
-    if fitting < config.num_workers:
+    room = fitting(nodes, needed)
+    if room < config.num_workers:
         total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
         raise UserError(
             f"--num-workers {config.num_workers} with {_words(needed)} each do not fit: the cluster "
-            f"has {_words(total)} on {len(nodes)} node(s), enough for {fitting}; use fewer workers or "
+            f"has {_words(total)} on {len(nodes)} node(s), enough for {room}; use fewer workers or "
             "--resources-per-worker with less for each"
         )
     return needed
 
 
-def _fitting(nodes: list[dict[str, float]], needed: dict[str, float]) -> int:
+def fitting(nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float]) -> int:
+    """How many workers that need this much fit on the nodes, each on one of them."""
     asked = {kind: amount for kind, amount in needed.items() if amount > 0}
     return sum(
         min((int(node.get(kind, 0) / amount) for kind, amount in asked.items()), default=0)

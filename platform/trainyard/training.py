@@ -1,9 +1,7 @@
 """`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
 
-import os
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -14,16 +12,16 @@ from trainyard.checkpoints import CheckpointStore, fault_of
 from trainyard.cluster import ray_session, worker_resources
 from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.data import PreparedData, prepare
-from trainyard.errors import Interrupted, UserError
+from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.export import export_model, model_card
-from trainyard.files import write_atomic
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
-from trainyard.runs import Lease, RunFolder
-from trainyard.splits import Splits, find_splits
+from trainyard.runs import EXPIRY_SECONDS, Lease, RunFolder
+from trainyard.splits import find_splits
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
 from trainyard.versions import versions
+from trainyard.workers import run_workers, worker_function
 
 
 @dataclass(frozen=True)
@@ -52,46 +50,85 @@ class FitResult:
         return {"job": "train", **asdict(self)}
 
 
-def fit(config: TrainConfig) -> FitResult:
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How a sweep takes part in a run of its own: what it prepared, and when it ends the run.
+
+    A trial of one worker runs in the calling process; one of several starts Ray Train as any run.
+    """
+
+    task: Task
+    data: PreparedData
+    tokenizer: Any
+    record: Mapping[str, Any]
+    """Joins run.json."""
+    on_evaluation: Callable[[], bool]
+    """Called in a run of one worker after each evaluation but the last, when its checkpoint is
+    stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
+
+
+def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
     """Fine-tune as `config` says, or go on where the same config was interrupted.
 
     A run that is already finished is not done again: its result is returned.
 
     Raises:
-        UserError: for anything the user can mend; what was trained so far is kept.
-        Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
+        Diverged: when the loss or every score was no number.
+        UserError: for anything else the user can mend; what was trained so far is kept.
+        Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
     """
     started = time.monotonic()
     check_strategy(config)
-    folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
+    folder = RunFolder(storage(config.storage_path) / config.resolved_run_name)
     folder.create()
-    with Lease(folder.path), StopSignals(folder.stop_request) as signals:
+    with _lease(folder, trial), StopSignals(folder.stop_request) as signals:
         if config.fresh:
             folder.clear()
         _check_same_run(config, folder.read())
         if (result := _finished(folder)) is not None:
             say(f"run {folder.path.name} is finished; --fresh would train it again")
             return result
-        splits = find_splits(config)
-        tokenizer = build_tokenizer(config)
-        for note in splits.notes:
-            say(note)
+        if trial is None:
+            splits = find_splits(config)
+            task, tokenizer = splits.task, build_tokenizer(config)
+            for note in splits.notes:
+                say(note)
+        else:
+            task, tokenizer = trial.task, trial.tokenizer
         with ray_session(config):
             resources = worker_resources(config)
-            data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
+            if trial is None:
+                data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
+            else:
+                data = trial.data
             truncated = _report_truncation(data, config)
-            _open_record(folder, config, data)
-            outcome = _supervise(config, splits.task, data, folder, resources, signals)
+            _open_record(folder, config, data, trial)
+            if trial is not None and config.num_workers == 1:
+                threads = int(resources.get("CPU", 1))
+                work = worker_function(config, task, data, folder, threads, trial.on_evaluation)
+                outcome = work()
+            else:
+                outcome = _supervise(config, task, data, folder, resources, signals)
         if outcome["outcome"] == "stopped":
             folder.update(status="stopped")
             raise Interrupted(
                 f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
                 signals.exit_status,
             )
-        return _conclude(config, splits, tokenizer, folder, outcome, truncated, started)
+        return _conclude(config, task, tokenizer, folder, outcome, truncated, started)
 
 
-def _storage(path: str) -> Path:
+def _lease(folder: RunFolder, trial: Trial | None) -> Lease:
+    """A trial waits out the lease of its predecessor, whose node may have died a moment ago."""
+    return Lease(folder.path, patience=0 if trial is None else 2 * EXPIRY_SECONDS)
+
+
+def storage(path: str) -> Path:
+    """The folder that --storage-path names.
+
+    Raises:
+        UserError: for a URL.
+    """
     if "://" in path:
         raise UserError(
             f"--storage-path {path} is a URL, which runs cannot be written to yet; mount it and give "
@@ -122,7 +159,9 @@ def _finished(folder: RunFolder) -> FitResult | None:
     return FitResult(**{**record["result"], "model": str(folder.model)})
 
 
-def _open_record(folder: RunFolder, config: TrainConfig, data: PreparedData) -> None:
+def _open_record(
+    folder: RunFolder, config: TrainConfig, data: PreparedData, trial: Trial | None
+) -> None:
     record = folder.read()
     if record and record["data_fingerprint"] != data.fingerprint:
         raise UserError(
@@ -137,6 +176,7 @@ def _open_record(folder: RunFolder, config: TrainConfig, data: PreparedData) -> 
         data_fingerprint=data.fingerprint,
         versions=versions(),
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **(trial.record if trial else {}),
     )
 
 
@@ -168,7 +208,7 @@ def _supervise(
     pool = ThreadPoolExecutor(1)
     try:
         with signals.training(), ProgressBar(folder) as bar:
-            workers = pool.submit(_run_workers, config, task, data, folder, resources)
+            workers = pool.submit(run_workers, config, task, data, folder, resources)
             while not workers.done():
                 wait([workers], timeout=0.2)
                 bar.update()
@@ -177,91 +217,9 @@ def _supervise(
         pool.shutdown(wait=False)  # after a second signal nothing waits for the workers
 
 
-def _run_workers(
-    config: TrainConfig,
-    task: Task,
-    data: PreparedData,
-    folder: RunFolder,
-    resources: Mapping[str, float],
-) -> dict[str, Any]:
-    """Start the workers, and start them again while they were lost rather than wrong.
-
-    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a programme that
-    fails in the same way every time.
-    """
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    trainer = TorchTrainer(
-        worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1))),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker=dict(resources),
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(folder.path),
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
-        ),
-        torch_config=TorchConfig(timeout_s=600),
-    )
-    before = None
-    for attempt in range(config.max_failures + 1):
-        try:
-            outcome: dict[str, Any] = trainer.fit().return_value
-            return outcome
-        except ray.train.TrainingFailedError as error:
-            write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-            failure = (folder.progress().get("step"), _cause(error))
-        if failure == before:
-            return _failed(f"the same failure twice, {failure[1]}", folder)
-        before = failure
-        if attempt < config.max_failures:
-            say(f"restarting from the last checkpoint: {failure[1]}")
-    return _failed(f"{failure[1]}, after {config.max_failures} restart(s) (--max-failures)", folder)
-
-
-def _cause(error: Any) -> str:
-    """What the first failed worker died of, in one line."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = sorted(failures.items())[0]
-    return f"worker {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1][:300]}"
-
-
-def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
-    return {
-        "outcome": "failed",
-        "reason": f"{reason}; see {folder.path / 'error.txt'}; the same command goes on from the "
-        "last checkpoint",
-    }
-
-
-def worker_function(
-    config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder, *, threads: int
-) -> Callable[[], dict[str, Any]]:
-    """What each Ray Train worker runs: the loop, with as many threads as it has CPUs."""
-
-    def work() -> dict[str, Any]:
-        import torch
-
-        from trainyard.loop import train
-        from trainyard.trainer_loop import train_by_trainer
-
-        torch.set_num_threads(max(threads, 1))
-        loops = {"accelerate": train, "trainer": train_by_trainer}
-        try:
-            return loops[config.loop](config, task, data, folder)
-        except UserError as error:  # returned, not raised: Ray would try again
-            return {"outcome": "failed", "reason": str(error)}
-
-    return work
-
-
 def _conclude(
     config: TrainConfig,
-    splits: Splits,
+    task: Task,
     tokenizer: Any,
     folder: RunFolder,
     outcome: Mapping[str, Any],
@@ -270,12 +228,14 @@ def _conclude(
 ) -> FitResult:
     for note in outcome.get("skipped_checkpoints", []):
         say(note)
+    diverged = outcome.get("diverged", False)
     if outcome["outcome"] == "failed":
-        folder.update(status="failed", reason=outcome["reason"])
-        raise UserError(f"run {folder.path.name} failed: {outcome['reason']}")
+        folder.update(status="diverged" if diverged else "failed", reason=outcome["reason"])
+        kind = Diverged if diverged else UserError
+        raise kind(f"run {folder.path.name} failed: {outcome['reason']}")
     if outcome["best_step"] is None:
-        folder.update(status="failed", reason="no evaluation gave a number")
-        raise UserError(
+        folder.update(status="diverged", reason="no evaluation gave a number")
+        raise Diverged(
             f"run {folder.path.name} failed: no evaluation gave a finite score; lower --learning-rate"
         )
     store = CheckpointStore(folder.checkpoints)
@@ -287,7 +247,7 @@ def _conclude(
     evaluation = outcome["best_evaluation"]
     result = FitResult(
         run=folder.path.name,
-        task=splits.task.name,
+        task=task.name,
         score=outcome["best_score"],
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
@@ -299,7 +259,7 @@ def _conclude(
         padding_efficiency=outcome["padding_efficiency"],
         truncated_rows=truncated,
     )
-    card = model_card(config, splits.task, folder.read(), evaluation)
+    card = model_card(config, task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
     folder.update(status="finished", result=asdict(result))
     shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's, empty of ours
