@@ -104,6 +104,7 @@ class SweepFolder:
         self.model = path / "model"
         self.best_config = path / "best.yaml"
         self.tensorboard = path / "tensorboard"
+        self.stop_request = path / "stop-request"
 
     def read(self) -> dict[str, Any]:
         """What sweep.json says; empty when there is none yet.
@@ -154,7 +155,7 @@ def record(path: Path) -> TrialRecord:
     return TrialRecord(
         spec=spec,
         status=known.get("status", "waiting"),
-        score=known.get("trial_score"),
+        score=known.get("trial_score", known.get("result", {}).get("score")),
         evaluations=known.get("trial_evaluations", 0),
         run=run,
     )
