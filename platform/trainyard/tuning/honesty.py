@@ -78,7 +78,9 @@ def confirm(
     winner = int(np.argmax(scores[1:].mean(axis=1)))
     default, best = drawn[0].mean(axis=0), drawn[1 + winner].mean(axis=0)
     picked, baseline = _out_of_bag(drawn, left_out)
-    noise = scores.var(axis=1, ddof=1) / scores.shape[1]  # of each mean, from its seeds
+    spread = scores.var(axis=1, ddof=1)
+    # A few seeds can agree by luck: none is taken as steadier than the average recipe.
+    noise = np.maximum(spread, spread.mean()) / scores.shape[1]
     seeds = scores.shape[1] - 1
 
     def interval(centre: float, rows: Floats, *seed_noise: float) -> tuple[float, float]:

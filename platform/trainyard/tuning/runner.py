@@ -25,6 +25,8 @@ Supply = Callable[[], TrialSpec | Literal["later"] | None]
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders hold it all
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints tables to stdout, however quiet it is asked to be
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 
 
@@ -110,18 +112,26 @@ def _tune(
         """Who runs, for stopping them; a line for each that ended; what a lost one left behind."""
 
         def on_trial_start(self, *, trial: Any, **_: Any) -> None:
-            spec = trial.config["spec"]
-            running[trial.trial_id] = context.folders[spec.get("kind", "search")] / spec["name"]
+            running[trial.trial_id] = folder_of(trial)
 
         def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
             if (path := running.pop(trial.trial_id, None)) is not None:
                 _say_ended(path)
 
+        def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
+            release_orphans()
+            say(f"{trial.config['spec']['name']}: its process was lost; starting it again")
+
         def on_trial_error(self, *, trial: Any, **_: Any) -> None:
             release_orphans()
-            if trial.status == "ERROR" and (path := running.pop(trial.trial_id, None)) is not None:
-                _mark_lost(path, context.config.max_failures)
-                _say_ended(path)
+            running.pop(trial.trial_id, None)
+            path = folder_of(trial)
+            _mark_lost(path, context.config.max_failures)
+            _say_ended(path)
+
+    def folder_of(trial: Any) -> Path:
+        spec = trial.config["spec"]
+        return context.folders[spec["kind"]] / spec["name"]
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -130,7 +140,7 @@ def _tune(
     scratch = folder.path / ".tune"
     try:
         if not context.config.verbose:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         tune.Tuner(
             tune.with_resources(build_trainable(context), dict(placement.per_trial)),
             tune_config=tune.TuneConfig(
@@ -147,6 +157,7 @@ def _tune(
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[Watch()],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=context.config.max_failures),
             ),
         ).fit()

@@ -256,4 +256,10 @@ def build_trainable(context: Context) -> type:
         def cleanup(self) -> None:
             self.process.stop()
 
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002
+            return {}  # the run folder has them
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Nothing: `start` reads the run folder."""
+
     return SweepTrial
