@@ -77,7 +77,7 @@ def test_trial_0_is_the_default_recipe_where_the_space_holds_it() -> None:
 
 def test_a_grid_visits_every_point_once() -> None:
     space = build_space("bert", (), BASE)
-    points = []
+    points: list[dict[str, Any]] = []
     while (point := suggest("grid", space, BASE, len(points), ())) is not None:
         points.append(point)
     assert len(points) == 18

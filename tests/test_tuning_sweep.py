@@ -202,7 +202,7 @@ def test_nested_trials_stopped_early_and_killed_give_everything_back(
             if RunFolder(folder.trials / "trial-0000").progress().get("step", 0) < 2:
                 continue
             for process in psutil.Process().children(recursive=True):
-                if "SweepTrial" in " ".join(process.cmdline()):
+                if "ResourceTrainable" in " ".join(process.cmdline()):
                     killed.append(process.pid)
                     process.kill()
                     return

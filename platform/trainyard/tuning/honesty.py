@@ -27,6 +27,11 @@ Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 RESAMPLES = 1000
+BOUNDS = {
+    "matthews_correlation": (-1.0, 1.0), "pearson": (-1.0, 1.0), "spearmanr": (-1.0, 1.0),
+    "rmse": (-np.inf, np.inf),
+}  # fmt: skip
+"""What a score can be at all; 0 to 1 for all other metrics."""
 _CELLS_AT_ONCE = 1 << 22
 """Rows times resamples in one temporary array."""
 
@@ -87,6 +92,10 @@ def confirm(
         half = _half_width(float(rows.var()), seed_noise, seeds, confidence)
         return centre - half, centre + half
 
+    def within(ends: tuple[float, float]) -> tuple[float, float]:
+        least, most = BOUNDS.get(splits[0].metric, (0.0, 1.0))
+        return float(np.clip(ends[0], least, most)), float(np.clip(ends[1], least, most))
+
     difference = float((picked - baseline).mean())
     low, high = interval(difference, best - default, noise[1 + winner], noise[0])
     verdict: Verdict = "not distinguishable"
@@ -96,8 +105,8 @@ def confirm(
     return Confirmation(
         winner=winner,
         corrected=corrected,
-        interval=interval(corrected, best, noise[1 + winner]),
-        default_interval=interval(float(scores[0].mean()), default, noise[0]),
+        interval=within(interval(corrected, best, noise[1 + winner])),
+        default_interval=within(interval(float(scores[0].mean()), default, noise[0])),
         difference=difference,
         difference_interval=(low, high),
         verdict=verdict,

@@ -115,8 +115,9 @@ def _tune(
             running[trial.trial_id] = folder_of(trial)
 
         def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-            if (path := running.pop(trial.trial_id, None)) is not None:
-                _say_ended(path)
+            running.pop(trial.trial_id, None)
+            by_itself = (trial.last_result or {}).get("done")
+            _say_ended(folder_of(trial), None if by_itself else "stopped by the scheduler")
 
         def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
             release_orphans()
@@ -130,8 +131,8 @@ def _tune(
             _say_ended(path)
 
     def folder_of(trial: Any) -> Path:
-        spec = trial.config["spec"]
-        return context.folders[spec["kind"]] / spec["name"]
+        spec = TrialSpec(**trial.config["spec"])
+        return context.folders[spec.kind] / spec.name
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -177,13 +178,11 @@ def _mark_lost(path: Path, restarts: int) -> None:
         )
 
 
-def _say_ended(path: Path) -> None:
+def _say_ended(path: Path, status: str | None = None) -> None:
     trial = record(path)
-    score = "no score" if trial.score is None else f"{trial.score:.4f}"
+    score = "" if trial.score is None else f" with {trial.score:.4f}"
     tried = ", ".join(
         f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
         for k, v in trial.spec.hyperparameters.items()
     )
-    say(
-        f"{trial.spec.name}: {trial.status}, {score} after {trial.evaluations} evaluations ({tried})"
-    )
+    say(f"{trial.spec.name}: {status or trial.status}{score} ({tried})")

@@ -27,6 +27,7 @@ from trainyard.tasks import Task
 from trainyard.training import Trial, fit
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.folder import ENDED, TrialSpec, now
+from trainyard.tuning.population import inherit
 from trainyard.tuning.space import DATA_FIELDS
 
 WORST = -1e9
@@ -85,7 +86,8 @@ class TrialProcess:
         if (report := self._unreported()) is not None and self._thread is None:
             return report
         if self._thread is None:
-            if self._run.read().get("status") in ENDED:
+            over = self._spec.is_over(len(self._reported))
+            if over or self._run.read().get("status") in ENDED:
                 return self._report(done=True)
             self._thread = threading.Thread(target=self._fit, daemon=True)
             self._thread.start()
@@ -144,6 +146,8 @@ class TrialProcess:
                 record={"sweep": self._context.sweep, "trial": self._spec.as_dict()},
                 on_evaluation=self._ask,
             )
+            if self._spec.parent is not None:
+                inherit(self._run, RunFolder(self._run.path.parent / self._spec.parent))
             fit(self._config, trial)
         except Interrupted as stop:
             status, reason = "stopped", str(stop)
@@ -180,7 +184,8 @@ class TrialProcess:
     def _ask(self) -> bool:
         """Called by the loop after an evaluation: wait for what the scheduler says."""
         self._events.put("evaluation")
-        return self._leave.get()
+        going_on = self._leave.get()
+        return going_on and not self._spec.is_over(len(self._reported))
 
     def _unreported(self) -> dict[str, Any] | None:
         """The next evaluation in the folder that was not reported yet."""
