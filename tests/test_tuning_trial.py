@@ -17,6 +17,8 @@ from trainyard.splits import find_splits
 from trainyard.tuning import trial as trial_module
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.folder import SweepFolder, TrialSpec
+from trainyard.tuning.population import check_population, next_stretch, rank_stretches
+from trainyard.tuning.space import build_space
 from trainyard.tuning.trial import WORST, Context, TrialProcess, data_key
 
 
@@ -215,3 +217,59 @@ def test_a_damaged_folder_is_refused(folder: SweepFolder) -> None:
     (folder.path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="is the folder of a single run, not of a sweep"):
         folder.read()
+
+
+def test_a_population_exchanges_checkpoints_and_the_rest_trains_as_if_alone(
+    process: TrialProcess, folder: SweepFolder, config: SweepConfig
+) -> None:
+    """Three members, an exchange after each of two epochs; what comes next is in the folders."""
+    pbt = dataclasses.replace(config, scheduler="pbt", population=3)
+    space = build_space("default", ["learning_rate=loguniform:1e-4:1e-2"], pbt)
+
+    def next_one() -> Any:
+        found = next_stretch(pbt, space, folder.records(), 2)
+        assert found == next_stretch(pbt, space, folder.records(), 2)
+        return found
+
+    for index in range(6):
+        stretch = next_one()
+        folder.add(stretch)
+        if index == 2:
+            assert next_one() == "later"  # the others have not come to the exchange
+        if index == 1:
+            continue
+        for waiting in folder.records():
+            if waiting.status == "waiting":
+                process.start(waiting.spec)
+                to_the_end(process)
+    assert next_one() is None
+
+    first, second = folder.records()[:3], folder.records()[3:]
+    assert [trial.status for trial in first] == ["stopped"] * 3
+    assert [trial.status for trial in second] == ["finished"] * 3
+    ranked = rank_stretches(first)
+    for trial in second:
+        own = next(t for t in first if t.spec.member == trial.spec.member)
+        lines = [line for line in trial.run.metrics() if "loss" in line]
+        assert lines[0]["step"] == 9  # steps 1 to 6 are its parent's
+        if own == ranked[-1]:
+            assert trial.spec.parent == ranked[0].spec.name
+            assert trial.spec.hyperparameters != ranked[0].spec.hyperparameters
+        else:
+            assert trial.spec.parent == own.spec.name
+            assert trial.spec.hyperparameters == own.spec.hyperparameters
+            alone = config.train_config(
+                trial.spec.hyperparameters, storage_path=str(folder.path), run_name="alone"
+            )
+            _, undisturbed = run_locally(dataclasses.replace(alone, run_name=trial.spec.name))
+            assert own.run.metrics() + trial.run.metrics() == undisturbed.metrics()
+        peak = trial.spec.hyperparameters["learning_rate"]
+        assert lines[0]["learning_rate"] == pytest.approx(peak * (1 - 9 / 12))
+
+
+def test_a_population_refuses_what_is_fixed(config: SweepConfig) -> None:
+    pbt = dataclasses.replace(config, scheduler="pbt")
+    with pytest.raises(UserError, match="which num_train_epochs cannot; search learning_rate"):
+        check_population(pbt, build_space("default", ["num_train_epochs=randint:1:3"], pbt))
+    with pytest.raises(UserError, match="members to their end; drop --num-trials 3"):
+        check_population(dataclasses.replace(pbt, num_trials=3), build_space("default", (), pbt))

@@ -39,7 +39,8 @@ run.json repeats it as `trial`, with `sweep` (the sweep's name), and has the run
     there is one.
 
 and, once it ended, `ended`, `trial_score` (its best evaluation's score, null when there is none),
-`trial_evaluations` and `startup_seconds` (from the scheduler's decision to the first step). A
+`trial_evaluations`, `startup_seconds` (from the scheduler's decision to the first step) and
+`loop_seconds` (from there to the end, without waiting for the scheduler). A
 trial with a trial.json and no run.json is waiting. Each run.json has `config`, and finished ones
 `result`.
 """

@@ -80,6 +80,7 @@ class TrialProcess:
         self._events: queue.Queue[str] = queue.Queue()
         self._leave: queue.Queue[bool] = queue.Queue()
         self._waiting = False
+        self._waited = 0.0
 
     def next_report(self) -> dict[str, Any]:
         """Go on to the next evaluation, or to the end; what Tune is told of it."""
@@ -177,6 +178,7 @@ class TrialProcess:
             trial_score=max(self._reported.values(), default=None),
             trial_evaluations=len(self._reported),
             startup_seconds=round(max(begun - self._started, 0.0), 3),
+            loop_seconds=round(max(time.time() - begun - self._waited, 0.0), 3),
         )
         if status in ENDED:
             CheckpointStore(self._run.checkpoints).keep(())
@@ -184,7 +186,9 @@ class TrialProcess:
     def _ask(self) -> bool:
         """Called by the loop after an evaluation: wait for what the scheduler says."""
         self._events.put("evaluation")
+        asked = time.monotonic()
         going_on = self._leave.get()
+        self._waited += time.monotonic() - asked
         return going_on and not self._spec.is_over(len(self._reported))
 
     def _unreported(self) -> dict[str, Any] | None:
