@@ -45,7 +45,6 @@ class World:
 
 
 CASES: dict[str, tuple[dict[str, float], int, int]] = {
-    "identical, steady": ({"seed_spread": 0.05, "skill_spread": 0, "taste": 0}, 2, 3),
     "identical, unsteady": ({"seed_spread": 0.3, "skill_spread": 0, "taste": 0}, 2, 3),
     "identical, two seeds, four candidates": (
         {"seed_spread": 0.2, "skill_spread": 0, "taste": 0}, 4, 2,
@@ -57,7 +56,7 @@ CASES: dict[str, tuple[dict[str, float], int, int]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_claim_is_true(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(honesty, "RESAMPLES", 100)
+    monkeypatch.setattr(honesty, "RESAMPLES", 60)
     spreads, top, seeds = CASES[case]
     world, rng = World(**spreads), np.random.default_rng(1)
     found, facts = zip(*(world.sweep(rng, top, seeds) for _ in range(SWEEPS)), strict=True)
