@@ -7,10 +7,10 @@ from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.data import prepare
+from trainyard.launch import worker_function
 from trainyard.modeling import build_tokenizer
 from trainyard.runs import RunFolder
 from trainyard.splits import find_splits
-from trainyard.workers import worker_function
 
 
 def run_locally(config: TrainConfig) -> tuple[dict[str, Any], RunFolder]:
@@ -19,7 +19,7 @@ def run_locally(config: TrainConfig) -> tuple[dict[str, Any], RunFolder]:
     folder.create()
     splits = find_splits(config)
     data = prepare(splits, build_tokenizer(config), config, folder.path.parent / ".cache")
-    outcome = worker_function(config, splits.task, data, folder, 1)()
+    outcome = worker_function(config, splits.task, data, folder, threads=1)()
     return outcome, folder
 
 

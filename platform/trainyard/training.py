@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.checkpoints import CheckpointStore, fault_of
-from trainyard.cluster import ray_session, worker_resources
-from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.cluster import ray_session
+from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
+from trainyard.doctor import preflight
+from trainyard.doctoring.quick import warnings
 from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.export import export_model, model_card
+from trainyard.launch import run_workers, worker_function
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
 from trainyard.runs import EXPIRY_SECONDS, Lease, RunFolder
 from trainyard.splits import find_splits
+from trainyard.stopwatch import Stopwatch
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
 from trainyard.versions import versions
-from trainyard.workers import run_workers, worker_function
+from trainyard.workers import worker_resources
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,11 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
         UserError: for anything else the user can mend; what was trained so far is kept.
         Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
     """
-    started = time.monotonic()
+    watch = Stopwatch()
     check_strategy(config)
     folder = RunFolder(storage(config.storage_path) / config.resolved_run_name)
     folder.create()
-    with _lease(folder, trial), StopSignals(folder.stop_request) as signals:
+    with _lease(folder, trial) as lease, StopSignals(folder.stop_request) as signals:
         if config.fresh:
             folder.clear()
         _check_same_run(config, folder.read())
@@ -98,24 +102,33 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
         with ray_session(config):
             resources = worker_resources(config)
             if trial is None:
+                preflight(config, folder.path.parent)
+                watch.lap("start_up")
                 data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
+                for warning in warnings(data, task, config.max_length):
+                    say(warning)
+                watch.lap("tokenization")
             else:
                 data = trial.data
-            truncated = _report_truncation(data, config)
+                watch.lap("start_up")
             _open_record(folder, config, data, trial)
-            if trial is not None and config.num_workers == 1:
+            if trial is not None and config.worker_counts == [1]:
                 threads = int(resources.get("CPU", 1))
-                work = worker_function(config, task, data, folder, threads, trial.on_evaluation)
-                outcome = work()
+                outcome = worker_function(
+                    config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
+                )()
             else:
                 outcome = _supervise(config, task, data, folder, resources, signals)
+            watch.lap("training")
+        lease.check()
+        folder.add_seconds(watch.seconds)
         if outcome["outcome"] == "stopped":
             folder.update(status="stopped")
             raise Interrupted(
                 f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
                 signals.exit_status,
             )
-        return _conclude(config, task, tokenizer, folder, outcome, truncated, started)
+        return _conclude(config, task, tokenizer, folder, outcome, data, watch)
 
 
 def _lease(folder: RunFolder, trial: Trial | None) -> Lease:
@@ -138,18 +151,20 @@ def storage(path: str) -> Path:
 
 
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
-    if not record or record["identity"] == config.identity():
-        return
-    now = asdict(config)
-    changed = [
-        f"{name} {record['config'].get(name)} -> {value}"
-        for name, value in now.items()
-        if name not in PLACE_FIELDS and record["config"].get(name) != value
-    ]
-    raise UserError(
-        f"run '{config.resolved_run_name}' was started with another config ({', '.join(changed)}); "
-        "choose another --run-name, or --fresh to start it anew"
-    )
+    if record and (changed := config.changed_since(record["config"])):
+        raise UserError(
+            f"run '{config.resolved_run_name}' was started with another config "
+            f"({', '.join(changed)}); choose another --run-name, or --fresh to start it anew"
+        )
+
+
+def finished_run(config: TrainConfig) -> FitResult | None:
+    """The result of `config`'s run, if it is finished already; touches nothing."""
+    folder = RunFolder(storage(config.storage_path) / config.resolved_run_name)
+    record = folder.read()
+    if not record or config.changed_since(record["config"]):
+        return None
+    return _finished(folder)
 
 
 def _finished(folder: RunFolder) -> FitResult | None:
@@ -178,19 +193,6 @@ def _open_record(
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(trial.record if trial else {}),
     )
-
-
-def _report_truncation(data: PreparedData, config: TrainConfig) -> dict[str, int]:
-    found = {}
-    for split in data.folders:
-        info = data.table(split).info
-        found[split] = int(info["truncated_rows"])
-        if found[split]:
-            say(
-                f"{split}: {found[split]} of {info['rows']} rows were cut to --max-length "
-                f"{config.max_length} tokens ({info['lost_tokens']} tokens lost)"
-            )
-    return found
 
 
 def _supervise(
@@ -223,13 +225,13 @@ def _conclude(
     tokenizer: Any,
     folder: RunFolder,
     outcome: Mapping[str, Any],
-    truncated: Mapping[str, int],
-    started: float,
+    data: PreparedData,
+    watch: Stopwatch,
 ) -> FitResult:
     for note in outcome.get("skipped_checkpoints", []):
         say(note)
-    diverged = outcome.get("diverged", False)
     if outcome["outcome"] == "failed":
+        diverged = outcome.get("diverged", False)
         folder.update(status="diverged" if diverged else "failed", reason=outcome["reason"])
         kind = Diverged if diverged else UserError
         raise kind(f"run {folder.path.name} failed: {outcome['reason']}")
@@ -238,8 +240,7 @@ def _conclude(
         raise Diverged(
             f"run {folder.path.name} failed: no evaluation gave a finite score; lower --learning-rate"
         )
-    store = CheckpointStore(folder.checkpoints)
-    best = store.path(outcome["best_step"])
+    best = CheckpointStore(folder.checkpoints).path(outcome["best_step"])
     if (fault := fault_of(best)) is not None:
         raise UserError(
             f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
@@ -252,15 +253,16 @@ def _conclude(
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
         model=str(folder.model),
-        seconds=round(time.monotonic() - started, 2),
+        seconds=round(watch.total(), 2),
         best_step=outcome["best_step"],
         steps=outcome["step"],
         train_samples_per_second=outcome["train_samples_per_second"],
         padding_efficiency=outcome["padding_efficiency"],
-        truncated_rows=truncated,
+        truncated_rows={name: data.table(name).info["truncated_rows"] for name in data.folders},
     )
     card = model_card(config, task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
+    folder.add_seconds({"export": watch.lap("export")})
     folder.update(status="finished", result=asdict(result))
     shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's, empty of ours
     return result

@@ -1,101 +1,192 @@
-"""The processes of a run: Ray Train workers, started again when lost; or this process alone."""
+"""How many workers, of what size, a cluster can hold: now, and as nodes come and go."""
 
+import logging
 import os
-import traceback
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
 
 from trainyard.config import TrainConfig
-from trainyard.data import PreparedData
 from trainyard.errors import UserError
-from trainyard.files import write_atomic
-from trainyard.progress import say
 from trainyard.runs import RunFolder
-from trainyard.tasks import Task
+
+WATCH_SECONDS = 2.0
+GROW_AFTER = 5
+"""Looks in a row that must find room for more workers before a run is restarted with them."""
+RELEASE_SECONDS = 10.0
+"""How long the cluster may take to free what a lost attempt had occupied."""
+
+Node = dict[str, float]
+"""Resources of one node, by Ray's names."""
+
+log = logging.getLogger(__name__)
 
 
-def run_workers(
-    config: TrainConfig,
-    task: Task,
-    data: PreparedData,
-    folder: RunFolder,
-    resources: Mapping[str, float],
-) -> dict[str, Any]:
-    """Start the workers, and start them again while they were lost rather than wrong.
+def worker_resources(config: TrainConfig) -> Node:
+    """Ray resources of each worker; by default an equal share of the CPUs, and a GPU if asked.
 
-    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a programme that
-    fails in the same way every time.
+    Ray would wait for ever for workers that the cluster can never hold, so that is refused here.
+
+    Raises:
+        UserError: saying how many workers would fit.
     """
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    now = _nodes(config)
+    nodes = now + _nodes_to_come(config)
+    gpu = {"GPU": 1.0} if config.use_gpu else {}
+    if config.resources_per_worker:
+        needed = {**gpu, **config.resources_per_worker}
+    else:
+        needed = {**gpu, "CPU": float(max((node.get("CPU", 0) for node in nodes), default=1) // 1)}
+        possible = min(fitting(nodes, {**gpu, "CPU": 1.0}), config.worker_counts[-1])
+        while needed["CPU"] > 1 and fitting(nodes, needed) < possible:
+            needed["CPU"] -= 1
+        needed["CPU"] = max(needed["CPU"], 1.0)
+    room = fitting(nodes, needed)
+    if room < config.worker_counts[0] and not _grows_by_itself():
+        total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
+        labels = f" with labels {config.label_selector}" if config.label_selector else ""
+        raise UserError(
+            f"--num-workers {config.num_workers} with {_words(needed)} each do not fit: the cluster "
+            f"has {_words(total)} on {len(nodes)} node(s){labels}, enough for {room}; use fewer "
+            "workers or --resources-per-worker with less for each"
+        )
+    return needed
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    trainer = TorchTrainer(
-        worker_function(config, task, data, folder, int(resources.get("CPU", 1))),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker=dict(resources),
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(folder.path),
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
-        ),
-        torch_config=TorchConfig(timeout_s=600),
+
+def worker_count(config: TrainConfig, needed: Node, *, attempt: int) -> int:
+    """How many workers to start: of the allowed numbers, the greatest that the cluster can hold.
+
+    The first attempt counts on what an autoscaler may add, later ones on what is free.
+    """
+    counts = config.worker_counts
+    if len(counts) == 1:
+        return counts[0]
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while True:
+        free, total = (fitting(_nodes(config, free=one), needed) for one in (True, False))
+        if free >= min(total, counts[-1]) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if attempt == 0:
+        free += fitting(_nodes_to_come(config), needed)
+    return _greatest(counts, free)
+
+
+class Watch:
+    """While `count` workers train: has them save and stop when a node is about to leave, or more fit.
+
+    Training then goes on from that checkpoint with as many as fit. The batches do not depend on
+    the number of workers, so neither does the result.
+    """
+
+    def __init__(self, config: TrainConfig, needed: Node, count: int, folder: RunFolder) -> None:
+        self._config, self._needed, self._count, self._folder = config, needed, count, folder
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.reason: str | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.restart_request.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._folder.restart_request.unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        leaving = _leaving()
+        roomy = 0
+        while not self._done.wait(WATCH_SECONDS) and self.reason is None:
+            try:
+                if _leaving() - leaving:
+                    self._ask("a node is about to leave")
+                room = self._count
+                if self._count < self._config.worker_counts[-1]:
+                    room += fitting(_nodes(self._config, free=True), self._needed)
+                greatest = _greatest(self._config.worker_counts, room)
+                roomy = roomy + 1 if greatest > self._count else 0
+                if roomy == GROW_AFTER:
+                    self._ask(f"room for {greatest} workers")
+            except (RuntimeError, ConnectionError, TimeoutError) as error:
+                # The control store does not answer. Whether that ends the run is for Ray to say.
+                log.debug("cluster not seen: %s", error)
+
+    def _ask(self, reason: str) -> None:
+        self.reason = reason
+        self._folder.restart_request.write_text(reason)
+
+
+def fitting(nodes: list[Node], needed: Node) -> int:
+    """How many workers of `needed` resources the nodes hold, each on one node."""
+    asked = {kind: amount for kind, amount in needed.items() if amount > 0}
+    return sum(
+        min((int(node.get(kind, 0) / amount) for kind, amount in asked.items()), default=0)
+        for node in nodes
     )
-    before = None
-    for attempt in range(config.max_failures + 1):
-        try:
-            outcome: dict[str, Any] = trainer.fit().return_value
-            return outcome
-        except ray.train.TrainingFailedError as error:
-            write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-            failure = (folder.progress().get("step"), _cause(error))
-        if failure == before:
-            return _failed(f"the same failure twice, {failure[1]}", folder)
-        before = failure
-        if attempt < config.max_failures:
-            say(f"restarting from the last checkpoint: {failure[1]}")
-    return _failed(f"{failure[1]}, after {config.max_failures} restart(s) (--max-failures)", folder)
 
 
-def _cause(error: Any) -> str:
-    """What the first failed worker died of, in one line."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = sorted(failures.items())[0]
-    return f"worker {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1][:300]}"
+def _greatest(counts: list[int], room: int) -> int:
+    return max((count for count in counts if count <= room), default=counts[0])
 
 
-def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
-    return {
-        "outcome": "failed",
-        "reason": f"{reason}; see {folder.path / 'error.txt'}; the same command goes on from the "
-        "last checkpoint",
+def _nodes(config: TrainConfig, *, free: bool = False) -> list[Node]:
+    """What each node has that workers may run on, or what is free of it."""
+    import ray
+    from ray._private.state import available_resources_per_node, state
+
+    leaving = state.get_draining_nodes()
+    wanted = (config.label_selector or {}).items()
+    nodes = {
+        node["NodeID"]: node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["NodeID"] not in leaving
+        and wanted <= (node.get("Labels") or {}).items()
     }
+    if free:
+        available = available_resources_per_node()
+        nodes = {name: available.get(name, {}) for name in nodes}
+    return list(nodes.values())
 
 
-def worker_function(
-    config: TrainConfig,
-    task: Task,
-    data: PreparedData,
-    folder: RunFolder,
-    threads: int,
-    on_evaluation: Callable[[], bool] | None = None,
-) -> Callable[[], dict[str, Any]]:
-    """What each worker runs: the loop, with as many threads as it has CPUs."""
+def _nodes_to_come(config: TrainConfig) -> list[Node]:
+    """What `ray up`'s autoscaler may add to the cluster whose head this process runs on."""
+    import yaml
 
-    def work() -> dict[str, Any]:
-        import torch
+    path = Path("~/ray_bootstrap_config.yaml").expanduser()
+    if not path.exists():
+        return []
+    launched: dict[str, Any] = yaml.safe_load(path.read_text())
+    wanted = (config.label_selector or {}).items()
+    return [
+        {kind: float(amount) for kind, amount in group["resources"].items()}
+        for name, group in launched["available_node_types"].items()
+        if name != launched["head_node_type"] and wanted <= (group.get("labels") or {}).items()
+        for _ in range(min(group.get("max_workers", 0), launched["max_workers"]))
+    ]
 
-        from trainyard.loop import train
-        from trainyard.trainer_loop import train_by_trainer
 
-        torch.set_num_threads(max(threads, 1))
-        loops = {"accelerate": train, "trainer": train_by_trainer}
-        try:
-            return loops[config.loop](config, task, data, folder, on_evaluation)
-        except UserError as error:  # returned, not raised: Ray would try again
-            return {"outcome": "failed", "reason": str(error)}
+def _grows_by_itself() -> bool:
+    """Whether KubeRay runs this head: what its autoscaler may add cannot be asked for from here."""
+    return os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1"
 
-    return work
+
+def _leaving() -> set[str]:
+    """Nodes that will leave soon and have work: idle ones are drained as a matter of course."""
+    from ray._private.state import state
+    from ray.util import placement_group_table
+
+    busy = {
+        node
+        for group in placement_group_table().values()
+        if group["state"] == "CREATED"
+        for node in group["bundles_to_node_id"].values()
+    }
+    return busy & set(state.get_draining_nodes())
+
+
+def _words(resources: Node) -> str:
+    return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items())

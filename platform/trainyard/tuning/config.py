@@ -79,7 +79,11 @@ class SweepConfig(TrainConfig):
                 f"--confirm-seeds is {self.confirm_seeds}; one seed cannot tell a recipe from luck: "
                 "use at least 2, or 0 to leave out the verdict"
             )
-        if self.scheduler == "pbt" and self.num_workers > 1:
+        if len(self.worker_counts) != 1:
+            raise UserError(
+                f"--num-workers {self.num_workers} is a range, which a trial cannot have; give a number"
+            )
+        if self.scheduler == "pbt" and self.worker_counts != [1]:
             raise UserError(
                 f"--scheduler pbt pauses trials in their process, which --num-workers "
                 f"{self.num_workers} cannot; use --num-workers 1, or --scheduler asha"

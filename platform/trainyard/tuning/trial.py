@@ -93,7 +93,7 @@ class TrialProcess:
             self._thread = threading.Thread(target=self._fit, daemon=True)
             self._thread.start()
         self._give_leave()
-        polled = self._config.num_workers > 1  # its loop is elsewhere, and does not wait
+        polled = self._config.worker_counts != [1]  # its loop is elsewhere, and does not wait
         while True:
             event = self._next_event(POLL_SECONDS if polled else None)
             if event == "ended":
