@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainyard.cli import parse
 from trainyard.errors import UserError
 from trainyard.runs import RunFolder
 from trainyard.tuning.config import SweepConfig
@@ -208,3 +210,15 @@ def test_what_runs_at_once_fits(cpus: list[int], workers: int, trials: int) -> N
     found = place(config, trials, nodes)
     needed = found.per_worker["CPU"]
     assert 1 <= found.concurrent * workers <= sum(int(count // needed) for count in cpus)
+
+
+def test_the_commands_of_the_readme_parse() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    commands = re.findall(r"python jobs/tune\.py ((?:.*\\\n)*.*)", readme.replace("`", "\n"))
+    assert commands
+    for command in commands:
+        config = parse(SweepConfig, shlex.split(command.replace("\\\n", " ")))
+        build_space(config.space, config.overrides, config.base)
+    domains = re.findall(r"[a-z_]+=[a-z]+:[a-z0-9:.,-]+", readme)
+    assert len(domains) >= 3
+    build_space("wide", domains, BASE)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from trainyard.data import PreparedData, prepare
+from trainyard.doctoring.quick import warnings
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
 from trainyard.splits import find_splits
@@ -39,7 +40,11 @@ def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple
         if not found:
             for note in splits.notes:
                 say(note)
-        found[data_key(own)] = prepare(splits, tokenizer, own, folder.path.parent / ".cache")
+        data = prepare(splits, tokenizer, own, folder.path.parent / ".cache")
+        if not found:
+            for warning in warnings(data, splits.task, own.max_length):
+                say(warning)
+        found[data_key(own)] = data
     return splits.task, found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainyard.cluster import ray_session
 from trainyard.config import PLACE_FIELDS
+from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.progress import StopSignals, say
 from trainyard.runs import Lease, RunFolder
@@ -90,6 +91,7 @@ def tune(config: SweepConfig) -> SweepResult:
         with ray_session(config):
             import ray
 
+            preflight(config, folder.path.parent)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             placement = place(config, budget, nodes)
             task, data = prepare_all(config, space, folder)
