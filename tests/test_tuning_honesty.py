@@ -99,3 +99,15 @@ def test_two_splits_count_alike() -> None:
     assert found.difference == pytest.approx(scores[1].mean() - scores[0].mean(), abs=0.01)
     worse = confirm(scores[::-1], [Judged("accuracy", runs[::-1], labels)])
     assert worse.verdict == "worse"
+
+
+def test_values_are_judged_as_classes_are() -> None:
+    """A correlation, whose rows are all distinct; and the bounds of what it can be."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=200)
+    runs = [[truth + rng.normal(0, noise, 200) for _ in range(2)] for noise in (1.0, 0.3)]
+    scores = np.array([[np.corrcoef(p, truth)[0, 1] for p in row] for row in runs])
+    found = confirm(scores, [Judged("pearson", runs, truth)])
+    assert found.winner == 0
+    assert scores[1].mean() == pytest.approx(found.corrected, abs=0.01)
+    assert -1 <= found.default_interval[0] < found.default_interval[1] <= 1

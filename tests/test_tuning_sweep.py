@@ -217,6 +217,24 @@ def test_nested_trials_stopped_early_and_killed_give_everything_back(
     assert not [t for t in folder.records() if (t.run.path / "lease.json").exists()]
 
 
+def test_a_population_trains_to_its_end(cluster: Any, config: SweepConfig) -> None:
+    population = dataclasses.replace(
+        config, run_name="population", scheduler="pbt", population=2, num_trials=None,
+        max_concurrent_trials=None, confirm_seeds=0,
+    )  # fmt: skip
+    result = tune(population)
+    assert result.trials == {"stopped": 2, "finished": 2}
+    first, second = (
+        [r for r in folder_of(population).records() if r.spec.generation == generation]
+        for generation in (0, 1)
+    )
+    best = max(first, key=lambda trial: trial.score or 0)
+    assert [trial.spec.parent for trial in second] == [best.spec.name] * 2
+    assert result.best_trial in {trial.spec.name for trial in second}
+    assert Path(result.model, "model.safetensors").exists()
+    wait_until_free(cluster, 4)
+
+
 MISTAKES = {
     "unknown searcher": (["--searcher", "bayes"], "bayes"),
     "zero budget": (["--num-trials", "0"], "--num-trials is 0; it must be at least 1"),

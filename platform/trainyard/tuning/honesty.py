@@ -34,6 +34,8 @@ BOUNDS = {
 """What a score can be at all; 0 to 1 for all other metrics."""
 _CELLS_AT_ONCE = 1 << 22
 """Rows times resamples in one temporary array."""
+_FEW_CELLS = 64
+"""Distinct rows (of a confusion matrix) up to which it pays to count them instead of rows."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +132,21 @@ def _resample_split(split: Judged, rng: np.random.Generator) -> tuple[Floats, Fl
     statistics, members = [], []
     for predictions in (p for configuration in split.predictions for p in configuration):
         first, _ = distinct_rows(predictions, split.references)
-        statistics.append(statistic_of(split.metric, predictions[first], split.references[first]))
-        members.append(_cell_of_row(predictions, split.references))
-    ends = np.cumsum([member.shape[1] for member in members])[:-1]
-    member = np.concatenate(members, axis=1)  # one product serves all runs
+        few = len(first) <= _FEW_CELLS
+        kept = first if few else slice(None)
+        statistics.append(statistic_of(split.metric, predictions[kept], split.references[kept]))
+        members.append(_cell_of_row(predictions, split.references) if few else None)
     found: list[Floats] = []
     at_once = max(1, _CELLS_AT_ONCE // rows)
     for start in range(0, RESAMPLES, at_once):
         size = min(at_once, RESAMPLES - start)
         drawn = rng.integers(rows, size=(size, rows)) + rows * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)
-        weights = np.concatenate([counts, counts == 0]).astype(np.float64) @ member
-        each = np.split(weights, ends, axis=1)
-        values = [statistic(part) for statistic, part in zip(statistics, each, strict=True)]
+        weights = np.concatenate([counts, counts == 0]).astype(np.float64)
+        values = [
+            statistic(weights if member is None else weights @ member)
+            for statistic, member in zip(statistics, members, strict=True)
+        ]
         found.append(np.array(values).reshape(len(values), 2, size))
     shape = (len(split.predictions), -1, RESAMPLES)
     values_of = np.concatenate(found, axis=2)

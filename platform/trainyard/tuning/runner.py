@@ -22,6 +22,8 @@ from trainyard.tuning.trial import Context, build_trainable
 Supply = Callable[[], TrialSpec | Literal["later"] | None]
 """The next trial; "later" when it depends on one that is running; None when there are no more."""
 
+RECORD_SECONDS = 5.0
+
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders hold it all
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -38,13 +40,17 @@ def run_trials(
     placement: Placement,
     signals: StopSignals,
     *,
-    deadline: float | None = None,
+    spent: Callable[[], float] | None = None,
+    seconds: float | None = None,
 ) -> Literal["done", "stopped", "time"]:
-    """Run what `supply` gives until there is no more, a signal came, or the `deadline` (Unix time).
+    """Run what `supply` gives until there is no more, a signal came, or `spent` passes `seconds`.
 
-    On a signal or the deadline running trials save and stop, and nothing new is started.
+    On a signal or at that time running trials save and stop, and nothing new is started. What was
+    spent is written down as it goes, so that a driver that is killed does not get it back.
     """
     ended: Literal["done", "stopped", "time"] = "done"
+    if spent and seconds is not None and spent() >= seconds:
+        return "time"
     running: dict[str, Path] = {}
 
     def next_spec() -> TrialSpec | Literal["later"] | None:
@@ -61,11 +67,15 @@ def run_trials(
     thread = threading.Thread(target=tune, daemon=True)
     with signals.training():
         thread.start()
+        written = time.monotonic()
         while thread.is_alive():
             thread.join(0.3)
+            if spent and time.monotonic() - written > RECORD_SECONDS:
+                written = time.monotonic()
+                folder.update(seconds=round(spent(), 2))
             if folder.stop_request.exists():
                 ended = "stopped"
-            elif deadline is not None and time.time() >= deadline and ended == "done":
+            elif spent and seconds is not None and spent() >= seconds and ended == "done":
                 ended = "time"
                 say("the time is up: saving what runs")
             if ended != "done":

@@ -83,7 +83,7 @@ def tune(config: SweepConfig) -> SweepResult:
             RunFolder(folder.path).clear()
         known = folder.read()
         _check_same_sweep(config, known)
-        if (result := _finished(config, known)) is not None:
+        if (result := _finished(config, folder, known)) is not None:
             say(f"sweep {folder.path.name} is finished; more --num-trials or --fresh goes on")
             return result
         folder.records()  # a damaged folder is known before anything is started
@@ -95,6 +95,12 @@ def tune(config: SweepConfig) -> SweepResult:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             placement = place(config, budget, nodes)
             task, data = prepare_all(config, space, folder)
+            prints = {str(key): found.fingerprint for key, found in data.items()}
+            if known and known["data_fingerprint"] != prints:
+                raise UserError(
+                    f"the data of sweep '{folder.path.name}' has changed since it was started; choose "
+                    "another --run-name, or --fresh to start it anew"
+                )
             context = Context(
                 sweep=folder.path.name,
                 config=config,
@@ -116,7 +122,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 metric=task.score,
                 num_trials=budget,
                 started=known.get("started") or now(),
-                data_fingerprint={str(key): found.fingerprint for key, found in data.items()},
+                data_fingerprint=prints,
                 versions=versions(),
                 resources_per_trial=dict(placement.per_worker),
                 max_concurrent_trials=placement.concurrent,
@@ -126,7 +132,6 @@ def tune(config: SweepConfig) -> SweepResult:
                 f"{config.searcher} search of {', '.join(f'{k} {v}' for k, v in space.items())}"
             )
             try:
-                left = None if config.max_seconds is None else config.max_seconds - spent
                 ended = run_trials(
                     folder,
                     context,
@@ -134,7 +139,8 @@ def tune(config: SweepConfig) -> SweepResult:
                     SCHEDULERS[config.scheduler](config),
                     placement,
                     signals,
-                    deadline=None if left is None else started + left,
+                    spent=lambda: spent + time.time() - started,
+                    seconds=config.max_seconds,
                 )
                 if ended == "stopped":
                     raise _interrupted(folder, signals)
@@ -144,8 +150,9 @@ def tune(config: SweepConfig) -> SweepResult:
                 candidates = candidates_of(config, ranked, default)
                 confirmation = None
                 if config.confirm_seeds and candidates:
-                    where = place(config, len(candidates) + 1, nodes)
-                    if not run_confirmation(folder, context, candidates, default, where, signals):
+                    if not run_confirmation(
+                        folder, context, candidates, default, placement, signals
+                    ):
                         raise _interrupted(folder, signals)
                     confirmation = verdict_of(folder, context, candidates, default)
                 return _conclude(
@@ -175,12 +182,15 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _finished(config: SweepConfig, known: Mapping[str, Any]) -> SweepResult | None:
+def _finished(
+    config: SweepConfig, folder: SweepFolder, known: Mapping[str, Any]
+) -> SweepResult | None:
     if known.get("status") != "finished":
         return None
     if any(known["config"][name] != getattr(config, name) for name in BUDGET_FIELDS):
         return None
-    return SweepResult(**known["result"])
+    here = {"model": str(folder.model), "best_config": str(folder.best_config)}
+    return SweepResult(**{**known["result"], **here})
 
 
 def _interrupted(folder: SweepFolder, signals: StopSignals) -> Interrupted:
