@@ -160,17 +160,17 @@ class Lease:
         if self._holder().get("id") == self._record["id"]:
             self._path.unlink(missing_ok=True)
 
-    def check(self) -> None:
-        """Raise UserError when another driver has taken the run over, this one being thought dead."""
-        if self._holder().get("id") != self._record["id"]:
-            raise self._refusal()
-
     def _take(self) -> int | None:
         self._remove_if_dead()
         try:
             return os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return None
+
+    def check(self) -> None:
+        """Raise UserError when another driver has taken the run over, this one being thought dead."""
+        if self._holder().get("id") != self._record["id"]:
+            raise self._refusal()
 
     def _renew(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):

@@ -41,9 +41,9 @@ class Session:
         on_evaluation: Callable[[], bool] | None = None,
     ) -> None:
         self.watch = Stopwatch()
+        self._on_evaluation = on_evaluation
         self.config, self.task, self.data, self.folder = config, task, data, folder
         self.accelerator = accelerator
-        self._on_evaluation = on_evaluation
         self._table = data.table("train")
         self._lengths = self._table.lengths
         self.plan = Plan(
@@ -162,13 +162,18 @@ class Session:
             ),
         }
 
+    def _is_told_to_stop(self) -> bool:
+        told = self._on_evaluation is not None and not self._on_evaluation()
+        self.watch.lap("verdict")
+        return told
+
     def _tell(self, *, at_once: bool = False) -> None:
         """Show where the run is, and where its time went.
 
         A step's wait for gradients is inside its backward pass: DDP measures what of it did not
         overlap with computing, in the first ten steps and then in every hundredth.
         """
-        measured: dict[str, float] = getattr(self._live[0], "_get_ddp_logging_data", dict)()
+        measured = getattr(self._live[0], "_get_ddp_logging_data", dict)()
         exchange = measured.get("avg_backward_comm_time", 0)
         waited = (exchange - measured.get("avg_backward_compute_comm_overlap_time", 0)) / 1e9
         self.watch.move("compute", "sync", waited * self._steps - self._waited)
@@ -176,9 +181,6 @@ class Session:
         speed = self._rows / self._seconds if self._seconds else None
         self.journal.progress(self.state, speed, self.watch.seconds, at_once=at_once)
         self.watch.lap("records")
-
-    def _is_told_to_stop(self) -> bool:
-        return self._on_evaluation is not None and not self._on_evaluation()
 
     def _read_losses(self) -> bool:
         """Sum the unread losses over the processes, log and check them; returns whether to stop.

@@ -110,15 +110,12 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
                 watch.lap("tokenization")
             else:
                 data = trial.data
+                watch.lap("start_up")
             _open_record(folder, config, data, trial)
-            if trial is not None and config.num_workers == 1:
+            if trial is not None and config.worker_counts == [1]:
+                threads = int(resources.get("CPU", 1))
                 outcome = worker_function(
-                    config,
-                    task,
-                    data,
-                    folder,
-                    threads=int(resources.get("CPU", 1)),
-                    on_evaluation=trial.on_evaluation,
+                    config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
                 )()
             else:
                 outcome = _supervise(config, task, data, folder, resources, signals)
@@ -233,8 +230,8 @@ def _conclude(
 ) -> FitResult:
     for note in outcome.get("skipped_checkpoints", []):
         say(note)
-    diverged = outcome.get("diverged", False)
     if outcome["outcome"] == "failed":
+        diverged = outcome.get("diverged", False)
         folder.update(status="diverged" if diverged else "failed", reason=outcome["reason"])
         kind = Diverged if diverged else UserError
         raise kind(f"run {folder.path.name} failed: {outcome['reason']}")

@@ -79,12 +79,11 @@ class SweepConfig(TrainConfig):
                 f"--confirm-seeds is {self.confirm_seeds}; one seed cannot tell a recipe from luck: "
                 "use at least 2, or 0 to leave out the verdict"
             )
-        if ":" in str(self.num_workers):
+        if len(self.worker_counts) != 1:
             raise UserError(
-                f"--num-workers is {self.num_workers}; the trials of a sweep share the cluster out "
-                "evenly: give one number"
+                f"--num-workers {self.num_workers} is a range, which a trial cannot have; give a number"
             )
-        if self.scheduler == "pbt" and self.trial_workers > 1:
+        if self.scheduler == "pbt" and self.worker_counts != [1]:
             raise UserError(
                 f"--scheduler pbt pauses trials in their process, which --num-workers "
                 f"{self.num_workers} cannot; use --num-workers 1, or --scheduler asha"
@@ -93,11 +92,6 @@ class SweepConfig(TrainConfig):
             raise UserError(
                 f"--scheduler pbt chooses its own points; drop --searcher {self.searcher}"
             )
-
-    @property
-    def trial_workers(self) -> int:
-        """Training processes of each trial."""
-        return int(self.num_workers)
 
     @property
     def overrides(self) -> tuple[str, ...]:

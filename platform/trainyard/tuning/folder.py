@@ -30,19 +30,24 @@ sweep.json holds
                   difference: {value, low, high}}
 
 trial.json holds what was decided before the trial ran: {index, name, kind ("search" or
-"confirmation"), hyperparameters, and for PBT member, generation, parent}. A trial's run.json repeats
-it as `trial`, with `sweep` (the sweep's name), and has the run's usual fields, with `status`
+"confirmation"), hyperparameters, and for PBT member, generation, parent, stretch}. A trial's
+run.json repeats it as `trial`, with `sweep` (the sweep's name), and has the run's usual fields, with
+`status`
 
-    "running", "finished", "stopped" (can go on), "pruned" (stopped by the scheduler), "diverged"
-    (loss or score is no number) or "failed"; `reason` says why where there is one.
+    "running", "finished", "stopped" (can go on; of PBT: came to the exchange), "pruned" (stopped by
+    the scheduler), "diverged" (loss or score is no number) or "failed"; `reason` says why where
+    there is one.
 
 and, once it ended, `ended`, `trial_score` (its best evaluation's score, null when there is none),
-`trial_evaluations` and `startup_seconds` (from the scheduler's decision to the first step). A
+`trial_evaluations`, `startup_seconds` (from the scheduler's decision to the first step) and
+`loop_seconds` (from there to the end, without waiting for the scheduler). A
 trial with a trial.json and no run.json is waiting. Each run.json has `config`, and finished ones
 `result`.
 """
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -71,6 +76,12 @@ class TrialSpec:
     """PBT: which stretch, from 0."""
     parent: str | None = None
     """PBT: the trial whose last checkpoint it starts from."""
+    stretch: int | None = None
+    """PBT: evaluations after which it stops for the exchange; the last stretch ends by itself."""
+
+    def is_over(self, evaluations: int) -> bool:
+        """Whether a stretch has come to its exchange."""
+        return self.stretch is not None and evaluations >= self.stretch
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it: without what does not apply."""
@@ -91,7 +102,7 @@ class TrialRecord:
     @property
     def ended(self) -> bool:
         """Whether it is never run again."""
-        return self.status in ENDED
+        return self.status in ENDED or self.spec.is_over(self.evaluations)
 
 
 class SweepFolder:
@@ -164,6 +175,18 @@ def record(path: Path) -> TrialRecord:
 def now() -> str:
     """UTC, to the second, as all records have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """The same files under a second name, where the file system can: weights are large."""
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _read_json(path: Path, kind: str) -> dict[str, Any]:

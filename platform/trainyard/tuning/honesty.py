@@ -27,8 +27,15 @@ Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 RESAMPLES = 1000
+BOUNDS = {
+    "matthews_correlation": (-1.0, 1.0), "pearson": (-1.0, 1.0), "spearmanr": (-1.0, 1.0),
+    "rmse": (-np.inf, np.inf),
+}  # fmt: skip
+"""What a score can be at all; 0 to 1 for all other metrics."""
 _CELLS_AT_ONCE = 1 << 22
 """Rows times resamples in one temporary array."""
+_FEW_CELLS = 64
+"""Distinct rows (of a confusion matrix) up to which it pays to count them instead of rows."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,18 @@ def confirm(
     winner = int(np.argmax(scores[1:].mean(axis=1)))
     default, best = drawn[0].mean(axis=0), drawn[1 + winner].mean(axis=0)
     picked, baseline = _out_of_bag(drawn, left_out)
-    noise = scores.var(axis=1, ddof=1) / scores.shape[1]  # of each mean, from its seeds
+    spread = scores.var(axis=1, ddof=1)
+    # A few seeds can agree by luck: none is taken as steadier than the average recipe.
+    noise = np.maximum(spread, spread.mean()) / scores.shape[1]
     seeds = scores.shape[1] - 1
 
     def interval(centre: float, rows: Floats, *seed_noise: float) -> tuple[float, float]:
         half = _half_width(float(rows.var()), seed_noise, seeds, confidence)
         return centre - half, centre + half
+
+    def within(ends: tuple[float, float]) -> tuple[float, float]:
+        least, most = BOUNDS.get(splits[0].metric, (0.0, 1.0))
+        return float(np.clip(ends[0], least, most)), float(np.clip(ends[1], least, most))
 
     difference = float((picked - baseline).mean())
     low, high = interval(difference, best - default, noise[1 + winner], noise[0])
@@ -94,8 +107,8 @@ def confirm(
     return Confirmation(
         winner=winner,
         corrected=corrected,
-        interval=interval(corrected, best, noise[1 + winner]),
-        default_interval=interval(float(scores[0].mean()), default, noise[0]),
+        interval=within(interval(corrected, best, noise[1 + winner])),
+        default_interval=within(interval(float(scores[0].mean()), default, noise[0])),
         difference=difference,
         difference_interval=(low, high),
         verdict=verdict,
@@ -119,19 +132,21 @@ def _resample_split(split: Judged, rng: np.random.Generator) -> tuple[Floats, Fl
     statistics, members = [], []
     for predictions in (p for configuration in split.predictions for p in configuration):
         first, _ = distinct_rows(predictions, split.references)
-        statistics.append(statistic_of(split.metric, predictions[first], split.references[first]))
-        members.append(_cell_of_row(predictions, split.references))
-    ends = np.cumsum([member.shape[1] for member in members])[:-1]
-    member = np.concatenate(members, axis=1)  # one product serves all runs
+        few = len(first) <= _FEW_CELLS
+        kept = first if few else slice(None)
+        statistics.append(statistic_of(split.metric, predictions[kept], split.references[kept]))
+        members.append(_cell_of_row(predictions, split.references) if few else None)
     found: list[Floats] = []
     at_once = max(1, _CELLS_AT_ONCE // rows)
     for start in range(0, RESAMPLES, at_once):
         size = min(at_once, RESAMPLES - start)
         drawn = rng.integers(rows, size=(size, rows)) + rows * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)
-        weights = np.concatenate([counts, counts == 0]).astype(np.float64) @ member
-        each = np.split(weights, ends, axis=1)
-        values = [statistic(part) for statistic, part in zip(statistics, each, strict=True)]
+        weights = np.concatenate([counts, counts == 0]).astype(np.float64)
+        values = [
+            statistic(weights if member is None else weights @ member)
+            for statistic, member in zip(statistics, members, strict=True)
+        ]
         found.append(np.array(values).reshape(len(values), 2, size))
     shape = (len(split.predictions), -1, RESAMPLES)
     values_of = np.concatenate(found, axis=2)

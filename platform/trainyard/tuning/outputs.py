@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.files import sync_folder, sync_tree, write_atomic
 from trainyard.runs import RunFolder
-from trainyard.tuning.folder import SweepFolder, TrialRecord
+from trainyard.tuning.folder import SweepFolder, TrialRecord, link_tree
 from trainyard.tuning.space import Space
 
 
@@ -35,20 +34,12 @@ def write_best(folder: SweepFolder, run: RunFolder, comment: str) -> None:
     text = f"# {comment}\n" + yaml.safe_dump(best_config(run), sort_keys=False)
     write_atomic(folder.best_config, text)
     scratch = folder.path / f".model-{uuid.uuid4().hex[:8]}"
-    shutil.copytree(run.model, scratch, copy_function=_link)
+    link_tree(run.model, scratch)
     sync_tree(scratch)
     if folder.model.exists():
         shutil.rmtree(folder.model)
     scratch.rename(folder.model)
     sync_folder(folder.path)
-
-
-def _link(source: str, target: str) -> None:
-    """The same file under a second name, where the file system can: weights are large."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def rows_of(trials: Sequence[TrialRecord], space: Space) -> list[dict[str, Any]]:
@@ -99,5 +90,6 @@ def write_hparams(folder: SweepFolder, trials: Sequence[TrialRecord], space: Spa
 def free_models(trials: Sequence[TrialRecord], kept: set[Path]) -> None:
     """Delete the weights of trials that lost: their configs give them again, to the bit."""
     for trial in trials:
+        shutil.rmtree(trial.run.checkpoints, ignore_errors=True)
         if trial.run.path not in kept:
             shutil.rmtree(trial.run.model, ignore_errors=True)

@@ -7,12 +7,12 @@ cluster that is full of supervisors would have no room for a worker.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trainyard.errors import UserError
 from trainyard.tuning.config import SweepConfig
-from trainyard.workers import fitting
+from trainyard.workers import Node, fitting
 
 SUPERVISOR = {"node:__internal_head__": 0.001}
 """Ray refuses to reserve nothing; this is on every cluster, and is no CPU."""
@@ -30,13 +30,13 @@ class Placement:
     """Trials at once."""
 
 
-def place(config: SweepConfig, trials: int, nodes: Sequence[Mapping[str, float]]) -> Placement:
+def place(config: SweepConfig, trials: int, nodes: list[Node]) -> Placement:
     """Share the nodes out over trials: as many at once as there are trials, then more CPUs for each.
 
     Raises:
         UserError: when not even one trial fits, saying what there is.
     """
-    workers = config.trial_workers
+    (workers,) = config.worker_counts
     gpu = {"GPU": 1.0} if config.use_gpu else {}
     if config.resources_per_worker:
         needed = {**gpu, **config.resources_per_worker}

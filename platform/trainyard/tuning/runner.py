@@ -22,9 +22,13 @@ from trainyard.tuning.trial import Context, build_trainable
 Supply = Callable[[], TrialSpec | Literal["later"] | None]
 """The next trial; "later" when it depends on one that is running; None when there are no more."""
 
+RECORD_SECONDS = 5.0
+
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders hold it all
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints tables to stdout, however quiet it is asked to be
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 
 
@@ -36,13 +40,17 @@ def run_trials(
     placement: Placement,
     signals: StopSignals,
     *,
-    deadline: float | None = None,
+    spent: Callable[[], float] | None = None,
+    seconds: float | None = None,
 ) -> Literal["done", "stopped", "time"]:
-    """Run what `supply` gives until there is no more, a signal came, or the `deadline` (Unix time).
+    """Run what `supply` gives until there is no more, a signal came, or `spent` passes `seconds`.
 
-    On a signal or the deadline running trials save and stop, and nothing new is started.
+    On a signal or at that time running trials save and stop, and nothing new is started. What was
+    spent is written down as it goes, so that a driver that is killed does not get it back.
     """
     ended: Literal["done", "stopped", "time"] = "done"
+    if spent and seconds is not None and spent() >= seconds:
+        return "time"
     running: dict[str, Path] = {}
 
     def next_spec() -> TrialSpec | Literal["later"] | None:
@@ -59,11 +67,15 @@ def run_trials(
     thread = threading.Thread(target=tune, daemon=True)
     with signals.training():
         thread.start()
+        written = time.monotonic()
         while thread.is_alive():
             thread.join(0.3)
+            if spent and time.monotonic() - written > RECORD_SECONDS:
+                written = time.monotonic()
+                folder.update(seconds=round(spent(), 2))
             if folder.stop_request.exists():
                 ended = "stopped"
-            elif deadline is not None and time.time() >= deadline and ended == "done":
+            elif spent and seconds is not None and spent() >= seconds and ended == "done":
                 ended = "time"
                 say("the time is up: saving what runs")
             if ended != "done":
@@ -110,18 +122,27 @@ def _tune(
         """Who runs, for stopping them; a line for each that ended; what a lost one left behind."""
 
         def on_trial_start(self, *, trial: Any, **_: Any) -> None:
-            spec = trial.config["spec"]
-            running[trial.trial_id] = context.folders[spec.get("kind", "search")] / spec["name"]
+            running[trial.trial_id] = folder_of(trial)
 
         def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-            if (path := running.pop(trial.trial_id, None)) is not None:
-                _say_ended(path)
+            running.pop(trial.trial_id, None)
+            by_itself = (trial.last_result or {}).get("done")
+            _say_ended(folder_of(trial), None if by_itself else "stopped by the scheduler")
+
+        def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
+            release_orphans()
+            say(f"{trial.config['spec']['name']}: its process was lost; starting it again")
 
         def on_trial_error(self, *, trial: Any, **_: Any) -> None:
             release_orphans()
-            if trial.status == "ERROR" and (path := running.pop(trial.trial_id, None)) is not None:
-                _mark_lost(path, context.config.max_failures)
-                _say_ended(path)
+            running.pop(trial.trial_id, None)
+            path = folder_of(trial)
+            _mark_lost(path, context.config.max_failures)
+            _say_ended(path)
+
+    def folder_of(trial: Any) -> Path:
+        spec = TrialSpec(**trial.config["spec"])
+        return context.folders[spec.kind] / spec.name
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -130,7 +151,7 @@ def _tune(
     scratch = folder.path / ".tune"
     try:
         if not context.config.verbose:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         tune.Tuner(
             tune.with_resources(build_trainable(context), dict(placement.per_trial)),
             tune_config=tune.TuneConfig(
@@ -147,6 +168,7 @@ def _tune(
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[Watch()],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=context.config.max_failures),
             ),
         ).fit()
@@ -166,13 +188,11 @@ def _mark_lost(path: Path, restarts: int) -> None:
         )
 
 
-def _say_ended(path: Path) -> None:
+def _say_ended(path: Path, status: str | None = None) -> None:
     trial = record(path)
-    score = "no score" if trial.score is None else f"{trial.score:.4f}"
+    score = "" if trial.score is None else f" with {trial.score:.4f}"
     tried = ", ".join(
         f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
         for k, v in trial.spec.hyperparameters.items()
     )
-    say(
-        f"{trial.spec.name}: {trial.status}, {score} after {trial.evaluations} evaluations ({tried})"
-    )
+    say(f"{trial.spec.name}: {status or trial.status}{score} ({tried})")

@@ -1,25 +1,22 @@
 """`tune`: a sweep from flags to verdict. Read it top to bottom."""
 
-import itertools
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainyard.cluster import ray_session
 from trainyard.config import PLACE_FIELDS
-from trainyard.data import PreparedData, prepare
+from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
-from trainyard.modeling import build_tokenizer
 from trainyard.progress import StopSignals, say
 from trainyard.runs import Lease, RunFolder
-from trainyard.splits import find_splits
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
 from trainyard.training import storage
 from trainyard.tuning import outputs
-from trainyard.tuning.config import BUDGET_FIELDS, DEFAULT_TRIALS, SweepConfig
+from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
 from trainyard.tuning.confirm import (
     DEFAULT,
     candidates_of,
@@ -27,13 +24,15 @@ from trainyard.tuning.confirm import (
     run_name,
     verdict_of,
 )  # fmt: skip
-from trainyard.tuning.folder import SweepFolder, TrialRecord, TrialSpec, now
+from trainyard.tuning.folder import SweepFolder, TrialRecord, now
 from trainyard.tuning.placement import place
-from trainyard.tuning.runner import Supply, run_trials
+from trainyard.tuning.population import check_population
+from trainyard.tuning.runner import run_trials
 from trainyard.tuning.schedulers import SCHEDULERS
-from trainyard.tuning.search import check_searcher, grid_size, rank, suggest
-from trainyard.tuning.space import DATA_FIELDS, Space, build_space
-from trainyard.tuning.trial import Context, data_key
+from trainyard.tuning.search import check_searcher, rank
+from trainyard.tuning.space import Space, build_space
+from trainyard.tuning.supply import budget_of, prepare_all, search_supply
+from trainyard.tuning.trial import Context
 from trainyard.versions import versions
 
 
@@ -74,9 +73,9 @@ def tune(config: SweepConfig) -> SweepResult:
     check_strategy(config)
     space = build_space(config.space, config.overrides, config.base)
     check_searcher(config.searcher, space, config.num_trials)
-    budget = config.num_trials or (
-        grid_size(space) if config.searcher == "grid" else DEFAULT_TRIALS
-    )
+    if config.scheduler == "pbt":
+        check_population(config, space)
+    budget = budget_of(config, space)
     folder = SweepFolder(storage(config.storage_path) / config.resolved_run_name)
     RunFolder(folder.path).create()
     with Lease(folder.path), StopSignals(folder.stop_request) as signals:
@@ -84,7 +83,7 @@ def tune(config: SweepConfig) -> SweepResult:
             RunFolder(folder.path).clear()
         known = folder.read()
         _check_same_sweep(config, known)
-        if (result := _finished(config, known)) is not None:
+        if (result := _finished(config, folder, known)) is not None:
             say(f"sweep {folder.path.name} is finished; more --num-trials or --fresh goes on")
             return result
         folder.records()  # a damaged folder is known before anything is started
@@ -92,9 +91,16 @@ def tune(config: SweepConfig) -> SweepResult:
         with ray_session(config):
             import ray
 
+            preflight(config, folder.path.parent)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             placement = place(config, budget, nodes)
-            task, data = _prepare_all(config, space, folder)
+            task, data = prepare_all(config, space, folder)
+            prints = {str(key): found.fingerprint for key, found in data.items()}
+            if known and known["data_fingerprint"] != prints:
+                raise UserError(
+                    f"the data of sweep '{folder.path.name}' has changed since it was started; choose "
+                    "another --run-name, or --fresh to start it anew"
+                )
             context = Context(
                 sweep=folder.path.name,
                 config=config,
@@ -116,7 +122,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 metric=task.score,
                 num_trials=budget,
                 started=known.get("started") or now(),
-                data_fingerprint={str(key): found.fingerprint for key, found in data.items()},
+                data_fingerprint=prints,
                 versions=versions(),
                 resources_per_trial=dict(placement.per_worker),
                 max_concurrent_trials=placement.concurrent,
@@ -126,15 +132,15 @@ def tune(config: SweepConfig) -> SweepResult:
                 f"{config.searcher} search of {', '.join(f'{k} {v}' for k, v in space.items())}"
             )
             try:
-                left = None if config.max_seconds is None else config.max_seconds - spent
                 ended = run_trials(
                     folder,
                     context,
-                    _search(config, space, folder, budget),
+                    search_supply(config, space, folder, data, budget),
                     SCHEDULERS[config.scheduler](config),
                     placement,
                     signals,
-                    deadline=None if left is None else started + left,
+                    spent=lambda: spent + time.time() - started,
+                    seconds=config.max_seconds,
                 )
                 if ended == "stopped":
                     raise _interrupted(folder, signals)
@@ -144,8 +150,9 @@ def tune(config: SweepConfig) -> SweepResult:
                 candidates = candidates_of(config, ranked, default)
                 confirmation = None
                 if config.confirm_seeds and candidates:
-                    where = place(config, len(candidates) + 1, nodes)
-                    if not run_confirmation(folder, context, candidates, default, where, signals):
+                    if not run_confirmation(
+                        folder, context, candidates, default, placement, signals
+                    ):
                         raise _interrupted(folder, signals)
                     confirmation = verdict_of(folder, context, candidates, default)
                 return _conclude(
@@ -175,51 +182,15 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _finished(config: SweepConfig, known: Mapping[str, Any]) -> SweepResult | None:
+def _finished(
+    config: SweepConfig, folder: SweepFolder, known: Mapping[str, Any]
+) -> SweepResult | None:
     if known.get("status") != "finished":
         return None
     if any(known["config"][name] != getattr(config, name) for name in BUDGET_FIELDS):
         return None
-    return SweepResult(**known["result"])
-
-
-def _prepare_all(
-    config: SweepConfig, space: Space, folder: SweepFolder
-) -> tuple[Task, dict[tuple[Any, ...], PreparedData]]:
-    """Tokenize once for all trials, before they hold the CPUs that Ray Data would need."""
-    lists = [space[f].values if f in space else (getattr(config, f),) for f in DATA_FIELDS]
-    found: dict[tuple[Any, ...], PreparedData] = {}
-    for values in itertools.product(*lists):
-        own = config.train_config(dict(zip(DATA_FIELDS, values, strict=True)))
-        splits, tokenizer = find_splits(own), build_tokenizer(own)
-        if not found:
-            for note in splits.notes:
-                say(note)
-        found[data_key(own)] = prepare(splits, tokenizer, own, folder.path.parent / ".cache")
-    return splits.task, found
-
-
-def _search(config: SweepConfig, space: Space, folder: SweepFolder, budget: int) -> Supply:
-    """Trials that were begun, then new ones. ASHA hears again of those that ended, to judge by."""
-    begun = deque(
-        trial.spec for trial in folder.records() if not trial.ended or config.scheduler == "asha"
-    )
-
-    def supply() -> TrialSpec | None:
-        if begun:
-            return begun.popleft()
-        history = folder.records()
-        index = history[-1].spec.index + 1 if history else 0
-        if index >= budget:
-            return None
-        point = suggest(config.searcher, space, config.base, index, history)
-        if point is None:
-            return None
-        spec = TrialSpec(index=index, name=f"trial-{index:04d}", hyperparameters=point)
-        folder.add(spec)
-        return spec
-
-    return supply
+    here = {"model": str(folder.model), "best_config": str(folder.best_config)}
+    return SweepResult(**{**known["result"], **here})
 
 
 def _interrupted(folder: SweepFolder, signals: StopSignals) -> Interrupted:
@@ -266,7 +237,8 @@ def _conclude(
             f"{name}: {task.score} {score:.4f} (95 % interval {low:.4f} to {high:.4f}); the winner is "
             f"{verdict} {'from' if verdict == 'not distinguishable' else 'than'} the default recipe"
         )
-    if not best.model.exists():  # freed when an earlier budget ended with another winner
+    by_stretches = ranked[0].spec.generation is not None  # no single run has these hyperparameters
+    if confirmation is not None and (by_stretches or not best.model.exists()):
         best = RunFolder(folder.confirmation / run_name(name, 0))
     outputs.write_best(folder, best, comment)
     outputs.write_tables(folder, trials, space)

@@ -27,6 +27,7 @@ from trainyard.tasks import Task
 from trainyard.training import Trial, fit
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.folder import ENDED, TrialSpec, now
+from trainyard.tuning.population import inherit
 from trainyard.tuning.space import DATA_FIELDS
 
 WORST = -1e9
@@ -79,18 +80,20 @@ class TrialProcess:
         self._events: queue.Queue[str] = queue.Queue()
         self._leave: queue.Queue[bool] = queue.Queue()
         self._waiting = False
+        self._waited = 0.0
 
     def next_report(self) -> dict[str, Any]:
         """Go on to the next evaluation, or to the end; what Tune is told of it."""
         if (report := self._unreported()) is not None and self._thread is None:
             return report
         if self._thread is None:
-            if self._run.read().get("status") in ENDED:
+            over = self._spec.is_over(len(self._reported))
+            if over or self._run.read().get("status") in ENDED:
                 return self._report(done=True)
             self._thread = threading.Thread(target=self._fit, daemon=True)
             self._thread.start()
         self._give_leave()
-        polled = int(self._config.num_workers) > 1  # its loop is elsewhere, and does not wait
+        polled = self._config.worker_counts != [1]  # its loop is elsewhere, and does not wait
         while True:
             event = self._next_event(POLL_SECONDS if polled else None)
             if event == "ended":
@@ -144,6 +147,8 @@ class TrialProcess:
                 record={"sweep": self._context.sweep, "trial": self._spec.as_dict()},
                 on_evaluation=self._ask,
             )
+            if self._spec.parent is not None:
+                inherit(self._run, RunFolder(self._run.path.parent / self._spec.parent))
             fit(self._config, trial)
         except Interrupted as stop:
             status, reason = "stopped", str(stop)
@@ -173,6 +178,7 @@ class TrialProcess:
             trial_score=max(self._reported.values(), default=None),
             trial_evaluations=len(self._reported),
             startup_seconds=round(max(begun - self._started, 0.0), 3),
+            loop_seconds=round(max(time.time() - begun - self._waited, 0.0), 3),
         )
         if status in ENDED:
             CheckpointStore(self._run.checkpoints).keep(())
@@ -180,7 +186,10 @@ class TrialProcess:
     def _ask(self) -> bool:
         """Called by the loop after an evaluation: wait for what the scheduler says."""
         self._events.put("evaluation")
-        return self._leave.get()
+        asked = time.monotonic()
+        going_on = self._leave.get()
+        self._waited += time.monotonic() - asked
+        return going_on and not self._spec.is_over(len(self._reported))
 
     def _unreported(self) -> dict[str, Any] | None:
         """The next evaluation in the folder that was not reported yet."""
@@ -255,5 +264,11 @@ def build_trainable(context: Context) -> type:
 
         def cleanup(self) -> None:
             self.process.stop()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002
+            return {}  # the run folder has them
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Nothing: `start` reads the run folder."""
 
     return SweepTrial
