@@ -91,7 +91,7 @@ class Model:
 
 
 def make(model: Model, **limits: int) -> Batcher[int, int]:
-    return Batcher(model, lambda row: row, BatchLimits(**limits))
+    return Batcher(model, lambda row: row, limits=BatchLimits(**limits))
 
 
 async def hold(model: Model, batcher: Batcher[int, int], row: int = 1) -> "asyncio.Task[Any]":
@@ -195,6 +195,22 @@ def test_out_of_memory_splits_and_later_batches_are_smaller() -> None:
         assert 1 <= tried <= 4, "the budget that failed is not tried again and again"
         with pytest.raises(RequestError, match="100 tokens does not fit into memory; shorten it"):
             await batcher.submit([100])
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_groups_do_not_mix_and_do_not_starve_each_other() -> None:
+    async def run() -> None:
+        model = Model()
+        batcher = Batcher(model, lambda row: 5, lambda row: "odd" if row % 2 else "even")
+        first = await hold(model, batcher)
+        tasks = [asyncio.create_task(batcher.submit([row])) for row in range(2, 12)]
+        while batcher.waiting_rows < 10:
+            await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, *tasks)
+        assert model.batches == [[1], [2, 4, 6, 8, 10], [3, 5, 7, 9, 11]]
         batcher.close()
 
     asyncio.run(run())

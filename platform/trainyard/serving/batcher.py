@@ -89,6 +89,7 @@ class Batcher(Generic[Row, Result]):
     Args:
         forward: a padded forward pass; results in the order of the rows. Called in one thread.
         length: tokens of a row.
+        group: only rows of equal groups may share a pass. Default: all rows may.
         limits: see `BatchLimits`.
         on_batch: told of every forward pass, in the batcher's thread.
         clock: monotonic seconds.
@@ -98,12 +99,14 @@ class Batcher(Generic[Row, Result]):
         self,
         forward: Callable[[list[Row]], Sequence[Result]],
         length: Callable[[Row], int],
+        group: Callable[[Row], str] = lambda _: "",
         limits: BatchLimits | None = None,
         on_batch: Callable[[BatchRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._forward = forward
         self._length = length
+        self._group = group
         self._limits = limits or BatchLimits()
         self._on_batch = on_batch
         self._clock = clock
@@ -231,12 +234,14 @@ class Batcher(Generic[Row, Result]):
         waiting = [item for item in self._waiting if not item.ticket.gone]
         batch: list[_Waiting[Row]] = []
         if waiting:
+            group = self._group(waiting[0].row)
+            able = [i for i, item in enumerate(waiting) if self._group(item.row) == group]
             chosen = next_batch(
-                np.fromiter((item.length for item in waiting), np.int32, len(waiting)),
+                np.fromiter((waiting[i].length for i in able), np.int32, len(able)),
                 int(self._budget), self._cost.overhead_tokens(), self._limits.batch_rows,
             )  # fmt: skip
-            batch = [waiting[i] for i in chosen]
-            taken = set(chosen.tolist())
+            batch = [waiting[able[i]] for i in chosen]
+            taken = {able[i] for i in chosen}
             waiting = [item for i, item in enumerate(waiting) if i not in taken]
         self._waiting = waiting
         self._waiting_tokens = sum(item.length for item in waiting)
