@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "tasks", "metrics", "stats", "config", "cli", "demo", "versions", "files"},
     {"batching", "sources", "checkpoints", "runs"},
     {"tokens", "own_data", "progress", "strategies", "modeling", "export", "cluster"},
-    {"splits", "scoring", "state"},
+    {"splits", "scoring", "state", "predictors"},
     {"data", "journal"},
     {"session"},
     {"loop", "trainer_loop"},

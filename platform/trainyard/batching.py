@@ -122,6 +122,27 @@ def next_batch(
     return order[begin : oldest + end + 1]
 
 
+def token_batches(lengths: NDArray[Any], budget: int, max_rows: int | None = None) -> list[Rows]:
+    """Cut all rows into batches of at most `budget` padded tokens, longest first.
+
+    Rows of similar length share a batch, so each pads little. Every row is in exactly one batch; a
+    row longer than the budget is alone in its own.
+
+    Args:
+        lengths: Tokens per row, shape [rows].
+        budget: Rows of a batch times its longest row, at most.
+        max_rows: Rows of a batch, at most.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        size = max(1, budget // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + min(size, max_rows or size)])
+        start += len(batches[-1])
+    return batches
+
+
 def padded_length(longest: int, multiple: int, max_length: int, *, fixed: bool) -> int:
     """Tokens to which a slot is padded: its longest row rounded up, or always `max_length`."""
     return max_length if fixed else min(-(-longest // multiple) * multiple, max_length)

@@ -1,0 +1,65 @@
+"""Small models of real architectures with random weights and real subword tokenizers, on disk.
+
+Random weights prove wiring and decoding: every output differs from every other.
+"""
+
+import string
+from pathlib import Path
+from typing import Any
+
+from conftest import WORDS
+
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+def wordpiece() -> Any:
+    """BERT's kind of tokenizer: known words whole, all others in letters."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces = [
+        "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
+        *letters, *(f"##{letter}" for letter in letters), *WORDS,
+    ]  # fmt: skip
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64,
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def bert(folder: Path, head: str, **config: Any) -> Path:
+    """A two-layer BERT of 64 positions with the head of a task, such as `QuestionAnswering`."""
+    import torch
+    import transformers
+
+    tokenizer = wordpiece()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"Bert{head}")(
+        transformers.BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2,
+            num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+            initializer_range=0.5, **config,
+        )
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    return folder
+
+
+def classifier(folder: Path, labels: tuple[str, ...] = LABELS, **config: Any) -> Path:
+    """A BERT that classifies sequences."""
+    names = dict(enumerate(labels))
+    numbers = {label: i for i, label in names.items()}
+    return bert(folder, "ForSequenceClassification", id2label=names, label2id=numbers, **config)
