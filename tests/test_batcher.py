@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.batching import next_batch
-from trainyard.serving.batcher import Batcher, BatchLimits
-from trainyard.serving.cost import CostModel
+from trainyard.serving.batcher import Batcher
+from trainyard.serving.cost import BatchLimits, CostModel
 from trainyard.serving.failures import RequestError
 
 waiting_lengths = st.lists(st.integers(1, 512), min_size=1, max_size=200)
@@ -203,7 +203,7 @@ def test_out_of_memory_splits_and_later_batches_are_smaller() -> None:
 def test_groups_do_not_mix_and_do_not_starve_each_other() -> None:
     async def run() -> None:
         model = Model()
-        batcher = Batcher(model, lambda row: 5, lambda row: "odd" if row % 2 else "even")
+        batcher = Batcher(model, lambda _: 5, lambda row: "odd" if row % 2 else "even")
         first = await hold(model, batcher)
         tasks = [asyncio.create_task(batcher.submit([row])) for row in range(2, 12)]
         while batcher.waiting_rows < 10:

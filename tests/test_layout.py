@@ -20,6 +20,7 @@ LAYERS = [
     {"session"},
     {"loop", "trainer_loop"},
     {"training"},
+    {"serving"},
 ]
 """Modules import from their own row and from those above it, never from below."""
 

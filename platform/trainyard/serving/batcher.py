@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from trainyard.batching import next_batch
-from trainyard.serving.cost import BatchRecord, CostModel, out_of_memory
+from trainyard.serving.cost import BatchLimits, BatchRecord, CostModel, out_of_memory
 from trainyard.serving.failures import RequestError
 
 Row = TypeVar("Row")
@@ -66,21 +66,6 @@ class _Waiting(Generic[Row]):
     index: int
     row: Row
     length: int
-
-
-@dataclass(frozen=True)
-class BatchLimits:
-    """Bounds of a batcher.
-
-    Attributes:
-        batch_tokens: rows times longest row of one forward pass.
-        batch_rows: rows of one forward pass.
-        waiting_tokens: tokens that may wait; what comes on top is refused.
-    """
-
-    batch_tokens: int = 4096
-    batch_rows: int = 128
-    waiting_tokens: int = 131_072
 
 
 class Batcher(Generic[Row, Result]):
@@ -306,4 +291,9 @@ def _settle(tickets: list[_Ticket]) -> None:
         loops.setdefault(ticket.loop, []).append(ticket)
     for loop, theirs in loops.items():
         with contextlib.suppress(RuntimeError):  # a loop that is closed has no callers left
-            loop.call_soon_threadsafe(lambda theirs=theirs: [ticket.settle() for ticket in theirs])
+            loop.call_soon_threadsafe(_settle_all, theirs)
+
+
+def _settle_all(tickets: list[_Ticket]) -> None:
+    for ticket in tickets:
+        ticket.settle()

@@ -1,8 +1,23 @@
-"""What forward passes cost: their record, their cost in seconds learned from it, out of memory."""
+"""What forward passes may hold and what they cost: limits, their record, their cost in seconds learned from it, out of memory."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Bounds of a batcher.
+
+    Attributes:
+        batch_tokens: rows times longest row of one forward pass.
+        batch_rows: rows of one forward pass.
+        waiting_tokens: tokens that may wait; what comes on top is refused.
+    """
+
+    batch_tokens: int = 4096
+    batch_rows: int = 128
+    waiting_tokens: int = 131_072
 
 
 @dataclass(frozen=True)

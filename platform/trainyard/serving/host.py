@@ -8,14 +8,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, Prepared
-from trainyard.serving.batcher import Batcher, BatchLimits
-from trainyard.serving.cost import BatchRecord
+from trainyard.serving.batcher import Batcher
+from trainyard.serving.cost import BatchLimits, BatchRecord
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
 from trainyard.serving.options import ModelOptions, Version
@@ -138,6 +138,11 @@ class Host:
             headers["x-truncated-tokens"] = ",".join(map(str, prepared.truncated))
         return Answer(200, result, headers)
 
+    async def stream(self, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+        """Server-sent events of an answer as it is made."""
+        raise RequestError("invalid", f"{self.predictor.task} has no streamed answers")
+        yield b""
+
     def _read_and_prepare(self, body: bytes) -> Prepared:
         return self._prepare(self._read(body))
 
@@ -153,7 +158,8 @@ class Host:
             ) from None
         if not isinstance(request, dict) or "inputs" not in request:
             raise RequestError(
-                "invalid", 'the body must be a JSON object with "inputs" and, optionally, "parameters"'
+                "invalid",
+                'the body must be a JSON object with "inputs" and, optionally, "parameters"',
             )
         parameters = request.get("parameters")
         if not isinstance(parameters, dict | None):

@@ -7,7 +7,7 @@ one that was probably meant.
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -15,8 +15,6 @@ from trainyard.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 """What a model may be called: a path segment of a URL, and no path of a file system."""
-
-Options = TypeVar("Options", bound="Strict")
 
 
 class Strict(BaseModel):
@@ -45,14 +43,21 @@ def _sentence(options: type[BaseModel], error: ValidationError) -> str:
     found = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in found["loc"])
     if found["type"] == "extra_forbidden":
-        known = sorted(options.model_fields)
-        close = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
-        return f"unknown key '{key}'; {hint}"
+        return unknown_key(key, str(found["loc"][-1]), options)
     if found["type"] == "missing":
         return f"the key '{key}' is missing"
-    message = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "value_error":  # a check of ours, which says what it found
+        return f"'{key}': {found['ctx']['error']}"
+    message = found["msg"]
     return f"'{key}' is {found['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
+    """Half a sentence about a key that `options` does not have, with the one that was meant."""
+    known = sorted(options.model_fields)
+    close = difflib.get_close_matches(last, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+    return f"unknown key '{key}'; {hint}"
 
 
 class GatewayOptions(Strict):
@@ -69,12 +74,12 @@ class GatewayOptions(Strict):
     """
 
     keys_file: str | None = None
-    body_bytes: int = Field(2_000_000, ge=1)
-    body_seconds: float = Field(5.0, gt=0)
-    request_timeout_s: float = Field(30.0, gt=0)
-    concurrent_requests: int = Field(512, ge=1)
-    num_replicas: int = Field(1, ge=1)
-    num_cpus: float = Field(0, ge=0)
+    body_bytes: int = Field(default=2_000_000, ge=1)
+    body_seconds: float = Field(default=5.0, gt=0)
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    concurrent_requests: int = Field(default=512, ge=1)
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0, ge=0)
 
 
 class Version(Strict):
@@ -112,16 +117,16 @@ class ModelOptions(Strict):
     task: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
-    threads: int | None = Field(None, ge=1)
-    batch_tokens: int | None = Field(None, ge=1)
-    batch_rows: int = Field(128, ge=1)
-    waiting_tokens: int = Field(131_072, ge=1)
-    max_items: int = Field(128, ge=1)
-    max_parameters: float = Field(20e9, gt=0)
-    num_replicas: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1)
+    batch_rows: int = Field(default=128, ge=1)
+    waiting_tokens: int = Field(default=131_072, ge=1)
+    max_items: int = Field(default=128, ge=1)
+    max_parameters: float = Field(default=20e9, gt=0)
+    num_replicas: int | None = Field(default=None, ge=1)
     autoscaling: dict[str, Any] | None = None
-    num_cpus: float = Field(1, ge=0)
-    num_gpus: float = Field(0, ge=0)
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
 
 
 class SharedOptions(ModelOptions):
@@ -131,7 +136,7 @@ class SharedOptions(ModelOptions):
         max_loaded: models that one replica keeps loaded; the least recently used one gives way.
     """
 
-    max_loaded: int = Field(3, ge=1)
+    max_loaded: int = Field(default=3, ge=1)
 
 
 class SharedVersions(Strict):
@@ -159,6 +164,11 @@ class HostOptions(ModelOptions):
     model: str
     name: str | None = None
     keys_file: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str | None) -> str | None:
+        return name if name is None else check_name(name)
 
 
 def check_name(name: str) -> str:

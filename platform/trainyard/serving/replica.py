@@ -19,10 +19,12 @@ log = logging.getLogger("ray.serve.trainyard")
 class ModelReplica:
     """One model. A new `user_config` loads the next version beside the one that serves."""
 
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        self._name = name
+    def __init__(self, name: str | None, options: Mapping[str, Any]) -> None:
+        from ray import serve
+
+        self._name: str = name or serve.get_replica_context().app_name
         self._options = ModelOptions.parse(options, f"args of model '{name}'")
-        self._watch = RayWatch(name)
+        self._watch = RayWatch(self._name)
         self._host: Host | None = None
         self._refused: dict[str, Any] | None = None
 
@@ -124,7 +126,7 @@ class SharedReplica:
         if version is None:
             raise RequestError("not_found", "there is no such model here")
         # The version is part of what is kept: a new one is another model to the cache.
-        slot = await self._slot(json.dumps([name, version.source, version.revision]))
+        slot: _Slot = await self._slot(json.dumps([name, version.source, version.revision]))
         return slot.host
 
     async def _load(self, model_id: str) -> "_Slot":

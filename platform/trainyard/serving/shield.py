@@ -77,7 +77,8 @@ class Shield:
 def _request_id(scope: Any) -> str:
     """The caller's own, when it is harmless in a log, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(given := value.decode("latin-1")):
+        given: str = value.decode("latin-1")
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(given):
             return given
     return uuid.uuid4().hex
 

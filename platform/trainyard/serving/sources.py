@@ -142,6 +142,8 @@ def _parameters_of(config: dict[str, Any]) -> float:
         return 0.0
 
     width = number("hidden_size", "d_model", "n_embd", "dim")
-    layers = number("num_hidden_groups") or number("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    layers = number("num_hidden_groups") or number(
+        "num_hidden_layers", "n_layer", "num_layers", "n_layers"
+    )
     embedding = number("embedding_size") or width
     return 4 * width * width * layers + number("vocab_size") * embedding
