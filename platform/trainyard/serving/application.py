@@ -224,7 +224,7 @@ def host_application(args: Any) -> Any:
 
 def default_name(source: str) -> str:
     """What a model is called when nobody says: its run, or the last part of its source."""
-    path = Path(source)
+    path = Path(source.removeprefix("package:"))
     last = path.absolute().parent.name if path.name == "model" else path.name
     name = re.sub("[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:96]
     return name or "model"

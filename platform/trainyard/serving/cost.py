@@ -1,4 +1,4 @@
-"""What forward passes may hold and what they cost: limits, their record, their cost in seconds learned from it, out of memory."""
+"""Forward passes: what they may hold, what they held, what they cost, whether memory ran out."""
 
 from dataclasses import dataclass
 

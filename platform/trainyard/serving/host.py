@@ -140,6 +140,7 @@ class Host:
 
     async def stream(self, body: bytes, seconds: float) -> AsyncIterator[bytes]:
         """Server-sent events of an answer as it is made."""
+        del body, seconds
         raise RequestError("invalid", f"{self.predictor.task} has no streamed answers")
         yield b""
 
