@@ -19,6 +19,12 @@ def load(source: Path, **options: Any) -> Host:
     return Host.load(Version(source=str(source)), ModelOptions(threads=1, **options), Watch())
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
 class LocalModels:
     """`Models` that are hosts in this process."""
 
