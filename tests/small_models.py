@@ -7,6 +7,8 @@ import string
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from conftest import WORDS
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -63,3 +65,20 @@ def classifier(folder: Path, labels: tuple[str, ...] = LABELS, **config: Any) ->
     names = dict(enumerate(labels))
     numbers = {label: i for i, label in names.items()}
     return bert(folder, "ForSequenceClassification", id2label=names, label2id=numbers, **config)
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Equal structure and texts, floats to 1e-5."""
+    if isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key, value in theirs.items():
+            same(ours[key], value)
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for mine, yours in zip(ours, theirs, strict=True):
+            same(mine, yours)
+    elif isinstance(theirs, float | np.floating):
+        assert type(ours) is float
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    else:
+        assert ours == theirs

@@ -9,7 +9,7 @@ import pytest
 from conftest import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import classifier
+from small_models import classifier, same
 
 from trainyard.errors import UserError
 from trainyard.predictors.text_classification import TextClassification
@@ -25,23 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def predictor(folder: Path) -> TextClassification:
     return TextClassification.load(str(folder))
-
-
-def same(ours: Any, theirs: Any) -> None:
-    """Equal structure and texts, floats to 1e-5."""
-    if isinstance(theirs, dict):
-        assert list(ours) == list(theirs)
-        for key, value in theirs.items():
-            same(ours[key], value)
-    elif isinstance(theirs, list):
-        assert len(ours) == len(theirs)
-        for mine, yours in zip(ours, theirs, strict=True):
-            same(mine, yours)
-    elif isinstance(theirs, float | np.floating):
-        assert type(ours) is float
-        assert ours == pytest.approx(theirs, abs=1e-5)
-    else:
-        assert ours == theirs
 
 
 @pytest.mark.parametrize("function", [None, "sigmoid", "softmax", "none"])

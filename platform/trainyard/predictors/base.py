@@ -221,6 +221,35 @@ class Predictor(ABC):
             )
         return Tokens(cut, [n - k for n, k in zip(lengths, kept, strict=True)])
 
+    def chunk(
+        self,
+        texts: list[str],
+        pairs: list[str] | None = None,
+        *,
+        stride: int,
+        limit: int | None = None,
+        **options: Any,
+    ) -> Tokens:
+        """Tokenize unpadded, cutting long texts into rows that overlap by `stride` tokens.
+
+        With `pairs` it is the second text that is cut up, and the first is in every row. The
+        encoding's `overflow_to_sample_mapping` says which text a row belongs to.
+        """
+        limit = self.max_tokens if limit is None else limit
+        with self._tokenizer_lock:
+            encoding = self.tokenizer(
+                texts,
+                pairs,
+                truncation="longest_first" if pairs is None else "only_second",
+                max_length=limit or 2**31 - 1,
+                stride=stride,
+                return_overflowing_tokens=True,
+                return_attention_mask=False,
+                verbose=False,
+                **options,
+            )
+        return Tokens(encoding)
+
     def rows_of(self, tokens: Tokens) -> list[Row]:
         """One row per tokenized text, with the inputs that the model takes."""
         names = [
