@@ -6,8 +6,8 @@ cost a connection and nothing else. What it passes on and gets back are bytes.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,12 +100,15 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
         until = time.monotonic() + _seconds(request, options.request_timeout_s)
         admit(request, name)
         known(name)
-        async with in_work.one():
+        async with AsyncExitStack() as held:
+            held.enter_context(in_work.one())
             body = await read_body(request, options.body_bytes, options.body_seconds)
             if b'"stream"' in body and _wants_stream(body):
                 events = models.stream(name, body, until - time.monotonic())
                 first = await anext(aiter(events))  # so that a failure still has its status
-                return StreamingResponse(_chain(first, events), media_type="text/event-stream")
+                return StreamingResponse(
+                    _chain(first, events, held.pop_all()), media_type="text/event-stream"
+                )
             try:
                 async with asyncio.timeout(until - time.monotonic()):
                     answer = await models.ask(name, body, until - time.monotonic())
@@ -166,8 +169,8 @@ class _Counter:
         self._most = most
         self._now = 0
 
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
+    @contextmanager
+    def one(self) -> Iterator[None]:
         if self._now >= self._most:
             raise RequestError(
                 "overloaded", f"{self._most} requests are in work already; try again later", 1
@@ -200,7 +203,11 @@ def _wants_stream(body: bytes) -> bool:
     return isinstance(request, dict) and request.get("stream") is True
 
 
-async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for event in rest:
-        yield event
+async def _chain(
+    first: bytes, rest: AsyncIterator[bytes], held: AsyncExitStack
+) -> AsyncIterator[bytes]:
+    """All events; what is held for the request is let go with the last, or when its caller leaves."""
+    async with held:
+        yield first
+        async for event in rest:
+            yield event

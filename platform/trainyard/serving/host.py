@@ -7,9 +7,11 @@ loop is always free for whoever asks next. No Ray.
 import asyncio
 import json
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any, Self
 
 from trainyard.errors import UserError
@@ -139,10 +141,54 @@ class Host:
         return Answer(200, result, headers)
 
     async def stream(self, body: bytes, seconds: float) -> AsyncIterator[bytes]:
-        """Server-sent events of an answer as it is made."""
-        del body, seconds
-        raise RequestError("invalid", f"{self.predictor.task} has no streamed answers")
-        yield b""
+        """Server-sent events of an answer as it is made, token by token, ended by `[DONE]`.
+
+        Raises:
+            RequestError: when there is none; once the first event went out, a last event tells it.
+        """
+        self._in_work += 1
+        sent = 0
+        try:
+            async with aclosing(self._events(body, time.monotonic() + seconds)) as events:
+                async for event in events:
+                    if event["index"] > sent:  # a batch that ran again repeats itself
+                        sent = event["index"]
+                        yield b"data:" + _dump(event) + b"\n\n"
+            yield b"data: [DONE]\n\n"
+        except RequestError as error:
+            self._watch.refused(error.kind)
+            if not sent:
+                raise
+            yield b"data:" + error.body() + b"\n\n"
+        finally:
+            self._in_work -= 1
+            self._close_if_idle()
+
+    async def _events(self, body: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self._tokenizer, self._read_and_prepare, body)
+        prepare_stream = getattr(self.predictor, "stream", None)
+        if prepare_stream is None:
+            raise RequestError("invalid", f"{self.predictor.task} has no streamed answers")
+        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        left = threading.Event()
+
+        def emit(event: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        try:
+            prepare_stream(prepared, emit, left.is_set)
+        except UserError as error:
+            raise RequestError("invalid", str(error)) from None
+        task = loop.create_task(self._batcher.submit(prepared.rows, deadline))
+        task.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            await task
+        finally:  # the caller may have left: no token more for it
+            left.set()
+            task.cancel()
 
     def _read_and_prepare(self, body: bytes) -> Prepared:
         return self._prepare(self._read(body))
