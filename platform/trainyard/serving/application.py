@@ -22,7 +22,9 @@ from trainyard.serving.options import (
     HostOptions,
     ModelOptions,
     SharedOptions,
+    Version,
 )
+from trainyard.serving.sources import locate
 
 REFRESH_SECONDS = 1.0
 TRIES = 3
@@ -215,6 +217,8 @@ def host_application(args: Any) -> Any:
 
     given = HostOptions.parse(args, "serve.app:build")
     options = ModelOptions(**given.model_dump(exclude={"model", "name", "keys_file"}))
+    if Path(given.model).exists():  # else it may be a folder that only the cluster's nodes see
+        locate(Version(source=given.model), options.max_parameters)
     model = _replicas(ModelReplica, MODEL, options, user_config={"source": given.model})
     name = given.name or default_name(given.model)
     return gateway_application(
@@ -243,6 +247,7 @@ def _replicas(replica: type[Any], name: str, options: ModelOptions, **more: Any)
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         # The batcher has the queue, bounded in tokens; Serve must not keep one in front of it.
         max_ongoing_requests=100_000,
+        max_constructor_retry_count=2,  # a model that is broken stays broken
         max_surge_percent=100,  # the next replica is ready before the old one goes
         logging_config={"enable_access_log": False},
         **more,

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from trainyard.serving.failures import RequestError
@@ -16,6 +17,12 @@ from trainyard.serving.keys import KeyRing
 from trainyard.serving.openapi import describe_api
 from trainyard.serving.options import GatewayOptions
 from trainyard.serving.shield import Shield, read_body
+
+PLAYGROUND_MAY = (
+    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+"""The page holds its own script and talks to this server alone."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Models(Protocol):
 def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any:
     """The ASGI application."""
     from fastapi import FastAPI, Request
-    from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
 
     from trainyard import __version__
@@ -64,6 +71,7 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
         description="Fine-tuned models behind the shapes of the Hugging Face Inference API.",
         redoc_url=None,
     )
+    page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
     in_work = _Counter(options.concurrent_requests)
 
     def known(name: str) -> str:
@@ -146,6 +154,10 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
     @app.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
+
+    @app.get("/playground", include_in_schema=False)
+    async def playground() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": PLAYGROUND_MAY})
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
