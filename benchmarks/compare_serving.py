@@ -92,13 +92,17 @@ def main() -> None:
         bare = bare_forward(model, texts, args.threads)
         for number in range(args.rounds):
             for kind in args.kinds:
-                with running(kind, model, args.threads, haproxy=not args.no_haproxy) as url:
-                    given[kind] = asyncio.run(answers(url, bodies[:40]))
+                with running(kind, model, args.threads, haproxy=not args.no_haproxy) as server:
+                    given[kind] = asyncio.run(answers(server.url, bodies[:40]))
                     for clients in args.clients:
+                        asyncio.run(closed_loop(server.url, bodies, clients, 2))  # warm
+                        before = server.cpu_seconds()
                         outcome = asyncio.run(
-                            closed_loop(url, bodies, clients, args.seconds, warm_up=2)
+                            closed_loop(server.url, bodies, clients, args.seconds)
                         )
-                        run = {"round": number, "server": kind, "clients": clients}
+                        used = 1000 * (server.cpu_seconds() - before)
+                        run: dict[str, Any] = {"round": number, "server": kind, "clients": clients}
+                        run["cpu_ms_per_request"] = round(used / outcome.statuses.total(), 2)
                         runs.append({**run, **outcome.as_json()})
                         print(json.dumps(runs[-1]), file=sys.stderr)
 
@@ -109,16 +113,29 @@ def main() -> None:
     summary: dict[str, Any] = {"bare_forward_p50_ms": bare["p50_ms"]}
     if "ours" in args.kinds:
         for clients in args.clients:
-            summary[f"ours_{clients}"] = {
-                figure: median("ours", clients, figure)
-                for figure in ("per_second", "p50_ms", "p99_ms")
-            } | {
-                f"times_{kind}": round(
-                    median("ours", clients, "per_second") / median(kind, clients, "per_second"), 2
-                )
-                for kind in args.kinds
-                if kind != "ours"
-            }
+            summary[f"ours_{clients}"] = (
+                {
+                    figure: median("ours", clients, figure)
+                    for figure in ("per_second", "p50_ms", "p99_ms", "cpu_ms_per_request")
+                }
+                | {
+                    f"cpu_of_{kind}": round(
+                        median(kind, clients, "cpu_ms_per_request")
+                        / median("ours", clients, "cpu_ms_per_request"),
+                        2,
+                    )
+                    for kind in args.kinds
+                    if kind != "ours"
+                }
+                | {
+                    f"times_{kind}": round(
+                        median("ours", clients, "per_second") / median(kind, clients, "per_second"),
+                        2,
+                    )
+                    for kind in args.kinds
+                    if kind != "ours"
+                }
+            )
         summary["largest_difference_of_scores"] = max(
             (largest_difference(given["ours"], given[k]) for k in args.kinds if k != "ours"),
             default=0.0,

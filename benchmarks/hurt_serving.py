@@ -19,6 +19,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def main() -> None:
             steps.append(lambda: swap(server, bodies, models, args.swaps))
         if args.kills:
             steps.append(lambda: kill(server, bodies, args.kills))
-        steps += [lambda n=n: drip(server, bodies, n, args.seconds) for n in args.drips]
+        steps += [partial(drip, server, bodies, n, args.seconds) for n in args.drips]
         if args.overload:
             steps.append(lambda: overload(server, bodies, args.seconds))
         for step in steps:

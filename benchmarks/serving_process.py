@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -41,9 +42,28 @@ def haproxy_environment(folder: str) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+    def cpu_seconds(self) -> float:
+        """Processor time of its whole tree of processes: what a busy machine cannot distort."""
+        import psutil
+
+        total = 0.0
+        for process in [root := psutil.Process(self.process.pid), *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+
 @contextlib.contextmanager
-def running(kind: str, model: str, threads: int = 2, *, haproxy: bool = True) -> Iterator[str]:
-    """The URL that classifies, once it answers; the process group ends with the block."""
+def running(kind: str, model: str, threads: int = 2, *, haproxy: bool = True) -> Iterator[Server]:
+    """A server, once it answers; its process group ends with the block."""
     port = free_port()
     script = "reference_pipeline_server.py" if kind == "pipeline" else "serving_process.py"
     arguments = [model, str(port)] if kind == "pipeline" else [kind, model, str(port), str(threads)]
@@ -63,7 +83,7 @@ def running(kind: str, model: str, threads: int = 2, *, haproxy: bool = True) ->
         url = f"http://127.0.0.1:{port}{PATHS[kind]}"
         try:
             _wait(url, process, Path(folder) / "log")
-            yield url
+            yield Server(url, process)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
