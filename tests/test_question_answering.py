@@ -1,5 +1,6 @@
 """Question answering against transformers' span decoding and against every span there is."""
 
+import re
 from typing import Any
 
 import numpy as np

@@ -32,6 +32,9 @@ FORMAT = 1
 """Goes into every fingerprint: raise it when what `tokenize` writes changes."""
 ROWS_PER_FILE = 50_000
 ROWS_PER_TASK = 4_096
+ROWS_HERE = 131_072
+"""Up to so many rows are tokenized in this process: Ray Data's workers would take longer to start
+and import transformers than the tokenizer, which has threads of its own, takes for all of them."""
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +108,14 @@ def _write_raw(split: Split, folder: Path) -> None:
 
 
 def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
+    import pyarrow.parquet as pq
+
     types = "token_type_ids" in tokenizer.model_input_names
     truncated = lost = 0
+    files = sorted(raw.iterdir())
+    pair = "text_pair" in pq.read_schema(files[0]).names
     with TableWriter(folder, types=types) as writer:
-        for batch in _tokenized(sorted(raw.iterdir()), tokenizer, max_length):
+        for batch in _tokenized(files, tokenizer, max_length):
             writer.append(
                 _flat(batch["input_ids"]),
                 _flat(batch["token_type_ids"]) if types else None,
@@ -118,19 +125,25 @@ def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
             truncated += int((batch["lost"].to_numpy() > 0).sum())
             lost += int(batch["lost"].to_numpy().sum())
         writer.close(
-            {"pad_id": tokenizer.pad_token_id, "truncated_rows": truncated, "lost_tokens": lost}
+            {
+                "pad_id": tokenizer.pad_token_id,
+                "special_tokens": tokenizer.num_special_tokens_to_add(pair=pair),
+                "truncated_rows": truncated,
+                "lost_tokens": lost,
+            }
         )
 
 
 def _tokenized(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[pa.Table]":
-    """Tokenized batches in the order of rows: by Ray Data, or here when one task would do it all.
-
-    (Its workers take seconds to start, and import transformers again.)
-    """
+    """Tokenized batches in the order of rows: by Ray Data, or in this process when they are few."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if len(files) == 1 and pq.read_metadata(files[0]).num_rows <= ROWS_PER_TASK:
-        yield tokenize(tokenizer, max_length, pq.read_table(files[0]))
+    readers = [pq.ParquetFile(path) for path in files]
+    if sum(reader.metadata.num_rows for reader in readers) <= ROWS_HERE:
+        for reader in readers:
+            for batch in reader.iter_batches(ROWS_PER_TASK):
+                yield tokenize(tokenizer, max_length, pa.Table.from_batches([batch]))
         return
     import ray
 

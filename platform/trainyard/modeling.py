@@ -76,6 +76,42 @@ def build_tokenizer(config: TrainConfig) -> Any:
     return tokenizer
 
 
+def load_config(name: str) -> Any:
+    """The transformers config of a model, without its weights."""
+    import transformers
+
+    with _quiet(transformers):
+        return _from_hub(name, lambda: transformers.AutoConfig.from_pretrained(resolve_model(name)))
+
+
+def load_classifier(name: str) -> Any:
+    """A fine-tuned classifier as it is, in fp32.
+
+    Raises:
+        UserError: when it has no head: transformers would make a random one and answer nonsense.
+    """
+    import torch
+    import transformers
+
+    with _quiet(transformers):
+        model, info = _from_hub(
+            name,
+            lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
+                resolve_model(name),
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            ),
+        )
+    if info["missing_keys"]:
+        raise UserError(
+            f"model {name} is not a fine-tuned classifier ({len(info['missing_keys'])} of its weights "
+            f"are missing, such as {sorted(info['missing_keys'])[0]}); give the model/ folder of a run"
+        )
+    return model
+
+
 def build_model(config: TrainConfig, task: Task) -> Any:
     """The pretrained encoder with a fresh head for `task`, in fp32, its initial weights seeded."""
     import torch

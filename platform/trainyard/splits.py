@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 ROWS_PER_BATCH = 4_096
+NO_LABEL = -1
+"""What GLUE's test splits hold where a label is withheld."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,12 @@ class Splits:
     notes: Sequence[str] = field(default=())
 
 
-def find_splits(config: TrainConfig, names: Sequence[str] | None = None) -> Splits:
+def find_splits(
+    config: TrainConfig, names: Sequence[str] | None = None, *, labelled: bool = True
+) -> Splits:
     """The splits that `config` names: by default the training split and those it is judged on.
+
+    Not `labelled`, a withheld label (-1) passes: such rows can be predicted and inspected only.
 
     Raises:
         UserError: for an unknown task, a missing file or column, or rows that cannot be used.
@@ -51,17 +57,18 @@ def find_splits(config: TrainConfig, names: Sequence[str] | None = None) -> Spli
     if config.train_file:
         return _limit(_own_splits(config), config)
     task = get_task(config.task)
-    if task.train_split is None:
+    if names is None and task.train_split is None:
         raise UserError(
             f"task '{task.name}' has no training split; train on mnli, whose labels it shares"
         )
-    names = names or (task.train_split, *task.evaluation_splits)
+    names = names or (task.train_split or "", *task.evaluation_splits)
     if task.hub_path is None:
         found = Splits(task, [_demo_split(name) for name in names])
     elif config.data_dir:
-        found = Splits(task, [_local_split(task, name, Path(config.data_dir)) for name in names])
+        folder = Path(config.data_dir)
+        found = Splits(task, [_local_split(task, name, folder, labelled) for name in names])
     else:
-        found = Splits(task, _hub_splits(task, names))
+        found = Splits(task, _hub_splits(task, names, labelled))
     return _limit(found, config)
 
 
@@ -82,8 +89,26 @@ def _demo_split(name: str) -> Split:
     return Split(name, f"demo {rows} {source}", batches)
 
 
-def _local_split(task: Task, name: str, data_dir: Path) -> Split:
-    path = data_dir / task.name / f"{name}.parquet"
+def split_rows(config: TrainConfig, name: str) -> int | None:
+    """Rows of a task's split, read from the file's footer or known officially; None if neither."""
+    import pyarrow.parquet as pq
+
+    task = get_task(config.task)
+    rows = task.rows.get(name)
+    if config.data_dir:
+        path = split_file(task, name, Path(config.data_dir))
+        rows = pq.read_metadata(path).num_rows if path.is_file() else None
+    limit = config.max_train_samples if name == task.train_split else None
+    return rows if rows is None or limit is None else min(rows, limit)
+
+
+def split_file(task: Task, name: str, data_dir: Path) -> Path:
+    """Where a data folder holds a split."""
+    return data_dir / task.name / f"{name}.parquet"
+
+
+def _local_split(task: Task, name: str, data_dir: Path, labelled: bool) -> Split:
+    path = split_file(task, name, data_dir)
     if not path.is_file():
         raise UserError(
             f"{path} does not exist; --data-dir must hold <task>/<split>.parquet, "
@@ -92,7 +117,8 @@ def _local_split(task: Task, name: str, data_dir: Path) -> Split:
 
     def batches() -> "Iterator[pa.RecordBatch]":
         with _open_parquet(path) as file:
-            yield from canonical(task, str(path), file.iter_batches(ROWS_PER_BATCH))
+            batches = file.iter_batches(ROWS_PER_BATCH)
+            yield from canonical(task, str(path), batches, labelled=labelled)
 
     _open_parquet(path).close()  # a damaged file is known before anything is started
     return Split(name, sources.file_digest(path), batches)
@@ -136,7 +162,7 @@ def _own_splits(config: TrainConfig) -> Splits:
     return Splits(data.task, splits, data.notes)
 
 
-def _hub_splits(task: Task, names: Sequence[str]) -> list[Split]:
+def _hub_splits(task: Task, names: Sequence[str], labelled: bool) -> list[Split]:
     """Splits from the Hub, at the revision that the task's row pins."""
     import datasets
 
@@ -153,7 +179,8 @@ def _hub_splits(task: Task, names: Sequence[str]) -> list[Split]:
     def batches(name: str) -> "Iterator[pa.RecordBatch]":
         rows = found[name].with_format("arrow")
         for table in rows.iter(batch_size=ROWS_PER_BATCH):
-            yield from canonical(task, f"{task.hub_path} {name}", table.to_batches())
+            origin = f"{task.hub_path} {name}"
+            yield from canonical(task, origin, table.to_batches(), labelled=labelled)
 
     return [
         Split(name, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}",
@@ -163,9 +190,9 @@ def _hub_splits(task: Task, names: Sequence[str]) -> list[Split]:
 
 
 def canonical(
-    task: Task, origin: str, batches: "Iterable[pa.RecordBatch]"
+    task: Task, origin: str, batches: "Iterable[pa.RecordBatch]", *, labelled: bool = True
 ) -> "Iterator[pa.RecordBatch]":
-    """A task's own columns as canonical ones, every label checked.
+    """A task's own columns as canonical ones, every label checked (-1 is none, if not `labelled`).
 
     Raises:
         UserError: naming `origin` and the row, for a column that is missing or a label that the
@@ -188,6 +215,8 @@ def canonical(
         else:
             label = batch[task.label_column].cast(pa.float32())
             good = pc.and_(pc.is_finite(label), pc.greater_equal(label, 0.0))
+        if not labelled:
+            good = pc.or_(good, pc.equal(label, NO_LABEL))
         bad = pc.index(pc.fill_null(good, False), False).as_py()
         if bad >= 0:
             raise UserError(

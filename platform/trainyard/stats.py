@@ -115,6 +115,19 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, mean - half, mean + half
 
 
+def proportion_interval(hits: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a share of rows, by Wilson's score: also right of few rows, of none and of all.
+
+    (There the bootstrap says that it is sure.) Of no rows at all, anything between 0 and 1.
+    """
+    from scipy.stats import binomtest
+
+    if rows == 0:
+        return 0.0, 1.0
+    found = binomtest(hits, rows).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def _distinct(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """Where each distinct row occurs first, and how often it occurs."""
     rows = np.column_stack(columns)

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from trainyard.batching import Rows
 
+_HASHED_AT_ONCE = 100_000
+
 
 class TokenTable:
     """Read side: `lengths` for planning, `gather` for a padded batch."""
@@ -39,6 +41,28 @@ class TokenTable:
     def lengths(self) -> NDArray[np.int32]:
         """Tokens of each row, special tokens included; shape [rows]."""
         return np.diff(self.offsets).astype(np.int32)
+
+    def row_hashes(self) -> NDArray[np.uint64]:
+        """A 64-bit hash of each row's token ids, shape [rows]: equal rows have equal hashes.
+
+        Multilinear hashing, length and positions each with a random factor (Carter and Wegman 1979):
+        different rows of equal length collide with probability 2^-63 or so.
+        """
+        longest = int(self.lengths.max(initial=0))
+        factors = np.random.default_rng(0).integers(2**63, size=longest + 1, dtype=np.uint64) | 1
+        found = np.zeros(len(self), np.uint64)
+        for first in range(0, len(self), _HASHED_AT_ONCE):
+            offsets = self.offsets[first : first + _HASHED_AT_ONCE + 1]
+            ids = self._ids[offsets[0] : offsets[-1]].astype(np.uint64)
+            lengths = np.diff(offsets)
+            position = np.arange(len(ids)) - np.repeat(offsets[:-1] - offsets[0], lengths)
+            sums = np.zeros(len(ids) + 1, np.uint64)
+            np.cumsum(ids * factors[1 + position], out=sums[1:])
+            ends = sums[offsets - offsets[0]]
+            found[first : first + len(lengths)] = np.diff(ends) + factors[0] * lengths.astype(
+                np.uint64
+            )
+        return found
 
     def gather(self, rows: Rows, width: int) -> dict[str, NDArray[Any]]:
         """Model inputs for `rows`, padded on the right to `width` tokens.

@@ -50,7 +50,7 @@ class Predictor(ABC):
     auto_model: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
     parameters: ClassVar[type[Any]]
-    example: ClassVar[Mapping[str, Any]]
+    example: Mapping[str, Any]
     optional_weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -64,7 +64,7 @@ class Predictor(ABC):
         self.max_tokens = max_tokens(model, tokenizer)
         self.pad_token_id: int = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Fast tokenizers keep truncation as state, which two threads would set for each other.
-        self._tokenizer_lock = threading.Lock()
+        self._tokenizer_lock = threading.RLock()
         self.check_model()
 
     @classmethod

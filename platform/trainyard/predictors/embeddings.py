@@ -5,7 +5,7 @@ A model in the format of sentence-transformers says itself how token vectors bec
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -143,7 +143,7 @@ class FeatureExtraction(Embedder):
     task = "feature-extraction"
     architectures = ("Model",)
     parameters = FeatureExtractionParameters
-    example = {"inputs": "A sentence."}  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {"inputs": "A sentence."}  # noqa: RUF012 (read only)
 
     def encode(self, inputs: list[Any], parameters: FeatureExtractionParameters) -> list[Item]:
         """One row per text."""
@@ -208,7 +208,7 @@ class SentenceSimilarity(Embedder):
     task = "sentence-similarity"
     architectures = ()
     parameters = SentenceSimilarityParameters
-    example = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
         "inputs": {"source_sentence": "A train leaves.", "sentences": ["A train goes.", "Soup."]},
         "parameters": {},
     }

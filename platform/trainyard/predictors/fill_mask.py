@@ -1,5 +1,6 @@
 """Fill-mask: the words that fit best where a text has a mask."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -35,12 +36,13 @@ class FillMask(Predictor):
     auto_model = "AutoModelForMaskedLM"
     architectures = ("ForMaskedLM",)
     parameters = FillMaskParameters
-    example = {"inputs": "Trains run on [MASK].", "parameters": {}}  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {"inputs": "Trains run on [MASK].", "parameters": {}}  # noqa: RUF012 (read only)
 
     def check_model(self) -> None:
         """The tokenizer must have a mask."""
         if self.tokenizer.mask_token_id is None:
             raise UserError(f"the tokenizer has no mask token, which {self.task} needs")
+        self.example = {"inputs": f"Trains run on {self.tokenizer.mask_token}.", "parameters": {}}
 
     def encode(self, inputs: list[Any], parameters: FillMaskParameters) -> list[Item]:
         """One row per text; of its output only the masks' places are kept."""

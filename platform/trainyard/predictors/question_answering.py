@@ -5,6 +5,7 @@ end probabilities over the context, multiplied (Chen et al. 2017, "Reading Wikip
 Open-Domain Questions").
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -61,7 +62,7 @@ class QuestionAnswering(Predictor):
     auto_model = "AutoModelForQuestionAnswering"
     architectures = ("ForQuestionAnswering",)
     parameters = QuestionAnsweringParameters
-    example = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
         "inputs": {"question": "Where does Ada live?", "context": "Ada lives in London."},
         "parameters": {},
     }

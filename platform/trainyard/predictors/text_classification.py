@@ -1,6 +1,6 @@
 """Text classification: single texts and pairs, one label or many, and regression."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -67,7 +67,7 @@ class TextClassification(SequenceClassifier):
 
     task = "text-classification"
     parameters = TextClassificationParameters
-    example = {"inputs": "I like it.", "parameters": {}}  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}  # noqa: RUF012 (read only)
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
         """One row per text or pair."""

@@ -1,5 +1,6 @@
 """Token classification: entities in a text, with the places where they stand."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -36,7 +37,7 @@ class TokenClassification(Predictor):
     auto_model = "AutoModelForTokenClassification"
     architectures = ("ForTokenClassification",)
     parameters = TokenClassificationParameters
-    example = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
         "inputs": "Ada Lovelace lived in London.",
         "parameters": {"aggregation_strategy": "simple"},
     }

@@ -4,6 +4,7 @@ Each text with each candidate label is one row, so that all pairs of all waiting
 a forward pass (Yin et al. 2019, "Benchmarking Zero-shot Text Classification").
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class ZeroShotClassification(SequenceClassifier):
 
     task = "zero-shot-classification"
     parameters = ZeroShotClassificationParameters
-    example = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
         "inputs": "The train was two hours late.",
         "parameters": {"candidate_labels": ["travel", "cooking"]},
     }

@@ -1,0 +1,34 @@
+"""Words of a row as a sparse vector: what the doctor's quick models see."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+DIMENSIONS = 1 << 20
+
+
+def features(words: Sequence[Sequence[str]]) -> Any:
+    """TF-IDF of words and pairs of neighbours, hashed; sparse, shape [rows, 2^20], unit length.
+
+    Of a pair of texts each word also counts by where it stands: in both texts, or in one alone.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    hashed = HashingVectorizer(
+        analyzer=_grams, n_features=DIMENSIONS, alternate_sign=False, norm=None
+    ).transform(words)
+    return TfidfTransformer(sublinear_tf=True).fit_transform(hashed)
+
+
+def _grams(words: Sequence[str]) -> list[str]:
+    pairs = [f"{a} {b}" for a, b in pairwise(words)]
+    first = {word[1:] for word in words if word[0] == "0"}
+    second = {word[1:] for word in words if word[0] == "1"}
+    if not second:
+        return [*words, *pairs]
+    where = [
+        *(f"= {word}" for word in first & second),
+        *(f"< {word}" for word in first - second),
+        *(f"> {word}" for word in second - first),
+    ]
+    return [*words, *pairs, *where]

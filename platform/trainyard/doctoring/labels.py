@@ -1,0 +1,105 @@
+"""Labels that are probably wrong: those that a model trained on the other rows does not believe.
+
+Confident learning's ranking by out-of-sample probability of the given label, and its estimate of
+how many labels are wrong (Northcutt, Jiang and Chuang, JAIR 2021). The model is linear over words,
+so it takes seconds; it suspects what is rare as well as what is wrong. People must look.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.doctoring.features import features
+from trainyard.doctoring.rows import Rows
+from trainyard.tasks import Task
+
+FOLDS = 5
+
+
+def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> dict[str, Any]:
+    """The least believed labels of a split, worst first, and how many are estimated to be wrong.
+
+    `accuracy` (of a regression, the explained variance) is the cross-validated model's: where it is
+    hardly better than chance, the ranking says little, and `trustworthy` is False.
+    """
+    if rows.labels.ndim == 2:
+        return {"skipped": "several labels a row: not looked at"}
+    counts = np.bincount(rows.labels) if task.labels else np.array([len(rows)])
+    if counts[counts > 0].min() < FOLDS:
+        return {"skipped": f"a label has fewer than {FOLDS} rows"}
+    if task.problem_type == "regression":
+        doubt, quality = _residuals(rows, seed)
+        wrong = int((doubt > 1).sum())
+        figures = {"explained_variance": quality, "trustworthy": quality > 0.2}
+    else:
+        found = out_of_fold(rows, seed)
+        doubt = 1 - found[np.arange(len(rows)), rows.labels]
+        wrong = int(confident_errors(found, rows.labels).sum())
+        accuracy = float((found.argmax(axis=1) == rows.labels).mean())
+        majority = float(counts.max() / counts.sum())
+        figures = {
+            "accuracy": accuracy,
+            "majority": majority,
+            "trustworthy": accuracy > majority + 0.1 * (1 - majority),
+        }
+    order = np.argsort(-doubt, kind="stable")
+    return {
+        **figures,
+        "rows": len(rows),
+        "estimated_wrong": wrong,
+        "ranking": order[: max(wrong, examples)].tolist(),
+        "examples": [
+            {**rows.row(int(i)), "label": rows.labels[i].item(), "doubt": round(float(doubt[i]), 4)}
+            for i in order[:examples]
+        ],
+    }
+
+
+def out_of_fold(rows: Rows, seed: int) -> NDArray[np.float64]:
+    """Probabilities of each label by a model that did not see the row; shape [rows, labels]."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    return np.asarray(
+        cross_val_predict(
+            LogisticRegression(C=10.0, max_iter=200),
+            features(rows.words),
+            rows.labels,
+            cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
+            method="predict_proba",
+        )
+    )
+
+
+def confident_errors(found: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Rows where another label is believed at least as much as that label's own rows believe it.
+
+    The off-diagonal of the confident joint: a label's threshold is the mean probability that its
+    own rows give it.
+    """
+    classes = found.shape[1]
+    threshold = np.array(
+        [found[labels == k, k].mean() if (labels == k).any() else np.inf for k in range(classes)]
+    )
+    confident = np.where(found >= threshold, found, -1.0)
+    best = confident.argmax(axis=1)
+    return np.asarray((confident.max(axis=1) >= 0) & (best != labels))
+
+
+def _residuals(rows: Rows, seed: int) -> tuple[NDArray[np.float64], float]:
+    """Absolute residuals in units of three robust standard deviations, and R squared."""
+    from scipy.stats import median_abs_deviation
+    from sklearn.linear_model import Ridge
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    found = cross_val_predict(
+        Ridge(alpha=1.0, solver="sparse_cg"),
+        features(rows.words),
+        rows.labels.astype(np.float64),
+        cv=KFold(FOLDS, shuffle=True, random_state=seed),
+    )
+    residual = np.abs(rows.labels - found)
+    scale = 3 * float(median_abs_deviation(rows.labels - found, scale="normal")) or 1.0
+    return np.asarray(residual / scale), float(r2_score(rows.labels, found))

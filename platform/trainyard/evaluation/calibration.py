@@ -1,0 +1,137 @@
+"""How far a model's probabilities can be believed, and the temperature that mends them.
+
+Expected calibration error and temperature scaling as in Guo et al., On Calibration of Modern Neural
+Networks (ICML 2017). The error is never 0 on a finite sample: `expected_if_calibrated` says what
+rows of this number would show of a model that is calibrated perfectly (consistency resampling,
+Bröcker and Smith 2007).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.stats import proportion_interval
+
+BINS = 15
+FOLDS = 5
+SIMULATIONS = 200
+
+Floats = NDArray[np.float64]
+
+
+def decisions(problem_type: str, logits: NDArray[Any], labels: NDArray[Any]) -> tuple[Any, Any]:
+    """(logits [decisions, classes], class of each): of a multi-label row, each label is a decision."""
+    if problem_type == "multi_label_classification":
+        flat = logits.astype(np.float64).reshape(-1, 1)
+        return np.hstack([np.zeros_like(flat), flat]), labels.astype(np.int64).ravel()
+    return logits.astype(np.float64), labels.astype(np.int64)
+
+
+def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Softmax of logits / temperature; shape [rows, classes]."""
+    from scipy.special import softmax
+
+    return np.asarray(softmax(logits / temperature, axis=1))
+
+
+def log_loss(logits: Floats, labels: NDArray[np.int64], temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood, in nats."""
+    from scipy.special import log_softmax
+
+    return float(-log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
+    """The temperature of least log loss, between 1/20 and 20 (bounded Brent search)."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda log_t: log_loss(logits, labels, float(np.exp(log_t))),
+        bounds=(-np.log(20), np.log(20)),
+        method="bounded",
+    )
+    return float(np.exp(found.x))
+
+
+def calibration_error(confidence: Floats, right: NDArray[Any]) -> float:
+    """Mean over rows of |accuracy - confidence| of the row's bin, of 15 bins of equal width."""
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    gap = np.bincount(bins, right - confidence, BINS)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def calibration(
+    problem_type: str, logits: NDArray[Any], labels: NDArray[Any], *, seed: int
+) -> dict[str, Any]:
+    """Calibration of a split: error and reliability diagram, and the same after temperature scaling.
+
+    The figures after scaling are cross-fitted: each fold is judged by a temperature that was fitted
+    on the others. `temperature` itself is fitted on all rows.
+    """
+    scores, classes = decisions(problem_type, logits, labels)
+    raw = probabilities(scores)
+    scaled, folds = np.empty_like(raw), min(FOLDS, len(classes))
+    fold = np.random.default_rng(seed).permutation(len(classes)) % folds
+    for k in range(folds):
+        held = fold == k
+        others = ~held if folds > 1 else held
+        scaled[held] = probabilities(scores[held], fit_temperature(scores[others], classes[others]))
+    before = _figures(raw, classes)
+    limit = _expected_if_calibrated(raw.max(axis=1), seed)
+    return {
+        "temperature": fit_temperature(scores, classes),
+        "before": before,
+        "after": _figures(scaled, classes),
+        "expected_if_calibrated": limit,
+        "verdict": "not distinguishable from calibrated"
+        if before["ece"] <= limit
+        else "overconfident"
+        if before["mean_confidence"] > before["accuracy"]
+        else "underconfident",
+        "reliability": _reliability(raw, classes),
+        "reliability_after": _reliability(scaled, classes),
+    }
+
+
+def _figures(found: Floats, classes: NDArray[np.int64]) -> dict[str, float]:
+    confidence, right = found.max(axis=1), found.argmax(axis=1) == classes
+    of_label = np.maximum(found[np.arange(len(classes)), classes], np.finfo(np.float64).tiny)
+    one_hot = np.eye(found.shape[1])[classes]
+    return {
+        "ece": calibration_error(confidence, right),
+        "log_loss": float(-np.log(of_label).mean()),
+        "brier": float(((found - one_hot) ** 2).sum(axis=1).mean()),
+        "mean_confidence": float(confidence.mean()),
+        "accuracy": float(right.mean()),
+    }
+
+
+def _expected_if_calibrated(confidence: Floats, seed: int) -> float:
+    """95th percentile of the error when each answer is right as often as its confidence says."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        calibration_error(confidence, rng.random(len(confidence)) < confidence)
+        for _ in range(SIMULATIONS)
+    ]
+    return float(np.quantile(drawn, 0.95))
+
+
+def _reliability(found: Floats, classes: NDArray[np.int64]) -> list[dict[str, Any]]:
+    confidence, right = found.max(axis=1), found.argmax(axis=1) == classes
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    diagram = []
+    for index in np.unique(bins):
+        inside = bins == index
+        hits, rows = int(right[inside].sum()), int(inside.sum())
+        diagram.append(
+            {
+                "from": index / BINS,
+                "to": (index + 1) / BINS,
+                "rows": rows,
+                "confidence": float(confidence[inside].mean()),
+                "accuracy": hits / rows,
+                "interval": list(proportion_interval(hits, rows)),
+            }
+        )
+    return diagram

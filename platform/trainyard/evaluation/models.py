@@ -1,0 +1,98 @@
+"""A fine-tuned model as a thing to judge: whose labels it speaks, and in which order."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.errors import UserError
+from trainyard.modeling import load_config, resolve_model
+from trainyard.tasks import Task
+
+_GENERIC = re.compile(r"LABEL_\d+")
+_DEFAULT_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a fine-tuned model says about itself; its weights are loaded where they are needed."""
+
+    name: str
+    path: str
+    task: str | None
+    labels: tuple[str, ...]
+    problem_type: str | None
+    max_length: int | None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies, if it is not on the Hub."""
+        return Path(self.path) if Path(self.path).is_dir() else None
+
+
+def describe(name: str) -> Judged:
+    """Read a model's config (and its run's, where it lies in a run folder), not its weights."""
+    settings = load_config(name)
+    path = resolve_model(name)
+    labels = tuple(settings.id2label[i] for i in sorted(settings.id2label))
+    regression = settings.problem_type == "regression" or len(labels) == 1
+    run = Path(path).parent / "run.json"
+    trained = json.loads(run.read_text())["config"] if run.is_file() else {}
+    return Judged(
+        name=name,
+        path=path,
+        task=getattr(settings, "finetuning_task", None),
+        labels=()
+        if regression and settings.problem_type != "multi_label_classification"
+        else labels,
+        problem_type=settings.problem_type or ("regression" if regression else None),
+        max_length=trained.get("max_length"),
+    )
+
+
+def max_length(model: Judged, asked: int | None) -> int:
+    """`--max-length`, else what the model was trained with, else 128."""
+    return asked or model.max_length or _DEFAULT_LENGTH
+
+
+def column_order(model: Judged, task: Task) -> list[int]:
+    """For each of the task's labels, the model's output that stands for it.
+
+    Names are matched whatever their case and punctuation, so a model from the Hub whose labels
+    stand in another order is scored right; `LABEL_0`, `LABEL_1` are taken in the task's order.
+
+    Raises:
+        UserError: when the model does not answer what the task asks.
+    """
+    expected = list(task.labels)
+    if task.problem_type == "regression" or not expected:
+        if model.labels:
+            raise UserError(
+                f"model {model.name} is a classifier ({', '.join(model.labels[:5])}), but task "
+                f"'{task.name}' asks for a number; give a model that was fine-tuned on it"
+            )
+        return [0]
+    if len(model.labels) == len(expected):
+        if all(_GENERIC.fullmatch(label) for label in model.labels):
+            return list(range(len(expected)))
+        places = {_folded(label): i for i, label in enumerate(model.labels)}
+        if set(places) == {_folded(label) for label in expected}:
+            return [places[_folded(label)] for label in expected]
+    raise UserError(
+        f"model {model.name} answers {', '.join(model.labels[:5]) or 'a number'}, but task "
+        f"'{task.name}' has the labels {', '.join(expected[:5])}; give a model that was fine-tuned "
+        "on it, or --task for another task"
+    )
+
+
+def in_task_order(logits: NDArray[Any], order: list[int]) -> NDArray[Any]:
+    """Outputs of shape [rows, labels], one column for each of the task's labels."""
+    return np.ascontiguousarray(logits[:, order])
+
+
+def _folded(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", label.casefold()).strip("_")

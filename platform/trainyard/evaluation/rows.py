@@ -1,0 +1,106 @@
+"""The labelled rows a model is judged on: a task's splits, or one file of the user's own."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from trainyard.errors import UserError
+from trainyard.evaluation.config import EvalConfig
+from trainyard.evaluation.models import Judged
+from trainyard.own_data import OwnFile
+from trainyard.sources import LabelEncoder, ProblemType, file_digest, read_rows
+from trainyard.splits import Split, Splits, find_splits, split_file
+from trainyard.tasks import get_task, own_task
+
+OWN_SPLIT = "validation"
+
+
+def labelled_splits(config: EvalConfig, model: Judged) -> Splits:
+    """The splits of `--task`, or the file of `--validation-file` with the model's own labels.
+
+    Raises:
+        UserError: when neither flags nor model say which rows to judge, or labels are withheld.
+    """
+    if config.validation_file:
+        return _own_file(config, model)
+    name = config.task or model.task
+    if name in (None, "own"):
+        raise UserError(
+            f"model {model.name} does not say which task it was fine-tuned on; give --task, or your "
+            "own --validation-file"
+        )
+    task = get_task(name)
+    names = config.splits or task.evaluation_splits
+    if not names:
+        raise UserError(f"task '{task.name}' has no split with labels; it can only be predicted")
+    known = (*(name for name in [task.train_split] if name), *task.evaluation_splits)
+    for split in names:
+        if split not in (*known, *task.test_splits):
+            raise UserError(
+                f"--splits {split}: task '{task.name}' has no such split; it has "
+                f"{', '.join((*known, *task.test_splits))}"
+            )
+    return find_splits(config.settings(task.name, 128), names)
+
+
+def _own_file(config: EvalConfig, model: Judged) -> Splits:
+    texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
+    problem_type = cast("ProblemType", model.problem_type or "single_label_classification")
+    path = Path(config.validation_file or "")
+    file = OwnFile(path, texts, config.label_column, problem_type)
+    encoder = LabelEncoder(problem_type, model.labels, f"the model {model.name}")
+    for batch in file.batches():  # what is wrong with the file is known before anything starts
+        encoder.encode(batch)
+    task = own_task(
+        text_columns=texts,
+        label_column=config.label_column,
+        labels=model.labels,
+        problem_type=problem_type,
+    )
+    digest = repr((file_digest(path), texts, config.label_column, problem_type, model.labels))
+    return Splits(task, [Split(OWN_SPLIT, digest, partial(file.encoded, encoder))])
+
+
+def texts_of(splits: Splits, name: str, rows: Sequence[int]) -> Mapping[int, dict[str, Any]]:
+    """The texts of a few rows of a split, by row."""
+    wanted = np.asarray(sorted(rows), np.int64)
+    found: dict[int, dict[str, Any]] = {}
+    first = 0
+    (split,) = (split for split in splits.splits if split.name == name)
+    for batch in split.batches():
+        low, high = np.searchsorted(wanted, [first, first + batch.num_rows])
+        for row in wanted[low:high]:
+            found[int(row)] = {
+                column: batch[column][int(row) - first].as_py()
+                for column in ("text", "text_pair")
+                if column in batch.schema.names
+            }
+        first += batch.num_rows
+    return found
+
+
+def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, list[str]]:
+    """`--slice-columns` of a split, read as a column of labels is: as names.
+
+    Raises:
+        UserError: where there is no file to read them from, or a value is missing.
+    """
+    if not config.slice_columns:
+        return {}
+    if config.validation_file:
+        path = Path(config.validation_file)
+    elif config.data_dir:
+        path = split_file(splits.task, name, Path(config.data_dir))
+    else:
+        raise UserError("--slice-columns needs a file: give --data-dir or --validation-file")
+    found: dict[str, list[str]] = {}
+    for column in config.slice_columns:
+        try:
+            batches = read_rows(path, (), column, "single_label_classification")
+            found[column] = [str(value) for batch in batches for value in batch.labels or []]
+        except UserError as error:
+            raise UserError(f"--slice-columns {column}: {error}") from error
+    return found

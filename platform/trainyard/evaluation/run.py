@@ -1,0 +1,166 @@
+"""`evaluate`: from flags to a report. What it computes is in the modules beside it."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from trainyard.cluster import ray_session
+from trainyard.data import PreparedData, prepare
+from trainyard.errors import UserError
+from trainyard.evaluation.calibration import calibration
+from trainyard.evaluation.comparison import compare
+from trainyard.evaluation.config import EvalConfig
+from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
+from trainyard.evaluation.measures import confusion, per_class, worst_rows
+from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
+from trainyard.evaluation.page import page
+from trainyard.evaluation.rows import extra_columns, labelled_splits, texts_of
+from trainyard.evaluation.slices import slices
+from trainyard.files import write_atomic, write_json
+from trainyard.modeling import build_tokenizer
+from trainyard.progress import say
+from trainyard.runs import RunFolder
+from trainyard.scoring import score
+from trainyard.splits import Splits
+from trainyard.versions import versions
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found; `details` is what evaluation.json holds."""
+
+    folder: Path
+    details: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The last line that the job prints: the figures without the tables behind them."""
+        splits = self.details["splits"]
+        found = {name: self.details[name] for name in ("run", "task", "score", "model", "seconds")}
+        found["metrics"] = {name: split["metrics"] for name, split in splits.items()}
+        found["intervals"] = {name: split["intervals"] for name, split in splits.items()}
+        if self.details["against"]:
+            found["against"] = self.details["against"]
+            found["verdict"] = {
+                name: split["comparison"]["verdict"] for name, split in splits.items()
+            }
+        return {"job": "eval", **found, "report": str(self.folder / "report.html")}
+
+
+def evaluate(config: EvalConfig) -> Evaluation:
+    """Judge a model; write evaluation.json and report.html.
+
+    Raises:
+        UserError: for anything the user can mend, such as a model that does not fit the task.
+    """
+    started = time.monotonic()
+    model = describe(config.model_name_or_path)
+    other = describe(config.against) if config.against else None
+    if config.calibrate and model.folder is None:
+        raise UserError(
+            f"--calibrate stores the temperature with the model, but {model.name} is not a local "
+            "folder; download it and give its folder"
+        )
+    splits = labelled_splits(config, model)
+    if config.calibrate and splits.task.problem_type == "regression":
+        raise UserError("--calibrate needs class probabilities; a regression has none")
+    storage = Path(config.storage_path).expanduser().absolute()
+    folder = RunFolder(storage / config.resolved_run_name(splits.task.name))
+    folder.create()
+    for note in splits.notes:
+        say(note)
+    judged = [model, *([other] if other else [])]
+    with ray_session(config.settings("demo", 128)):
+        data, logits = _predict(config, splits, judged, folder.path)
+    found = {
+        split.name: _judge(config, splits, split.name, data, [each[split.name] for each in logits])
+        for split in splits.splits
+    }
+    headlines = [split["metrics"][splits.task.score] for split in found.values()]
+    details = {
+        "job": "eval",
+        "run": folder.path.name,
+        "task": splits.task.name,
+        "score": sum(headlines) / len(headlines),
+        "score_metric": splits.task.score,
+        "model": model.name,
+        "against": config.against,
+        "max_length": max_length(model, config.max_length),
+        "splits": found,
+        "seconds": round(time.monotonic() - started, 2),
+        "versions": versions(),
+    }
+    write_json(folder.path / "evaluation.json", details)
+    write_atomic(folder.path / "report.html", page(details))
+    if config.calibrate:
+        store_temperature(cast("Path", model.folder), found)
+    return Evaluation(folder.path, details)
+
+
+def _predict(
+    config: EvalConfig, splits: Splits, judged: list[Judged], folder: Path
+) -> tuple[PreparedData, list[Logits]]:
+    """Token tables of the first model, and the logits of all, columns in the task's order."""
+    orders = [column_order(model, splits.task) for model in judged]
+    jobs = []
+    for model in judged:
+        length = max_length(model, config.max_length)
+        settings = config.settings(splits.task.name, length, model.name)
+        data = prepare(splits, build_tokenizer(settings), settings, folder.parent / ".cache")
+        jobs.append((model.path, data, settings))
+    found = predict_on_ray(jobs, folder)
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    for model, logits in zip(judged, found, strict=True):
+        check_finite(logits, model.name)
+    ordered = [
+        {name: in_task_order(logits, order) for name, logits in each.items()}
+        for each, order in zip(found, orders, strict=True)
+    ]
+    return jobs[0][1], ordered
+
+
+def _judge(
+    config: EvalConfig, splits: Splits, name: str, data: PreparedData, logits: list[Any]
+) -> dict[str, Any]:
+    """All that is known about the first model on one split."""
+    task, table = splits.task, data.table(name)
+    labels = table.labels[:]
+    mine, seed = logits[0], config.seed
+    columns = extra_columns(config, splits, name)
+    worst = worst_rows(task, mine, labels, config.num_errors)
+    texts = texts_of(splits, name, [error["row"] for error in worst])
+    found: dict[str, Any] = {
+        "rows": len(labels),
+        "truncated_rows": int(table.info["truncated_rows"]),
+        **score(task, mine, labels, seed=seed),
+        "classes": per_class(task, mine, labels, seed=seed),
+        "confusion": confusion(task, mine, labels),
+        "slices": slices(task, mine, labels, table.lengths, columns, seed=seed),
+        "worst": [{**error, **texts[error["row"]]} for error in worst],
+    }
+    if task.problem_type != "regression":
+        found["calibration"] = calibration(task.problem_type, mine, labels, seed=seed)
+    if len(logits) > 1:
+        names = (config.model_name_or_path, str(config.against))
+        found["comparison"] = compare(task, mine, logits[1], labels, names=names, seed=seed)
+    return found
+
+
+def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
+    """Write calibration.json beside the weights: what servers divide the logits by.
+
+    Of several splits (MNLI's two) the first is taken.
+    """
+    name, found = next(iter(splits.items()))
+    kept = {key: found["calibration"][key] for key in ("temperature", "before", "after")}
+    write_json(folder / "calibration.json", {**kept, "split": name, "rows": found["rows"]})
+    say(f"temperature {kept['temperature']:.3f} is stored in {folder / 'calibration.json'}")
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """What an evaluation left in its folder."""
+    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return found

@@ -1,0 +1,99 @@
+"""The suite's table as one HTML page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainyard.report import charts
+from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, number, render
+from trainyard.suite.table import percent, span
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """HTML of what glue.json holds."""
+    return render(
+        f"GLUE: {found['model']}",
+        [_results(found), _seeds(found), _beside(found), _recipes(found)],
+        subtitle=f"commit {str(found['versions']['commit'])[:10]}",
+    )
+
+
+def _results(found: Mapping[str, Any]) -> Section:
+    average, rows, dots = found["average"], [], []
+    for task in found["tasks"]:
+        mark = " *" if task["samples_of"] else ""
+        for metric in task["metrics"]:
+            low, high = metric["rows_interval"]
+            rows.append(
+                [
+                    f"{task['task']}{mark}",
+                    f"{metric['metric']} ({metric['split']})",
+                    len(task["seeds"]),
+                    Cell(percent(metric["mean"]), sort=metric["mean"]),
+                    Cell(percent(metric["sd"]), sort=metric["sd"]) if metric["sd"] else None,
+                    span(metric["seeds_interval"]) or None,
+                    span(metric["rows_interval"]),
+                    task["rows"]["train"],
+                    task["train_samples_per_second"],
+                    task["seconds"],
+                ]
+            )
+            dots.append(
+                {
+                    "task": f"{task['task']}{mark} {metric['metric']} {metric['split']}",
+                    "per cent": 100 * metric["mean"], "low": 100 * low, "high": 100 * high,
+                }
+            )  # fmt: skip
+    columns = [
+        "task", "metric", "seeds", "mean", "sd", "95 % over seeds", "95 % over rows", "train rows",
+        "samples/s", "seconds",
+    ]  # fmt: skip
+    interval = average["seeds_interval"]
+    note = f"{number(interval[0])} to {number(interval[1])} over seeds" if interval else ""
+    content: list[Any] = [
+        Facts([("average of " + str(len(average["tasks"])) + " tasks",
+                Cell(number(average["mean"]), note=note))], wide=True),
+        Table("Validation scores in per cent", columns, rows),
+        Figure("Means, with 95 % intervals over rows",
+               charts.dots(dots, "per cent", "task", low="low", high="high")),
+        Text("* trained or judged on a sample: not comparable with published figures.", "note"),
+    ]  # fmt: skip
+    for task in found["tasks"]:
+        content += [Text(f"{name} failed: {why}", "error") for name, why in task["failed"].items()]
+    return Section("Results", content)
+
+
+def _seeds(found: Mapping[str, Any]) -> Section:
+    rows = [
+        {"run": f"{task['task']} {metric['metric']}", "per cent": 100 * value, "seed": str(seed)}
+        for task in found["tasks"]
+        for metric in task["metrics"]
+        for seed, value in metric["values"].items()
+    ]
+    return Section(
+        "Each seed", [Figure("Scores of single runs", charts.dots(rows, "per cent", "run"))]
+    )
+
+
+def _beside(found: Mapping[str, Any]) -> Section:
+    names = [task["task"] for task in found["tasks"]]
+    ours = ["/".join(percent(m["mean"]) for m in task["metrics"]) for task in found["tasks"]]
+    rows = [["this suite", *ours, ""]]
+    for reference in found["references"]:
+        scores = ["/".join(f"{v:g}" for v in reference["scores"].get(name, ())) for name in names]
+        rows.append([reference["model"], *scores, reference["source"]])
+    return Section(
+        "Beside published results", [Table("Validation scores", ["model", *names, "source"], rows)]
+    )
+
+
+def _recipes(found: Mapping[str, Any]) -> Section:
+    keys = ("learning_rate", "num_train_epochs", "train_batch_size", "max_steps", "max_length")
+    rows = [
+        [task["task"], *(task["recipe"][key] for key in keys), task["recipe"]["source"]]
+        for task in found["tasks"]
+    ]
+    return Section(
+        "Recipes",
+        [Table("What each task was trained with", ["task", *keys, "source"], rows)],
+        folded=True,
+    )

@@ -1,0 +1,124 @@
+"""How each task is trained in the suite: one row each, with where it comes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainyard.errors import UserError
+from trainyard.tasks import get_task
+
+COURSE = (
+    "Hugging Face course, chapter 3: AdamW, 5e-5, linear to 0, 3 epochs, batches of 8 "
+    "(huggingface.co/learn/llm-course/chapter3)"
+)
+LARGE = (
+    "the course's rate; one epoch in batches of 32, as transformers' run_glue.py example batches: "
+    "a large task gains little from more (Mosaic's suite trains 3 epochs of MNLI and SST-2)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Training fields of one task, and the source they were taken from."""
+
+    source: str
+    fields: Mapping[str, Any]
+    warm_start: str | None = None
+    """Task whose model of the same seed it may start from (Phang et al. 2018; Liu et al. 2019)."""
+    in_average: bool = True
+    """WNLI is left out of the average, as in most papers: its validation set is adversarial."""
+
+
+_SMALL = {
+    "learning_rate": 5e-5,
+    "num_train_epochs": 3,
+    "train_batch_size": 8,
+    "per_device_train_batch_size": 8,
+}
+_LARGE = {
+    "learning_rate": 5e-5,
+    "num_train_epochs": 1,
+    "train_batch_size": 32,
+    "per_device_train_batch_size": 16,
+}
+
+RECIPES: dict[str, Recipe] = {
+    "cola": Recipe(source=COURSE, fields=_SMALL),
+    "sst2": Recipe(source=LARGE, fields=_LARGE),
+    "mrpc": Recipe(source=COURSE, fields=_SMALL, warm_start="mnli"),
+    "stsb": Recipe(source=COURSE, fields=_SMALL, warm_start="mnli"),
+    "qqp": Recipe(source=LARGE, fields=_LARGE),
+    "mnli": Recipe(source=LARGE, fields=_LARGE),
+    "qnli": Recipe(source=LARGE, fields=_LARGE),
+    "rte": Recipe(source=COURSE, fields=_SMALL, warm_start="mnli"),
+    "wnli": Recipe(source=COURSE, fields=_SMALL, in_average=False),
+}
+"""In GLUE's own order, which is that of the table."""
+
+
+def get_recipe(task: str) -> Recipe:
+    """The recipe of a task of the suite.
+
+    Raises:
+        UserError: for a task that is unknown or has none.
+    """
+    get_task(task)
+    if task not in RECIPES:
+        raise UserError(
+            f"task '{task}' is not one of the suite's ({', '.join(RECIPES)}); train it by "
+            "jobs/train.py"
+        )
+    return RECIPES[task]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What others published for a known model on the validation splits."""
+
+    model: str
+    source: str
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """By task, in per cent, as printed there: of two figures, the task's metrics in our order."""
+
+
+_MINILM = "microsoft/unilm minilm/README.md, median of 4 runs"
+_DISTILBERT = "transformers research_projects/distillation README, median of 5 runs"
+
+REFERENCES = (
+    Reference(
+        "MiniLM-L6-H384-uncased",
+        _MINILM + " (not the sentence encoder of the same shape)",
+        {"cola": (47.5,), "sst2": (91.5,), "mrpc": (88.9,), "qqp": (90.6,), "mnli": (83.3,),
+         "qnli": (90.5,), "rte": (68.8,)},
+    ),
+    Reference(
+        "MiniLM-L12-H384-uncased",
+        _MINILM,
+        {"cola": (58.5,), "sst2": (93.0,), "mrpc": (89.5,), "qqp": (91.3,), "mnli": (85.7,),
+         "qnli": (91.5,), "rte": (73.3,)},
+    ),
+    Reference(
+        "distilbert-base-uncased",
+        _DISTILBERT,
+        {"cola": (51.3,), "sst2": (91.3,), "mrpc": (87.5,), "stsb": (86.9,), "qqp": (88.5,),
+         "mnli": (82.1,), "qnli": (89.2,), "rte": (59.9,)},
+    ),
+    Reference(
+        "bert-base-cased",
+        "transformers examples/pytorch/text-classification/README.md, one seed",
+        {"cola": (56.53,), "sst2": (92.32,), "mrpc": (84.07, 88.85), "stsb": (88.64, 88.48),
+         "qqp": (90.71, 87.49), "mnli": (83.91, 84.10), "qnli": (90.66,), "rte": (65.70,)},
+    ),
+    Reference(
+        "bert-base-uncased",
+        _DISTILBERT,
+        {"cola": (56.3,), "sst2": (92.7,), "mrpc": (88.6,), "stsb": (89.0,), "qqp": (89.6,),
+         "mnli": (84.7,), "qnli": (91.8,), "rte": (69.3,), "wnli": (53.5,)},
+    ),
+    Reference(
+        "roberta-base",
+        "microsoft/LoRA examples/NLU README (Liu et al. 2019)",
+        {"cola": (63.6,), "sst2": (94.8,), "mrpc": (90.2,), "stsb": (91.2,), "qqp": (91.9,),
+         "mnli": (87.6,), "qnli": (92.8,), "rte": (78.7,)},
+    ),
+)  # fmt: skip

@@ -1,0 +1,169 @@
+"""The runs of a suite on Ray: as many at once as fit, each in a process of its own."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trainyard.config import TrainConfig
+from trainyard.errors import Interrupted, UserError
+from trainyard.progress import StopSignals, say
+from trainyard.runs import RunFolder
+from trainyard.splits import split_rows
+from trainyard.suite.config import SuiteConfig
+from trainyard.suite.schedule import Job, startable, workers_for
+from trainyard.training import fit
+
+POLL_SECONDS = 0.5
+REPORT_SECONDS = 60.0
+
+
+@dataclass
+class Outcomes:
+    """What became of each run, by name: the result of the finished, the reason of the failed."""
+
+    finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+
+
+def do_runs(
+    config: SuiteConfig,
+    configs: Mapping[str, TrainConfig],
+    waiting: list[Job],
+    outcomes: Outcomes,
+    folder: RunFolder,
+    signals: StopSignals,
+) -> None:
+    """Start runs as workers get free, until none is left; a stop reaches all that are running."""
+    import ray
+
+    resources, free = _capacity(config)
+    workers = workers_for(waiting, free)
+    running: dict[Any, str] = {}
+    reported = time.monotonic()
+    with signals.training():
+        while waiting or running:
+            stopping = folder.stop_request.exists()
+            if not stopping:
+                for job in startable(waiting, workers, free, outcomes.finished):
+                    waiting.remove(job)
+                    free -= workers[job.name]
+                    run = _on_workers(configs[job.name], workers[job.name], resources)
+                    running[_start(run)] = job.name
+                    say(f"{job.name} starts on {workers[job.name]} worker(s)")
+            for name in running.values() if stopping else ():
+                _ask_to_stop(configs[name])
+            if stopping and not running:
+                outcomes.stopped += [job.name for job in waiting]
+                return
+            ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            for reference in ready:
+                name = running.pop(reference)
+                free += workers[name]
+                _note(name, reference, outcomes)
+                waiting = _without_orphans(waiting, outcomes)
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                say(_progress(configs, running.values(), len(waiting)))
+
+
+def _capacity(config: SuiteConfig) -> tuple[dict[str, float], int]:
+    """(resources of a worker, workers at once) on this cluster."""
+    import ray
+
+    total = ray.cluster_resources()
+    needed = config.resources_per_worker
+    if needed is None and config.use_gpu:
+        share = total.get("CPU", 1) // max(total.get("GPU", 1), 1)
+        needed = {"GPU": 1.0, "CPU": float(max(share - 1, 1))}  # one is left to feed them
+    needed = needed or {"CPU": 1.0}
+    fitting = min(int(total.get(kind, 0) / amount) for kind, amount in needed.items() if amount)
+    if fitting < 1:
+        words = ", ".join(f"{amount:g} {kind}" for kind, amount in needed.items())
+        raise UserError(
+            f"no worker fits: it needs {words}, and the cluster has "
+            f"{', '.join(f'{total.get(kind, 0):g} {kind}' for kind in needed)}; use "
+            "--resources-per-worker with less"
+        )
+    return needed, min(fitting, config.max_parallel_workers or fitting)
+
+
+def _on_workers(run: TrainConfig, count: int, resources: dict[str, float]) -> TrainConfig:
+    return replace(run, num_workers=count, resources_per_worker=resources)
+
+
+def _start(run: TrainConfig) -> Any:
+    """`fit` in a process of its own, so that whatever happens to one run happens to it alone."""
+    import ray
+
+    def one_run() -> tuple[str, Any]:
+        try:
+            return "finished", asdict(fit(run))
+        except UserError as error:
+            return "failed", str(error)
+        except Interrupted as stop:
+            return "stopped", str(stop)
+
+    # No CPU: the workers that it starts take theirs. Retried only when its process is lost.
+    return (
+        ray.remote(one_run).options(num_cpus=0, max_retries=2, name=run.resolved_run_name).remote()
+    )
+
+
+def _note(name: str, reference: Any, outcomes: Outcomes) -> None:
+    import ray
+
+    try:
+        status, found = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        status, found = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+    if status == "finished":
+        outcomes.finished[name] = found
+        say(f"{name} is finished: score {found['score']:.4f} in {found['seconds']:.0f} s")
+    elif status == "failed":
+        outcomes.failed[name] = found
+        say(f"{name} failed: {found}")
+    else:
+        outcomes.stopped.append(name)
+
+
+def _without_orphans(waiting: list[Job], outcomes: Outcomes) -> list[Job]:
+    """Fail the jobs whose source failed; the others stay."""
+    kept = []
+    for job in waiting:
+        if job.after in outcomes.failed:
+            outcomes.failed[job.name] = f"it starts from {job.after}, which failed"
+        else:
+            kept.append(job)
+    return kept
+
+
+def _ask_to_stop(run: TrainConfig) -> None:
+    request = RunFolder(Path(run.storage_path) / run.resolved_run_name).stop_request
+    if request.parent.is_dir() and not request.exists():
+        request.write_text("suite")
+
+
+def _progress(configs: Mapping[str, TrainConfig], running: Iterable[str], waiting: int) -> str:
+    parts = []
+    for name in running:
+        found = RunFolder(Path(configs[name].storage_path) / name).progress()
+        parts.append(
+            f"{name} {found['step']}/{found['last_step']}" if found else f"{name} starting"
+        )
+    return f"running: {', '.join(parts)}; {waiting} waiting"
+
+
+def job_of(config: SuiteConfig, run: TrainConfig) -> Job:
+    """What the schedule has to know of a run."""
+    rows = split_rows(run, "train") or 1
+    steps = -(-rows // run.train_batch_size) * run.num_train_epochs
+    source = config.source_of(run.task)
+    return Job(
+        name=run.resolved_run_name,
+        cost=min(steps, run.max_steps or steps) * run.train_batch_size,
+        slots=run.slots_per_step,
+        after=f"{source}-seed-{run.seed}" if source else None,
+    )

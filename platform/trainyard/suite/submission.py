@@ -1,0 +1,184 @@
+"""What gluebenchmark.com takes: one TSV of predictions for each test split, zipped; and a checker.
+
+File names, headers and label strings are those of the leaderboard's sample submission, as jiant's
+formatter (nyu-mll/jiant, `jiant/scripts/benchmarks/benchmark_submission_formatter.py`) writes them.
+"""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.data import prepare
+from trainyard.evaluation.inference import check_finite, predict_on_ray
+from trainyard.metrics import decode
+from trainyard.modeling import build_tokenizer
+from trainyard.progress import say
+from trainyard.splits import find_splits, split_rows
+from trainyard.suite.config import SuiteConfig
+from trainyard.tasks import Task, get_task
+
+HEADER = "index\tprediction"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a submission."""
+
+    task: str
+    split: str
+    trained_on: str
+    """Task whose model answers: AX has no training rows and is MNLI's labels."""
+    named: bool
+    """Whether labels are written by name, else as 0 and 1."""
+
+
+FILES: dict[str, File] = {
+    "CoLA.tsv": File("cola", "test", "cola", False),
+    "SST-2.tsv": File("sst2", "test", "sst2", False),
+    "MRPC.tsv": File("mrpc", "test", "mrpc", False),
+    "STS-B.tsv": File("stsb", "test", "stsb", False),
+    "QQP.tsv": File("qqp", "test", "qqp", False),
+    "MNLI-m.tsv": File("mnli", "test_matched", "mnli", True),
+    "MNLI-mm.tsv": File("mnli", "test_mismatched", "mnli", True),
+    "QNLI.tsv": File("qnli", "test", "qnli", True),
+    "RTE.tsv": File("rte", "test", "rte", True),
+    "WNLI.tsv": File("wnli", "test", "wnli", False),
+    "AX.tsv": File("ax", "test", "mnli", True),
+}
+
+
+def write_submission(
+    config: SuiteConfig, finished: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Predict every test split with its task's best seed; write submission/ and submission.zip.
+
+    What the data folder lacks is left out and said; the checker then names it as missing.
+    Returns {"zip": path, "files": rows by file, "faults": what the checker finds}.
+    """
+    folder = config.folder / "submission"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.tsv"):
+        old.unlink()
+    written = {}
+    for name, file in FILES.items():
+        best = _best_seed(config, file.trained_on, finished)
+        if best is None:
+            say(f"{name} is left out: no finished run of {file.trained_on}")
+            continue
+        run = config.run_config(file.trained_on, best)
+        if split_rows(_judged_on(run, file), file.split) is None:
+            say(f"{name} is left out: {file.task}/{file.split}.parquet is not in --data-dir")
+            continue
+        logits = _predict(config, run, file, finished[run.resolved_run_name]["model"])
+        lines = lines_of(get_task(file.task), file, logits)
+        (folder / name).write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
+        written[name] = len(lines)
+    path = zip_submission(folder)
+    faults = check_submission(path)
+    for fault in faults:
+        say(f"{path.name}: {fault}")
+    return {"zip": str(path), "files": written, "faults": faults}
+
+
+def _best_seed(
+    config: SuiteConfig, task: str, finished: Mapping[str, Mapping[str, Any]]
+) -> int | None:
+    """The seed with the best validation score, the first of equals."""
+    if task not in config.tasks:
+        return None
+    names = {seed: config.run_config(task, seed).resolved_run_name for seed in config.seeds}
+    done = [seed for seed, name in names.items() if name in finished]
+    return max(done, key=lambda seed: finished[names[seed]]["score"], default=None)
+
+
+def _judged_on(run: Any, file: File) -> Any:
+    from dataclasses import replace
+
+    return replace(run, task=file.task, max_train_samples=None)
+
+
+def _predict(config: SuiteConfig, run: Any, file: File, model: str) -> NDArray[Any]:
+    from dataclasses import replace
+
+    settings = replace(_judged_on(run, file), model_name_or_path=model)
+    splits = find_splits(settings, (file.split,), labelled=False)
+    data = prepare(splits, build_tokenizer(settings), settings, config.folder / ".cache")
+    (found,) = predict_on_ray([(model, data, settings)], config.folder)
+    check_finite(found, model)
+    return found[file.split]
+
+
+def lines_of(task: Task, file: File, logits: NDArray[Any]) -> list[str]:
+    """The lines of a file, in row order: index and prediction; a similarity lies between 0 and 5."""
+    predictions = decode(task.problem_type, logits)
+    if task.problem_type == "regression":
+        shown = [f"{value:.3f}" for value in np.clip(predictions, 0.0, 5.0)]
+    else:
+        shown = [task.labels[i] if file.named else str(i) for i in predictions]
+    return [f"{index}\t{prediction}" for index, prediction in enumerate(shown)]
+
+
+def zip_submission(folder: Path) -> Path:
+    """Zip the files of `folder`, without folders in it, always to the same bytes."""
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in FILES:
+            if (folder / name).is_file():
+                archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes(),
+                                 zipfile.ZIP_DEFLATED)  # fmt: skip
+    return path
+
+
+def check_submission(path: Path) -> list[str]:
+    """All that the leaderboard would refuse in a zip, one sentence each; empty when it is whole.
+
+    Names of files, the header, the number and order of rows, and every prediction are checked.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        return [f"{path} cannot be read as a zip ({error}); write it again"]
+    with archive:
+        names = archive.namelist()
+        faults = [f"{name} is no file of a submission" for name in names if name not in FILES]
+        for name, file in FILES.items():
+            if name not in names:
+                faults.append(f"{name} is missing")
+            else:
+                faults += _faults(name, file, archive.read(name))
+    return faults
+
+
+def _faults(name: str, file: File, content: bytes) -> list[str]:
+    task = get_task(file.task)
+    try:
+        header, *lines = content.decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError:
+        return [f"{name} is not UTF-8"]
+    faults = []
+    if header != HEADER:
+        faults.append(f"{name} starts with {header!r}, expected {HEADER!r}")
+    if len(lines) != task.rows[file.split]:
+        faults.append(f"{name} has {len(lines)} rows, the test split {task.rows[file.split]}")
+    allowed = task.labels if file.named else [str(i) for i in range(task.num_labels)]
+    for index, line in enumerate(lines):
+        if (fault := _line_fault(index, line, task, allowed)) is not None:
+            return [*faults, f"{name} line {index + 2}: {fault}"]
+    return faults
+
+
+def _line_fault(index: int, line: str, task: Task, allowed: Sequence[str]) -> str | None:
+    found, tab, prediction = line.partition("\t")
+    if not tab or found != str(index):
+        return f"{line!r} does not start with index {index} and a tab"
+    if task.labels:
+        return None if prediction in allowed else f"{prediction!r} is none of {', '.join(allowed)}"
+    try:
+        return None if 0 <= float(prediction) <= 5 else f"{prediction} is not between 0 and 5"
+    except ValueError:
+        return f"{prediction!r} is no number"

@@ -1,0 +1,236 @@
+"""The table of a suite: what each task's seeds say together, and how sure that is.
+
+Two things make a figure uncertain, and each has its interval: the seed (other runs of the same
+recipe; Student's t over the runs) and the rows (another validation set of this size; bootstrap, the
+mean of the runs' ends). One interval says nothing about the other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from trainyard.config import TrainConfig
+from trainyard.stats import mean_interval
+from trainyard.suite.recipes import REFERENCES, get_recipe
+from trainyard.tasks import get_task
+
+Rows = Mapping[str, Mapping[str, int | None]]
+
+
+def summary(
+    configs: Mapping[str, TrainConfig],
+    finished: Mapping[str, Mapping[str, Any]],
+    failed: Mapping[str, str],
+    rows: Rows,
+) -> dict[str, Any]:
+    """One entry for each task, the average over tasks, and what others published.
+
+    `finished` holds results of `fit` and `failed` reasons, by run name; `rows` counts those of each
+    task's splits.
+    """
+    tasks = []
+    for task in dict.fromkeys(config.task for config in configs.values()):
+        runs = {c.seed: name for name, c in configs.items() if c.task == task}
+        done = {seed: finished[name] for seed, name in runs.items() if name in finished}
+        tasks.append(
+            {
+                "task": task,
+                "seeds": sorted(done),
+                "failed": {name: failed[name] for name in runs.values() if name in failed},
+                **_figures(done),
+                "rows": dict(rows[task]),
+                "samples_of": _samples(task, rows[task]),
+                "recipe": _recipe(next(c for c in configs.values() if c.task == task)),
+            }
+        )
+    return {
+        "tasks": tasks,
+        "average": _average(tasks),
+        "references": [asdict(reference) for reference in REFERENCES],
+    }
+
+
+def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of every evaluation split over the seeds; `score` is fit's, `glue` their mean in %."""
+    metrics: list[dict[str, Any]] = []
+    results = list(done.values())
+    for split, named in (results[0]["metrics"] if results else {}).items():
+        for name in named:
+            values = {seed: run["metrics"][split][name] for seed, run in done.items()}
+            ends = np.mean([run["intervals"][split][name] for run in results], axis=0)
+            metrics.append(
+                {
+                    "split": split,
+                    "metric": name,
+                    "values": values,
+                    **_over_seeds(list(values.values())),
+                    "rows_interval": [float(end) for end in ends],
+                }
+            )
+    glue = {seed: 100 * float(np.mean([m["values"][seed] for m in metrics])) for seed in done}
+    speeds = [run["train_samples_per_second"] for run in results]
+    known = [speed for speed in speeds if speed is not None]
+    return {
+        "metrics": metrics,
+        "score": _over_seeds([run["score"] for run in results]),
+        "glue": {"values": glue, **_over_seeds(list(glue.values()))},
+        "seconds": float(sum(run["seconds"] for run in results)),
+        "train_samples_per_second": float(np.median(known)) if known else None,
+    }
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and Student interval; the last two need more than one run."""
+    if not values:
+        return {"mean": None, "sd": None, "seeds_interval": None}
+    mean, low, high = mean_interval(values)
+    several = len(values) > 1
+    return {
+        "mean": mean,
+        "sd": float(np.std(values, ddof=1)) if several else None,
+        "seeds_interval": [low, high] if several else None,
+    }
+
+
+def _samples(task: str, rows: Mapping[str, int | None]) -> dict[str, int]:
+    """Official sizes of the splits that are not whole here."""
+    official = get_task(task).rows
+    return {
+        split: official[split]
+        for split, count in rows.items()
+        if count is not None and split in official and count < official[split]
+    }
+
+
+def _recipe(config: TrainConfig) -> dict[str, Any]:
+    recipe = get_recipe(config.task)
+    names = [*recipe.fields, "max_steps", "max_length"]
+    shown = {name: getattr(config, name) for name in names}
+    return {**shown, "model": config.model_name_or_path, "source": recipe.source}
+
+
+def _average(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """GLUE's average, in per cent: over tasks, of the mean of each task's metrics.
+
+    Its interval is over the averages of each seed, where all tasks have the same seeds.
+    """
+    counted = [row for row in tasks if row["seeds"] and get_recipe(row["task"]).in_average]
+    found: dict[str, Any] = {"tasks": [row["task"] for row in counted]}
+    if not counted:
+        return {**found, "mean": None, "sd": None, "seeds_interval": None}
+    seeds = counted[0]["seeds"]
+    if all(row["seeds"] == seeds for row in counted):
+        return {
+            **found,
+            **_over_seeds(
+                [float(np.mean([row["glue"]["values"][seed] for row in counted])) for seed in seeds]
+            ),
+        }
+    mean = float(np.mean([row["glue"]["mean"] for row in counted]))
+    return {**found, "mean": mean, "sd": None, "seeds_interval": None}
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """The table for people, with its footnotes; figures in per cent."""
+    lines = [
+        f"# GLUE, `{found['model']}`",
+        "",
+        "| task | metric | seeds | mean | sd | 95 % over seeds | 95 % over rows | train rows | "
+        "samples/s | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(line for row in found["tasks"] for line in _markdown_rows(row)),
+        "",
+        _average_words(found["average"]),
+        "",
+        *_notes(found["tasks"]),
+        "",
+        "## Beside published results (validation splits)",
+        "",
+        *_beside(found),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _markdown_rows(row: Mapping[str, Any]) -> list[str]:
+    mark = " *" if row["samples_of"] else ""
+    if not row["metrics"]:
+        return [f"| {row['task']}{mark} | failed | 0 | | | | | | | |"]
+    several = len({metric["split"] for metric in row["metrics"]}) > 1
+    lines = []
+    for i, metric in enumerate(row["metrics"]):
+        name = f"{metric['metric']} ({metric['split']})" if several else metric["metric"]
+        speed = row["train_samples_per_second"]
+        last = ("", "", "")
+        if i == 0:
+            shown = f"{speed:.0f}" if speed else ""
+            last = (f"{row['rows']['train']:,}", shown, f"{row['seconds']:.0f}")
+        cells = (
+            f"{row['task']}{mark}" if i == 0 else "",
+            name,
+            str(len(row["seeds"])) if i == 0 else "",
+            percent(metric["mean"]),
+            percent(metric["sd"]),
+            span(metric["seeds_interval"]),
+            span(metric["rows_interval"]),
+            *last,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def percent(share: float | None) -> str:
+    """A share as a figure in per cent; nothing for none."""
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def span(interval: Sequence[float] | None) -> str:
+    """An interval of shares, in per cent."""
+    return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _average_words(average: Mapping[str, Any]) -> str:
+    if average["mean"] is None:
+        return "No average: no task is finished."
+    words = f"Average of {len(average['tasks'])} tasks ({', '.join(average['tasks'])}): "
+    words += f"**{average['mean']:.1f}**"
+    if average["seeds_interval"]:
+        low, high = average["seeds_interval"]
+        words += f", 95 % over seeds {low:.1f} to {high:.1f}"
+    return words + ". A task of several metrics or splits counts by their mean; WNLI is left out."
+
+
+def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = [
+        "Over seeds: Student's t over runs. Over rows: bootstrap of the validation rows, mean of the "
+        "runs. The validation split also chose the best checkpoint of each run."
+    ]
+    for row in tasks:
+        for split, official in row["samples_of"].items():
+            notes.append(
+                f"\\* {row['task']} {split} is a sample: {row['rows'][split]:,} of {official:,} rows, "
+                "so the figure is not comparable with published ones."
+            )
+        notes += [f"{name} failed: {reason}" for name, reason in row["failed"].items()]
+    return [f"- {note}" for note in notes]
+
+
+def _beside(found: Mapping[str, Any]) -> list[str]:
+    names = [row["task"] for row in found["tasks"]]
+    ours = {row["task"]: row for row in found["tasks"]}
+    cells = [
+        "/".join(percent(metric["mean"]) for metric in ours[name]["metrics"])
+        + (" *" if ours[name]["samples_of"] else "")
+        for name in names
+    ]
+    lines = [
+        f"| model | {' | '.join(names)} | source |",
+        f"| --- {'| --- ' * len(names)}| --- |",
+        f"| **ours** | {' | '.join(cells)} | this suite |",
+    ]
+    for reference in found["references"]:
+        printed = ["/".join(f"{v:g}" for v in reference["scores"].get(name, ())) for name in names]
+        lines.append(f"| {reference['model']} | {' | '.join(printed)} | {reference['source']} |")
+    return lines

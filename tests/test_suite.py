@@ -1,0 +1,193 @@
+"""The suite's schedule and table, which know no Ray; then the suite itself on a small cluster."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.errors import UserError
+from trainyard.stats import mean_interval
+from trainyard.suite import SuiteConfig, run_suite
+from trainyard.suite.schedule import Job, startable, workers_for
+from trainyard.suite.table import as_markdown, summary
+
+JOBS = st.lists(
+    st.builds(
+        Job,
+        name=st.uuids().map(str),
+        cost=st.floats(1, 1e6),
+        slots=st.sampled_from([1, 2, 4, 6, 8]),
+    ),
+    min_size=1, max_size=12, unique_by=lambda job: job.name,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(JOBS, st.integers(1, 8), st.data())
+def test_everything_is_done_within_the_capacity(jobs: list[Job], free: int, data: Any) -> None:
+    if len(jobs) > 1:
+        last = jobs[-1]
+        jobs[-1] = Job(last.name, last.cost, last.slots, after=jobs[0].name)
+    workers = workers_for(jobs, free)
+    assert all(job.slots % workers[job.name] == 0 for job in jobs)
+    assert all(1 <= workers[job.name] <= free for job in jobs)
+    waiting, available = list(jobs), free
+    running: list[Job] = []
+    finished: list[str] = []
+    while waiting or running:
+        chosen = startable(waiting, workers, available, finished)
+        for job in chosen:
+            assert job.after is None or job.after in finished
+            waiting.remove(job)
+            running.append(job)
+            available -= workers[job.name]
+        assert available >= 0
+        assert running, "nothing runs, although something waits"
+        done = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        finished.append(done.name)
+        available += workers[done.name]
+    assert sorted(finished) == sorted(job.name for job in jobs)
+
+
+def test_longest_first_and_small_ones_on_what_is_left() -> None:
+    jobs = [
+        Job("small", 1, 4),
+        Job("mnli", 100, 4),
+        Job("rte", 5, 1, after="mnli"),
+        Job("b", 50, 1),
+    ]
+    workers = workers_for(jobs, 4)
+    assert workers == {"small": 1, "mnli": 2, "rte": 1, "b": 1}
+    names = [job.name for job in startable(jobs, workers, 4, ())]
+    assert names == ["mnli", "b", "small"]
+    assert [job.name for job in startable(jobs, workers, 1, ())] == ["b"]
+    assert "rte" in [job.name for job in startable([jobs[2]], workers, 1, {"mnli"})]
+
+
+def result(seed: int, f1: float) -> dict[str, Any]:
+    return {
+        "score": f1, "seconds": 10.0 * seed, "train_samples_per_second": 100.0 + seed,
+        "metrics": {"validation": {"accuracy": f1 - 0.1, "f1": f1}},
+        "intervals": {"validation": {"accuracy": [0.6, 0.9], "f1": [0.7, 0.95]}},
+    }  # fmt: skip
+
+
+def test_the_table_by_hand(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc", "rte"), seeds=(1, 2, 3), storage_path=str(tmp_path))
+    runs = [config.run_config(task, seed) for task in config.tasks for seed in config.seeds]
+    configs = {run.resolved_run_name: run for run in runs}
+    scores = {1: 0.80, 2: 0.84, 3: 0.88}
+    finished = {f"mrpc-seed-{seed}": result(seed, f1) for seed, f1 in scores.items()}
+    failed = {f"rte-seed-{seed}": "no data" for seed in config.seeds}
+    rows: dict[str, dict[str, int | None]] = {
+        "mrpc": {"train": 1000, "validation": 408}, "rte": {"train": None, "validation": None},
+    }  # fmt: skip
+    found = summary(configs, finished, failed, rows)
+    mrpc, rte = found["tasks"]
+    f1 = mrpc["metrics"][1]
+    mean, low, high = mean_interval(list(scores.values()))
+    assert f1["mean"] == pytest.approx(mean)
+    assert f1["sd"] == pytest.approx(0.04)
+    assert f1["seeds_interval"] == pytest.approx([low, high])
+    assert f1["rows_interval"] == pytest.approx([0.7, 0.95])
+    assert mrpc["glue"]["mean"] == pytest.approx(100 * (0.84 + 0.74) / 2)
+    assert found["average"]["tasks"] == ["mrpc"]
+    assert found["average"]["mean"] == pytest.approx(79.0)
+    assert mrpc["samples_of"] == {"train": 3668}
+    assert rte["failed"] == failed
+    text = as_markdown({"model": "m", **found})
+    assert "| mrpc * | accuracy | 3 | 74.0 | 4.0 |" in text
+    assert "\\* mrpc train is a sample: 1,000 of 3,668 rows" in text
+    assert "rte-seed-1 failed: no data" in text
+    assert "| **ours** | 74.0/84.0 * |  | this suite |" in text
+    assert "88.85" in text
+
+
+def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc",), seeds=(1,), storage_path=str(tmp_path))
+    run = config.run_config("mrpc", 1)
+    rows: dict[str, dict[str, int | None]] = {"mrpc": {"train": 3668, "validation": 408}}
+    found = summary({"mrpc-seed-1": run}, {"mrpc-seed-1": result(1, 0.8)}, {}, rows)
+    assert found["tasks"][0]["metrics"][1]["seeds_interval"] is None
+    assert found["tasks"][0]["metrics"][1]["sd"] is None
+    assert found["average"]["seeds_interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"tasks": ("ax",)}, "task 'ax' is not one of the suite's"),
+        ({"tasks": ("rte", "rte")}, "--tasks is rte rte; name each once"),
+        ({"seeds": ()}, "--seeds is empty"),
+        ({"tasks": ("rte",), "warm_start": True}, "starts rte from mnli, which is not among"),
+        ({"max_parallel_workers": 0}, "--max-parallel-workers is 0"),
+    ],
+)
+def test_mistakes(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        SuiteConfig(**fields)
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> SuiteConfig:
+    data = tmp_path_factory.mktemp("suite-data")
+    for task in ("mrpc", "rte"):
+        write_task(data, task, train=60, validation=30)
+    return SuiteConfig(
+        tasks=("mrpc", "rte", "cola"),
+        seeds=(1, 2),
+        data_dir=str(data),
+        model_name_or_path=str(tiny_model),
+        storage_path=str(tmp_path_factory.mktemp("suite-runs")),
+        max_length=32,
+        max_steps=4,
+        max_parallel_workers=3,
+    )
+
+
+def test_a_failing_task_takes_no_other_along_and_nothing_is_done_twice(
+    cluster: Any,  # noqa: ARG001
+    suite: SuiteConfig,
+) -> None:
+    with pytest.raises(
+        UserError, match=r"2 of 6 runs failed, cola-seed-\d of them: .*cola/train.parq"
+    ):
+        run_suite(suite)
+    table = json.loads((suite.folder / "glue.json").read_text())
+    assert [row["seeds"] for row in table["tasks"]] == [[1, 2], [1, 2], []]
+    stamps = {path: path.stat().st_mtime_ns for path in suite.folder.glob("*/run.json")}
+    write_task(Path(str(suite.data_dir)), "cola", train=60, validation=30)
+    cola = Path(str(suite.data_dir)) / "cola"
+    _as_single_texts(cola)
+    found = run_suite(suite)
+    assert set(found["metrics"]) == {"mrpc", "rte", "cola"}
+    for path, stamp in stamps.items():
+        assert path.parent.name.startswith("cola") or path.stat().st_mtime_ns == stamp
+    again = run_suite(suite)
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
+    _lose(suite.folder / "rte-seed-2")
+    resumed = run_suite(suite)
+    assert resumed["metrics"] == found["metrics"]
+    text = (suite.folder / "glue.md").read_text()
+    assert "Average of 3 tasks (mrpc, rte, cola)" in text
+
+
+def _as_single_texts(folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    for path in folder.iterdir():
+        table = pq.read_table(path).rename_columns(["sentence", "other", "label", "idx"])
+        pq.write_table(table, path)
+
+
+def _lose(run: Path) -> None:
+    """As if its driver had died after the last checkpoint: not finished, no model."""
+    record = json.loads((run / "run.json").read_text())
+    record["status"] = "running"
+    (run / "run.json").write_text(json.dumps(record))
+    shutil.rmtree(run / "model")
