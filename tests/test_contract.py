@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, OverloadedError, ValidationError
+from serving_locally import LocalModels, load, serving
 from small_models import bert, classifier, encoder_decoder, gpt2
 
-from serving_locally import LocalModels, load, serving
 from trainyard.predictors import PREDICTORS
 from trainyard.serving.failures import RequestError
 
