@@ -36,7 +36,7 @@ class FillMask(Predictor):
     auto_model = "AutoModelForMaskedLM"
     architectures = ("ForMaskedLM",)
     parameters = FillMaskParameters
-    example: Mapping[str, Any] = {"inputs": "Trains run on [MASK].", "parameters": {}}  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {"inputs": "Trains run on [MASK].", "parameters": {}}
 
     def check_model(self) -> None:
         """The tokenizer must have a mask."""

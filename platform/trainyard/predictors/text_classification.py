@@ -67,7 +67,7 @@ class TextClassification(SequenceClassifier):
 
     task = "text-classification"
     parameters = TextClassificationParameters
-    example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
         """One row per text or pair."""

@@ -74,7 +74,7 @@ class TextGeneration(Generator):
     auto_model = "AutoModelForCausalLM"
     architectures = ("ForCausalLM", "LMHeadModel")
     parameters = TextGenerationParameters
-    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {
         "inputs": "A train",
         "parameters": {"max_new_tokens": 8},
     }
