@@ -12,7 +12,7 @@ import pytest
 from conftest import WORDS, read_lines
 from small_models import LABELS, bert, classifier
 
-from trainyard.batch_inference import PredictConfig, parts, predict, run
+from trainyard.batch_inference import PredictConfig, parts, predict, rows, run
 from trainyard.errors import UserError
 from trainyard.predictors.question_answering import QuestionAnswering
 from trainyard.predictors.text_classification import TextClassification
@@ -68,18 +68,18 @@ def test_every_row_once_in_order_as_by_itself(
         batch_tokens=512,
     )
     result = predict(config)
-    rows = rows_of(tmp_path / f"scores{output}")
-    assert [row["row"] for row in rows] == list(range(50))
-    assert [row["text"].strip() for row in rows] == [text.strip() for text in given]
+    found = rows_of(tmp_path / f"scores{output}")
+    assert [row["row"] for row in found] == list(range(50))
+    assert [row["text"].strip() for row in found] == [text.strip() for text in given]
     alone = TextClassification.load(str(model))
-    for row, text in zip(rows, given, strict=True):
+    for row, text in zip(found, given, strict=True):
         (expected,) = alone(text, truncation=True)
         assert row["label"] == expected[0]["label"]
         assert row["score"] == pytest.approx(expected[0]["score"], abs=1e-5)
-        by_name = {found["label"]: found["score"] for found in expected}
+        by_name = {each["label"]: each["score"] for each in expected}
         assert row["scores"] == pytest.approx([by_name[name] for name in LABELS], abs=1e-5)
     assert (result["rows"], result["errors"], result["truncated_rows"]) == (50, 0, 1)
-    assert rows[48]["truncated_tokens"] == 28
+    assert found[48]["truncated_tokens"] == 28
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"input{kind}", f"scores{output}"]
 
 
@@ -91,24 +91,24 @@ def test_rows_that_cannot_be_answered_keep_their_place(model: Path, tmp_path: Pa
         truncation=False,
     )
     assert predict(config)["errors"] == 1
-    rows = rows_of(tmp_path / "scores.parquet")
-    assert rows[18]["label"] is rows[18]["score"] is rows[18]["scores"] is None
-    assert "has 92 tokens and only 64 fit" in rows[18]["error"]
-    assert all(row["error"] is None and row["label"] for row in rows if row["row"] != 18)
+    found = rows_of(tmp_path / "scores.parquet")
+    assert found[18]["label"] is found[18]["score"] is found[18]["scores"] is None
+    assert "has 92 tokens and only 64 fit" in found[18]["error"]
+    assert all(row["error"] is None and row["label"] for row in found if row["row"] != 18)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3])
 def test_a_killed_run_goes_on_where_it_stopped(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
-    common = {
+    common: dict[str, Any] = {
         "model_name_or_path": str(model),
         "input_file": str(write(tmp_path, ".csv", {"text": texts(60)})),
     }
     predict(PredictConfig(**common, output_file=str(tmp_path / "whole.jsonl")))
     config = PredictConfig(**common, output_file=str(tmp_path / "scores.jsonl"))
-    real = run.predict_table
-    done = []
+    real = rows.predict_table
+    done: list[Any] = []
 
     def dies(*args: Any) -> Any:
         if len(done) == stop_after:
@@ -182,7 +182,7 @@ def test_other_tasks_answer_in_their_own_shape(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_workers_predict_the_same(model: Path, tmp_path: Path) -> None:
-    common = {
+    common: dict[str, Any] = {
         "model_name_or_path": str(model),
         "input_file": str(write(tmp_path, ".csv", {"text": texts(100)})),
     }

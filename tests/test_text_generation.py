@@ -104,6 +104,20 @@ def test_a_text_does_not_depend_on_its_batch(
         assert (result.tokens, result.finish_reason) == (alone.tokens, alone.finish_reason)
 
 
+def test_rows_that_fit_only_alone_do_not_push_each_other_out(predictor: TextGeneration) -> None:
+    """A finished row counts on with its neighbours: 60 tokens and 60 more are too many positions."""
+    requests = [
+        predictor.preprocess("a" * 60, {"max_new_tokens": 4}),
+        predictor.preprocess("a", {"max_new_tokens": 60}),
+        predictor.preprocess("a" * 30, {"max_new_tokens": 20}),
+    ]
+    rows = [row for request in requests for row in request.rows]
+    together = predictor.forward(rows)
+    assert [len(result.tokens) for [result] in together] == [4, 60, 20]
+    for row, [result] in zip(rows, together, strict=True):
+        assert result.tokens == predictor.forward([row])[0][0].tokens
+
+
 def test_draws_have_the_models_distribution(predictor: TextGeneration) -> None:
     """2,000 first tokens against the probabilities that transformers' processors leave."""
     import torch

@@ -57,10 +57,11 @@ class TextGenerationParameters(GenerateParameters):
         Raises:
             UserError: naming the parameter.
         """
-        neutral = {"best_of": 1, "decoder_input_details": False, "top_n_tokens": 0}
-        neutral |= {"watermark": False, "adapter_id": None, "grammar": None}
-        for name, value in neutral.items():
-            if getattr(self, name) not in (None, value):
+        for name, neutral in (
+            ("best_of", 1), ("decoder_input_details", False), ("top_n_tokens", 0),
+            ("watermark", False), ("adapter_id", None), ("grammar", None),
+        ):  # fmt: skip
+            if getattr(self, name) not in (None, neutral):
                 raise UserError(f"parameters.{name} is not supported here; leave it out")
 
 

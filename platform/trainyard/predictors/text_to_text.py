@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
@@ -62,7 +62,7 @@ class TextToText(Generator):
 
     task = "text2text-generation"
     auto_model = "AutoModelForSeq2SeqLM"
-    architectures = ("ForConditionalGeneration", "MTModel")
+    architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration", "MTModel")
     parameters = TextToTextParameters
     example: Mapping[str, Any] = {"inputs": "Trains leave.", "parameters": {"max_new_tokens": 8}}
     answer = "generated_text"
