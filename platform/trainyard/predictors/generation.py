@@ -95,6 +95,7 @@ class Generator(Predictor):
         self.defaults = _present(config, defaults)
         self._kept = {**_present(config, kept), "pad_token_id": self.pad_token_id}
         self.model.generation_config = GenerationConfig(**self._kept)
+        self.special = set(self.tokenizer.all_special_ids)
         end = self._kept.get("eos_token_id")
         self._end = set(end if isinstance(end, list) else [] if end is None else [end])
 

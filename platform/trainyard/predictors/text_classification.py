@@ -89,7 +89,8 @@ class TextClassification(SequenceClassifier):
         del item
         scores = _FUNCTIONS[parameters.function_to_apply or self._usual_function()](results[0])
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
-        return [{"label": self.labels[i], "score": float(scores[i])} for i in order]
+        names = self.labels
+        return [{"label": names[i], "score": float(scores[i])} for i in order]
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
         """Nested always."""

@@ -162,7 +162,7 @@ class TextGeneration(Generator):
         return {
             "id": token,
             "logprob": generated.logprobs[i],
-            "special": token in self.tokenizer.all_special_ids,
+            "special": token in self.special,
             "text": generated.pieces[i],
         }
 
