@@ -1,6 +1,7 @@
 """Text generation against transformers' own generate and pipeline, and what a server needs of it."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,20 @@ def test_a_text_does_not_depend_on_its_batch(
         assert (result.tokens, result.finish_reason) == (alone.tokens, alone.finish_reason)
 
 
+def test_rows_that_fit_only_alone_do_not_push_each_other_out(predictor: TextGeneration) -> None:
+    """A finished row counts on with its neighbours: 60 tokens and 60 more are too many positions."""
+    requests = [
+        predictor.preprocess("a" * 60, {"max_new_tokens": 4}),
+        predictor.preprocess("a", {"max_new_tokens": 60}),
+        predictor.preprocess("a" * 30, {"max_new_tokens": 20}),
+    ]
+    rows = [row for request in requests for row in request.rows]
+    together = predictor.forward(rows)
+    assert [len(result.tokens) for [result] in together] == [4, 60, 20]
+    for row, [result] in zip(rows, together, strict=True):
+        assert result.tokens == predictor.forward([row])[0][0].tokens
+
+
 def test_draws_have_the_models_distribution(predictor: TextGeneration) -> None:
     """2,000 first tokens against the probabilities that transformers' processors leave."""
     import torch
@@ -147,12 +162,18 @@ def test_likeliest_only_is_greedy(predictor: TextGeneration) -> None:
 
 
 def test_generation_ends_at_a_stop_text(predictor: TextGeneration) -> None:
-    (whole,) = predictor(PROMPTS[0], max_new_tokens=30)
+    options: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.5, "seed": 1}
+    (whole,) = predictor(PROMPTS[0], **options)
     text = whole["generated_text"]
-    stop = text[6:9]
-    (answer,) = predictor(PROMPTS[0], max_new_tokens=30, stop=["never there", stop], details=True)
-    assert answer["generated_text"] == text[: text.index(stop) + len(stop)]
+    found = re.search(r"[!-~] ?[!-~]", text[3:])
+    assert found, text
+    stops = ["never there", found[0]]
+    (answer,) = predictor(PROMPTS[0], stop=stops, details=True, **options)
+    end = text.index(found[0]) + len(found[0])
+    assert answer["generated_text"].startswith(text[:end])
+    assert len(answer["generated_text"]) < len(text)
     assert answer["details"]["finish_reason"] == "stop_sequence"
+    assert found[0] not in "".join(token["text"] for token in answer["details"]["tokens"][:-1])
 
 
 def test_generation_ends_at_the_end_of_sequence(tmp_path: Path) -> None:

@@ -150,6 +150,13 @@ def test_long_texts_are_refused_or_cut_and_counted(predictor: TextToText) -> Non
         assert len(request.rows[0].inputs["input_ids"]) == 64
 
 
+def test_an_answer_longer_than_the_model_has_positions_is_refused(tmp_path: Path) -> None:
+    predictor = TextToText.load(str(encoder_decoder(tmp_path, "Bart")))
+    assert predictor("a", max_new_tokens=64, min_length=60)
+    with pytest.raises(UserError, match="max_new_tokens is 65; the model has 64 positions"):
+        predictor("a", max_new_tokens=65)
+
+
 @pytest.mark.parametrize("task", [Summarization, Translation, TextToText])
 def test_bad_decoding_parameters_get_a_sentence(folder: Path, task: type[Predictor]) -> None:
     predictor = task.load(str(folder))

@@ -80,7 +80,7 @@ def load_config(name: str) -> Any:
     """The transformers config of a model, without its weights."""
     import transformers
 
-    with _quiet(transformers):
+    with quiet(transformers):
         return _from_hub(name, lambda: transformers.AutoConfig.from_pretrained(resolve_model(name)))
 
 
@@ -93,7 +93,7 @@ def load_classifier(name: str) -> Any:
     import torch
     import transformers
 
-    with _quiet(transformers):
+    with quiet(transformers):
         model, info = _from_hub(
             name,
             lambda: transformers.AutoModelForSequenceClassification.from_pretrained(

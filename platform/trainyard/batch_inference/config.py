@@ -90,7 +90,9 @@ class PredictConfig:
         try:
             return json.loads(self.parameters)
         except ValueError as error:
-            raise UserError(f"--parameters is no valid JSON ({error}); quote it with '…'") from error
+            raise UserError(
+                f"--parameters is no valid JSON ({error}); quote it with '…'"
+            ) from error
 
     @property
     def place(self) -> TrainConfig:

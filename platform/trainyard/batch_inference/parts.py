@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trainyard.batch_inference.config import PredictConfig
 from trainyard.errors import UserError
 from trainyard.files import sync_folder, write_json
-from trainyard.sources import read_rows
+from trainyard.sources import Batch, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,8 +32,11 @@ class Parts:
     def __init__(self, config: PredictConfig) -> None:
         output = Path(config.output_file).absolute()
         if not output.parent.is_dir():
-            raise UserError(f"the folder {output.parent} of --output-file does not exist; create it")
+            raise UserError(
+                f"the folder {output.parent} of --output-file does not exist; create it"
+            )
         self._config = config
+        next(self._batches())  # what is wrong with the file's name or columns is said at once
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
         self._raw, self._done = self._folder / "raw", self._folder / "done"
@@ -51,11 +54,9 @@ class Parts:
         shutil.rmtree(self._folder, ignore_errors=True)
         for folder in (self._raw, self._done):
             folder.mkdir(parents=True)
-        config = self._config
-        columns = [c for c in (config.text_column, config.text_pair_column) if c is not None]
         rows = number = 0
         try:
-            for batch in read_rows(config.input_file, columns, None, "single_label_classification"):
+            for batch in self._batches():
                 table = pa.Table.from_batches([batch.to_arrow(None)])
                 for start in range(0, table.num_rows, ROWS_PER_PART):
                     part = table.slice(start, ROWS_PER_PART)
@@ -65,6 +66,11 @@ class Parts:
             shutil.rmtree(self._folder)
             raise
         write_json(self._complete, {"rows": rows})
+
+    def _batches(self) -> Iterator[Batch]:
+        config = self._config
+        columns = [c for c in (config.text_column, config.text_pair_column) if c is not None]
+        return read_rows(config.input_file, columns, None, "single_label_classification")
 
     @property
     def _complete(self) -> Path:
@@ -108,7 +114,9 @@ class Parts:
                     raise RuntimeError(f"{path} does not hold the rows {expected}")
                 counts["rows"] += table.num_rows
                 counts["errors"] += table.num_rows - table["error"].null_count
-                counts["truncated_rows"] += sum(n > 0 for n in table["truncated_tokens"].to_pylist())
+                counts["truncated_rows"] += sum(
+                    n > 0 for n in table["truncated_tokens"].to_pylist()
+                )
                 writer.write(table)
         if counts["rows"] != self.rows:
             raise RuntimeError(f"{counts['rows']} of {self.rows} rows were predicted")

@@ -23,20 +23,14 @@ def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str,
     Raises:
         UserError: for parameters that the task does not know.
     """
-    switches = [
-        field.name
-        for field in fields(predictor.parameters)
-        if field.name in ("truncation", "truncate") and field.default is not None
-    ]
-    given = {name: True for name in switches if config.truncation and _default(predictor, name) is False}
-    given |= {name: False for name in switches if not config.truncation}
+    given = {}
+    for field in fields(predictor.parameters):
+        if field.name in ("truncation", "truncate") and isinstance(field.default, bool | str):
+            # Where a task cuts in a way of its own (only texts, never labels), that way stays.
+            given[field.name] = config.truncation and (field.default or True)
     parameters = {**given, **config.request}
     check_parameters(predictor.parameters, parameters, predictor.task)
     return parameters
-
-
-def _default(predictor: Predictor, name: str) -> Any:
-    return next(field.default for field in fields(predictor.parameters) if field.name == name)
 
 
 def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table") -> "pa.Table":
@@ -49,7 +43,9 @@ def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table"
     requests = _prepare(predictor, config, table)
     good = [request for request in requests if isinstance(request, Prepared)]
     results = iter(
-        predictor.forward_all([row for request in good for row in request.rows], config.batch_tokens)
+        predictor.forward_all(
+            [row for request in good for row in request.rows], config.batch_tokens
+        )
     )
     answers: list[Any] = []
     for request in requests:
@@ -58,7 +54,9 @@ def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table"
         else:
             answers.append(None)
     problem = getattr(predictor.model.config, "problem_type", None)
-    kind = problem or "single_label_classification" if predictor.task == "text-classification" else ""
+    kind = (
+        problem or "single_label_classification" if predictor.task == "text-classification" else ""
+    )
     for name, column in _COLUMNS.get(kind, _json_column)(predictor, config, answers).items():
         table = table.append_column(name, column)
     cut = [sum(r.truncated) if isinstance(r, Prepared) else 0 for r in requests]
@@ -129,7 +127,9 @@ def _multi_label(
 
     scores = _scores(predictor, answers)
     apply = [
-        None if row is None else [label for label in predictor.labels if row.get(label, 0) >= config.threshold]
+        None
+        if row is None
+        else [label for label in predictor.labels if row.get(label, 0) >= config.threshold]
         for row in scores
     ]
     return {"labels": pa.array(apply, pa.list_(pa.string())), **_every_score(predictor, scores)}
@@ -139,7 +139,9 @@ def _every_score(predictor: Predictor, scores: Sequence[dict[str, float] | None]
     """Scores in the order of the model's labels, as in its config.json."""
     import pyarrow as pa
 
-    every = [None if row is None else [row.get(label) for label in predictor.labels] for row in scores]
+    every = [
+        None if row is None else [row.get(label) for label in predictor.labels] for row in scores
+    ]
     return {"scores": pa.array(every, pa.list_(pa.float64()))}
 
 

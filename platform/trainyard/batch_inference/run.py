@@ -1,6 +1,6 @@
 """Batch inference over a file, by this process alone or by workers on Ray Data.
 
-    file ──► raw parts ──► Predictor, here or in Ray Data's actors ──► done parts ──► one file
+file ──► raw parts ──► Predictor, here or in Ray Data's actors ──► done parts ──► one file
 """
 
 import sys
@@ -12,9 +12,10 @@ from typing import Any
 from trainyard.batch_inference.config import PredictConfig
 from trainyard.batch_inference.parts import Parts
 from trainyard.batch_inference.rows import predict_table, request_parameters
-from trainyard.cluster import ray_session, worker_resources
+from trainyard.cluster import ray_session
 from trainyard.data import quiet_ray_data
 from trainyard.predictors import Predictor
+from trainyard.workers import worker_resources
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
@@ -29,9 +30,9 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     from tqdm import tqdm
 
     started = time.monotonic()
+    parts = Parts(config)
     predictor = config.predictor()
     request_parameters(predictor, config)
-    parts = Parts(config)
     parts.read()
     resumed = parts.rows_done
     bar = tqdm(total=parts.rows, initial=resumed, unit="row", desc="predict", file=sys.stderr)

@@ -8,10 +8,8 @@
 `forward` is the model's and runs in one thread at a time. No Ray in here.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,22 +17,15 @@ import numpy as np
 from trainyard.batching import token_batches
 from trainyard.errors import UserError
 from trainyard.predictors.loading import Dtype, load_model, max_tokens
-from trainyard.predictors.parameters import Truncation, check_parameters
+from trainyard.predictors.parameters import check_parameters
 from trainyard.predictors.rows import Item, Prepared, Row
+from trainyard.predictors.tokenizing import Tokenizing
 
 BATCH_TOKENS = 8192
 """Padded tokens of one forward pass, where the caller does not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Tokenized texts: `encoding` as the tokenizer gives it, and what was cut off of each."""
-
-    encoding: Any
-    truncated: list[int] = field(default_factory=list)
-
-
-class Predictor(ABC):
+class Predictor(Tokenizing, ABC):
     """One task of the Inference API over one model. A row of `PREDICTORS`.
 
     Attributes:
@@ -59,12 +50,9 @@ class Predictor(ABC):
         Raises:
             UserError: when the model cannot do the task.
         """
+        super().__init__(tokenizer, max_tokens(model, tokenizer))
         self.model = model
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens(model, tokenizer)
         self.pad_token_id: int = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        # Fast tokenizers keep truncation as state, which two threads would set for each other.
-        self._tokenizer_lock = threading.RLock()
         self.check_model()
 
     @classmethod
@@ -92,7 +80,7 @@ class Predictor(ABC):
         )
         return cls(model, tokenizer)
 
-    def check_model(self) -> None:  # noqa: B027 (most tasks have nothing to check)
+    def check_model(self) -> None:
         """Refuse, by a UserError, a model that cannot do the task."""
 
     @property
@@ -165,102 +153,6 @@ class Predictor(ABC):
                 values[i, span] = 1 if name == "attention_mask" else row.inputs[name]
             batch[name] = torch.from_numpy(values).to(self.model.device)
         return batch
-
-    def tokenize(
-        self,
-        texts: list[str],
-        pairs: list[str] | None = None,
-        *,
-        truncation: Truncation = False,
-        side: str = "right",
-        limit: int | None = None,
-        **options: Any,
-    ) -> Tokens:
-        """Tokenize unpadded, cutting off what does not fit only when asked to.
-
-        Args:
-            texts: One text per item.
-            pairs: Their second texts.
-            truncation: Whether and how to cut.
-            side: Which end is cut off.
-            limit: Tokens that fit; default: those of the model.
-            options: More of what the tokenizer takes.
-
-        Raises:
-            UserError: when a text is too long and may not be cut.
-        """
-        limit = self.max_tokens if limit is None else limit
-        options |= {"return_attention_mask": False, "verbose": False}
-        with self._tokenizer_lock:
-            whole = self.tokenizer(texts, pairs, truncation=False, **options)
-        lengths = [len(ids) for ids in whole["input_ids"]]
-        if limit is None or max(lengths) <= limit:
-            return Tokens(whole, [0] * len(lengths))
-        if truncation in (False, "do_not_truncate"):
-            raise UserError(
-                f"the text has {max(lengths)} tokens and only {limit} fit; shorten it, or send "
-                '"parameters": {"truncation": true} to have its end cut off'
-            )
-        with self._tokenizer_lock:
-            usual, self.tokenizer.truncation_side = self.tokenizer.truncation_side, side
-            try:
-                cut = self.tokenizer(
-                    texts, pairs, truncation=truncation, max_length=limit, **options
-                )
-            except Exception as error:
-                if "runcation" not in str(error):  # tokenizers raises a bare Exception
-                    raise
-                cut = whole
-            finally:
-                self.tokenizer.truncation_side = usual
-        kept = [len(ids) for ids in cut["input_ids"]]
-        if max(kept) > limit:
-            raise UserError(
-                f"the text has {max(kept)} tokens, only {limit} fit, and truncation {truncation!r} "
-                "cannot cut that much; shorten the other text or use another truncation"
-            )
-        return Tokens(cut, [n - k for n, k in zip(lengths, kept, strict=True)])
-
-    def chunk(
-        self,
-        texts: list[str],
-        pairs: list[str] | None = None,
-        *,
-        stride: int,
-        limit: int | None = None,
-        **options: Any,
-    ) -> Tokens:
-        """Tokenize unpadded, cutting long texts into rows that overlap by `stride` tokens.
-
-        With `pairs` it is the second text that is cut up, and the first is in every row. The
-        encoding's `overflow_to_sample_mapping` says which text a row belongs to.
-        """
-        limit = self.max_tokens if limit is None else limit
-        with self._tokenizer_lock:
-            encoding = self.tokenizer(
-                texts,
-                pairs,
-                truncation="longest_first" if pairs is None else "only_second",
-                max_length=limit or 2**31 - 1,
-                stride=stride,
-                return_overflowing_tokens=True,
-                return_attention_mask=False,
-                verbose=False,
-                **options,
-            )
-        return Tokens(encoding)
-
-    def rows_of(self, tokens: Tokens) -> list[Row]:
-        """One row per tokenized text, with the inputs that the model takes."""
-        names = [
-            name for name in self.tokenizer.model_input_names
-            if name != "attention_mask" and name in tokens.encoding
-        ]  # fmt: skip
-        columns = [tokens.encoding[name] for name in names]
-        return [
-            Row(dict(zip(names, values, strict=True)), len(values[0]))
-            for values in zip(*columns, strict=True)
-        ]
 
     def forward_all(self, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS) -> list[Any]:
         """`forward` over any number of rows of any groups, in batches of rows of similar length."""

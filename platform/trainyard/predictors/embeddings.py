@@ -143,7 +143,7 @@ class FeatureExtraction(Embedder):
     task = "feature-extraction"
     architectures = ("Model",)
     parameters = FeatureExtractionParameters
-    example: Mapping[str, Any] = {"inputs": "A sentence."}  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {"inputs": "A sentence."}
 
     def encode(self, inputs: list[Any], parameters: FeatureExtractionParameters) -> list[Item]:
         """One row per text."""
@@ -208,7 +208,7 @@ class SentenceSimilarity(Embedder):
     task = "sentence-similarity"
     architectures = ()
     parameters = SentenceSimilarityParameters
-    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {
         "inputs": {"source_sentence": "A train leaves.", "sentences": ["A train goes.", "Soup."]},
         "parameters": {},
     }

@@ -36,7 +36,7 @@ class FillMask(Predictor):
     auto_model = "AutoModelForMaskedLM"
     architectures = ("ForMaskedLM",)
     parameters = FillMaskParameters
-    example: Mapping[str, Any] = {"inputs": "Trains run on [MASK].", "parameters": {}}  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {"inputs": "Trains run on [MASK].", "parameters": {}}
 
     def check_model(self) -> None:
         """The tokenizer must have a mask."""
@@ -71,8 +71,7 @@ class FillMask(Predictor):
         for target in [given] if isinstance(given, str) else given:
             known = self.tokenizer.convert_tokens_to_ids(text_of(target, "a target"))
             if known is None or known == self.tokenizer.unk_token_id:
-                with self._tokenizer_lock:
-                    pieces = self.tokenizer(target, add_special_tokens=False)["input_ids"]
+                pieces = self.tokenizer(target, add_special_tokens=False)["input_ids"]
                 if not pieces:
                     continue
                 known = pieces[0]

@@ -86,15 +86,16 @@ class Generator(Predictor):
 
         config = self.model.generation_config
         self._joint = bool(self.model.config.is_encoder_decoder)
-        defaults = (*GENERATE, *SAMPLE, "max_new_tokens", "max_length")
-        kept = KEPT
-        if not self._joint:  # there min_length counts the prompt with its padding
-            defaults = tuple(name for name in defaults if name not in ("min_length", "max_length"))
-        else:
-            kept = (*KEPT, "forced_eos_token_id")
+        defaults, kept = [*GENERATE, *SAMPLE, "max_new_tokens"], list(KEPT)
+        if self._joint:
+            defaults.append("max_length")
+            kept.append("forced_eos_token_id")
+        else:  # there it counts the prompt with its padding
+            defaults.remove("min_length")
         self.defaults = _present(config, defaults)
         self._kept = {**_present(config, kept), "pad_token_id": self.pad_token_id}
         self.model.generation_config = GenerationConfig(**self._kept)
+        self.special = set(self.tokenizer.all_special_ids)
         end = self._kept.get("eos_token_id")
         self._end = set(end if isinstance(end, list) else [] if end is None else [end])
 
@@ -105,13 +106,8 @@ class Generator(Predictor):
             UserError: for options that contradict each other.
         """
         asked = {name: value for name, value in given.items() if value is not None}
-        if "do_sample" not in asked and asked.keys() & {
-            "temperature",
-            "top_k",
-            "top_p",
-            "typical_p",
-        }:
-            asked["do_sample"] = True
+        if asked.keys() & {"temperature", "top_k", "top_p", "typical_p"}:
+            asked.setdefault("do_sample", True)
         every = {**self.defaults, **base, **asked}
         options = {name: every[name] for name in (*GENERATE, *SAMPLE) if name in every}
         # Beams and draws exclude each other: what the request asks for wins over a default.

@@ -53,8 +53,6 @@ def load_model(
                 output_loading_info=True,
                 **common,
             )
-        except UserError:
-            raise
         except Exception as error:  # a broken file raises whatever its reader raises
             reason = " ".join(str(error).split())[:240] or type(error).__name__
             raise UserError(

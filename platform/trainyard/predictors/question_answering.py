@@ -62,7 +62,7 @@ class QuestionAnswering(Predictor):
     auto_model = "AutoModelForQuestionAnswering"
     architectures = ("ForQuestionAnswering",)
     parameters = QuestionAnsweringParameters
-    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {
         "inputs": {"question": "Where does Ada live?", "context": "Ada lives in London."},
         "parameters": {},
     }

@@ -67,7 +67,7 @@ class TextClassification(SequenceClassifier):
 
     task = "text-classification"
     parameters = TextClassificationParameters
-    example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
         """One row per text or pair."""
@@ -89,7 +89,8 @@ class TextClassification(SequenceClassifier):
         del item
         scores = _FUNCTIONS[parameters.function_to_apply or self._usual_function()](results[0])
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
-        return [{"label": self.labels[i], "score": float(scores[i])} for i in order]
+        names = self.labels
+        return [{"label": names[i], "score": float(scores[i])} for i in order]
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
         """Nested always."""

@@ -57,10 +57,11 @@ class TextGenerationParameters(GenerateParameters):
         Raises:
             UserError: naming the parameter.
         """
-        neutral = {"best_of": 1, "decoder_input_details": False, "top_n_tokens": 0}
-        neutral |= {"watermark": False, "adapter_id": None, "grammar": None}
-        for name, value in neutral.items():
-            if getattr(self, name) not in (None, value):
+        for name, neutral in (
+            ("best_of", 1), ("decoder_input_details", False), ("top_n_tokens", 0),
+            ("watermark", False), ("adapter_id", None), ("grammar", None),
+        ):  # fmt: skip
+            if getattr(self, name) not in (None, neutral):
                 raise UserError(f"parameters.{name} is not supported here; leave it out")
 
 
@@ -74,7 +75,7 @@ class TextGeneration(Generator):
     auto_model = "AutoModelForCausalLM"
     architectures = ("ForCausalLM", "LMHeadModel")
     parameters = TextGenerationParameters
-    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {
         "inputs": "A train",
         "parameters": {"max_new_tokens": 8},
     }
@@ -161,7 +162,7 @@ class TextGeneration(Generator):
         return {
             "id": token,
             "logprob": generated.logprobs[i],
-            "special": token in self.tokenizer.all_special_ids,
+            "special": token in self.special,
             "text": generated.pieces[i],
         }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
@@ -62,7 +62,7 @@ class TextToText(Generator):
 
     task = "text2text-generation"
     auto_model = "AutoModelForSeq2SeqLM"
-    architectures = ("ForConditionalGeneration", "MTModel")
+    architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration", "MTModel")
     parameters = TextToTextParameters
     example: Mapping[str, Any] = {"inputs": "Trains leave.", "parameters": {"max_new_tokens": 8}}
     answer = "generated_text"
@@ -90,12 +90,21 @@ class TextToText(Generator):
         return asked | (parameters.generate_parameters or {})
 
     def _new_tokens(self, asked: Mapping[str, Any], recipe: Mapping[str, Any]) -> int:
+        length = DEFAULT_NEW_TOKENS
         for source in (asked, recipe, self.defaults):
             if source.get("max_new_tokens"):
-                return int(source["max_new_tokens"])
+                length = int(source["max_new_tokens"])
+                break
             if source.get("max_length"):
-                return max(1, int(source["max_length"]) - 1)
-        return DEFAULT_NEW_TOKENS
+                length = max(1, int(source["max_length"]) - 1)
+                break
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 2**31
+        if length > positions:
+            raise UserError(
+                f"parameters.max_new_tokens is {length}; the model has {positions} positions for its "
+                "answer, so send at most that"
+            )
+        return length
 
     def recipe(self, parameters: Any) -> dict[str, Any]:
         """The model's own defaults for this task, by `task_specific_params` of its config."""
@@ -199,6 +208,6 @@ class Translation(TextToText):
         """Tokens of one text, marked with its language."""
         if parameters.src_lang is None or not self._multilingual:
             return super().tokenize_source(text, parameters)
-        with self._tokenizer_lock:
-            self.tokenizer.src_lang = parameters.src_lang
-            return super().tokenize_source(text, parameters)
+        with self.cutter() as tokenizer:
+            tokenizer.src_lang = parameters.src_lang
+            return self.tokenize([text], truncation=parameters.truncation, tokenizer=tokenizer)

@@ -37,7 +37,7 @@ class TokenClassification(Predictor):
     auto_model = "AutoModelForTokenClassification"
     architectures = ("ForTokenClassification",)
     parameters = TokenClassificationParameters
-    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {
         "inputs": "Ada Lovelace lived in London.",
         "parameters": {"aggregation_strategy": "simple"},
     }

@@ -48,7 +48,7 @@ class ZeroShotClassification(SequenceClassifier):
 
     task = "zero-shot-classification"
     parameters = ZeroShotClassificationParameters
-    example: Mapping[str, Any] = {  # noqa: RUF012 (read only)
+    example: Mapping[str, Any] = {
         "inputs": "The train was two hours late.",
         "parameters": {"candidate_labels": ["travel", "cooking"]},
     }
