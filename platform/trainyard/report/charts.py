@@ -19,7 +19,6 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, 
 CONFIG: Mapping[str, Any] = {
     "background": None,
     "font": FONT,
-    "autosize": {"type": "fit-x", "contains": "padding"},
     "view": {"stroke": None},
     "range": {"category": list(SERIES), "symbol": list(SHAPES)},
     "axis": {
@@ -48,7 +47,7 @@ def specification(chart: Any, *, height: int | Mapping[str, int] | None = None) 
     spec: dict[str, Any] = chart.to_dict(validate=False)
     spec.pop("config", None)
     spec["config"] = CONFIG
-    spec["width"] = "container"
+    spec["width"], spec["autosize"] = "container", {"type": "fit-x", "contains": "padding"}
     if height is not None:
         spec["height"] = height
     return spec
