@@ -41,7 +41,12 @@ def write_run(
             f1 = quality - 0.3 * math.exp(-4 * step / steps) + 0.01 * rng.random()
             found = {"accuracy": f1 - 0.06, "f1": f1}
             spans = {name: [value - 0.03, value + 0.025] for name, value in found.items()}
-            line = {"step": step, "split": "validation", "metrics": found, "intervals": spans}
+            line: dict[str, Any] = {
+                "step": step,
+                "split": "validation",
+                "metrics": found,
+                "intervals": spans,
+            }
             lines.append(line)
             evaluations.append(line)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -53,7 +58,7 @@ def write_run(
         "step": done, "last_step": steps, "rows_per_step": 32, "loss": 0.2, "score": quality,
         "train_samples_per_second": 96.4, "seconds": seconds,
     }))  # fmt: skip
-    run = {
+    run: dict[str, Any] = {
         "name": folder.name, "status": status, "identity": "x", "started": instant(started),
         "config": {**vars(TrainConfig(task="mrpc", seed=seed)), "task": "mrpc"},
         "data_fingerprint": "9d2c41d8a7b05e13",
@@ -90,7 +95,7 @@ def write_sweep(
     best: tuple[float, str, dict[str, Any]] = (0.0, "", {})
     for index in range(trials):
         name = f"trial-{index:03d}"
-        given = {
+        given: dict[str, Any] = {
             "learning_rate": 10 ** rng.uniform(math.log10(5e-6), -3),
             "weight_decay": rng.uniform(0, 0.1),
             "train_batch_size": rng.choice([8, 16, 32]),
@@ -110,12 +115,12 @@ def write_sweep(
         (path / "trial.json").write_text(json.dumps(trial))
         if ended == "waiting":
             continue
-        reason = {"diverged": "the loss of step 4 is nan; lower --learning-rate",
+        reasons = {"diverged": "the loss of step 4 is nan; lower --learning-rate",
                   "failed": "worker 0: OSError: No space left on device",
-                  "pruned": "the scheduler stopped it"}.get(ended)  # fmt: skip
+                  "pruned": "the scheduler stopped it"}  # fmt: skip
         write_run(path, status=ended, seed=index, upto=upto, quality=quality, sweep=folder.name,
                   trial=trial, started=started + 40 * index, startup_seconds=0.2,
-                  **({"reason": reason} if reason else {}))  # fmt: skip
+                  reason=reasons.get(ended))  # fmt: skip
         if ended == "finished" and quality > best[0]:
             best = (quality, name, given)
     record: dict[str, Any] = {

@@ -9,8 +9,7 @@ from typing import Any
 
 from trainyard.errors import UserError
 from trainyard.files import write_atomic
-from trainyard.report.assets import vega_bundle
-from trainyard.report.server import Dashboard, build_app
+from trainyard.report.server import Dashboard, build_app, warm_up
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -84,7 +83,7 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
     shown = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{shown}:{port}/"
     app = build_app(dashboard, [*LOOPBACK, "[::1]"] if local else ["*"])
-    vega_bundle()  # two seconds, which the first reader need not wait
+    warm_up()
     if not local:
         print("everybody who can reach this address can read all runs", file=sys.stderr)  # noqa: T201
     print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C ends it)", file=sys.stderr)  # noqa: T201

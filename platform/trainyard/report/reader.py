@@ -39,7 +39,8 @@ class Files:
                 return {}, f"{path.name} is damaged: it holds no JSON object"
             return value, None
 
-        return self._read(path, parse, ({}, None))  # type: ignore[no-any-return]
+        found: tuple[dict[str, Any], str | None] = self._read(path, parse, ({}, None))
+        return found
 
     def text(self, path: Path, most: int = 20_000) -> str:
         """The end of a text file, at most `most` characters; empty when there is none."""
@@ -59,13 +60,6 @@ class Files:
                 return kept.found, f"{path.name} cannot be read: {error.strerror}"
             wrong = f"{path.name}: {kept.damaged} damaged line(s) left out"
             return kept.found, wrong if kept.damaged else None
-
-    def forget(self, alive: Callable[[Path], bool]) -> None:
-        """Drop what was kept of folders that are gone."""
-        with self._lock:
-            for kept in (self._kept, self._lines):
-                for path in [path for path in kept if not alive(path)]:
-                    del kept[path]  # type: ignore[attr-defined]
 
     def _read(self, path: Path, parse: Parse, absent: Any) -> Any:
         with self._lock:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from trainyard.report import index_page, run_page, sweep_page
 from trainyard.report.assets import static_text, vega_bundle
+from trainyard.report.importance import FEWEST, importances
 from trainyard.report.page import policy, render
 from trainyard.report.reader import Files
 from trainyard.report.records import Run
@@ -45,9 +46,8 @@ class Dashboard:
         with self._lock:  # one at a time: they share what was read
             yard = self.yard()
             if not key:
-                busy = any(
-                    f.status == "running" for f in (*yard.sweeps.values(), *yard.runs.values())
-                )
+                known: list[Run | Sweep] = [*yard.sweeps.values(), *yard.runs.values()]
+                busy = any(found.status == "running" for found in known)
                 return render(
                     "Runs and sweeps",
                     index_page.sections(yard, lambda found: link(found, site)),
@@ -55,8 +55,7 @@ class Dashboard:
                     site=site,
                     refresh_seconds=_pace(site, busy=busy, ends=False),
                 )
-            found = yard.find(key)
-            if found is None:
+            if (found := yard.find(key)) is None:
                 return None
             crumbs = [("All runs", "/")] if site else []
             if isinstance(found, Sweep):
@@ -77,6 +76,12 @@ class Dashboard:
                 site=site,
                 refresh_seconds=_pace(site, busy=found.status in ("running", "waiting"), ends=True),
             )
+
+
+def warm_up() -> None:
+    """Load what takes seconds to load, so that the first reader need not wait for it."""
+    vega_bundle()
+    importances([({"a": i, "b": -i * i}, float(i)) for i in range(FEWEST)], {})
 
 
 def link(found: Run | Sweep, site: str | None) -> str | None:

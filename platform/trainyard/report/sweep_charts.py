@@ -1,17 +1,29 @@
 """The charts of a sweep: how trials learned, when they ended, and what their scores go with."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
+from trainyard.report import charts
 from trainyard.report.axes import Axis, axis, label
-from trainyard.report.charts import LEVELS, Rows, specification
+from trainyard.report.page import Status
 from trainyard.report.reader import mapping
 from trainyard.report.records import Run
 from trainyard.report.sweeps import Sweep
 
 FIFTHS = ("worst fifth", "2nd", "3rd", "4th", "best fifth")
-ENDS = ("waiting", "running", "finished", "stopped", "pruned", "diverged", "failed")
+ENDS: tuple[Status, ...] = (
+    "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed"
+)  # fmt: skip
+
+FIFTH = charts.category(
+    "fifth", title="by score", sort=list(FIFTHS),
+    scale={"domain": list(FIFTHS), "range": list(charts.LEVELS)},
+)  # fmt: skip
+FOUR = {**charts.quantity("score"), "format": ".4f"}
+ALL = charts.category("hyperparameters")
+HALO: tuple[dict[str, Any], ...] = ({"stroke": "var(--sheet)", "strokeWidth": 4}, {})
+"""Text drawn twice, first as a rim that keeps it legible over lines."""
+OVER = {"name": "over", "select": {"type": "point", "on": "pointerover", "fields": ["trial"]}}
 
 
 def ranked(sweep: Sweep) -> list[tuple[Run, float, str]]:
@@ -45,12 +57,10 @@ def axes(sweep: Sweep) -> list[Axis]:
 
 def learning_curves(sweep: Sweep) -> dict[str, Any]:
     """Every trial's score by step, the best fifth on top, with a mark where the scheduler stopped."""
-    import altair as alt
-
     rows = [
         {"trial": trial.name, "step": e.step, "score": e.score, "fifth": fifth,
-         "values": hyperparameters(trial), "best": best}
-        for trial, best, fifth in ranked(sweep)
+         "hyperparameters": hyperparameters(trial)}
+        for trial, _, fifth in ranked(sweep)
         for e in trial.evaluations
         if math.isfinite(e.score)
     ]  # fmt: skip
@@ -61,188 +71,175 @@ def learning_curves(sweep: Sweep) -> dict[str, Any]:
         for row in last.values()
         if row["trial"] in pruned
     ]
-    over = alt.selection_point(on="pointerover", fields=["trial"], empty=False)
-    score = alt.Y("score:Q", title=sweep.metric or "score", scale=alt.Scale(zero=False))
-    curves = (
-        _chart(rows)
-        .mark_line(point={"size": 16, "filled": True}, strokeJoin="round")
-        .encode(
-            x=alt.X("step:Q", title="optimizer step"),
-            y=score,
-            detail="trial:N",
-            color=_fifths(),
-            strokeWidth=alt.condition(over, alt.value(4), alt.value(1.6)),
-            tooltip=["trial:N", _four("score"), "step:Q", "values:N"],
-        )
-        .add_params(over)
-    )
-    marks = (
-        _chart(ends)
-        .mark_point(
-            filled=True, size=60, color="var(--pruned)", stroke="var(--sheet)", strokeWidth=1
-        )
-        .encode(
-            x="step:Q",
-            y=score,
-            shape=alt.Shape(
-                "end:N", title=None, scale=alt.Scale(range=["triangle-down"]), sort=None
-            ),
-            tooltip=["trial:N", "end:N", _four("score"), "step:Q", "values:N"],
-        )
-    )
-    return specification(alt.layer(curves, marks) if ends else curves, height=340)
+    tooltip = [charts.category("trial"), FOUR, charts.quantity("step"), ALL]
+    curves = {
+        "data": charts.values(rows),
+        "params": [OVER],
+        "mark": {"type": "line", "point": {"size": 16, "filled": True}, "strokeJoin": "round"},
+        "encoding": {
+            "detail": charts.category("trial"), "color": FIFTH, "strokeWidth": _thicker(1.6),
+            "tooltip": tooltip,
+        },
+    }  # fmt: skip
+    marks = {
+        "data": charts.values(ends),
+        "mark": {
+            "type": "point", "filled": True, "size": 60, "color": "var(--pruned)",
+            "stroke": "var(--sheet)", "strokeWidth": 1,
+        },
+        "encoding": {
+            "shape": charts.category("end", title=None, scale={"range": ["triangle-down"]}),
+            "tooltip": [charts.category("end"), *tooltip],
+        },
+    }  # fmt: skip
+    chart = {
+        "encoding": {
+            "x": charts.quantity("step", "optimizer step"),
+            "y": {**charts.quantity("score", sweep.metric), "scale": {"zero": False}},
+        },
+        "layer": [curves, marks] if ends else [curves],
+    }
+    return charts.specification(chart, 340)
 
 
 def timeline(sweep: Sweep) -> dict[str, Any]:
     """When each trial ran and how it ended."""
-    import altair as alt
-
-    begun = [trial for trial in sweep.trials if trial.started is not None]
-    first = min((t.started for t in begun if t.started), default=0.0)
-    latest = max((t.ended or t.started or 0.0 for t in begun), default=0.0)
+    begun = [(t, t.started) for t in sweep.trials if t.started is not None]
+    first = min((started for _, started in begun), default=0.0)
+    latest = max((t.ended or started for t, started in begun), default=0.0)
     rows = [
-        {"trial": t.name, "order": i, "from": (t.started - first) / 60,
-         "to": max(((t.ended or latest) - first) / 60, (t.started - first) / 60), "state": t.status,
-         "steps": f"{t.steps or 0} of {t.last_step or '?'}", "values": hyperparameters(t)}
-        for i, t in enumerate(begun)
-        if t.started is not None
+        {"trial": t.name, "from": (started - first) / 60,
+         "to": (max(t.ended or latest, started) - first) / 60, "state": t.status,
+         "steps": f"{t.steps or 0} of {t.last_step or '?'}", "hyperparameters": hyperparameters(t)}
+        for t, started in begun
     ]  # fmt: skip
-    names = len(rows) <= 40
+    few = len(rows) <= 40
     seen = [state for state in ENDS if any(row["state"] == state for row in rows)]
-    chart = (
-        _chart(rows)
-        .mark_bar(cornerRadius=1, minBandSize=2)
-        .encode(
-            x=alt.X("from:Q", title="minutes since the first trial began"),
-            x2="to:Q",
-            y=alt.Y("trial:N", sort=alt.SortField("order"), title=None if names else "trials",
-                    axis=alt.Axis(labels=names, ticks=False, domain=False)),
-            color=alt.Color("state:N", title=None,
-                            scale=alt.Scale(domain=seen, range=[f"var(--{s})" for s in seen])),
-            tooltip=["trial:N", "state:N", "steps:N", "values:N"],
-        )
-    )  # fmt: skip
-    return specification(chart, height={"step": 16 if names else 4})
+    colours = {"domain": seen, "range": [f"var(--{state})" for state in seen]}
+    chart = {
+        "data": charts.values(rows),
+        "mark": {"type": "bar", "cornerRadius": 1, "minBandSize": 2},
+        "encoding": {
+            "x": charts.quantity("from", "minutes since the first trial began"),
+            "x2": {"field": "to"},
+            "y": {
+                **charts.category("trial", title=None if few else "trials", sort=None),
+                "axis": {"labels": few, "ticks": False, "domain": False},
+            },
+            "color": charts.category("state", title=None, scale=colours),
+            "tooltip": [*map(charts.category, ("trial", "state", "steps")), ALL],
+        },
+    }
+    return charts.specification(chart, {"step": 16 if few else 4})
 
 
 def parallel_coordinates(sweep: Sweep) -> dict[str, Any]:
     """A line through the hyperparameters and the score of each trial; dashed ones diverged."""
-    import altair as alt
-
-    scored = {trial.name: (score, fifth) for trial, score, fifth in ranked(sweep)}
-    known = axes(sweep)
-    results = axis(sweep.metric or "score", "uniform", [score for score, _ in scored.values()])
-    if scored:
-        known.append(results)
-    rows, order = [], [trial.name for trial, _, _ in ranked(sweep)]
-    lost = [t.name for t in sweep.trials if t.status == "diverged" and t.name not in scored]
-    by_name = {trial.name: trial for trial in sweep.trials}
-    for name in [*lost, *order]:
-        trial, (score, fifth) = by_name[name], scored.get(name, (None, None))
-        for column in known:
-            value = score if column is results else trial.hyperparameters.get(column.name)
-            if (place := column.position(value)) is not None:
-                rows.append({"trial": name, "axis": column.name, "at": place, "fifth": fifth,
-                             "state": trial.status, "score": score,
-                             "values": hyperparameters(trial)})  # fmt: skip
+    scored = ranked(sweep)
+    results = axis(sweep.metric or "score", "uniform", [score for _, score, _ in scored])
+    known = [*axes(sweep), results]
+    rows = [_through(known, trial, score, fifth) for trial, score, fifth in scored]
+    names = {trial.name for trial, _, _ in scored}
+    lost = [t for t in sweep.trials if t.status == "diverged" and t.name not in names]
+    dashed = [_through(known, trial, None, "diverged") for trial in lost]
     ticks = [{"axis": a.name, "at": at, "label": text} for a in known for at, text in a.ticks()]
-    names = alt.Axis(
-        orient="top", labelAngle=0, labelOverlap=False, labelLimit=190, ticks=False, domain=False,
-        grid=True, labelColor="var(--ink)",
-    )  # fmt: skip
-    places = alt.Scale(type="point", padding=0.35)
-    across = alt.X("axis:N", sort=[a.name for a in known], title=None, scale=places, axis=names)
-    up = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.03, 1.03]))
-    over = alt.selection_point(on="pointerover", fields=["trial"], empty=False)
-    tooltip = ["trial:N", "state:N", _four("score"), "values:N"]
-    encoding: dict[str, Any] = {"x": across, "y": up, "detail": "trial:N", "tooltip": tooltip}
-    good = [row for row in rows if row["fifth"] is not None]
-    bad = [row for row in rows if row["fifth"] is None]
-    layers = [
-        _chart(good)
-        .mark_line(opacity=0.85)
-        .encode(
-            color=_fifths(),
-            strokeWidth=alt.condition(over, alt.value(4), alt.value(1.4)),
-            **encoding,
-        )
-        .add_params(over)
-    ]
-    if bad:
-        layers.append(
-            _chart(bad)
-            .mark_line(strokeDash=[4, 3], color="var(--diverged)", strokeWidth=1.4)
-            .encode(**encoding)
-        )
-    layers += [
-        _chart(ticks)
-        .mark_text(align="left", dx=5, fontSize=11, color="var(--muted)", **style)
-        .encode(x=across, y=up, text="label:N")
-        for style in ({"stroke": "var(--sheet)", "strokeWidth": 4}, {})
-    ]
-    return specification(alt.layer(*layers), height=340)
+    lines: dict[str, Any] = {
+        "detail": charts.category("trial"),
+        "tooltip": [charts.category("trial"), FOUR, ALL],
+    }
+    mark: dict[str, Any] = {
+        "type": "text",
+        "align": "left",
+        "dx": 5,
+        "fontSize": 11,
+        "color": "var(--muted)",
+    }
+    chart = {
+        "encoding": {
+            "x": {
+                **charts.category("axis", title=None, sort=[a.name for a in known]),
+                "scale": {"type": "point", "padding": 0.35},
+                "axis": {
+                    "orient": "top", "labelAngle": 0, "labelOverlap": False, "labelLimit": 190,
+                    "ticks": False, "domain": False, "grid": True, "labelColor": "var(--ink)",
+                },
+            },
+            "y": {**charts.quantity("at"), "axis": None, "scale": {"domain": [-0.03, 1.03]}},
+        },
+        "layer": [
+            {
+                "data": charts.values([point for line in dashed for point in line]),
+                "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.4,
+                         "color": "var(--diverged)"},
+                "encoding": lines,
+            },
+            {
+                "data": charts.values([point for line in rows for point in line]),
+                "params": [OVER],
+                "mark": {"type": "line", "opacity": 0.85},
+                "encoding": {**lines, "color": FIFTH, "strokeWidth": _thicker(1.4)},
+            },
+            *(
+                {"data": charts.values(ticks), "mark": {**mark, **halo},
+                 "encoding": {"text": charts.category("label")}}
+                for halo in HALO
+            ),
+        ],
+    }  # fmt: skip
+    return charts.specification(chart, 340)
 
 
 def score_against(sweep: Sweep, across: Axis) -> dict[str, Any]:
-    """The trials' scores against one hyperparameter; hollow ones were stopped by the scheduler."""
-    import altair as alt
-
+    """The trials' scores against one hyperparameter; hollow ones were not trained to their end."""
     rows = [
-        {"trial": trial.name, "score": score, "values": hyperparameters(trial),
+        {"trial": trial.name, "score": score, "hyperparameters": hyperparameters(trial),
          "x": label(value) if across.kind == "listed" else value, "fifth": fifth,
-         "state": "full" if trial.status == "finished" else "not to its end"}
+         "state": trial.status}
         for trial, score, fifth in ranked(sweep)
         if across.position(value := trial.hyperparameters.get(across.name)) is not None
     ]  # fmt: skip
     if across.kind == "listed":
-        x = alt.X("x:N", sort=list(across.values), title=None, axis=alt.Axis(labelAngle=0))
+        x = charts.category("x", title=None, sort=list(across.values), axis={"labelAngle": 0})
     else:
-        kind = "log" if across.kind == "log" else "linear"
-        form = ".0e" if across.kind == "log" and across.high < 0.01 else "~g"
-        x = alt.X("x:Q", title=None, scale=alt.Scale(type=kind, nice=False, padding=8,
-                                                 **({} if kind == "log" else {"zero": False})),
-                  axis=alt.Axis(tickCount=4, format=form))  # fmt: skip
-    chart = (
-        _chart(rows)
-        .mark_point(size=45, strokeWidth=1.6)
-        .encode(
-            x=x,
-            y=alt.Y("score:Q", title=sweep.metric or "score", scale=alt.Scale(zero=False)),
-            stroke=_fifths("stroke", legend=False),
-            fill=alt.condition(
-                "datum.state == 'full'", _fifths("fill", legend=False), alt.value("transparent")
-            ),
-            tooltip=["trial:N", _four("score"), "state:N", "values:N"],
-        )
-    )  # fmt: skip
-    return specification(chart, height=200)
+        scale = {"type": across.kind, "nice": False, "padding": 8}
+        x = {
+            **charts.category("x", title=None),
+            "type": "quantitative",
+            "scale": scale if across.kind == "log" else {**scale, "zero": False},
+            "axis": {"tickCount": 4, "format": ".0e" if 0 < across.high < 0.01 else "~g"},
+        }
+    colour = {**FIFTH, "legend": None}
+    fill = {
+        "condition": {**colour, "test": "datum.state === 'finished'"},
+        "value": "transparent",
+    }
+    chart = {
+        "data": charts.values(rows),
+        "mark": {"type": "point", "size": 45, "strokeWidth": 1.6},
+        "encoding": {
+            "x": x,
+            "y": {**charts.quantity("score", sweep.metric), "scale": {"zero": False}},
+            "stroke": colour,
+            "fill": fill,
+            "tooltip": [charts.category("trial"), FOUR, charts.category("state"), ALL],
+        },
+    }
+    return charts.specification(chart, 200)
 
 
-def hyperparameter_table(sweep: Sweep) -> Mapping[str, str]:
-    """The domain of each hyperparameter, as the sweep's space has it."""
-    return {name: label(domain) for name, domain in mapping(sweep.record.get("space")).items()}
+def _through(
+    known: list[Axis], trial: Run, score: float | None, fifth: str
+) -> list[dict[str, Any]]:
+    """The points of a trial's line, one on each axis that it has a value for."""
+    found = []
+    for column in known:
+        value = score if column is known[-1] else trial.hyperparameters.get(column.name)
+        if (place := column.position(value)) is not None:
+            found.append({"trial": trial.name, "axis": column.name, "at": place, "fifth": fifth,
+                          "score": score, "hyperparameters": hyperparameters(trial)})  # fmt: skip
+    return found
 
 
-def _chart(rows: Rows) -> Any:
-    import altair as alt
-
-    return alt.Chart(alt.Data(values=list(rows)))
-
-
-def _fifths(channel: str = "color", *, legend: bool = True) -> Any:
-    import altair as alt
-
-    kinds = {"color": alt.Color, "stroke": alt.Stroke, "fill": alt.Fill}
-    return kinds[channel](
-        "fifth:N",
-        title="by score",
-        sort=list(FIFTHS),
-        scale=alt.Scale(domain=list(FIFTHS), range=list(LEVELS)),
-        **({} if legend else {"legend": None}),
-    )
-
-
-def _four(field: str) -> Any:
-    import altair as alt
-
-    return alt.Tooltip(f"{field}:Q", format=".4f")
+def _thicker(width: float) -> dict[str, Any]:
+    """The line under the pointer stands out."""
+    return {"condition": {"param": "over", "empty": False, "value": 4}, "value": width}

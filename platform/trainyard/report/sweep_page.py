@@ -141,8 +141,8 @@ def _confirmation(sweep: Sweep, link: Link) -> list[Any]:
         )
     )
     if any(row["score"] is not None for row in dots):
-        parts.append(Figure("Mean score with its interval",
-                            charts.dots(dots, "score", "configuration", low="low", high="high")))  # fmt: skip
+        chart = charts.dots(dots, "score", "configuration", low="low", high="high")
+        parts.append(Figure("Mean score with its interval", chart))
     links: Rows = [
         [Cell(run.name, href=link(run)), Cell(run.status, status=run.status), score_cell(run)]
         for _, run in sorted(runs.items())
