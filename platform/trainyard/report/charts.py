@@ -43,7 +43,7 @@ CONFIG: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def specification(chart: Mapping[str, Any], height: int | Mapping[str, int]) -> dict[str, Any]:
+def specification(chart: Mapping[str, Any], height: int) -> dict[str, Any]:
     """A Vega-Lite chart as the page draws it: as wide as its place, in the page's colours."""
     place = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
     return {"$schema": SCHEMA, "config": CONFIG, "height": height, **place, **chart}
@@ -106,7 +106,7 @@ def dots(
         rule = {"type": "rule", "strokeWidth": 2, "color": "var(--c7)"}
         layers.insert(0, {"mark": rule, "encoding": ends})
     chart = {"data": values(_drawn(rows, value)), "encoding": encoding, "layer": layers}
-    return specification(chart, {"step": 22})
+    return specification(chart, 22 * _places(rows, name, series))
 
 
 def bars(
@@ -123,7 +123,7 @@ def bars(
         if not stack:
             encoding["yOffset"] = category(series, sort=None)
     chart = {"data": values(_drawn(rows, value)), "mark": {"type": "bar"}, "encoding": encoding}
-    return specification(chart, {"step": 24})
+    return specification(chart, 24 * _places(rows, name, None if stack else series))
 
 
 def histogram(
@@ -159,7 +159,7 @@ def matrix(rows: Rows, x: str, y: str, value: str) -> dict[str, Any]:
             {"mark": {"type": "text"}, "encoding": {"text": quantity(value)}},
         ],
     }
-    return specification(chart, {"step": 40})
+    return specification(chart, 40 * _places(rows, y))
 
 
 def quantity(column: str, title: str | None = None) -> dict[str, Any]:
@@ -181,6 +181,12 @@ def _field(name: str) -> str:
     for mark in ("\\", ".", "[", "]"):
         name = name.replace(mark, f"\\{mark}")
     return name
+
+
+def _places(rows: Rows, name: str, series: str | None = None) -> int:
+    """How many rows a chart needs that has one for each name, or each name and series."""
+    drawn = {str(row.get(name)) for row in rows}
+    return max(len(drawn) * len({str(row.get(series)) for row in rows} if series else "1"), 1)
 
 
 def _drawn(rows: Rows, value: str) -> list[Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
     shown = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{shown}:{port}/"
     app = build_app(dashboard, [*LOOPBACK, "[::1]"] if local else ["*"])
-    warm_up()
+    threading.Thread(target=warm_up, daemon=True).start()
     if not local:
         print("everybody who can reach this address can read all runs", file=sys.stderr)  # noqa: T201
     print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C ends it)", file=sys.stderr)  # noqa: T201

@@ -194,7 +194,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return f"{value:,.{max(digits - whole, 1 if whole < digits else 0)}f}".replace(
             ",", "\u202f"
         )
-    return f"{value:.{digits - 1}g}"
+    return f"{value:.{digits}g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -84,7 +84,7 @@ def _result(run: Run) -> list[Any]:
         cut = ", ".join(f"{words(count)} of {split}" for split, count in truncated.items())
         parts.append(Text(f"Rows cut to the maximal length: {cut}.", "note"))
     if result.get("model"):
-        parts.append(Facts([("Model", words(result["model"]))]))
+        parts.append(Text(f"The model is in {words(result['model'])}", "note"))
     return parts
 
 

@@ -79,7 +79,7 @@ class Dashboard:
 
 
 def warm_up() -> None:
-    """Load what takes seconds to load, so that the first reader need not wait for it."""
+    """Load what takes seconds to load while the reader looks at the first page, which needs none."""
     vega_bundle()
     importances([({"a": i, "b": -i * i}, float(i)) for i in range(FEWEST)], {})
 

@@ -84,7 +84,7 @@ def learning_curves(sweep: Sweep) -> dict[str, Any]:
     marks = {
         "data": charts.values(ends),
         "mark": {
-            "type": "point", "filled": True, "size": 60, "color": "var(--pruned)",
+            "type": "point", "filled": True, "size": 110, "color": "var(--pruned)",
             "stroke": "var(--sheet)", "strokeWidth": 1,
         },
         "encoding": {
@@ -130,7 +130,7 @@ def timeline(sweep: Sweep) -> dict[str, Any]:
             "tooltip": [*map(charts.category, ("trial", "state", "steps")), ALL],
         },
     }
-    return charts.specification(chart, {"step": 16 if few else 4})
+    return charts.specification(chart, (16 if few else 4) * max(len(rows), 1))
 
 
 def parallel_coordinates(sweep: Sweep) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def parallel_coordinates(sweep: Sweep) -> dict[str, Any]:
         "fontSize": 11,
         "color": "var(--muted)",
     }
-    chart = {
+    chart: dict[str, Any] = {
         "encoding": {
             "x": {
                 **charts.category("axis", title=None, sort=[a.name for a in known]),

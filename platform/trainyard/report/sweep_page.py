@@ -158,7 +158,7 @@ def _trials(sweep: Sweep, link: Link) -> list[Table]:
         steps, last = trial.steps, trial.last_step
         done = share(steps, last)
         note = f"at step {number(steps)}" if trial.status == "pruned" and steps else ""
-        if trial.reason or trial.problems:
+        if (trial.reason and trial.status != "pruned") or trial.problems:
             said = " ".join([trial.reason, *trial.problems]).strip()
             why.append(
                 [Cell(trial.name, href=link(trial)), Cell(trial.status, status=trial.status), said]
@@ -182,7 +182,11 @@ def _trials(sweep: Sweep, link: Link) -> list[Table]:
             empty="No trial has been decided yet.",
         )
     ]
-    return [*found, Table("Why trials ended", ["Trial", "State", "Reason"], why)] if why else found
+    return (
+        [*found, Table("Why trials did not end well", ["Trial", "State", "Reason"], why)]
+        if why
+        else found
+    )
 
 
 def _value(value: Any) -> Cell:
@@ -220,19 +224,38 @@ def _together(sweep: Sweep) -> list[Any]:
         )
     ]
     logarithmic = {axis.name: axis.kind == "log" for axis in drawn.axes(sweep)}
-    found = importances([(t.hyperparameters, score) for t, score, _ in scored], logarithmic)
-    if found:
-        rows = [{"hyperparameter": name, "importance": value} for name, value in found.items()]
-        parts.append(Figure(
-            "Importance",
-            charts.bars(rows, "importance", "hyperparameter"),
-            f"How differently each is distributed among the best trials than among all {len(scored)} "
-            "(PED-ANOVA, by Optuna), in sum 1. Trials that were stopped count with the score they had. "
-            "It tells what good trials share in this space, not what causes a score.",
-        ))  # fmt: skip
+    step, rows = compared(sweep)
+    if found := importances(rows, logarithmic):
+        bars = [{"hyperparameter": name, "importance": value} for name, value in found.items()]
+        parts.append(
+            Figure(
+                "Importance",
+                charts.bars(bars, "importance", "hyperparameter"),
+                f"How differently each is distributed among the best of {len(rows)} trials than among "
+                f"all (PED-ANOVA, by Optuna), in sum 1, by their scores at step {step}, the last that "
+                "four fifths of them reached. It tells what good trials share in this space, not what "
+                "causes a score.",
+            )
+        )
     else:
         parts.append(Text(f"Importance is told from {FEWEST} trials with a score on.", "note"))
     return parts
+
+
+def compared(sweep: Sweep) -> tuple[int, list[tuple[Mapping[str, Any], float]]]:
+    """Hyperparameters and scores of trials at the same step, so that budgets do not tell.
+
+    A scheduler trains the better trials for longer: their best scores would show that too.
+    """
+    curves = [(t, [e for e in t.evaluations if math.isfinite(e.score)]) for t in sweep.trials]
+    curves = [(trial, curve) for trial, curve in curves if curve]
+    ends = sorted((curve[-1].step for _, curve in curves), reverse=True)
+    step = ends[math.ceil(0.8 * len(ends)) - 1] if ends else 0
+    return step, [
+        (trial.hyperparameters, max(e.score for e in curve if e.step <= step))
+        for trial, curve in curves
+        if curve[0].step <= step <= curve[-1].step
+    ]
 
 
 def _each(sweep: Sweep) -> list[Any]:
