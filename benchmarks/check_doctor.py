@@ -28,7 +28,7 @@ from trainyard.tasks import get_task
 from trainyard.versions import versions
 
 RECALLS = (0.5, 0.6, 0.7, 0.8, 0.9)
-KNOWN = {
+KNOWN: dict[str, dict[Any, int]] = {
     "cola": {"train": 19, ("train", "validation"): 16, ("train", "test"): 19},
     "sst2": {"train": 371},
     "stsb": {"train": 43, ("train", "validation"): 6, ("train", "test"): 7},

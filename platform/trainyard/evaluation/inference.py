@@ -32,11 +32,14 @@ def predict_on_ray(
     resources = worker_resources(config)
     threads = max(int(resources.get("CPU", 1)), 1)
 
-    def work() -> list[Logits]:
+    def work() -> list[Logits] | str:
         import torch
 
         torch.set_num_threads(threads)
-        return [predict_splits(*job) for job in jobs]
+        try:
+            return [predict_splits(*job) for job in jobs]
+        except UserError as error:  # returned, not raised: Ray would try again
+            return str(error)
 
     trainer = TorchTrainer(
         work,
@@ -52,7 +55,7 @@ def predict_on_ray(
         ),
     )
     try:
-        found: list[Logits] = trainer.fit().return_value
+        found: list[Logits] | str = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {0: error}
         rank, cause = sorted(failures.items())[0]
@@ -60,6 +63,8 @@ def predict_on_ray(
             f"evaluation failed, worker {rank}: {type(cause).__name__}: "
             f"{str(cause).strip().splitlines()[-1][:300]}; --verbose shows its log"
         ) from error
+    if isinstance(found, str):
+        raise UserError(found)
     return found
 
 
