@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help install quickstart test check format clean
+.PHONY: help install quickstart test test-cluster check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -28,6 +28,9 @@ check: install  ## lint and types
 
 test: check  ## everything that CI runs
 	$(BIN)/pytest
+
+test-cluster: install  ## five hosts on this machine, and what can happen to them (root, about 15 minutes)
+	$(BIN)/python tests/cluster/run.py
 
 format: install  ## rewrite the files as `check` wants them
 	$(BIN)/ruff check --fix .

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from trainyard.config import TrainConfig
-from trainyard.doctoring.balance import drift
-from trainyard.doctoring.duplicates import contradictions, duplicates
-from trainyard.doctoring.labels import out_of_fold, suspicious_labels
-from trainyard.doctoring.rows import Rows, all_splits, read
-from trainyard.doctoring.texts import faulty_texts
+from trainyard.data_doctor.balance import drift
+from trainyard.data_doctor.duplicates import contradictions, duplicates
+from trainyard.data_doctor.labels import out_of_fold, suspicious_labels
+from trainyard.data_doctor.rows import Rows, all_splits, read
+from trainyard.data_doctor.texts import faulty_texts
 from trainyard.tasks import get_task
 from trainyard.versions import versions
 
@@ -75,7 +75,8 @@ def leaks(train: Rows, validation: Rows, count: int) -> dict[str, Any]:
         row[:] = [f"  {text.upper()}".replace(" ", "  ") for text in row]
     for row in texts[2 * count :]:
         words = row[0].split()
-        words[int(rng.integers(len(words)))] = "qqq"
+        plain = [k for k, word in enumerate(words) if word.isalnum()]  # one token each
+        words[int(rng.choice(plain))] = "qqq"
         row[0] = " ".join(words)
     added = tuple(
         [*column, *(row[k] for row in texts)] for k, column in enumerate(validation.texts)

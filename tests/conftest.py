@@ -44,12 +44,16 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`write_tiny_model`, once."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-bert"))
+
+
+def write_tiny_model(folder: Path) -> Path:
     """A two-layer BERT with dropout and its word-level tokenizer, made here: no Hub is asked."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-bert")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -7,10 +7,10 @@ from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.data import prepare
+from trainyard.launch import worker_function
 from trainyard.modeling import build_tokenizer
 from trainyard.runs import RunFolder
 from trainyard.splits import find_splits
-from trainyard.training import worker_function
 
 
 def run_locally(config: TrainConfig) -> tuple[dict[str, Any], RunFolder]:

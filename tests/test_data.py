@@ -60,6 +60,7 @@ def test_ray_data_keeps_every_row_in_its_place(
     config = dataclasses.replace(config, data_dir=str(folder))
     splits, tokenizer = find_splits(config), build_tokenizer(config)
     here = data.prepare(splits, tokenizer, config, tmp_path / "here").table("train")
+    monkeypatch.setattr(data, "ROWS_HERE", 500)
     monkeypatch.setattr(data, "ROWS_PER_TASK", 50)
     monkeypatch.setattr(data, "ROWS_PER_FILE", 300)
     there = data.prepare(splits, tokenizer, config, tmp_path / "there").table("train")

@@ -1,260 +1,175 @@
-"""The data doctor: what is planted is found, what is found is right."""
+"""The doctor: its judgement on made-up nodes, and its look at real ones."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from conftest import WORDS, write_task
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from trainyard.config import TrainConfig
-from trainyard.data import prepare
-from trainyard.doctoring import DoctorConfig, examine
-from trainyard.doctoring.balance import drift
-from trainyard.doctoring.duplicates import contradictions, duplicates
-from trainyard.doctoring.join import near_pairs
-from trainyard.doctoring.labels import confident_errors, suspicious_labels
-from trainyard.doctoring.quick import warnings
-from trainyard.doctoring.rows import Rows, normalize
-from trainyard.doctoring.texts import faulty_texts
-from trainyard.errors import UserError
-from trainyard.modeling import build_tokenizer
-from trainyard.splits import find_splits
-from trainyard.tasks import get_task
+from trainyard import TrainConfig, UserError
+from trainyard.doctor import DoctorConfig, examine, preflight
+from trainyard.doctor.checks import CHECKS, GIB, judge
+from trainyard.doctor.nodes import Facts, ask, marked
 
-MRPC = get_task("mrpc")
+ROOT = Path(__file__).parents[1]
 
 
-def sentences(rows: int, seed: int, low: int = 8, high: int = 20) -> list[str]:
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, rng.integers(low, high))) for _ in range(rows)]
+def well() -> dict[str, Facts]:
+    """Two nodes in good health."""
+
+    def node(number: int) -> Facts:
+        room = {"free": 100 * GIB, "total": 200 * GIB}
+        return {
+            "address": f"10.0.0.{number}",
+            "python": "3.11.2",
+            "packages": {"ray": "2.60.0", "torch": "2.13.0"},
+            "trainyard": {"folder": "/x", "digest": "abc"},
+            "reads": None, "writes": None, "model": None,
+            "disk": room, "temporary": room, "shared_memory": room,
+            "clock": {"ahead": 0.01, "uncertainty": 0.02},
+            "resources": {"CPU": 4.0},
+        }  # fmt: skip
+
+    return {"a": node(1), "b": node(2)}
 
 
-def split(name: str, texts: list[str], labels: Any = None) -> Rows:
-    return Rows(name, (texts,), np.zeros(len(texts), np.int64) if labels is None else labels)
+def set_in(*path: str, to: Any) -> Callable[[Facts], None]:
+    def change(facts: Facts) -> None:
+        part = facts
+        for name in path[:-1]:
+            part = part[name]
+        part[path[-1]] = to
+
+    return change
 
 
-def jaccard(a: list[str], b: list[str]) -> float:
-    """Of bags: the second occurrence of a word is another element than the first."""
-    left = {(word, a[:i].count(word)) for i, word in enumerate(a)}
-    right = {(word, b[:i].count(word)) for i, word in enumerate(b)}
-    return len(left & right) / len(left | right) if left | right else 0.0
+ILLS = {
+    "silent": ("nodes", "failure", set_in("fault", to="did not answer in time"),
+               "node 10.0.0.2 cannot run a task: did not answer in time"),
+    "another torch": ("versions", "failure", set_in("packages", "torch", to="2.12.0"),
+                      "torch differs between nodes (2.13.0 on 10.0.0.1; 2.12.0 on 10.0.0.2): install"),
+    "another Python": ("versions", "failure", set_in("python", to="3.12.1"), "python differs"),
+    "package absent": ("package", "failure", set_in("trainyard", to={"fault": "ModuleNotFoundError"}),
+                       "trainyard cannot be imported on 10.0.0.2 (ModuleNotFoundError): submit the job"),
+    "other code": ("package", "failure", set_in("trainyard", "digest", to="def"), "different code"),
+    "storage unseen": ("storage", "failure", set_in("reads", to="No such file or directory"),
+                       "is not shared with 10.0.0.2 (read: No such file or directory): give a folder"),
+    "storage read-only": ("storage", "failure", set_in("writes", to="Read-only file system"),
+                          "(write: Read-only file system)"),
+    "model absent": ("model", "failure", set_in("model", to="/m holds no config.json"),
+                     "cannot be loaded on 10.0.0.2 (/m holds no config.json)"),
+    "clock a little off": ("clocks", "warning", set_in("clock", "ahead", to=-4.0),
+                           "the clock of 10.0.0.2 is off by 4 s"),
+    "clock far off": ("clocks", "failure", set_in("clock", "ahead", to=90.0), "is off by 90 s"),
+    "disk full": ("space", "warning", set_in("disk", to={"free": GIB, "total": 9 * GIB}),
+                  "disk of 10.0.0.2: 1.0 GiB free of 9.0, 5 are wise"),
+    "container": ("space", "warning", set_in("shared_memory", to={"free": 2**26, "total": 2**26}),
+                  "shared memory of 10.0.0.2: 0.1 GiB free of 0.1, 1 are wise: make room (containers"),
+}  # fmt: skip
 
 
-BAGS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=9), max_size=12)
+@pytest.mark.parametrize("ill", ILLS)
+def test_an_ill_is_named_with_its_node_and_remedy(ill: str) -> None:
+    check, level, change, sentence = ILLS[ill]
+    nodes = well()
+    change(nodes["b"])
+    complaints = [
+        found for found in judge(nodes, TrainConfig(), {"CPU": 1}, CHECKS)
+        if found.level != "ok" and found.check != "authentication"
+    ]  # fmt: skip
+    assert [(found.check, found.level) for found in complaints] == [(check, level)]
+    assert sentence in complaints[0].sentence
 
 
-@settings(max_examples=150, deadline=None)
-@given(BAGS, BAGS, st.sampled_from([0.5, 0.6, 2 / 3, 0.75, 0.8, 0.9, 1.0]))
-def test_the_join_is_exact(rows: list[list[str]], others: list[list[str]], t: float) -> None:
-    """Every pair of at least the similarity, with its similarity, and no other."""
-    for second in (others, None):
-        found = near_pairs(rows, second, t)
-        expected = {
-            (i, j): jaccard(a, b)
-            for i, a in enumerate(rows)
-            for j, b in enumerate(rows if second is None else second)
-            if jaccard(a, b) >= t - 1e-9 and (second is not None or j < i)
-        }
-        pairs = zip(found.first.tolist(), found.second.tolist(), strict=True)
-        assert dict(zip(pairs, found.similarity, strict=True)) == pytest.approx(expected)
-        assert len(found.first) == len(expected)
-
-
-def test_many_candidates_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [text.split() for text in sentences(400, seed=1, low=3, high=6)]
-    whole = near_pairs(rows, None, 0.5)
-    monkeypatch.setattr("trainyard.doctoring.join._CANDIDATES_AT_ONCE", 50)
-    parts = near_pairs(rows, None, 0.5)
-    assert len(whole.first) > 10
-    assert sorted(zip(parts.first, parts.second, strict=True)) == sorted(
-        zip(whole.first, whole.second, strict=True)
+def test_nothing_is_said_against_nodes_in_good_health() -> None:
+    found = judge(well(), TrainConfig(), {"CPU": 1}, CHECKS)
+    assert {finding.level for finding in found if finding.check != "authentication"} == {"ok"}
+    assert "8 worker(s) of {'CPU': 1} fit" in next(
+        f.sentence for f in found if f.check == "resources"
     )
 
 
-def test_all_planted_leaks_are_found() -> None:
-    """Copies, copies in other case and spacing, and copies with one word in ten replaced."""
-    train = sentences(3000, seed=2, low=10)
-    validation = sentences(300, seed=3, low=10)
-    rng = np.random.default_rng(4)
-    for i in range(30):
-        validation[i] = train[i]
-        validation[100 + i] = "  " + train[100 + i].upper().replace(" ", "\t ")
-        words = train[200 + i].split()
-        words[int(rng.integers(len(words)))] = "other"
-        validation[200 + i] = " ".join(words)
-    (pair,) = duplicates([split("train", train), split("validation", validation)], 0.8, 100)[
-        "between"
-    ]
-    assert (pair["exact"], pair["normalized"], pair["near"]) == (30, 60, 30)
-    shown = {(e["first"]["row"], e["second"]["row"]) for e in pair["examples"]}
-    assert shown == {(i, i) for start in (0, 100, 200) for i in range(start, start + 30)}
+def test_the_clock_is_only_blamed_beyond_what_the_question_took() -> None:
+    nodes = well()
+    nodes["b"]["clock"] = {"ahead": 20.0, "uncertainty": 20.0}
+    (finding,) = judge(nodes, TrainConfig(), {}, ["clocks"])
+    assert finding.level == "ok"
 
 
-def test_duplicates_inside_count_the_later_rows() -> None:
-    texts = ["a b c", "a b c", "A b  c", "d e f g h i j k l", "d e f g h i j k m", "x"]
-    found = duplicates([split("train", texts)], 0.8, 10)["inside"]["train"]
-    assert (found["exact"], found["normalized"], found["near"]) == (1, 2, 2)
+def test_every_node_is_asked_and_the_marker_is_gone_afterwards(
+    cluster: Any, tmp_path: Path
+) -> None:
+    with marked(tmp_path) as question:
+        answers = ask(dataclasses.replace(question, model="/absent"), timeout=60)
+        assert len(list(Path(question.marker).parent.iterdir())) == 1 + len(answers)
+    assert not list(tmp_path.iterdir())
+    (facts,) = answers.values()
+    assert facts["packages"]["ray"] == cluster.__version__
+    assert facts["trainyard"]["folder"] == str(ROOT / "platform/trainyard")
+    assert (facts["reads"], facts["writes"]) == (None, None)
+    assert facts["model"] == "/absent holds no config.json"
+    assert abs(facts["clock"]["ahead"]) <= 1
 
 
-def test_normalization() -> None:
-    assert normalize(" Stra\u00dfe \u00a0\ufb01n\n") == "strasse fin"
+def test_a_storage_that_the_node_does_not_share_is_seen(cluster: Any, tmp_path: Path) -> None:  # noqa: ARG001
+    with marked(tmp_path) as question:
+        elsewhere = dataclasses.replace(question, marker=str(tmp_path / "elsewhere/driver"))
+        (facts,) = ask(elsewhere, timeout=60).values()
+    assert facts["reads"] == facts["writes"] == "No such file or directory"
 
 
-def test_contradictions() -> None:
-    train = split("train", ["a", "b", "b ", "c"], np.array([0, 0, 1, 1]))
-    validation = split("validation", ["c", "a"], np.array([0, 0]))
-    unknown = split("test", ["a"], np.array([-1]))
-    found = contradictions([train, validation, unknown], False, 10)
-    assert (found["texts"], found["rows"]) == (2, 4)
-    assert [[m["label"] for m in group] for group in found["examples"]] == [[0, 1], [1, 0]]
-    near = split("train", ["a", "a", "b", "b"], np.array([1.0, 1.4, 0.0, 5.0]))
-    assert contradictions([near], True, 10)["texts"] == 1
+def test_a_healthy_cluster_passes_and_its_workers_meet(
+    cluster: Any,  # noqa: ARG001
+    small_run: TrainConfig,
+    tmp_path: Path,
+) -> None:
+    place = {"storage_path": str(tmp_path), "num_workers": 2, "resources_per_worker": {"CPU": 1}}
+    report = examine(DoctorConfig(**{**dataclasses.asdict(small_run), **place}, json=True))
+    assert report["ok"], report
+    assert {finding["check"] for finding in report["findings"]} >= {*CHECKS, "workers"}
+    met = next(f["sentence"] for f in report["findings"] if f["check"] == "workers")
+    assert met.startswith("2 worker(s) met and added up by gloo over ")
+    assert not list(tmp_path.iterdir())
 
 
-def test_faulty_texts() -> None:
-    rows = Rows(
-        "train", (["a", " ", "same", "b\x00"], ["b", "c", "same ", "\ufffd"]), np.zeros(4, np.int64)
+def test_a_request_that_does_not_fit_fails_without_starting_workers(
+    cluster: Any,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    config = DoctorConfig(storage_path=str(tmp_path), resources_per_worker={"CPU": 64}, json=True)
+    report = examine(config)
+    assert not report["ok"]
+    (failure,) = [one for one in report["findings"] if one["level"] == "failure"]
+    assert failure["check"] == "resources"
+    assert "enough for 0" in failure["sentence"]
+
+
+def test_preflight_stops_fit_on_several_nodes_only(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "trainyard.doctor.ask", lambda *_, **__: {"b": well()["b"] | {"reads": "x"}}
     )
-    found = faulty_texts([rows], 10)["train"]
-    assert {name: [e["row"] for e in f["examples"]] for name, f in found.items()} == {
-        "empty": [1], "same_text_twice": [2], "control_characters": [3], "undecodable": [3],
-    }  # fmt: skip
+    preflight(TrainConfig(), tmp_path)
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"Alive": True}, {"Alive": True}])
+    with pytest.raises(
+        UserError, match=r"is not shared with 10\.0\.0\.2 \(read: x\): give a folder"
+    ):
+        preflight(TrainConfig(), tmp_path)
 
 
-def test_drift_is_seen_where_it_is_and_not_where_it_is_not() -> None:
-    labels = np.arange(1500) % 2
-    train = split("train", sentences(1500, seed=5), labels)
-    same = drift(MRPC, train, split("validation", sentences(500, seed=6), labels[:500]), seed=0)
-    assert same["labels"]["effect"] < 0.05
-    assert same["told_apart"] == pytest.approx(0.5, abs=0.06)
-    other = split(
-        "validation", [f"{t} new word" for t in sentences(500, seed=7)], np.ones(500, int)
-    )
-    found = drift(MRPC, train, other, seed=0)
-    assert found["labels"]["effect"] > 0.3
-    assert found["told_apart"] > 0.95
-    assert found["unseen_words"] > 0.1
-
-
-def telling_rows(flipped: float, rows: int = 2400) -> tuple[Rows, set[int]]:
-    """Sentences whose words tell the label, some labels flipped."""
-    rng = np.random.default_rng(8)
-    labels = rng.integers(0, 2, rows)
-    good, bad = WORDS[:40], WORDS[40:80]
-    texts = [" ".join(rng.choice([*(good if y else bad), *WORDS[80:]], 14)) for y in labels]
-    planted = rng.choice(rows, int(flipped * rows), replace=False)
-    labels[planted] = 1 - labels[planted]
-    return split("train", texts, labels), set(planted.tolist())
-
-
-def test_planted_flips_are_ranked_first() -> None:
-    rows, planted = telling_rows(0.05)
-    found = suspicious_labels(MRPC, rows, seed=0, examples=5)
-    ranking = found["ranking"]
-    hits = np.cumsum([row in planted for row in ranking])
-    enough = int(np.searchsorted(hits, 0.8 * len(planted))) + 1
-    assert hits[-1] >= 0.8 * len(planted)
-    assert hits[enough - 1] / enough > 0.8
-    assert found["estimated_wrong"] == pytest.approx(len(planted), rel=0.35)
-    assert found["trustworthy"]
-    assert found["examples"][0]["doubt"] > 0.8
-
-
-def test_labels_at_random_are_not_trusted() -> None:
-    texts = sentences(800, seed=9)
-    found = suspicious_labels(MRPC, split("train", texts, np.arange(800) % 2), seed=0, examples=5)
-    assert not found["trustworthy"]
-    assert suspicious_labels(MRPC, split("t", texts[:6], np.arange(6) % 2), seed=0, examples=5) == {
-        "skipped": "a label has fewer than 5 rows"
-    }
-
-
-def test_confident_errors_by_hand() -> None:
-    found = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.05, 0.95]])
-    labels = np.array([0, 0, 1, 1, 0])
-    # Thresholds: mean of 0.9, 0.8, 0.05 is 0.583 for label 0, of 0.9 and 0.7 is 0.8 for label 1.
-    assert confident_errors(found, labels).tolist() == [False, False, False, False, True]
-
-
-@pytest.fixture(scope="module")
-def spoilt(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> TrainConfig:
-    """`mrpc` with two leaked rows, one contradiction, one empty pair and one long row."""
-    folder = write_task(tmp_path_factory.mktemp("spoilt"))
-    path = folder / "mrpc"
-    train, validation = (
-        pq.read_table(path / f"{n}.parquet").to_pylist() for n in ("train", "validation")
-    )
-    validation[3:5] = [{**train[0], "idx": 3}, {**train[1], "idx": 4}]
-    train[10] = {**train[11], "label": 1 - train[11]["label"], "idx": 10}
-    train[20] = {"sentence1": "", "sentence2": "", "label": 0, "idx": 20}
-    train[21]["sentence1"] = " ".join(WORDS[:60])
-    schema = pq.read_schema(path / "train.parquet")
-    pq.write_table(pa.Table.from_pylist(train, schema), path / "train.parquet")
-    pq.write_table(pa.Table.from_pylist(validation, schema), path / "validation.parquet")
-    return TrainConfig(
-        task="mrpc", data_dir=str(folder), model_name_or_path=str(tiny_model), max_length=40,
+def test_the_job_exits_with_1_and_still_says_why(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs/doctor.py"), "--address", "127.0.0.1:1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
     )  # fmt: skip
-
-
-def test_train_is_warned_of_the_grave(spoilt: TrainConfig, tmp_path: Path) -> None:
-    data = prepare(find_splits(spoilt), build_tokenizer(spoilt), spoilt, tmp_path)
-    found = warnings(data, MRPC, 40)
-    assert [sentence.partition(" (")[0] for sentence in found] == [
-        "train: 1 of 90 rows were cut to --max-length 40 tokens",
-        "warning: 2 of 37 rows of validation occur in train too, so its score is too good",
-        "warning: 1 texts of train occur with different labels",
-        "warning: 1 of 90 rows of train hold no text at all",
-        "jobs/doctor_data.py with the same data flags shows the rows",
-    ]
-
-
-def test_clean_data_is_passed_in_silence(tiny_model: Path, task_data: Path, tmp_path: Path) -> None:
-    config = TrainConfig(task="mrpc", data_dir=str(task_data), model_name_or_path=str(tiny_model),
-                         max_length=64)  # fmt: skip
-    data = prepare(find_splits(config), build_tokenizer(config), config, tmp_path)
-    assert warnings(data, MRPC, 64) == []
-
-
-def test_row_hashes_are_those_of_the_tokens(spoilt: TrainConfig, tmp_path: Path,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    table = prepare(find_splits(spoilt), build_tokenizer(spoilt), spoilt, tmp_path).table("train")
-    rows = table.gather(np.arange(90), 40)["input_ids"]
-    tokens = [tuple(ids[:n]) for ids, n in zip(rows, table.lengths, strict=True)]
-    hashes = table.row_hashes()
-    assert len(set(hashes.tolist())) == len(set(tokens)) == 89
-    assert hashes[10] == hashes[11]
-    monkeypatch.setattr("trainyard.tokens._HASHED_AT_ONCE", 7)
-    assert table.row_hashes().tolist() == hashes.tolist()
-
-
-def test_the_whole_examination(cluster: Any, spoilt: TrainConfig, tmp_path: Path) -> None:  # noqa: ARG001
-    path = Path(str(spoilt.data_dir)) / "mrpc/test.parquet"
-    rows = pq.read_table(path.with_name("validation.parquet")).to_pylist()
-    schema = pq.read_schema(path.with_name("validation.parquet"))
-    pq.write_table(pa.Table.from_pylist([{**row, "label": -1} for row in rows], schema), path)
-    config = DoctorConfig(
-        task="mrpc", data_dir=spoilt.data_dir, model_name_or_path=spoilt.model_name_or_path,
-        max_length=40, storage_path=str(tmp_path),
-    )  # fmt: skip
-    found = examine(config)
-    path.unlink()
-    grave = " ".join(found.as_json()["grave"])
-    assert "2 of 37 rows of validation occur in train too (2 to the letter)" in grave
-    assert "37 of 37 rows of test occur in validation too" in grave
-    assert "1 texts occur with different labels (2 rows)" in grave
-    assert "1 rows of train have an empty text" in grave
-    report = json.loads((found.folder / "doctor.json").read_text())
-    assert report["truncation"]["train"]["truncated_rows"] == 1
-    assert report["balance"]["train"] == {"not_equivalent": 45, "equivalent": 45}
-    assert set(report["seconds_of"]) >= {"duplicates", "labels", "truncation"}
-
-
-def test_flags_that_cannot_work() -> None:
-    with pytest.raises(UserError, match=r"--near-duplicate-similarity is 0.2; it must lie between"):
-        DoctorConfig(near_duplicate_similarity=0.2)
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["ok"] is False
+    assert "FAILURE address: no Ray cluster answers at 127.0.0.1:1" in done.stderr

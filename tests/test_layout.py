@@ -12,15 +12,21 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "trainyard"
 
 LAYERS = [
-    {"errors", "tasks", "metrics", "stats", "config", "cli", "demo", "versions", "files"},
-    {"batching", "sources", "checkpoints", "runs"},
-    {"tokens", "own_data", "progress", "strategies", "modeling", "export", "cluster", "report"},
-    {"splits", "scoring", "state"},
-    {"data", "journal"},
-    {"session", "doctoring"},
-    {"loop", "trainer_loop"},
-    {"training", "evaluation"},
-    {"suite"},
+    set(row.split())
+    for row in """
+    errors tasks metrics stats config cli demo versions files stopwatch
+    batching sources checkpoints runs
+    tokens own_data progress strategies modeling export cluster processor report
+    workers
+    splits scoring state
+    data journal
+    session data_doctor
+    loop trainer_loop
+    launch
+    doctor
+    training evaluation
+    suite
+    """.strip().splitlines()
 ]
 """Modules import from their own row and from those above it, never from below."""
 

@@ -43,4 +43,4 @@ def test_the_runtime_environment_is_what_ray_takes() -> None:
     from ray.runtime_env import RuntimeEnv
 
     environment = RuntimeEnv(**yaml.safe_load((ROOT / "runtime_env.yaml").read_text()))
-    assert environment["env_vars"] == {"PYTHONPATH": "platform"}
+    assert environment["env_vars"]["PYTHONPATH"] == "platform"

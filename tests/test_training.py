@@ -18,6 +18,7 @@ from test_loop import LAST_STEP, check_each_row_once_per_epoch
 
 from trainyard import TrainConfig, UserError, fit
 from trainyard.runs import RunFolder
+from trainyard.stopwatch import time_ledger
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +65,18 @@ def test_worker_count_does_not_change_the_metrics(by_workers: dict[int, Path]) -
         for folder in by_workers.values()
     ]
     assert found[0] == found[1] == found[2]
+
+
+def test_the_time_of_a_run_is_accounted_for(by_workers: dict[int, Path]) -> None:
+    for count, folder in by_workers.items():
+        run, progress = RunFolder(folder).read(), RunFolder(folder).progress()
+        found = time_ledger(run, progress)
+        assert sum(found.values()) == pytest.approx(run["result"]["seconds"], rel=0.02)
+        assert sum(progress["seconds"].values()) < run["seconds"]["training"]
+        assert {"start_up", "workers", "compute", "evaluation", "checkpoint", "export"} <= set(
+            found
+        )
+        assert ("sync" in found) >= (count > 1)
 
 
 def test_the_model_is_plain_transformers(by_workers: dict[int, Path]) -> None:

@@ -50,7 +50,8 @@ class CheckpointStore:
         for leftover in self.folder.glob(".inprogress-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _check_claim(self) -> None:
+    def check_claim(self) -> None:
+        """Raise SupersededError when a newer attempt has claimed the run."""
         current = json.loads((self.folder / "attempt.json").read_text())["attempt"]
         if current != self.attempt:
             raise SupersededError(
@@ -72,7 +73,7 @@ class CheckpointStore:
             write(scratch)
             write_json(scratch / MANIFEST, {"step": step, "files": _hashes(scratch)})
             sync_tree(scratch)
-            self._check_claim()
+            self.check_claim()
             if final.exists():  # an earlier attempt's: the same by construction, or damaged
                 shutil.rmtree(final)
             scratch.rename(final)

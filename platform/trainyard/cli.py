@@ -80,8 +80,9 @@ def _flags(fields: Any, path: Path) -> Iterator[str]:
 def run_job(config: type[Config], job: Callable[[Config], Mapping[str, Any]]) -> None:
     """Parse the command line, run `job`, print its result as one JSON line, last on stdout.
 
-    Exit status: 0 only when the work is done and stored; 2 for a mistake that the user can mend,
-    said in one sentence; 143 or 130 when stopped by SIGTERM or Ctrl-C.
+    Exit status: 0 only when the work is done and stored; 1 when the result says `ok: false`; 2 for
+    a mistake that the user can mend, said in one sentence; 143 or 130 when stopped by SIGTERM or
+    Ctrl-C.
     """
     try:
         result = job(parse(config))
@@ -93,3 +94,5 @@ def run_job(config: type[Config], job: Callable[[Config], Mapping[str, Any]]) ->
         raise SystemExit(stop.exit_status) from None
     sys.stderr.flush()
     print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201
+    if not result.get("ok", True):
+        raise SystemExit(1)

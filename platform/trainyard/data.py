@@ -32,6 +32,9 @@ FORMAT = 1
 """Goes into every fingerprint: raise it when what `tokenize` writes changes."""
 ROWS_PER_FILE = 50_000
 ROWS_PER_TASK = 4_096
+ROWS_HERE = 131_072
+"""Up to so many rows are tokenized in this process: Ray Data's workers would take longer to start
+and import transformers than the tokenizer, which has threads of its own, takes for all of them."""
 
 log = logging.getLogger(__name__)
 
@@ -132,14 +135,15 @@ def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
 
 
 def _tokenized(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[pa.Table]":
-    """Tokenized batches in the order of rows: by Ray Data, or here when one task would do it all.
-
-    (Its workers take seconds to start, and import transformers again.)
-    """
+    """Tokenized batches in the order of rows: by Ray Data, or in this process when they are few."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if len(files) == 1 and pq.read_metadata(files[0]).num_rows <= ROWS_PER_TASK:
-        yield tokenize(tokenizer, max_length, pq.read_table(files[0]))
+    readers = [pq.ParquetFile(path) for path in files]
+    if sum(reader.metadata.num_rows for reader in readers) <= ROWS_HERE:
+        for reader in readers:
+            for batch in reader.iter_batches(ROWS_PER_TASK):
+                yield tokenize(tokenizer, max_length, pa.Table.from_batches([batch]))
         return
     import ray
 

@@ -2,12 +2,14 @@
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from trainyard.batching import Rows
 from trainyard.config import TrainConfig
 from trainyard.runs import RunFolder
 from trainyard.state import TrainState
+from trainyard.stopwatch import add
 
 PROGRESS_SECONDS = 0.5
 
@@ -33,6 +35,7 @@ class Journal:
         if self._main:
             from torch.utils.tensorboard import SummaryWriter
 
+            self._seconds_before = folder.progress().get("seconds", {})
             folder.rewind_metrics(first_step)
             self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
 
@@ -62,11 +65,17 @@ class Journal:
                 self._board.add_scalar(f"{split}/{name}", value, state.step)
         self._board.flush()
 
-    def progress(self, state: TrainState, samples_per_second: float) -> None:
-        """Where the run is, for the progress bar, at most twice a second."""
+    def progress(
+        self,
+        state: TrainState,
+        samples_per_second: float | None,
+        seconds: Mapping[str, float],
+        *,
+        at_once: bool = False,
+    ) -> None:
+        """Where the run is, for people, at most twice a second; `seconds` are this attempt's."""
         now = time.monotonic()
-        finished = state.step == self._last_step
-        if self._main and (finished or now - self._shown >= PROGRESS_SECONDS):
+        if self._main and (at_once or now - self._shown >= PROGRESS_SECONDS):
             self._shown = now
             self._folder.set_progress(
                 step=state.step,
@@ -75,6 +84,7 @@ class Journal:
                 loss=state.loss_sum / state.loss_count if state.loss_count else None,
                 score=state.score,
                 train_samples_per_second=samples_per_second,
+                seconds=add(self._seconds_before, seconds),
             )
 
     def close(self) -> None:

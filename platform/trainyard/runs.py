@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from trainyard.errors import UserError
 from trainyard.files import write_atomic, write_json
+from trainyard.stopwatch import add
 
 HEARTBEAT_SECONDS = 10
 EXPIRY_SECONDS = 60
@@ -35,6 +36,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.ledger = path / "ledger"
         self.stop_request = path / "stop-request"
+        self.restart_request = path / "restart-request"
         self._metrics = path / "metrics.jsonl"
 
     def create(self) -> None:
@@ -71,12 +73,20 @@ class RunFolder:
         """Change fields of run.json."""
         write_json(self.path / "run.json", {**self.read(), **fields})
 
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Add a driver's time, by account, to what run.json has of the attempts before."""
+        self.update(seconds=add(self.read().get("seconds", {}), seconds))
+
     def clear(self) -> None:
         """Delete all that the run left, except the lease that guards it."""
         for path in self.path.iterdir():
             if path.name == Lease.NAME:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def wants_stop(self) -> bool:
+        """Whether the workers are to save and stop: for good, or to go on with other workers."""
+        return self.stop_request.exists() or self.restart_request.exists()
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl, by a single write."""
@@ -148,9 +158,14 @@ class Lease:
         if self._holder().get("id") == self._record["id"]:
             self._path.unlink(missing_ok=True)
 
+    def check(self) -> None:
+        """Raise UserError when another driver has taken the run over, this one being thought dead."""
+        if self._holder().get("id") != self._record["id"]:
+            raise self._refusal()
+
     def _renew(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
-            if self._path.exists():
+            if self._holder().get("id") == self._record["id"]:
                 os.utime(self._path)
 
     def _holder(self) -> dict[str, Any]:

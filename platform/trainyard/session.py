@@ -20,6 +20,7 @@ from trainyard.journal import Journal
 from trainyard.runs import RunFolder
 from trainyard.scoring import predict, score
 from trainyard.state import TrainState, broadcast, load_checkpoint, save_checkpoint
+from trainyard.stopwatch import Stopwatch
 from trainyard.tasks import Task
 
 
@@ -37,6 +38,7 @@ class Session:
         folder: RunFolder,
         accelerator: Any,
     ) -> None:
+        self.watch = Stopwatch()
         self.config, self.task, self.data, self.folder = config, task, data, folder
         self.accelerator = accelerator
         self._table = data.table("train")
@@ -55,6 +57,7 @@ class Session:
         self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
         self._unread: list[Any] = []
         self._rows, self._seconds = 0, 0.0
+        self._steps, self._waited = 0, 0.0
 
     def resume(self, model: Any, optimizer: Any, scheduler: Any) -> None:
         """Take up the run where its newest valid checkpoint left it."""
@@ -68,6 +71,7 @@ class Session:
             last_step=self.last_step,
         )
         self._clock = time.perf_counter()
+        self.watch.lap("start_up")
 
     def use(self, model: Any, optimizer: Any, scheduler: Any) -> None:
         """The live objects that are evaluated and saved from now on."""
@@ -79,13 +83,16 @@ class Session:
 
     def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """The padded batch of one slot."""
+        self.watch.lap("compute")
         width = padded_length(
             int(self._lengths[rows].max()),
             self.config.padding_multiple,
             self.config.max_length,
             fixed=self.config.pad_to_max_length,
         )
-        return self._table.gather(rows, width)
+        batch = self._table.gather(rows, width)
+        self.watch.lap("data")
+        return batch
 
     def finish_step(self, done: int, loss: Any, rows: int) -> bool:
         """After the optimizer made step `done` (from 1); returns whether to go on.
@@ -94,25 +101,32 @@ class Session:
         checked together with those of the steps before when there is a reason to look.
         """
         config = self.config
+        self.watch.lap("compute")
         self._unread.append(loss)
         self._rows += rows
+        self._steps += 1
         every = config.eval_steps or self.plan.steps_per_epoch
         evaluate = done == self.last_step or done % every == 0
         save = evaluate or (config.save_steps is not None and done % config.save_steps == 0)
         if not (save or done % self._read_every == 0 or done % config.logging_steps == 0):
             return True
 
+        if self.accelerator.is_main_process:
+            self._store.check_claim()  # back from a lost network, it must log nothing either
         stop = self._read_losses()
         if self._ended == "failed":
             return False
         self._seconds += time.perf_counter() - self._clock
-        self.journal.progress(self.state, self._rows / self._seconds)
+        self._tell()
         if evaluate:
             self._evaluate()
+            self.watch.lap("evaluation")
         if save or stop:
             self._reason = save_checkpoint(
                 config, self.accelerator, self._store, *self._live, self.state
             )
+            self.watch.lap("checkpoint")
+            self._tell(at_once=True)
         if self._reason:
             self._ended = "failed"
         elif stop and done < self.last_step and not self.state.stopped_early:
@@ -126,6 +140,8 @@ class Session:
         """  # noqa: D205
         self.journal.close()
         self.accelerator.wait_for_everyone()
+        self.watch.lap("sync")
+        self._tell(at_once=True)
         return {
             **self.state.as_dict(),
             "outcome": self._ended,
@@ -140,6 +156,21 @@ class Session:
             ),
         }
 
+    def _tell(self, *, at_once: bool = False) -> None:
+        """Show where the run is, and where its time went.
+
+        A step's wait for gradients is inside its backward pass: DDP measures what of it did not
+        overlap with computing, in the first ten steps and then in every hundredth.
+        """
+        measured = getattr(self._live[0], "_get_ddp_logging_data", dict)()
+        exchange = measured.get("avg_backward_comm_time", 0)
+        waited = (exchange - measured.get("avg_backward_compute_comm_overlap_time", 0)) / 1e9
+        self.watch.move("compute", "sync", waited * self._steps - self._waited)
+        self._waited = max(waited * self._steps, self._waited)
+        speed = self._rows / self._seconds if self._seconds else None
+        self.journal.progress(self.state, speed, self.watch.seconds, at_once=at_once)
+        self.watch.lap("records")
+
     def _read_losses(self) -> bool:
         """Sum the unread losses over the processes, log and check them; returns whether to stop.
 
@@ -148,12 +179,14 @@ class Session:
         import torch
 
         main = self.accelerator.is_main_process
-        wish = float(main and self.folder.stop_request.exists())
+        wish = float(main and self.folder.wants_stop())
         message = torch.stack([*self._unread, torch.full_like(self._unread[0], wish)])
         self._unread.clear()
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(message)
         *losses, stop = message.tolist()
+        # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
+        self.watch.lap("sync" if self.accelerator.device.type == "cpu" else "compute")
         for loss in losses:
             self.state.step += 1
             if not math.isfinite(loss):

@@ -1,30 +1,31 @@
 """`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
 
-import os
 import shutil
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainyard.checkpoints import CheckpointStore, fault_of
-from trainyard.cluster import ray_session, worker_resources
+from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
-from trainyard.doctoring.quick import warnings
+from trainyard.data_doctor.quick import warnings
+from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.export import export_model, model_card
-from trainyard.files import write_atomic
+from trainyard.launch import run_workers
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
 from trainyard.runs import Lease, RunFolder
 from trainyard.splits import Splits, find_splits
+from trainyard.stopwatch import Stopwatch
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
 from trainyard.versions import versions
+from trainyard.workers import worker_resources
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def fit(config: TrainConfig) -> FitResult:
         UserError: for anything the user can mend; what was trained so far is kept.
         Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
     """
-    started = time.monotonic()
+    watch = Stopwatch()
     check_strategy(config)
     folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
     folder.create()
-    with Lease(folder.path), StopSignals(folder.stop_request) as signals:
+    with Lease(folder.path) as lease, StopSignals(folder.stop_request) as signals:
         if config.fresh:
             folder.clear()
         _check_same_run(config, folder.read())
@@ -79,18 +80,24 @@ def fit(config: TrainConfig) -> FitResult:
             say(note)
         with ray_session(config):
             resources = worker_resources(config)
+            preflight(config, folder.path.parent)
+            watch.lap("start_up")
             data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
             for warning in warnings(data, splits.task, config.max_length):
                 say(warning)
+            watch.lap("tokenization")
             _open_record(folder, config, data)
             outcome = _supervise(config, splits.task, data, folder, resources, signals)
+            watch.lap("training")
+        lease.check()
+        folder.add_seconds(watch.seconds)
         if outcome["outcome"] == "stopped":
             folder.update(status="stopped")
             raise Interrupted(
                 f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
                 signals.exit_status,
             )
-        return _conclude(config, splits, tokenizer, folder, outcome, data, started)
+        return _conclude(config, splits, tokenizer, folder, outcome, data, watch)
 
 
 def _storage(path: str) -> Path:
@@ -159,95 +166,13 @@ def _supervise(
     pool = ThreadPoolExecutor(1)
     try:
         with signals.training(), ProgressBar(folder) as bar:
-            workers = pool.submit(_run_workers, config, task, data, folder, resources)
+            workers = pool.submit(run_workers, config, task, data, folder, resources)
             while not workers.done():
                 wait([workers], timeout=0.2)
                 bar.update()
         return workers.result()
     finally:
         pool.shutdown(wait=False)  # after a second signal nothing waits for the workers
-
-
-def _run_workers(
-    config: TrainConfig,
-    task: Task,
-    data: PreparedData,
-    folder: RunFolder,
-    resources: Mapping[str, float],
-) -> dict[str, Any]:
-    """Start the workers, and start them again while they were lost rather than wrong.
-
-    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a programme that
-    fails in the same way every time.
-    """
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    trainer = TorchTrainer(
-        worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1))),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker=dict(resources),
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(folder.path),
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
-        ),
-        torch_config=TorchConfig(timeout_s=600),
-    )
-    before = None
-    for attempt in range(config.max_failures + 1):
-        try:
-            outcome: dict[str, Any] = trainer.fit().return_value
-            return outcome
-        except ray.train.TrainingFailedError as error:
-            write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-            failure = (folder.progress().get("step"), _cause(error))
-        if failure == before:
-            return _failed(f"the same failure twice, {failure[1]}", folder)
-        before = failure
-        if attempt < config.max_failures:
-            say(f"restarting from the last checkpoint: {failure[1]}")
-    return _failed(f"{failure[1]}, after {config.max_failures} restart(s) (--max-failures)", folder)
-
-
-def _cause(error: Any) -> str:
-    """What the first failed worker died of, in one line."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = sorted(failures.items())[0]
-    return f"worker {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1][:300]}"
-
-
-def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
-    return {
-        "outcome": "failed",
-        "reason": f"{reason}; see {folder.path / 'error.txt'}; the same command goes on from the "
-        "last checkpoint",
-    }
-
-
-def worker_function(
-    config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder, *, threads: int
-) -> Callable[[], dict[str, Any]]:
-    """What each Ray Train worker runs: the loop, with as many threads as it has CPUs."""
-
-    def work() -> dict[str, Any]:
-        import torch
-
-        from trainyard.loop import train
-        from trainyard.trainer_loop import train_by_trainer
-
-        torch.set_num_threads(max(threads, 1))
-        loops = {"accelerate": train, "trainer": train_by_trainer}
-        try:
-            return loops[config.loop](config, task, data, folder)
-        except UserError as error:  # returned, not raised: Ray would try again
-            return {"outcome": "failed", "reason": str(error)}
-
-    return work
 
 
 def _conclude(
@@ -257,7 +182,7 @@ def _conclude(
     folder: RunFolder,
     outcome: Mapping[str, Any],
     data: PreparedData,
-    started: float,
+    watch: Stopwatch,
 ) -> FitResult:
     for note in outcome.get("skipped_checkpoints", []):
         say(note)
@@ -269,8 +194,7 @@ def _conclude(
         raise UserError(
             f"run {folder.path.name} failed: no evaluation gave a finite score; lower --learning-rate"
         )
-    store = CheckpointStore(folder.checkpoints)
-    best = store.path(outcome["best_step"])
+    best = CheckpointStore(folder.checkpoints).path(outcome["best_step"])
     if (fault := fault_of(best)) is not None:
         raise UserError(
             f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
@@ -283,7 +207,7 @@ def _conclude(
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
         model=str(folder.model),
-        seconds=round(time.monotonic() - started, 2),
+        seconds=round(watch.total(), 2),
         best_step=outcome["best_step"],
         steps=outcome["step"],
         train_samples_per_second=outcome["train_samples_per_second"],
@@ -292,6 +216,7 @@ def _conclude(
     )
     card = model_card(config, splits.task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
+    folder.add_seconds({"export": watch.lap("export")})
     folder.update(status="finished", result=asdict(result))
     shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's, empty of ours
     return result

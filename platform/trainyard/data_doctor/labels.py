@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.doctoring.features import features
-from trainyard.doctoring.rows import Rows
+from trainyard.data_doctor.features import features
+from trainyard.data_doctor.rows import Rows
 from trainyard.tasks import Task
 
 FOLDS = 5

@@ -1,0 +1,112 @@
+"""Memory and time as rows grow: the same short run on 100 thousand and on 1 million rows.
+
+    python benchmarks/scale.py --rows 100000 1000000
+
+The rows are the demo's, written as a Parquet file of one's own. Peak memory is the largest sum,
+over the driver and every process that it started (Ray's and the workers), of their proportional
+set size: private memory, and shared pages divided by those who share them. Pages of the
+memory-mapped token table that a process touched are in it, although the system may take them back.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from trainyard.demo import generate
+from trainyard.versions import versions
+
+HERE = Path(__file__).parent
+BLOCK = 50_000
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """The demo's first `rows` training pairs, and its validation rows beside them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = ["sentence1", "sentence2", "label"]
+    source = generate("train", rows)
+    schema = pa.schema([(names[0], pa.string()), (names[1], pa.string()), (names[2], pa.int64())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, rows, BLOCK):
+            block = [next(source) for _ in range(min(BLOCK, rows - start))]
+            columns = [list(column) for column in zip(*block, strict=True)]
+            writer.write_table(pa.table(dict(zip(names, columns, strict=True)), schema=schema))
+
+
+def run_measured(command: list[str]) -> dict[str, Any]:
+    """Run a job; its JSON line, its seconds and the peak memory of all its processes, in MiB."""
+    started = time.monotonic()
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    root, peak, largest = psutil.Process(job.pid), 0.0, 0.0
+    while job.poll() is None:
+        sizes = []
+        for process in [root, *_descendants(root)]:
+            try:
+                sizes.append(process.memory_full_info().pss / 2**20)
+            except psutil.Error:  # it ended meanwhile
+                continue
+        peak, largest = max(peak, sum(sizes)), max(largest, *sizes, 0.0)
+        time.sleep(1)
+    if job.returncode:
+        raise SystemExit(f"{' '.join(command)} exited with {job.returncode}")
+    assert job.stdout is not None
+    result = json.loads(job.stdout.read().splitlines()[-1])
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_mib": round(peak),
+        "largest_process_mib": round(largest),
+        "train_samples_per_second": result["train_samples_per_second"],
+        "padding_efficiency": result["padding_efficiency"],
+    }
+
+
+def _descendants(root: psutil.Process) -> list[psutil.Process]:
+    try:
+        return root.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def main() -> None:
+    """One run per size; store the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--max-steps", type=int, default=10)
+    args = parser.parse_args()
+    found = {}
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            train, validation = Path(folder) / "train.parquet", Path(folder) / "validation.parquet"
+            write_rows(train, rows)
+            write_rows(validation, 200)
+            found[rows] = run_measured(
+                [sys.executable, str(HERE.parent / "jobs/train.py"), "--train-file", str(train),
+                 "--validation-file", str(validation), "--text-column", "sentence1",
+                 "--text-pair-column", "sentence2", "--label-column", "label",
+                 "--max-steps", str(args.max_steps), "--storage-path", folder]
+            )  # fmt: skip
+            found[rows]["file_mib"] = round(train.stat().st_size / 2**20, 1)
+        print(rows, json.dumps(found[rows]), file=sys.stderr)
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "runs": found,
+    }
+    (HERE / "results" / "scale.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

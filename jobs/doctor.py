@@ -1,0 +1,15 @@
+"""Will `jobs/train.py` with these flags work on this cluster? `python jobs/doctor.py --num-workers 8 …`."""
+
+from trainyard.cli import run_job
+from trainyard.doctor import DoctorConfig
+
+
+def doctor(config: DoctorConfig) -> dict[str, object]:
+    """Check and explain; exit status 1 when something will fail."""
+    from trainyard.doctor import examine
+
+    return examine(config)
+
+
+if __name__ == "__main__":
+    run_job(DoctorConfig, doctor)

@@ -1,0 +1,97 @@
+"""Ask every node of the cluster the same question, at once, within a time."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainyard.doctor import probe
+from trainyard.doctor.probe import Question
+
+Facts = dict[str, Any]
+
+
+@contextmanager
+def marked(storage: Path) -> Iterator[Question]:
+    """A question with a marker in `storage`; it and the nodes' answers to it are removed at the end."""
+    folder = storage / f".doctor-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    marker = folder / "driver"
+    content = uuid.uuid4().hex
+    try:
+        marker.write_text(content)
+        yield Question(str(storage), str(marker), content)
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def ask(question: Question, *, timeout: float) -> dict[str, Facts]:
+    """Facts of each living node by its id; {"fault": …} for one that does not answer."""
+    import ray
+    from ray import cloudpickle
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    cloudpickle.register_pickle_by_value(probe)
+    try:
+        examine = ray.remote(num_cpus=0, max_retries=0)(probe.examine)
+        clock = ray.remote(num_cpus=0, max_retries=0)(probe.clock)
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        pinned = {name: NodeAffinitySchedulingStrategy(name, soft=False) for name in nodes}
+        answers = {
+            name: examine.options(scheduling_strategy=pinned[name]).remote(question)
+            for name in nodes
+        }
+        deadline = time.monotonic() + timeout
+        found = {}
+        for name, answer in answers.items():
+            facts = _take(answer, deadline)
+            if "fault" not in facts:
+                started = time.time()
+                there = _take(
+                    clock.options(scheduling_strategy=pinned[name]).remote(),
+                    time.monotonic() + 10,
+                )
+                facts["clock"] = _skew(started, there, time.time())
+            found[name] = {**facts, "resources": nodes[name]["Resources"]}
+            found[name]["address"] = nodes[name]["NodeManagerAddress"]
+    finally:
+        cloudpickle.unregister_pickle_by_value(probe)
+    return _read_back(question, found)
+
+
+def _take(answer: Any, deadline: float) -> Any:
+    import ray
+
+    try:
+        return ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+    except ray.exceptions.GetTimeoutError:
+        return {"fault": "did not answer in time"}
+    except ray.exceptions.RayError as error:
+        return {"fault": " ".join(str(error).split())[-300:]}
+
+
+def _skew(started: float, there: Any, ended: float) -> dict[str, float] | None:
+    """Seconds by which the node's clock is ahead of the driver's, and how sure that is."""
+    if not isinstance(there, float):
+        return None
+    return {"ahead": there - (started + ended) / 2, "uncertainty": (ended - started) / 2}
+
+
+def _read_back(question: Question, found: dict[str, Facts]) -> dict[str, Facts]:
+    """Read here what each node wrote; shared file systems may show it a few seconds late."""
+    folder = Path(question.marker).parent
+    deadline = time.monotonic() + 10
+    for facts in found.values():
+        if facts.get("wrote") is None:
+            continue
+        path = folder / facts["wrote"]
+        while not path.exists() and time.monotonic() < deadline:
+            list(folder.iterdir())
+            time.sleep(0.2)
+        if not path.exists() or path.read_text() != question.content:
+            facts["writes"] = "what it wrote is not seen by the driver"
+    return found

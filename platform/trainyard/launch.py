@@ -1,0 +1,165 @@
+"""Workers on Ray Train: started, and started again while they were lost rather than wrong."""
+
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData
+from trainyard.errors import UserError
+from trainyard.files import write_atomic
+from trainyard.processor import claim_processor
+from trainyard.progress import say
+from trainyard.runs import RunFolder
+from trainyard.tasks import Task
+from trainyard.workers import Watch, worker_count
+
+
+def run_workers(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    resources: Mapping[str, float],
+) -> dict[str, Any]:
+    """Start the workers, and start them again while they were lost rather than wrong.
+
+    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a programme that
+    fails in the same way every time. One that was asked for, because a node leaves or more
+    workers fit, is no failure.
+    """
+    from ray.train import TrainingFailedError
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    before = None
+    failures = attempt = 0
+    while True:
+        count = worker_count(config, dict(resources), attempt=attempt)
+        trainer = _trainer(config, task, data, folder, resources, count)
+        attempt += 1
+        try:
+            with Watch(config, dict(resources), count, folder) as watch:
+                outcome: dict[str, Any] = trainer.fit().return_value
+        except TrainingFailedError as error:
+            write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
+            failure = (folder.progress().get("step"), cause_of(error))
+        else:
+            if (
+                outcome["outcome"] == "stopped"
+                and watch.reason
+                and not folder.stop_request.exists()
+            ):
+                say(f"restarting from step {outcome['step']}: {watch.reason}")
+                continue
+            return outcome
+        if failure == before:
+            return _failed(f"the same failure twice, {failure[1]}", folder)
+        if failures == config.max_failures:
+            return _failed(f"{failure[1]}, after {failures} restart(s) (--max-failures)", folder)
+        before = failure
+        failures += 1
+        say(f"restarting from the last checkpoint: {failure[1]}")
+
+
+def _trainer(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    resources: Mapping[str, float],
+    count: int,
+) -> Any:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1))),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=count,
+            use_gpu=config.use_gpu,
+            resources_per_worker=dict(resources),
+            label_selector=config.label_selector,
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(folder.path),
+            failure_config=ray.train.FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=3
+            ),
+        ),
+        torch_config=torch_config(),
+    )
+
+
+def torch_config(timeout_seconds: int = 600) -> Any:
+    """Ray's process group, over the network interface that Ray itself uses.
+
+    Left alone, gloo and NCCL ask the name service for an address of the host: Debian answers
+    127.0.1.1, which no other host can reach.
+    """
+    from dataclasses import dataclass
+
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(name_interface)
+            super().on_start(worker_group, backend_config)
+
+    @dataclass
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Backend
+
+    return Config(timeout_s=timeout_seconds)
+
+
+def name_interface() -> str | None:
+    """Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, unless they are set; returns the interface."""
+    import psutil
+    import ray.util
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+            return name
+    return None
+
+
+def cause_of(error: Any) -> str:
+    """What the first failed worker died of, in one line."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, cause = sorted(failures.items())[0]
+    return f"worker {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1][:300]}"
+
+
+def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
+    return {
+        "outcome": "failed",
+        "reason": f"{reason}; see {folder.path / 'error.txt'}; the same command goes on from the "
+        "last checkpoint",
+    }
+
+
+def worker_function(
+    config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder, *, threads: int
+) -> Callable[[], dict[str, Any]]:
+    """What each Ray Train worker runs: the loop, with as many threads as it has CPUs."""
+
+    def work() -> dict[str, Any]:
+        from trainyard.loop import train
+        from trainyard.trainer_loop import train_by_trainer
+
+        claim_processor(threads)
+        loops = {"accelerate": train, "trainer": train_by_trainer}
+        try:
+            return loops[config.loop](config, task, data, folder)
+        except UserError as error:  # returned, not raised: Ray would try again
+            return {"outcome": "failed", "reason": str(error)}
+
+    return work

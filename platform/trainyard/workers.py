@@ -1,0 +1,192 @@
+"""How many workers, of what size, a cluster can hold: now, and as nodes come and go."""
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.runs import RunFolder
+
+WATCH_SECONDS = 2.0
+GROW_AFTER = 5
+"""Looks in a row that must find room for more workers before a run is restarted with them."""
+RELEASE_SECONDS = 10.0
+"""How long the cluster may take to free what a lost attempt had occupied."""
+
+Node = dict[str, float]
+"""Resources of one node, by Ray's names."""
+
+log = logging.getLogger(__name__)
+
+
+def worker_resources(config: TrainConfig) -> Node:
+    """Ray resources of each worker; by default an equal share of the CPUs, and a GPU if asked.
+
+    Ray would wait for ever for workers that the cluster can never hold, so that is refused here.
+
+    Raises:
+        UserError: saying how many workers would fit.
+    """
+    now = _nodes(config)
+    nodes = now + _nodes_to_come(config)
+    gpu = {"GPU": 1.0} if config.use_gpu else {}
+    if config.resources_per_worker:
+        needed = {**gpu, **config.resources_per_worker}
+    else:
+        needed = {**gpu, "CPU": float(max((node.get("CPU", 0) for node in nodes), default=1) // 1)}
+        possible = min(fitting(nodes, {**gpu, "CPU": 1.0}), config.worker_counts[-1])
+        while needed["CPU"] > 1 and fitting(nodes, needed) < possible:
+            needed["CPU"] -= 1
+        needed["CPU"] = max(needed["CPU"], 1.0)
+    room = fitting(nodes, needed)
+    if room < config.worker_counts[0] and not _grows_by_itself():
+        total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
+        labels = f" with labels {config.label_selector}" if config.label_selector else ""
+        raise UserError(
+            f"--num-workers {config.num_workers} with {_words(needed)} each do not fit: the cluster "
+            f"has {_words(total)} on {len(nodes)} node(s){labels}, enough for {room}; use fewer "
+            "workers or --resources-per-worker with less for each"
+        )
+    return needed
+
+
+def worker_count(config: TrainConfig, needed: Node, *, attempt: int) -> int:
+    """How many workers to start: of the allowed numbers, the greatest that the cluster can hold.
+
+    The first attempt counts on what an autoscaler may add, later ones on what is free.
+    """
+    counts = config.worker_counts
+    if len(counts) == 1:
+        return counts[0]
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while True:
+        free, total = (fitting(_nodes(config, free=one), needed) for one in (True, False))
+        if free >= min(total, counts[-1]) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if attempt == 0:
+        free += fitting(_nodes_to_come(config), needed)
+    return _greatest(counts, free)
+
+
+class Watch:
+    """While `count` workers train: has them save and stop when a node is about to leave, or more fit.
+
+    Training then goes on from that checkpoint with as many as fit. The batches do not depend on
+    the number of workers, so neither does the result.
+    """
+
+    def __init__(self, config: TrainConfig, needed: Node, count: int, folder: RunFolder) -> None:
+        self._config, self._needed, self._count, self._folder = config, needed, count, folder
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.reason: str | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.restart_request.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._folder.restart_request.unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        leaving = _leaving()
+        roomy = 0
+        while not self._done.wait(WATCH_SECONDS) and self.reason is None:
+            try:
+                if _leaving() - leaving:
+                    self._ask("a node is about to leave")
+                room = self._count
+                if self._count < self._config.worker_counts[-1]:
+                    room += fitting(_nodes(self._config, free=True), self._needed)
+                greatest = _greatest(self._config.worker_counts, room)
+                roomy = roomy + 1 if greatest > self._count else 0
+                if roomy == GROW_AFTER:
+                    self._ask(f"room for {greatest} workers")
+            except (RuntimeError, ConnectionError, TimeoutError) as error:
+                # The control store does not answer. Whether that ends the run is for Ray to say.
+                log.debug("cluster not seen: %s", error)
+
+    def _ask(self, reason: str) -> None:
+        self.reason = reason
+        self._folder.restart_request.write_text(reason)
+
+
+def fitting(nodes: list[Node], needed: Node) -> int:
+    """How many workers of `needed` resources the nodes hold, each on one node."""
+    asked = {kind: amount for kind, amount in needed.items() if amount > 0}
+    return sum(
+        min((int(node.get(kind, 0) / amount) for kind, amount in asked.items()), default=0)
+        for node in nodes
+    )
+
+
+def _greatest(counts: list[int], room: int) -> int:
+    return max((count for count in counts if count <= room), default=counts[0])
+
+
+def _nodes(config: TrainConfig, *, free: bool = False) -> list[Node]:
+    """What each node has that workers may run on, or what is free of it."""
+    import ray
+    from ray._private.state import available_resources_per_node, state
+
+    leaving = state.get_draining_nodes()
+    wanted = (config.label_selector or {}).items()
+    nodes = {
+        node["NodeID"]: node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["NodeID"] not in leaving
+        and wanted <= (node.get("Labels") or {}).items()
+    }
+    if free:
+        available = available_resources_per_node()
+        nodes = {name: available.get(name, {}) for name in nodes}
+    return list(nodes.values())
+
+
+def _nodes_to_come(config: TrainConfig) -> list[Node]:
+    """What `ray up`'s autoscaler may add to the cluster whose head this process runs on."""
+    import yaml
+
+    path = Path("~/ray_bootstrap_config.yaml").expanduser()
+    if not path.exists():
+        return []
+    launched: dict[str, Any] = yaml.safe_load(path.read_text())
+    wanted = (config.label_selector or {}).items()
+    return [
+        {kind: float(amount) for kind, amount in group["resources"].items()}
+        for name, group in launched["available_node_types"].items()
+        if name != launched["head_node_type"] and wanted <= (group.get("labels") or {}).items()
+        for _ in range(min(group.get("max_workers", 0), launched["max_workers"]))
+    ]
+
+
+def _grows_by_itself() -> bool:
+    """Whether KubeRay runs this head: what its autoscaler may add cannot be asked for from here."""
+    return os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1"
+
+
+def _leaving() -> set[str]:
+    """Nodes that will leave soon and have work: idle ones are drained as a matter of course."""
+    from ray._private.state import state
+    from ray.util import placement_group_table
+
+    busy = {
+        node
+        for group in placement_group_table().values()
+        if group["state"] == "CREATED"
+        for node in group["bundles_to_node_id"].values()
+    }
+    return busy & set(state.get_draining_nodes())
+
+
+def _words(resources: Node) -> str:
+    return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items())

@@ -1,0 +1,221 @@
+"""A Ray cluster with token authentication on such hosts, and jobs submitted to it from outside."""
+
+import json
+import os
+import secrets
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+from hosts import Host, Network, until
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+PORT, DASHBOARD = 6379, 8265
+HEALTH = {  # a node that does not answer is given up after about 6 s instead of a minute
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+class RayCluster:
+    """A head that does no work, `workers` hosts with one CPU each, and a client without Ray."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.folder = folder
+        self.network = Network(folder)
+        self._workers = workers
+        self.token = folder / "auth_token"
+
+    def __enter__(self) -> Self:
+        self.network.__enter__()
+        try:
+            self.token.write_text(secrets.token_hex(32))
+            self.token.chmod(0o600)
+            self.head = self.network.host("head")
+            self.workers = [self.network.host(f"worker{i}") for i in range(1, self._workers + 1)]
+            self.client = self.network.host("client")
+            self.start_head()
+            for worker in self.workers:
+                self.start_worker(worker)
+            self.wait_for_nodes(1 + self._workers)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.network.__exit__()
+
+    def environment(self, host: Host) -> dict[str, str]:
+        """What a login on the host sees: no PYTHONPATH, so the package is not there."""
+        (host.home / "tmp").mkdir(exist_ok=True)
+        return {
+            "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(host.home),
+            "TMPDIR": str(host.home / "tmp"),
+            "LANG": "C.UTF-8",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_DISABLE_IMPORT_WARNING": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            **HEALTH,
+        }
+
+    def _start(self, host: Host, *flags: str) -> None:
+        common = [f"--node-ip-address={host.address}", "--object-store-memory=100000000",
+                  "--block", "--disable-usage-stats"]  # fmt: skip
+        log = self.folder / f"{host.name}.log"
+        host.start([RAY, "start", *flags, *common], log, self.environment(host), host.home)
+
+    def start_head(self) -> None:
+        """`ray start --head` on the head."""
+        self._start(self.head, "--head", f"--port={PORT}", f"--dashboard-host={self.head.address}",
+                    "--num-cpus=0")  # fmt: skip
+        until(self._answers, 90, "the dashboard answers")
+
+    def start_worker(self, host: Host) -> None:
+        """`ray start` on a worker host."""
+        self._start(host, f"--address={self.head.address}:{PORT}", "--num-cpus=1")
+
+    def _answers(self) -> bool:
+        return self.nodes() is not None
+
+    def ask(self, path: str) -> Any:
+        """A GET on the dashboard, with the token."""
+        request = urllib.request.Request(
+            f"http://{self.head.address}:{DASHBOARD}{path}",
+            headers={"Authorization": f"Bearer {self.token.read_text()}"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def nodes(self) -> dict[str, str] | None:
+        """{address: node id} of the living nodes; None while the head does not answer."""
+        try:
+            found = self.ask("/api/v0/nodes")["data"]["result"]["result"]
+        except (OSError, KeyError, TypeError, ValueError):
+            return None
+        return {node["node_ip"]: node["node_id"] for node in found if node["state"] == "ALIVE"}
+
+    def wait_for_nodes(self, count: int) -> float:
+        """Wait until `count` nodes are alive; returns when they were."""
+        return until(lambda: len(self.nodes() or {}) == count, 120, f"{count} nodes are alive")
+
+    def submit(self, name: str, flags: list[str]) -> "Job":
+        """`ray job submit` of jobs/train.py from the client."""
+        return Job(self, name, flags)
+
+    def job_command(self, *words: str) -> list[str]:
+        """A `ray job …` command for this cluster."""
+        return [
+            RAY,
+            "job",
+            words[0],
+            "--address",
+            f"http://{self.head.address}:{DASHBOARD}",
+            *words[1:],
+        ]
+
+
+class Job:
+    """One submission: its process on the client, its log, and the run folder it writes."""
+
+    def __init__(self, cluster: RayCluster, name: str, flags: list[str]) -> None:
+        self.cluster, self.run = cluster, cluster.folder / "shared/runs" / name
+        self.id = f"{name}-{time.time_ns()}"
+        self.log = cluster.folder / f"{self.id}.log"
+        self.started = time.time()
+        self._process = cluster.client.start(
+            cluster.job_command("submit", "--submission-id", self.id, "--runtime-env",
+                                "runtime_env.yaml", "--working-dir", ".", "--",
+                                "python", "jobs/train.py", *flags, "--run-name", name),
+            self.log, cluster.environment(cluster.client), ROOT,
+        )  # fmt: skip
+
+    @property
+    def status(self) -> int | None:
+        """Exit status of `ray job submit`, None while it goes on."""
+        return self._process.poll()
+
+    def stop(self) -> str:
+        """`ray job stop`, from the client."""
+        cluster = self.cluster
+        return cluster.client.run(
+            cluster.job_command("stop", self.id), cluster.environment(cluster.client)
+        )
+
+    def abandon(self) -> None:
+        """End the process on the client, for a job whose head is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def progress(self) -> dict[str, Any]:
+        """progress.json, as it is now."""
+        try:
+            found: dict[str, Any] = json.loads((self.run / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def attempt(self) -> str | None:
+        """Which attempt holds the run."""
+        try:
+            return str(json.loads((self.run / "checkpoints/attempt.json").read_text())["attempt"])
+        except (OSError, ValueError):
+            return None
+
+    def wait_for_step(self, step: int, seconds: float = 240) -> float:
+        """Wait until the run has made `step` steps."""
+
+        def reached() -> bool:
+            assert self.status is None, (
+                f"{self.id} ended too early:\n{self.log.read_text()[-3000:]}"
+            )
+            return int(self.progress().get("step", 0)) >= step
+
+        return until(reached, seconds, f"{self.id} reaches step {step}")
+
+    def wait_for_another_attempt(self, before: str | None, seconds: float = 300) -> float:
+        """Wait until another attempt has claimed the run and made a step."""
+
+        def going_on() -> bool:
+            assert self.status is None, (
+                f"{self.id} ended too early:\n{self.log.read_text()[-3000:]}"
+            )
+            claim = self.run / "checkpoints/attempt.json"
+            return (
+                self.attempt() not in {None, before}
+                and (self.run / "progress.json").stat().st_mtime > claim.stat().st_mtime
+            )
+
+        return until(going_on, seconds, f"{self.id} goes on")
+
+    def wait(self, seconds: float = 420) -> int:
+        """Exit status of the finished job."""
+        until(lambda: self.status is not None, seconds, f"{self.id} ends")
+        assert self.status is not None
+        return self.status
+
+    def rank_0(self) -> Host:
+        """The host of the worker that writes, by the name of its newest TensorBoard file."""
+        newest = max((self.run / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime)
+        (host,) = (one for one in self.cluster.workers if f".{one.name}." in newest.name)
+        return host
+
+    def others(self) -> list[Host]:
+        """Hosts with a worker of this run that does not write."""
+        first = self.rank_0()
+        found = (one for one in self.cluster.workers if one.on and one.processes("RayTrainWorker"))
+        return [one for one in found if one is not first]
+
+
+def make_root_only(folder: Path) -> None:
+    """A folder that nobody else reads: it holds the token and the logs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)  # noqa: PTH101

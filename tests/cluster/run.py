@@ -1,0 +1,134 @@
+"""The multi-host test: a cluster of five hosts on this machine, and what can happen to it.
+
+    make test-cluster            or      sudo python tests/cluster/run.py --only power-off
+
+Needs root. Every scenario must end with the weights of the undisturbed run, equal to the bit where
+the number of workers is the same. Times go to benchmarks/results/cluster.json with --json.
+"""
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hosts import missing
+from ray_hosts import RayCluster, make_root_only
+from scenarios import SCENARIOS, logged
+from workload import flags_for, last_step, weights, write_workload
+
+WORKERS = 3
+
+
+def main() -> None:
+    """Run the scenarios; exit with 1 when one did not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument(
+        "--folder", type=Path, help="keep everything here; finished baselines are used"
+    )
+    parser.add_argument("--json", type=Path, help="merge the results into this file")
+    args = parser.parse_args()
+    if reason := missing():
+        print(f"skipped: {reason}")
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    results: dict[str, Any] = {}
+    with folder(args.folder) as where:
+        make_root_only(where)
+        write_workload(where / "shared")
+        names = list(dict.fromkeys([*(baseline(name) for name in args.only), *args.only]))
+        with RayCluster(where, WORKERS) as cluster:
+            for name in names:
+                results[name] = attempt(cluster, name)
+    if args.json:
+        merge(args.json, results)
+    print(json.dumps(results, indent=2))
+    raise SystemExit(0 if all(found["ok"] for found in results.values()) else 1)
+
+
+def baseline(name: str) -> str:
+    """The undisturbed run with as many workers."""
+    return "undisturbed-alone" if name.endswith("-alone") else "undisturbed"
+
+
+def attempt(cluster: RayCluster, name: str) -> dict[str, Any]:
+    """One scenario and its verdict."""
+    print(f"{name} …", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    runs = cluster.folder / "shared/runs"
+    found: dict[str, Any] = {"ok": False}
+    try:
+        alone = name.endswith("-alone")
+        found |= SCENARIOS[name](cluster, name, flags_for(cluster.folder / "shared", alone=alone))
+        found |= compare(runs / name, runs / baseline(name), exactly=name != "elastic")
+        found["ok"] = True
+    except Exception as error:  # the others are still to be tried
+        traceback.print_exc()
+        found["error"] = f"{type(error).__name__}: {error}"[:500]
+    found["seconds"] = round(time.monotonic() - started, 1)
+    print(f"  {json.dumps(found)}", file=sys.stderr, flush=True)
+    return found
+
+
+def compare(run: Path, undisturbed: Path, *, exactly: bool) -> dict[str, Any]:
+    """Compare weights, optimizer state and every logged line with the undisturbed run's."""
+    import numpy as np
+
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished", record["status"]
+    ours, theirs = weights(run, last_step()), weights(undisturbed, last_step())
+    assert ours.keys() == theirs.keys()
+    equal = all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    lines, expected = logged(run), logged(undisturbed)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    if exactly:
+        assert equal, "the weights differ from the undisturbed run's"
+        assert lines == expected, "metrics.jsonl differs from the undisturbed run's"
+    else:
+        for one, other in zip(lines, expected, strict=True):
+            assert abs(one.get("loss", 0) - other.get("loss", 0)) <= 1e-4 * abs(
+                other.get("loss", 1)
+            )
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert not [name for name in left if name.startswith(".")], left
+    assert len(left) <= 4, left
+    greatest = max(float(np.abs(ours[name] - theirs[name]).max(initial=0)) for name in theirs)
+    return {"weights_equal": equal, "greatest_weight_difference": greatest}
+
+
+@contextlib.contextmanager
+def folder(kept: Path | None) -> Iterator[Path]:
+    """The folder of everything, deleted afterwards unless it was given."""
+    if kept is not None:
+        yield kept.absolute()
+        return
+    with tempfile.TemporaryDirectory(
+        prefix="trainyard-cluster-", ignore_cleanup_errors=True
+    ) as made:
+        yield Path(made)
+
+
+def merge(path: Path, results: dict[str, Any]) -> None:
+    """Add results to a JSON file, with what they were made by."""
+    from trainyard.versions import versions
+
+    kept = json.loads(path.read_text())["scenarios"] if path.exists() else {}
+    record = {
+        "command": "make test-cluster",
+        "versions": versions(),
+        "what": "seconds from the fault until the driver knew it (detected) and until another "
+        "attempt trained (recovered); five hosts in namespaces of one machine with two cores",
+        "scenarios": {**kept, **results},
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""What can happen to a cluster while a run trains on it. Each ends with the undisturbed run's weights.
+
+A scenario gets the cluster and the run's flags, does the damage at a step of its choice, and
+returns what it measured; `check` then compares the run folder with the undisturbed one.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hosts import until
+from ray_hosts import Job, RayCluster
+
+Found = dict[str, Any]
+Scenario = Callable[[RayCluster, str, list[str]], Found]
+
+EARLY = 150
+"""Step of the damage: some checkpoints are behind it, most of the run is before it."""
+
+
+def finish(job: Job) -> None:
+    """Wait for the job, which must succeed."""
+    status = job.wait()
+    assert status == 0, f"{job.id} ended with {status}:\n{job.log.read_text()[-3000:]}"
+
+
+def recovery(job: Job, fault: float, before: str | None) -> Found:
+    """Seconds from the fault until the driver knew, and until another attempt trained."""
+    again = job.wait_for_another_attempt(before)
+    error = job.run / "error.txt"
+    found: Found = {"recovered_seconds": round(again - fault, 1)}
+    if error.exists() and error.stat().st_mtime > fault:
+        found["detected_seconds"] = round(error.stat().st_mtime - fault, 1)
+    return found
+
+
+def undisturbed(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """Nothing happens."""
+    job = cluster.submit(name, flags)
+    finish(job)
+    return {}
+
+
+def worker_kill(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """SIGKILL of the process that trains as rank 1."""
+    job = cluster.submit(name, flags)
+    job.wait_for_step(EARLY)
+    before, (host,) = job.attempt(), job.others()
+    fault = time.time()
+    host.processes("RayTrainWorker")[0].kill()
+    found = recovery(job, fault, before)
+    finish(job)
+    return found
+
+
+def power_off(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """The host of rank 0 loses power, and comes back when the run is over."""
+    job = cluster.submit(name, flags)
+    job.wait_for_step(EARLY)
+    before, host = job.attempt(), job.rank_0()
+    fault = time.time()
+    host.power_off()
+    found = recovery(job, fault, before)
+    finish(job)
+    host.power_on()
+    cluster.start_worker(host)
+    cluster.wait_for_nodes(1 + len(cluster.workers))
+    return found
+
+
+def partition(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """The only worker's host is cut off for 60 s, sees the storage, and trains on meanwhile.
+
+    When it comes back, its successor is at work: nothing that it writes may count.
+    """
+    job = cluster.submit(name, flags)
+    job.wait_for_step(EARLY)
+    before, host = job.attempt(), job.rank_0()
+    zombie = host.processes("RayTrainWorker")[0]
+    fault = time.time()
+    host.cut()
+    found = recovery(job, fault, before)
+    found["zombie_seconds"] = 0.0
+    while time.time() < fault + 60:
+        if zombie.is_running() and zombie.status() != "zombie":
+            found["zombie_seconds"] = round(time.time() - fault, 1)
+        time.sleep(0.2)
+    assert job.status is None, "the run was over before the network came back: more steps"
+    host.heal()
+    finish(job)
+    restart_node(cluster, host)
+    return found
+
+
+def one_way_loss(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """The host of rank 1 hears the head, and the head hears nothing of it, until the run is over."""
+    job = cluster.submit(name, flags)
+    job.wait_for_step(EARLY)
+    before, (host,) = job.attempt(), job.others()
+    fault = time.time()
+    host.lose_what_is_sent_to(cluster.head)
+    found = recovery(job, fault, before)
+    finish(job)
+    host.find_again(cluster.head)
+    restart_node(cluster, host)
+    return found
+
+
+def drain(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """The host of rank 0 gets notice, and SIGTERM 30 s later. No failure is allowed, none happens."""
+    job = cluster.submit(name, [*flags, "--max-failures", "0"])
+    job.wait_for_step(EARLY)
+    before, host = job.attempt(), job.rank_0()
+    node = (cluster.nodes() or {})[host.address]
+    fault, step = time.time(), job.progress()["step"]
+    cluster.head.run(
+        ["ray", "drain-node", "--address", f"{cluster.head.address}:6379", "--node-id", node,
+         "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+         "--deadline-remaining-seconds", "30"],
+        cluster.environment(cluster.head),
+    )  # fmt: skip
+    found = recovery(job, fault, before)
+    said = [line for line in job.log.read_text().splitlines() if "is about to leave" in line]
+    assert said, "the driver did not say that it was restarting for the drain"
+    saved = int(said[0].partition("from step ")[2].partition(":")[0])
+    assert saved >= step, "the checkpoint is older than the notice"
+    for process in host.processes("ray start"):
+        process.send_signal(signal.SIGTERM)
+    finish(job)
+    restart_node(cluster, host)
+    return {**found, "steps_lost": 0}
+
+
+def driver_kill(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """SIGKILL of the driver; `ray job submit` says so by its exit status; the same command again."""
+    job = cluster.submit(name, flags)
+    job.wait_for_step(EARLY)
+    before = job.attempt()
+    fault = time.time()
+    for process in cluster.head.processes("jobs/train.py"):
+        process.kill()
+    assert job.wait(120) != 0
+    told = time.time()
+    again = cluster.submit(name, flags)
+    found = recovery(again, fault, before)
+    finish(again)
+    return {**found, "detected_seconds": round(told - fault, 1)}
+
+
+def job_stop(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """`ray job stop` saves a checkpoint at the step it is at; the same command goes on from there."""
+    job = cluster.submit(name, flags)
+    job.wait_for_step(EARLY)
+    step = job.progress()["step"]
+    fault = time.time()
+    job.stop()
+    assert job.wait(120) != 0
+    stopped = round(time.time() - fault, 1)
+    record = json.loads((job.run / "run.json").read_text())
+    newest = max(path.name for path in (job.run / "checkpoints").glob("step-*"))
+    assert record["status"] == "stopped", record
+    assert int(newest.removeprefix("step-")) >= step
+    before = job.attempt()
+    again = cluster.submit(name, flags)
+    again.wait_for_another_attempt(before)
+    finish(again)
+    return {"saved_and_stopped_seconds": stopped, "steps_lost": 0}
+
+
+def head_restart(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """The head loses power and comes back empty; workers join it again; the same command again."""
+    job = cluster.submit(name, flags)
+    job.wait_for_step(EARLY)
+    before = job.attempt()
+    fault = time.time()
+    cluster.head.power_off()
+    job.abandon()
+    cluster.head.power_on()
+    cluster.start_head()
+    for host in cluster.workers:
+        restart_node(cluster, host, wait=False)
+    cluster.wait_for_nodes(1 + len(cluster.workers))
+    again = cluster.submit(name, flags)
+    found = recovery(again, fault, before)
+    finish(again)
+    return found
+
+
+def elastic(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """`--num-workers 1:2`: down to one when a host leaves, up to two when it is back."""
+    for spare in cluster.workers[2:]:
+        spare.power_off()
+    cluster.wait_for_nodes(3)
+    job = cluster.submit(name, [*flags, "--num-workers", "1:2"])
+    job.wait_for_step(EARLY)
+    before, (host,) = job.attempt(), job.others()
+    fault = time.time()
+    host.power_off()
+    found = recovery(job, fault, before)
+    alone = job.attempt()
+    host.power_on()
+    cluster.start_worker(host)
+    back = cluster.wait_for_nodes(3)
+    grown = job.wait_for_another_attempt(alone)
+    finish(job)
+    assert "room for 2 workers" in job.log.read_text()
+    for spare in cluster.workers[2:]:
+        spare.power_on()
+        cluster.start_worker(spare)
+    cluster.wait_for_nodes(1 + len(cluster.workers))
+    return {**found, "grown_seconds": round(grown - back, 1)}
+
+
+def restart_node(cluster: RayCluster, host: Any, *, wait: bool = True) -> None:
+    """What an init system does: start `ray start` again where it has ended."""
+    for process in host.processes("ray"):
+        process.kill()
+    until(lambda: not host.processes("raylet"), 20, "the old raylet is gone")
+    cluster.start_worker(host)
+    if wait:
+        cluster.wait_for_nodes(1 + len(cluster.workers))
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what is measured in seconds."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "undisturbed": undisturbed,
+    "undisturbed-alone": undisturbed,
+    "worker-kill": worker_kill,
+    "power-off": power_off,
+    "partition-alone": partition,
+    "one-way-loss": one_way_loss,
+    "drain": drain,
+    "driver-kill": driver_kill,
+    "job-stop": job_stop,
+    "elastic": elastic,
+    "head-restart": head_restart,
+}
+"""By run name. Those that end in `-alone` have one worker, the others two."""

@@ -1,0 +1,165 @@
+"""cluster.yaml by Ray's own schema, kubernetes/ by KubeRay's; what jobs upload, weighed."""
+
+import copy
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from trainyard.cli import parse
+from trainyard.config import TrainConfig
+from trainyard.doctor.upload import upload_bytes, weigh
+
+ROOT = Path(__file__).parents[1]
+LAUNCHED = ["cluster.yaml", "cluster-onpremises.yaml"]
+MANIFESTS = sorted((ROOT / "kubernetes").glob("*.yaml"))
+SCHEMAS = json.loads((ROOT / "tests/kuberay-schemas.json").read_text())["schemas"]
+RAY = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
+
+
+def load(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    return config
+
+
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared: dict[str, Any] = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    return prepared
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_ray_up_takes_the_file(name: str) -> None:
+    prepared = check(load(name))
+    starts = [prepared["head_start_ray_commands"][-1], prepared["worker_start_ray_commands"][-1]]
+    for command in starts:
+        assert "RAY_AUTH_MODE=token" in command
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert "~/.ray/auth_token" in prepared["file_mounts"]
+    assert "token" not in re.sub(r"RAY_AUTH_MODE=token|\.ray/auth_token", "", json.dumps(prepared))
+    assert any("-c ~/trainyard/constraints.txt" in line for line in prepared["setup_commands"])
+    for local in prepared["file_mounts"].values():
+        assert local.startswith("~") or (ROOT / local).is_file()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head_node_typ": "head"},
+        {"max_workers": "many"},
+        {"head_node_type": "absent"},
+        {"available_node_types": {"head": {"node_config": {}, "resources": {"CPU": 0.5}}}},
+    ],
+)
+def test_a_mistake_in_the_file_is_found(change: dict[str, Any]) -> None:
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        check({**load("cluster.yaml"), **change})
+
+
+def test_the_head_does_no_work_and_the_groups_are_labelled() -> None:
+    prepared = check(load("cluster.yaml"))
+    groups = prepared["available_node_types"]
+    assert groups["head"]["resources"] == {"CPU": 0}
+    assert groups["gpu"]["labels"] == {"ray.io/market-type": "on-demand"}
+    assert groups["gpu-spot"]["labels"] == {"ray.io/market-type": "spot"}
+    assert groups["gpu-spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert prepared["max_workers"] == 8
+    assert "--num-cpus=0" in load("cluster-onpremises.yaml")["head_start_ray_commands"][-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("cluster.yaml", ["region", "availability_zone", "InstanceType", "ImageId", "max_workers"]),
+        ("cluster-onpremises.yaml", ["head_ip", "worker_ips", "ssh_user", "ssh_private_key"]),
+        ("kubernetes/raycluster.yaml", ["image", "maxReplicas"]),
+    ],
+)
+def test_what_a_user_must_edit_is_marked(name: str, keys: list[str]) -> None:
+    for line in (ROOT / name).read_text().splitlines():
+        key = line.strip().removeprefix("- ").partition(":")[0]
+        if key in keys:
+            assert "# EDIT" in line, line
+
+
+def strict(kind: str) -> dict[str, Any]:
+    schema: dict[str, Any] = SCHEMAS[kind]
+    return schema
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_kubernetes_takes_the_manifest(path: Path) -> None:
+    manifest = yaml.safe_load(path.read_text())
+    if manifest["apiVersion"] != "ray.io/v1":
+        assert (manifest["apiVersion"], manifest["kind"]) == (
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+        )
+        return
+    jsonschema.validate(manifest, strict(manifest["kind"]))
+    assert len(manifest["metadata"]["name"]) <= 47
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value"),
+    [
+        (["spec"], "enableInTreeAutoscalin", True),
+        (["spec", "workerGroupSpecs", 0], "maxReplicas", "4"),
+        (["spec", "workerGroupSpecs", 0], "numWorkers", 1),
+        (["spec", "headGroupSpec"], "containers", []),
+        (["spec", "authOptions"], "mode", "tokens"),
+        (["spec", "headGroupSpec", "rayStartParams"], "num-cpus", 0),
+        (["spec", "headGroupSpec", "template", "spec", "containers", 0], "volumeMount", []),
+    ],
+)
+def test_a_mistake_in_the_manifest_is_found(where: list[Any], key: str, value: Any) -> None:
+    manifest = yaml.safe_load((ROOT / "kubernetes/raycluster.yaml").read_text())
+    part = manifest
+    for name in where:
+        part = part[name]
+    part[key] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(manifest, strict("RayCluster"))
+
+
+def test_the_manifests_agree_with_each_other_and_with_the_rest() -> None:
+    cluster = load("kubernetes/raycluster.yaml")["spec"]
+    job = load("kubernetes/rayjob.yaml")["spec"]
+    assert job["rayClusterSpec"] == cluster
+    assert cluster["rayVersion"] == RAY
+    assert f"rayproject/ray:{RAY}" in (ROOT / "kubernetes/Dockerfile").read_text()
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    flags = shlex.split(job["entrypoint"])
+    assert flags[1].endswith("jobs/train.py")
+    assert parse(TrainConfig, flags[2:]).worker_counts == [1, 2, 4, 8]
+    jobs_environment = yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]
+    assert jobs_environment.items() <= load("runtime_env.yaml")["env_vars"].items()
+
+
+def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
+    assert 10_000 < upload_bytes(ROOT) < 1_000_000
+    assert [finding.level for finding in weigh(ROOT)] == ["ok"]
+    assert not list(weigh(tmp_path))
+
+
+def test_an_upload_that_ray_would_refuse_is_named_first(tmp_path: Path) -> None:
+    (tmp_path / "runtime_env.yaml").write_text("excludes: [kept-here]\n")
+    (tmp_path / "weights.bin").write_bytes(os.urandom(11 * 2**20))
+    (finding,) = weigh(tmp_path)
+    assert finding.level == "warning"
+    assert finding.sentence == (
+        "--working-dir . uploads 11.0 MiB: name what jobs do not need under `excludes` in "
+        "runtime_env.yaml"
+    )
+    (tmp_path / "kept-here").mkdir()
+    (tmp_path / "weights.bin").rename(tmp_path / "kept-here/weights.bin")
+    assert [finding.level for finding in weigh(tmp_path)] == ["ok"]

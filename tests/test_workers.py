@@ -1,0 +1,152 @@
+"""How many workers fit a cluster, and what a run does when that changes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_locally import run_locally, weights_hash
+from test_loop import LAST_STEP
+
+from trainyard import TrainConfig, UserError, fit, workers
+from trainyard.runs import RunFolder
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[workers.Node]:
+    """Two nodes of four CPUs, one of them with a GPU: what `workers` sees instead of a cluster."""
+    seen: list[workers.Node] = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
+    monkeypatch.setattr(workers, "_nodes", lambda *_, **__: seen)
+    monkeypatch.setattr(workers, "RELEASE_SECONDS", 0.0)
+    return seen
+
+
+def config(workers: int | str, **fields: Any) -> TrainConfig:
+    return TrainConfig(
+        num_workers=workers, train_batch_size=64, per_device_train_batch_size=4, **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus"), [(1, 4), (2, 4), (4, 2), (8, 1), ("2:8", 1), ("1:2", 4), ("2:64", 1)]
+)
+def test_the_cpus_are_shared_out(nodes: list[workers.Node], asked: int | str, cpus: int) -> None:
+    assert nodes
+    assert workers.worker_resources(config(asked)) == {"CPU": cpus}
+
+
+def test_a_gpu_brings_its_node_s_cpus(nodes: list[workers.Node]) -> None:
+    assert workers.worker_resources(config(1, use_gpu=True)) == {"GPU": 1, "CPU": 4}
+    nodes[1]["GPU"] = 2.0
+    assert workers.worker_resources(config("1:8", use_gpu=True)) == {"GPU": 1, "CPU": 2}
+
+
+def test_what_cannot_fit_is_refused_with_what_would(nodes: list[workers.Node]) -> None:
+    assert nodes
+    with pytest.raises(
+        UserError,
+        match=r"--num-workers 2:4 with 1 GPU, 1 CPU each do not fit: the cluster has 1 GPU, 8 CPU on "
+        r"2 node\(s\), enough for 1; use fewer workers",
+    ):
+        workers.worker_resources(config("2:4", use_gpu=True))
+
+
+def test_what_an_autoscaler_may_add_counts(
+    nodes: list[workers.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.clear()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"on 0 node\(s\), enough for 0"):
+        workers.worker_resources(config(2, use_gpu=True))
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(
+        "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"
+        "  head: {resources: {CPU: 0}}\n"
+        "  gpu: {max_workers: 8, resources: {CPU: 8, GPU: 1}, labels: {ray.io/market-type: spot}}\n"
+    )
+    assert workers.worker_resources(config(2, use_gpu=True)) == {"GPU": 1, "CPU": 8}
+    assert workers.worker_count(config("1:4", use_gpu=True), {"GPU": 1.0}, attempt=0) == 2
+    assert workers.worker_count(config("1:4", use_gpu=True), {"GPU": 1.0}, attempt=1) == 1
+    with pytest.raises(
+        UserError, match=r"with labels \{'ray.io/market-type': 'on-demand'\}, enough"
+    ):
+        workers.worker_resources(
+            config(2, use_gpu=True, label_selector={"ray.io/market-type": "on-demand"})
+        )
+
+
+@pytest.mark.parametrize(
+    ("room", "count"), [(0, 2), (1, 2), (2, 2), (3, 2), (7, 4), (8, 8), (99, 8)]
+)
+def test_as_many_as_fit_and_share_out(nodes: list[workers.Node], room: int, count: int) -> None:
+    nodes[:] = [{"CPU": float(room)}]
+    assert workers.worker_count(config("2:8"), {"CPU": 1.0}, attempt=1) == count
+    assert workers.worker_count(config(4), {"CPU": 1.0}, attempt=1) == 4
+
+
+@pytest.mark.parametrize("asked", ["two", "0", "4:2", "0:2", "1:2:3", "-1", "2:"])
+def test_a_number_of_workers_that_is_none(asked: str) -> None:
+    with pytest.raises(UserError, match=f"--num-workers is {asked}; it must be a number from 1"):
+        config(asked)
+
+
+def test_a_range_without_a_number_that_shares_out() -> None:
+    with pytest.raises(
+        UserError, match=r"over --num-workers 3:3: use a --train-batch-size that is a"
+    ):
+        TrainConfig(num_workers="3:3", train_batch_size=8, per_device_train_batch_size=1)
+
+
+@pytest.fixture
+def elastic_run(small_run: TrainConfig, tmp_path: Path) -> TrainConfig:
+    return dataclasses.replace(
+        small_run,
+        storage_path=str(tmp_path),
+        run_name="elastic",
+        num_workers="1:4",
+        resources_per_worker={"CPU": 1},
+        num_train_epochs=60,
+    )
+
+
+def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
+    cluster: Any,
+    elastic_run: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three of the four CPUs are taken at the start, and given back when the run trains."""
+    import json
+
+    monkeypatch.setattr(workers, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(workers, "RELEASE_SECONDS", 2.0)
+
+    @cluster.remote(num_cpus=3)
+    class Tenant:
+        def here(self) -> bool:
+            return True
+
+    tenant = Tenant.remote()
+    assert cluster.get(tenant.here.remote())
+    folder = RunFolder(Path(elastic_run.storage_path) / "elastic")
+    watch = workers.Watch.__enter__
+
+    def leave(self: workers.Watch) -> workers.Watch:
+        entered = watch(self)
+        cluster.kill(tenant)
+        return entered
+
+    monkeypatch.setattr(workers.Watch, "__enter__", leave)
+    fit(elastic_run)
+    ranks = {path.name.partition("-rank-")[2][0] for path in folder.ledger.iterdir()}
+    assert ranks == {"0", "1", "2", "3"}
+    _, alone = run_locally(dataclasses.replace(elastic_run, run_name="alone", num_workers=1))
+    ours, theirs = (
+        [
+            line["loss"]
+            for line in map(json.loads, (one.path / "metrics.jsonl").open())
+            if "loss" in line
+        ]
+        for one in (folder, alone)
+    )
+    assert len(ours) == LAST_STEP * 20
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert weights_hash(folder, LAST_STEP * 20)
