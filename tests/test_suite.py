@@ -1,7 +1,12 @@
 """The suite's schedule and table, which know no Ray; then the suite itself on a small cluster."""
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import UserError
+from trainyard.runs import RunFolder
 from trainyard.stats import mean_interval
 from trainyard.suite import SuiteConfig, run_suite
 from trainyard.suite.schedule import Job, startable, workers_for
 from trainyard.suite.table import as_markdown, summary
+
+ROOT = Path(__file__).parents[1]
 
 JOBS = st.lists(
     st.builds(
@@ -175,6 +183,62 @@ def test_a_failing_task_takes_no_other_along_and_nothing_is_done_twice(
     assert resumed["metrics"] == found["metrics"]
     text = (suite.folder / "glue.md").read_text()
     assert "Average of 3 tasks (mrpc, rte, cola)" in text
+
+
+def test_killed_in_the_middle_and_done_again(
+    cluster: Any, suite: SuiteConfig, tmp_path: Path
+) -> None:
+    """SIGKILL of the driver while its second run trains: the finished one is kept, the table equal."""
+    config = dataclasses.replace(
+        suite,
+        tasks=("mrpc", "rte"),
+        max_steps=40,
+        max_parallel_workers=1,
+        storage_path=str(tmp_path),
+    )
+    undisturbed = dataclasses.replace(config, run_name="undisturbed")
+    flags = ["--tasks", "mrpc", "rte", "--seeds", "1", "2"]
+    for name in ("data_dir", "model_name_or_path", "storage_path", "max_length", "max_steps",
+                 "max_parallel_workers"):  # fmt: skip
+        flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    driver = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs/glue.py"), *flags,
+         "--address", cluster.get_runtime_context().gcs_address],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    first, second = (RunFolder(config.folder / name) for name in _first_two(config, driver))
+    driver.kill()
+    driver.wait()
+    assert first.read()["status"] == "finished"
+    assert second.read()["status"] == "running"
+    stamp = (first.path / "run.json").stat().st_mtime_ns
+    found = run_suite(config)
+    assert (first.path / "run.json").stat().st_mtime_ns == stamp
+    assert found["metrics"] == run_suite(undisturbed)["metrics"]
+    tables = [
+        (one.folder / "glue.md").read_text().split("## Beside")[1] for one in (config, undisturbed)
+    ]
+    assert tables[0] == tables[1]
+
+
+def _first_two(config: SuiteConfig, driver: Any) -> tuple[str, str]:
+    """Names of the run that finished and of the one that trains, once the latter has a checkpoint."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, "the suite ended before it could be killed"
+        folders = {
+            path.parent.name: RunFolder(path.parent) for path in config.folder.glob("*/run.json")
+        }
+        done = [name for name, folder in folders.items() if folder.read()["status"] == "finished"]
+        busy = [
+            name for name, folder in folders.items()
+            if name not in done and list(folder.checkpoints.glob("step-*"))
+        ]  # fmt: skip
+        if len(done) == 1 and busy:
+            return done[0], busy[0]
+        time.sleep(0.02)
+    raise TimeoutError("no second run got as far as a checkpoint")
 
 
 def _as_single_texts(folder: Path) -> None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from trainyard.checkpoints import CheckpointStore, fault_of
@@ -19,7 +18,7 @@ from trainyard.export import export_model, model_card
 from trainyard.launch import run_workers
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
-from trainyard.runs import Lease, RunFolder
+from trainyard.runs import Lease, RunFolder, storage_folder
 from trainyard.splits import Splits, find_splits
 from trainyard.stopwatch import Stopwatch
 from trainyard.strategies import check_strategy
@@ -65,7 +64,7 @@ def fit(config: TrainConfig) -> FitResult:
     """
     watch = Stopwatch()
     check_strategy(config)
-    folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
     with Lease(folder.path) as lease, StopSignals(folder.stop_request) as signals:
         if config.fresh:
@@ -100,15 +99,6 @@ def fit(config: TrainConfig) -> FitResult:
         return _conclude(config, splits, tokenizer, folder, outcome, data, watch)
 
 
-def _storage(path: str) -> Path:
-    if "://" in path:
-        raise UserError(
-            f"--storage-path {path} is a URL, which runs cannot be written to yet; mount it and give "
-            "the folder"
-        )
-    return Path(path).expanduser().absolute()  # workers have another working directory
-
-
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
     if record and (changed := config.changed_since(record["config"])):
         raise UserError(
@@ -119,7 +109,7 @@ def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
 
 def finished_run(config: TrainConfig) -> FitResult | None:
     """The result of `config`'s run, if it is finished already; touches nothing."""
-    folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     record = folder.read()
     if not record or config.changed_since(record["config"]):
         return None

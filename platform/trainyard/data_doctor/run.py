@@ -21,7 +21,7 @@ from trainyard.data_doctor.texts import faulty_texts
 from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
-from trainyard.runs import RunFolder
+from trainyard.runs import RunFolder, storage_folder
 from trainyard.splits import Splits
 from trainyard.versions import versions
 
@@ -57,7 +57,7 @@ def examine(config: DoctorConfig) -> Examination:
     started = time.monotonic()
     settings = config.settings()
     splits, absent = all_splits(settings)
-    folder = RunFolder(Path(config.storage_path).expanduser().absolute() / config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
     for note in (*splits.notes, *(f"{name} is absent and not looked at" for name in absent)):
         say(note)
