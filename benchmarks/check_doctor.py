@@ -68,7 +68,11 @@ def flips(train: Rows, seed: int) -> dict[str, Any]:
 def leaks(train: Rows, validation: Rows, count: int) -> dict[str, Any]:
     """How many of `count` leaks of each of three kinds are reported, beyond those there before."""
     rng = np.random.default_rng(0)
-    long = [i for i, words in enumerate(train.words) if len(words) >= 10]
+    long = [
+        i
+        for i, words in enumerate(train.words)
+        if len(words) >= 10 and any(word.isalnum() for word in train.texts[0][i].split())
+    ]
     chosen = [int(i) for i in rng.choice(long, 3 * count, replace=False)]
     texts = [[column[i] for column in train.texts] for i in chosen]
     for row in texts[count : 2 * count]:

@@ -130,5 +130,3 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     refuse(r"has no such split; it has train", splits=("training",))
     refuse(r"answers not_equivalent, equivalent, but task 'rte' has the labels", task="rte")
     refuse(r"--validation-file is judged by itself", validation_file="x.csv", splits=("test",))
-    with pytest.raises(UserError, match=r"is not a local folder; download it"):
-        evaluate(EvalConfig(model_name_or_path=str(model), against="acme/none", calibrate=True))
