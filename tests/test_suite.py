@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -143,19 +142,22 @@ def test_mistakes(fields: dict[str, Any], sentence: str) -> None:
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> SuiteConfig:
-    data = tmp_path_factory.mktemp("suite-data")
-    for task in ("mrpc", "rte"):
-        write_task(data, task, train=60, validation=30)
+    """Two tasks, one of them without data, and two seeds: 80 steps, judged and saved every eight."""
     return SuiteConfig(
-        tasks=("mrpc", "rte", "cola"),
+        tasks=("mrpc", "cola"),
         seeds=(1, 2),
-        data_dir=str(data),
+        data_dir=str(write_task(tmp_path_factory.mktemp("suite-data"), train=60, validation=30)),
         model_name_or_path=str(tiny_model),
         storage_path=str(tmp_path_factory.mktemp("suite-runs")),
         max_length=32,
-        max_steps=4,
+        max_steps=80,
         max_parallel_workers=3,
     )
+
+
+def table_of(config: SuiteConfig) -> dict[str, Any]:
+    found = json.loads((config.folder / "glue.json").read_text())
+    return {row["task"]: row for row in found["tasks"]}
 
 
 def test_a_failing_task_takes_no_other_along_and_nothing_is_done_twice(
@@ -163,41 +165,43 @@ def test_a_failing_task_takes_no_other_along_and_nothing_is_done_twice(
     suite: SuiteConfig,
 ) -> None:
     with pytest.raises(
-        UserError, match=r"2 of 6 runs failed, cola-seed-\d of them: .*cola/train.parq"
+        UserError, match=r"2 of 4 runs failed, cola-seed-\d of them: .*cola/train.parq"
     ):
         run_suite(suite)
-    table = json.loads((suite.folder / "glue.json").read_text())
-    assert [row["seeds"] for row in table["tasks"]] == [[1, 2], [1, 2], []]
-    stamps = {path: path.stat().st_mtime_ns for path in suite.folder.glob("*/run.json")}
-    write_task(Path(str(suite.data_dir)), "cola", train=60, validation=30)
-    cola = Path(str(suite.data_dir)) / "cola"
-    _as_single_texts(cola)
+    before = table_of(suite)
+    assert [before[task]["seeds"] for task in suite.tasks] == [[1, 2], []]
+    stamps = {path: path.stat().st_mtime_ns for path in suite.folder.glob("mrpc-*/run.json")}
+    _add_cola(Path(str(suite.data_dir)))
     found = run_suite(suite)
-    assert set(found["metrics"]) == {"mrpc", "rte", "cola"}
-    for path, stamp in stamps.items():
-        assert path.parent.name.startswith("cola") or path.stat().st_mtime_ns == stamp
+    assert set(found["metrics"]) == {"mrpc", "cola"}
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert table_of(suite)["mrpc"] == before["mrpc"]
     again = run_suite(suite)
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
-    _lose(suite.folder / "rte-seed-2")
-    resumed = run_suite(suite)
-    assert resumed["metrics"] == found["metrics"]
-    text = (suite.folder / "glue.md").read_text()
-    assert "Average of 3 tasks (mrpc, rte, cola)" in text
+    assert "Average of 2 tasks (mrpc, cola)" in (suite.folder / "glue.md").read_text()
+    assert "<html" in (suite.folder / "glue.html").read_text()
+
+
+def _add_cola(folder: Path) -> None:
+    """`cola`, of single texts."""
+    import pyarrow.parquet as pq
+
+    for path in (write_task(folder, "cola", train=60, validation=30) / "cola").iterdir():
+        table = pq.read_table(path).rename_columns(["sentence", "other", "label", "idx"])
+        pq.write_table(table, path)
 
 
 def test_killed_in_the_middle_and_done_again(
     cluster: Any, suite: SuiteConfig, tmp_path: Path
 ) -> None:
-    """SIGKILL of the driver while its second run trains: the finished one is kept, the table equal."""
+    """SIGKILL of the driver while its second run trains: what is finished is kept, the table equal.
+
+    Equal to that of the test above, whose runs had all the time they wanted.
+    """
     config = dataclasses.replace(
-        suite,
-        tasks=("mrpc", "rte"),
-        max_steps=40,
-        max_parallel_workers=1,
-        storage_path=str(tmp_path),
+        suite, tasks=("mrpc",), max_parallel_workers=1, storage_path=str(tmp_path)
     )
-    undisturbed = dataclasses.replace(config, run_name="undisturbed")
-    flags = ["--tasks", "mrpc", "rte", "--seeds", "1", "2"]
+    flags = ["--tasks", "mrpc", "--seeds", "1", "2"]
     for name in ("data_dir", "model_name_or_path", "storage_path", "max_length", "max_steps",
                  "max_parallel_workers"):  # fmt: skip
         flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
@@ -213,13 +217,10 @@ def test_killed_in_the_middle_and_done_again(
     assert first.read()["status"] == "finished"
     assert second.read()["status"] == "running"
     stamp = (first.path / "run.json").stat().st_mtime_ns
-    found = run_suite(config)
+    run_suite(config)
     assert (first.path / "run.json").stat().st_mtime_ns == stamp
-    assert found["metrics"] == run_suite(undisturbed)["metrics"]
-    tables = [
-        (one.folder / "glue.md").read_text().split("## Beside")[1] for one in (config, undisturbed)
-    ]
-    assert tables[0] == tables[1]
+    ours, theirs = (table_of(one)["mrpc"]["metrics"] for one in (config, suite))
+    assert ours == theirs
 
 
 def _first_two(config: SuiteConfig, driver: Any) -> tuple[str, str]:
@@ -239,19 +240,3 @@ def _first_two(config: SuiteConfig, driver: Any) -> tuple[str, str]:
             return done[0], busy[0]
         time.sleep(0.02)
     raise TimeoutError("no second run got as far as a checkpoint")
-
-
-def _as_single_texts(folder: Path) -> None:
-    import pyarrow.parquet as pq
-
-    for path in folder.iterdir():
-        table = pq.read_table(path).rename_columns(["sentence", "other", "label", "idx"])
-        pq.write_table(table, path)
-
-
-def _lose(run: Path) -> None:
-    """As if its driver had died after the last checkpoint: not finished, no model."""
-    record = json.loads((run / "run.json").read_text())
-    record["status"] = "running"
-    (run / "run.json").write_text(json.dumps(record))
-    shutil.rmtree(run / "model")
