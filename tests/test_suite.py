@@ -18,6 +18,7 @@ from trainyard.errors import UserError
 from trainyard.runs import RunFolder
 from trainyard.stats import mean_interval
 from trainyard.suite import SuiteConfig, run_suite
+from trainyard.suite.runner import Outcomes, job_of, without_orphans
 from trainyard.suite.schedule import Job, startable, workers_for
 from trainyard.suite.table import as_markdown, summary
 
@@ -138,6 +139,22 @@ def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
 def test_mistakes(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         SuiteConfig(**fields)
+
+
+def test_a_warm_start_waits_for_its_source_and_fails_with_it(tmp_path: Path) -> None:
+    config = SuiteConfig(
+        tasks=("mnli", "rte", "cola"), seeds=(7,), warm_start=True, storage_path=str(tmp_path)
+    )
+    run = config.run_config("rte", 7)
+    assert run.resolved_run_name == "rte-seed-7-from-mnli"
+    assert run.model_name_or_path == str(tmp_path / "glue/mnli-seed-7/model")
+    assert config.run_config("cola", 7).model_name_or_path == config.model_name_or_path
+    jobs = [job_of(config, config.run_config(task, 7)) for task in config.tasks]
+    assert [job.after for job in jobs] == [None, "mnli-seed-7", None]
+    assert [job.cost for job in jobs] == [392_704, 3 * 2_496, 3 * 8_552]  # whole batches
+    outcomes = Outcomes(failed={"mnli-seed-7": "no data"})
+    assert [job.name for job in without_orphans(jobs[1:], outcomes)] == ["cola-seed-7"]
+    assert outcomes.failed["rte-seed-7-from-mnli"] == "it starts from mnli-seed-7, which failed"
 
 
 @pytest.fixture(scope="module")
