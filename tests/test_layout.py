@@ -20,7 +20,7 @@ LAYERS = [
     workers
     splits scoring state predictors
     data journal
-    session doctoring
+    session data_doctor
     loop trainer_loop
     launch
     doctor

@@ -43,7 +43,7 @@ def run_workers(
                 outcome: dict[str, Any] = trainer.fit().return_value
         except TrainingFailedError as error:
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-            failure = (folder.progress().get("step"), _cause(error))
+            failure = (folder.progress().get("step"), cause_of(error))
         else:
             if (
                 outcome["outcome"] == "stopped"
@@ -132,7 +132,7 @@ def name_interface() -> str | None:
     return None
 
 
-def _cause(error: Any) -> str:
+def cause_of(error: Any) -> str:
     """What the first failed worker died of, in one line."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     rank, cause = sorted(failures.items())[0]
