@@ -29,6 +29,7 @@ def run_workers(
     fails in the same way every time. One that was asked for, because a node leaves or more
     workers fit, is no failure.
     """
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -41,7 +42,7 @@ def run_workers(
         try:
             with Watch(config, dict(resources), count, folder) as watch:
                 outcome: dict[str, Any] = trainer.fit().return_value
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayError) as error:
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
             failure = (folder.progress().get("step"), cause_of(error))
         else:
