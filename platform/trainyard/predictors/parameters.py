@@ -49,10 +49,10 @@ def json_schema(cls: Any) -> dict[str, Any]:
     Pydantic reads the docstrings of a class itself, not those of the classes it extends.
     """
     schema: dict[str, Any] = _adapter(cls).json_schema()
-    base: Any
     for base in cls.__mro__[1:]:
         if is_dataclass(base):
-            for name, field in _adapter(base).json_schema()["properties"].items():
+            known: Any = base  # mypy calls no dataclass hashable
+            for name, field in _adapter(known).json_schema()["properties"].items():
                 if "description" in field:
                     schema["properties"][name].setdefault("description", field["description"])
     return schema
