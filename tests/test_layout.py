@@ -25,7 +25,7 @@ LAYERS = [
     launch
     doctor
     training evaluation batch_inference
-    suite serving
+    suite tuning serving
     """.strip().splitlines()
 ]
 """Modules import from their own row and from those above it, never from below."""

@@ -11,6 +11,8 @@ import yaml
 from trainyard.batch_inference import PredictConfig
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
+from trainyard.serving.commands import check_config
+from trainyard.serving.options import HostOptions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,6 +27,16 @@ def test_a_command_parses(job: str, command: str) -> None:
     flags = shlex.split(command.replace("\\\n", " "))
     if "--help" not in flags:
         assert isinstance(parse(JOBS[job], flags), JOBS[job])
+
+
+def test_serve_commands_parse() -> None:
+    hosted = re.findall(r"serve run serve\.app:build (.*)", README)
+    assert hosted
+    for arguments in hosted:
+        given = dict(argument.split("=", 1) for argument in shlex.split(arguments))
+        assert HostOptions.parse(given, "README").model
+    for path in re.findall(r"serve\.py check (\S+)|serve/app\.py check (\S+)", README):
+        check_config(yaml.safe_load((ROOT / "".join(path)).read_text()), "README")
 
 
 def test_there_are_commands() -> None:

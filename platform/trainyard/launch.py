@@ -123,6 +123,7 @@ def name_interface() -> str | None:
     import ray.util
 
     address = ray.util.get_node_ip_address()
+    name: str
     for name, addresses in psutil.net_if_addrs().items():
         if any(known.address == address for known in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -147,9 +148,15 @@ def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
 
 
 def worker_function(
-    config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder, *, threads: int
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    *,
+    threads: int,
+    on_evaluation: Callable[[], bool] | None = None,
 ) -> Callable[[], dict[str, Any]]:
-    """What each Ray Train worker runs: the loop, with as many threads as it has CPUs."""
+    """What each worker runs: the loop, with as many threads as it has CPUs."""
 
     def work() -> dict[str, Any]:
         from trainyard.loop import train
@@ -158,7 +165,7 @@ def worker_function(
         claim_processor(threads)
         loops = {"accelerate": train, "trainer": train_by_trainer}
         try:
-            return loops[config.loop](config, task, data, folder)
+            return loops[config.loop](config, task, data, folder, on_evaluation)
         except UserError as error:  # returned, not raised: Ray would try again
             return {"outcome": "failed", "reason": str(error)}
 

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,7 +120,7 @@ class Watch:
         self._folder.restart_request.write_text(reason)
 
 
-def fitting(nodes: list[Node], needed: Node) -> int:
+def fitting(nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float]) -> int:
     """How many workers of `needed` resources the nodes hold, each on one node."""
     asked = {kind: amount for kind, amount in needed.items() if amount > 0}
     return sum(

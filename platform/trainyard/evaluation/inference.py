@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.cluster import worker_resources
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.errors import UserError
+from trainyard.processor import claim_processor
+from trainyard.workers import worker_resources
 
 Logits = dict[str, NDArray[Any]]
 
@@ -33,9 +34,7 @@ def predict_on_ray(
     threads = max(int(resources.get("CPU", 1)), 1)
 
     def work() -> list[Logits]:
-        import torch
-
-        torch.set_num_threads(threads)
+        claim_processor(threads)
         return [predict_splits(*job) for job in jobs]
 
     trainer = TorchTrainer(
