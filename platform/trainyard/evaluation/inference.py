@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.cluster import worker_resources
+from trainyard.workers import worker_resources
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.errors import UserError
