@@ -3,27 +3,39 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from trainyard.batch_inference import PredictConfig
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
+from trainyard.data_doctor import DoctorConfig
+from trainyard.evaluation import EvalConfig
+from trainyard.suite import SuiteConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"python jobs/train\.py ((?:.*\\\n)*.*)", README.replace("`", "\n"))
+JOBS: dict[str, type[Any]] = {
+    "train": TrainConfig, "predict": PredictConfig, "eval": EvalConfig, "glue": SuiteConfig,
+    "doctor_data": DoctorConfig,
+}  # fmt: skip
+COMMANDS = re.findall(
+    rf"python jobs/({'|'.join(JOBS)})\.py ((?:.*\\\n)*.*)", README.replace("`", "\n")
+)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_parses(command: str) -> None:
+@pytest.mark.parametrize(("job", "command"), COMMANDS)
+def test_a_command_parses(job: str, command: str) -> None:
     flags = shlex.split(command.replace("\\\n", " "))
     if "--help" not in flags:
-        assert isinstance(parse(TrainConfig, flags), TrainConfig)
+        assert isinstance(parse(JOBS[job], flags), JOBS[job])
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 7
+    assert {job for job, _ in COMMANDS} == set(JOBS)
 
 
 def test_files_that_are_named_exist() -> None:

@@ -23,7 +23,7 @@ from trainyard.evaluation.slices import slices
 from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
-from trainyard.runs import RunFolder
+from trainyard.runs import RunFolder, storage_folder
 from trainyard.scoring import score
 from trainyard.splits import Splits
 from trainyard.versions import versions
@@ -67,8 +67,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     splits = labelled_splits(config, model)
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
-    storage = Path(config.storage_path).expanduser().absolute()
-    folder = RunFolder(storage / config.resolved_run_name(splits.task.name))
+    name = config.resolved_run_name(splits.task.name)
+    folder = RunFolder(storage_folder(config.storage_path) / name)
     folder.create()
     for note in splits.notes:
         say(note)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from trainyard.data import PreparedData, prepare
-from trainyard.doctoring.quick import warnings
+from trainyard.data_doctor.quick import warnings
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
 from trainyard.splits import find_splits
