@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from trainyard.batching import (
     padded_length,
     padding_efficiency,
     slot_seed,
+    token_batches,
 )
 
 lengths_of_rows = st.lists(st.integers(1, 128), min_size=1, max_size=300)
@@ -103,3 +106,20 @@ def test_slot_seeds_do_not_collide() -> None:
         for slot in range(8)
     }
     assert len(seeds) == 4 * 4 * 40 * 8
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths_of_rows, st.integers(1, 600), st.none() | st.integers(1, 9))
+def test_token_batches_hold_every_row_once_and_keep_the_budget(
+    lengths: list[int], budget: int, max_rows: int | None
+) -> None:
+    every = np.array(lengths)
+    batches = token_batches(every, budget, max_rows)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * every[batch].max() <= budget
+        assert max_rows is None or len(batch) <= max_rows
+    # Longest first and greedy: the next row would not have fitted.
+    for batch, after in itertools.pairwise(batches):
+        assert every[batch].min() >= every[after].max()
+        assert len(batch) == max_rows or (len(batch) + 1) * every[batch].max() > budget

@@ -18,21 +18,21 @@ LAYERS = [
     batching sources checkpoints runs
     tokens own_data progress strategies modeling export cluster processor report
     workers
-    splits scoring state
+    splits scoring state predictors
     data journal
     session data_doctor
     loop trainer_loop
     launch
     doctor
-    training evaluation
-    suite
+    training evaluation batch_inference
+    suite tuning serving
     """.strip().splitlines()
 ]
 """Modules import from their own row and from those above it, never from below."""
 
 HEAVY = {
     "torch", "ray", "transformers", "datasets", "evaluate", "accelerate", "pyarrow", "sklearn",
-    "altair", "vl_convert", "jinja2", "fastapi", "uvicorn",
+    "vl_convert", "jinja2", "fastapi", "uvicorn",
 }  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from trainyard.batch_inference import PredictConfig
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.data_doctor import DoctorConfig
@@ -15,8 +17,9 @@ from trainyard.suite import SuiteConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-JOBS = {
-    "train": TrainConfig, "eval": EvalConfig, "glue": SuiteConfig, "doctor_data": DoctorConfig,
+JOBS: dict[str, type[Any]] = {
+    "train": TrainConfig, "predict": PredictConfig, "eval": EvalConfig, "glue": SuiteConfig,
+    "doctor_data": DoctorConfig,
 }  # fmt: skip
 COMMANDS = re.findall(
     rf"python jobs/({'|'.join(JOBS)})\.py ((?:.*\\\n)*.*)", README.replace("`", "\n")

@@ -147,7 +147,7 @@ def _tokenized(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[
         return
     import ray
 
-    with _quiet_ray_data():
+    with quiet_ray_data():
         yield from (
             ray.data.read_parquet([str(path) for path in files], shuffle=None)
             .map_batches(
@@ -215,7 +215,7 @@ def _labels(column: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_ray_data() -> Iterator[None]:
+def quiet_ray_data() -> Iterator[None]:
     """Rows in their order, without Ray Data's bars and reports; the context is put back after."""
     import ray
 

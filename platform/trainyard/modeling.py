@@ -55,7 +55,7 @@ def build_tokenizer(config: TrainConfig) -> Any:
     import transformers
 
     name = resolve_model(config.model_name_or_path)
-    with _quiet(transformers):
+    with quiet(transformers):
         tokenizer = _from_hub(
             config.model_name_or_path, lambda: transformers.AutoTokenizer.from_pretrained(name)
         )
@@ -80,7 +80,7 @@ def load_config(name: str) -> Any:
     """The transformers config of a model, without its weights."""
     import transformers
 
-    with _quiet(transformers):
+    with quiet(transformers):
         return _from_hub(name, lambda: transformers.AutoConfig.from_pretrained(resolve_model(name)))
 
 
@@ -93,7 +93,7 @@ def load_classifier(name: str) -> Any:
     import torch
     import transformers
 
-    with _quiet(transformers):
+    with quiet(transformers):
         model, info = _from_hub(
             name,
             lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -119,7 +119,7 @@ def build_model(config: TrainConfig, task: Task) -> Any:
 
     torch.manual_seed(config.seed)
     labels = task.labels or ("score",)
-    with _quiet(transformers):
+    with quiet(transformers):
         model = _from_hub(
             config.model_name_or_path,
             lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -167,7 +167,7 @@ def build_scheduler(config: TrainConfig, optimizer: Any, total_steps: int) -> An
     )
 
 
-def _quiet(transformers: Any) -> Any:
+def quiet(transformers: Any) -> Any:
     """No loading bars and reports: a missing head is what fine-tuning starts from."""
     from contextlib import contextmanager
 

@@ -1,0 +1,128 @@
+"""Batch inference against the peer's way, in turn, in one process: `pipeline` over a data set.
+
+    python benchmarks/compare_predict.py --input-file DIR/qnli/validation.parquet --text-column sentence
+
+Both classify the same rows of a file with the same fp32 weights (the pretrained MiniLM with a head
+whose weights are random: speed does not ask for more), both read the file and write JSON lines. The
+peer is what transformers' documentation shows: `pipeline(KeyDataset(…), batch_size=64)`.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from trainyard.batch_inference import PredictConfig, predict
+from trainyard.config import DEFAULT_MODEL, TrainConfig
+from trainyard.modeling import build_model, build_tokenizer
+from trainyard.tasks import get_task
+from trainyard.versions import versions
+
+HERE = Path(__file__).parent
+
+
+def peer(model: str, source: Path, output: Path, column: str, batch_size: int) -> None:
+    """Transformers' pipeline over a datasets data set."""
+    import datasets
+    from transformers import pipeline
+    from transformers.pipelines.pt_utils import KeyDataset
+
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(source), split="train", cache_dir=str(output.parent / "cache")
+    )
+    classify = pipeline("text-classification", model=model, top_k=None)
+    with output.open("w") as file:
+        for text, answer in zip(
+            rows[column],
+            classify(KeyDataset(rows, column), batch_size=batch_size, truncation=True),
+            strict=True,
+        ):
+            file.write(json.dumps({"text": text, "answer": answer}) + "\n")
+
+
+def check_equal(ours: Path, theirs: Path) -> float:
+    """Largest difference between two scores of a row and label."""
+    worst = 0.0
+    for left, right in zip(ours.open(), theirs.open(), strict=True):
+        mine, yours = json.loads(left), json.loads(right)
+        assert mine["text"] == yours["text"]
+        best = max(yours["answer"], key=lambda found: found["score"])
+        worst = max(worst, abs(best["score"] - max(mine["scores"])))
+    return worst
+
+
+def main() -> None:
+    """Run the pairs and store what they gave."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input-file", type=Path, required=True)
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=64, help="of the peer")
+    parser.add_argument("--name", default="predict", help="of the result file")
+    args = parser.parse_args()
+
+    import pyarrow.parquet as pq
+    import torch
+
+    rounds: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        source = folder / "rows.parquet"
+        table = pq.read_table(args.input_file, columns=[args.text_column])[: args.rows]
+        pq.write_table(table, source)
+        config = TrainConfig(model_name_or_path=DEFAULT_MODEL)
+        build_model(config, get_task("mnli")).save_pretrained(folder / "model")
+        build_tokenizer(config).save_pretrained(folder / "model")
+        ours, theirs = folder / "ours.jsonl", folder / "theirs.jsonl"
+        job = PredictConfig(
+            model_name_or_path=str(folder / "model"), input_file=str(source),
+            output_file=str(ours), text_column=args.text_column,
+        )  # fmt: skip
+        for number in range(args.rounds + 1):
+            seconds: dict[str, Any] = {}
+            for side, run in (
+                ("ours", lambda: predict(job)),
+                (
+                    "peer",
+                    lambda: peer(
+                        str(folder / "model"), source, theirs, args.text_column, args.batch_size
+                    ),
+                ),
+            ):
+                started = time.perf_counter()
+                run()
+                seconds[side] = time.perf_counter() - started
+            if number:  # the first round pays for imports
+                rounds.append(seconds)
+                print(json.dumps(seconds), file=sys.stderr)
+        difference = check_equal(ours, theirs)
+
+    result = {
+        "command": " ".join(["python", *sys.argv]).replace(str(args.input_file.parents[1]), "DIR"),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)",
+        "versions": versions(),
+        "rows": table.num_rows,
+        "rows_per_second": {
+            side: table.num_rows / statistics.median(found[side] for found in rounds)
+            for side in ("ours", "peer")
+        },
+        "speed_ratio": statistics.median(found["peer"] / found["ours"] for found in rounds),
+        "speed_ratios": [found["peer"] / found["ours"] for found in rounds],
+        "largest_score_difference": difference,
+        "rounds": rounds,
+    }
+    (HERE / "results" / f"{args.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({key: result[key] for key in ("speed_ratio", "largest_score_difference")}))
+
+
+if __name__ == "__main__":
+    main()

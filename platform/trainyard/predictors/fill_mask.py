@@ -1,0 +1,116 @@
+"""Fill-mask: the words that fit best where a text has a mask."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge
+
+from trainyard.errors import UserError
+from trainyard.predictors.base import Predictor
+from trainyard.predictors.inputs import text_of
+from trainyard.predictors.parameters import STRICT, Truncation
+from trainyard.predictors.rows import Item
+from trainyard.predictors.text_classification import softmax
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillMaskParameters:
+    """What a request may set."""
+
+    __pydantic_config__ = STRICT
+
+    top_k: Annotated[int, Ge(1)] = 5
+    """Proposals for each mask."""
+    targets: list[str] | str | None = None
+    """Choose among these words only; of a word that is several tokens, its first token counts."""
+    truncation: Truncation = False
+    """Cut off texts that are too long for the model, instead of refusing them."""
+
+
+class FillMask(Predictor):
+    """Proposals, the best first; a list for each mask where a text has several."""
+
+    task = "fill-mask"
+    auto_model = "AutoModelForMaskedLM"
+    architectures = ("ForMaskedLM",)
+    parameters = FillMaskParameters
+    example: Mapping[str, Any] = {"inputs": "Trains run on [MASK].", "parameters": {}}
+
+    def check_model(self) -> None:
+        """The tokenizer must have a mask."""
+        if self.tokenizer.mask_token_id is None:
+            raise UserError(f"the tokenizer has no mask token, which {self.task} needs")
+        self.example = {"inputs": f"Trains run on {self.tokenizer.mask_token}.", "parameters": {}}
+
+    def encode(self, inputs: list[Any], parameters: FillMaskParameters) -> list[Item]:
+        """One row per text; of its output only the masks' places are kept."""
+        mask = self.tokenizer.mask_token
+        texts = [text_of(value) for value in inputs]
+        targets = self._target_ids(parameters)
+        tokens = self.tokenize(texts, truncation=parameters.truncation)
+        items = []
+        for row, cut in zip(self.rows_of(tokens), tokens.truncated, strict=True):
+            ids = np.array(row.inputs["input_ids"])
+            row.wanted = np.flatnonzero(ids == self.tokenizer.mask_token_id)
+            if not len(row.wanted):
+                raise UserError(
+                    f"the text has no {mask}"
+                    + (" left after truncation" if cut else "")
+                    + f"; put {mask} where a word is to be proposed"
+                )
+            items.append(Item([row], cut, (ids, targets)))
+        return items
+
+    def _target_ids(self, parameters: FillMaskParameters) -> Any:
+        if parameters.targets is None:
+            return None
+        given = parameters.targets
+        ids = []
+        for target in [given] if isinstance(given, str) else given:
+            known = self.tokenizer.convert_tokens_to_ids(text_of(target, "a target"))
+            if known is None or known == self.tokenizer.unk_token_id:
+                pieces = self.tokenizer(target, add_special_tokens=False)["input_ids"]
+                if not pieces:
+                    continue
+                known = pieces[0]
+            ids.append(known)
+        if not ids:
+            raise UserError("parameters.targets holds no word; send at least one")
+        return np.unique(ids)
+
+    def results(self, rows: Any, outputs: Any) -> list[Any]:
+        """Logits at the masks of each row, shape [masks, vocabulary]."""
+        return [outputs.logits[i, row.wanted].float().cpu().numpy() for i, row in enumerate(rows)]
+
+    def decode(self, item: Item, results: list[Any], parameters: FillMaskParameters) -> Any:
+        """Proposals with probability, token and the text they make."""
+        ids, targets = item.context
+        places = item.rows[0].wanted
+        answers = []
+        for place, logits in zip(places, results[0], strict=True):
+            scores = softmax(logits)
+            candidates = np.arange(len(scores)) if targets is None else targets
+            order = np.argsort(-scores[candidates], kind="stable")[: parameters.top_k]
+            answers.append(
+                [
+                    self._proposal(ids, place, int(token), float(scores[token]), len(places) == 1)
+                    for token in candidates[order]
+                ]
+            )
+        return answers if answers[1:] else answers[0]
+
+    def _proposal(
+        self, ids: Any, place: int, token: int, score: float, only: bool
+    ) -> dict[str, Any]:
+        filled = ids.copy()
+        filled[place] = token
+        filled = filled[filled != self.tokenizer.pad_token_id]
+        return {
+            "score": score,
+            "token": token,
+            "token_str": self.tokenizer.decode([token]),
+            # Where there are more masks, they stay to be seen.
+            "sequence": self.tokenizer.decode(filled, skip_special_tokens=only),
+        }

@@ -1,0 +1,51 @@
+"""A request between its HTTP body and the model: items, made of rows, which are what is batched."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sequence for the model: what a batch is made of."""
+
+    inputs: dict[str, list[int]]
+    """Unpadded values by the model's input names, without the attention mask."""
+    length: int
+    """Tokens that the row occupies in a batch, those still to be generated included."""
+    group: str = ""
+    """Only rows of equal groups may share a forward pass."""
+    wanted: Any = None
+    """What `forward` is to pick from the model's output, or how it is to generate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input of a request."""
+
+    rows: list[Row]
+    """Its sequences: one, or several for long texts and candidate labels."""
+    truncated: int = 0
+    """Tokens that were cut off."""
+    context: Any = None
+    """What `postprocess` needs to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request, checked and tokenized."""
+
+    items: list[Item]
+    listed: bool
+    """Whether `inputs` was a list, so that a list is the answer."""
+    parameters: Any
+    """The task's dataclass of parameters."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all items, in the order in which `postprocess` wants their results."""
+        return [row for item in self.items for row in item.rows]
+
+    @property
+    def truncated(self) -> list[int]:
+        """Tokens cut off from each input."""
+        return [item.truncated for item in self.items]

@@ -1,0 +1,155 @@
+"""Small models of real architectures with random weights and real subword tokenizers, on disk.
+
+Random weights prove wiring and decoding: every output differs from every other.
+"""
+
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import WORDS
+
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+def wordpiece() -> Any:
+    """BERT's kind of tokenizer: known words whole, all others in letters."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces = [
+        "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
+        *letters, *(f"##{letter}" for letter in letters), *WORDS,
+    ]  # fmt: skip
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64,
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def bert(folder: Path, head: str, **config: Any) -> Path:
+    """A two-layer BERT of 64 positions with the head of a task, such as `QuestionAnswering`."""
+    import torch
+    import transformers
+
+    tokenizer = wordpiece()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"Bert{head}")(
+        transformers.BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2,
+            num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+            initializer_range=0.5, **config,
+        )
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    return folder
+
+
+def classifier(folder: Path, labels: tuple[str, ...] = LABELS, **config: Any) -> Path:
+    """A BERT that classifies sequences."""
+    names = dict(enumerate(labels))
+    numbers = {label: i for i, label in names.items()}
+    return bert(folder, "ForSequenceClassification", id2label=names, label2id=numbers, **config)
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Equal structure and texts, floats to 1e-5."""
+    if isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key, value in theirs.items():
+            same(ours[key], value)
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for mine, yours in zip(ours, theirs, strict=True):
+            same(mine, yours)
+    elif isinstance(theirs, float | np.floating):
+        assert type(ours) is float
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    else:
+        assert ours == theirs
+
+
+def byte_level() -> Any:
+    """GPT-2's kind of tokenizer: bytes, and a few merged pairs."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>"]
+    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("a", "b"), ("b", "ab")]
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64,
+        pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def gpt2(folder: Path, **generation: Any) -> Path:
+    """A decoder of 64 learnt positions."""
+    import torch
+    import transformers
+
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64,
+            bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.4,
+        )
+    )  # fmt: skip
+    _with_defaults(model, generation).save_pretrained(folder)
+    return folder
+
+
+def encoder_decoder(folder: Path, kind: str, **config: Any) -> Path:
+    """A `T5` (relative positions) or a `Bart` (learnt ones)."""
+    import torch
+    import transformers
+
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(folder)
+    sizes: dict[str, Any] = {
+        "T5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+               "decoder_start_token_id": 0, "initializer_factor": 4.0},
+        "Bart": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
+                 "decoder_ffn_dim": 64, "encoder_attention_heads": 2, "init_std": 0.4,
+                 "decoder_attention_heads": 2, "max_position_embeddings": 64,
+                 "decoder_start_token_id": 2, "forced_eos_token_id": 2},
+    }  # fmt: skip
+    generation = config.pop("generation", {})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(
+        getattr(transformers, f"{kind}Config")(
+            vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            **sizes[kind], **config,
+        )
+    )  # fmt: skip
+    _with_defaults(model, generation).save_pretrained(folder)
+    return folder
+
+
+def _with_defaults(model: Any, generation: dict[str, Any]) -> Any:
+    """The model with a generation_config.json of its own."""
+    for name, value in generation.items():
+        setattr(model.generation_config, name, value)
+    return model
