@@ -208,6 +208,7 @@ def test_tokens_are_streamed_through_both_hops(url: str) -> None:
     body = json.dumps({"inputs": "the", "parameters": {"max_new_tokens": 5}, "stream": True})
     with urllib.request.urlopen(f"{url}/models/g", body.encode(), timeout=60) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
+        assert len(response.headers.get_all("x-request-id")) == 1
         events = [line[5:] for line in response.read().decode().splitlines() if line]
     assert events[-1] == " [DONE]"
     tokens = [json.loads(event) for event in events[:-1]]
