@@ -57,8 +57,10 @@ class Models(Protocol):
         """Labels, limits, metrics and lineage of a model."""
 
 
-def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any:
-    """The ASGI application."""
+def build_gateway(
+    models: Models, options: GatewayOptions, keys: KeyRing, *, behind_serve: bool = False
+) -> Any:
+    """The ASGI application. Behind Ray Serve, that is what tells callers their request's id."""
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
@@ -173,7 +175,7 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
         return JSONResponse({"status": "ok"})
 
     describe_api(app)
-    return Shield(app)
+    return Shield(app, tell_id=not behind_serve)
 
 
 class _Counter:
