@@ -18,7 +18,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 install: $(BIN)/.installed  ## .venv with everything, at the exact versions of constraints.txt
 
-quickstart: install  ## train the embedded demo and ask the model about sentences it never saw
+quickstart: install  ## train the embedded demo, serve it, ask it about sentences it never saw
 	$(BIN)/python jobs/quickstart.py --config jobs/configs/quickstart.yaml
 
 check: install  ## lint and types

@@ -71,7 +71,7 @@ def run_measured(command: list[str]) -> dict[str, Any]:
 
 def _descendants(root: psutil.Process) -> list[psutil.Process]:
     try:
-        return root.children(recursive=True)
+        return list(root.children(recursive=True))
     except psutil.Error:
         return []
 

@@ -1,31 +1,33 @@
-"""Train the embedded demo and show what the model says about sentences it never saw."""
+"""Train the embedded demo, serve the model, and ask it over HTTP about sentences it never saw."""
 
+import json
 import sys
 from typing import Any
+from urllib.request import Request, urlopen
 
 from trainyard.cli import run_job
 from trainyard.config import TrainConfig
 
 
 def quickstart(config: TrainConfig) -> dict[str, Any]:
-    """`jobs/train.py`, then a few predictions by plain transformers."""
-    from transformers import pipeline
-    from transformers.utils import logging
-
+    """`jobs/train.py`, then Ray Serve and requests as anybody would send them."""
     from trainyard.demo import EXAMPLES
+    from trainyard.serving.locally import served
     from trainyard.training import fit
 
     result = fit(config)
-    logging.disable_progress_bar()
-    classify = pipeline("text-classification", model=result.model)
-    for first, second, label in EXAMPLES:
-        answer = classify({"text": first, "text_pair": second})
-        right = "equivalent" if label else "not_equivalent"
-        mark = "right" if answer["label"] == right else f"wrong, it is {right}"
-        print(
-            f"{first}\n{second}\n  {answer['label']} {answer['score']:.2f} ({mark})",
-            file=sys.stderr,
-        )
+    with served(result.model) as url:
+        print(f"POST {url}", file=sys.stderr)
+        for first, second, label in EXAMPLES:
+            body = json.dumps({"inputs": {"text": first, "text_pair": second}}).encode()
+            request = Request(url, body, {"content-type": "application/json"})
+            answer = json.load(urlopen(request, timeout=60))[0][0]
+            right = "equivalent" if label else "not_equivalent"
+            mark = "right" if answer["label"] == right else f"wrong, it is {right}"
+            print(
+                f"{first}\n{second}\n  {answer['label']} {answer['score']:.2f} ({mark})",
+                file=sys.stderr,
+            )
     return result.as_json()
 
 

@@ -20,19 +20,19 @@ LAYERS = [
     workers
     splits scoring state predictors
     data journal
-    session doctoring
+    session data_doctor
     loop trainer_loop
     launch
     doctor
     training evaluation batch_inference
-    suite
+    suite tuning serving
     """.strip().splitlines()
 ]
 """Modules import from their own row and from those above it, never from below."""
 
 HEAVY = {
     "torch", "ray", "transformers", "datasets", "evaluate", "accelerate", "pyarrow", "sklearn",
-    "altair", "vl_convert", "jinja2", "fastapi", "uvicorn",
+    "vl_convert", "jinja2", "fastapi", "uvicorn",
 }  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
         def here(self) -> bool:
             return True
 
-    tenant = Tenant.remote()
+    tenant = Tenant.remote()  # type: ignore[attr-defined]
     assert cluster.get(tenant.here.remote())
     folder = RunFolder(Path(elastic_run.storage_path) / "elastic")
     watch = workers.Watch.__enter__

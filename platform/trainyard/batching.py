@@ -87,6 +87,41 @@ def evaluation_batches(lengths: NDArray[np.int32], size: int) -> list[Rows]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def next_batch(
+    lengths: NDArray[np.int32], token_budget: int, overhead_tokens: float, max_rows: int
+) -> Rows:
+    """Which of the waiting rows a free model takes now: always the oldest, and what pads well with it.
+
+    `lengths` has shape [waiting]: tokens per row, oldest first. In order of length, the batch is the
+    run of rows around the oldest that has the largest share of text in its cost, the cost being
+    `overhead_tokens` (what a forward pass costs whatever it holds, in tokens) plus rows times the
+    longest. A large overhead favours large batches, a small one tight batches. Rows times longest
+    stays within `token_budget`, unless the oldest alone is larger. As the oldest always goes, no
+    row is ever passed over by more batches than there were rows before it.
+
+    Returns:
+        Indices into `lengths`, shortest row first.
+    """
+    order = np.argsort(lengths, kind="stable")
+    oldest = int(np.flatnonzero(order == 0)[0])
+    low = max(0, oldest - max_rows + 1)
+    order = order[low : oldest + max_rows]
+    oldest -= low
+    ascending = lengths[order].astype(np.int64)
+    text = np.concatenate([[0], np.cumsum(ascending)])
+    first = np.arange(oldest + 1)[:, None]  # candidates for the shortest row of the batch
+    last = np.arange(oldest, len(order))[None, :]  # and for its longest
+    rows = last - first + 1
+    padded = rows * ascending[last]
+    share = (text[last + 1] - text[first]) / (overhead_tokens + padded)
+    fits = (padded <= token_budget) & (rows <= max_rows)
+    fits[oldest, 0] = True
+    # Of equal shares the larger batch: rows of one length are all taken together.
+    best = int(np.lexsort((rows.ravel(), np.where(fits, share, -1.0).ravel()))[-1])
+    begin, end = divmod(best, share.shape[1])
+    return order[begin : oldest + end + 1]
+
+
 def token_batches(lengths: NDArray[Any], budget: int, max_rows: int | None = None) -> list[Rows]:
     """Cut all rows into batches of at most `budget` padded tokens, longest first.
 

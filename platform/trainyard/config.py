@@ -93,6 +93,8 @@ class TrainConfig:
     """Pad every slot to --max-length, for accelerators that want one shape."""
     seed: int = 42
     """Decides the classifier's initial weights, the order of rows and dropout."""
+    data_seed: int | None = None
+    """Own data without --validation-file: decides which rows are held out. Default: --seed."""
 
     eval_steps: int | None = None
     """Evaluate every N steps. Default: after every epoch."""
@@ -216,6 +218,11 @@ class TrainConfig:
     def slots_per_step(self) -> int:
         """Forward passes that make one optimizer step, over all workers."""
         return self.train_batch_size // self.per_device_train_batch_size
+
+    @property
+    def held_out_seed(self) -> int:
+        """`data_seed`, resolved."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def padding_multiple(self) -> int:

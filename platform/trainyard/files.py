@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text`; after a crash it holds the old text or the new, never a mixture."""
@@ -21,6 +24,15 @@ def write_atomic(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """`write_atomic`, as JSON for people and machines."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_array(path: Path, values: NDArray[Any]) -> None:
+    """Replace `path` (.npy) by `values`, whole or not at all; its folder is made."""
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("wb") as file:
+        np.save(file, values)
+    scratch.replace(path)
 
 
 def sync_folder(folder: Path) -> None:

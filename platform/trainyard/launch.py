@@ -29,6 +29,7 @@ def run_workers(
     fails in the same way every time. One that was asked for, because a node leaves or more
     workers fit, is no failure.
     """
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -41,9 +42,9 @@ def run_workers(
         try:
             with Watch(config, dict(resources), count, folder) as watch:
                 outcome: dict[str, Any] = trainer.fit().return_value
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayError) as error:
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-            failure = (folder.progress().get("step"), _cause(error))
+            failure = (folder.progress().get("step"), cause_of(error))
         else:
             if (
                 outcome["outcome"] == "stopped"
@@ -123,6 +124,7 @@ def name_interface() -> str | None:
     import ray.util
 
     address = ray.util.get_node_ip_address()
+    name: str
     for name, addresses in psutil.net_if_addrs().items():
         if any(known.address == address for known in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -131,7 +133,7 @@ def name_interface() -> str | None:
     return None
 
 
-def _cause(error: Any) -> str:
+def cause_of(error: Any) -> str:
     """What the first failed worker died of, in one line."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     rank, cause = sorted(failures.items())[0]
@@ -147,9 +149,15 @@ def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
 
 
 def worker_function(
-    config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder, *, threads: int
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    *,
+    threads: int,
+    on_evaluation: Callable[[], bool] | None = None,
 ) -> Callable[[], dict[str, Any]]:
-    """What each Ray Train worker runs: the loop, with as many threads as it has CPUs."""
+    """What each worker runs: the loop, with as many threads as it has CPUs."""
 
     def work() -> dict[str, Any]:
         from trainyard.loop import train
@@ -158,7 +166,7 @@ def worker_function(
         claim_processor(threads)
         loops = {"accelerate": train, "trainer": train_by_trainer}
         try:
-            return loops[config.loop](config, task, data, folder)
+            return loops[config.loop](config, task, data, folder, on_evaluation)
         except UserError as error:  # returned, not raised: Ray would try again
             return {"outcome": "failed", "reason": str(error)}
 

@@ -4,6 +4,7 @@ Every process calls `train` with the same arguments. The plan says which rows ma
 pass; a process runs its share of the slots of a step and the gradients are summed.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +18,16 @@ from trainyard.strategies import build_accelerator
 from trainyard.tasks import Task
 
 
-def train(config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    on_evaluation: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
     """Train from the newest valid checkpoint to the end; evaluate and checkpoint on the way.
+
+    In a process of its own, `on_evaluation` is asked after each evaluation whether to go on.
 
     Returns how it ended, see `Session.outcome`.
     """
@@ -26,7 +35,7 @@ def train(config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder
 
     accelerator = build_accelerator(config)
     rank, world = accelerator.process_index, accelerator.num_processes
-    session = Session(config, task, data, folder, accelerator)
+    session = Session(config, task, data, folder, accelerator, on_evaluation)
 
     model = build_model(config, task)
     optimizer = build_optimizer(config, model)

@@ -87,8 +87,8 @@ def survey(config: TrainConfig) -> OwnData:
             encoder.encode(batch)
     else:
         notes.append(
-            f"no --validation-file: a tenth of {train.path.name}, drawn by --seed {config.seed} and "
-            "evenly over the labels, is held out"
+            f"no --validation-file: a tenth of {train.path.name}, drawn by --seed "
+            f"{config.held_out_seed} and evenly over the labels, is held out"
         )
     task = own_task(
         text_columns=texts,

@@ -4,6 +4,7 @@ run.json       config, versions, data fingerprint, status, result
 metrics.jsonl  one line per logged step and per evaluation
 progress.json  where the run is now
 model/         the best checkpoint, for plain transformers
+predictions/   SPLIT.npy: logits of the best checkpoint, float32 [rows, labels], in row order
 checkpoints/ tensorboard/ ledger/
 """
 
@@ -26,6 +27,20 @@ HEARTBEAT_SECONDS = 10
 EXPIRY_SECONDS = 60
 
 
+def storage_folder(path: str) -> Path:
+    """`--storage-path` as a folder: absolute, for workers have another working directory.
+
+    Raises:
+        UserError: for a URL.
+    """
+    if "://" in path:
+        raise UserError(
+            f"--storage-path {path} is a URL, which runs cannot be written to yet; mount it and give "
+            "the folder"
+        )
+    return Path(path).expanduser().absolute()
+
+
 class RunFolder:
     """Paths and records below `<storage_path>/<run_name>/`. Creating one touches nothing."""
 
@@ -35,6 +50,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.ledger = path / "ledger"
+        self.predictions = path / "predictions"
         self.stop_request = path / "stop-request"
         self.restart_request = path / "restart-request"
         self._metrics = path / "metrics.jsonl"
@@ -127,13 +143,13 @@ class Lease:
     longer exists, after `EXPIRY_SECONDS` without a heartbeat when it was elsewhere.
 
     Raises:
-        UserError: on entry, when another driver holds it.
+        UserError: on entry, when another driver holds it, and still does after `patience` seconds.
     """
 
     NAME = "lease.json"
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / self.NAME
+    def __init__(self, folder: Path, patience: float = 0.0) -> None:
+        self._path, self._patience = folder / self.NAME, patience
         self._record = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -143,11 +159,11 @@ class Lease:
         self._released = threading.Event()
 
     def __enter__(self) -> Self:
-        self._remove_if_dead()
-        try:
-            handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            raise self._refusal() from None
+        deadline = time.monotonic() + self._patience
+        while (handle := self._take()) is None:
+            if time.monotonic() >= deadline:
+                raise self._refusal()
+            time.sleep(0.2)
         with os.fdopen(handle, "w") as file:
             json.dump(self._record, file)
         threading.Thread(target=self._renew, daemon=True).start()
@@ -157,6 +173,13 @@ class Lease:
         self._released.set()
         if self._holder().get("id") == self._record["id"]:
             self._path.unlink(missing_ok=True)
+
+    def _take(self) -> int | None:
+        self._remove_if_dead()
+        try:
+            return os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return None
 
     def check(self) -> None:
         """Raise UserError when another driver has taken the run over, this one being thought dead."""

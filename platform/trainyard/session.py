@@ -6,7 +6,7 @@ a step, and in nothing that surrounds it.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
 from trainyard.checkpoints import CheckpointStore
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
+from trainyard.files import write_array
 from trainyard.journal import Journal
 from trainyard.runs import RunFolder
 from trainyard.scoring import predict, score
@@ -37,8 +38,10 @@ class Session:
         data: PreparedData,
         folder: RunFolder,
         accelerator: Any,
+        on_evaluation: Callable[[], bool] | None = None,
     ) -> None:
         self.watch = Stopwatch()
+        self._on_evaluation = on_evaluation
         self.config, self.task, self.data, self.folder = config, task, data, folder
         self.accelerator = accelerator
         self._table = data.table("train")
@@ -53,6 +56,7 @@ class Session:
         self._store = CheckpointStore(folder.checkpoints)
         self._ended = "finished"
         self._reason: str | None = None
+        self._diverged = False
         # Reading a loss makes the host wait for the device: each step where that costs nothing.
         self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
         self._unread: list[Any] = []
@@ -127,9 +131,10 @@ class Session:
             )
             self.watch.lap("checkpoint")
             self._tell(at_once=True)
+        going_on = done < self.last_step and not self.state.stopped_early
         if self._reason:
             self._ended = "failed"
-        elif stop and done < self.last_step and not self.state.stopped_early:
+        elif going_on and (stop or (evaluate and self._is_told_to_stop())):
             self._ended = "stopped"
         self._clock = time.perf_counter()
         return self._ended == "finished" and not self.state.stopped_early
@@ -146,6 +151,7 @@ class Session:
             **self.state.as_dict(),
             "outcome": self._ended,
             "reason": self._reason,
+            "diverged": self._diverged,
             "skipped_checkpoints": self._store.skipped,
             "train_samples_per_second": self._rows / self._seconds if self._seconds else None,
             "padding_efficiency": padding_efficiency(
@@ -156,13 +162,18 @@ class Session:
             ),
         }
 
+    def _is_told_to_stop(self) -> bool:
+        told = self._on_evaluation is not None and not self._on_evaluation()
+        self.watch.lap("verdict")
+        return told
+
     def _tell(self, *, at_once: bool = False) -> None:
         """Show where the run is, and where its time went.
 
         A step's wait for gradients is inside its backward pass: DDP measures what of it did not
         overlap with computing, in the first ten steps and then in every hundredth.
         """
-        measured = getattr(self._live[0], "_get_ddp_logging_data", dict)()
+        measured: dict[str, Any] = getattr(self._live[0], "_get_ddp_logging_data", dict)()
         exchange = measured.get("avg_backward_comm_time", 0)
         waited = (exchange - measured.get("avg_backward_compute_comm_overlap_time", 0)) / 1e9
         self.watch.move("compute", "sync", waited * self._steps - self._waited)
@@ -190,7 +201,7 @@ class Session:
         for loss in losses:
             self.state.step += 1
             if not math.isfinite(loss):
-                self._ended = "failed"
+                self._ended, self._diverged = "failed", True
                 self._reason = (
                     f"the loss of step {self.state.step} is {loss}; lower --learning-rate or add "
                     "--warmup-steps (the checkpoints before that step are kept)"
@@ -221,6 +232,9 @@ class Session:
         found = broadcast(self.accelerator, found)
         headline = np.mean([split["metrics"][self.task.score] for split in found.values()])
         self.state.add_evaluation(float(headline), found)
+        if self.accelerator.is_main_process and self.state.best_step == self.state.step:
+            for name, values in logits.items():
+                write_array(self.folder.predictions / f"{name}.npy", values)
         patience = self.config.early_stopping_patience
         self.state.stopped_early = (
             patience is not None and self.state.evaluations_without_gain >= patience

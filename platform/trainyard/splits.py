@@ -151,11 +151,17 @@ def _own_splits(config: TrainConfig) -> Splits:
         ]
     else:
         rows = dict(
-            zip(("train", "validation"), own_data.held_out_rows(data, config.seed), strict=True)
+            zip(
+                ("train", "validation"),
+                own_data.held_out_rows(data, config.held_out_seed),
+                strict=True,
+            )
         )
         splits = [
             Split(
-                name, f"{data.fingerprint} {name} part, seed {config.seed}", partial(stream, part)
+                name,
+                f"{data.fingerprint} {name} part, seed {config.held_out_seed}",
+                partial(stream, part),
             )
             for name, part in rows.items()
         ]

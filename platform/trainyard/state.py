@@ -119,10 +119,23 @@ def load_checkpoint(
     scheduler.load_state_dict(record["scheduler"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(record["scaler"])
+    _use_config(config, optimizer, scheduler)
     state = TrainState(**record["train"])
     if state.step != step:
         raise RuntimeError(f"{folder} holds the state of step {state.step}")
     return state
+
+
+def _use_config(config: TrainConfig, optimizer: Any, scheduler: Any) -> None:
+    """Learning rate and weight decay as the config has them, not the checkpoint.
+
+    The two differ only where a population takes over another member's checkpoint.
+    """
+    optimizer.param_groups[0]["weight_decay"] = config.weight_decay  # see `build_optimizer`
+    scheduler.base_lrs = [config.learning_rate for _ in scheduler.base_lrs]
+    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"] = config.learning_rate
+        group["lr"] = config.learning_rate * factor(scheduler.last_epoch)
 
 
 def broadcast(accelerator: Any, value: Any) -> Any:

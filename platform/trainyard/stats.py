@@ -58,8 +58,8 @@ def bootstrap_interval(
         UserError: for an unknown metric, no rows, or unequal numbers of them.
     """
     check_rows(predictions, references)
-    first, counts = _distinct(predictions, references)
-    statistic = _statistic(metric, predictions[first], references[first])
+    first, counts = distinct_rows(predictions, references)
+    statistic = statistic_of(metric, predictions[first], references[first])
     return _interval(statistic, counts, seed, resamples, confidence)
 
 
@@ -82,9 +82,9 @@ def paired_bootstrap(
     """
     check_rows(predictions, references)
     check_rows(baseline, references)
-    first, counts = _distinct(predictions, baseline, references)
-    ours = _statistic(metric, predictions[first], references[first])
-    theirs = _statistic(metric, baseline[first], references[first])
+    first, counts = distinct_rows(predictions, baseline, references)
+    ours = statistic_of(metric, predictions[first], references[first])
+    theirs = statistic_of(metric, baseline[first], references[first])
 
     def difference(weights: Floats) -> Floats:
         return ours(weights) - theirs(weights)
@@ -128,7 +128,7 @@ def proportion_interval(hits: int, rows: int, confidence: float = 0.95) -> tuple
     return float(found.low), float(found.high)
 
 
-def _distinct(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+def distinct_rows(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """Where each distinct row occurs first, and how often it occurs."""
     rows = np.column_stack(columns)
     _, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
@@ -160,7 +160,7 @@ def _resamples(counts: NDArray[np.int64], seed: int, resamples: int) -> Iterator
         yield weights.astype(np.float64)
 
 
-def _statistic(
+def statistic_of(
     metric: str | MetricFunction, predictions: NDArray[Any], references: NDArray[Any]
 ) -> Statistic:
     """The metric of distinct rows as a function of how often each of them counts."""

@@ -15,6 +15,7 @@ ACCOUNTS: Mapping[str, str] = {
     "data": "data wait",
     "compute": "compute",
     "sync": "waiting for other workers",
+    "verdict": "waiting for the sweep's scheduler",
     "evaluation": "evaluation",
     "checkpoint": "checkpoint",
     "records": "records",

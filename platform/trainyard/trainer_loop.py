@@ -5,7 +5,7 @@ agree. Trainer keeps its optimizer step, accumulation, clipping and precision; o
 dropout seeds and the weights of uneven slots come from the plan.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from trainyard.batching import slot_seed
@@ -18,7 +18,11 @@ from trainyard.tasks import Task
 
 
 def train_by_trainer(
-    config: TrainConfig, task: Task, data: PreparedData, folder: RunFolder
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    on_evaluation: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """As `loop.train`, by `transformers.Trainer`."""
     import torch
@@ -27,7 +31,7 @@ def train_by_trainer(
     from trainyard.strategies import build_accelerator
 
     accelerator = build_accelerator(config)
-    session = Session(config, task, data, folder, accelerator)
+    session = Session(config, task, data, folder, accelerator, on_evaluation)
     model = build_model(config, task)
     optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, session.last_step)

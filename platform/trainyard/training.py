@@ -2,25 +2,24 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from trainyard.checkpoints import CheckpointStore, fault_of
 from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
+from trainyard.data_doctor.quick import warnings
 from trainyard.doctor import preflight
-from trainyard.doctoring.quick import warnings
-from trainyard.errors import Interrupted, UserError
+from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.export import export_model, model_card
-from trainyard.launch import run_workers
+from trainyard.launch import run_workers, worker_function
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
-from trainyard.runs import Lease, RunFolder
-from trainyard.splits import Splits, find_splits
+from trainyard.runs import EXPIRY_SECONDS, Lease, RunFolder, storage_folder
+from trainyard.splits import find_splits
 from trainyard.stopwatch import Stopwatch
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
@@ -54,40 +53,71 @@ class FitResult:
         return {"job": "train", **asdict(self)}
 
 
-def fit(config: TrainConfig) -> FitResult:
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How a sweep takes part in a run of its own: what it prepared, and when it ends the run.
+
+    A trial of one worker runs in the calling process; one of several starts Ray Train as any run.
+    """
+
+    task: Task
+    data: PreparedData
+    tokenizer: Any
+    record: Mapping[str, Any]
+    """Joins run.json."""
+    on_evaluation: Callable[[], bool]
+    """Called in a run of one worker after each evaluation but the last, when its checkpoint is
+    stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
+
+
+def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
     """Fine-tune as `config` says, or go on where the same config was interrupted.
 
     A run that is already finished is not done again: its result is returned.
 
     Raises:
-        UserError: for anything the user can mend; what was trained so far is kept.
-        Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
+        Diverged: when the loss or every score was no number.
+        UserError: for anything else the user can mend; what was trained so far is kept.
+        Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
     """
     watch = Stopwatch()
     check_strategy(config)
-    folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
-    with Lease(folder.path) as lease, StopSignals(folder.stop_request) as signals:
+    with _lease(folder, trial) as lease, StopSignals(folder.stop_request) as signals:
         if config.fresh:
             folder.clear()
         _check_same_run(config, folder.read())
         if (result := _finished(folder)) is not None:
             say(f"run {folder.path.name} is finished; --fresh would train it again")
             return result
-        splits = find_splits(config)
-        tokenizer = build_tokenizer(config)
-        for note in splits.notes:
-            say(note)
+        if trial is None:
+            splits = find_splits(config)
+            task, tokenizer = splits.task, build_tokenizer(config)
+            for note in splits.notes:
+                say(note)
+        else:
+            task, tokenizer = trial.task, trial.tokenizer
         with ray_session(config):
             resources = worker_resources(config)
-            preflight(config, folder.path.parent)
-            watch.lap("start_up")
-            data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
-            for warning in warnings(data, splits.task, config.max_length):
-                say(warning)
-            watch.lap("tokenization")
-            _open_record(folder, config, data)
-            outcome = _supervise(config, splits.task, data, folder, resources, signals)
+            if trial is None:
+                preflight(config, folder.path.parent)
+                watch.lap("start_up")
+                data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
+                for warning in warnings(data, task, config.max_length):
+                    say(warning)
+                watch.lap("tokenization")
+            else:
+                data = trial.data
+                watch.lap("start_up")
+            _open_record(folder, config, data, trial)
+            if trial is not None and config.worker_counts == [1]:
+                threads = int(resources.get("CPU", 1))
+                outcome = worker_function(
+                    config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
+                )()
+            else:
+                outcome = _supervise(config, task, data, folder, resources, signals)
             watch.lap("training")
         lease.check()
         folder.add_seconds(watch.seconds)
@@ -97,16 +127,12 @@ def fit(config: TrainConfig) -> FitResult:
                 f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
                 signals.exit_status,
             )
-        return _conclude(config, splits, tokenizer, folder, outcome, data, watch)
+        return _conclude(config, task, tokenizer, folder, outcome, data, watch)
 
 
-def _storage(path: str) -> Path:
-    if "://" in path:
-        raise UserError(
-            f"--storage-path {path} is a URL, which runs cannot be written to yet; mount it and give "
-            "the folder"
-        )
-    return Path(path).expanduser().absolute()  # workers have another working directory
+def _lease(folder: RunFolder, trial: Trial | None) -> Lease:
+    """A trial waits out the lease of its predecessor, whose node may have died a moment ago."""
+    return Lease(folder.path, patience=0 if trial is None else 2 * EXPIRY_SECONDS)
 
 
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
@@ -119,7 +145,7 @@ def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
 
 def finished_run(config: TrainConfig) -> FitResult | None:
     """The result of `config`'s run, if it is finished already; touches nothing."""
-    folder = RunFolder(_storage(config.storage_path) / config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     record = folder.read()
     if not record or config.changed_since(record["config"]):
         return None
@@ -133,7 +159,9 @@ def _finished(folder: RunFolder) -> FitResult | None:
     return FitResult(**{**record["result"], "model": str(folder.model)})
 
 
-def _open_record(folder: RunFolder, config: TrainConfig, data: PreparedData) -> None:
+def _open_record(
+    folder: RunFolder, config: TrainConfig, data: PreparedData, trial: Trial | None
+) -> None:
     record = folder.read()
     if record and record["data_fingerprint"] != data.fingerprint:
         raise UserError(
@@ -148,6 +176,7 @@ def _open_record(folder: RunFolder, config: TrainConfig, data: PreparedData) -> 
         data_fingerprint=data.fingerprint,
         versions=versions(),
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **(trial.record if trial else {}),
     )
 
 
@@ -177,7 +206,7 @@ def _supervise(
 
 def _conclude(
     config: TrainConfig,
-    splits: Splits,
+    task: Task,
     tokenizer: Any,
     folder: RunFolder,
     outcome: Mapping[str, Any],
@@ -187,11 +216,13 @@ def _conclude(
     for note in outcome.get("skipped_checkpoints", []):
         say(note)
     if outcome["outcome"] == "failed":
-        folder.update(status="failed", reason=outcome["reason"])
-        raise UserError(f"run {folder.path.name} failed: {outcome['reason']}")
+        diverged = outcome.get("diverged", False)
+        folder.update(status="diverged" if diverged else "failed", reason=outcome["reason"])
+        kind = Diverged if diverged else UserError
+        raise kind(f"run {folder.path.name} failed: {outcome['reason']}")
     if outcome["best_step"] is None:
-        folder.update(status="failed", reason="no evaluation gave a number")
-        raise UserError(
+        folder.update(status="diverged", reason="no evaluation gave a number")
+        raise Diverged(
             f"run {folder.path.name} failed: no evaluation gave a finite score; lower --learning-rate"
         )
     best = CheckpointStore(folder.checkpoints).path(outcome["best_step"])
@@ -202,7 +233,7 @@ def _conclude(
     evaluation = outcome["best_evaluation"]
     result = FitResult(
         run=folder.path.name,
-        task=splits.task.name,
+        task=task.name,
         score=outcome["best_score"],
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
@@ -214,7 +245,7 @@ def _conclude(
         padding_efficiency=outcome["padding_efficiency"],
         truncated_rows={name: data.table(name).info["truncated_rows"] for name in data.folders},
     )
-    card = model_card(config, splits.task, folder.read(), evaluation)
+    card = model_card(config, task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
     folder.add_seconds({"export": watch.lap("export")})
     folder.update(status="finished", result=asdict(result))

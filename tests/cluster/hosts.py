@@ -110,7 +110,7 @@ class Host:
     def init(self) -> int:
         """Process 1 of the host, as the machine counts."""
         assert self._shell is not None
-        return psutil.Process(self._shell.pid).children()[0].pid
+        return int(psutil.Process(self._shell.pid).children()[0].pid)
 
     def power_off(self) -> None:
         """Pull the plug: the network falls silent first, then every process is gone."""

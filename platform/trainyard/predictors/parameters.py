@@ -49,11 +49,12 @@ def json_schema(cls: Any, **options: Any) -> dict[str, Any]:
     Pydantic reads the docstrings of a class itself, not those of the classes it extends.
     """
     schema: dict[str, Any] = _adapter(cls).json_schema(**options)
-    bases: list[Any] = [base for base in cls.__mro__[1:] if is_dataclass(base)]
-    for base in bases:
-        for name, field in _adapter(base).json_schema()["properties"].items():
-            if "description" in field:
-                schema["properties"][name].setdefault("description", field["description"])
+    for base in cls.__mro__[1:]:
+        if is_dataclass(base):
+            known: Any = base  # mypy calls no dataclass hashable
+            for name, field in _adapter(known).json_schema()["properties"].items():
+                if "description" in field:
+                    schema["properties"][name].setdefault("description", field["description"])
     return schema
 
 

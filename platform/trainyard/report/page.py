@@ -41,7 +41,10 @@ from typing import Any, Literal
 from trainyard.report.assets import STATIC, static_text, vega_bundle
 
 Value = str | int | float | bool | None
-Status = Literal["running", "finished", "stopped", "failed", "diverged", "pruned", "unknown"]
+Status = Literal[
+    "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed", "unknown"
+]
+"""What a run or sweep is doing or how it ended; each has a colour and a shape of its own."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SAFE_LINK = re.compile(r"(?:https://|/(?!/)|\./|\?|#)")
@@ -90,12 +93,14 @@ class Table:
 class Figure:
     """A chart: a Vega-Lite specification, as a function of `charts` gives it.
 
-    `description` says in words what is seen, for those who do not see it.
+    `description` says in words what is seen, for those who do not see it. A chart that is narrower
+    than `min_width` pixels could not be read: on a small screen it is panned instead.
     """
 
     caption: str
     chart: Mapping[str, Any]
     description: str = ""
+    min_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the page; `folded` ones are opened by a click or a key."""
+    """A headed part of the page; `folded` ones are opened by a click or a key.
+
+    In a `grid`, small figures stand beside each other where there is room.
+    """
 
     title: str
     content: Sequence[Table | Figure | Facts | Text]
     folded: bool = False
+    grid: bool = False
 
 
 def render(
@@ -185,7 +194,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return f"{value:,.{max(digits - whole, 1 if whole < digits else 0)}f}".replace(
             ",", "\u202f"
         )
-    return f"{value:.{digits - 1}g}"
+    return f"{value:.{digits}g}"
 
 
 def duration(seconds: float | None) -> str:
@@ -207,6 +216,7 @@ def _section(section: Section, index: int) -> dict[str, Any]:
         "title": section.title,
         "id": f"{slug or 'section'}-{index + 1}",
         "folded": section.folded,
+        "grid": section.grid,
         "content": [_part(part) for part in section.content],
     }
 

@@ -1,0 +1,157 @@
+"""Our server against FastAPI with `pipeline` and against `@serve.batch`, in turn, in one session.
+
+    python benchmarks/compare_serving.py --data-dir DIR --rounds 2 --seconds 10
+
+Sentences of SST-2 of all lengths, MiniLM with a head of two classes, one request one text. Writes
+every figure, ratios and versions to benchmarks/results/serving.json.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from load import Connection, bodies_of, classifier, closed_loop
+from serving_process import running
+
+from trainyard.versions import versions
+
+KINDS = ("ours", "batch", "pipeline")
+
+
+def sentences(data_dir: str, count: int = 400) -> list[str]:
+    """Every n-th sentence of the validation split: short and long ones as they come."""
+    import pyarrow.parquet as pq
+
+    texts = pq.read_table(Path(data_dir) / "sst2/validation.parquet")["sentence"].to_pylist()
+    return [str(text) for text in texts[:: max(1, len(texts) // count)]][:count]
+
+
+def bare_forward(model: str, texts: list[str], threads: int) -> dict[str, float]:
+    """Milliseconds of one forward pass of one text, tokenized before, in a process of its own."""
+    import subprocess
+
+    code = (
+        "import sys, json, time, statistics, torch\n"
+        "from trainyard.predictors import PREDICTORS\n"
+        "torch.set_num_threads(int(sys.argv[2]))\n"
+        "p = PREDICTORS['text-classification'].load(sys.argv[1])\n"
+        "rows = [p.preprocess(t, {'truncation': True}).rows for t in json.load(sys.stdin)]\n"
+        "times = []\n"
+        "for row in rows[:20] + rows:\n"
+        "    t = time.perf_counter(); p.forward(row); times.append(time.perf_counter() - t)\n"
+        "print(statistics.median(times[20:]) * 1000)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, model, str(threads)],
+        input=json.dumps(texts), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return {"p50_ms": round(float(done.stdout.splitlines()[-1]), 2)}
+
+
+async def answers(url: str, bodies: list[bytes]) -> list[dict[str, float]]:
+    """Label -> score, of each body."""
+    connection = Connection(url)
+    found = [json.loads((await connection.post(body))[1]) for body in bodies]
+    connection.close()
+    return [{entry["label"]: entry["score"] for entry in answer[0]} for answer in found]
+
+
+def largest_difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
+    """Between the scores that two servers give."""
+    return max(abs(x[label] - y[label]) for x, y in zip(a, b, strict=True) for label in x)
+
+
+def main() -> None:
+    """Run the rounds and store what they gave."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 32, 64])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-haproxy", action="store_true")
+    parser.add_argument("--name", default="serving")
+    args = parser.parse_args()
+
+    texts = sentences(args.data_dir)
+    bodies = bodies_of(texts)
+    runs: list[dict[str, Any]] = []
+    given: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = classifier(folder)
+        bare = bare_forward(model, texts, args.threads)
+        for number in range(args.rounds):
+            for kind in args.kinds:
+                with running(kind, model, args.threads, haproxy=not args.no_haproxy) as server:
+                    given[kind] = asyncio.run(answers(server.url, bodies[:40]))
+                    for clients in args.clients:
+                        asyncio.run(closed_loop(server.url, bodies, clients, 2))  # warm
+                        before = server.cpu_seconds()
+                        outcome = asyncio.run(
+                            closed_loop(server.url, bodies, clients, args.seconds)
+                        )
+                        used = 1000 * (server.cpu_seconds() - before)
+                        run: dict[str, Any] = {"round": number, "server": kind, "clients": clients}
+                        run["cpu_ms_per_request"] = round(used / outcome.statuses.total(), 2)
+                        runs.append({**run, **outcome.as_json()})
+                        print(json.dumps(runs[-1]), file=sys.stderr)
+
+    def median(kind: str, clients: int, figure: str) -> float:
+        found = [run for run in runs if run["server"] == kind and run["clients"] == clients]
+        return float(statistics.median(run[figure] for run in found))
+
+    summary: dict[str, Any] = {"bare_forward_p50_ms": bare["p50_ms"]}
+    if "ours" in args.kinds:
+        for clients in args.clients:
+            summary[f"ours_{clients}"] = (
+                {
+                    figure: median("ours", clients, figure)
+                    for figure in ("per_second", "p50_ms", "p99_ms", "cpu_ms_per_request")
+                }
+                | {
+                    f"cpu_of_{kind}": round(
+                        median(kind, clients, "cpu_ms_per_request")
+                        / median("ours", clients, "cpu_ms_per_request"),
+                        2,
+                    )
+                    for kind in args.kinds
+                    if kind != "ours"
+                }
+                | {
+                    f"times_{kind}": round(
+                        median("ours", clients, "per_second") / median(kind, clients, "per_second"),
+                        2,
+                    )
+                    for kind in args.kinds
+                    if kind != "ours"
+                }
+            )
+        summary["largest_difference_of_scores"] = max(
+            (largest_difference(given["ours"], given[k]) for k in args.kinds if k != "ours"),
+            default=0.0,
+        )
+    result = {
+        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, 2 cores",
+        "versions": versions(),
+        "summary": summary,
+        "runs": runs,
+    }
+    path = Path(__file__).parent / "results" / f"{args.name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""What our server does while it is hurt: versions swapped, replicas killed, clients that drip, overload.
+
+    python benchmarks/hurt_serving.py --data-dir DIR --swaps 20 --kills 5 --seconds 10
+
+Counts every answer by status (0: the connection failed). Writes benchmarks/results/hurt.json.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from compare_serving import sentences
+from load import Outcome, bodies_of, classifier, closed_loop, open_loop
+from serving_process import free_port, haproxy_environment
+
+from trainyard.versions import versions
+
+CLIENTS = 16
+
+
+class Server:
+    """The gateway and one model, deployed from a config as `serve run FILE` does it."""
+
+    def __init__(self, replicas: int) -> None:
+        import ray
+        from ray import serve
+
+        ray.init(
+            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
+            object_store_memory=200_000_000,
+        )  # fmt: skip
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 120})
+        self.url = f"http://127.0.0.1:{port}/models/bench"
+        self.replicas = replicas
+
+    def deploy(self, source: str) -> None:
+        """Make `source` the model's version."""
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        config = {
+            "applications": [
+                {"name": "gateway", "route_prefix": "/", "import_path": "serve.app:gateway"},
+                {
+                    "name": "bench", "route_prefix": None, "import_path": "serve.app:model",
+                    "args": {"num_replicas": self.replicas, "num_cpus": 0.5},
+                    "deployments": [{"name": "Model", "user_config": {"source": source}}],
+                },
+            ]
+        }  # fmt: skip
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+
+    def version(self) -> str:
+        """The source that answers now."""
+        with urllib.request.urlopen(self.url, timeout=30) as response:
+            source: str = json.load(response)["source"]
+            return source
+
+    def wait_for(self, source: str) -> float:
+        """Seconds until the version answers."""
+        began = time.perf_counter()
+        while True:
+            with contextlib.suppress(OSError):
+                if self.version() == source:
+                    return time.perf_counter() - began
+            if time.perf_counter() - began > 120:
+                raise SystemExit(f"{source} never came into service")
+            time.sleep(0.05)
+
+    def pids(self) -> list[int]:
+        """Processes of the model's replicas."""
+        import psutil
+
+        return [
+            process.pid
+            for process in psutil.Process().children(recursive=True)
+            if "ServeReplica:bench:Model" in " ".join(_command(process))
+        ]
+
+
+def _command(process: Any) -> list[str]:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
+
+
+@contextlib.contextmanager
+def load(url: str, bodies: list[bytes], found: dict[str, Any], name: str) -> Iterator[None]:
+    """Clients that ask all the while; their outcome under `name`."""
+    outcome, stop = Outcome(), threading.Event()
+
+    async def run() -> None:
+        while not stop.is_set():
+            part = await closed_loop(url, bodies, CLIENTS, 1.0)
+            outcome.statuses.update(part.statuses)
+            outcome.latencies += part.latencies
+            outcome.seconds += part.seconds
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        found[name] = {**found.get(name, {}), **outcome.as_json()}
+        print(name, json.dumps(found[name]), file=sys.stderr)
+
+
+def swap(server: Server, bodies: list[bytes], models: list[str], times: int) -> dict[str, Any]:
+    """New versions under load."""
+    found: dict[str, Any] = {}
+    took = []
+    with load(server.url, bodies, found, "swap"):
+        for number in range(1, times + 1):
+            source = models[number % 2]
+            server.deploy(source)
+            took.append(server.wait_for(source))
+    found["swap"] |= {"swaps": times, "longest_swap_s": round(max(took), 2)}
+    return found
+
+
+def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
+    """SIGKILL of one replica after another, the next when all are back."""
+    found: dict[str, Any] = {}
+    killed = 0
+    with load(server.url, bodies, found, "kill"):
+        for _ in range(times):
+            deadline = time.monotonic() + 60
+            while len(server.pids()) < server.replicas and time.monotonic() < deadline:
+                time.sleep(0.2)
+            time.sleep(1)
+            os.kill(server.pids()[0], signal.SIGKILL)
+            killed += 1
+            time.sleep(1)
+    found["kill"] |= {"kills": killed}
+    return found
+
+
+def drip(server: Server, bodies: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
+    """Clients that send a byte a second, and one body of 300 MB, beside normal ones."""
+    host, port = server.url.removeprefix("http://").split("/")[0].split(":")
+    head = b"POST /models/bench HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    stop = threading.Event()
+    large: list[bytes] = []
+
+    async def one() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.write(head % 1000)
+                for _ in range(1000):
+                    if stop.is_set() or writer.is_closing():
+                        break
+                    writer.write(b" ")
+                    await writer.drain()
+                    await asyncio.sleep(1)
+                writer.close()
+
+    async def run() -> None:
+        await asyncio.gather(*(one() for _ in range(clients)))
+
+    def send_large() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as sock:
+            sock.settimeout(20)
+            sock.sendall(head % 300_000_000)
+            try:
+                for _ in range(300):
+                    sock.sendall(b" " * 1_000_000)
+            finally:
+                large.append(sock.recv(12))
+
+    threads = [
+        threading.Thread(target=lambda: asyncio.run(run())),
+        threading.Thread(target=send_large),
+    ]
+    found: dict[str, Any] = {}
+    name = f"drip_{clients}"
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    with load(server.url, bodies, found, name):
+        time.sleep(seconds)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    found[name] |= {"dripping": clients, "large_body": (large or [b"closed"])[0].decode()}
+    return found
+
+
+def overload(server: Server, bodies: list[bytes], seconds: float) -> dict[str, Any]:
+    """Twice, five and ten times what it can do, then how long until it is as before."""
+    usual = asyncio.run(closed_loop(server.url, bodies, 64, seconds))
+    capacity = usual.statuses[200] / usual.seconds
+    found: dict[str, Any] = {"capacity": usual.as_json()}
+    idle = asyncio.run(closed_loop(server.url, bodies, 1, 3)).as_json()["p50_ms"]
+    for times in (2, 5, 10):
+        outcome = asyncio.run(open_loop(server.url, bodies, times * capacity, seconds))
+        began = time.perf_counter()
+        while asyncio.run(closed_loop(server.url, bodies, 1, 0.3)).as_json()["p50_ms"] > 2 * idle:
+            if time.perf_counter() - began > 60:
+                break
+        found[f"overload_{times}"] = outcome.as_json() | {
+            "offered_per_second": round(times * capacity, 1),
+            "goodput_over_capacity": round(outcome.statuses[200] / outcome.seconds / capacity, 2),
+            "recovery_s": round(time.perf_counter() - began, 2),
+        }
+        print(times, json.dumps(found[f"overload_{times}"]), file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    """Run what is asked for and store what was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--swaps", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--drips", type=int, nargs="*", default=[60, 400])
+    parser.add_argument("--overload", action="store_true")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--haproxy", action="store_true")
+    parser.add_argument("--name", default="hurt")
+    args = parser.parse_args()
+
+    bodies = bodies_of(sentences(args.data_dir, 100))
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if args.haproxy:
+            os.environ |= haproxy_environment(folder)
+        models = [classifier(Path(folder) / name) for name in ("first", "second")]
+        server = Server(args.replicas)
+        server.deploy(models[0])
+        results["seconds_to_ready"] = round(server.wait_for(models[0]), 1)
+        steps: list[Callable[[], dict[str, Any]]] = []
+        if args.swaps:
+            steps.append(lambda: swap(server, bodies, models, args.swaps))
+        if args.kills:
+            steps.append(lambda: kill(server, bodies, args.kills))
+        steps += [partial(drip, server, bodies, n, args.seconds) for n in args.drips]
+        if args.overload:
+            steps.append(lambda: overload(server, bodies, args.seconds))
+        for step in steps:
+            results |= step()
+    result = {
+        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, 2 cores",
+        "versions": versions(),
+        "results": results,
+    }
+    path = Path(__file__).parent / "results" / f"{args.name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

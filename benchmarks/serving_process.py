@@ -1,0 +1,133 @@
+"""A server to be measured, as a process of its own on a free port, with a Ray of its own.
+
+python benchmarks/serving_process.py ours|batch MODEL PORT THREADS
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PATHS = {"ours": "/models/bench", "batch": "/models/reference", "pipeline": "/models/reference"}
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def haproxy_environment(folder: str) -> dict[str, str]:
+    """Ray Serve behind HAProxy, with files and ports of its own."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    }
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+    def cpu_seconds(self) -> float:
+        """Processor time of its whole tree of processes: what a busy machine cannot distort."""
+        import psutil
+
+        total = 0.0
+        for process in [root := psutil.Process(self.process.pid), *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+
+@contextlib.contextmanager
+def running(kind: str, model: str, threads: int = 2, *, haproxy: bool = True) -> Iterator[Server]:
+    """A server, once it answers; its process group ends with the block."""
+    port = free_port()
+    script = "reference_pipeline_server.py" if kind == "pipeline" else "serving_process.py"
+    arguments = [model, str(port)] if kind == "pipeline" else [kind, model, str(port), str(threads)]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{HERE.parent / 'platform'}:{HERE.parent}",
+            "OMP_NUM_THREADS": str(threads),
+            "RAY_AUTH_MODE": "disabled",
+            **(haproxy_environment(folder) if haproxy else {}),
+        }
+        with (Path(folder) / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(HERE / script), *arguments],
+                env=environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        url = f"http://127.0.0.1:{port}{PATHS[kind]}"
+        try:
+            _wait(url, process, Path(folder) / "log")
+            yield Server(url, process)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    request = urllib.request.Request(
+        url, b'{"inputs": "hello"}', {"content-type": "application/json"}
+    )
+    for _ in range(600):
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(request, timeout=30).read()
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.2)
+    raise SystemExit(f"{url} did not come up:\n{log.read_text()[-3000:]}")
+
+
+def main() -> None:
+    """Deploy and stay until SIGTERM."""
+    import ray
+    from ray import serve
+
+    kind, model, port, threads = sys.argv[1:]
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000)
+    serve.start(http_options={"host": "127.0.0.1", "port": int(port), "request_timeout_s": 120})
+    if kind == "ours":
+        from trainyard.serving.application import host_application
+
+        application = host_application({"model": model, "name": "bench", "threads": threads})
+    else:
+        from reference_batch_server import build
+
+        application = build({"model": model, "threads": threads})
+    serve.run(application, name=kind, route_prefix="/")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()

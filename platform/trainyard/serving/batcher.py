@@ -1,0 +1,299 @@
+"""From many requests at once to padded batches, without ever letting a free model wait.
+
+A thread of its own runs the forward passes and takes the next batch the moment it is free, from
+whatever waits then: a lone request starts at once, and under load batches form by themselves while
+the model is busy. Which rows go together is `batching.next_batch`. Pure asyncio and numpy.
+
+Text Generation Inference and Text Embeddings Inference pull batches in the same way
+(text-embeddings-inference, core/src/queue.rs), first come first served; the order by length with
+the oldest always included is ours.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from trainyard.batching import next_batch
+from trainyard.serving.cost import BatchLimits, BatchRecord, CostModel, out_of_memory
+from trainyard.serving.failures import RequestError
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Done(Generic[Result]):
+    """The results of one request, in the order of its rows, and where its time went."""
+
+    results: list[Result]
+    queue_seconds: float
+    forward_seconds: float
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """One request while it waits: its rows may run in several batches."""
+
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[None]"
+    results: list[Any]
+    deadline: float
+    submitted: float
+    missing: int
+    started: float | None = None
+    finished: float = 0.0
+    failure: Exception | None = None
+    gone: bool = False
+
+    def settle(self) -> None:
+        if self.future.done():
+            return
+        if self.failure is not None:
+            self.future.set_exception(self.failure)
+        else:
+            self.future.set_result(None)
+
+
+@dataclass(eq=False, frozen=True)
+class _Waiting(Generic[Row]):
+    ticket: _Ticket
+    index: int
+    row: Row
+    length: int
+
+
+class Batcher(Generic[Row, Result]):
+    """Runs `forward` over rows of many requests.
+
+    Args:
+        forward: a padded forward pass; results in the order of the rows. Called in one thread.
+        length: tokens of a row.
+        group: only rows of equal groups may share a pass. Default: all rows may.
+        limits: see `BatchLimits`.
+        on_batch: told of every forward pass, in the batcher's thread.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[list[Row]], Sequence[Result]],
+        length: Callable[[Row], int],
+        group: Callable[[Row], str] = lambda _: "",
+        limits: BatchLimits | None = None,
+        on_batch: Callable[[BatchRecord], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._forward = forward
+        self._length = length
+        self._group = group
+        self._limits = limits or BatchLimits()
+        self._on_batch = on_batch
+        self._clock = clock
+        self._budget = float(self._limits.batch_tokens)
+        self._cost = CostModel()
+        self._waiting: list[_Waiting[Row]] = []
+        self._waiting_tokens = 0
+        self._changed = threading.Condition()
+        self._closed = self._broken = False
+        self._thread = threading.Thread(target=self._guarded_run, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the thread died: a defect, after which only a new batcher helps."""
+        return self._broken
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no forward pass has taken yet."""
+        return len(self._waiting)
+
+    def expected_wait(self, tokens: int = 0) -> float:
+        """Seconds until `tokens` that came now would be done, as far as past passes tell."""
+        fixed, slope = self._cost.line()
+        ahead = self._waiting_tokens + tokens
+        return ahead * slope + fixed * (1 + ahead / self._budget)
+
+    async def submit(self, rows: Sequence[Row], deadline: float | None = None) -> Done[Result]:
+        """The results of `rows`, which may share batches with anybody's.
+
+        A caller that is cancelled takes its waiting rows with it. `deadline` is on the batcher's
+        clock.
+
+        Raises:
+            RequestError: `overloaded`, at once, when too much waits already, or for too long to
+                meet the deadline; `late` when the deadline passed before the rows' turn came;
+                `failed` when the forward pass fails on one of these rows, even alone.
+        """
+        now = self._clock()
+        loop = asyncio.get_running_loop()
+        ticket = _Ticket(
+            loop, loop.create_future(), [None] * len(rows),
+            float("inf") if deadline is None else deadline, now, len(rows),
+        )  # fmt: skip
+        if rows:
+            self._enter([_Waiting(ticket, i, row, self._length(row)) for i, row in enumerate(rows)])
+            try:
+                await ticket.future
+            finally:
+                ticket.gone = True
+        started = now if ticket.started is None else ticket.started
+        return Done(ticket.results, started - now, max(ticket.finished - started, 0.0))
+
+    def close(self) -> None:
+        """Take nothing more; the thread ends once all that waits is done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _enter(self, arriving: list[_Waiting[Row]]) -> None:
+        tokens = sum(item.length for item in arriving)
+        ticket = arriving[0].ticket
+        with self._changed:
+            if self._closed:
+                raise RequestError(
+                    "unavailable", "the model is being replaced; send the request again", 1
+                )
+            wait = self.expected_wait(tokens)
+            # However large, a request is let in when nothing else waits: limits of one request
+            # are checked before, and refusing it would never let it through.
+            if self._waiting and self._waiting_tokens + tokens > self._limits.waiting_tokens:
+                raise RequestError(
+                    "overloaded",
+                    f"{self._waiting_tokens} tokens wait already, at most "
+                    f"{self._limits.waiting_tokens} may; try again later", wait,
+                )  # fmt: skip
+            if self._waiting and ticket.submitted + wait > ticket.deadline:
+                raise RequestError(
+                    "overloaded",
+                    f"the answer would take about {wait:.1f} s, longer than this request may wait; "
+                    "try again later", wait,
+                )  # fmt: skip
+            self._waiting.extend(arriving)
+            self._waiting_tokens += tokens
+            self._changed.notify()
+
+    def _guarded_run(self) -> None:
+        """`_run`; were it ever to fail, nobody may wait for ever for a thread that is gone."""
+        try:
+            self._run()
+        except BaseException:
+            with self._changed:
+                self._closed = self._broken = True
+                waiting, self._waiting = self._waiting, []
+            for item in waiting:
+                item.ticket.failure = RequestError("failed", "the batcher stopped; see the log")
+            _settle([item.ticket for item in waiting])
+            raise
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                batch, settled = self._take()
+            _settle(settled)
+            if batch:
+                self._execute(batch)
+                del batch  # a waiting thread must not keep the last rows alive
+
+    def _take(self) -> tuple[list[_Waiting[Row]], list[_Ticket]]:
+        """The next batch, and the tickets that ran out of time; called with the lock held."""
+        now = self._clock()
+        late = {item.ticket for item in self._waiting if item.ticket.deadline <= now}
+        for ticket in late:
+            ticket.failure = RequestError(
+                "late",
+                f"it waited {now - ticket.submitted:.1f} s, longer than this request may; try again "
+                "later", self.expected_wait(),
+            )  # fmt: skip
+            ticket.gone = True
+        waiting = [item for item in self._waiting if not item.ticket.gone]
+        batch: list[_Waiting[Row]] = []
+        if waiting:
+            group = self._group(waiting[0].row)
+            able = [i for i, item in enumerate(waiting) if self._group(item.row) == group]
+            chosen = next_batch(
+                np.fromiter((waiting[i].length for i in able), np.int32, len(able)),
+                int(self._budget), self._cost.overhead_tokens(), self._limits.batch_rows,
+            )  # fmt: skip
+            batch = [waiting[able[i]] for i in chosen]
+            taken = {able[i] for i in chosen}
+            waiting = [item for i, item in enumerate(waiting) if i not in taken]
+        self._waiting = waiting
+        self._waiting_tokens = sum(item.length for item in waiting)
+        for item in batch:
+            if item.ticket.started is None:
+                item.ticket.started = now
+        return batch, list(late)
+
+    def _execute(self, batch: list[_Waiting[Row]]) -> None:
+        """One forward pass; when it fails, each half again, down to the row that it is."""
+        padded = len(batch) * max(item.length for item in batch)
+        began = self._clock()
+        try:
+            results = self._forward([item.row for item in batch])
+        except Exception as error:
+            if out_of_memory(error):
+                self._budget = max(padded / 2, 1.0)
+            if len(batch) == 1:
+                ticket = batch[0].ticket
+                ticket.failure, ticket.gone = _as_failure(error, batch[0].length), True
+                _settle([ticket])
+                return
+            middle = len(batch) // 2
+            for half in (batch[:middle], batch[middle:]):
+                left = [item for item in half if not item.ticket.gone]
+                if left:
+                    self._execute(left)
+            return
+        ended = self._clock()
+        self._cost.observe(padded, ended - began)
+        # A budget cut by memory that ran out grows back slowly: it may have been a neighbour's.
+        self._budget = min(self._budget * 1.02, float(self._limits.batch_tokens))
+        complete = []
+        for item, result in zip(batch, results, strict=True):
+            item.ticket.results[item.index] = result
+            item.ticket.missing -= 1
+            if not item.ticket.missing:
+                item.ticket.finished = ended
+                complete.append(item.ticket)
+        _settle(complete)
+        if self._on_batch is not None:
+            text = sum(item.length for item in batch)
+            self._on_batch(BatchRecord(len(batch), text, padded, ended - began))
+
+
+def _as_failure(error: Exception, length: int) -> Exception:
+    if out_of_memory(error):
+        return RequestError(
+            "failed", f"an input of {length} tokens does not fit into memory; shorten it"
+        )
+    failure = RequestError(
+        "failed", "the model failed on this input; its replica's log has the reason"
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _settle(tickets: list[_Ticket]) -> None:
+    """Wake the callers, with one wake-up of each event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[_Ticket]] = {}
+    for ticket in tickets:
+        loops.setdefault(ticket.loop, []).append(ticket)
+    for loop, theirs in loops.items():
+        with contextlib.suppress(RuntimeError):  # a loop that is closed has no callers left
+            loop.call_soon_threadsafe(_settle_all, theirs)
+
+
+def _settle_all(tickets: list[_Ticket]) -> None:
+    for ticket in tickets:
+        ticket.settle()

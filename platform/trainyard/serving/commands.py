@@ -1,0 +1,128 @@
+"""`python serve/app.py`: check a configuration before it is deployed, and make API keys."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import UserError
+from trainyard.serving.application import GATEWAY, MODEL, SHARED
+from trainyard.serving.keys import new_key
+from trainyard.serving.options import (
+    GatewayOptions,
+    ModelOptions,
+    SharedOptions,
+    SharedVersions,
+    Strict,
+    Version,
+    check_name,
+    unknown_key,
+)
+
+KINDS: dict[str, tuple[str, type[Strict], type[Strict] | None]] = {
+    "gateway": (GATEWAY, GatewayOptions, None),
+    "model": (MODEL, ModelOptions, Version),
+    "shared": (SHARED, SharedOptions, SharedVersions),
+}
+"""Builder in serve/app.py -> its deployment, its `args`, its `user_config`."""
+
+
+def main(argv: list[str]) -> None:
+    """Run one command; a mistake is one sentence and exit status 2."""
+    commands: dict[str, Callable[..., None]] = {"check": _check, "new-key": _new_key}
+    try:
+        if not argv or argv[0] not in commands or len(argv) < 2:
+            raise UserError("use `check FILE.yaml` or `new-key NAME [MODEL …]`")
+        commands[argv[0]](*argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def _new_key(name: str, *models: str) -> None:
+    secret, key = new_key(name, list(models))
+    print(f"give this away, it is not kept anywhere: {secret}", file=sys.stderr)  # noqa: T201
+    print(f"- name: {key.name}\n  sha256: {key.sha256}")  # noqa: T201
+    if key.models:
+        print(f"  models: [{', '.join(sorted(key.models))}]")  # noqa: T201
+
+
+def _check(path: str) -> None:
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    check_config(config, path)
+    names = ", ".join(application["name"] for application in config["applications"])
+    print(f"{path} is valid: {names}", file=sys.stderr)  # noqa: T201
+
+
+def check_config(config: Any, where: str) -> None:
+    """Check a Serve config file as strictly as Serve does not.
+
+    Raises:
+        UserError: one sentence that names the first key that is wrong.
+    """
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where} must hold a Serve config, not {config!r}")
+    _known_keys(config, ServeDeploySchema, where)
+    for number, application in enumerate(config.get("applications", [])):
+        if not isinstance(application, Mapping) or "name" not in application:
+            raise UserError(f"{where}: applications.{number} has no name")
+        _check_application(application, f"{where}: application '{application['name']}'")
+    try:
+        ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        key = ".".join(map(str, found["loc"]))
+        raise UserError(f"{where}: '{key}': {found['msg']}") from None
+
+
+def _check_application(application: Mapping[str, Any], where: str) -> None:
+    builder = str(application.get("import_path", "")).rpartition(":")[2]
+    if builder not in KINDS:
+        raise UserError(
+            f"{where}: import_path must end in one of {', '.join(f':{kind}' for kind in KINDS)}"
+        )
+    deployment, args, user_config = KINDS[builder]
+    try:
+        check_name(application["name"])
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    args.parse(application.get("args") or {}, f"{where}: args")
+    versions = {
+        item.get("name"): item.get("user_config") for item in application.get("deployments", [])
+    }
+    if user_config is None:
+        return
+    if versions.get(deployment) is None:
+        raise UserError(f"{where}: deployments must hold `name: {deployment}` with a user_config")
+    user_config.parse(versions[deployment], f"{where}: user_config")
+
+
+def _known_keys(value: Any, schema: Any, where: str) -> None:
+    """Refuse keys that `schema`, a model of Serve's, would ignore; also in the models below it."""
+    for key, item in value.items():
+        if key not in schema.model_fields:
+            raise UserError(f"{where}: {unknown_key(str(key), str(key), schema)}")
+        inner = _model_in(schema.model_fields[key].annotation)
+        for one in item if isinstance(item, list) else [item]:
+            if inner is not None and isinstance(one, Mapping):
+                _known_keys(one, inner, where)
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model inside a type such as `List[Model]` or `Model | None`, if there is one."""
+    from typing import get_args
+
+    from pydantic import BaseModel
+
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [_model_in(part) for part in get_args(annotation)]
+    return next((model for model in found if model is not None), None)

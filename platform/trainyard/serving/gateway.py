@@ -1,0 +1,227 @@
+"""The HTTP application in front of all models: who may ask, how much, how long; no model in here.
+
+It reads a body whole, within a time and a size, before anybody works on it, so that slow clients
+cost a connection and nothing else. What it passes on and gets back are bytes.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainyard.serving.failures import RequestError
+from trainyard.serving.keys import Key, KeyRing
+from trainyard.serving.openapi import describe_api
+from trainyard.serving.options import GatewayOptions
+from trainyard.serving.shield import Shield, read_body
+
+PLAYGROUND_MAY = (
+    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+"""The page holds its own script and talks to this server alone."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back over HTTP."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Models(Protocol):
+    """The models behind the gateway, wherever they run."""
+
+    def names(self) -> list[str]:
+        """All that can be asked, sorted."""
+
+    def waiting_for(self) -> list[str]:
+        """Those that are configured and cannot answer yet."""
+
+    async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
+        """The answer of one model to a request's body.
+
+        Raises:
+            RequestError: when there is none.
+        """
+
+    def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+        """Server-sent events of a model, for a body that asks for `"stream": true`."""
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """Labels, limits, metrics and lineage of a model."""
+
+
+def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any:
+    """The ASGI application."""
+    from fastapi import FastAPI, Request
+    from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+    from starlette.exceptions import HTTPException
+
+    from trainyard import __version__
+
+    app = FastAPI(
+        title="Trainyard",
+        version=__version__,
+        description="Fine-tuned models behind the shapes of the Hugging Face Inference API.",
+        redoc_url=None,
+    )
+    page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
+    in_work = _Counter(options.concurrent_requests)
+
+    def open_to(key: Key | None) -> list[str]:
+        return [name for name in models.names() if key is None or key.opens(name)]
+
+    def known(name: str, key: Key | None) -> str:
+        names = open_to(key)
+        if name in names:
+            return name
+        raise RequestError(
+            "not_found",
+            "there is no such model; " + (f"there are {', '.join(names)}" if names else "none yet"),
+        )
+
+    def admit(request: Request, name: str | None = None) -> Key | None:
+        key = keys.admit(request.headers.get("authorization"), name)
+        request.state.key = key.name if key else ""
+        return key
+
+    def failed(error: RequestError) -> Response:
+        return Response(error.body(), error.status, error.headers(), media_type="application/json")
+
+    @app.exception_handler(RequestError)
+    async def on_request_error(_: Request, error: RequestError) -> Response:
+        return failed(error)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            found = RequestError("method", f"{request.method} is not for this path; see /docs")
+        else:
+            found = RequestError("not_found", "there is no such path; see /docs")
+        response = failed(found)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.post("/models/{name}")
+    async def ask(name: str, request: Request) -> Response:
+        until = time.monotonic() + _seconds(request, options.request_timeout_s)
+        known(name, admit(request, name))
+        async with AsyncExitStack() as held:
+            held.enter_context(in_work.one())
+            body = await read_body(request, options.body_bytes, options.body_seconds)
+            if b'"stream"' in body and _wants_stream(body):
+                events = models.stream(name, body, until - time.monotonic())
+                first = await anext(aiter(events))  # so that a failure still has its status
+                return StreamingResponse(
+                    _chain(first, events, held.pop_all()), media_type="text/event-stream"
+                )
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    answer = await models.ask(name, body, until - time.monotonic())
+            except TimeoutError:
+                raise RequestError(
+                    "late", "no answer in time; try again later, or ask for less at once", 1
+                ) from None
+        return Response(answer.body, answer.status, answer.headers, media_type="application/json")
+
+    @app.get("/models")
+    async def list_models(request: Request) -> JSONResponse:
+        names = open_to(admit(request))
+        about = await asyncio.gather(*(models.describe(name) for name in names))
+        short = ("task", "source", "revision", "status")
+        return JSONResponse(
+            [
+                {"name": name, **{key: found[key] for key in short if key in found}}
+                for name, found in zip(names, about, strict=True)
+            ]
+        )
+
+    @app.get("/models/{name}")
+    @app.get("/models/{name}/info", include_in_schema=False)
+    async def describe_model(name: str, request: Request) -> JSONResponse:
+        found = await models.describe(known(name, admit(request, name)))
+        return JSONResponse({"name": name, **found})
+
+    @app.get("/models/{name}/health")
+    async def model_health(name: str, request: Request) -> JSONResponse:
+        await models.describe(known(name, admit(request, name)))
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/playground", include_in_schema=False)
+    async def playground() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": PLAYGROUND_MAY})
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        waiting = models.waiting_for()
+        if waiting or not models.names():
+            raise RequestError(
+                "unavailable",
+                f"not ready: {', '.join(waiting)}" if waiting else "not ready: no model is loaded",
+                1,
+            )
+        return JSONResponse({"status": "ok"})
+
+    describe_api(app)
+    return Shield(app)
+
+
+class _Counter:
+    """At most so many at once; more are refused, not queued: the queue is the batcher's."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._now = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        if self._now >= self._most:
+            raise RequestError(
+                "overloaded", f"{self._most} requests are in work already; try again later", 1
+            )
+        self._now += 1
+        try:
+            yield
+        finally:
+            self._now -= 1
+
+
+def _seconds(request: Any, most: float) -> float:
+    """How long the caller will wait: its own header, within what the gateway allows."""
+    try:
+        asked = float(request.headers.get("x-request-timeout-seconds", most))
+    except ValueError:
+        raise RequestError(
+            "malformed", "the header x-request-timeout-seconds must be a number of seconds"
+        ) from None
+    return min(asked, most) if asked > 0 else most
+
+
+def _wants_stream(body: bytes) -> bool:
+    from pydantic_core import from_json
+
+    try:
+        request = from_json(body)
+    except ValueError:
+        return False  # whoever answers it says what is wrong
+    return isinstance(request, dict) and request.get("stream") is True
+
+
+async def _chain(
+    first: bytes, rest: AsyncIterator[bytes], held: AsyncExitStack
+) -> AsyncIterator[bytes]:
+    """All events; what is held for the request is let go with the last, or when its caller leaves."""
+    async with held:
+        yield first
+        async for event in rest:
+            yield event

@@ -1,0 +1,281 @@
+"""One version of one model, loaded and warm: from the bytes of a request to those of the answer.
+
+Reading and tokenizing run in one thread, forward passes in another (the batcher's), so the event
+loop is always free for whoever asks next. No Ray.
+"""
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any, Self
+
+from trainyard.errors import UserError
+from trainyard.predictors import PREDICTORS, Predictor, Prepared
+from trainyard.serving.batcher import Batcher
+from trainyard.serving.cost import BatchLimits, BatchRecord
+from trainyard.serving.failures import RequestError
+from trainyard.serving.gateway import Answer
+from trainyard.serving.options import ModelOptions, Version
+from trainyard.serving.sources import locate, task_of
+from trainyard.serving.watch import Watch
+
+log = logging.getLogger("ray.serve.trainyard")
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
+"""Default of `batch_tokens`: where a larger batch no longer makes the rows of it cheaper."""
+
+WARM_UP_PASSES = 3
+
+
+class Host:
+    """Answers requests to one predictor. Built by `load`; `close` it when another takes over."""
+
+    def __init__(
+        self, predictor: Predictor, options: ModelOptions, about: Mapping[str, Any], watch: Watch
+    ) -> None:
+        self.predictor = predictor
+        self.about = dict(about)
+        self._options = options
+        self._watch = watch
+        self._in_work = 0
+        self._closed = False
+        self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        device = predictor.model.device.type
+        self.limits = BatchLimits(
+            batch_tokens=options.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]),
+            batch_rows=options.batch_rows,
+            waiting_tokens=options.waiting_tokens,
+        )
+        self._batcher = Batcher(
+            predictor.forward,
+            lambda row: row.length,
+            lambda row: row.group,
+            self.limits,
+            self._on_batch,
+        )
+
+    @classmethod
+    def load(cls, version: Version, options: ModelOptions, watch: Watch) -> Self:
+        """Load and warm up; minutes for a large model, so call it in a thread.
+
+        Raises:
+            UserError: when the model is missing, unsafe, damaged, or of no known task.
+        """
+        import torch
+
+        began = time.perf_counter()
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        folder, about = locate(version, options.max_parameters)
+        task = options.task or task_of(folder)
+        if task not in PREDICTORS:
+            raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
+        predictor = PREDICTORS[task].load(str(folder), dtype=options.dtype, device=device)
+        about |= {"task": task, "dtype": options.dtype, "device": device}
+        host = cls(predictor, options, about, watch)
+        host.warm_up()
+        host.about["load_seconds"] = round(time.perf_counter() - began, 2)
+        return host
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can still answer."""
+        return not self._batcher.broken
+
+    def warm_up(self) -> None:
+        """Run the task's example through everything, so that the first caller does not pay for it.
+
+        Raises:
+            UserError: when the model cannot answer even that.
+        """
+        request = self._read(json.dumps(self.predictor.example).encode())
+        try:
+            for _ in range(WARM_UP_PASSES):
+                prepared = self._prepare(request)
+                results = self.predictor.forward_all(prepared.rows)
+                _dump(self.predictor.postprocess(prepared, results))
+        except Exception as error:
+            raise UserError(
+                f"the model of {self.about['source']} fails on the example of its task "
+                f"({' '.join(str(error).split())[:200]}); is it really a model for "
+                f"{self.predictor.task}?"
+            ) from error
+
+    async def answer(self, body: bytes, seconds: float) -> Answer:
+        """The answer to a request's body, wanted within `seconds`; failures are answers too."""
+        began = time.monotonic()
+        self._in_work += 1
+        try:
+            answer = await self._answer(body, began, began + seconds)
+        except RequestError as error:
+            self._watch.refused(error.kind)
+            if error.__cause__ is not None:
+                log.error("request failed", exc_info=error.__cause__)
+            return Answer(error.status, error.body(), error.headers())
+        finally:
+            self._in_work -= 1
+            self._close_if_idle()
+        self._watch.answered(time.monotonic() - began)
+        return answer
+
+    async def _answer(self, body: bytes, began: float, deadline: float) -> Answer:
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self._tokenizer, self._read_and_prepare, body)
+        tokenized = time.monotonic()
+        done = await self._batcher.submit(prepared.rows, deadline)
+        result = _dump(self.predictor.postprocess(prepared, done.results))
+        self._watch.timed(tokenized - began, done.queue_seconds, done.forward_seconds)
+        headers = {
+            "server-timing": f"tokenize;dur={1000 * (tokenized - began):.1f}, "
+            f"queue;dur={1000 * done.queue_seconds:.1f}, "
+            f"forward;dur={1000 * done.forward_seconds:.1f}"
+        }
+        if any(prepared.truncated):
+            headers["x-truncated-tokens"] = ",".join(map(str, prepared.truncated))
+        return Answer(200, result, headers)
+
+    async def stream(self, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+        """Server-sent events of an answer as it is made, token by token, ended by `[DONE]`.
+
+        Raises:
+            RequestError: when there is none; once the first event went out, a last event tells it.
+        """
+        self._in_work += 1
+        sent = 0
+        try:
+            async with aclosing(self._events(body, time.monotonic() + seconds)) as events:
+                async for event in events:
+                    if event["index"] > sent:  # a batch that ran again repeats itself
+                        sent = event["index"]
+                        yield b"data:" + _dump(event) + b"\n\n"
+            yield b"data: [DONE]\n\n"
+        except RequestError as error:
+            self._watch.refused(error.kind)
+            if not sent:
+                raise
+            yield b"data:" + error.body() + b"\n\n"
+        finally:
+            self._in_work -= 1
+            self._close_if_idle()
+
+    async def _events(self, body: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self._tokenizer, self._read_and_prepare, body)
+        prepare_stream = getattr(self.predictor, "stream", None)
+        if prepare_stream is None:
+            raise RequestError("invalid", f"{self.predictor.task} has no streamed answers")
+        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        left = threading.Event()
+
+        def emit(event: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        try:
+            prepare_stream(prepared, emit, left.is_set)
+        except UserError as error:
+            raise RequestError("invalid", str(error)) from None
+        task = loop.create_task(self._batcher.submit(prepared.rows, deadline))
+        task.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            await task
+        finally:  # the caller may have left: no token more for it
+            left.set()
+            task.cancel()
+
+    def _read_and_prepare(self, body: bytes) -> Prepared:
+        return self._prepare(self._read(body))
+
+    def _read(self, body: bytes) -> dict[str, Any]:
+        """The request, its parameters in one place, its items counted."""
+        from pydantic_core import from_json
+
+        try:
+            request = from_json(body, allow_inf_nan=False)  # refuses deep nesting, too
+        except (ValueError, RecursionError) as error:
+            raise RequestError(
+                "malformed", f"the body is no valid JSON: {' '.join(str(error).split())[:200]}"
+            ) from None
+        if not isinstance(request, dict) or "inputs" not in request:
+            raise RequestError(
+                "invalid",
+                'the body must be a JSON object with "inputs" and, optionally, "parameters"',
+            )
+        parameters = request.get("parameters")
+        if not isinstance(parameters, dict | None):
+            raise RequestError("invalid", '"parameters" must be a JSON object')
+        # Some tasks of the Hugging Face client send their parameters beside `inputs`.
+        beside = {
+            key: value for key, value in request.items()
+            if key not in ("inputs", "parameters", "options", "stream")
+        }  # fmt: skip
+        inputs = request["inputs"]
+        if isinstance(inputs, list) and len(inputs) > self._options.max_items:
+            raise RequestError(
+                "too_large",
+                f"the request holds {len(inputs)} inputs, at most {self._options.max_items} may come "
+                "at once; send them in several requests",
+            )
+        return {"inputs": inputs, "parameters": {**beside, **(parameters or {})}}
+
+    def _prepare(self, request: dict[str, Any]) -> Prepared:
+        try:
+            prepared = self.predictor.preprocess(request["inputs"], request["parameters"])
+        except UserError as error:
+            raise RequestError("invalid", str(error)) from None
+        except Exception as error:
+            raise RequestError("failed", "the input could not be tokenized") from error
+        tokens = sum(row.length for row in prepared.rows)
+        if tokens > self._options.waiting_tokens:
+            raise RequestError(
+                "too_large",
+                f"the request holds {tokens} tokens, at most {self._options.waiting_tokens} may come "
+                "at once; send fewer or shorter inputs",
+            )
+        return prepared
+
+    def describe(self) -> dict[str, Any]:
+        """What `GET /models/{name}` says."""
+        from pydantic import TypeAdapter
+
+        return {
+            **self.about,
+            "labels": self.predictor.labels,
+            "limits": {
+                "max_tokens": self.predictor.max_tokens,
+                "max_items": self._options.max_items,
+                "request_tokens": self._options.waiting_tokens,
+                "batch_tokens": self.limits.batch_tokens,
+                "batch_rows": self.limits.batch_rows,
+            },
+            "example": dict(self.predictor.example),
+            "parameters": TypeAdapter(self.predictor.parameters).json_schema(),
+            "waiting_rows": self._batcher.waiting_rows,
+        }
+
+    def close(self) -> None:
+        """Answer what is in work, then free the threads; the memory goes with the last reference."""
+        self._closed = True
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._closed and not self._in_work:
+            self._batcher.close()
+            self._tokenizer.shutdown(wait=False)
+
+    def _on_batch(self, record: BatchRecord) -> None:
+        self._watch.batch(record)
+
+
+def _dump(result: Any) -> bytes:
+    try:
+        return json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise RequestError("failed", "the model's output is not finite on this input") from error

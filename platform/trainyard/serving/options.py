@@ -1,0 +1,185 @@
+"""What can be configured: every key of `args` and `user_config` in serve/config.yaml, strictly.
+
+Ray Serve ignores keys that it does not know; here a misspelt one is an error that names it and the
+one that was probably meant.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from trainyard.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+"""What a model may be called: a path segment of a URL, and no path of a file system."""
+
+
+class Strict(BaseModel):
+    """Options that know their own keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, fields: Any, where: str) -> Self:
+        """Check `fields`, as they come from YAML or the command line.
+
+        Raises:
+            UserError: one sentence that names the first key that is wrong.
+        """
+        if isinstance(fields, cls):
+            return fields
+        if not isinstance(fields, Mapping):
+            raise UserError(f"{where} must hold lines of `key: value`, not {fields!r}")
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise UserError(f"{where}: {_sentence(cls, error)}") from None
+
+
+def _sentence(options: type[BaseModel], error: ValidationError) -> str:
+    found = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "extra_forbidden":
+        return unknown_key(key, str(found["loc"][-1]), options)
+    if found["type"] == "missing":
+        return f"the key '{key}' is missing"
+    if found["type"] == "value_error":  # a check of ours, which says what it found
+        return f"'{key}': {found['ctx']['error']}"
+    message = found["msg"]
+    return f"'{key}' is {found['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
+    """Half a sentence about a key that `options` does not have, with the one that was meant."""
+    known = sorted(options.model_fields)
+    close = difflib.get_close_matches(last, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+    return f"unknown key '{key}'; {hint}"
+
+
+class GatewayOptions(Strict):
+    """`args` of the gateway.
+
+    Attributes:
+        keys_file: YAML list of API keys (see `keys.py`); without one, only this machine may ask.
+        body_bytes: largest body of a request.
+        body_seconds: time in which a body must have arrived.
+        request_timeout_s: time in which a request must be answered.
+        concurrent_requests: requests that may be in work or wait at once, per gateway replica.
+        num_replicas: gateways; they hold no model.
+        num_cpus: what Ray reserves for each.
+    """
+
+    keys_file: str | None = None
+    body_bytes: int = Field(default=2_000_000, ge=1)
+    body_seconds: float = Field(default=5.0, gt=0)
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    concurrent_requests: int = Field(default=512, ge=1)
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0, ge=0)
+
+
+class Version(Strict):
+    """`user_config` of a model: changing it loads the new version into the running replicas.
+
+    Attributes:
+        source: a run folder, its `model/`, any folder of a saved model, `package:NAME/FOLDER`, or
+            a Hub id.
+        revision: of a Hub id: branch, tag or commit.
+    """
+
+    source: str
+    revision: str | None = None
+
+
+class ModelOptions(Strict):
+    """`args` of a model: how it is run. Changing them replaces its replicas, one after another.
+
+    Attributes:
+        task: the model's pipeline task; by default what its config says it is for.
+        dtype: of the weights.
+        device: `cpu`, `cuda`; by default a GPU when the replica has one.
+        threads: of a forward pass on the CPU; by default as many as `num_cpus` reserves.
+        batch_tokens: rows times longest row of one forward pass.
+        batch_rows: rows of one forward pass.
+        waiting_tokens: tokens that may wait; more are refused with 429.
+        max_items: inputs of one request.
+        max_parameters: largest model that is loaded, by its config.
+        num_replicas: replicas, or None with `autoscaling`.
+        autoscaling: Ray Serve's `autoscaling_config`.
+        num_cpus: what Ray reserves for each replica.
+        num_gpus: the same.
+    """
+
+    task: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    threads: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1)
+    batch_rows: int = Field(default=128, ge=1)
+    waiting_tokens: int = Field(default=131_072, ge=1)
+    max_items: int = Field(default=128, ge=1)
+    max_parameters: float = Field(default=20e9, gt=0)
+    num_replicas: int | None = Field(default=None, ge=1)
+    autoscaling: dict[str, Any] | None = None
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+
+
+class SharedOptions(ModelOptions):
+    """`args` of replicas that many rarely used models share.
+
+    Attributes:
+        max_loaded: models that one replica keeps loaded; the least recently used one gives way.
+    """
+
+    max_loaded: int = Field(default=3, ge=1)
+
+
+class SharedVersions(Strict):
+    """`user_config` of shared replicas: their models by name."""
+
+    models: dict[str, Version]
+
+    @field_validator("models")
+    @classmethod
+    def _names(cls, models: dict[str, Version]) -> dict[str, Version]:
+        for name in models:
+            check_name(name)
+        return models
+
+
+class HostOptions(ModelOptions):
+    """Arguments of `serve run serve.app:build model=…`.
+
+    Attributes:
+        model: source of the model, as `Version.source`.
+        name: under which it is asked; by default that of its run, or the last part of its source.
+        keys_file: as for the gateway.
+    """
+
+    model: str
+    name: str | None = None
+    keys_file: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str | None) -> str | None:
+        return name if name is None else check_name(name)
+
+
+def check_name(name: str) -> str:
+    """`name`, when a model may be called so.
+
+    Raises:
+        ValueError: when it may not.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"'{name}' is no model name; use up to 96 letters, digits, '.', '_' and '-', starting "
+            "with a letter or a digit"
+        )
+    return name

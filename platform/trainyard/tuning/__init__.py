@@ -1,0 +1,7 @@
+"""Sweeps: many runs of the same `fit`, searched, stopped early, confirmed, and reported honestly.
+
+Where to find what: `config` flags, `space` what is searched, `search` which point is next,
+`schedulers` who is stopped, `placement` what fits on the cluster, `trial` one run inside Tune,
+`runner` many of them, `honesty` and `confirm` the verdict, `folder` what a sweep leaves, `outputs`
+the files for people, `sweep` all of it in order.
+"""

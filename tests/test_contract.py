@@ -1,0 +1,219 @@
+"""Every task through the real, unmodified client, sync and async, against the predictor itself."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub.errors import HfHubHTTPError, OverloadedError, ValidationError
+from serving_locally import LocalModels, load, serving
+from small_models import bert, classifier, encoder_decoder, gpt2
+
+from trainyard.predictors import PREDICTORS
+from trainyard.serving.failures import RequestError
+
+TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
+TEXT = "bana cola fele"
+QUESTION = {"question": "bana", "context": "cola fele giga loda muba"}
+
+
+def plain(value: Any) -> Any:
+    """The client's dataclasses, arrays and lists as plain values; fields that are unset left out."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def close(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key, item in theirs.items():
+            close(ours[key], item)
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            close(a, b)
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    else:
+        assert ours == theirs
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method of the client, and the part of the server's answer that it gives back."""
+
+    task: str
+    method: str
+    arguments: dict[str, Any]
+    inputs: Any
+    parameters: dict[str, Any] = field(default_factory=dict)
+    pick: Callable[[Any], Any] = lambda answer: answer
+
+
+CALLS = [
+    Call("text-classification", "text_classification", {"text": TEXT}, TEXT, pick=lambda a: a[0]),
+    Call(
+        "text-classification", "text_classification",
+        {"text": TEXT, "top_k": 1, "function_to_apply": "sigmoid"},
+        TEXT, {"top_k": 1, "function_to_apply": "sigmoid"}, lambda a: a[0],
+    ),
+    Call(
+        "zero-shot-classification", "zero_shot_classification",
+        {"text": TEXT, "candidate_labels": ["dogs", "cats"], "multi_label": True,
+         "hypothesis_template": "about {}"},
+        TEXT, {"candidate_labels": ["dogs", "cats"], "multi_label": True,
+               "hypothesis_template": "about {}"},
+    ),
+    Call(
+        "token-classification", "token_classification",
+        {"text": TEXT, "aggregation_strategy": "simple"}, TEXT, {"aggregation_strategy": "simple"},
+    ),
+    Call("question-answering", "question_answering", QUESTION, QUESTION),
+    Call(
+        "question-answering", "question_answering", {**QUESTION, "top_k": 3}, QUESTION, {"top_k": 3}
+    ),
+    Call("fill-mask", "fill_mask", {"text": "bana [MASK]", "top_k": 2}, "bana [MASK]", {"top_k": 2}),
+    Call(
+        "fill-mask", "fill_mask", {"text": "bana [MASK]", "targets": ["cola", "fele"]},
+        "bana [MASK]", {"targets": ["cola", "fele"]},
+    ),
+    Call("feature-extraction", "feature_extraction", {"text": TEXT}, TEXT),
+    Call(
+        "feature-extraction", "feature_extraction", {"text": TEXT, "normalize": True}, TEXT,
+        {"normalize": True},
+    ),
+    Call(
+        "sentence-similarity", "sentence_similarity",
+        {"sentence": TEXT, "other_sentences": ["cola", "giga loda"]},
+        {"source_sentence": TEXT, "sentences": ["cola", "giga loda"]},
+    ),
+    Call("summarization", "summarization", {"text": TEXT}, TEXT, pick=lambda a: a[0]),
+    Call("translation", "translation", {"text": TEXT}, TEXT, pick=lambda a: a[0]),
+    Call(
+        "text-generation", "text_generation", {"prompt": TEXT, "max_new_tokens": 6}, TEXT,
+        {"max_new_tokens": 6}, lambda a: a[0]["generated_text"],
+    ),
+    Call(
+        "text-generation", "text_generation",
+        {"prompt": TEXT, "max_new_tokens": 6, "details": True, "seed": 3, "do_sample": True,
+         "stop": ["x"]},
+        TEXT, {"max_new_tokens": 6, "details": True, "seed": 3, "do_sample": True, "stop": ["x"]},
+        lambda a: a[0],
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModels]:
+    root = tmp_path_factory.mktemp("models")
+    t5 = encoder_decoder(root / "t5", "T5", generation={"max_new_tokens": 8})
+    sources: dict[str, Path] = {
+        "text-classification": classifier(root / "classifier"),
+        "zero-shot-classification": root / "classifier",
+        "token-classification": bert(root / "ner", "ForTokenClassification", id2label=TAGS),
+        "question-answering": bert(root / "qa", "ForQuestionAnswering"),
+        "fill-mask": bert(root / "mlm", "ForMaskedLM"),
+        "feature-extraction": bert(root / "encoder", "Model"),
+        "sentence-similarity": root / "encoder",
+        "summarization": t5,
+        "translation": t5,
+        "text2text-generation": t5,
+        "text-generation": gpt2(root / "gpt2"),
+    }
+    assert sources.keys() == PREDICTORS.keys()
+    hosts = {task: load(source, task=task) for task, source in sources.items()}
+    yield LocalModels(hosts)
+    for host in hosts.values():
+        host.close()
+
+
+@pytest.fixture(scope="module")
+def url(models: LocalModels) -> Iterator[str]:
+    with serving(models) as url:
+        yield f"{url}/models"
+
+
+@pytest.fixture(autouse=True)
+def _online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client refuses any request while HF_HUB_OFFLINE is set, also to this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.task}-{len(call.parameters)}")
+def test_the_client_reads_what_the_predictor_says(
+    url: str, models: LocalModels, call: Call
+) -> None:
+    target = f"{url}/{call.task}"
+    found = getattr(InferenceClient(target), call.method)(**call.arguments)
+    expected = models.hosts[call.task].predictor(call.inputs, **call.parameters)
+    close(plain(found), plain(call.pick(json.loads(json.dumps(expected)))))
+    again = asyncio.run(getattr(AsyncInferenceClient(target), call.method)(**call.arguments))
+    close(plain(again), plain(found))
+
+
+@pytest.mark.parametrize("task", sorted(PREDICTORS))
+def test_a_list_gives_an_answer_per_item(url: str, models: LocalModels, task: str) -> None:
+    del url
+    host = models.hosts[task]
+    example = host.predictor.example
+    one = {"inputs": example["inputs"], "parameters": {**example["parameters"], **_fixed(task)}}
+    many = {**one, "inputs": [example["inputs"]] * 3}
+    single, several = (
+        json.loads(asyncio.run(host.answer(json.dumps(body).encode(), 30)).body)
+        for body in (one, many)
+    )
+    assert len(several) == 3
+    for answer in several:
+        close(answer, single[0] if task == "text-classification" else single)
+
+
+def _fixed(task: str) -> dict[str, Any]:
+    return {"seed": 1} if task == "text-generation" else {}
+
+
+def test_tokens_come_one_by_one_and_make_up_the_text(url: str) -> None:
+    client = InferenceClient(f"{url}/text-generation")
+    whole = client.text_generation(TEXT, max_new_tokens=6)
+    assert "".join(client.text_generation(TEXT, max_new_tokens=6, stream=True)) == whole
+    events = list(client.text_generation(TEXT, max_new_tokens=6, stream=True, details=True))
+    assert [event.index for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].generated_text == whole
+    assert events[-1].details is not None
+    assert events[-1].details.generated_tokens == len(events)
+
+    async def stream() -> str:
+        tokens = await AsyncInferenceClient(f"{url}/text-generation").text_generation(
+            TEXT, max_new_tokens=6, stream=True
+        )
+        return "".join([token async for token in tokens])
+
+    assert asyncio.run(stream()) == whole
+
+
+def test_the_clients_own_errors(
+    url: str, models: LocalModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = InferenceClient(f"{url}/text-generation")
+    with pytest.raises(ValidationError, match="max_new_tokens"):
+        client.text_generation(TEXT, max_new_tokens=10_000)
+    with pytest.raises(ValidationError, match="is not supported here"):
+        client.text_generation(TEXT, watermark=True)
+    with pytest.raises((ValidationError, HfHubHTTPError), match="no streamed answers"):
+        list(InferenceClient(f"{url}/summarization").text_generation(TEXT, stream=True))
+
+    async def full(*_: Any) -> Any:
+        raise RequestError("overloaded", "too much waits already", 3)
+
+    monkeypatch.setattr(models.hosts["text-generation"]._batcher, "submit", full)
+    with pytest.raises(OverloadedError, match="too much waits"):
+        client.text_generation(TEXT)

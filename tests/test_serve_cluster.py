@@ -1,0 +1,220 @@
+"""The applications on a real Ray Serve: found, swapped, refused, killed, shared."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving_locally import free_port
+from small_models import classifier
+
+from trainyard.errors import UserError
+from trainyard.serving.locally import served
+
+BODY = b'{"inputs": "bana cola"}'
+
+
+def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three models whose answers differ by their labels, and one that is broken."""
+    root = tmp_path_factory.mktemp("models")
+    found = {
+        name: classifier(root / name, labels=(f"{name}-1", f"{name}-2")) for name in ("a", "b", "c")
+    }
+    found["broken"] = root / "broken"
+    found["broken"].mkdir()
+    (found["broken"] / "config.json").write_text('{"architectures": ["BertModel"]}')
+    return found
+
+
+def config(models: dict[str, Path], version: Path, *, limits: Any = None) -> dict[str, Any]:
+    """A gateway, a model of two replicas and one that shares."""
+    return {
+        "applications": [
+            {
+                "name": "gateway", "route_prefix": "/", "import_path": "serve.app:gateway",
+                "args": limits or {},
+            },
+            {
+                "name": "mail", "route_prefix": None, "import_path": "serve.app:model",
+                "args": {"num_replicas": 2, "num_cpus": 0.1, "threads": 1},
+                "deployments": [{"name": "Model", "user_config": {"source": str(version)}}],
+            },
+            {
+                "name": "rare", "route_prefix": None, "import_path": "serve.app:shared",
+                "args": {"max_loaded": 1, "num_cpus": 0.1, "threads": 1},
+                "deployments": [
+                    {
+                        "name": "SharedModels",
+                        "user_config": {"models": {n: {"source": str(models[n])} for n in "bc"}},
+                    }
+                ],
+            },
+        ]
+    }  # fmt: skip
+
+
+def deploy(config: dict[str, Any]) -> None:
+    """What `serve run FILE` does with a file."""
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    from trainyard.serving.commands import check_config
+
+    check_config(config, "test")
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+
+
+def test_one_model_at_once_and_a_broken_one_refused(cluster: Any, models: dict[str, Path]) -> None:
+    del cluster
+    with served(str(models["c"]), threads=1, num_cpus=0.1) as url:
+        assert url.endswith("/models/c")
+        assert ask(url, BODY)[1][0][0]["label"].startswith("c-")
+    with pytest.raises(UserError, match="no weights in safetensors"), served(str(models["broken"])):
+        pass
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Any, models: dict[str, Path]) -> Iterator[str]:
+    del cluster
+    from ray import serve
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    deploy(config(models, models["a"]))
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 120
+    while not _ready(url):
+        assert time.monotonic() < deadline, serve.status()
+        time.sleep(0.2)
+    yield url
+    serve.shutdown()
+
+
+def _ready(url: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        names = [model["name"] for model in ask(f"{url}/models")[1]]
+        return ask(f"{url}/ready")[0] == 200 and names == ["b", "c", "mail"]
+    return False
+
+
+class Load:
+    """Requests without a pause from two threads; what came back, counted by status and label."""
+
+    def __init__(self, url: str) -> None:
+        self.found: Counter[Any] = Counter()
+        self._url, self._stop = url, threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(2)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            status, answer = ask(self._url, BODY)
+            self.found[status, answer[0][0]["label"][0] if status == 200 else answer["error"]] += 1
+
+    def wait_for(self, key: Any, more: int = 20) -> None:
+        deadline, before = time.monotonic() + 60, self.found[key]
+        while self.found[key] < before + more:
+            assert time.monotonic() < deadline, self.found
+            time.sleep(0.05)
+
+
+def replicas() -> set[str]:
+    from ray.util import list_named_actors
+
+    named = list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in named if "::mail#Model#" in actor["name"]}
+
+
+def test_models_are_found_and_answer(url: str) -> None:
+    assert ask(f"{url}/models/mail", BODY)[1][0][0]["label"].startswith("a-")
+    status, about = ask(f"{url}/models/mail")
+    assert (status, about["task"], about["labels"]) == (200, "text-classification", ["a-1", "a-2"])
+    status, answer = ask(f"{url}/models/mai", BODY)
+    assert (status, answer["error"]) == (404, "there is no such model; there are b, c, mail")
+
+
+def test_a_new_version_takes_over_without_restart_and_without_a_failed_request(
+    url: str, models: dict[str, Path]
+) -> None:
+    before = replicas()
+    with Load(f"{url}/models/mail") as load:
+        load.wait_for((200, "a"))
+        deploy(config(models, models["b"]))
+        load.wait_for((200, "b"), 100)
+        deploy(config(models, models["a"]))
+        load.wait_for((200, "a"), 100)
+    assert {status for status, _ in load.found} == {200}, load.found
+    assert replicas() == before
+
+
+def test_a_broken_version_is_refused_while_the_old_one_serves(
+    url: str, models: dict[str, Path]
+) -> None:
+    with Load(f"{url}/models/mail") as load:
+        deploy(config(models, models["broken"]))
+        deadline = time.monotonic() + 30
+        while "refused" not in (about := ask(f"{url}/models/mail")[1]):
+            assert time.monotonic() < deadline
+    assert set(load.found) == {(200, "a")}
+    assert "no weights in safetensors" in about["refused"]["error"]
+    deploy(config(models, models["a"]))
+
+
+def test_killed_replicas_cost_no_request(url: str) -> None:
+    import ray
+
+    with Load(f"{url}/models/mail") as load:
+        for _ in range(2):
+            name = sorted(replicas())[0]
+            load.wait_for((200, "a"))
+            ray.kill(ray.get_actor(name, namespace="serve"))
+            load.wait_for((200, "a"), 60)
+    assert set(load.found) == {(200, "a")}
+
+
+def test_rare_models_share_a_replica_and_give_way(url: str) -> None:
+    for name in "bcb":
+        assert ask(f"{url}/models/{name}", BODY)[1][0][0]["label"].startswith(f"{name}-")
+
+
+def test_a_client_that_leaves_takes_its_rows_along(url: str) -> None:
+    async def leave() -> None:
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(10):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(
+                b"POST /models/mail HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+                % (len(BODY), BODY)
+            )
+            await writer.drain()
+            writer.close()
+
+    asyncio.run(leave())
+    assert ask(f"{url}/models/mail", BODY)[0] == 200
+    assert ask(f"{url}/models/mail")[1]["waiting_rows"] == 0

@@ -1,0 +1,267 @@
+"""Sweeps on Ray: what is left, who is killed, what is given back, and what a wrong flag says."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_task
+
+from trainyard.cli import parse
+from trainyard.config import TrainConfig
+from trainyard.runs import RunFolder
+from trainyard.tuning.config import SweepConfig
+from trainyard.tuning.folder import SweepFolder
+from trainyard.tuning.sweep import SweepResult, tune
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def config(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
+    """Three random trials by two at once, the best confirmed by two seeds."""
+    own = {field.name: getattr(small_run, field.name) for field in dataclasses.fields(TrainConfig)}
+    return SweepConfig(
+        **{**own, "ledger": False, "num_train_epochs": 2, "logging_steps": 3,
+           "storage_path": str(tmp_path_factory.mktemp("sweeps")),
+           "resources_per_worker": {"CPU": 1}},
+        run_name="undisturbed", set=(("learning_rate=loguniform:1e-4:1e-2",),),
+        scheduler="fifo", num_trials=3, max_concurrent_trials=2, confirm_top=1, confirm_seeds=2,
+    )  # fmt: skip
+
+
+def folder_of(config: SweepConfig) -> SweepFolder:
+    return SweepFolder(Path(config.storage_path) / config.resolved_run_name)
+
+
+def wait_until_free(ray: Any, cpus: float) -> None:
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < cpus:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Any, config: SweepConfig) -> SweepResult:
+    result = tune(config)
+    wait_until_free(cluster, 4)
+    return result
+
+
+def test_what_a_sweep_leaves(undisturbed: SweepResult, config: SweepConfig) -> None:
+    folder = folder_of(config)
+    known = folder.read()
+    assert (known["kind"], known["status"], known["metric"]) == ("sweep", "finished", "f1")
+    assert known["max_concurrent_trials"] == 2
+    assert known["result"] == json.loads(json.dumps(dataclasses.asdict(undisturbed)))
+    assert undisturbed.trials == {"finished": 3}
+    assert undisturbed.verdict in ("better", "worse", "not distinguishable")
+
+    confirmation = known["confirmation"]
+    winner, default = confirmation["winner"], confirmation["default"]
+    assert len(winner["scores"]) == len(default["scores"]) == len(confirmation["seeds"]) == 2
+    low, high = winner["interval"]
+    assert low <= winner["corrected"] <= high
+    assert confirmation["difference"]["low"] <= confirmation["difference"]["high"]
+    searched = {trial.run.read()["config"]["seed"] for trial in folder.records()}
+    assert not searched & set(confirmation["seeds"])
+    assert default["hyperparameters"] == {"learning_rate": 1e-3, "weight_decay": 0.0}
+    runs = {record.spec.name: record for record in folder.records("confirmation")}
+    assert set(runs) == {*winner["runs"], *default["runs"]}
+    assert {record.status for record in runs.values()} == {"finished"}
+
+    rows = list(csv.DictReader((folder.path / "trials.csv").open()))
+    assert [row["trial"] for row in rows] == ["trial-0000", "trial-0001", "trial-0002"]
+    assert [float(row["score"]) for row in rows] == [r.score for r in folder.records()]
+    assert json.loads((folder.path / "trials.json").read_text())[0]["status"] == "finished"
+    assert len(list(folder.tensorboard.rglob("events.out.tfevents*"))) == 3
+    assert not (folder.path / ".tune").exists()
+
+
+def test_the_best_config_is_one_that_train_takes(
+    undisturbed: SweepResult, config: SweepConfig
+) -> None:
+    best = parse(TrainConfig, ["--config", undisturbed.best_config])
+    confirmed = undisturbed.verdict == "worse"
+    where = folder_of(config).confirmation if confirmed else folder_of(config).trials
+    name = "default-seed-0" if confirmed else undisturbed.best_trial
+    record = RunFolder(where / name).read()
+    assert best.identity() == record["identity"]
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(undisturbed.model)
+    stored = load_file(Path(record["result"]["model"]) / "model.safetensors")
+    assert all((model.state_dict()[key] == value).all() for key, value in stored.items())
+
+
+def test_processes_are_kept_and_data_is_tokenized_once(
+    undisturbed: SweepResult, config: SweepConfig
+) -> None:
+    folder = folder_of(config)
+    started = {trial.spec.name: trial.run.read()["startup_seconds"] for trial in folder.records()}
+    assert undisturbed.trials == {"finished": 3}
+    assert started["trial-0002"] < max(started["trial-0000"], started["trial-0001"]) / 2
+    tables = list((folder.path.parent / ".cache").iterdir())
+    assert len(tables) == 2  # train and validation
+    assert not list(folder.path.rglob("ids.bin"))
+
+
+def test_a_finished_sweep_is_not_done_again_but_can_be_given_more(
+    cluster: Any, undisturbed: SweepResult, config: SweepConfig
+) -> None:
+    started = time.monotonic()
+    assert tune(config) == undisturbed
+    assert time.monotonic() - started < 5
+    before = [trial.run.read()["ended"] for trial in folder_of(config).records()]
+    more = tune(dataclasses.replace(config, num_trials=4, confirm_seeds=0))
+    assert more.trials == {"finished": 4}
+    assert more.verdict is None
+    assert [trial.run.read()["ended"] for trial in folder_of(config).records()][:3] == before
+    wait_until_free(cluster, 4)
+
+
+def flags(config: SweepConfig, **changed: str) -> list[str]:
+    names = ("task", "data_dir", "model_name_or_path", "storage_path", "max_length", "num_trials",
+             "train_batch_size", "per_device_train_batch_size", "learning_rate", "logging_steps",
+             "num_train_epochs", "scheduler", "max_concurrent_trials", "confirm_top",
+             "confirm_seeds")  # fmt: skip
+    values = {**{name: str(getattr(config, name)) for name in names}, **changed}
+    return [
+        "--resources-per-worker", "CPU", "1", "--set", *config.overrides,
+        *(part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)),
+    ]  # fmt: skip
+
+
+def command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    return [sys.executable, str(ROOT / "jobs/tune.py"), *arguments], environment
+
+
+def test_driver_killed_in_mid_sweep_then_the_same_command(
+    undisturbed: SweepResult, config: SweepConfig
+) -> None:
+    """SIGKILL when the first trial has finished: it is kept, the rest run, the winner is the same."""
+    line, environment = command(*flags(config, run_name="killed"))
+    folder = SweepFolder(Path(config.storage_path) / "killed")
+    options: Any = {"env": environment, "text": True, "start_new_session": True,
+                    "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}  # fmt: skip
+    first = subprocess.Popen(line, **options)
+    deadline = time.monotonic() + 200
+    while not (done := [r for r in folder.records() if r.status == "finished"]):
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    kept = {trial.spec.name: trial.run.metrics() for trial in done}
+    stamps = {
+        trial.spec.name: (trial.run.path / "metrics.jsonl").stat().st_mtime_ns for trial in done
+    }
+    assert json.loads((folder.path / "sweep.json").read_text())["status"] == "running"
+
+    last = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    answer = json.loads(last.stdout.splitlines()[-1])
+    assert answer["job"] == "tune"
+    assert answer["best_trial"] == undisturbed.best_trial
+    assert answer["best_hyperparameters"] == dict(undisturbed.best_hyperparameters)
+    assert (answer["score"], answer["interval"]) == (undisturbed.score, undisturbed.interval)
+    for trial in folder.records():
+        if trial.spec.name in kept:
+            assert trial.run.metrics() == kept[trial.spec.name]
+            stamp = (trial.run.path / "metrics.jsonl").stat().st_mtime_ns
+            assert stamp == stamps[trial.spec.name]
+    assert not (folder.path / "lease.json").exists()
+
+
+def test_nested_trials_stopped_early_and_killed_give_everything_back(
+    cluster: Any, config: SweepConfig
+) -> None:
+    """ASHA over trials of two workers on four CPUs, without a dashboard; one trial is killed."""
+    nested = dataclasses.replace(
+        config, run_name="nested", num_workers=2, scheduler="asha", num_trials=3, confirm_seeds=0,
+        num_train_epochs=4, reduction_factor=2.0, max_concurrent_trials=None,
+    )  # fmt: skip
+    folder = folder_of(nested)
+    killed: list[int] = []
+
+    def kill_a_trial() -> None:
+        import psutil
+
+        while not killed:
+            time.sleep(0.05)
+            if RunFolder(folder.trials / "trial-0000").progress().get("step", 0) < 2:
+                continue
+            for process in psutil.Process().children(recursive=True):
+                if "ResourceTrainable" in " ".join(process.cmdline()):
+                    killed.append(process.pid)
+                    process.kill()
+                    return
+
+    threading.Thread(target=kill_a_trial, daemon=True).start()
+    result = tune(nested)
+    assert killed
+    assert folder.read()["max_concurrent_trials"] == 2
+    assert sum(result.trials.values()) == 3
+    assert set(result.trials) <= {"finished", "pruned"}
+    wait_until_free(cluster, 4)
+    assert not [t for t in folder.records() if (t.run.path / "lease.json").exists()]
+
+
+def test_a_population_trains_to_its_end(cluster: Any, config: SweepConfig) -> None:
+    population = dataclasses.replace(
+        config, run_name="population", scheduler="pbt", population=2, num_trials=None,
+        max_concurrent_trials=None, confirm_seeds=0,
+    )  # fmt: skip
+    result = tune(population)
+    assert result.trials == {"stopped": 2, "finished": 2}
+    first, second = (
+        [r for r in folder_of(population).records() if r.spec.generation == generation]
+        for generation in (0, 1)
+    )
+    best = max(first, key=lambda trial: trial.score or 0)
+    assert [trial.spec.parent for trial in second] == [best.spec.name] * 2
+    assert result.best_trial in {trial.spec.name for trial in second}
+    assert Path(result.model, "model.safetensors").exists()
+    wait_until_free(cluster, 4)
+
+
+MISTAKES = {
+    "unknown searcher": (["--searcher", "bayes"], "bayes"),
+    "zero budget": (["--num-trials", "0"], "--num-trials is 0; it must be at least 1"),
+    "override": (["--set", "lr=uniform:0:1"], "--set lr=…: there is no such field"),
+    "no such space": (["--space", "huge"], "--space huge is unknown; known: default, wide"),
+    "pbt nested": (["--scheduler", "pbt", "--num-workers", "2"],
+                   "--scheduler pbt pauses trials in their process"),
+    "corrupt sweep": (["--run-name", "broken"], "sweep.json is damaged; use --fresh"),
+    "folder of a run": (["--run-name", "single"], "is the folder of a single run, not of a sweep"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path) -> None:
+    arguments, sentence = MISTAKES[mistake]
+    for name, file in (("broken", "sweep.json"), ("single", "run.json")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / file).write_text('{"kind": ')
+    write_task(tmp_path / "glue", train=8, validation=4)
+    line, environment = command(
+        "--task", "mrpc", "--data-dir", "glue", "--storage-path", "runs", *arguments
+    )
+    done = subprocess.run(
+        line, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    said = " ".join(done.stderr.split())
+    assert sentence in said
+    assert "Traceback" not in said
+    assert done.stdout == ""
