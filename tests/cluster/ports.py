@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trainyard-ports-", ignore_cleanup_errors=True) as made:
         make_root_only(Path(made))
         with RayCluster(Path(made), workers=1) as cluster:
-            rows = [
+            rows: list[dict[str, Any]] = [
                 {"host": host.name, "address": host.address, "port": port, "bound": bound,
                  "process": process}
                 for host in (cluster.head, *cluster.workers)

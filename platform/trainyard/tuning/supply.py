@@ -60,9 +60,13 @@ def search_supply(
 ) -> Supply:
     """Trials that were begun, then new ones. ASHA hears again of those that ended, to judge by."""
     generations = -(-_evaluations(config, next(iter(data.values()))) // config.grace_period)
-    begun = deque(
-        trial.spec for trial in folder.records() if not trial.ended or config.scheduler == "asha"
-    )
+    begun: deque[TrialSpec] = deque()
+    for trial in folder.records():
+        if trial.status == "failed" and config.scheduler != "pbt":
+            trial.run.update(status="stopped")  # its cause may be mended: the same command retries
+        elif trial.ended and config.scheduler != "asha":
+            continue
+        begun.append(trial.spec)
 
     def supply() -> TrialSpec | Literal["later"] | None:
         if begun:

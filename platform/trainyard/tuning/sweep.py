@@ -202,8 +202,8 @@ def _interrupted(folder: SweepFolder, signals: StopSignals) -> Interrupted:
 def _check_any_finished(folder: SweepFolder, ranked: Sequence[TrialRecord]) -> None:
     if any(trial.status == "finished" and trial.score is not None for trial in ranked):
         return
-    known = [trial.run.read() for trial in ranked]
-    reasons = [record["reason"] for record in known if "reason" in record]
+    known = [trial.run.read().get("reason") for trial in ranked]
+    reasons = [reason for reason in known if reason]
     reason = f"no trial finished ({reasons[0] if reasons else 'there was no time for one'})"
     folder.update(status="failed", reason=reason, ended=now())
     raise UserError(
