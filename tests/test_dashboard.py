@@ -18,6 +18,7 @@ from sample_runs import write_run, write_sweep
 
 from trainyard.cli import parse
 from trainyard.errors import UserError
+from trainyard.report.axes import axis
 from trainyard.report.dashboard import DashboardConfig, run_dashboard
 from trainyard.report.importance import importances
 from trainyard.report.reader import Files
@@ -107,6 +108,33 @@ def test_importance_finds_what_the_score_depends_on(tmp_path: Path) -> None:
     assert sum(found.values()) == pytest.approx(1)
     assert importances(rows[:9], {}) == {}
     assert importances([({"a": 1}, 0.5)] * 20, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("domain", "values", "kind", "places", "ticks"),
+    [
+        ("loguniform:1e-5:1e-3", [1e-5, 1e-4, 1e-3], "log", [0, 0.5, 1], {"0.0001": 0.5}),
+        (
+            "uniform:0:0.1",
+            [0.0, 0.025, 0.1, float("nan")],
+            "linear",
+            [0, 0.25, 1, None],
+            {"0.05": 0.5},
+        ),
+        ("choice:8,16,64", [64, 8, 16], "listed", [5 / 6, 1 / 6, 3 / 6], {"8": 1 / 6}),
+        (None, ["b", "a", None], "listed", [3 / 6, 1 / 6, 5 / 6], {"a": 1 / 6}),
+        (None, [5, 5], "linear", [0.5, 0.5], {"5": 0.5}),
+    ],
+)
+def test_an_axis_fits_its_hyperparameter(
+    domain: Any, values: list[Any], kind: str, places: list[Any], ticks: dict[str, float]
+) -> None:
+    found = axis("x", domain, values)
+    assert found.kind == kind
+    assert [found.position(value) for value in values] == pytest.approx(places)
+    shown = {text: at for at, text in found.ticks()}
+    assert {text: shown[text] for text in ticks} == pytest.approx(ticks)
+    assert len(shown) <= 8
 
 
 JSON = st.recursive(

@@ -61,7 +61,7 @@ def axis(name: str, domain: Any, values: Sequence[Any]) -> Axis:
     """The axis of a hyperparameter, from its domain in the sweep's space and its values so far."""
     kind = words(domain).partition(":")[0]
     numbers = [found for v in values if (found := real(v)) is not None and math.isfinite(found)]
-    if kind in ("choice", "grid") or len(numbers) < len(values) or not numbers:
+    if kind in ("choice", "grid") or not numbers or any(real(v) is None for v in values):
         order = sorted({label(v): v for v in values}.items(), key=lambda item: _order(item[1]))
         return Axis(name, "listed", values=tuple(shown for shown, _ in order))
     low, high = min(numbers), max(numbers)

@@ -154,6 +154,16 @@ def parallel_coordinates(sweep: Sweep) -> dict[str, Any]:
         "fontSize": 11,
         "color": "var(--muted)",
     }
+    lost_lines = {
+        "data": charts.values([point for line in dashed for point in line]),
+        "mark": {
+            "type": "line",
+            "strokeDash": [4, 3],
+            "strokeWidth": 1.4,
+            "color": "var(--diverged)",
+        },
+        "encoding": lines,
+    }
     chart: dict[str, Any] = {
         "encoding": {
             "x": {
@@ -167,12 +177,7 @@ def parallel_coordinates(sweep: Sweep) -> dict[str, Any]:
             "y": {**charts.quantity("at"), "axis": None, "scale": {"domain": [-0.03, 1.03]}},
         },
         "layer": [
-            {
-                "data": charts.values([point for line in dashed for point in line]),
-                "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.4,
-                         "color": "var(--diverged)"},
-                "encoding": lines,
-            },
+            *([lost_lines] if dashed else []),
             {
                 "data": charts.values([point for line in rows for point in line]),
                 "params": [OVER],
