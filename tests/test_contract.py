@@ -48,6 +48,10 @@ def close(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
+def _known_to_the_client(details: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in details.items() if key != "input_length"}
+
+
 @dataclass(frozen=True)
 class Call:
     """A method of the client, and the part of the server's answer that it gives back."""
@@ -108,9 +112,15 @@ CALLS = [
         {"prompt": TEXT, "max_new_tokens": 6, "details": True, "seed": 3, "do_sample": True,
          "stop": ["x"]},
         TEXT, {"max_new_tokens": 6, "details": True, "seed": 3, "do_sample": True, "stop": ["x"]},
-        lambda a: a[0],
+        lambda a: {**a[0], "details": _known_to_the_client(a[0]["details"])},
     ),
 ]  # fmt: skip
+
+
+LISTS_OF_ONE = {
+    "text-classification", "summarization", "translation", "text2text-generation",
+}  # fmt: skip
+"""Tasks whose answer to a single input is a list, too: the client reads its first entry."""
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +176,10 @@ def test_a_list_gives_an_answer_per_item(url: str, models: LocalModels, task: st
     del url
     host = models.hosts[task]
     example = host.predictor.example
-    one = {"inputs": example["inputs"], "parameters": {**example["parameters"], **_fixed(task)}}
+    one = {
+        "inputs": example["inputs"],
+        "parameters": {**example.get("parameters", {}), **_fixed(task)},
+    }
     many = {**one, "inputs": [example["inputs"]] * 3}
     single, several = (
         json.loads(asyncio.run(host.answer(json.dumps(body).encode(), 30)).body)
@@ -174,7 +187,7 @@ def test_a_list_gives_an_answer_per_item(url: str, models: LocalModels, task: st
     )
     assert len(several) == 3
     for answer in several:
-        close(answer, single[0] if task == "text-classification" else single)
+        close(answer, single[0] if task in LISTS_OF_ONE else single)
 
 
 def _fixed(task: str) -> dict[str, Any]:
@@ -192,10 +205,9 @@ def test_tokens_come_one_by_one_and_make_up_the_text(url: str) -> None:
     assert events[-1].details.generated_tokens == len(events)
 
     async def stream() -> str:
-        tokens = await AsyncInferenceClient(f"{url}/text-generation").text_generation(
-            TEXT, max_new_tokens=6, stream=True
-        )
-        return "".join([token async for token in tokens])
+        async with AsyncInferenceClient(f"{url}/text-generation") as client:
+            tokens = await client.text_generation(TEXT, max_new_tokens=6, stream=True)
+            return "".join([token async for token in tokens])
 
     assert asyncio.run(stream()) == whole
 
