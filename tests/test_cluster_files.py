@@ -152,8 +152,6 @@ def test_the_service_is_what_serve_takes() -> None:
     assert service["rayClusterConfig"]["rayVersion"] == RAY
     ours = yaml.safe_load(service["serveConfigV2"])
     ServeDeploySchema(**ours)
-    if not (ROOT / "serve/config.yaml").exists():
-        pytest.skip("serve/ is not there yet")
     theirs = load("serve/config.yaml")
     for config in (ours, theirs):  # what differs between a laptop and a cluster
         del config["http_options"]["host"]
@@ -165,7 +163,7 @@ def test_the_service_is_what_serve_takes() -> None:
 
 
 def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
-    assert 10_000 < upload_bytes(ROOT) < 1_000_000
+    assert 10_000 < upload_bytes(ROOT) < 3_000_000
     assert [finding.level for finding in weigh(ROOT)] == ["ok"]
     assert not list(weigh(tmp_path))
 

@@ -13,6 +13,8 @@ from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.data_doctor import DoctorConfig
 from trainyard.evaluation import EvalConfig
+from trainyard.serving.commands import check_config
+from trainyard.serving.options import HostOptions
 from trainyard.suite import SuiteConfig
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,16 @@ def test_a_command_parses(job: str, command: str) -> None:
     flags = shlex.split(command.replace("\\\n", " "))
     if "--help" not in flags:
         assert isinstance(parse(JOBS[job], flags), JOBS[job])
+
+
+def test_serve_commands_parse() -> None:
+    hosted = re.findall(r"serve run serve\.app:build (.*)", README)
+    assert hosted
+    for arguments in hosted:
+        given = dict(argument.split("=", 1) for argument in shlex.split(arguments))
+        assert HostOptions.parse(given, "README").model
+    for path in re.findall(r"serve\.py check (\S+)|serve/app\.py check (\S+)", README):
+        check_config(yaml.safe_load((ROOT / "".join(path)).read_text()), "README")
 
 
 def test_there_are_commands() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from serving_locally import free_port
-from small_models import classifier
+from small_models import classifier, gpt2
 
 from trainyard.errors import UserError
 from trainyard.serving.locally import served
@@ -32,11 +32,12 @@ def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three models whose answers differ by their labels, and one that is broken."""
+    """Three models whose answers differ by their labels, one that generates, one that is broken."""
     root = tmp_path_factory.mktemp("models")
     found = {
         name: classifier(root / name, labels=(f"{name}-1", f"{name}-2")) for name in ("a", "b", "c")
     }
+    found["g"] = gpt2(root / "g")
     found["broken"] = root / "broken"
     found["broken"].mkdir()
     (found["broken"] / "config.json").write_text('{"architectures": ["BertModel"]}')
@@ -62,7 +63,7 @@ def config(models: dict[str, Path], version: Path, *, limits: Any = None) -> dic
                 "deployments": [
                     {
                         "name": "SharedModels",
-                        "user_config": {"models": {n: {"source": str(models[n])} for n in "bc"}},
+                        "user_config": {"models": {n: {"source": str(models[n])} for n in "bcg"}},
                     }
                 ],
             },
@@ -110,7 +111,7 @@ def url(cluster: Any, models: dict[str, Path]) -> Iterator[str]:
 def _ready(url: str) -> bool:
     with contextlib.suppress(OSError, ValueError):
         names = [model["name"] for model in ask(f"{url}/models")[1]]
-        return ask(f"{url}/ready")[0] == 200 and names == ["b", "c", "mail"]
+        return ask(f"{url}/ready")[0] == 200 and names == ["b", "c", "g", "mail"]
     return False
 
 
@@ -156,7 +157,7 @@ def test_models_are_found_and_answer(url: str) -> None:
     status, about = ask(f"{url}/models/mail")
     assert (status, about["task"], about["labels"]) == (200, "text-classification", ["a-1", "a-2"])
     status, answer = ask(f"{url}/models/mai", BODY)
-    assert (status, answer["error"]) == (404, "there is no such model; there are b, c, mail")
+    assert (status, answer["error"]) == (404, "there is no such model; there are b, c, g, mail")
 
 
 def test_a_new_version_takes_over_without_restart_and_without_a_failed_request(
@@ -201,6 +202,19 @@ def test_killed_replicas_cost_no_request(url: str) -> None:
 def test_rare_models_share_a_replica_and_give_way(url: str) -> None:
     for name in "bcb":
         assert ask(f"{url}/models/{name}", BODY)[1][0][0]["label"].startswith(f"{name}-")
+
+
+def test_tokens_are_streamed_through_both_hops(url: str) -> None:
+    body = json.dumps({"inputs": "the", "parameters": {"max_new_tokens": 5}, "stream": True})
+    with urllib.request.urlopen(f"{url}/models/g", body.encode(), timeout=60) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert len(response.headers.get_all("x-request-id")) == 1
+        events = [line[5:] for line in response.read().decode().splitlines() if line]
+    assert events[-1] == " [DONE]"
+    tokens = [json.loads(event) for event in events[:-1]]
+    assert "".join(t["token"]["text"] for t in tokens) == tokens[-1]["generated_text"]
+    status, answer = ask(f"{url}/models/b", b'{"inputs": "x", "stream": true}')
+    assert (status, answer["error"]) == (422, "text-classification has no streamed answers")
 
 
 def test_a_client_that_leaves_takes_its_rows_along(url: str) -> None:

@@ -248,6 +248,11 @@ def test_keys_open_their_models_only(host: Host, tmp_path: Path) -> None:
         assert len({body["error"] for _, body, _ in refused}) == 1
         assert ask(url, "GET", "/models")[0] == ask(url, "GET", "/models/mail")[0] == 401
         assert ask(url, "GET", "/health")[0] == 200
+        other_key = {"authorization": f"Bearer {other}"}
+        assert ask(url, "GET", "/models", headers=other_key)[1] == []
+        assert (
+            len(ask(url, "GET", "/models", headers={"authorization": f"Bearer {secret}"})[1]) == 1
+        )
         file.write_text("[]")
         ring.refresh()
         assert post(url, {"inputs": "x"}, authorization=f"Bearer {secret}")[0] == 401

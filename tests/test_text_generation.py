@@ -83,7 +83,7 @@ def test_details_tell_the_models_own_probabilities(predictor: TextGeneration) ->
     ),
     sample=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_text_does_not_depend_on_its_batch(
     predictor: TextGeneration, prompts: list[tuple[str, int]], sample: bool
 ) -> None:

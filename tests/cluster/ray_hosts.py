@@ -53,15 +53,13 @@ class RayCluster:
 
     def environment(self, host: Host) -> dict[str, str]:
         """What a login on the host sees: no PYTHONPATH, so the package is not there."""
-        (host.home / "tmp").mkdir(exist_ok=True)
         return {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(host.home),
-            "TMPDIR": str(host.home / "tmp"),
             "LANG": "C.UTF-8",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
-            "RAY_DISABLE_IMPORT_WARNING": "1",
+            "RAY_raylet_start_wait_time_s": "120",  # five hosts start at once, on few cores
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             **HEALTH,

@@ -1,6 +1,5 @@
 """`evaluate`: from flags to a report. What it computes is in the modules beside it."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -158,9 +157,3 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
     kept = {key: found["calibration"][key] for key in ("temperature", "before", "after")}
     write_json(folder / "calibration.json", {**kept, "split": name, "rows": found["rows"]})
     say(f"temperature {kept['temperature']:.3f} is stored in {folder / 'calibration.json'}")
-
-
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """What an evaluation left in its folder."""
-    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    return found

@@ -43,12 +43,12 @@ def check_parameters(
         raise UserError(f"parameters must be a JSON object of finite values: {error}") from error
 
 
-def json_schema(cls: Any) -> dict[str, Any]:
+def json_schema(cls: Any, **options: Any) -> dict[str, Any]:
     """JSON schema of a class of parameters, with what the docstrings of its fields say.
 
     Pydantic reads the docstrings of a class itself, not those of the classes it extends.
     """
-    schema: dict[str, Any] = _adapter(cls).json_schema()
+    schema: dict[str, Any] = _adapter(cls).json_schema(**options)
     for base in cls.__mro__[1:]:
         if is_dataclass(base):
             known: Any = base  # mypy calls no dataclass hashable

@@ -62,6 +62,7 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
             [
                 (f"Best {sweep.metric or 'score'}", Cell(score.text, note=score.note)),
                 ("By", Cell(best.name, href=link(best)) if best else None),
+                *_corrected(sweep),
                 ("Trials", Cell(number(_ended(counts)), note=f"ended of {number(asked)}")),
                 ("Verdict", words(sweep.record.get("verdict") or "not confirmed")),
                 (
@@ -88,6 +89,20 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
     chosen = f"In {best.name}" if best else "Best"
     parts.append(Table("What was searched", ["Hyperparameter", "Searched", chosen], rows))
     return parts
+
+
+def _corrected(sweep: Sweep) -> list[tuple[str, Cell]]:
+    """The winner's score, corrected for having been picked; it is the one to quote."""
+    winner = mapping(mapping(sweep.record.get("confirmation")).get("winner"))
+    score = real(winner.get("corrected"))
+    if score is None:
+        return []
+    return [
+        (
+            f"Corrected {sweep.metric}",
+            Cell(f"{score:.4f}", note=interval(*pair(winner.get("interval")))),
+        )
+    ]
 
 
 def _ended(counts: Mapping[Status, int]) -> int:
@@ -117,7 +132,8 @@ def _confirmation(sweep: Sweep, link: Link) -> list[Any]:
                           "each run again with seeds that no choice was made on."))  # fmt: skip
     candidates = [c for c in found.get("candidates") or [] if isinstance(c, dict)]
     named = [("winner", mapping(found.get("winner"))), ("default", mapping(found.get("default")))]
-    named += [(words(c.get("trial")), c) for c in candidates]
+    winner = named[0][1].get("trial")
+    named += [(words(c["trial"]), c) for c in candidates if c.get("trial") not in (None, winner)]
     runs = {run.name: run for run in sweep.confirmations}
     rows: Rows = []
     dots = []
@@ -152,6 +168,9 @@ def _confirmation(sweep: Sweep, link: Link) -> list[Any]:
 
 
 def _trials(sweep: Sweep, link: Link) -> list[Table]:
+    default = mapping(mapping(sweep.record.get("confirmation")).get("default")).get(
+        "hyperparameters"
+    )
     rows: Rows = []
     why: Rows = []
     for trial in sweep.trials:
@@ -165,7 +184,11 @@ def _trials(sweep: Sweep, link: Link) -> list[Table]:
             )
         rows.append(
             [
-                Cell(trial.name, href=link(trial)),
+                Cell(
+                    trial.name,
+                    href=link(trial),
+                    note="default recipe" if trial.hyperparameters == default else "",
+                ),
                 Cell(trial.status, status=trial.status, note=note),
                 score_cell(trial),
                 *(_value(trial.hyperparameters.get(field)) for field in sweep.fields),

@@ -7,6 +7,7 @@ shelter from slow clients and a second try when a replica dies.
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncIterator
@@ -26,7 +27,7 @@ from trainyard.serving.options import (
 )
 from trainyard.serving.sources import locate
 
-REFRESH_SECONDS = 1.0
+REFRESH_SECONDS = 2.0
 TRIES = 3
 """Of one request, when replicas die under it. Two are not enough when they are killed in a row."""
 
@@ -58,32 +59,41 @@ class ServeModels:
         from ray import serve
 
         applications = (await asyncio.to_thread(serve.status)).applications
-        handles: dict[str, Any] = {}
-        waiting = []
-        for application, status in applications.items():
-            deployment = next(
-                (name for name in status.deployments if name in (MODEL, SHARED)), None
-            )
-            if deployment is None:
-                # Not built yet, or not ours; ours are awaited.
-                if status.status in ("NOT_STARTED", "DEPLOYING"):
-                    waiting.append(application)
-                continue
-            ready = status.deployments[deployment].replica_states.get("RUNNING", 0) > 0
-            if not ready:
-                waiting.append(application)
-            known = {n: h for n, h in self._handles.items() if h.app_name == application}
-            try:
-                if not ready:
-                    raise TimeoutError
-                handle = serve.get_deployment_handle(deployment, application)
-                async with asyncio.timeout(5 * REFRESH_SECONDS):
-                    names = await handle.names.remote()
-                found = dict.fromkeys(names, next(iter(known.values()), handle))
-            except Exception:  # no answer now, whatever the reason: what was known stays known
-                found = known
-            handles |= found
-        self._handles, self._waiting = handles, waiting
+        ours = {
+            application: (deployment, found.replica_states.get("RUNNING", 0) > 0)
+            for application, status in applications.items()
+            for deployment, found in status.deployments.items()
+            if deployment in (MODEL, SHARED)
+        }
+        found = await asyncio.gather(
+            *(self._find(app, deployment) for app, (deployment, ready) in ours.items() if ready)
+        )
+        unready = [app for app, (_, ready) in ours.items() if not ready]
+        building = [  # an application has no deployments until its builder has run
+            app for app, status in applications.items()
+            if not status.deployments and status.status in ("NOT_STARTED", "DEPLOYING")
+        ]  # fmt: skip
+        kept = [self._known(app) for app in unready]
+        self._handles = {name: handle for part in [*found, *kept] for name, handle in part.items()}
+        self._waiting = sorted([*unready, *building])
+
+    def _known(self, application: str) -> dict[str, Any]:
+        return {name: h for name, h in self._handles.items() if h.app_name == application}
+
+    async def _find(self, application: str, deployment: str) -> dict[str, Any]:
+        """Names and handle of an application's models."""
+        from ray import serve
+
+        known = self._known(application)
+        handle = next(iter(known.values()), None) or serve.get_deployment_handle(
+            deployment, application
+        )
+        try:
+            async with asyncio.timeout(5):
+                return dict.fromkeys(await handle.names.remote(), handle)
+        except Exception:  # it does not answer now, for whatever reason: what was known stays known
+            log.exception("the models of '%s' are not known", application)
+            return known
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
         """The answer; asked again, of another replica, when one dies with it in its hands."""
@@ -154,7 +164,7 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the constructor is done."""
         self._refreshing = asyncio.get_running_loop().create_task(self._keep_fresh())
-        return build_gateway(self._models, self._options, self._keys)
+        return build_gateway(self._models, self._options, self._keys, behind_serve=True)
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -217,6 +227,8 @@ def host_application(args: Any) -> Any:
 
     given = HostOptions.parse(args, "serve.app:build")
     options = ModelOptions(**given.model_dump(exclude={"model", "name", "keys_file"}))
+    if options.threads is None:  # it has the machine to itself
+        options = options.model_copy(update={"threads": os.cpu_count()})
     if Path(given.model).exists():  # else it may be a folder that only the cluster's nodes see
         locate(Version(source=given.model), options.max_parameters)
     model = _replicas(ModelReplica, MODEL, options, user_config={"source": given.model})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainyard.serving.failures import RequestError
-from trainyard.serving.keys import KeyRing
+from trainyard.serving.keys import Key, KeyRing
 from trainyard.serving.openapi import describe_api
 from trainyard.serving.options import GatewayOptions
 from trainyard.serving.shield import Shield, read_body
@@ -57,8 +57,10 @@ class Models(Protocol):
         """Labels, limits, metrics and lineage of a model."""
 
 
-def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any:
-    """The ASGI application."""
+def build_gateway(
+    models: Models, options: GatewayOptions, keys: KeyRing, *, behind_serve: bool = False
+) -> Any:
+    """The ASGI application. Behind Ray Serve, that is what tells callers their request's id."""
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
@@ -74,8 +76,11 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
     page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
     in_work = _Counter(options.concurrent_requests)
 
-    def known(name: str) -> str:
-        names = models.names()
+    def open_to(key: Key | None) -> list[str]:
+        return [name for name in models.names() if key is None or key.opens(name)]
+
+    def known(name: str, key: Key | None) -> str:
+        names = open_to(key)
         if name in names:
             return name
         raise RequestError(
@@ -83,8 +88,10 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
             "there is no such model; " + (f"there are {', '.join(names)}" if names else "none yet"),
         )
 
-    def admit(request: Request, name: str | None = None) -> None:
-        request.state.key = keys.admit(request.headers.get("authorization"), name)
+    def admit(request: Request, name: str | None = None) -> Key | None:
+        key = keys.admit(request.headers.get("authorization"), name)
+        request.state.key = key.name if key else ""
+        return key
 
     def failed(error: RequestError) -> Response:
         return Response(error.body(), error.status, error.headers(), media_type="application/json")
@@ -106,8 +113,7 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
     @app.post("/models/{name}")
     async def ask(name: str, request: Request) -> Response:
         until = time.monotonic() + _seconds(request, options.request_timeout_s)
-        admit(request, name)
-        known(name)
+        known(name, admit(request, name))
         async with AsyncExitStack() as held:
             held.enter_context(in_work.one())
             body = await read_body(request, options.body_bytes, options.body_seconds)
@@ -128,8 +134,7 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
 
     @app.get("/models")
     async def list_models(request: Request) -> JSONResponse:
-        admit(request)
-        names = models.names()
+        names = open_to(admit(request))
         about = await asyncio.gather(*(models.describe(name) for name in names))
         short = ("task", "source", "revision", "status")
         return JSONResponse(
@@ -142,13 +147,12 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
     @app.get("/models/{name}")
     @app.get("/models/{name}/info", include_in_schema=False)
     async def describe_model(name: str, request: Request) -> JSONResponse:
-        admit(request, name)
-        return JSONResponse({"name": name, **await models.describe(known(name))})
+        found = await models.describe(known(name, admit(request, name)))
+        return JSONResponse({"name": name, **found})
 
     @app.get("/models/{name}/health")
     async def model_health(name: str, request: Request) -> JSONResponse:
-        admit(request, name)
-        await models.describe(known(name))
+        await models.describe(known(name, admit(request, name)))
         return JSONResponse({"status": "ok"})
 
     @app.get("/health")
@@ -171,7 +175,7 @@ def build_gateway(models: Models, options: GatewayOptions, keys: KeyRing) -> Any
         return JSONResponse({"status": "ok"})
 
     describe_api(app)
-    return Shield(app)
+    return Shield(app, tell_id=not behind_serve)
 
 
 class _Counter:

@@ -72,8 +72,8 @@ class KeyRing:
                 "file with a list of keys"
             ) from error
 
-    def admit(self, authorization: str | None, model: str | None) -> str:
-        """Name of the key that a request brought.
+    def admit(self, authorization: str | None, model: str | None) -> Key | None:
+        """The key that a request brought; None when none is required.
 
         Args:
             authorization: the header, `Bearer KEY`.
@@ -84,14 +84,14 @@ class KeyRing:
                 for this model.
         """
         if not self.required:
-            return ""
+            return None
         scheme, _, secret = (authorization or "").partition(" ")
         digest = _hash(secret.strip() if scheme.lower() == "bearer" else "")
-        found = ""
+        found = None
         for key in self._keys:  # all of them, so that the time tells nothing
             if hmac.compare_digest(key.sha256, digest) and key.opens(model):
-                found = key.name
-        if not found:
+                found = key
+        if found is None:
             raise RequestError(
                 "unauthorized",
                 "no API key that may use this; send one as the header `Authorization: Bearer KEY`",

@@ -102,7 +102,7 @@ class ModelOptions(Strict):
         task: the model's pipeline task; by default what its config says it is for.
         dtype: of the weights.
         device: `cpu`, `cuda`; by default a GPU when the replica has one.
-        threads: of a forward pass on the CPU; by default all cores of the node.
+        threads: of a forward pass on the CPU; by default as many as `num_cpus` reserves.
         batch_tokens: rows times longest row of one forward pass.
         batch_rows: rows of one forward pass.
         waiting_tokens: tokens that may wait; more are refused with 429.

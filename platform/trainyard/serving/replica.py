@@ -27,6 +27,7 @@ class ModelReplica:
         self._watch = RayWatch(self._name)
         self._host: Host | None = None
         self._refused: dict[str, Any] | None = None
+        self._loading = asyncio.Lock()  # of two versions in a row the second stays
 
     async def reconfigure(self, user_config: Any) -> None:
         """Load a version in a thread, warm it, then let it take over between two requests.
@@ -34,18 +35,19 @@ class ModelReplica:
         While nothing serves yet, a version that cannot be loaded fails the deployment. Later it is
         refused: Serve would stop the replica for it, and with it the version that works.
         """
-        try:
-            version = Version.parse(user_config, f"user_config of model '{self._name}'")
-            host = await asyncio.to_thread(Host.load, version, self._options, self._watch)
-        except UserError as error:
-            if self._host is None:
-                raise
-            self._refused = {"version": user_config, "error": str(error)}
-            log.error("model '%s' keeps its version: %s", self._name, error)
-            return
-        before, self._host, self._refused = self._host, host, None
-        if before is not None:
-            before.close()
+        async with self._loading:
+            try:
+                version = Version.parse(user_config, f"user_config of model '{self._name}'")
+                host = await asyncio.to_thread(Host.load, version, self._options, self._watch)
+            except UserError as error:
+                if self._host is None:
+                    raise
+                self._refused = {"version": user_config, "error": str(error)}
+                log.error("model '%s' keeps its version: %s", self._name, error)
+                return
+            before, self._host, self._refused = self._host, host, None
+            if before is not None:
+                before.close()
 
     async def names(self) -> list[str]:
         """What can be asked here."""

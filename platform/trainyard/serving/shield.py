@@ -19,8 +19,9 @@ access_log = logging.getLogger("ray.serve.trainyard.access")
 class Shield:
     """ASGI middleware: names each request, logs it, and never lets an exception out."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, *, tell_id: bool = True) -> None:
         self.app = app
+        self._tell_id = tell_id
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request, or the application's start and end."""
@@ -36,10 +37,8 @@ class Shield:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                ]
+                told = [(b"x-request-id", request_id.encode())] if self._tell_id else []
+                message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
 
         try:
