@@ -59,7 +59,6 @@ def search_supply(
     config: SweepConfig, space: Space, folder: SweepFolder, data: Prepared, budget: int
 ) -> Supply:
     """Trials that were begun, then new ones. ASHA hears again of those that ended, to judge by."""
-    generations = -(-_evaluations(config, next(iter(data.values()))) // config.grace_period)
     begun: deque[TrialSpec] = deque()
     for trial in folder.records():
         if trial.status == "failed" and config.scheduler != "pbt":
@@ -73,6 +72,8 @@ def search_supply(
             return begun.popleft()
         history = folder.records()
         if config.scheduler == "pbt":
+            evaluations = _evaluations(config, next(iter(data.values())))
+            generations = -(-evaluations // config.grace_period)
             found = next_stretch(config, space, history, generations)
             if isinstance(found, TrialSpec):
                 folder.add(found)
