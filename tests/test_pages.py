@@ -79,10 +79,7 @@ def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
         page = opened.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(  # a page that is left gives up what it was asking for
-            "requestfailed",
-            lambda r: complaints.append(r.url) if r.failure != "net::ERR_ABORTED" else None,
-        )
+        page.on("requestfailed", lambda request: complaints.append(request.url))
         own = url.split("/view")[0]
         page.on(
             "request", lambda r: complaints.append(r.url) if not r.url.startswith(own) else None
