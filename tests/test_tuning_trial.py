@@ -214,6 +214,11 @@ def test_a_damaged_folder_is_refused(folder: SweepFolder) -> None:
     (folder.trials / "trial-0000" / "trial.json").write_text("{}")
     with pytest.raises(UserError, match=r"trial.json is damaged; use --fresh"):
         folder.records()
+    spec(folder, learning_rate=1e-3)
+    for damage in ("[]", '{"status": "fin', "\x00"):
+        (folder.trials / "trial-0000" / "run.json").write_text(damage)
+        with pytest.raises(UserError, match=r"run.json is damaged; use --fresh"):
+            folder.records()
     (folder.path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="is the folder of a single run, not of a sweep"):
         folder.read()
