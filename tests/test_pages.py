@@ -205,9 +205,7 @@ def test_an_exported_page_works_from_disk_and_prints(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_playground_asks_a_model_by_keyboard(
-    browser: Any, tmp_path: Path, scheme: str
-) -> None:
+def test_the_playground_asks_a_model_by_keyboard(browser: Any, tmp_path: Path, scheme: str) -> None:
     host = load(classifier(tmp_path))
     view = {"viewport": {"width": 390, "height": 800}, "color_scheme": scheme}
     try:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.report import charts
-from trainyard.report.page import Cell, Figure, Section, Table, Text, number, render
+from trainyard.report.page import Cell, Figure, Section, Table, Text, duration, number, render
 
 Report = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ def page(report: Report) -> str:
             _balance(report),
             _texts(report),
         ],
-        subtitle=f"{report['run']}, {report['seconds']} s",
+        subtitle=f"{report['run']}, examined in {duration(report['seconds'])}",
     )
 
 

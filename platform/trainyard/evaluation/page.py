@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.report import charts
-from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, number, render
+from trainyard.report.page import (
+    Cell,
+    Facts,
+    Figure,
+    Section,
+    Table,
+    Text,
+    commit,
+    duration,
+    number,
+    render,
+)
 
 Details = Mapping[str, Any]
 
@@ -25,9 +36,9 @@ def page(found: Details) -> str:
             if content
         ]
     return render(
-        f"{found['task']}: {found['model']}",
+        f"Evaluation: {found['task']}",
         sections,
-        subtitle=f"{found['run']}, commit {str(found['versions']['commit'])[:10]}",
+        subtitle=f"{found['model']}, {found['run']}, {commit(found['versions'])}",
     )
 
 
@@ -40,7 +51,7 @@ def _results(found: Details) -> Section:
             dots.append({"metric": f"{name}, {metric}", "value": value, "low": low, "high": high})
     content: list[Any] = [
         Facts(
-            [(found["score_metric"], number(found["score"])), ("seconds", found["seconds"])],
+            [(found["score_metric"], number(found["score"])), ("time", duration(found["seconds"]))],
             wide=True,
         )
     ]

@@ -45,6 +45,7 @@ from trainyard.report.cells import (
     Value,
     as_cell,
     cell_html,
+    commit,
     duration,
     number,
     row_html,
@@ -233,6 +234,6 @@ def _template() -> Any:
 
 
 __all__ = [
-    "STATIC", "Cell", "Facts", "Figure", "Section", "Status", "Table", "Text", "Value",
+    "STATIC", "Cell", "Facts", "Figure", "Section", "Status", "Table", "Text", "Value", "commit",
     "duration", "number", "policy", "render",
 ]  # fmt: skip

@@ -13,7 +13,6 @@ from trainyard.report.page import (
     Facts,
     Figure,
     Section,
-    Status,
     Table,
     Text,
     Value,
@@ -27,7 +26,6 @@ from trainyard.report.sweeps import Sweep
 
 Link = Callable[[Run], str | None]
 Rows = list[list[Cell | Value]]
-ENDED: tuple[Status, ...] = ("finished", "pruned", "diverged", "failed")
 
 
 def sections(sweep: Sweep, link: Link) -> list[Section]:
@@ -56,14 +54,15 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
     cost = share(sum(made), sum(full))
     best = sweep.best
     score = score_cell(best) if best else Cell("–")
-    asked = real(sweep.record.get("num_trials")) or len(states)
+    asked = max(real(sweep.record.get("num_trials")) or 0, len(states))
+    ended = sum(trial.has_ended for trial in sweep.trials)
     parts.append(
         Facts(
             [
                 (f"Best {sweep.metric or 'score'}", Cell(score.text, note=score.note)),
                 ("By", Cell(best.name, href=link(best)) if best else None),
                 *_corrected(sweep),
-                ("Trials", Cell(number(_ended(counts)), note=f"ended of {number(asked)}")),
+                ("Trials", Cell(number(ended), note=f"ended of {number(asked)}")),
                 ("Verdict", words(sweep.record.get("verdict") or "not confirmed")),
                 (
                     "Steps trained",
@@ -103,10 +102,6 @@ def _corrected(sweep: Sweep) -> list[tuple[str, Cell]]:
             Cell(f"{score:.4f}", note=interval(*pair(winner.get("interval")))),
         )
     ]
-
-
-def _ended(counts: Mapping[Status, int]) -> int:
-    return sum(counts[state] for state in ENDED if state in counts)
 
 
 VERDICTS = {
@@ -187,7 +182,7 @@ def _trials(sweep: Sweep, link: Link) -> list[Table]:
                 Cell(
                     trial.name,
                     href=link(trial),
-                    note="default recipe" if trial.hyperparameters == default else "",
+                    note=_origin(trial, default),
                 ),
                 Cell(trial.status, status=trial.status, note=note),
                 score_cell(trial),
@@ -210,6 +205,13 @@ def _trials(sweep: Sweep, link: Link) -> list[Table]:
         if why
         else found
     )
+
+
+def _origin(trial: Run, default: Mapping[str, Any]) -> str:
+    """Where a trial comes from, if that is worth a word."""
+    if trial.trial.get("parent"):  # of a population
+        return f"goes on from {words(trial.trial['parent'])}"
+    return "default recipe" if trial.hyperparameters == default else ""
 
 
 def _value(value: Any) -> Cell:

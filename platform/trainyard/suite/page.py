@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainyard.report import charts
-from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, number, render
+from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, commit, number, render
 from trainyard.suite.table import percent, span
 
 
@@ -13,7 +13,7 @@ def page(found: Mapping[str, Any]) -> str:
     return render(
         f"GLUE: {found['model']}",
         [_results(found), _seeds(found), _beside(found), _recipes(found)],
-        subtitle=f"commit {str(found['versions']['commit'])[:10]}",
+        subtitle=commit(found["versions"]),
     )
 
 
