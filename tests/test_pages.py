@@ -81,7 +81,7 @@ def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
         page = opened.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.on("requestfailed", lambda r: complaints.append(f"{r.url} {r.failure}"))
         own = url.split("/view")[0].split("/playground")[0]
         page.on(
             "request", lambda r: complaints.append(r.url) if not r.url.startswith(own) else None

@@ -135,28 +135,37 @@ def _slices(split: Details) -> list[Any]:
     ]
     columns = ["slice", "rows", "error", "error of all others", "adjusted p", "score"]
     weak = sum(row["weak"] for row in split["slices"])
-    words = (
-        f"{weak} of {len(rows)} slices are wrong more often than all other rows"
-        if weak
-        else f"None of {len(rows)} slices is wrong more often than all other rows"
-    )
+    verb = "are" if weak > 1 else "is"
     return [
-        Text(f"{words}, at a false discovery rate of 5 %."),
+        Text(
+            f"{weak or 'None'} of {len(rows)} slices {verb} wrong more often than all other rows, at a "
+            "false discovery rate of 5 %."
+        ),
         Table("Error by length, label and column", columns, rows),
     ]
+
+
+CALIBRATION = {
+    "ece": "expected calibration error",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "mean_confidence": "mean confidence",
+    "accuracy": "accuracy",
+}
 
 
 def _calibration(split: Details) -> list[Any]:
     found = split.get("calibration")
     if not found:
         return []
-    names = ("ece", "log_loss", "brier", "mean_confidence", "accuracy")
-    rows = [[name, found["before"][name], found["after"][name]] for name in names]
+    rows = [
+        [words, found["before"][key], found["after"][key]] for key, words in CALIBRATION.items()
+    ]
     diagram = [
         {"confidence": bin_["confidence"], "accuracy": bin_["accuracy"], "model": model}
         for model, bins in (
             ("as it is", found["reliability"]),
-            ("after temperature scaling", found["reliability_after"]),
+            ("with temperature", found["reliability_after"]),
         )
         for bin_ in bins
     ]
@@ -184,15 +193,17 @@ def _calibration(split: Details) -> list[Any]:
 def _worst(split: Details) -> list[Any]:
     rows = [
         [
-            row["row"], row["text"], row.get("text_pair", ""), _words(row["label"]),
+            row["row"], Cell(row["text"], note=row.get("text_pair", "")), _words(row["label"]),
             _words(row["prediction"]), row["loss"],
         ]
         for row in split["worst"]
     ]  # fmt: skip
-    columns = ["row", "text", "second text", "label", "prediction", "loss"]
+    columns = ["row", "text", "label", "prediction", "loss"]
     caption = "Wrong answers, the most confident first"
     return [Table(caption, columns, rows, empty="No row is wrong.")]
 
 
 def _words(label: Any) -> str:
-    return ", ".join(label) if isinstance(label, list) else str(label)
+    if isinstance(label, list):
+        return ", ".join(label)
+    return number(label) if isinstance(label, float) else str(label)

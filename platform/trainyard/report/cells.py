@@ -69,6 +69,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def per_cent(share: float | None, digits: int = 0) -> str:
+    """A share as 12.5 %; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f}\u202f%"
+
+
 def commit(versions: Mapping[str, str | None]) -> str:
     """The code that made a report, from its `versions`."""
     found = versions.get("commit")

@@ -18,6 +18,7 @@ from trainyard.report.page import (
     Value,
     duration,
     number,
+    per_cent,
 )
 from trainyard.report.reader import mapping, real, words
 from trainyard.report.records import Run, pair, without_secrets
@@ -59,14 +60,14 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
     parts.append(
         Facts(
             [
-                (f"Best {sweep.metric or 'score'}", Cell(score.text, note=score.note)),
-                ("By", Cell(best.name, href=link(best)) if best else None),
+                (_title(sweep), Cell(best.name, href=link(best)) if best else None),
+                (f"Its {sweep.metric or 'score'}", Cell(score.text, note=score.note)),
                 *_corrected(sweep),
                 ("Trials", Cell(number(ended), note=f"ended of {number(asked)}")),
                 ("Verdict", words(sweep.record.get("verdict") or "not confirmed")),
                 (
                     "Steps trained",
-                    Cell("–" if cost is None else f"{cost:.0%}", note="of training each trial fully"),
+                    Cell(per_cent(cost), note="of training each trial fully"),
                 ),
                 ("Time", duration(sweep.seconds)),
             ],
@@ -88,6 +89,14 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
     chosen = f"In {best.name}" if best else "Best"
     parts.append(Table("What was searched", ["Hyperparameter", "Searched", chosen], rows))
     return parts
+
+
+def _title(sweep: Sweep) -> str:
+    """A sweep that is confirmed may have chosen another trial than the one of the best score."""
+    chosen = mapping(sweep.record.get("result")).get("best_trial")
+    if sweep.best and sweep.best.name == chosen:
+        return "Winner"
+    return "Best so far" if sweep.status == "running" else "Best trial"
 
 
 def _corrected(sweep: Sweep) -> list[tuple[str, Cell]]:
@@ -113,6 +122,8 @@ VERDICTS = {
 
 def _confirmation(sweep: Sweep, link: Link) -> list[Any]:
     found = mapping(sweep.record.get("confirmation"))
+    if not found and sweep.best is None:
+        return [Text("There is nothing to confirm yet.", "note")]
     if not found:
         return [Text("The best score above is that of a trial picked for it, and so too high. "
                      "A confirmation runs the best again with fresh seeds.", "note")]  # fmt: skip
