@@ -20,6 +20,8 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
     Raises:
         UserError: when the address does not answer.
     """
+    # Ray starts itself when a call finds it shut down, and a thread may still call: not in a run.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     if ray.is_initialized():
