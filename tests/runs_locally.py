@@ -69,7 +69,7 @@ def main() -> None:
     if point == "step":
         torch.optim.AdamW.step = deadly(torch.optim.AdamW.step)
     else:
-        checkpoints._hashes = deadly(checkpoints._hashes)
+        checkpoints.hashes_of = deadly(checkpoints.hashes_of)
     run_locally(parse(TrainConfig, sys.argv[1:]))
 
 

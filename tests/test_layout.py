@@ -15,8 +15,9 @@ LAYERS = [
     set(row.split())
     for row in """
     errors tasks metrics stats config cli demo versions files stopwatch
-    batching sources checkpoints runs
-    tokens own_data progress strategies modeling export cluster processor report
+    batching sources checkpoints lease
+    runs
+    remote tokens own_data progress strategies modeling export cluster processor report
     workers
     splits scoring state predictors
     data journal

@@ -10,9 +10,10 @@ import pytest
 
 from trainyard import runs
 from trainyard.errors import UserError
-from trainyard.runs import EXPIRY_SECONDS, Lease, RunFolder
+from trainyard.lease import EXPIRY_SECONDS, Lease
+from trainyard.runs import RunFolder
 
-HOLD = "import sys, time; from pathlib import Path; from trainyard.runs import Lease\n"
+HOLD = "import sys, time; from pathlib import Path; from trainyard.lease import Lease\n"
 
 
 def hold_in_another_process(folder: Path) -> subprocess.Popen[str]:

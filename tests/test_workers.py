@@ -11,7 +11,8 @@ from test_loop import LAST_STEP
 
 from trainyard import TrainConfig, UserError, fit, workers
 from trainyard.checkpoints import CheckpointStore, SupersededError
-from trainyard.runs import Lease, RunFolder
+from trainyard.lease import Lease
+from trainyard.runs import RunFolder
 from trainyard.session import Session
 
 

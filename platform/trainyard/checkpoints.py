@@ -71,7 +71,7 @@ class CheckpointStore:
         try:
             scratch.mkdir()
             write(scratch)
-            write_json(scratch / MANIFEST, {"step": step, "files": _hashes(scratch)})
+            write_json(scratch / MANIFEST, {"step": step, "files": hashes_of(scratch)})
             sync_tree(scratch)
             self.check_claim()
             if final.exists():  # an earlier attempt's: the same by construction, or damaged
@@ -97,6 +97,10 @@ class CheckpointStore:
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of `step`."""
         return self.folder / f"step-{step:08d}"
+
+    def bring(self, step: int) -> Path:
+        """Folder of the checkpoint of `step`, on this node."""
+        return self.path(step)
 
     def newest(self) -> tuple[int, Path] | None:
         """The newest checkpoint that verifies, else None. What was passed over is in `skipped`."""
@@ -147,7 +151,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+def hashes_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below a folder, for its manifest."""
+
     def files() -> Iterator[Path]:
         return (path for path in sorted(folder.rglob("*")) if path.is_file())
 

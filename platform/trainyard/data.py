@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -53,8 +53,14 @@ class PreparedData:
         return TokenTable(self.folders[split])
 
 
-def prepare(splits: Splits, tokenizer: Any, config: TrainConfig, cache: Path) -> PreparedData:
-    """Tokenize `splits` into `cache`, or find them there; returns the folders of their tables.
+def prepare(
+    splits: Splits,
+    tokenizer: Any,
+    config: TrainConfig,
+    cache: Path,
+    find: Callable[[Path], bool] = Path.exists,
+) -> PreparedData:
+    """Tokenize `splits` into `cache`, or `find` them there; returns the folders of their tables.
 
     Two runs may prepare the same data at once: each writes a folder of its own and the first to
     rename it into place wins.
@@ -67,7 +73,7 @@ def prepare(splits: Splits, tokenizer: Any, config: TrainConfig, cache: Path) ->
         key = hashlib.sha256(f"{recipe}{split.fingerprint}".encode()).hexdigest()[:24]
         digest.update(key.encode())
         folders[split.name] = cache / key
-        if not folders[split.name].exists():
+        if not find(folders[split.name]):
             _build(split, tokenizer, config.max_length, folders[split.name])
     return PreparedData(digest.hexdigest()[:16], folders)
 

@@ -4,6 +4,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from trainyard.config import TrainConfig
@@ -51,6 +52,7 @@ def run_workers(
             if leaving.is_set():
                 raise
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
+            folder.publish("error.txt")
             failure = (folder.progress().get("step"), cause_of(error))
         else:
             if (
@@ -154,7 +156,7 @@ def cause_of(error: Any) -> str:
 def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
     return {
         "outcome": "failed",
-        "reason": f"{reason}; see {folder.path / 'error.txt'}; the same command goes on from the "
+        "reason": f"{reason}; see {folder.address('error.txt')}; the same command goes on from the "
         "last checkpoint",
     }
 
@@ -177,7 +179,9 @@ def worker_function(
         claim_processor(threads)
         loops = {"accelerate": train, "trainer": train_by_trainer}
         try:
-            return loops[config.loop](config, task, data, folder, on_evaluation)
+            place, tables = folder.here(data.folders)
+            here = replace(data, folders=tables)
+            return loops[config.loop](config, task, here, place, on_evaluation)
         except UserError as error:  # returned, not raised: it would be tried again
             return {"outcome": "failed", "reason": str(error)}
         except OSError as error:

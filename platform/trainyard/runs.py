@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, who may write it, and what people can read in it.
+"""The folder of a run: what it holds, and what people can read in it.
 
 run.json       config, versions, data fingerprint, status, result
 metrics.jsonl  one line per logged step and per evaluation
@@ -9,25 +9,17 @@ checkpoints/ tensorboard/ ledger/
 """
 
 import json
-import logging
-import os
 import shutil
-import socket
-import threading
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from trainyard.checkpoints import CheckpointStore
 from trainyard.errors import UserError
 from trainyard.files import write_atomic, write_json
+from trainyard.lease import Lease, unwritable
 from trainyard.stopwatch import add
-
-HEARTBEAT_SECONDS = 10
-EXPIRY_SECONDS = 60
-
-log = logging.getLogger(__name__)
 
 
 def storage_folder(path: str) -> Path:
@@ -38,14 +30,18 @@ def storage_folder(path: str) -> Path:
     """
     if "://" in path:
         raise UserError(
-            f"--storage-path {path} is a URL, which runs cannot be written to yet; mount it and give "
-            "the folder"
+            f"--storage-path {path} is a URL, to which jobs/train.py alone can write; mount the bucket "
+            "and give the folder"
         )
     return Path(path).expanduser().absolute()
 
 
 class RunFolder:
-    """Paths and records below `<storage_path>/<run_name>/`. Creating one touches nothing."""
+    """Paths and records below `<storage_path>/<run_name>/`. Creating one touches nothing.
+
+    Where the run is kept in a bucket this is a node's scratch folder: see `remote.RemoteRun`, which
+    overrides what `here`, `fetch`, `publish`, `relay` and `find_table` do not do here.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,7 +66,51 @@ class RunFolder:
             probe.write_text("x")
             probe.unlink()
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
+
+    def address(self, name: str = "") -> str:
+        """What people and other programs call a part of the run."""
+        return str(self.path / name)
+
+    def lease(self, patience: float = 0.0) -> Any:
+        """The right to run under this name; see `Lease`."""
+        return Lease(self.path, patience)
+
+    def store(self) -> CheckpointStore:
+        """The checkpoints of this run, for one attempt at it."""
+        return CheckpointStore(self.checkpoints)
+
+    def has_model(self) -> bool:
+        """Whether the run has exported its model."""
+        return (self.model / "model.safetensors").exists()
+
+    def here(self, tables: Mapping[str, Path]) -> "tuple[RunFolder, Mapping[str, Path]]":
+        """This folder and the tokenized splits, as a worker's node sees them."""
+        return self, tables
+
+    def fetch(self) -> None:
+        """Bring here what an earlier driver left; call it under the lease."""
+
+    def publish(self, *names: str) -> None:
+        """Make these files and folders durable, and seen by others."""
+
+    def share(self, tables: Mapping[str, Path]) -> None:
+        """Show the tokenized splits to other nodes."""
+
+    def relay(self) -> None:
+        """Pass on between driver and workers what they do not see of each other; call it often."""
+
+    def find_table(self, folder: Path) -> bool:
+        """Whether a tokenized split is there."""
+        return folder.exists()
+
+    def request(self, path: Path, reason: str | None) -> None:
+        """Ask the workers to stop or restart, or, without a reason, ask them no more."""
+        path.unlink(missing_ok=True) if reason is None else path.write_text(reason)
+
+    def tidy(self) -> None:
+        """Delete what a finished run needs no more."""
+        shutil.rmtree(self.path / "ray", ignore_errors=True)  # Ray Train's, empty of ours
 
     def read(self) -> dict[str, Any]:
         """What run.json says; empty when there is none yet.
@@ -140,130 +180,3 @@ class RunFolder:
         scratch = self.path / ".progress.json"
         scratch.write_text(json.dumps(fields))
         scratch.replace(self.path / "progress.json")
-
-
-class Lease:
-    """The right to run under a name, held by one driver at a time, renewed while it lives.
-
-    A lease whose holder is gone is taken over: at once when it was a process of this host that no
-    longer exists, after `EXPIRY_SECONDS` without a heartbeat when it was elsewhere.
-
-    Raises:
-        UserError: on entry, when another driver holds it, and still does after `patience` seconds.
-    """
-
-    NAME = "lease.json"
-
-    def __init__(self, folder: Path, patience: float = 0.0) -> None:
-        self._path, self._patience = folder / self.NAME, patience
-        self._record = {
-            "host": socket.gethostname(),
-            "processes": _process_table(),
-            "pid": os.getpid(),
-            "started": _start_time(os.getpid()),
-            "id": uuid.uuid4().hex,
-        }
-        self._released = threading.Event()
-
-    def __enter__(self) -> Self:
-        deadline = time.monotonic() + self._patience
-        while (handle := self._take()) is None:
-            if time.monotonic() >= deadline:
-                raise self._refusal()
-            time.sleep(0.2)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(self._record, file)
-        except OSError as error:
-            self._path.unlink(missing_ok=True)
-            raise _unwritable(self._path.parent, error) from error
-        threading.Thread(target=self._renew, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._released.set()
-        if self._holder().get("id") == self._record["id"]:
-            self._path.unlink(missing_ok=True)
-
-    def _take(self) -> int | None:
-        self._remove_if_dead()
-        try:
-            return os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return None
-
-    def check(self) -> None:
-        """Raise UserError when another driver has taken the run over, this one being thought dead."""
-        if self._holder().get("id") != self._record["id"]:
-            raise self._refusal()
-
-    def _renew(self) -> None:
-        while not self._released.wait(HEARTBEAT_SECONDS):
-            try:
-                if self._holder().get("id") == self._record["id"]:
-                    os.utime(self._path)
-            except OSError as error:  # shared storage comes and goes: the next beat may get through
-                log.warning("lease %s not renewed: %s", self._path, error)
-
-    def _holder(self) -> dict[str, Any]:
-        try:
-            holder: dict[str, Any] = json.loads(self._path.read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return holder
-
-    def _refusal(self) -> UserError:
-        holder = self._holder()
-        return UserError(
-            f"run '{self._path.parent.name}' is already being run by process {holder.get('pid')} on "
-            f"{holder.get('host')}; wait for it, stop it, or choose another --run-name"
-        )
-
-    def _remove_if_dead(self) -> None:
-        try:
-            age = time.time() - self._path.stat().st_mtime
-        except FileNotFoundError:
-            return
-        holder = self._holder()
-        here = all(holder.get(key) == self._record[key] for key in ("host", "processes"))
-        if here and _start_time(holder["pid"]) == holder["started"]:
-            return
-        if not here and age < EXPIRY_SECONDS:
-            return
-        # Of several that find it dead, the rename succeeds for one alone. One that was slow may
-        # have taken the new holder's lease instead: it gives that back.
-        taken = self._path.with_name(f".{self.NAME}-{self._record['id']}")
-        try:
-            self._path.rename(taken)
-        except FileNotFoundError:
-            return
-        if json.loads(taken.read_text() or "{}").get("id") != holder.get("id"):
-            os.link(taken, self._path)
-        taken.unlink()
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"--storage-path: {folder} cannot be written ({error.strerror}); give a folder that can, seen "
-        "by every node, or make room"
-    )
-
-
-def _process_table() -> str | None:
-    """Names the table that process ids of this host are from: containers have their own, and may
-    share the host's name.
-    """  # noqa: D205
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:  # not on Linux
-        return None
-
-
-def _start_time(pid: int) -> float | None:
-    """When a process of this host was started; None when there is none. Tells reused ids apart."""
-    import psutil
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return None

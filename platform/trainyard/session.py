@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
-from trainyard.checkpoints import CheckpointStore
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.files import write_array
@@ -53,7 +52,7 @@ class Session:
             config.seed,
         )
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
-        self._store = CheckpointStore(folder.checkpoints)
+        self._store = folder.store()
         self._ended = "finished"
         self._reason: str | None = None
         self._diverged = False
@@ -147,6 +146,8 @@ class Session:
         self.accelerator.wait_for_everyone()
         self.watch.lap("sync")
         self._tell(at_once=True)
+        if self.accelerator.is_main_process:
+            self.folder.publish("progress.json", "tensorboard")
         return {
             **self.state.as_dict(),
             "outcome": self._ended,

@@ -113,7 +113,8 @@ def load_checkpoint(
     found = broadcast(accelerator, found)
     if found is None:
         return TrainState()
-    step, folder = found
+    step, _ = found
+    folder = store.bring(step)
     STRATEGIES[config.strategy].load(accelerator, model, optimizer, folder)
     record = json.loads((folder / STATE_FILE).read_text())
     scheduler.load_state_dict(record["scheduler"])

@@ -1,6 +1,5 @@
 """`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainyard.checkpoints import CheckpointStore, fault_of
+from trainyard.checkpoints import fault_of
 from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
@@ -17,9 +16,11 @@ from trainyard.doctor import preflight
 from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.export import export_model, model_card
 from trainyard.launch import run_workers, worker_function
+from trainyard.lease import EXPIRY_SECONDS
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
-from trainyard.runs import EXPIRY_SECONDS, Lease, RunFolder, storage_folder
+from trainyard.remote.run import open_run
+from trainyard.runs import RunFolder
 from trainyard.splits import find_splits
 from trainyard.stopwatch import Stopwatch
 from trainyard.strategies import check_strategy
@@ -83,9 +84,10 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
     """
     watch = Stopwatch()
     check_strategy(config)
-    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
+    folder = open_run(config.storage_path, config.resolved_run_name)
     folder.create()
     with _lease(folder, trial) as lease, StopSignals(folder.stop_request) as signals:
+        folder.fetch()
         if config.fresh:
             folder.clear()
         _check_same_run(config, folder.read())
@@ -102,9 +104,11 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
         with ray_session(config):
             resources = worker_resources(config)
             if trial is None:
-                preflight(config, folder.path.parent)
+                preflight(config)
                 watch.lap("start_up")
-                data = prepare(splits, tokenizer, config, folder.path.parent / ".cache")
+                cache = folder.path.parent / ".cache"
+                data = prepare(splits, tokenizer, config, cache, folder.find_table)
+                folder.share(data.folders)
                 for warning in warnings(data, task, config.max_length):
                     say(warning)
                 watch.lap("tokenization")
@@ -131,12 +135,12 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
         return _conclude(config, task, tokenizer, folder, outcome, data, watch)
 
 
-def _lease(folder: RunFolder, trial: Trial | None) -> Lease:
+def _lease(folder: RunFolder, trial: Trial | None) -> Any:
     """A trial waits out the lease of its predecessor, whose node may have died a moment ago.
 
     A run waits a little: what a killed job started on Ray lives on for a second or two.
     """
-    return Lease(folder.path, patience=5 if trial is None else 2 * EXPIRY_SECONDS)
+    return folder.lease(patience=5 if trial is None else 2 * EXPIRY_SECONDS)
 
 
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
@@ -149,7 +153,7 @@ def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
 
 def finished_run(config: TrainConfig) -> FitResult | None:
     """The result of `config`'s run, if it is finished already; touches nothing."""
-    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
+    folder = open_run(config.storage_path, config.resolved_run_name)
     record = folder.read()
     if not record or config.changed_since(record["config"]):
         return None
@@ -158,9 +162,9 @@ def finished_run(config: TrainConfig) -> FitResult | None:
 
 def _finished(folder: RunFolder) -> FitResult | None:
     record = folder.read()
-    if record.get("status") != "finished" or not (folder.model / "model.safetensors").exists():
+    if record.get("status") != "finished" or not folder.has_model():
         return None
-    return FitResult(**{**record["result"], "model": str(folder.model)})
+    return FitResult(**{**record["result"], "model": folder.address("model")})
 
 
 def _open_record(
@@ -203,6 +207,7 @@ def _supervise(
             workers = pool.submit(run_workers, config, task, data, folder, resources, leaving)
             while not workers.done():
                 wait([workers], timeout=0.2)
+                folder.relay()
                 bar.update()
         return workers.result()
     except Interrupted:
@@ -234,7 +239,7 @@ def _conclude(
         raise Diverged(
             f"run {folder.path.name} failed: no evaluation gave a finite score; lower --learning-rate"
         )
-    best = CheckpointStore(folder.checkpoints).path(outcome["best_step"])
+    best = folder.store().bring(outcome["best_step"])
     if (fault := fault_of(best)) is not None:
         reason = f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
         folder.update(status="failed", reason=reason)
@@ -246,7 +251,7 @@ def _conclude(
         score=outcome["best_score"],
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
-        model=str(folder.model),
+        model=folder.address("model"),
         seconds=round(watch.total(), 2),
         best_step=outcome["best_step"],
         steps=outcome["step"],
@@ -256,7 +261,8 @@ def _conclude(
     )
     card = model_card(config, task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
+    folder.publish("model")
     folder.add_seconds({"export": watch.lap("export")})
     folder.update(status="finished", result=asdict(result))
-    shutil.rmtree(folder.path / "ray", ignore_errors=True)  # Ray Train's, empty of ours
+    folder.tidy()
     return result

@@ -88,14 +88,14 @@ class Watch:
         self.reason: str | None = None
 
     def __enter__(self) -> Self:
-        self._folder.restart_request.unlink(missing_ok=True)
+        self._folder.request(self._folder.restart_request, None)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        self._folder.restart_request.unlink(missing_ok=True)
+        self._folder.request(self._folder.restart_request, None)
 
     def _watch(self) -> None:
         leaving = _leaving()
@@ -117,7 +117,7 @@ class Watch:
 
     def _ask(self, reason: str) -> None:
         self.reason = reason
-        self._folder.restart_request.write_text(reason)
+        self._folder.request(self._folder.restart_request, reason)
 
 
 def fitting(nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float]) -> int:

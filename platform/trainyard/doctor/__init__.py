@@ -18,7 +18,6 @@ from trainyard.doctor.upload import weigh
 from trainyard.errors import UserError
 from trainyard.modeling import resolve_model
 from trainyard.progress import say
-from trainyard.runs import storage_folder
 from trainyard.workers import Node, worker_resources
 
 FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
@@ -47,7 +46,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
     }
 
 
-def preflight(config: TrainConfig, storage: Path) -> None:
+def preflight(config: TrainConfig) -> None:
     """The cheap part, for `fit`: on several nodes, the same code, and a storage and a model that all see.
 
     Raises:
@@ -58,7 +57,7 @@ def preflight(config: TrainConfig, storage: Path) -> None:
     if sum(node["Alive"] for node in ray.nodes()) == 1:
         return
     model = resolve_model(config.model_name_or_path)
-    nodes = _asked(config, storage, model, FIT_TIMEOUT)
+    nodes = _asked(config, model, FIT_TIMEOUT)
     for finding in judge(nodes, config, {}, CHEAP):
         if finding.level == "failure":
             raise UserError(finding.sentence)
@@ -88,7 +87,7 @@ def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
     for check, sentence in refused.items():
         yield Finding(check, "failure", sentence)
     try:
-        nodes = _asked(config, storage_folder(config.storage_path), model, TIMEOUT)
+        nodes = _asked(config, model, TIMEOUT)
     except UserError as error:
         yield Finding("storage", "failure", str(error))
         return
@@ -98,15 +97,13 @@ def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
         yield meet(config, needed)
 
 
-def _asked(
-    config: TrainConfig, storage: Path, model: str | None, timeout: float
-) -> dict[str, Facts]:
+def _asked(config: TrainConfig, model: str | None, timeout: float) -> dict[str, Facts]:
     hub = model == config.model_name_or_path and not Path(model).exists()
     try:
-        with marked(storage) as question:
+        with marked(config.storage_path) as question:
             return ask(replace(question, model=model, hub=hub), timeout=timeout)
     except OSError as error:
         raise UserError(
-            f"--storage-path {storage} cannot be written from here ({error.strerror}): give a folder "
-            "that every node sees"
+            f"--storage-path {config.storage_path} cannot be written from here ({error.strerror}): give "
+            "a folder that every node sees"
         ) from error

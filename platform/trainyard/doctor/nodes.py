@@ -10,17 +10,28 @@ from typing import Any
 
 from trainyard.doctor import probe
 from trainyard.doctor.probe import Question
+from trainyard.remote.bucket import Bucket
+from trainyard.runs import storage_folder
 
 Facts = dict[str, Any]
 
 
 @contextmanager
-def marked(storage: Path) -> Iterator[Question]:
-    """A question with a marker in `storage`; it and the nodes' answers to it are removed at the end."""
-    folder = storage / f".doctor-{uuid.uuid4().hex}"
+def marked(storage_path: str) -> Iterator[Question]:
+    """A question with a marker in the storage; it and the nodes' answers are removed at the end."""
+    name, content = f".doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
+    if "://" in storage_path:
+        bucket = Bucket(storage_path, impatient=True)
+        bucket.write(f"{name}/driver", content.encode())
+        try:
+            yield Question(storage_path, f"{name}/driver", content)
+        finally:
+            bucket.delete(bucket.names(name))
+        return
+    storage = storage_folder(storage_path)
+    folder = storage / name
     folder.mkdir(parents=True)
     marker = folder / "driver"
-    content = uuid.uuid4().hex
     try:
         marker.write_text(content)
         yield Question(str(storage), str(marker), content)

@@ -82,6 +82,8 @@ def _storage(question: Question) -> dict[str, Any]:
     """Whether the driver's marker is there, and the name of the one written here; or why not."""
     marker = Path(question.marker)
     found: dict[str, Any] = {"reads": None, "writes": None, "wrote": None}
+    if "://" in question.storage:
+        return {**found, **_bucket(question)}
     try:
         if marker.read_text() != question.content:
             found["reads"] = "the driver's file has another content"
@@ -94,6 +96,21 @@ def _storage(question: Question) -> dict[str, Any]:
     except OSError as error:
         found["writes"] = error.strerror or str(error)
     return found
+
+
+def _bucket(question: Question) -> dict[str, Any]:
+    """Whether the driver's marker can be read from here, and one written; or why not."""
+    try:
+        from trainyard.remote.bucket import Bucket
+
+        bucket = Bucket(question.storage, impatient=True)
+        marker = bucket.read(question.marker)
+        bucket.write(f"{question.marker}-{uuid.uuid4().hex}", question.content.encode())
+    except Exception as error:  # whatever it is, it is the finding
+        return {"reads": f"{type(error).__name__}: {error}"}
+    if marker is None or marker.content.decode() != question.content:
+        return {"reads": "the driver's object has another content"}
+    return {}
 
 
 def _space(folder: str) -> dict[str, int] | None:

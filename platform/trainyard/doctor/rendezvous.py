@@ -8,7 +8,7 @@ from typing import Any
 from trainyard.config import TrainConfig
 from trainyard.doctor.checks import Finding
 from trainyard.launch import torch_config
-from trainyard.runs import storage_folder
+from trainyard.remote.run import open_run
 from trainyard.workers import Node, worker_count
 
 
@@ -18,7 +18,7 @@ def meet(config: TrainConfig, needed: Node) -> Finding:
     from ray.train.torch import TorchTrainer
 
     count = worker_count(config, needed, attempt=1)
-    storage, name = storage_folder(config.storage_path), f".doctor-{uuid.uuid4().hex}"
+    run = open_run(config.storage_path, f".doctor-{uuid.uuid4().hex}")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = TorchTrainer(
         add_up,
@@ -29,8 +29,8 @@ def meet(config: TrainConfig, needed: Node) -> Finding:
             label_selector=config.label_selector,
         ),
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage),
+            name=run.path.name,
+            storage_path=str(run.path.parent),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
         torch_config=torch_config(timeout_seconds=60),
@@ -46,7 +46,7 @@ def meet(config: TrainConfig, needed: Node) -> Finding:
             "ports between the nodes, or set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to the interface",
         )
     finally:
-        shutil.rmtree(storage / name, ignore_errors=True)
+        shutil.rmtree(run.path, ignore_errors=True)
     where = f"{met['backend']} over {met['interface']} on {met['device']}"
     if met["sum"] != count:
         return Finding("workers", "failure", f"{count} workers added up to {met['sum']} by {where}")

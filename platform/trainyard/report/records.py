@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from trainyard.lease import EXPIRY_SECONDS, Lease
 from trainyard.report.page import Status
 from trainyard.report.reader import Files, mapping, newest, real, words
-from trainyard.runs import EXPIRY_SECONDS, Lease
 from trainyard.stopwatch import time_ledger
 from trainyard.tasks import TASKS
 

@@ -4,10 +4,10 @@ import time
 from functools import cached_property
 from pathlib import Path
 
+from trainyard.lease import EXPIRY_SECONDS, Lease
 from trainyard.report.page import Status
 from trainyard.report.reader import Files, folders, mapping, newest, real, words
 from trainyard.report.records import Run, instant, known, without_secrets
-from trainyard.runs import EXPIRY_SECONDS, Lease
 
 
 class Sweep:

@@ -10,8 +10,9 @@ from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
 from trainyard.errors import Interrupted, UserError
 from trainyard.files import write_atomic, write_json
+from trainyard.lease import Lease
 from trainyard.progress import StopSignals, say
-from trainyard.runs import Lease, RunFolder
+from trainyard.runs import RunFolder
 from trainyard.splits import split_rows
 from trainyard.suite.config import SuiteConfig
 from trainyard.suite.page import page

@@ -10,8 +10,9 @@ from trainyard.cluster import ray_session
 from trainyard.config import PLACE_FIELDS
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
+from trainyard.lease import Lease
 from trainyard.progress import StopSignals, say
-from trainyard.runs import Lease, RunFolder, storage_folder
+from trainyard.runs import RunFolder, storage_folder
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
 from trainyard.tuning import outputs
@@ -90,7 +91,7 @@ def tune(config: SweepConfig) -> SweepResult:
         with ray_session(config):
             import ray
 
-            preflight(config, folder.path.parent)
+            preflight(config)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             placement = place(config, budget, nodes)
             task, data = prepare_all(config, space, folder)
