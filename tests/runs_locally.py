@@ -2,23 +2,26 @@
 
 import hashlib
 import sys
-from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.data import prepare
 from trainyard.launch import worker_function
 from trainyard.modeling import build_tokenizer
+from trainyard.remote.run import open_run
 from trainyard.runs import RunFolder
 from trainyard.splits import find_splits
 
 
 def run_locally(config: TrainConfig) -> tuple[dict[str, Any], RunFolder]:
     """Outcome and folder of one attempt at `config`, by the function that Ray's workers run."""
-    folder = RunFolder(Path(config.storage_path) / config.resolved_run_name)
+    folder = open_run(config.storage_path, config.resolved_run_name)
     folder.create()
+    folder.fetch()
     splits = find_splits(config)
-    data = prepare(splits, build_tokenizer(config), config, folder.path.parent / ".cache")
+    cache = folder.path.parent / ".cache"
+    data = prepare(splits, build_tokenizer(config), config, cache, folder.find_table)
+    folder.share(data.folders)
     outcome = worker_function(config, splits.task, data, folder, threads=1)()
     return outcome, folder
 

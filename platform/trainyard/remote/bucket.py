@@ -156,8 +156,8 @@ class Bucket:
         import obstore
 
         with self._asking():
-            for name in names:
-                obstore.delete(self._store, name)
+            if names:
+                obstore.delete(self._store, names)
 
     def clock(self) -> datetime:
         """The bucket's own time, which also shows that it can be written, read and deleted."""
