@@ -104,7 +104,7 @@ def test_the_clock_is_only_blamed_beyond_what_the_question_took() -> None:
 def test_every_node_is_asked_and_the_marker_is_gone_afterwards(
     cluster: Any, tmp_path: Path
 ) -> None:
-    with marked(tmp_path) as question:
+    with marked(str(tmp_path)) as question:
         answers = ask(dataclasses.replace(question, model="/absent"), timeout=60)
         assert len(list(Path(question.marker).parent.iterdir())) == 1 + len(answers)
     assert not list(tmp_path.iterdir())
@@ -117,7 +117,7 @@ def test_every_node_is_asked_and_the_marker_is_gone_afterwards(
 
 
 def test_a_storage_that_the_node_does_not_share_is_seen(cluster: Any, tmp_path: Path) -> None:  # noqa: ARG001
-    with marked(tmp_path) as question:
+    with marked(str(tmp_path)) as question:
         elsewhere = dataclasses.replace(question, marker=str(tmp_path / "elsewhere/driver"))
         (facts,) = ask(elsewhere, timeout=60).values()
     assert facts["reads"] == facts["writes"] == "No such file or directory"
@@ -155,12 +155,13 @@ def test_preflight_stops_fit_on_several_nodes_only(
     monkeypatch.setattr(
         "trainyard.doctor.ask", lambda *_, **__: {"b": well()["b"] | {"reads": "x"}}
     )
-    preflight(TrainConfig(), tmp_path)
+    config = TrainConfig(storage_path=str(tmp_path))
+    preflight(config)
     monkeypatch.setattr(cluster, "nodes", lambda: [{"Alive": True}, {"Alive": True}])
     with pytest.raises(
         UserError, match=r"is not shared with 10\.0\.0\.2 \(read: x\): give a folder"
     ):
-        preflight(TrainConfig(), tmp_path)
+        preflight(config)
 
 
 def test_the_job_exits_with_1_and_still_says_why(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from test_training import job, losses, wait_for_step
 from trainyard import TrainConfig, UserError, fit
 from trainyard import lease as leases
 from trainyard.checkpoints import SupersededError
+from trainyard.doctor.nodes import marked
+from trainyard.doctor.probe import examine
 from trainyard.remote.bucket import Bucket, Conflict
 from trainyard.remote.checkpoints import RemoteCheckpoints
 from trainyard.remote.lease import RemoteLease
@@ -187,6 +189,18 @@ def three(url: str, tmp_path: Path) -> RemoteCheckpoints:
     return store
 
 
+def test_the_doctor_asks_each_node_for_the_bucket(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with marked(url) as question:
+        facts = examine(question)
+        assert (facts["reads"], facts["writes"]) == (None, None)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+            assert "http://127.0.0.1:1: HTTP error" in examine(question)["reads"]
+    assert Bucket(url).names("") == []
+
+
 def test_another_machine_finds_the_newest(
     url: str, three: RemoteCheckpoints, tmp_path: Path
 ) -> None:
@@ -231,7 +245,7 @@ def test_a_superseded_attempt_cannot_commit_and_harms_nothing(
     for harm in (lambda: three.commit(40, writer("zombie")), lambda: three.keep({30})):
         with pytest.raises(SupersededError, match="was superseded"):
             harm()
-    third = checkpoints(url, tmp_path / "third")
+    third = checkpoints(url, three.folder)  # where the zombie's step 40 lies
     third.claim()
     assert third.steps() == [10, 20, 30, 40]
     assert third.newest() == (40, third.path(40))

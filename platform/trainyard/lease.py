@@ -129,7 +129,7 @@ def this_process() -> dict[str, Any]:
 def lives(holder: Mapping[str, Any], age: float) -> bool:
     """Whether the holder of a lease, renewed `age` seconds ago, is to be taken for alive."""
     if (holder.get("host"), holder.get("processes")) == (socket.gethostname(), _process_table()):
-        return _start_time(holder["pid"]) == holder["started"]
+        return bool(_start_time(holder["pid"]) == holder["started"])
     return age < EXPIRY_SECONDS
 
 

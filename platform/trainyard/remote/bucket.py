@@ -66,20 +66,17 @@ class Bucket:
     def _store(self) -> Any:
         from obstore.store import from_url
 
-        patience = {
+        patience: Any = {
             "max_retries": 2 if self._impatient else 10,
             "retry_timeout": timedelta(seconds=5 if self._impatient else 180),
         }
-        timeouts = {"connect_timeout": "3s", "timeout": "5s" if self._impatient else "120s"}
+        client: Any = {
+            "connect_timeout": "3s",
+            "timeout": "5s" if self._impatient else "120s",
+            "allow_http": True,  # AWS_ENDPOINT_URL alone can ask for it
+        }
         with self._asking():
-            return from_url(
-                self.url,
-                retry_config=patience,
-                client_options={
-                    **timeouts,
-                    "allow_http": True,
-                },  # only AWS_ENDPOINT_URL can be http
-            )
+            return from_url(self.url, retry_config=patience, client_options=client)
 
     def read(self, name: str) -> Found | None:
         """An object, or None when there is none."""

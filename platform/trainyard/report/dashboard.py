@@ -11,6 +11,7 @@ from typing import Any
 from trainyard.errors import UserError
 from trainyard.files import write_atomic
 from trainyard.report.server import Dashboard, build_app, warm_up
+from trainyard.runs import storage_folder
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -42,7 +43,7 @@ def run_dashboard(config: DashboardConfig) -> dict[str, Any]:
     Raises:
         UserError: for a storage path, name, port or file that cannot be used.
     """
-    storage = Path(config.storage_path).expanduser().absolute()
+    storage = storage_folder(config.storage_path)
     if not storage.is_dir():
         raise UserError(
             f"--storage-path {storage} is no folder; give the one that runs were written to"
