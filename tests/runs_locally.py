@@ -20,7 +20,7 @@ def run_locally(config: TrainConfig) -> tuple[dict[str, Any], RunFolder]:
     folder.fetch()
     splits = find_splits(config)
     cache = folder.path.parent / ".cache"
-    data = prepare(splits, build_tokenizer(config), config, cache, folder.find_table)
+    data = prepare(splits, build_tokenizer(config), config, cache, folder)
     folder.share(data.folders)
     outcome = worker_function(config, splits.task, data, folder, threads=1)()
     return outcome, folder

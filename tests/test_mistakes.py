@@ -46,7 +46,7 @@ MISTAKES = {
     "DeepSpeed absent": (["--strategy", "deepspeed", "--use-gpu"],
                          "--strategy deepspeed needs the package deepspeed"),
     "storage is a file": (["--storage-path", "good.csv"], "cannot be written"),
-    "storage is a URL": (["--storage-path", "s3://bucket/runs"], "is a URL, which runs cannot"),
+    "storage is no bucket": (["--storage-path", "ftp://host/runs"], "a URL that starts with s3://"),
     "run name with a path": (["--run-name", "../x"], "--run-name is '../x'"),
     "no such preset": (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
     "no cluster at the address": (["--address", "127.0.0.1:1", "--max-length", "64",

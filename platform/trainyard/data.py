@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.files import sync_tree
+from trainyard.runs import RunFolder
 from trainyard.splits import Split, Splits
 from trainyard.tokens import TableWriter, TokenTable
 
@@ -58,9 +59,11 @@ def prepare(
     tokenizer: Any,
     config: TrainConfig,
     cache: Path,
-    find: Callable[[Path], bool] = Path.exists,
+    run: RunFolder | None = None,
 ) -> PreparedData:
-    """Tokenize `splits` into `cache`, or `find` them there; returns the folders of their tables.
+    """Tokenize `splits` into `cache`, or find them there; returns the folders of their tables.
+
+    A `run` that is kept in a bucket may find them there, and other nodes do not see its `cache`.
 
     Two runs may prepare the same data at once: each writes a folder of its own and the first to
     rename it into place wins.
@@ -68,13 +71,14 @@ def prepare(
     recipe = json.dumps(
         [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]
     )
+    run = run or RunFolder(cache)
     folders, digest = {}, hashlib.sha256(recipe.encode())
     for split in splits.splits:
         key = hashlib.sha256(f"{recipe}{split.fingerprint}".encode()).hexdigest()[:24]
         digest.update(key.encode())
         folders[split.name] = cache / key
-        if not find(folders[split.name]):
-            _build(split, tokenizer, config.max_length, folders[split.name])
+        if not run.find_table(folders[split.name]):
+            _build(split, tokenizer, config.max_length, folders[split.name], run.seen_everywhere)
     return PreparedData(digest.hexdigest()[:16], folders)
 
 
@@ -85,11 +89,13 @@ def _serialized(tokenizer: Any) -> bytes:
     return f"{type(tokenizer).__name__}{state}".encode()
 
 
-def _build(split: Split, tokenizer: Any, max_length: int, folder: Path) -> None:
+def _build(
+    split: Split, tokenizer: Any, max_length: int, folder: Path, seen_everywhere: bool
+) -> None:
     scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         _write_raw(split, scratch / "raw")
-        _tokenize(scratch / "raw", scratch / "table", tokenizer, max_length)
+        _tokenize(scratch / "raw", scratch / "table", tokenizer, max_length, seen_everywhere)
         sync_tree(scratch / "table")  # under its name a table is trusted for ever
         try:
             (scratch / "table").rename(folder)
@@ -120,7 +126,9 @@ def _write_raw(split: Split, folder: Path) -> None:
     writer.close()
 
 
-def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
+def _tokenize(
+    raw: Path, folder: Path, tokenizer: Any, max_length: int, seen_everywhere: bool
+) -> None:
     import pyarrow.parquet as pq
 
     types = "token_type_ids" in tokenizer.model_input_names
@@ -128,7 +136,7 @@ def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
     files = sorted(raw.iterdir())
     pair = "text_pair" in pq.read_schema(files[0]).names
     with TableWriter(folder, types=types) as writer:
-        for batch in _tokenized(files, tokenizer, max_length):
+        for batch in _tokenized(files, tokenizer, max_length, seen_everywhere):
             writer.append(
                 _flat(batch["input_ids"]),
                 _flat(batch["token_type_ids"]) if types else None,
@@ -147,7 +155,9 @@ def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:
         )
 
 
-def _tokenized(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[pa.Table]":
+def _tokenized(
+    files: list[Path], tokenizer: Any, max_length: int, seen_everywhere: bool
+) -> "Iterator[pa.Table]":
     """Tokenized batches in the order of rows: by Ray Data, or in this process when they are few."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -159,10 +169,16 @@ def _tokenized(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[
                 yield tokenize(tokenizer, max_length, pa.Table.from_batches([batch]))
         return
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    options: dict[str, Any] = {}
+    if not seen_everywhere:  # read by this node, tokenized by all
+        this_node = ray.get_runtime_context().get_node_id()
+        pinned = NodeAffinitySchedulingStrategy(this_node, soft=False)
+        options["ray_remote_args"] = {"scheduling_strategy": pinned, "num_cpus": 0}
     with quiet_ray_data():
         yield from (
-            ray.data.read_parquet([str(path) for path in files], shuffle=None)
+            ray.data.read_parquet([str(path) for path in files], shuffle=None, **options)
             .map_batches(
                 partial(_tokenize_in_task, ray.put(tokenizer), max_length),
                 batch_format="pyarrow",

@@ -30,7 +30,7 @@ def storage_folder(path: str) -> Path:
     """
     if "://" in path:
         raise UserError(
-            f"--storage-path {path} is a URL, to which jobs/train.py alone can write; mount the bucket "
+            f"--storage-path {path} is a URL, with which only jobs/train.py can work; mount the bucket "
             "and give the folder"
         )
     return Path(path).expanduser().absolute()
@@ -42,6 +42,9 @@ class RunFolder:
     Where the run is kept in a bucket this is a node's scratch folder: see `remote.RemoteRun`, which
     overrides what `here`, `fetch`, `publish`, `relay` and `find_table` do not do here.
     """
+
+    seen_everywhere = True
+    """Whether workers on other nodes see the same files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

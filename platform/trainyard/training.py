@@ -20,7 +20,7 @@ from trainyard.lease import EXPIRY_SECONDS
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
 from trainyard.remote.run import open_run
-from trainyard.runs import RunFolder
+from trainyard.runs import RunFolder, storage_folder
 from trainyard.splits import find_splits
 from trainyard.stopwatch import Stopwatch
 from trainyard.strategies import check_strategy
@@ -107,7 +107,7 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
                 preflight(config)
                 watch.lap("start_up")
                 cache = folder.path.parent / ".cache"
-                data = prepare(splits, tokenizer, config, cache, folder.find_table)
+                data = prepare(splits, tokenizer, config, cache, folder)
                 folder.share(data.folders)
                 for warning in warnings(data, task, config.max_length):
                     say(warning)
@@ -153,7 +153,7 @@ def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
 
 def finished_run(config: TrainConfig) -> FitResult | None:
     """The result of `config`'s run, if it is finished already; touches nothing."""
-    folder = open_run(config.storage_path, config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     record = folder.read()
     if not record or config.changed_since(record["config"]):
         return None

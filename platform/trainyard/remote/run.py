@@ -58,9 +58,12 @@ def scratch_folder(url: str) -> Path:
 class RemoteRun(RunFolder):
     """A run below a URL, and its scratch folder on this node."""
 
+    seen_everywhere = False
+
     def __init__(self, url: str, name: str) -> None:
         super().__init__(scratch_folder(url) / name)
         self.bucket, self._name = Bucket(url), name
+        self._built: set[str] = set()
         self._sent: dict[str, tuple[int, int]] = {}
         self._asked = self._told = time.monotonic()
         self._asked_to_stop = False
@@ -106,7 +109,7 @@ class RemoteRun(RunFolder):
             if not place.find_table(folder):
                 raise UserError(
                     f"the tokenized data at {self.bucket.url}/.cache/{folder.name} is gone or damaged; "
-                    "start the same command again"
+                    "delete what is left of it and start the same command again"
                 )
         return place, found
 
@@ -142,16 +145,20 @@ class RemoteRun(RunFolder):
     def share(self, tables: Mapping[str, Path]) -> None:
         for folder in tables.values():
             base = f".cache/{folder.name}"
-            if self.bucket.has(f"{base}/{MANIFEST}"):
+            if folder.name not in self._built and self.bucket.has(f"{base}/{MANIFEST}"):
                 continue
-            write_json(folder / MANIFEST, {"files": hashes_of(folder)})
+            if not (folder / MANIFEST).exists():
+                write_json(folder / MANIFEST, {"files": hashes_of(folder)})
             upload_folder(self.bucket, folder, base)
 
     @override
     def find_table(self, folder: Path) -> bool:
         if folder.exists():
             return True
-        return download_folder(self.bucket, f".cache/{folder.name}", folder) is None
+        if download_folder(self.bucket, f".cache/{folder.name}", folder) is None:
+            return True
+        self._built.add(folder.name)
+        return False
 
     @override
     def wants_stop(self) -> bool:
