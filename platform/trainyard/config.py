@@ -111,7 +111,7 @@ class TrainConfig:
     """Write which rows each worker trained on, and the losses to the bit, to ledger/."""
 
     storage_path: str = "runs"
-    """Folder of all runs; on a cluster one that every node sees."""
+    """Folder of all runs, on a cluster one that every node sees; or s3://… or gs://… (training only)."""
     run_name: str | None = None
     """Folder of this run. Default: task and hash of the config, so the same command resumes."""
     fresh: bool = False
