@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ from trainyard import lease as leases
 from trainyard.checkpoints import SupersededError
 from trainyard.doctor.nodes import marked
 from trainyard.doctor.probe import examine
+from trainyard.remote import run as remote_run
 from trainyard.remote.bucket import Bucket, Conflict
 from trainyard.remote.checkpoints import RemoteCheckpoints
 from trainyard.remote.lease import RemoteLease
@@ -301,6 +303,57 @@ def test_killed_at_any_request_the_commit_is_never_torn(
             break
     assert ended
     assert outcomes == {10, 20}
+
+
+def test_what_driver_and_worker_on_two_nodes_see_of_each_other(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables and requests go there, progress comes back; each has a disk of its own."""
+    monkeypatch.setattr(remote_run, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(remote_run, "TELL_SECONDS", 0.0)
+    driver = RemoteRun(url, "run")
+    driver.create()
+    driver.fetch()
+    table = driver.path.parent / ".cache/key"
+    assert not driver.find_table(table)
+    table.mkdir(parents=True)
+    (table / "ids.bin").write_bytes(b"tokens")
+    driver.share({"train": table})
+
+    monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / "elsewhere"))
+    worker, tables = pickle.loads(pickle.dumps(driver)).here({"train": table})
+    assert worker.path != driver.path
+    assert tables["train"] != table
+    assert (tables["train"] / "ids.bin").read_bytes() == b"tokens"
+
+    worker.set_progress(step=7)
+    driver.relay()
+    assert driver.progress() == {"step": 7}
+    assert not worker.wants_stop()
+    driver.request(driver.restart_request, "room for 4 workers")
+    assert worker.wants_stop()
+    driver.request(driver.restart_request, None)
+    assert not worker.wants_stop()
+    driver.stop_request.write_text("SIGTERM")  # by a signal's handler
+    driver.relay()
+    assert worker.wants_stop()
+    driver.update(status="stopped")
+    driver.fetch()  # the next driver
+    assert not worker.wants_stop()
+    assert driver.read() == {"status": "stopped"}
+    driver.clear()
+    assert Bucket(url).names("run") == []
+
+    Bucket(url).write(".cache/key/ids.bin", b"tokenz")
+    shutil.rmtree(tables["train"])
+    with pytest.raises(UserError, match=r"/\.cache/key is gone or damaged; delete what is left"):
+        worker.here({"train": table})
+    shutil.rmtree(table)
+    assert not driver.find_table(table)  # so the driver builds it again, and mends the bucket's
+    table.mkdir()
+    (table / "ids.bin").write_bytes(b"tokens")
+    driver.share({"train": table})
+    worker.here({"train": table})
 
 
 def on_an_empty_machine(config: TrainConfig, machine: Path, patch: pytest.MonkeyPatch) -> RemoteRun:
