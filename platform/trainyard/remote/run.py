@@ -185,7 +185,7 @@ class RemoteRun(RunFolder):
     @override
     def relay(self) -> None:
         with _outages_logged():
-            self.publish(*(path.name for path in self._requests))
+            self.publish(self.stop_request.name)  # a signal's handler asks nobody but this disk
             if time.monotonic() - self._told < TELL_SECONDS:
                 return
             self._told = time.monotonic()
