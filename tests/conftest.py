@@ -12,6 +12,7 @@ from trainyard.config import TrainConfig
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written to $HOME
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take other tests' cores
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 WORDS = [
