@@ -1,6 +1,9 @@
 """How many workers fit a cluster, and what a run does when that changes."""
 
 import dataclasses
+import errno
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import pytest
 from runs_locally import run_locally, weights_hash
 from test_loop import LAST_STEP
 
-from trainyard import TrainConfig, UserError, fit, workers
+from trainyard import TrainConfig, UserError, fit, launch, workers
 from trainyard.checkpoints import CheckpointStore, SupersededError
 from trainyard.runs import Lease, RunFolder
 from trainyard.session import Session
@@ -65,6 +68,7 @@ def test_what_an_autoscaler_may_add_counts(
         "  head: {resources: {CPU: 0}}\n"
         "  gpu: {max_workers: 8, resources: {CPU: 8, GPU: 1}, labels: {ray.io/market-type: spot}}\n"
     )
+    assert workers.may_grow(config(2, use_gpu=True))
     assert workers.worker_resources(config(2, use_gpu=True)) == {"GPU": 1, "CPU": 8}
     assert workers.worker_count(config("1:4", use_gpu=True), {"GPU": 1.0}, attempt=0) == 2
     assert workers.worker_count(config("1:4", use_gpu=True), {"GPU": 1.0}, attempt=1) == 1
@@ -152,6 +156,54 @@ def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
     assert len(ours) == LAST_STEP * 20
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert weights_hash(folder, LAST_STEP * 20)
+
+
+class Lost:
+    """A trainer whose workers are lost in every attempt, differently each time."""
+
+    attempts = 0
+
+    def fit(self) -> Any:
+        import ray
+
+        Lost.attempts += 1
+        raise ray.exceptions.RayError(f"attempt {Lost.attempts}" if Lost.attempts else "")
+
+
+def test_lost_workers_are_started_again_unless_the_driver_leaves(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any
+) -> None:
+    monkeypatch.setattr(launch, "_trainer", lambda *_: Lost())
+    config = dataclasses.replace(small_run, max_failures=2)
+    folder = RunFolder(tmp_path)
+    run: Any = (config, None, None, folder, {"CPU": 1.0}, leaving := threading.Event())
+    Lost.attempts = 0
+    outcome = launch.run_workers(*run)
+    assert Lost.attempts == 3
+    assert outcome["reason"].startswith("worker 0: RayError: attempt 3, after 2 restart(s) (--max-")
+    leaving.set()
+    with pytest.raises(cluster.exceptions.RayError, match="attempt 4"):
+        launch.run_workers(*run)
+    assert Lost.attempts == 4
+
+
+def test_a_failure_without_words_is_a_sentence_too() -> None:
+    assert launch.cause_of(AssertionError()) == "worker 0: AssertionError: no message"
+
+
+def test_a_full_disk_under_a_worker_is_said_and_not_tried_again(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "append_metrics", full)
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=2)
+    outcome, _ = run_locally(config)
+    assert outcome == {
+        "outcome": "failed",
+        "reason": "No space left on device; make room or mend the disk, then run the same command again",
+    }
 
 
 def test_an_attempt_that_was_thought_dead_logs_nothing_any_more(

@@ -4,6 +4,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
@@ -78,11 +79,41 @@ def _trainer(
     resources: Mapping[str, float],
     count: int,
 ) -> Any:
+    work = worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1)))
+    return build_trainer(
+        config,
+        work,
+        count,
+        resources,
+        folder.path,
+        max_failures=0,
+        max_preemption_failures=0,
+        # Workers that do not all come: tried again, or done with those that came.
+        controller_failure_limit=3 if len(config.worker_counts) == 1 else 0,
+    )
+
+
+def build_trainer(
+    config: TrainConfig,
+    work: Callable[[], Any],
+    count: int,
+    resources: Mapping[str, float],
+    storage: Path,
+    *,
+    name: str = "ray",
+    timeout_seconds: int = 600,
+    **failures: int,
+) -> Any:
+    """Ray's trainer that has `count` workers of `resources` run `work`.
+
+    It keeps its own files in `storage`/`name`; `failures` are the fields of its FailureConfig, and
+    `timeout_seconds` is how long a worker waits for another.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
 
     return TorchTrainer(
-        worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1))),
+        work,
         scaling_config=ray.train.ScalingConfig(
             num_workers=count,
             use_gpu=config.use_gpu,
@@ -90,20 +121,15 @@ def _trainer(
             label_selector=config.label_selector,
         ),
         run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(folder.path),
-            failure_config=ray.train.FailureConfig(
-                max_failures=0,
-                max_preemption_failures=0,
-                # Workers that do not all come: tried again, or done with those that came.
-                controller_failure_limit=3 if len(config.worker_counts) == 1 else 0,
-            ),
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(**failures),
         ),
-        torch_config=torch_config(),
+        torch_config=torch_config(timeout_seconds),
     )
 
 
-def torch_config(timeout_seconds: int = 600) -> Any:
+def torch_config(timeout_seconds: int) -> Any:
     """Ray's process group, over the network interface that Ray itself uses.
 
     Left alone, gloo and NCCL ask the name service for an address of the host: Debian answers
