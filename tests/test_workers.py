@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -180,15 +181,42 @@ def test_lost_workers_are_started_again_unless_the_driver_leaves(
     Lost.attempts = 0
     outcome = launch.run_workers(*run)
     assert Lost.attempts == 3
-    assert outcome["reason"].startswith("worker 0: RayError: attempt 3, after 2 restart(s) (--max-")
+    assert outcome["reason"].startswith("RayError: attempt 3, after 2 restart(s) (--max-")
     leaving.set()
     with pytest.raises(cluster.exceptions.RayError, match="attempt 4"):
         launch.run_workers(*run)
     assert Lost.attempts == 4
 
 
+def test_a_watch_that_does_not_see_the_cluster_looks_again(
+    nodes: list[workers.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own exceptions are no RuntimeError; then a node leaves that was not leaving before."""
+    from ray.exceptions import RaySystemError
+
+    looks: Any = iter([RaySystemError("down"), {"old"}, {"old"}, TimeoutError(), {"old", "new"}])
+
+    def leaving() -> set[str]:
+        seen: Any = next(looks)
+        if isinstance(seen, Exception):
+            raise seen
+        return set(seen)
+
+    assert nodes
+    monkeypatch.setattr(workers, "_leaving", leaving)
+    monkeypatch.setattr(workers, "WATCH_SECONDS", 0.01)
+    folder = RunFolder(tmp_path)
+    with workers.Watch(config(4), {"CPU": 1.0}, 4, folder) as watch:
+        deadline = time.monotonic() + 10
+        while not folder.wants_stop() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert folder.wants_stop()
+    assert watch.reason == "a node is about to leave"
+    assert not folder.wants_stop()
+
+
 def test_a_failure_without_words_is_a_sentence_too() -> None:
-    assert launch.cause_of(AssertionError()) == "worker 0: AssertionError: no message"
+    assert launch.cause_of(AssertionError()) == "AssertionError: no message"
 
 
 def test_a_full_disk_under_a_worker_is_said_and_not_tried_again(

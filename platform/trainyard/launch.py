@@ -170,11 +170,13 @@ def name_interface() -> str | None:
 
 
 def cause_of(error: Any) -> str:
-    """What the first failed worker died of, in one line."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = sorted(failures.items())[0]
+    """What the first failed worker died of, or why there were none, in one line."""
+    where, cause = "", error
+    if failures := getattr(error, "worker_failures", None):
+        rank, cause = sorted(failures.items())[0]
+        where = f"worker {rank}: "
     said = str(cause).strip().splitlines() or ["no message"]
-    return f"worker {rank}: {type(cause).__name__}: {said[-1][:300]}"
+    return f"{where}{type(cause).__name__}: {said[-1][:300]}"
 
 
 def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
