@@ -106,7 +106,7 @@ def test_a_lease_on_a_full_disk_is_one_sentence_and_leaves_none(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(runs.json, "dump", full)
+    monkeypatch.setattr(json, "dump", full)
     with pytest.raises(UserError, match=r"cannot be written \(No space left"), Lease(tmp_path):
         pass
     assert not list(tmp_path.iterdir())

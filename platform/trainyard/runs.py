@@ -73,16 +73,22 @@ class RunFolder:
             raise _unwritable(self.path, error) from error
 
     def read(self) -> dict[str, Any]:
-        """What run.json says; empty when there is none yet."""
+        """What run.json says; empty when there is none yet.
+
+        Raises:
+            UserError: when it is damaged.
+        """
+        path = self.path / "run.json"
         try:
-            record: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+            record = json.loads(path.read_text())
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
             raise UserError(
-                f"{self.path / 'run.json'} is damaged; use --fresh to start this run anew, or another "
-                "--run-name"
-            ) from error
+                f"{path} is damaged; use --fresh to start this run anew, or another --run-name"
+            )
         return record
 
     def update(self, **fields: Any) -> None:

@@ -132,8 +132,11 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
 
 
 def _lease(folder: RunFolder, trial: Trial | None) -> Lease:
-    """A trial waits out the lease of its predecessor, whose node may have died a moment ago."""
-    return Lease(folder.path, patience=0 if trial is None else 2 * EXPIRY_SECONDS)
+    """A trial waits out the lease of its predecessor, whose node may have died a moment ago.
+
+    A run waits a little: what a killed job started on Ray lives on for a second or two.
+    """
+    return Lease(folder.path, patience=5 if trial is None else 2 * EXPIRY_SECONDS)
 
 
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
