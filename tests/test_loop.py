@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(
     for path in folder.checkpoints.glob("step-*"):
         head = load_file(path / "model.safetensors")["classifier.weight"]
         assert torch.isfinite(head).all()
+
+
+def test_weights_that_are_cut_off_are_one_sentence(
+    base: TrainConfig, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A download that broke off: safetensors has an exception of its own for it."""
+    cut = tmp_path / "cut"
+    shutil.copytree(tiny_model, cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    outcome, _ = run_locally(dataclasses.replace(base, run_name="cut", model_name_or_path=str(cut)))
+    assert outcome["outcome"] == "failed"
+    assert "cut' could not be loaded (Error while deserializing header" in outcome["reason"]
 
 
 def test_early_stopping_and_the_best_checkpoint(base: TrainConfig) -> None:
