@@ -62,7 +62,7 @@ def run_workers(
                 say(f"restarting from step {outcome['step']}: {watch.reason}")
                 continue
             return outcome
-        if failure == before:
+        if failure == before and not _dead(error):
             return _failed(f"the same failure twice, {failure[1]}", folder)
         if failures == config.max_failures:
             return _failed(f"{failure[1]}, after {failures} restart(s) (--max-failures)", folder)
@@ -170,13 +170,26 @@ def name_interface() -> str | None:
 
 
 def cause_of(error: Any) -> str:
-    """What the first failed worker died of, or why there were none, in one line."""
+    """What the first failed worker died of, or why there were none, in one line.
+
+    When one dies the others fail too, by a RuntimeError of the connection to it: that is no cause.
+    """
     where, cause = "", error
     if failures := getattr(error, "worker_failures", None):
-        rank, cause = sorted(failures.items())[0]
-        where = f"worker {rank}: "
+        dead = _dead(error)
+        rank = min(failures, key=lambda r: (r not in dead, type(failures[r]) is RuntimeError, r))
+        where, cause = f"worker {rank}: ", failures[rank]
     said = str(cause).strip().splitlines() or ["no message"]
     return f"{where}{type(cause).__name__}: {said[-1][:300]}"
+
+
+def _dead(error: Any) -> set[int]:
+    """Ranks of workers that are gone, by the kernel or with their node, rather than raised."""
+    from ray.train.v2._internal import exceptions
+
+    gone = (exceptions.WorkerHealthCheckFailedError, exceptions.WorkerHealthCheckTimeoutError)
+    failures = getattr(error, "worker_failures", {})
+    return {rank for rank, cause in failures.items() if isinstance(cause, gone)}
 
 
 def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
