@@ -53,6 +53,7 @@ def run_workers(
                 raise
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
             failure = (folder.progress().get("step"), cause_of(error))
+            lost = _dead(error)
         else:
             if (
                 outcome["outcome"] == "stopped"
@@ -62,7 +63,7 @@ def run_workers(
                 say(f"restarting from step {outcome['step']}: {watch.reason}")
                 continue
             return outcome
-        if failure == before and not _dead(error):
+        if failure == before and not lost:
             return _failed(f"the same failure twice, {failure[1]}", folder)
         if failures == config.max_failures:
             return _failed(f"{failure[1]}, after {failures} restart(s) (--max-failures)", folder)
@@ -177,7 +178,7 @@ def cause_of(error: Any) -> str:
     where, cause = "", error
     if failures := getattr(error, "worker_failures", None):
         dead = _dead(error)
-        rank = min(failures, key=lambda r: (r not in dead, type(failures[r]) is RuntimeError, r))
+        rank = min(failures, key=lambda r: (r not in dead, isinstance(failures[r], RuntimeError), r))
         where, cause = f"worker {rank}: ", failures[rank]
     said = str(cause).strip().splitlines() or ["no message"]
     return f"{where}{type(cause).__name__}: {said[-1][:300]}"
