@@ -178,7 +178,9 @@ def cause_of(error: Any) -> str:
     where, cause = "", error
     if failures := getattr(error, "worker_failures", None):
         dead = _dead(error)
-        rank = min(failures, key=lambda r: (r not in dead, isinstance(failures[r], RuntimeError), r))
+        rank = min(
+            failures, key=lambda r: (r not in dead, isinstance(failures[r], RuntimeError), r)
+        )
         where, cause = f"worker {rank}: ", failures[rank]
     said = str(cause).strip().splitlines() or ["no message"]
     return f"{where}{type(cause).__name__}: {said[-1][:300]}"
