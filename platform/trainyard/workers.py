@@ -175,7 +175,7 @@ def _nodes_to_come(config: TrainConfig) -> list[Node]:
     launched: dict[str, Any] = yaml.safe_load(path.read_text())
     wanted = (config.label_selector or {}).items()
     return [
-        {kind: float(amount) for kind, amount in group["resources"].items()}
+        {kind: float(amount) for kind, amount in group.get("resources", {}).items()}
         for name, group in launched["available_node_types"].items()
         if name != launched["head_node_type"] and wanted <= (group.get("labels") or {}).items()
         for _ in range(min(group.get("max_workers", 0), launched["max_workers"]))
