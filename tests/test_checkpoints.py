@@ -154,12 +154,12 @@ def test_a_library_that_hides_the_full_disk_does_not_hide_it_from_people(
 
     with pytest.raises(RuntimeError, match="unexpected pos"):
         store.commit(40, save)
+    assert not list(store.folder.glob(".inprogress*"))
     with monkeypatch.context() as patch:
         FailingDisk(patch, errno.ENOSPC, 2, stays=True)  # it takes the folder and no more
         with pytest.raises(UserError, match=r"step 40 .* No space left on device; make room"):
             store.commit(40, save)
     assert store.newest() == (30, store.path(30))
-    assert not list(store.folder.glob(".inprogress*"))
 
 
 class FailingDisk:
