@@ -175,9 +175,12 @@ class Lost:
 
 
 def test_lost_workers_are_started_again_unless_the_driver_leaves(
-    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ray.train import WorkerGroupError
+
     monkeypatch.setattr(launch, "_trainer", lambda *_: Lost())
+    monkeypatch.setattr(workers, "_leaving", set)
     config = dataclasses.replace(small_run, max_failures=2)
     folder = RunFolder(tmp_path)
     run: Any = (config, None, None, folder, {"CPU": 1.0}, leaving := threading.Event())
@@ -187,7 +190,7 @@ def test_lost_workers_are_started_again_unless_the_driver_leaves(
     assert reason.startswith("worker 1: WorkerHealthCheckFailedError: ")
     assert ", after 2 restart(s) (--max-failures)" in reason
     leaving.set()
-    with pytest.raises(cluster.train.WorkerGroupError):
+    with pytest.raises(WorkerGroupError):
         launch.run_workers(*run)
     assert Lost.attempts == 4
 
