@@ -20,6 +20,12 @@ WORDS = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How hard the kill tests try."""
+    parser.addoption("--random-kills", type=int, default=1, help="SIGKILLs at random points")
+    parser.addoption("--kill-seed", type=int, help="draws the points; default: another each time")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses the cluster is marked so: the mark cannot be forgotten."""
     for item in items:
