@@ -218,7 +218,7 @@ def _trials(sweep: Sweep, link: Link) -> list[Table]:
     )
 
 
-def _origin(trial: Run, default: Mapping[str, Any]) -> str:
+def _origin(trial: Run, default: Mapping[str, Any] | None) -> str:
     """Where a trial comes from, if that is worth a word."""
     if trial.trial.get("parent"):  # of a population
         return f"goes on from {words(trial.trial['parent'])}"
