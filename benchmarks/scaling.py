@@ -41,7 +41,7 @@ def measure(shared: list[str], count: int) -> dict[str, float]:
         found = last_json(
             [str(HERE.parent / "jobs/train.py"), *shared, "--num-workers", str(count),
              "--storage-path", storage, "--run-name", "scaling",
-             "--resources-per-worker", "CPU", str(max((os.cpu_count() or 1) // count, 1))]
+             "--resources-per-worker", "CPU", str((os.cpu_count() or 1) / count)]
         )  # fmt: skip
         progress = json.loads((Path(storage) / "scaling/progress.json").read_text())
     accounts = ("data", "compute", "sync")
