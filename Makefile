@@ -26,8 +26,9 @@ check: install  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes, each with a Ray of its own: most of a test's time is waiting for processes to start.
 test: check  ## everything that CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --durations 30
 
 test-cluster: install  ## five hosts on this machine, and what can happen to them (root, about 15 minutes)
 	$(BIN)/python tests/cluster/run.py

@@ -12,11 +12,18 @@ from trainyard.config import TrainConfig
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written to $HOME
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take other tests' cores
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 WORDS = [
     f"{a}{b}" for a in ("ba", "co", "du", "fe", "gi", "lo", "mu", "na") for b in "aeioubdgklmn"
 ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How hard the kill tests try."""
+    parser.addoption("--random-kills", type=int, default=1, help="SIGKILLs at random points")
+    parser.addoption("--kill-seed", type=int, help="draws the points; default: another each time")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -144,6 +144,24 @@ def test_disk_full_is_one_sentence_and_harms_nothing(
     assert not list(store.folder.glob(".inprogress*"))
 
 
+def test_a_library_that_hides_the_full_disk_does_not_hide_it_from_people(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch.save raises says nothing of the disk; without a full one it is raised as it is."""
+
+    def save(_: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        store.commit(40, save)
+    assert not list(store.folder.glob(".inprogress*"))
+    with monkeypatch.context() as patch:
+        FailingDisk(patch, errno.ENOSPC, 2, stays=True)  # it takes the folder and no more
+        with pytest.raises(UserError, match=r"step 40 .* No space left on device; make room"):
+            store.commit(40, save)
+    assert store.newest() == (30, store.path(30))
+
+
 class FailingDisk:
     """From the n-th file system call that `checkpoints` and `files` make, one or all fail."""
 

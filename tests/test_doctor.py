@@ -116,6 +116,49 @@ def test_every_node_is_asked_and_the_marker_is_gone_afterwards(
     assert abs(facts["clock"]["ahead"]) <= 1
 
 
+def test_a_node_that_goes_while_it_is_asked_is_left_out(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = cluster.nodes()
+    going = {"NodeID": "f" * 56, "Alive": True, "Resources": {}, "NodeManagerAddress": "10.0.0.9"}
+    seen = iter([[*here, going], [*here, {**going, "Alive": False}]])
+    monkeypatch.setattr(cluster, "nodes", lambda: next(seen))
+    with marked(tmp_path) as question:
+        (facts,) = ask(question, timeout=60).values()
+    assert facts["address"] == here[0]["NodeManagerAddress"]
+
+
+def test_a_marker_goes_though_a_late_node_writes_beside_it(tmp_path: Path) -> None:
+    with marked(tmp_path) as question:
+        (Path(question.marker).parent / "late").mkdir()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "check", "sentence"),
+    [
+        ({"model_name_or_path": "package:absent/model"}, "model", "'absent' is not installed here"),
+        ({"model_name_or_path": "./absent"}, "model", "holds no config.json"),
+        ({"storage_path": "s3://bucket/runs"}, "storage", "is a URL, which runs cannot"),
+        ({"storage_path": "/proc/runs"}, "storage", "cannot be written from here"),
+    ],
+)
+def test_what_is_wrong_here_already_is_found_under_its_name(
+    cluster: Any,  # noqa: ARG001
+    flags: dict[str, Any],
+    check: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = examine(DoctorConfig(**{"storage_path": str(tmp_path), **flags}, json=True))
+    (failure,) = [one for one in report["findings"] if one["level"] == "failure"]
+    assert failure["check"] == check
+    assert sentence in failure["sentence"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_storage_that_the_node_does_not_share_is_seen(cluster: Any, tmp_path: Path) -> None:  # noqa: ARG001
     with marked(str(tmp_path)) as question:
         elsewhere = dataclasses.replace(question, marker=str(tmp_path / "elsewhere/driver"))

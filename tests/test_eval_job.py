@@ -127,6 +127,7 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     refuse(r"does not say which task it was fine-tuned on; give --task",
            model=Path(small_run.model_name_or_path))  # fmt: skip
     refuse(r"--num-errors is -1", num_errors=-1)
+    refuse(r"--num-workers is 0; it must be at least 1", num_workers=0)
     refuse(r"has no such split; it has train", splits=("training",))
     refuse(r"answers not_equivalent, equivalent, but task 'rte' has the labels", task="rte")
     refuse(r"--validation-file is judged by itself", validation_file="x.csv", splits=("test",))

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,16 +71,8 @@ def test_a_run_is_what_it_says(base: TrainConfig, uninterrupted: Any) -> None:
     assert [line["loss"] for line in training] == [shares[s].item() for s in range(LAST_STEP)]
 
 
-@pytest.mark.parametrize(
-    "points",
-    [["step:1"], ["step:4"], ["step:9", "step:5", "step:2"], ["save:2"], ["save:3", "step:3"]],
-    ids="-".join,
-)
-def test_killed_and_run_again_the_result_is_the_same_to_the_bit(
-    base: TrainConfig, uninterrupted: Any, points: list[str]
-) -> None:
-    """SIGKILL at several steps (in epoch 2 too), and in the middle of writing a checkpoint."""
-    config = dataclasses.replace(base, run_name=f"killed-{'-'.join(points).replace(':', '')}")
+def kill_and_run_again(config: TrainConfig, points: list[str], uninterrupted: Any) -> None:
+    """Kill a run at each of `points` in turn, let it end, and compare all that it left."""
     flags = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -101,8 +95,45 @@ def test_killed_and_run_again_the_result_is_the_same_to_the_bit(
     assert outcome["best_evaluation"] == expected["best_evaluation"]
     check_each_row_once_per_epoch(folder.path, 90, 3)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == sorted(
-        path.name for path in (Path(base.storage_path) / "uninterrupted/checkpoints").iterdir()
+        path.name for path in (Path(config.storage_path) / "uninterrupted/checkpoints").iterdir()
     )
+
+
+@pytest.mark.parametrize(
+    "points",
+    [["step:1"], ["step:4"], ["step:9", "step:5", "step:2"], ["save:2"], ["save:3", "step:3"]],
+    ids="-".join,
+)
+def test_killed_and_run_again_the_result_is_the_same_to_the_bit(
+    base: TrainConfig, uninterrupted: Any, points: list[str]
+) -> None:
+    """SIGKILL at several steps (in epoch 2 too), and in the middle of writing a checkpoint."""
+    config = dataclasses.replace(base, run_name=f"killed-{'-'.join(points).replace(':', '')}")
+    kill_and_run_again(config, points, uninterrupted)
+
+
+def test_killed_at_random_the_result_is_the_same_to_the_bit(
+    base: TrainConfig, uninterrupted: Any, pytestconfig: pytest.Config
+) -> None:
+    """`--random-kills 20` for more of them; a failure names its points, which can be given above."""
+    kills = pytestconfig.getoption("--random-kills")
+    seed = pytestconfig.getoption("--kill-seed")
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    print(f"--random-kills {kills} --kill-seed {seed}")  # noqa: T201
+    draw = random.Random(seed)
+    while kills > 0:
+        points: list[str] = []
+        saved = 0  # a checkpoint comes every six steps; points count from the one resumed from
+        for _ in range(min(kills, 3)):
+            left = LAST_STEP - saved
+            place = draw.randrange(left + left // 6)
+            count = place + 1 if place < left else place - left + 1
+            points.append(f"{'step' if place < left else 'save'}:{count}")
+            saved += (count - 1) // 6 * 6 if place < left else (count - 1) * 6
+        kills -= len(points)
+        print(points)  # noqa: T201
+        config = dataclasses.replace(base, run_name=f"random-{seed}-{kills}")
+        kill_and_run_again(config, points, uninterrupted)
 
 
 @pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", "MANIFEST.json"])
@@ -158,6 +189,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(
     for path in folder.checkpoints.glob("step-*"):
         head = load_file(path / "model.safetensors")["classifier.weight"]
         assert torch.isfinite(head).all()
+
+
+def test_weights_that_are_cut_off_are_one_sentence(
+    base: TrainConfig, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A download that broke off: safetensors has an exception of its own for it."""
+    cut = tmp_path / "cut"
+    shutil.copytree(tiny_model, cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    outcome, _ = run_locally(dataclasses.replace(base, run_name="cut", model_name_or_path=str(cut)))
+    assert outcome["outcome"] == "failed"
+    assert "cut' could not be loaded (Error while deserializing header" in outcome["reason"]
 
 
 def test_early_stopping_and_the_best_checkpoint(base: TrainConfig) -> None:

@@ -41,6 +41,13 @@ MISTAKES = {
                               "the Python package 'absent' is not installed here"),
     "max length too long": (["--max-length", "4096", "--model-name-or-path", "MODEL"],
                             "--max-length 4096 is more than the 64 positions"),
+    "max length too short": (["--max-length", "3", "--model-name-or-path", "MODEL"],
+                             "--max-length 3 leaves no room for text beside 3 special tokens"),
+    "split without rows": (["--task", "mrpc", "--data-dir", "bare", "--max-length", "64",
+                            "--model-name-or-path", "MODEL"], "split 'train' has no rows"),
+    "a dashboard's address": (["--address", "http://127.0.0.1:8265", "--max-length", "64",
+                               "--model-name-or-path", "MODEL"],
+                              "`ray job submit` takes the dashboard's (http://HEAD:8265)"),
     "slots do not share out": (["--num-workers", "3"], "use a --train-batch-size that is a multiple"),
     "fp16 on a CPU": (["--mixed-precision", "fp16"], "fp16 needs a GPU"),
     "DeepSpeed absent": (["--strategy", "deepspeed", "--use-gpu"],
@@ -75,6 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fake.parquet": b"this is text",
     }.items():
         (folder / name).write_bytes(content)
+    write_task(folder / "bare", train=0)
     write_task(folder / "damaged")
     train = folder / "damaged/mrpc/train.parquet"
     train.write_bytes(train.read_bytes()[:-20])

@@ -12,16 +12,20 @@ from trainyard.batch_inference import PredictConfig
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.data_doctor import DoctorConfig
+from trainyard.doctor import DoctorConfig as ClusterDoctorConfig
 from trainyard.evaluation import EvalConfig
+from trainyard.report.dashboard import DashboardConfig
 from trainyard.serving.commands import check_config
 from trainyard.serving.options import HostOptions
 from trainyard.suite import SuiteConfig
+from trainyard.tuning.config import SweepConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 JOBS: dict[str, type[Any]] = {
     "train": TrainConfig, "predict": PredictConfig, "eval": EvalConfig, "glue": SuiteConfig,
-    "doctor_data": DoctorConfig,
+    "doctor_data": DoctorConfig, "doctor": ClusterDoctorConfig, "tune": SweepConfig,
+    "dashboard": DashboardConfig,
 }  # fmt: skip
 COMMANDS = re.findall(
     rf"python jobs/({'|'.join(JOBS)})\.py ((?:.*\\\n)*.*)", README.replace("`", "\n")
@@ -46,7 +50,7 @@ def test_serve_commands_parse() -> None:
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 7
+    assert len(COMMANDS) >= 12
     assert {job for job, _ in COMMANDS} == set(JOBS)
 
 

@@ -1,7 +1,11 @@
 """How many workers fit a cluster, and what a run does when that changes."""
 
 import dataclasses
+import errno
 import json
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 from runs_locally import run_locally, weights_hash
 from test_loop import LAST_STEP
 
-from trainyard import TrainConfig, UserError, fit, workers
+from trainyard import TrainConfig, UserError, fit, launch, workers
 from trainyard.checkpoints import CheckpointStore, SupersededError
 from trainyard.lease import Lease
 from trainyard.runs import RunFolder
@@ -67,6 +71,7 @@ def test_what_an_autoscaler_may_add_counts(
         "  head: {resources: {CPU: 0}}\n"
         "  gpu: {max_workers: 8, resources: {CPU: 8, GPU: 1}, labels: {ray.io/market-type: spot}}\n"
     )
+    assert workers.may_grow(config(2, use_gpu=True))
     assert workers.worker_resources(config(2, use_gpu=True)) == {"GPU": 1, "CPU": 8}
     assert workers.worker_count(config("1:4", use_gpu=True), {"GPU": 1.0}, attempt=0) == 2
     assert workers.worker_count(config("1:4", use_gpu=True), {"GPU": 1.0}, attempt=1) == 1
@@ -152,6 +157,89 @@ def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
     assert len(ours) == LAST_STEP * 2
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert weights_hash(folder, LAST_STEP * 2)
+
+
+class Lost:
+    """A trainer that loses worker 1 in every attempt, at the same step and with the same words."""
+
+    attempts = 0
+
+    def fit(self) -> Any:
+        from ray.exceptions import RayActorError
+        from ray.train import WorkerGroupError
+        from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+        Lost.attempts += 1
+        connection = RuntimeError("Connection closed by peer")
+        death = WorkerHealthCheckFailedError("it was killed", failure=RayActorError())
+        raise WorkerGroupError("lost", {0: connection, 1: death})
+
+
+def test_lost_workers_are_started_again_unless_the_driver_leaves(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import WorkerGroupError
+
+    monkeypatch.setattr(launch, "_trainer", lambda *_: Lost())
+    monkeypatch.setattr(workers, "_leaving", set)
+    config = dataclasses.replace(small_run, max_failures=2)
+    folder = RunFolder(tmp_path)
+    run: Any = (config, None, None, folder, {"CPU": 1.0}, leaving := threading.Event())
+    Lost.attempts = 0
+    reason = launch.run_workers(*run)["reason"]
+    assert Lost.attempts == 3
+    assert reason.startswith("worker 1: WorkerHealthCheckFailedError: ")
+    assert ", after 2 restart(s) (--max-failures)" in reason
+    leaving.set()
+    with pytest.raises(WorkerGroupError):
+        launch.run_workers(*run)
+    assert Lost.attempts == 4
+
+
+def test_a_watch_that_does_not_see_the_cluster_looks_again(
+    nodes: list[workers.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own exceptions are no RuntimeError; then a node leaves that was not leaving before."""
+    from ray.exceptions import RaySystemError
+
+    looks: Any = iter([RaySystemError("down"), {"old"}, {"old"}, TimeoutError(), {"old", "new"}])
+
+    def leaving() -> set[str]:
+        seen: Any = next(looks)
+        if isinstance(seen, Exception):
+            raise seen
+        return set(seen)
+
+    assert nodes
+    monkeypatch.setattr(workers, "_leaving", leaving)
+    monkeypatch.setattr(workers, "WATCH_SECONDS", 0.01)
+    folder = RunFolder(tmp_path)
+    with workers.Watch(config(4), {"CPU": 1.0}, 4, folder) as watch:
+        deadline = time.monotonic() + 10
+        while not folder.wants_stop() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert folder.wants_stop()
+    assert watch.reason == "a node is about to leave"
+    assert not folder.wants_stop()
+
+
+def test_a_failure_without_words_is_a_sentence_too() -> None:
+    assert launch.cause_of(AssertionError()) == "AssertionError: no message"
+
+
+def test_a_full_disk_under_a_worker_is_said_and_not_tried_again(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "append_metrics", full)
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=2)
+    outcome, _ = run_locally(config)
+    assert outcome == {
+        "outcome": "failed",
+        "reason": "No space left on device; make room or mend the disk, then run the same command again",
+    }
 
 
 def test_an_attempt_that_was_thought_dead_logs_nothing_any_more(

@@ -23,6 +23,7 @@ from trainyard.files import sync_folder, sync_tree, write_json
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8})")
+_PROBE_BYTES = 2**20
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class CheckpointStore:
         scratch = self.folder / f".inprogress-{step:08d}-{self.attempt}"
         try:
             scratch.mkdir()
-            write(scratch)
+            _fill(scratch, write)
             write_json(scratch / MANIFEST, {"step": step, "files": hashes_of(scratch)})
             sync_tree(scratch)
             self.check_claim()
@@ -85,6 +86,9 @@ class CheckpointStore:
                 f"{os.strerror(error.errno or 0)}; make room or make it writable, then run the same "
                 "command to go on from the last checkpoint"
             ) from error
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
         return final
 
     def steps(self) -> list[int]:
@@ -123,6 +127,20 @@ class CheckpointStore:
                     shutil.rmtree(doomed)
                 except OSError as error:  # NFS keeps what somebody still reads: no reason to stop
                     log.warning("%s could not be deleted: %s", self.path(step), error)
+
+
+def _fill(scratch: Path, write: Callable[[Path], None]) -> None:
+    """Call `write`; when it fails and the disk is why, raise the disk's OSError.
+
+    torch and safetensors write by themselves, and say "unexpected pos 576 vs 534" of a full disk.
+    """
+    try:
+        write(scratch)
+    except OSError:
+        raise
+    except Exception:
+        (scratch / "probe").write_bytes(bytes(_PROBE_BYTES))
+        raise
 
 
 def fault_of(folder: Path) -> str | None:

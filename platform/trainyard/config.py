@@ -21,13 +21,8 @@ PLACE_FIELDS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Fine-tune a pretrained encoder on a GLUE task or on your own files.
-
-    Every field is a flag (`learning_rate` is --learning-rate). --config FILE.yaml reads a file as
-    more flags; later flags win. The same config and data give the same losses on any number of
-    workers, interrupted or not.
-    """
+class DataConfig:
+    """Which rows: a task's, or those of your own files."""
 
     task: str = "demo"
     """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or `demo`, generated sentence pairs."""
@@ -47,6 +42,17 @@ class TrainConfig:
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = None
     """Own data: what the labels are. Default: single_label_classification."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DataConfig):
+    """Fine-tune a pretrained encoder on a GLUE task or on your own files.
+
+    Every field is a flag (`learning_rate` is --learning-rate). --config FILE.yaml reads a file as
+    more flags; later flags win. The same config and data give the same losses on any number of
+    workers, interrupted or not.
+    """
+
     max_train_samples: int | None = None
     """Train on the first N rows only."""
 

@@ -5,6 +5,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
@@ -54,6 +55,7 @@ def run_workers(
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
             folder.publish("error.txt")
             failure = (folder.progress().get("step"), cause_of(error))
+            lost = _dead(error)
         else:
             if (
                 outcome["outcome"] == "stopped"
@@ -63,7 +65,7 @@ def run_workers(
                 say(f"restarting from step {outcome['step']}: {watch.reason}")
                 continue
             return outcome
-        if failure == before:
+        if failure == before and not lost:
             return _failed(f"the same failure twice, {failure[1]}", folder)
         if failures == config.max_failures:
             return _failed(f"{failure[1]}, after {failures} restart(s) (--max-failures)", folder)
@@ -80,11 +82,41 @@ def _trainer(
     resources: Mapping[str, float],
     count: int,
 ) -> Any:
+    work = worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1)))
+    return build_trainer(
+        config,
+        work,
+        count,
+        resources,
+        folder.path,
+        max_failures=0,
+        max_preemption_failures=0,
+        # Workers that do not all come: tried again, or done with those that came.
+        controller_failure_limit=3 if len(config.worker_counts) == 1 else 0,
+    )
+
+
+def build_trainer(
+    config: TrainConfig,
+    work: Callable[[], Any],
+    count: int,
+    resources: Mapping[str, float],
+    storage: Path,
+    *,
+    name: str = "ray",
+    timeout_seconds: int = 600,
+    **failures: int,
+) -> Any:
+    """Ray's trainer that has `count` workers of `resources` run `work`.
+
+    It keeps its own files in `storage`/`name`; `failures` are the fields of its FailureConfig, and
+    `timeout_seconds` is how long a worker waits for another.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
 
     return TorchTrainer(
-        worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1))),
+        work,
         scaling_config=ray.train.ScalingConfig(
             num_workers=count,
             use_gpu=config.use_gpu,
@@ -92,20 +124,15 @@ def _trainer(
             label_selector=config.label_selector,
         ),
         run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(folder.path),
-            failure_config=ray.train.FailureConfig(
-                max_failures=0,
-                max_preemption_failures=0,
-                # Workers that do not all come: tried again, or done with those that came.
-                controller_failure_limit=3 if len(config.worker_counts) == 1 else 0,
-            ),
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(**failures),
         ),
-        torch_config=torch_config(),
+        torch_config=torch_config(timeout_seconds),
     )
 
 
-def torch_config(timeout_seconds: int = 600) -> Any:
+def torch_config(timeout_seconds: int) -> Any:
     """Ray's process group, over the network interface that Ray itself uses.
 
     Left alone, gloo and NCCL ask the name service for an address of the host: Debian answers
@@ -146,11 +173,28 @@ def name_interface() -> str | None:
 
 
 def cause_of(error: Any) -> str:
-    """What the first failed worker died of, in one line."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = sorted(failures.items())[0]
+    """What the first failed worker died of, or why there were none, in one line.
+
+    When one dies the others fail too, by a RuntimeError of the connection to it: that is no cause.
+    """
+    where, cause = "", error
+    if failures := getattr(error, "worker_failures", None):
+        dead = _dead(error)
+        rank = min(
+            failures, key=lambda r: (r not in dead, isinstance(failures[r], RuntimeError), r)
+        )
+        where, cause = f"worker {rank}: ", failures[rank]
     said = str(cause).strip().splitlines() or ["no message"]
-    return f"worker {rank}: {type(cause).__name__}: {said[-1][:300]}"
+    return f"{where}{type(cause).__name__}: {said[-1][:300]}"
+
+
+def _dead(error: Any) -> set[int]:
+    """Ranks of workers that are gone, by the kernel or with their node, rather than raised."""
+    from ray.train.v2._internal import exceptions
+
+    gone = (exceptions.WorkerHealthCheckFailedError, exceptions.WorkerHealthCheckTimeoutError)
+    failures = getattr(error, "worker_failures", {})
+    return {rank for rank, cause in failures.items() if isinstance(cause, gone)}
 
 
 def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:

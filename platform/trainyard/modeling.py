@@ -39,14 +39,16 @@ def resolve_model(name: str) -> str:
 
 
 def _from_hub(name: str, load: Any) -> Any:
-    """Call `load`, turning transformers' several ways of saying «not found» into one sentence."""
+    """Call `load`, turning the several ways of saying «not found» and «damaged» into one sentence."""
+    from safetensors import SafetensorError
+
     try:
         return load()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model '{name}' could not be loaded ({reason}); check the name, connect to the Hub, or "
-            "give --model-name-or-path a local folder"
+            "give --model-name-or-path a local folder that is whole"
         ) from error
 
 

@@ -131,7 +131,7 @@ def _open_parquet(path: Path) -> "pq.ParquetFile":
     try:
         # Extension types stay off: once ray.data is loaded, some run code that a file brings.
         return pq.ParquetFile(path, arrow_extensions_enabled=False)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path} cannot be read as Parquet ({' '.join(str(error).split())}); fetch it again"
         ) from error

@@ -85,6 +85,7 @@ class Watch:
         self._config, self._needed, self._count, self._folder = config, needed, count, folder
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._roomy = 0
         self.reason: str | None = None
 
     def __enter__(self) -> Self:
@@ -98,26 +99,37 @@ class Watch:
         self._folder.request(self._folder.restart_request, None)
 
     def _watch(self) -> None:
-        leaving = _leaving()
-        roomy = 0
-        while not self._done.wait(WATCH_SECONDS) and self.reason is None:
+        from ray.exceptions import RayError
+
+        known: set[str] | None = None
+        while self.reason is None:
             try:
-                if _leaving() - leaving:
-                    self._ask("a node is about to leave")
-                room = self._count
-                if self._count < self._config.worker_counts[-1]:
-                    room += fitting(_nodes(self._config, free=True), self._needed)
-                greatest = _greatest(self._config.worker_counts, room)
-                roomy = roomy + 1 if greatest > self._count else 0
-                if roomy == GROW_AFTER:
-                    self._ask(f"room for {greatest} workers")
-            except (RuntimeError, ConnectionError, TimeoutError) as error:
+                leaving = _leaving()
+                if known is None:
+                    known = leaving
+                else:
+                    self._look(leaving - known)
+            except (RuntimeError, OSError, RayError) as error:
                 # The control store does not answer. Whether that ends the run is for Ray to say.
                 log.debug("cluster not seen: %s", error)
+            if self._done.wait(WATCH_SECONDS):
+                return
+
+    def _look(self, leaving: set[str]) -> None:
+        if leaving:
+            self._ask("a node is about to leave")
+            return
+        room = self._count
+        if self._count < self._config.worker_counts[-1]:
+            room += fitting(_nodes(self._config, free=True), self._needed)
+        greatest = _greatest(self._config.worker_counts, room)
+        self._roomy = self._roomy + 1 if greatest > self._count else 0
+        if self._roomy == GROW_AFTER:
+            self._ask(f"room for {greatest} workers")
 
     def _ask(self, reason: str) -> None:
-        self.reason = reason
         self._folder.request(self._folder.restart_request, reason)
+        self.reason = reason
 
 
 def fitting(nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float]) -> int:
@@ -163,7 +175,7 @@ def _nodes_to_come(config: TrainConfig) -> list[Node]:
     launched: dict[str, Any] = yaml.safe_load(path.read_text())
     wanted = (config.label_selector or {}).items()
     return [
-        {kind: float(amount) for kind, amount in group["resources"].items()}
+        {kind: float(amount) for kind, amount in group.get("resources", {}).items()}
         for name, group in launched["available_node_types"].items()
         if name != launched["head_node_type"] and wanted <= (group.get("labels") or {}).items()
         for _ in range(min(group.get("max_workers", 0), launched["max_workers"]))

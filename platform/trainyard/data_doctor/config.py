@@ -4,37 +4,20 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from trainyard.config import DEFAULT_MODEL, TrainConfig
+from trainyard.config import DEFAULT_MODEL, DataConfig, TrainConfig
 from trainyard.errors import UserError
-from trainyard.sources import ProblemType
 
 PLACE_FIELDS = ("storage_path", "run_name", "address", "verbose")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig:
+class DoctorConfig(DataConfig):
     """Look for what spoils a data set: leaks between splits, duplicates, contradicting and
     suspicious labels, empty and truncated rows, imbalance and drift.
 
     The data flags are those of `jobs/train.py`.
     """  # noqa: D205
 
-    task: str = "demo"
-    """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or `demo`."""
-    data_dir: str | None = None
-    """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
-    train_file: str | None = None
-    """Own data instead of a task: .csv, .tsv, .jsonl or .parquet."""
-    validation_file: str | None = None
-    """Own validation data; without it the tenth that training would hold out."""
-    text_column: str | None = None
-    """Own data: column of the text. Default: text."""
-    text_pair_column: str | None = None
-    """Own data: column of the second text of a pair."""
-    label_column: str = "label"
-    """Own data: column of the label."""
-    problem_type: ProblemType | None = None
-    """Own data: what the labels are. Default: single_label_classification."""
     model_name_or_path: str = DEFAULT_MODEL
     """Model whose tokenizer says what is cut off."""
     max_length: int = 128

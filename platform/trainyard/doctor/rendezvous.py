@@ -7,7 +7,7 @@ from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.doctor.checks import Finding
-from trainyard.launch import torch_config
+from trainyard.launch import build_trainer
 from trainyard.remote.run import open_run
 from trainyard.workers import Node, worker_count
 
@@ -15,25 +15,20 @@ from trainyard.workers import Node, worker_count
 def meet(config: TrainConfig, needed: Node) -> Finding:
     """Whether as many workers as would train can start and reach each other, on the asked devices."""
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     count = worker_count(config, needed, attempt=1)
     run = open_run(config.storage_path, f".doctor-{uuid.uuid4().hex}")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    trainer = TorchTrainer(
+    trainer = build_trainer(
+        config,
         add_up,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=count,
-            use_gpu=config.use_gpu,
-            resources_per_worker=dict(needed),
-            label_selector=config.label_selector,
-        ),
-        run_config=ray.train.RunConfig(
-            name=run.path.name,
-            storage_path=str(run.path.parent),
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
-        ),
-        torch_config=torch_config(timeout_seconds=60),
+        count,
+        needed,
+        run.path.parent,
+        name=run.path.name,
+        timeout_seconds=60,
+        max_failures=0,
+        controller_failure_limit=0,
     )
     try:
         met: dict[str, Any] = trainer.fit().return_value

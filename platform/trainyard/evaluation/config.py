@@ -74,6 +74,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work together, before anything is loaded."""
+        if self.num_workers < 1:
+            raise UserError(f"--num-workers is {self.num_workers}; it must be at least 1")
         if self.num_errors < 0:
             raise UserError(f"--num-errors is {self.num_errors}; it must not be negative")
         if self.validation_file and (self.data_dir or self.splits):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.errors import UserError
-from trainyard.launch import cause_of, torch_config
+from trainyard.launch import build_trainer, cause_of
 from trainyard.processor import claim_processor
 from trainyard.workers import worker_resources
 
@@ -28,7 +28,6 @@ def predict_on_ray(
         UserError: when the workers fail; names what the first of them died of.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     config = jobs[0][2]
     resources = worker_resources(config)
@@ -41,19 +40,14 @@ def predict_on_ray(
         except UserError as error:  # returned, not raised: Ray would try again
             return str(error)
 
-    trainer = TorchTrainer(
+    trainer = build_trainer(
+        config,
         work,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker=dict(resources),
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=1, controller_failure_limit=3),
-        ),
-        torch_config=torch_config(),
+        int(config.num_workers),
+        resources,
+        storage,
+        max_failures=1,
+        controller_failure_limit=3,
     )
     try:
         found: list[Logits] | str = trainer.fit().return_value

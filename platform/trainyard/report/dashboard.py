@@ -85,7 +85,8 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
     shown = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{shown}:{port}/"
     app = build_app(dashboard, [*LOOPBACK, "[::1]"] if local else ["*"])
-    threading.Thread(target=warm_up, daemon=True).start()
+    dashboard.page("", site="/")  # all folders are read before the first visitor comes
+    threading.Thread(target=_warm_up_later, args=(dashboard,), daemon=True).start()
     if not local:
         print("everybody who can reach this address can read all runs", file=sys.stderr)  # noqa: T201
     print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C ends it)", file=sys.stderr)  # noqa: T201
@@ -93,6 +94,11 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
     return {"job": "dashboard", "address": address, "storage_path": str(dashboard.storage)}
+
+
+def _warm_up_later(dashboard: Dashboard) -> None:
+    dashboard.visited.wait()  # else the first page would wait for what only later ones need
+    warm_up()
 
 
 def _listen(config: DashboardConfig) -> socket.socket:

@@ -33,6 +33,8 @@ class Dashboard:
         self.storage = storage
         self._files = Files()
         self._lock = threading.Lock()
+        self.visited = threading.Event()
+        """Set when the first page has been answered."""
 
     def yard(self) -> Yard:
         """The folders as they are now."""
@@ -118,6 +120,7 @@ def build_app(dashboard: Dashboard, allowed_hosts: list[str]) -> Any:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts)
 
     def answer(request: Request, text: str, kind: str = "text/html", status: int = 200) -> Response:
+        dashboard.visited.set()
         tag = f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
         headers = {**HEADERS, "ETag": tag, "Cache-Control": "no-cache"}
         if status == 200 and request.headers.get("if-none-match", "").removeprefix("W/") == tag:

@@ -235,13 +235,17 @@ def _value(value: Any) -> Cell:
 def _curves(sweep: Sweep) -> list[Any]:
     if not any(trial.evaluations for trial in sweep.trials):
         return [Text("No trial has been evaluated yet.", "note")]
-    stopped = [trial for trial in sweep.trials if trial.status == "pruned"]
+    stopped = sum(trial.status == "pruned" for trial in sweep.trials)
+    said = (
+        f"{stopped} of {len(sweep.trials)} trials were stopped by the scheduler, at the triangles. "
+        if stopped
+        else ""
+    )
     return [
         Figure(
             f"{sweep.metric or 'Score'} of every trial",
             drawn.learning_curves(sweep),
-            f"{len(stopped)} of {len(sweep.trials)} trials were stopped by the scheduler, at the "
-            "triangles; the best fifth is on top. Point at a line for its hyperparameters.",
+            f"{said}The best fifth is on top. Point at a line for its hyperparameters.",
         ),
         Figure("When each trial ran, and how it ended", drawn.timeline(sweep)),
     ]
