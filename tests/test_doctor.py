@@ -123,13 +123,13 @@ def test_a_node_that_goes_while_it_is_asked_is_left_out(
     going = {"NodeID": "f" * 56, "Alive": True, "Resources": {}, "NodeManagerAddress": "10.0.0.9"}
     seen = iter([[*here, going], [*here, {**going, "Alive": False}]])
     monkeypatch.setattr(cluster, "nodes", lambda: next(seen))
-    with marked(tmp_path) as question:
+    with marked(str(tmp_path)) as question:
         (facts,) = ask(question, timeout=60).values()
     assert facts["address"] == here[0]["NodeManagerAddress"]
 
 
 def test_a_marker_goes_though_a_late_node_writes_beside_it(tmp_path: Path) -> None:
-    with marked(tmp_path) as question:
+    with marked(str(tmp_path)) as question:
         (Path(question.marker).parent / "late").mkdir()
     assert not list(tmp_path.iterdir())
 
