@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,12 +124,15 @@ def test_driver_killed_scratch_deleted_the_same_command(
         command, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    wait_for_step(scratch, 2, first)
+    while not Bucket(url).has("driver/lease.json"):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
     with pytest.raises(UserError, match=f"already being run by process {first.pid} on"):
         fit(config)
+    wait_for_step(scratch, 2, first)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    shutil.rmtree(tmp_path / "scratch")
+    (tmp_path / "scratch").rename(tmp_path / "lost")  # its workers may live a moment longer
 
     last = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
