@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainyard import runs
+from trainyard import lease as leases
 from trainyard.errors import UserError
 from trainyard.lease import EXPIRY_SECONDS, Lease
 from trainyard.runs import RunFolder
@@ -92,7 +92,7 @@ def test_a_lease_outlives_a_storage_that_fails_for_a_while(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         touch(path)
 
-    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(os, "utime", sometimes)
     with Lease(tmp_path):
         deadline = time.monotonic() + 10
