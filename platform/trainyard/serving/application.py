@@ -9,12 +9,12 @@ import asyncio
 import logging
 import os
 import re
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainyard.errors import UserError
+from trainyard.serving.bundles import Bundler
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer, build_gateway
 from trainyard.serving.keys import KeyRing
@@ -28,6 +28,9 @@ from trainyard.serving.options import (
 from trainyard.serving.sources import locate
 
 REFRESH_SECONDS = 2.0
+CALLS = 4
+"""Calls to one model that are under way before requests share them; 2 per replica if that is more."""
+
 TRIES = 3
 """Of one request, when replicas die under it. Two are not enough when they are killed in a row."""
 
@@ -44,6 +47,8 @@ class ServeModels:
 
     def __init__(self) -> None:
         self._handles: dict[str, Any] = {}
+        self._bundlers: dict[str, Bundler] = {}
+        self._shapes: dict[str, tuple[int, int]] = {}
         self._waiting: list[str] = []
 
     def names(self) -> list[str]:
@@ -60,15 +65,15 @@ class ServeModels:
 
         applications = (await asyncio.to_thread(serve.status)).applications
         ours = {
-            application: (deployment, found.replica_states.get("RUNNING", 0) > 0)
+            application: (deployment, found.replica_states.get("RUNNING", 0))
             for application, status in applications.items()
             for deployment, found in status.deployments.items()
             if deployment in (MODEL, SHARED)
         }
         found = await asyncio.gather(
-            *(self._find(app, deployment) for app, (deployment, ready) in ours.items() if ready)
+            *(self._find(app, *place) for app, place in ours.items() if place[1])
         )
-        unready = [app for app, (_, ready) in ours.items() if not ready]
+        unready = [app for app, (_, replicas) in ours.items() if not replicas]
         building = [  # an application has no deployments until its builder has run
             app for app, status in applications.items()
             if not status.deployments and status.status in ("NOT_STARTED", "DEPLOYING")
@@ -80,7 +85,7 @@ class ServeModels:
     def _known(self, application: str) -> dict[str, Any]:
         return {name: h for name, h in self._handles.items() if h.app_name == application}
 
-    async def _find(self, application: str, deployment: str) -> dict[str, Any]:
+    async def _find(self, application: str, deployment: str, replicas: int) -> dict[str, Any]:
         """Names and handle of an application's models."""
         from ray import serve
 
@@ -90,18 +95,36 @@ class ServeModels:
         )
         try:
             async with asyncio.timeout(5):
-                return dict.fromkeys(await handle.names.remote(), handle)
+                sizes = await handle.names.remote()
         except Exception:  # it does not answer now, for whatever reason: what was known stays known
             log.exception("the models of '%s' are not known", application)
             return known
+        for name, size in sizes.items():
+            if self._shapes.get(name) != (size, replicas):
+                self._shapes[name] = size, replicas
+                self._bundlers[name] = self._bundler(name, size, replicas)
+        return dict.fromkeys(sizes, handle)
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        """The answer; asked again, of another replica, when one dies with it in its hands."""
-        until = time.monotonic() + seconds
+        """The answer, by a call that it may share with other requests."""
+        until = asyncio.get_running_loop().time() + seconds
+        return await self._bundlers[name].ask(body, until)
+
+    def _bundler(self, name: str, size: int, replicas: int) -> Bundler:
+        async def send(requests: Sequence[tuple[bytes, float]]) -> Sequence[Answer]:
+            return await self._call(name, requests)
+
+        calls = max(CALLS, 2 * replicas) if size > 1 else 1_000_000
+        return Bundler(send, calls, size)
+
+    async def _call(self, name: str, requests: Sequence[tuple[bytes, float]]) -> Sequence[Answer]:
+        """Answers; asked again, of another replica, when one dies with the requests in its hands."""
+        clock = asyncio.get_running_loop().time
         call = self._handle(name).answer
         for attempt in range(1, TRIES + 1):
             try:
-                return await call.remote(name, body, until - time.monotonic())  # type: ignore[no-any-return]
+                left = [(body, until - clock()) for body, until in requests]
+                return await call.remote(name, left)  # type: ignore[no-any-return]
             except Exception as error:
                 if attempt == TRIES or not _replica_lost(error):
                     raise _unavailable(name, error) from error

@@ -29,6 +29,8 @@ log = logging.getLogger("ray.serve.trainyard")
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 """Default of `batch_tokens`: where a larger batch no longer makes the rows of it cheaper."""
 
+REQUESTS_PER_CALL = 32
+
 WARM_UP_PASSES = 3
 
 
@@ -84,6 +86,11 @@ class Host:
         return host
 
     @property
+    def requests_per_call(self) -> int:
+        """Requests that may come in one call: one where answers take long and differ in it."""
+        return 1 if self.predictor.model.can_generate() else REQUESTS_PER_CALL
+
+    @property
     def healthy(self) -> bool:
         """Whether it can still answer."""
         return not self._batcher.broken
@@ -118,6 +125,10 @@ class Host:
             if error.__cause__ is not None:
                 log.error("request failed", exc_info=error.__cause__)
             return Answer(error.status, error.body(), error.headers())
+        except Exception:  # a defect of ours; those who share the call must not suffer
+            log.exception("request failed")
+            failed = RequestError("failed", "the server failed on this request; see its log")
+            return Answer(failed.status, failed.body())
         finally:
             self._in_work -= 1
             self._close_if_idle()
