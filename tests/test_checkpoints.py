@@ -1,9 +1,12 @@
+import contextlib
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +94,87 @@ def test_disk_full_is_one_sentence_and_harms_nothing(
         store.commit(40, full)
     assert store.newest() == (30, store.path(30))
     assert not list(store.folder.glob(".inprogress*"))
+
+
+class FailingDisk:
+    """From the n-th file system call that `checkpoints` and `files` make, one or all fail."""
+
+    CALLS = ((os, "fsync"), (os, "open"), (Path, "open"), (Path, "mkdir"), (Path, "rename"),
+             (Path, "replace"), (Path, "write_text"), (os, "unlink"), (os, "rmdir"))  # fmt: skip
+
+    def __init__(self, patch: pytest.MonkeyPatch, number: int, at: int, *, stays: bool) -> None:
+        self.calls = 0
+
+        def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+            def attempt(*args: Any, **kwargs: Any) -> Any:
+                self.calls += 1
+                if self.calls == at or (stays and self.calls > at):
+                    raise OSError(number, os.strerror(number))
+                return call(*args, **kwargs)
+
+            return attempt
+
+        for place, name in self.CALLS:
+            patch.setattr(place, name, failing(getattr(place, name)))
+
+
+@pytest.mark.parametrize(
+    ("number", "stays"), [(errno.ENOSPC, True), (errno.EIO, False), (errno.EROFS, True)]
+)
+def test_a_disk_that_fails_at_any_call_harms_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, stays: bool
+) -> None:
+    """ENOSPC, EIO or EROFS at the n-th call, for all n: a sentence or a whole checkpoint."""
+    refused = 0
+    for at in range(1, 100):
+        store = CheckpointStore(tmp_path / str(at))
+        store.claim()
+        store.commit(10, writer("old"))
+        with monkeypatch.context() as patch:
+            disk = FailingDisk(patch, number, at, stays=stays)
+            said = None
+            try:
+                store.commit(20, writer("new"))
+            except UserError as error:
+                said = str(error)
+        if said is not None:
+            assert f"could not be written to {store.folder}: {os.strerror(number)};" in said
+        found = CheckpointStore(store.folder).newest()
+        assert found is not None
+        assert found[0] == 20 if said is None else found[0] in {10, 20}
+        assert not store.skipped
+        refused += said is not None
+        store = CheckpointStore(store.folder)  # the disk is well again, the same command is run
+        store.claim()
+        store.commit(20, writer("new"))
+        assert store.newest() == (20, store.path(20))
+        assert not list(store.folder.glob(".inprogress*"))
+        if disk.calls < at:
+            break
+    assert disk.calls < at, "not every call was tried"
+    assert refused > 5
+
+
+def test_after_many_faults_the_folder_holds_the_kept_checkpoints_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    store.claim()
+    store.commit(10, writer("first"))
+    for fault in range(20):
+        attempt = CheckpointStore(tmp_path)
+        attempt.claim()
+        with monkeypatch.context() as patch:
+            FailingDisk(patch, errno.EIO, 2 + fault, stays=True)
+            with contextlib.suppress(UserError):
+                attempt.commit(20 + fault, writer("lost"))
+    last = CheckpointStore(tmp_path)
+    last.claim()
+    last.commit(50, writer("last"))
+    last.keep({10, 50})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "attempt.json", "step-00000010", "step-00000050",
+    ]  # fmt: skip
 
 
 CRASHING_COMMIT = """

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from trainyard.config import TrainConfig
 from trainyard.data import prepare
-from trainyard.doctoring import DoctorConfig, examine
-from trainyard.doctoring.balance import drift
-from trainyard.doctoring.duplicates import contradictions, duplicates
-from trainyard.doctoring.join import near_pairs
-from trainyard.doctoring.labels import confident_errors, suspicious_labels
-from trainyard.doctoring.quick import warnings
-from trainyard.doctoring.rows import Rows, normalize
-from trainyard.doctoring.texts import faulty_texts
+from trainyard.data_doctor import DoctorConfig, examine
+from trainyard.data_doctor.balance import drift
+from trainyard.data_doctor.duplicates import contradictions, duplicates
+from trainyard.data_doctor.join import near_pairs
+from trainyard.data_doctor.labels import confident_errors, suspicious_labels
+from trainyard.data_doctor.quick import warnings
+from trainyard.data_doctor.rows import Rows, normalize
+from trainyard.data_doctor.texts import faulty_texts
 from trainyard.errors import UserError
 from trainyard.modeling import build_tokenizer
 from trainyard.splits import find_splits
@@ -69,7 +69,7 @@ def test_the_join_is_exact(rows: list[list[str]], others: list[list[str]], t: fl
 def test_many_candidates_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [text.split() for text in sentences(400, seed=1, low=3, high=6)]
     whole = near_pairs(rows, None, 0.5)
-    monkeypatch.setattr("trainyard.doctoring.join._CANDIDATES_AT_ONCE", 50)
+    monkeypatch.setattr("trainyard.data_doctor.join._CANDIDATES_AT_ONCE", 50)
     parts = near_pairs(rows, None, 0.5)
     assert len(whole.first) > 10
     assert sorted(zip(parts.first, parts.second, strict=True)) == sorted(

@@ -20,7 +20,7 @@ LAYERS = [
     workers
     splits scoring state predictors
     data journal
-    session doctoring
+    session data_doctor
     loop trainer_loop
     launch
     doctor
@@ -32,7 +32,7 @@ LAYERS = [
 
 HEAVY = {
     "torch", "ray", "transformers", "datasets", "evaluate", "accelerate", "pyarrow", "sklearn",
-    "altair", "vl_convert", "jinja2", "fastapi", "uvicorn",
+    "vl_convert", "jinja2", "fastapi", "uvicorn",
 }  # fmt: skip
 
 

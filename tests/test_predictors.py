@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import pytest
 from small_models import bert, byte_level, classifier, encoder_decoder, gpt2
 
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, task_of
+from trainyard.predictors.parameters import json_schema
 from trainyard.predictors.text_classification import TextClassification
 
 MODELS: dict[str, Any] = {
@@ -75,7 +75,7 @@ def test_the_architecture_tells_the_task(loaded: tuple[Path, Predictor]) -> None
 
 
 def test_every_parameter_is_described(loaded: tuple[Path, Predictor]) -> None:
-    schema = pydantic.TypeAdapter(loaded[1].parameters).json_schema()
+    schema = json_schema(loaded[1].parameters)
     assert schema["additionalProperties"] is False
     assert all(field["description"] for field in schema["properties"].values())
 

@@ -11,12 +11,18 @@ import yaml
 from trainyard.batch_inference import PredictConfig
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
+from trainyard.data_doctor import DoctorConfig
+from trainyard.evaluation import EvalConfig
 from trainyard.serving.commands import check_config
 from trainyard.serving.options import HostOptions
+from trainyard.suite import SuiteConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-JOBS: dict[str, type[Any]] = {"train": TrainConfig, "predict": PredictConfig}
+JOBS: dict[str, type[Any]] = {
+    "train": TrainConfig, "predict": PredictConfig, "eval": EvalConfig, "glue": SuiteConfig,
+    "doctor_data": DoctorConfig,
+}  # fmt: skip
 COMMANDS = re.findall(
     rf"python jobs/({'|'.join(JOBS)})\.py ((?:.*\\\n)*.*)", README.replace("`", "\n")
 )
@@ -40,6 +46,7 @@ def test_serve_commands_parse() -> None:
 
 
 def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 7
     assert {job for job, _ in COMMANDS} == set(JOBS)
 
 

@@ -1,7 +1,11 @@
 """The suite's schedule and table, which know no Ray; then the suite itself on a small cluster."""
 
+import dataclasses
 import json
-import shutil
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import UserError
+from trainyard.runs import RunFolder
 from trainyard.stats import mean_interval
 from trainyard.suite import SuiteConfig, run_suite
+from trainyard.suite.runner import Outcomes, job_of, without_orphans
 from trainyard.suite.schedule import Job, startable, workers_for
 from trainyard.suite.table import as_markdown, summary
+
+ROOT = Path(__file__).parents[1]
 
 JOBS = st.lists(
     st.builds(
@@ -133,61 +141,123 @@ def test_mistakes(fields: dict[str, Any], sentence: str) -> None:
         SuiteConfig(**fields)
 
 
+def test_a_warm_start_waits_for_its_source_and_fails_with_it(tmp_path: Path) -> None:
+    config = SuiteConfig(
+        tasks=("mnli", "rte", "cola"), seeds=(7,), warm_start=True, storage_path=str(tmp_path)
+    )
+    run = config.run_config("rte", 7)
+    assert run.resolved_run_name == "rte-seed-7-from-mnli"
+    assert run.model_name_or_path == str(tmp_path / "glue/mnli-seed-7/model")
+    assert config.run_config("cola", 7).model_name_or_path == config.model_name_or_path
+    jobs = [job_of(config, config.run_config(task, 7)) for task in config.tasks]
+    assert [job.after for job in jobs] == [None, "mnli-seed-7", None]
+    assert [job.cost for job in jobs] == [392_704, 3 * 2_496, 3 * 8_552]  # whole batches
+    outcomes = Outcomes(failed={"mnli-seed-7": "no data"})
+    assert [job.name for job in without_orphans(jobs[1:], outcomes)] == ["cola-seed-7"]
+    assert outcomes.failed["rte-seed-7-from-mnli"] == "it starts from mnli-seed-7, which failed"
+
+
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> SuiteConfig:
-    data = tmp_path_factory.mktemp("suite-data")
-    for task in ("mrpc", "rte"):
-        write_task(data, task, train=60, validation=30)
+    """Two tasks, one of them without data, and two seeds: 80 steps, judged and saved every eight."""
     return SuiteConfig(
-        tasks=("mrpc", "rte", "cola"),
+        tasks=("mrpc", "cola"),
         seeds=(1, 2),
-        data_dir=str(data),
+        data_dir=str(write_task(tmp_path_factory.mktemp("suite-data"), train=60, validation=30)),
         model_name_or_path=str(tiny_model),
         storage_path=str(tmp_path_factory.mktemp("suite-runs")),
         max_length=32,
-        max_steps=4,
+        max_steps=80,
         max_parallel_workers=3,
     )
 
 
-def test_a_failing_task_takes_no_other_along_and_nothing_is_done_twice(
-    cluster: Any,  # noqa: ARG001
-    suite: SuiteConfig,
-) -> None:
+def table_of(config: SuiteConfig) -> dict[str, Any]:
+    found = json.loads((config.folder / "glue.json").read_text())
+    return {row["task"]: row for row in found["tasks"]}
+
+
+@pytest.fixture(scope="module")
+def first_pass(cluster: Any, suite: SuiteConfig) -> dict[str, Any]:  # noqa: ARG001
+    """The table of a suite of which one task failed."""
     with pytest.raises(
-        UserError, match=r"2 of 6 runs failed, cola-seed-\d of them: .*cola/train.parq"
+        UserError, match=r"2 of 4 runs failed, cola-seed-\d of them: .*cola/train.parq"
     ):
         run_suite(suite)
-    table = json.loads((suite.folder / "glue.json").read_text())
-    assert [row["seeds"] for row in table["tasks"]] == [[1, 2], [1, 2], []]
-    stamps = {path: path.stat().st_mtime_ns for path in suite.folder.glob("*/run.json")}
-    write_task(Path(str(suite.data_dir)), "cola", train=60, validation=30)
-    cola = Path(str(suite.data_dir)) / "cola"
-    _as_single_texts(cola)
+    return table_of(suite)
+
+
+def test_a_failing_task_takes_no_other_along_and_nothing_is_done_twice(
+    suite: SuiteConfig, first_pass: dict[str, Any]
+) -> None:
+    before = first_pass
+    assert [before[task]["seeds"] for task in suite.tasks] == [[1, 2], []]
+    stamps = {path: path.stat().st_mtime_ns for path in suite.folder.glob("mrpc-*/run.json")}
+    _add_cola(Path(str(suite.data_dir)))
     found = run_suite(suite)
-    assert set(found["metrics"]) == {"mrpc", "rte", "cola"}
-    for path, stamp in stamps.items():
-        assert path.parent.name.startswith("cola") or path.stat().st_mtime_ns == stamp
+    assert set(found["metrics"]) == {"mrpc", "cola"}
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert table_of(suite)["mrpc"] == before["mrpc"]
     again = run_suite(suite)
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
-    _lose(suite.folder / "rte-seed-2")
-    resumed = run_suite(suite)
-    assert resumed["metrics"] == found["metrics"]
-    text = (suite.folder / "glue.md").read_text()
-    assert "Average of 3 tasks (mrpc, rte, cola)" in text
+    assert "Average of 2 tasks (mrpc, cola)" in (suite.folder / "glue.md").read_text()
+    assert "<html" in (suite.folder / "glue.html").read_text()
 
 
-def _as_single_texts(folder: Path) -> None:
+def _add_cola(folder: Path) -> None:
+    """`cola`, of single texts."""
     import pyarrow.parquet as pq
 
-    for path in folder.iterdir():
+    for path in (write_task(folder, "cola", train=60, validation=30) / "cola").iterdir():
         table = pq.read_table(path).rename_columns(["sentence", "other", "label", "idx"])
         pq.write_table(table, path)
 
 
-def _lose(run: Path) -> None:
-    """As if its driver had died after the last checkpoint: not finished, no model."""
-    record = json.loads((run / "run.json").read_text())
-    record["status"] = "running"
-    (run / "run.json").write_text(json.dumps(record))
-    shutil.rmtree(run / "model")
+def test_killed_in_the_middle_and_done_again(
+    cluster: Any, suite: SuiteConfig, first_pass: dict[str, Any], tmp_path: Path
+) -> None:
+    """SIGKILL of the driver while its second run trains: what is finished is kept, the table equal.
+
+    Equal to that of `first_pass`, whose runs had all the time they wanted.
+    """
+    config = dataclasses.replace(
+        suite, tasks=("mrpc",), max_parallel_workers=1, storage_path=str(tmp_path)
+    )
+    flags = ["--tasks", "mrpc", "--seeds", "1", "2"]
+    for name in ("data_dir", "model_name_or_path", "storage_path", "max_length", "max_steps",
+                 "max_parallel_workers"):  # fmt: skip
+        flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    driver = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs/glue.py"), *flags,
+         "--address", cluster.get_runtime_context().gcs_address],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    first, second = (RunFolder(config.folder / name) for name in _first_two(config, driver))
+    driver.kill()
+    driver.wait()
+    assert first.read()["status"] == "finished"
+    assert second.read()["status"] == "running"
+    stamp = (first.path / "run.json").stat().st_mtime_ns
+    run_suite(config)
+    assert (first.path / "run.json").stat().st_mtime_ns == stamp
+    assert table_of(config)["mrpc"]["metrics"] == first_pass["mrpc"]["metrics"]
+
+
+def _first_two(config: SuiteConfig, driver: Any) -> tuple[str, str]:
+    """Names of the run that finished and of the one that trains, once the latter has a checkpoint."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, "the suite ended before it could be killed"
+        folders = {
+            path.parent.name: RunFolder(path.parent) for path in config.folder.glob("*/run.json")
+        }
+        done = [name for name, folder in folders.items() if folder.read()["status"] == "finished"]
+        busy = [
+            name for name, folder in folders.items()
+            if name not in done and list(folder.checkpoints.glob("step-*"))
+        ]  # fmt: skip
+        if len(done) == 1 and busy:
+            return done[0], busy[0]
+        time.sleep(0.02)
+    raise TimeoutError("no second run got as far as a checkpoint")

@@ -14,10 +14,11 @@ from trainyard.cli import parse
 from trainyard.errors import UserError
 from trainyard.runs import RunFolder
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.folder import TrialRecord, TrialSpec
+from trainyard.tuning.folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tuning.placement import SUPERVISOR, place
 from trainyard.tuning.search import check_searcher, rank, suggest
 from trainyard.tuning.space import SPACES, Domain, build_space, parse_domain
+from trainyard.tuning.supply import search_supply
 
 BASE = SweepConfig()
 
@@ -174,6 +175,33 @@ def test_diverged_and_failed_trials_rank_last() -> None:
         trial(3, {}, "failed", None), trial(4, {}, "finished", 0.7), trial(5, {}, "finished", 0.7),
     ]  # fmt: skip
     assert [record.spec.index for record in rank(trials)] == [4, 5, 2, 1, 0, 3]
+
+
+@pytest.mark.parametrize(("scheduler", "again"), [("fifo", [2, 3, 4]), ("asha", [0, 1, 2, 3, 4])])
+def test_a_sweep_goes_on_where_it_was(tmp_path: Path, scheduler: Any, again: list[int]) -> None:
+    """What ended is not run again (ASHA only hears of it), what failed is, and then come new ones."""
+    config = SweepConfig(scheduler=scheduler)
+    space = build_space("default", (), config)
+
+    def supply_from(folder: SweepFolder) -> list[TrialSpec]:
+        supply, found = search_supply(config, space, folder, {}, 7), []
+        while isinstance(spec := supply(), TrialSpec):
+            found.append(spec)
+        return found
+
+    undisturbed = supply_from(SweepFolder(tmp_path / "undisturbed"))
+    assert [spec.index for spec in undisturbed] == list(range(7))
+    folder = SweepFolder(tmp_path / "killed")
+    for spec, status in zip(
+        undisturbed, ("finished", "pruned", "failed", "running", None), strict=False
+    ):
+        run = folder.add(spec)
+        if status:
+            run.update(status=status, trial_score=0.5, trial_evaluations=1)
+    assert supply_from(folder) == [*(undisturbed[i] for i in again), *undisturbed[5:]]
+    assert [trial.status for trial in folder.records()][:4] == [
+        "finished", "pruned", "stopped", "running",
+    ]  # fmt: skip
 
 
 def test_the_name_is_the_search_and_not_its_budget() -> None:

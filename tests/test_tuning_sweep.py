@@ -29,12 +29,13 @@ ROOT = Path(__file__).parents[1]
 def config(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
     """Three random trials by two at once, the best confirmed by two seeds."""
     own = {field.name: getattr(small_run, field.name) for field in dataclasses.fields(TrainConfig)}
+    changed: dict[str, Any] = {
+        "ledger": False, "num_train_epochs": 2, "logging_steps": 3, "run_name": "undisturbed",
+        "storage_path": str(tmp_path_factory.mktemp("sweeps")), "resources_per_worker": {"CPU": 1},
+    }  # fmt: skip
     return SweepConfig(
-        **{**own, "ledger": False, "num_train_epochs": 2, "logging_steps": 3,
-           "storage_path": str(tmp_path_factory.mktemp("sweeps")),
-           "resources_per_worker": {"CPU": 1}},
-        run_name="undisturbed", set=(("learning_rate=loguniform:1e-4:1e-2",),),
-        scheduler="fifo", num_trials=3, max_concurrent_trials=2, confirm_top=1, confirm_seeds=2,
+        **{**own, **changed}, set=(("learning_rate=loguniform:1e-4:1e-2",),), scheduler="fifo",
+        num_trials=3, max_concurrent_trials=2, confirm_top=1, confirm_seeds=2,
     )  # fmt: skip
 
 

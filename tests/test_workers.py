@@ -9,7 +9,9 @@ from runs_locally import run_locally, weights_hash
 from test_loop import LAST_STEP
 
 from trainyard import TrainConfig, UserError, fit, workers
-from trainyard.runs import RunFolder
+from trainyard.checkpoints import CheckpointStore, SupersededError
+from trainyard.runs import Lease, RunFolder
+from trainyard.session import Session
 
 
 @pytest.fixture
@@ -150,3 +152,33 @@ def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
     assert len(ours) == LAST_STEP * 20
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert weights_hash(folder, LAST_STEP * 20)
+
+
+def test_an_attempt_that_was_thought_dead_logs_nothing_any_more(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host was cut off, a successor claimed the run, the network is back: no line, no checkpoint."""
+    config = dataclasses.replace(
+        small_run, storage_path=str(tmp_path), run_name="zombie", save_steps=1
+    )
+    finish = Session.finish_step
+
+    def finish_step(self: Session, done: int, loss: Any, rows: int) -> bool:
+        if done == 4:
+            CheckpointStore(tmp_path / "zombie/checkpoints").claim()
+        return finish(self, done, loss, rows)
+
+    monkeypatch.setattr(Session, "finish_step", finish_step)
+    with pytest.raises(SupersededError):
+        run_locally(config)
+    folder = RunFolder(tmp_path / "zombie")
+    assert [line["step"] for line in folder.metrics()] == [1, 2, 3]
+    assert CheckpointStore(folder.checkpoints).steps()[-1] == 3
+
+
+def test_a_driver_that_was_thought_dead_concludes_nothing(tmp_path: Path) -> None:
+    with Lease(tmp_path) as lease:
+        lease.check()
+        (tmp_path / Lease.NAME).unlink()
+        with Lease(tmp_path), pytest.raises(UserError, match="is already being run by process"):
+            lease.check()

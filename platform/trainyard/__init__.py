@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainyard.config import TrainConfig
     from trainyard.errors import UserError
+    from trainyard.evaluation import EvalConfig, evaluate
     from trainyard.training import FitResult, fit
 
 __version__ = "0.1.0"
-__all__ = ["FitResult", "TrainConfig", "UserError", "__version__", "fit"]
+__all__ = [
+    "EvalConfig", "FitResult", "TrainConfig", "UserError", "__version__", "evaluate", "fit",
+]  # fmt: skip
 
 _HOME = {
+    "EvalConfig": "trainyard.evaluation",
     "FitResult": "trainyard.training",
     "TrainConfig": "trainyard.config",
     "UserError": "trainyard.errors",
+    "evaluate": "trainyard.evaluation",
     "fit": "trainyard.training",
 }
 

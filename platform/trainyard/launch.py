@@ -29,6 +29,7 @@ def run_workers(
     fails in the same way every time. One that was asked for, because a node leaves or more
     workers fit, is no failure.
     """
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -41,9 +42,9 @@ def run_workers(
         try:
             with Watch(config, dict(resources), count, folder) as watch:
                 outcome: dict[str, Any] = trainer.fit().return_value
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayError) as error:
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-            failure = (folder.progress().get("step"), _cause(error))
+            failure = (folder.progress().get("step"), cause_of(error))
         else:
             if (
                 outcome["outcome"] == "stopped"
@@ -132,7 +133,7 @@ def name_interface() -> str | None:
     return None
 
 
-def _cause(error: Any) -> str:
+def cause_of(error: Any) -> str:
     """What the first failed worker died of, in one line."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     rank, cause = sorted(failures.items())[0]

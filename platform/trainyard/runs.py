@@ -27,6 +27,20 @@ HEARTBEAT_SECONDS = 10
 EXPIRY_SECONDS = 60
 
 
+def storage_folder(path: str) -> Path:
+    """`--storage-path` as a folder: absolute, for workers have another working directory.
+
+    Raises:
+        UserError: for a URL.
+    """
+    if "://" in path:
+        raise UserError(
+            f"--storage-path {path} is a URL, which runs cannot be written to yet; mount it and give "
+            "the folder"
+        )
+    return Path(path).expanduser().absolute()
+
+
 class RunFolder:
     """Paths and records below `<storage_path>/<run_name>/`. Creating one touches nothing."""
 

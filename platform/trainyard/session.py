@@ -173,7 +173,7 @@ class Session:
         A step's wait for gradients is inside its backward pass: DDP measures what of it did not
         overlap with computing, in the first ten steps and then in every hundredth.
         """
-        measured = getattr(self._live[0], "_get_ddp_logging_data", dict)()
+        measured: dict[str, Any] = getattr(self._live[0], "_get_ddp_logging_data", dict)()
         exchange = measured.get("avg_backward_comm_time", 0)
         waited = (exchange - measured.get("avg_backward_compute_comm_overlap_time", 0)) / 1e9
         self.watch.move("compute", "sync", waited * self._steps - self._waited)

@@ -5,21 +5,20 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from trainyard.checkpoints import CheckpointStore, fault_of
 from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
+from trainyard.data_doctor.quick import warnings
 from trainyard.doctor import preflight
-from trainyard.doctoring.quick import warnings
 from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.export import export_model, model_card
 from trainyard.launch import run_workers, worker_function
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
-from trainyard.runs import EXPIRY_SECONDS, Lease, RunFolder
+from trainyard.runs import EXPIRY_SECONDS, Lease, RunFolder, storage_folder
 from trainyard.splits import find_splits
 from trainyard.stopwatch import Stopwatch
 from trainyard.strategies import check_strategy
@@ -83,7 +82,7 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
     """
     watch = Stopwatch()
     check_strategy(config)
-    folder = RunFolder(storage(config.storage_path) / config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
     with _lease(folder, trial) as lease, StopSignals(folder.stop_request) as signals:
         if config.fresh:
@@ -136,20 +135,6 @@ def _lease(folder: RunFolder, trial: Trial | None) -> Lease:
     return Lease(folder.path, patience=0 if trial is None else 2 * EXPIRY_SECONDS)
 
 
-def storage(path: str) -> Path:
-    """The folder that --storage-path names.
-
-    Raises:
-        UserError: for a URL.
-    """
-    if "://" in path:
-        raise UserError(
-            f"--storage-path {path} is a URL, which runs cannot be written to yet; mount it and give "
-            "the folder"
-        )
-    return Path(path).expanduser().absolute()  # workers have another working directory
-
-
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
     if record and (changed := config.changed_since(record["config"])):
         raise UserError(
@@ -160,7 +145,7 @@ def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
 
 def finished_run(config: TrainConfig) -> FitResult | None:
     """The result of `config`'s run, if it is finished already; touches nothing."""
-    folder = RunFolder(storage(config.storage_path) / config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     record = folder.read()
     if not record or config.changed_since(record["config"]):
         return None

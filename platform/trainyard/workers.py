@@ -32,17 +32,17 @@ def worker_resources(config: TrainConfig) -> Node:
     Raises:
         UserError: saying how many workers would fit.
     """
-    now = _nodes(config)
-    nodes = now + _nodes_to_come(config)
+    nodes = [*_nodes(config), *_nodes_to_come(config)]
     gpu = {"GPU": 1.0} if config.use_gpu else {}
     if config.resources_per_worker:
         needed = {**gpu, **config.resources_per_worker}
     else:
-        needed = {**gpu, "CPU": float(max((node.get("CPU", 0) for node in nodes), default=1) // 1)}
-        possible = min(fitting(nodes, {**gpu, "CPU": 1.0}), config.worker_counts[-1])
-        while needed["CPU"] > 1 and fitting(nodes, needed) < possible:
-            needed["CPU"] -= 1
-        needed["CPU"] = max(needed["CPU"], 1.0)
+        needed = {**gpu, "CPU": 1.0}
+        possible = min(fitting(nodes, needed), config.worker_counts[-1])
+        if possible >= config.worker_counts[0]:
+            needed["CPU"] = float(int(max(node.get("CPU", 0) for node in nodes)))
+            while fitting(nodes, needed) < possible:
+                needed["CPU"] -= 1
     room = fitting(nodes, needed)
     if room < config.worker_counts[0] and not _grows_by_itself():
         total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}

@@ -151,8 +151,9 @@ class Host:
         """Start `command` on the host, its output going to `log`."""
         with log.open("ab") as output:
             return subprocess.Popen(
-                self.command(command), stdout=output, stderr=subprocess.STDOUT, env=dict(environment),
-                cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True,
+                self.command(["env", "-C", str(folder), *command]), stdout=output,
+                stderr=subprocess.STDOUT, env=dict(environment), stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )  # fmt: skip
 
     def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

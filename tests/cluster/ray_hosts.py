@@ -1,5 +1,6 @@
 """A Ray cluster with token authentication on such hosts, and jobs submitted to it from outside."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -41,8 +42,7 @@ class RayCluster:
             self.client = self.network.host("client")
             self.start_head()
             for worker in self.workers:
-                self.start_worker(worker)
-            self.wait_for_nodes(1 + self._workers)
+                self.join(worker)
         except BaseException:
             self.__exit__()
             raise
@@ -53,15 +53,13 @@ class RayCluster:
 
     def environment(self, host: Host) -> dict[str, str]:
         """What a login on the host sees: no PYTHONPATH, so the package is not there."""
-        (host.home / "tmp").mkdir(exist_ok=True)
         return {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(host.home),
-            "TMPDIR": str(host.home / "tmp"),
             "LANG": "C.UTF-8",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
-            "RAY_DISABLE_IMPORT_WARNING": "1",
+            "RAY_raylet_start_wait_time_s": "120",  # five hosts start at once, on few cores
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             **HEALTH,
@@ -85,6 +83,20 @@ class RayCluster:
 
     def _answers(self) -> bool:
         return self.nodes() is not None
+
+    def join(self, host: Host) -> None:
+        """Have a host join the cluster, as an init system would: again, where `ray start` failed.
+
+        (A raylet gives up when its agents take 15 s to start, which they do on busy cores.)
+        """
+        for _ in range(4):
+            for process in host.processes("ray"):
+                process.kill()
+            self.start_worker(host)
+            with contextlib.suppress(AssertionError):
+                until(lambda: host.address in (self.nodes() or {}), 40, f"{host.name} joins")
+                return
+        raise AssertionError(f"{host.name} does not join the cluster: {host.home}")
 
     def ask(self, path: str) -> Any:
         """A GET on the dashboard, with the token."""

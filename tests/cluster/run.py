@@ -21,7 +21,7 @@ from typing import Any
 from hosts import missing
 from ray_hosts import RayCluster, make_root_only
 from scenarios import SCENARIOS, logged
-from workload import flags_for, last_step, weights, write_workload
+from workload import STEPS, flags_for, weights, write_workload
 
 WORKERS = 3
 
@@ -34,6 +34,7 @@ def main() -> None:
         "--folder", type=Path, help="keep everything here; finished baselines are used"
     )
     parser.add_argument("--json", type=Path, help="merge the results into this file")
+    parser.add_argument("--steps", type=int, default=STEPS, help="length of the run")
     args = parser.parse_args()
     if reason := missing():
         print(f"skipped: {reason}")
@@ -46,9 +47,9 @@ def main() -> None:
         names = list(dict.fromkeys([*(baseline(name) for name in args.only), *args.only]))
         with RayCluster(where, WORKERS) as cluster:
             for name in names:
-                results[name] = attempt(cluster, name)
-    if args.json:
-        merge(args.json, results)
+                results[name] = attempt(cluster, name, args.steps)
+                if args.json:
+                    merge(args.json, {name: results[name]})
     print(json.dumps(results, indent=2))
     raise SystemExit(0 if all(found["ok"] for found in results.values()) else 1)
 
@@ -58,7 +59,7 @@ def baseline(name: str) -> str:
     return "undisturbed-alone" if name.endswith("-alone") else "undisturbed"
 
 
-def attempt(cluster: RayCluster, name: str) -> dict[str, Any]:
+def attempt(cluster: RayCluster, name: str, steps: int) -> dict[str, Any]:
     """One scenario and its verdict."""
     print(f"{name} …", file=sys.stderr, flush=True)
     started = time.monotonic()
@@ -66,8 +67,9 @@ def attempt(cluster: RayCluster, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"ok": False}
     try:
         alone = name.endswith("-alone")
-        found |= SCENARIOS[name](cluster, name, flags_for(cluster.folder / "shared", alone=alone))
-        found |= compare(runs / name, runs / baseline(name), exactly=name != "elastic")
+        flags = flags_for(cluster.folder / "shared", steps, alone=alone)
+        found |= SCENARIOS[name](cluster, name, flags)
+        found |= compare(runs / name, runs / baseline(name), steps, exactly=name != "elastic")
         found["ok"] = True
     except Exception as error:  # the others are still to be tried
         traceback.print_exc()
@@ -77,13 +79,13 @@ def attempt(cluster: RayCluster, name: str) -> dict[str, Any]:
     return found
 
 
-def compare(run: Path, undisturbed: Path, *, exactly: bool) -> dict[str, Any]:
+def compare(run: Path, undisturbed: Path, steps: int, *, exactly: bool) -> dict[str, Any]:
     """Compare weights, optimizer state and every logged line with the undisturbed run's."""
     import numpy as np
 
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished", record["status"]
-    ours, theirs = weights(run, last_step()), weights(undisturbed, last_step())
+    ours, theirs = weights(run, steps), weights(undisturbed, steps)
     assert ours.keys() == theirs.keys()
     equal = all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     lines, expected = logged(run), logged(undisturbed)

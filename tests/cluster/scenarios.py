@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hosts import until
 from ray_hosts import Job, RayCluster
 
 Found = dict[str, Any]
@@ -66,8 +65,7 @@ def power_off(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     found = recovery(job, fault, before)
     finish(job)
     host.power_on()
-    cluster.start_worker(host)
-    cluster.wait_for_nodes(1 + len(cluster.workers))
+    cluster.join(host)
     return found
 
 
@@ -91,7 +89,7 @@ def partition(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     assert job.status is None, "the run was over before the network came back: more steps"
     host.heal()
     finish(job)
-    restart_node(cluster, host)
+    cluster.join(host)
     return found
 
 
@@ -105,7 +103,7 @@ def one_way_loss(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     found = recovery(job, fault, before)
     finish(job)
     host.find_again(cluster.head)
-    restart_node(cluster, host)
+    cluster.join(host)
     return found
 
 
@@ -130,7 +128,7 @@ def drain(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     for process in host.processes("ray start"):
         process.send_signal(signal.SIGTERM)
     finish(job)
-    restart_node(cluster, host)
+    cluster.join(host)
     return {**found, "steps_lost": 0}
 
 
@@ -181,8 +179,7 @@ def head_restart(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     cluster.head.power_on()
     cluster.start_head()
     for host in cluster.workers:
-        restart_node(cluster, host, wait=False)
-    cluster.wait_for_nodes(1 + len(cluster.workers))
+        cluster.join(host)
     again = cluster.submit(name, flags)
     found = recovery(again, fault, before)
     finish(again)
@@ -202,26 +199,15 @@ def elastic(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     found = recovery(job, fault, before)
     alone = job.attempt()
     host.power_on()
-    cluster.start_worker(host)
-    back = cluster.wait_for_nodes(3)
+    cluster.join(host)
+    back = time.time()
     grown = job.wait_for_another_attempt(alone)
     finish(job)
     assert "room for 2 workers" in job.log.read_text()
     for spare in cluster.workers[2:]:
         spare.power_on()
-        cluster.start_worker(spare)
-    cluster.wait_for_nodes(1 + len(cluster.workers))
+        cluster.join(spare)
     return {**found, "grown_seconds": round(grown - back, 1)}
-
-
-def restart_node(cluster: RayCluster, host: Any, *, wait: bool = True) -> None:
-    """What an init system does: start `ray start` again where it has ended."""
-    for process in host.processes("ray"):
-        process.kill()
-    until(lambda: not host.processes("raylet"), 20, "the old raylet is gone")
-    cluster.start_worker(host)
-    if wait:
-        cluster.wait_for_nodes(1 + len(cluster.workers))
 
 
 def logged(run: Path) -> list[dict[str, Any]]:

@@ -11,11 +11,6 @@ STEPS = 3000
 SAVE_STEPS = 100
 
 
-def last_step() -> int:
-    """Step of the last checkpoint."""
-    return STEPS
-
-
 def write_workload(shared: Path) -> None:
     """Model and data below `shared`, once."""
     from conftest import write_task, write_tiny_model
@@ -27,14 +22,14 @@ def write_workload(shared: Path) -> None:
     write_task(shared / "glue", train=2000, validation=64)
 
 
-def flags_for(shared: Path, *, alone: bool) -> list[str]:
+def flags_for(shared: Path, steps: int, *, alone: bool) -> list[str]:
     """Flags of jobs/train.py: one worker, or one on each of two hosts."""
     return [
         "--task", "mrpc", "--data-dir", str(shared / "glue"),
         "--model-name-or-path", str(shared / "model"), "--storage-path", str(shared / "runs"),
         "--max-length", "32", "--train-batch-size", "16", "--per-device-train-batch-size", "4",
-        "--learning-rate", "1e-4", "--num-train-epochs", "100", "--max-steps", str(STEPS),
-        "--eval-steps", "1000", "--save-steps", str(SAVE_STEPS), "--logging-steps", "10",
+        "--learning-rate", "1e-4", "--num-train-epochs", "100", "--max-steps", str(steps),
+        "--eval-steps", "500", "--save-steps", str(SAVE_STEPS), "--logging-steps", "10",
         "--num-workers", "1" if alone else "2", "--resources-per-worker", "CPU", "1",
     ]  # fmt: skip
 

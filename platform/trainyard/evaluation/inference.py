@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.errors import UserError
+from trainyard.launch import cause_of, torch_config
 from trainyard.processor import claim_processor
 from trainyard.workers import worker_resources
 
@@ -33,9 +34,12 @@ def predict_on_ray(
     resources = worker_resources(config)
     threads = max(int(resources.get("CPU", 1)), 1)
 
-    def work() -> list[Logits]:
+    def work() -> list[Logits] | str:
         claim_processor(threads)
-        return [predict_splits(*job) for job in jobs]
+        try:
+            return [predict_splits(*job) for job in jobs]
+        except UserError as error:  # returned, not raised: Ray would try again
+            return str(error)
 
     trainer = TorchTrainer(
         work,
@@ -49,16 +53,16 @@ def predict_on_ray(
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=1, controller_failure_limit=3),
         ),
+        torch_config=torch_config(),
     )
     try:
-        found: list[Logits] = trainer.fit().return_value
+        found: list[Logits] | str = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", None) or {0: error}
-        rank, cause = sorted(failures.items())[0]
         raise UserError(
-            f"evaluation failed, worker {rank}: {type(cause).__name__}: "
-            f"{str(cause).strip().splitlines()[-1][:300]}; --verbose shows its log"
+            f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
         ) from error
+    if isinstance(found, str):
+        raise UserError(found)
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.models import Judged
+from trainyard.evaluation.models import Judged, column_order
 from trainyard.own_data import OwnFile
 from trainyard.sources import LabelEncoder, ProblemType, file_digest, read_rows
 from trainyard.splits import Split, Splits, find_splits, split_file
@@ -22,7 +22,8 @@ def labelled_splits(config: EvalConfig, model: Judged) -> Splits:
     """The splits of `--task`, or the file of `--validation-file` with the model's own labels.
 
     Raises:
-        UserError: when neither flags nor model say which rows to judge, or labels are withheld.
+        UserError: when neither flags nor model say which rows to judge, labels are withheld, or the
+            model does not fit the task.
     """
     if config.validation_file:
         return _own_file(config, model)
@@ -43,6 +44,7 @@ def labelled_splits(config: EvalConfig, model: Judged) -> Splits:
                 f"--splits {split}: task '{task.name}' has no such split; it has "
                 f"{', '.join((*known, *task.test_splits))}"
             )
+    column_order(model, task)
     return find_splits(config.settings(task.name, 128), names)
 
 

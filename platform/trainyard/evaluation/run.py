@@ -1,6 +1,5 @@
 """`evaluate`: from flags to a report. What it computes is in the modules beside it."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from trainyard.evaluation.slices import slices
 from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
-from trainyard.runs import RunFolder
+from trainyard.runs import RunFolder, storage_folder
 from trainyard.scoring import score
 from trainyard.splits import Splits
 from trainyard.versions import versions
@@ -67,8 +66,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     splits = labelled_splits(config, model)
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
-    storage = Path(config.storage_path).expanduser().absolute()
-    folder = RunFolder(storage / config.resolved_run_name(splits.task.name))
+    name = config.resolved_run_name(splits.task.name)
+    folder = RunFolder(storage_folder(config.storage_path) / name)
     folder.create()
     for note in splits.notes:
         say(note)
@@ -158,9 +157,3 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
     kept = {key: found["calibration"][key] for key in ("temperature", "before", "after")}
     write_json(folder / "calibration.json", {**kept, "split": name, "rows": found["rows"]})
     say(f"temperature {kept['temperature']:.3f} is stored in {folder / 'calibration.json'}")
-
-
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """What an evaluation left in its folder."""
-    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    return found

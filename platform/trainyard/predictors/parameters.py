@@ -1,13 +1,13 @@
 """Parameters of requests: frozen dataclasses, one per task, checked by pydantic; never guessed at.
 
-The same dataclasses describe themselves to OpenAPI (`pydantic.TypeAdapter(cls).json_schema()`).
+The same dataclasses describe themselves to OpenAPI: `json_schema`.
 """
 
 import difflib
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 from trainyard.errors import UserError
@@ -41,6 +41,21 @@ def check_parameters(
         raise UserError(_sentence(error.errors(include_url=False)[0], cls, task)) from None
     except (TypeError, ValueError) as error:
         raise UserError(f"parameters must be a JSON object of finite values: {error}") from error
+
+
+def json_schema(cls: Any, **options: Any) -> dict[str, Any]:
+    """JSON schema of a class of parameters, with what the docstrings of its fields say.
+
+    Pydantic reads the docstrings of a class itself, not those of the classes it extends.
+    """
+    schema: dict[str, Any] = _adapter(cls).json_schema(**options)
+    for base in cls.__mro__[1:]:
+        if is_dataclass(base):
+            known: Any = base  # mypy calls no dataclass hashable
+            for name, field in _adapter(known).json_schema()["properties"].items():
+                if "description" in field:
+                    schema["properties"][name].setdefault("description", field["description"])
+    return schema
 
 
 @functools.cache

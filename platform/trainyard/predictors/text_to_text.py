@@ -99,6 +99,8 @@ class TextToText(Generator):
                 length = max(1, int(source["max_length"]) - 1)
                 break
         positions = getattr(self.model.config, "max_position_embeddings", None) or 2**31
+        if not asked.keys() & {"max_new_tokens", "max_length"}:
+            return min(length, positions)
         if length > positions:
             raise UserError(
                 f"parameters.max_new_tokens is {length}; the model has {positions} positions for its "

@@ -1,5 +1,7 @@
 """Pages for people: reports as single HTML files, and the dashboard over run folders.
 
-page.py      one page from a title and sections; every HTML report of the project is made by it
-charts.py    the charts that go into sections
+page cells charts assets            one page from a title and sections; every HTML report is made by it
+reader records sweeps               what run and sweep folders hold, read again only where it changed
+index_page run_page sweep_page      the dashboard's pages; sweep_charts, axes and importance draw a sweep
+server dashboard                    over HTTP, or as a file: jobs/dashboard.py
 """

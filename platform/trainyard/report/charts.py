@@ -16,10 +16,10 @@ LEVELS = tuple(f"var(--q{i})" for i in range(1, 6))
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'
 
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched
 CONFIG: Mapping[str, Any] = {
     "background": None,
     "font": FONT,
-    "autosize": {"type": "fit-x", "contains": "padding"},
     "view": {"stroke": None},
     "range": {"category": list(SERIES), "symbol": list(SHAPES)},
     "axis": {
@@ -43,15 +43,15 @@ CONFIG: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def specification(chart: Any, *, height: int | Mapping[str, int] | None = None) -> dict[str, Any]:
-    """An Altair chart as the page draws it: as wide as its place, in the page's colours."""
-    spec: dict[str, Any] = chart.to_dict(validate=False)
-    spec.pop("config", None)
-    spec["config"] = CONFIG
-    spec["width"] = "container"
-    if height is not None:
-        spec["height"] = height
-    return spec
+def specification(chart: Mapping[str, Any], height: int) -> dict[str, Any]:
+    """A Vega-Lite chart as the page draws it: as wide as its place, in the page's colours."""
+    place = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    return {"$schema": SCHEMA, "config": CONFIG, "height": height, **place, **chart}
+
+
+def values(rows: Rows) -> dict[str, Any]:
+    """Rows as the data of a chart."""
+    return {"values": [dict(row) for row in rows]}
 
 
 def lines(
@@ -64,20 +64,17 @@ def lines(
     height: int = 260,
 ) -> dict[str, Any]:
     """`y` along `x`, a line for each value of `series`; columns are named as axes are titled."""
-    import altair as alt
-
-    colour = {} if series is None else {"color": alt.Color(_field(series), type="nominal")}
-    chart = (
-        alt.Chart(alt.Data(values=_finite(rows, y)))
-        .mark_line(point=points)
-        .encode(
-            x=alt.X(_field(x), type="quantitative", title=x),
-            y=alt.Y(_field(y), type="quantitative", title=y, scale=alt.Scale(zero=False)),
-            tooltip=_tooltip(rows, [c for c in (series, x, y) if c]),
-            **colour,
-        )
-    )
-    return specification(chart, height=height)
+    chart: dict[str, Any] = {
+        "data": values(_drawn(rows, y)),
+        "mark": {"type": "line", "point": points},
+        "encoding": {
+            "x": quantity(x),
+            "y": {**quantity(y), "scale": {"zero": False}},
+            "tooltip": _tooltip(rows, series, x, y),
+            **({} if series is None else {"color": category(series, title=None)}),
+        },
+    }
+    return specification(chart, height)
 
 
 def dots(
@@ -90,91 +87,93 @@ def dots(
     series: str | None = None,
 ) -> dict[str, Any]:
     """One row for each `name`, a dot at `value`, a bar from `low` to `high` (an interval)."""
-    import altair as alt
-
-    base = alt.Chart(alt.Data(values=_finite(rows, value)))
-    encoding: dict[str, Any] = {"y": alt.Y(_field(name), type="nominal", title=None, sort=None)}
+    encoding: dict[str, Any] = {"y": category(name, title=None, sort=None)}
     if series is not None:
-        encoding["yOffset"] = alt.YOffset(_field(series), type="nominal")
-        encoding["color"] = alt.Color(_field(series), type="nominal", title=series)
-    position = alt.X(
-        _field(value), type="quantitative", title=value, scale=alt.Scale(zero=False, nice=True)
-    )
-    columns = [column for column in (name, series, value, low, high) if column]
-    marks = base.mark_point().encode(x=position, tooltip=_tooltip(rows, columns), **encoding)
+        encoding["yOffset"] = category(series)
+        encoding["color"] = category(series)
+    scale = {"zero": False, "nice": True}
+    layers: list[dict[str, Any]] = [
+        {
+            "mark": {"type": "point"},
+            "encoding": {
+                "x": {**quantity(value), "scale": scale},
+                "tooltip": _tooltip(rows, name, series, value, low, high),
+            },
+        }
+    ]
     if low is not None and high is not None:
-        bars = base.mark_rule(strokeWidth=2, color="var(--c7)").encode(
-            x=alt.X(_field(low), type="quantitative", title=value), x2=_field(high), **encoding
-        )
-        marks = alt.layer(bars, marks)
-    return specification(marks, height={"step": 22})
+        ends = {"x": {**quantity(low, title=value), "scale": scale}, "x2": {"field": _field(high)}}
+        rule = {"type": "rule", "strokeWidth": 2, "color": "var(--c7)"}
+        layers.insert(0, {"mark": rule, "encoding": ends})
+    chart = {"data": values(_drawn(rows, value)), "encoding": encoding, "layer": layers}
+    return specification(chart, 22 * _places(rows, name, series))
 
 
 def bars(
     rows: Rows, value: str, name: str, *, series: str | None = None, stack: bool = False
 ) -> dict[str, Any]:
     """A bar from zero to `value` for each `name`; `series` beside each other, or stacked."""
-    import altair as alt
-
-    encoding: dict[str, Any] = {}
+    encoding: dict[str, Any] = {
+        "x": quantity(value),
+        "y": category(name, title=None, sort=None),
+        "tooltip": _tooltip(rows, name, series, value),
+    }
     if series is not None:
-        encoding["color"] = alt.Color(_field(series), type="nominal", title=series, sort=None)
+        encoding["color"] = category(series, sort=None)
         if not stack:
-            encoding["yOffset"] = alt.YOffset(_field(series), type="nominal", sort=None)
-    chart = (
-        alt.Chart(alt.Data(values=_finite(rows, value)))
-        .mark_bar()
-        .encode(
-            x=alt.X(_field(value), type="quantitative", title=value),
-            y=alt.Y(_field(name), type="nominal", title=None, sort=None),
-            tooltip=_tooltip(rows, [c for c in (name, series, value) if c]),
-            **encoding,
-        )
-    )
-    return specification(chart, height={"step": 24})
+            encoding["yOffset"] = category(series, sort=None)
+    chart = {"data": values(_drawn(rows, value)), "mark": {"type": "bar"}, "encoding": encoding}
+    return specification(chart, 24 * _places(rows, name, None if stack else series))
 
 
 def histogram(
     rows: Rows, value: str, *, series: str | None = None, bins: int = 40
 ) -> dict[str, Any]:
     """How often values of `value` occur."""
-    import altair as alt
-
-    colour = {} if series is None else {"color": alt.Color(_field(series), type="nominal")}
-    chart = (
-        alt.Chart(alt.Data(values=_finite(rows, value)))
-        .mark_bar()
-        .encode(
-            x=alt.X(
-                _field(value),
-                type="quantitative",
-                title=value,
-                bin=alt.Bin(maxbins=bins),
-                axis=alt.Axis(tickCount=8),
-            ),
-            y=alt.Y(aggregate="count", type="quantitative", title="rows"),
-            **colour,
-        )
-    )
-    return specification(chart, height=220)
+    chart = {
+        "data": values(_drawn(rows, value)),
+        "mark": {"type": "bar"},
+        "encoding": {
+            "x": {**quantity(value), "bin": {"maxbins": bins}, "axis": {"tickCount": 8}},
+            "y": {"aggregate": "count", "type": "quantitative", "title": "rows"},
+            **({} if series is None else {"color": category(series)}),
+        },
+    }
+    return specification(chart, 220)
 
 
 def matrix(rows: Rows, x: str, y: str, value: str) -> dict[str, Any]:
     """A table of `value` by `x` and `y`, darker where it is larger: confusion, overlap."""
-    import altair as alt
+    opacity = {**quantity(value), "legend": None, "scale": {"range": [0.04, 0.5]}}
+    chart = {
+        "data": values(_drawn(rows, value)),
+        "encoding": {
+            "x": {**category(x, sort=None), "axis": {"labelAngle": 0}},
+            "y": category(y, sort=None),
+        },
+        "layer": [
+            {
+                "mark": {"type": "rect", "color": "var(--accent)", "stroke": "var(--sheet)"},
+                "encoding": {"opacity": opacity, "tooltip": _tooltip(rows, y, x, value)},
+            },
+            {"mark": {"type": "text"}, "encoding": {"text": quantity(value)}},
+        ],
+    }
+    return specification(chart, 40 * _places(rows, y))
 
-    base = alt.Chart(alt.Data(values=_finite(rows, value))).encode(
-        x=alt.X(_field(x), type="nominal", sort=None, title=x, axis=alt.Axis(labelAngle=0)),
-        y=alt.Y(_field(y), type="nominal", sort=None, title=y),
-    )
-    squares = base.mark_rect(color="var(--accent)", stroke="var(--sheet)").encode(
-        opacity=alt.Opacity(
-            _field(value), type="quantitative", legend=None, scale=alt.Scale(range=[0.04, 0.5])
-        ),
-        tooltip=_tooltip(rows, [y, x, value]),
-    )
-    texts = base.mark_text().encode(text=alt.Text(_field(value), type="quantitative"))
-    return specification(alt.layer(squares, texts), height={"step": 40})
+
+def quantity(column: str, title: str | None = None) -> dict[str, Any]:
+    """A column of numbers as a channel."""
+    return {"field": _field(column), "type": "quantitative", "title": title or column}
+
+
+_SAME = object()
+
+
+def category(column: str, title: Any = _SAME, **options: Any) -> dict[str, Any]:
+    """A column of names as a channel."""
+    title = column if title is _SAME else title
+    return {"field": _field(column), "type": "nominal", "title": title, **options}
 
 
 def _field(name: str) -> str:
@@ -184,21 +183,21 @@ def _field(name: str) -> str:
     return name
 
 
-def _finite(rows: Rows, value: str) -> list[dict[str, Any]]:
-    return [dict(row) for row in rows if row.get(value) is not None and row[value] == row[value]]
+def _places(rows: Rows, name: str, series: str | None = None) -> int:
+    """How many rows a chart needs that has one for each name, or each name and series."""
+    drawn = {str(row.get(name)) for row in rows}
+    return max(len(drawn) * len({str(row.get(series)) for row in rows} if series else "1"), 1)
 
 
-def _tooltip(rows: Rows, columns: Sequence[str]) -> list[Any]:
-    import altair as alt
+def _drawn(rows: Rows, value: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get(value) is not None and row[value] == row[value]]
 
-    def kind(column: str) -> str:
+
+def _tooltip(rows: Rows, *columns: str | None) -> list[dict[str, Any]]:
+    def channel(column: str) -> dict[str, Any]:
         seen = [row[column] for row in rows if row.get(column) is not None]
-        numbers = all(isinstance(value, int | float) for value in seen)
-        return "quantitative" if seen and numbers else "nominal"
+        if seen and all(isinstance(value, int | float) for value in seen):
+            return {**quantity(column), "format": ".4~g"}
+        return category(column)
 
-    return [
-        alt.Tooltip(
-            _field(c), type=kind(c), title=c, **({"format": ".4~g"} if kind(c) != "nominal" else {})
-        )
-        for c in columns
-    ]
+    return [channel(column) for column in columns if column is not None]

@@ -39,36 +39,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainyard.report.assets import STATIC, static_text, vega_bundle
-
-Value = str | int | float | bool | None
-Status = Literal["running", "finished", "stopped", "failed", "diverged", "pruned", "unknown"]
+from trainyard.report.cells import (
+    Cell,
+    Status,
+    Value,
+    as_cell,
+    cell_html,
+    duration,
+    number,
+    row_html,
+)
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SAFE_LINK = re.compile(r"(?:https://|/(?!/)|\./|\?|#)")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table or a value among facts, when plain text or a plain number will not do.
-
-    `sort` is what it is sorted by (default: the text; None and NaN always come last), `note` small
-    print after it (an interval, a unit), `href` a link, `status` puts the mark of a run's state
-    before it, `share` (0 to 1) draws a bar behind it.
-
-    Raises:
-        ValueError: for a link that is neither https nor inside the page's own site.
-    """
-
-    text: str
-    sort: float | str | None = None
-    note: str = ""
-    href: str | None = None
-    status: Status | None = None
-    share: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.href is not None and not _SAFE_LINK.match(self.href):
-            raise ValueError(f"link {self.href!r} must start with https://, /, ./, ? or #")
 
 
 @dataclass(frozen=True)
@@ -90,12 +72,14 @@ class Table:
 class Figure:
     """A chart: a Vega-Lite specification, as a function of `charts` gives it.
 
-    `description` says in words what is seen, for those who do not see it.
+    `description` says in words what is seen, for those who do not see it. A chart that is narrower
+    than `min_width` pixels could not be read: on a small screen it is panned instead.
     """
 
     caption: str
     chart: Mapping[str, Any]
     description: str = ""
+    min_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,11 +100,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the page; `folded` ones are opened by a click or a key."""
+    """A headed part of the page; `folded` ones are opened by a click or a key.
+
+    In a `grid`, small figures stand beside each other where there is room.
+    """
 
     title: str
     content: Sequence[Table | Figure | Facts | Text]
     folded: bool = False
+    grid: bool = False
 
 
 def render(
@@ -172,41 +160,13 @@ def policy(scripts: Sequence[str] = ()) -> str:
     )
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number for people: thousands apart, `digits` significant ones; a dash for None."""
-    if value is None:
-        return "–"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value).replace("nan", "NaN").replace("inf", "∞")
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}".replace(",", "\u202f")
-    if 1e-3 <= abs(value) < 1e6:
-        whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-        return f"{value:,.{max(digits - whole, 1 if whole < digits else 0)}f}".replace(
-            ",", "\u202f"
-        )
-    return f"{value:.{digits - 1}g}"
-
-
-def duration(seconds: float | None) -> str:
-    """A span of time for people: 0.8 s, 12 s, 3 min 04 s, 2 h 05 min; a dash for None."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def _section(section: Section, index: int) -> dict[str, Any]:
     slug = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
     return {
         "title": section.title,
         "id": f"{slug or 'section'}-{index + 1}",
         "folded": section.folded,
+        "grid": section.grid,
         "content": [_part(part) for part in section.content],
     }
 
@@ -214,7 +174,7 @@ def _section(section: Section, index: int) -> dict[str, Any]:
 def _part(part: Table | Figure | Facts | Text) -> dict[str, Any]:
     match part:
         case Table():
-            rows = [[_cell(cell) for cell in row] for row in part.rows]
+            rows = [[as_cell(cell) for cell in row] for row in part.rows]
             numeric = [
                 bool(seen := [row[i].sort for row in rows if row[i].sort == row[i].sort])
                 and all(isinstance(key, int | float) for key in seen)
@@ -227,27 +187,18 @@ def _part(part: Table | Figure | Facts | Text) -> dict[str, Any]:
                 {"name": name, "numeric": numeric[i], "order": order.get(name, "none")}
                 for i, name in enumerate(part.columns)
             ]
-            return {"kind": "table", "part": part, "columns": columns, "rows": rows}
+            body = "\n".join(row_html(row, numeric) for row in rows)
+            return {"kind": "table", "part": part, "columns": columns, "body": body}
         case Figure():
             return {"kind": "figure", "part": part, "spec": _embedded_json(part.chart)}
         case Facts():
-            return {"kind": "facts", "part": part, "items": [(k, _cell(v)) for k, v in part.items]}
+            return {
+                "kind": "facts",
+                "part": part,
+                "items": [(k, cell_html(as_cell(v))) for k, v in part.items],
+            }
         case Text():
             return {"kind": "text", "part": part}
-
-
-def _cell(value: Cell | Value) -> Cell:
-    match value:
-        case Cell():
-            return value if value.sort is not None else Cell(**{**vars(value), "sort": value.text})
-        case None:
-            return Cell("–", sort=math.nan)
-        case bool():
-            return Cell("yes" if value else "no", sort=str(value))
-        case int() | float():
-            return Cell(number(value), sort=value)
-        case _:
-            return Cell(value, sort=value)
 
 
 def _embedded_json(value: Mapping[str, Any]) -> str:
@@ -282,6 +233,6 @@ def _template() -> Any:
 
 
 __all__ = [
-    "STATIC", "Cell", "Facts", "Figure", "Section", "Table", "Text",
+    "STATIC", "Cell", "Facts", "Figure", "Section", "Status", "Table", "Text", "Value",
     "duration", "number", "policy", "render",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Literal
 
 from trainyard.config import DEFAULT_MODEL, TrainConfig
 from trainyard.errors import UserError
+from trainyard.runs import storage_folder
 from trainyard.suite.recipes import RECIPES, get_recipe
 
 _OVERRIDES = (
@@ -98,7 +99,7 @@ class SuiteConfig:
     @property
     def folder(self) -> Path:
         """`<storage_path>/<run_name>`, which holds the runs and the table."""
-        return Path(self.storage_path).expanduser().absolute() / self.run_name
+        return storage_folder(self.storage_path) / self.run_name
 
     def source_of(self, task: str) -> str | None:
         """The task whose model `task` starts from, if it does."""

@@ -63,7 +63,7 @@ def do_runs(
                 name = running.pop(reference)
                 free += workers[name]
                 _note(name, reference, outcomes)
-                waiting = _without_orphans(waiting, outcomes)
+                waiting = without_orphans(waiting, outcomes)
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
                 say(_progress(configs, running.values(), len(waiting)))
@@ -129,7 +129,7 @@ def _note(name: str, reference: Any, outcomes: Outcomes) -> None:
         outcomes.stopped.append(name)
 
 
-def _without_orphans(waiting: list[Job], outcomes: Outcomes) -> list[Job]:
+def without_orphans(waiting: list[Job], outcomes: Outcomes) -> list[Job]:
     """Fail the jobs whose source failed; the others stay."""
     kept = []
     for job in waiting:

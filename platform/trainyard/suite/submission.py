@@ -4,17 +4,19 @@ File names, headers and label strings are those of the leaderboard's sample subm
 formatter (nyu-mll/jiant, `jiant/scripts/benchmarks/benchmark_submission_formatter.py`) writes them.
 """
 
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data import prepare
-from trainyard.evaluation.inference import check_finite, predict_on_ray
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData, prepare
+from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
 from trainyard.metrics import decode
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
@@ -64,18 +66,30 @@ def write_submission(
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.tsv"):
         old.unlink()
-    written = {}
+    jobs = {}
     for name, file in FILES.items():
         best = _best_seed(config, file.trained_on, finished)
         if best is None:
             say(f"{name} is left out: no finished run of {file.trained_on}")
             continue
         run = config.run_config(file.trained_on, best)
-        if split_rows(_judged_on(run, file), file.split) is None:
+        settings = replace(
+            run,
+            task=file.task,
+            max_train_samples=None,
+            model_name_or_path=finished[run.resolved_run_name]["model"],
+        )
+        if split_rows(settings, file.split) is None:
             say(f"{name} is left out: {file.task}/{file.split}.parquet is not in --data-dir")
             continue
-        logits = _predict(config, run, file, finished[run.resolved_run_name]["model"])
-        lines = lines_of(get_task(file.task), file, logits)
+        splits = find_splits(settings, (file.split,), labelled=False)
+        data = prepare(splits, build_tokenizer(settings), settings, config.folder / ".cache")
+        jobs[name] = (settings.model_name_or_path, data, settings)
+    written = {}
+    for name, logits in zip(jobs, _predict(list(jobs.values()), config.folder), strict=True):
+        file = FILES[name]
+        check_finite(logits, jobs[name][0])
+        lines = lines_of(get_task(file.task), file, logits[file.split])
         (folder / name).write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
         written[name] = len(lines)
     path = zip_submission(folder)
@@ -83,6 +97,15 @@ def write_submission(
     for fault in faults:
         say(f"{path.name}: {fault}")
     return {"zip": str(path), "files": written, "faults": faults}
+
+
+def _predict(jobs: list[tuple[str, PreparedData, TrainConfig]], folder: Path) -> list[Logits]:
+    """All files by one start of the workers; none where there is nothing to predict."""
+    if not jobs:
+        return []
+    found = predict_on_ray(jobs, folder)
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    return found
 
 
 def _best_seed(
@@ -94,23 +117,6 @@ def _best_seed(
     names = {seed: config.run_config(task, seed).resolved_run_name for seed in config.seeds}
     done = [seed for seed, name in names.items() if name in finished]
     return max(done, key=lambda seed: finished[names[seed]]["score"], default=None)
-
-
-def _judged_on(run: Any, file: File) -> Any:
-    from dataclasses import replace
-
-    return replace(run, task=file.task, max_train_samples=None)
-
-
-def _predict(config: SuiteConfig, run: Any, file: File, model: str) -> NDArray[Any]:
-    from dataclasses import replace
-
-    settings = replace(_judged_on(run, file), model_name_or_path=model)
-    splits = find_splits(settings, (file.split,), labelled=False)
-    data = prepare(splits, build_tokenizer(settings), settings, config.folder / ".cache")
-    (found,) = predict_on_ray([(model, data, settings)], config.folder)
-    check_finite(found, model)
-    return found[file.split]
 
 
 def lines_of(task: Task, file: File, logits: NDArray[Any]) -> list[str]:

@@ -166,7 +166,7 @@ def _markdown_rows(row: Mapping[str, Any]) -> list[str]:
         last = ("", "", "")
         if i == 0:
             shown = f"{speed:.0f}" if speed else ""
-            last = (f"{row['rows']['train']:,}", shown, f"{row['seconds']:.0f}")
+            last = (f"{row['rows']['train'] or 0:,}", shown, f"{row['seconds']:.0f}")
         cells = (
             f"{row['task']}{mark}" if i == 0 else "",
             name,

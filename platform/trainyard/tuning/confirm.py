@@ -71,8 +71,12 @@ def run_confirmation(
     def supply() -> TrialSpec | None:
         while specs:
             spec = specs.popleft()
-            if not record(folder.add(spec).path).ended:
-                return spec
+            trial = record(folder.add(spec).path)
+            if trial.status == "failed":
+                trial.run.update(status="stopped")  # its cause may be mended
+            elif trial.ended:
+                continue
+            return spec
         return None
 
     wanted: Supply = supply

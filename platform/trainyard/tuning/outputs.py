@@ -76,6 +76,7 @@ def write_tables(folder: SweepFolder, trials: Sequence[TrialRecord], space: Spac
 def write_hparams(folder: SweepFolder, trials: Sequence[TrialRecord], space: Space) -> None:
     """TensorBoard's HParams tab: each trial's hyperparameters with its score."""
     from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
 
     shutil.rmtree(folder.tensorboard, ignore_errors=True)
     for trial in trials:
@@ -84,7 +85,11 @@ def write_hparams(folder: SweepFolder, trials: Sequence[TrialRecord], space: Spa
         with SummaryWriter(str(folder.tensorboard / trial.spec.name)) as board:
             shown = {field: trial.spec.hyperparameters.get(field) for field in space}
             known = {k: v if isinstance(v, int | float) else str(v) for k, v in shown.items()}
-            board.add_hparams(known, {"score": trial.score}, run_name=".")
+            for summary in hparams(
+                known, {"score": trial.score}
+            ):  # `add_hparams` opens a second file
+                board.file_writer.add_summary(summary)
+            board.add_scalar("score", trial.score)
 
 
 def free_models(trials: Sequence[TrialRecord], kept: set[Path]) -> None:

@@ -17,7 +17,7 @@ from trainyard.progress import StopSignals, say
 from trainyard.tuning.folder import ENDED, SweepFolder, TrialSpec, now, record
 from trainyard.tuning.orphans import release_orphans
 from trainyard.tuning.placement import Placement
-from trainyard.tuning.trial import Context, build_trainable
+from trainyard.tuning.trial import Context, build_trainable, evaluations
 
 Supply = Callable[[], TrialSpec | Literal["later"] | None]
 """The next trial; "later" when it depends on one that is running; None when there are no more."""
@@ -52,6 +52,7 @@ def run_trials(
     if spent and seconds is not None and spent() >= seconds:
         return "time"
     running: dict[str, Path] = {}
+    stopped: list[Path] = []
 
     def next_spec() -> TrialSpec | Literal["later"] | None:
         return supply() if ended == "done" else None
@@ -60,7 +61,7 @@ def run_trials(
 
     def tune() -> None:
         try:
-            _tune(folder, context, next_spec, scheduler, placement, running)
+            _tune(folder, context, next_spec, scheduler, placement, running, stopped)
         except BaseException as error:
             failures.append(error)
 
@@ -81,11 +82,12 @@ def run_trials(
             if ended != "done":
                 for path in list(running.values()):
                     (path / "stop-request").touch()
-    release_orphans()
-    for path in running.values():
-        (path / "stop-request").unlink(missing_ok=True)
     if failures:
         raise failures[0]
+    if context.config.worker_counts != [1]:
+        release_orphans(patience=30)
+    for path in stopped:
+        _settle(path, context)
     return ended
 
 
@@ -96,6 +98,7 @@ def _tune(
     scheduler: Any,
     placement: Placement,
     running: dict[str, Path],
+    stopped: list[Path],
 ) -> None:
     from ray import tune
     from ray.tune.search import Searcher
@@ -127,6 +130,8 @@ def _tune(
         def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
             running.pop(trial.trial_id, None)
             by_itself = (trial.last_result or {}).get("done")
+            if not by_itself:
+                stopped.append(folder_of(trial))
             _say_ended(folder_of(trial), None if by_itself else "stopped by the scheduler")
 
         def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
@@ -185,6 +190,23 @@ def _mark_lost(path: Path, restarts: int) -> None:
             reason=f"its process was lost more than {restarts} time(s) (--max-failures)",
             trial=trial.spec.as_dict(),
             ended=now(),
+        )
+
+
+def _settle(path: Path, context: Context) -> None:
+    """Close the record of a trial that was stopped and killed before it could do so.
+
+    Tune gives the last processes of a sweep ten seconds to end, and a Ray Train run may need more.
+    """
+    trial = record(path)
+    if not trial.ended:
+        scores = evaluations(trial.run, context)
+        trial.run.update(
+            status="pruned",
+            reason=f"stopped by the scheduler at evaluation {len(scores)}",
+            ended=now(),
+            trial_score=max(scores.values(), default=None),
+            trial_evaluations=len(scores),
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from trainyard.data import PreparedData, prepare
-from trainyard.doctoring.quick import warnings
+from trainyard.data_doctor.quick import warnings
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
 from trainyard.splits import find_splits
@@ -59,16 +59,21 @@ def search_supply(
     config: SweepConfig, space: Space, folder: SweepFolder, data: Prepared, budget: int
 ) -> Supply:
     """Trials that were begun, then new ones. ASHA hears again of those that ended, to judge by."""
-    generations = -(-_evaluations(config, next(iter(data.values()))) // config.grace_period)
-    begun = deque(
-        trial.spec for trial in folder.records() if not trial.ended or config.scheduler == "asha"
-    )
+    begun: deque[TrialSpec] = deque()
+    for trial in folder.records():
+        if trial.status == "failed" and config.scheduler != "pbt":
+            trial.run.update(status="stopped")  # its cause may be mended: the same command retries
+        elif trial.ended and config.scheduler != "asha":
+            continue
+        begun.append(trial.spec)
 
     def supply() -> TrialSpec | Literal["later"] | None:
         if begun:
             return begun.popleft()
         history = folder.records()
         if config.scheduler == "pbt":
+            evaluations = _evaluations(config, next(iter(data.values())))
+            generations = -(-evaluations // config.grace_period)
             found = next_stretch(config, space, history, generations)
             if isinstance(found, TrialSpec):
                 folder.add(found)

@@ -11,10 +11,9 @@ from trainyard.config import PLACE_FIELDS
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.progress import StopSignals, say
-from trainyard.runs import Lease, RunFolder
+from trainyard.runs import Lease, RunFolder, storage_folder
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
-from trainyard.training import storage
 from trainyard.tuning import outputs
 from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
 from trainyard.tuning.confirm import (
@@ -76,7 +75,7 @@ def tune(config: SweepConfig) -> SweepResult:
     if config.scheduler == "pbt":
         check_population(config, space)
     budget = budget_of(config, space)
-    folder = SweepFolder(storage(config.storage_path) / config.resolved_run_name)
+    folder = SweepFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     RunFolder(folder.path).create()
     with Lease(folder.path), StopSignals(folder.stop_request) as signals:
         if config.fresh:
@@ -203,8 +202,8 @@ def _interrupted(folder: SweepFolder, signals: StopSignals) -> Interrupted:
 def _check_any_finished(folder: SweepFolder, ranked: Sequence[TrialRecord]) -> None:
     if any(trial.status == "finished" and trial.score is not None for trial in ranked):
         return
-    known = [trial.run.read() for trial in ranked]
-    reasons = [record["reason"] for record in known if "reason" in record]
+    known = [trial.run.read().get("reason") for trial in ranked]
+    reasons = [reason for reason in known if reason]
     reason = f"no trial finished ({reasons[0] if reasons else 'there was no time for one'})"
     folder.update(status="failed", reason=reason, ended=now())
     raise UserError(

@@ -81,6 +81,7 @@ class TrialProcess:
         self._leave: queue.Queue[bool] = queue.Queue()
         self._waiting = False
         self._waited = 0.0
+        self._defect: Exception | None = None
 
     def next_report(self) -> dict[str, Any]:
         """Go on to the next evaluation, or to the end; what Tune is told of it."""
@@ -98,6 +99,8 @@ class TrialProcess:
             event = self._next_event(POLL_SECONDS if polled else None)
             if event == "ended":
                 self._thread.join()
+                if self._defect is not None:
+                    raise self._defect
                 return self._report(done=True)
             if (report := self._unreported()) is not None:
                 return report
@@ -158,10 +161,13 @@ class TrialProcess:
         except Exception as error:
             write_atomic(self._run.path / "error.txt", traceback.format_exc())
             status, reason = "failed", f"{type(error).__name__}: {error}; see error.txt"
-        while self._unreported() is not None:
-            pass
-        self._close(status, reason)
-        _free_memory()
+        try:
+            while self._unreported() is not None:
+                pass
+            self._close(status, reason)
+            _free_memory()
+        except Exception as error:  # the folder cannot be written: for Tune to try again elsewhere
+            self._defect = error
         self._events.put("ended")
 
     def _close(self, status: str, reason: str | None) -> None:
@@ -170,7 +176,7 @@ class TrialProcess:
         known = self._run.read()
         self._run.update(
             status=status,
-            **({"reason": reason} if reason else {}),
+            reason=reason,
             sweep=self._context.sweep,
             trial=self._spec.as_dict(),
             started=known.get("started", now()),

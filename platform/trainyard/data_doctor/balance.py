@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from trainyard.doctoring.features import features
-from trainyard.doctoring.rows import Rows
+from trainyard.data_doctor.features import features
+from trainyard.data_doctor.rows import Rows
 from trainyard.tasks import Task
 
 TELLING_ROWS = 20_000

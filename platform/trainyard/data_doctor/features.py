@@ -8,16 +8,19 @@ DIMENSIONS = 1 << 20
 
 
 def features(words: Sequence[Sequence[str]]) -> Any:
-    """TF-IDF of words and pairs of neighbours, hashed; sparse, shape [rows, 2^20], unit length.
+    """TF-IDF of words and pairs of neighbours; sparse, shape [rows, features], unit length.
 
     Of a pair of texts each word also counts by where it stands: in both texts, or in one alone.
+    What occurs in one row only is left out: no other row can tell anything about it.
     """
+    import numpy as np
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
     hashed = HashingVectorizer(
         analyzer=_grams, n_features=DIMENSIONS, alternate_sign=False, norm=None
     ).transform(words)
-    return TfidfTransformer(sublinear_tf=True).fit_transform(hashed)
+    rows_with = np.bincount(hashed.indices, minlength=DIMENSIONS)
+    return TfidfTransformer(sublinear_tf=True).fit_transform(hashed[:, rows_with > 1])
 
 
 def _grams(words: Sequence[str]) -> list[str]:

@@ -1,12 +1,12 @@
 """All pairs of rows that share most of their words: an exact set-similarity join.
 
-Two word sets of Jaccard similarity t or more must share a word among the few rarest of each
-(prefix filtering: Bayardo et al., Scaling Up All Pairs Similarity Search, WWW 2007; Xiao et al.,
-PPJoin, WWW 2008). So only rows that share such a rare word are compared, and no pair is missed, as
-MinHash with LSH misses some. benchmarks/compare_near_duplicates.py measures both.
+Two word sets of Jaccard similarity t or more must share one of the few rarest words of each (prefix
+filtering: Bayardo et al., Scaling Up All Pairs Similarity Search, WWW 2007), and how many of them
+they share bounds how many they can share in all (Xiao et al., PPJoin, WWW 2008). So few rows are
+compared in full, and no pair is missed, as MinHash with LSH misses some.
+benchmarks/compare_near_duplicates.py measures both.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_CANDIDATES_AT_ONCE = 500_000
+_CANDIDATES_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ def near_pairs(
     order = _rarest_first(left, right)
     a = _Sets(left, order, similarity)
     b = a if others is None else _Sets(right, order, similarity)
-    parts = [_verified(a, b, first, second, similarity) for first, second in _candidates(a, b)]
+    parts = [
+        _verified(a, b, first, second, similarity)
+        for first, second in _candidates(a, b, similarity)
+    ]
     if not parts:
         none = np.empty(0, np.int64)
         return NearPairs(none, none, np.empty(0))
@@ -80,9 +83,14 @@ class _Sets:
 
         ids = [sorted(order[word] for word in row) for row in rows]
         self.sizes = np.fromiter(map(len, ids), np.int64, len(ids))
-        # Of n words, t n must be shared: so one of the n - ceil(t n) + 1 rarest is.
-        kept = [n - math.ceil(t * n - 1e-9) + 1 if n else 0 for n in self.sizes]
-        prefixes = [row[:k] for row, k in zip(ids, kept, strict=True)]
+        # At least t n of n words are shared, so one of the n - ceil(t n) + 1 rarest is.
+        self.needed = np.ceil(t * self.sizes - 1e-9).astype(np.int64)
+        prefixes = [
+            row[: n - needed + 1]
+            for row, n, needed in zip(ids, self.sizes.tolist(), self.needed.tolist(), strict=True)
+        ]
+
+        self.last = np.array([prefix[-1] if prefix else -1 for prefix in prefixes], np.int64)
 
         def matrix(lists: list[list[int]]) -> Any:
             offsets = np.concatenate([[0], np.cumsum([len(row) for row in lists])])
@@ -94,8 +102,8 @@ class _Sets:
         self.whole, self.prefix = matrix(ids), matrix(prefixes)
 
 
-def _candidates(a: _Sets, b: _Sets) -> Any:
-    """Pairs that share a word of their prefixes, a bounded number at a time."""
+def _candidates(a: _Sets, b: _Sets, t: float) -> Any:
+    """Pairs that share enough words of their prefixes, looked for a bounded number at a time."""
     transposed = b.prefix.T.tocsr()
     holders = np.asarray(b.prefix.sum(axis=0)).ravel()
     work = np.asarray(a.prefix @ holders).ravel()  # pairs that each row of a is in
@@ -109,10 +117,13 @@ def _candidates(a: _Sets, b: _Sets) -> Any:
             continue
         found = (a.prefix[start:stop] @ transposed).tocoo()
         first, second = found.row.astype(np.int64) + start, found.col.astype(np.int64)
+        # Beyond the prefix that ends first its row has needed - 1 words: no more can be shared.
+        beyond = np.where(a.last[first] <= b.last[second], a.needed[first], b.needed[second]) - 1
+        shared = np.ceil(t / (1 + t) * (a.sizes[first] + b.sizes[second]) - 1e-9)
+        near = found.data + beyond >= shared
         if a is b:
-            earlier = second < first
-            first, second = first[earlier], second[earlier]
-        yield first, second
+            near &= second < first
+        yield first[near], second[near]
         start = stop
 
 

@@ -10,18 +10,18 @@ import numpy as np
 from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
 from trainyard.data import prepare
-from trainyard.doctoring.balance import balance, drift
-from trainyard.doctoring.config import DoctorConfig
-from trainyard.doctoring.duplicates import contradictions, duplicates
-from trainyard.doctoring.findings import findings
-from trainyard.doctoring.labels import suspicious_labels
-from trainyard.doctoring.page import page
-from trainyard.doctoring.rows import all_splits, read
-from trainyard.doctoring.texts import faulty_texts
+from trainyard.data_doctor.balance import balance, drift
+from trainyard.data_doctor.config import DoctorConfig
+from trainyard.data_doctor.duplicates import contradictions, duplicates
+from trainyard.data_doctor.findings import findings
+from trainyard.data_doctor.labels import suspicious_labels
+from trainyard.data_doctor.page import page
+from trainyard.data_doctor.rows import all_splits, read
+from trainyard.data_doctor.texts import faulty_texts
 from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
-from trainyard.runs import RunFolder
+from trainyard.runs import RunFolder, storage_folder
 from trainyard.splits import Splits
 from trainyard.versions import versions
 
@@ -57,7 +57,7 @@ def examine(config: DoctorConfig) -> Examination:
     started = time.monotonic()
     settings = config.settings()
     splits, absent = all_splits(settings)
-    folder = RunFolder(Path(config.storage_path).expanduser().absolute() / config.resolved_run_name)
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
     for note in (*splits.notes, *(f"{name} is absent and not looked at" for name in absent)):
         say(note)

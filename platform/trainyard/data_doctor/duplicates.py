@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.doctoring.join import NearPairs, near_pairs
-from trainyard.doctoring.rows import Rows
+from trainyard.data_doctor.join import NearPairs, near_pairs
+from trainyard.data_doctor.rows import Rows
 
 
 def repeated(keys: Sequence[Hashable]) -> NDArray[np.int64]:

@@ -1,0 +1,7 @@
+"""Look at runs and sweeps in a browser: python jobs/dashboard.py --help."""
+
+from trainyard.cli import run_job
+from trainyard.report.dashboard import DashboardConfig, run_dashboard
+
+if __name__ == "__main__":
+    run_job(DashboardConfig, run_dashboard)

@@ -1,0 +1,289 @@
+"""The page of a sweep: its verdict, its trials, and what their scores go with."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trainyard.report import charts
+from trainyard.report import sweep_charts as drawn
+from trainyard.report.axes import label
+from trainyard.report.importance import FEWEST, importances
+from trainyard.report.page import (
+    Cell,
+    Facts,
+    Figure,
+    Section,
+    Status,
+    Table,
+    Text,
+    Value,
+    duration,
+    number,
+)
+from trainyard.report.reader import mapping, real, words
+from trainyard.report.records import Run, pair, without_secrets
+from trainyard.report.run_page import interval, score_cell, share
+from trainyard.report.sweeps import Sweep
+
+Link = Callable[[Run], str | None]
+Rows = list[list[Cell | Value]]
+ENDED: tuple[Status, ...] = ("finished", "pruned", "diverged", "failed")
+
+
+def sections(sweep: Sweep, link: Link) -> list[Section]:
+    """All that is known about a sweep, top down as people ask; `link` leads to a trial's page."""
+    found = [
+        Section("Result", _result(sweep, link)),
+        Section("Confirmation", _confirmation(sweep, link)),
+        Section("Trials", _trials(sweep, link)),
+        Section("Learning curves", _curves(sweep)),
+        Section("Hyperparameters", _together(sweep)),
+        Section("Score against each hyperparameter", _each(sweep), grid=True),
+        Section("Config", [Facts([(name, without_secrets(words(value)))
+                for name, value in mapping(sweep.record.get("config")).items()])], folded=True),
+    ]  # fmt: skip
+    return found
+
+
+def _result(sweep: Sweep, link: Link) -> list[Any]:
+    parts: list[Any] = [Text(f"{problem}.", "error") for problem in sweep.problems]
+    if sweep.reason:
+        parts.append(Text(sweep.reason, "error" if sweep.status == "failed" else "warning"))
+    states = [trial.status for trial in sweep.trials]
+    counts = {state: states.count(state) for state in drawn.ENDS if state in states}
+    made = [t.steps for t in sweep.trials if t.steps is not None]
+    full = [t.last_step for t in sweep.trials if t.last_step is not None]
+    cost = share(sum(made), sum(full))
+    best = sweep.best
+    score = score_cell(best) if best else Cell("–")
+    asked = real(sweep.record.get("num_trials")) or len(states)
+    parts.append(
+        Facts(
+            [
+                (f"Best {sweep.metric or 'score'}", Cell(score.text, note=score.note)),
+                ("By", Cell(best.name, href=link(best)) if best else None),
+                *_corrected(sweep),
+                ("Trials", Cell(number(_ended(counts)), note=f"ended of {number(asked)}")),
+                ("Verdict", words(sweep.record.get("verdict") or "not confirmed")),
+                (
+                    "Steps trained",
+                    Cell("–" if cost is None else f"{cost:.0%}", note="of training each trial fully"),
+                ),
+                ("Time", duration(sweep.seconds)),
+            ],
+            wide=True,
+        )
+    )  # fmt: skip
+    parts.append(
+        Facts(
+            [
+                ("Searcher", words(sweep.record.get("searcher"))),
+                ("Scheduler", words(sweep.record.get("scheduler"))),
+                *((state.capitalize(), Cell(str(n), status=state)) for state, n in counts.items()),
+            ]
+        )
+    )
+    given = best.hyperparameters if best else {}
+    space = mapping(sweep.record.get("space"))
+    rows: Rows = [[f, label(space.get(f)), label(given.get(f))] for f in sweep.fields]
+    chosen = f"In {best.name}" if best else "Best"
+    parts.append(Table("What was searched", ["Hyperparameter", "Searched", chosen], rows))
+    return parts
+
+
+def _corrected(sweep: Sweep) -> list[tuple[str, Cell]]:
+    """The winner's score, corrected for having been picked; it is the one to quote."""
+    winner = mapping(mapping(sweep.record.get("confirmation")).get("winner"))
+    score = real(winner.get("corrected"))
+    if score is None:
+        return []
+    return [
+        (
+            f"Corrected {sweep.metric}",
+            Cell(f"{score:.4f}", note=interval(*pair(winner.get("interval")))),
+        )
+    ]
+
+
+def _ended(counts: Mapping[Status, int]) -> int:
+    return sum(counts[state] for state in ENDED if state in counts)
+
+
+VERDICTS = {
+    "better": "The winner is better than the default recipe",
+    "worse": "The winner is worse than the default recipe",
+    "not distinguishable": "The winner is not distinguishable from the default recipe",
+}
+
+
+def _confirmation(sweep: Sweep, link: Link) -> list[Any]:
+    found = mapping(sweep.record.get("confirmation"))
+    if not found:
+        return [Text("The best score above is that of a trial picked for it, and so too high. "
+                     "A confirmation runs the best again with fresh seeds.", "note")]  # fmt: skip
+    gain = mapping(found.get("difference"))
+    verdict = VERDICTS.get(
+        words(found.get("verdict")), "The winner and the default recipe were run again"
+    )
+    value, low, high = (real(gain.get(name)) for name in ("value", "low", "high"))
+    parts: list[Any] = []
+    if value is not None:
+        parts.append(Text(f"{verdict}: {value:+.4f} {sweep.metric} ({interval(low, high)}, 95 %), "
+                          "each run again with seeds that no choice was made on."))  # fmt: skip
+    candidates = [c for c in found.get("candidates") or [] if isinstance(c, dict)]
+    named = [("winner", mapping(found.get("winner"))), ("default", mapping(found.get("default")))]
+    winner = named[0][1].get("trial")
+    named += [(words(c["trial"]), c) for c in candidates if c.get("trial") not in (None, winner)]
+    runs = {run.name: run for run in sweep.confirmations}
+    rows: Rows = []
+    dots = []
+    for name, block in named:
+        if not block:
+            continue
+        low, high = pair(block.get("interval"))
+        mean, corrected = real(block.get("mean")), real(block.get("corrected"))
+        scores = [s for v in block.get("scores") or [] if (s := real(v)) is not None]
+        rows.append(
+            [name, words(block.get("trial")),
+             Cell(number(mean), mean if mean is not None else math.nan, interval(low, high)),
+             corrected, ", ".join(f"{s:.4f}" for s in scores)]
+        )  # fmt: skip
+        dots.append({"configuration": name, "score": mean, "low": low, "high": high})
+    parts.append(
+        Table(
+            "Run again with fresh seeds",
+            ["Configuration", "Trial", "Mean", "Corrected", "Scores"],
+            rows,
+        )
+    )
+    if any(row["score"] is not None for row in dots):
+        chart = charts.dots(dots, "score", "configuration", low="low", high="high")
+        parts.append(Figure("Mean score with its interval", chart))
+    links: Rows = [
+        [Cell(run.name, href=link(run)), Cell(run.status, status=run.status), score_cell(run)]
+        for _, run in sorted(runs.items())
+    ]
+    parts.append(Table("Its runs", ["Run", "State", "Score"], links))
+    return parts
+
+
+def _trials(sweep: Sweep, link: Link) -> list[Table]:
+    default = mapping(mapping(sweep.record.get("confirmation")).get("default")).get(
+        "hyperparameters"
+    )
+    rows: Rows = []
+    why: Rows = []
+    for trial in sweep.trials:
+        steps, last = trial.steps, trial.last_step
+        done = share(steps, last)
+        note = f"at step {number(steps)}" if trial.status == "pruned" and steps else ""
+        if (trial.reason and trial.status != "pruned") or trial.problems:
+            said = " ".join([trial.reason, *trial.problems]).strip()
+            why.append(
+                [Cell(trial.name, href=link(trial)), Cell(trial.status, status=trial.status), said]
+            )
+        rows.append(
+            [
+                Cell(
+                    trial.name,
+                    href=link(trial),
+                    note="default recipe" if trial.hyperparameters == default else "",
+                ),
+                Cell(trial.status, status=trial.status, note=note),
+                score_cell(trial),
+                *(_value(trial.hyperparameters.get(field)) for field in sweep.fields),
+                Cell("–" if steps is None else f"{number(steps)} of {number(last)}",
+                     sort=math.nan if steps is None else steps, share=done),
+                Cell(duration(trial.seconds), sort=math.nan if trial.seconds is None else trial.seconds),
+            ]
+        )  # fmt: skip
+    found = [
+        Table(
+            "A score is the best evaluation so far, with its 95 % interval",
+            ["Trial", "State", sweep.metric or "Score", *sweep.fields, "Steps", "Time"],
+            rows,
+            empty="No trial has been decided yet.",
+        )
+    ]
+    return (
+        [*found, Table("Why trials did not end well", ["Trial", "State", "Reason"], why)]
+        if why
+        else found
+    )
+
+
+def _value(value: Any) -> Cell:
+    found = real(value)
+    return Cell(
+        label(value), sort=math.nan if value is None else words(value) if found is None else found
+    )
+
+
+def _curves(sweep: Sweep) -> list[Any]:
+    if not any(trial.evaluations for trial in sweep.trials):
+        return [Text("No trial has been evaluated yet.", "note")]
+    stopped = [trial for trial in sweep.trials if trial.status == "pruned"]
+    return [
+        Figure(
+            f"{sweep.metric or 'Score'} of every trial",
+            drawn.learning_curves(sweep),
+            f"{len(stopped)} of {len(sweep.trials)} trials were stopped by the scheduler, at the "
+            "triangles; the best fifth is on top. Point at a line for its hyperparameters.",
+        ),
+        Figure("When each trial ran, and how it ended", drawn.timeline(sweep)),
+    ]
+
+
+def _together(sweep: Sweep) -> list[Any]:
+    scored = drawn.ranked(sweep)
+    if not scored:
+        return [Text("No trial has a score yet.", "note")]
+    parts: list[Any] = [
+        Figure(
+            "Parallel coordinates",
+            drawn.parallel_coordinates(sweep),
+            "One line per trial through its hyperparameters to its score. Dashed lines diverged.",
+            min_width=130 * (len(sweep.fields) + 1),
+        )
+    ]
+    logarithmic = {axis.name: axis.kind == "log" for axis in drawn.axes(sweep)}
+    step, rows = compared(sweep)
+    if found := importances(rows, logarithmic):
+        bars = [{"hyperparameter": name, "importance": value} for name, value in found.items()]
+        parts.append(
+            Figure(
+                "Importance",
+                charts.bars(bars, "importance", "hyperparameter"),
+                f"How differently each is distributed among the best of {len(rows)} trials than among "
+                f"all (PED-ANOVA, by Optuna), in sum 1, by their scores at step {step}, the last that "
+                "four fifths of them reached. It tells what good trials share in this space, not what "
+                "causes a score.",
+            )
+        )
+    else:
+        parts.append(Text(f"Importance is told from {FEWEST} trials with a score on.", "note"))
+    return parts
+
+
+def compared(sweep: Sweep) -> tuple[int, list[tuple[Mapping[str, Any], float]]]:
+    """Hyperparameters and scores of trials at the same step, so that budgets do not tell.
+
+    A scheduler trains the better trials for longer: their best scores would show that too.
+    """
+    curves = [(t, [e for e in t.evaluations if math.isfinite(e.score)]) for t in sweep.trials]
+    curves = [(trial, curve) for trial, curve in curves if curve]
+    ends = sorted((curve[-1].step for _, curve in curves), reverse=True)
+    step = ends[math.ceil(0.8 * len(ends)) - 1] if ends else 0
+    return step, [
+        (trial.hyperparameters, max(e.score for e in curve if e.step <= step))
+        for trial, curve in curves
+        if curve[0].step <= step <= curve[-1].step
+    ]
+
+
+def _each(sweep: Sweep) -> list[Any]:
+    known = drawn.axes(sweep)
+    if not drawn.ranked(sweep) or not known:
+        return [Text("No trial has a score yet.", "note")]
+    note = Text("Filled: trained to its end. Hollow: stopped before.", "note")
+    return [note, *(Figure(axis.name, drawn.score_against(sweep, axis)) for axis in known)]

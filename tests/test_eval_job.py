@@ -1,0 +1,132 @@
+"""`evaluate` on real (tiny) models: every row once at any worker count, whatever the source."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from runs_locally import run_locally
+
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.evaluation import EvalConfig, evaluate
+
+
+@pytest.fixture(scope="module")
+def model(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best checkpoint of a small run, with its tokenizer: what model/ holds."""
+    from transformers import AutoTokenizer
+
+    storage = tmp_path_factory.mktemp("judged")
+    config = dataclasses.replace(small_run, storage_path=str(storage), run_name="run")
+    outcome, folder = run_locally(config)
+    checkpoint = folder.checkpoints / f"step-{outcome['best_step']:08d}"
+    for name in ("config.json", "model.safetensors"):
+        (folder.model).mkdir(exist_ok=True)
+        shutil.copy(checkpoint / name, folder.model / name)
+    AutoTokenizer.from_pretrained(config.model_name_or_path).save_pretrained(folder.model)
+    (folder.path / "run.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
+    (folder.path / "outcome.json").write_text(json.dumps(outcome["best_evaluation"]))
+    return folder.model
+
+
+def judge(model: Path, small_run: TrainConfig, tmp_path: Path, **fields: Any) -> dict[str, Any]:
+    config = EvalConfig(
+        model_name_or_path=str(model),
+        data_dir=None if "validation_file" in fields else small_run.data_dir,
+        storage_path=str(tmp_path),
+        resources_per_worker={"CPU": 1},
+        **fields,
+    )
+    found = evaluate(config)
+    details: dict[str, Any] = json.loads((found.folder / "evaluation.json").read_text())
+    assert json.loads(json.dumps(details)) == json.loads(json.dumps(found.details))
+    assert "<html" in (found.folder / "report.html").read_text()
+    assert found.as_json()["score"] == details["score"]
+    return details
+
+
+def by_hand(model: Path, path: Path) -> tuple[list[str], list[str]]:
+    """Answers and labels by a plain transformers pipeline, row by row."""
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=str(model), max_length=32, truncation=True)
+    rows = pq.read_table(path).to_pylist()
+    answers = [
+        classify({"text": row["sentence1"], "text_pair": row["sentence2"]})["label"] for row in rows
+    ]
+    names = ("not_equivalent", "equivalent")
+    return answers, [names[row["label"]] for row in rows]
+
+
+def test_one_worker_two_and_a_plain_pipeline_agree(
+    cluster: Any,  # noqa: ARG001
+    model: Path,
+    small_run: TrainConfig,
+    tmp_path: Path,
+) -> None:
+    one = judge(model, small_run, tmp_path, run_name="one", slice_columns=("idx",))
+    two = judge(model, small_run, tmp_path, run_name="two", slice_columns=("idx",), num_workers=2)
+    assert one["splits"] == two["splits"]
+    found = one["splits"]["validation"]
+    trained = json.loads((model.parent / "outcome.json").read_text())["validation"]
+    assert found["metrics"] == trained["metrics"]
+    answers, labels = by_hand(model, Path(str(small_run.data_dir)) / "mrpc/validation.parquet")
+    right = np.mean([a == b for a, b in zip(answers, labels, strict=True)])
+    assert found["metrics"]["accuracy"] == pytest.approx(right)
+    assert sum(map(sum, found["confusion"])) == found["rows"] == 37
+    wrong = {i for i, (a, b) in enumerate(zip(answers, labels, strict=True)) if a != b}
+    assert {row["row"] for row in found["worst"]} == wrong
+    assert one["max_length"] == 32  # the run's own
+    by_idx = [row for row in found["slices"] if row["slice"] == "idx"]
+    assert sum(row["rows"] for row in by_idx) == 37
+    assert len(by_idx) == 4  # a number: by quarters
+
+
+def test_own_file_calibrated_and_compared(
+    cluster: Any,  # noqa: ARG001
+    model: Path,
+    small_run: TrainConfig,
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    table = pq.read_table(Path(str(small_run.data_dir)) / "mrpc/validation.parquet").to_pylist()
+    names = ("not_equivalent", "equivalent")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(
+        json.dumps({"a": r["sentence1"], "b": r["sentence2"], "kind": names[r["label"]], "from": "x"})
+        for r in table
+    ))  # fmt: skip
+    found = judge(
+        own, small_run, tmp_path, validation_file=str(path), text_column="a", max_length=32,
+        text_pair_column="b", label_column="kind", calibrate=True, against=str(model),
+    )  # fmt: skip
+    split = found["splits"]["validation"]
+    trained = json.loads((model.parent / "outcome.json").read_text())["validation"]
+    assert split["metrics"]["accuracy"] == trained["metrics"]["accuracy"]
+    stored = json.loads((own / "calibration.json").read_text())
+    assert stored["temperature"] == split["calibration"]["temperature"] > 0
+    assert stored["rows"] == 37
+    assert not (model / "calibration.json").exists()
+    assert "cannot be told apart" in split["comparison"]["verdict"]
+    assert split["comparison"]["metrics"]["accuracy"]["p_value"] == 1.0
+
+
+def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
+    def refuse(sentence: str, **fields: Any) -> None:
+        with pytest.raises(UserError, match=sentence):
+            judge(fields.pop("model", model), small_run, tmp_path, **fields)
+
+    refuse(r"has no such split; it has train, validation, test", splits=("dev",))
+    refuse(r"give a model that was fine-tuned on it, or --task", task="mnli")
+    refuse(r"does not say which task it was fine-tuned on; give --task",
+           model=Path(small_run.model_name_or_path))  # fmt: skip
+    refuse(r"--num-errors is -1", num_errors=-1)
+    refuse(r"has no such split; it has train", splits=("training",))
+    refuse(r"answers not_equivalent, equivalent, but task 'rte' has the labels", task="rte")
+    refuse(r"--validation-file is judged by itself", validation_file="x.csv", splits=("test",))
