@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from trainyard.serving.failures import RequestError
 from trainyard.serving.keys import Key, KeyRing
@@ -32,6 +32,11 @@ class Answer:
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def to(cls, error: RequestError) -> Self:
+        """What a request gets that fails."""
+        return cls(error.status, error.body(), error.headers())
 
 
 class Models(Protocol):

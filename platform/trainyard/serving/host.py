@@ -30,6 +30,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 """Default of `batch_tokens`: where a larger batch no longer makes the rows of it cheaper."""
 
 REQUESTS_PER_CALL = 32
+"""That share a call between gateway and replica, see `bundles.py`."""
 
 WARM_UP_PASSES = 3
 
@@ -87,8 +88,13 @@ class Host:
 
     @property
     def requests_per_call(self) -> int:
-        """Requests that may come in one call: one where answers take long and differ in it."""
-        return 1 if self.predictor.model.can_generate() else REQUESTS_PER_CALL
+        """Requests that may come in one call.
+
+        One where answers take long and differ in it, and where Serve counts calls to find out how
+        many replicas are needed.
+        """
+        alone = self.predictor.model.can_generate() or self._options.autoscaling is not None
+        return 1 if alone else REQUESTS_PER_CALL
 
     @property
     def healthy(self) -> bool:
@@ -124,11 +130,12 @@ class Host:
             self._watch.refused(error.kind)
             if error.__cause__ is not None:
                 log.error("request failed", exc_info=error.__cause__)
-            return Answer(error.status, error.body(), error.headers())
+            return Answer.to(error)
         except Exception:  # a defect of ours; those who share the call must not suffer
             log.exception("request failed")
-            failed = RequestError("failed", "the server failed on this request; see its log")
-            return Answer(failed.status, failed.body())
+            return Answer.to(
+                RequestError("failed", "the server failed on this request; see its log")
+            )
         finally:
             self._in_work -= 1
             self._close_if_idle()

@@ -112,7 +112,7 @@ class SharedReplica:
         try:
             host = await self._host(name)
         except RequestError as error:
-            return [Answer(error.status, error.body(), error.headers())] * len(requests)
+            return [Answer.to(error)] * len(requests)
         return await asyncio.gather(*(host.answer(body, seconds) for body, seconds in requests))
 
     async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
