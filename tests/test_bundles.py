@@ -184,8 +184,8 @@ def test_time_left_shrinks_while_a_request_waits() -> None:
         await asyncio.gather(*(found.ask("mail", b"x", 9) for _ in range(3)))
 
     asyncio.run(run())
-    assert left[0] == pytest.approx(9, abs=0.02)
-    assert left[1] == left[2] == pytest.approx(8.95, abs=0.03)
+    assert left[0] == pytest.approx(9, abs=0.03)
+    assert left[1:] == pytest.approx([8.95, 8.95], abs=0.03)
 
 
 def test_a_model_that_went_meanwhile_is_not_found() -> None:
