@@ -80,7 +80,8 @@ class Model:
         self.started = threading.Semaphore(0)
         self.break_on = break_on
 
-    def __call__(self, rows: list[int]) -> list[int]:
+    def __call__(self, rows: list[int], busy: int = 1) -> list[int]:
+        self.busy = busy
         self.batches.append(list(rows))
         self.started.release()
         assert self.gate.wait(10)

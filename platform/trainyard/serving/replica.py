@@ -54,10 +54,9 @@ class ModelReplica:
         return {self._name: self._serving().requests_per_call}
 
     async def answer(self, name: str, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
-        """See `Host.answer`; one for each body and its seconds."""
+        """See `Host.answer_all`."""
         del name
-        host = self._serving()
-        return await asyncio.gather(*(host.answer(body, seconds) for body, seconds in requests))
+        return await self._serving().answer_all(requests)
 
     async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
         """See `Host.stream`."""
@@ -108,12 +107,12 @@ class SharedReplica:
         return dict.fromkeys(self._versions, 1)
 
     async def answer(self, name: str, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
-        """See `Host.answer`; loads the model first when need be."""
+        """See `Host.answer_all`; loads the model first when need be."""
         try:
             host = await self._host(name)
         except RequestError as error:
             return [Answer.to(error)] * len(requests)
-        return await asyncio.gather(*(host.answer(body, seconds) for body, seconds in requests))
+        return await host.answer_all(requests)
 
     async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
         """See `Host.stream`."""
