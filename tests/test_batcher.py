@@ -80,8 +80,8 @@ class Model:
         self.started = threading.Semaphore(0)
         self.break_on = break_on
 
-    def __call__(self, rows: list[int], busy: int = 1) -> list[int]:
-        self.busy = busy
+    def __call__(self, rows: list[int], passes: int = 1) -> list[int]:
+        del passes
         self.batches.append(list(rows))
         self.started.release()
         assert self.gate.wait(10)
@@ -306,5 +306,47 @@ def test_a_closed_batcher_finishes_what_waits_and_takes_no_more() -> None:
         assert [d.results for d in await asyncio.gather(first, waiting)] == [[2], [6]]
         with pytest.raises(RequestError, match="being replaced"):
             await batcher.submit([3])
+
+    asyncio.run(run())
+
+
+def test_workers_share_what_waits_and_know_how_many_they_are() -> None:
+    async def run() -> None:
+        model = Model()
+        batcher = Batcher(model, lambda _: 5, workers=2)
+        first, second = [await hold(model, batcher, row) for row in (1, 2)]
+        assert model.batches == [[1], [2]], "the second did not wait for the first"
+        tasks = [asyncio.create_task(batcher.submit([row])) for row in range(10, 30)]
+        while batcher.waiting_rows < 20:
+            await asyncio.sleep(0)
+        model.gate.set()
+        done = await asyncio.gather(first, second, *tasks)
+        assert [d.results for d in done[2:]] == [[2 * row] for row in range(10, 30)]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("rows", "batches", "busy"), [(6, [6], {1}), (20, [10, 10], {2})])
+def test_many_rows_are_divided_among_free_workers_and_few_are_not(
+    rows: int, batches: list[int], busy: set[int]
+) -> None:
+    async def run() -> None:
+        model, told = Model(), set()
+        model.gate.clear()
+
+        def forward(batch: list[int], passes: int) -> list[int]:
+            told.add(passes)
+            return model(batch)
+
+        batcher = Batcher(forward, lambda _: 5, workers=2)
+        task = asyncio.create_task(batcher.submit([7] * rows))
+        for _ in batches:
+            await asyncio.to_thread(model.started.acquire, timeout=5)
+        assert [len(batch) for batch in model.batches] == batches
+        assert told == busy
+        model.gate.set()
+        await task
+        batcher.close()
 
     asyncio.run(run())

@@ -4,8 +4,10 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import socket
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from serving_locally import LocalModels, load, serving
 from small_models import LABELS, classifier
 
+from trainyard.serving import docs_page
 from trainyard.serving.host import Host
 from trainyard.serving.keys import KeyRing, new_key
 from trainyard.serving.options import GatewayOptions
@@ -107,6 +110,21 @@ def test_truncation_is_asked_for_and_reported(url: str) -> None:
     assert (status, headers["x-truncated-tokens"]) == (200, "0,178")
     with pytest.raises(HfHubHTTPError, match="only 64 fit"):
         InferenceClient(f"{url}/models/mail").text_classification(LONG)
+
+
+def test_requests_of_one_call_fail_each_by_themselves(host: Host) -> None:
+    bodies = [b'{"inputs": "bana"}', b"{", b'{"inputs": 3}', b'{"inputs": "cola bana"}']
+    together = asyncio.run(host.answer_all([(body, 20) for body in bodies]))
+    assert [answer.status for answer in together] == [200, 400, 422, 200]
+    late = asyncio.run(host.answer_all([(bodies[0], 20), (bodies[0], -1)]))
+    assert [answer.status for answer in late] == [200, 503]
+    for body, answer in zip(bodies, together, strict=True):
+        alone = asyncio.run(host.answer(body, 20))
+        if alone.status != 200:
+            assert answer == alone
+        else:
+            for a, b in zip(json.loads(answer.body)[0], json.loads(alone.body)[0], strict=True):
+                assert a == {"label": b["label"], "score": pytest.approx(b["score"], abs=1e-5)}
 
 
 @pytest.mark.parametrize(
@@ -294,3 +312,20 @@ def test_no_body_breaks_a_host(host: Host, body: bytes) -> None:
     assert answer.status == 200 or (
         400 <= answer.status < 500 and sorted(found) == ["error", "error_type"]
     )
+
+
+def test_the_page_about_the_api_loads_from_here_alone(url: str) -> None:
+    def get(path: str) -> tuple[Any, str]:
+        with urllib.request.urlopen(f"{url}/{path}", timeout=30) as response:
+            return response, response.read().decode("utf-8", "replace")
+
+    response, page = get("docs")
+    loaded = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
+    assert sorted(loaded) == sorted(f"docs/{name}" for name in docs_page.FILES)
+    assert "url: 'openapi.json'" in page
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    for name, kind in docs_page.FILES.items():
+        assert get(f"docs/{name}")[0].headers["content-type"].startswith(kind)
+    assert 'PACKAGE_VERSION:"5.' in get("docs/swagger-ui-bundle.js")[1]  # 4 cannot read OpenAPI 3.1
+    assert ask(url, "GET", "/docs/redoc.standalone.js")[0] == 404
+    assert ask(url, "GET", "/docs/..%2f__init__.py")[0] == 404

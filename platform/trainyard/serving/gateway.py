@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from trainyard.serving.docs_page import add_docs
 from trainyard.serving.failures import RequestError
 from trainyard.serving.keys import Key, KeyRing
 from trainyard.serving.openapi import describe_api
@@ -76,6 +77,7 @@ def build_gateway(
         title="Trainyard",
         version=__version__,
         description="Fine-tuned models behind the shapes of the Hugging Face Inference API.",
+        docs_url=None,
         redoc_url=None,
     )
     page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
@@ -179,6 +181,7 @@ def build_gateway(
             )
         return JSONResponse({"status": "ok"})
 
+    add_docs(app)
     describe_api(app)
     return Shield(app, tell_id=not behind_serve)
 
