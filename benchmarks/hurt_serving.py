@@ -2,7 +2,7 @@
 
     python benchmarks/hurt_serving.py --data-dir DIR --swaps 20 --kills 5 --seconds 10
 
-Counts every answer by status (0: the connection failed). Writes benchmarks/results/hurt.json.
+Counts every answer by status (0: the connection failed). Writes benchmarks/results/hurt-serving.json.
 """
 
 import argparse
@@ -48,8 +48,8 @@ class Server:
         self.url = f"http://127.0.0.1:{port}/models/bench"
         self.replicas = replicas
 
-    def deploy(self, source: str) -> None:
-        """Make `source` the model's version."""
+    def deploy(self, source: str, batch_rows: int = 128) -> None:
+        """Make `source` the model's version; another `batch_rows` replaces its replicas."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
@@ -58,7 +58,9 @@ class Server:
                 {"name": "gateway", "route_prefix": "/", "import_path": "serve.app:gateway"},
                 {
                     "name": "bench", "route_prefix": None, "import_path": "serve.app:model",
-                    "args": {"num_replicas": self.replicas, "num_cpus": 0.5},
+                    "args": {
+                        "num_replicas": self.replicas, "num_cpus": 0.5, "batch_rows": batch_rows,
+                    },
                     "deployments": [{"name": "Model", "user_config": {"source": source}}],
                 },
             ]
@@ -134,6 +136,23 @@ def swap(server: Server, bodies: list[bytes], models: list[str], times: int) -> 
             server.deploy(source)
             took.append(server.wait_for(source))
     found["swap"] |= {"swaps": times, "longest_swap_s": round(max(took), 2)}
+    return found
+
+
+def redeploy(server: Server, bodies: list[bytes], source: str, times: int) -> dict[str, Any]:
+    """All replicas replaced by new ones under load."""
+    found: dict[str, Any] = {}
+    took = []
+    with load(server.url, bodies, found, "redeploy"):
+        for number in range(1, times + 1):
+            began, before = time.perf_counter(), set(server.pids())
+            server.deploy(source, 128 - number % 2)
+            while before & (now := set(server.pids())) or len(now) < server.replicas:
+                if time.perf_counter() - began > 120:
+                    raise SystemExit(f"the replicas {before} were never replaced, there are {now}")
+                time.sleep(0.2)
+            took.append(time.perf_counter() - began)
+    found["redeploy"] |= {"redeploys": times, "longest_redeploy_s": round(max(took), 1)}
     return found
 
 
@@ -234,12 +253,13 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--redeploys", type=int, default=2)
     parser.add_argument("--drips", type=int, nargs="*", default=[60, 400])
     parser.add_argument("--overload", action="store_true")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--haproxy", action="store_true")
-    parser.add_argument("--name", default="hurt")
+    parser.add_argument("--name", default="hurt-serving")
     args = parser.parse_args()
 
     bodies = bodies_of(sentences(args.data_dir, 100))
@@ -256,6 +276,8 @@ def main() -> None:
             steps.append(lambda: swap(server, bodies, models, args.swaps))
         if args.kills:
             steps.append(lambda: kill(server, bodies, args.kills))
+        if args.redeploys:
+            steps.append(lambda: redeploy(server, bodies, models[0], args.redeploys))
         steps += [partial(drip, server, bodies, n, args.seconds) for n in args.drips]
         if args.overload:
             steps.append(lambda: overload(server, bodies, args.seconds))
