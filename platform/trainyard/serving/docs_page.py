@@ -1,9 +1,12 @@
 """GET /docs: Swagger UI from files of an installed package, so that it needs nothing from outside."""
 
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainyard.serving.failures import RequestError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 FILES = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -19,7 +22,7 @@ MAY = (
 )
 
 
-def add_docs(app: Any) -> None:
+def add_docs(app: "FastAPI") -> None:
     """Give `app` the page and its files."""
     from fastapi.openapi.docs import get_swagger_ui_html
     from fastapi.responses import HTMLResponse, Response
