@@ -2,7 +2,8 @@
 
     python benchmarks/hurt_serving.py --data-dir DIR --swaps 20 --kills 5 --seconds 10
 
-Counts every answer by status (0: the connection failed). Writes benchmarks/results/hurt-serving.json.
+Counts every answer by status (0: the connection failed). Adds its run to
+benchmarks/results/hurt-serving.json, in place of earlier ones of the same scenarios.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from serving_process import free_port, haproxy_environment
 from trainyard.versions import versions
 
 CLIENTS = 16
+READY = "seconds_to_ready"
 
 
 class Server:
@@ -270,7 +272,7 @@ def main() -> None:
         models = [classifier(Path(folder) / name) for name in ("first", "second")]
         server = Server(args.replicas)
         server.deploy(models[0])
-        results["seconds_to_ready"] = round(server.wait_for(models[0]), 1)
+        results[READY] = round(server.wait_for(models[0]), 1)
         steps: list[Callable[[], dict[str, Any]]] = []
         if args.swaps:
             steps.append(lambda: swap(server, bodies, models, args.swaps))
@@ -283,7 +285,7 @@ def main() -> None:
             steps.append(lambda: overload(server, bodies, args.seconds))
         for step in steps:
             results |= step()
-    result = {
+    run = {
         "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, 2 cores",
@@ -291,7 +293,9 @@ def main() -> None:
         "results": results,
     }
     path = Path(__file__).parent / "results" / f"{args.name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    kept = json.loads(path.read_text()) if path.exists() else []  # of other scenarios
+    kept = [old for old in kept if not (old["results"].keys() & results.keys()) - {READY}]
+    path.write_text(json.dumps([*kept, run], indent=2) + "\n")
     print(json.dumps(results))
 
 

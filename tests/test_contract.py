@@ -252,7 +252,7 @@ def test_the_api_is_what_it_says_it_is(url: str, task: str, tmp_path: Path) -> N
             sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml",
             "run", f"{url.removesuffix('/models')}/openapi.json",
             "--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--request-timeout", "20",
-            "--max-examples", FUZZ or "15", "--seed", "1", "--continue-on-failure", "--no-color",
+            "--max-examples", FUZZ or "4", "--seed", "1", "--continue-on-failure", "--no-color",
             "--generation-database", "none", "--warnings", "off",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=550, check=False,
