@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from trainyard import checkpoints
 from trainyard.checkpoints import MANIFEST, CheckpointStore, SupersededError, fault_of
 from trainyard.errors import UserError
 
@@ -60,6 +61,53 @@ def test_a_damaged_checkpoint_is_passed_over_and_reported(
     damage(store.path(30) / name)
     assert store.newest() == (20, store.path(20))
     assert "step-00000030 is damaged" in store.skipped[0]
+
+
+def test_a_manifest_with_any_bit_flipped_raises_nothing(store: CheckpointStore) -> None:
+    manifest = store.path(30) / MANIFEST
+    whole = manifest.read_bytes()
+    found = set()
+    for place in range(len(whole) * 8):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        manifest.write_bytes(bytes(flipped))
+        found.add((fault_of(store.path(30)) or "").partition(":")[2])
+    assert {" KeyError", " JSONDecodeError", " UnicodeDecodeError"} <= found
+    for content in ("[]", "3", '{"files": []}', '{"files": {"state": 1}}', '{"files": null}'):
+        manifest.write_text(content)
+        assert "no valid MANIFEST" in (fault_of(store.path(30)) or "")
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> str:
+        if path.parent == store.path(30):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return hash_of(path)
+
+    hash_of = checkpoints.sha256_of
+    monkeypatch.setattr(checkpoints, "sha256_of", broken)
+    assert store.newest() == (20, store.path(20))
+    assert "cannot be read: Input/output error" in store.skipped[0]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_stops_nothing(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NFS keeps a file that somebody still reads; the next attempt clears it away."""
+    for at in range(1, 5):
+        store.commit(10, writer("old"))
+        with monkeypatch.context() as patch:
+            FailingDisk(patch, errno.EBUSY, at, stays=False)
+            store.keep({20, 30})
+        assert store.newest() == (30, store.path(30))
+    assert "could not be deleted" in caplog.text
+    store.claim()
+    store.keep({20, 30})
+    assert sorted(path.name for path in store.folder.iterdir()) == [
+        "attempt.json", "step-00000020", "step-00000030",
+    ]  # fmt: skip
 
 
 def test_nothing_valid_left(store: CheckpointStore) -> None:

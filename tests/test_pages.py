@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from sample_runs import write_run, write_sweep
+from serving_locally import LocalModels, load, serving
+from small_models import classifier
 
 from trainyard.report.dashboard import LOOPBACK, DashboardConfig, _listen
 from trainyard.report.server import Dashboard, build_app, warm_up
@@ -79,8 +81,8 @@ def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
         page = opened.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
-        own = url.split("/view")[0]
+        page.on("requestfailed", lambda r: complaints.append(f"{r.url} {r.failure}"))
+        own = url.split("/view")[0].split("/playground")[0]
         page.on(
             "request", lambda r: complaints.append(r.url) if not r.url.startswith(own) else None
         )
@@ -200,3 +202,27 @@ def test_an_exported_page_works_from_disk_and_prints(
         assert page.locator("a[href^='/']").count() == 0
         page.locator("thead button").first.press("Enter")
         assert page.pdf()[:4] == b"%PDF"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_playground_asks_a_model_by_keyboard(browser: Any, tmp_path: Path, scheme: str) -> None:
+    host = load(classifier(tmp_path))
+    view = {"viewport": {"width": 390, "height": 800}, "color_scheme": scheme}
+    try:
+        with (
+            serving(LocalModels({"mail": host})) as url,
+            page_at(browser, f"{url}/playground#mail", **view) as page,
+        ):
+            page.locator("#f-text").fill("bana cola")
+            page.locator("#ask").focus()
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+            page.keyboard.press("Enter")
+            page.locator(".bar").nth(2).wait_for()
+            assert {"entailment", "neutral", "contradiction"} == set(
+                page.locator(".bar span").all_inner_texts()
+            )
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (int(re.findall(r"\d+", ground)[0]) < 64) == (scheme == "dark")
+    finally:
+        host.close()

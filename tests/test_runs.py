@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trainyard import runs
 from trainyard.errors import UserError
 from trainyard.runs import EXPIRY_SECONDS, Lease, RunFolder
 
@@ -61,6 +63,53 @@ def test_a_reused_process_id_does_not_hold_a_lease(tmp_path: Path) -> None:
     (tmp_path / Lease.NAME).write_text(json.dumps({**record, "pid": os.getpid()}))
     with Lease(tmp_path):
         pass
+
+
+def test_a_process_of_another_container_is_not_looked_for_here(tmp_path: Path) -> None:
+    """Containers may share the host's name (docker run --network host), not its process ids."""
+    lease = tmp_path / Lease.NAME
+    with Lease(tmp_path):
+        record = json.loads(lease.read_text())
+    for changed in ({"processes": "pid:[1]"}, {"host": "elsewhere"}):
+        lease.write_text(json.dumps({**record, "pid": 2**22 + 1, **changed}))
+        with pytest.raises(UserError, match="already being run by process"), Lease(tmp_path):
+            pass
+    lease.write_text(json.dumps({**record, "pid": 2**22 + 1}))
+    with Lease(tmp_path):
+        pass
+
+
+def test_a_lease_outlives_a_storage_that_fails_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[str] = []
+    touch = os.utime
+
+    def sometimes(path: Path) -> None:
+        beats.append("failed" if len(beats) < 2 else "got through")
+        if beats[-1] == "failed":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        touch(path)
+
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(os, "utime", sometimes)
+    with Lease(tmp_path):
+        deadline = time.monotonic() + 10
+        while "got through" not in beats and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert beats[:3] == ["failed", "failed", "got through"]
+
+
+def test_a_lease_on_a_full_disk_is_one_sentence_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left"), Lease(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_are_rewound_and_a_torn_last_line_is_dropped(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_result_does_not_depend_on_its_batch(
     rows = predictor.preprocess(texts).rows
     together = predictor.forward_all(rows, budget)
     for row, result in zip(rows, together, strict=True):
-        np.testing.assert_allclose(result, predictor.forward([row])[0], atol=1e-5)
+        np.testing.assert_allclose(result, predictor.forward([row])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_long_texts_are_refused_or_cut_and_counted(predictor: TextClassification) -> None:

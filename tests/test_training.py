@@ -197,7 +197,7 @@ def test_driver_killed_or_asked_to_stop_then_the_same_command(base: TrainConfig)
     One long run for all of it, for each start of Ray takes seconds, and a worker of the killed
     driver can live on for one or two.
     """
-    epochs, last_step = 60, 360
+    epochs, last_step = 20, 120
     config = dataclasses.replace(base, run_name="driver", save_steps=1, num_train_epochs=epochs)
     _, undisturbed = run_locally(
         dataclasses.replace(config, run_name="undisturbed", save_steps=None)

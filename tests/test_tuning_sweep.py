@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,22 @@ def test_a_finished_sweep_is_not_done_again_but_can_be_given_more(
     assert more.trials == {"finished": 4}
     assert more.verdict is None
     assert [trial.run.read()["ended"] for trial in folder_of(config).records()][:3] == before
+    wait_until_free(cluster, 4)
+
+
+def test_the_time_of_a_sweep_is_kept_over_its_attempts(
+    cluster: Any, undisturbed: SweepResult, config: SweepConfig
+) -> None:
+    """A second attempt has what is left of `--max-seconds`; what runs then is saved, not lost."""
+    timed = dataclasses.replace(config, run_name="timed", num_trials=100, confirm_seeds=0)
+    folder = folder_of(timed)
+    shutil.copytree(folder_of(config).path, folder.path)
+    already = sum(undisturbed.trials.values())
+    first = tune(dataclasses.replace(timed, max_seconds=folder.read()["seconds"] + 4))
+    assert first.trials["finished"] >= already
+    assert already < sum(first.trials.values()) < 100
+    assert folder.read()["seconds"] >= undisturbed.seconds + 4
+    assert tune(dataclasses.replace(timed, max_seconds=1.0)).trials == first.trials
     wait_until_free(cluster, 4)
 
 

@@ -206,14 +206,19 @@ def test_every_trial_reads_the_one_tokenization(
 
 def test_a_damaged_folder_is_refused(folder: SweepFolder) -> None:
     spec(folder, learning_rate=1e-3)
-    (folder.path / "sweep.json").write_text('{"kind": "sw')
-    with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this sweep"):
-        folder.read()
-    (folder.path / "sweep.json").write_text('{"kind": "sweep"}')
-    assert folder.read() == {"kind": "sweep"}
+    for damage in ('{"kind": "sw', "[]", "", '{"kind": "sweep"}'):
+        (folder.path / "sweep.json").write_text(damage)
+        with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
+            folder.read()
+    (folder.path / "sweep.json").unlink()
     (folder.trials / "trial-0000" / "trial.json").write_text("{}")
     with pytest.raises(UserError, match=r"trial.json is damaged; use --fresh"):
         folder.records()
+    spec(folder, learning_rate=1e-3)
+    for damage in ("[]", '{"status": "fin', "\x00"):
+        (folder.trials / "trial-0000" / "run.json").write_text(damage)
+        with pytest.raises(UserError, match=r"run.json is damaged; use --fresh"):
+            folder.records()
     (folder.path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="is the folder of a single run, not of a sweep"):
         folder.read()

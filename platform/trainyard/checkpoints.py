@@ -109,29 +109,35 @@ class CheckpointStore:
         return None
 
     def keep(self, steps: Collection[int]) -> None:
-        """Delete all checkpoints but those of `steps`."""
+        """Delete all checkpoints but those of `steps`; the next attempt clears away what cannot go."""
         for step in self.steps():
             if step not in steps:
                 # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
-                doomed = self.folder / f".inprogress-{step:08d}-deleted"
-                self.path(step).rename(doomed)
-                shutil.rmtree(doomed)
+                doomed = self.folder / f".inprogress-{step:08d}-deleted-{uuid.uuid4().hex[:8]}"
+                try:
+                    self.path(step).rename(doomed)
+                    shutil.rmtree(doomed)
+                except OSError as error:  # NFS keeps what somebody still reads: no reason to stop
+                    log.warning("%s could not be deleted: %s", self.path(step), error)
 
 
 def fault_of(folder: Path) -> str | None:
     """Why a committed folder cannot be trusted, or None when every file is as it was written."""
     try:
-        files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files = json.loads((folder / MANIFEST).read_text())["files"].items()
+        expected = [(folder / name, entry["bytes"], entry["sha256"]) for name, entry in files]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no valid {MANIFEST}: {type(error).__name__}"
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-        if sha256_of(path) != expected["sha256"]:
-            return f"{name} has changed"
+    for path, size, digest in expected:
+        try:
+            if path.stat().st_size != size:
+                return f"{path.name} has {path.stat().st_size} bytes, not {size}"
+            if sha256_of(path) != digest:
+                return f"{path.name} has changed"
+        except FileNotFoundError:
+            return f"{path.name} is missing"
+        except OSError as error:
+            return f"{path.name} cannot be read: {error.strerror}"
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainyard.errors import Interrupted, UserError
+from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, storage_fault
 
 Config = TypeVar("Config")
 
@@ -92,6 +92,14 @@ def run_job(config: type[Config], job: Callable[[Config], Mapping[str, Any]]) ->
     except Interrupted as stop:
         print(f"stopped: {stop}", file=sys.stderr)  # noqa: T201
         raise SystemExit(stop.exit_status) from None
+    except KeyboardInterrupt:
+        print("stopped: by Ctrl-C", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno not in STORAGE_FAULTS:
+            raise
+        print(f"error: {storage_fault(error)}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
     sys.stderr.flush()
     print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201
     if not result.get("ok", True):

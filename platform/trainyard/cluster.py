@@ -20,6 +20,8 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
     Raises:
         UserError: when the address does not answer.
     """
+    # Ray starts itself when a call finds it shut down, and a thread may still call: not in a run.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     if ray.is_initialized():
@@ -35,7 +37,9 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
     _check_answers(address)
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (
+        ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError
+    ) as error:  # fmt: skip
         raise UserError(
             f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:160]}); check "
             "--address, RAY_ADDRESS and RAY_AUTH_MODE, or leave them out for a local Ray"
@@ -48,7 +52,13 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
 
 def _check_answers(address: str) -> None:
     """Refuse an address where nobody listens: Ray itself would try for more than a minute."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if "://" in address:
+        raise UserError(
+            f"{address} is no address that a run can join: `ray job submit` takes the dashboard's "
+            "(http://HEAD:8265), --address and RAY_ADDRESS here take HEAD:6379, or leave them out "
+            "for a local Ray"
+        )
+    host, separator, port = address.rpartition(":")
     if not separator or not port.isdigit():
         return
     try:

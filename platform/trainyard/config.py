@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, Literal
 
 from trainyard.errors import UserError
@@ -141,15 +142,26 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{_flag(name)} is {value}; it must be at least 1")
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "max_failures", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{_flag(name)} is {getattr(self, name)}; it must not be negative")
+        for name, limit in (
+            ("weight_decay", inf), ("warmup_steps", inf), ("max_grad_norm", inf),
+            ("max_failures", inf), ("seed", 2**32), ("data_seed", 2**32),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < limit:
+                words = f"between 0 and {limit - 1}" if limit < inf else "a number, not negative"
+                raise UserError(f"{_flag(name)} is {value}; it must be {words}")
         if not 0 < self.learning_rate < 1:
             raise UserError(
                 f"--learning-rate is {self.learning_rate}; it must lie between 0 and 1 (5e-5 is usual)"
             )
         self._check_batches()
         self._check_data()
+        gpus = (self.resources_per_worker or {}).get("GPU", self.use_gpu)
+        if bool(gpus) != self.use_gpu:
+            raise UserError(
+                f"--resources-per-worker GPU {gpus:g} and --{'' if self.use_gpu else 'no-'}use-gpu "
+                "contradict each other; change one of them"
+            )
         if self.mixed_precision == "fp16" and not self.use_gpu:
             raise UserError(
                 "--mixed-precision fp16 needs a GPU: add --use-gpu, or use bf16 or no on CPUs"
@@ -257,7 +269,7 @@ _NAME_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 
 
 def _divisors(number: int, low: int, high: int) -> list[int]:
-    return [count for count in range(low, high + 1) if number % count == 0]
+    return [count for count in range(low, min(high, number) + 1) if number % count == 0]
 
 
 def _flag(name: str) -> str:

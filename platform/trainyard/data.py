@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.files import sync_tree
 from trainyard.splits import Split, Splits
 from trainyard.tokens import TableWriter, TokenTable
 
@@ -82,8 +84,12 @@ def _build(split: Split, tokenizer: Any, max_length: int, folder: Path) -> None:
     try:
         _write_raw(split, scratch / "raw")
         _tokenize(scratch / "raw", scratch / "table", tokenizer, max_length)
-        with contextlib.suppress(OSError):  # another run was first: its table is the same
+        sync_tree(scratch / "table")  # under its name a table is trusted for ever
+        try:
             (scratch / "table").rename(folder)
+        except OSError:
+            if not folder.exists():  # else another run was first: its table is the same
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -103,8 +109,9 @@ def _write_raw(split: Split, folder: Path) -> None:
             rows, files = 0, files + 1
         writer.write_table(pa.Table.from_batches([batch]), row_group_size=ROWS_PER_TASK)
         rows += batch.num_rows
-    if writer is not None:
-        writer.close()
+    if writer is None:
+        raise UserError(f"split '{split.name}' has no rows; give one that has")
+    writer.close()
 
 
 def _tokenize(raw: Path, folder: Path, tokenizer: Any, max_length: int) -> None:

@@ -1,5 +1,10 @@
 """The exceptions that are not defects: a mistake the user can mend, and a stop that was asked for."""
 
+import errno
+
+STORAGE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""Full, over its quota, read-only, broken: the disk's fault wherever it is met, and no defect."""
+
 
 class UserError(Exception):
     """A mistake or a condition that the user can mend.
@@ -23,3 +28,9 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+def storage_fault(error: OSError) -> str:
+    """What to tell people of one of `STORAGE_FAULTS`."""
+    place = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror}{place}; make room or mend the disk, then run the same command again"

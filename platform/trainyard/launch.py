@@ -1,19 +1,20 @@
 """Workers on Ray Train: started, and started again while they were lost rather than wrong."""
 
 import os
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
-from trainyard.errors import UserError
+from trainyard.errors import STORAGE_FAULTS, UserError, storage_fault
 from trainyard.files import write_atomic
 from trainyard.processor import claim_processor
 from trainyard.progress import say
 from trainyard.runs import RunFolder
 from trainyard.tasks import Task
-from trainyard.workers import Watch, worker_count
+from trainyard.workers import Watch, may_grow, worker_count
 
 
 def run_workers(
@@ -22,17 +23,21 @@ def run_workers(
     data: PreparedData,
     folder: RunFolder,
     resources: Mapping[str, float],
+    leaving: threading.Event,
 ) -> dict[str, Any]:
     """Start the workers, and start them again while they were lost rather than wrong.
 
     Restarts are ours and not Ray Train's, which cannot tell a lost worker from a programme that
     fails in the same way every time. One that was asked for, because a node leaves or more
-    workers fit, is no failure.
+    workers fit, is no failure. None happens when the driver is `leaving`: Ray, shut down by it,
+    would be started again by itself.
     """
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if may_grow(config):  # a machine takes minutes to come and to be set up
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     before = None
     failures = attempt = 0
     while True:
@@ -43,6 +48,8 @@ def run_workers(
             with Watch(config, dict(resources), count, folder) as watch:
                 outcome: dict[str, Any] = trainer.fit().return_value
         except (TrainingFailedError, RayError) as error:
+            if leaving.is_set():
+                raise
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
             failure = (folder.progress().get("step"), cause_of(error))
         else:
@@ -86,7 +93,10 @@ def _trainer(
             name="ray",
             storage_path=str(folder.path),
             failure_config=ray.train.FailureConfig(
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=3
+                max_failures=0,
+                max_preemption_failures=0,
+                # Workers that do not all come: tried again, or done with those that came.
+                controller_failure_limit=3 if len(config.worker_counts) == 1 else 0,
             ),
         ),
         torch_config=torch_config(),
@@ -137,7 +147,8 @@ def cause_of(error: Any) -> str:
     """What the first failed worker died of, in one line."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     rank, cause = sorted(failures.items())[0]
-    return f"worker {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1][:300]}"
+    said = str(cause).strip().splitlines() or ["no message"]
+    return f"worker {rank}: {type(cause).__name__}: {said[-1][:300]}"
 
 
 def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
@@ -167,7 +178,11 @@ def worker_function(
         loops = {"accelerate": train, "trainer": train_by_trainer}
         try:
             return loops[config.loop](config, task, data, folder, on_evaluation)
-        except UserError as error:  # returned, not raised: Ray would try again
+        except UserError as error:  # returned, not raised: it would be tried again
             return {"outcome": "failed", "reason": str(error)}
+        except OSError as error:
+            if error.errno not in STORAGE_FAULTS:
+                raise
+            return {"outcome": "failed", "reason": storage_fault(error)}
 
     return work

@@ -68,6 +68,12 @@ def build_tokenizer(config: TrainConfig) -> Any:
             f"--max-length {config.max_length} is more than the {positions} positions of "
             f"{config.model_name_or_path}; use at most {positions}"
         )
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    if config.max_length <= special:
+        raise UserError(
+            f"--max-length {config.max_length} leaves no room for text beside {special} special tokens; "
+            f"use more than {special}"
+        )
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"the tokenizer of {config.model_name_or_path} has no padding token; use an encoder "

@@ -76,13 +76,14 @@ class StopSignals:
 
     `ray job stop` sends SIGTERM, and SIGKILL three seconds later (RAY_JOB_STOP_WAIT_TIME_S).
     Only the main thread can take signals; elsewhere, as in a trial of a sweep, this does nothing.
-    `exit_status` is 128 plus the number of the signal that came, as a shell reports it.
+    `exit_status` is 128 plus the number of the signal that came, as a shell reports it; without
+    one, when the file alone asked for the stop, SIGTERM's.
     """
 
     def __init__(self, request: Path) -> None:
         self._request = request
         self._training = False
-        self.exit_status = 0
+        self.exit_status = 128 + signal.SIGTERM
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -115,10 +116,10 @@ class StopSignals:
     def _handle(self, number: int, _: Any) -> None:
         self.exit_status = 128 + number
         if not self._training:
-            raise Interrupted("training had not started; nothing to save", self.exit_status)
+            raise Interrupted("no step was under way; what is saved is kept", self.exit_status)
         if self._request.exists():
             raise Interrupted(
                 "at once, by a second signal; the last checkpoint is kept", self.exit_status
             )
-        self._request.write_text(signal.Signals(number).name)
+        self._request.touch()
         say("saving a checkpoint, then stopping (again to stop at once)")

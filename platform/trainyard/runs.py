@@ -9,6 +9,7 @@ checkpoints/ tensorboard/ ledger/
 """
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -25,6 +26,8 @@ from trainyard.stopwatch import add
 
 HEARTBEAT_SECONDS = 10
 EXPIRY_SECONDS = 60
+
+log = logging.getLogger(__name__)
 
 
 def storage_folder(path: str) -> Path:
@@ -67,22 +70,25 @@ class RunFolder:
             probe.write_text("x")
             probe.unlink()
         except OSError as error:
-            raise UserError(
-                f"--storage-path: {self.path} cannot be written ({error.strerror}); give a folder "
-                "that can, seen by every node"
-            ) from error
+            raise _unwritable(self.path, error) from error
 
     def read(self) -> dict[str, Any]:
-        """What run.json says; empty when there is none yet."""
+        """What run.json says; empty when there is none yet.
+
+        Raises:
+            UserError: when it is damaged.
+        """
+        path = self.path / "run.json"
         try:
-            record: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+            record = json.loads(path.read_text())
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
             raise UserError(
-                f"{self.path / 'run.json'} is damaged; use --fresh to start this run anew, or another "
-                "--run-name"
-            ) from error
+                f"{path} is damaged; use --fresh to start this run anew, or another --run-name"
+            )
         return record
 
     def update(self, **fields: Any) -> None:
@@ -125,7 +131,7 @@ class RunFolder:
         """Where the run is now; empty before its first step."""
         try:
             progress: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):  # for people only: no reason to end the run
             return {}
         return progress
 
@@ -152,6 +158,7 @@ class Lease:
         self._path, self._patience = folder / self.NAME, patience
         self._record = {
             "host": socket.gethostname(),
+            "processes": _process_table(),
             "pid": os.getpid(),
             "started": _start_time(os.getpid()),
             "id": uuid.uuid4().hex,
@@ -164,8 +171,12 @@ class Lease:
             if time.monotonic() >= deadline:
                 raise self._refusal()
             time.sleep(0.2)
-        with os.fdopen(handle, "w") as file:
-            json.dump(self._record, file)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(self._record, file)
+        except OSError as error:
+            self._path.unlink(missing_ok=True)
+            raise _unwritable(self._path.parent, error) from error
         threading.Thread(target=self._renew, daemon=True).start()
         return self
 
@@ -188,8 +199,11 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
-            if self._holder().get("id") == self._record["id"]:
-                os.utime(self._path)
+            try:
+                if self._holder().get("id") == self._record["id"]:
+                    os.utime(self._path)
+            except OSError as error:  # shared storage comes and goes: the next beat may get through
+                log.warning("lease %s not renewed: %s", self._path, error)
 
     def _holder(self) -> dict[str, Any]:
         try:
@@ -211,7 +225,7 @@ class Lease:
         except FileNotFoundError:
             return
         holder = self._holder()
-        here = holder.get("host") == self._record["host"]
+        here = all(holder.get(key) == self._record[key] for key in ("host", "processes"))
         if here and _start_time(holder["pid"]) == holder["started"]:
             return
         if not here and age < EXPIRY_SECONDS:
@@ -226,6 +240,23 @@ class Lease:
         if json.loads(taken.read_text() or "{}").get("id") != holder.get("id"):
             os.link(taken, self._path)
         taken.unlink()
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--storage-path: {folder} cannot be written ({error.strerror}); give a folder that can, seen "
+        "by every node, or make room"
+    )
+
+
+def _process_table() -> str | None:
+    """Names the table that process ids of this host are from: containers have their own, and may
+    share the host's name.
+    """  # noqa: D205
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not on Linux
+        return None
 
 
 def _start_time(pid: int) -> float | None:

@@ -6,6 +6,7 @@ dropout seeds and the weights of uneven slots come from the plan.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from trainyard.batching import slot_seed
@@ -93,6 +94,8 @@ def train_by_trainer(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
+    with suppress(OSError):  # Trainer makes the folder whatever it is told to save
+        (folder.path / ".trainer").rmdir()
     return session.outcome()
 
 

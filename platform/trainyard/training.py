@@ -1,6 +1,7 @@
 """`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -131,8 +132,11 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
 
 
 def _lease(folder: RunFolder, trial: Trial | None) -> Lease:
-    """A trial waits out the lease of its predecessor, whose node may have died a moment ago."""
-    return Lease(folder.path, patience=0 if trial is None else 2 * EXPIRY_SECONDS)
+    """A trial waits out the lease of its predecessor, whose node may have died a moment ago.
+
+    A run waits a little: what a killed job started on Ray lives on for a second or two.
+    """
+    return Lease(folder.path, patience=5 if trial is None else 2 * EXPIRY_SECONDS)
 
 
 def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
@@ -193,14 +197,19 @@ def _supervise(
     (On the main thread Ray Train would take over Ctrl-C, and exit with status 0.)
     """
     pool = ThreadPoolExecutor(1)
+    leaving = threading.Event()
     try:
         with signals.training(), ProgressBar(folder) as bar:
-            workers = pool.submit(run_workers, config, task, data, folder, resources)
+            workers = pool.submit(run_workers, config, task, data, folder, resources, leaving)
             while not workers.done():
                 wait([workers], timeout=0.2)
                 bar.update()
         return workers.result()
+    except Interrupted:
+        folder.update(status="stopped")
+        raise
     finally:
+        leaving.set()
         pool.shutdown(wait=False)  # after a second signal nothing waits for the workers
 
 
@@ -227,9 +236,9 @@ def _conclude(
         )
     best = CheckpointStore(folder.checkpoints).path(outcome["best_step"])
     if (fault := fault_of(best)) is not None:
-        raise UserError(
-            f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
-        )
+        reason = f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
+        folder.update(status="failed", reason=reason)
+        raise UserError(reason)
     evaluation = outcome["best_evaluation"]
     result = FitResult(
         run=folder.path.name,

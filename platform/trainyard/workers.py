@@ -170,6 +170,11 @@ def _nodes_to_come(config: TrainConfig) -> list[Node]:
     ]
 
 
+def may_grow(config: TrainConfig) -> bool:
+    """Whether an autoscaler may add nodes for the run."""
+    return bool(_nodes_to_come(config)) or _grows_by_itself()
+
+
 def _grows_by_itself() -> bool:
     """Whether KubeRay runs this head: what its autoscaler may add cannot be asked for from here."""
     return os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1"

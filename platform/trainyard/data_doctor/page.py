@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.report import charts
-from trainyard.report.page import Cell, Figure, Section, Table, Text, number, render
+from trainyard.report.page import Cell, Figure, Section, Table, Text, duration, number, render
 
 Report = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ def page(report: Report) -> str:
             _balance(report),
             _texts(report),
         ],
-        subtitle=f"{report['run']}, {report['seconds']} s",
+        subtitle=f"{report['run']}, examined in {duration(report['seconds'])}",
     )
 
 
@@ -59,8 +59,8 @@ def _duplicates(report: Report) -> Section:
     ]
     examples = [
         [
-            f"{e['first']['split']} {e['first']['row']}", _text(e["first"]),
-            f"{e['second']['split']} {e['second']['row']}", _text(e["second"]), e["similarity"],
+            f"{e['first']['split']} {e['first']['row']}", text_cell(e["first"]),
+            f"{e['second']['split']} {e['second']['row']}", text_cell(e["second"]), e["similarity"],
         ]
         for e in (e for pair in (*found["between"], *found["inside"].values()) for e in pair["examples"])
     ]  # fmt: skip
@@ -76,14 +76,28 @@ def _duplicates(report: Report) -> Section:
     )
 
 
-def _text(row: Mapping[str, Any]) -> str:
-    return " ⟂ ".join(str(row[name]) for name in ("text", "text_pair") if name in row)
+def text_cell(row: Mapping[str, Any]) -> Cell:
+    """A row's text; the second of a pair stands below it."""
+    return Cell(str(row["text"]), note=str(row.get("text_pair", "")))
+
+
+def _label(report: Report, label: Any) -> str:
+    """By its name where it has one; several, and values, as they are."""
+    names = report["label_names"]
+    if isinstance(label, list):
+        return ", ".join(name for name, on in zip(names, label, strict=True) if on) or "none"
+    return number(label) if isinstance(label, float) else names[label]
 
 
 def _contradictions(report: Report) -> Section:
     found = report["contradictions"]
     rows: list[Sequence[Any]] = [
-        [i + 1, f"{member['split']} {member['row']}", str(member["label"]), _text(member)]
+        [
+            i + 1,
+            f"{member['split']} {member['row']}",
+            _label(report, member["label"]),
+            text_cell(member),
+        ]
         for i, group in enumerate(found["examples"])
         for member in group
     ]
@@ -106,7 +120,9 @@ def _labels(report: Report) -> Section:
         return Section("Suspicious labels", [Text(found["skipped"], "note")])
     kind = "explained_variance" if "explained_variance" in found else "accuracy"
     trust = "" if found["trustworthy"] else " It is too weak here for its doubts to mean much."
-    rows = [[e["row"], str(e["label"]), e["doubt"], _text(e)] for e in found["examples"]]
+    rows = [
+        [e["row"], _label(report, e["label"]), e["doubt"], text_cell(e)] for e in found["examples"]
+    ]
     return Section(
         "Suspicious labels",
         [
@@ -171,7 +187,7 @@ def _balance(report: Report) -> Section:
 
 def _texts(report: Report) -> Section:
     rows: list[Sequence[Any]] = [
-        [fault, f"{name} {example['row']}", _text(example)]
+        [fault, f"{name} {example['row']}", text_cell(example)]
         for name, faults in report["texts"].items()
         for fault, hits in faults.items()
         for example in hits["examples"]

@@ -70,6 +70,7 @@ def examine(config: DoctorConfig) -> Examination:
         "job": "doctor_data",
         "run": folder.path.name,
         "task": task.name,
+        "label_names": list(task.labels or ()),
         "max_length": config.max_length,
         "absent": absent,
         "duplicates": _timed(clock, "duplicates", lambda: duplicates(all_rows, similarity, n)),

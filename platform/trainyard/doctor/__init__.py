@@ -12,14 +12,17 @@ from typing import Any
 from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
 from trainyard.doctor.checks import CHEAP, CHECKS, Finding, judge
-from trainyard.doctor.nodes import ask, marked
+from trainyard.doctor.nodes import Facts, ask, marked
 from trainyard.doctor.rendezvous import meet
 from trainyard.doctor.upload import weigh
 from trainyard.errors import UserError
+from trainyard.modeling import resolve_model
 from trainyard.progress import say
+from trainyard.runs import storage_folder
 from trainyard.workers import Node, worker_resources
 
-FIT_TIMEOUT, TIMEOUT = 60.0, 120.0
+FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
+"""Seconds for a node's answer: more than Ray takes to notice that a node is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
 
 
 def preflight(config: TrainConfig, storage: Path) -> None:
-    """The cheap part, for `fit`: on several nodes, the same code and a storage that all of them see.
+    """The cheap part, for `fit`: on several nodes, the same code, and a storage and a model that all see.
 
     Raises:
         UserError: with the first thing that will fail.
@@ -54,8 +57,8 @@ def preflight(config: TrainConfig, storage: Path) -> None:
 
     if sum(node["Alive"] for node in ray.nodes()) == 1:
         return
-    with marked(storage) as question:
-        nodes = ask(question, timeout=FIT_TIMEOUT)
+    model = resolve_model(config.model_name_or_path)
+    nodes = _asked(config, storage, model, FIT_TIMEOUT)
     for finding in judge(nodes, config, {}, CHEAP):
         if finding.level == "failure":
             raise UserError(finding.sentence)
@@ -71,28 +74,39 @@ def _examine(config: DoctorConfig) -> Iterator[Finding]:
 
 
 def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
-    from trainyard.modeling import resolve_model
-
     needed: Node = {}
-    fits = True
+    refused: dict[str, str] = {}
     try:
         needed = worker_resources(config)
     except UserError as error:
-        fits = False
-        yield Finding("resources", "failure", str(error))
-    storage = Path(config.storage_path).expanduser().absolute()
+        refused["resources"] = str(error)
+    model = None
+    try:
+        model = resolve_model(config.model_name_or_path)
+    except UserError as error:
+        refused["model"] = str(error)
+    for check, sentence in refused.items():
+        yield Finding(check, "failure", sentence)
+    try:
+        nodes = _asked(config, storage_folder(config.storage_path), model, TIMEOUT)
+    except UserError as error:
+        yield Finding("storage", "failure", str(error))
+        return
+    findings = judge(nodes, config, needed, (name for name in CHECKS if name not in refused))
+    yield from findings
+    if not refused and all(finding.level != "failure" for finding in findings):
+        yield meet(config, needed)
+
+
+def _asked(
+    config: TrainConfig, storage: Path, model: str | None, timeout: float
+) -> dict[str, Facts]:
+    hub = model == config.model_name_or_path and not Path(model).exists()
     try:
         with marked(storage) as question:
-            model = resolve_model(config.model_name_or_path)
-            hub = model == config.model_name_or_path and not Path(model).exists()
-            nodes = ask(replace(question, model=model, hub=hub), timeout=TIMEOUT)
+            return ask(replace(question, model=model, hub=hub), timeout=timeout)
     except OSError as error:
-        sentence = f"--storage-path {storage} cannot be written from here ({error.strerror})"
-        yield Finding("storage", "failure", f"{sentence}: give a folder that every node sees")
-        return
-    findings = judge(
-        nodes, config, needed, (name for name in CHECKS if fits or name != "resources")
-    )
-    yield from findings
-    if fits and all(finding.level != "failure" for finding in findings):
-        yield meet(config, needed)
+        raise UserError(
+            f"--storage-path {storage} cannot be written from here ({error.strerror}): give a folder "
+            "that every node sees"
+        ) from error

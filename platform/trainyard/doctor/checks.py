@@ -171,7 +171,7 @@ CHECKS: dict[str, Callable[[Nodes, TrainConfig, Node], Said]] = {
     "space": _space,
     "authentication": _authentication,
 }
-CHEAP = ("nodes", "versions", "package", "storage")
+CHEAP = ("nodes", "versions", "package", "storage", "model")
 """What `fit` asks of a cluster of several nodes before it starts anything."""
 
 

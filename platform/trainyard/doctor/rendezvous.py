@@ -3,12 +3,12 @@
 import os
 import shutil
 import uuid
-from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.doctor.checks import Finding
 from trainyard.launch import torch_config
+from trainyard.runs import storage_folder
 from trainyard.workers import Node, worker_count
 
 
@@ -18,7 +18,7 @@ def meet(config: TrainConfig, needed: Node) -> Finding:
     from ray.train.torch import TorchTrainer
 
     count = worker_count(config, needed, attempt=1)
-    storage, name = Path(config.storage_path).expanduser().absolute(), f".doctor-{uuid.uuid4().hex}"
+    storage, name = storage_folder(config.storage_path), f".doctor-{uuid.uuid4().hex}"
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = TorchTrainer(
         add_up,

@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.report import charts
-from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, number, render
+from trainyard.report.page import (
+    Cell,
+    Facts,
+    Figure,
+    Section,
+    Table,
+    Text,
+    commit,
+    duration,
+    number,
+    render,
+)
 
 Details = Mapping[str, Any]
 
@@ -25,9 +36,9 @@ def page(found: Details) -> str:
             if content
         ]
     return render(
-        f"{found['task']}: {found['model']}",
+        f"Evaluation: {found['task']}",
         sections,
-        subtitle=f"{found['run']}, commit {str(found['versions']['commit'])[:10]}",
+        subtitle=f"{found['model']}, {found['run']}, {commit(found['versions'])}",
     )
 
 
@@ -40,7 +51,7 @@ def _results(found: Details) -> Section:
             dots.append({"metric": f"{name}, {metric}", "value": value, "low": low, "high": high})
     content: list[Any] = [
         Facts(
-            [(found["score_metric"], number(found["score"])), ("seconds", found["seconds"])],
+            [(found["score_metric"], number(found["score"])), ("time", duration(found["seconds"]))],
             wide=True,
         )
     ]
@@ -124,28 +135,37 @@ def _slices(split: Details) -> list[Any]:
     ]
     columns = ["slice", "rows", "error", "error of all others", "adjusted p", "score"]
     weak = sum(row["weak"] for row in split["slices"])
-    words = (
-        f"{weak} of {len(rows)} slices are wrong more often than all other rows"
-        if weak
-        else f"None of {len(rows)} slices is wrong more often than all other rows"
-    )
+    verb = "are" if weak > 1 else "is"
     return [
-        Text(f"{words}, at a false discovery rate of 5 %."),
+        Text(
+            f"{weak or 'None'} of {len(rows)} slices {verb} wrong more often than all other rows, at a "
+            "false discovery rate of 5 %."
+        ),
         Table("Error by length, label and column", columns, rows),
     ]
+
+
+CALIBRATION = {
+    "ece": "expected calibration error",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "mean_confidence": "mean confidence",
+    "accuracy": "accuracy",
+}
 
 
 def _calibration(split: Details) -> list[Any]:
     found = split.get("calibration")
     if not found:
         return []
-    names = ("ece", "log_loss", "brier", "mean_confidence", "accuracy")
-    rows = [[name, found["before"][name], found["after"][name]] for name in names]
+    rows = [
+        [words, found["before"][key], found["after"][key]] for key, words in CALIBRATION.items()
+    ]
     diagram = [
         {"confidence": bin_["confidence"], "accuracy": bin_["accuracy"], "model": model}
         for model, bins in (
             ("as it is", found["reliability"]),
-            ("after temperature scaling", found["reliability_after"]),
+            ("with temperature", found["reliability_after"]),
         )
         for bin_ in bins
     ]
@@ -173,15 +193,17 @@ def _calibration(split: Details) -> list[Any]:
 def _worst(split: Details) -> list[Any]:
     rows = [
         [
-            row["row"], row["text"], row.get("text_pair", ""), _words(row["label"]),
+            row["row"], Cell(row["text"], note=row.get("text_pair", "")), _words(row["label"]),
             _words(row["prediction"]), row["loss"],
         ]
         for row in split["worst"]
     ]  # fmt: skip
-    columns = ["row", "text", "second text", "label", "prediction", "loss"]
+    columns = ["row", "text", "label", "prediction", "loss"]
     caption = "Wrong answers, the most confident first"
     return [Table(caption, columns, rows, empty="No row is wrong.")]
 
 
 def _words(label: Any) -> str:
-    return ", ".join(label) if isinstance(label, list) else str(label)
+    if isinstance(label, list):
+        return ", ".join(label)
+    return number(label) if isinstance(label, float) else str(label)

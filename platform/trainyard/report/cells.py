@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Literal
@@ -66,6 +67,17 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def per_cent(share: float | None, digits: int = 0) -> str:
+    """A share as 12.5 %; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f}\u202f%"
+
+
+def commit(versions: Mapping[str, str | None]) -> str:
+    """The code that made a report, from its `versions`."""
+    found = versions.get("commit")
+    return f"commit {found[:10]}{'+' * found.endswith('+')}" if found else "no commit known"
 
 
 def as_cell(value: Cell | Value) -> Cell:

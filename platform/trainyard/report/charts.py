@@ -28,7 +28,10 @@ CONFIG: Mapping[str, Any] = {
         "titleFontSize": 12, "titleFontWeight": 400, "titlePadding": 8, "labelLimit": 260,
         "labelOverlap": "greedy",
     },
-    "axisXQuantitative": {"tickCount": 8, "grid": False, "domainColor": "var(--muted)"},
+    "axisXQuantitative": {
+        "tickCount": 8, "grid": False, "domainColor": "var(--muted)", "labelOverlap": "parity",
+        "labelSeparation": 10,
+    },
     "legend": {
         "labelColor": "var(--ink)", "titleColor": "var(--muted)", "labelFontSize": 12,
         "titleFontSize": 12, "titleFontWeight": 400, "orient": "top", "labelLimit": 320,
@@ -37,7 +40,7 @@ CONFIG: Mapping[str, Any] = {
     "header": {"labelColor": "var(--muted)", "titleColor": "var(--muted)"},
     "text": {"color": "var(--ink)", "fontSize": 12},
     "rule": {"color": "var(--muted)"},
-    "point": {"color": "var(--c1)", "filled": True, "size": 60},
+    "point": {"color": "var(--c1)", "filled": True, "size": 60, "opacity": 1},
     "bar": {"color": "var(--c1)"},
     "line": {"color": "var(--c1)", "strokeWidth": 2},
 }  # fmt: skip
@@ -61,17 +64,19 @@ def lines(
     series: str | None = None,
     *,
     points: bool = False,
+    y_format: str = "",
     height: int = 260,
 ) -> dict[str, Any]:
     """`y` along `x`, a line for each value of `series`; columns are named as axes are titled."""
+    axis = {"axis": {"format": y_format}} if y_format else {}
     chart: dict[str, Any] = {
         "data": values(_drawn(rows, y)),
         "mark": {"type": "line", "point": points},
         "encoding": {
             "x": quantity(x),
-            "y": {**quantity(y), "scale": {"zero": False}},
+            "y": {**quantity(y), **axis, "scale": {"zero": False}},
             "tooltip": _tooltip(rows, series, x, y),
-            **({} if series is None else {"color": category(series, title=None)}),
+            **({} if series is None else {"color": category(series, title=None, sort=None)}),
         },
     }
     return specification(chart, height)

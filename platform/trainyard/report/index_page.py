@@ -56,7 +56,7 @@ def _newest_first(found: Run | Sweep) -> tuple[float, str]:
 
 
 def _sweep(sweep: Sweep, href: str | None) -> list[Cell]:
-    ended = [t for t in sweep.trials if t.status not in ("running", "waiting", "stopped")]
+    ended = [trial for trial in sweep.trials if trial.has_ended]
     best = score_cell(sweep.best) if sweep.best else Cell("–", math.nan)
     return [
         Cell(sweep.name, href=href),

@@ -45,8 +45,10 @@ from trainyard.report.cells import (
     Value,
     as_cell,
     cell_html,
+    commit,
     duration,
     number,
+    per_cent,
     row_html,
 )
 
@@ -184,7 +186,14 @@ def _part(part: Table | Figure | Facts | Text) -> dict[str, Any]:
                 part.order.removeprefix("-"): "descending" if part.order[:1] == "-" else "ascending"
             }
             columns = [
-                {"name": name, "numeric": numeric[i], "order": order.get(name, "none")}
+                {
+                    "name": name,
+                    "numeric": numeric[i],
+                    "order": order.get(name, "none"),
+                    "width": 0
+                    if numeric[i]
+                    else _width([row[i].text for row in rows], first=not i),
+                }
                 for i, name in enumerate(part.columns)
             ]
             body = "\n".join(row_html(row, numeric) for row in rows)
@@ -199,6 +208,12 @@ def _part(part: Table | Figure | Facts | Text) -> dict[str, Any]:
             }
         case Text():
             return {"kind": "text", "part": part}
+
+
+def _width(texts: Sequence[str], *, first: bool) -> int:
+    """Characters that a column of words is wide at least: short ones are not broken, long ones are."""
+    longest = max(map(len, texts), default=0)
+    return min(longest, 14 if first else 22) + 2
 
 
 def _embedded_json(value: Mapping[str, Any]) -> str:
@@ -233,6 +248,6 @@ def _template() -> Any:
 
 
 __all__ = [
-    "STATIC", "Cell", "Facts", "Figure", "Section", "Status", "Table", "Text", "Value",
-    "duration", "number", "policy", "render",
+    "STATIC", "Cell", "Facts", "Figure", "Section", "Status", "Table", "Text", "Value", "commit",
+    "duration", "number", "per_cent", "policy", "render",
 ]  # fmt: skip

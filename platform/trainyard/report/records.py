@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DRIVER_GONE = "its driver is gone; the same command goes on from the last checkpoint"
 _OWN_HEADLINES = ("f1_micro", "f1_macro", "spearmanr")
 """Of a user's own data (`tasks.own_task`), in the order in which they decide."""
+ENDED: tuple[Status, ...] = ("finished", "pruned", "diverged", "failed")
 _SECRET = re.compile(
     r"(?i)(://)[^/@\s]+(?=@)|\bhf_[a-z0-9]{16,}|\b(\w*(?:token|password|secret|api_?key)\w*[\"']?\s*[=:]\s*)\S+"
 )
@@ -70,6 +71,15 @@ class Run:
         if not self.record and self.trial and not self.problems:
             return "waiting"
         return known(status)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is never run again; a stretch of a population that came to its exchange is not."""
+        stretch = real(self.trial.get("stretch"))
+        made = real(self.record.get("trial_evaluations"))
+        return self.status in ENDED or (
+            stretch is not None and made is not None and made >= stretch
+        )
 
     @cached_property
     def is_lost(self) -> bool:

@@ -4,7 +4,18 @@ import math
 from typing import Any
 
 from trainyard.report import charts
-from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, Value, duration, number
+from trainyard.report.page import (
+    Cell,
+    Facts,
+    Figure,
+    Section,
+    Table,
+    Text,
+    Value,
+    duration,
+    number,
+    per_cent,
+)
 from trainyard.report.reader import mapping, real, words
 from trainyard.report.records import Run, pair, without_secrets
 from trainyard.stopwatch import ACCOUNTS
@@ -60,7 +71,7 @@ def _result(run: Run) -> list[Any]:
         ("Best step", Cell(number(real(best_step)))),
         ("Steps", Cell(number(steps), note=f"of {number(last)}" if last and last != steps else "")),
         ("Samples per second", Cell(number(speed, 3))),
-        ("Padding efficiency", Cell("–" if padding is None else f"{padding:.1%}")),
+        ("Padding efficiency", Cell(per_cent(padding, 1))),
         ("Time", Cell(duration(run.seconds))),
     ]
     parts.append(Facts(facts, wide=True))
@@ -120,7 +131,8 @@ def _curves(run: Run) -> list[Any]:
         parts += [
             Figure("Training loss", charts.lines(losses, "step", "loss"),
                    f"From {number(losses[0]['loss'])} to {number(losses[-1]['loss'])}."),
-            Figure("Learning rate", charts.lines(rates, "step", "learning rate"), "Of the next step."),
+            Figure("Learning rate", charts.lines(rates, "step", "learning rate", y_format=".2~e"),
+                   "Of the next step."),
         ]  # fmt: skip
     return parts
 
@@ -136,7 +148,7 @@ def _time(run: Run) -> list[Any]:
     total = sum(run.ledger.values())
     rows: list[list[Cell | Value]] = [
         [ACCOUNTS[account].capitalize(), Cell(f"{seconds:,.1f} s", seconds),
-         Cell(f"{seconds / total:.1%}" if total else "–", seconds, share=share(seconds, total))]
+         Cell(per_cent(seconds / total if total else None, 1), seconds, share=share(seconds, total))]
         for account, seconds in run.ledger.items()
     ]  # fmt: skip
     parts: list[Any] = [

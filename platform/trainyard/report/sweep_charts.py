@@ -10,13 +10,13 @@ from trainyard.report.reader import mapping
 from trainyard.report.records import Run
 from trainyard.report.sweeps import Sweep
 
-FIFTHS = ("worst fifth", "2nd", "3rd", "4th", "best fifth")
+FIFTHS = ("worst", "2nd", "3rd", "4th", "best")
 ENDS: tuple[Status, ...] = (
     "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed"
 )  # fmt: skip
 
 FIFTH = charts.category(
-    "fifth", title="by score", sort=list(FIFTHS),
+    "fifth", title="fifths by score", sort=list(FIFTHS),
     scale={"domain": list(FIFTHS), "range": list(charts.LEVELS)},
 )  # fmt: skip
 FOUR = {**charts.quantity("score"), "format": ".4f"}
@@ -88,7 +88,7 @@ def learning_curves(sweep: Sweep) -> dict[str, Any]:
             "stroke": "var(--sheet)", "strokeWidth": 1,
         },
         "encoding": {
-            "shape": charts.category("end", title=None, scale={"range": ["triangle-down"]}),
+            "shape": {"value": "triangle-down"},
             "tooltip": [charts.category("end"), *tooltip],
         },
     }  # fmt: skip

@@ -13,12 +13,12 @@ from trainyard.report.page import (
     Facts,
     Figure,
     Section,
-    Status,
     Table,
     Text,
     Value,
     duration,
     number,
+    per_cent,
 )
 from trainyard.report.reader import mapping, real, words
 from trainyard.report.records import Run, pair, without_secrets
@@ -27,7 +27,6 @@ from trainyard.report.sweeps import Sweep
 
 Link = Callable[[Run], str | None]
 Rows = list[list[Cell | Value]]
-ENDED: tuple[Status, ...] = ("finished", "pruned", "diverged", "failed")
 
 
 def sections(sweep: Sweep, link: Link) -> list[Section]:
@@ -56,18 +55,19 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
     cost = share(sum(made), sum(full))
     best = sweep.best
     score = score_cell(best) if best else Cell("–")
-    asked = real(sweep.record.get("num_trials")) or len(states)
+    asked = max(real(sweep.record.get("num_trials")) or 0, len(states))
+    ended = sum(trial.has_ended for trial in sweep.trials)
     parts.append(
         Facts(
             [
-                (f"Best {sweep.metric or 'score'}", Cell(score.text, note=score.note)),
-                ("By", Cell(best.name, href=link(best)) if best else None),
+                (_title(sweep), Cell(best.name, href=link(best)) if best else None),
+                (f"Its {sweep.metric or 'score'}", Cell(score.text, note=score.note)),
                 *_corrected(sweep),
-                ("Trials", Cell(number(_ended(counts)), note=f"ended of {number(asked)}")),
+                ("Trials", Cell(number(ended), note=f"ended of {number(asked)}")),
                 ("Verdict", words(sweep.record.get("verdict") or "not confirmed")),
                 (
                     "Steps trained",
-                    Cell("–" if cost is None else f"{cost:.0%}", note="of training each trial fully"),
+                    Cell(per_cent(cost), note="of training each trial fully"),
                 ),
                 ("Time", duration(sweep.seconds)),
             ],
@@ -91,6 +91,14 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
     return parts
 
 
+def _title(sweep: Sweep) -> str:
+    """A sweep that is confirmed may have chosen another trial than the one of the best score."""
+    chosen = mapping(sweep.record.get("result")).get("best_trial")
+    if sweep.best and sweep.best.name == chosen:
+        return "Winner"
+    return "Best so far" if sweep.status == "running" else "Best trial"
+
+
 def _corrected(sweep: Sweep) -> list[tuple[str, Cell]]:
     """The winner's score, corrected for having been picked; it is the one to quote."""
     winner = mapping(mapping(sweep.record.get("confirmation")).get("winner"))
@@ -105,10 +113,6 @@ def _corrected(sweep: Sweep) -> list[tuple[str, Cell]]:
     ]
 
 
-def _ended(counts: Mapping[Status, int]) -> int:
-    return sum(counts[state] for state in ENDED if state in counts)
-
-
 VERDICTS = {
     "better": "The winner is better than the default recipe",
     "worse": "The winner is worse than the default recipe",
@@ -118,6 +122,8 @@ VERDICTS = {
 
 def _confirmation(sweep: Sweep, link: Link) -> list[Any]:
     found = mapping(sweep.record.get("confirmation"))
+    if not found and sweep.best is None:
+        return [Text("There is nothing to confirm yet.", "note")]
     if not found:
         return [Text("The best score above is that of a trial picked for it, and so too high. "
                      "A confirmation runs the best again with fresh seeds.", "note")]  # fmt: skip
@@ -187,7 +193,7 @@ def _trials(sweep: Sweep, link: Link) -> list[Table]:
                 Cell(
                     trial.name,
                     href=link(trial),
-                    note="default recipe" if trial.hyperparameters == default else "",
+                    note=_origin(trial, default),
                 ),
                 Cell(trial.status, status=trial.status, note=note),
                 score_cell(trial),
@@ -210,6 +216,13 @@ def _trials(sweep: Sweep, link: Link) -> list[Table]:
         if why
         else found
     )
+
+
+def _origin(trial: Run, default: Mapping[str, Any] | None) -> str:
+    """Where a trial comes from, if that is worth a word."""
+    if trial.trial.get("parent"):  # of a population
+        return f"goes on from {words(trial.trial['parent'])}"
+    return "default recipe" if trial.hyperparameters == default else ""
 
 
 def _value(value: Any) -> Cell:

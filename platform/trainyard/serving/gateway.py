@@ -21,7 +21,7 @@ from trainyard.serving.shield import Shield, read_body
 
 PLAYGROUND_MAY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 """The page holds its own script and talks to this server alone."""
 

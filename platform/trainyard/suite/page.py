@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainyard.report import charts
-from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, number, render
-from trainyard.suite.table import percent, span
+from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, commit, number, render
+from trainyard.suite.table import metric_name, notes, percent, span
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -13,7 +13,7 @@ def page(found: Mapping[str, Any]) -> str:
     return render(
         f"GLUE: {found['model']}",
         [_results(found), _seeds(found), _beside(found), _recipes(found)],
-        subtitle=f"commit {str(found['versions']['commit'])[:10]}",
+        subtitle=commit(found["versions"]),
     )
 
 
@@ -21,12 +21,14 @@ def _results(found: Mapping[str, Any]) -> Section:
     average, rows, dots = found["average"], [], []
     for task in found["tasks"]:
         mark = " *" if task["samples_of"] else ""
+        if not task["metrics"]:
+            rows.append([f"{task['task']}{mark}", Cell("failed", status="failed"), 0, *[None] * 7])
         for metric in task["metrics"]:
             low, high = metric["rows_interval"]
             rows.append(
                 [
                     f"{task['task']}{mark}",
-                    f"{metric['metric']} ({metric['split']})",
+                    metric_name(metric),
                     len(task["seeds"]),
                     Cell(percent(metric["mean"]), sort=metric["mean"]),
                     Cell(percent(metric["sd"]), sort=metric["sd"]) if metric["sd"] else None,
@@ -39,7 +41,7 @@ def _results(found: Mapping[str, Any]) -> Section:
             )
             dots.append(
                 {
-                    "task": f"{task['task']}{mark} {metric['metric']} {metric['split']}",
+                    "task": f"{task['task']}{mark} {metric_name(metric)}",
                     "per cent": 100 * metric["mean"], "low": 100 * low, "high": 100 * high,
                 }
             )  # fmt: skip
@@ -55,16 +57,14 @@ def _results(found: Mapping[str, Any]) -> Section:
         Table("Validation scores in per cent", columns, rows),
         Figure("Means, with 95 % intervals over rows",
                charts.dots(dots, "per cent", "task", low="low", high="high")),
-        Text("* trained or judged on a sample: not comparable with published figures.", "note"),
+        *(Text(note, "error" if " failed: " in note else "note") for note in notes(found["tasks"])),
     ]  # fmt: skip
-    for task in found["tasks"]:
-        content += [Text(f"{name} failed: {why}", "error") for name, why in task["failed"].items()]
     return Section("Results", content)
 
 
 def _seeds(found: Mapping[str, Any]) -> Section:
     rows = [
-        {"run": f"{task['task']} {metric['metric']}", "per cent": 100 * value, "seed": str(seed)}
+        {"run": f"{task['task']} {metric_name(metric)}", "per cent": 100 * value, "seed": str(seed)}
         for task in found["tasks"]
         for metric in task["metrics"]
         for seed, value in metric["values"].items()

@@ -144,7 +144,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "",
         _average_words(found["average"]),
         "",
-        *_notes(found["tasks"]),
+        *(f"- {note.replace('*', chr(92) + '*')}" for note in notes(found["tasks"])),
         "",
         "## Beside published results (validation splits)",
         "",
@@ -158,10 +158,9 @@ def _markdown_rows(row: Mapping[str, Any]) -> list[str]:
     mark = " *" if row["samples_of"] else ""
     if not row["metrics"]:
         return [f"| {row['task']}{mark} | failed | 0 | | | | | | | |"]
-    several = len({metric["split"] for metric in row["metrics"]}) > 1
     lines = []
     for i, metric in enumerate(row["metrics"]):
-        name = f"{metric['metric']} ({metric['split']})" if several else metric["metric"]
+        name = metric_name(metric)
         speed = row["train_samples_per_second"]
         last = ("", "", "")
         if i == 0:
@@ -202,19 +201,26 @@ def _average_words(average: Mapping[str, Any]) -> str:
     return words + ". A task of several metrics or splits counts by their mean; WNLI is left out."
 
 
-def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = [
+def notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What must be known to read the table, a sentence each; `*` is the mark of a sample."""
+    found = [
         "Over seeds: Student's t over runs. Over rows: bootstrap of the validation rows, mean of the "
         "runs. The validation split also chose the best checkpoint of each run."
     ]
     for row in tasks:
         for split, official in row["samples_of"].items():
-            notes.append(
-                f"\\* {row['task']} {split} is a sample: {row['rows'][split]:,} of {official:,} rows, "
+            found.append(
+                f"* {row['task']} {split} is a sample: {row['rows'][split]:,} of {official:,} rows, "
                 "so the figure is not comparable with published ones."
             )
-        notes += [f"{name} failed: {reason}" for name, reason in row["failed"].items()]
-    return [f"- {note}" for note in notes]
+        found += [f"{name} failed: {reason}" for name, reason in row["failed"].items()]
+    return found
+
+
+def metric_name(metric: Mapping[str, Any]) -> str:
+    """Of MNLI's two validation splits each by its name, of others the metric alone."""
+    split = metric["split"].removeprefix("validation").strip("_")
+    return f"{metric['metric']} ({split})" if split else str(metric["metric"])
 
 
 def _beside(found: Mapping[str, Any]) -> list[str]:

@@ -61,6 +61,9 @@ from trainyard.runs import RunFolder
 ENDED = ("finished", "pruned", "diverged", "failed")
 """Statuses of a trial that is never run again."""
 
+NEEDED = {"identity", "config", "data_fingerprint"}
+"""What sweep.json must hold for a sweep to go on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
@@ -127,7 +130,10 @@ class SweepFolder:
             raise UserError(
                 f"{self.path} is the folder of a single run, not of a sweep; choose another --run-name"
             )
-        return _read_json(self.path / "sweep.json", "sweep")
+        found = _read_json(self.path / "sweep.json")
+        if found and (found.get("kind") != "sweep" or not found.keys() >= NEEDED):
+            raise _damaged(self.path / "sweep.json")
+        return found
 
     def update(self, **fields: Any) -> None:
         """Change fields of sweep.json."""
@@ -156,7 +162,7 @@ def record(path: Path) -> TrialRecord:
     Raises:
         UserError: when its trial.json or run.json is damaged.
     """
-    fields = _read_json(path / "trial.json", "trial")
+    fields = _read_json(path / "trial.json")
     try:
         spec = TrialSpec(**fields)
     except TypeError as error:
@@ -189,14 +195,14 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _read_json(path: Path, kind: str) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise _damaged(path) from error
-    if not isinstance(found, dict) or (kind == "sweep" and found.get("kind") != "sweep"):
+    if not isinstance(found, dict):
         raise _damaged(path)
     return found
 

@@ -265,7 +265,9 @@ def _conclude(
         verdict=verdict,
         confirmation=confirmation,
     )
-    outputs.free_models(trials, {best.path, *_candidate_paths(folder, confirmation)})
+    # The first of the search stays, so that a sweep that is given more trials can end with it.
+    kept = {best.path, ranked[0].run.path, *_candidate_paths(folder, confirmation)}
+    outputs.free_models(trials, kept)
     return result
 
 

@@ -95,10 +95,11 @@
 
   async function refresh() {
     const reply = await fetch(location.href, { headers: state.hash ? { "If-None-Match": state.hash } : {} });
+    const text = await reply.text();  // also of a 304: a reply that is not read counts as aborted
     if (reply.status === 304) return;
     if (!reply.ok) throw new Error(`the server answered ${reply.status}`);
     state.hash = reply.headers.get("ETag");
-    const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+    const page = new DOMParser().parseFromString(text, "text/html");
     const open = new Set(all("details[open]").map((d) => d.parentElement.id));
     const focus = document.activeElement?.closest("main") ? path(document.activeElement) : null;
     const caret = document.activeElement?.selectionStart;
