@@ -20,8 +20,8 @@ from small_models import bert, classifier, encoder_decoder, gpt2
 from trainyard.predictors import PREDICTORS
 from trainyard.serving.failures import RequestError
 
-FUZZ = os.environ.get("TRAINYARD_FUZZ", "")
-"""Requests to make of each kind, when there is time for more than a few."""
+FUZZ = int(os.environ.get("TRAINYARD_FUZZ", "0")) // 100
+"""Requests of each operation, when there is time for every task and more than a few."""
 
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
 TEXT = "bana cola fele"
@@ -252,7 +252,7 @@ def test_the_api_is_what_it_says_it_is(url: str, task: str, tmp_path: Path) -> N
             sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml",
             "run", f"{url.removesuffix('/models')}/openapi.json",
             "--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--request-timeout", "20",
-            "--max-examples", FUZZ or "4", "--seed", "1", "--continue-on-failure", "--no-color",
+            "--max-examples", str(FUZZ or 4), "--seed", "1", "--continue-on-failure", "--no-color",
             "--generation-database", "none", "--warnings", "off",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=550, check=False,
