@@ -19,6 +19,7 @@ from serving_locally import LocalModels, load, serving
 from small_models import LABELS, classifier
 
 from trainyard.serving import docs_page
+from trainyard.serving.failures import RequestError
 from trainyard.serving.host import Host
 from trainyard.serving.keys import KeyRing, new_key
 from trainyard.serving.options import GatewayOptions
@@ -182,6 +183,21 @@ def test_pages_about_models_and_readiness(url: str) -> None:
     _, schema, _ = ask(url, "GET", "/openapi.json")
     request = schema["components"]["schemas"]["TextClassificationRequest"]
     assert "top_k" in request["properties"]["parameters"]["properties"]
+
+
+def test_a_model_that_cannot_answer_does_not_hide_the_others(host: Host) -> None:
+    class Broken(LocalModels):
+        async def describe(self, name: str) -> dict[str, Any]:
+            if name == "broken":
+                raise RequestError("unavailable", "model 'broken' cannot be loaded")
+            return await super().describe(name)
+
+    with serving(Broken({"broken": host, "mail": host})) as url:
+        status, (broken, mail), _ = ask(url, "GET", "/models")
+        assert ask(url, "GET", "/models/broken")[0] == 503
+    assert status == 200
+    assert broken == {"name": "broken", "error": "model 'broken' cannot be loaded"}
+    assert mail["task"] == "text-classification"
 
 
 def test_request_ids_are_given_back_and_made_harmless(url: str) -> None:

@@ -139,11 +139,17 @@ def build_gateway(
                 ) from None
         return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 
+    async def brief(name: str) -> dict[str, Any]:
+        try:
+            return await models.describe(name)
+        except RequestError as error:  # one that cannot be loaded does not hide the others
+            return {"error": str(error)}
+
     @app.get("/models")
     async def list_models(request: Request) -> JSONResponse:
         names = open_to(admit(request))
-        about = await asyncio.gather(*(models.describe(name) for name in names))
-        short = ("task", "source", "revision", "status")
+        about = await asyncio.gather(*(brief(name) for name in names))
+        short = ("task", "source", "revision", "status", "error")
         return JSONResponse(
             [
                 {"name": name, **{key: found[key] for key in short if key in found}}
