@@ -86,6 +86,13 @@ class Server:
                 raise SystemExit(f"{source} never came into service")
             time.sleep(0.05)
 
+    def serving(self) -> int:
+        """Replicas of the model that answer, as far as Serve knows."""
+        from ray import serve
+
+        deployment = serve.status().applications["bench"].deployments["Model"]
+        return int(deployment.replica_states.get("RUNNING", 0))
+
     def pids(self) -> list[int]:
         """Processes of the model's replicas."""
         import psutil
@@ -164,12 +171,14 @@ def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
     killed = 0
     with load(server.url, bodies, found, "kill"):
         for _ in range(times):
-            deadline = time.monotonic() + 60
-            while len(server.pids()) < server.replicas and time.monotonic() < deadline:
-                time.sleep(0.2)
-            time.sleep(1)
             os.kill(server.pids()[0], signal.SIGKILL)
             killed += 1
+            for back in (False, True):  # first it must be seen that one is gone
+                deadline = time.monotonic() + 60
+                while (server.serving() == server.replicas) != back:
+                    if time.monotonic() > deadline:
+                        raise SystemExit(f"{server.serving()} of {server.replicas} replicas serve")
+                    time.sleep(0.1)
             time.sleep(1)
     found["kill"] |= {"kills": killed}
     return found
