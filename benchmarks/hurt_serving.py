@@ -18,98 +18,20 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compare_serving import sentences
+from deployed import Server, replaced, until
 from load import Outcome, bodies_of, classifier, closed_loop, open_loop
-from serving_process import free_port, haproxy_environment
+from serving_process import haproxy_environment
 
 from trainyard.versions import versions
 
 CLIENTS = 16
 READY = "seconds_to_ready"
-
-
-class Server:
-    """The gateway and one model, deployed from a config as `serve run FILE` does it."""
-
-    def __init__(self, replicas: int) -> None:
-        import ray
-        from ray import serve
-
-        ray.init(
-            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
-            object_store_memory=200_000_000,
-        )  # fmt: skip
-        port = free_port()
-        serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 120})
-        self.url = f"http://127.0.0.1:{port}/models/bench"
-        self.replicas = replicas
-
-    def deploy(self, source: str, batch_rows: int = 128) -> None:
-        """Make `source` the model's version; another `batch_rows` replaces its replicas."""
-        from ray.serve.context import _get_global_client
-        from ray.serve.schema import ServeDeploySchema
-
-        config = {
-            "applications": [
-                {"name": "gateway", "route_prefix": "/", "import_path": "serve.app:gateway"},
-                {
-                    "name": "bench", "route_prefix": None, "import_path": "serve.app:model",
-                    "args": {
-                        "num_replicas": self.replicas, "num_cpus": 0.5, "batch_rows": batch_rows,
-                    },
-                    "deployments": [{"name": "Model", "user_config": {"source": source}}],
-                },
-            ]
-        }  # fmt: skip
-        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
-
-    def version(self) -> str:
-        """The source that answers now."""
-        with urllib.request.urlopen(self.url, timeout=30) as response:
-            source: str = json.load(response)["source"]
-            return source
-
-    def wait_for(self, source: str) -> float:
-        """Seconds until the version answers."""
-        began = time.perf_counter()
-        while True:
-            with contextlib.suppress(OSError):
-                if self.version() == source:
-                    return time.perf_counter() - began
-            if time.perf_counter() - began > 120:
-                raise SystemExit(f"{source} never came into service")
-            time.sleep(0.05)
-
-    def serving(self) -> int:
-        """Replicas of the model that answer, as far as Serve knows."""
-        from ray import serve
-
-        deployment = serve.status().applications["bench"].deployments["Model"]
-        return int(deployment.replica_states.get("RUNNING", 0))
-
-    def pids(self) -> list[int]:
-        """Processes of the model's replicas."""
-        import psutil
-
-        return [
-            process.pid
-            for process in psutil.Process().children(recursive=True)
-            if "ServeReplica:bench:Model" in " ".join(_command(process))
-        ]
-
-
-def _command(process: Any) -> list[str]:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return list(process.cmdline())
-    return []
 
 
 @contextlib.contextmanager
@@ -154,13 +76,9 @@ def redeploy(server: Server, bodies: list[bytes], source: str, times: int) -> di
     took = []
     with load(server.url, bodies, found, "redeploy"):
         for number in range(1, times + 1):
-            began, before = time.perf_counter(), set(server.pids())
+            before = set(server.pids())
             server.deploy(source, 128 - number % 2)
-            while before & (now := set(server.pids())) or len(now) < server.replicas:
-                if time.perf_counter() - began > 120:
-                    raise SystemExit(f"the replicas {before} were never replaced, there are {now}")
-                time.sleep(0.2)
-            took.append(time.perf_counter() - began)
+            took.append(until(lambda before=before: replaced(server, before), "replaced"))
     found["redeploy"] |= {"redeploys": times, "longest_redeploy_s": round(max(took), 1)}
     return found
 
@@ -174,11 +92,7 @@ def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
             os.kill(server.pids()[0], signal.SIGKILL)
             killed += 1
             for back in (False, True):  # first it must be seen that one is gone
-                deadline = time.monotonic() + 60
-                while (server.serving() == server.replicas) != back:
-                    if time.monotonic() > deadline:
-                        raise SystemExit(f"{server.serving()} of {server.replicas} replicas serve")
-                    time.sleep(0.1)
+                until(lambda back=back: (server.serving() == server.replicas) == back, "back")
             time.sleep(1)
     found["kill"] |= {"kills": killed}
     return found
