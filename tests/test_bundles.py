@@ -188,6 +188,27 @@ def test_time_left_shrinks_while_a_request_waits() -> None:
     assert left[1:] == pytest.approx([8.95, 8.95], abs=0.03)
 
 
+def test_a_model_stays_known_while_its_application_is_built_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Serve lists no deployments then, though the replicas serve on."""
+
+    async def remote(_: str, requests: list[tuple[bytes, float]]) -> list[Answer]:
+        return [Answer(200, body) for body, _ in requests]
+
+    building = SimpleNamespace(deployments={}, status="DEPLOYING")
+    applications = {"mail": building, "new": building}
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=applications))
+    found = models(remote)
+    found._known["mail"].handle.app_name = "mail"
+    asyncio.run(found.refresh())
+    assert (found.names(), found.waiting_for()) == (["mail"], ["new"])
+    assert asyncio.run(found.ask("mail", b"x", 9)).status == 200
+    del applications["mail"]
+    asyncio.run(found.refresh())
+    assert found.names() == []
+
+
 def test_a_model_that_went_meanwhile_is_not_found() -> None:
     with pytest.raises(RequestError, match="no such model"):
         asyncio.run(ServeModels().ask("mail", b"x", 9))

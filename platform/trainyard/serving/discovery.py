@@ -57,11 +57,16 @@ class ServeModels:
             *(self._find(app, *place) for app, place in ours.items() if place[1])
         )
         unready = [app for app, (_, replicas) in ours.items() if not replicas]
-        building = [  # an application has no deployments until its builder has run
-            app for app, status in applications.items()
-            if not status.deployments and status.status in ("NOT_STARTED", "DEPLOYING")
+        # An application has no deployments until its builder has run, also when it is deployed again
+        # while its replicas serve.
+        bare = {
+            app: status.status for app, status in applications.items() if not status.deployments
+        }
+        kept = [self._known_of(app) for app in (*unready, *bare)]
+        building = [
+            app for app, status in bare.items()
+            if status in ("NOT_STARTED", "DEPLOYING") and not self._known_of(app)
         ]  # fmt: skip
-        kept = [self._known_of(app) for app in unready]
         self._known = {name: known for part in [*found, *kept] for name, known in part.items()}
         self._waiting = sorted([*unready, *building])
 
