@@ -2,7 +2,8 @@
 
     python benchmarks/hurt_serving.py --data-dir DIR --swaps 20 --kills 5 --seconds 10
 
-Counts every answer by status (0: the connection failed). Writes benchmarks/results/hurt.json.
+Counts every answer by status (0: the connection failed). Adds its run to
+benchmarks/results/hurt-serving.json, in place of earlier ones of the same scenarios.
 """
 
 import argparse
@@ -17,88 +18,20 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compare_serving import sentences
+from deployed import Server, replaced, until
 from load import Outcome, bodies_of, classifier, closed_loop, open_loop
-from serving_process import free_port, haproxy_environment
+from serving_process import haproxy_environment
 
 from trainyard.versions import versions
 
 CLIENTS = 16
-
-
-class Server:
-    """The gateway and one model, deployed from a config as `serve run FILE` does it."""
-
-    def __init__(self, replicas: int) -> None:
-        import ray
-        from ray import serve
-
-        ray.init(
-            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
-            object_store_memory=200_000_000,
-        )  # fmt: skip
-        port = free_port()
-        serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 120})
-        self.url = f"http://127.0.0.1:{port}/models/bench"
-        self.replicas = replicas
-
-    def deploy(self, source: str) -> None:
-        """Make `source` the model's version."""
-        from ray.serve.context import _get_global_client
-        from ray.serve.schema import ServeDeploySchema
-
-        config = {
-            "applications": [
-                {"name": "gateway", "route_prefix": "/", "import_path": "serve.app:gateway"},
-                {
-                    "name": "bench", "route_prefix": None, "import_path": "serve.app:model",
-                    "args": {"num_replicas": self.replicas, "num_cpus": 0.5},
-                    "deployments": [{"name": "Model", "user_config": {"source": source}}],
-                },
-            ]
-        }  # fmt: skip
-        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
-
-    def version(self) -> str:
-        """The source that answers now."""
-        with urllib.request.urlopen(self.url, timeout=30) as response:
-            source: str = json.load(response)["source"]
-            return source
-
-    def wait_for(self, source: str) -> float:
-        """Seconds until the version answers."""
-        began = time.perf_counter()
-        while True:
-            with contextlib.suppress(OSError):
-                if self.version() == source:
-                    return time.perf_counter() - began
-            if time.perf_counter() - began > 120:
-                raise SystemExit(f"{source} never came into service")
-            time.sleep(0.05)
-
-    def pids(self) -> list[int]:
-        """Processes of the model's replicas."""
-        import psutil
-
-        return [
-            process.pid
-            for process in psutil.Process().children(recursive=True)
-            if "ServeReplica:bench:Model" in " ".join(_command(process))
-        ]
-
-
-def _command(process: Any) -> list[str]:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return list(process.cmdline())
-    return []
+READY = "seconds_to_ready"
 
 
 @contextlib.contextmanager
@@ -137,18 +70,29 @@ def swap(server: Server, bodies: list[bytes], models: list[str], times: int) -> 
     return found
 
 
+def redeploy(server: Server, bodies: list[bytes], source: str, times: int) -> dict[str, Any]:
+    """All replicas replaced by new ones under load."""
+    found: dict[str, Any] = {}
+    took = []
+    with load(server.url, bodies, found, "redeploy"):
+        for number in range(1, times + 1):
+            before = set(server.pids())
+            server.deploy(source, 128 - number % 2)
+            took.append(until(lambda before=before: replaced(server, before), "replaced"))
+    found["redeploy"] |= {"redeploys": times, "longest_redeploy_s": round(max(took), 1)}
+    return found
+
+
 def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
     """SIGKILL of one replica after another, the next when all are back."""
     found: dict[str, Any] = {}
     killed = 0
     with load(server.url, bodies, found, "kill"):
         for _ in range(times):
-            deadline = time.monotonic() + 60
-            while len(server.pids()) < server.replicas and time.monotonic() < deadline:
-                time.sleep(0.2)
-            time.sleep(1)
             os.kill(server.pids()[0], signal.SIGKILL)
             killed += 1
+            for back in (False, True):  # first it must be seen that one is gone
+                until(lambda back=back: (server.serving() == server.replicas) == back, "back")
             time.sleep(1)
     found["kill"] |= {"kills": killed}
     return found
@@ -234,12 +178,13 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--redeploys", type=int, default=2)
     parser.add_argument("--drips", type=int, nargs="*", default=[60, 400])
     parser.add_argument("--overload", action="store_true")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--haproxy", action="store_true")
-    parser.add_argument("--name", default="hurt")
+    parser.add_argument("--name", default="hurt-serving")
     args = parser.parse_args()
 
     bodies = bodies_of(sentences(args.data_dir, 100))
@@ -250,18 +195,20 @@ def main() -> None:
         models = [classifier(Path(folder) / name) for name in ("first", "second")]
         server = Server(args.replicas)
         server.deploy(models[0])
-        results["seconds_to_ready"] = round(server.wait_for(models[0]), 1)
+        results[READY] = round(server.wait_for(models[0]), 1)
         steps: list[Callable[[], dict[str, Any]]] = []
         if args.swaps:
             steps.append(lambda: swap(server, bodies, models, args.swaps))
         if args.kills:
             steps.append(lambda: kill(server, bodies, args.kills))
+        if args.redeploys:
+            steps.append(lambda: redeploy(server, bodies, models[0], args.redeploys))
         steps += [partial(drip, server, bodies, n, args.seconds) for n in args.drips]
         if args.overload:
             steps.append(lambda: overload(server, bodies, args.seconds))
         for step in steps:
             results |= step()
-    result = {
+    run = {
         "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, 2 cores",
@@ -269,7 +216,9 @@ def main() -> None:
         "results": results,
     }
     path = Path(__file__).parent / "results" / f"{args.name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    kept = json.loads(path.read_text()) if path.exists() else []  # of other scenarios
+    kept = [old for old in kept if not (old["results"].keys() & results.keys()) - {READY}]
+    path.write_text(json.dumps([*kept, run], indent=2) + "\n")
     print(json.dumps(results))
 
 

@@ -17,7 +17,7 @@ classify = pipeline("text-classification", model=sys.argv[1], top_k=None)
 @app.post("/models/reference")
 def predict(request: dict[str, Any]) -> Any:
     """A `def`, so FastAPI runs it in its thread pool, as its documentation advises for such work."""
-    return [classify(request["inputs"], truncation=True)]
+    return classify(request["inputs"], truncation=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 PATHS = {"ours": "/models/bench", "batch": "/models/reference", "pipeline": "/models/reference"}
@@ -85,13 +86,29 @@ def running(kind: str, model: str, threads: int = 2, *, haproxy: bool = True) ->
             _wait(url, process, Path(folder) / "log")
             yield Server(url, process)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _end(process, folder)
+
+
+def _end(process: "subprocess.Popen[bytes]", folder: str) -> None:
+    """End a server and all that it started, also what left its process group, as HAProxy does."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+        # HAProxy is nobody's child, but its files are ours.
+        started += [one for one in psutil.process_iter(["cmdline"]) if _names(one, f"{folder}/")]
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        for one in [*started, psutil.Process(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait()
+
+
+def _names(process: Any, text: str) -> bool:
+    """Whether the command line of a process names it."""
+    return any(text in part for part in process.info["cmdline"] or ())
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

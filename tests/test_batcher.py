@@ -6,68 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.batching import next_batch
 from trainyard.serving.batcher import Batcher
-from trainyard.serving.cost import BatchLimits, CostModel
+from trainyard.serving.cost import BatchLimits
 from trainyard.serving.failures import RequestError
-
-waiting_lengths = st.lists(st.integers(1, 512), min_size=1, max_size=200)
-
-
-@settings(max_examples=200, deadline=None)
-@given(waiting_lengths, st.integers(1, 4096), st.floats(0, 1000), st.integers(1, 64))
-def test_a_batch_holds_the_oldest_fits_the_budget_and_is_a_run_of_lengths(
-    lengths: list[int], budget: int, overhead: float, max_rows: int
-) -> None:
-    array = np.array(lengths, np.int32)
-    batch = next_batch(array, budget, overhead, max_rows)
-    assert 0 in batch
-    assert len(set(batch.tolist())) == len(batch) <= max_rows
-    assert len(batch) == 1 or len(batch) * array[batch].max() <= budget
-    left_out = np.delete(array, batch)
-    assert not ((left_out > array[batch].min()) & (left_out < array[batch].max())).any()
-
-
-def test_rows_of_one_length_go_together_and_distant_lengths_apart() -> None:
-    lengths = np.array([10, 200, 10, 210, 10, 205], np.int32)
-    assert sorted(next_batch(lengths, 4096, 20.0, 64).tolist()) == [0, 2, 4]
-    assert sorted(next_batch(lengths[1:], 4096, 20.0, 64).tolist()) == [0, 2, 4]
-    # Where a pass costs much whatever it holds, one pass for all is cheaper.
-    assert len(next_batch(lengths, 4096, 100_000.0, 64)) == 6
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_nothing_starves_however_the_rest_suits_better(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    waiting = [
-        (0, 500),
-        *((i, 8) for i in range(1, 6)),
-    ]  # (number, length); the long one is not first
-    waiting = waiting[1:4] + waiting[:1] + waiting[4:]
-    batches = 0
-    while any(number == 0 for number, _ in waiting):
-        chosen = next_batch(np.array([length for _, length in waiting]), 64, 5.0, 4)
-        waiting = [item for i, item in enumerate(waiting) if i not in set(chosen.tolist())]
-        waiting += [(9, 8)] * int(rng.integers(1, 9))  # short rows arrive faster than they go
-        batches += 1
-    assert batches <= 4  # three rows were before it
-
-
-def test_the_cost_of_passes_is_learned() -> None:
-    cost = CostModel()
-    assert cost.line() == (0.0, 0.0)
-    cost.observe(100, 0.02)
-    assert cost.line() == pytest.approx((0.0, 0.0002))
-    for tokens in [10, 400, 35, 90, 1000] * 20:
-        cost.observe(tokens, 0.004 + tokens * 1e-5)
-    assert cost.line() == pytest.approx((0.004, 1e-5), rel=0.05)
-    assert cost.overhead_tokens() == pytest.approx(400, rel=0.1)
 
 
 class Model:
@@ -80,7 +25,8 @@ class Model:
         self.started = threading.Semaphore(0)
         self.break_on = break_on
 
-    def __call__(self, rows: list[int]) -> list[int]:
+    def __call__(self, rows: list[int], passes: int = 1) -> list[int]:
+        del passes
         self.batches.append(list(rows))
         self.started.release()
         assert self.gate.wait(10)
@@ -305,5 +251,47 @@ def test_a_closed_batcher_finishes_what_waits_and_takes_no_more() -> None:
         assert [d.results for d in await asyncio.gather(first, waiting)] == [[2], [6]]
         with pytest.raises(RequestError, match="being replaced"):
             await batcher.submit([3])
+
+    asyncio.run(run())
+
+
+def test_workers_share_what_waits_and_know_how_many_they_are() -> None:
+    async def run() -> None:
+        model = Model()
+        batcher = Batcher(model, lambda _: 5, workers=2)
+        first, second = [await hold(model, batcher, row) for row in (1, 2)]
+        assert model.batches == [[1], [2]], "the second did not wait for the first"
+        tasks = [asyncio.create_task(batcher.submit([row])) for row in range(10, 30)]
+        while batcher.waiting_rows < 20:
+            await asyncio.sleep(0)
+        model.gate.set()
+        done = await asyncio.gather(first, second, *tasks)
+        assert [d.results for d in done[2:]] == [[2 * row] for row in range(10, 30)]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("rows", "batches", "busy"), [(6, [6], {1}), (20, [10, 10], {2})])
+def test_many_rows_are_divided_among_free_workers_and_few_are_not(
+    rows: int, batches: list[int], busy: set[int]
+) -> None:
+    async def run() -> None:
+        model, told = Model(), set()
+        model.gate.clear()
+
+        def forward(batch: list[int], passes: int) -> list[int]:
+            told.add(passes)
+            return model(batch)
+
+        batcher = Batcher(forward, lambda _: 5, workers=2)
+        task = asyncio.create_task(batcher.submit([7] * rows))
+        for _ in batches:
+            await asyncio.to_thread(model.started.acquire, timeout=5)
+        assert [len(batch) for batch in model.batches] == batches
+        assert told == busy
+        model.gate.set()
+        await task
+        batcher.close()
 
     asyncio.run(run())

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,9 @@ from small_models import bert, classifier, encoder_decoder, gpt2
 
 from trainyard.predictors import PREDICTORS
 from trainyard.serving.failures import RequestError
+
+FUZZ = int(os.environ.get("TRAINYARD_FUZZ", "0")) // 100
+"""Requests of each operation, when there is time for every task and more than a few."""
 
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
 TEXT = "bana cola fele"
@@ -229,3 +235,26 @@ def test_the_clients_own_errors(
     monkeypatch.setattr(models.hosts["text-generation"]._batcher, "submit", full)
     with pytest.raises(OverloadedError, match="too much waits"):
         client.text_generation(TEXT)
+
+
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,"
+    "response_schema_conformance,unsupported_method"
+)
+
+
+@pytest.mark.parametrize("task", sorted(PREDICTORS) if FUZZ else ["text-classification"])
+def test_the_api_is_what_it_says_it_is(url: str, task: str, tmp_path: Path) -> None:
+    """Requests made by schemathesis from /openapi.json, right and wrong ones: no 5xx, no hang."""
+    (tmp_path / "schemathesis.toml").write_text(f'[parameters]\n"path.name" = "{task}"\n')
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml",
+            "run", f"{url.removesuffix('/models')}/openapi.json",
+            "--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--request-timeout", "20",
+            "--max-examples", str(FUZZ or 4), "--seed", "1", "--continue-on-failure", "--no-color",
+            "--generation-database", "none", "--warnings", "off",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=550, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

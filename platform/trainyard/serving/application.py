@@ -9,14 +9,12 @@ import asyncio
 import logging
 import os
 import re
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from trainyard.errors import UserError
-from trainyard.serving.failures import RequestError
-from trainyard.serving.gateway import Answer, build_gateway
+from trainyard.serving.discovery import MODEL, SHARED, ServeModels
+from trainyard.serving.gateway import build_gateway
 from trainyard.serving.keys import KeyRing
 from trainyard.serving.options import (
     GatewayOptions,
@@ -28,127 +26,13 @@ from trainyard.serving.options import (
 from trainyard.serving.sources import locate
 
 REFRESH_SECONDS = 2.0
-TRIES = 3
-"""Of one request, when replicas die under it. Two are not enough when they are killed in a row."""
 
-MODEL, SHARED, GATEWAY = "Model", "SharedModels", "Gateway"
-"""Names of the deployments, by which `deployments:` in serve/config.yaml refers to them."""
+GATEWAY = "Gateway"
+"""Name of its deployment in serve/config.yaml."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 log = logging.getLogger("ray.serve.trainyard")
-
-
-class ServeModels:
-    """`Models` in other Serve applications, found by their deployments' names."""
-
-    def __init__(self) -> None:
-        self._handles: dict[str, Any] = {}
-        self._waiting: list[str] = []
-
-    def names(self) -> list[str]:
-        """All that can be asked, sorted."""
-        return sorted(self._handles)
-
-    def waiting_for(self) -> list[str]:
-        """Applications that cannot answer yet."""
-        return self._waiting
-
-    async def refresh(self) -> None:
-        """Ask Serve what there is; a model whose replicas are lost for a moment stays known."""
-        from ray import serve
-
-        applications = (await asyncio.to_thread(serve.status)).applications
-        ours = {
-            application: (deployment, found.replica_states.get("RUNNING", 0) > 0)
-            for application, status in applications.items()
-            for deployment, found in status.deployments.items()
-            if deployment in (MODEL, SHARED)
-        }
-        found = await asyncio.gather(
-            *(self._find(app, deployment) for app, (deployment, ready) in ours.items() if ready)
-        )
-        unready = [app for app, (_, ready) in ours.items() if not ready]
-        building = [  # an application has no deployments until its builder has run
-            app for app, status in applications.items()
-            if not status.deployments and status.status in ("NOT_STARTED", "DEPLOYING")
-        ]  # fmt: skip
-        kept = [self._known(app) for app in unready]
-        self._handles = {name: handle for part in [*found, *kept] for name, handle in part.items()}
-        self._waiting = sorted([*unready, *building])
-
-    def _known(self, application: str) -> dict[str, Any]:
-        return {name: h for name, h in self._handles.items() if h.app_name == application}
-
-    async def _find(self, application: str, deployment: str) -> dict[str, Any]:
-        """Names and handle of an application's models."""
-        from ray import serve
-
-        known = self._known(application)
-        handle = next(iter(known.values()), None) or serve.get_deployment_handle(
-            deployment, application
-        )
-        try:
-            async with asyncio.timeout(5):
-                return dict.fromkeys(await handle.names.remote(), handle)
-        except Exception:  # it does not answer now, for whatever reason: what was known stays known
-            log.exception("the models of '%s' are not known", application)
-            return known
-
-    async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        """The answer; asked again, of another replica, when one dies with it in its hands."""
-        until = time.monotonic() + seconds
-        call = self._handle(name).answer
-        for attempt in range(1, TRIES + 1):
-            try:
-                return await call.remote(name, body, until - time.monotonic())  # type: ignore[no-any-return]
-            except Exception as error:
-                if attempt == TRIES or not _replica_lost(error):
-                    raise _unavailable(name, error) from error
-                log.warning(
-                    "a replica of '%s' was lost (%s); asking again", name, type(error).__name__
-                )
-        raise AssertionError("unreachable")
-
-    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
-        """Events as they come; not asked again, as some may have been sent already."""
-        try:
-            async for event in self._handle(name, stream=True).stream.remote(name, body, seconds):
-                yield event
-        except Exception as error:
-            raise _unavailable(name, error) from error
-
-    async def describe(self, name: str) -> dict[str, Any]:
-        """What a replica says about the model."""
-        try:
-            async with asyncio.timeout(30):
-                return await self._handle(name).describe.remote(name)  # type: ignore[no-any-return]
-        except Exception as error:
-            raise _unavailable(name, error) from error
-
-    def _handle(self, name: str, *, stream: bool = False) -> Any:
-        handle = self._handles[name]
-        shared = handle.deployment_name == SHARED
-        if not shared and not stream:
-            return handle
-        return handle.options(multiplexed_model_id=name if shared else "", stream=stream)
-
-
-def _replica_lost(error: Exception) -> bool:
-    from ray.exceptions import RayActorError
-    from ray.serve.exceptions import ReplicaUnavailableError
-
-    return isinstance(error, RayActorError | ReplicaUnavailableError)
-
-
-def _unavailable(name: str, error: Exception) -> RequestError:
-    from ray.exceptions import RayTaskError
-
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, RequestError):
-        return cause
-    log.error("model '%s' gave no answer", name, exc_info=error)
-    return RequestError("unavailable", f"model '{name}' cannot answer now; try again", 1)
 
 
 class Gateway:

@@ -1,8 +1,11 @@
 """From many requests at once to padded batches, without ever letting a free model wait.
 
-A thread of its own runs the forward passes and takes the next batch the moment it is free, from
+Threads of its own run the forward passes, each taking the next batch the moment it is free, from
 whatever waits then: a lone request starts at once, and under load batches form by themselves while
 the model is busy. Which rows go together is `batching.next_batch`. Pure asyncio and numpy.
+
+On a CPU two passes beside each other, of one core each, do more than one pass over two cores: no
+core waits for another after each operation. A pass that is alone gets all cores.
 
 Text Generation Inference and Text Embeddings Inference pull batches in the same way
 (text-embeddings-inference, core/src/queue.rs), first come first served; the order by length with
@@ -10,21 +13,24 @@ the oldest always included is ours.
 """
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from trainyard.batching import next_batch
 from trainyard.serving.cost import BatchLimits, BatchRecord, CostModel, out_of_memory
 from trainyard.serving.failures import RequestError
+from trainyard.serving.tickets import Ticket, Waiting, settle
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
+
+SPLIT_ROWS = 8
+"""Fewer rows than this are not divided among free workers: small batches cost more per row."""
 
 
 @dataclass(frozen=True)
@@ -36,57 +42,28 @@ class Done(Generic[Result]):
     forward_seconds: float
 
 
-@dataclass(eq=False)
-class _Ticket:
-    """One request while it waits: its rows may run in several batches."""
-
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[None]"
-    results: list[Any]
-    deadline: float
-    submitted: float
-    missing: int
-    started: float | None = None
-    finished: float = 0.0
-    failure: Exception | None = None
-    gone: bool = False
-
-    def settle(self) -> None:
-        if self.future.done():
-            return
-        if self.failure is not None:
-            self.future.set_exception(self.failure)
-        else:
-            self.future.set_result(None)
-
-
-@dataclass(eq=False, frozen=True)
-class _Waiting(Generic[Row]):
-    ticket: _Ticket
-    index: int
-    row: Row
-    length: int
-
-
 class Batcher(Generic[Row, Result]):
     """Runs `forward` over rows of many requests.
 
     Args:
-        forward: a padded forward pass; results in the order of the rows. Called in one thread.
+        forward: a padded forward pass; results in the order of the rows. Called in the workers'
+            threads, with the number of workers that are busy then.
         length: tokens of a row.
         group: only rows of equal groups may share a pass. Default: all rows may.
         limits: see `BatchLimits`.
-        on_batch: told of every forward pass, in the batcher's thread.
+        on_batch: told of every forward pass, in a worker's thread.
+        workers: forward passes at once.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        forward: Callable[[list[Row]], Sequence[Result]],
+        forward: Callable[[list[Row], int], Sequence[Result]],
         length: Callable[[Row], int],
         group: Callable[[Row], str] = lambda _: "",
         limits: BatchLimits | None = None,
         on_batch: Callable[[BatchRecord], None] | None = None,
+        workers: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._forward = forward
@@ -97,16 +74,18 @@ class Batcher(Generic[Row, Result]):
         self._clock = clock
         self._budget = float(self._limits.batch_tokens)
         self._cost = CostModel()
-        self._waiting: list[_Waiting[Row]] = []
+        self._waiting: list[Waiting[Row]] = []
         self._waiting_tokens = 0
         self._changed = threading.Condition()
         self._closed = self._broken = False
-        self._thread = threading.Thread(target=self._guarded_run, name="batcher", daemon=True)
-        self._thread.start()
+        self._workers = workers
+        self._busy = 0
+        for _ in range(workers):
+            threading.Thread(target=self._guarded_run, name="batcher", daemon=True).start()
 
     @property
     def broken(self) -> bool:
-        """Whether the thread died: a defect, after which only a new batcher helps."""
+        """Whether a worker died: a defect, after which only a new batcher helps."""
         return self._broken
 
     @property
@@ -118,7 +97,7 @@ class Batcher(Generic[Row, Result]):
         """Seconds until `tokens` that came now would be done, as far as past passes tell."""
         fixed, slope = self._cost.line()
         ahead = self._waiting_tokens + tokens
-        return ahead * slope + fixed * (1 + ahead / self._budget)
+        return (ahead * slope + fixed * (1 + ahead / self._budget)) / self._workers
 
     async def submit(self, rows: Sequence[Row], deadline: float | None = None) -> Done[Result]:
         """The results of `rows`, which may share batches with anybody's.
@@ -133,12 +112,12 @@ class Batcher(Generic[Row, Result]):
         """
         now = self._clock()
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(
+        ticket = Ticket(
             loop, loop.create_future(), [None] * len(rows),
             float("inf") if deadline is None else deadline, now, len(rows),
         )  # fmt: skip
         if rows:
-            self._enter([_Waiting(ticket, i, row, self._length(row)) for i, row in enumerate(rows)])
+            self._enter([Waiting(ticket, i, row, self._length(row)) for i, row in enumerate(rows)])
             try:
                 await ticket.future
             finally:
@@ -147,12 +126,12 @@ class Batcher(Generic[Row, Result]):
         return Done(ticket.results, started - now, max(ticket.finished - started, 0.0))
 
     def close(self) -> None:
-        """Take nothing more; the thread ends once all that waits is done."""
+        """Take nothing more; the workers end once all that waits is done."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def _enter(self, arriving: list[_Waiting[Row]]) -> None:
+    def _enter(self, arriving: list[Waiting[Row]]) -> None:
         tokens = sum(item.length for item in arriving)
         ticket = arriving[0].ticket
         with self._changed:
@@ -187,9 +166,10 @@ class Batcher(Generic[Row, Result]):
             with self._changed:
                 self._closed = self._broken = True
                 waiting, self._waiting = self._waiting, []
+                self._changed.notify_all()
             for item in waiting:
                 item.ticket.failure = RequestError("failed", "the batcher stopped; see the log")
-            _settle([item.ticket for item in waiting])
+            settle([item.ticket for item in waiting])
             raise
 
     def _run(self) -> None:
@@ -200,12 +180,18 @@ class Batcher(Generic[Row, Result]):
                 if not self._waiting:
                     return
                 batch, settled = self._take()
-            _settle(settled)
+                self._busy += 1
+                busy = min(self._workers, self._busy + -(-len(self._waiting) // SPLIT_ROWS))
+                if self._waiting:
+                    self._changed.notify()
+            settle(settled)
             if batch:
-                self._execute(batch)
+                self._execute(batch, busy)
                 del batch  # a waiting thread must not keep the last rows alive
+            with self._changed:
+                self._busy -= 1
 
-    def _take(self) -> tuple[list[_Waiting[Row]], list[_Ticket]]:
+    def _take(self) -> tuple[list[Waiting[Row]], list[Ticket]]:
         """The next batch, and the tickets that ran out of time; called with the lock held."""
         now = self._clock()
         late = {item.ticket for item in self._waiting if item.ticket.deadline <= now}
@@ -217,13 +203,15 @@ class Batcher(Generic[Row, Result]):
             )  # fmt: skip
             ticket.gone = True
         waiting = [item for item in self._waiting if not item.ticket.gone]
-        batch: list[_Waiting[Row]] = []
+        batch: list[Waiting[Row]] = []
         if waiting:
             group = self._group(waiting[0].row)
             able = [i for i, item in enumerate(waiting) if self._group(item.row) == group]
+            share = max(SPLIT_ROWS, -(-len(able) // (self._workers - self._busy)))
             chosen = next_batch(
                 np.fromiter((waiting[i].length for i in able), np.int32, len(able)),
-                int(self._budget), self._cost.overhead_tokens(), self._limits.batch_rows,
+                int(self._budget), self._cost.overhead_tokens(),
+                min(self._limits.batch_rows, share),
             )  # fmt: skip
             batch = [waiting[able[i]] for i in chosen]
             taken = {able[i] for i in chosen}
@@ -235,38 +223,39 @@ class Batcher(Generic[Row, Result]):
                 item.ticket.started = now
         return batch, list(late)
 
-    def _execute(self, batch: list[_Waiting[Row]]) -> None:
+    def _execute(self, batch: list[Waiting[Row]], busy: int) -> None:
         """One forward pass; when it fails, each half again, down to the row that it is."""
         padded = len(batch) * max(item.length for item in batch)
         began = self._clock()
         try:
-            results = self._forward([item.row for item in batch])
+            results = self._forward([item.row for item in batch], busy)
         except Exception as error:
             if out_of_memory(error):
                 self._budget = max(padded / 2, 1.0)
             if len(batch) == 1:
                 ticket = batch[0].ticket
                 ticket.failure, ticket.gone = _as_failure(error, batch[0].length), True
-                _settle([ticket])
+                settle([ticket])
                 return
             middle = len(batch) // 2
             for half in (batch[:middle], batch[middle:]):
                 left = [item for item in half if not item.ticket.gone]
                 if left:
-                    self._execute(left)
+                    self._execute(left, busy)
             return
         ended = self._clock()
-        self._cost.observe(padded, ended - began)
-        # A budget cut by memory that ran out grows back slowly: it may have been a neighbour's.
-        self._budget = min(self._budget * 1.02, float(self._limits.batch_tokens))
         complete = []
-        for item, result in zip(batch, results, strict=True):
-            item.ticket.results[item.index] = result
-            item.ticket.missing -= 1
-            if not item.ticket.missing:
-                item.ticket.finished = ended
-                complete.append(item.ticket)
-        _settle(complete)
+        with self._changed:  # rows of one request may end in several workers
+            self._cost.observe(padded, ended - began)
+            # A budget cut by memory that ran out grows back slowly: it may have been a neighbour's.
+            self._budget = min(self._budget * 1.02, float(self._limits.batch_tokens))
+            for item, result in zip(batch, results, strict=True):
+                item.ticket.results[item.index] = result
+                item.ticket.missing -= 1
+                if not item.ticket.missing:
+                    item.ticket.finished = ended
+                    complete.append(item.ticket)
+        settle(complete)
         if self._on_batch is not None:
             text = sum(item.length for item in batch)
             self._on_batch(BatchRecord(len(batch), text, padded, ended - began))
@@ -282,18 +271,3 @@ def _as_failure(error: Exception, length: int) -> Exception:
     )
     failure.__cause__ = error
     return failure
-
-
-def _settle(tickets: list[_Ticket]) -> None:
-    """Wake the callers, with one wake-up of each event loop."""
-    loops: dict[asyncio.AbstractEventLoop, list[_Ticket]] = {}
-    for ticket in tickets:
-        loops.setdefault(ticket.loop, []).append(ticket)
-    for loop, theirs in loops.items():
-        with contextlib.suppress(RuntimeError):  # a loop that is closed has no callers left
-            loop.call_soon_threadsafe(_settle_all, theirs)
-
-
-def _settle_all(tickets: list[_Ticket]) -> None:
-    for ticket in tickets:
-        ticket.settle()

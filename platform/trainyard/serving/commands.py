@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import UserError
-from trainyard.serving.application import GATEWAY, MODEL, SHARED
+from trainyard.serving.application import GATEWAY
+from trainyard.serving.discovery import MODEL, SHARED
 from trainyard.serving.keys import new_key
 from trainyard.serving.options import (
     GatewayOptions,

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from trainyard.serving.docs_page import add_docs
 from trainyard.serving.failures import RequestError
 from trainyard.serving.keys import Key, KeyRing
 from trainyard.serving.openapi import describe_api
@@ -32,6 +33,11 @@ class Answer:
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def to(cls, error: RequestError) -> Self:
+        """What a request gets that fails."""
+        return cls(error.status, error.body(), error.headers())
 
 
 class Models(Protocol):
@@ -71,6 +77,7 @@ def build_gateway(
         title="Trainyard",
         version=__version__,
         description="Fine-tuned models behind the shapes of the Hugging Face Inference API.",
+        docs_url=None,
         redoc_url=None,
     )
     page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
@@ -132,11 +139,17 @@ def build_gateway(
                 ) from None
         return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 
+    async def brief(name: str) -> dict[str, Any]:
+        try:
+            return await models.describe(name)
+        except RequestError as error:  # one that cannot be loaded does not hide the others
+            return {"error": str(error)}
+
     @app.get("/models")
     async def list_models(request: Request) -> JSONResponse:
         names = open_to(admit(request))
-        about = await asyncio.gather(*(models.describe(name) for name in names))
-        short = ("task", "source", "revision", "status")
+        about = await asyncio.gather(*(brief(name) for name in names))
+        short = ("task", "source", "revision", "status", "error")
         return JSONResponse(
             [
                 {"name": name, **{key: found[key] for key in short if key in found}}
@@ -174,6 +187,7 @@ def build_gateway(
             )
         return JSONResponse({"status": "ok"})
 
+    add_docs(app)
     describe_api(app)
     return Shield(app, tell_id=not behind_serve)
 

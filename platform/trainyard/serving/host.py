@@ -1,6 +1,6 @@
 """One version of one model, loaded and warm: from the bytes of a request to those of the answer.
 
-Reading and tokenizing run in one thread, forward passes in another (the batcher's), so the event
+Reading and tokenizing run in one thread, forward passes in others (the batcher's), so the event
 loop is always free for whoever asks next. No Ray.
 """
 
@@ -9,13 +9,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Self
 
 from trainyard.errors import UserError
-from trainyard.predictors import PREDICTORS, Predictor, Prepared
+from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
 from trainyard.serving.batcher import Batcher
 from trainyard.serving.cost import BatchLimits, BatchRecord
 from trainyard.serving.failures import RequestError
@@ -23,11 +23,15 @@ from trainyard.serving.gateway import Answer
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.sources import locate, task_of
 from trainyard.serving.watch import Watch
+from trainyard.serving.wire import dump, prepare, read
 
 log = logging.getLogger("ray.serve.trainyard")
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 """Default of `batch_tokens`: where a larger batch no longer makes the rows of it cheaper."""
+
+REQUESTS_PER_CALL = 32
+"""That share a call between gateway and replica, see `bundles.py`."""
 
 WARM_UP_PASSES = 3
 
@@ -38,6 +42,8 @@ class Host:
     def __init__(
         self, predictor: Predictor, options: ModelOptions, about: Mapping[str, Any], watch: Watch
     ) -> None:
+        import torch
+
         self.predictor = predictor
         self.about = dict(about)
         self._options = options
@@ -45,18 +51,22 @@ class Host:
         self._in_work = 0
         self._closed = False
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._threads = _Threads(torch.get_num_threads())
         device = predictor.model.device.type
+        # Passes of different lengths, as generation makes them, must not starve each other of cores.
+        several = device == "cpu" and not predictor.model.can_generate()
         self.limits = BatchLimits(
             batch_tokens=options.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]),
             batch_rows=options.batch_rows,
             waiting_tokens=options.waiting_tokens,
         )
         self._batcher = Batcher(
-            predictor.forward,
+            self._forward,
             lambda row: row.length,
             lambda row: row.group,
             self.limits,
             self._on_batch,
+            workers=self._threads.most if several else 1,
         )
 
     @classmethod
@@ -84,6 +94,16 @@ class Host:
         return host
 
     @property
+    def requests_per_call(self) -> int:
+        """Requests that may come in one call.
+
+        One where answers take long and differ in it, and where Serve counts calls to find out how
+        many replicas are needed.
+        """
+        alone = self.predictor.model.can_generate() or self._options.autoscaling is not None
+        return 1 if alone else REQUESTS_PER_CALL
+
+    @property
     def healthy(self) -> bool:
         """Whether it can still answer."""
         return not self._batcher.broken
@@ -94,12 +114,12 @@ class Host:
         Raises:
             UserError: when the model cannot answer even that.
         """
-        request = self._read(json.dumps(self.predictor.example).encode())
+        example = json.dumps(self.predictor.example).encode()
         try:
             for _ in range(WARM_UP_PASSES):
-                prepared = self._prepare(request)
+                prepared = self._prepare(example)
                 results = self.predictor.forward_all(prepared.rows)
-                _dump(self.predictor.postprocess(prepared, results))
+                dump(self.predictor.postprocess(prepared, results))
         except Exception as error:
             raise UserError(
                 f"the model of {self.about['source']} fails on the example of its task "
@@ -109,27 +129,50 @@ class Host:
 
     async def answer(self, body: bytes, seconds: float) -> Answer:
         """The answer to a request's body, wanted within `seconds`; failures are answers too."""
+        (answer,) = await self.answer_all([(body, seconds)])
+        return answer
+
+    async def answer_all(self, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
+        """Answers to requests that came together: none is computed before all are tokenized."""
         began = time.monotonic()
         self._in_work += 1
         try:
-            answer = await self._answer(body, began, began + seconds)
+            loop = asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(
+                self._tokenizer, lambda: [self._try_to_prepare(body) for body, _ in requests]
+            )
+            return await asyncio.gather(
+                *(
+                    self._answer(one, began, seconds)
+                    for one, (_, seconds) in zip(prepared, requests, strict=True)
+                )
+            )
+        finally:
+            self._in_work -= 1
+            self._close_if_idle()
+
+    async def _answer(self, prepared: Prepared | Exception, began: float, seconds: float) -> Answer:
+        try:
+            if isinstance(prepared, Exception):
+                raise prepared
+            answer = await self._compute(prepared, began, began + seconds)
         except RequestError as error:
             self._watch.refused(error.kind)
             if error.__cause__ is not None:
                 log.error("request failed", exc_info=error.__cause__)
-            return Answer(error.status, error.body(), error.headers())
-        finally:
-            self._in_work -= 1
-            self._close_if_idle()
+            return Answer.to(error)
+        except Exception:  # a defect of ours; those who share the call must not suffer
+            log.exception("request failed")
+            return Answer.to(
+                RequestError("failed", "the server failed on this request; see its log")
+            )
         self._watch.answered(time.monotonic() - began)
         return answer
 
-    async def _answer(self, body: bytes, began: float, deadline: float) -> Answer:
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._tokenizer, self._read_and_prepare, body)
+    async def _compute(self, prepared: Prepared, began: float, deadline: float) -> Answer:
         tokenized = time.monotonic()
         done = await self._batcher.submit(prepared.rows, deadline)
-        result = _dump(self.predictor.postprocess(prepared, done.results))
+        result = dump(self.predictor.postprocess(prepared, done.results))
         self._watch.timed(tokenized - began, done.queue_seconds, done.forward_seconds)
         headers = {
             "server-timing": f"tokenize;dur={1000 * (tokenized - began):.1f}, "
@@ -153,7 +196,7 @@ class Host:
                 async for event in events:
                     if event["index"] > sent:  # a batch that ran again repeats itself
                         sent = event["index"]
-                        yield b"data:" + _dump(event) + b"\n\n"
+                        yield b"data:" + dump(event) + b"\n\n"
             yield b"data: [DONE]\n\n"
         except RequestError as error:
             self._watch.refused(error.kind)
@@ -166,7 +209,7 @@ class Host:
 
     async def _events(self, body: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._tokenizer, self._read_and_prepare, body)
+        prepared = await loop.run_in_executor(self._tokenizer, self._prepare, body)
         prepare_stream = getattr(self.predictor, "stream", None)
         if prepare_stream is None:
             raise RequestError("invalid", f"{self.predictor.task} has no streamed answers")
@@ -190,56 +233,19 @@ class Host:
             left.set()
             task.cancel()
 
-    def _read_and_prepare(self, body: bytes) -> Prepared:
-        return self._prepare(self._read(body))
+    def _forward(self, rows: list[Row], busy: int) -> list[Any]:
+        self._threads.share(busy)
+        return self.predictor.forward(rows)
 
-    def _read(self, body: bytes) -> dict[str, Any]:
-        """The request, its parameters in one place, its items counted."""
-        from pydantic_core import from_json
-
+    def _try_to_prepare(self, body: bytes) -> Prepared | Exception:
         try:
-            request = from_json(body, allow_inf_nan=False)  # refuses deep nesting, too
-        except (ValueError, RecursionError) as error:
-            raise RequestError(
-                "malformed", f"the body is no valid JSON: {' '.join(str(error).split())[:200]}"
-            ) from None
-        if not isinstance(request, dict) or "inputs" not in request:
-            raise RequestError(
-                "invalid",
-                'the body must be a JSON object with "inputs" and, optionally, "parameters"',
-            )
-        parameters = request.get("parameters")
-        if not isinstance(parameters, dict | None):
-            raise RequestError("invalid", '"parameters" must be a JSON object')
-        # Some tasks of the Hugging Face client send their parameters beside `inputs`.
-        beside = {
-            key: value for key, value in request.items()
-            if key not in ("inputs", "parameters", "options", "stream")
-        }  # fmt: skip
-        inputs = request["inputs"]
-        if isinstance(inputs, list) and len(inputs) > self._options.max_items:
-            raise RequestError(
-                "too_large",
-                f"the request holds {len(inputs)} inputs, at most {self._options.max_items} may come "
-                "at once; send them in several requests",
-            )
-        return {"inputs": inputs, "parameters": {**beside, **(parameters or {})}}
-
-    def _prepare(self, request: dict[str, Any]) -> Prepared:
-        try:
-            prepared = self.predictor.preprocess(request["inputs"], request["parameters"])
-        except UserError as error:
-            raise RequestError("invalid", str(error)) from None
+            return self._prepare(body)
         except Exception as error:
-            raise RequestError("failed", "the input could not be tokenized") from error
-        tokens = sum(row.length for row in prepared.rows)
-        if tokens > self._options.waiting_tokens:
-            raise RequestError(
-                "too_large",
-                f"the request holds {tokens} tokens, at most {self._options.waiting_tokens} may come "
-                "at once; send fewer or shorter inputs",
-            )
-        return prepared
+            return error
+
+    def _prepare(self, body: bytes) -> Prepared:
+        request = read(body, self._options.max_items)
+        return prepare(self.predictor, request, self._options.waiting_tokens)
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/{name}` says."""
@@ -274,8 +280,16 @@ class Host:
         self._watch.batch(record)
 
 
-def _dump(result: Any) -> bytes:
-    try:
-        return json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise RequestError("failed", "the model's output is not finite on this input") from error
+class _Threads(threading.local):
+    """Threads of a forward pass on the CPU, which torch keeps for each thread that runs one."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._now = most, 0
+
+    def share(self, passes: int) -> None:
+        """Of all threads, take what one of so many passes may have."""
+        import torch
+
+        if (wanted := max(1, self.most // passes)) != self._now:
+            torch.set_num_threads(wanted)
+            self._now = wanted

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainyard.errors import UserError
-from trainyard.serving.application import MODEL, default_name, host_application
+from trainyard.serving.application import default_name, host_application
+from trainyard.serving.discovery import MODEL
 
 READY_SECONDS = 120
 

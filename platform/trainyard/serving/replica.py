@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from trainyard.errors import UserError
@@ -49,14 +49,14 @@ class ModelReplica:
             if before is not None:
                 before.close()
 
-    async def names(self) -> list[str]:
-        """What can be asked here."""
-        return [self._name]
+    async def names(self) -> dict[str, int]:
+        """What can be asked here, with how many requests in one call."""
+        return {self._name: self._serving().requests_per_call}
 
-    async def answer(self, name: str, body: bytes, seconds: float) -> Answer:
-        """See `Host.answer`."""
+    async def answer(self, name: str, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
+        """See `Host.answer_all`."""
         del name
-        return await self._serving().answer(body, seconds)
+        return await self._serving().answer_all(requests)
 
     async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
         """See `Host.stream`."""
@@ -102,17 +102,17 @@ class SharedReplica:
         """Take another list of models; what is loaded and unchanged stays."""
         self._versions = SharedVersions.parse(user_config, "user_config of shared models").models
 
-    async def names(self) -> list[str]:
-        """What can be asked here."""
-        return sorted(self._versions)
+    async def names(self) -> dict[str, int]:
+        """What can be asked here, one request a call: Serve routes calls by their model."""
+        return dict.fromkeys(self._versions, 1)
 
-    async def answer(self, name: str, body: bytes, seconds: float) -> Answer:
-        """See `Host.answer`; loads the model first when need be."""
+    async def answer(self, name: str, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
+        """See `Host.answer_all`; loads the model first when need be."""
         try:
             host = await self._host(name)
         except RequestError as error:
-            return Answer(error.status, error.body(), error.headers())
-        return await host.answer(body, seconds)
+            return [Answer.to(error)] * len(requests)
+        return await host.answer_all(requests)
 
     async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
         """See `Host.stream`."""

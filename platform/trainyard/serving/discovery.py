@@ -1,0 +1,176 @@
+"""The gateway's models: which there are in Serve's other applications, and how they are asked."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainyard.serving.bundles import CALLS, Bundler
+from trainyard.serving.failures import RequestError
+from trainyard.serving.gateway import Answer
+
+MODEL, SHARED = "Model", "SharedModels"
+"""Names of the deployments, by which `deployments:` in serve/config.yaml refers to them."""
+
+TRIES = 3
+"""Of one request, when replicas die under it. Two are not enough when they are killed in a row."""
+
+log = logging.getLogger("ray.serve.trainyard")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A model: the handle of its deployment, and the bundler of its requests."""
+
+    handle: Any
+    bundler: Bundler
+
+
+class ServeModels:
+    """`Models` in other Serve applications, found by their deployments' names."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+        self._waiting: list[str] = []
+
+    def names(self) -> list[str]:
+        """All that can be asked, sorted."""
+        return sorted(self._known)
+
+    def waiting_for(self) -> list[str]:
+        """Applications that cannot answer yet."""
+        return self._waiting
+
+    async def refresh(self) -> None:
+        """Ask Serve what there is; a model whose replicas are lost for a moment stays known."""
+        from ray import serve
+
+        applications = (await asyncio.to_thread(serve.status)).applications
+        ours = {
+            application: (deployment, found.replica_states.get("RUNNING", 0))
+            for application, status in applications.items()
+            for deployment, found in status.deployments.items()
+            if deployment in (MODEL, SHARED)
+        }
+        found = await asyncio.gather(
+            *(self._find(app, *place) for app, place in ours.items() if place[1])
+        )
+        unready = [app for app, (_, replicas) in ours.items() if not replicas]
+        # An application has no deployments until its builder has run, also when it is deployed again
+        # while its replicas serve.
+        bare = {
+            app: status.status for app, status in applications.items() if not status.deployments
+        }
+        kept = [self._known_of(app) for app in (*unready, *bare)]
+        building = [
+            app for app, status in bare.items()
+            if status in ("NOT_STARTED", "DEPLOYING") and not self._known_of(app)
+        ]  # fmt: skip
+        self._known = {name: known for part in [*found, *kept] for name, known in part.items()}
+        self._waiting = sorted([*unready, *building])
+
+    def _known_of(self, application: str) -> dict[str, _Known]:
+        return {
+            n: known for n, known in self._known.items() if known.handle.app_name == application
+        }
+
+    async def _find(self, application: str, deployment: str, replicas: int) -> dict[str, _Known]:
+        """An application's models, by name."""
+        from ray import serve
+
+        before = self._known_of(application)
+        handle = next(
+            (known.handle for known in before.values()), None
+        ) or serve.get_deployment_handle(deployment, application)
+        try:
+            async with asyncio.timeout(5):
+                sizes: dict[str, int] = await handle.names.remote()
+        except Exception:  # it does not answer now, for whatever reason: what was known stays known
+            log.exception("the models of '%s' are not known", application)
+            return before
+        found = {}
+        for name, size in sizes.items():
+            found[name] = before.get(name) or _Known(handle, self._bundler(name))
+            found[name].bundler.size = size
+            found[name].bundler.calls = max(CALLS, 2 * replicas)
+        return found
+
+    def _bundler(self, name: str) -> Bundler:
+        async def send(requests: Sequence[tuple[bytes, float]]) -> Sequence[Answer]:
+            return await self._call(name, requests)
+
+        return Bundler(send)
+
+    async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
+        """The answer, by a call that the request may share with others."""
+        until = asyncio.get_running_loop().time() + seconds
+        bundler = self._find_known(name).bundler
+        if bundler.size == 1:
+            return (await self._call(name, [(body, until)]))[0]
+        return await bundler.ask(body, until)
+
+    async def _call(
+        self, name: str, requests: Sequence[tuple[bytes, float]], tries: int = TRIES
+    ) -> list[Answer]:
+        """One answer each.
+
+        When a replica dies with the requests in its hands, others are asked, for each by itself:
+        the one that killed it, if one did, does not take the rest along.
+        """
+        clock = asyncio.get_running_loop().time
+        try:
+            left = [(body, until - clock()) for body, until in requests]
+            answers: list[Answer] = await self._handle(name).answer.remote(name, left)
+        except Exception as error:
+            if tries == 1 or not _replica_lost(error):
+                return [Answer.to(_unavailable(name, error))] * len(requests)
+            log.warning("a replica of '%s' was lost (%s); asking again", name, type(error).__name__)
+            again = (self._call(name, [request], tries - 1) for request in requests)
+            return [answer for (answer,) in await asyncio.gather(*again)]
+        return answers
+
+    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+        """Events as they come; not asked again, as some may have been sent already."""
+        try:
+            async for event in self._handle(name, stream=True).stream.remote(name, body, seconds):
+                yield event
+        except Exception as error:
+            raise _unavailable(name, error) from error
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """What a replica says about the model."""
+        try:
+            async with asyncio.timeout(30):
+                return await self._handle(name).describe.remote(name)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise _unavailable(name, error) from error
+
+    def _find_known(self, name: str) -> _Known:
+        if (known := self._known.get(name)) is None:  # it went while the request came
+            raise RequestError("not_found", "there is no such model any more")
+        return known
+
+    def _handle(self, name: str, *, stream: bool = False) -> Any:
+        handle = self._find_known(name).handle
+        shared = handle.deployment_name == SHARED
+        if not shared and not stream:
+            return handle
+        return handle.options(multiplexed_model_id=name if shared else "", stream=stream)
+
+
+def _replica_lost(error: Exception) -> bool:
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import ReplicaUnavailableError
+
+    return isinstance(error, RayActorError | ReplicaUnavailableError)
+
+
+def _unavailable(name: str, error: Exception) -> RequestError:
+    from ray.exceptions import RayTaskError
+
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, RequestError):
+        return cause
+    log.error("model '%s' gave no answer", name, exc_info=error)
+    return RequestError("unavailable", f"model '{name}' cannot answer now; try again", 1)

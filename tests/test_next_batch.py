@@ -1,0 +1,62 @@
+"""Which waiting rows share a forward pass, and what passes are learned to cost."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.batching import next_batch
+from trainyard.serving.cost import CostModel
+
+waiting_lengths = st.lists(st.integers(1, 512), min_size=1, max_size=200)
+
+
+@settings(max_examples=200, deadline=None)
+@given(waiting_lengths, st.integers(1, 4096), st.floats(0, 1000), st.integers(1, 64))
+def test_a_batch_holds_the_oldest_fits_the_budget_and_is_a_run_of_lengths(
+    lengths: list[int], budget: int, overhead: float, max_rows: int
+) -> None:
+    array = np.array(lengths, np.int32)
+    batch = next_batch(array, budget, overhead, max_rows)
+    assert 0 in batch
+    assert len(set(batch.tolist())) == len(batch) <= max_rows
+    assert len(batch) == 1 or len(batch) * array[batch].max() <= budget
+    left_out = np.delete(array, batch)
+    assert not ((left_out > array[batch].min()) & (left_out < array[batch].max())).any()
+
+
+def test_rows_of_one_length_go_together_and_distant_lengths_apart() -> None:
+    lengths = np.array([10, 200, 10, 210, 10, 205], np.int32)
+    assert sorted(next_batch(lengths, 4096, 20.0, 64).tolist()) == [0, 2, 4]
+    assert sorted(next_batch(lengths[1:], 4096, 20.0, 64).tolist()) == [0, 2, 4]
+    # Where a pass costs much whatever it holds, one pass for all is cheaper.
+    assert len(next_batch(lengths, 4096, 100_000.0, 64)) == 6
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_nothing_starves_however_the_rest_suits_better(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    waiting = [
+        (0, 500),
+        *((i, 8) for i in range(1, 6)),
+    ]  # (number, length); the long one is not first
+    waiting = waiting[1:4] + waiting[:1] + waiting[4:]
+    batches = 0
+    while any(number == 0 for number, _ in waiting):
+        chosen = next_batch(np.array([length for _, length in waiting]), 64, 5.0, 4)
+        waiting = [item for i, item in enumerate(waiting) if i not in set(chosen.tolist())]
+        waiting += [(9, 8)] * int(rng.integers(1, 9))  # short rows arrive faster than they go
+        batches += 1
+    assert batches <= 4  # three rows were before it
+
+
+def test_the_cost_of_passes_is_learned() -> None:
+    cost = CostModel()
+    assert cost.line() == (0.0, 0.0)
+    cost.observe(100, 0.02)
+    assert cost.line() == pytest.approx((0.0, 0.0002))
+    for tokens in [10, 400, 35, 90, 1000] * 20:
+        cost.observe(tokens, 0.004 + tokens * 1e-5)
+    assert cost.line() == pytest.approx((0.004, 1e-5), rel=0.05)
+    assert cost.overhead_tokens() == pytest.approx(400, rel=0.1)
