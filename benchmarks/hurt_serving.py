@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,14 @@ def redeploy(server: Server, bodies: list[bytes], source: str, times: int) -> di
         for number in range(1, times + 1):
             before = set(server.pids())
             server.deploy(source, 128 - number % 2)
-            took.append(until(lambda before=before: replaced(server, before), "replaced"))
+            took.append(until(partial(replaced, server, before), "replaced"))
     found["redeploy"] |= {"redeploys": times, "longest_redeploy_s": round(max(took), 1)}
     return found
+
+
+def all_serve(server: Server, wanted: bool) -> bool:
+    """Whether it is as wanted that all of its replicas serve."""
+    return (server.serving() == server.replicas) == wanted
 
 
 def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
             os.kill(server.pids()[0], signal.SIGKILL)
             killed += 1
             for back in (False, True):  # first it must be seen that one is gone
-                until(lambda back=back: (server.serving() == server.replicas) == back, "back")
+                until(partial(all_serve, server, back), "back")
             time.sleep(1)
     found["kill"] |= {"kills": killed}
     return found
