@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from functools import partial
 from pathlib import Path
 from typing import Any
 
