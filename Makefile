@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help install quickstart test test-cluster check format clean
+.PHONY: help install quickstart test test-long test-cluster check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -26,9 +26,11 @@ check: install  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two processes, each with a Ray of its own: most of a test's time is waiting for processes to start.
 test: check  ## everything that CI runs
-	$(BIN)/pytest -n 2 --dist loadfile --durations 30
+	$(BIN)/pytest
+
+test-long: install  ## what takes minutes each: sweeps, suites and elastic runs that are killed
+	$(BIN)/pytest -m long --durations 0
 
 test-cluster: install  ## five hosts on this machine, and what can happen to them (root, about 15 minutes)
 	$(BIN)/python tests/cluster/run.py

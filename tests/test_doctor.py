@@ -120,7 +120,7 @@ def test_a_node_that_goes_while_it_is_asked_is_left_out(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = cluster.nodes()
-    going = {"NodeID": "f" * 56, "Alive": True, "Resources": {}, "NodeManagerAddress": "10.0.0.9"}
+    going = {"NodeID": "e" * 56, "Alive": True, "Resources": {}, "NodeManagerAddress": "10.0.0.9"}
     seen = iter([[*here, going], [*here, {**going, "Alive": False}]])
     monkeypatch.setattr(cluster, "nodes", lambda: next(seen))
     with marked(str(tmp_path)) as question:
@@ -139,7 +139,7 @@ def test_a_marker_goes_though_a_late_node_writes_beside_it(tmp_path: Path) -> No
     [
         ({"model_name_or_path": "package:absent/model"}, "model", "'absent' is not installed here"),
         ({"model_name_or_path": "./absent"}, "model", "holds no config.json"),
-        ({"storage_path": "s3://bucket/runs"}, "storage", "is a URL, which runs cannot"),
+        ({"storage_path": "s3://bucket/runs"}, "storage", "s3://bucket/runs cannot be used"),
         ({"storage_path": "/proc/runs"}, "storage", "cannot be written from here"),
     ],
 )

@@ -111,6 +111,7 @@ def test_each_machine_goes_on_where_the_last_one_was_killed(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_driver_killed_scratch_deleted_the_same_command(
     url: str, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

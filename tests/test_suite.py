@@ -213,6 +213,7 @@ def _add_cola(folder: Path) -> None:
         pq.write_table(table, path)
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_and_done_again(
     cluster: Any, suite: SuiteConfig, first_pass: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -146,6 +146,7 @@ def test_a_worker_killed_in_epoch_2_costs_nothing_but_time(
     assert len(attempts) == 2
 
 
+@pytest.mark.long
 def test_a_failure_that_repeats_is_reported_and_not_tried_for_ever(
     cluster: Any,  # noqa: ARG001
     base: TrainConfig,

@@ -164,6 +164,7 @@ def command(*arguments: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, str(ROOT / "jobs/tune.py"), *arguments], environment
 
 
+@pytest.mark.long
 def test_driver_killed_in_mid_sweep_then_the_same_command(
     undisturbed: SweepResult, config: SweepConfig
 ) -> None:
@@ -201,6 +202,7 @@ def test_driver_killed_in_mid_sweep_then_the_same_command(
     assert not (folder.path / "lease.json").exists()
 
 
+@pytest.mark.long
 def test_nested_trials_stopped_early_and_killed_give_everything_back(
     cluster: Any, config: SweepConfig
 ) -> None:

@@ -117,6 +117,7 @@ def elastic_run(small_run: TrainConfig, tmp_path: Path) -> TrainConfig:
     )
 
 
+@pytest.mark.long
 def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
     cluster: Any,
     elastic_run: TrainConfig,
