@@ -30,7 +30,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> QuestionAnswering:
     top_k=st.integers(1, 12),
     longest=st.integers(1, 9),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_spans_are_those_of_transformers(
     seed: int, tokens: int, question: int, top_k: int, longest: int
 ) -> None:

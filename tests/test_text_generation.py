@@ -83,7 +83,7 @@ def test_details_tell_the_models_own_probabilities(predictor: TextGeneration) ->
     ),
     sample=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_text_does_not_depend_on_its_batch(
     predictor: TextGeneration, prompts: list[tuple[str, int]], sample: bool
 ) -> None:
@@ -113,7 +113,7 @@ def test_rows_that_fit_only_alone_do_not_push_each_other_out(predictor: TextGene
     ]
     rows = [row for request in requests for row in request.rows]
     together = predictor.forward(rows)
-    assert [len(result.tokens) for [result] in together][1] > 4  # beside 60: more than 64
+    assert len(together[1][0].tokens) == 60
     for row, [result] in zip(rows, together, strict=True):
         assert result.tokens == predictor.forward([row])[0][0].tokens
 

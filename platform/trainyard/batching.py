@@ -1,8 +1,8 @@
 """The batch plan: which rows make which forward pass of which step. Pure numpy, no worker in sight.
 
 A *step* is one optimizer update over `train_batch_size` rows. It is cut into *slots*, one forward
-pass of `slot_size` rows each. Worker r of N runs the slots r, r+N, … of every step; nothing else
-about a run depends on N, so neither does its result.
+pass of `slot_size` rows each. Worker r of N runs the r-th N-th of the slots of every step; nothing
+else about a run depends on N, so neither does its result.
 """
 
 from collections.abc import Iterator
@@ -76,6 +76,12 @@ class EpochPlan:
         size = self.plan.batch_size
         start = int(self.starts[index]) * size
         return np.array_split(self.order[start : start + size], self.plan.slots_per_step)
+
+
+def share(slots: int, rank: int, world: int) -> range:
+    """Which slots of a step process `rank` of `world` runs: as many as the others, side by side."""
+    each = slots // world
+    return range(rank * each, (rank + 1) * each)
 
 
 def evaluation_batches(lengths: NDArray[np.int32], size: int) -> list[Rows]:

@@ -1,20 +1,21 @@
 """The training loop. Read it top to bottom: it is one function, and it knows no Ray.
 
 Every process calls `train` with the same arguments. The plan says which rows make which forward
-pass; a process runs its share of the slots of a step and the gradients are summed.
+pass; a process runs its share of the slots of a step and the gradients are summed, always in the
+same order (gradients.py).
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
-from trainyard.batching import slot_seed
+from trainyard.batching import share, slot_seed
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
+from trainyard.gradients import tree_sum
 from trainyard.modeling import build_model, build_optimizer, build_scheduler
 from trainyard.runs import RunFolder
 from trainyard.session import Session
-from trainyard.strategies import build_accelerator
+from trainyard.strategies import STRATEGIES, build_accelerator
 from trainyard.tasks import Task
 
 
@@ -41,13 +42,15 @@ def train(
     optimizer = build_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = build_scheduler(config, optimizer, session.last_step)
+    gradients = STRATEGIES[config.strategy].gradients(accelerator, model)
     session.resume(model, optimizer, scheduler)
     model.train()
 
     for step, epoch, slots in session.steps():
         step_rows = sum(len(rows) for rows in slots)
-        step_loss = torch.zeros((), device=accelerator.device)
-        for slot in range(rank, len(slots), world):
+        losses = []
+        mine = share(len(slots), rank, world)
+        for turn, slot in enumerate(mine):
             # A partial step can leave a slot empty: its process still takes part, at weight zero.
             rows = slots[slot] if len(slots[slot]) else slots[0][:1]
             weight = len(slots[slot]) / step_rows
@@ -56,11 +59,10 @@ def train(
                 for name, array in session.gather(rows).items()
             }
             torch.manual_seed(slot_seed(config.seed, epoch, step, slot))
-            last_slot = slot + world >= len(slots)
-            with nullcontext() if last_slot else accelerator.no_sync(model):
+            with gradients.add(turn, len(mine)):
                 loss = model(**batch).loss * weight
-                accelerator.backward(loss * world)  # the processes' gradients are averaged
-            step_loss += loss.detach()
+                accelerator.backward(loss * gradients.scale)
+            losses.append(loss.detach())
             if weight:
                 session.journal.record_slot(step, epoch, slot, rows, loss)
         if config.max_grad_norm:
@@ -68,7 +70,7 @@ def train(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        if not session.finish_step(step + 1, step_loss, step_rows):
+        if not session.finish_step(step + 1, tree_sum(losses), step_rows):
             break
 
     return session.outcome()

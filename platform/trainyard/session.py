@@ -16,6 +16,7 @@ from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.files import write_array
+from trainyard.gradients import tree_sum
 from trainyard.journal import Journal
 from trainyard.runs import RunFolder
 from trainyard.scoring import predict, score
@@ -195,7 +196,9 @@ class Session:
         message = torch.stack([*self._unread, torch.full_like(self._unread[0], wish)])
         self._unread.clear()
         if self.accelerator.num_processes > 1:
-            torch.distributed.all_reduce(message)
+            parts = [torch.empty_like(message) for _ in range(self.accelerator.num_processes)]
+            torch.distributed.all_gather(parts, message)
+            message = tree_sum(parts)
         *losses, stop = message.tolist()
         # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
         self.watch.lap("sync" if self.accelerator.device.type == "cpu" else "compute")

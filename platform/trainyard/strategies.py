@@ -8,6 +8,7 @@ from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.gradients import MeanOfWorkers, TreeOfSlots
 
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -21,6 +22,8 @@ class Strategy:
     """(accelerator, model, optimizer) -> full model and optimizer state on rank 0."""
     load: Callable[[Any, Any, Any, Path], None]
     """(accelerator, model, optimizer, checkpoint folder): the opposite, on every rank."""
+    gradients: type[MeanOfWorkers]
+    """How the gradients of a step's slots are added up, over a process's slots and all processes."""
 
 
 def check_strategy(config: TrainConfig) -> None:
@@ -151,7 +154,7 @@ def _zero_load(_accelerator: Any, _model: Any, _optimizer: Any, folder: Path) ->
 
 
 STRATEGIES = {
-    "ddp": Strategy(_ddp, _plain_state, _plain_load),
-    "fsdp": Strategy(_fsdp, _sharded_state, _sharded_load),
-    "deepspeed": Strategy(_deepspeed, _zero_state, _zero_load),
+    "ddp": Strategy(_ddp, _plain_state, _plain_load, TreeOfSlots),
+    "fsdp": Strategy(_fsdp, _sharded_state, _sharded_load, MeanOfWorkers),
+    "deepspeed": Strategy(_deepspeed, _zero_state, _zero_load, MeanOfWorkers),
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from trainyard.batching import slot_seed
+from trainyard.batching import share, slot_seed
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.modeling import build_model, build_optimizer, build_scheduler
@@ -119,7 +119,7 @@ class _Slots:
         world = self._session.accelerator.num_processes
         for step, epoch, slots in self._session.steps():
             self.rows[step] = sum(len(rows) for rows in slots)
-            for slot in range(rank, len(slots), world):
+            for slot in share(len(slots), rank, world):
                 rows = slots[slot] if len(slots[slot]) else slots[0][:1]
                 weight = len(slots[slot]) / self.rows[step]
                 arrays = self._session.gather(rows)

@@ -1,0 +1,125 @@
+"""The sum of a step's gradients: in one order, whoever computed them.
+
+Floating-point addition is not associative. If the order of a sum depended on the number of workers,
+so would its last bits, and in some hundred steps those grow into another model. So the slots of a
+step are the leaves of a binary tree, ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), which every number
+of workers adds up alike (pairwise summation; Higham, Accuracy and Stability of Numerical
+Algorithms, 2002, section 4.2). Worker r of N computes the r-th N-th of the leaves. With powers of
+two that is a subtree, and equal to the bit; other numbers differ in the last bits.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+
+def tree_sum(parts: Sequence[Any]) -> Any:
+    """Neighbours are added until one is left; shapes are equal, `parts` is left as it is."""
+    while len(parts) > 1:
+        odd = parts[len(parts) & ~1 :]
+        parts = [*(a + b for a, b in zip(parts[::2], parts[1::2], strict=False)), *odd]
+    return parts[0]
+
+
+class MeanOfWorkers:
+    """How FSDP and DeepSpeed add: they average over the workers, in an order of their own."""
+
+    def __init__(self, accelerator: Any, model: Any) -> None:
+        self._accelerator, self._model = accelerator, model
+        self.scale = float(accelerator.num_processes)
+        """What a loss is multiplied by before its backward pass, to make that mean a sum."""
+
+    @contextmanager
+    def add(self, turn: int, turns: int) -> Iterator[None]:
+        """Around the forward and backward pass of this process's `turn` (from 0) of `turns` slots."""
+        last = turn + 1 == turns
+        with nullcontext() if last else self._accelerator.no_sync(self._model):
+            yield
+
+
+class TreeOfSlots(MeanOfWorkers):
+    """The tree above, for models that every worker holds whole (one worker alone, or DDP)."""
+
+    def __init__(self, accelerator: Any, model: Any) -> None:
+        super().__init__(accelerator, model)
+        self.scale = 1.0
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._waiting: list[dict[Any, Any]] = []
+        """Sums of finished subtrees on the left of the path to the present slot, largest first."""
+        self._in_order = ThreadPoolExecutor(1)
+        if accelerator.num_processes > 1:
+            self._replace_all_reduce()
+
+    @contextmanager
+    def add(self, turn: int, turns: int) -> Iterator[None]:
+        """As above. Autograd itself adds the right leaf of a pair to the left one."""
+        with super().add(turn, turns):
+            yield
+        if turn + 1 == turns:
+            if self._accelerator.num_processes == 1:
+                self._add_waiting(self._parameters, [p.grad for p in self._parameters])
+            self._waiting.clear()
+        elif turn % 2:
+            self._put_aside(turn // 2)
+
+    def _put_aside(self, pair: int) -> None:
+        """Take the gradients off the model, and join the subtrees that end with this pair.
+
+        As in a binary counter: as many as `pair` has ones at its end.
+        """
+        import torch
+
+        done = {p: p.grad for p in self._parameters if p.grad is not None}
+        for parameter in done:
+            parameter.grad = None
+        while pair % 2:
+            left = self._waiting.pop()
+            torch._foreach_add_([left[p] for p in done], list(done.values()))
+            done, pair = left, pair // 2
+        self._waiting.append(done)
+
+    def _add_waiting(self, parameters: Sequence[Any], gradients: Sequence[Any]) -> None:
+        """Join the last pair with all that waits, smallest subtree first, in place."""
+        import torch
+
+        for left in reversed(self._waiting):
+            known = [(g, left[p]) for p, g in zip(parameters, gradients, strict=True) if p in left]
+            torch._foreach_add_([g for g, _ in known], [other for _, other in known])
+
+    def _replace_all_reduce(self) -> None:
+        """Give DDP our sum: it calls for a bucket of gradients as soon as the last slot has them."""
+        import torch
+        import torch.distributed as dist
+
+        world, on_cpu = self._accelerator.num_processes, self._accelerator.device.type == "cpu"
+
+        def exchange(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            self._add_waiting(bucket.parameters(), bucket.gradients())
+            buffer = bucket.buffer()
+            if world == 2 or not on_cpu:  # a + b is b + a; NCCL's order for more is its own
+                work = dist.all_reduce(buffer, async_op=True)
+                return work.get_future().then(lambda done: done.value()[0])
+            future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+            # One thread: gloo tells messages apart by their order, which must be alike everywhere.
+            self._in_order.submit(_all_reduce_as_tree, buffer, world, future)
+            return future
+
+        self._model.register_comm_hook(None, exchange)
+
+
+def _all_reduce_as_tree(buffer: Any, world: int, future: Any) -> None:
+    """Each worker adds up one part of the buffer for all: as many bytes as a ring all-reduce sends."""
+    import torch
+    import torch.distributed as dist
+
+    try:
+        part = -(-buffer.numel() // world)
+        mine = torch.nn.functional.pad(buffer, (0, part * world - buffer.numel()))
+        theirs = torch.empty_like(mine)
+        dist.all_to_all_single(theirs, mine)
+        dist.all_gather_single(mine, tree_sum(theirs.chunk(world)))
+        buffer.copy_(mine[: buffer.numel()])
+        future.set_result(buffer)
+    except Exception as error:  # of a lost worker: DDP raises it where it waits
+        future.set_exception(error)

@@ -1,0 +1,109 @@
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.gradients import TreeOfSlots, tree_sum
+
+
+class Alone:
+    """What an `Accelerator` is to a process that trains alone."""
+
+    num_processes = 1
+
+    def no_sync(self, _: Any) -> Any:
+        return contextlib.nullcontext()
+
+
+def sum_of(leaves: torch.Tensor) -> torch.Tensor:
+    """`leaves`, shape [slots, n], added up as the gradients of one parameter."""
+    model = torch.nn.ParameterList([torch.zeros(leaves.shape[1]), torch.zeros(1)])
+    gradients = TreeOfSlots(Alone(), model)
+    for turn, leaf in enumerate(leaves):
+        with gradients.add(turn, len(leaves)):
+            (model[0] * leaf).sum().backward()
+    assert model[1].grad is None  # a parameter that no slot used stays without a gradient
+    found: torch.Tensor = model[0].grad
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 6), st.integers(0, 1000))
+def test_every_split_of_the_slots_over_workers_adds_up_to_the_same_bits(
+    power: int, seed: int
+) -> None:
+    leaves = torch.randn(2**power, 50, generator=torch.Generator().manual_seed(seed))
+    whole = sum_of(leaves)
+    assert torch.equal(whole, tree_sum(list(leaves)))
+    for workers in (2**n for n in range(power + 1)):
+        assert torch.equal(whole, tree_sum([sum_of(part) for part in leaves.chunk(workers)]))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 6, 7, 11, 24])
+def test_any_number_of_slots_adds_up(slots: int) -> None:
+    leaves = torch.randn(slots, 50, generator=torch.Generator().manual_seed(slots))
+    assert torch.allclose(sum_of(leaves), leaves.sum(0), atol=1e-5)
+
+
+def test_a_running_sum_has_other_bits() -> None:
+    """Why there is a tree: what autograd adds by itself depends on who starts where."""
+    leaves = torch.randn(8, 5000, generator=torch.Generator().manual_seed(0))
+    running = torch.zeros(5000)
+    for leaf in leaves:
+        running = running + leaf
+    assert not torch.equal(running, sum_of(leaves))
+
+
+WORKER = """
+import sys
+import torch
+import torch.distributed as dist
+from trainyard.batching import share
+from trainyard.gradients import TreeOfSlots
+rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+torch.manual_seed(0)
+layers = [torch.nn.Linear(300, 300) for _ in range(6)]  # several buckets of 0.1 MB
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers), bucket_cap_mb=0.1)
+inputs = torch.randn(16, 5, 300)
+class Group:
+    num_processes, device = world, torch.device("cpu")
+    def no_sync(self, model): return model.no_sync()
+gradients = TreeOfSlots(Group(), model)
+for step in range(3):
+    model.zero_grad()
+    mine = share(16, rank, world)
+    for turn, slot in enumerate(mine):
+        with gradients.add(turn, len(mine)):
+            model(inputs[slot]).square().sum().backward()
+torch.save([p.grad for p in model.parameters()], f"{folder}/{world}-{rank}.pt")
+dist.barrier()
+"""
+
+
+def test_the_workers_exchange_gives_all_of_them_the_same_bits(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    found: dict[int, list[list[torch.Tensor]]] = {}
+    for world in (1, 2, 4):
+        workers = [
+            subprocess.Popen(
+                [sys.executable, script, str(rank), str(world), tmp_path],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+            for rank in range(world)
+        ]
+        assert [worker.wait(300) for worker in workers] == [0] * world
+        found[world] = [torch.load(tmp_path / f"{world}-{rank}.pt") for rank in range(world)]
+    expected = found[1][0]
+    for ranks in found.values():
+        for gradients in ranks:
+            assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
