@@ -165,13 +165,14 @@ class Host:
         return done.stdout
 
     def processes(self, word: str) -> list[psutil.Process]:
-        """Processes of the host whose command line holds `word`."""
-        namespace = Path(f"/proc/{self.init}/ns/pid").readlink()
+        """Processes of the host whose command line holds `word`; not its process 1, which dies with it."""
+        init = self.init
+        namespace = Path(f"/proc/{init}/ns/pid").readlink()
         found = []
         for process in psutil.process_iter():
             try:
                 here = Path(f"/proc/{process.pid}/ns/pid").readlink() == namespace
-                if here and word in " ".join(process.cmdline()):
+                if here and process.pid != init and word in " ".join(process.cmdline()):
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
