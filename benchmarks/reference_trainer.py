@@ -47,8 +47,8 @@ def score(task: str, logits: Any, labels: Any) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    """Train, evaluate, print."""
+def main(*callbacks: Any) -> None:
+    """Train, evaluate, print; `callbacks` are Trainer's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="mrpc", choices=sorted(TEXT_COLUMNS))
     parser.add_argument("--data-dir", type=Path, required=True)
@@ -104,6 +104,7 @@ def main() -> None:
             eval_dataset=tokenized["validation"],
             processing_class=tokenizer,
             data_collator=transformers.DataCollatorWithPadding(tokenizer),
+            callbacks=list(callbacks),
         )
         result = trainer.train()
         output = trainer.predict(tokenized["validation"])

@@ -24,6 +24,8 @@ from scenarios import SCENARIOS, logged
 from workload import STEPS, flags_for, weights, write_workload
 
 WORKERS = 3
+BASELINE = "undisturbed"
+"""The run by two workers that all others must equal, also those with one, and with first two, then one."""
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     with folder(args.folder) as where:
         make_root_only(where)
         write_workload(where / "shared")
-        names = list(dict.fromkeys([*(baseline(name) for name in args.only), *args.only]))
+        names = list(dict.fromkeys([BASELINE, *args.only]))
         with RayCluster(where, WORKERS) as cluster:
             for name in names:
                 results[name] = attempt(cluster, name, args.steps)
@@ -52,11 +54,6 @@ def main() -> None:
                     merge(args.json, {name: results[name]})
     print(json.dumps(results, indent=2))
     raise SystemExit(0 if all(found["ok"] for found in results.values()) else 1)
-
-
-def baseline(name: str) -> str:
-    """The undisturbed run with as many workers."""
-    return "undisturbed-alone" if name.endswith("-alone") else "undisturbed"
 
 
 def attempt(cluster: RayCluster, name: str, steps: int) -> dict[str, Any]:
@@ -69,7 +66,7 @@ def attempt(cluster: RayCluster, name: str, steps: int) -> dict[str, Any]:
         alone = name.endswith("-alone")
         flags = flags_for(cluster.folder / "shared", steps, alone=alone)
         found |= SCENARIOS[name](cluster, name, flags)
-        found |= compare(runs / name, runs / baseline(name), steps, exactly=name != "elastic")
+        found |= compare(runs / name, runs / BASELINE, steps)
         found["ok"] = True
     except Exception as error:  # the others are still to be tried
         traceback.print_exc()
@@ -79,31 +76,23 @@ def attempt(cluster: RayCluster, name: str, steps: int) -> dict[str, Any]:
     return found
 
 
-def compare(run: Path, undisturbed: Path, steps: int, *, exactly: bool) -> dict[str, Any]:
-    """Compare weights, optimizer state and every logged line with the undisturbed run's."""
+def compare(run: Path, undisturbed: Path, steps: int) -> dict[str, Any]:
+    """Compare weights, optimizer state and every logged line with the undisturbed run's.
+
+    All equal to the bit, whatever number of workers trained.
+    """
     import numpy as np
 
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished", record["status"]
     ours, theirs = weights(run, steps), weights(undisturbed, steps)
     assert ours.keys() == theirs.keys()
-    equal = all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-    lines, expected = logged(run), logged(undisturbed)
-    assert [line["step"] for line in lines] == [line["step"] for line in expected]
-    if exactly:
-        assert equal, "the weights differ from the undisturbed run's"
-        assert lines == expected, "metrics.jsonl differs from the undisturbed run's"
-    else:
-        for one, other in zip(lines, expected, strict=True):
-            assert abs(one.get("loss", 0) - other.get("loss", 0)) <= 1e-4 * abs(
-                other.get("loss", 1)
-            )
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs), "other weights"
+    assert logged(run) == logged(undisturbed), "metrics.jsonl differs from the undisturbed run's"
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     kept = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
-    assert left == kept if exactly else len(left) <= len(kept) + 1, (left, kept)
-    assert not [name for name in left if name.startswith(".")], left
-    greatest = max(float(np.abs(ours[name] - theirs[name]).max(initial=0)) for name in theirs)
-    return {"weights_equal": equal, "greatest_weight_difference": greatest}
+    assert left == kept, (left, kept)
+    return {"weights_equal": True}
 
 
 @contextlib.contextmanager

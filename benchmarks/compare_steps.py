@@ -1,0 +1,179 @@
+"""Our loop against the peer's in turns of a few steps: speed on a machine whose own speed wanders.
+
+    python benchmarks/compare_steps.py --task mrpc --data-dir DIR --turns 40
+
+Both processes live side by side, and one computes while the other waits for its turn, so what slows the
+machine for a minute slows both. The loops are those of `jobs/train.py` and `reference_trainer.py`; of
+ours, what Ray costs is not in it (`compare_alone.py` measures that). Stores every turn, the ratio of
+rows per second over all of them, and a 95 % bootstrap interval over pairs of turns.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainyard.config import DEFAULT_MODEL, TrainConfig
+from trainyard.modeling import resolve_model
+from trainyard.versions import versions
+
+HERE = Path(__file__).parent
+WARM_UP = 2
+"""Turns of each side that are not counted."""
+
+
+class Pace:
+    """Counts a process's steps, and lets it wait for its turn after every few."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._done, self._rows = steps, 0, 0
+        self._began = time.perf_counter()
+
+    def step(self, rows: int) -> None:
+        """A step of so many rows has ended."""
+        self._done += 1
+        self._rows += rows
+        if self._done % self._steps == 0:
+            seconds = time.perf_counter() - self._began
+            print("TURN", json.dumps({"rows": self._rows, "seconds": seconds}), flush=True)
+            sys.stdin.readline()
+            self._rows, self._began = 0, time.perf_counter()
+
+
+def ours(args: argparse.Namespace) -> None:
+    """Our loop in this process, paced."""
+    from compare_alone import alone
+
+    from trainyard.session import Session
+
+    pace, finish = Pace(args.steps), Session.finish_step
+
+    def finish_and_wait(self: Session, done: int, loss: Any, rows: int) -> bool:
+        going_on = finish(self, done, loss, rows)
+        pace.step(rows)
+        return going_on
+
+    Session.finish_step = finish_and_wait  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as storage:
+        config = TrainConfig(
+            task=args.task, data_dir=args.data_dir, storage_path=storage,
+            train_batch_size=args.batch_size,
+            per_device_train_batch_size=args.slot_size or args.batch_size,
+        )  # fmt: skip
+        alone(config, args.threads)
+
+
+def peer(args: argparse.Namespace) -> None:
+    """The peer's loop in this process, paced."""
+    import reference_trainer
+    import transformers
+
+    pace = Pace(args.steps)
+
+    class Paced(transformers.TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            pace.step(args.batch_size)
+
+    sys.argv[1:] = [
+        "--task", args.task, "--data-dir", args.data_dir, "--model", resolve_model(DEFAULT_MODEL),
+        "--batch-size", str(args.batch_size), "--threads", str(args.threads),
+    ]  # fmt: skip
+    reference_trainer.main(Paced())
+
+
+SIDES = {"ours": ours, "peer": peer}
+
+
+def take_turns(turns: int) -> dict[str, list[dict[str, float]]]:
+    """Rows and seconds of each turn of each side."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, *sys.argv, "--side", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )  # fmt: skip
+        for name in SIDES
+    }
+
+    def end_of_turn(name: str) -> dict[str, float]:
+        stream = running[name].stdout
+        assert stream is not None
+        for line in stream:
+            if line.startswith("TURN "):
+                turn: dict[str, float] = json.loads(line[5:])
+                return turn
+        raise SystemExit(f"{name} ended before its turn {len(found[name])}")
+
+    try:
+        for name in SIDES:
+            end_of_turn(name)  # both have started, and made their first steps
+        for turn in range(WARM_UP + turns):
+            for name in list(SIDES)[:: 1 if turn % 2 else -1]:
+                stdin = running[name].stdin
+                assert stdin is not None
+                stdin.write("go\n")
+                stdin.flush()
+                found[name].append(end_of_turn(name))
+                time.sleep(0.3)  # until the threads of its pool have stopped spinning
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    return {name: each[WARM_UP:] for name, each in found.items()}
+
+
+def main() -> None:
+    """Take the turns and store what they gave; with --side, be one of the two."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", default="mrpc")
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps of a turn")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--slot-size", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--side", choices=SIDES, default=None, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        SIDES[args.side](args)
+        return
+    found = take_turns(args.turns)
+    rows, seconds = (
+        {name: np.array([turn[key] for turn in each]) for name, each in found.items()}
+        for key in ("rows", "seconds")
+    )
+
+    def ratio(drawn: Any) -> float:
+        speed = {name: rows[name][drawn].sum() / seconds[name][drawn].sum() for name in SIDES}
+        return float(speed["ours"] / speed["peer"])
+
+    rng = np.random.default_rng(0)
+    draws = [ratio(rng.integers(0, args.turns, args.turns)) for _ in range(2000)]
+    result = {
+        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "speed_ratio": ratio(slice(None)),
+        "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
+        "samples_per_second": {name: rows[name].sum() / seconds[name].sum() for name in SIDES},
+        "turns": found,
+    }
+    (HERE / "results" / f"steps-{args.task}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({k: result[k] for k in ("speed_ratio", "interval", "samples_per_second")}))
+
+
+if __name__ == "__main__":
+    main()
