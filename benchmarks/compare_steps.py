@@ -94,14 +94,12 @@ SIDES = {"ours": ours, "peer": peer}
 def take_turns(turns: int) -> dict[str, list[dict[str, float]]]:
     """Rows and seconds of each turn of each side."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    quiet: dict[str, Any] = {
+        "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL,
+        "text": True,
+    }  # fmt: skip
     running = {
-        name: subprocess.Popen(
-            [sys.executable, *sys.argv, "--side", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )  # fmt: skip
+        name: subprocess.Popen([sys.executable, *sys.argv, "--side", name], **quiet)
         for name in SIDES
     }
 

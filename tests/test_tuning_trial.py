@@ -211,6 +211,10 @@ def test_a_damaged_folder_is_refused(folder: SweepFolder) -> None:
         with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
             folder.read()
     (folder.path / "sweep.json").unlink()
+    (folder.path / "sweep.json").mkdir()
+    with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
+        folder.read()
+    (folder.path / "sweep.json").rmdir()
     (folder.trials / "trial-0000" / "trial.json").write_text("{}")
     with pytest.raises(UserError, match=r"trial.json is damaged; use --fresh"):
         folder.records()

@@ -200,7 +200,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, IsADirectoryError) as error:
         raise _damaged(path) from error
     if not isinstance(found, dict):
         raise _damaged(path)
