@@ -5,12 +5,14 @@ returns what it measured; `check` then compares the run folder with the undistur
 """
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hosts import until
 from ray_hosts import Job, RayCluster
 
 Found = dict[str, Any]
@@ -121,9 +123,11 @@ def drain(cluster: RayCluster, name: str, flags: list[str]) -> Found:
         cluster.environment(cluster.head),
     )  # fmt: skip
     found = recovery(job, fault, before)
-    said = [line for line in job.log.read_text().splitlines() if "is about to leave" in line]
-    assert said, "the driver did not say that it was restarting for the drain"
-    saved = int(said[0].partition("from step ")[2].partition(":")[0])
+    notice = re.compile(r"restarting from step (\d+): a node is about to leave")
+    until(lambda: notice.search(job.log.read_text()), 30, "the driver says why")  # logs come late
+    said = notice.search(job.log.read_text())
+    assert said
+    saved = int(said[1])
     assert saved >= step, "the checkpoint is older than the notice"
     for process in host.processes("ray start"):
         process.send_signal(signal.SIGTERM)
