@@ -51,7 +51,7 @@ def main() -> None:
             for name in names:
                 results[name] = attempt(cluster, name, args.steps)
                 if args.json:
-                    merge(args.json, {name: results[name]})
+                    merge(args.json, args.steps, {name: results[name]})
     print(json.dumps(results, indent=2))
     raise SystemExit(0 if all(found["ok"] for found in results.values()) else 1)
 
@@ -107,13 +107,13 @@ def folder(kept: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def merge(path: Path, results: dict[str, Any]) -> None:
+def merge(path: Path, steps: int, results: dict[str, Any]) -> None:
     """Add results to a JSON file, with what they were made by."""
     from trainyard.versions import versions
 
     kept = json.loads(path.read_text())["scenarios"] if path.exists() else {}
     record = {
-        "command": "make test-cluster",
+        "command": f"python tests/cluster/run.py --steps {steps}",
         "versions": versions(),
         "what": "seconds from the fault until the driver knew it (detected) and until another "
         "attempt trained (recovered); five hosts in namespaces of one machine with two cores",
