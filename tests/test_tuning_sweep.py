@@ -204,7 +204,7 @@ def test_driver_killed_in_mid_sweep_then_the_same_command(
 
 @pytest.mark.long
 def test_nested_trials_stopped_early_and_killed_give_everything_back(
-    cluster: Any, config: SweepConfig
+    cluster: Any, config: SweepConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """ASHA over trials of two workers on four CPUs, without a dashboard; one trial is killed."""
     nested = dataclasses.replace(
@@ -233,6 +233,9 @@ def test_nested_trials_stopped_early_and_killed_give_everything_back(
     assert folder.read()["max_concurrent_trials"] == 2
     assert sum(result.trials.values()) == 3
     assert set(result.trials) <= {"finished", "pruned"}
+    said = capsys.readouterr().err
+    assert said.count(": stopped by the scheduler") == result.trials.get("pruned", 0)
+    assert ": running" not in said
     wait_until_free(cluster, 4)
     assert not [t for t in folder.records() if (t.run.path / "lease.json").exists()]
 

@@ -129,7 +129,8 @@ def _tune(
 
         def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
             running.pop(trial.trial_id, None)
-            by_itself = (trial.last_result or {}).get("done")
+            # One that ended by itself has said so in its folder; the others are told to end after this.
+            by_itself = record(folder_of(trial)).ended
             if not by_itself:
                 stopped.append(folder_of(trial))
             _say_ended(folder_of(trial), None if by_itself else "stopped by the scheduler")
