@@ -107,6 +107,11 @@ def test_a_stopped_trial_is_saved_and_holds_nothing(
     process.start(spec(folder, learning_rate=1e-3))
     first = process.next_report()
     assert (first["evaluation"], first["done"]) == (1, False)
+    losses = [line["loss"] for line in folder.records()[0].run.metrics() if "loss" in line]
+    assert min(losses) > 0
+    assert first["score"] - first["standing"] == pytest.approx(
+        1e-9 * sum(losses) / len(losses), rel=1e-3
+    )
     process.stop()
     (record,) = folder.records()
     assert (record.status, record.evaluations, record.score) == ("pruned", 1, first["score"])
@@ -171,7 +176,7 @@ def test_a_diverged_trial_says_so_and_reports_the_worst(
     (record,) = folder.records()
     assert record.status == "diverged"
     assert "lower --learning-rate" in record.run.read()["reason"]
-    assert reports[-1] == {"score": WORST, "evaluation": 0, "done": True}
+    assert reports[-1] == {"score": WORST, "standing": WORST, "evaluation": 0, "done": True}
     json.dumps(reports, allow_nan=False)
 
 

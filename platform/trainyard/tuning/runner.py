@@ -161,7 +161,7 @@ def _tune(
         tune.Tuner(
             tune.with_resources(build_trainable(context), dict(placement.per_trial)),
             tune_config=tune.TuneConfig(
-                metric="score",
+                metric="standing",
                 mode="max",
                 search_alg=Suggested(),
                 scheduler=scheduler,

@@ -32,6 +32,9 @@ from trainyard.tuning.space import DATA_FIELDS
 
 WORST = -1e9
 """What a trial without a score reports: finite, for Tune's schedulers take means."""
+TIE_BREAK = 1e-9
+"""Of equal scores the lower training loss stands higher. In their first steps trials often answer one
+class to all rows and score alike, and schedulers stop no tie."""
 POLL_SECONDS = 0.2
 
 
@@ -206,8 +209,11 @@ class TrialProcess:
         return None
 
     def _report(self, *, done: bool) -> dict[str, Any]:
+        score = max(self._reported.values(), default=WORST)
+        loss = mean_loss(self._run, max(self._reported, default=0))
         return {
-            "score": max(self._reported.values(), default=WORST),
+            "score": score,
+            "standing": score - TIE_BREAK * loss,
             "evaluation": len(self._reported),
             "done": done,
         }
@@ -223,6 +229,14 @@ def evaluations(run: RunFolder, context: Context) -> dict[int, float]:
     return {
         step: sum(values) / len(values) for step, values in found.items() if len(values) == splits
     }
+
+
+def mean_loss(run: RunFolder, last_step: int) -> float:
+    """Mean of the training losses that metrics.jsonl holds up to a step; 0 when there are none."""
+    losses = [
+        line["loss"] for line in run.metrics() if "loss" in line and line["step"] <= last_step
+    ]
+    return sum(losses) / len(losses) if losses else 0.0
 
 
 @lru_cache(maxsize=4)
