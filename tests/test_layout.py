@@ -15,7 +15,7 @@ LAYERS = [
     set(row.split())
     for row in """
     errors tasks metrics stats config cli demo versions files stopwatch
-    batching sources checkpoints lease
+    batching gradients sources checkpoints lease
     runs
     remote tokens own_data progress strategies modeling export cluster processor report
     workers
@@ -77,7 +77,16 @@ def test_arrows_point_one_way(name: str) -> None:
 
 
 def test_the_loop_knows_no_ray() -> None:
-    for name in ("loop", "trainer_loop", "session", "state", "journal", "scoring", "batching"):
+    for name in (
+        "loop",
+        "trainer_loop",
+        "session",
+        "state",
+        "journal",
+        "scoring",
+        "batching",
+        "gradients",
+    ):
         for path in modules()[name]:
             assert not any(i.split(".")[0] == "ray" for i in imports(path, everywhere=True))
 
