@@ -64,8 +64,7 @@ def ours(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as storage:
         config = TrainConfig(
             task=args.task, data_dir=args.data_dir, storage_path=storage,
-            train_batch_size=args.batch_size,
-            per_device_train_batch_size=args.slot_size or args.batch_size,
+            train_batch_size=args.batch_size, per_device_train_batch_size=args.batch_size,
         )  # fmt: skip
         alone(config, args.threads)
 
@@ -140,7 +139,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=40)
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps of a turn")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--slot-size", type=int, default=None)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--side", choices=SIDES, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()

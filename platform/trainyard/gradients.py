@@ -47,7 +47,6 @@ class TreeOfSlots(MeanOfWorkers):
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._waiting: list[dict[Any, Any]] = []
         """Sums of finished subtrees on the left of the path to the present slot, largest first."""
-        self._in_order = ThreadPoolExecutor(1)
         if accelerator.num_processes > 1:
             self._replace_all_reduce()
 
@@ -93,6 +92,8 @@ class TreeOfSlots(MeanOfWorkers):
         import torch.distributed as dist
 
         world, on_cpu = self._accelerator.num_processes, self._accelerator.device.type == "cpu"
+        # One thread: gloo tells messages apart by their order, which must be alike everywhere.
+        in_order = ThreadPoolExecutor(1)
 
         def exchange(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
             self._add_waiting(bucket.parameters(), bucket.gradients())
@@ -101,8 +102,7 @@ class TreeOfSlots(MeanOfWorkers):
                 work = dist.all_reduce(buffer, async_op=True)
                 return work.get_future().then(lambda done: done.value()[0])
             future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-            # One thread: gloo tells messages apart by their order, which must be alike everywhere.
-            self._in_order.submit(_all_reduce_as_tree, buffer, world, future)
+            in_order.submit(_all_reduce_as_tree, buffer, world, future)
             return future
 
         self._model.register_comm_hook(None, exchange)

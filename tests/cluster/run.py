@@ -92,6 +92,7 @@ def compare(run: Path, undisturbed: Path, steps: int) -> dict[str, Any]:
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     kept = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
     assert left == kept, (left, kept)
+    assert not [name for name in left if name.startswith(".")], left
     return {"weights_equal": True}
 
 
