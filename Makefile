@@ -32,8 +32,10 @@ test: check  ## everything that CI runs
 test-long: install  ## what takes minutes each: sweeps, suites and elastic runs that are killed
 	$(BIN)/pytest -m long --durations 0
 
-test-cluster: install  ## five hosts on this machine, and what can happen to them (root, up to an hour)
+test-cluster: install  ## hosts on this machine, and what can happen to them (root, up to an hour)
 	$(BIN)/python tests/cluster/run.py
+	$(BIN)/python tests/cluster/up.py
+	$(BIN)/python tests/cluster/ports.py
 
 format: install  ## rewrite the files as `check` wants them
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,8 @@
-"""Every listening socket of a running cluster, asked without a token, with a wrong one and the right one.
+"""Every listening socket of a cluster that trains, asked without a token, with a wrong and the right one.
 
-sudo python tests/cluster/ports.py --json benchmarks/results/ports.json
+sudo python tests/cluster/ports.py --json benchmarks/results/ports.json    (part of make test-cluster)
+
+Prints the README's table. Fails when a socket that is not named in OPEN answers without the token.
 """
 
 import argparse
@@ -15,6 +17,28 @@ from typing import Any
 
 from hosts import Host, missing
 from ray_hosts import RayCluster, make_root_only
+from scenarios import EARLY
+from workload import STEPS, flags_for, write_workload
+
+PATHS = ("/metrics", "/api/version", "/")
+METHODS = {
+    "NodeInfoGcsService/GetAllNodeInfo": "",
+    "NodeManagerService/GetNodeStats": "",
+    "ObjectManagerService/Pull": "0a1c" + "00" * 28 + "121c" + "00" * 28,  # an object nobody has
+    "CoreWorkerService/NumPendingTasks": "",
+    "ReporterService/HealthCheck": "",
+    "RayletDriver/ClusterInfo": "",
+}
+"""One harmless method of each of Ray's gRPC services, and a valid request, in hex."""
+
+OPEN = {
+    "metrics": "Prometheus figures",
+    "rendezvous of a run": "torch's store and gloo know no token; who connects can break the run",
+}
+"""Kinds of socket that answer anybody: the firewall's business."""
+
+RENDEZVOUS = range(32768, 61000)
+"""Ports from which torch's store and gloo take theirs; Ray's gRPC in a worker has 10002 to 19999."""
 
 PROBE = """
 import http.client, json, sys
@@ -28,22 +52,28 @@ def get(address, port, path, headers):
     except (OSError, http.client.HTTPException) as error:
         return type(error).__name__
 
-def call(address, port, headers):
+def call(address, port, method, message, headers):
     channel = grpc.insecure_channel(f"{address}:{port}", options=[("grpc.enable_http_proxy", 0)])
-    method = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
     try:
-        method(b"", timeout=3, metadata=[(name.lower(), value) for name, value in headers.items()])
+        metadata = [(name.lower(), value) for name, value in headers.items()]
+        channel.unary_unary("/ray.rpc." + method)(bytes.fromhex(message), timeout=3, metadata=metadata)
         return "OK"
     except grpc.RpcError as error:
         return error.code().name
+    finally:
+        channel.close()
 
 question = json.load(sys.stdin)
 for address, port in question["sockets"]:
     row = {}
     for name, token in question["tokens"].items():
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        row[name] = {path: get(address, port, path, headers) for path in ("/api/version", "/metrics")}
-        row[name]["grpc"] = call(address, port, headers)
+        row[name] = {path: get(address, port, path, headers) for path in question["paths"]}
+        if not any(isinstance(status, int) for status in row[name].values()):
+            row[name] = {
+                method: call(address, port, method, message, headers)
+                for method, message in question["methods"].items()
+            }
     print(json.dumps([address, port, row]), flush=True)
 """
 
@@ -57,15 +87,76 @@ def listening(host: Host) -> Iterator[tuple[int, str, str]]:
 
 
 def ask(cluster: RayCluster, sockets: list[tuple[str, int]]) -> dict[tuple[str, int], Any]:
-    """What each socket answers to the client, by token: HTTP statuses and a gRPC code."""
+    """What each socket answers to the client, by token: HTTP statuses, or else gRPC codes."""
     tokens = {"none": "", "wrong": "0" * 64, "right": cluster.token.read_text()}
+    question = {"sockets": sockets, "tokens": tokens, "paths": PATHS, "methods": METHODS}
     done = subprocess.run(
-        cluster.client.command([sys.executable, "-c", PROBE]),
-        input=json.dumps({"sockets": sockets, "tokens": tokens}), capture_output=True, text=True,
-        env=cluster.environment(cluster.client), check=True,
+        cluster.client.command([sys.executable, "-c", PROBE]), input=json.dumps(question),
+        capture_output=True, text=True, env=cluster.environment(cluster.client), check=True,
     )  # fmt: skip
     rows = map(json.loads, done.stdout.splitlines())
     return {(address, port): row for address, port, row in rows}
+
+
+def kind(row: dict[str, Any]) -> str:
+    """What a socket is, by who holds it and what it understood."""
+    if row["process"].startswith("ray::RayTrain") and row["port"] in RENDEZVOUS:
+        return "rendezvous of a run"
+    right = row["answers"]["right"]
+    if right.get("/metrics") == 200:
+        return "metrics"
+    if "/metrics" in right:
+        names = {"ray::DashboardA": "dashboard agent", "ray::RuntimeEnv": "environment agent"}
+        return f"{names.get(row['process'], 'dashboard')}, HTTP"
+    understood = [name for name, code in right.items() if code != "UNIMPLEMENTED"]
+    return f"{understood[0].split('/')[0]}, gRPC" if len(understood) == 1 else "unknown"
+
+
+def verdict(answer: dict[str, Any]) -> str:
+    """What one token got, in a word: the refusal, or what answered."""
+    spoken = {code for code in answer.values() if code not in (404, "UNIMPLEMENTED")} or {404}
+    refused = spoken & {401, 403, "UNAUTHENTICATED"}
+    return " ".join(sorted(map(str, refused or spoken)))
+
+
+def matrix(cluster: RayCluster) -> list[dict[str, Any]]:
+    """One row for each socket that another host can reach; those that a stranger breaks come last."""
+    rows: list[dict[str, Any]] = [
+        {"host": host.name, "address": host.address, "port": port, "bound": bound,
+         "process": process}
+        for host in (cluster.head, *cluster.workers)
+        for port, bound, process in listening(host)
+        if "127.0.0.1" not in bound
+    ]  # fmt: skip
+    rows.sort(key=lambda row: row["process"].startswith("ray::RayTrain"))
+    rows.sort(
+        key=lambda row: row["process"].startswith("ray::RayTrain") and row["port"] in RENDEZVOUS
+    )
+    answers = ask(cluster, [(row["address"], row["port"]) for row in rows])
+    for row in rows:
+        row["answers"] = answers[row["address"], row["port"]]
+        row["kind"] = kind(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown, one line for each kind of socket; asserts what the README says of them."""
+    lines = ["| socket | on | no token | wrong | right |", "| --- | --- | --- | --- | --- |"]
+    for name in sorted({row["kind"] for row in rows}):
+        same = [row for row in rows if row["kind"] == name]
+        said = {
+            token: " or ".join(sorted({verdict(row["answers"][token]) for row in same}))
+            for token in ("none", "wrong", "right")
+        }
+        hosts = {"head" if row["host"] == "head" else "workers" for row in same}
+        cells = ["answers"] * 3 if name in OPEN else list(said.values())
+        lines.append(f"| {name} | {', '.join(sorted(hosts))} | {' | '.join(cells)} |")
+        assert name in OPEN or not {said["none"], said["wrong"]} - {
+            "401",
+            "403",
+            "UNAUTHENTICATED",
+        }, f"{name} answers without the token: {same}"
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -78,22 +169,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="trainyard-ports-", ignore_cleanup_errors=True) as made:
         make_root_only(Path(made))
-        with RayCluster(Path(made), workers=1) as cluster:
-            rows: list[dict[str, Any]] = [
-                {"host": host.name, "address": host.address, "port": port, "bound": bound,
-                 "process": process}
-                for host in (cluster.head, *cluster.workers)
-                for port, bound, process in listening(host)
-            ]  # fmt: skip
-            outside = [
-                (row["address"], row["port"]) for row in rows if not row["bound"].startswith("127.")
-            ]
-            answers = ask(cluster, outside)
-            for row in rows:
-                row["answers"] = answers.get((row["address"], row["port"]), "loopback only")
-                print(json.dumps(row))
+        write_workload(Path(made) / "shared")
+        with RayCluster(Path(made), workers=2) as cluster:
+            job = cluster.submit("ports", flags_for(Path(made) / "shared", STEPS, alone=False))
+            job.wait_for_step(EARLY)
+            rows = matrix(cluster)
+            job.stop()
     if args.json:
         args.json.write_text(json.dumps({"sockets": rows}, indent=1) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":
