@@ -7,7 +7,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "platform"))
 
-STEPS = 3000
+STEPS = 1800
 SAVE_STEPS = 100
 
 
