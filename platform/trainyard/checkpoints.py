@@ -75,9 +75,14 @@ class CheckpointStore:
             write_json(scratch / MANIFEST, {"step": step, "files": hashes_of(scratch)})
             sync_tree(scratch)
             self.check_claim()
-            if final.exists():  # an earlier attempt's: the same by construction, or damaged
-                shutil.rmtree(final)
-            scratch.rename(final)
+            # What another attempt made durable is the same by construction, and stays: one that was
+            # asleep since its claim was checked must not delete its successor's checkpoint.
+            if fault_of(final) is None:
+                shutil.rmtree(scratch, ignore_errors=True)
+            else:
+                if final.exists():
+                    shutil.rmtree(final)
+                scratch.rename(final)
             sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(scratch, ignore_errors=True)

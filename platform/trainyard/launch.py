@@ -16,7 +16,7 @@ from trainyard.processor import claim_processor
 from trainyard.progress import say
 from trainyard.runs import RunFolder
 from trainyard.tasks import Task
-from trainyard.workers import Watch, may_grow, worker_count
+from trainyard.workers import Watch, may_grow, room_asked_for, worker_count
 
 
 def run_workers(
@@ -34,12 +34,21 @@ def run_workers(
     workers fit, is no failure. None happens when the driver is `leaving`: Ray, shut down by it,
     would be started again by itself.
     """
+    with room_asked_for(config, dict(resources)):
+        return _until_done(config, task, data, folder, resources, leaving)
+
+
+def _until_done(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    resources: Mapping[str, float],
+    leaving: threading.Event,
+) -> dict[str, Any]:
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if may_grow(config):  # a machine takes minutes to come and to be set up
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     before = None
     failures = attempt = 0
     while True:
@@ -115,6 +124,9 @@ def build_trainer(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if may_grow(config):  # a machine takes minutes to come and to be set up
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     return TorchTrainer(
         work,
         scaling_config=ray.train.ScalingConfig(

@@ -18,6 +18,7 @@ from trainyard.doctor.upload import weigh
 from trainyard.errors import UserError
 from trainyard.modeling import resolve_model
 from trainyard.progress import say
+from trainyard.splits import find_splits
 from trainyard.workers import Node, worker_resources
 
 FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
@@ -84,6 +85,10 @@ def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
         model = resolve_model(config.model_name_or_path)
     except UserError as error:
         refused["model"] = str(error)
+    try:
+        find_splits(config)
+    except UserError as error:
+        refused["data"] = str(error)
     for check, sentence in refused.items():
         yield Finding(check, "failure", sentence)
     try:

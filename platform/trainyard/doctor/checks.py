@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from trainyard.config import TrainConfig
 from trainyard.doctor.nodes import Facts
-from trainyard.workers import Node, fitting
+from trainyard.workers import Node, fitting, may_grow
 
 GIB = 2**30
 LEAST_DISK = 5 * GIB
@@ -152,7 +152,13 @@ def _data(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:
     """Tokenization is done before the workers start, so it needs one CPU and not one beside them."""
     resources = [facts["resources"] for facts in nodes.values()]
     if not any(node.get("CPU", 0) >= 1 for node in resources):
-        yield "failure", "no node has a CPU for Ray Data: start one with --num-cpus of at least 1"
+        if may_grow(config):
+            yield "warning", "no node has a CPU yet: the autoscaler must bring one first"
+        else:
+            yield (
+                "failure",
+                "no node has a CPU for Ray Data: start one with --num-cpus of at least 1",
+            )
     yield (
         "ok",
         f"{fitting(resources, needed)} worker(s) of {needed} fit, --num-workers {config.num_workers} "

@@ -18,7 +18,6 @@ def meet(config: TrainConfig, needed: Node) -> Finding:
 
     count = worker_count(config, needed, attempt=1)
     run = open_run(config.storage_path, f".doctor-{uuid.uuid4().hex}")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = build_trainer(
         config,
         add_up,
