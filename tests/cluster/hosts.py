@@ -7,7 +7,10 @@ its end of the cable, so a power-off leaves nothing behind. Only the bridge has 
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +25,20 @@ hostname {name}
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 mkdir -p {home}/ray /tmp/ray
 mount --bind {home}/ray /tmp/ray
+for link in {installed}; do mount --bind /dev/null "$link"; done
 touch {home}/booted
 sleep infinity & wait
 """
+
+
+INSTALLED = sorted(Path(sysconfig.get_path("purelib")).glob("__editable__.trainyard*.pth"))
+"""What makes the project importable in this environment. On the hosts it is not: they have its
+dependencies only, and the code must come with the job."""
+
+
+def end_in_order() -> None:
+    """SIGTERM ends the hosts too, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def missing() -> str | None:
@@ -85,7 +99,11 @@ class Host:
         self.home.mkdir(exist_ok=True)
         shutil.rmtree(self.home / "ray", ignore_errors=True)
         (self.home / "booted").unlink(missing_ok=True)
-        boot = BOOT.format(name=self.name, home=shlex.quote(str(self.home)))
+        boot = BOOT.format(
+            name=self.name,
+            home=shlex.quote(str(self.home)),
+            installed=shlex.join(map(str, INSTALLED)),
+        )
         self._shell = subprocess.Popen(
             ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
              "--mount-proc", "bash", "-c", boot],

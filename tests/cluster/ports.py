@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hosts import Host, missing
+from hosts import Host, end_in_order, missing
 from ray_hosts import RayCluster, make_root_only
 from scenarios import EARLY
 from workload import STEPS, flags_for, write_workload
 
-PATHS = ("/metrics", "/api/version", "/")
+PATHS = ("/metrics", "/api/version", "/api/jobs/", "/api/gcs_healthz", "/")
 METHODS = {
     "NodeInfoGcsService/GetAllNodeInfo": "",
     "NodeManagerService/GetNodeStats": "",
@@ -36,6 +36,9 @@ OPEN = {
     "rendezvous of a run": "torch's store and gloo know no token; who connects can break the run",
 }
 """Kinds of socket that answer anybody: the firewall's business."""
+
+OPEN_PATHS = {"dashboard, HTTP": {"/", "/api/gcs_healthz"}}
+"""Static pages and the health check, which say nothing of the cluster's work."""
 
 RENDEZVOUS = range(32768, 61000)
 """Ports from which torch's store and gloo take theirs; Ray's gRPC in a worker has 10002 to 19999."""
@@ -103,7 +106,8 @@ def kind(row: dict[str, Any]) -> str:
     if row["process"].startswith("ray::RayTrain") and row["port"] in RENDEZVOUS:
         return "rendezvous of a run"
     right = row["answers"]["right"]
-    if right.get("/metrics") == 200:
+    fixed = row["port"] in (8265, 52365)
+    if right.get("/metrics") == 200 and not fixed:
         return "metrics"
     if "/metrics" in right:
         names = {"ray::DashboardA": "dashboard agent", "ray::RuntimeEnv": "environment agent"}
@@ -112,11 +116,15 @@ def kind(row: dict[str, Any]) -> str:
     return f"{understood[0].split('/')[0]}, gRPC" if len(understood) == 1 else "unknown"
 
 
-def verdict(answer: dict[str, Any]) -> str:
-    """What one token got, in a word: the refusal, or what answered."""
-    spoken = {code for code in answer.values() if code not in (404, "UNIMPLEMENTED")} or {404}
-    refused = spoken & {401, 403, "UNAUTHENTICATED"}
-    return " ".join(sorted(map(str, refused or spoken)))
+def verdict(row: dict[str, Any], token: str) -> str:
+    """What one token got, in words: refused how, or what answered."""
+    exempt = OPEN_PATHS.get(row["kind"], set())
+    known = {  # a service that a socket does not have refuses nobody, and does nothing
+        asked: code
+        for asked, code in row["answers"][token].items()
+        if asked not in exempt and code != "UNIMPLEMENTED"
+    }
+    return " or ".join(sorted({str(code) for code in known.values()} - {"404"}))
 
 
 def matrix(cluster: RayCluster) -> list[dict[str, Any]]:
@@ -145,7 +153,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for name in sorted({row["kind"] for row in rows}):
         same = [row for row in rows if row["kind"] == name]
         said = {
-            token: " or ".join(sorted({verdict(row["answers"][token]) for row in same}))
+            token: " or ".join(sorted({verdict(row, token) for row in same}))
             for token in ("none", "wrong", "right")
         }
         hosts = {"head" if row["host"] == "head" else "workers" for row in same}
@@ -167,6 +175,7 @@ def main() -> None:
     if reason := missing():
         print(f"skipped: {reason}")
         return
+    end_in_order()
     with tempfile.TemporaryDirectory(prefix="trainyard-ports-", ignore_cleanup_errors=True) as made:
         make_root_only(Path(made))
         write_workload(Path(made) / "shared")

@@ -9,7 +9,6 @@ the number of workers is the same. Times go to benchmarks/results/cluster.json w
 import argparse
 import contextlib
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hosts import missing
+from hosts import end_in_order, missing
 from ray_hosts import RayCluster, make_root_only
 from scenarios import SCENARIOS, logged
 from workload import STEPS, flags_for, weights, write_workload
@@ -41,7 +40,7 @@ def main() -> None:
     if reason := missing():
         print(f"skipped: {reason}")
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_in_order()
     results: dict[str, Any] = {}
     with folder(args.folder) as where:
         make_root_only(where)

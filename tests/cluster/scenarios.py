@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hosts import Host
 from ray_hosts import Job, RayCluster
 
 Found = dict[str, Any]
@@ -109,21 +110,42 @@ def one_way_loss(cluster: RayCluster, name: str, flags: list[str]) -> Found:
 
 
 def drain(cluster: RayCluster, name: str, flags: list[str]) -> Found:
-    """The host of rank 0 gets notice, and SIGTERM 30 s later. No failure is allowed, none happens."""
+    """The host of rank 0 gets notice, as of a spot machine, and SIGTERM once it is left."""
+
+    def notice(host: Host) -> None:
+        node = (cluster.nodes() or {})[host.address]
+        cluster.head.run(
+            ["ray", "drain-node", "--address", f"{cluster.head.address}:6379", "--node-id", node,
+             "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+             "--deadline-remaining-seconds", "30"],
+            cluster.environment(cluster.head),
+        )  # fmt: skip
+
+    return leave(cluster, name, flags, notice)
+
+
+def sigterm(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """The host of rank 0 is shut down: all it gets is SIGTERM, which `ray start --block` waits out."""
+    return leave(cluster, name, flags, terminate)
+
+
+def terminate(host: Host) -> None:
+    """SIGTERM to what started Ray on a host, as when it shuts down."""
+    for process in host.processes("ray start"):
+        process.send_signal(signal.SIGTERM)
+
+
+def leave(
+    cluster: RayCluster, name: str, flags: list[str], notice: Callable[[Host], None]
+) -> Found:
+    """The host of rank 0 leaves after `notice`. No failure is allowed, none happens, no step is lost."""
     job = cluster.submit(name, [*flags, "--max-failures", "0"])
     job.wait_for_step(EARLY)
     before, host = job.attempt(), job.rank_0()
-    node = (cluster.nodes() or {})[host.address]
     fault, step = time.time(), job.progress()["step"]
-    cluster.head.run(
-        ["ray", "drain-node", "--address", f"{cluster.head.address}:6379", "--node-id", node,
-         "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
-         "--deadline-remaining-seconds", "30"],
-        cluster.environment(cluster.head),
-    )  # fmt: skip
+    notice(host)
     found = recovery(job, fault, before)
-    for process in host.processes("ray start"):
-        process.send_signal(signal.SIGTERM)
+    terminate(host)
     finish(job)
     said = re.search(r"restarting from step (\d+): a node is about to leave", job.log.read_text())
     assert said, "the driver did not say that it was restarting for the drain"
@@ -226,6 +248,7 @@ SCENARIOS: dict[str, Scenario] = {
     "partition-alone": partition,
     "one-way-loss": one_way_loss,
     "drain": drain,
+    "sigterm": sigterm,
     "driver-kill": driver_kill,
     "job-stop": job_stop,
     "elastic": elastic,

@@ -1,15 +1,16 @@
-"""`ray up` with cluster-onpremises.yaml against hosts that only have ssh, a job, and `ray down`.
+"""`ray up` with cluster-onpremises.yaml against hosts that have ssh, every kind of job, and `ray down`.
 
     sudo python tests/cluster/up.py           (part of make test-cluster)
 
-Of the file only the keys marked EDIT are changed. The hosts' ~/venv is this environment, as on
-machines that were installed before: they reach no package index. `ray stop`, which the file calls,
-ends what it finds in the host's own process namespace.
+Of the file only the keys marked EDIT are changed. The hosts' ~/venv is this environment without the
+project, as on machines that were installed before: they reach no package index. `ray stop`, which the
+file calls, ends what it finds in the host's own process namespace.
 """
 
 import argparse
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hosts import SUBNET, Host, Network, missing, until
+from hosts import SUBNET, Host, Network, end_in_order, missing, until
 from ray_hosts import RAY, ROOT, make_root_only
 from workload import flags_for, write_workload
 
@@ -39,9 +40,9 @@ Subsystem sftp internal-sftp
 
 def need() -> str | None:
     """Why this cannot run here, or None."""
-    for tool in ("sshd", "ssh", "ssh-keygen", "rsync"):
+    for tool in ("sshd", "ssh", "ssh-keygen", "rsync", "curl"):
         if shutil.which(tool) is None:
-            return f"needs the command {tool} (Debian: openssh-server, openssh-client, rsync)"
+            return f"needs the command {tool} (Debian: openssh-server, openssh-client, rsync, curl)"
     return missing()
 
 
@@ -115,20 +116,58 @@ class Client:
             tunnel.kill()
             tunnel.wait()
 
+    def token(self) -> bytes:
+        """What `ray get-auth-token --generate` made."""
+        return (self.host.home / ".ray/auth_token").read_bytes().strip()
+
     def nodes(self) -> int:
         """Living nodes by the dashboard, through the tunnel; 0 while nothing answers."""
-        token = (self.host.home / ".ray/auth_token").read_text().strip()
-        asked = ["curl", "-sf", "-m", "5", "-H", f"Authorization: Bearer {token}",
-                 "http://127.0.0.1:8265/api/v0/nodes"]  # fmt: skip
-        answer = subprocess.run(self.host.command(asked), capture_output=True, check=False).stdout
+        asked = ["curl", "-sf", "-m", "5", "-H", "@-", "http://127.0.0.1:8265/api/v0/nodes"]
+        answer = subprocess.run(
+            self.host.command(asked), capture_output=True, check=False,
+            input=b"Authorization: Bearer " + self.token(),
+        ).stdout  # fmt: skip
         with contextlib.suppress(ValueError, KeyError):
             found = json.loads(answer)["data"]["result"]["result"]
             return sum(node["state"] == "ALIVE" for node in found)
         return 0
 
 
+def jobs(shared: Path) -> dict[str, list[str]]:
+    """Every kind of job, in the order in which one makes what the next one needs."""
+    runs, model, pairs = shared / "runs", shared / "runs/up/model", shared / "glue/mrpc"
+    data = ["--data-dir", str(shared / "glue"), "--storage-path", str(runs)]
+    short = [*data, "--model-name-or-path", str(shared / "model"), "--max-length", "32",
+             "--max-steps", "4", "--resources-per-worker", "CPU", "1"]  # fmt: skip
+    train = flags_for(shared, STEPS, alone=False)
+    return {
+        "doctor": train,
+        "train": [*train, "--run-name", "up"],
+        "eval": [*data, "--model-name-or-path", str(model), "--run-name", "up-eval",
+                 "--num-workers", "2"],
+        "predict": ["--model-name-or-path", str(model), "--input-file",
+                    str(pairs / "validation.parquet"), "--text-column", "sentence1",
+                    "--text-pair-column", "sentence2", "--output-file", str(shared / "scored.jsonl")],
+        "tune": [*short, "--task", "mrpc", "--num-trials", "2", "--scheduler", "fifo",
+                 "--confirm-seeds", "0", "--run-name", "up-sweep"],
+        "glue": [*short, "--tasks", "mrpc", "--seeds", "1", "--run-name", "up-glue"],
+        "dashboard": ["--storage-path", str(runs), "--export", "up-sweep", "--output",
+                      str(shared / "sweep.html")],
+    }  # fmt: skip
+
+
+def keep_secret(token: bytes, folder: Path, machines: list[Host]) -> None:
+    """Assert that the token is in no log, no command line and no other file of the cluster."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "auth_token":
+            assert token not in path.read_bytes(), f"the token is in {path}"
+    for host in machines:
+        for process in host.processes(""):
+            assert token.decode() not in " ".join(process.cmdline()), f"the token is in {process}"
+
+
 def live_through(folder: Path) -> dict[str, Any]:
-    """Up, doctor, a job, down; seconds of each."""
+    """Up, the jobs, down; seconds of each."""
     seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -138,7 +177,6 @@ def live_through(folder: Path) -> dict[str, Any]:
         seconds[what] = round(time.monotonic() - started, 1)
 
     write_workload(folder / "shared")
-    flags = flags_for(folder / "shared", STEPS, alone=False)
     key = folder / "key"
     generate_key(key)
     with Network(folder) as network:
@@ -154,13 +192,20 @@ def live_through(folder: Path) -> dict[str, Any]:
         with client.tunnel(Path(config)):
             with timed("all nodes there"):
                 until(lambda: client.nodes() == 1 + len(workers), 180, "three nodes are alive")
-            job = ("job", "submit", "--runtime-env", "runtime_env.yaml", "--working-dir", ".", "--")
-            with timed("doctor"):
-                client.run(*job, "python", "jobs/doctor.py", *flags)
-            with timed("train"):
-                client.run(*job, "python", "jobs/train.py", *flags, "--run-name", "up")
-        record = json.loads((folder / "shared/runs/up/run.json").read_text())
-        assert record["status"] == "finished", record
+            submit = (
+                "job",
+                "submit",
+                "--runtime-env",
+                "runtime_env.yaml",
+                "--working-dir",
+                ".",
+                "--",
+            )
+            for job, words in jobs(folder / "shared").items():
+                with timed(job):
+                    said = client.run(*submit, "python", f"jobs/{job}.py", *words)
+                assert re.search(rf'^\{{"job": "{job}".*\}}$', said, re.MULTILINE), said[-4000:]
+            keep_secret(client.token(), folder, [*machines, client.host])
         with timed("ray down"):
             client.run("down", "--yes", config)
         with timed("until nothing is left"):  # Ray's local provider stops the head only
@@ -178,6 +223,7 @@ def main() -> None:
     if reason := need():
         print(f"skipped: {reason}")
         return
+    end_in_order()
     with contextlib.ExitStack() as stack:
         folder = args.folder or Path(
             stack.enter_context(
