@@ -94,6 +94,21 @@ def test_nothing_is_said_against_nodes_in_good_health() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("grows", "level", "sentence"),
+    [(True, "warning", "no node has a CPU yet: the autoscaler must bring one first"),
+     (False, "failure", "no node has a CPU for Ray Data: start one with --num-cpus")],
+)  # fmt: skip
+def test_nodes_that_are_still_to_come_are_no_failure(
+    grows: bool, level: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after `ray up` there is the head alone, and no work runs on it."""
+    monkeypatch.setattr("trainyard.doctor.checks.may_grow", lambda _: grows)
+    head = {"a": {**well()["a"], "resources": {"CPU": 0.0}}}
+    (finding,) = judge(head, TrainConfig(), {"CPU": 1}, ["resources"])
+    assert (finding.level, sentence in finding.sentence) == (level, True)
+
+
 def test_the_clock_is_only_blamed_beyond_what_the_question_took() -> None:
     nodes = well()
     nodes["b"]["clock"] = {"ahead": 20.0, "uncertainty": 20.0}
@@ -141,6 +156,7 @@ def test_a_marker_goes_though_a_late_node_writes_beside_it(tmp_path: Path) -> No
         ({"model_name_or_path": "./absent"}, "model", "holds no config.json"),
         ({"storage_path": "s3://bucket/runs"}, "storage", "s3://bucket/runs cannot be used"),
         ({"storage_path": "/proc/runs"}, "storage", "cannot be written from here"),
+        ({"task": "mrpc", "data_dir": "gleu"}, "data", "gleu"),
     ],
 )
 def test_what_is_wrong_here_already_is_found_under_its_name(

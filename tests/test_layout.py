@@ -18,6 +18,7 @@ LAYERS = [
     batching gradients sources checkpoints lease
     runs
     remote tokens own_data progress strategies modeling export cluster processor report
+    autoscaler
     workers
     splits scoring state predictors
     data journal

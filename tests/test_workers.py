@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from runs_locally import run_locally, weights_hash
 from test_loop import LAST_STEP
 
-from trainyard import TrainConfig, UserError, fit, launch, workers
+from trainyard import TrainConfig, UserError, autoscaler, fit, launch, workers
 from trainyard.checkpoints import CheckpointStore, SupersededError
 from trainyard.lease import Lease
 from trainyard.runs import RunFolder
@@ -22,9 +21,9 @@ from trainyard.session import Session
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> list[workers.Node]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[autoscaler.Node]:
     """Two nodes of four CPUs, one of them with a GPU: what `workers` sees instead of a cluster."""
-    seen: list[workers.Node] = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
+    seen: list[autoscaler.Node] = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
     monkeypatch.setattr(workers, "_nodes", lambda *_, **__: seen)
     monkeypatch.setattr(workers, "RELEASE_SECONDS", 0.0)
     return seen
@@ -39,18 +38,18 @@ def config(workers: int | str, **fields: Any) -> TrainConfig:
 @pytest.mark.parametrize(
     ("asked", "cpus"), [(1, 4), (2, 4), (4, 2), (8, 1), ("2:8", 1), ("1:2", 4), ("2:64", 1)]
 )
-def test_the_cpus_are_shared_out(nodes: list[workers.Node], asked: int | str, cpus: int) -> None:
+def test_the_cpus_are_shared_out(nodes: list[autoscaler.Node], asked: int | str, cpus: int) -> None:
     assert nodes
     assert workers.worker_resources(config(asked)) == {"CPU": cpus}
 
 
-def test_a_gpu_brings_its_node_s_cpus(nodes: list[workers.Node]) -> None:
+def test_a_gpu_brings_its_node_s_cpus(nodes: list[autoscaler.Node]) -> None:
     assert workers.worker_resources(config(1, use_gpu=True)) == {"GPU": 1, "CPU": 4}
     nodes[1]["GPU"] = 2.0
     assert workers.worker_resources(config("1:8", use_gpu=True)) == {"GPU": 1, "CPU": 2}
 
 
-def test_what_cannot_fit_is_refused_with_what_would(nodes: list[workers.Node]) -> None:
+def test_what_cannot_fit_is_refused_with_what_would(nodes: list[autoscaler.Node]) -> None:
     assert nodes
     with pytest.raises(
         UserError,
@@ -60,87 +59,10 @@ def test_what_cannot_fit_is_refused_with_what_would(nodes: list[workers.Node]) -
         workers.worker_resources(config("2:4", use_gpu=True))
 
 
-@pytest.fixture
-def launched(
-    nodes: list[workers.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Counter[str]:
-    """The head of a cluster by `ray up`, 3 nodes at most; living nodes by group, none at first."""
-    nodes.clear()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "ray_bootstrap_config.yaml").write_text(
-        "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"
-        "  head: {resources: {CPU: 0}}\n"
-        "  gpu: {max_workers: 2, resources: {CPU: 8, GPU: 1}}\n"
-        "  spot: {max_workers: 8, resources: {CPU: 8, GPU: 1}, labels: {ray.io/market-type: spot}}\n"
-    )
-    living: Counter[str] = Counter(head=1)
-    monkeypatch.setattr(workers, "_living_groups", lambda: living)
-    return living
-
-
-SPOT = {"ray.io/market-type": "spot"}
-
-
-def test_what_an_autoscaler_may_add_counts(
-    launched: Counter[str], nodes: list[workers.Node]
-) -> None:
-    """Up to each group's limit and the cluster's; what lives already is not counted twice."""
-    one = {"GPU": 1.0}
-    assert workers.may_grow(config(2, use_gpu=True))
-    assert workers.worker_resources(config(2, use_gpu=True)) == {"GPU": 1, "CPU": 8}
-    assert workers.worker_count(config("1:4", use_gpu=True), one, attempt=0) == 2
-    assert workers.worker_count(config("1:4", use_gpu=True), one, attempt=1) == 1
-    with pytest.raises(UserError, match="enough for 3"):
-        workers.worker_resources(config(4, use_gpu=True))
-    launched["gpu"] = 2
-    nodes += [{"CPU": 8.0, "GPU": 1.0}] * 2
-    with pytest.raises(UserError, match="enough for 3"):
-        workers.worker_resources(config(4, use_gpu=True))
-    with pytest.raises(
-        UserError, match=r"with labels \{'ray.io/market-type': 'on-demand'\}, enough"
-    ):
-        workers.worker_resources(
-            config(4, use_gpu=True, label_selector={"ray.io/market-type": "on-demand"})
-        )
-    launched["spot"] = 1
-    assert not workers.may_grow(config(2, use_gpu=True))
-
-
-def test_a_cluster_that_was_not_launched_cannot_grow(
-    nodes: list[workers.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes.clear()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"on 0 node\(s\), enough for 0"):
-        workers.worker_resources(config(2, use_gpu=True))
-
-
-@pytest.mark.parametrize(
-    ("asked", "labels", "wish"),
-    [("2", None, []), ("2:4", None, [4, 0]), ("2:4", SPOT, [4, 0])],
-)
-def test_an_elastic_run_asks_the_autoscaler_for_all_its_workers(
-    launched: Counter[str], asked: str, labels: dict[str, str] | None, wish: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    from ray.autoscaler import sdk
-
-    seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(sdk, "request_resources", lambda **asked: seen.append(asked))
-    assert launched
-    one = config(asked, use_gpu=True, label_selector=labels)
-    with workers.room_asked_for(one, {"GPU": 1.0, "CPU": 8.0}):
-        assert [len(request["bundles"]) for request in seen] == wish[:1]
-    assert [len(request["bundles"]) for request in seen] == wish
-    if wish:
-        assert seen[0]["bundles"][0] == {"GPU": 1.0, "CPU": 8.0}
-        assert seen[0]["bundle_label_selectors"] == ([labels] * 4 if labels else None)
-
-
 @pytest.mark.parametrize(
     ("room", "count"), [(0, 2), (1, 2), (2, 2), (3, 2), (7, 4), (8, 8), (99, 8)]
 )
-def test_as_many_as_fit_and_share_out(nodes: list[workers.Node], room: int, count: int) -> None:
+def test_as_many_as_fit_and_share_out(nodes: list[autoscaler.Node], room: int, count: int) -> None:
     nodes[:] = [{"CPU": float(room)}]
     assert workers.worker_count(config("2:8"), {"CPU": 1.0}, attempt=1) == count
     assert workers.worker_count(config(4), {"CPU": 1.0}, attempt=1) == 4
@@ -252,7 +174,7 @@ def test_lost_workers_are_started_again_unless_the_driver_leaves(
 
 
 def test_a_watch_that_does_not_see_the_cluster_looks_again(
-    nodes: list[workers.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: list[autoscaler.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's own exceptions are no RuntimeError; then a node leaves that was not leaving before."""
     from ray.exceptions import RaySystemError

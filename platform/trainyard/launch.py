@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainyard.autoscaler import may_grow
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.errors import STORAGE_FAULTS, UserError, storage_fault
@@ -16,7 +17,7 @@ from trainyard.processor import claim_processor
 from trainyard.progress import say
 from trainyard.runs import RunFolder
 from trainyard.tasks import Task
-from trainyard.workers import Watch, may_grow, room_asked_for, worker_count
+from trainyard.workers import Watch, worker_count
 
 
 def run_workers(
@@ -34,18 +35,6 @@ def run_workers(
     workers fit, is no failure. None happens when the driver is `leaving`: Ray, shut down by it,
     would be started again by itself.
     """
-    with room_asked_for(config, dict(resources)):
-        return _until_done(config, task, data, folder, resources, leaving)
-
-
-def _until_done(
-    config: TrainConfig,
-    task: Task,
-    data: PreparedData,
-    folder: RunFolder,
-    resources: Mapping[str, float],
-    leaving: threading.Event,
-) -> dict[str, Any]:
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainyard.autoscaler import room_asked_for
 from trainyard.checkpoints import fault_of
 from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
@@ -203,7 +204,7 @@ def _supervise(
     pool = ThreadPoolExecutor(1)
     leaving = threading.Event()
     try:
-        with signals.training(), ProgressBar(folder) as bar:
+        with signals.training(), room_asked_for(config, resources), ProgressBar(folder) as bar:
             workers = pool.submit(run_workers, config, task, data, folder, resources, leaving)
             while not workers.done():
                 wait([workers], timeout=0.2)

@@ -1,15 +1,12 @@
 """How many workers, of what size, a cluster can hold: now, and as nodes come and go."""
 
 import logging
-import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Self
 
+from trainyard.autoscaler import Node, grows_by_itself, nodes_to_come
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.runs import RunFolder
@@ -19,9 +16,6 @@ GROW_AFTER = 5
 """Looks in a row that must find room for more workers before a run is restarted with them."""
 RELEASE_SECONDS = 10.0
 """How long the cluster may take to free what a lost attempt had occupied."""
-
-Node = dict[str, float]
-"""Resources of one node, by Ray's names."""
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +28,7 @@ def worker_resources(config: TrainConfig) -> Node:
     Raises:
         UserError: saying how many workers would fit.
     """
-    nodes = [*_nodes(config), *_nodes_to_come(config)]
+    nodes = [*_nodes(config), *nodes_to_come(config)]
     gpu = {"GPU": 1.0} if config.use_gpu else {}
     if config.resources_per_worker:
         needed = {**gpu, **config.resources_per_worker}
@@ -46,7 +40,7 @@ def worker_resources(config: TrainConfig) -> Node:
             while fitting(nodes, needed) < possible:
                 needed["CPU"] -= 1
     room = fitting(nodes, needed)
-    if room < config.worker_counts[0] and not _grows_by_itself():
+    if room < config.worker_counts[0] and not grows_by_itself():
         total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
         labels = f" with labels {config.label_selector}" if config.label_selector else ""
         raise UserError(
@@ -72,7 +66,7 @@ def worker_count(config: TrainConfig, needed: Node, *, attempt: int) -> int:
             break
         time.sleep(0.2)
     if attempt == 0:
-        free += fitting(_nodes_to_come(config), needed)
+        free += fitting(nodes_to_come(config), needed)
     return _greatest(counts, free)
 
 
@@ -165,79 +159,6 @@ def _nodes(config: TrainConfig, *, free: bool = False) -> list[Node]:
         available = available_resources_per_node()
         nodes = {name: available.get(name, {}) for name in nodes}
     return list(nodes.values())
-
-
-def _nodes_to_come(config: TrainConfig) -> list[Node]:
-    """What `ray up`'s autoscaler may add: up to each group's limit, and the cluster's over all."""
-    launched = _launched()
-    if launched is None:
-        return []
-    living = _living_groups()
-    groups = {
-        name: group
-        for name, group in launched["available_node_types"].items()
-        if name != launched["head_node_type"]
-    }
-    wanted = (config.label_selector or {}).items()
-    come = [
-        {kind: float(amount) for kind, amount in group.get("resources", {}).items()}
-        for name, group in groups.items()
-        if wanted <= (group.get("labels") or {}).items()
-        for _ in range(group.get("max_workers", 0) - living[name])
-    ]
-    return come[: max(0, launched["max_workers"] - sum(living[name] for name in groups))]
-
-
-def _launched() -> dict[str, Any] | None:
-    """What the cluster was launched from, where `ray up` left it on the head."""
-    import yaml
-
-    path = Path("~/ray_bootstrap_config.yaml").expanduser()
-    found: dict[str, Any] | None = yaml.safe_load(path.read_text()) if path.exists() else None
-    return found
-
-
-def _living_groups() -> Counter[str]:
-    """How many living nodes each group of the cluster has."""
-    import ray
-
-    labels = ((node.get("Labels") or {}) for node in ray.nodes() if node["Alive"])
-    return Counter(label["ray.io/node-group"] for label in labels if "ray.io/node-group" in label)
-
-
-def may_grow(config: TrainConfig) -> bool:
-    """Whether an autoscaler may add nodes for the run."""
-    return bool(_nodes_to_come(config)) or _grows_by_itself()
-
-
-@contextmanager
-def room_asked_for(config: TrainConfig, needed: Node) -> Iterator[None]:
-    """While a run of MIN:MAX workers goes on, the autoscaler is asked for room for MAX of them.
-
-    Its workers alone would ask for no more than there are. Ray keeps one such wish for a cluster: of
-    two elastic runs the later one's counts.
-    """
-    from ray.autoscaler.sdk import request_resources
-    from ray.exceptions import RayError
-
-    counts, labels = config.worker_counts, config.label_selector
-    if len(counts) == 1 or not (_launched() or _grows_by_itself()):
-        yield
-        return
-    bundles = [dict(needed)] * counts[-1]
-    request_resources(
-        bundles=bundles, bundle_label_selectors=[dict(labels)] * counts[-1] if labels else None
-    )
-    try:
-        yield
-    finally:
-        with suppress(RayError, RuntimeError, OSError):  # without the cluster there is no wish
-            request_resources(bundles=[])
-
-
-def _grows_by_itself() -> bool:
-    """Whether KubeRay runs this head: what its autoscaler may add cannot be asked for from here."""
-    return os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1"
 
 
 def _leaving() -> set[str]:

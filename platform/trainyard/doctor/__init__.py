@@ -19,7 +19,7 @@ from trainyard.errors import UserError
 from trainyard.modeling import resolve_model
 from trainyard.progress import say
 from trainyard.splits import find_splits
-from trainyard.workers import Node, worker_resources
+from trainyard.workers import worker_resources
 
 FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
 """Seconds for a node's answer: more than Ray takes to notice that a node is gone."""
@@ -74,7 +74,7 @@ def _examine(config: DoctorConfig) -> Iterator[Finding]:
 
 
 def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
-    needed: Node = {}
+    needed: dict[str, float] = {}
     refused: dict[str, str] = {}
     try:
         needed = worker_resources(config)
@@ -86,7 +86,8 @@ def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
     except UserError as error:
         refused["model"] = str(error)
     try:
-        find_splits(config)
+        names = ", ".join(split.name for split in find_splits(config).splits)
+        yield Finding("data", "ok", f"found here: {names}")
     except UserError as error:
         refused["data"] = str(error)
     for check, sentence in refused.items():

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from trainyard.autoscaler import Node, may_grow
 from trainyard.config import TrainConfig
 from trainyard.doctor.nodes import Facts
-from trainyard.workers import Node, fitting, may_grow
+from trainyard.workers import fitting
 
 GIB = 2**30
 LEAST_DISK = 5 * GIB

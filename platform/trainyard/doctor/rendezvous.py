@@ -5,11 +5,12 @@ import shutil
 import uuid
 from typing import Any
 
+from trainyard.autoscaler import Node
 from trainyard.config import TrainConfig
 from trainyard.doctor.checks import Finding
 from trainyard.launch import build_trainer
 from trainyard.remote.run import open_run
-from trainyard.workers import Node, worker_count
+from trainyard.workers import worker_count
 
 
 def meet(config: TrainConfig, needed: Node) -> Finding:
