@@ -124,7 +124,7 @@ def verdict(row: dict[str, Any], token: str) -> str:
         for asked, code in row["answers"][token].items()
         if asked not in exempt and code != "UNIMPLEMENTED"
     }
-    return " or ".join(sorted({str(code) for code in known.values()} - {"404"}))
+    return " or ".join(sorted({str(code) for code in known.values()} - {"404"})) or "404"
 
 
 def matrix(cluster: RayCluster) -> list[dict[str, Any]]:
