@@ -20,7 +20,7 @@ from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.runs import RunFolder
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.folder import SweepFolder
+from trainyard.tuning.folder import SweepFolder, TrialRecord
 from trainyard.tuning.sweep import SweepResult, tune
 
 ROOT = Path(__file__).parents[1]
@@ -142,8 +142,15 @@ def test_the_time_of_a_sweep_is_kept_over_its_attempts(
     first = tune(dataclasses.replace(timed, max_seconds=folder.read()["seconds"] + 4))
     assert first.trials["finished"] >= already
     assert already < sum(first.trials.values()) < 100
+    cut_off = [trial for trial in folder.records() if trial.status != "finished"]
+    assert cut_off
+    for trial in cut_off:  # nobody judged it, and it goes on where it was
+        assert trial.status in ("stopped", "waiting")
+        assert trial.status == "waiting" or list(trial.run.checkpoints.glob("step-*"))
     assert folder.read()["seconds"] >= undisturbed.seconds + 4
     assert tune(dataclasses.replace(timed, max_seconds=1.0)).trials == first.trials
+    begun = sum(first.trials.values())
+    assert tune(dataclasses.replace(timed, num_trials=begun)).trials == {"finished": begun}
     wait_until_free(cluster, 4)
 
 
@@ -200,6 +207,44 @@ def test_driver_killed_in_mid_sweep_then_the_same_command(
             stamp = (trial.run.path / "metrics.jsonl").stat().st_mtime_ns
             assert stamp == stamps[trial.spec.name]
     assert not (folder.path / "lease.json").exists()
+
+
+@pytest.mark.long
+def test_asked_to_stop_in_search_and_confirmation_then_the_same_command(
+    undisturbed: SweepResult, config: SweepConfig
+) -> None:
+    """SIGTERM twice: what ran is saved and not judged, and the end is that of the undisturbed sweep."""
+    line, environment = command(*flags(config, run_name="asked"))
+    folder = SweepFolder(Path(config.storage_path) / "asked")
+    options: Any = {"env": environment, "text": True, "stdout": subprocess.PIPE,
+                    "stderr": subprocess.PIPE}  # fmt: skip
+
+    def records() -> list[TrialRecord]:
+        return [*folder.records(), *folder.records("confirmation")]
+
+    for kind in ("search", "confirmation"):
+        driver = subprocess.Popen(line, **options)
+        deadline = time.monotonic() + 200
+        while not any(
+            r.spec.kind == kind and r.status == "running" and r.run.progress() for r in records()
+        ):
+            assert driver.poll() is None, driver.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGTERM)
+        _, said = driver.communicate(timeout=100)
+        assert driver.returncode == 128 + signal.SIGTERM, said
+        assert "is saved; the same command goes on" in said
+        assert folder.read()["status"] == "stopped"
+        assert {r.status for r in records()} <= {"finished", "stopped", "waiting"}
+        assert any(r.status == "stopped" and r.spec.kind == kind for r in records())
+
+    last = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    answer = json.loads(last.stdout.splitlines()[-1])
+    assert (answer["verdict"], answer["score"]) == (undisturbed.verdict, undisturbed.score)
+    assert answer["trials"] == {"finished": 3}
+    assert {r.status for r in records()} == {"finished"}
 
 
 @pytest.mark.long

@@ -122,7 +122,7 @@ def test_a_stopped_trial_is_saved_and_holds_nothing(
     assert max(line["step"] for line in lines) == 6  # it waited for the verdict: one epoch
     process.start(record.spec)  # a resumed sweep hears of it again, and trains nothing
     assert process.next_report() == first
-    assert process.next_report() == {**first, "done": True}
+    assert process.next_report() == {**first, "done": True, "by_itself": True}
     assert record.run.metrics() == lines
 
 
@@ -176,7 +176,9 @@ def test_a_diverged_trial_says_so_and_reports_the_worst(
     (record,) = folder.records()
     assert record.status == "diverged"
     assert "lower --learning-rate" in record.run.read()["reason"]
-    assert reports[-1] == {"score": WORST, "standing": WORST, "evaluation": 0, "done": True}
+    assert reports[-1] == {
+        "score": WORST, "standing": WORST, "evaluation": 0, "done": True, "by_itself": True,
+    }  # fmt: skip
     json.dumps(reports, allow_nan=False)
 
 

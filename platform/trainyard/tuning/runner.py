@@ -129,8 +129,9 @@ def _tune(
 
         def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
             running.pop(trial.trial_id, None)
-            # One that ended by itself has said so in its folder; the others are told to end after this.
-            by_itself = record(folder_of(trial)).ended
+            # One that ended by itself, also one that was asked to save, has said so in its folder; those
+            # that the scheduler stops are told to end after this.
+            by_itself = trial.last_result.get("by_itself") or record(folder_of(trial)).ended
             if not by_itself:
                 stopped.append(folder_of(trial))
             _say_ended(folder_of(trial), None if by_itself else "stopped by the scheduler")

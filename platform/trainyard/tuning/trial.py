@@ -216,6 +216,7 @@ class TrialProcess:
             "standing": score - TIE_BREAK * loss,
             "evaluation": len(self._reported),
             "done": done,
+            "by_itself": done,  # Tune sets `done` too when the scheduler ends a trial; this it leaves
         }
 
 
