@@ -19,7 +19,8 @@ sweep.json holds
     space         {field: "loguniform:1e-06:0.001", ...}
     searcher, scheduler, task, num_trials
     metric        name of the headline metric, the trials' score; a score is higher for better
-    started, ended    UTC, "2026-01-31T12:00:00Z"; `seconds` over all attempts at the sweep
+    started, ended    UTC, "2026-01-31T12:00:00Z"; `seconds` over all attempts at the sweep, and
+                  `search_seconds` of them before the confirmation
     resources_per_trial, max_concurrent_trials
     result        when finished: {best_trial, score, hyperparameters, best_config, model}
     verdict       when confirmed: "better", "worse" or "not distinguishable" (winner to default)
@@ -154,6 +155,15 @@ class SweepFolder:
             record(path.parent) for path in parent.glob("*/trial.json") if path.parent.is_dir()
         ]
         return sorted(found, key=lambda trial: trial.spec.index)
+
+    def check(self) -> None:
+        """Read all that a sweep goes on from.
+
+        Raises:
+            UserError: when some of it is damaged.
+        """
+        for trial in (*self.records(), *self.records("confirmation")):
+            trial.run.metrics()
 
 
 def record(path: Path) -> TrialRecord:

@@ -5,6 +5,7 @@ Tune stores itself is needed to go on with a sweep.
 """
 
 import logging
+import math
 import os
 import shutil
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainyard.progress import StopSignals, say
+from trainyard.tuning.clock import Clock
 from trainyard.tuning.folder import ENDED, SweepFolder, TrialSpec, now, record
 from trainyard.tuning.orphans import release_orphans
 from trainyard.tuning.placement import Placement
@@ -39,17 +41,17 @@ def run_trials(
     scheduler: Any,
     placement: Placement,
     signals: StopSignals,
+    clock: Clock,
     *,
-    spent: Callable[[], float] | None = None,
     seconds: float | None = None,
 ) -> Literal["done", "stopped", "time"]:
-    """Run what `supply` gives until there is no more, a signal came, or `spent` passes `seconds`.
+    """Run what `supply` gives until there is no more, a signal came, or its search took `seconds`.
 
-    On a signal or at that time running trials save and stop, and nothing new is started. What was
-    spent is written down as it goes, so that a driver that is killed does not get it back.
+    On a signal or at that time running trials save and stop, and nothing new is started.
     """
     ended: Literal["done", "stopped", "time"] = "done"
-    if spent and seconds is not None and spent() >= seconds:
+    limit = math.inf if seconds is None else seconds
+    if clock.searching() >= limit:
         return "time"
     running: dict[str, Path] = {}
     stopped: list[Path] = []
@@ -71,12 +73,12 @@ def run_trials(
         written = time.monotonic()
         while thread.is_alive():
             thread.join(0.3)
-            if spent and time.monotonic() - written > RECORD_SECONDS:
+            if time.monotonic() - written > RECORD_SECONDS:
                 written = time.monotonic()
-                folder.update(seconds=round(spent(), 2))
+                clock.write()
             if folder.stop_request.exists():
                 ended = "stopped"
-            elif spent and seconds is not None and spent() >= seconds and ended == "done":
+            elif clock.searching() >= limit and ended == "done":
                 ended = "time"
                 say("the time is up: saving what runs")
             if ended != "done":
@@ -160,7 +162,12 @@ def _tune(
         if not context.config.verbose:
             logger.setLevel(logging.CRITICAL)
         tune.Tuner(
-            tune.with_resources(build_trainable(context), dict(placement.per_trial)),
+            tune.with_resources(
+                build_trainable(context),
+                tune.PlacementGroupFactory(
+                    [dict(placement.per_trial)], bundle_label_selector=[dict(placement.labels)]
+                ),
+            ),
             tune_config=tune.TuneConfig(
                 metric="standing",
                 mode="max",
