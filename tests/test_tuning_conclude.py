@@ -1,5 +1,6 @@
 """What a sweep says in the end, from folders alone: the verdict, the reason for none, the time."""
 
+import csv
 import dataclasses
 import time
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_the_default_recipe_is_tokenized_though_the_space_leaves_it_out(
     assert data_key(config.base) in found
     _, found = prepare_all(dataclasses.replace(config, confirm_seeds=0), space, folder)
     assert [length for _, length in found] == [8, 16]
+
+
+def test_a_trial_that_diverged_has_no_score_whatever_it_had_before(folder: SweepFolder) -> None:
+    add(folder, "trial-0002", 0.99, learning_rate=9e-4, weight_decay=0.0)
+    folder.records()[-1].run.update(status="diverged", trial_score=0.99)
+    ranked = rank(folder.records())
+    assert [trial.spec.name for trial in ranked][::2] == ["trial-0001", "trial-0002"]
+    conclude(folder, TASKS["mrpc"], SPACE, ranked, None, "", 12.0)
+    rows = list(csv.DictReader((folder.path / "trials.csv").open()))
+    assert [row["score"] for row in rows] == ["0.8", "0.9", ""]
+    assert {path.name for path in folder.tensorboard.iterdir()} == {"trial-0000", "trial-0001"}
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]", b'{"loss": 1}', b"\xff", b'{"step": "one"}'])

@@ -99,7 +99,7 @@ class TrialRecord:
     spec: TrialSpec
     status: str
     score: float | None
-    """Best score so far; None where no evaluation gave a number."""
+    """Best score so far; None where no evaluation gave a number, and where it diverged in the end."""
     evaluations: int
     run: RunFolder
 
@@ -179,10 +179,12 @@ def record(path: Path) -> TrialRecord:
         raise _damaged(path / "trial.json") from error
     run = RunFolder(path)
     known = run.read()
+    status = known.get("status", "waiting")
+    score = known.get("trial_score", known.get("result", {}).get("score"))
     return TrialRecord(
         spec=spec,
-        status=known.get("status", "waiting"),
-        score=known.get("trial_score", known.get("result", {}).get("score")),
+        status=status,
+        score=None if status == "diverged" else score,
         evaluations=known.get("trial_evaluations", 0),
         run=run,
     )
