@@ -1,4 +1,4 @@
-"""Sweeps on Ray: what is left, who is killed, what is given back, and what a wrong flag says."""
+"""Sweeps on Ray: what they leave, and how they go on after a kill, a signal and the end of their time."""
 
 import csv
 import dataclasses
@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_sweeps import folder_of, small_sweep, wait_until_free
 
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
@@ -29,27 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def config(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
-    """Three random trials by two at once, the best confirmed by two seeds."""
-    own = {field.name: getattr(small_run, field.name) for field in dataclasses.fields(TrainConfig)}
-    changed: dict[str, Any] = {
-        "ledger": False, "num_train_epochs": 2, "logging_steps": 3, "run_name": "undisturbed",
-        "storage_path": str(tmp_path_factory.mktemp("sweeps")), "resources_per_worker": {"CPU": 1},
-    }  # fmt: skip
-    return SweepConfig(
-        **{**own, **changed}, set=(("learning_rate=loguniform:1e-4:1e-2",),), scheduler="fifo",
-        num_trials=3, max_concurrent_trials=2, confirm_top=1, confirm_seeds=2,
-    )  # fmt: skip
-
-
-def folder_of(config: SweepConfig) -> SweepFolder:
-    return SweepFolder(Path(config.storage_path) / config.resolved_run_name)
-
-
-def wait_until_free(ray: Any, cpus: float) -> None:
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU", 0) < cpus:
-        assert time.monotonic() < deadline, ray.available_resources()
-        time.sleep(0.2)
+    return small_sweep(small_run, tmp_path_factory.mktemp("sweeps"))
 
 
 @pytest.fixture(scope="module")
@@ -253,64 +233,3 @@ def test_asked_to_stop_in_search_and_confirmation_then_the_same_command(
     assert (answer["verdict"], answer["score"]) == (undisturbed.verdict, undisturbed.score)
     assert answer["trials"] == {"finished": 3}
     assert {r.status for r in records()} == {"finished"}
-
-
-@pytest.mark.long
-def test_nested_trials_stopped_early_and_killed_give_everything_back(
-    cluster: Any, config: SweepConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """ASHA over trials of two workers on four CPUs, without a dashboard; one trial is killed."""
-    nested = dataclasses.replace(
-        config, run_name="nested", num_workers=2, scheduler="asha", num_trials=3, confirm_seeds=0,
-        num_train_epochs=4, reduction_factor=2.0, max_concurrent_trials=None,
-    )  # fmt: skip
-    folder = folder_of(nested)
-    killed: list[int] = []
-
-    def kill_a_trial() -> None:
-        import psutil
-
-        while not killed:
-            time.sleep(0.05)
-            if RunFolder(folder.trials / "trial-0000").progress().get("step", 0) < 2:
-                continue
-            for process in psutil.Process().children(recursive=True):
-                if "ResourceTrainable" in " ".join(process.cmdline()):
-                    killed.append(process.pid)
-                    process.kill()
-                    return
-
-    threading.Thread(target=kill_a_trial, daemon=True).start()
-    result = tune(nested)
-    assert killed
-    assert folder.read()["max_concurrent_trials"] == 2
-    assert sum(result.trials.values()) == 3
-    assert set(result.trials) == {"finished", "pruned"}
-    said = capsys.readouterr().err
-    assert said.count(": stopped by the scheduler") == result.trials["pruned"]
-    assert ": running" not in said
-    wait_until_free(cluster, 4)
-    from ray.util import placement_group_table
-
-    assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
-    assert not [t for t in folder.records() if (t.run.path / "lease.json").exists()]
-
-
-def test_a_population_trains_to_its_end(cluster: Any, config: SweepConfig) -> None:
-    """On nodes with a label, for which Ray Tune is asked in a way of its own."""
-    label = {"ray.io/node-id": cluster.nodes()[0]["NodeID"]}
-    population = dataclasses.replace(
-        config, run_name="population", scheduler="pbt", population=2, num_trials=None,
-        max_concurrent_trials=None, confirm_seeds=0, label_selector=label,
-    )  # fmt: skip
-    result = tune(population)
-    assert result.trials == {"stopped": 2, "finished": 2}
-    first, second = (
-        [r for r in folder_of(population).records() if r.spec.generation == generation]
-        for generation in (0, 1)
-    )
-    best = max(first, key=lambda trial: trial.score or 0)
-    assert [trial.spec.parent for trial in second] == [best.spec.name] * 2
-    assert result.best_trial in {trial.spec.name for trial in second}
-    assert Path(result.model, "model.safetensors").exists()
-    wait_until_free(cluster, 4)
