@@ -94,14 +94,16 @@ def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell | None]]:
     """What to use, with the score to expect of it."""
     best, metric = sweep.best, sweep.metric or "score"
     score = chosen_score(sweep)
-    trial = Cell(best.name, href=link(best)) if best else None
     own = (f"Its {metric}", Cell(score.text, note=score.note))
     if sweep.keeps_default:
+        winner = mapping(mapping(sweep.record.get("confirmation")).get("winner")).get("trial")
+        lost = next((trial for trial in sweep.trials if trial.name == winner), best)
         return [
-            ("Result", Cell("the default recipe", note="in best.yaml and model/")),
+            ("Result", Cell("default recipe", note="in best.yaml and model/")),
             own,
-            ("Best trial, worse when run again", trial),
+            ("Worse when run again", Cell(lost.name, href=link(lost)) if lost else None),
         ]
+    trial = Cell(best.name, href=link(best)) if best else None
     return [(_title(sweep), trial), own, *_corrected(sweep)]
 
 
