@@ -1,4 +1,4 @@
-"""What a sweep says in the end, from folders alone: the verdict, the reason for none, the time."""
+"""What a sweep says from folders alone: the verdict, the reason for none, the time, what is damaged."""
 
 import csv
 import dataclasses
@@ -109,6 +109,28 @@ def test_a_trial_that_diverged_has_no_score_whatever_it_had_before(folder: Sweep
     rows = list(csv.DictReader((folder.path / "trials.csv").open()))
     assert [row["score"] for row in rows] == ["0.8", "0.9", ""]
     assert {path.name for path in folder.tensorboard.iterdir()} == {"trial-0000", "trial-0001"}
+
+
+def test_a_damaged_folder_is_refused(folder: SweepFolder) -> None:
+    for damage in ('{"kind": "sw', "[]", "", '{"kind": "sweep"}'):
+        (folder.path / "sweep.json").write_text(damage)
+        with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
+            folder.read()
+    (folder.path / "sweep.json").unlink()
+    (folder.path / "sweep.json").mkdir()
+    with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
+        folder.read()
+    (folder.path / "sweep.json").rmdir()
+    for damage in ("[]", '{"status": "fin', "\x00"):
+        (folder.trials / "trial-0000" / "run.json").write_text(damage)
+        with pytest.raises(UserError, match=r"run.json is damaged; use --fresh"):
+            folder.records()
+    (folder.trials / "trial-0000" / "trial.json").write_text("{}")
+    with pytest.raises(UserError, match=r"trial.json is damaged; use --fresh"):
+        folder.records()
+    (folder.path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="is the folder of a single run, not of a sweep"):
+        folder.read()
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]", b'{"loss": 1}', b"\xff", b'{"step": "one"}'])
