@@ -56,10 +56,14 @@ def test_asha_with_one_trial_at_a_time_is_not_changed_by_an_interruption(
 def test_nested_trials_stopped_early_and_killed_give_everything_back(
     cluster: Any, config: SweepConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ASHA over trials of two workers on four CPUs, without a dashboard; one trial is killed."""
+    """ASHA over trials of two workers on four CPUs, without a dashboard; one trial is killed.
+
+    Rates far below the first trial's, and enough epochs that a trial still trains when it is stopped.
+    """
     nested = dataclasses.replace(
         config, run_name="nested", num_workers=2, scheduler="asha", num_trials=3, confirm_seeds=0,
-        num_train_epochs=4, reduction_factor=2.0, max_concurrent_trials=None,
+        num_train_epochs=20, reduction_factor=2.0, max_concurrent_trials=None,
+        set=(("learning_rate=loguniform:1e-7:1e-3",),),
     )  # fmt: skip
     folder = folder_of(nested)
     killed: list[int] = []

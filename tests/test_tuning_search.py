@@ -16,6 +16,7 @@ from trainyard.runs import RunFolder
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tuning.placement import SUPERVISOR, place
+from trainyard.tuning.population import next_stretch
 from trainyard.tuning.search import check_searcher, rank, suggest
 from trainyard.tuning.space import SPACES, Domain, build_space, parse_domain
 from trainyard.tuning.supply import search_supply
@@ -202,6 +203,25 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path, scheduler: Any, again: lis
     assert [trial.status for trial in folder.records()][:4] == [
         "finished", "pruned", "stopped", "running",
     ]  # fmt: skip
+
+
+def test_a_stretch_that_was_cut_off_has_not_come_to_its_exchange(tmp_path: Path) -> None:
+    """Asked to stop in its middle, a member goes on; the others wait for it."""
+    config = SweepConfig(scheduler="pbt", population=2)
+    space, folder = build_space("default", (), config), SweepFolder(tmp_path / "population")
+    for _ in range(2):
+        spec = next_stretch(config, space, folder.records(), 2)
+        assert isinstance(spec, TrialSpec)
+        folder.add(spec).update(status="stopped", trial_score=0.5, trial_evaluations=1)
+    last = folder.records()[-1]
+    last.run.update(trial_evaluations=0)
+    assert next_stretch(config, space, folder.records(), 2) == "later"
+    supply = search_supply(config, space, folder, {}, 2)
+    assert supply() == last.spec
+    last.run.update(trial_evaluations=1)
+    following = next_stretch(config, space, folder.records(), 2)
+    assert isinstance(following, TrialSpec)
+    assert following.generation == 1
 
 
 def test_the_name_is_the_search_and_not_its_budget() -> None:
