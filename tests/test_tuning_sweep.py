@@ -142,6 +142,22 @@ def test_the_time_of_a_sweep_is_kept_over_its_attempts(
     wait_until_free(cluster, 4)
 
 
+@pytest.mark.long
+def test_a_space_that_leaves_out_the_default_recipe_is_confirmed_against_it(
+    cluster: Any, config: SweepConfig
+) -> None:
+    """Its own length is that of no trial, so only the confirmation reads that tokenization."""
+    elsewhere = dataclasses.replace(
+        config, run_name="elsewhere", num_trials=2, set=(("max_length=choice:8,16",),)
+    )
+    result = tune(elsewhere)
+    assert result.verdict in ("better", "worse", "not distinguishable")
+    known = folder_of(elsewhere).read()
+    assert known["confirmation"]["default"]["hyperparameters"]["max_length"] == 32
+    assert known["reason"] is None
+    wait_until_free(cluster, 4)
+
+
 def flags(config: SweepConfig, **changed: str) -> list[str]:
     names = ("task", "data_dir", "model_name_or_path", "storage_path", "max_length", "num_trials",
              "train_batch_size", "per_device_train_batch_size", "learning_rate", "logging_steps",
