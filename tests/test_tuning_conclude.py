@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,14 @@ import pytest
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.lease import Lease, this_process
 from trainyard.tasks import TASKS
 from trainyard.tuning.clock import Clock
 from trainyard.tuning.conclude import conclude
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.confirm import DEFAULT, predictions, run_name, verdict_of
 from trainyard.tuning.folder import SweepFolder, TrialRecord, TrialSpec
+from trainyard.tuning.runner import _settle
 from trainyard.tuning.search import rank
 from trainyard.tuning.space import build_space
 from trainyard.tuning.supply import prepare_all
@@ -85,6 +89,23 @@ def test_a_sweep_that_is_not_confirmed_says_why(folder: SweepFolder, lost: str) 
     assert (result.verdict, result.best_trial) == (None, "trial-0001")
     assert folder.read()["reason"] == why
     assert f"not confirmed: {why}" in folder.best_config.read_text()
+
+
+def test_a_trial_killed_while_it_was_stopping_is_closed_and_holds_nothing(
+    folder: SweepFolder,
+) -> None:
+    run = folder.records()[0].run
+    run.update(status="running", trial_score=None)
+    run.append_metrics({"step": 6, "split": "validation", "metrics": {"f1": 0.6}})
+    lost = {**this_process(), "started": 0.0}
+    (run.path / Lease.NAME).write_text(json.dumps(lost))
+    run.stop_request.touch()
+    splits: Any = SimpleNamespace(folders=("train", "validation"))
+    _settle(run.path, dataclasses.replace(context(folder), data={("model", 32): splits}))
+    closed = folder.records()[0]
+    assert (closed.status, closed.score, closed.evaluations) == ("pruned", 0.6, 1)
+    assert not (run.path / Lease.NAME).exists()
+    assert not run.stop_request.exists()
 
 
 def test_the_default_recipe_is_tokenized_though_the_space_leaves_it_out(

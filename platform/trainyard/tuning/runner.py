@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from trainyard.lease import EXPIRY_SECONDS
 from trainyard.progress import StopSignals, say
+from trainyard.runs import RunFolder
 from trainyard.tuning.clock import Clock
 from trainyard.tuning.folder import ENDED, SweepFolder, TrialSpec, now, record
 from trainyard.tuning.orphans import release_orphans
@@ -205,18 +207,23 @@ def _mark_lost(path: Path, restarts: int) -> None:
 def _settle(path: Path, context: Context) -> None:
     """Close the record of a trial that was stopped and killed before it could do so.
 
-    Tune gives the last processes of a sweep ten seconds to end, and a Ray Train run may need more.
+    Tune gives the last processes of a sweep ten seconds to end, and a Ray Train run may need more. The
+    lease that such a one leaves is taken over, and with it the certainty that it writes no more.
     """
-    trial = record(path)
-    if not trial.ended:
-        scores = evaluations(trial.run, context)
-        trial.run.update(
-            status="pruned",
-            reason=f"stopped by the scheduler at evaluation {len(scores)}",
-            ended=now(),
-            trial_score=max(scores.values(), default=None),
-            trial_evaluations=len(scores),
-        )
+    if record(path).ended:
+        return
+    with RunFolder(path).lease(patience=2 * EXPIRY_SECONDS):
+        trial = record(path)
+        if not trial.ended:
+            scores = evaluations(trial.run, context)
+            trial.run.update(
+                status="pruned",
+                reason=f"stopped by the scheduler at evaluation {len(scores)}",
+                ended=now(),
+                trial_score=max(scores.values(), default=None),
+                trial_evaluations=len(scores),
+            )
+        trial.run.stop_request.unlink(missing_ok=True)
 
 
 def _say_ended(path: Path, status: str | None = None) -> None:
