@@ -87,7 +87,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 metric=task.score,
                 num_trials=budget,
                 started=known.get("started") or now(),
-                data_fingerprint=prints,
+                data_fingerprint={**before, **prints},
                 versions=versions(),
                 resources_per_trial=dict(placement.per_worker),
                 max_concurrent_trials=placement.concurrent,
