@@ -4,8 +4,9 @@
     python benchmarks/sweep_figures.py runs/mrpc-asha benchmarks/results/sweep-mrpc.json
 
 Cost is counted in optimizer steps, which do not depend on the machine's load, and in seconds of
-training. "Beyond pure training" is all of a trial's time that is not its loop: finding data and model,
-waiting for the scheduler's verdict, the pause between one trial and the next.
+training. `startup_seconds` is the time from a process taking a trial up to the trial's first step: data,
+model and, for the first trial of a process, the imports. What a trial waits for the scheduler's verdict
+is in neither.
 """
 
 import json

@@ -87,9 +87,12 @@ def write_run(
 
 def write_sweep(
     folder: Path, trials: int = 24, *, status: str = "finished", started: float = 1.79e9,
-    confirmed: bool = True,
+    confirmed: bool = True, verdict: str = "better",
 ) -> Path:  # fmt: skip
-    """A sweep whose score depends on the learning rate most, then on the batch size."""
+    """A sweep whose score depends on the learning rate most, then on the batch size.
+
+    Those of its trials that diverged had been evaluated before.
+    """
     rng = random.Random(7)
     folder.mkdir(parents=True, exist_ok=True)
     best: tuple[float, str, dict[str, Any]] = (0.0, "", {})
@@ -106,7 +109,7 @@ def write_sweep(
             0.9 - 0.08 * distance**2 - 0.0006 * given["train_batch_size"] + rng.gauss(0, 0.006)
         )
         ended = ENDS[index % len(ENDS)]
-        upto = {"pruned": rng.choice([0.12, 0.36]), "failed": 0.0, "diverged": 0.0}.get(ended, 1.0)
+        upto = {"pruned": rng.choice([0.12, 0.36]), "failed": 0.0, "diverged": 0.36}.get(ended, 1.0)
         if status == "running" and index >= trials - 3:
             ended, upto = ("running", 0.5) if index < trials - 1 else ("waiting", 0.0)
         trial = {"index": index, "name": name, "kind": "search", "hyperparameters": given}
@@ -134,12 +137,38 @@ def write_sweep(
             "result": {"best_trial": best[1], "score": best[0], "hyperparameters": best[2]},
         }  # fmt: skip
         if confirmed:
-            record |= confirmation(folder, best)
+            record |= confirmation(folder, best, verdict)
+            if verdict == "worse":
+                record["result"]["best_trial"] = "default"
     (folder / "sweep.json").write_text(json.dumps(record))
     return folder
 
 
-def confirmation(folder: Path, best: tuple[float, str, dict[str, Any]]) -> dict[str, Any]:
+def write_confirming(folder: Path) -> Path:
+    """A sweep whose search is over and whose confirming runs are on their way; one of them failed."""
+    write_sweep(folder, 12, confirmed=False)
+    record = json.loads((folder / "sweep.json").read_text())
+    for field in ("result", "ended"):
+        del record[field]
+    (folder / "sweep.json").write_text(json.dumps({**record, "status": "running"}))
+    states = (("finished", 1.0, None), ("failed", 0.3, "worker 0: OSError: No space left on device"),
+              ("running", 0.5, None))  # fmt: skip
+    for seed, (status, upto, reason) in enumerate(states):
+        name = f"default-seed-{seed}"
+        spec = {
+            "index": seed,
+            "name": name,
+            "kind": "confirmation",
+            "hyperparameters": {"seed": seed},
+        }
+        write_run(folder / "confirmation" / name, seed=seed, status=status, upto=upto, trial=spec,
+                  reason=reason)  # fmt: skip
+    return folder
+
+
+def confirmation(
+    folder: Path, best: tuple[float, str, dict[str, Any]], verdict: str
+) -> dict[str, Any]:
     """The block of sweep.json, and the runs with fresh seeds behind it."""
     runs: dict[str, list[str]] = {}
     for who, quality in (("winner", best[0]), ("default", best[0] - 0.02)):
@@ -148,16 +177,20 @@ def confirmation(folder: Path, best: tuple[float, str, dict[str, Any]]) -> dict[
             spec = {"index": seed, "name": name, "kind": "confirmation", "hyperparameters": best[2]}
             write_run(folder / "confirmation" / name, seed=seed, quality=quality, trial=spec)
             runs.setdefault(who, []).append(name)
+    worse = verdict == "worse"
+    scores = [0.85, 0.859, 0.849] if worse else [0.897, 0.889, 0.901]
+    corrected, ends = (0.8501, [0.835, 0.868]) if worse else (0.8931, [0.881, 0.909])
+    gain = (-0.0206, -0.0369, -0.005) if worse else (0.0198, 0.0042, 0.0361)
     return {
-        "verdict": "better",
+        "verdict": verdict,
         "confirmation": {
-            "seeds": [1, 2, 3], "verdict": "better",
-            "winner": {"trial": best[1], "hyperparameters": best[2], "scores": [0.897, 0.889, 0.901],
-                       "mean": 0.8957, "corrected": 0.8931, "interval": [0.881, 0.909],
+            "seeds": [1, 2, 3], "verdict": verdict,
+            "winner": {"trial": best[1], "hyperparameters": best[2], "scores": scores,
+                       "mean": sum(scores) / 3, "corrected": corrected, "interval": ends,
                        "runs": runs["winner"]},
             "default": {"hyperparameters": {"learning_rate": 5e-5}, "scores": [0.871, 0.88, 0.869],
                         "mean": 0.8733, "interval": [0.859, 0.887], "runs": runs["default"]},
             "candidates": [],
-            "difference": {"value": 0.0198, "low": 0.0042, "high": 0.0361},
+            "difference": dict(zip(("value", "low", "high"), gain, strict=True)),
         },
     }  # fmt: skip

@@ -14,7 +14,7 @@ from trainyard import UserError, autoscaler, workers
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[autoscaler.Node]:
     """The living nodes as `workers` sees them: none, until a test adds some."""
     seen: list[autoscaler.Node] = []
-    monkeypatch.setattr(workers, "_nodes", lambda *_, **__: seen)
+    monkeypatch.setattr(workers, "nodes_for", lambda *_, **__: seen)
     monkeypatch.setattr(workers, "RELEASE_SECONDS", 0.0)
     return seen
 

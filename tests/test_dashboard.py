@@ -137,9 +137,12 @@ def test_an_axis_fits_its_hyperparameter(
     assert len(shown) <= 8
 
 
+TEXT = st.text(st.characters(), max_size=5) | st.sampled_from(
+    ["\ud800", "a\udfff"]
+)  # half characters
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
 FIELDS = st.sampled_from(
@@ -167,7 +170,7 @@ def test_no_folder_can_break_a_page(tmp_path: Path, records: list[Any], raw: byt
     (tmp_path / "raw" / "run.json").write_bytes(raw)
     dashboard = Dashboard(tmp_path)
     for key in ("", "sweep", "sweep/trials/trial-0", "raw"):
-        assert "<h1>" in str(dashboard.page(key, site="/"))
+        assert b"<h1>" in str(dashboard.page(key, site="/")).encode()
 
 
 @pytest.fixture(scope="module")

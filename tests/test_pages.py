@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_runs import write_run, write_sweep
+from sample_runs import write_confirming, write_run, write_sweep
 from serving_locally import LocalModels, load, serving
 from small_models import classifier
 
@@ -34,6 +34,8 @@ pytestmark = pytest.mark.skipif(
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs")
     write_sweep(path / "asha", 24)
+    write_sweep(path / "worse", 12, verdict="worse")
+    write_confirming(path / "confirming")
     write_run(path / "plain")
     write_run(path / ("long-name-" * 12), status="failed", upto=0.2, reason=HOSTILE, task=HOSTILE)
     write_run(path / "nan", status="diverged", upto=0, reason="the loss of step 4 is nan")
@@ -107,8 +109,8 @@ def test_every_page_is_drawn_without_a_complaint(
     browser: Any, address: str, storage: Path, scheme: str, width: int
 ) -> None:
     view = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
-    figures = {"": 0, "asha": 9, "asha/trials/trial-004": 0, "plain": 3, "nan": 0,
-               "long-name-" * 12: 3}  # fmt: skip
+    figures = {"": 0, "asha": 9, "worse": 8, "confirming": 7, "asha/trials/trial-004": 3, "plain": 3,
+               "nan": 0, "long-name-" * 12: 3}  # fmt: skip
     assert {path.name for path in storage.iterdir()} == {k for k in figures if k and "/" not in k}
     for key, count in figures.items():
         url = f"{address}/view/{key}" if key else f"{address}/"
@@ -173,10 +175,15 @@ def test_news_come_by_themselves_and_disturb_nothing(
             table.locator("thead th", has_text="Trial").locator("button").press("Enter")
             table.locator("input").fill("trial-01")
             page.get_by_text("Config").last.click()
+            page.add_style_tag(content=".scroll { max-height: 5rem; }")
+            place = "e => [e.scrollLeft, e.scrollTop]"
+            table.locator(".scroll").evaluate("e => e.scrollTo(0, 30)")
+            assert table.locator(".scroll").evaluate(place) == [0, 30]
             assert table.locator("tbody tr:visible th").first.inner_text() == "trial-013"
             write_run(storage / "live/trials/trial-011", trial={"index": 11}, sweep="live")
             row = table.locator("tbody tr", has_text="trial-011")
             row.get_by_text("finished").wait_for(timeout=10_000)
+            assert table.locator(".scroll").evaluate(place) == [0, 30]
             assert table.locator("tbody tr:visible th").first.inner_text() == "trial-013"
             assert table.locator("input").input_value() == "trial-01"
             assert page.evaluate("document.activeElement.tagName") in {"INPUT", "SUMMARY", "H2"}

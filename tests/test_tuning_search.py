@@ -16,6 +16,7 @@ from trainyard.runs import RunFolder
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tuning.placement import SUPERVISOR, place
+from trainyard.tuning.population import next_stretch
 from trainyard.tuning.search import check_searcher, rank, suggest
 from trainyard.tuning.space import SPACES, Domain, build_space, parse_domain
 from trainyard.tuning.supply import search_supply
@@ -204,6 +205,25 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path, scheduler: Any, again: lis
     ]  # fmt: skip
 
 
+def test_a_stretch_that_was_cut_off_has_not_come_to_its_exchange(tmp_path: Path) -> None:
+    """Asked to stop in its middle, a member goes on; the others wait for it."""
+    config = SweepConfig(scheduler="pbt", population=2)
+    space, folder = build_space("default", (), config), SweepFolder(tmp_path / "population")
+    for _ in range(2):
+        spec = next_stretch(config, space, folder.records(), 2)
+        assert isinstance(spec, TrialSpec)
+        folder.add(spec).update(status="stopped", trial_score=0.5, trial_evaluations=1)
+    last = folder.records()[-1]
+    last.run.update(trial_evaluations=0)
+    assert next_stretch(config, space, folder.records(), 2) == "later"
+    supply = search_supply(config, space, folder, {}, 2)
+    assert supply() == last.spec
+    last.run.update(trial_evaluations=1)
+    following = next_stretch(config, space, folder.records(), 2)
+    assert isinstance(following, TrialSpec)
+    assert following.generation == 1
+
+
 def test_the_name_is_the_search_and_not_its_budget() -> None:
     more = dataclasses.replace(BASE, num_trials=40, confirm_seeds=0, num_workers=2)
     assert more.resolved_run_name == BASE.resolved_run_name
@@ -223,6 +243,11 @@ def test_trials_share_the_cluster_and_never_wait_for_each_other() -> None:
     shared = SweepConfig(use_gpu=True, resources_per_worker={"GPU": 0.25, "CPU": 1})
     assert place(shared, 12, [{"CPU": 8.0, "GPU": 1.0}]).concurrent == 4
     assert place(SweepConfig(max_concurrent_trials=3), 12, four).concurrent == 3
+    labelled = SweepConfig(label_selector={"zone": "a"})
+    assert place(labelled, 12, four).labels == {"zone": "a"}
+    assert place(dataclasses.replace(labelled, num_workers=2), 12, four).labels == {}
+    with pytest.raises(UserError, match=r"0 CPU on 0 node\(s\) with labels {'zone': 'a'}; use"):
+        place(labelled, 12, [])
     with pytest.raises(UserError, match=r"a trial of --num-workers 8 .* has 4 CPU on 1 node"):
         place(SweepConfig(num_workers=8, train_batch_size=64), 12, four)
 

@@ -1,4 +1,4 @@
-"""Sweeps on Ray: what is left, who is killed, what is given back, and what a wrong flag says."""
+"""Sweeps on Ray: what they leave, and how they go on after a kill, a signal and the end of their time."""
 
 import csv
 import dataclasses
@@ -8,47 +8,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_task
+from small_sweeps import folder_of, small_sweep, wait_until_free
 
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.runs import RunFolder
+from trainyard.stopwatch import time_ledger
+from trainyard.tuning.conclude import SweepResult
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.folder import SweepFolder
-from trainyard.tuning.sweep import SweepResult, tune
+from trainyard.tuning.folder import SweepFolder, TrialRecord
+from trainyard.tuning.sweep import tune
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def config(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
-    """Three random trials by two at once, the best confirmed by two seeds."""
-    own = {field.name: getattr(small_run, field.name) for field in dataclasses.fields(TrainConfig)}
-    changed: dict[str, Any] = {
-        "ledger": False, "num_train_epochs": 2, "logging_steps": 3, "run_name": "undisturbed",
-        "storage_path": str(tmp_path_factory.mktemp("sweeps")), "resources_per_worker": {"CPU": 1},
-    }  # fmt: skip
-    return SweepConfig(
-        **{**own, **changed}, set=(("learning_rate=loguniform:1e-4:1e-2",),), scheduler="fifo",
-        num_trials=3, max_concurrent_trials=2, confirm_top=1, confirm_seeds=2,
-    )  # fmt: skip
-
-
-def folder_of(config: SweepConfig) -> SweepFolder:
-    return SweepFolder(Path(config.storage_path) / config.resolved_run_name)
-
-
-def wait_until_free(ray: Any, cpus: float) -> None:
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU", 0) < cpus:
-        assert time.monotonic() < deadline, ray.available_resources()
-        time.sleep(0.2)
+    return small_sweep(small_run, tmp_path_factory.mktemp("sweeps"))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +93,11 @@ def test_processes_are_kept_and_data_is_tokenized_once(
     started = {trial.spec.name: trial.run.read()["startup_seconds"] for trial in folder.records()}
     assert undisturbed.trials == {"finished": 3}
     assert started["trial-0002"] < max(started["trial-0000"], started["trial-0001"]) / 2
+    for trial in folder.records():  # the ledger of each, imports of the first in a process included
+        known = trial.run.read()
+        ledger = time_ledger(known, trial.run.progress())
+        wall = known["startup_seconds"] + known["loop_seconds"] + ledger.get("verdict", 0.0)
+        assert sum(ledger.values()) >= 0.98 * wall
     tables = list((folder.path.parent / ".cache").iterdir())
     assert len(tables) == 2  # train and validation
     assert not list(folder.path.rglob("ids.bin"))
@@ -139,11 +125,36 @@ def test_the_time_of_a_sweep_is_kept_over_its_attempts(
     folder = folder_of(timed)
     shutil.copytree(folder_of(config).path, folder.path)
     already = sum(undisturbed.trials.values())
-    first = tune(dataclasses.replace(timed, max_seconds=folder.read()["seconds"] + 4))
+    known = folder.read()
+    assert known["search_seconds"] < known["seconds"]  # the confirmation was none of the search
+    first = tune(dataclasses.replace(timed, max_seconds=known["search_seconds"] + 4))
     assert first.trials["finished"] >= already
     assert already < sum(first.trials.values()) < 100
-    assert folder.read()["seconds"] >= undisturbed.seconds + 4
+    cut_off = [trial for trial in folder.records() if trial.status != "finished"]
+    assert cut_off
+    for trial in cut_off:  # nobody judged it, and it goes on where it was
+        assert trial.status in ("stopped", "waiting")
+        assert trial.status == "waiting" or list(trial.run.checkpoints.glob("step-*"))
+    assert folder.read()["search_seconds"] >= known["search_seconds"] + 4
     assert tune(dataclasses.replace(timed, max_seconds=1.0)).trials == first.trials
+    begun = sum(first.trials.values())
+    assert tune(dataclasses.replace(timed, num_trials=begun)).trials == {"finished": begun}
+    wait_until_free(cluster, 4)
+
+
+@pytest.mark.long
+def test_a_space_that_leaves_out_the_default_recipe_is_confirmed_against_it(
+    cluster: Any, config: SweepConfig
+) -> None:
+    """Its own length is that of no trial, so only the confirmation reads that tokenization."""
+    elsewhere = dataclasses.replace(
+        config, run_name="elsewhere", num_trials=2, set=(("max_length=choice:8,16",),)
+    )
+    result = tune(elsewhere)
+    assert result.verdict in ("better", "worse", "not distinguishable")
+    known = folder_of(elsewhere).read()
+    assert known["confirmation"]["default"]["hyperparameters"]["max_length"] == 32
+    assert known["reason"] is None
     wait_until_free(cluster, 4)
 
 
@@ -203,88 +214,38 @@ def test_driver_killed_in_mid_sweep_then_the_same_command(
 
 
 @pytest.mark.long
-def test_nested_trials_stopped_early_and_killed_give_everything_back(
-    cluster: Any, config: SweepConfig, capsys: pytest.CaptureFixture[str]
+def test_asked_to_stop_in_search_and_confirmation_then_the_same_command(
+    undisturbed: SweepResult, config: SweepConfig
 ) -> None:
-    """ASHA over trials of two workers on four CPUs, without a dashboard; one trial is killed."""
-    nested = dataclasses.replace(
-        config, run_name="nested", num_workers=2, scheduler="asha", num_trials=3, confirm_seeds=0,
-        num_train_epochs=4, reduction_factor=2.0, max_concurrent_trials=None,
-    )  # fmt: skip
-    folder = folder_of(nested)
-    killed: list[int] = []
+    """SIGTERM twice: what ran is saved and not judged, and the end is that of the undisturbed sweep."""
+    line, environment = command(*flags(config, run_name="asked"))
+    folder = SweepFolder(Path(config.storage_path) / "asked")
+    options: Any = {"env": environment, "text": True, "stdout": subprocess.PIPE,
+                    "stderr": subprocess.PIPE}  # fmt: skip
 
-    def kill_a_trial() -> None:
-        import psutil
+    def records() -> list[TrialRecord]:
+        return [*folder.records(), *folder.records("confirmation")]
 
-        while not killed:
-            time.sleep(0.05)
-            if RunFolder(folder.trials / "trial-0000").progress().get("step", 0) < 2:
-                continue
-            for process in psutil.Process().children(recursive=True):
-                if "ResourceTrainable" in " ".join(process.cmdline()):
-                    killed.append(process.pid)
-                    process.kill()
-                    return
+    for kind in ("search", "confirmation"):
+        driver = subprocess.Popen(line, **options)
+        deadline = time.monotonic() + 200
+        while not any(
+            r.spec.kind == kind and r.status == "running" and r.run.progress() for r in records()
+        ):
+            assert driver.poll() is None, driver.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGTERM)
+        _, said = driver.communicate(timeout=100)
+        assert driver.returncode == 128 + signal.SIGTERM, said
+        assert "is saved; the same command goes on" in said
+        assert folder.read()["status"] == "stopped"
+        assert {r.status for r in records()} <= {"finished", "stopped", "waiting"}
+        assert any(r.status == "stopped" and r.spec.kind == kind for r in records())
 
-    threading.Thread(target=kill_a_trial, daemon=True).start()
-    result = tune(nested)
-    assert killed
-    assert folder.read()["max_concurrent_trials"] == 2
-    assert sum(result.trials.values()) == 3
-    assert set(result.trials) <= {"finished", "pruned"}
-    said = capsys.readouterr().err
-    assert said.count(": stopped by the scheduler") == result.trials.get("pruned", 0)
-    assert ": running" not in said
-    wait_until_free(cluster, 4)
-    assert not [t for t in folder.records() if (t.run.path / "lease.json").exists()]
-
-
-def test_a_population_trains_to_its_end(cluster: Any, config: SweepConfig) -> None:
-    population = dataclasses.replace(
-        config, run_name="population", scheduler="pbt", population=2, num_trials=None,
-        max_concurrent_trials=None, confirm_seeds=0,
-    )  # fmt: skip
-    result = tune(population)
-    assert result.trials == {"stopped": 2, "finished": 2}
-    first, second = (
-        [r for r in folder_of(population).records() if r.spec.generation == generation]
-        for generation in (0, 1)
-    )
-    best = max(first, key=lambda trial: trial.score or 0)
-    assert [trial.spec.parent for trial in second] == [best.spec.name] * 2
-    assert result.best_trial in {trial.spec.name for trial in second}
-    assert Path(result.model, "model.safetensors").exists()
-    wait_until_free(cluster, 4)
-
-
-MISTAKES = {
-    "unknown searcher": (["--searcher", "bayes"], "bayes"),
-    "zero budget": (["--num-trials", "0"], "--num-trials is 0; it must be at least 1"),
-    "override": (["--set", "lr=uniform:0:1"], "--set lr=…: there is no such field"),
-    "no such space": (["--space", "huge"], "--space huge is unknown; known: default, wide"),
-    "pbt nested": (["--scheduler", "pbt", "--num-workers", "2"],
-                   "--scheduler pbt pauses trials in their process"),
-    "corrupt sweep": (["--run-name", "broken"], "sweep.json is damaged; use --fresh"),
-    "folder of a run": (["--run-name", "single"], "is the folder of a single run, not of a sweep"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path) -> None:
-    arguments, sentence = MISTAKES[mistake]
-    for name, file in (("broken", "sweep.json"), ("single", "run.json")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / file).write_text('{"kind": ')
-    write_task(tmp_path / "glue", train=8, validation=4)
-    line, environment = command(
-        "--task", "mrpc", "--data-dir", "glue", "--storage-path", "runs", *arguments
-    )
-    done = subprocess.run(
-        line, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    said = " ".join(done.stderr.split())
-    assert sentence in said
-    assert "Traceback" not in said
-    assert done.stdout == ""
+    last = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    answer = json.loads(last.stdout.splitlines()[-1])
+    assert (answer["verdict"], answer["score"]) == (undisturbed.verdict, undisturbed.score)
+    assert answer["trials"] == {"finished": 3}
+    assert {r.status for r in records()} == {"finished"}

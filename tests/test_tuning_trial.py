@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainyard.data import prepare
 from trainyard.errors import UserError
 from trainyard.modeling import build_tokenizer
 from trainyard.splits import find_splits
+from trainyard.stopwatch import time_ledger
 from trainyard.tuning import trial as trial_module
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.folder import SweepFolder, TrialSpec
@@ -122,7 +124,7 @@ def test_a_stopped_trial_is_saved_and_holds_nothing(
     assert max(line["step"] for line in lines) == 6  # it waited for the verdict: one epoch
     process.start(record.spec)  # a resumed sweep hears of it again, and trains nothing
     assert process.next_report() == first
-    assert process.next_report() == {**first, "done": True}
+    assert process.next_report() == {**first, "done": True, "by_itself": True}
     assert record.run.metrics() == lines
 
 
@@ -176,7 +178,9 @@ def test_a_diverged_trial_says_so_and_reports_the_worst(
     (record,) = folder.records()
     assert record.status == "diverged"
     assert "lower --learning-rate" in record.run.read()["reason"]
-    assert reports[-1] == {"score": WORST, "standing": WORST, "evaluation": 0, "done": True}
+    assert reports[-1] == {
+        "score": WORST, "standing": WORST, "evaluation": 0, "done": True, "by_itself": True,
+    }  # fmt: skip
     json.dumps(reports, allow_nan=False)
 
 
@@ -209,28 +213,24 @@ def test_every_trial_reads_the_one_tokenization(
     assert [record.status for record in folder.records()] == ["finished", "finished"]
 
 
-def test_a_damaged_folder_is_refused(folder: SweepFolder) -> None:
-    spec(folder, learning_rate=1e-3)
-    for damage in ('{"kind": "sw', "[]", "", '{"kind": "sweep"}'):
-        (folder.path / "sweep.json").write_text(damage)
-        with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
-            folder.read()
-    (folder.path / "sweep.json").unlink()
-    (folder.path / "sweep.json").mkdir()
-    with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
-        folder.read()
-    (folder.path / "sweep.json").rmdir()
-    (folder.trials / "trial-0000" / "trial.json").write_text("{}")
-    with pytest.raises(UserError, match=r"trial.json is damaged; use --fresh"):
-        folder.records()
-    spec(folder, learning_rate=1e-3)
-    for damage in ("[]", '{"status": "fin', "\x00"):
-        (folder.trials / "trial-0000" / "run.json").write_text(damage)
-        with pytest.raises(UserError, match=r"run.json is damaged; use --fresh"):
-            folder.records()
-    (folder.path / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="is the folder of a single run, not of a sweep"):
-        folder.read()
+def test_what_a_process_does_before_fit_is_in_the_ledger(
+    process: TrialProcess, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the imports of the first trial of a process, which take seconds."""
+    tokenizer = trial_module._tokenizer
+
+    def slow(*key: Any) -> Any:
+        time.sleep(1.0)
+        return tokenizer(*key)
+
+    monkeypatch.setattr(trial_module, "_tokenizer", slow)
+    process.start(spec(folder, learning_rate=1e-3))
+    to_the_end(process)
+    run = folder.records()[0].run
+    known, ledger = run.read(), time_ledger(run.read(), run.progress())
+    assert known["startup_seconds"] > 1
+    wall = known["startup_seconds"] + known["loop_seconds"] + ledger.get("verdict", 0.0)
+    assert 0.98 * wall <= sum(ledger.values()) <= 1.02 * wall
 
 
 def test_a_population_exchanges_checkpoints_and_the_rest_trains_as_if_alone(

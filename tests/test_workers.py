@@ -24,7 +24,7 @@ from trainyard.session import Session
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[autoscaler.Node]:
     """Two nodes of four CPUs, one of them with a GPU: what `workers` sees instead of a cluster."""
     seen: list[autoscaler.Node] = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
-    monkeypatch.setattr(workers, "_nodes", lambda *_, **__: seen)
+    monkeypatch.setattr(workers, "nodes_for", lambda *_, **__: seen)
     monkeypatch.setattr(workers, "RELEASE_SECONDS", 0.0)
     return seen
 

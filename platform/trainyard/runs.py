@@ -129,10 +129,13 @@ class RunFolder:
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise UserError(
-                f"{path} is damaged; use --fresh to start this run anew, or another --run-name"
-            )
+            raise self._damaged(path)
         return record
+
+    def _damaged(self, path: Path) -> UserError:
+        return UserError(
+            f"{path} is damaged; use --fresh to start this run anew, or another --run-name"
+        )
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""
@@ -159,11 +162,21 @@ class RunFolder:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut off by a crash is left out."""
+        """The lines of metrics.jsonl; a last line cut off by a crash is left out.
+
+        Raises:
+            UserError: when another one is damaged.
+        """
         if not self._metrics.exists():
             return []
-        whole, _, _ = self._metrics.read_text(encoding="utf-8").rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        whole, _, _ = self._metrics.read_bytes().rpartition(b"\n")
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            lines = [None]
+        if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
+            raise self._damaged(self._metrics)
+        return lines
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines after `step`: the run goes on from there and writes them again."""

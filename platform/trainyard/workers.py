@@ -28,7 +28,7 @@ def worker_resources(config: TrainConfig) -> Node:
     Raises:
         UserError: saying how many workers would fit.
     """
-    nodes = [*_nodes(config), *nodes_to_come(config)]
+    nodes = [*nodes_for(config), *nodes_to_come(config)]
     gpu = {"GPU": 1.0} if config.use_gpu else {}
     if config.resources_per_worker:
         needed = {**gpu, **config.resources_per_worker}
@@ -61,7 +61,7 @@ def worker_count(config: TrainConfig, needed: Node, *, attempt: int) -> int:
         return counts[0]
     deadline = time.monotonic() + RELEASE_SECONDS
     while True:
-        free, total = (fitting(_nodes(config, free=one), needed) for one in (True, False))
+        free, total = (fitting(nodes_for(config, free=one), needed) for one in (True, False))
         if free >= min(total, counts[-1]) or time.monotonic() > deadline:
             break
         time.sleep(0.2)
@@ -117,7 +117,7 @@ class Watch:
             return
         room = self._count
         if self._count < self._config.worker_counts[-1]:
-            room += fitting(_nodes(self._config, free=True), self._needed)
+            room += fitting(nodes_for(self._config, free=True), self._needed)
         greatest = _greatest(self._config.worker_counts, room)
         self._roomy = self._roomy + 1 if greatest > self._count else 0
         if self._roomy == GROW_AFTER:
@@ -141,7 +141,7 @@ def _greatest(counts: list[int], room: int) -> int:
     return max((count for count in counts if count <= room), default=counts[0])
 
 
-def _nodes(config: TrainConfig, *, free: bool = False) -> list[Node]:
+def nodes_for(config: TrainConfig, *, free: bool = False) -> list[Node]:
     """What each node has that workers may run on, or what is free of it."""
     import ray
     from ray._private.state import available_resources_per_node, state

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 
+from trainyard.report.confirmation_part import chosen_score
 from trainyard.report.page import Cell, Facts, Section, Table, duration, number
 from trainyard.report.records import Run
 from trainyard.report.run_page import score_cell, share
@@ -57,11 +58,10 @@ def _newest_first(found: Run | Sweep) -> tuple[float, str]:
 
 def _sweep(sweep: Sweep, href: str | None) -> list[Cell]:
     ended = [trial for trial in sweep.trials if trial.has_ended]
-    best = score_cell(sweep.best) if sweep.best else Cell("–", math.nan)
     return [
         Cell(sweep.name, href=href),
         Cell(sweep.status, status=sweep.status),
-        best,
+        chosen_score(sweep),
         Cell(f"{len(ended)} of {max(len(sweep.trials), _asked(sweep))}", len(ended)),
         Cell(str(sweep.record.get("verdict") or "–")),
         _moment(sweep.started),

@@ -146,7 +146,7 @@ def render(
         scripts=scripts if site is None else [],
         policy=policy(scripts) if site is None else None,
     )
-    return html
+    return html.encode("utf-8", "replace").decode()  # JSON can hold half a character, a page cannot
 
 
 def policy(scripts: Sequence[str] = ()) -> str:

@@ -124,13 +124,27 @@ def opened(path: Path) -> Any:
 
 
 def folders(path: Path) -> Iterator[str]:
-    """Names of the folders in `path`, but for hidden ones and links."""
+    """Names of the folders in `path`, but for hidden ones, links, and what is no UTF-8.
+
+    Nothing is in a `path` that is a link itself: it may lead out of the storage.
+    """
+    if path.is_symlink():
+        return
     try:
         with os.scandir(path) as entries:
             names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
     except OSError:
         return
-    yield from sorted(name for name in names if not name.startswith("."))
+    yield from sorted(name for name in names if not name.startswith(".") and _is_text(name))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name can stand in a page and in a link; Linux takes any bytes for one."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def newest(*paths: Path) -> float:

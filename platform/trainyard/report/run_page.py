@@ -27,10 +27,12 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def score_cell(run: Run) -> Cell:
-    """Best score so far, with its interval."""
+    """Best score so far, with its interval; one that diverged sorts last, whatever it had before."""
+    lost = run.status == "diverged"
     if run.best is None:
-        lost = run.status == "diverged"
         return Cell("NaN" if lost else "–", sort=math.nan)
+    if lost:
+        return Cell(f"{run.best.score:.4f}", math.nan, "before it diverged")
     return Cell(f"{run.best.score:.4f}", run.best.score, interval(run.best.low, run.best.high))
 
 

@@ -23,15 +23,19 @@ FOUR = {**charts.quantity("score"), "format": ".4f"}
 ALL = charts.category("hyperparameters")
 HALO: tuple[dict[str, Any], ...] = ({"stroke": "var(--sheet)", "strokeWidth": 4}, {})
 """Text drawn twice, first as a rim that keeps it legible over lines."""
+LOST = {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.4, "color": "var(--diverged)"}
 OVER = {"name": "over", "select": {"type": "point", "on": "pointerover", "fields": ["trial"]}}
 
 
 def ranked(sweep: Sweep) -> list[tuple[Run, float, str]]:
-    """(trial, score, fifth) of the trials that have a score, worst first: the best is drawn last."""
+    """(trial, score, fifth) of the trials that have a score, worst first: the best is drawn last.
+
+    Those that diverged have none, whatever they had before.
+    """
     scored = [
         (trial, trial.best.score)
         for trial in sweep.trials
-        if trial.best is not None and math.isfinite(trial.best.score)
+        if trial.best is not None and math.isfinite(trial.best.score) and trial.status != "diverged"
     ]
     scored.sort(key=lambda pair: pair[1])
     last = max(len(scored) - 1, 1)
@@ -56,14 +60,13 @@ def axes(sweep: Sweep) -> list[Axis]:
 
 
 def learning_curves(sweep: Sweep) -> dict[str, Any]:
-    """Every trial's score by step, the best fifth on top, with a mark where the scheduler stopped."""
-    rows = [
-        {"trial": trial.name, "step": e.step, "score": e.score, "fifth": fifth,
-         "hyperparameters": hyperparameters(trial)}
-        for trial, _, fifth in ranked(sweep)
-        for e in trial.evaluations
-        if math.isfinite(e.score)
-    ]  # fmt: skip
+    """Every trial's score by step, the best fifth on top, with a mark where the scheduler stopped.
+
+    Dashed lines diverged.
+    """
+    rows = [row for trial, _, fifth in ranked(sweep) for row in _evaluated(trial, fifth)]
+    lost = [t for t in sweep.trials if t.status == "diverged"]
+    dashed = [row for trial in lost for row in _evaluated(trial, "diverged")]
     pruned = {trial.name for trial in sweep.trials if trial.status == "pruned"}
     last = {row["trial"]: row for row in rows}
     ends = [
@@ -92,12 +95,17 @@ def learning_curves(sweep: Sweep) -> dict[str, Any]:
             "tooltip": [charts.category("end"), *tooltip],
         },
     }  # fmt: skip
+    lost_curves = {
+        "data": charts.values(dashed),
+        "mark": LOST,
+        "encoding": {"detail": charts.category("trial"), "tooltip": tooltip},
+    }
     chart = {
         "encoding": {
             "x": charts.quantity("step", "optimizer step"),
             "y": {**charts.quantity("score", sweep.metric), "scale": {"zero": False}},
         },
-        "layer": [curves, marks] if ends else [curves],
+        "layer": [*([lost_curves] if dashed else []), curves, *([marks] if ends else [])],
     }
     return charts.specification(chart, 340)
 
@@ -139,8 +147,7 @@ def parallel_coordinates(sweep: Sweep) -> dict[str, Any]:
     results = axis(sweep.metric or "score", "uniform", [score for _, score, _ in scored])
     known = [*axes(sweep), results]
     rows = [_through(known, trial, score, fifth) for trial, score, fifth in scored]
-    names = {trial.name for trial, _, _ in scored}
-    lost = [t for t in sweep.trials if t.status == "diverged" and t.name not in names]
+    lost = [trial for trial in sweep.trials if trial.status == "diverged"]
     dashed = [_through(known, trial, None, "diverged") for trial in lost]
     ticks = [{"axis": a.name, "at": at, "label": text} for a in known for at, text in a.ticks()]
     lines: dict[str, Any] = {
@@ -156,12 +163,7 @@ def parallel_coordinates(sweep: Sweep) -> dict[str, Any]:
     }
     lost_lines = {
         "data": charts.values([point for line in dashed for point in line]),
-        "mark": {
-            "type": "line",
-            "strokeDash": [4, 3],
-            "strokeWidth": 1.4,
-            "color": "var(--diverged)",
-        },
+        "mark": LOST,
         "encoding": lines,
     }
     chart: dict[str, Any] = {
@@ -230,6 +232,16 @@ def score_against(sweep: Sweep, across: Axis) -> dict[str, Any]:
         },
     }
     return charts.specification(chart, 200)
+
+
+def _evaluated(trial: Run, fifth: str) -> list[dict[str, Any]]:
+    """The points of a trial's learning curve."""
+    return [
+        {"trial": trial.name, "step": e.step, "score": e.score, "fifth": fifth,
+         "hyperparameters": hyperparameters(trial)}
+        for e in trial.evaluations
+        if math.isfinite(e.score)
+    ]  # fmt: skip
 
 
 def _through(

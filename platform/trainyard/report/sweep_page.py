@@ -1,12 +1,13 @@
 """The page of a sweep: its verdict, its trials, and what their scores go with."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from trainyard.report import charts
 from trainyard.report import sweep_charts as drawn
 from trainyard.report.axes import label
+from trainyard.report.confirmation_part import Link, Rows, chosen_score, confirmation
 from trainyard.report.importance import FEWEST, importances
 from trainyard.report.page import (
     Cell,
@@ -15,7 +16,6 @@ from trainyard.report.page import (
     Section,
     Table,
     Text,
-    Value,
     duration,
     number,
     per_cent,
@@ -25,15 +25,12 @@ from trainyard.report.records import Run, pair, without_secrets
 from trainyard.report.run_page import interval, score_cell, share
 from trainyard.report.sweeps import Sweep
 
-Link = Callable[[Run], str | None]
-Rows = list[list[Cell | Value]]
-
 
 def sections(sweep: Sweep, link: Link) -> list[Section]:
     """All that is known about a sweep, top down as people ask; `link` leads to a trial's page."""
     found = [
         Section("Result", _result(sweep, link)),
-        Section("Confirmation", _confirmation(sweep, link)),
+        Section("Confirmation", confirmation(sweep, link)),
         Section("Trials", _trials(sweep, link)),
         Section("Learning curves", _curves(sweep)),
         Section("Hyperparameters", _together(sweep)),
@@ -54,15 +51,12 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
     full = [t.last_step for t in sweep.trials if t.last_step is not None]
     cost = share(sum(made), sum(full))
     best = sweep.best
-    score = score_cell(best) if best else Cell("–")
     asked = max(real(sweep.record.get("num_trials")) or 0, len(states))
     ended = sum(trial.has_ended for trial in sweep.trials)
     parts.append(
         Facts(
             [
-                (_title(sweep), Cell(best.name, href=link(best)) if best else None),
-                (f"Its {sweep.metric or 'score'}", Cell(score.text, note=score.note)),
-                *_corrected(sweep),
+                *_chosen(sweep, link),
                 ("Trials", Cell(number(ended), note=f"ended of {number(asked)}")),
                 ("Verdict", words(sweep.record.get("verdict") or "not confirmed")),
                 (
@@ -83,12 +77,34 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
             ]
         )
     )
+    default = mapping(mapping(sweep.record.get("confirmation")).get("default"))
     given = best.hyperparameters if best else {}
+    if sweep.keeps_default:
+        given = mapping(default.get("hyperparameters"))
     space = mapping(sweep.record.get("space"))
     rows: Rows = [[f, label(space.get(f)), label(given.get(f))] for f in sweep.fields]
     chosen = f"In {best.name}" if best else "Best"
+    if sweep.keeps_default:
+        chosen = "In the default recipe"
     parts.append(Table("What was searched", ["Hyperparameter", "Searched", chosen], rows))
     return parts
+
+
+def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell | None]]:
+    """What to use, with the score to expect of it."""
+    best, metric = sweep.best, sweep.metric or "score"
+    score = chosen_score(sweep)
+    own = (f"Its {metric}", Cell(score.text, note=score.note))
+    if sweep.keeps_default:
+        winner = mapping(mapping(sweep.record.get("confirmation")).get("winner")).get("trial")
+        lost = next((trial for trial in sweep.trials if trial.name == winner), best)
+        return [
+            ("Result", Cell("default recipe", note="in best.yaml and model/")),
+            own,
+            ("Worse when run again", Cell(lost.name, href=link(lost)) if lost else None),
+        ]
+    trial = Cell(best.name, href=link(best)) if best else None
+    return [(_title(sweep), trial), own, *_corrected(sweep)]
 
 
 def _title(sweep: Sweep) -> str:
@@ -111,66 +127,6 @@ def _corrected(sweep: Sweep) -> list[tuple[str, Cell]]:
             Cell(f"{score:.4f}", note=interval(*pair(winner.get("interval")))),
         )
     ]
-
-
-VERDICTS = {
-    "better": "The winner is better than the default recipe",
-    "worse": "The winner is worse than the default recipe",
-    "not distinguishable": "The winner is not distinguishable from the default recipe",
-}
-
-
-def _confirmation(sweep: Sweep, link: Link) -> list[Any]:
-    found = mapping(sweep.record.get("confirmation"))
-    if not found and sweep.best is None:
-        return [Text("There is nothing to confirm yet.", "note")]
-    if not found:
-        return [Text("The best score above is that of a trial picked for it, and so too high. "
-                     "A confirmation runs the best again with fresh seeds.", "note")]  # fmt: skip
-    gain = mapping(found.get("difference"))
-    verdict = VERDICTS.get(
-        words(found.get("verdict")), "The winner and the default recipe were run again"
-    )
-    value, low, high = (real(gain.get(name)) for name in ("value", "low", "high"))
-    parts: list[Any] = []
-    if value is not None:
-        parts.append(Text(f"{verdict}: {value:+.4f} {sweep.metric} ({interval(low, high)}, 95 %), "
-                          "each run again with seeds that no choice was made on."))  # fmt: skip
-    candidates = [c for c in found.get("candidates") or [] if isinstance(c, dict)]
-    named = [("winner", mapping(found.get("winner"))), ("default", mapping(found.get("default")))]
-    winner = named[0][1].get("trial")
-    named += [(words(c["trial"]), c) for c in candidates if c.get("trial") not in (None, winner)]
-    runs = {run.name: run for run in sweep.confirmations}
-    rows: Rows = []
-    dots = []
-    for name, block in named:
-        if not block:
-            continue
-        low, high = pair(block.get("interval"))
-        mean, corrected = real(block.get("mean")), real(block.get("corrected"))
-        scores = [s for v in block.get("scores") or [] if (s := real(v)) is not None]
-        rows.append(
-            [name, words(block.get("trial")),
-             Cell(number(mean), mean if mean is not None else math.nan, interval(low, high)),
-             corrected, ", ".join(f"{s:.4f}" for s in scores)]
-        )  # fmt: skip
-        dots.append({"configuration": name, "score": mean, "low": low, "high": high})
-    parts.append(
-        Table(
-            "Run again with fresh seeds",
-            ["Configuration", "Trial", "Mean", "Corrected", "Scores"],
-            rows,
-        )
-    )
-    if any(row["score"] is not None for row in dots):
-        chart = charts.dots(dots, "score", "configuration", low="low", high="high")
-        parts.append(Figure("Mean score with its interval", chart))
-    links: Rows = [
-        [Cell(run.name, href=link(run)), Cell(run.status, status=run.status), score_cell(run)]
-        for _, run in sorted(runs.items())
-    ]
-    parts.append(Table("Its runs", ["Run", "State", "Score"], links))
-    return parts
 
 
 def _trials(sweep: Sweep, link: Link) -> list[Table]:
@@ -245,7 +201,8 @@ def _curves(sweep: Sweep) -> list[Any]:
         Figure(
             f"{sweep.metric or 'Score'} of every trial",
             drawn.learning_curves(sweep),
-            f"{said}The best fifth is on top. Point at a line for its hyperparameters.",
+            f"{said}The best fifth is on top, dashed lines diverged. Point at a line for its "
+            "hyperparameters.",
         ),
         Figure("When each trial ran, and how it ended", drawn.timeline(sweep)),
     ]
@@ -287,7 +244,8 @@ def compared(sweep: Sweep) -> tuple[int, list[tuple[Mapping[str, Any], float]]]:
 
     A scheduler trains the better trials for longer: their best scores would show that too.
     """
-    curves = [(t, [e for e in t.evaluations if math.isfinite(e.score)]) for t in sweep.trials]
+    trials = [trial for trial in sweep.trials if trial.status != "diverged"]
+    curves = [(t, [e for e in t.evaluations if math.isfinite(e.score)]) for t in trials]
     curves = [(trial, curve) for trial, curve in curves if curve]
     ends = sorted((curve[-1].step for _, curve in curves), reverse=True)
     step = ends[math.ceil(0.8 * len(ends)) - 1] if ends else 0

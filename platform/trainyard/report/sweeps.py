@@ -9,6 +9,9 @@ from trainyard.report.page import Status
 from trainyard.report.reader import Files, folders, mapping, newest, real, words
 from trainyard.report.records import Run, instant, known, without_secrets
 
+DEFAULT = "default"
+"""What a sweep calls the default recipe where a trial could stand."""
+
 
 class Sweep:
     """One sweep folder."""
@@ -94,6 +97,11 @@ class Sweep:
             names.update(dict.fromkeys(trial.hyperparameters))
         return list(names)
 
+    @property
+    def keeps_default(self) -> bool:
+        """Whether the winner was worse than the default recipe, which is the result then."""
+        return mapping(self.record.get("result")).get("best_trial") == DEFAULT
+
     @cached_property
     def best(self) -> Run | None:
         """The trial that the sweep chose, or the best so far."""
@@ -112,7 +120,7 @@ class Yard:
         self.storage = storage
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
-        for name in folders(storage):
+        for name in folders(storage.resolve()):  # the storage itself may well be a link
             path = storage / name
             if (path / "sweep.json").is_file():
                 self.sweeps[name] = Sweep(files, path, name)

@@ -49,7 +49,7 @@ class SweepConfig(TrainConfig):
     reduction_factor: float = 3
     """asha: of the trials at a rung, one in this many goes on."""
     population: int = 4
-    """pbt: members that train side by side; num_trials counts their stretches."""
+    """pbt: members that train side by side, all to their end; leave out num_trials."""
     max_concurrent_trials: int | None = None
     """At most this many at once. Default: as many as the cluster holds."""
     confirm_top: int = 2

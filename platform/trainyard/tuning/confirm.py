@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from trainyard.errors import UserError
 from trainyard.metrics import decode
 from trainyard.progress import StopSignals, say
 from trainyard.runs import RunFolder
+from trainyard.tuning.clock import Clock
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.folder import SweepFolder, TrialRecord, TrialSpec, record
 from trainyard.tuning.honesty import Judged, confirm
@@ -47,6 +49,7 @@ def run_confirmation(
     default: Mapping[str, Any],
     placement: Placement,
     signals: StopSignals,
+    clock: Clock,
 ) -> bool:
     """Train the candidates and the default recipe with fresh seeds; False when asked to stop."""
     config = context.config
@@ -81,7 +84,7 @@ def run_confirmation(
 
     wanted: Supply = supply
     fifo = SCHEDULERS["fifo"](config)
-    return run_trials(folder, context, wanted, fifo, placement, signals) == "done"
+    return run_trials(folder, context, wanted, fifo, placement, signals, clock) == "done"
 
 
 def seeds_of(config: SweepConfig) -> list[int]:
@@ -99,8 +102,8 @@ def verdict_of(
     context: Context,
     candidates: Sequence[TrialRecord],
     default: Mapping[str, Any],
-) -> dict[str, Any] | None:
-    """The `confirmation` of sweep.json; None when the default recipe or all candidates failed."""
+) -> tuple[dict[str, Any] | None, str]:
+    """The `confirmation` of sweep.json; when the default recipe or all candidates failed, why."""
     config = context.config
 
     def runs(name: str) -> list[RunFolder]:
@@ -109,14 +112,11 @@ def verdict_of(
             for number in range(config.confirm_seeds)
         ]
 
-    complete = [
-        trial
-        for trial in candidates
-        if all(run.read().get("status") == "finished" for run in runs(trial.spec.name))
-    ]
+    failures = {name: failure(runs(name)) for name in (DEFAULT, *(c.spec.name for c in candidates))}
+    complete = [trial for trial in candidates if not failures[trial.spec.name]]
+    if failures[DEFAULT] or not complete:
+        return None, failures[DEFAULT] or next(filter(None, failures.values()))
     baseline = runs(DEFAULT)
-    if not complete or any(run.read().get("status") != "finished" for run in baseline):
-        return None
     every = [baseline, *(runs(trial.spec.name) for trial in complete)]
     scores = np.array([[run.read()["result"]["score"] for run in group] for group in every])
     found = confirm(scores, _judged(context, every), seed=config.seed)
@@ -131,7 +131,7 @@ def verdict_of(
         for trial, own, group in zip(complete, scores[1:], every[1:], strict=True)
     ]
     low, high = found.difference_interval
-    return {
+    confirmation = {
         "seeds": seeds_of(config),
         "verdict": found.verdict,
         "winner": {
@@ -149,6 +149,16 @@ def verdict_of(
         "candidates": shown,
         "difference": {"value": found.difference, "low": low, "high": high},
     }
+    return confirmation, ""
+
+
+def failure(runs: Sequence[RunFolder]) -> str:
+    """Why the runs of a recipe cannot be judged; empty when all have finished."""
+    for run in runs:
+        known = run.read()
+        if known.get("status") != "finished":
+            return f"{run.path.name} {known.get('status', 'was not run')} ({known.get('reason')})"
+    return ""
 
 
 def _judged(context: Context, runs: Sequence[Sequence[RunFolder]]) -> list[Judged]:
@@ -158,11 +168,25 @@ def _judged(context: Context, runs: Sequence[Sequence[RunFolder]]) -> list[Judge
         Judged(
             metric=context.task.score,
             predictions=[
-                [decode(problem, np.load(run.predictions / f"{split}.npy")) for run in group]
-                for group in runs
+                [decode(problem, predictions(run, split)) for run in group] for group in runs
             ],
             references=np.asarray(data.table(split).labels),
         )
         for split in data.folders
         if split != "train"
     ]
+
+
+def predictions(run: RunFolder, split: str) -> Any:
+    """The logits that a confirming run left.
+
+    Raises:
+        UserError: when they are damaged.
+    """
+    path = run.predictions / f"{split}.npy"
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is damaged; delete {run.path}, and the same command trains that run again"
+        ) from error

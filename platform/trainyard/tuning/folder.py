@@ -19,7 +19,8 @@ sweep.json holds
     space         {field: "loguniform:1e-06:0.001", ...}
     searcher, scheduler, task, num_trials
     metric        name of the headline metric, the trials' score; a score is higher for better
-    started, ended    UTC, "2026-01-31T12:00:00Z"; `seconds` over all attempts at the sweep
+    started, ended    UTC, "2026-01-31T12:00:00Z"; `seconds` over all attempts at the sweep, and
+                  `search_seconds` of them before the confirmation
     resources_per_trial, max_concurrent_trials
     result        when finished: {best_trial, score, hyperparameters, best_config, model}
     verdict       when confirmed: "better", "worse" or "not distinguishable" (winner to default)
@@ -98,7 +99,7 @@ class TrialRecord:
     spec: TrialSpec
     status: str
     score: float | None
-    """Best score so far; None where no evaluation gave a number."""
+    """Best score so far; None where no evaluation gave a number, and where it diverged in the end."""
     evaluations: int
     run: RunFolder
 
@@ -155,6 +156,15 @@ class SweepFolder:
         ]
         return sorted(found, key=lambda trial: trial.spec.index)
 
+    def check(self) -> None:
+        """Read all that a sweep goes on from.
+
+        Raises:
+            UserError: when some of it is damaged.
+        """
+        for trial in (*self.records(), *self.records("confirmation")):
+            trial.run.metrics()
+
 
 def record(path: Path) -> TrialRecord:
     """What the folder of one trial tells.
@@ -169,10 +179,12 @@ def record(path: Path) -> TrialRecord:
         raise _damaged(path / "trial.json") from error
     run = RunFolder(path)
     known = run.read()
+    status = known.get("status", "waiting")
+    score = known.get("trial_score", known.get("result", {}).get("score"))
     return TrialRecord(
         spec=spec,
-        status=known.get("status", "waiting"),
-        score=known.get("trial_score", known.get("result", {}).get("score")),
+        status=status,
+        score=None if status == "diverged" else score,
         evaluations=known.get("trial_evaluations", 0),
         run=run,
     )

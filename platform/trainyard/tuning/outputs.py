@@ -93,8 +93,12 @@ def write_hparams(folder: SweepFolder, trials: Sequence[TrialRecord], space: Spa
 
 
 def free_models(trials: Sequence[TrialRecord], kept: set[Path]) -> None:
-    """Delete the weights of trials that lost: their configs give them again, to the bit."""
+    """Delete the weights of trials that lost: their configs give them again, to the bit.
+
+    One that was cut off by --max-seconds keeps its checkpoints: given more time, it goes on from them.
+    """
     for trial in trials:
-        shutil.rmtree(trial.run.checkpoints, ignore_errors=True)
+        if trial.ended:
+            shutil.rmtree(trial.run.checkpoints, ignore_errors=True)
         if trial.run.path not in kept:
             shutil.rmtree(trial.run.model, ignore_errors=True)

@@ -29,6 +29,8 @@ class Placement:
     """Resources of the process that Tune starts for a trial."""
     concurrent: int
     """Trials at once."""
+    labels: Mapping[str, str]
+    """What the node of that process must be labelled with."""
 
 
 def place(config: SweepConfig, trials: int, nodes: list[Node]) -> Placement:
@@ -52,12 +54,16 @@ def place(config: SweepConfig, trials: int, nodes: list[Node]) -> Placement:
         total = " and ".join(
             f"{math.fsum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in needed
         )
+        labels = f" with labels {config.label_selector}" if config.label_selector else ""
         raise UserError(
             f"a trial of --num-workers {workers} with {words} each does not fit: the cluster has "
-            f"{total} on {len(nodes)} node(s); use fewer workers or --resources-per-worker with less"
+            f"{total} on {len(nodes)} node(s){labels}; use fewer workers or --resources-per-worker with "
+            "less"
         )
     return Placement(
         per_worker=needed,
         per_trial=needed if workers == 1 else SUPERVISOR,
         concurrent=min(room, config.max_concurrent_trials or room),
+        # Ray Train sees to the labels of the workers that it starts.
+        labels=(config.label_selector or {}) if workers == 1 else {},
     )

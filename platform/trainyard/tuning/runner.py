@@ -5,6 +5,7 @@ Tune stores itself is needed to go on with a sweep.
 """
 
 import logging
+import math
 import os
 import shutil
 import threading
@@ -13,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from trainyard.lease import EXPIRY_SECONDS
 from trainyard.progress import StopSignals, say
+from trainyard.runs import RunFolder
+from trainyard.tuning.clock import Clock
 from trainyard.tuning.folder import ENDED, SweepFolder, TrialSpec, now, record
 from trainyard.tuning.orphans import release_orphans
 from trainyard.tuning.placement import Placement
@@ -39,17 +43,17 @@ def run_trials(
     scheduler: Any,
     placement: Placement,
     signals: StopSignals,
+    clock: Clock,
     *,
-    spent: Callable[[], float] | None = None,
     seconds: float | None = None,
 ) -> Literal["done", "stopped", "time"]:
-    """Run what `supply` gives until there is no more, a signal came, or `spent` passes `seconds`.
+    """Run what `supply` gives until there is no more, a signal came, or its search took `seconds`.
 
-    On a signal or at that time running trials save and stop, and nothing new is started. What was
-    spent is written down as it goes, so that a driver that is killed does not get it back.
+    On a signal or at that time running trials save and stop, and nothing new is started.
     """
     ended: Literal["done", "stopped", "time"] = "done"
-    if spent and seconds is not None and spent() >= seconds:
+    limit = math.inf if seconds is None else seconds
+    if clock.searching() >= limit:
         return "time"
     running: dict[str, Path] = {}
     stopped: list[Path] = []
@@ -71,12 +75,12 @@ def run_trials(
         written = time.monotonic()
         while thread.is_alive():
             thread.join(0.3)
-            if spent and time.monotonic() - written > RECORD_SECONDS:
+            if time.monotonic() - written > RECORD_SECONDS:
                 written = time.monotonic()
-                folder.update(seconds=round(spent(), 2))
+                clock.write()
             if folder.stop_request.exists():
                 ended = "stopped"
-            elif spent and seconds is not None and spent() >= seconds and ended == "done":
+            elif clock.searching() >= limit and ended == "done":
                 ended = "time"
                 say("the time is up: saving what runs")
             if ended != "done":
@@ -129,8 +133,9 @@ def _tune(
 
         def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
             running.pop(trial.trial_id, None)
-            # One that ended by itself has said so in its folder; the others are told to end after this.
-            by_itself = record(folder_of(trial)).ended
+            # One that ended by itself, also one that was asked to save, has said so in its folder; those
+            # that the scheduler stops are told to end after this.
+            by_itself = trial.last_result.get("by_itself") or record(folder_of(trial)).ended
             if not by_itself:
                 stopped.append(folder_of(trial))
             _say_ended(folder_of(trial), None if by_itself else "stopped by the scheduler")
@@ -159,7 +164,12 @@ def _tune(
         if not context.config.verbose:
             logger.setLevel(logging.CRITICAL)
         tune.Tuner(
-            tune.with_resources(build_trainable(context), dict(placement.per_trial)),
+            tune.with_resources(
+                build_trainable(context),
+                tune.PlacementGroupFactory(
+                    [dict(placement.per_trial)], bundle_label_selector=[dict(placement.labels)]
+                ),
+            ),
             tune_config=tune.TuneConfig(
                 metric="standing",
                 mode="max",
@@ -197,18 +207,23 @@ def _mark_lost(path: Path, restarts: int) -> None:
 def _settle(path: Path, context: Context) -> None:
     """Close the record of a trial that was stopped and killed before it could do so.
 
-    Tune gives the last processes of a sweep ten seconds to end, and a Ray Train run may need more.
+    Tune gives the last processes of a sweep ten seconds to end, and a Ray Train run may need more. The
+    lease that such a one leaves is taken over, and with it the certainty that it writes no more.
     """
-    trial = record(path)
-    if not trial.ended:
-        scores = evaluations(trial.run, context)
-        trial.run.update(
-            status="pruned",
-            reason=f"stopped by the scheduler at evaluation {len(scores)}",
-            ended=now(),
-            trial_score=max(scores.values(), default=None),
-            trial_evaluations=len(scores),
-        )
+    if record(path).ended:
+        return
+    with RunFolder(path).lease(patience=2 * EXPIRY_SECONDS):
+        trial = record(path)
+        if not trial.ended:
+            scores = evaluations(trial.run, context)
+            trial.run.update(
+                status="pruned",
+                reason=f"stopped by the scheduler at evaluation {len(scores)}",
+                ended=now(),
+                trial_score=max(scores.values(), default=None),
+                trial_evaluations=len(scores),
+            )
+        trial.run.stop_request.unlink(missing_ok=True)
 
 
 def _say_ended(path: Path, status: str | None = None) -> None:

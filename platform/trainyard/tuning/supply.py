@@ -32,9 +32,16 @@ def budget_of(config: SweepConfig, space: Space) -> int:
 
 def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple[Task, Prepared]:
     """Tokenize once for all trials, before they hold the CPUs that Ray Data would need."""
-    lists = [space[f].values if f in space else (getattr(config, f),) for f in DATA_FIELDS]
+    default = tuple(getattr(config, field) for field in DATA_FIELDS)
+    lists = [
+        space[f].values if f in space else (own,)
+        for f, own in zip(DATA_FIELDS, default, strict=True)
+    ]
+    points = [*itertools.product(*lists)]
+    if config.confirm_seeds and default not in points:  # it is what the winner is compared with
+        points.append(default)
     found: dict[tuple[Any, ...], PreparedData] = {}
-    for values in itertools.product(*lists):
+    for values in points:
         own = config.train_config(dict(zip(DATA_FIELDS, values, strict=True)))
         splits, tokenizer = find_splits(own), build_tokenizer(own)
         if not found:

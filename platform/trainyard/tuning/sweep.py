@@ -1,9 +1,7 @@
 """`tune`: a sweep from flags to verdict. Read it top to bottom."""
 
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from trainyard.cluster import ray_session
@@ -14,52 +12,21 @@ from trainyard.lease import Lease
 from trainyard.progress import StopSignals, say
 from trainyard.runs import RunFolder, storage_folder
 from trainyard.strategies import check_strategy
-from trainyard.tasks import Task
-from trainyard.tuning import outputs
+from trainyard.tuning.clock import Clock
+from trainyard.tuning.conclude import SweepResult, conclude
 from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
-from trainyard.tuning.confirm import (
-    DEFAULT,
-    candidates_of,
-    run_confirmation,
-    run_name,
-    verdict_of,
-)  # fmt: skip
+from trainyard.tuning.confirm import candidates_of, run_confirmation, verdict_of
 from trainyard.tuning.folder import SweepFolder, TrialRecord, now
 from trainyard.tuning.placement import place
 from trainyard.tuning.population import check_population
 from trainyard.tuning.runner import run_trials
 from trainyard.tuning.schedulers import SCHEDULERS
 from trainyard.tuning.search import check_searcher, rank
-from trainyard.tuning.space import Space, build_space
+from trainyard.tuning.space import build_space
 from trainyard.tuning.supply import budget_of, prepare_all, search_supply
 from trainyard.tuning.trial import Context
 from trainyard.versions import versions
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a finished sweep found.
-
-    `score` is the winner's, corrected for having been picked where it was confirmed; `verdict`
-    compares it with the default recipe, and is None without confirmation.
-    """
-
-    run: str
-    task: str
-    score: float
-    interval: list[float] | None
-    verdict: str | None
-    best_trial: str
-    best_hyperparameters: Mapping[str, Any]
-    best_config: str
-    model: str
-    metrics: Mapping[str, Mapping[str, float]]
-    trials: Mapping[str, int]
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """The last line that the job prints."""
-        return {"job": "tune", **asdict(self)}
+from trainyard.workers import nodes_for
 
 
 def tune(config: SweepConfig) -> SweepResult:
@@ -69,7 +36,6 @@ def tune(config: SweepConfig) -> SweepResult:
         UserError: for anything the user can mend; what was done so far is kept.
         Interrupted: after SIGTERM or Ctrl-C, when the running trials are saved.
     """
-    started = time.time()
     check_strategy(config)
     space = build_space(config.space, config.overrides, config.base)
     check_searcher(config.searcher, space, config.num_trials)
@@ -86,17 +52,15 @@ def tune(config: SweepConfig) -> SweepResult:
         if (result := _finished(config, folder, known)) is not None:
             say(f"sweep {folder.path.name} is finished; more --num-trials or --fresh goes on")
             return result
-        folder.records()  # a damaged folder is known before anything is started
-        spent = float(known.get("seconds", 0.0))
+        folder.check()  # a damaged folder is known before anything is started
+        clock = Clock(folder, known)
         with ray_session(config):
-            import ray
-
             preflight(config)
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            placement = place(config, budget, nodes)
+            placement = place(config, budget, nodes_for(config))
             task, data = prepare_all(config, space, folder)
             prints = {str(key): found.fingerprint for key, found in data.items()}
-            if known and known["data_fingerprint"] != prints:
+            before = known.get("data_fingerprint", {})
+            if any(before.get(key, found) != found for key, found in prints.items()):
                 raise UserError(
                     f"the data of sweep '{folder.path.name}' has changed since it was started; choose "
                     "another --run-name, or --fresh to start it anew"
@@ -113,6 +77,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 kind="sweep",
                 name=folder.path.name,
                 status="running",
+                reason=None,
                 identity=config.identity(),
                 config=asdict(config),
                 space={field: str(domain) for field, domain in space.items()},
@@ -122,7 +87,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 metric=task.score,
                 num_trials=budget,
                 started=known.get("started") or now(),
-                data_fingerprint=prints,
+                data_fingerprint={**before, **prints},
                 versions=versions(),
                 resources_per_trial=dict(placement.per_worker),
                 max_concurrent_trials=placement.concurrent,
@@ -139,27 +104,30 @@ def tune(config: SweepConfig) -> SweepResult:
                     SCHEDULERS[config.scheduler](config),
                     placement,
                     signals,
-                    spent=lambda: spent + time.time() - started,
+                    clock,
                     seconds=config.max_seconds,
                 )
+                clock.end_search()
                 if ended == "stopped":
                     raise _interrupted(folder, signals)
                 ranked = rank(folder.records())
                 _check_any_finished(folder, ranked)
                 default = {field: getattr(config, field) for field in space}
                 candidates = candidates_of(config, ranked, default)
-                confirmation = None
+                confirmation, unconfirmed = None, ""
                 if config.confirm_seeds and candidates:
                     if not run_confirmation(
-                        folder, context, candidates, default, placement, signals
+                        folder, context, candidates, default, placement, signals, clock
                     ):
                         raise _interrupted(folder, signals)
-                    confirmation = verdict_of(folder, context, candidates, default)
-                return _conclude(
-                    folder, task, space, ranked, confirmation, spent + time.time() - started
+                    confirmation, unconfirmed = verdict_of(folder, context, candidates, default)
+                elif config.confirm_seeds:
+                    unconfirmed = "no trial finished that differs from the default recipe"
+                return conclude(
+                    folder, task, space, ranked, confirmation, unconfirmed, clock.total()
                 )
             finally:
-                folder.update(seconds=round(spent + time.time() - started, 2))
+                clock.write()
 
 
 def _check_same_sweep(config: SweepConfig, known: Mapping[str, Any]) -> None:
@@ -210,68 +178,3 @@ def _check_any_finished(folder: SweepFolder, ranked: Sequence[TrialRecord]) -> N
     raise UserError(
         f"sweep {folder.path.name}: {reason}; give it more --max-seconds, or other values"
     )
-
-
-def _conclude(
-    folder: SweepFolder,
-    task: Task,
-    space: Space,
-    ranked: Sequence[TrialRecord],
-    confirmation: Mapping[str, Any] | None,
-    seconds: float,
-) -> SweepResult:
-    trials = sorted(ranked, key=lambda trial: trial.spec.index)
-    best, name = ranked[0].run, ranked[0].spec.name
-    score, interval, verdict = ranked[0].score, None, None
-    comment = f"best of {len(ranked)} trials by {task.score}, not confirmed"
-    if confirmation is not None:
-        verdict = confirmation["verdict"]
-        winner, default = confirmation["winner"], confirmation["default"]
-        name, score, interval = winner["trial"], winner["corrected"], winner["interval"]
-        best = RunFolder(folder.trials / name)
-        if verdict == "worse":  # the default recipe is what to use
-            name, score, interval = DEFAULT, default["mean"], default["interval"]
-            best = RunFolder(folder.confirmation / run_name(DEFAULT, 0))
-        low, high = interval
-        comment = (
-            f"{name}: {task.score} {score:.4f} (95 % interval {low:.4f} to {high:.4f}); the winner is "
-            f"{verdict} {'from' if verdict == 'not distinguishable' else 'than'} the default recipe"
-        )
-    by_stretches = ranked[0].spec.generation is not None  # no single run has these hyperparameters
-    if confirmation is not None and (by_stretches or not best.model.exists()):
-        best = RunFolder(folder.confirmation / run_name(name, 0))
-    outputs.write_best(folder, best, comment)
-    outputs.write_tables(folder, trials, space)
-    outputs.write_hparams(folder, trials, space)
-    record = best.read()
-    result = SweepResult(
-        run=folder.path.name,
-        task=task.name,
-        score=float(score or 0.0),
-        interval=interval,
-        verdict=verdict,
-        best_trial=name,
-        best_hyperparameters={field: record["config"][field] for field in space},
-        best_config=str(folder.best_config),
-        model=str(folder.model),
-        metrics=record["result"]["metrics"],
-        trials=dict(Counter(trial.status for trial in trials)),
-        seconds=round(seconds, 2),
-    )
-    say(comment)
-    folder.update(
-        status="finished",
-        ended=now(),
-        result=asdict(result),
-        verdict=verdict,
-        confirmation=confirmation,
-    )
-    # The first of the search stays, so that a sweep that is given more trials can end with it.
-    kept = {best.path, ranked[0].run.path, *_candidate_paths(folder, confirmation)}
-    outputs.free_models(trials, kept)
-    return result
-
-
-def _candidate_paths(folder: SweepFolder, confirmation: Mapping[str, Any] | None) -> list[Any]:
-    candidates = confirmation["candidates"] if confirmation else []
-    return [folder.trials / candidate["trial"] for candidate in candidates]

@@ -143,7 +143,7 @@ class TrialProcess:
             self._leave.put(going_on)
 
     def _fit(self) -> None:
-        status, reason = "finished", None
+        status, reason, before = "finished", None, 0.0
         try:
             _limit_gpu_memory(self._context.per_worker)
             trial = Trial(
@@ -155,6 +155,7 @@ class TrialProcess:
             )
             if self._spec.parent is not None:
                 inherit(self._run, RunFolder(self._run.path.parent / self._spec.parent))
+            before = time.time() - self._started  # imports, in the first trial of a process
             fit(self._config, trial)
         except Interrupted as stop:
             status, reason = "stopped", str(stop)
@@ -167,6 +168,7 @@ class TrialProcess:
         try:
             while self._unreported() is not None:
                 pass
+            self._run.add_seconds({"start_up": before})
             self._close(status, reason)
             _free_memory()
         except Exception as error:  # the folder cannot be written: for Tune to try again elsewhere
@@ -216,6 +218,7 @@ class TrialProcess:
             "standing": score - TIE_BREAK * loss,
             "evaluation": len(self._reported),
             "done": done,
+            "by_itself": done,  # Tune sets `done` too when the scheduler ends a trial; this it leaves
         }
 
 

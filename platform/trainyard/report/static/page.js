@@ -105,12 +105,12 @@
     const caret = document.activeElement?.selectionStart;
     const fresh = page.querySelector("main");
     all("details", fresh).forEach((d) => { if (open.has(d.parentElement.id)) d.open = true; });
-    const scrolls = all(".scroll").map((s) => [s.parentElement.id, s.scrollLeft]);
+    const scrolls = all(".scroll, .pan, pre").map((s) => [path(s), s.scrollLeft, s.scrollTop]);
     const main = document.querySelector("main");
     main.replaceChildren(...fresh.childNodes);
     document.body.dataset.refresh = page.body.dataset.refresh;
     settle(main);
-    for (const [id, left] of scrolls) document.getElementById(id)?.querySelector(".scroll")?.scrollTo({ left });
+    for (const [where, left, top] of scrolls) document.querySelector(where)?.scrollTo({ left, top });
     if (focus) {
       const again = document.querySelector(focus);
       again?.focus({ preventScroll: true });

@@ -1,0 +1,42 @@
+"""What a wrong flag of a sweep says: one sentence, before anything is started."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_task
+
+ROOT = Path(__file__).parents[1]
+
+MISTAKES = {
+    "unknown searcher": (["--searcher", "bayes"], "bayes"),
+    "zero budget": (["--num-trials", "0"], "--num-trials is 0; it must be at least 1"),
+    "override": (["--set", "lr=uniform:0:1"], "--set lr=…: there is no such field"),
+    "no such space": (["--space", "huge"], "--space huge is unknown; known: default, wide"),
+    "pbt nested": (["--scheduler", "pbt", "--num-workers", "2"],
+                   "--scheduler pbt pauses trials in their process"),
+    "corrupt sweep": (["--run-name", "broken"], "sweep.json is damaged; use --fresh"),
+    "folder of a run": (["--run-name", "single"], "is the folder of a single run, not of a sweep"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path) -> None:
+    arguments, sentence = MISTAKES[mistake]
+    for name, file in (("broken", "sweep.json"), ("single", "run.json")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / file).write_text('{"kind": ')
+    write_task(tmp_path / "glue", train=8, validation=4)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs/tune.py"), "--task", "mrpc", "--data-dir", "glue",
+         "--storage-path", "runs", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    said = " ".join(done.stderr.split())
+    assert sentence in said
+    assert "Traceback" not in said
+    assert done.stdout == ""
