@@ -188,7 +188,7 @@ def live_through(folder: Path) -> dict[str, Any]:
             prepare(host, key)
         prepare(client.host, key)
         config = str(edited(folder, head, workers, key))
-        client.run("get-auth-token", "--generate")
+        client.host.run([RAY, "get-auth-token", "--generate"], client.environment)  # it prints it
         # Ray gives its agents 15 s to start, which they do not always do on busy cores: then, as a
         # user would, the same command again.
         for last in (False, False, True):
