@@ -31,6 +31,7 @@ test: check  ## everything that CI runs
 
 test-long: install  ## what takes minutes each: sweeps, suites and elastic runs that are killed
 	$(BIN)/pytest -m long --durations 0
+	$(BIN)/pytest -m long -k nested --dashboard
 
 test-cluster: install  ## hosts on this machine, and what can happen to them (root, up to an hour)
 	$(BIN)/python tests/cluster/run.py

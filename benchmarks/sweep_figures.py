@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+FOLDERS = ("data_dir", "storage_path")
+UNSET: tuple[Any, ...] = (None, [], False)
+
 
 def figures(sweep: Path) -> dict[str, Any]:
     """All that the README quotes."""
@@ -33,7 +36,7 @@ def figures(sweep: Path) -> dict[str, Any]:
     confirmation = known["confirmation"]
     return {
         "sweep": known["name"],
-        "config": {k: v for k, v in known["config"].items() if v not in (None, [], False)},
+        "config": {k: v for k, v in known["config"].items() if k not in FOLDERS and v not in UNSET},
         "space": known["space"],
         "trials": known["result"]["trials"],
         "steps": done,

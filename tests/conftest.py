@@ -21,8 +21,9 @@ WORDS = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How hard the kill tests try."""
+    """How hard the kill tests try, and whether Ray's dashboard is there."""
     parser.addoption("--random-kills", type=int, default=1, help="SIGKILLs at random points")
+    parser.addoption("--dashboard", action="store_true", help="the tests' Ray has its State API")
     parser.addoption("--kill-seed", type=int, help="draws the points; default: another each time")
 
 
@@ -34,14 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
+def cluster(pytestconfig: pytest.Config) -> Iterator[Any]:
     """A local Ray with four logical CPUs; never one that is running on the machine already."""
     import ray
 
     ray.init(
         address="local",
         num_cpus=4,
-        include_dashboard=False,
+        include_dashboard=pytestconfig.getoption("--dashboard"),
         log_to_driver=False,
         object_store_memory=200_000_000,
     )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -95,20 +96,25 @@ def test_a_mistake_is_answered_by_one_sentence(
 ) -> None:
     flags, sentence = MISTAKES[mistake]
     flags = [str(tiny_model) if flag == "MODEL" else flag for flag in flags]
+    assert sentence in refusal("train", flags, folder)
+
+
+def refusal(job: str, flags: Sequence[str], folder: Path) -> str:
+    """What a job says of a mistake in `folder`: one sentence, nothing else, status 2."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs/train.py"), *flags],
+        [sys.executable, str(ROOT / f"jobs/{job}.py"), *flags],
         cwd=folder, capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "platform")},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     said = " ".join(done.stderr.split())
-    assert sentence in said
     assert "Traceback" not in said
     assert done.stdout == ""
     if said.startswith("error: "):  # our own; the rest is tyro's box with its hint
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     else:
         assert "─" in said
+    return said
 
 
 def test_the_table_is_long_enough() -> None:

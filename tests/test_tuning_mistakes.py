@@ -1,14 +1,10 @@
 """What a wrong flag of a sweep says: one sentence, before anything is started."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import write_task
-
-ROOT = Path(__file__).parents[1]
+from test_mistakes import refusal
 
 MISTAKES = {
     "unknown searcher": (["--searcher", "bayes"], "bayes"),
@@ -29,14 +25,5 @@ def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path) -> None:
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / file).write_text('{"kind": ')
     write_task(tmp_path / "glue", train=8, validation=4)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs/tune.py"), "--task", "mrpc", "--data-dir", "glue",
-         "--storage-path", "runs", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    said = " ".join(done.stderr.split())
-    assert sentence in said
-    assert "Traceback" not in said
-    assert done.stdout == ""
+    flags = ["--task", "mrpc", "--data-dir", "glue", "--storage-path", "runs", *arguments]
+    assert sentence in refusal("tune", flags, tmp_path)

@@ -56,8 +56,9 @@ def test_asha_with_one_trial_at_a_time_is_not_changed_by_an_interruption(
 def test_nested_trials_stopped_early_and_killed_give_everything_back(
     cluster: Any, config: SweepConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ASHA over trials of two workers on four CPUs, without a dashboard; one trial is killed.
+    """ASHA over trials of two workers on four CPUs; one trial is killed.
 
+    `make test-long` runs it without a dashboard, whose State API nobody reaches then, and with one.
     Rates far below the first trial's, and enough epochs that a trial still trains when it is stopped.
     """
     nested = dataclasses.replace(

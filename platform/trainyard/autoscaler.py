@@ -63,13 +63,13 @@ def room_asked_for(config: TrainConfig, needed: Mapping[str, float]) -> Iterator
     Its workers alone would ask for no more than there are. Ray keeps one such wish for a cluster: of
     two elastic runs the later one's counts.
     """
-    from ray.autoscaler.sdk import request_resources
-    from ray.exceptions import RayError
-
     counts, labels = config.worker_counts, config.label_selector
     if len(counts) == 1 or not (_launched() or grows_by_itself()):
         yield
         return
+    from ray.autoscaler.sdk import request_resources
+    from ray.exceptions import RayError
+
     bundles = [dict(needed)] * counts[-1]
     request_resources(
         bundles=bundles, bundle_label_selectors=[dict(labels)] * counts[-1] if labels else None
