@@ -21,7 +21,7 @@ LAYERS = [
     autoscaler
     workers
     splits scoring state predictors
-    data journal
+    data journal results
     session data_doctor
     loop trainer_loop
     launch

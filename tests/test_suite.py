@@ -1,8 +1,9 @@
-"""The suite's schedule and table, which know no Ray; then the suite itself on a small cluster."""
+"""The suite's schedule, which knows no Ray; then the suite itself on a small cluster."""
 
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,11 +17,9 @@ from hypothesis import strategies as st
 
 from trainyard.errors import UserError
 from trainyard.runs import RunFolder
-from trainyard.stats import mean_interval
 from trainyard.suite import SuiteConfig, run_suite
 from trainyard.suite.runner import Outcomes, job_of, without_orphans
 from trainyard.suite.schedule import Job, startable, workers_for
-from trainyard.suite.table import as_markdown, summary
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,55 +76,6 @@ def test_longest_first_and_small_ones_on_what_is_left() -> None:
     assert "rte" in [job.name for job in startable([jobs[2]], workers, 1, {"mnli"})]
 
 
-def result(seed: int, f1: float) -> dict[str, Any]:
-    return {
-        "score": f1, "seconds": 10.0 * seed, "train_samples_per_second": 100.0 + seed,
-        "metrics": {"validation": {"accuracy": f1 - 0.1, "f1": f1}},
-        "intervals": {"validation": {"accuracy": [0.6, 0.9], "f1": [0.7, 0.95]}},
-    }  # fmt: skip
-
-
-def test_the_table_by_hand(tmp_path: Path) -> None:
-    config = SuiteConfig(tasks=("mrpc", "rte"), seeds=(1, 2, 3), storage_path=str(tmp_path))
-    runs = [config.run_config(task, seed) for task in config.tasks for seed in config.seeds]
-    configs = {run.resolved_run_name: run for run in runs}
-    scores = {1: 0.80, 2: 0.84, 3: 0.88}
-    finished = {f"mrpc-seed-{seed}": result(seed, f1) for seed, f1 in scores.items()}
-    failed = {f"rte-seed-{seed}": "no data" for seed in config.seeds}
-    rows: dict[str, dict[str, int | None]] = {
-        "mrpc": {"train": 1000, "validation": 408}, "rte": {"train": None, "validation": None},
-    }  # fmt: skip
-    found = summary(configs, finished, failed, rows)
-    mrpc, rte = found["tasks"]
-    f1 = mrpc["metrics"][1]
-    mean, low, high = mean_interval(list(scores.values()))
-    assert f1["mean"] == pytest.approx(mean)
-    assert f1["sd"] == pytest.approx(0.04)
-    assert f1["seeds_interval"] == pytest.approx([low, high])
-    assert f1["rows_interval"] == pytest.approx([0.7, 0.95])
-    assert mrpc["glue"]["mean"] == pytest.approx(100 * (0.84 + 0.74) / 2)
-    assert found["average"]["tasks"] == ["mrpc"]
-    assert found["average"]["mean"] == pytest.approx(79.0)
-    assert mrpc["samples_of"] == {"train": 3668}
-    assert rte["failed"] == failed
-    text = as_markdown({"model": "m", **found})
-    assert "| mrpc * | accuracy | 3 | 74.0 | 4.0 |" in text
-    assert "\\* mrpc train is a sample: 1,000 of 3,668 rows" in text
-    assert "rte-seed-1 failed: no data" in text
-    assert "| **ours** | 74.0/84.0 * |  | this suite |" in text
-    assert "88.85" in text
-
-
-def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
-    config = SuiteConfig(tasks=("mrpc",), seeds=(1,), storage_path=str(tmp_path))
-    run = config.run_config("mrpc", 1)
-    rows: dict[str, dict[str, int | None]] = {"mrpc": {"train": 3668, "validation": 408}}
-    found = summary({"mrpc-seed-1": run}, {"mrpc-seed-1": result(1, 0.8)}, {}, rows)
-    assert found["tasks"][0]["metrics"][1]["seeds_interval"] is None
-    assert found["tasks"][0]["metrics"][1]["sd"] is None
-    assert found["average"]["seeds_interval"] is None
-
-
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
@@ -155,6 +105,11 @@ def test_a_warm_start_waits_for_its_source_and_fails_with_it(tmp_path: Path) -> 
     outcomes = Outcomes(failed={"mnli-seed-7": "no data"})
     assert [job.name for job in without_orphans(jobs[1:], outcomes)] == ["cola-seed-7"]
     assert outcomes.failed["rte-seed-7-from-mnli"] == "it starts from mnli-seed-7, which failed"
+    outcomes = Outcomes(
+        stopped=["mnli-seed-7"]
+    )  # its node left, and the suite was not asked to stop
+    assert [job.name for job in without_orphans(jobs[1:], outcomes)] == ["cola-seed-7"]
+    assert outcomes.stopped == ["mnli-seed-7", "rte-seed-7-from-mnli"]
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +134,22 @@ def table_of(config: SuiteConfig) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def first_pass(cluster: Any, suite: SuiteConfig) -> dict[str, Any]:  # noqa: ARG001
-    """The table of a suite of which one task failed."""
+    """The table of a suite of which one task's data and the record of a run are damaged."""
+    train = Path(str(suite.data_dir)) / "cola/train.parquet"
+    train.parent.mkdir()
+    train.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    record = suite.folder / "mrpc-seed-2/run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
     with pytest.raises(
-        UserError, match=r"2 of 4 runs failed, cola-seed-\d of them: .*cola/train.parq"
+        UserError, match=r"3 of 4 runs failed, mrpc-seed-2 of them: .*run.json is damaged"
     ):
+        run_suite(suite)
+    failed = table_of(suite)["cola"]["failed"]
+    assert set(failed) == {"cola-seed-1", "cola-seed-2"}
+    assert "cola/train.parquet cannot be read as Parquet" in failed["cola-seed-1"]
+    record.unlink()
+    with pytest.raises(UserError, match="2 of 4 runs failed, cola-seed-1 of them"):
         run_suite(suite)
     return table_of(suite)
 
@@ -202,10 +169,30 @@ def test_a_failing_task_takes_no_other_along_and_nothing_is_done_twice(
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
     assert "Average of 2 tasks (mrpc, cola)" in (suite.folder / "glue.md").read_text()
     assert "<html" in (suite.folder / "glue.html").read_text()
+    _check_the_table_is_kept(suite)
+
+
+def _check_the_table_is_kept(suite: SuiteConfig) -> None:
+    """What would take figures from the finished table, or put others in their place, is refused."""
+    table = (suite.folder / "glue.json").read_bytes()
+
+    def refused(sentence: str, **changes: Any) -> None:
+        with pytest.raises(UserError, match=sentence):
+            run_suite(dataclasses.replace(suite, **changes))
+        assert (suite.folder / "glue.json").read_bytes() == table
+
+    refused(r"mrpc-seed-1' was started with another config \(max_steps 80 -> 81\)", max_steps=81)
+    refused("the table of suite 'glue' has cola with seed 1, which this command", tasks=("mrpc",))
+    train = Path(str(suite.data_dir)) / "mrpc/train.parquet"
+    before = train.read_bytes()
+    shutil.copy(train.with_name("validation.parquet"), train)
+    refused("the data of run 'mrpc-seed-1' has changed since it was trained; choose another")
+    train.write_bytes(before)
 
 
 def _add_cola(folder: Path) -> None:
-    """`cola`, of single texts."""
+    """`cola`, of single texts, in place of what is there."""
+    shutil.rmtree(folder / "cola")
     import pyarrow.parquet as pq
 
     for path in (write_task(folder, "cola", train=60, validation=30) / "cola").iterdir():
@@ -240,9 +227,11 @@ def test_killed_in_the_middle_and_done_again(
     assert first.read()["status"] == "finished"
     assert second.read()["status"] == "running"
     stamp = (first.path / "run.json").stat().st_mtime_ns
+    spent = sum(second.progress()["seconds"].values())
     run_suite(config)
     assert (first.path / "run.json").stat().st_mtime_ns == stamp
     assert table_of(config)["mrpc"]["metrics"] == first_pass["mrpc"]["metrics"]
+    assert second.read()["result"]["seconds"] > spent  # of both attempts
 
 
 def _first_two(config: SuiteConfig, driver: Any) -> tuple[str, str]:

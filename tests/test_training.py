@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,11 +251,27 @@ def test_changed_data_under_a_running_name_is_refused(
     )
     fit(config)
     run = Path(config.storage_path) / "changed"
+    shutil.rmtree(data / "mrpc")
+    write_task(data, train=80)
+    with pytest.raises(
+        UserError, match="the data of run 'changed' has changed since it was trained"
+    ):
+        fit(config)
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "status": "stopped"}))
-    (data / "mrpc" / "train.parquet").unlink()
-    (data / "mrpc" / "validation.parquet").unlink()
-    (data / "mrpc").rmdir()
-    write_task(data, train=80)
-    with pytest.raises(UserError, match="the data of run 'changed' has changed since"):
+    with pytest.raises(
+        UserError, match="the data of run 'changed' has changed since it was started"
+    ):
         fit(config)
+    assert fit(dataclasses.replace(config, fresh=True)).rows == {"train": 80, "validation": 37}
+
+
+def test_fresh_empties_no_folder_that_is_not_a_run(base: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").write_text("mine")
+    config = dataclasses.replace(base, storage_path=str(tmp_path), run_name="photos", fresh=True)
+    with pytest.raises(
+        UserError, match=r"photos holds cat\.jpg but no run\.json, so --fresh does not"
+    ):
+        fit(config)
+    assert (tmp_path / "photos/cat.jpg").read_text() == "mine"

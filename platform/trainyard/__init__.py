@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from trainyard.config import TrainConfig
     from trainyard.errors import UserError
     from trainyard.evaluation import EvalConfig, evaluate
-    from trainyard.training import FitResult, fit
+    from trainyard.results import FitResult
+    from trainyard.training import fit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
 
 _HOME = {
     "EvalConfig": "trainyard.evaluation",
-    "FitResult": "trainyard.training",
+    "FitResult": "trainyard.results",
     "TrainConfig": "trainyard.config",
     "UserError": "trainyard.errors",
     "evaluate": "trainyard.evaluation",

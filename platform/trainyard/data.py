@@ -48,6 +48,8 @@ class PreparedData:
 
     fingerprint: str
     folders: Mapping[str, Path]
+    sources: Mapping[str, str]
+    """Digest of the rows of each split, whatever the tokenizer."""
 
     def table(self, split: str) -> TokenTable:
         """Open a split."""
@@ -79,7 +81,8 @@ def prepare(
         folders[split.name] = cache / key
         if not run.find_table(folders[split.name]):
             _build(split, tokenizer, config.max_length, folders[split.name], run.seen_everywhere)
-    return PreparedData(digest.hexdigest()[:16], folders)
+    sources = {split.name: split.digest for split in splits.splits}
+    return PreparedData(digest.hexdigest()[:16], folders, sources)
 
 
 def _serialized(tokenizer: Any) -> bytes:

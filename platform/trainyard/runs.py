@@ -145,8 +145,22 @@ class RunFolder:
         """Add a driver's time, by account, to what run.json has of the attempts before."""
         self.update(seconds=add(self.read().get("seconds", {}), seconds))
 
-    def clear(self) -> None:
-        """Delete all that the run left, except the lease that guards it."""
+    def names(self) -> list[str]:
+        """What lies in the folder, but for what a driver that is starting puts there."""
+        own = (Lease.NAME, self.stop_request.name)
+        return sorted(path.name for path in self.path.iterdir() if path.name not in own)
+
+    def clear(self, record: str = "run.json") -> None:
+        """Delete all that the run left, except the lease that guards it.
+
+        Raises:
+            UserError: when there is something, but no `record`: then it is not what a run left.
+        """
+        if (found := self.names()) and record not in found:
+            raise UserError(
+                f"{self.address()} holds {found[0]} but no {record}, so --fresh does not empty it; "
+                "choose another --run-name"
+            )
         for path in self.path.iterdir():
             if path.name == Lease.NAME:
                 continue

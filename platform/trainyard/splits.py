@@ -34,6 +34,11 @@ class Split:
     fingerprint: str
     batches: "Callable[[], Iterator[pa.RecordBatch]]"
 
+    @property
+    def digest(self) -> str:
+        """The fingerprint, short enough for a record."""
+        return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -90,14 +95,18 @@ def _demo_split(name: str) -> Split:
 
 
 def split_rows(config: TrainConfig, name: str) -> int | None:
-    """Rows of a task's split, read from the file's footer or known officially; None if neither."""
-    import pyarrow.parquet as pq
+    """Rows of a task's split, read from the file's footer or known officially; None if neither.
 
+    Raises:
+        UserError: when the file is damaged.
+    """
     task = get_task(config.task)
     rows = task.rows.get(name)
     if config.data_dir:
-        path = split_file(task, name, Path(config.data_dir))
-        rows = pq.read_metadata(path).num_rows if path.is_file() else None
+        path, rows = split_file(task, name, Path(config.data_dir)), None
+        if path.is_file():
+            with _open_parquet(path) as file:
+                rows = file.metadata.num_rows
     limit = config.max_train_samples if name == task.train_split else None
     return rows if rows is None or limit is None else min(rows, limit)
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainyard.autoscaler import room_asked_for
@@ -17,43 +17,17 @@ from trainyard.doctor import preflight
 from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.export import export_model, model_card
 from trainyard.launch import run_workers, worker_function
-from trainyard.lease import EXPIRY_SECONDS
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import ProgressBar, StopSignals, say
 from trainyard.remote.run import open_run
-from trainyard.runs import RunFolder, storage_folder
+from trainyard.results import AnotherRun, FitResult, earlier_result
+from trainyard.runs import RunFolder
 from trainyard.splits import find_splits
-from trainyard.stopwatch import Stopwatch
+from trainyard.stopwatch import Stopwatch, time_ledger
 from trainyard.strategies import check_strategy
 from trainyard.tasks import Task
 from trainyard.versions import versions
 from trainyard.workers import worker_resources
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a finished run found; `score` is the task's headline metric, higher is better.
-
-    `metrics` holds {split: {metric: value}} of the best checkpoint, `intervals` its 95 % bootstrap
-    intervals, `model` the folder that transformers loads.
-    """
-
-    run: str
-    task: str
-    score: float
-    metrics: Mapping[str, Mapping[str, float]]
-    intervals: Mapping[str, Mapping[str, list[float]]]
-    model: str
-    seconds: float
-    best_step: int
-    steps: int
-    train_samples_per_second: float | None
-    padding_efficiency: float
-    truncated_rows: Mapping[str, int]
-
-    def as_json(self) -> dict[str, Any]:
-        """The last line that the job prints."""
-        return {"job": "train", **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +47,12 @@ class Trial:
     stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
 
 
-def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
+def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.0) -> FitResult:
     """Fine-tune as `config` says, or go on where the same config was interrupted.
 
-    A run that is already finished is not done again: its result is returned.
+    A run that is already finished is not done again: its result is returned. For `patience` seconds
+    it waits until nobody else runs under the name: what a killed job started on Ray lives on for a
+    second or two, and on another node, which may have died, it counts as alive for a minute.
 
     Raises:
         Diverged: when the loss or every score was no number.
@@ -87,12 +63,11 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
     check_strategy(config)
     folder = open_run(config.storage_path, config.resolved_run_name)
     folder.create()
-    with _lease(folder, trial) as lease, StopSignals(folder.stop_request) as signals:
+    with folder.lease(patience) as lease, StopSignals(folder.stop_request) as signals:
         folder.fetch()
         if config.fresh:
             folder.clear()
-        _check_same_run(config, folder.read())
-        if (result := _finished(folder)) is not None:
+        if result := earlier_result(config, folder, trial.data.sources if trial else None):
             say(f"run {folder.path.name} is finished; --fresh would train it again")
             return result
         if trial is None:
@@ -136,53 +111,19 @@ def fit(config: TrainConfig, trial: Trial | None = None) -> FitResult:
         return _conclude(config, task, tokenizer, folder, outcome, data, watch)
 
 
-def _lease(folder: RunFolder, trial: Trial | None) -> Any:
-    """A trial waits out the lease of its predecessor, whose node may have died a moment ago.
-
-    A run waits a little: what a killed job started on Ray lives on for a second or two.
-    """
-    return folder.lease(patience=5 if trial is None else 2 * EXPIRY_SECONDS)
-
-
-def _check_same_run(config: TrainConfig, record: Mapping[str, Any]) -> None:
-    if record and (changed := config.changed_since(record["config"])):
-        raise UserError(
-            f"run '{config.resolved_run_name}' was started with another config "
-            f"({', '.join(changed)}); choose another --run-name, or --fresh to start it anew"
-        )
-
-
-def finished_run(config: TrainConfig) -> FitResult | None:
-    """The result of `config`'s run, if it is finished already; touches nothing."""
-    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
-    record = folder.read()
-    if not record or config.changed_since(record["config"]):
-        return None
-    return _finished(folder)
-
-
-def _finished(folder: RunFolder) -> FitResult | None:
-    record = folder.read()
-    if record.get("status") != "finished" or not folder.has_model():
-        return None
-    return FitResult(**{**record["result"], "model": folder.address("model")})
-
-
 def _open_record(
     folder: RunFolder, config: TrainConfig, data: PreparedData, trial: Trial | None
 ) -> None:
     record = folder.read()
     if record and record["data_fingerprint"] != data.fingerprint:
-        raise UserError(
-            f"the data of run '{folder.path.name}' has changed since it was started; choose another "
-            "--run-name, or --fresh to start it anew"
-        )
+        raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was started")
     folder.update(
         name=folder.path.name,
         status="running",
         identity=config.identity(),
         config=asdict(config),
         data_fingerprint=data.fingerprint,
+        data_sources=dict(data.sources),
         versions=versions(),
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(trial.record if trial else {}),
@@ -253,17 +194,20 @@ def _conclude(
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
         model=folder.address("model"),
-        seconds=round(watch.total(), 2),
+        seconds=0.0,
         best_step=outcome["best_step"],
         steps=outcome["step"],
         train_samples_per_second=outcome["train_samples_per_second"],
         padding_efficiency=outcome["padding_efficiency"],
         truncated_rows={name: data.table(name).info["truncated_rows"] for name in data.folders},
+        rows={name: len(data.table(name)) for name in data.folders},
     )
     card = model_card(config, task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
     folder.publish("model")
     folder.add_seconds({"export": watch.lap("export")})
+    spent = time_ledger(folder.read(), folder.progress())  # of all attempts
+    result = replace(result, seconds=round(sum(spent.values()), 2))
     folder.update(status="finished", result=asdict(result))
     folder.tidy()
     return result

@@ -121,10 +121,16 @@ class RemoteRun(RunFolder):
         self.bucket.delete([self._key(path.name) for path in self._requests])
 
     @override
-    def clear(self) -> None:
+    def names(self) -> list[str]:
+        keep, prefix = self._key(Lease.NAME), self._key() + "/"
+        found = (name for name in self.bucket.names(self._key()) if name != keep)
+        return sorted({name.removeprefix(prefix).partition("/")[0] for name in found})
+
+    @override
+    def clear(self, record: str = "run.json") -> None:
+        super().clear(record)
         keep = self._key(Lease.NAME)
         self.bucket.delete([name for name in self.bucket.names(self._key()) if name != keep])
-        super().clear()
 
     @override
     def update(self, **fields: Any) -> None:

@@ -5,7 +5,14 @@ from typing import Any
 
 from trainyard.report import charts
 from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, commit, number, render
-from trainyard.suite.table import metric_name, notes, percent, span
+from trainyard.suite.table import (
+    average_mark,
+    metric_name,
+    no_figure,
+    notes,
+    percent,
+    span,
+)  # fmt: skip
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -22,7 +29,14 @@ def _results(found: Mapping[str, Any]) -> Section:
     for task in found["tasks"]:
         mark = " *" if task["samples_of"] else ""
         if not task["metrics"]:
-            rows.append([f"{task['task']}{mark}", Cell("failed", status="failed"), 0, *[None] * 7])
+            rows.append(
+                [
+                    task["task"],
+                    Cell(no_figure(task), status="failed" if task["failed"] else None),
+                    0,
+                    *[None] * 7,
+                ]
+            )
         for metric in task["metrics"]:
             low, high = metric["rows_interval"]
             rows.append(
@@ -34,7 +48,7 @@ def _results(found: Mapping[str, Any]) -> Section:
                     Cell(percent(metric["sd"]), sort=metric["sd"]) if metric["sd"] else None,
                     span(metric["seeds_interval"]) or None,
                     span(metric["rows_interval"]),
-                    task["rows"]["train"],
+                    task["rows"].get("train"),
                     task["train_samples_per_second"],
                     task["seconds"],
                 ]
@@ -52,7 +66,7 @@ def _results(found: Mapping[str, Any]) -> Section:
     interval = average["seeds_interval"]
     note = f"{number(interval[0])} to {number(interval[1])} over seeds" if interval else ""
     content: list[Any] = [
-        Facts([("average of " + str(len(average["tasks"])) + " tasks",
+        Facts([(f"average of {len(average['tasks'])} tasks{average_mark(average, found['tasks'])}",
                 Cell(number(average["mean"]), note=note))], wide=True),
         Table("Validation scores in per cent", columns, rows),
         Figure("Means, with 95 % intervals over rows",
@@ -76,7 +90,11 @@ def _seeds(found: Mapping[str, Any]) -> Section:
 
 def _beside(found: Mapping[str, Any]) -> Section:
     names = [task["task"] for task in found["tasks"]]
-    ours = ["/".join(percent(m["mean"]) for m in task["metrics"]) for task in found["tasks"]]
+    ours = [
+        "/".join(percent(metric["mean"]) for metric in task["metrics"])
+        + (" *" if task["samples_of"] else "")
+        for task in found["tasks"]
+    ]
     rows = [["this suite", *ours, ""]]
     for reference in found["references"]:
         scores = ["/".join(f"{v:g}" for v in reference["scores"].get(name, ())) for name in names]
@@ -87,7 +105,8 @@ def _beside(found: Mapping[str, Any]) -> Section:
 
 
 def _recipes(found: Mapping[str, Any]) -> Section:
-    keys = ("learning_rate", "num_train_epochs", "train_batch_size", "max_steps", "max_length")
+    keys = ("learning_rate", "num_train_epochs", "train_batch_size", "max_steps", "max_length",
+            "warm_start")  # fmt: skip
     rows = [
         [task["task"], *(task["recipe"][key] for key in keys), task["recipe"]["source"]]
         for task in found["tasks"]

@@ -1,7 +1,8 @@
 """`run_suite`: every (task, seed) an ordinary `fit`, as many at once as the cluster holds."""
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,14 @@ from trainyard.errors import Interrupted, UserError
 from trainyard.files import write_atomic, write_json
 from trainyard.lease import Lease
 from trainyard.progress import StopSignals, say
+from trainyard.results import AnotherRun, finished_run
 from trainyard.runs import RunFolder
-from trainyard.splits import split_rows
 from trainyard.suite.config import SuiteConfig
 from trainyard.suite.page import page
-from trainyard.suite.runner import Outcomes, do_runs, job_of
+from trainyard.suite.runner import Outcomes, do_runs, job_of, without_orphans
+from trainyard.suite.schedule import Job
 from trainyard.suite.submission import check_submission, write_submission
 from trainyard.suite.table import as_markdown, summary
-from trainyard.tasks import get_task
-from trainyard.training import finished_run
 from trainyard.versions import versions
 
 
@@ -45,14 +45,10 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
             for seed in config.seeds
             for run in [config.run_config(task, seed)]
         }
-        outcomes = Outcomes()
-        for name, run in configs.items():
-            if (done := finished_run(run)) is not None:
-                outcomes.finished[name] = asdict(done)
+        _check_same_table(config, configs)
+        outcomes, left = _what_is_left(config, configs)
         if outcomes.finished:
             say(f"{len(outcomes.finished)} of {len(configs)} runs are finished already")
-        jobs = {name: job_of(config, run) for name, run in configs.items()}
-        left = [job for name, job in jobs.items() if name not in outcomes.finished]
         extra: dict[str, Any] = {}
         if left or config.submission:
             with ray_session(next(iter(configs.values()))):
@@ -66,6 +62,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
                     )
                 if config.submission:
                     extra["submission"] = write_submission(config, outcomes.finished)
+                    _refuse(Path(extra["submission"]["zip"]), extra["submission"]["faults"])
         else:
             found = _write_table(config, configs, outcomes)
     if outcomes.failed:
@@ -78,7 +75,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
         "job": "glue",
         "run": config.run_name,
         "task": "glue",
-        "score": found["average"]["mean"],
+        "score": None if (mean := found["average"]["mean"]) is None else mean / 100,
         "metrics": {row["task"]: row["score"]["mean"] for row in found["tasks"]},
         "model": config.model_name_or_path,
         "seconds": round(time.monotonic() - started, 2),
@@ -87,18 +84,55 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
     }
 
 
+def _check_same_table(config: SuiteConfig, configs: Mapping[str, TrainConfig]) -> None:
+    """Refuse a command that would take from the table what an earlier one put there."""
+    path = config.folder / "glue.json"
+    if not path.is_file():
+        return
+    try:
+        rows = json.loads(path.read_text())["tasks"]
+        before = {(row["task"], seed) for row in rows for seed in row["seeds"]}
+    except (ValueError, LookupError, TypeError):
+        return  # it is written anew
+    lost = sorted(before - {(run.task, run.seed) for run in configs.values()})
+    if lost:
+        raise UserError(
+            f"the table of suite '{config.run_name}' has {lost[0][0]} with seed {lost[0][1]}, which "
+            "this command leaves out; name it too, or choose another --run-name"
+        )
+
+
+def _what_is_left(
+    config: SuiteConfig, configs: Mapping[str, TrainConfig]
+) -> tuple[Outcomes, list[Job]]:
+    """The runs that are finished, those that cannot be done, and jobs for all others.
+
+    Raises:
+        UserError: when a run's folder was made from another config or other data.
+    """
+    outcomes, left = Outcomes(), []
+    for name, run in configs.items():
+        try:
+            if (done := finished_run(run)) is not None:
+                outcomes.finished[name] = asdict(done)
+            else:
+                left.append(job_of(config, run))
+        except AnotherRun as error:
+            raise UserError(
+                f"{error.reason}; choose another --run-name, and the table of suite "
+                f"'{config.run_name}' stays as it is"
+            ) from error
+        except UserError as error:
+            outcomes.failed[name] = str(error)
+            say(f"{name} failed: {error}")
+    return outcomes, without_orphans(left, outcomes)
+
+
 def _write_table(
     config: SuiteConfig, configs: Mapping[str, TrainConfig], outcomes: Outcomes
 ) -> dict[str, Any]:
     """glue.json and glue.md in the suite's folder; returns what glue.json holds."""
-    rows = {
-        task: {
-            split: split_rows(config.run_config(task, config.seeds[0]), split)
-            for split in ("train", *get_task(task).evaluation_splits)
-        }
-        for task in config.tasks
-    }
-    found = summary(configs, outcomes.finished, outcomes.failed, rows)
+    found = summary(configs, outcomes.finished, outcomes.failed)
     found = {"model": config.model_name_or_path, **found, "versions": versions()}
     write_json(config.folder / "glue.json", found)
     write_atomic(config.folder / "glue.md", as_markdown(found))
@@ -110,6 +144,12 @@ def _checked(path: Path) -> dict[str, Any]:
     faults = check_submission(path)
     for fault in faults:
         say(fault)
-    if faults:
-        raise UserError(f"{path} would be refused: {len(faults)} fault(s), the first: {faults[0]}")
+    _refuse(path, faults)
     return {"job": "glue", "submission": str(path), "faults": []}
+
+
+def _refuse(path: Path, faults: Sequence[str]) -> None:
+    if faults:
+        raise UserError(
+            f"the leaderboard would refuse {path}: {len(faults)} fault(s), the first: {faults[0]}"
+        )

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.errors import Interrupted, UserError
+from trainyard.lease import EXPIRY_SECONDS
 from trainyard.progress import StopSignals, say
 from trainyard.runs import RunFolder
 from trainyard.splits import split_rows
@@ -100,13 +101,14 @@ def _start(run: TrainConfig) -> Any:
 
     def one_run() -> tuple[str, Any]:
         try:
-            return "finished", asdict(fit(run))
+            return "finished", asdict(fit(run, patience=2 * EXPIRY_SECONDS))
         except UserError as error:
             return "failed", str(error)
         except Interrupted as stop:
             return "stopped", str(stop)
 
-    # No CPU: the workers that it starts take theirs. Retried only when its process is lost.
+    # No CPU: the workers that it starts take theirs. Retried only when its process is lost, perhaps
+    # with its node: hence the patience.
     return (
         ray.remote(one_run).options(num_cpus=0, max_retries=2, name=run.resolved_run_name).remote()
     )
@@ -130,11 +132,13 @@ def _note(name: str, reference: Any, outcomes: Outcomes) -> None:
 
 
 def without_orphans(waiting: list[Job], outcomes: Outcomes) -> list[Job]:
-    """Fail the jobs whose source failed; the others stay."""
+    """Fail the jobs whose source failed, and stop those whose source was stopped; the others stay."""
     kept = []
     for job in waiting:
         if job.after in outcomes.failed:
             outcomes.failed[job.name] = f"it starts from {job.after}, which failed"
+        elif job.after in outcomes.stopped:
+            outcomes.stopped.append(job.name)
         else:
             kept.append(job)
     return kept
@@ -157,7 +161,11 @@ def _progress(configs: Mapping[str, TrainConfig], running: Iterable[str], waitin
 
 
 def job_of(config: SuiteConfig, run: TrainConfig) -> Job:
-    """What the schedule has to know of a run."""
+    """What the schedule has to know of a run.
+
+    Raises:
+        UserError: when its training file is damaged.
+    """
     rows = split_rows(run, "train") or 1
     steps = -(-rows // run.train_batch_size) * run.num_train_epochs
     source = config.source_of(run.task)

@@ -6,6 +6,7 @@ formatter (nyu-mll/jiant, `jiant/scripts/benchmarks/benchmark_submission_formatt
 
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
+from trainyard.errors import UserError
 from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
 from trainyard.metrics import decode
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
-from trainyard.splits import find_splits, split_rows
+from trainyard.splits import find_splits, split_file, split_rows
 from trainyard.suite.config import SuiteConfig
 from trainyard.tasks import Task, get_task
 
@@ -89,7 +91,8 @@ def write_submission(
     for name, logits in zip(jobs, _predict(list(jobs.values()), config.folder), strict=True):
         file = FILES[name]
         check_finite(logits, jobs[name][0])
-        lines = lines_of(get_task(file.task), file, logits[file.split])
+        ordered = logits[file.split][row_order(jobs[name][2], file)]
+        lines = lines_of(get_task(file.task), file, ordered)
         (folder / name).write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
         written[name] = len(lines)
     path = zip_submission(folder)
@@ -106,6 +109,30 @@ def _predict(jobs: list[tuple[str, PreparedData, TrainConfig]], folder: Path) ->
     found = predict_on_ray(jobs, folder)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     return found
+
+
+def row_order(config: TrainConfig, file: File) -> NDArray[Any] | slice:
+    """Positions of a test split's rows in the order of their `idx`, by which they are judged.
+
+    The Hub's are in that order; a file may have been shuffled.
+
+    Raises:
+        UserError: when the file has no `idx`, or not every number from 0 once.
+    """
+    import pyarrow.parquet as pq
+
+    if not config.data_dir:
+        return slice(None)
+    path = split_file(get_task(file.task), file.split, Path(config.data_dir))
+    has = "idx" in pq.read_schema(path).names
+    found = pq.read_table(path, columns=["idx"])["idx"].to_numpy() if has else np.array([])
+    order = np.argsort(found, kind="stable")
+    if not has or not np.array_equal(found[order], np.arange(len(found))):
+        raise UserError(
+            f"{path} has {'other numbers than 0, 1, 2, ... in its' if has else 'no'} column 'idx', "
+            "by which the leaderboard tells rows apart; fetch the file again"
+        )
+    return order
 
 
 def _best_seed(
@@ -146,17 +173,18 @@ def check_submission(path: Path) -> list[str]:
     Names of files, the header, the number and order of rows, and every prediction are checked.
     """
     try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            contents = {name: archive.read(name) for name in FILES if name in names}
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
         return [f"{path} cannot be read as a zip ({error}); write it again"]
-    with archive:
-        names = archive.namelist()
-        faults = [f"{name} is no file of a submission" for name in names if name not in FILES]
-        for name, file in FILES.items():
-            if name not in names:
-                faults.append(f"{name} is missing")
-            else:
-                faults += _faults(name, file, archive.read(name))
+    faults = [f"{name} is no file of a submission" for name in names if name not in FILES]
+    faults += [f"{name} is there {names.count(name)} times" for name in FILES
+               if names.count(name) > 1]  # fmt: skip
+    for name, file in FILES.items():
+        faults += (
+            _faults(name, file, contents[name]) if name in contents else [f"{name} is missing"]
+        )
     return faults
 
 

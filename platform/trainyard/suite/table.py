@@ -16,19 +16,15 @@ from trainyard.stats import mean_interval
 from trainyard.suite.recipes import REFERENCES, get_recipe
 from trainyard.tasks import get_task
 
-Rows = Mapping[str, Mapping[str, int | None]]
-
 
 def summary(
     configs: Mapping[str, TrainConfig],
     finished: Mapping[str, Mapping[str, Any]],
     failed: Mapping[str, str],
-    rows: Rows,
 ) -> dict[str, Any]:
     """One entry for each task, the average over tasks, and what others published.
 
-    `finished` holds results of `fit` and `failed` reasons, by run name; `rows` counts those of each
-    task's splits.
+    `finished` holds results of `fit` and `failed` reasons, by run name.
     """
     tasks = []
     for task in dict.fromkeys(config.task for config in configs.values()):
@@ -40,8 +36,7 @@ def summary(
                 "seeds": sorted(done),
                 "failed": {name: failed[name] for name in runs.values() if name in failed},
                 **_figures(done),
-                "rows": dict(rows[task]),
-                "samples_of": _samples(task, rows[task]),
+                "samples_of": _samples(task, done),
                 "recipe": _recipe(next(c for c in configs.values() if c.task == task)),
             }
         )
@@ -78,6 +73,7 @@ def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         "glue": {"values": glue, **_over_seeds(list(glue.values()))},
         "seconds": float(sum(run["seconds"] for run in results)),
         "train_samples_per_second": float(np.median(known)) if known else None,
+        "rows": dict(results[0]["rows"]) if results else {},
     }
 
 
@@ -94,21 +90,27 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _samples(task: str, rows: Mapping[str, int | None]) -> dict[str, int]:
-    """Official sizes of the splits that are not whole here."""
+def _samples(task: str, done: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
+    """Official sizes of the splits of which the runs had not every row."""
     official = get_task(task).rows
-    return {
-        split: official[split]
-        for split, count in rows.items()
-        if count is not None and split in official and count < official[split]
-    }
+    counts = [item for run in done.values() for item in run["rows"].items()]
+    return {split: official[split] for split, count in counts if count < official.get(split, 0)}
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
+    """What the runs were trained with, and in what that is not the task's own recipe."""
     recipe = get_recipe(config.task)
     names = [*recipe.fields, "max_steps", "max_length"]
     shown = {name: getattr(config, name) for name in names}
-    return {**shown, "model": config.model_name_or_path, "source": recipe.source}
+    own = {"max_steps": None, **recipe.fields}
+    warm = config.resolved_run_name.endswith(f"-from-{recipe.warm_start}")
+    return {
+        **shown,
+        "model": config.model_name_or_path,
+        "warm_start": recipe.warm_start if warm else None,
+        "changed": {name: shown[name] for name in own if shown[name] != own[name]},
+        "source": recipe.source,
+    }
 
 
 def _average(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(line for row in found["tasks"] for line in _markdown_rows(row)),
         "",
-        _average_words(found["average"]),
+        _average_words(found["average"], found["tasks"]),
         "",
         *(f"- {note.replace('*', chr(92) + '*')}" for note in notes(found["tasks"])),
         "",
@@ -157,7 +159,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 def _markdown_rows(row: Mapping[str, Any]) -> list[str]:
     mark = " *" if row["samples_of"] else ""
     if not row["metrics"]:
-        return [f"| {row['task']}{mark} | failed | 0 | | | | | | | |"]
+        return [f"| {row['task']} | {no_figure(row)} | 0 | | | | | | | |"]
     lines = []
     for i, metric in enumerate(row["metrics"]):
         name = metric_name(metric)
@@ -165,7 +167,7 @@ def _markdown_rows(row: Mapping[str, Any]) -> list[str]:
         last = ("", "", "")
         if i == 0:
             shown = f"{speed:.0f}" if speed else ""
-            last = (f"{row['rows']['train'] or 0:,}", shown, f"{row['seconds']:.0f}")
+            last = (f"{row['rows'].get('train', 0):,}", shown, f"{row['seconds']:.0f}")
         cells = (
             f"{row['task']}{mark}" if i == 0 else "",
             name,
@@ -190,11 +192,22 @@ def span(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
-def _average_words(average: Mapping[str, Any]) -> str:
+def no_figure(row: Mapping[str, Any]) -> str:
+    """Why a task has no figure."""
+    return "failed" if row["failed"] else "not run yet"
+
+
+def average_mark(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    """The mark of a sample, where one is among the tasks of the average."""
+    sampled = any(row["samples_of"] for row in tasks if row["task"] in average["tasks"])
+    return " *" if sampled else ""
+
+
+def _average_words(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
     if average["mean"] is None:
-        return "No average: no task is finished."
+        return "No average: none of the tasks that count in it is finished."
     words = f"Average of {len(average['tasks'])} tasks ({', '.join(average['tasks'])}): "
-    words += f"**{average['mean']:.1f}**"
+    words += f"**{average['mean']:.1f}**{average_mark(average, tasks).replace('*', chr(92) + '*')}"
     if average["seeds_interval"]:
         low, high = average["seeds_interval"]
         words += f", 95 % over seeds {low:.1f} to {high:.1f}"
@@ -205,13 +218,23 @@ def notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     """What must be known to read the table, a sentence each; `*` is the mark of a sample."""
     found = [
         "Over seeds: Student's t over runs. Over rows: bootstrap of the validation rows, mean of the "
-        "runs. The validation split also chose the best checkpoint of each run."
+        "runs. The validation split also chose the best checkpoint of each run.",
+        "Published figures are as printed at their sources: one figure of a task with two metrics "
+        "may be either of them.",
     ]
     for row in tasks:
         for split, official in row["samples_of"].items():
             found.append(
                 f"* {row['task']} {split} is a sample: {row['rows'][split]:,} of {official:,} rows, "
                 "so the figure is not comparable with published ones."
+            )
+        if changed := row["recipe"]["changed"]:
+            told = ", ".join(f"{name} {value}" for name, value in changed.items())
+            found.append(f"{row['task']} was not trained by its own recipe, but with {told}.")
+        if source := row["recipe"]["warm_start"]:
+            found.append(
+                f"{row['task']} starts from the {source} model of the same seed, and not from "
+                "the pretrained one as those who published did unless they say so."
             )
         found += [f"{name} failed: {reason}" for name, reason in row["failed"].items()]
     return found

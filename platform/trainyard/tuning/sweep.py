@@ -46,7 +46,7 @@ def tune(config: SweepConfig) -> SweepResult:
     RunFolder(folder.path).create()
     with Lease(folder.path), StopSignals(folder.stop_request) as signals:
         if config.fresh:
-            RunFolder(folder.path).clear()
+            RunFolder(folder.path).clear("sweep.json")
         known = folder.read()
         _check_same_sweep(config, known)
         if (result := _finished(config, folder, known)) is not None:

@@ -21,6 +21,7 @@ from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.files import write_atomic
+from trainyard.lease import EXPIRY_SECONDS
 from trainyard.modeling import build_tokenizer
 from trainyard.runs import RunFolder
 from trainyard.tasks import Task
@@ -156,7 +157,8 @@ class TrialProcess:
             if self._spec.parent is not None:
                 inherit(self._run, RunFolder(self._run.path.parent / self._spec.parent))
             before = time.time() - self._started  # imports, in the first trial of a process
-            fit(self._config, trial)
+            # The node of its predecessor may have died a moment ago.
+            fit(self._config, trial, patience=2 * EXPIRY_SECONDS)
         except Interrupted as stop:
             status, reason = "stopped", str(stop)
         except UserError as error:
