@@ -81,7 +81,11 @@ def save_checkpoint(
     if accelerator.is_main_process:
 
         def write(folder: Path) -> None:
-            accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
+            accelerator.unwrap_model(model).save_pretrained(
+                folder,
+                state_dict=weights,
+                save_original_format=False,  # else an old BERT's norms get their old names back
+            )
             torch.save(moments, folder / OPTIMIZER_FILE)
             record = {"train": state.as_dict(), "scheduler": scheduler.state_dict(), "scaler": None}
             if accelerator.scaler is not None:
