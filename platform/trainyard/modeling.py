@@ -121,14 +121,18 @@ def load_classifier(name: str) -> Any:
 
 
 def build_model(config: TrainConfig, task: Task) -> Any:
-    """The pretrained encoder with a fresh head for `task`, in fp32, its initial weights seeded."""
+    """The pretrained encoder with a fresh head for `task`, in fp32, its initial weights seeded.
+
+    Raises:
+        UserError: when the weights are not those of the encoder: it would start from random ones.
+    """
     import torch
     import transformers
 
     torch.manual_seed(config.seed)
     labels = task.labels or ("score",)
     with quiet(transformers):
-        model = _from_hub(
+        model, info = _from_hub(
             config.model_name_or_path,
             lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
                 resolve_model(config.model_name_or_path),
@@ -141,13 +145,27 @@ def build_model(config: TrainConfig, task: Task) -> Any:
                 trust_remote_code=False,
                 # A fine-tuned checkpoint of another task brings a head of another shape.
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
             ),
         )
+    _check_encoder(config.model_name_or_path, model, info)
     # The task travels with the weights, so that whoever loads them knows what they answer.
     model.config.finetuning_task = task.name
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _check_encoder(name: str, model: Any, info: Any) -> None:
+    """Only the head may start from random weights, and a pooler, which not every checkpoint has."""
+    random = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    encoder = f"{model.base_model_prefix}."
+    if lost := sorted(k for k in random if k.startswith(encoder) and "pooler" not in k.split(".")):
+        other = f", it has {min(info['unexpected_keys'])}" if info["unexpected_keys"] else ""
+        raise UserError(
+            f"model '{name}' lacks {len(lost)} weights of its encoder, or has them in another shape "
+            f"({', '.join(lost[:3])}{other}); give a model whose weights fit its config.json"
+        )
 
 
 def build_optimizer(config: TrainConfig, model: Any) -> Any:
