@@ -1,7 +1,6 @@
 """Where a run is, beside its weights; and how both become a checkpoint and come back."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,9 @@ class TrainState:
         return mean
 
     def add_evaluation(self, score: float, evaluation: dict[str, Any]) -> None:
-        """Note an evaluation after `step`; a score that is no number never becomes the best."""
+        """Note an evaluation after `step`; of equal scores the first is the best."""
         self.score, self.evaluation = score, evaluation
-        if math.isfinite(score) and (self.best_score is None or score > self.best_score):
+        if self.best_score is None or score > self.best_score:
             self.best_step, self.best_score, self.best_evaluation = self.step, score, evaluation
             self.evaluations_without_gain = 0
         else:
