@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainyard import demo, own_data, sources
+from trainyard.columns import column_as, readable
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.tasks import Task, get_task
@@ -201,14 +202,15 @@ def canonical(
     """A task's own columns as canonical ones, every label checked (-1 is none, if not `labelled`).
 
     Raises:
-        UserError: naming `origin` and the row, for a column that is missing or a label that the
-            task does not have.
+        UserError: naming `origin` and the row, for a column that is missing, a label that the task
+            does not have, or rows that cannot be read.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     seen = 0
-    for batch in batches:
+    for batch in readable(origin, batches):
+        cast = partial(column_as, f"{origin} row", seen, batch)
         for column in (*task.text_columns, task.label_column):
             if column not in batch.schema.names:
                 raise UserError(
@@ -216,10 +218,10 @@ def canonical(
                     f"its columns are {', '.join(batch.schema.names)}"
                 )
         if task.labels:
-            label = batch[task.label_column].cast(pa.int64())
+            label = cast(task.label_column, pa.int64(), "a class index")
             good = pc.and_(pc.greater_equal(label, 0), pc.less(label, len(task.labels)))
         else:
-            label = batch[task.label_column].cast(pa.float32())
+            label = cast(task.label_column, pa.float32(), "a number")
             good = pc.and_(pc.is_finite(label), pc.greater_equal(label, 0.0))
         if not labelled:
             good = pc.or_(good, pc.equal(label, NO_LABEL))
@@ -231,7 +233,7 @@ def canonical(
                 "test splits have no labels and cannot be trained or judged on"
             )
         texts = dict(zip(("text", "text_pair"), task.text_columns, strict=False))
-        columns = {name: batch[column].cast(pa.string()) for name, column in texts.items()}
+        columns = {name: cast(column, pa.string(), "text") for name, column in texts.items()}
         yield pa.record_batch({**columns, "label": label})
         seen += batch.num_rows
 
