@@ -31,7 +31,7 @@ class DataConfig:
     train_file: str | None = None
     """Own data instead of a task: .csv, .tsv, .jsonl or .parquet."""
     validation_file: str | None = None
-    """Own validation data; without it a seeded, stratified tenth of --train-file is held out."""
+    """Own validation data; without it a seeded tenth of --train-file is held out, of each class alike."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None
