@@ -1,5 +1,6 @@
 """From a config to live objects: what loads, and what is refused before it would train nonsense."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.modeling import build_model
+from trainyard.modeling import build_model, build_tokenizer, load_config
 from trainyard.tasks import get_task
 
 MRPC, MNLI = get_task("mrpc"), get_task("mnli")
@@ -52,3 +53,25 @@ def test_another_head_and_a_missing_pooler_are_made_anew(tiny_model: Path, tmp_p
     assert bare.keys() < weights.keys()
     save_file(bare, fine_tuned / "model.safetensors", {"format": "pt"})
     assert build_model(config_of(fine_tuned), MRPC).classifier.weight.shape[0] == 2
+
+
+def test_a_model_that_brings_code_is_refused_and_its_code_not_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where somebody sits at the terminal and would say yes to transformers' question."""
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    folder, ran = tmp_path / "own-code", tmp_path / "ran"
+    shutil.copytree(tiny_model, folder)
+    (folder / "own.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\nfrom transformers import BertConfig\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
+    )
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = TrainConfig(model_name_or_path=str(folder), max_length=32)
+    for load in (lambda: build_tokenizer(config), lambda: load_config(str(folder))):
+        with pytest.raises(UserError, match="needs code of its own, which is never run here"):
+            load()
+    assert not ran.exists()

@@ -45,6 +45,11 @@ def _from_hub(name: str, load: Any) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model '{name}' needs code of its own, which is never run here; give one of an "
+                "architecture that transformers has"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model '{name}' could not be loaded ({reason}); check the name, connect to the Hub, or "
@@ -56,13 +61,13 @@ def build_tokenizer(config: TrainConfig) -> Any:
     """The model's tokenizer; refuses a `max_length` that the model has no positions for."""
     import transformers
 
-    name = resolve_model(config.model_name_or_path)
+    model_config = load_config(config.model_name_or_path)
     with quiet(transformers):
         tokenizer = _from_hub(
-            config.model_name_or_path, lambda: transformers.AutoTokenizer.from_pretrained(name)
-        )
-        model_config = _from_hub(
-            config.model_name_or_path, lambda: transformers.AutoConfig.from_pretrained(name)
+            config.model_name_or_path,
+            lambda: transformers.AutoTokenizer.from_pretrained(
+                resolve_model(config.model_name_or_path), trust_remote_code=False
+            ),
         )
     positions = getattr(model_config, "max_position_embeddings", None)
     if positions is not None and config.max_length > positions:
@@ -89,7 +94,12 @@ def load_config(name: str) -> Any:
     import transformers
 
     with quiet(transformers):
-        return _from_hub(name, lambda: transformers.AutoConfig.from_pretrained(resolve_model(name)))
+        return _from_hub(
+            name,
+            lambda: transformers.AutoConfig.from_pretrained(
+                resolve_model(name), trust_remote_code=False
+            ),
+        )
 
 
 def load_classifier(name: str) -> Any:
