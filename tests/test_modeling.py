@@ -1,10 +1,12 @@
 """From a config to live objects: what loads, and what is refused before it would train nonsense."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 from safetensors.torch import load_file, save_file
 
 from trainyard.config import TrainConfig
@@ -75,3 +77,20 @@ def test_a_model_that_brings_code_is_refused_and_its_code_not_run(
         with pytest.raises(UserError, match="needs code of its own, which is never run here"):
             load()
     assert not ran.exists()
+
+
+def test_positions_that_no_token_gets_are_not_promised(tiny_model: Path, tmp_path: Path) -> None:
+    """RoBERTa's positions start after the padding token's id: of 514 it uses 512."""
+    folder = tmp_path / "roberta"
+    shutil.copytree(tiny_model, folder)
+    transformers.RobertaConfig(
+        vocab_size=101, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=34, pad_token_id=1,
+    ).save_pretrained(folder)  # fmt: skip
+    config = TrainConfig(model_name_or_path=str(folder), max_length=32)
+    assert build_tokenizer(config)
+    for length in (33, 34, 500):
+        with pytest.raises(UserError, match=rf"--max-length {length} is more than the 32 pos.*32$"):
+            build_tokenizer(dataclasses.replace(config, max_length=length))
+    config = TrainConfig(model_name_or_path=str(tiny_model), max_length=64)
+    assert build_tokenizer(config)  # BERT uses all of its own

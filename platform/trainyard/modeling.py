@@ -69,7 +69,7 @@ def build_tokenizer(config: TrainConfig) -> Any:
                 resolve_model(config.model_name_or_path), trust_remote_code=False
             ),
         )
-    positions = getattr(model_config, "max_position_embeddings", None)
+    positions = _positions(config.model_name_or_path, model_config, config.max_length)
     if positions is not None and config.max_length > positions:
         raise UserError(
             f"--max-length {config.max_length} is more than the {positions} positions of "
@@ -87,6 +87,34 @@ def build_tokenizer(config: TrainConfig) -> Any:
             "such as bert-base-uncased"
         )
     return tokenizer
+
+
+def _positions(name: str, settings: Any, wanted: int) -> int | None:
+    """Positions that texts can use, if `settings` limit them; exact where `wanted` comes near."""
+    import transformers
+
+    positions: int = getattr(settings, "max_position_embeddings", None) or -1
+    if positions < 0:  # XLNet says -1
+        return None
+    if wanted <= positions - 1 - (getattr(settings, "pad_token_id", None) or 0):
+        return positions
+| None = getattr(settings, "max_position_embeddings", None)
+    if positions is None or wanted <= positions - 1 - (getattr(settings, "pad_token_id", 0) or 0):
+        return positions
+    import torch
+
+    with torch.device("meta"):  # no weights: only what the model is made of
+        model = _from_hub(name, lambda: transformers.AutoModel.from_config(settings))
+    return positions - reserved_positions(model)
+
+
+def reserved_positions(model: Any) -> int:
+    """Positions that no token gets: models of RoBERTa's kind count from the padding token's id on."""
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(padding) + 1
+    return 0
 
 
 def load_config(name: str) -> Any:
