@@ -76,6 +76,8 @@ def test_a_config_survives_yaml_and_flags(tmp_path_factory: Any, chosen: dict[st
         (["--run-name", "../up"], "--run-name is '../up'; it must be of letters"),
         (["--text-column", "x"], "--text-column describes your own data, but there is no --train"),
         (["--train-file", "a.csv", "--data-dir", "glue"], "name two sources of data"),
+        (["--train-file", "a.csv", "--task", "mrpc"], "--train-file and --task name two sources of data"),
+        (["--label-column", "x"], "--label-column describes your own data, but there is no --train"),
         (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
     ],
 )  # fmt: skip

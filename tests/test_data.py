@@ -91,7 +91,7 @@ def test_the_cache_is_found_again_and_is_as_exact_as_its_fingerprint(
 
 
 def own(config: TrainConfig, path: Path, **fields: Any) -> TrainConfig:
-    return dataclasses.replace(config, data_dir=None, train_file=str(path), **fields)
+    return dataclasses.replace(config, task="demo", data_dir=None, train_file=str(path), **fields)
 
 
 def texts(rows: int) -> list[str]:

@@ -223,12 +223,15 @@ class TrainConfig(DataConfig):
         return _divisors(self.slots_per_step, *self._worker_range())
 
     def _check_data(self) -> None:
-        if self.train_file and self.data_dir:
-            raise UserError(
-                "--train-file and --data-dir name two sources of data; give one of them"
-            )
-        for name in ("validation_file", "text_column", "text_pair_column", "problem_type"):
-            if getattr(self, name) and not self.train_file:
+        for name in ("data_dir", "task"):
+            if self.train_file and getattr(self, name) != getattr(DataConfig, name):
+                raise UserError(
+                    f"--train-file and {_flag(name)} name two sources of data; give one of them"
+                )
+        for name in (
+            "validation_file", "text_column", "text_pair_column", "label_column", "problem_type",
+        ):  # fmt: skip
+            if not self.train_file and getattr(self, name) != getattr(DataConfig, name):
                 raise UserError(
                     f"{_flag(name)} describes your own data, but there is no --train-file; add it"
                 )
