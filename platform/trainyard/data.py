@@ -83,10 +83,11 @@ def prepare(
 
 
 def _serialized(tokenizer: Any) -> bytes:
-    """All that decides what a tokenizer does to a text."""
+    """All that decides what a tokenizer does to a text, and what a table says of its tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
-    return f"{type(tokenizer).__name__}{state}".encode()
+    inputs = [tokenizer.pad_token_id, *tokenizer.model_input_names]
+    return f"{type(tokenizer).__name__}{inputs}{state}".encode()
 
 
 def _build(

@@ -122,7 +122,7 @@ def _local_split(task: Task, name: str, data_dir: Path, labelled: bool) -> Split
             yield from canonical(task, str(path), batches, labelled=labelled)
 
     _open_parquet(path).close()  # a damaged file is known before anything is started
-    return Split(name, sources.file_digest(path), batches)
+    return Split(name, _fingerprint(task, labelled, sources.file_digest(path)), batches)
 
 
 def _open_parquet(path: Path) -> "pq.ParquetFile":
@@ -190,10 +190,21 @@ def _hub_splits(task: Task, names: Sequence[str], labelled: bool) -> list[Split]
             yield from canonical(task, origin, table.to_batches(), labelled=labelled)
 
     return [
-        Split(name, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}",
-              partial(batches, name))
+        Split(
+            name,
+            _fingerprint(
+                task, labelled, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}"
+            ),
+            partial(batches, name),
+        )
         for name in names
-    ]  # fmt: skip
+    ]
+
+
+def _fingerprint(task: Task, labelled: bool, source: str) -> str:
+    """What canonical rows are a function of: what is in `source`, and how it is read."""
+    columns = (task.text_columns, task.label_column)
+    return repr((source, columns, task.labels, task.problem_type, labelled))
 
 
 def canonical(
