@@ -73,6 +73,7 @@ def test_a_config_survives_yaml_and_flags(tmp_path_factory: Any, chosen: dict[st
         (["--num-workers", "3:999999999999"], "over --num-workers 3:999999999999: use --per"),
         (["--mixed-precision", "fp16"], "fp16 needs a GPU: add --use-gpu, or use bf16"),
         (["--strategy", "deepspeed"], "--strategy deepspeed needs GPUs"),
+        (["--strategy", "fsdp"], "--strategy fsdp needs GPUs: add --use-gpu, or use --strategy ddp"),
         (["--run-name", "../up"], "--run-name is '../up'; it must be of letters"),
         (["--text-column", "x"], "--text-column describes your own data, but there is no --train"),
         (["--train-file", "a.csv", "--data-dir", "glue"], "name two sources of data"),

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +183,19 @@ def test_rows_read_in_another_way_are_another_table(config: TrainConfig, tmp_pat
     tokenizer.pad_token = "[UNK]"
     other = data.prepare(unlabelled, tokenizer, config, tmp_path / "cache")
     assert other.table("train").info["pad_id"] == 1
+
+
+def test_what_a_killed_process_left_is_cleared_after_a_day(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    long_ago = time.time() - 25 * 3600
+    for name in (".abandoned-0", ".in-work-1"):
+        folder = cache / name / "raw"
+        folder.mkdir(parents=True)
+        (folder / "000000.parquet").write_bytes(b"x")
+        for path in (folder / "000000.parquet", folder, folder.parent):
+            os.utime(path, (long_ago, long_ago))
+    (cache / ".in-work-1/raw/000001.parquet").write_bytes(b"x")
+    data.prepare(find_splits(config), build_tokenizer(config), config, cache)
+    assert [path.name for path in cache.glob(".*")] == [".in-work-1"]

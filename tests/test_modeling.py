@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.modeling import build_model, build_tokenizer, load_config
+from trainyard.modeling import build_model, build_tokenizer, load_config, resolve_model
 from trainyard.tasks import get_task
 
 MRPC, MNLI = get_task("mrpc"), get_task("mnli")
@@ -94,3 +94,9 @@ def test_positions_that_no_token_gets_are_not_promised(tiny_model: Path, tmp_pat
             build_tokenizer(dataclasses.replace(config, max_length=length))
     config = TrainConfig(model_name_or_path=str(tiny_model), max_length=64)
     assert build_tokenizer(config)  # BERT uses all of its own
+
+
+@pytest.mark.parametrize("name", ["package:absent.sub/x", "package:/x", "package:.x/y"])
+def test_a_package_that_cannot_be_is_one_sentence(name: str) -> None:
+    with pytest.raises(UserError, match="is not installed here; install it"):
+        resolve_model(name)

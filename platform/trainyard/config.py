@@ -173,8 +173,10 @@ class TrainConfig(DataConfig):
             raise UserError(
                 "--mixed-precision fp16 needs a GPU: add --use-gpu, or use bf16 or no on CPUs"
             )
-        if self.strategy == "deepspeed" and not self.use_gpu:
-            raise UserError("--strategy deepspeed needs GPUs: add --use-gpu, or use --strategy ddp")
+        if self.strategy != "ddp" and not self.use_gpu:  # Accelerate would copy the model instead
+            raise UserError(
+                f"--strategy {self.strategy} needs GPUs: add --use-gpu, or use --strategy ddp"
+            )
         if self.loop == "trainer" and self.strategy != "ddp":
             raise UserError(
                 f"--loop trainer runs with --strategy ddp only, not {self.strategy}; drop one of the two"

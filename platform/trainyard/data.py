@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ ROWS_PER_TASK = 4_096
 ROWS_HERE = 131_072
 """Up to so many rows are tokenized in this process: Ray Data's workers would take longer to start
 and import transformers than the tokenizer, which has threads of its own, takes for all of them."""
+ABANDONED_SECONDS = 24 * 3600
+"""A scratch folder in which nothing was written for so long belongs to a process that was killed."""
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +96,7 @@ def _serialized(tokenizer: Any) -> bytes:
 def _build(
     split: Split, tokenizer: Any, max_length: int, folder: Path, seen_everywhere: bool
 ) -> None:
+    _clear_abandoned(folder.parent)
     scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         _write_raw(split, scratch / "raw")
@@ -105,6 +109,15 @@ def _build(
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear_abandoned(cache: Path) -> None:
+    """Delete what killed processes left half-made: scratch folders that nobody writes to."""
+    for scratch in cache.glob(".*-*"):
+        with contextlib.suppress(OSError):  # another process may be clearing it too
+            newest = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
+            if time.time() - newest > ABANDONED_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_raw(split: Split, folder: Path) -> None:

@@ -68,7 +68,8 @@ def train(
         if config.max_grad_norm:
             accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
-        scheduler.step()
+        if not accelerator.optimizer_step_was_skipped:  # as fp16 does when gradients overflow
+            scheduler.step()
         optimizer.zero_grad()
         if not session.finish_step(step + 1, tree_sum(losses), step_rows):
             break

@@ -19,7 +19,10 @@ def resolve_model(name: str) -> str:
     """
     if name.startswith("package:"):
         package, _, folder = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # of a package inside an absent one, of no name at all
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
                 f"model {name}: the Python package '{package}' is not installed here; install it "
