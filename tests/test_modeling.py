@@ -2,16 +2,27 @@
 
 import dataclasses
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.modeling import build_model, build_tokenizer, load_config, resolve_model
+from trainyard.modeling import (
+    build_model,
+    build_optimizer,
+    build_scheduler,
+    build_tokenizer,
+    load_config,
+    resolve_model,
+)
 from trainyard.tasks import get_task
 
 MRPC, MNLI = get_task("mrpc"), get_task("mnli")
@@ -100,3 +111,51 @@ def test_positions_that_no_token_gets_are_not_promised(tiny_model: Path, tmp_pat
 def test_a_package_that_cannot_be_is_one_sentence(name: str) -> None:
     with pytest.raises(UserError, match="is not installed here; install it"):
         resolve_model(name)
+
+
+def test_biases_and_norms_do_not_decay(tiny_model: Path) -> None:
+    config = TrainConfig(model_name_or_path=str(tiny_model), weight_decay=0.1, learning_rate=1e-3)
+    model = build_model(config, MRPC)
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(config, model)
+    decaying, others = ({name_of[p] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
+    assert others == {n for n in name_of.values() if n.endswith(".bias") or ".LayerNorm." in n}
+    assert decaying == set(name_of.values()) - others
+    assert {"classifier.weight", "bert.embeddings.word_embeddings.weight"} <= decaying
+
+
+COSINE = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(9)]
+SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "linear": ({}, [1 - step / 10 for step in range(11)]),
+    "linear, 2 steps of warm-up": ({"warmup_steps": 2}, [0, 0.5, *(1 - k / 8 for k in range(9))]),
+    "linear, a fifth": ({"warmup_steps": 0.2}, [0, 0.5, *(1 - k / 8 for k in range(9))]),
+    "cosine, a fifth": ({"warmup_steps": 0.2, "lr_scheduler_type": "cosine"}, [0, 0.5, *COSINE]),
+    "constant": ({"lr_scheduler_type": "constant"}, [1.0] * 11),
+}
+"""Shares of the peak rate before each of 10 steps, and after the last."""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_rate_of_each_step(schedule: str) -> None:
+    fields, shares = SCHEDULES[schedule]
+    config = TrainConfig(learning_rate=1e-3, **fields)
+
+    def rates(build: Callable[[Any], Any]) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+        scheduler, found = build(optimizer), []
+        for _ in shares:
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    ours = rates(lambda optimizer: build_scheduler(config, optimizer, 10))
+    assert ours == pytest.approx([1e-3 * share for share in shares], abs=1e-12)
+    warmup = 2 if config.warmup_steps else 0
+    assert ours == rates(
+        lambda optimizer: transformers.get_scheduler(
+            config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=10
+        )
+    )
