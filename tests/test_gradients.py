@@ -55,7 +55,8 @@ def test_any_number_of_slots_adds_up(slots: int) -> None:
 
 def test_only_the_last_slot_of_a_step_makes_the_engine_step() -> None:
     """DeepSpeed's wrapper steps in each backward pass that finds `sync_gradients` set."""
-    accelerator, found = Alone(), []
+    accelerator = Alone()
+    found: list[bool] = []
     gradients = MeanOfWorkers(accelerator, torch.nn.Linear(1, 1))
     for turn in range(4):
         with gradients.add(turn, 4):

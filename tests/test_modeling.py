@@ -144,7 +144,8 @@ def test_the_rate_of_each_step(schedule: str) -> None:
 
     def rates(build: Callable[[Any], Any]) -> list[float]:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-        scheduler, found = build(optimizer), []
+        scheduler = build(optimizer)
+        found: list[float] = []
         for _ in shares:
             found.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
