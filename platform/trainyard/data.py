@@ -25,6 +25,7 @@ import numpy as np
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.files import sync_tree
+from trainyard.modeling import model_revision
 from trainyard.runs import RunFolder
 from trainyard.splits import Split, Splits
 from trainyard.tokens import TableWriter, TokenTable
@@ -51,6 +52,8 @@ class PreparedData:
 
     fingerprint: str
     folders: Mapping[str, Path]
+    model_revision: str | None = None
+    """Commit of a model from the Hub, whose tokenizer this is; workers load their weights from it."""
 
     def table(self, split: str) -> TokenTable:
         """Open a split."""
@@ -82,7 +85,8 @@ def prepare(
         folders[split.name] = cache / key
         if not run.find_table(folders[split.name]):
             _build(split, tokenizer, config.max_length, folders[split.name], run.seen_everywhere)
-    return PreparedData(digest.hexdigest()[:16], folders)
+    revision = model_revision(config.model_name_or_path)
+    return PreparedData(digest.hexdigest()[:16], folders, revision)
 
 
 def _serialized(tokenizer: Any) -> bytes:

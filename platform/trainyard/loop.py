@@ -38,7 +38,7 @@ def train(
     rank, world = accelerator.process_index, accelerator.num_processes
     session = Session(config, task, data, folder, accelerator, on_evaluation)
 
-    model = build_model(config, task)
+    model = build_model(config, task, data.model_revision)
     optimizer = build_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = build_scheduler(config, optimizer, session.last_step)

@@ -69,7 +69,9 @@ def build_tokenizer(config: TrainConfig) -> Any:
         tokenizer = _from_hub(
             config.model_name_or_path,
             lambda: transformers.AutoTokenizer.from_pretrained(
-                resolve_model(config.model_name_or_path), trust_remote_code=False
+                resolve_model(config.model_name_or_path),
+                revision=model_config._commit_hash,
+                trust_remote_code=False,
             ),
         )
     positions = _positions(config.model_name_or_path, model_config, config.max_length)
@@ -133,6 +135,12 @@ def load_config(name: str) -> Any:
         )
 
 
+def model_revision(name: str) -> str | None:
+    """The commit that a Hub id means now, so that all workers can load the same; None of a folder."""
+    commit: str | None = load_config(name)._commit_hash
+    return commit
+
+
 def load_classifier(name: str) -> Any:
     """A fine-tuned classifier as it is, in fp32.
 
@@ -161,8 +169,10 @@ def load_classifier(name: str) -> Any:
     return model
 
 
-def build_model(config: TrainConfig, task: Task) -> Any:
+def build_model(config: TrainConfig, task: Task, revision: str | None = None) -> Any:
     """The pretrained encoder with a fresh head for `task`, in fp32, its initial weights seeded.
+
+    `revision` is the commit of a Hub model, see `model_revision`.
 
     Raises:
         UserError: when the weights are not those of the encoder: it would start from random ones.
@@ -177,6 +187,7 @@ def build_model(config: TrainConfig, task: Task) -> Any:
             config.model_name_or_path,
             lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
                 resolve_model(config.model_name_or_path),
+                revision=revision,
                 dtype=torch.float32,  # a checkpoint saved in bf16 would train in bf16 otherwise
                 num_labels=task.num_labels,
                 id2label=dict(enumerate(labels)),
