@@ -1,6 +1,7 @@
 """Live objects from a config: tokenizer, model, optimizer, schedule. The only user of Auto*."""
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def build_tokenizer(config: TrainConfig) -> Any:
             config.model_name_or_path,
             lambda: transformers.AutoTokenizer.from_pretrained(
                 resolve_model(config.model_name_or_path),
-                revision=model_config._commit_hash,
+                revision=model_revision(config.model_name_or_path),
                 trust_remote_code=False,
             ),
         )
@@ -130,15 +131,17 @@ def load_config(name: str) -> Any:
         return _from_hub(
             name,
             lambda: transformers.AutoConfig.from_pretrained(
-                resolve_model(name), trust_remote_code=False
+                resolve_model(name), revision=model_revision(name), trust_remote_code=False
             ),
         )
 
 
+@lru_cache
 def model_revision(name: str) -> str | None:
-    """The commit that a Hub id means now, so that all workers can load the same; None of a folder."""
-    commit: str | None = load_config(name)._commit_hash
-    return commit
+    """The commit that a Hub id means, asked once, so that everybody loads the same; None of a folder."""
+    from transformers.utils.hub import resolve_revision
+
+    return getattr(resolve_revision(resolve_model(name)), "resolved", None)
 
 
 def load_classifier(name: str) -> Any:
