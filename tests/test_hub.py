@@ -74,7 +74,9 @@ def test_data_and_model_come_from_the_hub_and_then_from_its_cache(
     with hub(hub_folder) as (endpoint, requests):
         assert ask(endpoint, tmp_path, "mrpc", "acme/tiny-bert") == expected
         assert any("datasets/nyu-mll/glue/resolve/bcdcba79" in request for request in requests)
-        weights = [r for r in requests if "acme/tiny-bert/resolve" in r and "model.safetensors" in r]
+        weights = [
+            r for r in requests if "acme/tiny-bert/resolve" in r and "model.safetensors" in r
+        ]
         assert weights
         assert all(f"resolve/{COMMIT}/" in request for request in weights)
     # The Hub is gone: the libraries' caches answer.

@@ -52,9 +52,7 @@ def live(config: TrainConfig, accelerator: Any) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("kind", ["old BERT", "BART"])
-def test_weights_come_back_under_whatever_name(
-    kind: str, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_weights_come_back_under_whatever_name(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     base = old_bert(folder, tiny_model) if kind == "old BERT" else bart(folder)
     config = TrainConfig(task="mrpc", model_name_or_path=str(base))

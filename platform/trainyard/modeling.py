@@ -104,9 +104,6 @@ def _positions(name: str, settings: Any, wanted: int) -> int | None:
         return None
     if wanted <= positions - 1 - (getattr(settings, "pad_token_id", None) or 0):
         return positions
-| None = getattr(settings, "max_position_embeddings", None)
-    if positions is None or wanted <= positions - 1 - (getattr(settings, "pad_token_id", 0) or 0):
-        return positions
     import torch
 
     with torch.device("meta"):  # no weights: only what the model is made of
