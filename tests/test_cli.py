@@ -73,9 +73,12 @@ def test_a_config_survives_yaml_and_flags(tmp_path_factory: Any, chosen: dict[st
         (["--num-workers", "3:999999999999"], "over --num-workers 3:999999999999: use --per"),
         (["--mixed-precision", "fp16"], "fp16 needs a GPU: add --use-gpu, or use bf16"),
         (["--strategy", "deepspeed"], "--strategy deepspeed needs GPUs"),
+        (["--strategy", "fsdp"], "--strategy fsdp needs GPUs: add --use-gpu, or use --strategy ddp"),
         (["--run-name", "../up"], "--run-name is '../up'; it must be of letters"),
         (["--text-column", "x"], "--text-column describes your own data, but there is no --train"),
         (["--train-file", "a.csv", "--data-dir", "glue"], "name two sources of data"),
+        (["--train-file", "a.csv", "--task", "mrpc"], "--train-file and --task name two sources of data"),
+        (["--label-column", "x"], "--label-column describes your own data, but there is no --train"),
         (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
     ],
 )  # fmt: skip
@@ -171,6 +174,10 @@ def test_flags_are_a_deliberate_list() -> None:
 def test_identity_ignores_the_place_and_nothing_else() -> None:
     base = TrainConfig()
     assert base.identity() == TrainConfig(num_workers=2, storage_path="x", verbose=True).identity()
+    assert base.identity() == TrainConfig(save_steps=5, ledger=True).identity()
+    assert not base.changed_since(asdict(TrainConfig(save_steps=5, ledger=True)))
+    # Lines of another cadence in one metrics.jsonl would be means over other steps.
+    assert base.identity() != TrainConfig(logging_steps=1).identity()
     assert base.identity() != TrainConfig(seed=1).identity()
     assert set(PLACE_FIELDS) <= {field.name for field in fields(TrainConfig)}
     assert json.dumps(asdict(base))  # a config can be stored

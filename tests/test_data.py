@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import WORDS, write_task
 from runs_locally import run_locally
@@ -91,7 +95,7 @@ def test_the_cache_is_found_again_and_is_as_exact_as_its_fingerprint(
 
 
 def own(config: TrainConfig, path: Path, **fields: Any) -> TrainConfig:
-    return dataclasses.replace(config, data_dir=None, train_file=str(path), **fields)
+    return dataclasses.replace(config, task="demo", data_dir=None, train_file=str(path), **fields)
 
 
 def texts(rows: int) -> list[str]:
@@ -152,9 +156,6 @@ def test_a_label_seen_only_in_validation_is_named_with_its_line(
 
 
 def test_a_test_split_cannot_be_trained_on(config: TrainConfig, tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     (tmp_path / "mrpc").mkdir()
     for split in ("train", "validation"):
         pq.write_table(
@@ -164,3 +165,37 @@ def test_a_test_split_cannot_be_trained_on(config: TrainConfig, tmp_path: Path) 
     found = find_splits(dataclasses.replace(config, data_dir=str(tmp_path)))
     with pytest.raises(UserError, match=r"row 0: label -1 is not one of task 'mrpc'"):
         list(found.splits[0].batches())
+
+
+def test_rows_read_in_another_way_are_another_table(config: TrainConfig, tmp_path: Path) -> None:
+    """The same file, as rows to predict and as rows to train on; with another padding token."""
+    folder = write_task(tmp_path / "glue")
+    path = folder / "mrpc/train.parquet"
+    rows = pq.read_table(path)
+    labels = pa.array([-1, *rows["label"].to_pylist()[1:]], pa.int64())
+    pq.write_table(rows.set_column(2, "label", labels), path)
+    config, tokenizer = dataclasses.replace(config, data_dir=str(folder)), build_tokenizer(config)
+    unlabelled = find_splits(config, ["train"], labelled=False)
+    first = data.prepare(unlabelled, tokenizer, config, tmp_path / "cache")
+    assert first.table("train").labels[0] == -1
+    with pytest.raises(UserError, match=r"row 0: label -1 is not one of task 'mrpc'"):
+        data.prepare(find_splits(config, ["train"]), tokenizer, config, tmp_path / "cache")
+    tokenizer.pad_token = "[UNK]"
+    other = data.prepare(unlabelled, tokenizer, config, tmp_path / "cache")
+    assert other.table("train").info["pad_id"] == 1
+
+
+def test_what_a_killed_process_left_is_cleared_after_a_day(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    long_ago = time.time() - 25 * 3600
+    for name in (".abandoned-0", ".in-work-1"):
+        folder = cache / name / "raw"
+        folder.mkdir(parents=True)
+        (folder / "000000.parquet").write_bytes(b"x")
+        for path in (folder / "000000.parquet", folder, folder.parent):
+            os.utime(path, (long_ago, long_ago))
+    (cache / ".in-work-1/raw/000001.parquet").write_bytes(b"x")
+    data.prepare(find_splits(config), build_tokenizer(config), config, cache)
+    assert [path.name for path in cache.glob(".*")] == [".in-work-1"]

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.gradients import TreeOfSlots, tree_sum
+from trainyard.gradients import MeanOfWorkers, TreeOfSlots, tree_sum
 
 
 class Alone:
     """What an `Accelerator` is to a process that trains alone."""
 
     num_processes = 1
+    sync_gradients = True
 
     def no_sync(self, _: Any) -> Any:
         return contextlib.nullcontext()
@@ -50,6 +51,18 @@ def test_every_split_of_the_slots_over_workers_adds_up_to_the_same_bits(
 def test_any_number_of_slots_adds_up(slots: int) -> None:
     leaves = torch.randn(slots, 50, generator=torch.Generator().manual_seed(slots))
     assert torch.allclose(sum_of(leaves), leaves.sum(0), atol=1e-5)
+
+
+def test_only_the_last_slot_of_a_step_makes_the_engine_step() -> None:
+    """DeepSpeed's wrapper steps in each backward pass that finds `sync_gradients` set."""
+    accelerator = Alone()
+    found: list[bool] = []
+    gradients = MeanOfWorkers(accelerator, torch.nn.Linear(1, 1))
+    for turn in range(4):
+        with gradients.add(turn, 4):
+            found.append(accelerator.sync_gradients)
+        assert accelerator.sync_gradients
+    assert found == [False, False, False, True]
 
 
 def test_a_running_sum_has_other_bits() -> None:

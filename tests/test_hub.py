@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from conftest import write_task
-from hub_stand_in import hub
+from hub_stand_in import COMMIT, hub
 
 CODE = """
 import json, sys
+from pathlib import Path
 from trainyard.config import TrainConfig
+from trainyard.data import prepare
 from trainyard.errors import UserError
 from trainyard.modeling import build_model, build_tokenizer
 from trainyard.splits import find_splits
@@ -22,8 +24,9 @@ config = TrainConfig(task=sys.argv[1], model_name_or_path=sys.argv[2], max_lengt
 try:
     found = find_splits(config)
     rows = {split.name: sum(b.num_rows for b in split.batches()) for split in found.splits}
-    tokenizer, model = build_tokenizer(config), build_model(config, found.task)
-    print(json.dumps({"rows": rows, "labels": model.config.id2label}))
+    data = prepare(found, build_tokenizer(config), config, Path(sys.argv[3]))
+    model = build_model(config, found.task, data.model_revision)
+    print(json.dumps({"rows": rows, "labels": model.config.id2label, "commit": data.model_revision}))
 except UserError as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -35,7 +38,7 @@ def ask(endpoint: str, home: Path, task: str, model: str, **extra: str) -> dict[
         "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": os.pathsep.join(sys.path), **extra,
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", CODE, task, model],
+        [sys.executable, "-c", CODE, task, model, str(home / "tables")],
         env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -66,11 +69,16 @@ def test_data_and_model_come_from_the_hub_and_then_from_its_cache(
     expected = {
         "rows": {"train": 90, "validation": 37},
         "labels": {"0": "not_equivalent", "1": "equivalent"},
+        "commit": COMMIT,
     }
     with hub(hub_folder) as (endpoint, requests):
         assert ask(endpoint, tmp_path, "mrpc", "acme/tiny-bert") == expected
         assert any("datasets/nyu-mll/glue/resolve/bcdcba79" in request for request in requests)
-        assert any("acme/tiny-bert/resolve" in request for request in requests)
+        weights = [
+            r for r in requests if "acme/tiny-bert/resolve" in r and "model.safetensors" in r
+        ]
+        assert weights
+        assert all(f"resolve/{COMMIT}/" in request for request in weights)
     # The Hub is gone: the libraries' caches answer.
     offline = ask(endpoint, tmp_path, "mrpc", "acme/tiny-bert", HF_HUB_OFFLINE="1")
     assert offline == expected

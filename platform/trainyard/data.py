@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import numpy as np
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.files import sync_tree
+from trainyard.modeling import model_revision
 from trainyard.runs import RunFolder
 from trainyard.splits import Split, Splits
 from trainyard.tokens import TableWriter, TokenTable
@@ -38,6 +40,8 @@ ROWS_PER_TASK = 4_096
 ROWS_HERE = 131_072
 """Up to so many rows are tokenized in this process: Ray Data's workers would take longer to start
 and import transformers than the tokenizer, which has threads of its own, takes for all of them."""
+ABANDONED_SECONDS = 24 * 3600
+"""A scratch folder in which nothing was written for so long belongs to a process that was killed."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,8 @@ class PreparedData:
     folders: Mapping[str, Path]
     sources: Mapping[str, str]
     """Digest of the rows of each split, whatever the tokenizer."""
+    model_revision: str | None = None
+    """Commit of a model from the Hub, whose tokenizer this is; workers load their weights from it."""
 
     def table(self, split: str) -> TokenTable:
         """Open a split."""
@@ -82,19 +88,22 @@ def prepare(
         if not run.find_table(folders[split.name]):
             _build(split, tokenizer, config.max_length, folders[split.name], run.seen_everywhere)
     sources = {split.name: split.digest for split in splits.splits}
-    return PreparedData(digest.hexdigest()[:16], folders, sources)
+    revision = model_revision(config.model_name_or_path)
+    return PreparedData(digest.hexdigest()[:16], folders, sources, revision)
 
 
 def _serialized(tokenizer: Any) -> bytes:
-    """All that decides what a tokenizer does to a text."""
+    """All that decides what a tokenizer does to a text, and what a table says of its tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
-    return f"{type(tokenizer).__name__}{state}".encode()
+    inputs = [tokenizer.pad_token_id, *tokenizer.model_input_names]
+    return f"{type(tokenizer).__name__}{inputs}{state}".encode()
 
 
 def _build(
     split: Split, tokenizer: Any, max_length: int, folder: Path, seen_everywhere: bool
 ) -> None:
+    _clear_abandoned(folder.parent)
     scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         _write_raw(split, scratch / "raw")
@@ -107,6 +116,15 @@ def _build(
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear_abandoned(cache: Path) -> None:
+    """Delete what killed processes left half-made: scratch folders that nobody writes to."""
+    for scratch in cache.glob(".*-*"):
+        with contextlib.suppress(OSError):  # another process may be clearing it too
+            newest = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
+            if time.time() - newest > ABANDONED_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_raw(split: Split, folder: Path) -> None:

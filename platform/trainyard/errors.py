@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):  # noqa: N818 (a sentence for the user, like its parent)
-    """The loss, or every score, was no number: the config's fault and nothing else's."""
+    """The loss, or an answer of the model, was no number: the config's fault and nothing else's."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)

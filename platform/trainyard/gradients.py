@@ -34,8 +34,13 @@ class MeanOfWorkers:
     def add(self, turn: int, turns: int) -> Iterator[None]:
         """Around the forward and backward pass of this process's `turn` (from 0) of `turns` slots."""
         last = turn + 1 == turns
-        with nullcontext() if last else self._accelerator.no_sync(self._model):
-            yield
+        # DeepSpeed makes its optimizer step inside a backward pass: inside every one, if not told.
+        self._accelerator.sync_gradients = last
+        try:
+            with nullcontext() if last else self._accelerator.no_sync(self._model):
+                yield
+        finally:
+            self._accelerator.sync_gradients = True
 
 
 class TreeOfSlots(MeanOfWorkers):

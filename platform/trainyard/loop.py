@@ -38,7 +38,7 @@ def train(
     rank, world = accelerator.process_index, accelerator.num_processes
     session = Session(config, task, data, folder, accelerator, on_evaluation)
 
-    model = build_model(config, task)
+    model = build_model(config, task, data.model_revision)
     optimizer = build_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = build_scheduler(config, optimizer, session.last_step)
@@ -68,7 +68,8 @@ def train(
         if config.max_grad_norm:
             accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
-        scheduler.step()
+        if not accelerator.optimizer_step_was_skipped:  # as fp16 does when gradients overflow
+            scheduler.step()
         optimizer.zero_grad()
         if not session.finish_step(step + 1, tree_sum(losses), step_rows):
             break

@@ -1,6 +1,7 @@
 """Live objects from a config: tokenizer, model, optimizer, schedule. The only user of Auto*."""
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ def resolve_model(name: str) -> str:
     """
     if name.startswith("package:"):
         package, _, folder = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # of a package inside an absent one, of no name at all
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
                 f"model {name}: the Python package '{package}' is not installed here; install it "
@@ -45,6 +49,11 @@ def _from_hub(name: str, load: Any) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model '{name}' needs code of its own, which is never run here; give one of an "
+                "architecture that transformers has"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model '{name}' could not be loaded ({reason}); check the name, connect to the Hub, or "
@@ -56,15 +65,17 @@ def build_tokenizer(config: TrainConfig) -> Any:
     """The model's tokenizer; refuses a `max_length` that the model has no positions for."""
     import transformers
 
-    name = resolve_model(config.model_name_or_path)
+    model_config = load_config(config.model_name_or_path)
     with quiet(transformers):
         tokenizer = _from_hub(
-            config.model_name_or_path, lambda: transformers.AutoTokenizer.from_pretrained(name)
+            config.model_name_or_path,
+            lambda: transformers.AutoTokenizer.from_pretrained(
+                resolve_model(config.model_name_or_path),
+                revision=model_revision(config.model_name_or_path),
+                trust_remote_code=False,
+            ),
         )
-        model_config = _from_hub(
-            config.model_name_or_path, lambda: transformers.AutoConfig.from_pretrained(name)
-        )
-    positions = getattr(model_config, "max_position_embeddings", None)
+    positions = _positions(config.model_name_or_path, model_config, config.max_length)
     if positions is not None and config.max_length > positions:
         raise UserError(
             f"--max-length {config.max_length} is more than the {positions} positions of "
@@ -84,12 +95,50 @@ def build_tokenizer(config: TrainConfig) -> Any:
     return tokenizer
 
 
+def _positions(name: str, settings: Any, wanted: int) -> int | None:
+    """Positions that texts can use, if `settings` limit them; exact where `wanted` comes near."""
+    import transformers
+
+    positions: int = getattr(settings, "max_position_embeddings", None) or -1
+    if positions < 0:  # XLNet says -1
+        return None
+    if wanted <= positions - 1 - (getattr(settings, "pad_token_id", None) or 0):
+        return positions
+    import torch
+
+    with torch.device("meta"):  # no weights: only what the model is made of
+        model = _from_hub(name, lambda: transformers.AutoModel.from_config(settings))
+    return positions - reserved_positions(model)
+
+
+def reserved_positions(model: Any) -> int:
+    """Positions that no token gets: models of RoBERTa's kind count from the padding token's id on."""
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(padding) + 1
+    return 0
+
+
 def load_config(name: str) -> Any:
     """The transformers config of a model, without its weights."""
     import transformers
 
     with quiet(transformers):
-        return _from_hub(name, lambda: transformers.AutoConfig.from_pretrained(resolve_model(name)))
+        return _from_hub(
+            name,
+            lambda: transformers.AutoConfig.from_pretrained(
+                resolve_model(name), revision=model_revision(name), trust_remote_code=False
+            ),
+        )
+
+
+@lru_cache
+def model_revision(name: str) -> str | None:
+    """The commit that a Hub id means, asked once, so that everybody loads the same; None of a folder."""
+    from transformers.utils.hub import resolve_revision
+
+    return getattr(resolve_revision(resolve_model(name)), "resolved", None)
 
 
 def load_classifier(name: str) -> Any:
@@ -120,18 +169,25 @@ def load_classifier(name: str) -> Any:
     return model
 
 
-def build_model(config: TrainConfig, task: Task) -> Any:
-    """The pretrained encoder with a fresh head for `task`, in fp32, its initial weights seeded."""
+def build_model(config: TrainConfig, task: Task, revision: str | None = None) -> Any:
+    """The pretrained encoder with a fresh head for `task`, in fp32, its initial weights seeded.
+
+    `revision` is the commit of a Hub model, see `model_revision`.
+
+    Raises:
+        UserError: when the weights are not those of the encoder: it would start from random ones.
+    """
     import torch
     import transformers
 
     torch.manual_seed(config.seed)
     labels = task.labels or ("score",)
     with quiet(transformers):
-        model = _from_hub(
+        model, info = _from_hub(
             config.model_name_or_path,
             lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
                 resolve_model(config.model_name_or_path),
+                revision=revision,
                 dtype=torch.float32,  # a checkpoint saved in bf16 would train in bf16 otherwise
                 num_labels=task.num_labels,
                 id2label=dict(enumerate(labels)),
@@ -141,13 +197,27 @@ def build_model(config: TrainConfig, task: Task) -> Any:
                 trust_remote_code=False,
                 # A fine-tuned checkpoint of another task brings a head of another shape.
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
             ),
         )
+    _check_encoder(config.model_name_or_path, model, info)
     # The task travels with the weights, so that whoever loads them knows what they answer.
     model.config.finetuning_task = task.name
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _check_encoder(name: str, model: Any, info: Any) -> None:
+    """Only the head may start from random weights, and a pooler, which not every checkpoint has."""
+    random = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    encoder = f"{model.base_model_prefix}."
+    if lost := sorted(k for k in random if k.startswith(encoder) and "pooler" not in k.split(".")):
+        other = f", it has {min(info['unexpected_keys'])}" if info["unexpected_keys"] else ""
+        raise UserError(
+            f"model '{name}' lacks {len(lost)} weights of its encoder, or has them in another shape "
+            f"({', '.join(lost[:3])}{other}); give a model whose weights fit its config.json"
+        )
 
 
 def build_optimizer(config: TrainConfig, model: Any) -> Any:

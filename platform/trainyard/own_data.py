@@ -86,9 +86,11 @@ def survey(config: TrainConfig) -> OwnData:
         for batch in _counting_empty(validation, notes):
             encoder.encode(batch)
     else:
+        flag = "--seed" if config.data_seed is None else "--data-seed"
+        evenly = problem_type == "single_label_classification"  # as `hold_out` can
         notes.append(
-            f"no --validation-file: a tenth of {train.path.name}, drawn by --seed "
-            f"{config.held_out_seed} and evenly over the labels, is held out"
+            f"no --validation-file: a tenth of {train.path.name}, drawn by {flag} "
+            f"{config.held_out_seed}{' and evenly over the labels' if evenly else ''}, is held out"
         )
     task = own_task(
         text_columns=texts,

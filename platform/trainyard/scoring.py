@@ -1,5 +1,6 @@
 """Exact evaluation: every row of a split is predicted once, whoever does it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,15 @@ def predict(accelerator: Any, model: Any, table: TokenTable, config: TrainConfig
         torch.distributed.all_reduce(logits)
     result: NDArray[Any] = logits.cpu().numpy()
     return result
+
+
+def not_finite(logits: Mapping[str, NDArray[Any]]) -> str | None:
+    """Which split has logits that are no numbers, and how many: every metric would hide it."""
+    for split, found in logits.items():
+        bad = int((~np.isfinite(found)).any(axis=1).sum())
+        if bad:
+            return f"NaN or infinity on {bad} of {len(found)} rows of {split}"
+    return None
 
 
 def score(task: Task, logits: NDArray[Any], labels: NDArray[Any], *, seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from trainyard.files import write_array
 from trainyard.gradients import tree_sum
 from trainyard.journal import Journal
 from trainyard.runs import RunFolder
-from trainyard.scoring import predict, score
+from trainyard.scoring import not_finite, predict, score
 from trainyard.state import TrainState, broadcast, load_checkpoint, save_checkpoint
 from trainyard.stopwatch import Stopwatch
 from trainyard.tasks import Task
@@ -125,6 +125,8 @@ class Session:
         if evaluate:
             self._evaluate()
             self.watch.lap("evaluation")
+            if self._ended == "failed":
+                return False
         if save or stop:
             self._reason = save_checkpoint(
                 config, self.accelerator, self._store, *self._live, self.state
@@ -205,17 +207,20 @@ class Session:
         for loss in losses:
             self.state.step += 1
             if not math.isfinite(loss):
-                self._ended, self._diverged = "failed", True
-                self._reason = (
-                    f"the loss of step {self.state.step} is {loss}; lower --learning-rate or add "
-                    "--warmup-steps (the checkpoints before that step are kept)"
-                )
+                self._diverge(f"the loss of step {self.state.step} is {loss}")
                 return True
             self.state.add_loss(loss)
             if self.state.step % self.config.logging_steps == 0:
                 epoch = self.state.step / self.plan.steps_per_epoch
                 self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])
         return bool(stop)
+
+    def _diverge(self, what: str) -> None:
+        self._ended, self._diverged = "failed", True
+        self._reason = (
+            f"{what}; lower --learning-rate or add --warmup-steps (the checkpoints before that step "
+            "are kept)"
+        )
 
     def _evaluate(self) -> None:
         """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).
@@ -227,6 +232,9 @@ class Session:
             name: predict(self.accelerator, self._live[0], table, self.config)
             for name, table in splits.items()
         }
+        if fault := not_finite(logits):  # every process has all logits, so all of them stop here
+            self._diverge(f"after step {self.state.step} the model answers {fault}")
+            return
         found = None
         if self.accelerator.is_main_process:
             found = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainyard import demo, own_data, sources
+from trainyard.columns import column_as, readable
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.tasks import Task, get_task
@@ -130,7 +131,7 @@ def _local_split(task: Task, name: str, data_dir: Path, labelled: bool) -> Split
             yield from canonical(task, str(path), batches, labelled=labelled)
 
     _open_parquet(path).close()  # a damaged file is known before anything is started
-    return Split(name, sources.file_digest(path), batches)
+    return Split(name, _fingerprint(task, labelled, sources.file_digest(path)), batches)
 
 
 def _open_parquet(path: Path) -> "pq.ParquetFile":
@@ -198,10 +199,21 @@ def _hub_splits(task: Task, names: Sequence[str], labelled: bool) -> list[Split]
             yield from canonical(task, origin, table.to_batches(), labelled=labelled)
 
     return [
-        Split(name, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}",
-              partial(batches, name))
+        Split(
+            name,
+            _fingerprint(
+                task, labelled, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}"
+            ),
+            partial(batches, name),
+        )
         for name in names
-    ]  # fmt: skip
+    ]
+
+
+def _fingerprint(task: Task, labelled: bool, source: str) -> str:
+    """What canonical rows are a function of: what is in `source`, and how it is read."""
+    columns = (task.text_columns, task.label_column)
+    return repr((source, columns, task.labels, task.problem_type, labelled))
 
 
 def canonical(
@@ -210,14 +222,15 @@ def canonical(
     """A task's own columns as canonical ones, every label checked (-1 is none, if not `labelled`).
 
     Raises:
-        UserError: naming `origin` and the row, for a column that is missing or a label that the
-            task does not have.
+        UserError: naming `origin` and the row, for a column that is missing, a label that the task
+            does not have, or rows that cannot be read.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     seen = 0
-    for batch in batches:
+    for batch in readable(origin, batches):
+        cast = partial(column_as, f"{origin} row", seen, batch)
         for column in (*task.text_columns, task.label_column):
             if column not in batch.schema.names:
                 raise UserError(
@@ -225,10 +238,10 @@ def canonical(
                     f"its columns are {', '.join(batch.schema.names)}"
                 )
         if task.labels:
-            label = batch[task.label_column].cast(pa.int64())
+            label = cast(task.label_column, pa.int64(), "a class index")
             good = pc.and_(pc.greater_equal(label, 0), pc.less(label, len(task.labels)))
         else:
-            label = batch[task.label_column].cast(pa.float32())
+            label = cast(task.label_column, pa.float32(), "a number")
             good = pc.and_(pc.is_finite(label), pc.greater_equal(label, 0.0))
         if not labelled:
             good = pc.or_(good, pc.equal(label, NO_LABEL))
@@ -240,7 +253,7 @@ def canonical(
                 "test splits have no labels and cannot be trained or judged on"
             )
         texts = dict(zip(("text", "text_pair"), task.text_columns, strict=False))
-        columns = {name: batch[column].cast(pa.string()) for name, column in texts.items()}
+        columns = {name: cast(column, pa.string(), "text") for name, column in texts.items()}
         yield pa.record_batch({**columns, "label": label})
         seen += batch.num_rows
 

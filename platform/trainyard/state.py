@@ -1,7 +1,6 @@
 """Where a run is, beside its weights; and how both become a checkpoint and come back."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,9 @@ class TrainState:
         return mean
 
     def add_evaluation(self, score: float, evaluation: dict[str, Any]) -> None:
-        """Note an evaluation after `step`; a score that is no number never becomes the best."""
+        """Note an evaluation after `step`; of equal scores the first is the best."""
         self.score, self.evaluation = score, evaluation
-        if math.isfinite(score) and (self.best_score is None or score > self.best_score):
+        if self.best_score is None or score > self.best_score:
             self.best_step, self.best_score, self.best_evaluation = self.step, score, evaluation
             self.evaluations_without_gain = 0
         else:
@@ -81,7 +80,11 @@ def save_checkpoint(
     if accelerator.is_main_process:
 
         def write(folder: Path) -> None:
-            accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
+            accelerator.unwrap_model(model).save_pretrained(
+                folder,
+                state_dict=weights,
+                save_original_format=False,  # else an old BERT's norms get their old names back
+            )
             torch.save(moments, folder / OPTIMIZER_FILE)
             record = {"train": state.as_dict(), "scheduler": scheduler.state_dict(), "scaler": None}
             if accelerator.scaler is not None:

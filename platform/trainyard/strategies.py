@@ -107,11 +107,31 @@ def _plain_state(accelerator: Any, model: Any, optimizer: Any) -> tuple[Any, Any
     return accelerator.unwrap_model(model).state_dict(), optimizer.state_dict()
 
 
-def _plain_load(accelerator: Any, model: Any, optimizer: Any, folder: Path) -> None:
-    import torch
+def _stored_weights(model: Any, folder: Path) -> dict[str, Any]:
+    """A checkpoint's weights, under all names of `model`: tied ones are stored under one of theirs.
+
+    Raises:
+        UserError: when they are not those of the model.
+    """
     from safetensors.torch import load_file
 
-    accelerator.unwrap_model(model).load_state_dict(load_file(folder / "model.safetensors"))
+    weights: dict[str, Any] = load_file(folder / "model.safetensors")
+    for name, source in model.all_tied_weights_keys.items():
+        if source in weights:
+            weights.setdefault(name, weights[source])
+    if odd := sorted(weights.keys() ^ model.state_dict().keys()):
+        raise UserError(
+            f"checkpoint {folder} does not fit the model: {len(odd)} weights are in only one of the "
+            f"two, such as {odd[0]}; use --fresh to train the run anew"
+        )
+    return weights
+
+
+def _plain_load(accelerator: Any, model: Any, optimizer: Any, folder: Path) -> None:
+    import torch
+
+    bare = accelerator.unwrap_model(model)
+    bare.load_state_dict(_stored_weights(bare, folder))
     optimizer.load_state_dict(
         torch.load(folder / OPTIMIZER_FILE, map_location=accelerator.device, weights_only=True)
     )
@@ -126,13 +146,12 @@ def _sharded_state(_: Any, model: Any, optimizer: Any) -> tuple[Any, Any]:
 
 def _sharded_load(_: Any, model: Any, optimizer: Any, folder: Path) -> None:
     import torch
-    from safetensors.torch import load_file
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
     set_state_dict(
         model,
         optimizer.optimizer,
-        model_state_dict=load_file(folder / "model.safetensors"),
+        model_state_dict=_stored_weights(model, folder),
         optim_state_dict=torch.load(folder / OPTIMIZER_FILE, weights_only=True),
         options=StateDictOptions(full_state_dict=True),
     )

@@ -33,7 +33,7 @@ def train_by_trainer(
 
     accelerator = build_accelerator(config)
     session = Session(config, task, data, folder, accelerator, on_evaluation)
-    model = build_model(config, task)
+    model = build_model(config, task, data.model_revision)
     optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, session.last_step)
     session.resume(model, optimizer, scheduler)

@@ -124,6 +124,7 @@ def _open_record(
         config=asdict(config),
         data_fingerprint=data.fingerprint,
         data_sources=dict(data.sources),
+        model_revision=data.model_revision,
         versions=versions(),
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(trial.record if trial else {}),
@@ -176,11 +177,6 @@ def _conclude(
         folder.update(status="diverged" if diverged else "failed", reason=outcome["reason"])
         kind = Diverged if diverged else UserError
         raise kind(f"run {folder.path.name} failed: {outcome['reason']}")
-    if outcome["best_step"] is None:
-        folder.update(status="diverged", reason="no evaluation gave a number")
-        raise Diverged(
-            f"run {folder.path.name} failed: no evaluation gave a finite score; lower --learning-rate"
-        )
     best = folder.store().bring(outcome["best_step"])
     if (fault := fault_of(best)) is not None:
         reason = f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"

@@ -71,14 +71,18 @@ def _empty(tables: Mapping[str, TokenTable]) -> list[str]:
 
 
 def _absent_labels(tables: Mapping[str, TokenTable], task: Task) -> list[str]:
-    if task.problem_type != "single_label_classification":
+    if task.problem_type == "regression":
         return []
     found = []
     for name, table in tables.items():
-        counts = np.bincount(table.labels, minlength=task.num_labels)
+        counts = (
+            np.bincount(table.labels, minlength=task.num_labels)
+            if task.problem_type == "single_label_classification"
+            else np.count_nonzero(table.labels, axis=0)
+        )
         absent = [task.labels[i] for i in np.flatnonzero(counts == 0)]
         rare = [
-            task.labels[i] for i in np.flatnonzero((counts > 0) & (counts < _RARE * counts.sum()))
+            task.labels[i] for i in np.flatnonzero((counts > 0) & (counts < _RARE * len(table)))
         ]
         if absent:
             found.append(f"warning: {name} has no row with the label {', '.join(absent[:5])}")

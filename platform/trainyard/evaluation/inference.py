@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
@@ -12,6 +11,7 @@ from trainyard.data import PreparedData
 from trainyard.errors import UserError
 from trainyard.launch import build_trainer, cause_of
 from trainyard.processor import claim_processor
+from trainyard.scoring import not_finite, predict
 from trainyard.workers import worker_resources
 
 Logits = dict[str, NDArray[Any]]
@@ -63,7 +63,6 @@ def predict_on_ray(
 def predict_splits(model: str, data: PreparedData, config: TrainConfig) -> Logits:
     """What one process does: load the model, predict its share, and sum the shares."""
     from trainyard.modeling import load_classifier
-    from trainyard.scoring import predict
     from trainyard.strategies import build_accelerator
 
     accelerator = build_accelerator(config)
@@ -79,10 +78,8 @@ def check_finite(logits: Mapping[str, NDArray[Any]], model: str) -> None:
     Raises:
         UserError: naming the split and how many rows.
     """
-    for split, found in logits.items():
-        bad = int((~np.isfinite(found)).any(axis=1).sum())
-        if bad:
-            raise UserError(
-                f"model {model} answers NaN or infinity on {bad} of {len(found)} rows of {split}; "
-                "its training diverged, or --mixed-precision is too coarse for it"
-            )
+    if fault := not_finite(logits):
+        raise UserError(
+            f"model {model} answers {fault}; its training diverged, or --mixed-precision is too "
+            "coarse for it"
+        )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from trainyard.errors import UserError
-from trainyard.modeling import quiet, resolve_model
+from trainyard.modeling import quiet, reserved_positions, resolve_model
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -79,20 +79,11 @@ def load_model(
 
 
 def max_tokens(model: Any, tokenizer: Any) -> int | None:
-    """Tokens that fit into the model, special ones included; None when nothing limits them.
-
-    Models of RoBERTa's kind start to count positions after the padding token's id, so they have
-    fewer positions than their configuration says.
-    """
+    """Tokens that fit into the model, special ones included; None when nothing limits them."""
     limits = []
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        reserved = 0
-        for name, module in model.named_modules():
-            padding = getattr(module, "padding_idx", None)
-            if name.endswith("position_embeddings") and padding is not None:
-                reserved = padding + 1
-        limits.append(positions - reserved)
+        limits.append(positions - reserved_positions(model))
     if tokenizer.model_max_length < 1_000_000:  # larger means that nobody has said
         limits.append(tokenizer.model_max_length)
     return min(limits, default=None)

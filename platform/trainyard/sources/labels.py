@@ -22,6 +22,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 _WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0+")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_MISSING = {"nan", "na", "n/a", "null", "none", "<na>"}
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
 
 # More names than this, and more than one for every two rows, are texts or ids.
@@ -101,6 +102,7 @@ def discover_labels(batches: Iterable[Batch], problem_type: ProblemType) -> Labe
         rows += len(batch)
         if rows >= _ENOUGH_ROWS:
             _check_count(source, first_place, rows)
+    _check_missing(first_place)
     _check_fractions(first_place)
     _check_count(source, first_place, rows)
     if len(first_place) < 2 and problem_type == "single_label_classification":
@@ -236,6 +238,16 @@ def _unusable(label: object, expected: str) -> _BadLabelError:
 def _name_lists(batch: Batch) -> Iterable[list[str]]:
     for label in batch.labels or []:
         yield label if isinstance(label, list) else [label]
+
+
+def _check_missing(first_place: dict[str, str]) -> None:
+    missing = [name for name in first_place if name.casefold() in _MISSING]
+    others = first_place.keys() - missing
+    if missing and others and all(_NUMBER.fullmatch(name) for name in others):
+        raise UserError(
+            f"{first_place[missing[0]]}: label {missing[0]!r} found among numbers, which is how "
+            "programs write a missing one; fill it in, remove the row, or give the class another name"
+        )
 
 
 def _check_fractions(first_place: dict[str, str]) -> None:

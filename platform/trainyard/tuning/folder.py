@@ -36,7 +36,7 @@ run.json repeats it as `trial`, with `sweep` (the sweep's name), and has the run
 `status`
 
     "running", "finished", "stopped" (can go on; of PBT: came to the exchange), "pruned" (stopped by
-    the scheduler), "diverged" (loss or score is no number) or "failed" (tried again by the same
+    the scheduler), "diverged" (loss or answers are no numbers) or "failed" (tried again by the same
     command); `reason` says why where there is one.
 
 and, once it ended, `ended`, `trial_score` (its best evaluation's score, null when there is none),
