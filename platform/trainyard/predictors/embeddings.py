@@ -52,8 +52,19 @@ def sentence_settings(name: str, revision: str | None = None) -> SentenceSetting
     modules = _json(name, "modules.json", revision)
     if modules is None:
         return SentenceSettings()
-    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
-    pooling = _json(name, f"{kinds.get('Pooling', '')}/config.json", revision) or {}
+    try:
+        kinds = {module["type"].rpartition(".")[2]: Path(module["path"]) for module in modules}
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"model {name}: modules.json is no list of modules with type and path; copy it again"
+        ) from None
+    for path in kinds.values():
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"model {name}: modules.json names the folder '{path}', which is outside the model's "
+                "own; copy the whole model again"
+            )
+    pooling = _json(name, str(kinds.get("Pooling", Path()) / "config.json"), revision) or {}
     modes = [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, chosen in pooling.items()
