@@ -150,3 +150,15 @@ def test_modules_are_inside_the_model(
 def test_a_bad_request_gets_a_sentence(plain: Path, inputs: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         SentenceSimilarity.load(str(plain)).preprocess(inputs)
+
+
+def test_dimensions_are_cut_before_vectors_are_scaled(plain: Path) -> None:
+    predictor = FeatureExtraction.load(str(plain))
+    (whole,) = predictor("fed", pooling="cls")
+    (cut,) = predictor("fed", pooling="cls", dimensions=4, normalize=True)
+    assert np.linalg.norm(cut) == pytest.approx(1)
+    same(cut, (np.array(whole[:4]) / np.linalg.norm(whole[:4])).tolist())
+    with pytest.raises(
+        UserError, match="dimensions is 33, but the model's vectors have 32 numbers"
+    ):
+        predictor("fed", dimensions=33)

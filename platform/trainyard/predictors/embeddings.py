@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
@@ -143,6 +144,10 @@ class FeatureExtractionParameters:
     """Cut off texts that are too long for the model, instead of refusing them."""
     truncation_direction: Literal["left", "right"] = "right"
     """Which end is cut off."""
+    dimensions: Annotated[int, Ge(1)] | None = None
+    """Keep the first so many numbers of each vector, before it is scaled; for models made for it."""
+    encoding_format: Literal["float"] = "float"
+    """Vectors are lists of numbers; base64 is not there."""
 
 
 class FeatureExtraction(Embedder):
@@ -158,6 +163,12 @@ class FeatureExtraction(Embedder):
 
     def encode(self, inputs: list[Any], parameters: FeatureExtractionParameters) -> list[Item]:
         """One row per text."""
+        size = self.model.config.hidden_size
+        if (parameters.dimensions or 0) > size:
+            raise UserError(
+                f"parameters.dimensions is {parameters.dimensions}, but the model's vectors have {size} "
+                "numbers; send at most that"
+            )
         prompt = ""
         if parameters.prompt_name is not None:
             prompts = self.settings.prompts
@@ -186,7 +197,7 @@ class FeatureExtraction(Embedder):
     ) -> Any:
         """The vectors as lists."""
         del item
-        vectors = results[0]
+        vectors = results[0][..., : parameters.dimensions]
         wanted = self.settings.normalize and self._pooling(parameters) != "none"
         if wanted if parameters.normalize is None else parameters.normalize:
             vectors = unit(vectors)
