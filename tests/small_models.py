@@ -153,3 +153,27 @@ def _with_defaults(model: Any, generation: dict[str, Any]) -> Any:
     for name, value in generation.items():
         setattr(model.generation_config, name, value)
     return model
+
+
+TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
+
+
+def every_task(root: Path) -> dict[str, Path]:
+    """A small model for each task of `PREDICTORS`."""
+    languages = {"translation_en_to_de": {"prefix": "bab: "}}
+    t5 = encoder_decoder(
+        root / "t5", "T5", generation={"max_new_tokens": 8}, task_specific_params=languages
+    )
+    return {
+        "text-classification": classifier(root / "classifier"),
+        "zero-shot-classification": root / "classifier",
+        "token-classification": bert(root / "ner", "ForTokenClassification", id2label=TAGS),
+        "question-answering": bert(root / "qa", "ForQuestionAnswering"),
+        "fill-mask": bert(root / "mlm", "ForMaskedLM"),
+        "feature-extraction": bert(root / "encoder", "Model"),
+        "sentence-similarity": root / "encoder",
+        "summarization": t5,
+        "translation": t5,
+        "text2text-generation": t5,
+        "text-generation": gpt2(root / "gpt2"),
+    }

@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, OverloadedError, ValidationError
-from serving_locally import LocalModels, load, serving
-from small_models import bert, classifier, encoder_decoder, gpt2
+from serving_locally import LocalModels, serving
 
 from trainyard.predictors import PREDICTORS
 from trainyard.serving.failures import RequestError
+from trainyard.serving.host import Host
 
 FUZZ = int(os.environ.get("TRAINYARD_FUZZ", "0")) // 100
 """Requests of each operation, when there is time for every task and more than a few."""
 
-TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
 TEXT = "bana cola fele"
 QUESTION = {"question": "bana", "context": "cola fele giga loda muba"}
 
@@ -130,27 +129,9 @@ LISTS_OF_ONE = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModels]:
-    root = tmp_path_factory.mktemp("models")
-    t5 = encoder_decoder(root / "t5", "T5", generation={"max_new_tokens": 8})
-    sources: dict[str, Path] = {
-        "text-classification": classifier(root / "classifier"),
-        "zero-shot-classification": root / "classifier",
-        "token-classification": bert(root / "ner", "ForTokenClassification", id2label=TAGS),
-        "question-answering": bert(root / "qa", "ForQuestionAnswering"),
-        "fill-mask": bert(root / "mlm", "ForMaskedLM"),
-        "feature-extraction": bert(root / "encoder", "Model"),
-        "sentence-similarity": root / "encoder",
-        "summarization": t5,
-        "translation": t5,
-        "text2text-generation": t5,
-        "text-generation": gpt2(root / "gpt2"),
-    }
-    assert sources.keys() == PREDICTORS.keys()
-    hosts = {task: load(source, task=task) for task, source in sources.items()}
-    yield LocalModels(hosts)
-    for host in hosts.values():
-        host.close()
+def models(every_host: dict[str, Host]) -> LocalModels:
+    assert every_host.keys() == PREDICTORS.keys()
+    return LocalModels(every_host)
 
 
 @pytest.fixture(scope="module")

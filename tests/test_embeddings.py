@@ -1,6 +1,7 @@
 """Embeddings: a real pretrained sentence encoder, transformers' own pipeline, known cosines."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from small_models import bert, same
 from trainyard.config import DEFAULT_MODEL
 from trainyard.errors import UserError
 from trainyard.modeling import resolve_model
-from trainyard.predictors.embeddings import FeatureExtraction, SentenceSimilarity
+from trainyard.predictors.embeddings import FeatureExtraction, SentenceSimilarity, sentence_settings
 
 TEXTS = ["That is a happy person", "That is a happy dog", "", "Today is a sunny day"]
 
@@ -81,8 +82,6 @@ def test_similar_sentences_are_near(minilm: FeatureExtraction) -> None:
 
 
 def test_prompts_and_limits_come_from_the_model(plain: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(plain, folder)
     (folder / "1_Pooling").mkdir()
@@ -118,6 +117,28 @@ def test_prompts_and_limits_come_from_the_model(plain: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("modules", "sentence"),
+    [
+        ([{"type": "models.Pooling", "path": "{}/elsewhere"}], "outside the model's own"),
+        ([{"type": "models.Pooling", "path": "../elsewhere"}], "outside the model's own"),
+        ([{"type": "models.Pooling", "path": ""}], "only one pooling of"),
+        ([{"type": "models.Pooling"}], "is no list of modules with type and path"),
+        (5, "is no list of modules"),
+    ],
+)
+def test_modules_are_inside_the_model(
+    plain: Path, tmp_path: Path, modules: Any, sentence: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/config.json").write_text('{"pooling_mode": "cls"}')
+    (folder / "modules.json").write_text(json.dumps(modules).replace("{}", str(tmp_path)))
+    with pytest.raises(UserError, match=sentence):
+        sentence_settings(str(folder))
+
+
+@pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
         ("bab", "inputs must be an object with source_sentence and sentences, not str"),
@@ -129,3 +150,15 @@ def test_prompts_and_limits_come_from_the_model(plain: Path, tmp_path: Path) -> 
 def test_a_bad_request_gets_a_sentence(plain: Path, inputs: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         SentenceSimilarity.load(str(plain)).preprocess(inputs)
+
+
+def test_dimensions_are_cut_before_vectors_are_scaled(plain: Path) -> None:
+    predictor = FeatureExtraction.load(str(plain))
+    (whole,) = predictor("fed", pooling="cls")
+    (cut,) = predictor("fed", pooling="cls", dimensions=4, normalize=True)
+    assert np.linalg.norm(cut) == pytest.approx(1)
+    same(cut, (np.array(whole[:4]) / np.linalg.norm(whole[:4])).tolist())
+    with pytest.raises(
+        UserError, match="dimensions is 33, but the model's vectors have 32 numbers"
+    ):
+        predictor("fed", dimensions=33)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub_stand_in
 import pytest
 from conftest import write_task
 from hub_stand_in import COMMIT, hub
@@ -33,17 +34,24 @@ except UserError as error:
 
 
 def ask(endpoint: str, home: Path, task: str, model: str, **extra: str) -> dict[str, object]:
+    answer: dict[str, object] = json.loads(
+        run(CODE, [task, model, str(home / "tables")], endpoint, home, **extra)
+    )
+    return answer
+
+
+def run(code: str, arguments: list[str], endpoint: str, home: Path, **extra: str) -> str:
+    """The last line that `code` prints in a process of its own."""
     environment = {
         **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": os.pathsep.join(sys.path), **extra,
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", CODE, task, model, str(home / "tables")],
+        [sys.executable, "-c", code, *arguments],
         env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return done.stdout.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +101,31 @@ def test_what_the_hub_does_not_have_is_one_sentence(hub_folder: Path, tmp_path: 
         assert "or give --data-dir with cola/train.parquet" in str(answer["error"])
     answer = ask("http://127.0.0.1:9", tmp_path / "new", "mrpc", "acme/tiny-bert")
     assert "task 'mrpc' could not be loaded from the Hub (nyu-mll/glue)" in str(answer["error"])
+
+
+PREDICT = """
+import sys
+from trainyard.batch_inference import PredictConfig
+
+config = PredictConfig(
+    model_name_or_path="acme/tiny-bert", input_file=sys.argv[1], output_file="scores.jsonl"
+).pinned()
+print(config.revision, config.identity())
+"""
+
+
+def test_another_commit_is_another_prediction(
+    hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "input.csv").write_text("text\nba\n")
+    arguments = [str(tmp_path / "input.csv")]
+    commits = ["a" * 40, "b" * 40]
+    found = []
+    with hub(hub_folder) as (endpoint, _):
+        for commit in commits:
+            monkeypatch.setattr(hub_stand_in, "COMMIT", commit)
+            found.append(run(PREDICT, arguments, endpoint, tmp_path).split())
+    assert [revision for revision, _ in found] == commits
+    assert found[0][1] != found[1][1]
+    # Without the Hub the cache's newest commit goes on where it stopped.
+    assert run(PREDICT, arguments, endpoint, tmp_path, HF_HUB_OFFLINE="1").split() == found[1]

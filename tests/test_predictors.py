@@ -124,3 +124,29 @@ def test_positions_that_a_model_reserves_are_not_used(tmp_path: Path) -> None:
     assert predictor("a" * 38)
     with pytest.raises(UserError, match="has 39 tokens and only 38 fit"):
         predictor("a" * 39)
+
+
+@pytest.mark.parametrize(
+    "way", ["../elsewhere/model.safetensors", "{}/elsewhere/model.safetensors"]
+)
+def test_weights_outside_the_models_folder_are_not_read(tmp_path: Path, way: str) -> None:
+    """Transformers joins what an index of weights names to the folder's path, whatever it is."""
+    from safetensors import safe_open
+
+    model, elsewhere = classifier(tmp_path / "model"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with safe_open(model / "model.safetensors", "np") as file:
+        names = list(file.keys())
+    (model / "model.safetensors").rename(elsewhere / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, way.format(tmp_path))}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="no safetensors file in the model's own folder"):
+        TextClassification.load(str(model))
+    # The same index over the same weights is fine inside.
+    (elsewhere / "model.safetensors").rename(model / "part-1.safetensors")
+    index["weight_map"] = dict.fromkeys(names, "part-1.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert TextClassification.load(str(model))("bab")
+    (model / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match="is no valid index of weights"):
+        TextClassification.load(str(model))

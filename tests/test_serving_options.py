@@ -90,7 +90,23 @@ def safetensors(tensors: dict[str, list[int]]) -> bytes:
     return struct.pack("<Q", len(header)) + header
 
 
-CONFIG = {"architectures": ["BertForSequenceClassification"], "hidden_size": 32, "vocab_size": 100}
+CONFIG: dict[str, Any] = {
+    "architectures": ["BertForSequenceClassification"],
+    "hidden_size": 32,
+    "vocab_size": 100,
+}
+
+BOMBS: list[dict[str, Any]] = [
+    {"max_position_embeddings": 2 * 10**8},
+    {"type_vocab_size": 2 * 10**8},
+    {"num_labels": 10**6},
+    {"num_hidden_layers": 1, "intermediate_size": 2 * 10**8},
+    {"num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 2 * 10**8},
+    {"decoder_layers": 10**6},
+    {"text_config": {"model_type": "bert", "max_position_embeddings": 2 * 10**8}},
+    {"encoder": {"parts": {"d_model": 10**5, "vocab_size": 10**5}}},
+]
+"""Sizes that transformers would allocate before it looks at the weights."""
 
 
 @pytest.mark.parametrize(
@@ -109,6 +125,13 @@ CONFIG = {"architectures": ["BertForSequenceClassification"], "hidden_size": 32,
             {"config.json": {**CONFIG, "hidden_size": 9000, "num_hidden_layers": 40},
              "model.safetensors": safetensors({"a": [10]})},
             "these files do not belong together",
+        ),
+        *(
+            (
+                {"config.json": {**CONFIG, **bomb}, "model.safetensors": safetensors({"a": [3300]})},
+                "these files do not belong together",
+            )
+            for bomb in BOMBS
         ),
     ],
 )  # fmt: skip
@@ -145,3 +168,17 @@ def test_a_keys_file_that_is_wrong_is_not_repeated_in_the_error(tmp_path: Path) 
     assert "my-secret" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         KeyRing(str(tmp_path / "none.yaml"))
+
+
+def test_honest_configs_pass(tmp_path: Path) -> None:
+    """All positions, layers and labels of a small model; rotary positions are no parameters."""
+    honest: dict[str, Any] = {
+        "num_hidden_layers": 2, "intermediate_size": 128, "max_position_embeddings": 512,
+        "type_vocab_size": 2, "num_attention_heads": 2, "num_labels": 3, "id2label": {"0": "a"},
+    }  # fmt: skip
+    for index, more in enumerate((honest, {**honest, "max_position_embeddings": 131_072})):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**CONFIG, **more}))
+        (folder / "model.safetensors").write_bytes(safetensors({"a": [45_000]}))
+        assert locate(Version(source=str(folder)), 2e10)[0] == folder

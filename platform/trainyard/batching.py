@@ -5,9 +5,9 @@ pass of `slot_size` rows each. Worker r of N runs the r-th N-th of the slots of 
 else about a run depends on N, so neither does its result.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ WINDOW_STEPS = 64
 """Steps among which rows are sorted by length. Larger pads less; smaller keeps steps more random."""
 
 Rows = NDArray[np.int64]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,23 @@ def token_batches(lengths: NDArray[Any], budget: int, max_rows: int | None = Non
         batches.append(order[start : start + min(size, max_rows or size)])
         start += len(batches[-1])
     return batches
+
+
+def isolated(
+    forward: Callable[[list[Item]], Sequence[Result]], batch: list[Item]
+) -> list[Result | Exception]:
+    """`forward` of a batch; where it fails, each half again, down to the item at fault.
+
+    Returns:
+        A result for each item, or what `forward` raised for it alone.
+    """
+    try:
+        return list(forward(batch))
+    except Exception as error:
+        if len(batch) == 1:
+            return [error.with_traceback(None)]  # its frames would keep the tensors
+    middle = len(batch) // 2
+    return [*isolated(forward, batch[:middle]), *isolated(forward, batch[middle:])]
 
 
 def padded_length(longest: int, multiple: int, max_length: int, *, fixed: bool) -> int:

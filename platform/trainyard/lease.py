@@ -16,6 +16,8 @@ from trainyard.errors import UserError
 HEARTBEAT_SECONDS = 10
 EXPIRY_SECONDS = 60
 
+RENAME = "choose another --run-name"
+
 log = logging.getLogger(__name__)
 
 
@@ -25,14 +27,30 @@ class Lease:
     A lease whose holder is gone is taken over: at once when it was a process of this host that no
     longer exists, after `EXPIRY_SECONDS` without a heartbeat when it was elsewhere.
 
+    Args:
+        folder: Where the lease is kept.
+        patience: Seconds to wait for another driver.
+        name: Of the lease's file.
+        what: What is run, for the sentence that refuses. Default: the run of the folder's name.
+        remedy: What else can be done about it.
+
     Raises:
         UserError: on entry, when another driver holds it, and still does after `patience` seconds.
     """
 
     NAME = "lease.json"
 
-    def __init__(self, folder: Path, patience: float = 0.0) -> None:
-        self._path, self._patience = folder / self.NAME, patience
+    def __init__(
+        self,
+        folder: Path,
+        patience: float = 0.0,
+        *,
+        name: str = NAME,
+        what: str | None = None,
+        remedy: str = RENAME,
+    ) -> None:
+        self._path, self._patience = folder / name, patience
+        self._what, self._remedy = what or f"run '{folder.name}'", remedy
         self._record = this_process()
         self._released = threading.Event()
 
@@ -84,7 +102,7 @@ class Lease:
         return holder
 
     def _refusal(self) -> UserError:
-        return refusal(self._path.parent.name, self._holder())
+        return refusal(self._what, self._holder(), self._remedy)
 
     def _remove_if_dead(self) -> None:
         try:
@@ -96,7 +114,7 @@ class Lease:
             return
         # Of several that find it dead, the rename succeeds for one alone. One that was slow may
         # have taken the new holder's lease instead: it gives that back.
-        taken = self._path.with_name(f".{self.NAME}-{self._record['id']}")
+        taken = self._path.with_name(f".{self._path.name}-{self._record['id']}")
         try:
             self._path.rename(taken)
         except FileNotFoundError:
@@ -133,11 +151,11 @@ def lives(holder: Mapping[str, Any], age: float) -> bool:
     return age < EXPIRY_SECONDS
 
 
-def refusal(run: str, holder: Mapping[str, Any]) -> UserError:
+def refusal(what: str, holder: Mapping[str, Any], remedy: str = RENAME) -> UserError:
     """What the second driver is told."""
     return UserError(
-        f"run '{run}' is already being run by process {holder.get('pid')} on {holder.get('host')}; "
-        "wait for it, stop it, or choose another --run-name"
+        f"{what} is already being run by process {holder.get('pid')} on {holder.get('host')}; "
+        f"wait for it, stop it, or {remedy}"
     )
 
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
@@ -17,6 +17,9 @@ PLACE_FIELDS = (
     "output_file", "num_workers", "use_gpu", "resources_per_worker", "address", "verbose",
 )  # fmt: skip
 """Where and how rows are predicted; none of these changes what is predicted."""
+
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
+"""Endings of what a model and its tokenizer are loaded from."""
 
 OUTPUTS = (".jsonl", ".parquet")
 """Endings of the files that can be written."""
@@ -32,6 +35,8 @@ class PredictConfig:
 
     model_name_or_path: str
     """A run's model/ folder, a Hub id, or package:NAME/FOLDER."""
+    revision: str | None = None
+    """Commit, tag or branch of a model on the Hub; the same commit to the end of the job."""
     input_file: str
     """.csv, .tsv, .jsonl or .parquet."""
     output_file: str
@@ -109,14 +114,31 @@ class PredictConfig:
 
     def predictor(self) -> Predictor:
         """The model, loaded for its task."""
-        task = self.model_task or task_of(self.model_name_or_path)
+        task = self.model_task or task_of(self.model_name_or_path, self.revision)
         device = "cuda" if self.use_gpu else "cpu"
-        return PREDICTORS[task].load(self.model_name_or_path, dtype=self.dtype, device=device)
+        return PREDICTORS[task].load(
+            self.model_name_or_path, dtype=self.dtype, device=device, revision=self.revision
+        )
+
+    def pinned(self) -> Self:
+        """The same, with the commit that the Hub has under `revision` now."""
+        from transformers.utils import cached_file, extract_commit_hash
+
+        model = resolve_model(self.model_name_or_path)
+        try:
+            file = cached_file(model, "config.json", revision=self.revision)
+        except OSError:  # loading the model says what is wrong with it
+            return self
+        return replace(self, revision=extract_commit_hash(file, None) or self.revision)
 
     def identity(self) -> str:
-        """Hash of all that the predictions are a function of, the file and the weights included."""
+        """Hash of all that the predictions are a function of, the file and the weights included.
+
+        On the Hub a commit stands for the weights, see `pinned`.
+        """
         fields = {k: v for k, v in asdict(self).items() if k not in PLACE_FIELDS}
         model = Path(resolve_model(self.model_name_or_path))
-        files = sorted(model.glob("*.json")) + sorted(model.glob("*.safetensors"))
-        digests = [file_digest(path) for path in (Path(self.input_file), *files)]
-        return hashlib.sha256(json.dumps([fields, digests]).encode()).hexdigest()[:16]
+        files = sorted(path for path in model.rglob("*") if path.suffix in MODEL_FILES)
+        digests = {str(path.relative_to(model)): file_digest(path) for path in files}
+        known = [fields, file_digest(self.input_file), digests]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -1,22 +1,25 @@
 """The rows of one batch inference on disk: raw parts, done parts, and the file made of them.
 
-    .scores.jsonl-3f1c…/raw/000000.parquet    row, text, text_pair
+    .scores.jsonl-lease.json                  who writes scores.jsonl
+    .scores.jsonl-3f1c…/raw/000000.parquet    row, text, text_pair, error
     .scores.jsonl-3f1c…/done/000000.parquet   the same rows with their predictions
 
 A part is there whole or not at all. The folder's name holds a hash of all that the predictions
-depend on, so another model or another file never finds these.
+depend on, so another model or another file never finds these; the next job that ends removes it.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainyard.batch_inference.config import PredictConfig
 from trainyard.errors import UserError
 from trainyard.files import sync_folder, write_json
+from trainyard.lease import Lease
 from trainyard.sources import Batch, read_rows
 
 if TYPE_CHECKING:
@@ -41,8 +44,16 @@ class Parts:
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
         self._raw, self._done = self._folder / "raw", self._folder / "done"
 
+    def lease(self) -> Lease:
+        """The right to write the output file: one job at a time has it."""
+        name = f".{self._output.name}-lease.json"
+        what, remedy = f"--output-file {self._output}", "choose another --output-file"
+        return Lease(self._output.parent, name=name, what=what, remedy=remedy)
+
     def read(self) -> None:
         """Cut the input into raw parts, or find them there; reads the file from end to end.
+
+        Rows that cannot be used are kept with their error.
 
         Raises:
             UserError: with file, line and remedy.
@@ -57,7 +68,8 @@ class Parts:
         rows = number = 0
         try:
             for batch in self._batches():
-                table = pa.Table.from_batches([batch.to_arrow(None)])
+                errors = pa.array(map(batch.errors.get, range(len(batch))), pa.string())
+                table = pa.Table.from_batches([batch.to_arrow(None)]).append_column("error", errors)
                 for start in range(0, table.num_rows, ROWS_PER_PART):
                     part = table.slice(start, ROWS_PER_PART)
                     _write(part, self._raw / f"{number:06d}.parquet")
@@ -70,7 +82,9 @@ class Parts:
     def _batches(self) -> Iterator[Batch]:
         config = self._config
         columns = [c for c in (config.text_column, config.text_pair_column) if c is not None]
-        return read_rows(config.input_file, columns, None, "single_label_classification")
+        return read_rows(
+            config.input_file, columns, None, "single_label_classification", keep_bad_rows=True
+        )
 
     @property
     def _complete(self) -> Path:
@@ -104,7 +118,7 @@ class Parts:
         """
         import pyarrow.parquet as pq
 
-        scratch = self._output.with_name(f".{self._output.name}-{os.getpid()}")
+        scratch = self._folder / self._output.name
         counts = {"rows": 0, "errors": 0, "truncated_rows": 0}
         with WRITERS[self._output.suffix](scratch) as writer:
             for path in sorted(self._done.glob("[0-9]*.parquet")):
@@ -123,7 +137,8 @@ class Parts:
         _sync(scratch)
         scratch.replace(self._output)
         sync_folder(self._output.parent)
-        shutil.rmtree(self._folder)
+        for left in self._output.parent.glob(f".{escape(self._output.name)}-" + "[0-9a-f]" * 16):
+            shutil.rmtree(left)  # ours, and those of jobs that were killed and then changed
         return counts
 
 

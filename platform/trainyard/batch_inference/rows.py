@@ -1,11 +1,13 @@
 """From a table of texts to the same table with predictions."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trainyard.batch_inference.config import PredictConfig
+from trainyard.batching import isolated
 from trainyard.errors import UserError
 from trainyard.predictors import Predictor, Prepared
 from trainyard.predictors.parameters import check_parameters
@@ -36,7 +38,11 @@ def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str,
 def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table") -> "pa.Table":
     """Add predictions, `truncated_tokens` and `error` to a table of `row`, `text`, `text_pair`.
 
-    Rows of similar length share forward passes, whatever their order in the table.
+    Rows of similar length share forward passes, whatever their order in the table. A row on which
+    the model fails gets an error and no prediction, like those that have one already.
+
+    Raises:
+        Exception: the model's own, when it cannot answer its own example any more either.
     """
     import pyarrow as pa
 
@@ -44,25 +50,56 @@ def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table"
     good = [request for request in requests if isinstance(request, Prepared)]
     results = iter(
         predictor.forward_all(
-            [row for request in good for row in request.rows], config.batch_tokens
+            [row for request in good for row in request.rows],
+            config.batch_tokens,
+            partial(isolated, predictor.forward),
         )
     )
-    answers: list[Any] = []
-    for request in requests:
-        if isinstance(request, Prepared):
-            answers.append(predictor.postprocess(request, [next(results) for _ in request.rows]))
-        else:
-            answers.append(None)
+    answered = [_answer(predictor, request, results) for request in requests]
+    answers = [answer for answer, _ in answered]
+    errors = [error for _, error in answered]
+    if any(error and not isinstance(r, str) for r, error in zip(requests, errors, strict=True)):
+        _check_alive(predictor)
     problem = getattr(predictor.model.config, "problem_type", None)
     kind = (
         problem or "single_label_classification" if predictor.task == "text-classification" else ""
     )
+    table = table.drop_columns(["error"])
     for name, column in _COLUMNS.get(kind, _json_column)(predictor, config, answers).items():
         table = table.append_column(name, column)
     cut = [sum(r.truncated) if isinstance(r, Prepared) else 0 for r in requests]
-    errors = [None if isinstance(r, Prepared) else r for r in requests]
     table = table.append_column("truncated_tokens", pa.array(cut, pa.int32()))
     return table.append_column("error", pa.array(errors, pa.string()))
+
+
+def _answer(
+    predictor: Predictor, request: Prepared | str, results: Iterator[Any]
+) -> tuple[Any, str | None]:
+    """The answer to a row, or the sentence that it keeps instead; takes its part of `results`."""
+    if isinstance(request, str):
+        return None, request
+    mine = [next(results) for _ in request.rows]
+    try:
+        for result in mine:
+            if isinstance(result, Exception):
+                raise result
+        return predictor.postprocess(request, mine), None
+    except Exception as error:
+        return None, _failure(error)
+
+
+def _failure(error: Exception) -> str:
+    """The sentence that a row keeps."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason = " ".join(str(error).split())[:200]
+    return f"the model failed on this row ({type(error).__name__}: {reason}); shorten or remove it"
+
+
+def _check_alive(predictor: Predictor) -> None:
+    """Ask what any model of the task can answer: rows are not to be blamed for a broken device."""
+    example = predictor.example
+    predictor(example["inputs"], **example.get("parameters", {}))
 
 
 def _prepare(
@@ -70,24 +107,32 @@ def _prepare(
 ) -> Sequence[Prepared | str]:
     """One prepared request per row, or the sentence that says what is wrong with it."""
     parameters = request_parameters(predictor, config)
-    first = table["text"].to_pylist()
+    first, errors = table["text"].to_pylist(), table["error"].to_pylist()
     inputs: list[Any] = first
     if "text_pair" in table.schema.names:
         names = _PAIRS.get(predictor.task, ("text", "text_pair"))
         pairs = zip(first, table["text_pair"].to_pylist(), strict=True)
         inputs = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    whole = [value for value, error in zip(inputs, errors, strict=True) if error is None]
+    prepared = iter(_prepare_all(predictor, whole, parameters) if whole else [])
+    return [next(prepared) if error is None else error for error in errors]
+
+
+def _prepare_all(
+    predictor: Predictor, inputs: list[Any], parameters: dict[str, Any]
+) -> Sequence[Prepared | str]:
     try:  # at once: fast tokenizers work on many texts in parallel
         whole = predictor.preprocess(inputs, parameters)
         return [Prepared([item], False, whole.parameters) for item in whole.items]
-    except UserError:
+    except Exception:
         return [_one(predictor, value, parameters) for value in inputs]
 
 
 def _one(predictor: Predictor, value: Any, parameters: dict[str, Any]) -> Prepared | str:
     try:
         return predictor.preprocess(value, parameters)
-    except UserError as error:
-        return str(error)
+    except Exception as error:
+        return _failure(error)
 
 
 def _scores(predictor: Predictor, answers: Sequence[Any]) -> list[dict[str, float] | None]:

@@ -22,7 +22,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     """Predict all rows of the input into the output file; returns the job's JSON line.
 
     A run that was killed goes on where it stopped when the same command is given again. Rows that
-    cannot be answered keep their place, with the reason in `error`.
+    cannot be read or answered keep their place, with the reason in `error`.
 
     Raises:
         UserError: for a file, column, parameter or model that cannot be used.
@@ -30,16 +30,18 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     from tqdm import tqdm
 
     started = time.monotonic()
+    config = config.pinned()
     parts = Parts(config)
-    predictor = config.predictor()
-    request_parameters(predictor, config)
-    parts.read()
-    resumed = parts.rows_done
-    bar = tqdm(total=parts.rows, initial=resumed, unit="row", desc="predict", file=sys.stderr)
-    with bar:
-        for rows in _predicted(config, predictor, parts):
-            bar.update(rows)
-    counts = parts.assemble()
+    with parts.lease():
+        predictor = config.predictor()
+        request_parameters(predictor, config)
+        parts.read()
+        resumed = parts.rows_done
+        bar = tqdm(total=parts.rows, initial=resumed, unit="row", desc="predict", file=sys.stderr)
+        with bar:
+            for rows in _predicted(config, predictor, parts):
+                bar.update(rows)
+        counts = parts.assemble()
     seconds = time.monotonic() - started
     return {
         "job": "predict",

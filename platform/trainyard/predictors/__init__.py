@@ -32,7 +32,7 @@ PREDICTORS: dict[str, type[Predictor]] = {
 """By the task's name on the Hub."""
 
 
-def task_of(model: str) -> str:
+def task_of(model: str, revision: str | None = None) -> str:
     """The task that a model's architecture is for, read from its config.json.
 
     Raises:
@@ -41,7 +41,7 @@ def task_of(model: str) -> str:
     from transformers import PreTrainedConfig
 
     try:
-        config, _ = PreTrainedConfig.get_config_dict(resolve_model(model))
+        config, _ = PreTrainedConfig.get_config_dict(resolve_model(model), revision=revision)
     except OSError as error:
         raise UserError(
             f"model {model} has no config.json that can be read; give a folder or a Hub id"

@@ -9,7 +9,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -154,8 +154,14 @@ class Predictor(Tokenizing, ABC):
             batch[name] = torch.from_numpy(values).to(self.model.device)
         return batch
 
-    def forward_all(self, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS) -> list[Any]:
+    def forward_all(
+        self,
+        rows: Sequence[Row],
+        batch_tokens: int = BATCH_TOKENS,
+        forward: Callable[[list[Row]], Sequence[Any]] | None = None,
+    ) -> list[Any]:
         """`forward` over any number of rows of any groups, in batches of rows of similar length."""
+        forward = forward or self.forward
         results: list[Any] = [None] * len(rows)
         groups: dict[str, list[int]] = {}
         for i, row in enumerate(rows):
@@ -165,7 +171,7 @@ class Predictor(Tokenizing, ABC):
             for batch in token_batches(lengths, batch_tokens):
                 places = [members[i] for i in batch]
                 for place, result in zip(
-                    places, self.forward([rows[place] for place in places]), strict=True
+                    places, forward([rows[place] for place in places]), strict=True
                 ):
                     results[place] = result
         return results

@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
@@ -52,8 +53,19 @@ def sentence_settings(name: str, revision: str | None = None) -> SentenceSetting
     modules = _json(name, "modules.json", revision)
     if modules is None:
         return SentenceSettings()
-    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
-    pooling = _json(name, f"{kinds.get('Pooling', '')}/config.json", revision) or {}
+    try:
+        kinds = {module["type"].rpartition(".")[2]: Path(module["path"]) for module in modules}
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"model {name}: modules.json is no list of modules with type and path; copy it again"
+        ) from None
+    for path in kinds.values():
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"model {name}: modules.json names the folder '{path}', which is outside the model's "
+                "own; copy the whole model again"
+            )
+    pooling = _json(name, str(kinds.get("Pooling", Path()) / "config.json"), revision) or {}
     modes = [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, chosen in pooling.items()
@@ -132,6 +144,10 @@ class FeatureExtractionParameters:
     """Cut off texts that are too long for the model, instead of refusing them."""
     truncation_direction: Literal["left", "right"] = "right"
     """Which end is cut off."""
+    dimensions: Annotated[int, Ge(1)] | None = None
+    """Keep the first so many numbers of each vector, before it is scaled; for models made for it."""
+    encoding_format: Literal["float"] = "float"
+    """Vectors are lists of numbers; base64 is not there."""
 
 
 class FeatureExtraction(Embedder):
@@ -147,6 +163,12 @@ class FeatureExtraction(Embedder):
 
     def encode(self, inputs: list[Any], parameters: FeatureExtractionParameters) -> list[Item]:
         """One row per text."""
+        size = self.model.config.hidden_size
+        if (parameters.dimensions or 0) > size:
+            raise UserError(
+                f"parameters.dimensions is {parameters.dimensions}, but the model's vectors have {size} "
+                "numbers; send at most that"
+            )
         prompt = ""
         if parameters.prompt_name is not None:
             prompts = self.settings.prompts
@@ -175,7 +197,7 @@ class FeatureExtraction(Embedder):
     ) -> Any:
         """The vectors as lists."""
         del item
-        vectors = results[0]
+        vectors = results[0][..., : parameters.dimensions]
         wanted = self.settings.normalize and self._pooling(parameters) != "none"
         if wanted if parameters.normalize is None else parameters.normalize:
             vectors = unit(vectors)

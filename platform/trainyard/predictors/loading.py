@@ -1,6 +1,8 @@
 """Models for inference: from a folder or the Hub, whole and harmless, or not at all."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from trainyard.errors import UserError
@@ -42,6 +44,8 @@ def load_model(
     import transformers
 
     path = resolve_model(name)
+    if Path(path).is_dir():
+        check_shards(Path(path), name)
     common = {"trust_remote_code": False, "revision": revision}
     with quiet(transformers):
         try:
@@ -76,6 +80,29 @@ def load_model(
                 "be wrong; train it again with a smaller learning rate or another precision"
             )
     return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+def check_shards(folder: Path, name: str) -> None:
+    """Refuse an index of weights that names other files than those in its model's own folder.
+
+    Transformers joins what the index says to the folder's path, also `../` and absolute paths.
+
+    Raises:
+        UserError: naming the file.
+    """
+    shards = {file.name for file in folder.glob("*.safetensors")}
+    for index in folder.rglob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"model {name}: {index.name} is no valid index of weights; copy it again"
+            ) from None
+        if named - shards:
+            raise UserError(
+                f"model {name}: {index.name} names the weights {min(map(repr, named - shards))}, which "
+                "are no safetensors file in the model's own folder; copy the whole model again"
+            )
 
 
 def max_tokens(model: Any, tokenizer: Any) -> int | None:

@@ -35,7 +35,7 @@ class RemoteLease:
         deadline = time.monotonic() + self._patience
         while (holder := self._take()) is not None:
             if time.monotonic() >= deadline:
-                raise refusal(self._run, holder)
+                raise refusal(f"run '{self._run}'", holder)
             time.sleep(1)
         self._heart = threading.Thread(target=self._renew, daemon=True)
         self._heart.start()
@@ -55,7 +55,7 @@ class RemoteLease:
         """Raise UserError when another driver has taken the run over, this one being thought dead."""
         found = self._bucket.read(self._key)
         if found is None or not self._is_own(found.content):
-            raise refusal(self._run, json.loads(found.content) if found else {})
+            raise refusal(f"run '{self._run}'", json.loads(found.content) if found else {})
 
     def _take(self) -> dict[str, Any] | None:
         """Take the lease; returns who holds it where that is not possible."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
+from trainyard.predictors.parameters import json_schema
 from trainyard.serving.batcher import Batcher
 from trainyard.serving.cost import BatchLimits, BatchRecord
 from trainyard.serving.failures import RequestError
@@ -249,8 +250,6 @@ class Host:
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/{name}` says."""
-        from pydantic import TypeAdapter
-
         return {
             **self.about,
             "labels": self.predictor.labels,
@@ -262,7 +261,7 @@ class Host:
                 "batch_rows": self.limits.batch_rows,
             },
             "example": dict(self.predictor.example),
-            "parameters": TypeAdapter(self.predictor.parameters).json_schema(),
+            "parameters": json_schema(self.predictor.parameters),
             "waiting_rows": self._batcher.waiting_rows,
         }
 

@@ -3,7 +3,11 @@
 from typing import Any
 
 from trainyard.predictors import PREDICTORS
+from trainyard.predictors.parameters import json_schema
+from trainyard.serving.answers import ANSWERS
 from trainyard.serving.failures import STATUSES
+
+REFERENCE = "#/components/schemas/{model}"
 
 ERROR = {
     "type": "object",
@@ -13,6 +17,47 @@ ERROR = {
         "error_type": {"type": "string", "enum": sorted({kind for _, kind in STATUSES.values()})},
     },
 }
+
+STATUS = {
+    "type": "object",
+    "required": ["status"],
+    "properties": {"status": {"const": "ok"}},
+}
+
+BRIEF: dict[str, Any] = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "description": "What stands in the path."},
+        "task": {"type": "string", "enum": list(PREDICTORS)},
+        "source": {"type": "string", "description": "Run, folder or Hub id that it comes from."},
+        "revision": {
+            "type": ["string", "null"],
+            "description": "Commit, tag or branch on the Hub.",
+        },
+        "error": {"type": "string", "description": "Why it cannot be loaded."},
+    },
+}
+
+MODEL = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        **BRIEF["properties"],
+        "labels": {"type": "array", "items": {"type": "string"}},
+        "limits": {"type": "object", "description": "Of one request and of one forward pass."},
+        "example": {"type": "object", "description": "A request that it answers."},
+        "parameters": {"type": "object", "description": "JSON schema of a request's parameters."},
+        "run": {"type": "object", "description": "The run that trained it, with its config."},
+        "metrics": {"type": "object", "description": "What it scored there."},
+    },
+}
+
+ANSWERED = {
+    ("/models", "get"): {"type": "array", "items": {"$ref": REFERENCE.format(model="Brief")}},
+    ("/models/{name}", "get"): {"$ref": REFERENCE.format(model="Model")},
+}
+"""Schemas of what is answered with 200; any other GET answers `STATUS`."""
 
 FAILURES = {
     400: "The body is no JSON object.",
@@ -44,21 +89,28 @@ def describe_api(app: Any) -> None:
 def _complete(schema: dict[str, Any]) -> dict[str, Any]:
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     components.clear()
-    components["Error"] = ERROR
+    components |= {"Error": ERROR, "Brief": BRIEF, "Model": MODEL, "Status": STATUS}
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
+            known = ANSWERED.get((path, method), {"$ref": REFERENCE.format(model="Status")})
+            content: dict[str, Any] = {"application/json": {"schema": known}}
             responses = operation["responses"] = {
-                "200": {"description": "The answer.", "content": {"application/json": {}}}
+                "200": {"description": "The answer.", "content": content}
             }
             for status, text in FAILURES.items():
                 if method == "post" or str(status) not in NO_BODY:
                     responses[str(status)] = {
                         "description": text,
                         "content": {
-                            "application/json": {"schema": {"$ref": "#/components/schemas/Error"}}
+                            "application/json": {
+                                "schema": {"$ref": REFERENCE.format(model="Error")}
+                            }
                         },
                     }
             if path == "/models/{name}" and method == "post":
+                answers = [_answer(task, components) for task in PREDICTORS]
+                content["application/json"]["schema"] = {"anyOf": answers}
+                content["text/event-stream"] = {"schema": {"type": "string"}}
                 operation["summary"] = "Ask a model"
                 operation["description"] = (
                     "The shapes of the Hugging Face Inference API: which one a model takes depends on "
@@ -83,15 +135,9 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _request(task: str, components: dict[str, Any]) -> dict[str, str]:
     """Reference to the request type of a task, put among the components."""
-    from pydantic import TypeAdapter
-
-    parameters = TypeAdapter(PREDICTORS[task].parameters).json_schema(
-        ref_template="#/components/schemas/{model}"
-    )
+    parameters = json_schema(PREDICTORS[task].parameters, ref_template=REFERENCE)
     components.update(parameters.pop("$defs", {}))
-    name = "".join(part.title() for part in task.split("-"))
-    components[f"{name}Request"] = {
-        "title": f"{name}Request",
+    schema = {
         "description": " ".join((PREDICTORS[task].__doc__ or task).split()),
         "type": "object",
         "required": ["inputs"],
@@ -101,4 +147,22 @@ def _request(task: str, components: dict[str, Any]) -> dict[str, str]:
             "stream": {"type": "boolean", "default": False},
         },
     }
-    return {"$ref": f"#/components/schemas/{name}Request"}
+    return _component(components, f"{_title(task)}Request", schema)
+
+
+def _answer(task: str, components: dict[str, Any]) -> dict[str, str]:
+    """Reference to the answer type of a task, put among the components."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(ANSWERS[task]).json_schema(ref_template=REFERENCE)
+    components.update(schema.pop("$defs", {}))
+    return _component(components, f"{_title(task)}Answer", schema)
+
+
+def _title(task: str) -> str:
+    return "".join(part.title() for part in task.split("-"))
+
+
+def _component(components: dict[str, Any], name: str, schema: dict[str, Any]) -> dict[str, str]:
+    components[name] = {"title": name, **schema}
+    return {"$ref": REFERENCE.format(model=name)}

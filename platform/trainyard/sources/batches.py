@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,11 @@ class Batch:
     places: Sequence[int]
     """1-based line on which each row starts; in Parquet, the 1-based row."""
     texts: tuple[pa.Array, ...]
-    """One string array without nulls for each text column."""
+    """One string array for each text column; without nulls, but for rows that have an error."""
     labels: list[Any] | None
     """Label names, numbers or lists of names, by problem type; None without a label column."""
+    errors: Mapping[int, str] = field(default_factory=dict)
+    """What is wrong with rows that cannot be used, by index: where the reader keeps such rows."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -66,6 +68,8 @@ class Columns:
 
     texts: tuple[str, ...]
     label: str | None
+    keep_bad_rows: bool = False
+    """Whether a row that cannot be used is kept, with its error, or refuses the file."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,6 +101,16 @@ class Columns:
                     f"meant for {self.flag(name)} is unclear; rename all but one of them"
                 )
         return [found.index(name) for name in self.names]
+
+    def bad_row(self, place: int, error: UserError) -> tuple[Any, ...]:
+        """What is kept of a row that cannot be used: its place, no values, and the error.
+
+        Raises:
+            UserError: `error`, where such rows are not kept.
+        """
+        if not self.keep_bad_rows:
+            raise error
+        return (place, *[None] * len(self.names), str(error))
 
 
 def listing(names: Iterable[str]) -> str:

@@ -26,10 +26,15 @@ def read_rows(
     text_columns: Sequence[str],
     label_column: str | None,
     problem_type: ProblemType,
+    *,
+    keep_bad_rows: bool = False,
 ) -> Iterator[Batch]:
     """Yield the rows of a file in order, in batches of bounded size.
 
     No text column at all is allowed: that reads the labels alone, which is quick in Parquet.
+    `keep_bad_rows`, for files read without labels, keeps a row that cannot be used in its place
+    (`Batch.errors`); what is wrong with the file as a whole, its encoding, columns or quotes, is
+    refused nevertheless.
 
     Raises:
         UserError: the file, or a row of it, cannot be used; says where and how to mend it.
@@ -41,7 +46,7 @@ def read_rows(
             f"{path.name} ends in {path.suffix!r}, expected a file that ends in "
             ".csv, .tsv, .jsonl or .parquet; convert or rename it"
         )
-    columns = Columns(tuple(text_columns), label_column)
+    columns = Columns(tuple(text_columns), label_column, keep_bad_rows)
     if len(set(columns.names)) < len(columns.names):
         raise UserError(
             f"one column is asked for twice ({', '.join(columns.names)}); --text-column, "

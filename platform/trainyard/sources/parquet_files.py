@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,7 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
                     texts=tuple(record_batch[name].cast(pa.string()) for name in columns.texts),
                     labels=record_batch[columns.label].to_pylist() if columns.label else None,
                 )
-                _check_texts(batch, columns)
-                yield batch
+                yield _checked(batch, columns)
                 row += record_batch.num_rows
     except pa.ArrowException as error:
         raise UserError(
@@ -108,30 +108,37 @@ def _check_text_type(path: Path, name: str, found: pa.DataType) -> None:
         )
 
 
-def _check_texts(batch: Batch, columns: Columns) -> None:
+def _checked(batch: Batch, columns: Columns) -> Batch:
+    """`batch` with texts that are strings in UTF-8, none of them null but in rows with an error."""
     import pyarrow as pa
 
-    for name, texts in zip(columns.texts, batch.texts, strict=True):
-        if texts.null_count:
-            index = texts.is_null().index(True).as_py()
-            raise UserError(
-                f"{batch.place(index)}: {name!r} is null, expected a string; fill it in "
-                "or remove the row"
-            )
+    texts = list(batch.texts)
+    errors: dict[int, str] = {}
+    for position, name in enumerate(columns.texts):
+        faults = dict(_faults(texts[position]))
+        for index, fault in faults.items():
+            error = UserError(f"{batch.place(index)}: {name!r} {fault}")
+            errors[index] = columns.bad_row(index, error)[-1]
+        if faults:
+            kept = [None if i in faults else text.as_py() for i, text in enumerate(texts[position])]
+            texts[position] = pa.array(kept, pa.string())
+    return replace(batch, texts=tuple(texts), errors=errors)
+
+
+def _faults(texts: pa.Array) -> Iterator[tuple[int, str]]:
+    """Where a text is null, or not UTF-8: Parquet readers do not check, and tokenizers crash later."""
+    import pyarrow as pa
+
+    if not texts.null_count:
         try:
             texts.validate(full=True)
-        except pa.ArrowInvalid as error:
-            # Parquet readers do not check that strings are UTF-8; tokenizers crash on it later.
-            raise UserError(
-                f"{_undecodable(batch, texts)}: {name!r} is not UTF-8; "
-                "decode the text properly and write the file again"
-            ) from error
-
-
-def _undecodable(batch: Batch, texts: pa.Array) -> str:
+        except pa.ArrowInvalid:
+            pass
+        else:
+            return
     for index, text in enumerate(texts):
         try:
-            text.as_py()
+            if text.as_py() is None:
+                yield index, "is null, expected a string; fill it in or remove the row"
         except UnicodeDecodeError:
-            return batch.place(index)
-    return batch.path.name
+            yield index, "is not UTF-8; decode the text properly and write the file again"

@@ -22,7 +22,7 @@ _FIRST_SURROGATE = 0xDC80
 _LAST_SURROGATE = 0xDCFF
 
 Row = tuple[Any, ...]
-"""The line on which a row starts, then its texts, then its label."""
+"""The line on which a row starts, its texts, its label, and what is wrong with it, if anything."""
 
 
 def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
@@ -61,7 +61,7 @@ def _batches(path: Path, columns: Columns, rows: Iterator[Row]) -> Iterator[Batc
         with _long_fields():
             for row in islice(rows, BATCH_ROWS):
                 chunk.append(row)
-                characters += sum(map(len, row[texts]))
+                characters += sum(map(len, filter(None, row[texts])))
                 if characters >= BATCH_CHARACTERS:
                     break
         if not chunk:
@@ -72,7 +72,8 @@ def _batches(path: Path, columns: Columns, rows: Iterator[Row]) -> Iterator[Batc
             first_row=0,
             places=fields[0],
             texts=tuple(pa.array(text, pa.string()) for text in fields[texts]),
-            labels=list(fields[-1]) if columns.label else None,
+            labels=list(fields[-2]) if columns.label else None,
+            errors={index: error for index, error in enumerate(fields[-1]) if error},
         )
 
 
@@ -98,12 +99,13 @@ def _records(path: Path, columns: Columns, reader: Any, remedy: str) -> Iterator
                 positions = _header(path, columns, record)
                 width = len(record)
             elif len(record) == width:
-                yield (start, *[record[position] for position in positions])
+                yield (start, *[record[position] for position in positions], None)
             else:
-                raise UserError(
+                error = UserError(
                     f"{path.name} line {start}: {len(record)} fields, expected {width} as in "
                     f"the first line; {remedy}"
                 )
+                yield columns.bad_row(start, error)
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
@@ -123,37 +125,61 @@ def _header(path: Path, columns: Columns, names: list[str]) -> list[int]:
 
 
 def _objects(path: Path, columns: Columns, lines: Iterator[str]) -> Iterator[Row]:
+    named = False
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
         where = f"{path.name} line {number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{where}: not valid JSON ({error}); every line must hold one complete object, "
-                'such as {"text": "...", "label": "..."}'
-            ) from error
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{where}: expected a JSON object, found {_kind(record)}; write every row as "
-                'one object on one line, such as {"text": "...", "label": "..."}'
-            )
+            record = _object(where, line)
+        except UserError as error:
+            yield columns.bad_row(number, error)
+            continue
+        if (
+            not named
+        ):  # a column that the first object lacks was not meant by whoever wrote the file
+            _check_keys(where, columns, record)
+            named = True
         try:
-            row = (number, *[record[name] for name in columns.names])
-        except KeyError:
-            remedy = "every line must have the same keys"
-            columns.positions(list(record), where, "its keys are", remedy)
-            raise
-        for name, text in zip(columns.texts, row[1:], strict=False):
-            if type(text) is not str:
-                raise UserError(
-                    f"{where}: {name!r} is {_kind(text)}, expected a string; put the text "
-                    "in quotes or remove the row"
-                )
-        if "\\u" in line:
-            _check_surrogates(where, row)
-        yield row
+            yield (number, *_values(where, columns, record, line), None)
+        except UserError as error:
+            yield columns.bad_row(number, error)
+
+
+def _object(where: str, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: not valid JSON ({error}); every line must hold one complete object, "
+            'such as {"text": "...", "label": "..."}'
+        ) from error
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{where}: expected a JSON object, found {_kind(record)}; write every row as "
+            'one object on one line, such as {"text": "...", "label": "..."}'
+        )
+    return record
+
+
+def _check_keys(where: str, columns: Columns, record: dict[str, Any]) -> None:
+    remedy = "every line must have the same keys"
+    columns.positions(list(record), where, "its keys are", remedy)
+
+
+def _values(where: str, columns: Columns, record: dict[str, Any], line: str) -> list[Any]:
+    if not all(name in record for name in columns.names):
+        _check_keys(where, columns, record)
+    values = [record[name] for name in columns.names]
+    for name, text in zip(columns.texts, values, strict=False):
+        if type(text) is not str:
+            raise UserError(
+                f"{where}: {name!r} is {_kind(text)}, expected a string; put the text "
+                "in quotes or remove the row"
+            )
+    if "\\u" in line:
+        _check_surrogates(where, values)
+    return values
 
 
 def _kind(value: object) -> str:
@@ -171,9 +197,9 @@ def _kind(value: object) -> str:
     return "an object"
 
 
-def _check_surrogates(where: str, row: Row) -> None:
+def _check_surrogates(where: str, values: list[Any]) -> None:
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"{where}: half of a surrogate pair, \\u{ord(error.object[error.start]):04x}, stands "
