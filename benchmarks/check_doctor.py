@@ -21,6 +21,7 @@ import numpy as np
 from trainyard.config import TrainConfig
 from trainyard.data_doctor.balance import drift
 from trainyard.data_doctor.duplicates import contradictions, duplicates
+from trainyard.data_doctor.features import features
 from trainyard.data_doctor.labels import out_of_fold, suspicious_labels
 from trainyard.data_doctor.rows import Rows, all_splits, read
 from trainyard.data_doctor.texts import faulty_texts
@@ -39,7 +40,7 @@ KNOWN: dict[str, dict[Any, int]] = {
 def rows_of(task: str, data_dir: str) -> list[Rows]:
     """All splits of a task."""
     splits, _ = all_splits(TrainConfig(task=task, data_dir=data_dir))
-    return [read(split) for split in splits.splits]
+    return [read(split, splits.task) for split in splits.splits]
 
 
 def flips(train: Rows, seed: int) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def flips(train: Rows, seed: int) -> dict[str, Any]:
     planted[rng.choice(len(train), len(train) // 20, replace=False)] = True
     labels = np.where(planted, 1 - train.labels, train.labels)
     started = time.monotonic()
-    found = out_of_fold(Rows("train", train.texts, labels), seed)
+    found = out_of_fold(features(train.words), labels, seed)
     seconds = time.monotonic() - started
     order = np.argsort(found[np.arange(len(labels)), labels], kind="stable")
     hits = np.cumsum(planted[order])

@@ -5,7 +5,7 @@
 Metrics: the real labels of every evaluation split with made-up predictions (the label, or with
 probability 0.2 another one; a similarity with noise), scored by ours and by scikit-learn and SciPy
 as `evaluate`'s `glue` metric calls them. Coverage: validation sets of GLUE's sizes are drawn from a
-known population, and it is counted how often the bootstrap interval holds the population's value.
+known population, and it is counted how often the interval holds the population's value.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from trainyard.data_doctor.rows import read
 from trainyard.metrics import METRICS
 from trainyard.scoring import score
 from trainyard.splits import find_splits
-from trainyard.stats import bootstrap_interval
+from trainyard.stats import metric_interval
 from trainyard.suite.recipes import RECIPES
 from trainyard.tasks import get_task
 from trainyard.versions import versions
@@ -48,7 +48,7 @@ def compare_metrics(data_dir: str) -> dict[str, float]:
         task = get_task(name)
         config = TrainConfig(task=name, data_dir=data_dir)
         for split in find_splits(config, task.evaluation_splits).splits:
-            labels = read(split).labels
+            labels = read(split, task).labels
             if task.labels:
                 shift = rng.integers(1, task.num_labels, len(labels)) * (
                     rng.random(len(labels)) < 0.2
@@ -81,7 +81,7 @@ def coverage(metric: str, rows: int, trials: int) -> dict[str, Any]:
     truth = METRICS[metric].function(*draw(metric, 2_000_000, rng))
     held = []
     for trial in range(trials):
-        low, high = bootstrap_interval(metric, *draw(metric, rows, rng), seed=trial, resamples=600)
+        low, high = metric_interval(metric, *draw(metric, rows, rng), seed=trial)
         held.append(low <= truth <= high)
     low, high = stats.binomtest(sum(held), trials).proportion_ci(method="wilson")
     return {

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--task", default="stsb")
     args = parser.parse_args()
     splits, _ = all_splits(TrainConfig(task=args.task, data_dir=args.data_dir))
-    train, validation = (read(split) for split in splits.splits[:2])
+    train, validation = (read(split, splits.task) for split in splits.splits[:2])
     words, others = validation.words, train.words
     found: dict[str, dict[str, Any]] = {}
     pairs = {}

@@ -96,6 +96,33 @@ def test_all_planted_leaks_are_found() -> None:
     assert shown == {(i, i) for start in (0, 100, 200) for i in range(start, start + 30)}
 
 
+TEXTS = st.lists(
+    st.sampled_from(["a b c d", "A b  c d", "a b c e", "b a c d"])
+    | st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6).map(" ".join),
+    max_size=14,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(TEXTS, TEXTS)
+def test_near_duplicates_are_counted_over_all_rows(texts: list[str], others: list[str]) -> None:
+    """By their definition, row by row, however often a text repeats."""
+    first, second = split("first", texts), split("second", others)
+    found = duplicates([first, second], 0.6, 0)
+
+    def has_near(words: list[str], key: Any, rows: Rows) -> bool:
+        return any(
+            other != key and jaccard(words, theirs) >= 0.6 - 1e-9
+            for theirs, other in zip(rows.words, rows.normalized, strict=True)
+        )
+
+    pairs = list(zip(second.words, second.normalized, strict=True))
+    assert found["inside"]["second"]["near"] == sum(has_near(*pair, second) for pair in pairs)
+    assert found["between"][0]["near"] == sum(
+        has_near(*pair, first) for pair in pairs if pair[1] not in first.normalized
+    )
+
+
 def test_duplicates_inside_count_the_later_rows() -> None:
     texts = ["a b c", "a b c", "A b  c", "d e f g h i j k l", "d e f g h i j k m", "x"]
     found = duplicates([split("train", texts)], 0.8, 10)["inside"]["train"]
@@ -104,6 +131,13 @@ def test_duplicates_inside_count_the_later_rows() -> None:
 
 def test_normalization() -> None:
     assert normalize(" Stra\u00dfe \u00a0\ufb01n\n") == "strasse fin"
+
+
+def test_texts_without_spaces_are_compared_by_characters() -> None:
+    train = split("train", ["今日はとても天気がいいですね。", "วันนี้อากาศดีมาก", "Lo pasó."])
+    assert train.words[2] == ["0lo", "0pasó", "0."]
+    other = split("validation", ["今日はとても天気がいいですよ。", "วันนี้อากาศดีมากๆ", "Hoy."])
+    assert duplicates([train, other], 0.8, 9)["between"][0]["near"] == 2
 
 
 def test_contradictions() -> None:

@@ -117,6 +117,17 @@ def test_own_file_calibrated_and_compared(
     assert split["comparison"]["metrics"]["accuracy"]["p_value"] == 1.0
 
 
+def test_slice_columns_are_read_before_any_model_runs(
+    small_run: TrainConfig, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "trainyard.evaluation.run.ray_session", lambda _: pytest.fail("Ray started")
+    )
+    with pytest.raises(UserError, match=r"--slice-columns kind: .*has no column 'kind'"):
+        judge(model, small_run, tmp_path, slice_columns=("idx", "kind"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     def refuse(sentence: str, **fields: Any) -> None:
         with pytest.raises(UserError, match=sentence):
@@ -127,6 +138,9 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     refuse(r"does not say which task it was fine-tuned on; give --task",
            model=Path(small_run.model_name_or_path))  # fmt: skip
     refuse(r"--num-errors is -1", num_errors=-1)
+    for column in ("length", "label"):
+        refuse(rf"--slice-columns {column}: rows are grouped by length and label already",
+               slice_columns=(column,))  # fmt: skip
     refuse(r"--num-workers is 0; it must be at least 1", num_workers=0)
     refuse(r"has no such split; it has train", splits=("training",))
     refuse(r"answers not_equivalent, equivalent, but task 'rte' has the labels", task="rte")

@@ -1,6 +1,7 @@
 """What `evaluate` computes from logits alone: no model, no Ray."""
 
-import dataclasses
+import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ from scipy.special import softmax
 
 from trainyard.errors import UserError
 from trainyard.evaluation.calibration import calibration, calibration_error, fit_temperature
-from trainyard.evaluation.comparison import compare, mcnemar
+from trainyard.evaluation.comparison import compare, mcnemar, permutation_test
 from trainyard.evaluation.measures import confusion, per_class, worst_rows
-from trainyard.evaluation.models import Judged, column_order
+from trainyard.evaluation.page import _worst
+from trainyard.evaluation.run import store_temperature
 from trainyard.evaluation.slices import column_groups, slices
+from trainyard.metrics import f1
+from trainyard.predictors.text_classification import stored_temperature
 from trainyard.stats import proportion_interval
 from trainyard.tasks import get_task, own_task
 
@@ -70,6 +74,29 @@ def test_multi_label_calibration_counts_decisions() -> None:
     assert sum(bin_["rows"] for bin_ in found["reliability"]) == 9000
 
 
+def test_what_is_stored_is_what_the_predictor_reads(tmp_path: Path) -> None:
+    logits, labels = calibrated(500, 2, seed=2, sharpness=2.0)
+    found = calibration("single_label_classification", logits, labels, seed=0)
+    store_temperature(tmp_path, {"validation": {"rows": 500, "calibration": found}})
+    assert stored_temperature(tmp_path) == found["temperature"] == pytest.approx(2, rel=0.3)
+
+
+def test_a_temperature_on_its_bound_is_not_stored_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.arange(50) % 2
+    right, wrong = (
+        {"rows": 50, "calibration": calibration(MRPC.problem_type, one_hot(said), labels, seed=0)}
+        for said in (labels, 1 - labels)
+    )
+    with pytest.raises(UserError, match=r"with 100 % of validation right, .*so none is stored"):
+        store_temperature(tmp_path, {"validation": right})
+    assert not list(tmp_path.iterdir())
+    store_temperature(tmp_path, {"validation": wrong})
+    assert stored_temperature(tmp_path) == 20
+    assert "no better than chance" in capsys.readouterr().err
+
+
 def test_mcnemar_is_the_exact_binomial() -> None:
     found = mcnemar(12, 3)
     assert found["p_value"] == pytest.approx(2 * sum_binomial(15, 3))
@@ -98,7 +125,45 @@ def test_the_verdict_in_words() -> None:
     assert found["metrics"]["accuracy"]["only_first_right"] == 60
     same = compare(MRPC, good, good, labels, names=("A", "B"), seed=0)
     assert same["verdict"].startswith("A and B cannot be told apart on these rows: f1 +0.0000")
-    assert same["metrics"]["f1"]["test"] == "paired bootstrap"
+    assert same["metrics"]["f1"]["test"] == "paired bootstrap and permutation"
+    assert same["metrics"]["f1"]["p_value"] == 1.0
+
+
+def test_the_permutation_test_is_fishers_of_signs() -> None:
+    """Of accuracy it counts coins, as McNemar's does; of F1 it is by hand that it swaps rows."""
+    labels = np.arange(60) % 2
+    better, worse = labels.copy(), labels.copy()
+    worse[:6], better[6] = 1 - labels[:6], 1 - labels[6]
+    p = permutation_test("accuracy", better, worse, labels, seed=0)
+    assert p == pytest.approx(mcnemar(6, 1)["p_value"], abs=0.015)
+    found = []
+    for swaps in itertools.product([False, True], repeat=7):
+        swapped = np.array([*swaps, *[False] * 53])
+        sides = np.where(swapped, worse, better), np.where(swapped, better, worse)
+        found.append(abs(f1(sides[0], labels) - f1(sides[1], labels)))
+    expected = np.mean(np.array(found) >= found[0] - 1e-12)
+    assert permutation_test("f1", better, worse, labels, seed=0) == pytest.approx(
+        expected, abs=0.015
+    )
+    topics = np.eye(3, dtype=int)[np.arange(30) % 3]
+    assert permutation_test("f1_macro", topics, 1 - topics, topics, seed=0) < 0.001
+
+
+@pytest.mark.parametrize("name", ["mrpc", "cola"])
+@pytest.mark.parametrize("discordant", [3, 4, 5, 6])
+def test_few_rows_that_differ_decide_nothing_too_often(name: str, discordant: int) -> None:
+    """Of equal models each such row is won by a coin: of all falls of them at most 5 % may tell."""
+    labels = np.arange(120) % 2
+    told = 0
+    for wins in itertools.product([False, True], repeat=discordant):
+        first, second = (np.where(np.arange(120) % 6 == 5, 1 - labels, labels) for _ in range(2))
+        first[:discordant] = np.where(wins, labels[:discordant], 1 - labels[:discordant])
+        second[:discordant] = 1 - first[:discordant]
+        found = compare(
+            get_task(name), one_hot(first), one_hot(second), labels, names=("A", "B"), seed=0
+        )
+        told += "cannot be told apart" not in found["verdict"]
+    assert told / 2**discordant <= 0.05
 
 
 def test_equal_models_are_rarely_told_apart() -> None:
@@ -148,6 +213,19 @@ def test_worst_errors_are_the_most_confident_wrong_ones() -> None:
     assert len(topics) == 1
 
 
+def test_a_page_shows_the_beginning_of_a_long_text() -> None:
+    errors = [
+        {"row": 1, "text": "a" * 100_000, "text_pair": "b" * 1000, "label": "x", "prediction": "y",
+         "loss": 1.0},
+        {"row": 2, "text": "short", "label": "x", "prediction": "y", "loss": 1.0},
+    ]  # fmt: skip
+    cells = [row[1] for row in _worst({"worst": errors})[0].rows]
+    assert [(cell.text, cell.note) for cell in cells] == [
+        ("a" * 1000 + "…", "b" * 1000),
+        ("short", ""),
+    ]
+
+
 def test_a_planted_weakness_is_found_and_nothing_else() -> None:
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 2, 2000)
@@ -192,27 +270,6 @@ def test_every_row_is_in_exactly_one_group(values: list[str]) -> None:
     groups = column_groups(values)
     assert len(groups) <= 20
     assert np.sum(list(groups.values()), axis=0).tolist() == [1] * len(values)
-
-
-def judged(*labels: str) -> Judged:
-    return Judged("m", "m", None, labels, None, None)
-
-
-def test_labels_in_another_order_are_put_right() -> None:
-    swapped = judged("CONTRADICTION", "Neutral", "entailment")
-    assert column_order(swapped, MNLI) == [2, 1, 0]
-    assert column_order(judged("LABEL_0", "LABEL_1"), MRPC) == [0, 1]
-    assert column_order(judged(), STSB) == [0]
-    with pytest.raises(
-        UserError, match=r"answers negative, positive, but task 'mrpc' has the labels"
-    ):
-        column_order(judged("negative", "positive"), MRPC)
-    with pytest.raises(
-        UserError, match=r"is a classifier \(a, b\), but task 'stsb' asks for a number"
-    ):
-        column_order(judged("a", "b"), STSB)
-    renamed = dataclasses.replace(MRPC, labels=("not equivalent", "EQUIVALENT"))
-    assert column_order(judged("not_equivalent", "equivalent"), renamed) == [0, 1]
 
 
 def test_wilson_covers_where_the_bootstrap_collapses() -> None:

@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 
 from trainyard.errors import UserError
 from trainyard.metrics import METRICS
-from trainyard.stats import bootstrap_interval, mean_interval, paired_bootstrap
+from trainyard.stats import bootstrap_interval, mean_interval, metric_interval, paired_bootstrap
 
 few = settings(max_examples=30, deadline=None)
 
@@ -90,6 +90,29 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
         low, high = bootstrap_interval("accuracy", predictions, np.ones(300, int), seed=trial)
         covered += low <= 0.8 <= high
     assert 180 <= covered <= 199
+
+
+@pytest.mark.parametrize("rows", [71, 277])
+def test_interval_of_accuracy_covers_the_truth_95_times_in_100(rows: int) -> None:
+    """Exactly: over every number of rows that can be right, of WNLI's and of RTE's size."""
+    hits, right = np.arange(rows + 1), np.ones(rows, int)
+    ends = np.array([metric_interval("accuracy", (np.arange(rows) < k) * 1, right) for k in hits])
+    truths = np.linspace(0.5, 0.95, 91)
+    held = (ends[:, :1] <= truths) & (truths <= ends[:, 1:])
+    covered = (scipy_stats.binom.pmf(hits[:, None], rows, truths) * held).sum(axis=0)
+    # The bounds are those of 1,000 drawn validation sets; the mean is over all accuracies.
+    low, high = scipy_stats.binom.ppf([0.025, 0.975], 1000, 0.95) / 1000
+    assert low < covered.mean() < high
+    assert covered.min() > 0.93
+    both = np.stack([right, right], axis=1)
+    assert metric_interval("accuracy", both, both) == tuple(ends[-1])
+
+
+def test_interval_of_other_metrics_is_the_bootstraps() -> None:
+    rows = np.random.default_rng(4).integers(0, 2, (2, 100))
+    assert metric_interval("f1", *rows, seed=3) == bootstrap_interval("f1", *rows, seed=3)
+    with pytest.raises(UserError, match=r"^there are no rows to score"):
+        metric_interval("accuracy", rows[0, :0], rows[1, :0])
 
 
 def test_interval_is_deterministic_python_floats_and_follows_the_seed() -> None:

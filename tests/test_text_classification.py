@@ -1,6 +1,7 @@
 """Text classification against transformers' own pipeline, and what holds for every predictor."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scipy.special import softmax
 from small_models import classifier, same
 
 from trainyard.errors import UserError
-from trainyard.predictors.text_classification import TextClassification
+from trainyard.predictors.text_classification import TextClassification, stored_temperature
 
 TEXTS = ["bab bok unseen", "fed", "gig lom nab " * 9, "It is COL, isn't it?"]
 
@@ -57,6 +58,32 @@ def test_scores_follow_the_problem_type(
     model = classifier(tmp_path, labels, problem_type=problem_type)
     oracle = pipeline("text-classification", model=str(model), top_k=None)
     same(TextClassification.load(str(model))(TEXTS), oracle(TEXTS))
+
+
+def test_a_stored_temperature_divides_the_logits(
+    predictor: TextClassification, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model/calibration.json").write_text('{"temperature": 2.5, "rows": 37}')
+    calibrated = TextClassification.load(str(tmp_path / "model"))
+    logits = {
+        answer["label"]: answer["score"] for answer in predictor("fed", function_to_apply="none")[0]
+    }
+    expected = dict(zip(logits, softmax(np.array([*logits.values()]) / 2.5), strict=True))
+    found = {answer["label"]: answer["score"] for answer in calibrated("fed")[0]}
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert calibrated("fed", function_to_apply="none") == predictor("fed", function_to_apply="none")
+
+
+@pytest.mark.parametrize(
+    "temperature", ["0", "-1", "NaN", "Infinity", "1e-300", "21", '"2"', "true", "null", "[1]", "{"]
+)
+def test_an_absurd_temperature_is_refused(tmp_path: Path, temperature: str) -> None:
+    (tmp_path / "calibration.json").write_text(f'{{"temperature": {temperature}}}')
+    with pytest.raises(
+        UserError, match=r"calibration.json holds the temperature .*from 0.05 to 20"
+    ):
+        stored_temperature(tmp_path)
 
 
 def test_a_pair_is_not_its_texts_in_one(predictor: TextClassification, folder: Path) -> None:

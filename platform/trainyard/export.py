@@ -70,7 +70,7 @@ def model_card(
             "",
             "## Results",
             "",
-            "| split | metric | value | 95 % interval (bootstrap over rows) |",
+            "| split | metric | value | 95 % interval over rows |",
             "| --- | --- | --- | --- |",
             *rows,
             "",

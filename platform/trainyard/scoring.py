@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from trainyard.batching import evaluation_batches, padded_length
 from trainyard.config import TrainConfig
 from trainyard.metrics import build_metric, decode
-from trainyard.stats import bootstrap_interval
+from trainyard.stats import metric_interval
 from trainyard.tasks import Task
 from trainyard.tokens import TokenTable
 
@@ -62,14 +62,14 @@ def not_finite(logits: Mapping[str, NDArray[Any]]) -> str | None:
 
 
 def score(task: Task, logits: NDArray[Any], labels: NDArray[Any], *, seed: int) -> dict[str, Any]:
-    """Metrics of one split, each with its 95 % bootstrap interval.
+    """Metrics of one split, each with its 95 % interval over rows, see `metric_interval`.
 
     Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}.
     """
     predictions, references = decode(task.problem_type, logits), np.asarray(labels)
     metrics = build_metric(task.metrics).compute(predictions=predictions, references=references)
     intervals = {
-        name: list(bootstrap_interval(name, predictions, references, seed=seed))
+        name: list(metric_interval(name, predictions, references, seed=seed))
         for name in task.metrics
     }
     return {"metrics": metrics, "intervals": intervals}

@@ -222,8 +222,12 @@ def canonical(
     """A task's own columns as canonical ones, every label checked (-1 is none, if not `labelled`).
 
     Raises:
-        UserError: naming `origin` and the row, for a column that is missing, a label that the task
-            does not have, or rows that cannot be read.
+    <<<<<<< HEAD
+            UserError: naming `origin` and the row, for a column that is missing, a label that the task
+                does not have, or rows that cannot be read.
+    =======
+            UserError: naming `origin` and the row, for a column or text that is missing or a label that
+                the task does not have.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -254,6 +258,13 @@ def canonical(
             )
         texts = dict(zip(("text", "text_pair"), task.text_columns, strict=False))
         columns = {name: cast(column, pa.string(), "text") for name, column in texts.items()}
+        for name, column in texts.items():
+            null = pc.index(columns[name].is_null(), True).as_py()
+            if null >= 0:
+                raise UserError(
+                    f"{origin} row {seen + null}: column '{column}' is null, but every row of task "
+                    f"'{task.name}' needs a text; write one (it may be empty) or remove the row"
+                )
         yield pa.record_batch({**columns, "label": label})
         seen += batch.num_rows
 

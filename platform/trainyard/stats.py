@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals over rows, Student-t intervals over seeds.
+"""How sure a number is: bootstrap and Wilson intervals over rows, Student-t intervals over seeds.
 
 Resampling n rows with replacement is drawing how often each *distinct* row occurs, from a
 multinomial distribution. A classifier has few distinct rows (the cells of its confusion matrix), so
@@ -61,6 +61,23 @@ def bootstrap_interval(
     first, counts = distinct_rows(predictions, references)
     statistic = statistic_of(metric, predictions[first], references[first])
     return _interval(statistic, counts, seed, resamples, confidence)
+
+
+def metric_interval(
+    metric: str, predictions: NDArray[Any], references: NDArray[Any], *, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of a metric over rows: Wilson's of an accuracy, of all others the bootstrap's.
+
+    An accuracy is a share of rows: of few, the bootstrap's interval of one is too narrow.
+
+    Raises:
+        UserError: as `bootstrap_interval`.
+    """
+    if metric != "accuracy":
+        return bootstrap_interval(metric, predictions, references, seed=seed)
+    check_rows(predictions, references)
+    right = (predictions == references).reshape(len(references), -1).all(axis=1)
+    return proportion_interval(int(right.sum()), len(right))
 
 
 def paired_bootstrap(

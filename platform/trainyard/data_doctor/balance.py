@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainyard.data_doctor.features import features
 from trainyard.data_doctor.rows import Rows
@@ -20,7 +21,7 @@ def balance(task: Task, splits: Sequence[Rows]) -> dict[str, Any]:
         if not rows.labelled:
             continue
         if task.problem_type == "regression":
-            values = rows.labels.astype(np.float64)
+            values = rows.labels[rows.known].astype(np.float64)
             found[rows.name] = {
                 "mean": float(values.mean()),
                 "sd": float(values.std()),
@@ -31,7 +32,7 @@ def balance(task: Task, splits: Sequence[Rows]) -> dict[str, Any]:
             counts = rows.labels.sum(axis=0)
             found[rows.name] = {n: int(c) for n, c in zip(task.labels, counts, strict=True)}
         else:
-            counts = np.bincount(rows.labels, minlength=task.num_labels)
+            counts = np.bincount(rows.labels[rows.known], minlength=task.num_labels)
             found[rows.name] = {n: int(c) for n, c in zip(task.labels, counts, strict=True)}
     return found
 
@@ -53,11 +54,12 @@ def drift(task: Task, train: Rows, other: Rows, *, seed: int) -> dict[str, Any]:
         "unseen_words": sum(word not in known for word in words) / max(len(words), 1),
         "told_apart": _told_apart(train, other, seed),
     }
-    if other.labelled and train.labels.ndim == 1:
+    if train.labelled and other.labelled and train.labels.ndim == 1:
+        first, second = (rows.labels[rows.known] for rows in (train, other))
         if task.problem_type == "regression":
-            found["labels"] = _ks(train.labels, other.labels)
+            found["labels"] = _ks(first, second)
         else:
-            found["labels"] = _cramers_v(train, other, task.num_labels)
+            found["labels"] = _cramers_v(first, second, task.num_labels)
     return found
 
 
@@ -68,10 +70,10 @@ def _ks(first: Any, second: Any) -> dict[str, float]:
     return {"effect": float(test.statistic), "p_value": float(test.pvalue)}
 
 
-def _cramers_v(first: Rows, second: Rows, labels: int) -> dict[str, float]:
+def _cramers_v(first: NDArray[Any], second: NDArray[Any], labels: int) -> dict[str, float]:
     from scipy.stats import chi2_contingency
 
-    counts = np.stack([np.bincount(rows.labels, minlength=labels) for rows in (first, second)])
+    counts = np.stack([np.bincount(found, minlength=labels) for found in (first, second)])
     counts = counts[:, counts.sum(axis=0) > 0]
     if counts.shape[1] < 2:
         return {"effect": 0.0, "p_value": 1.0}
@@ -83,7 +85,7 @@ def _cramers_v(first: Rows, second: Rows, labels: int) -> dict[str, float]:
 
 
 def _told_apart(first: Rows, second: Rows, seed: int) -> float | None:
-    """Area under the curve; None where a split is too small to cross-validate."""
+    """Area under the curve; None where rows are too few to cross-validate, or share no word."""
     from sklearn.linear_model import SGDClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -95,10 +97,13 @@ def _told_apart(first: Rows, second: Rows, seed: int) -> float | None:
     ]
     if min(map(len, chosen)) < 50:
         return None
+    seen = features([*chosen[0], *chosen[1]])
+    if not seen.shape[1]:
+        return None
     origin = np.repeat([0, 1], [len(part) for part in chosen])
     scores = cross_val_predict(
         SGDClassifier(loss="log_loss", class_weight="balanced", random_state=seed),
-        features([*chosen[0], *chosen[1]]),
+        seen,
         origin,
         cv=StratifiedKFold(3, shuffle=True, random_state=seed),
         method="decision_function",

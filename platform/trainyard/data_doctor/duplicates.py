@@ -32,7 +32,8 @@ def duplicates(splits: Sequence[Rows], similarity: float, examples: int) -> dict
 
     `exact` and `normalized` count rows that repeat an earlier row (inside), or rows of the second
     split that occur in the first (between). `near` counts rows that have a near duplicate which is
-    not equal when normalized; every pair of at least `similarity` is found, see `near_pairs`.
+    not equal when normalized (of the second split, between: rows that do not occur in the first);
+    every pair of different rows of at least `similarity` is found, see `near_pairs`.
     """
     inside = {rows.name: _inside(rows, similarity, examples) for rows in splits}
     between = [
@@ -44,14 +45,13 @@ def duplicates(splits: Sequence[Rows], similarity: float, examples: int) -> dict
 def _inside(rows: Rows, similarity: float, examples: int) -> dict[str, Any]:
     position = np.arange(len(rows))
     exact, normalized = repeated(rows.exact), repeated(rows.normalized)
-    near = near_pairs(rows.words, None, similarity)
-    near = near.where(normalized[near.first] != normalized[near.second])
+    near = _near(rows, np.flatnonzero(normalized == position), None, similarity)
     again = np.flatnonzero(normalized != position)
     return {
         "rows": len(rows),
         "exact": int((exact != position).sum()),
         "normalized": len(again),
-        "near": len(np.union1d(near.first, near.second)),
+        "near": int(np.isin(normalized, [near.first, near.second]).sum()),
         "examples": [
             *({"first": rows.row(int(normalized[i])), "second": rows.row(int(i)), "similarity": 1.0}
               for i in again[:examples]),
@@ -63,8 +63,9 @@ def _inside(rows: Rows, similarity: float, examples: int) -> dict[str, Any]:
 def _between(first: Rows, second: Rows, similarity: float, examples: int) -> dict[str, Any]:
     exact = found_in(second.exact, first.exact)
     normalized = found_in(second.normalized, first.normalized)
-    near = near_pairs(second.words, first.words, similarity)
-    near = near.where(normalized[near.first] < 0)
+    again = repeated(second.normalized)
+    different = np.flatnonzero((again == np.arange(len(second))) & (normalized < 0))
+    near = _near(second, different, first, similarity)
     leaked = np.flatnonzero(normalized >= 0)
     return {
         "first": first.name,
@@ -72,13 +73,28 @@ def _between(first: Rows, second: Rows, similarity: float, examples: int) -> dic
         "rows": len(second),
         "exact": int((exact >= 0).sum()),
         "normalized": len(leaked),
-        "near": len(np.unique(near.first)),
+        "near": int(np.isin(again, near.first).sum()),
         "examples": [
             *({"first": first.row(int(normalized[i])), "second": second.row(int(i)),
                "similarity": 1.0} for i in leaked[:examples]),
             *_examples(near, second, first, examples),
         ],
     }  # fmt: skip
+
+
+def _near(
+    rows: Rows, places: NDArray[np.int64], others: Rows | None, similarity: float
+) -> NearPairs:
+    """`near_pairs` of the rows at `places`, all different; of `others` each text counts once too.
+
+    Of n equal rows, all n² pairs would be found.
+    """
+    words, other_words, other_places = [rows.words[i] for i in places], None, places
+    if others is not None:
+        other_places = np.flatnonzero(repeated(others.normalized) == np.arange(len(others)))
+        other_words = [others.words[i] for i in other_places]
+    found = near_pairs(words, other_words, similarity)
+    return NearPairs(places[found.first], other_places[found.second], found.similarity)
 
 
 def _examples(near: NearPairs, rows: Rows, others: Rows, limit: int) -> list[dict[str, Any]]:
@@ -94,18 +110,19 @@ def _examples(near: NearPairs, rows: Rows, others: Rows, limit: int) -> list[dic
 
 
 def contradictions(splits: Sequence[Rows], regression: bool, examples: int) -> dict[str, Any]:
-    """Rows with the same text (normalized) and different labels, over all splits with labels.
+    """Rows with the same text (normalized) and different labels, over all rows with labels.
 
     Of a regression, labels differ when they are more than a fifth of the label's range apart.
     """
     labelled = [rows for rows in splits if rows.labelled]
     groups: dict[Hashable, list[tuple[Rows, int]]] = {}
     for rows in labelled:
-        for i, key in enumerate(rows.normalized):
-            groups.setdefault(key, []).append((rows, i))
+        for i in np.flatnonzero(rows.known).tolist():
+            groups.setdefault(rows.normalized[i], []).append((rows, i))
     limit = 0.0
     if regression:
-        limit = 0.2 * max((float(np.ptp(rows.labels)) for rows in labelled), default=0.0)
+        ranges = [float(np.ptp(rows.labels[rows.known])) for rows in labelled]
+        limit = 0.2 * max(ranges, default=0.0)
     found = []
     for members in groups.values():
         if len(members) > 1:

@@ -11,7 +11,8 @@ def features(words: Sequence[Sequence[str]]) -> Any:
     """TF-IDF of words and pairs of neighbours; sparse, shape [rows, features], unit length.
 
     Of a pair of texts each word also counts by where it stands: in both texts, or in one alone.
-    What occurs in one row only is left out: no other row can tell anything about it.
+    What occurs in one row only is left out: no other row can tell anything about it. Where nothing
+    else occurs, there are no features.
     """
     import numpy as np
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
@@ -20,7 +21,8 @@ def features(words: Sequence[Sequence[str]]) -> Any:
         analyzer=_grams, n_features=DIMENSIONS, alternate_sign=False, norm=None
     ).transform(words)
     rows_with = np.bincount(hashed.indices, minlength=DIMENSIONS)
-    return TfidfTransformer(sublinear_tf=True).fit_transform(hashed[:, rows_with > 1])
+    shared = hashed[:, rows_with > 1]
+    return TfidfTransformer(sublinear_tf=True).fit_transform(shared) if shared.shape[1] else shared
 
 
 def _grams(words: Sequence[str]) -> list[str]:

@@ -22,6 +22,18 @@ def findings(report: Mapping[str, Any]) -> list[dict[str, str]]:
 Sentences = Iterator[tuple[str, str]]
 
 
+def _rows(report: Mapping[str, Any]) -> Sentences:
+    for name, found in report["rows"].items():
+        if not found["rows"]:
+            yield "grave", f"{name} has no rows"
+        if found["missing_labels"]:
+            yield (
+                "grave",
+                f"{found['missing_labels']} of {found['rows']} rows of {name} have no label (-1); "
+                "label or remove them: training and evaluation refuse the split",
+            )
+
+
 def _leaks(report: Mapping[str, Any]) -> Sentences:
     for pair in report["duplicates"]["between"]:
         where = f"of {pair['rows']} rows of {pair['second']}"
@@ -125,6 +137,7 @@ def _labels(report: Mapping[str, Any]) -> Sentences:
 
 
 CHECKS = {
+    "rows": _rows,
     "leaks": _leaks,
     "contradictions": _contradictions,
     "texts": _texts,

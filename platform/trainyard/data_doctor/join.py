@@ -26,10 +26,6 @@ class NearPairs:
     second: NDArray[np.int64]
     similarity: NDArray[np.float64]
 
-    def where(self, kept: NDArray[np.bool_]) -> "NearPairs":
-        """The pairs for which `kept` holds."""
-        return NearPairs(self.first[kept], self.second[kept], self.similarity[kept])
-
 
 def near_pairs(
     words: Sequence[Sequence[str]], others: Sequence[Sequence[str]] | None, similarity: float

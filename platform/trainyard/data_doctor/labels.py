@@ -22,22 +22,34 @@ def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> di
     """The least believed labels of a split, worst first, and how many are estimated to be wrong.
 
     `accuracy` (of a regression, the explained variance) is the cross-validated model's: where it is
-    hardly better than chance, the ranking says little, and `trustworthy` is False.
+    hardly better than chance, the ranking says little, and `trustworthy` is False. Rows without a
+    label are left out; where a model cannot be cross-validated, `skipped` says why.
     """
     if rows.labels.ndim == 2:
         return {"skipped": "several labels a row: not looked at"}
-    counts = np.bincount(rows.labels) if task.labels else np.array([len(rows)])
-    if counts[counts > 0].min() < FOLDS:
+    places = np.flatnonzero(rows.known)
+    labels = rows.labels[places]
+    if not len(labels):
+        return {"skipped": "no row has a label"}
+    regression = task.problem_type == "regression"
+    codes = np.unique(labels, return_inverse=True)[1]  # of the labels that occur, without gaps
+    counts = np.bincount(codes) if not regression else np.array([len(labels)])
+    if len(counts) == 1 and not regression:
+        return {"skipped": "all rows have one label"}
+    if counts.min() < FOLDS:
         return {"skipped": f"a label has fewer than {FOLDS} rows"}
-    if task.problem_type == "regression":
-        doubt, quality = _residuals(rows, seed)
+    seen = features([rows.words[i] for i in places])
+    if not seen.shape[1]:
+        return {"skipped": "no word occurs in two rows"}
+    if regression:
+        doubt, quality = _residuals(seen, labels, seed)
         wrong = int((doubt > 1).sum())
         figures = {"explained_variance": quality, "trustworthy": quality > 0.2}
     else:
-        found = out_of_fold(rows, seed)
-        doubt = 1 - found[np.arange(len(rows)), rows.labels]
-        wrong = int(confident_errors(found, rows.labels).sum())
-        accuracy = float((found.argmax(axis=1) == rows.labels).mean())
+        found = out_of_fold(seen, codes, seed)
+        doubt = 1 - found[np.arange(len(codes)), codes]
+        wrong = int(confident_errors(found, codes).sum())
+        accuracy = float((found.argmax(axis=1) == codes).mean())
         majority = float(counts.max() / counts.sum())
         figures = {
             "accuracy": accuracy,
@@ -47,26 +59,33 @@ def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> di
     order = np.argsort(-doubt, kind="stable")
     return {
         **figures,
-        "rows": len(rows),
+        "rows": len(labels),
         "estimated_wrong": wrong,
-        "ranking": order[: max(wrong, examples)].tolist(),
+        "ranking": places[order[: max(wrong, examples)]].tolist(),
         "examples": [
-            {**rows.row(int(i)), "label": rows.labels[i].item(), "doubt": round(float(doubt[i]), 4)}
+            {
+                **rows.row(int(places[i])),
+                "label": labels[i].item(),
+                "doubt": round(float(doubt[i]), 4),
+            }
             for i in order[:examples]
         ],
     }
 
 
-def out_of_fold(rows: Rows, seed: int) -> NDArray[np.float64]:
-    """Probabilities of each label by a model that did not see the row; shape [rows, labels]."""
+def out_of_fold(seen: Any, labels: NDArray[Any], seed: int) -> NDArray[np.float64]:
+    """Probabilities of each label by a model that did not see the row; shape [rows, labels].
+
+    `seen` are the rows' features; each label from 0 on must occur.
+    """
     from sklearn.linear_model import SGDClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     return np.asarray(
         cross_val_predict(
             SGDClassifier(loss="log_loss", alpha=1e-5, random_state=seed),
-            features(rows.words),
-            rows.labels,
+            seen,
+            labels,
             cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
             method="predict_proba",
         )
@@ -88,7 +107,7 @@ def confident_errors(found: NDArray[np.float64], labels: NDArray[Any]) -> NDArra
     return np.asarray((confident.max(axis=1) >= 0) & (best != labels))
 
 
-def _residuals(rows: Rows, seed: int) -> tuple[NDArray[np.float64], float]:
+def _residuals(seen: Any, labels: NDArray[Any], seed: int) -> tuple[NDArray[np.float64], float]:
     """Absolute residuals in units of three robust standard deviations, and R squared."""
     from scipy.stats import median_abs_deviation
     from sklearn.linear_model import Ridge
@@ -97,10 +116,10 @@ def _residuals(rows: Rows, seed: int) -> tuple[NDArray[np.float64], float]:
 
     found = cross_val_predict(
         Ridge(alpha=1.0, solver="sparse_cg"),
-        features(rows.words),
-        rows.labels.astype(np.float64),
+        seen,
+        labels.astype(np.float64),
         cv=KFold(FOLDS, shuffle=True, random_state=seed),
     )
-    residual = np.abs(rows.labels - found)
-    scale = 3 * float(median_abs_deviation(rows.labels - found, scale="normal")) or 1.0
-    return np.asarray(residual / scale), float(r2_score(rows.labels, found))
+    residual = np.abs(labels - found)
+    scale = 3 * float(median_abs_deviation(labels - found, scale="normal")) or 1.0
+    return np.asarray(residual / scale), float(r2_score(labels, found))

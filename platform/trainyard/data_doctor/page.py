@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.report import charts
-from trainyard.report.page import Cell, Figure, Section, Table, Text, duration, number, render
+from trainyard.report.page import (
+    Cell,
+    Figure,
+    Section,
+    Table,
+    Text,
+    duration,
+    number,
+    render,
+    text_cell,
+)
 
 Report = Mapping[str, Any]
 
@@ -74,11 +84,6 @@ def _duplicates(report: Report) -> Section:
             ),
         ],
     )
-
-
-def text_cell(row: Mapping[str, Any]) -> Cell:
-    """A row's text; the second of a pair stands below it."""
-    return Cell(str(row["text"]), note=str(row.get("text_pair", "")))
 
 
 def _label(report: Report, label: Any) -> str:
@@ -165,7 +170,7 @@ def _balance(report: Report) -> Section:
         content.append(
             Figure("Share of each label", charts.bars(shares, "share", "label", series="split"))
         )
-    else:
+    elif report["balance"]:
         rows = [[name, *figures.values()] for name, figures in report["balance"].items()]
         content.append(Table("Targets", ["split", "mean", "sd", "lowest", "highest"], rows))
     rows = [

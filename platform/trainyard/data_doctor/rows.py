@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from sys import intern
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
 from trainyard.splits import NO_LABEL, Split, Splits, find_splits, split_rows
-from trainyard.tasks import get_task
+from trainyard.tasks import Task, get_task
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Thai to Tibetan, Burmese, Khmer, kana, Chinese characters: written without spaces between words.
+_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,23 @@ class Rows:
     name: str
     texts: tuple[Sequence[str], ...]
     labels: NDArray[Any]
+    withholds: bool = True
+    """Whether -1 is no label, as in GLUE, and not a target."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def known(self) -> NDArray[np.bool_]:
+        """The rows whose label is known: GLUE withholds those of most test splits; shape [rows]."""
+        if self.labels.ndim == 2 or not self.withholds:
+            return np.ones(len(self), bool)
+        return np.asarray(self.labels != NO_LABEL)
+
     @property
     def labelled(self) -> bool:
-        """Whether its labels are known: GLUE withholds those of most test splits."""
-        return not bool((self.labels == NO_LABEL).all())
+        """Whether any label is known."""
+        return bool(self.known.any())
 
     @cached_property
     def exact(self) -> list[tuple[str, ...]]:
@@ -49,6 +63,7 @@ class Rows:
     def words(self) -> list[list[str]]:
         """Words and punctuation marks of each row, each marked with the text that it is from.
 
+        Where words are written without spaces between them, each character counts as one.
         Interned: of ten million words there are only as many strings as there are different ones.
         """
         columns = [
@@ -83,15 +98,34 @@ def all_splits(config: TrainConfig) -> tuple[Splits, list[str]]:
     return find_splits(config, names, labelled=False), absent
 
 
-def read(split: Split) -> Rows:
-    """All rows of a split."""
+def read(split: Split, task: Task) -> Rows:
+    """All rows of a split; there may be none."""
     import pyarrow as pa
 
-    table = pa.Table.from_batches(list(split.batches()))
-    names = [name for name in ("text", "text_pair") if name in table.column_names]
+    batches = list(split.batches())
+    table = pa.Table.from_batches(batches, None if batches else _schema(task))
     label = table["label"].combine_chunks()
     if pa.types.is_list(label.type):
-        labels = label.flatten().to_numpy().reshape(len(label), -1)
+        labels = label.flatten().to_numpy().reshape(len(label), task.num_labels)
     else:
         labels = label.to_numpy()
-    return Rows(split.name, tuple(table[name].to_pylist() for name in names), np.asarray(labels))
+    texts = tuple(table[name].to_pylist() for name in _text_names(task))
+    # Whoever brings files of their own labels every row, and may have a target of -1.
+    return Rows(split.name, texts, np.asarray(labels), withholds=task.hub_path is not None)
+
+
+def _text_names(task: Task) -> tuple[str, ...]:
+    return ("text", "text_pair")[: len(task.text_columns)]
+
+
+def _schema(task: Task) -> "pa.Schema":
+    """Of canonical rows, for a split that has none to tell."""
+    import pyarrow as pa
+
+    label = {
+        "single_label_classification": pa.int64(),
+        "regression": pa.float32(),
+        "multi_label_classification": pa.list_(pa.float32()),
+    }
+    texts = [(name, pa.string()) for name in _text_names(task)]
+    return pa.schema([*texts, ("label", label[task.problem_type])])

@@ -1,7 +1,7 @@
 """`examine`: every check on every split of a data set, and what the doctor says about it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from trainyard.data_doctor.duplicates import contradictions, duplicates
 from trainyard.data_doctor.findings import findings
 from trainyard.data_doctor.labels import suspicious_labels
 from trainyard.data_doctor.page import page
-from trainyard.data_doctor.rows import all_splits, read
+from trainyard.data_doctor.rows import Rows, all_splits, read
 from trainyard.data_doctor.texts import faulty_texts
 from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
 from trainyard.progress import say
 from trainyard.runs import RunFolder, storage_folder
 from trainyard.splits import Splits
+from trainyard.tasks import Task
 from trainyard.versions import versions
 
 
@@ -42,7 +43,7 @@ class Examination:
             "task": self.report["task"],
             "grave": grave,
             "notices": len(self.report["findings"]) - len(grave),
-            "rows": {name: found["rows"] for name, found in self.report["truncation"].items()},
+            "rows": {name: found["rows"] for name, found in self.report["rows"].items()},
             "seconds": self.report["seconds"],
             "report": str(self.folder / "report.html"),
         }
@@ -50,6 +51,8 @@ class Examination:
 
 def examine(config: DoctorConfig) -> Examination:
     """Look at all splits; say what was found, and write doctor.json and report.html.
+
+    What cannot be told of a split without rows or labels is left out.
 
     Raises:
         UserError: for data that cannot be read at all.
@@ -62,9 +65,10 @@ def examine(config: DoctorConfig) -> Examination:
     for note in (*splits.notes, *(f"{name} is absent and not looked at" for name in absent)):
         say(note)
     clock: dict[str, float] = {}
-    all_rows = _timed(clock, "reading", lambda: [read(split) for split in splits.splits])
-    train, *others = all_rows
     task, n, regression = splits.task, config.num_examples, splits.task.problem_type == "regression"
+    all_rows = _timed(clock, "reading", lambda: [read(split, task) for split in splits.splits])
+    train, *others = all_rows
+    tokenized = [split for split, rows in zip(splits.splits, all_rows, strict=True) if len(rows)]
     similarity = config.near_duplicate_similarity
     report: dict[str, Any] = {
         "job": "doctor_data",
@@ -73,17 +77,29 @@ def examine(config: DoctorConfig) -> Examination:
         "label_names": list(task.labels or ()),
         "max_length": config.max_length,
         "absent": absent,
+        "rows": {
+            rows.name: {"rows": len(rows), "missing_labels": _missing_labels(task, rows)}
+            for rows in all_rows
+        },
         "duplicates": _timed(clock, "duplicates", lambda: duplicates(all_rows, similarity, n)),
         "contradictions": _timed(
             clock, "contradictions", lambda: contradictions(all_rows, regression, n)
         ),
         "texts": _timed(clock, "texts", lambda: faulty_texts(all_rows, n)),
         "truncation": _timed(
-            clock, "truncation", lambda: _truncation(splits, settings, folder.path)
+            clock,
+            "truncation",
+            lambda: _truncation(replace(splits, splits=tokenized), settings, folder.path),
         ),
         "balance": balance(task, all_rows),
         "drift": _timed(
-            clock, "drift", lambda: [drift(task, train, rows, seed=config.seed) for rows in others]
+            clock,
+            "drift",
+            lambda: [
+                drift(task, train, rows, seed=config.seed)
+                for rows in others
+                if len(train) and len(rows)
+            ],
         ),
         "labels": {
             "split": train.name,
@@ -110,6 +126,12 @@ def _timed(clock: dict[str, float], name: str, check: Any) -> Any:
     found = check()
     clock[name] = round(time.monotonic() - began, 2)
     return found
+
+
+def _missing_labels(task: Task, rows: Rows) -> int:
+    """Rows without label; of a test split GLUE withholds all, and misses none."""
+    withheld = rows.name in task.test_splits and not rows.labelled
+    return 0 if withheld else int((~rows.known).sum())
 
 
 def _truncation(splits: Splits, settings: TrainConfig, folder: Path) -> dict[str, Any]:

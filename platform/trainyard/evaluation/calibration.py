@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.predictors.text_classification import COLDEST, HOTTEST
 from trainyard.stats import proportion_interval
 
 BINS = 15
@@ -43,15 +44,19 @@ def log_loss(logits: Floats, labels: NDArray[np.int64], temperature: float = 1.0
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
-    """The temperature of least log loss, between 1/20 and 20 (bounded Brent search)."""
+    """The temperature of least log loss from COLDEST to HOTTEST (bounded Brent search).
+
+    It is one of the two where none between them is better: of rows that are all right, COLDEST.
+    """
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
         lambda log_t: log_loss(logits, labels, float(np.exp(log_t))),
-        bounds=(-np.log(20), np.log(20)),
+        bounds=(np.log(COLDEST), np.log(HOTTEST)),
         method="bounded",
     )
-    return float(np.exp(found.x))
+    inside = float(np.exp(found.x))
+    return min((COLDEST, HOTTEST, inside), key=lambda t: log_loss(logits, labels, t))
 
 
 def calibration_error(confidence: Floats, right: NDArray[Any]) -> float:

@@ -15,6 +15,9 @@ PLACE_FIELDS = (
 """Where and how a model is evaluated; none of these changes what is found."""
 
 
+BUILT_IN_SLICES = ("length", "label")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Judge a fine-tuned model on a task's splits or on your own file.
@@ -44,7 +47,7 @@ class EvalConfig:
     slice_columns: tuple[str, ...] = ()
     """Further columns of the file to group rows by, besides length and label."""
     calibrate: bool = False
-    """Store the fitted temperature in the model's folder (calibration.json)."""
+    """Store the fitted temperature in the model's folder (calibration.json), for predictions to use."""
     num_errors: int = 50
     """Worst errors that are listed with their text."""
 
@@ -78,6 +81,12 @@ class EvalConfig:
             raise UserError(f"--num-workers is {self.num_workers}; it must be at least 1")
         if self.num_errors < 0:
             raise UserError(f"--num-errors is {self.num_errors}; it must not be negative")
+        for column in self.slice_columns:
+            if column in BUILT_IN_SLICES:
+                raise UserError(
+                    f"--slice-columns {column}: rows are grouped by {' and '.join(BUILT_IN_SLICES)} "
+                    "already; leave it out, or rename the column if it is another one"
+                )
         if self.validation_file and (self.data_dir or self.splits):
             raise UserError(
                 "--validation-file is judged by itself; drop --data-dir and --splits, or drop it"

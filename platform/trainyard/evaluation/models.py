@@ -2,6 +2,8 @@
 
 import json
 import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,9 @@ def max_length(model: Judged, asked: int | None) -> int:
 def column_order(model: Judged, task: Task) -> list[int]:
     """For each of the task's labels, the model's output that stands for it.
 
-    Names are matched whatever their case and punctuation, so a model from the Hub whose labels
-    stand in another order is scored right; `LABEL_0`, `LABEL_1` are taken in the task's order.
+    Names are matched to the letter, or else whatever their case and punctuation if all still differ,
+    so a model from the Hub whose labels stand in another order is scored right; `LABEL_0`, `LABEL_1`
+    are taken in the task's order.
 
     Raises:
         UserError: when the model does not answer what the task asks.
@@ -79,9 +82,11 @@ def column_order(model: Judged, task: Task) -> list[int]:
     if len(model.labels) == len(expected):
         if all(_GENERIC.fullmatch(label) for label in model.labels):
             return list(range(len(expected)))
-        places = {_folded(label): i for i, label in enumerate(model.labels)}
-        if set(places) == {_folded(label) for label in expected}:
-            return [places[_folded(label)] for label in expected]
+        keys: tuple[Callable[[str], str], ...] = (str, _folded)
+        for key in keys:
+            places = {key(label): i for i, label in enumerate(model.labels)}
+            if len(places) == len(expected) and set(places) == set(map(key, expected)):
+                return [places[key(label)] for label in expected]
     raise UserError(
         f"model {model.name} answers {', '.join(model.labels[:5]) or 'a number'}, but task "
         f"'{task.name}' has the labels {', '.join(expected[:5])}; give a model that was fine-tuned "
@@ -95,4 +100,7 @@ def in_task_order(logits: NDArray[Any], order: list[int]) -> NDArray[Any]:
 
 
 def _folded(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", label.casefold()).strip("_")
+    """Letters, marks, digits and symbols ("+1" is not "-1") of any script, words a space apart."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    kept = (c if unicodedata.category(c)[0] in "LMNS" else " " for c in text)
+    return " ".join("".join(kept).split())

@@ -15,6 +15,7 @@ from trainyard.report.page import (
     duration,
     number,
     render,
+    text_cell,
 )
 
 Details = Mapping[str, Any]
@@ -62,7 +63,7 @@ def _results(found: Details) -> Section:
     ]
     content += [
         Table(
-            "Scores, with 95 % bootstrap intervals over rows",
+            "Scores, with 95 % intervals over rows",
             ["split", "metric", "value", "rows"],
             rows,
         ),
@@ -193,8 +194,7 @@ def _calibration(split: Details) -> list[Any]:
 def _worst(split: Details) -> list[Any]:
     rows = [
         [
-            row["row"], Cell(row["text"], note=row.get("text_pair", "")), _words(row["label"]),
-            _words(row["prediction"]), row["loss"],
+            row["row"], text_cell(row), _words(row["label"]), _words(row["prediction"]), row["loss"],
         ]
         for row in split["worst"]
     ]  # fmt: skip

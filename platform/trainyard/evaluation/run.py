@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from trainyard.evaluation.rows import extra_columns, labelled_splits, texts_of
 from trainyard.evaluation.slices import slices
 from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
+from trainyard.predictors.text_classification import COLDEST, HOTTEST
 from trainyard.progress import say
 from trainyard.runs import RunFolder, storage_folder
 from trainyard.scoring import score
@@ -66,6 +67,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     splits = labelled_splits(config, model)
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
+    columns = {split.name: extra_columns(config, splits, split.name) for split in splits.splits}
     name = config.resolved_run_name(splits.task.name)
     folder = RunFolder(storage_folder(config.storage_path) / name)
     folder.create()
@@ -75,8 +77,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     with ray_session(config.settings("demo", 128)):
         data, logits = _predict(config, splits, judged, folder.path)
     found = {
-        split.name: _judge(config, splits, split.name, data, [each[split.name] for each in logits])
-        for split in splits.splits
+        name: _judge(config, splits, name, data, [each[name] for each in logits], further)
+        for name, further in columns.items()
     }
     headlines = [split["metrics"][splits.task.score] for split in found.values()]
     details = {
@@ -122,13 +124,17 @@ def _predict(
 
 
 def _judge(
-    config: EvalConfig, splits: Splits, name: str, data: PreparedData, logits: list[Any]
+    config: EvalConfig,
+    splits: Splits,
+    name: str,
+    data: PreparedData,
+    logits: list[Any],
+    columns: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """All that is known about the first model on one split."""
+    """All that is known about the first model on one split, whose slices are by `columns` too."""
     task, table = splits.task, data.table(name)
     labels = table.labels[:]
     mine, seed = logits[0], config.seed
-    columns = extra_columns(config, splits, name)
     worst = worst_rows(task, mine, labels, config.num_errors)
     texts = texts_of(splits, name, [error["row"] for error in worst])
     found: dict[str, Any] = {
@@ -149,11 +155,22 @@ def _judge(
 
 
 def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
-    """Write calibration.json beside the weights: what servers divide the logits by.
+    """Write calibration.json beside the weights: what `TextClassification` divides the logits by.
 
     Of several splits (MNLI's two) the first is taken.
+
+    Raises:
+        UserError: when none fits best, as where all rows are right: the colder, the better.
     """
     name, found = next(iter(splits.items()))
     kept = {key: found["calibration"][key] for key in ("temperature", "before", "after")}
+    if kept["temperature"] == COLDEST:
+        raise UserError(
+            f"--calibrate: with {100 * kept['before']['accuracy']:.4g} % of {name} right, any "
+            f"temperature fits better the lower it is, down to {COLDEST:g} and on, so none is stored "
+            "(the report is); calibrate on more rows, some of them hard"
+        )
+    if kept["temperature"] == HOTTEST:
+        say(f"note: on {name} the model is no better than chance, so its scores are made all alike")
     write_json(folder / "calibration.json", {**kept, "split": name, "rows": found["rows"]})
     say(f"temperature {kept['temperature']:.3f} is stored in {folder / 'calibration.json'}")

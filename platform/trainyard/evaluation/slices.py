@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trainyard.evaluation.measures import label_words, row_errors
 from trainyard.metrics import decode, get_metric
-from trainyard.stats import bootstrap_interval, mean_interval, proportion_interval
+from trainyard.stats import mean_interval, metric_interval, proportion_interval
 from trainyard.tasks import Task
 
 BINS = 4
@@ -29,7 +29,7 @@ def slices(
     """Figures of each group of rows: by length in tokens, by label and by further `columns`.
 
     `error` is the share of wrong rows (Wilson interval), for a regression the mean absolute error
-    (Student-t interval); `score` is the task's headline with its bootstrap interval. A slice is
+    (Student-t interval); `score` is the task's headline with its interval over rows. A slice is
     `weak` when its rows are wrong more than all others (Fisher's exact test, for a regression
     Mann-Whitney), at a false discovery rate of 5 % over all slices (Benjamini and Hochberg 1995).
     """
@@ -52,7 +52,7 @@ def slices(
             entry["error_of_others"] = float(errors[~inside].mean())
             if column != "label":  # of rows that share a label, most headlines say nothing
                 mine = predictions[inside], references[inside]
-                interval = bootstrap_interval(task.score, *mine, seed=seed)
+                interval = metric_interval(task.score, *mine, seed=seed)
                 entry |= {"score": _score(task, *mine), "score_interval": list(interval)}
             found.append(entry)
             p_values.append(_p_value(task, errors[inside], errors[~inside]))

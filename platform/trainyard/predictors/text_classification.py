@@ -1,18 +1,25 @@
 """Text classification: single texts and pairs, one label or many, and regression."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
+from trainyard.modeling import resolve_model
 from trainyard.predictors.base import Predictor
 from trainyard.predictors.inputs import fields_of, text_of
+from trainyard.predictors.loading import Dtype
 from trainyard.predictors.parameters import STRICT, Truncation
 from trainyard.predictors.rows import Item
+
+COLDEST, HOTTEST = 0.05, 20.0
+"""Bounds of a temperature: by one beyond them all scores would be 0 and 1, or all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +69,28 @@ class TextClassification(SequenceClassifier):
     """Labels with scores, the best first.
 
     `inputs` is a text, `{"text": …, "text_pair": …}`, or a list of such. The answer is a list of
-    lists, one per input, also for a single one: that is what `InferenceClient` reads.
+    lists, one per input, also for a single one: that is what `InferenceClient` reads. Scores are
+    those of transformers' pipeline, but of a model that was calibrated: see `stored_temperature`.
     """
 
     task = "text-classification"
     parameters = TextClassificationParameters
     example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}
+    temperature = 1.0
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: Dtype = "float32",
+        device: str = "cpu",
+        revision: str | None = None,
+    ) -> Self:
+        """As `Predictor.load`; takes the temperature that is stored with the model, too."""
+        predictor = super().load(name, dtype=dtype, device=device, revision=revision)
+        predictor.temperature = stored_temperature(Path(resolve_model(name)))
+        return predictor
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
         """One row per text or pair."""
@@ -85,9 +108,11 @@ class TextClassification(SequenceClassifier):
     def decode(
         self, item: Item, results: list[Any], parameters: TextClassificationParameters
     ) -> list[dict[str, Any]]:
-        """Sorted labels with scores."""
+        """Sorted labels with scores; `none` asks for the logits as they are."""
         del item
-        scores = _FUNCTIONS[parameters.function_to_apply or self._usual_function()](results[0])
+        function = parameters.function_to_apply or self._usual_function()
+        logits = results[0] if function == "none" else results[0] / self.temperature
+        scores = _FUNCTIONS[function](logits)
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
         names = self.labels
         return [{"label": names[i], "score": float(scores[i])} for i in order]
@@ -117,6 +142,27 @@ def _pair(value: Any) -> tuple[str, str | None]:
     pair = fields_of(value, ["text"], ["text_pair"])
     second = pair.get("text_pair")
     return text_of(pair["text"], "text"), None if second is None else text_of(second, "text_pair")
+
+
+def stored_temperature(folder: Path) -> float:
+    """What to divide a model's logits by: from the calibration.json of jobs/eval.py, else 1.
+
+    Raises:
+        UserError: for a file that holds no usable temperature.
+    """
+    path = folder / "calibration.json"
+    if not path.is_file():
+        return 1.0
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["temperature"]
+    except (OSError, ValueError, TypeError, KeyError):
+        found = None
+    if type(found) not in (int, float) or not COLDEST <= found <= HOTTEST:
+        raise UserError(
+            f"{path} holds the temperature {repr(found)[:40]}, expected a number from {COLDEST:g} to "
+            f"{HOTTEST:g}; store it again by jobs/eval.py --calibrate, or remove the file"
+        )
+    return float(found)
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

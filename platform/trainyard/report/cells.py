@@ -5,13 +5,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 Value = str | int | float | bool | None
 Status = Literal[
     "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed", "unknown"
 ]
 """What a run or sweep is doing or how it ended; each has a colour and a shape of its own."""
+
+LONGEST_TEXT = 1000
+"""Characters of a text that a page shows: rows may be whole documents, and tables hold hundreds."""
 
 _SAFE_LINK = re.compile(r"(?:https://|/(?!/)|\./|\?|#)")
 
@@ -72,6 +75,15 @@ def duration(seconds: float | None) -> str:
 def per_cent(share: float | None, digits: int = 0) -> str:
     """A share as 12.5 %; a dash for None."""
     return "–" if share is None else f"{100 * share:.{digits}f}\u202f%"
+
+
+def text_cell(row: Mapping[str, Any]) -> Cell:
+    """The text of a data row, the second of a pair after it; the end of a long one is cut off («…»)."""
+    return Cell(_clipped(row["text"]), note=_clipped(row.get("text_pair") or ""))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def commit(versions: Mapping[str, str | None]) -> str:

@@ -50,6 +50,7 @@ from trainyard.report.cells import (
     number,
     per_cent,
     row_html,
+    text_cell,
 )
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -249,5 +250,5 @@ def _template() -> Any:
 
 __all__ = [
     "STATIC", "Cell", "Facts", "Figure", "Section", "Status", "Table", "Text", "Value", "commit",
-    "duration", "number", "per_cent", "policy", "render",
+    "duration", "number", "per_cent", "policy", "render", "text_cell",
 ]  # fmt: skip

@@ -88,7 +88,7 @@ def _result(run: Run) -> list[Any]:
         for name, value in mapping(metrics).items()
     ]
     if rows:
-        parts.append(Table("Metrics of the best checkpoint, with 95 % bootstrap intervals",
+        parts.append(Table("Metrics of the best checkpoint, with 95 % intervals over rows",
                            ["Split", "Metric", "Value"], rows))  # fmt: skip
     if run.hyperparameters:
         parts.append(Facts([(name, words(value)) for name, value in run.hyperparameters.items()]))
