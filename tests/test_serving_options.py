@@ -128,7 +128,7 @@ BOMBS: list[dict[str, Any]] = [
         ),
         *(
             (
-                {"config.json": {**CONFIG, **bomb}, "model.safetensors": safetensors({"a": [3300]})},
+                {"config.json": CONFIG | bomb, "model.safetensors": safetensors({"a": [3300]})},
                 "these files do not belong together",
             )
             for bomb in BOMBS
