@@ -124,3 +124,15 @@ def test_positions_that_a_model_reserves_are_not_used(tmp_path: Path) -> None:
     assert predictor("a" * 38)
     with pytest.raises(UserError, match="has 39 tokens and only 38 fit"):
         predictor("a" * 39)
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    folder = bert(tmp_path, "ForMaskedLM")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    knows = len(tokenizer)
+    tokenizer.add_tokens(["neologism"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=f"gives ids up to {knows} and the model knows {knows} tok"):
+        PREDICTORS["fill-mask"].load(str(folder))
