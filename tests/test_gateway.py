@@ -82,10 +82,10 @@ class Counted(GatewayWatch):
 def ask(
     url: str,
     body: bytes = GOOD,
+    headers: dict[str, str] | None = None,
     *,
     method: str = "POST",
     path: str = "/models/mail",
-    **headers: str,
 ) -> tuple[int, str]:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     connection.request(method, path, body, headers or {})
