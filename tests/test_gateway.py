@@ -155,12 +155,11 @@ def test_more_than_may_be_in_work_is_refused_with_a_time_to_come_again() -> None
 def test_large_bodies_that_do_not_end_give_way_to_small_ones() -> None:
     options = GatewayOptions(body_seconds=30, unread_bytes=10_000)
     with serving(Models(), options) as url, contextlib.ExitStack() as hanging:
-        large = [hanging.enter_context(connect(url, 5000, b"x" * 3000)) for _ in range(3)]
+        large = [hanging.enter_context(connect(url, 6000, b"x" * size)) for size in (4990, 5005)]
         time.sleep(0.2)
-        for one in large:  # the second makes them more than there is room for
-            one.sendall(b"x" * 1000)
-            time.sleep(0.05)
-        assert large[1].recv(100).startswith(b"HTTP/1.1 429")
+        assert [ask(url)[0] for _ in range(5)] == [200] * 5, "5 bytes of room are room for them"
+        large[0].sendall(b"x" * 20)
+        assert large[0].recv(100).startswith(b"HTTP/1.1 429")
         assert [ask(url)[0] for _ in range(5)] == [200] * 5
 
 
