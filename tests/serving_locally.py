@@ -12,7 +12,7 @@ from trainyard.serving.gateway import Answer, build_gateway
 from trainyard.serving.host import Host
 from trainyard.serving.keys import KeyRing
 from trainyard.serving.options import GatewayOptions, ModelOptions, Version
-from trainyard.serving.watch import Watch
+from trainyard.serving.watch import GatewayWatch, Watch
 
 
 def load(source: Path, **options: Any) -> Host:
@@ -49,7 +49,10 @@ class LocalModels:
 
 @contextlib.contextmanager
 def serving(
-    models: Any, options: GatewayOptions | None = None, keys: KeyRing | None = None
+    models: Any,
+    options: GatewayOptions | None = None,
+    keys: KeyRing | None = None,
+    watch: GatewayWatch | None = None,
 ) -> Iterator[str]:
     """The URL of a gateway that runs until the block ends."""
     import uvicorn
@@ -57,7 +60,7 @@ def serving(
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(
-            build_gateway(models, options or GatewayOptions(), keys or KeyRing(None)),
+            build_gateway(models, options or GatewayOptions(), keys or KeyRing(None), watch),
             log_level="warning",
             lifespan="off",
         )

@@ -150,3 +150,15 @@ def test_weights_outside_the_models_folder_are_not_read(tmp_path: Path, way: str
     (model / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(UserError, match="is no valid index of weights"):
         TextClassification.load(str(model))
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    folder = bert(tmp_path, "ForMaskedLM")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    knows = len(tokenizer)
+    tokenizer.add_tokens(["neologism"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=f"gives ids up to {knows} and the model knows {knows} tok"):
+        PREDICTORS["fill-mask"].load(str(folder))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from serving_locally import free_port
-from small_models import classifier, gpt2
+from small_models import classifier, encoder_decoder, gpt2
 
 from trainyard.errors import UserError
 from trainyard.serving.locally import served
@@ -32,12 +32,13 @@ def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three models whose answers differ by their labels, one that generates, one that is broken."""
+    """Three models whose answers differ by their labels, two that generate, one that is broken."""
     root = tmp_path_factory.mktemp("models")
     found = {
         name: classifier(root / name, labels=(f"{name}-1", f"{name}-2")) for name in ("a", "b", "c")
     }
     found["g"] = gpt2(root / "g")
+    found["t"] = encoder_decoder(root / "t", "T5")
     found["broken"] = root / "broken"
     found["broken"].mkdir()
     (found["broken"] / "config.json").write_text('{"architectures": ["BertModel"]}')
@@ -63,7 +64,7 @@ def config(models: dict[str, Path], version: Path, *, limits: Any = None) -> dic
                 "deployments": [
                     {
                         "name": "SharedModels",
-                        "user_config": {"models": {n: {"source": str(models[n])} for n in "bcg"}},
+                        "user_config": {"models": {n: {"source": str(models[n])} for n in "bcgt"}},
                     }
                 ],
             },
@@ -218,17 +219,27 @@ def test_tokens_are_streamed_through_both_hops(url: str) -> None:
 
 
 def test_a_client_that_leaves_takes_its_rows_along(url: str) -> None:
+    """What they want holds the model for many seconds: the next answer comes in time only without."""
+    wanted = {"max_new_tokens": 4000, "min_new_tokens": 4000}
+    body = json.dumps({"inputs": "bab", "parameters": wanted}).encode()
+
     async def leave() -> None:
         host, port = url.removeprefix("http://").split(":")
+        writers = []
         for _ in range(10):
             _, writer = await asyncio.open_connection(host, int(port))
-            writer.write(
-                b"POST /models/mail HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
-                % (len(BODY), BODY)
-            )
+            head = b"POST /models/t HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % len(body) + body)
             await writer.drain()
+            writers.append(writer)
+            await asyncio.sleep(0.1)
+        for writer in writers:
             writer.close()
 
+    short = json.dumps({"inputs": "bab", "parameters": {"max_new_tokens": 2}}).encode()
+    assert ask(f"{url}/models/t", short)[0] == 200  # it is loaded now
     asyncio.run(leave())
-    assert ask(f"{url}/models/mail", BODY)[0] == 200
-    assert ask(f"{url}/models/mail")[1]["waiting_rows"] == 0
+    began = time.monotonic()
+    assert ask(f"{url}/models/t", short)[0] == 200
+    assert time.monotonic() - began < 4
+    assert ask(f"{url}/models/t")[1]["waiting_rows"] == 0

@@ -245,16 +245,6 @@ def test_a_chunked_body_without_a_length_is_counted(url: str) -> None:
         assert one.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_more_than_may_be_in_work_is_refused_with_a_time_to_come_again(host: Host) -> None:
-    with serving(LocalModels({"mail": host}), GatewayOptions(concurrent_requests=1)) as url:
-        address = urlsplit(url)
-        with socket.create_connection((address.hostname, address.port)) as one:
-            one.sendall(b"POST /models/mail HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
-            time.sleep(0.2)
-            status, body, headers = post(url, {"inputs": "bana"})
-        assert (status, body["error_type"], headers["retry-after"]) == (429, "overloaded", "1")
-
-
 def test_keys_open_their_models_only(host: Host, tmp_path: Path) -> None:
     import yaml
 

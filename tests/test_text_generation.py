@@ -227,7 +227,8 @@ def test_a_cancelled_row_ends_and_its_neighbours_do_not(predictor: TextGeneratio
     options = {"max_new_tokens": 25}
     gone, other = (predictor.preprocess(prompt, options) for prompt in PROMPTS[:2])
     heard: list[Any] = []
-    predictor.stream(gone, heard.append, cancelled=lambda: len(heard) >= 5)
+    predictor.stream(gone, heard.append)
+    predictor.stop_when(gone, lambda: len(heard) >= 5)
     [[cut], [whole]] = predictor.forward([*gone.rows, *other.rows])
     assert (len(cut.tokens), cut.finish_reason) == (6, "cancelled")
     assert len(whole.tokens) == 25

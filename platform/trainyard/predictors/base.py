@@ -4,8 +4,9 @@
     results = predictor.forward(prepared.rows)              # or any mixture of rows of one group
     answer = predictor.postprocess(prepared, results)       # JSON in the Inference API's shape
 
-`preprocess` and `postprocess` are CPU work of one request and may run in several threads at once;
-`forward` is the model's and runs in one thread at a time. No Ray in here.
+`preprocess` and `postprocess` are CPU work of one request, `forward` is the model's. Each of them may
+run in several threads at once: on a CPU the server has a pass on each core, unless the model generates.
+Who serves a predictor sets its `limits` and, for one request, `stop_when`. No Ray in here.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ import numpy as np
 
 from trainyard.batching import token_batches
 from trainyard.errors import UserError
+from trainyard.predictors.limits import Limits
 from trainyard.predictors.loading import Dtype, load_model, max_tokens
 from trainyard.predictors.parameters import check_parameters
 from trainyard.predictors.rows import Item, Prepared, Row
@@ -35,6 +37,7 @@ class Predictor(Tokenizing, ABC):
         parameters: Dataclass of what a request may set.
         example: Body of a request that any model of the task can answer.
         optional_weights: Prefixes of weights that the task does not use.
+        limits: What one request may grow into.
     """
 
     task: ClassVar[str]
@@ -43,6 +46,7 @@ class Predictor(Tokenizing, ABC):
     parameters: ClassVar[type[Any]]
     example: Mapping[str, Any]
     optional_weights: ClassVar[tuple[str, ...]] = ()
+    limits = Limits()
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """Take a model in evaluation mode and its tokenizer, see `load`.
@@ -136,6 +140,13 @@ class Predictor(Tokenizing, ABC):
         """Split the model's output into what each row needs of it. Default: its logits."""
         logits = outputs.logits.float().cpu().numpy()
         return [logits[i, : row.length] for i, row in enumerate(rows)]
+
+    def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
+        """Have `forward` give up the rows of one request once `cancelled` says so.
+
+        Only passes of many steps ask; a single one is over before it could be given up.
+        """
+        del prepared, cancelled
 
     def pad(self, rows: Sequence[Row], *, left: bool = False) -> dict[str, Any]:
         """Tensors of shape [rows, longest row], on the model's device, with `attention_mask`."""

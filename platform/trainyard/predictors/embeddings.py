@@ -18,6 +18,7 @@ from trainyard.errors import UserError
 from trainyard.modeling import resolve_model
 from trainyard.predictors.base import Predictor
 from trainyard.predictors.inputs import fields_of, text_of
+from trainyard.predictors.limits import Budget
 from trainyard.predictors.loading import Dtype
 from trainyard.predictors.parameters import STRICT
 from trainyard.predictors.rows import Item
@@ -185,6 +186,10 @@ class FeatureExtraction(Embedder):
             side=parameters.truncation_direction,
         )
         rows = self.rows_of(tokens)
+        if self._pooling(parameters) == "none":
+            size = getattr(self.model.config, "hidden_size", 1)
+            total = size * sum(row.length for row in rows)
+            Budget(self.limits).spend(0, "vectors", numbers=total)
         for row in rows:
             row.wanted = self._pooling(parameters)
         return [Item([row], cut) for row, cut in zip(rows, tokens.truncated, strict=True)]
@@ -237,12 +242,14 @@ class SentenceSimilarity(Embedder):
 
     def encode(self, inputs: list[Any], parameters: SentenceSimilarityParameters) -> list[Item]:
         """One row for the source sentence, then one for each other."""
+        budget = Budget(self.limits)
         items = []
         for value in inputs:
             given = fields_of(value, ["source_sentence", "sentences"])
             sentences = given["sentences"]
             if not isinstance(sentences, list) or not sentences:
                 raise UserError("sentences must be a list of at least one text")
+            budget.spend(1 + len(sentences), "sentences")
             texts = [text_of(given["source_sentence"], "source_sentence")]
             texts += [text_of(sentence, "a sentence") for sentence in sentences]
             tokens = self.tokenize(texts, truncation=parameters.truncation)

@@ -10,6 +10,7 @@ from annotated_types import Ge
 from trainyard.errors import UserError
 from trainyard.predictors.base import Predictor
 from trainyard.predictors.inputs import text_of
+from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import STRICT, Truncation
 from trainyard.predictors.rows import Item
 from trainyard.predictors.text_classification import softmax
@@ -48,7 +49,9 @@ class FillMask(Predictor):
         """One row per text; of its output only the masks' places are kept."""
         mask = self.tokenizer.mask_token
         texts = [text_of(value) for value in inputs]
+        proposals = Budget(self.limits)
         targets = self._target_ids(parameters)
+        each = min(parameters.top_k, len(self.tokenizer) if targets is None else len(targets))
         tokens = self.tokenize(texts, truncation=parameters.truncation)
         items = []
         for row, cut in zip(self.rows_of(tokens), tokens.truncated, strict=True):
@@ -60,6 +63,7 @@ class FillMask(Predictor):
                     + (" left after truncation" if cut else "")
                     + f"; put {mask} where a word is to be proposed"
                 )
+            proposals.spend(each * len(row.wanted), "proposals")
             items.append(Item([row], cut, (ids, targets)))
         return items
 
@@ -67,8 +71,10 @@ class FillMask(Predictor):
         if parameters.targets is None:
             return None
         given = parameters.targets
+        words = [given] if isinstance(given, str) else given
+        Budget(self.limits).spend(len(words), "targets")
         ids = []
-        for target in [given] if isinstance(given, str) else given:
+        for target in words:
             known = self.tokenizer.convert_tokens_to_ids(text_of(target, "a target"))
             if known is None or known == self.tokenizer.unk_token_id:
                 pieces = self.tokenizer(target, add_special_tokens=False)["input_ids"]

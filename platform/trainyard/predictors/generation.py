@@ -6,7 +6,7 @@ beams) lengths may differ. A row's text does not depend on its neighbours: see `
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -14,8 +14,9 @@ from annotated_types import Ge, Gt, Le
 
 from trainyard.errors import UserError
 from trainyard.predictors.base import Predictor
+from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import STRICT
-from trainyard.predictors.rows import Row
+from trainyard.predictors.rows import Prepared, Row
 from trainyard.predictors.sampling import Generated, Sampler, Wanted, Watcher
 
 Count = Annotated[int, Ge(1)]
@@ -65,7 +66,7 @@ class GenerateParameters:
     """Above 1, tokens that occurred become less likely (Keskar et al. 2019)."""
     no_repeat_ngram_size: Annotated[int, Ge(0)] | None = None
     """N-grams of this size occur only once."""
-    num_beams: Count | None = None
+    num_beams: Annotated[int, Ge(1), Le(64)] | None = None
     """Width of beam search; 1 is none."""
     length_penalty: float | None = None
     """With beams: above 0 longer texts win."""
@@ -128,23 +129,49 @@ class Generator(Predictor):
             raise UserError(f"parameters: {fault}; change one of the two")
         return options | ({"num_return_sequences": many} if beams > 1 else {})
 
+    def check_new_tokens(self, wanted: int) -> None:
+        """Refuse an answer that is longer than anybody may have.
+
+        Raises:
+            UserError: naming the limit.
+        """
+        most = self.limits.new_tokens
+        if most is not None and wanted > most:
+            raise UserError(
+                f"parameters.max_new_tokens is {wanted}; at most {most} tokens are generated here for "
+                "one text, so send at most that"
+            )
+
     def rows(
-        self, ids: list[int], options: dict[str, Any], parameters: Any, **wanted: Any
+        self,
+        ids: list[int],
+        options: dict[str, Any],
+        parameters: Any,
+        budget: Budget,
+        **wanted: Any,
     ) -> list[Row]:
         """The rows of one input: one for each text to be drawn; beams give theirs from one row."""
-        beams = options.get("num_beams", 1) > 1
+        beams = options.get("num_beams", 1)
         seed = secrets.randbits(32) if parameters.seed is None else parameters.seed
         length = wanted["max_new_tokens"]
-        group = json.dumps([options, length if beams or self._joint else None], sort_keys=True)
+        many = 1 if beams > 1 else parameters.num_return_sequences
+        occupied = (len(ids) + length) * beams
+        budget.spend(many, "texts to generate", many * occupied)
+        group = json.dumps([options, length if beams > 1 or self._joint else None], sort_keys=True)
         return [
             Row(
                 {"input_ids": ids},
-                len(ids) + length,
+                occupied,
                 group,
                 Wanted(options=options, seed=seed, index=i, **wanted),
             )
-            for i in range(1 if beams else parameters.num_return_sequences)
+            for i in range(many)
         ]
+
+    def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
+        """Asked after each token, in the thread of `forward`."""
+        for row in prepared.rows:
+            row.wanted.cancelled = cancelled
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         """Generate for rows of one group; a list of `Generated` for each."""
@@ -199,8 +226,16 @@ class Generator(Predictor):
         return [[generated] for generated in watcher.generated]
 
     def _search(self, rows: Sequence[Row]) -> list[list[Generated]]:
+        import torch
+
         many = rows[0].wanted.options["num_return_sequences"]
-        sequences = self._generate(rows).tolist()
+
+        def all_gone(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            del scores, kwargs
+            gone = all(row.wanted.gone for row in rows)
+            return torch.full((len(input_ids),), gone, device=input_ids.device)
+
+        sequences = self._generate(rows, stopping_criteria=[all_gone]).tolist()
         prompt = 1 if self._joint else max(len(row.inputs["input_ids"]) for row in rows)
         found = [self._cut(sequence[prompt:]) for sequence in sequences]
         return [found[i * many : (i + 1) * many] for i in range(len(rows))]

@@ -79,7 +79,22 @@ def load_model(
                 f"model {name}: the weights {key} hold NaN or infinite values, so every answer would "
                 "be wrong; train it again with a smaller learning rate or another precision"
             )
+    _check_vocabulary(name, model, tokenizer)
     return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
+    """A token without a vector breaks the pass of everybody in its batch."""
+    try:
+        vectors = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # CANINE, for example, hashes characters
+        return
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if vectors is not None and last >= vectors:
+        raise UserError(
+            f"model {name}: its tokenizer gives ids up to {last} and the model knows {vectors} tokens; "
+            "save the tokenizer that it was trained with, or resize_token_embeddings and train"
+        )
 
 
 def check_shards(folder: Path, name: str) -> None:

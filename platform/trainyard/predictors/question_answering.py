@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trainyard.errors import UserError
 from trainyard.predictors.base import Predictor
 from trainyard.predictors.inputs import fields_of, text_of
+from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import STRICT
 from trainyard.predictors.rows import Item
 from trainyard.predictors.text_classification import softmax
@@ -76,9 +77,11 @@ class QuestionAnswering(Predictor):
 
     def encode(self, inputs: list[Any], parameters: QuestionAnsweringParameters) -> list[Item]:
         """One row per chunk of a context."""
-        return [self._item(value, parameters) for value in inputs]
+        Budget(self.limits).spend(parameters.top_k * len(inputs), "answers")
+        chunks = Budget(self.limits)
+        return [self._item(value, parameters, chunks) for value in inputs]
 
-    def _item(self, value: Any, parameters: QuestionAnsweringParameters) -> Item:
+    def _item(self, value: Any, parameters: QuestionAnsweringParameters, budget: Budget) -> Item:
         given = fields_of(value, ["question", "context"])
         question, context = (text_of(given[name], name) for name in ("question", "context"))
         for name, text in (("question", question), ("context", context)):
@@ -101,7 +104,7 @@ class QuestionAnswering(Predictor):
                 f"max_question_len or a max_seq_len larger than {limit}"
             )
         stride = min(limit // 2, 128, room // 2) if stride is None else stride
-        tokens = self.chunk([question], [context], stride=stride, limit=limit)
+        tokens = self.chunk([question], [context], stride=stride, limit=limit, budget=budget)
         rows = self.rows_of(tokens)
         chunks = [self._chunk(encoding) for encoding in tokens.encoding.encodings]
         found = [(row, chunk) for row, chunk in zip(rows, chunks, strict=True) if chunk is not None]

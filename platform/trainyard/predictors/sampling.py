@@ -31,6 +31,11 @@ class Wanted:
     cancelled: Callable[[], bool] | None = None
     """Asked after each token; True ends the row."""
 
+    @property
+    def gone(self) -> bool:
+        """Whether nobody wants the rest."""
+        return self.cancelled is not None and self.cancelled()
+
 
 @dataclass(slots=True)
 class Generated:
@@ -172,7 +177,7 @@ class Watcher:
             generated.finish_reason = "stop_sequence"
         elif len(generated.tokens) >= wanted.max_new_tokens:
             generated.finish_reason = "length"
-        elif wanted.cancelled is not None and wanted.cancelled():
+        elif wanted.gone:
             generated.finish_reason = "cancelled"
         if wanted.emit is not None:
             wanted.emit(generated)

@@ -15,6 +15,7 @@ from trainyard.predictors.generation import (
     given,
 )
 from trainyard.predictors.inputs import text_of
+from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import STRICT
 from trainyard.predictors.rows import Item, Prepared
 from trainyard.predictors.sampling import Generated
@@ -84,6 +85,7 @@ class TextGeneration(Generator):
         """As many rows per prompt as texts are to be drawn."""
         parameters.check()
         options = self.options(given(parameters))
+        budget = Budget(self.limits)
         items = []
         for value in inputs:
             prompt = text_of(value)
@@ -95,6 +97,7 @@ class TextGeneration(Generator):
                 ids,
                 options,
                 parameters,
+                budget,
                 max_new_tokens=new,
                 stop=tuple(parameters.stop or ()),
                 logprobs=bool(parameters.details),
@@ -121,7 +124,9 @@ class TextGeneration(Generator):
                 f"{self.max_tokens} that the model takes; shorten one of them, or send truncate to keep "
                 "the prompt's end only"
             )
-        return wanted or min(room, self.defaults.get("max_new_tokens", DEFAULT_NEW_TOKENS))
+        self.check_new_tokens(wanted or 1)
+        usual = self.defaults.get("max_new_tokens", DEFAULT_NEW_TOKENS)
+        return wanted or min(room, usual, self.limits.new_tokens or usual)
 
     def decode(
         self, item: Item, results: list[Any], parameters: TextGenerationParameters
@@ -166,17 +171,12 @@ class TextGeneration(Generator):
             "text": generated.pieces[i],
         }
 
-    def stream(
-        self,
-        prepared: Prepared,
-        emit: Callable[[dict[str, Any]], None],
-        cancelled: Callable[[], bool] | None = None,
-    ) -> None:
+    def stream(self, prepared: Prepared, emit: Callable[[dict[str, Any]], None]) -> None:
         """Have `forward` tell each token of `prepared` as it comes, while it runs its batch.
 
         `emit` gets what the real client reads from a server-sent event; the last one carries
         `generated_text`, which is the texts of all of them joined. It is called in the model's
-        thread, must return at once and must not raise. `cancelled` is asked after each token.
+        thread, must return at once and must not raise.
 
         Raises:
             UserError: for a request of several texts, or by beams.
@@ -208,4 +208,3 @@ class TextGeneration(Generator):
             )
 
         row.wanted.emit = tell
-        row.wanted.cancelled = cancelled

@@ -15,6 +15,7 @@ from trainyard.predictors.generation import (
     given,
 )
 from trainyard.predictors.inputs import text_of
+from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import STRICT, Truncation, check_parameters
 from trainyard.predictors.rows import Item
 
@@ -75,12 +76,12 @@ class TextToText(Generator):
         decoding = check_parameters(DecodingParameters, self._asked(parameters), self.task)
         options = self.options(given(decoding), {**recipe, **self.forced(parameters)})
         length = self._new_tokens(given(decoding), recipe)
+        budget = Budget(self.limits)
         items = []
         for value in inputs:
             tokens = self.tokenize_source(prefix + text_of(value), parameters)
-            rows = self.rows(
-                list(tokens.encoding["input_ids"][0]), options, decoding, max_new_tokens=length
-            )
+            ids = list(tokens.encoding["input_ids"][0])
+            rows = self.rows(ids, options, decoding, budget, max_new_tokens=length)
             items.append(Item(rows, tokens.truncated[0]))
         return items
 
@@ -100,12 +101,13 @@ class TextToText(Generator):
                 break
         positions = getattr(self.model.config, "max_position_embeddings", None) or 2**31
         if not asked.keys() & {"max_new_tokens", "max_length"}:
-            return min(length, positions)
+            return min(length, positions, self.limits.new_tokens or length)
         if length > positions:
             raise UserError(
                 f"parameters.max_new_tokens is {length}; the model has {positions} positions for its "
                 "answer, so send at most that"
             )
+        self.check_new_tokens(length)
         return length
 
     def recipe(self, parameters: Any) -> dict[str, Any]:

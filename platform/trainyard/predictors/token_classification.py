@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, MaxLen
 
 from trainyard.errors import UserError
 from trainyard.predictors.base import Predictor
 from trainyard.predictors.inputs import text_of
+from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import STRICT, Truncation
 from trainyard.predictors.rows import Item
+
+IGNORED_LABELS = 1000
+"""Of a request; each token's label is looked for among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,7 @@ class TokenClassificationParameters:
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "none"
     """How tokens are fused into entities."""
-    ignore_labels: list[str] | None = None
+    ignore_labels: Annotated[list[str], MaxLen(IGNORED_LABELS)] | None = None
     """Labels that are left out of the answer. Default: O."""
     stride: Annotated[int, Ge(0)] | None = None
     """Read long texts whole, in chunks that overlap by so many tokens."""
@@ -72,7 +76,13 @@ class TokenClassification(Predictor):
             owners = range(len(texts))
         else:
             self._check_stride(parameters)
-            tokens = self.chunk(texts, stride=parameters.stride, **wanted)
+            tokens = self.chunk(
+                texts,
+                stride=parameters.stride,
+                limit=self.max_tokens or 2**31 - 1,
+                budget=Budget(self.limits),
+                **wanted,
+            )
             owners = tokens.encoding["overflow_to_sample_mapping"]
         rows, encoding = self.rows_of(tokens), tokens.encoding
         items = []

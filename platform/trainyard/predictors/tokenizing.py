@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainyard.errors import UserError
+from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import Truncation
 from trainyard.predictors.rows import Row
 
@@ -95,28 +96,42 @@ class Tokenizing:
         pairs: list[str] | None = None,
         *,
         stride: int,
-        limit: int | None = None,
+        limit: int,
+        budget: Budget,
         **options: Any,
     ) -> Tokens:
         """Tokenize unpadded, cutting long texts into rows that overlap by `stride` tokens.
 
         With `pairs` it is the second text that is cut up, and the first is in every row. The
         encoding's `overflow_to_sample_mapping` says which text a row belongs to.
+
+        Raises:
+            TooLargeError: when that would be more than the budget has left; found out before cutting.
         """
-        limit = self.max_tokens if limit is None else limit
+        options |= {"return_attention_mask": False, "verbose": False}
+        whole = self.tokenizer(texts, pairs, truncation=False, **options)
+        long = [encoding for encoding in whole.encodings if len(encoding.ids) > limit]
+        tokens, more = sum(len(encoding.ids) for encoding in whole.encodings), 0
+        for encoding in long:
+            beyond = len(encoding.ids) - limit
+            room = encoding.sequence_ids.count(0 if pairs is None else 1) - beyond
+            rows = -(-beyond // max(1, room - stride))
+            more, tokens = more + rows, tokens + rows * (limit - room + stride)
+        budget.spend(len(texts) + more, "chunks of texts", tokens)
+        if not long:
+            whole["overflow_to_sample_mapping"] = list(range(len(texts)))
+            return Tokens(whole)
         with self.cutter() as cutter:
-            encoding = cutter(
+            cut = cutter(
                 texts,
                 pairs,
                 truncation="longest_first" if pairs is None else "only_second",
-                max_length=limit or 2**31 - 1,
+                max_length=limit,
                 stride=stride,
                 return_overflowing_tokens=True,
-                return_attention_mask=False,
-                verbose=False,
                 **options,
             )
-        return Tokens(encoding)
+        return Tokens(cut)
 
     @contextlib.contextmanager
     def cutter(self) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from trainyard.serving.options import (
     Version,
 )
 from trainyard.serving.sources import locate
+from trainyard.serving.watch import RayGatewayWatch
 
 REFRESH_SECONDS = 2.0
 
@@ -48,7 +49,9 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the constructor is done."""
         self._refreshing = asyncio.get_running_loop().create_task(self._keep_fresh())
-        return build_gateway(self._models, self._options, self._keys, behind_serve=True)
+        return build_gateway(
+            self._models, self._options, self._keys, RayGatewayWatch(), behind_serve=True
+        )
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -16,30 +16,27 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from trainyard.batching import next_batch
-from trainyard.serving.cost import BatchLimits, BatchRecord, CostModel, out_of_memory
+from trainyard.serving.cost import (
+    BatchLimits,
+    BatchRecord,
+    CostModel,
+    as_failure,
+    let_go,
+    out_of_memory,
+)
 from trainyard.serving.failures import RequestError
-from trainyard.serving.tickets import Ticket, Waiting, settle
+from trainyard.serving.tickets import Done, Ticket, Waiting, settle
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 SPLIT_ROWS = 8
 """Fewer rows than this are not divided among free workers: small batches cost more per row."""
-
-
-@dataclass(frozen=True)
-class Done(Generic[Result]):
-    """The results of one request, in the order of its rows, and where its time went."""
-
-    results: list[Result]
-    queue_seconds: float
-    forward_seconds: float
 
 
 class Batcher(Generic[Row, Result]):
@@ -102,12 +99,12 @@ class Batcher(Generic[Row, Result]):
     async def submit(self, rows: Sequence[Row], deadline: float | None = None) -> Done[Result]:
         """The results of `rows`, which may share batches with anybody's.
 
-        A caller that is cancelled takes its waiting rows with it. `deadline` is on the batcher's
-        clock.
+        A caller that is cancelled, or told that it is late, takes its waiting rows with it. `deadline`
+        is on the batcher's clock.
 
         Raises:
             RequestError: `overloaded`, at once, when too much waits already, or for too long to
-                meet the deadline; `late` when the deadline passed before the rows' turn came;
+                meet the deadline; `late` when the deadline passes before all are done;
                 `failed` when the forward pass fails on one of these rows, even alone.
         """
         now = self._clock()
@@ -119,9 +116,12 @@ class Batcher(Generic[Row, Result]):
         if rows:
             self._enter([Waiting(ticket, i, row, self._length(row)) for i, row in enumerate(rows)])
             try:
-                await ticket.future
+                async with asyncio.timeout(None if deadline is None else deadline - now):
+                    await ticket.future
+            except TimeoutError:
+                raise self._late(ticket) from None
             finally:
-                ticket.gone = True
+                self._leave(ticket)
         started = now if ticket.started is None else ticket.started
         return Done(ticket.results, started - now, max(ticket.finished - started, 0.0))
 
@@ -158,6 +158,25 @@ class Batcher(Generic[Row, Result]):
             self._waiting_tokens += tokens
             self._changed.notify()
 
+    def _leave(self, ticket: Ticket) -> None:
+        """Forget what still waits of a request whose caller was told, or left."""
+        ticket.gone = True
+        if ticket.missing:
+            with self._changed:
+                self._keep([item for item in self._waiting if item.ticket is not ticket])
+
+    def _keep(self, waiting: list[Waiting[Row]]) -> None:
+        self._waiting = waiting
+        self._waiting_tokens = sum(item.length for item in waiting)
+
+    def _late(self, ticket: Ticket) -> RequestError:
+        spent = "it waited" if ticket.started is None else "it took"
+        return RequestError(
+            "late",
+            f"{spent} {self._clock() - ticket.submitted:.1f} s, longer than this request may; try "
+            "again later, or ask for less at once", self.expected_wait(),
+        )  # fmt: skip
+
     def _guarded_run(self) -> None:
         """`_run`; were it ever to fail, nobody may wait for ever for a thread that is gone."""
         try:
@@ -165,11 +184,10 @@ class Batcher(Generic[Row, Result]):
         except BaseException:
             with self._changed:
                 self._closed = self._broken = True
-                waiting, self._waiting = self._waiting, []
+                waiting = self._waiting
+                self._keep([])
                 self._changed.notify_all()
-            for item in waiting:
-                item.ticket.failure = RequestError("failed", "the batcher stopped; see the log")
-            settle([item.ticket for item in waiting])
+            _tell_stopped(waiting)
             raise
 
     def _run(self) -> None:
@@ -186,7 +204,11 @@ class Batcher(Generic[Row, Result]):
                     self._changed.notify()
             settle(settled)
             if batch:
-                self._execute(batch, busy)
+                try:
+                    self._execute(batch, busy)
+                except BaseException:
+                    _tell_stopped(batch)
+                    raise
                 del batch  # a waiting thread must not keep the last rows alive
             with self._changed:
                 self._busy -= 1
@@ -196,11 +218,7 @@ class Batcher(Generic[Row, Result]):
         now = self._clock()
         late = {item.ticket for item in self._waiting if item.ticket.deadline <= now}
         for ticket in late:
-            ticket.failure = RequestError(
-                "late",
-                f"it waited {now - ticket.submitted:.1f} s, longer than this request may; try again "
-                "later", self.expected_wait(),
-            )  # fmt: skip
+            ticket.failure = self._late(ticket)
             ticket.gone = True
         waiting = [item for item in self._waiting if not item.ticket.gone]
         batch: list[Waiting[Row]] = []
@@ -216,32 +234,44 @@ class Batcher(Generic[Row, Result]):
             batch = [waiting[able[i]] for i in chosen]
             taken = {able[i] for i in chosen}
             waiting = [item for i, item in enumerate(waiting) if i not in taken]
-        self._waiting = waiting
-        self._waiting_tokens = sum(item.length for item in waiting)
+        self._keep(waiting)
         for item in batch:
             if item.ticket.started is None:
                 item.ticket.started = now
         return batch, list(late)
 
+    def _attempt(self, rows: list[Row], busy: int) -> tuple[Sequence[Result], Exception | None]:
+        """One forward pass: its results or its failure.
+
+        The failure is given back, as whatever runs inside `except` runs beside what it left.
+        """
+        try:
+            return self._forward(rows, busy), None
+        except Exception as error:
+            return [], error
+
+    def _split(self, batch: list[Waiting[Row]], busy: int, padded: int, error: Exception) -> None:
+        if out_of_memory(error):
+            self._budget = max(padded / 2, 1.0)
+        if len(batch) == 1:
+            ticket = batch[0].ticket
+            ticket.failure, ticket.gone = as_failure(error, batch[0].length), True
+            settle([ticket])
+            return
+        let_go(error)
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            left = [item for item in half if not item.ticket.gone]
+            if left:
+                self._execute(left, busy)
+
     def _execute(self, batch: list[Waiting[Row]], busy: int) -> None:
         """One forward pass; when it fails, each half again, down to the row that it is."""
         padded = len(batch) * max(item.length for item in batch)
         began = self._clock()
-        try:
-            results = self._forward([item.row for item in batch], busy)
-        except Exception as error:
-            if out_of_memory(error):
-                self._budget = max(padded / 2, 1.0)
-            if len(batch) == 1:
-                ticket = batch[0].ticket
-                ticket.failure, ticket.gone = _as_failure(error, batch[0].length), True
-                settle([ticket])
-                return
-            middle = len(batch) // 2
-            for half in (batch[:middle], batch[middle:]):
-                left = [item for item in half if not item.ticket.gone]
-                if left:
-                    self._execute(left, busy)
+        results, error = self._attempt([item.row for item in batch], busy)
+        if error is not None:
+            self._split(batch, busy, padded, error)
             return
         ended = self._clock()
         complete = []
@@ -261,13 +291,8 @@ class Batcher(Generic[Row, Result]):
             self._on_batch(BatchRecord(len(batch), text, padded, ended - began))
 
 
-def _as_failure(error: Exception, length: int) -> Exception:
-    if out_of_memory(error):
-        return RequestError(
-            "failed", f"an input of {length} tokens does not fit into memory; shorten it"
-        )
-    failure = RequestError(
-        "failed", "the model failed on this input; its replica's log has the reason"
-    )
-    failure.__cause__ = error
-    return failure
+def _tell_stopped(items: Sequence[Waiting[Row]]) -> None:
+    tickets = list({item.ticket for item in items})
+    for ticket in tickets:
+        ticket.failure = RequestError("failed", "the batcher stopped; see its replica's log")
+    settle(tickets)

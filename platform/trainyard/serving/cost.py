@@ -1,8 +1,11 @@
 """Forward passes: what they may hold, what they held, what they cost, whether memory ran out."""
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
+
+from trainyard.serving.failures import RequestError
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,30 @@ def out_of_memory(error: Exception) -> bool:
         or "out of memory" in text
         or "can't allocate memory" in text
     )
+
+
+def let_go(error: Exception) -> None:
+    """Free what a failed pass left behind, so that a smaller one has its memory.
+
+    Its tensors are in the frames that the traceback keeps, and then in the cache of CUDA.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__context__
+    torch = sys.modules.get("torch")
+    if torch is not None and out_of_memory(error) and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def as_failure(error: Exception, length: int) -> RequestError:
+    """What the caller of a row is told that fails even alone."""
+    if out_of_memory(error):
+        return RequestError(
+            "failed", f"an input of {length} tokens does not fit into memory; shorten it"
+        )
+    failure = RequestError(
+        "failed", "the model failed on this input; its replica's log has the reason"
+    )
+    failure.__cause__ = error
+    return failure

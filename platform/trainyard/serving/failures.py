@@ -13,11 +13,13 @@ STATUSES = {
     "slow_body": (408, "timeout"),
     "too_large": (413, "too_large"),
     "overloaded": (429, "overloaded"),
+    "left": (499, "timeout"),
     "failed": (500, "generation"),
     "late": (503, "overloaded"),
     "unavailable": (503, "unavailable"),
 }
-"""Kind of failure -> HTTP status, `error_type` as the Hugging Face client knows it."""
+"""Kind of failure -> HTTP status, `error_type` as the Hugging Face client knows it. 499 is nginx's for a
+caller who left, whom nothing reaches any more."""
 
 
 class RequestError(Exception):

@@ -1,23 +1,29 @@
 """The HTTP application in front of all models: who may ask, how much, how long; no model in here.
 
-It reads a body whole, within a time and a size, before anybody works on it, so that slow clients
-cost a connection and nothing else. What it passes on and gets back are bytes.
+It reads a body whole, within a time and a size, before the request takes a place among those in work,
+so that slow clients cost a connection and nothing else. What it passes on and gets back are bytes.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from trainyard.serving.docs_page import add_docs
 from trainyard.serving.failures import RequestError
 from trainyard.serving.keys import Key, KeyRing
 from trainyard.serving.openapi import describe_api
 from trainyard.serving.options import GatewayOptions
-from trainyard.serving.shield import Shield, read_body
+from trainyard.serving.shield import Places, Shield, Unread, read_body
+from trainyard.serving.watch import GatewayWatch
+
+log = logging.getLogger("ray.serve.trainyard")
+
+Result = TypeVar("Result")
 
 PLAYGROUND_MAY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -64,7 +70,12 @@ class Models(Protocol):
 
 
 def build_gateway(
-    models: Models, options: GatewayOptions, keys: KeyRing, *, behind_serve: bool = False
+    models: Models,
+    options: GatewayOptions,
+    keys: KeyRing,
+    watch: GatewayWatch | None = None,
+    *,
+    behind_serve: bool = False,
 ) -> Any:
     """The ASGI application. Behind Ray Serve, that is what tells callers their request's id."""
     from fastapi import FastAPI, Request
@@ -81,7 +92,8 @@ def build_gateway(
         redoc_url=None,
     )
     page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
-    in_work = _Counter(options.concurrent_requests)
+    watch = watch or GatewayWatch()
+    in_work, unread = Places(options.concurrent_requests), Unread(options.unread_bytes)
 
     def open_to(key: Key | None) -> list[str]:
         return [name for name in models.names() if key is None or key.opens(name)]
@@ -100,12 +112,19 @@ def build_gateway(
         request.state.key = key.name if key else ""
         return key
 
-    def failed(error: RequestError) -> Response:
+    def failed(request: Request, error: RequestError) -> Response:
+        name = request.path_params.get("name", "")
+        watch.refused(name if name in models.names() else "", error.kind)
         return Response(error.body(), error.status, error.headers(), media_type="application/json")
 
     @app.exception_handler(RequestError)
-    async def on_request_error(_: Request, error: RequestError) -> Response:
-        return failed(error)
+    async def on_request_error(request: Request, error: RequestError) -> Response:
+        return failed(request, error)
+
+    @app.exception_handler(Exception)
+    async def on_defect(request: Request, error: Exception) -> Response:
+        del error  # logged by the shield
+        return failed(request, RequestError("failed", "the server failed; its log has the reason"))
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
@@ -113,7 +132,7 @@ def build_gateway(
             found = RequestError("method", f"{request.method} is not for this path; see /docs")
         else:
             found = RequestError("not_found", "there is no such path; see /docs")
-        response = failed(found)
+        response = failed(request, found)
         response.headers.update(error.headers or {})
         return response
 
@@ -121,22 +140,23 @@ def build_gateway(
     async def ask(name: str, request: Request) -> Response:
         until = time.monotonic() + _seconds(request, options.request_timeout_s)
         known(name, admit(request, name))
+        body = await read_body(request, options.body_bytes, options.body_seconds, unread)
         async with AsyncExitStack() as held:
             held.enter_context(in_work.one())
-            body = await read_body(request, options.body_bytes, options.body_seconds)
             if b'"stream"' in body and _wants_stream(body):
                 events = models.stream(name, body, until - time.monotonic())
-                first = await anext(aiter(events))  # so that a failure still has its status
+                first = await _within(until, anext(events))  # so that a failure has its status
                 return StreamingResponse(
-                    _chain(first, events, held.pop_all()), media_type="text/event-stream"
+                    _chain(
+                        first,
+                        events,
+                        until,
+                        held.pop_all(),
+                        lambda error: watch.refused(name, error.kind),
+                    ),
+                    media_type="text/event-stream",
                 )
-            try:
-                async with asyncio.timeout(until - time.monotonic()):
-                    answer = await models.ask(name, body, until - time.monotonic())
-            except TimeoutError:
-                raise RequestError(
-                    "late", "no answer in time; try again later, or ask for less at once", 1
-                ) from None
+            answer = await _within(until, models.ask(name, body, until - time.monotonic()))
         return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 
     async def brief(name: str) -> dict[str, Any]:
@@ -192,26 +212,6 @@ def build_gateway(
     return Shield(app, tell_id=not behind_serve)
 
 
-class _Counter:
-    """At most so many at once; more are refused, not queued: the queue is the batcher's."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._now = 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        if self._now >= self._most:
-            raise RequestError(
-                "overloaded", f"{self._most} requests are in work already; try again later", 1
-            )
-        self._now += 1
-        try:
-            yield
-        finally:
-            self._now -= 1
-
-
 def _seconds(request: Any, most: float) -> float:
     """How long the caller will wait: its own header, within what the gateway allows."""
     try:
@@ -233,11 +233,45 @@ def _wants_stream(body: bytes) -> bool:
     return isinstance(request, dict) and request.get("stream") is True
 
 
+async def _within(until: float, coming: Awaitable[Result]) -> Result:
+    """What comes before the request's time is over.
+
+    Raises:
+        RequestError: when it does not.
+    """
+    try:
+        async with asyncio.timeout(until - time.monotonic()):
+            return await coming
+    except TimeoutError:
+        raise RequestError(
+            "late", "no answer in time; try again later, or ask for less at once", 1
+        ) from None
+
+
 async def _chain(
-    first: bytes, rest: AsyncIterator[bytes], held: AsyncExitStack
+    first: bytes,
+    rest: AsyncIterator[bytes],
+    until: float,
+    held: AsyncExitStack,
+    refused: Callable[[RequestError], None],
 ) -> AsyncIterator[bytes]:
-    """All events; what is held for the request is let go with the last, or when its caller leaves."""
+    """All events; a failure on the way is the last one, as the status is sent already.
+
+    What is held for the request is let go with the last event, or when its caller leaves.
+    """
     async with held:
-        yield first
-        async for event in rest:
-            yield event
+        try:
+            yield first
+            while True:
+                yield await _within(until, anext(rest))
+        except StopAsyncIteration:
+            return
+        except RequestError as error:
+            failure = error
+        except Exception:
+            log.exception("a stream failed")
+            failure = RequestError(
+                "failed", "the stream broke off; the server's log has the reason"
+            )
+        refused(failure)
+        yield b"data:" + failure.body() + b"\n\n"

@@ -1,21 +1,21 @@
 """One version of one model, loaded and warm: from the bytes of a request to those of the answer.
 
-Reading and tokenizing run in one thread, forward passes in others (the batcher's), so the event
-loop is always free for whoever asks next. No Ray.
+Reading and tokenizing run in one thread, forward passes in others (the batcher's), large answers are
+made in yet others, so the event loop is always free for whoever asks next. No Ray.
 """
 
 import asyncio
 import json
 import logging
-import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Self
 
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
+from trainyard.predictors.limits import Limits
 from trainyard.predictors.parameters import json_schema
 from trainyard.serving.batcher import Batcher
 from trainyard.serving.cost import BatchLimits, BatchRecord
@@ -23,6 +23,8 @@ from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.sources import locate, task_of
+from trainyard.serving.streams import given_up_on_leaving, token_events
+from trainyard.serving.threads import Threads
 from trainyard.serving.watch import Watch
 from trainyard.serving.wire import dump, prepare, read
 
@@ -36,6 +38,14 @@ REQUESTS_PER_CALL = 32
 
 WARM_UP_PASSES = 3
 
+ANSWER_NUMBERS = 8_000_000
+"""Of an answer that holds a vector for each token: some 160 MB of JSON, several times that on the way."""
+
+SMALL_ANSWER = 512
+"""Numbers from the model that become an answer on the event loop: for a few labels or one vector that
+takes about as long as waking a thread, and under load a thread also waits for its turn. Whatever is
+larger, or no array, would hold up everybody and goes to a thread."""
+
 
 class Host:
     """Answers requests to one predictor. Built by `load`; `close` it when another takes over."""
@@ -46,13 +56,17 @@ class Host:
         import torch
 
         self.predictor = predictor
+        predictor.limits = Limits(
+            options.max_rows, options.waiting_tokens, options.max_new_tokens, ANSWER_NUMBERS
+        )
         self.about = dict(about)
         self._options = options
         self._watch = watch
         self._in_work = 0
         self._closed = False
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        self._threads = _Threads(torch.get_num_threads())
+        self._finisher = ThreadPoolExecutor(2, thread_name_prefix="answer")
+        self._threads = Threads(torch.get_num_threads())
         device = predictor.model.device.type
         # Passes of different lengths, as generation makes them, must not starve each other of cores.
         several = device == "cpu" and not predictor.model.can_generate()
@@ -172,8 +186,10 @@ class Host:
 
     async def _compute(self, prepared: Prepared, began: float, deadline: float) -> Answer:
         tokenized = time.monotonic()
-        done = await self._batcher.submit(prepared.rows, deadline)
-        result = dump(self.predictor.postprocess(prepared, done.results))
+        self._watch.waiting(self._batcher.waiting_rows + len(prepared.rows))
+        with given_up_on_leaving(self.predictor, prepared):
+            done = await self._batcher.submit(prepared.rows, deadline)
+        result = await self._finish(prepared, done.results)
         self._watch.timed(tokenized - began, done.queue_seconds, done.forward_seconds)
         headers = {
             "server-timing": f"tokenize;dur={1000 * (tokenized - began):.1f}, "
@@ -184,6 +200,14 @@ class Host:
             headers["x-truncated-tokens"] = ",".join(map(str, prepared.truncated))
         return Answer(200, result, headers)
 
+    async def _finish(self, prepared: Prepared, results: Sequence[Any]) -> bytes:
+        def finish() -> bytes:
+            return dump(self.predictor.postprocess(prepared, results))
+
+        if sum(getattr(result, "size", SMALL_ANSWER + 1) for result in results) <= SMALL_ANSWER:
+            return finish()
+        return await asyncio.get_running_loop().run_in_executor(self._finisher, finish)
+
     async def stream(self, body: bytes, seconds: float) -> AsyncIterator[bytes]:
         """Server-sent events of an answer as it is made, token by token, ended by `[DONE]`.
 
@@ -193,7 +217,14 @@ class Host:
         self._in_work += 1
         sent = 0
         try:
-            async with aclosing(self._events(body, time.monotonic() + seconds)) as events:
+            deadline = time.monotonic() + seconds
+            prepared = await asyncio.get_running_loop().run_in_executor(
+                self._tokenizer, self._prepare, body
+            )
+            events = token_events(
+                self.predictor, prepared, lambda: self._batcher.submit(prepared.rows, deadline)
+            )
+            async with aclosing(events):
                 async for event in events:
                     if event["index"] > sent:  # a batch that ran again repeats itself
                         sent = event["index"]
@@ -207,32 +238,6 @@ class Host:
         finally:
             self._in_work -= 1
             self._close_if_idle()
-
-    async def _events(self, body: bytes, deadline: float) -> AsyncGenerator[dict[str, Any]]:
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._tokenizer, self._prepare, body)
-        prepare_stream = getattr(self.predictor, "stream", None)
-        if prepare_stream is None:
-            raise RequestError("invalid", f"{self.predictor.task} has no streamed answers")
-        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        left = threading.Event()
-
-        def emit(event: dict[str, Any]) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        try:
-            prepare_stream(prepared, emit, left.is_set)
-        except UserError as error:
-            raise RequestError("invalid", str(error)) from None
-        task = loop.create_task(self._batcher.submit(prepared.rows, deadline))
-        task.add_done_callback(lambda _: events.put_nowait(None))
-        try:
-            while (event := await events.get()) is not None:
-                yield event
-            await task
-        finally:  # the caller may have left: no token more for it
-            left.set()
-            task.cancel()
 
     def _forward(self, rows: list[Row], busy: int) -> list[Any]:
         self._threads.share(busy)
@@ -256,6 +261,8 @@ class Host:
             "limits": {
                 "max_tokens": self.predictor.max_tokens,
                 "max_items": self._options.max_items,
+                "max_rows": self._options.max_rows,
+                "max_new_tokens": self._options.max_new_tokens,
                 "request_tokens": self._options.waiting_tokens,
                 "batch_tokens": self.limits.batch_tokens,
                 "batch_rows": self.limits.batch_rows,
@@ -274,21 +281,8 @@ class Host:
         if self._closed and not self._in_work:
             self._batcher.close()
             self._tokenizer.shutdown(wait=False)
+            self._finisher.shutdown(wait=False)
 
     def _on_batch(self, record: BatchRecord) -> None:
         self._watch.batch(record)
-
-
-class _Threads(threading.local):
-    """Threads of a forward pass on the CPU, which torch keeps for each thread that runs one."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self._now = most, 0
-
-    def share(self, passes: int) -> None:
-        """Of all threads, take what one of so many passes may have."""
-        import torch
-
-        if (wanted := max(1, self.most // passes)) != self._now:
-            torch.set_num_threads(wanted)
-            self._now = wanted
+        self._watch.waiting(self._batcher.waiting_rows)

@@ -67,6 +67,7 @@ class GatewayOptions(Strict):
         keys_file: YAML list of API keys (see `keys.py`); without one, only this machine may ask.
         body_bytes: largest body of a request.
         body_seconds: time in which a body must have arrived.
+        unread_bytes: bytes of all bodies that have not arrived whole; large ones give way.
         request_timeout_s: time in which a request must be answered.
         concurrent_requests: requests that may be in work or wait at once, per gateway replica.
         num_replicas: gateways; they hold no model.
@@ -76,6 +77,7 @@ class GatewayOptions(Strict):
     keys_file: str | None = None
     body_bytes: int = Field(default=2_000_000, ge=1)
     body_seconds: float = Field(default=5.0, gt=0)
+    unread_bytes: int = Field(default=256_000_000, ge=1)
     request_timeout_s: float = Field(default=30.0, gt=0)
     concurrent_requests: int = Field(default=512, ge=1)
     num_replicas: int = Field(default=1, ge=1)
@@ -107,6 +109,9 @@ class ModelOptions(Strict):
         batch_rows: rows of one forward pass.
         waiting_tokens: tokens that may wait; more are refused with 429.
         max_items: inputs of one request.
+        max_rows: sequences that one request may become (texts times candidate labels, sentences, chunks
+            of long texts, texts to draw) or be answered by (proposals for masks, spans of a context).
+        max_new_tokens: tokens generated for one text.
         max_parameters: largest model that is loaded, by its config.
         num_replicas: replicas, or None with `autoscaling`.
         autoscaling: Ray Serve's `autoscaling_config`.
@@ -122,6 +127,8 @@ class ModelOptions(Strict):
     batch_rows: int = Field(default=128, ge=1)
     waiting_tokens: int = Field(default=131_072, ge=1)
     max_items: int = Field(default=128, ge=1)
+    max_rows: int = Field(default=2048, ge=1)
+    max_new_tokens: int = Field(default=4096, ge=1)
     max_parameters: float = Field(default=20e9, gt=0)
     num_replicas: int | None = Field(default=None, ge=1)
     autoscaling: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Around the whole application: request ids, the access log, bodies in time and in size."""
+"""Around the whole application: request ids, the access log, bodies in time and size, places."""
 
 import asyncio
 import json
@@ -6,6 +6,8 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trainyard.serving.failures import RequestError
@@ -82,13 +84,71 @@ def _request_id(scope: Any) -> str:
     return uuid.uuid4().hex
 
 
-async def read_body(request: Any, most: int, seconds: float) -> bytes:
+class Unread:
+    """Bodies that are still arriving, by the bytes of them that are here.
+
+    A body that drips, or came but for its last byte, holds memory and no place among the requests in
+    work. When all of them hold more than `most` bytes, who holds more than an equal share gives way:
+    so a small body always gets through, however many large ones do not end.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bodies = self._bytes = 0
+
+    @contextmanager
+    def one(self) -> Iterator[Callable[[int], None]]:
+        """Told of each part of a body, by its size; raises RequestError when there is no room."""
+        held = 0
+
+        def arrived(size: int) -> None:
+            nonlocal held
+            held += size
+            self._bytes += size
+            if self._bytes > self._most and held > self._most / self._bodies:
+                raise RequestError(
+                    "overloaded", "too many large bodies arrive at once; try again later", 1
+                )
+
+        self._bodies += 1
+        try:
+            yield arrived
+        finally:
+            self._bodies -= 1
+            self._bytes -= held
+
+
+class Places:
+    """At most so many at once; more are refused, not queued: the queue is the batcher's."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._now = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A place, for as long as a block lasts; raises RequestError when there is none."""
+        if self._now >= self._most:
+            raise RequestError(
+                "overloaded", f"{self._most} requests are in work already; try again later", 1
+            )
+        self._now += 1
+        try:
+            yield
+        finally:
+            self._now -= 1
+
+
+async def read_body(request: Any, most: int, seconds: float, unread: Unread) -> bytes:
     """The whole body of a request.
 
     Raises:
         RequestError: `too_large` before reading when its length is announced, else as soon as it
-            is; `slow_body` when it does not arrive in time.
+            is; `slow_body` when it does not arrive in time; `overloaded` when there is no room for
+            more of it; `left` when its sender went away.
     """
+    from starlette.requests import ClientDisconnect
+
     too_large = RequestError(
         "too_large", f"the body is larger than {most} bytes; send fewer or shorter inputs"
     )
@@ -98,14 +158,18 @@ async def read_body(request: Any, most: int, seconds: float) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
-                    raise too_large
-                parts.append(part)
+        with unread.one() as arrived:
+            async with asyncio.timeout(seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > most:
+                        raise too_large
+                    arrived(len(part))
+                    parts.append(part)
     except TimeoutError:
         raise RequestError(
             "slow_body", f"the body did not arrive within {seconds:g} s; send it faster"
         ) from None
+    except ClientDisconnect:
+        raise RequestError("left", "the caller left before its body was here") from None
     return b"".join(parts)

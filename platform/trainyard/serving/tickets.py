@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -31,6 +32,15 @@ class Ticket:
             self.future.set_exception(self.failure)
         else:
             self.future.set_result(None)
+
+
+@dataclass(frozen=True)
+class Done(Generic[Result]):
+    """The results of one request, in the order of its rows, and where its time went."""
+
+    results: list[Result]
+    queue_seconds: float
+    forward_seconds: float
 
 
 @dataclass(eq=False, frozen=True)

@@ -20,6 +20,7 @@ COUNTERS = {
     "padded_tokens": "Tokens that were computed.",
     "refused": "Requests without an answer, by kind.",
 }
+GAUGES = {"waiting_rows": "Rows that no forward pass has taken yet."}
 
 
 class Watch:
@@ -37,12 +38,15 @@ class Watch:
     def batch(self, record: BatchRecord) -> None:
         """One forward pass."""
 
+    def waiting(self, rows: int) -> None:
+        """So many rows wait for a forward pass."""
+
 
 class RayWatch(Watch):
     """Ray's metrics, `trainyard_…` on the node's Prometheus port, by model."""
 
     def __init__(self, model: str) -> None:
-        from ray.util.metrics import Counter, Histogram
+        from ray.util.metrics import Counter, Gauge, Histogram
 
         self._found: dict[str, Any] = {
             name: Histogram(
@@ -54,6 +58,9 @@ class RayWatch(Watch):
                 f"trainyard_{name}_total", description=text, tag_keys=("model", "kind")
             )
             for name, text in COUNTERS.items()
+        } | {
+            name: Gauge(f"trainyard_{name}", description=text, tag_keys=("model",))
+            for name, text in GAUGES.items()
         }  # fmt: skip
         for name, metric in self._found.items():
             metric.set_default_tags(
@@ -79,3 +86,31 @@ class RayWatch(Watch):
         self._found["batch_rows"].observe(record.rows)
         self._found["text_tokens"].inc(record.text_tokens)
         self._found["padded_tokens"].inc(record.padded_tokens)
+
+    def waiting(self, rows: int) -> None:
+        """So many rows wait for a forward pass."""
+        self._found["waiting_rows"].set(rows)
+
+
+class GatewayWatch:
+    """Measures nothing: for gateways outside of Ray."""
+
+    def refused(self, model: str, kind: str) -> None:
+        """A request got no answer from the gateway; without a `model` where none is known."""
+
+
+class RayGatewayWatch(GatewayWatch):
+    """What no replica sees: requests without key, name, time, room or body."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter
+
+        self._refused = Counter(
+            "trainyard_gateway_refused_total",
+            description="Requests that the gateway answered with an error of its own, by kind.",
+            tag_keys=("model", "kind"),
+        )
+
+    def refused(self, model: str, kind: str) -> None:
+        """A request got no answer from the gateway; without a `model` where none is known."""
+        self._refused.inc(tags={"model": model, "kind": kind})

@@ -5,6 +5,7 @@ from typing import Any
 
 from trainyard.errors import UserError
 from trainyard.predictors import Predictor, Prepared
+from trainyard.predictors.limits import TooLargeError
 from trainyard.serving.failures import RequestError
 
 
@@ -53,6 +54,8 @@ def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> P
     """
     try:
         prepared = predictor.preprocess(request["inputs"], request["parameters"])
+    except TooLargeError as error:
+        raise RequestError("too_large", str(error)) from None
     except UserError as error:
         raise RequestError("invalid", str(error)) from None
     except Exception as error:

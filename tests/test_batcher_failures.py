@@ -1,0 +1,97 @@
+"""The batcher when things go wrong in the middle: memory, time, its own thread."""
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from trainyard.serving.batcher import Batcher
+from trainyard.serving.failures import RequestError
+
+
+class Activations:
+    """What a forward pass allocates."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("a bad row")])
+def test_the_memory_of_a_failed_pass_is_free_before_its_halves_run(error: Exception) -> None:
+    alive: list[weakref.ref[Activations]] = []
+    beside: list[int] = []
+
+    def forward(rows: list[int], busy: int) -> list[int]:
+        del busy
+        beside.append(sum(one() is not None for one in alive))
+        activations = Activations()
+        alive.append(weakref.ref(activations))
+        if len(rows) > 1:
+            try:
+                raise KeyError("whatever")
+            except KeyError:
+                raise type(error)(*error.args) from None
+        return rows
+
+    async def run() -> None:
+        batcher = Batcher(forward, lambda _: 1)
+        assert (await batcher.submit([1, 2, 3, 4])).results == [1, 2, 3, 4]
+        batcher.close()
+
+    asyncio.run(run())
+    assert beside == [0] * 7
+
+
+def test_a_late_request_is_told_while_the_model_is_busy_and_leaves_no_tokens() -> None:
+    gate, started = threading.Event(), threading.Event()
+
+    def forward(rows: list[int], busy: int) -> list[int]:
+        del busy
+        started.set()
+        assert gate.wait(10)
+        return rows
+
+    async def run() -> None:
+        batcher = Batcher(forward, lambda row: row)
+        running = asyncio.create_task(batcher.submit([1], time.monotonic() + 0.3))
+        await asyncio.to_thread(started.wait, 10)
+        with pytest.raises(RequestError, match=r"it waited 0\.1 s, longer than this") as late:
+            await batcher.submit([7, 8], time.monotonic() + 0.1)
+        assert (late.value.kind, late.value.status) == ("late", 503)
+        assert batcher.waiting_rows == batcher.expected_wait() == 0
+        with pytest.raises(RequestError, match=r"it took 0\.3 s, longer than this request may"):
+            await running
+        gate.set()
+        assert (await batcher.submit([3])).results == [3]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_is_gone() -> None:
+    """A defect: fewer results than rows. Those in flight are told, like those that wait."""
+    gate, started = threading.Event(), threading.Event()
+
+    def forward(rows: Sequence[int], busy: int) -> list[int]:
+        del busy
+        started.set()
+        assert gate.wait(10)
+        return list(rows)[1:]
+
+    async def run() -> None:
+        batcher: Batcher[int, int] = Batcher(forward, lambda _: 1)
+        requests: list[asyncio.Task[Any]] = [asyncio.create_task(batcher.submit([1, 2]))]
+        await asyncio.to_thread(started.wait, 10)
+        requests.append(asyncio.create_task(batcher.submit([3])))
+        while not batcher.waiting_rows:
+            await asyncio.sleep(0)
+        gate.set()
+        told = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), 5)
+        assert [str(error) for error in told] == ["the batcher stopped; see its replica's log"] * 2
+        assert batcher.broken
+        with pytest.raises(RequestError, match="being replaced"):
+            await batcher.submit([4])
+
+    asyncio.run(run())
