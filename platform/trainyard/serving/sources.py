@@ -16,6 +16,11 @@ PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 STORY = ("name", "identity", "data_fingerprint", "versions", "status")
 """What a run's record tells about its model."""
 
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, OverflowError, RecursionError,
+)  # fmt: skip
+"""What reading a broken header can raise."""
+
 
 def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any]]:
     """The folder of a version, and what is known about it: source, revision, run, metrics.
@@ -76,7 +81,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -119,8 +124,8 @@ def _parameters_in(file: Path, source: str) -> int:
                 numbers = 1
                 for size in tensor["shape"]:
                     numbers *= int(size)
-                total += numbers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+                total += int(float(numbers))  # more than a float holds, no file does
+    except UNREADABLE as error:
         raise UserError(
             f"model {source}: {file.name} is no valid safetensors file ({error}); copy it again"
         ) from None
@@ -138,7 +143,7 @@ def _parameters_of(config: dict[str, Any]) -> float:
         for name in names:
             value = config.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-                return float(value)
+                return float(min(value, 1e60))  # a product of several is no infinity
         return 0.0
 
     width = number("hidden_size", "d_model", "n_embd", "dim")
