@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,15 @@ def model_application(args: Any) -> Any:
     from trainyard.serving.replica import ModelReplica
 
     options = ModelOptions.parse(args, "args of a model")
-    return _replicas(ModelReplica, MODEL, options).bind(None, options.model_dump())
+    return _replicas(ModelReplica, MODEL, options).bind(None, options.model_dump(), _build_id())
 
 
 def shared_application(args: Any) -> Any:
     """Builder of replicas that several models share; `user_config` lists them."""
-    from trainyard.serving.replica import SharedReplica
+    from trainyard.serving.shared import SharedReplica
 
     options = SharedOptions.parse(args, "args of shared models")
-    return _replicas(SharedReplica, SHARED, options).bind(options.model_dump())
+    return _replicas(SharedReplica, SHARED, options).bind(options.model_dump(), _build_id())
 
 
 def host_application(args: Any) -> Any:
@@ -118,7 +119,7 @@ def host_application(args: Any) -> Any:
     model = _replicas(ModelReplica, MODEL, options, user_config={"source": given.model})
     name = given.name or default_name(given.model)
     return gateway_application(
-        {"keys_file": given.keys_file}, model.bind(name, options.model_dump())
+        {"keys_file": given.keys_file}, model.bind(name, options.model_dump(), _build_id())
     )
 
 
@@ -128,6 +129,11 @@ def default_name(source: str) -> str:
     last = path.absolute().parent.name if path.name == "model" else path.name
     name = re.sub("[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:96]
     return name or "model"
+
+
+def _build_id() -> str:
+    """What tells this build of an application from others, see `last_good.py`."""
+    return uuid.uuid4().hex
 
 
 def _replicas(replica: type[Any], name: str, options: ModelOptions, **more: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
+from trainyard.serving.about import about_task
 from trainyard.serving.batcher import Batcher
 from trainyard.serving.cost import BatchLimits, BatchRecord
 from trainyard.serving.failures import RequestError
@@ -249,8 +250,6 @@ class Host:
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/{name}` says."""
-        from pydantic import TypeAdapter
-
         return {
             **self.about,
             "labels": self.predictor.labels,
@@ -261,8 +260,7 @@ class Host:
                 "batch_tokens": self.limits.batch_tokens,
                 "batch_rows": self.limits.batch_rows,
             },
-            "example": dict(self.predictor.example),
-            "parameters": TypeAdapter(self.predictor.parameters).json_schema(),
+            **about_task(self.predictor),
             "waiting_rows": self._batcher.waiting_rows,
         }
 
