@@ -48,15 +48,24 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the constructor is done."""
+        self._refreshed = asyncio.Event()
         self._refreshing = asyncio.get_running_loop().create_task(self._keep_fresh())
         return build_gateway(self._models, self._options, self._keys, behind_serve=True)
+
+    async def check_health(self) -> None:
+        """Serve lets requests come when this returned once: not before the models are known."""
+        await self._refreshed.wait()
 
     async def _keep_fresh(self) -> None:
         while True:
             try:
                 self._keys.refresh()
+            except Exception:  # a file is half written: the keys stay as they were
+                log.exception("the keys could not be refreshed")
+            try:
                 await self._models.refresh()
-            except Exception:  # the controller restarts, a file is half written: ask again
+                self._refreshed.set()
+            except Exception:  # the controller restarts: ask again
                 log.exception("the list of models could not be refreshed")
             await asyncio.sleep(REFRESH_SECONDS)
 
@@ -85,6 +94,7 @@ def gateway_application(args: Any, *models: Any) -> Any:
         ray_actor_options={"num_cpus": options.num_cpus},
         # A dripping client takes a place here; the limit that counts is `concurrent_requests`.
         max_ongoing_requests=100_000,
+        max_surge_percent=100,  # also a single one is replaced only when the next is ready
         logging_config={"enable_access_log": False},
     )
     return deployment.bind(options.model_dump(), *models)
