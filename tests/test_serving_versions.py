@@ -15,7 +15,8 @@ from small_models import classifier
 from trainyard.errors import UserError
 from trainyard.serving import swap as swap_module
 from trainyard.serving.last_good import KEPT, LastGood
-from trainyard.serving.options import ModelOptions
+from trainyard.serving.options import ModelOptions, Version
+from trainyard.serving.sources import locate
 from trainyard.serving.swap import Swap
 
 TASK = "text-classification"
@@ -130,6 +131,34 @@ def test_a_broken_folder_is_refused_in_one_sentence(
         swap.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("config.json", DEEP.encode(), "config.json is missing or no valid JSON"),
+        (
+            "config.json",
+            json.dumps({"hidden_size": 10**400, "n_layer": 1}).encode(),
+            "parameters, at most",
+        ),
+        ("model.safetensors", header(DEEP), "is no valid safetensors file"),
+        ("model.safetensors", header(json.dumps(RUNAWAY)), "is no valid safetensors file"),
+        (
+            "model.safetensors",
+            header(json.dumps({"a": {"shape": [10**400]}})),
+            "no valid safetensors",
+        ),
+    ],
+)
+def test_what_nobody_saved_is_a_sentence_before_anything_is_built(
+    tmp_path: Path, file: str, content: bytes, sentence: str
+) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 4}')
+    (tmp_path / "model.safetensors").write_bytes(header("{}"))
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        locate(Version(source=str(tmp_path)), 2e10)
 
 
 def test_a_version_for_another_task_is_refused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
