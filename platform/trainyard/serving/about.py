@@ -5,22 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import UserError
-from trainyard.predictors import PREDICTORS, Predictor
+from trainyard.predictors import PREDICTORS
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.sources import locate, task_of
 
 LABELLED = ("text-classification", "token-classification")
 """Tasks whose models name their outputs in `id2label`."""
-
-
-def about_task(predictor: Predictor | type[Predictor]) -> dict[str, Any]:
-    """What a request may hold."""
-    from pydantic import TypeAdapter
-
-    return {
-        "example": dict(predictor.example),
-        "parameters": TypeAdapter(predictor.parameters).json_schema(),
-    }
 
 
 def glance(version: Version, options: ModelOptions) -> dict[str, Any]:
@@ -29,6 +19,8 @@ def glance(version: Version, options: ModelOptions) -> dict[str, Any]:
     Raises:
         UserError: when the model could not be loaded either.
     """
+    from pydantic import TypeAdapter
+
     about: dict[str, Any] = {"source": version.source, "revision": version.revision}
     about |= {"status": "not loaded", "dtype": options.dtype}
     here = version.source.startswith("package:") or Path(version.source).expanduser().exists()
@@ -38,7 +30,9 @@ def glance(version: Version, options: ModelOptions) -> dict[str, Any]:
     task = options.task or task_of(folder)
     if task not in PREDICTORS:
         raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
-    about |= found | {"task": task} | about_task(PREDICTORS[task])
+    predictor = PREDICTORS[task]
+    about |= found | {"task": task, "example": dict(predictor.example)}
+    about["parameters"] = TypeAdapter(predictor.parameters).json_schema()
     if task in LABELLED:
         names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
         about["labels"] = [names[number] for number in sorted(names, key=int)]

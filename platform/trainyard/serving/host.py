@@ -16,7 +16,6 @@ from typing import Any, Self
 
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
-from trainyard.serving.about import about_task
 from trainyard.serving.batcher import Batcher
 from trainyard.serving.cost import BatchLimits, BatchRecord
 from trainyard.serving.failures import RequestError
@@ -250,6 +249,8 @@ class Host:
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/{name}` says."""
+        from pydantic import TypeAdapter
+
         return {
             **self.about,
             "labels": self.predictor.labels,
@@ -260,7 +261,8 @@ class Host:
                 "batch_tokens": self.limits.batch_tokens,
                 "batch_rows": self.limits.batch_rows,
             },
-            **about_task(self.predictor),
+            "example": dict(self.predictor.example),
+            "parameters": TypeAdapter(self.predictor.parameters).json_schema(),
             "waiting_rows": self._batcher.waiting_rows,
         }
 
