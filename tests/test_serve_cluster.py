@@ -145,11 +145,11 @@ class Load:
             time.sleep(0.05)
 
 
-def replicas() -> set[str]:
+def replicas(of: str = "mail#Model") -> set[str]:
     from ray.util import list_named_actors
 
     named = list_named_actors(all_namespaces=True)
-    return {actor["name"] for actor in named if "::mail#Model#" in actor["name"]}
+    return {actor["name"] for actor in named if f"::{of}#" in actor["name"]}
 
 
 def running(application: str, deployment: str) -> int:
@@ -221,6 +221,21 @@ def test_killed_replicas_cost_no_request(url: str) -> None:
             load.wait_for((200, "a"))
             ray.kill(ray.get_actor(name, namespace="serve"))
             load.wait_for((200, "a"), 60)
+    assert set(load.found) == {(200, "a")}
+
+
+def test_a_single_gateway_is_replaced_without_a_failed_request(
+    url: str, models: dict[str, Path]
+) -> None:
+    before = replicas("gateway#Gateway")
+    with Load(f"{url}/models/mail") as load:
+        load.wait_for((200, "a"))
+        deploy(config(models, models["a"], limits={"concurrent_requests": 500}))
+        deadline = time.monotonic() + 90
+        while before & (now := replicas("gateway#Gateway")) or not now:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        load.wait_for((200, "a"))
     assert set(load.found) == {(200, "a")}
 
 
