@@ -60,7 +60,7 @@ def config(models: dict[str, Path], version: Path, *, limits: Any = None) -> dic
             },
             {
                 "name": "rare", "route_prefix": None, "import_path": "serve.app:shared",
-                "args": {"max_loaded": 1, "num_cpus": 0.1, "threads": 1},
+                "args": {"max_loaded": 1, "num_cpus": 0.1, "threads": 1, "num_replicas": 2},
                 "deployments": [
                     {
                         "name": "SharedModels",
@@ -146,11 +146,18 @@ class Load:
             time.sleep(0.05)
 
 
-def replicas() -> set[str]:
+def replicas(of: str = "mail#Model") -> set[str]:
     from ray.util import list_named_actors
 
     named = list_named_actors(all_namespaces=True)
-    return {actor["name"] for actor in named if "::mail#Model#" in actor["name"]}
+    return {actor["name"] for actor in named if f"::{of}#" in actor["name"]}
+
+
+def running(application: str, deployment: str) -> int:
+    from ray import serve
+
+    found = serve.status().applications[application].deployments[deployment]
+    return int(found.replica_states.get("RUNNING", 0))
 
 
 def test_models_are_found_and_answer(url: str) -> None:
@@ -185,6 +192,24 @@ def test_a_broken_version_is_refused_while_the_old_one_serves(
             assert time.monotonic() < deadline
     assert set(load.found) == {(200, "a")}
     assert "no weights in safetensors" in about["refused"]["error"]
+
+
+def test_a_replica_that_is_lost_while_a_version_is_refused_comes_back_with_the_old_one(
+    url: str, models: dict[str, Path]
+) -> None:
+    import ray
+
+    deploy(config(models, models["broken"]))
+    name = sorted(replicas())[0]
+    with Load(f"{url}/models/mail") as load:
+        ray.kill(ray.get_actor(name, namespace="serve"))
+        deadline = time.monotonic() + 90
+        while len(replicas() - {name}) < 2 or running("mail", "Model") < 2:
+            assert time.monotonic() < deadline, load.found
+            time.sleep(0.2)
+        load.wait_for((200, "a"), 60)  # also from the new one
+    assert set(load.found) == {(200, "a")}
+    assert "refused" in ask(f"{url}/models/mail")[1]
     deploy(config(models, models["a"]))
 
 
@@ -200,9 +225,36 @@ def test_killed_replicas_cost_no_request(url: str) -> None:
     assert set(load.found) == {(200, "a")}
 
 
+def test_a_single_gateway_is_replaced_without_a_failed_request(
+    url: str, models: dict[str, Path]
+) -> None:
+    before = replicas("gateway#Gateway")
+    with Load(f"{url}/models/mail") as load:
+        load.wait_for((200, "a"))
+        deploy(config(models, models["a"], limits={"concurrent_requests": 500}))
+        deadline = time.monotonic() + 90
+        while before & (now := replicas("gateway#Gateway")) or not now:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        load.wait_for((200, "a"))
+    assert set(load.found) == {(200, "a")}
+
+
 def test_rare_models_share_a_replica_and_give_way(url: str) -> None:
     for name in "bcb":
         assert ask(f"{url}/models/{name}", BODY)[1][0][0]["label"].startswith(f"{name}-")
+
+
+def test_requests_go_to_the_replica_that_has_their_model(url: str) -> None:
+    """Of two replicas with room for one model each."""
+    deadline = time.monotonic() + 60
+    while running("rare", "SharedModels") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert ask(f"{url}/models/b", BODY)[0] == 200
+    time.sleep(2)  # until the router was told
+    found = [ask(f"{url}/models/b")[1].get("status") for _ in range(12)]
+    assert found == [None] * 12  # else half of them would come from one that has not loaded it
 
 
 def test_tokens_are_streamed_through_both_hops(url: str) -> None:

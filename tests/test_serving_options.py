@@ -38,16 +38,71 @@ def test_our_own_configuration_is_valid() -> None:
         (("applications", 1, "args"), "batch_token", "did you mean 'batch_tokens'?"),
         (("applications", 1, "deployments", 0), "num_replica", "did you mean 'num_replicas'?"),
         (("applications", 1, "deployments", 0, "user_config"), "sorce", "did you mean 'source'?"),
+        (("applications", 1, "args", "autoscaling"), "max_replica", "did you mean 'max_replicas'?"),
+        (
+            ("applications", 1, "args", "autoscaling", "policy"),
+            "policy_funktion",
+            "'policy_function'?",
+        ),
     ],
 )
 def test_a_misspelt_key_is_named(path: tuple[Any, ...], key: str, sentence: str) -> None:
     broken = config()
     place = broken
     for part in path:
-        place = place[part]
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
     place[key] = 1
     with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
         check_config(broken, "serve/config.yaml")
+
+
+def model(name: str, **args: Any) -> dict[str, Any]:
+    deployments = [{"name": "Model", "user_config": {"source": "x"}}]
+    return {
+        "name": name, "import_path": "serve.app:model", "args": args, "deployments": deployments,
+    }  # fmt: skip
+
+
+def shared(name: str, *models: str) -> dict[str, Any]:
+    versions = {model: {"source": "x"} for model in models}
+    deployments = [{"name": "SharedModels", "user_config": {"models": versions}}]
+    return {"name": name, "import_path": "serve.app:shared", "deployments": deployments}
+
+
+@pytest.mark.parametrize(
+    ("applications", "sentence"),
+    [
+        (
+            [model("a", num_replicas=2, autoscaling={"max_replicas": 3})],
+            "'autoscaling': it sets the number of replicas, and so does num_replicas; give one",
+        ),
+        (
+            [model("a"), shared("rare", "b", "a")],
+            "the model 'a' is in application 'a' and in application 'rare'",
+        ),
+        (
+            [shared("rare", "b"), shared("rarer", "b")],
+            "the model 'b' is in application 'rare' and in application 'rarer'",
+        ),
+        (
+            [{**model("a"), "deployments": [*model("a")["deployments"], {"name": "Modle"}]}],
+            "there is no deployment 'Modle'; its name is 'Model'",
+        ),
+        (
+            [
+                {
+                    "name": "g",
+                    "import_path": "serve.app:gateway",
+                    "deployments": [{"name": "gateway"}],
+                }
+            ],
+            "there is no deployment 'gateway'; its name is 'Gateway'",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_told(applications: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_config({"applications": applications}, "serve/config.yaml")
 
 
 def test_a_wrong_value_is_shown() -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +49,26 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the constructor is done."""
+        self._refreshed = asyncio.Event()
         self._refreshing = asyncio.get_running_loop().create_task(self._keep_fresh())
         return build_gateway(
             self._models, self._options, self._keys, RayGatewayWatch(), behind_serve=True
         )
 
+    async def check_health(self) -> None:
+        """Serve lets requests come when this returned once: not before the models are known."""
+        await self._refreshed.wait()
+
     async def _keep_fresh(self) -> None:
         while True:
             try:
                 self._keys.refresh()
+            except Exception:  # a file is half written: the keys stay as they were
+                log.exception("the keys could not be refreshed")
+            try:
                 await self._models.refresh()
-            except Exception:  # the controller restarts, a file is half written: ask again
+                self._refreshed.set()
+            except Exception:  # the controller restarts: ask again
                 log.exception("the list of models could not be refreshed")
             await asyncio.sleep(REFRESH_SECONDS)
 
@@ -87,6 +97,7 @@ def gateway_application(args: Any, *models: Any) -> Any:
         ray_actor_options={"num_cpus": options.num_cpus},
         # A dripping client takes a place here; the limit that counts is `concurrent_requests`.
         max_ongoing_requests=100_000,
+        max_surge_percent=100,  # also a single one is replaced only when the next is ready
         logging_config={"enable_access_log": False},
     )
     return deployment.bind(options.model_dump(), *models)
@@ -97,15 +108,15 @@ def model_application(args: Any) -> Any:
     from trainyard.serving.replica import ModelReplica
 
     options = ModelOptions.parse(args, "args of a model")
-    return _replicas(ModelReplica, MODEL, options).bind(None, options.model_dump())
+    return _replicas(ModelReplica, MODEL, options).bind(None, options.model_dump(), _build_id())
 
 
 def shared_application(args: Any) -> Any:
     """Builder of replicas that several models share; `user_config` lists them."""
-    from trainyard.serving.replica import SharedReplica
+    from trainyard.serving.shared import SharedReplica
 
     options = SharedOptions.parse(args, "args of shared models")
-    return _replicas(SharedReplica, SHARED, options).bind(options.model_dump())
+    return _replicas(SharedReplica, SHARED, options).bind(options.model_dump(), _build_id())
 
 
 def host_application(args: Any) -> Any:
@@ -121,7 +132,7 @@ def host_application(args: Any) -> Any:
     model = _replicas(ModelReplica, MODEL, options, user_config={"source": given.model})
     name = given.name or default_name(given.model)
     return gateway_application(
-        {"keys_file": given.keys_file}, model.bind(name, options.model_dump())
+        {"keys_file": given.keys_file}, model.bind(name, options.model_dump(), _build_id())
     )
 
 
@@ -131,6 +142,11 @@ def default_name(source: str) -> str:
     last = path.absolute().parent.name if path.name == "model" else path.name
     name = re.sub("[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:96]
     return name or "model"
+
+
+def _build_id() -> str:
+    """What tells this build of an application from others, see `last_good.py`."""
+    return uuid.uuid4().hex
 
 
 def _replicas(replica: type[Any], name: str, options: ModelOptions, **more: Any) -> Any:

@@ -16,8 +16,8 @@ from trainyard.serving.options import (
     SharedVersions,
     Strict,
     Version,
+    check_keys,
     check_name,
-    unknown_key,
 )
 
 KINDS: dict[str, tuple[str, type[Strict], type[Strict] | None]] = {
@@ -41,11 +41,14 @@ def main(argv: list[str]) -> None:
 
 
 def _new_key(name: str, *models: str) -> None:
+    import yaml
+
     secret, key = new_key(name, list(models))
     print(f"give this away, it is not kept anywhere: {secret}", file=sys.stderr)  # noqa: T201
-    print(f"- name: {key.name}\n  sha256: {key.sha256}")  # noqa: T201
-    if key.models:
-        print(f"  models: [{', '.join(sorted(key.models))}]")  # noqa: T201
+    entry = key.model_dump(exclude_none=True) | (
+        {"models": sorted(key.models)} if key.models else {}
+    )
+    print(yaml.safe_dump([entry], sort_keys=False), end="")  # noqa: T201
 
 
 def _check(path: str) -> None:
@@ -71,11 +74,19 @@ def check_config(config: Any, where: str) -> None:
 
     if not isinstance(config, Mapping):
         raise UserError(f"{where} must hold a Serve config, not {config!r}")
-    _known_keys(config, ServeDeploySchema, where)
+    check_keys(config, ServeDeploySchema, where)
+    places: dict[str, str] = {}
     for number, application in enumerate(config.get("applications", [])):
         if not isinstance(application, Mapping) or "name" not in application:
             raise UserError(f"{where}: applications.{number} has no name")
-        _check_application(application, f"{where}: application '{application['name']}'")
+        place = f"application '{application['name']}'"
+        for model in _check_application(application, f"{where}: {place}"):
+            if model in places:
+                raise UserError(
+                    f"{where}: the model '{model}' is in {places[model]} and in {place}; the name tells "
+                    "callers' requests apart: give one of them another"
+                )
+            places[model] = place
     try:
         ServeDeploySchema.model_validate(config)
     except ValidationError as error:
@@ -84,7 +95,8 @@ def check_config(config: Any, where: str) -> None:
         raise UserError(f"{where}: '{key}': {found['msg']}") from None
 
 
-def _check_application(application: Mapping[str, Any], where: str) -> None:
+def _check_application(application: Mapping[str, Any], where: str) -> list[str]:
+    """Names of its models."""
     builder = str(application.get("import_path", "")).rpartition(":")[2]
     if builder not in KINDS:
         raise UserError(
@@ -92,38 +104,21 @@ def _check_application(application: Mapping[str, Any], where: str) -> None:
         )
     deployment, args, user_config = KINDS[builder]
     try:
-        check_name(application["name"])
+        name = check_name(str(application["name"]))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     args.parse(application.get("args") or {}, f"{where}: args")
     versions = {
         item.get("name"): item.get("user_config") for item in application.get("deployments", [])
     }
+    for other in versions:
+        if other != deployment:
+            raise UserError(
+                f"{where}: there is no deployment '{other}'; its name is '{deployment}'"
+            )
     if user_config is None:
-        return
+        return []
     if versions.get(deployment) is None:
         raise UserError(f"{where}: deployments must hold `name: {deployment}` with a user_config")
-    user_config.parse(versions[deployment], f"{where}: user_config")
-
-
-def _known_keys(value: Any, schema: Any, where: str) -> None:
-    """Refuse keys that `schema`, a model of Serve's, would ignore; also in the models below it."""
-    for key, item in value.items():
-        if key not in schema.model_fields:
-            raise UserError(f"{where}: {unknown_key(str(key), str(key), schema)}")
-        inner = _model_in(schema.model_fields[key].annotation)
-        for one in item if isinstance(item, list) else [item]:
-            if inner is not None and isinstance(one, Mapping):
-                _known_keys(one, inner, where)
-
-
-def _model_in(annotation: Any) -> Any:
-    """The pydantic model inside a type such as `List[Model]` or `Model | None`, if there is one."""
-    from typing import get_args
-
-    from pydantic import BaseModel
-
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = [_model_in(part) for part in get_args(annotation)]
-    return next((model for model in found if model is not None), None)
+    wanted = user_config.parse(versions[deployment], f"{where}: user_config")
+    return list(wanted.models) if isinstance(wanted, SharedVersions) else [name]

@@ -63,12 +63,12 @@ class ServeModels:
             app: status.status for app, status in applications.items() if not status.deployments
         }
         kept = [self._known_of(app) for app in (*unready, *bare)]
-        building = [
+        never = [
             app for app, status in bare.items()
-            if status in ("NOT_STARTED", "DEPLOYING") and not self._known_of(app)
+            if status in ("NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED") and not self._known_of(app)
         ]  # fmt: skip
         self._known = {name: known for part in [*found, *kept] for name, known in part.items()}
-        self._waiting = sorted([*unready, *building])
+        self._waiting = sorted([*unready, *never])
 
     def _known_of(self, application: str) -> dict[str, _Known]:
         return {

@@ -202,7 +202,10 @@ def build_gateway(
         if waiting or not models.names():
             raise RequestError(
                 "unavailable",
-                f"not ready: {', '.join(waiting)}" if waiting else "not ready: no model is loaded",
+                # Not their names: whoever may not use a model is not told of it.
+                f"not ready: {len(waiting)} of the applications; `serve status` names them"
+                if waiting
+                else "not ready: no model is loaded",
                 1,
             )
         return JSONResponse({"status": "ok"})

@@ -7,9 +7,16 @@ one that was probably meant.
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from trainyard.errors import UserError
 
@@ -58,6 +65,29 @@ def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
     close = difflib.get_close_matches(last, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
     return f"unknown key '{key}'; {hint}"
+
+
+def check_keys(value: Mapping[str, Any], schema: Any, where: str) -> None:
+    """Refuse keys that `schema`, a model of Serve's, would ignore; also in the models below it.
+
+    Raises:
+        UserError: one sentence that names the first of them.
+    """
+    for key, item in value.items():
+        if key not in schema.model_fields:
+            raise UserError(f"{where}: {unknown_key(str(key), str(key), schema)}")
+        inner = _model_in(schema.model_fields[key].annotation)
+        for one in item if isinstance(item, list) else [item]:
+            if inner is not None and isinstance(one, Mapping):
+                check_keys(one, inner, where)
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model inside a type such as `List[Model]` or `Model | None`, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [_model_in(part) for part in get_args(annotation)]
+    return next((model for model in found if model is not None), None)
 
 
 class GatewayOptions(Strict):
@@ -113,7 +143,7 @@ class ModelOptions(Strict):
             of long texts, texts to draw) or be answered by (proposals for masks, spans of a context).
         max_new_tokens: tokens generated for one text.
         max_parameters: largest model that is loaded, by its config.
-        num_replicas: replicas, or None with `autoscaling`.
+        num_replicas: replicas; without `autoscaling` 1 by default, with it none can be given.
         autoscaling: Ray Serve's `autoscaling_config`.
         num_cpus: what Ray reserves for each replica.
         num_gpus: the same.
@@ -134,6 +164,23 @@ class ModelOptions(Strict):
     autoscaling: dict[str, Any] | None = None
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
+
+    @field_validator("autoscaling")
+    @classmethod
+    def _autoscaling(
+        cls, given: dict[str, Any] | None, others: ValidationInfo
+    ) -> dict[str, Any] | None:
+        if given is None:
+            return None
+        from ray.serve.config import AutoscalingConfig
+
+        if others.data.get("num_replicas") is not None:
+            raise ValueError("it sets the number of replicas, and so does num_replicas; give one")
+        try:
+            check_keys(given, AutoscalingConfig, "it")
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return given
 
 
 class SharedOptions(ModelOptions):

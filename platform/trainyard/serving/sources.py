@@ -17,6 +17,11 @@ PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 STORY = ("name", "identity", "data_fingerprint", "versions", "status")
 """What a run's record tells about its model."""
 
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, OverflowError, RecursionError,
+)  # fmt: skip
+"""What reading a broken header can raise."""
+
 
 def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any]]:
     """The folder of a version, and what is known about it: source, revision, run, metrics.
@@ -121,8 +126,8 @@ def _parameters_in(file: Path, source: str) -> int:
                 numbers = 1
                 for size in tensor["shape"]:
                     numbers *= int(size)
-                total += numbers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+                total += int(float(numbers))  # more than a float holds, no file does
+    except UNREADABLE as error:
         raise UserError(
             f"model {source}: {file.name} is no valid safetensors file ({error}); copy it again"
         ) from None
@@ -150,7 +155,7 @@ def _parameters_of(config: dict[str, Any]) -> tuple[float, float]:
         for name in names:
             value = config.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-                return float(value)
+                return float(min(value, 1e60))  # a product of several is no infinity
         return 0.0
 
     width = number("hidden_size", "d_model", "n_embd", "dim", "emb_dim")

@@ -1,0 +1,158 @@
+"""What runs inside a Serve replica of several rarely used models, loaded when they are asked for."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+from trainyard.errors import UserError
+from trainyard.serving.about import glance
+from trainyard.serving.failures import RequestError
+from trainyard.serving.gateway import Answer
+from trainyard.serving.host import Host
+from trainyard.serving.last_good import LastGood
+from trainyard.serving.options import SharedOptions, SharedVersions, Version
+from trainyard.serving.swap import Swap
+
+FAILED_SECONDS = 60.0
+"""For so long a model that could not be loaded is not tried again: loads wait for each other."""
+
+log = logging.getLogger("ray.serve.trainyard")
+
+
+class SharedReplica:
+    """Rarely used models; the least recently used gives way.
+
+    Serve's multiplexing keeps them by name, and sends requests to a replica that has their model: it
+    compares the names with those that the gateway asks for, see `discovery.py`.
+    """
+
+    def __init__(self, options: Mapping[str, Any], build: str) -> None:
+        from ray import serve
+
+        self._options = SharedOptions.parse(options, "args of shared models")
+        self._build = build
+        self._last_good = LastGood(build, "")
+        self._versions: dict[str, Version] = {}
+        self._refused: dict[str, Any] = {}
+        self._failed: dict[str, float] = {}
+        self._slots: WeakValueDictionary[str, _Slot] = WeakValueDictionary()
+        self._changing = asyncio.Lock()
+
+        async def load(name: str) -> _Slot:
+            return await self._load(name)
+
+        self._slot = serve.multiplexed(max_num_models_per_replica=self._options.max_loaded)(load)
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Take another list of models; new versions of loaded ones replace them, see `Swap.want`.
+
+        A list that is wrong is refused as a whole, and the one before it stays.
+        """
+        async with self._changing:
+            try:
+                self._versions = _parse(user_config)
+            except UserError as error:
+                log.error("the list of shared models stays as it is: %s", error)
+                self._refused = {"refused": {"version": user_config, "error": str(error)}}
+                if not self._versions:
+                    known = await asyncio.to_thread(self._last_good.read)
+                    if not known:
+                        raise
+                    self._versions = _parse(known[0])
+                return
+            self._refused = {}
+            self._failed.clear()
+            await asyncio.to_thread(self._last_good.write, user_config)
+            for name, slot in list(self._slots.items()):
+                if name in self._versions:
+                    await slot.swap.want(self._versions[name])
+
+    async def names(self) -> dict[str, int]:
+        """What can be asked here, one request a call: Serve routes calls by their model."""
+        return dict.fromkeys(self._versions, 1)
+
+    async def answer(self, name: str, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
+        """See `Host.answer_all`; loads the model first when need be."""
+        try:
+            host = await self._host(name)
+        except RequestError as error:
+            return [Answer.to(error)] * len(requests)
+        return await host.answer_all(requests)
+
+    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+        """See `Host.stream`."""
+        async for event in (await self._host(name)).stream(body, seconds):
+            yield event
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """See `Swap.describe`. A model that is not loaded stays so; its files tell what they can."""
+        version = self._check(name)
+        slot = self._slots.get(name)
+        if slot is not None:
+            about = slot.swap.describe()
+        else:
+            try:
+                about = await asyncio.to_thread(glance, version, self._options)
+            except Exception:  # whatever broken files make their readers raise
+                log.exception("model '%s' cannot be described", name)
+                raise _cannot_load(name, FAILED_SECONDS) from None
+        return about | {"shared": True} | self._refused
+
+    async def check_health(self) -> None:
+        """Asked by Serve every ten seconds."""
+        for slot in list(self._slots.values()):
+            slot.swap.retry_when_due()
+
+    async def _host(self, name: str) -> Host:
+        self._check(name)
+        slot: _Slot = await self._slot(name)
+        return slot.host
+
+    def _check(self, name: str) -> Version:
+        """The version of a model that can be asked, as far as is known."""
+        version = self._versions.get(name)
+        if version is None:
+            raise RequestError("not_found", "there is no such model here")
+        if (wait := self._failed.get(name, 0) - time.monotonic()) > 0:
+            raise _cannot_load(name, wait)
+        return version
+
+    async def _load(self, name: str) -> "_Slot":
+        async with self._changing:
+            version = self._check(name)  # again: others may have tried while this one waited
+            swap = Swap(name, self._options, LastGood(self._build, name))
+            try:
+                await swap.want(version)
+            except UserError as error:
+                log.error("model '%s' cannot be loaded: %s", name, error)
+                self._failed[name] = time.monotonic() + FAILED_SECONDS
+                raise _cannot_load(name, FAILED_SECONDS) from None
+            slot = self._slots[name] = _Slot(swap)
+            return slot
+
+
+def _cannot_load(name: str, seconds: float) -> RequestError:
+    return RequestError("unavailable", f"model '{name}' cannot be loaded", seconds)
+
+
+def _parse(user_config: Any) -> dict[str, Version]:
+    return SharedVersions.parse(user_config, "user_config of shared models").models
+
+
+class _Slot:
+    """A loaded model in Serve's cache, which says that it drops one by calling `__del__`."""
+
+    def __init__(self, swap: Swap) -> None:
+        self.swap = swap
+
+    @property
+    def host(self) -> Host:
+        """What answers; a slot is made once there is something."""
+        assert self.swap.host is not None
+        return self.swap.host
+
+    def __del__(self) -> None:
+        self.swap.close()
