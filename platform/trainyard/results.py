@@ -14,8 +14,8 @@ from trainyard.splits import find_splits
 class FitResult:
     """What a finished run found; `score` is the task's headline metric, higher is better.
 
-    `metrics` holds {split: {metric: value}} of the best checkpoint, `intervals` its 95 % bootstrap
-    intervals, `model` the folder that transformers loads, `seconds` those of all attempts.
+    `metrics` holds {split: {metric: value}} of the best checkpoint, `intervals` those of 95 % over
+    rows, `model` the folder that transformers loads, `seconds` those of all attempts.
     """
 
     run: str

@@ -1,8 +1,8 @@
 """The table of a suite: what each task's seeds say together, and how sure that is.
 
 Two things make a figure uncertain, and each has its interval: the seed (other runs of the same
-recipe; Student's t over the runs) and the rows (another validation set of this size; bootstrap, the
-mean of the runs' ends). One interval says nothing about the other.
+recipe; Student's t over the runs) and the rows (another validation set of this size; the mean of the
+runs' own ends). One interval says nothing about the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -217,8 +217,8 @@ def _average_words(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]
 def notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     """What must be known to read the table, a sentence each; `*` is the mark of a sample."""
     found = [
-        "Over seeds: Student's t over runs. Over rows: bootstrap of the validation rows, mean of the "
-        "runs. The validation split also chose the best checkpoint of each run.",
+        "Over seeds: Student's t over runs. Over rows: Wilson's interval of an accuracy, "
+        "else bootstrap of the validation rows; mean of the runs' ends. The validation split also chose the best checkpoint of each run.",
         "Published figures are as printed at their sources: one figure of a task with two metrics "
         "may be either of them.",
     ]
