@@ -55,7 +55,7 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
     second or two, and on another node, which may have died, it counts as alive for a minute.
 
     Raises:
-        Diverged: when the loss or every score was no number.
+        Diverged: when the loss or an answer of the model was no number.
         UserError: for anything else the user can mend; what was trained so far is kept.
         Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
     """
@@ -91,7 +91,7 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
             else:
                 data = trial.data
                 watch.lap("start_up")
-            _open_record(folder, config, data, trial)
+            data = _open_record(folder, config, data, trial)
             if trial is not None and config.worker_counts == [1]:
                 threads = int(resources.get("CPU", 1))
                 outcome = worker_function(
@@ -113,10 +113,12 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
 
 def _open_record(
     folder: RunFolder, config: TrainConfig, data: PreparedData, trial: Trial | None
-) -> None:
+) -> PreparedData:
+    """Note what is about to run; returns `data` with the model's commit of the first attempt."""
     record = folder.read()
     if record and record["data_fingerprint"] != data.fingerprint:
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was started")
+    data = replace(data, model_revision=record.get("model_revision") or data.model_revision)
     folder.update(
         name=folder.path.name,
         status="running",
@@ -129,6 +131,7 @@ def _open_record(
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(trial.record if trial else {}),
     )
+    return data
 
 
 def _supervise(

@@ -217,8 +217,9 @@ def _average_words(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]
 def notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     """What must be known to read the table, a sentence each; `*` is the mark of a sample."""
     found = [
-        "Over seeds: Student's t over runs. Over rows: Wilson's interval of an accuracy, "
-        "else bootstrap of the validation rows; mean of the runs' ends. The validation split also chose the best checkpoint of each run.",
+        "Over seeds: Student's t over runs. Over rows: Wilson's interval of an accuracy, of other "
+        "metrics the bootstrap's, and of several runs the mean of the ends. The validation split also "
+        "chose the best checkpoint of each run.",
         "Published figures are as printed at their sources: one figure of a task with two metrics "
         "may be either of them.",
     ]
