@@ -235,7 +235,9 @@ def test_a_single_gateway_is_replaced_without_a_failed_request(
         deadline = time.monotonic() + 90
         while before & (now := replicas("gateway#Gateway")) or not now:
             assert time.monotonic() < deadline
-            time.sleep(0.2)
+            with contextlib.suppress(KeyError):  # its application is being built
+                assert running("gateway", "Gateway") > 0  # else requests wait
+            time.sleep(0.1)
         load.wait_for((200, "a"))
     assert set(load.found) == {(200, "a")}
 
