@@ -112,7 +112,7 @@ def url(cluster: Any, models: dict[str, Path]) -> Iterator[str]:
 def _ready(url: str) -> bool:
     with contextlib.suppress(OSError, ValueError):
         names = [model["name"] for model in ask(f"{url}/models")[1]]
-        return ask(f"{url}/ready")[0] == 200 and names == ["b", "c", "g", "mail"]
+        return ask(f"{url}/ready")[0] == 200 and names == ["b", "c", "g", "mail", "t"]
     return False
 
 
