@@ -99,14 +99,16 @@ def url(cluster: Any, models: dict[str, Path]) -> Iterator[str]:
 
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    deploy(config(models, models["a"]))
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while not _ready(url):
-        assert time.monotonic() < deadline, serve.status()
-        time.sleep(0.2)
-    yield url
-    serve.shutdown()
+    try:
+        deploy(config(models, models["a"]))
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not _ready(url):
+            assert time.monotonic() < deadline, serve.status()
+            time.sleep(0.2)
+        yield url
+    finally:  # else its replicas hold the CPUs that other tests wait for
+        serve.shutdown()
 
 
 def _ready(url: str) -> bool:
