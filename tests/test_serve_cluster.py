@@ -167,7 +167,7 @@ def test_models_are_found_and_answer(url: str) -> None:
     status, about = ask(f"{url}/models/mail")
     assert (status, about["task"], about["labels"]) == (200, "text-classification", ["a-1", "a-2"])
     status, answer = ask(f"{url}/models/mai", BODY)
-    assert (status, answer["error"]) == (404, "there is no such model; there are b, c, g, mail")
+    assert (status, answer["error"]) == (404, "there is no such model; there are b, c, g, mail, t")
 
 
 def test_a_new_version_takes_over_without_restart_and_without_a_failed_request(
