@@ -187,7 +187,7 @@ def test_a_diverged_trial_says_so_and_reports_the_worst(
 def test_a_defect_fails_the_trial_and_not_its_process(
     process: TrialProcess, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
