@@ -198,17 +198,15 @@ def test_each_line_is_what_its_model_answers(
 
 
 def test_rows_without_their_index_are_refused(tmp_path: Path) -> None:
-    config = SuiteConfig(tasks=("rte",), data_dir=str(tmp_path), storage_path=str(tmp_path))
     write_test_split(tmp_path, "rte", "test", 3)
-    run, path = config.run_config("rte", 1), tmp_path / "rte/test.parquet"
+    path = tmp_path / "rte/test.parquet"
     table = pq.read_table(path)
-    order = np.arange(3)[row_order(run, FILES["RTE.tsv"])]
-    assert np.array_equal(order, np.argsort(table["idx"].to_numpy()))
+    assert np.array_equal(row_order(path), np.argsort(table["idx"].to_numpy()))
     pq.write_table(table.drop_columns(["idx"]), path)
     with pytest.raises(UserError, match=r"rte/test.parquet has no column 'idx'"):
-        row_order(run, FILES["RTE.tsv"])
+        row_order(path)
     pq.write_table(pa.concat_tables([table, table]), path)
     with pytest.raises(
         UserError, match=r"has other numbers than 0, 1, 2, \.\.\. in its column 'idx'"
     ):
-        row_order(run, FILES["RTE.tsv"])
+        row_order(path)

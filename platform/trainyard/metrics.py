@@ -34,6 +34,8 @@ class Metric:
     """What it works from: class indices or values of shape [rows], or 0/1 of [rows, labels]."""
     higher_is_better: bool = True
     """False for an error."""
+    counts_rows: bool = False
+    """Whether it is the share of rows that are right, each by itself: a proportion, with its tests."""
 
 
 def accuracy(predictions: NDArray[Any], references: NDArray[Any]) -> float:
@@ -121,6 +123,7 @@ METRICS: dict[str, Metric] = {
         description="share of rows predicted right",
         function=accuracy,
         inputs=("labels", "multi_label"),
+        counts_rows=True,
     ),
     "f1": Metric(description="F1 of the second class", function=f1, inputs=("labels",)),
     "f1_macro": Metric(

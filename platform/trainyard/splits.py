@@ -222,12 +222,8 @@ def canonical(
     """A task's own columns as canonical ones, every label checked (-1 is none, if not `labelled`).
 
     Raises:
-    <<<<<<< HEAD
-            UserError: naming `origin` and the row, for a column that is missing, a label that the task
-                does not have, or rows that cannot be read.
-    =======
-            UserError: naming `origin` and the row, for a column or text that is missing or a label that
-                the task does not have.
+        UserError: naming `origin` and the row, for a column or text that is missing, a label that the
+            task does not have, or rows that cannot be read.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -66,14 +66,14 @@ def bootstrap_interval(
 def metric_interval(
     metric: str, predictions: NDArray[Any], references: NDArray[Any], *, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % interval of a metric over rows: Wilson's of an accuracy, of all others the bootstrap's.
+    """The 95 % interval of a metric over rows: Wilson's of a share of rows, else the bootstrap's.
 
-    An accuracy is a share of rows: of few, the bootstrap's interval of one is too narrow.
+    Of few rows, the bootstrap's interval of a share is too narrow.
 
     Raises:
         UserError: as `bootstrap_interval`.
     """
-    if metric != "accuracy":
+    if not get_metric(metric).counts_rows:
         return bootstrap_interval(metric, predictions, references, seed=seed)
     check_rows(predictions, references)
     right = (predictions == references).reshape(len(references), -1).all(axis=1)

@@ -186,6 +186,12 @@ def _conclude(
         folder.update(status="failed", reason=reason)
         raise UserError(reason)
     evaluation = outcome["best_evaluation"]
+    card = model_card(config, task, folder.read(), evaluation)
+    export_model(folder, best, tokenizer, card, evaluation)
+    folder.publish("model")
+    folder.add_seconds({"export": watch.lap("export")})
+    spent = time_ledger(folder.read(), folder.progress())  # of all attempts
+    tables = {name: data.table(name) for name in data.folders}
     result = FitResult(
         run=folder.path.name,
         task=task.name,
@@ -193,20 +199,14 @@ def _conclude(
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
         model=folder.address("model"),
-        seconds=0.0,
+        seconds=round(sum(spent.values()), 2),
         best_step=outcome["best_step"],
         steps=outcome["step"],
         train_samples_per_second=outcome["train_samples_per_second"],
         padding_efficiency=outcome["padding_efficiency"],
-        truncated_rows={name: data.table(name).info["truncated_rows"] for name in data.folders},
-        rows={name: len(data.table(name)) for name in data.folders},
+        truncated_rows={name: table.info["truncated_rows"] for name, table in tables.items()},
+        rows={name: len(table) for name, table in tables.items()},
     )
-    card = model_card(config, task, folder.read(), evaluation)
-    export_model(folder, best, tokenizer, card, evaluation)
-    folder.publish("model")
-    folder.add_seconds({"export": watch.lap("export")})
-    spent = time_ledger(folder.read(), folder.progress())  # of all attempts
-    result = replace(result, seconds=round(sum(spent.values()), 2))
     folder.update(status="finished", result=asdict(result))
     folder.tidy()
     return result

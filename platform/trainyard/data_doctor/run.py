@@ -135,7 +135,7 @@ def _missing_labels(task: Task, rows: Rows) -> int:
 
 
 def _truncation(splits: Splits, settings: TrainConfig, folder: Path) -> dict[str, Any]:
-    """What tokenization cuts off, by the tables that training would use: they stay in its cache."""
+    """What tokenization cuts off, by tables as training makes them: they stay in the cache."""
     with ray_session(settings):
         data = prepare(splits, build_tokenizer(settings), settings, folder.parent / ".cache")
     found = {}

@@ -41,7 +41,7 @@ def compare(
             "test": "paired bootstrap",
             "verdict": found.verdict,
         }
-        if name == "accuracy":
+        if get_metric(name).counts_rows:
             wrong = [_is_wrong(answers, references) for answers in (ours, theirs)]
             test = mcnemar(int((~wrong[0] & wrong[1]).sum()), int((wrong[0] & ~wrong[1]).sum()))
             metrics[name] |= {"test": "McNemar", **test}

@@ -82,7 +82,17 @@ class Predictor(Tokenizing, ABC):
             revision=revision,
             optional_weights=cls.optional_weights,
         )
-        return cls(model, tokenizer)
+        predictor = cls(model, tokenizer)
+        predictor.read_more(name, revision)
+        return predictor
+
+    def read_more(self, name: str, revision: str | None) -> None:
+        """Take what else the model's folder says about the task; called once, by `load`.
+
+        Raises:
+            UserError: for a file that cannot be what it should.
+        """
+        del name, revision
 
     def check_model(self) -> None:
         """Refuse, by a UserError, a model that cannot do the task."""

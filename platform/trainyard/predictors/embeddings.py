@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -19,7 +19,6 @@ from trainyard.modeling import resolve_model
 from trainyard.predictors.base import Predictor
 from trainyard.predictors.inputs import fields_of, text_of
 from trainyard.predictors.limits import Budget
-from trainyard.predictors.loading import Dtype
 from trainyard.predictors.parameters import STRICT
 from trainyard.predictors.rows import Item
 
@@ -107,21 +106,11 @@ class Embedder(Predictor):
     optional_weights = ("pooler.",)
     settings = SentenceSettings()
 
-    @classmethod
-    def load(
-        cls,
-        name: str,
-        *,
-        dtype: Dtype = "float32",
-        device: str = "cpu",
-        revision: str | None = None,
-    ) -> Self:
-        """As `Predictor.load`; reads what the model says about sentences, too."""
-        predictor = super().load(name, dtype=dtype, device=device, revision=revision)
-        predictor.settings = sentence_settings(name, revision)
-        limits = [n for n in (predictor.settings.max_tokens, predictor.max_tokens) if n is not None]
-        predictor.max_tokens = min(limits, default=None)
-        return predictor
+    def read_more(self, name: str, revision: str | None) -> None:
+        """What the model says about sentences."""
+        self.settings = sentence_settings(name, revision)
+        limits = [n for n in (self.settings.max_tokens, self.max_tokens) if n is not None]
+        self.max_tokens = min(limits, default=None)
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
         """Vectors of each row: [size], or [tokens, size] without pooling."""
@@ -187,7 +176,6 @@ class FeatureExtraction(Embedder):
         )
         rows = self.rows_of(tokens)
         if self._pooling(parameters) == "none":
-            size = getattr(self.model.config, "hidden_size", 1)
             total = size * sum(row.length for row in rows)
             Budget(self.limits).spend(0, "vectors", numbers=total)
         for row in rows:

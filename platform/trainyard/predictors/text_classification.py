@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -14,7 +14,6 @@ from trainyard.errors import UserError
 from trainyard.modeling import resolve_model
 from trainyard.predictors.base import Predictor
 from trainyard.predictors.inputs import fields_of, text_of
-from trainyard.predictors.loading import Dtype
 from trainyard.predictors.parameters import STRICT, Truncation
 from trainyard.predictors.rows import Item
 
@@ -78,19 +77,10 @@ class TextClassification(SequenceClassifier):
     example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}
     temperature = 1.0
 
-    @classmethod
-    def load(
-        cls,
-        name: str,
-        *,
-        dtype: Dtype = "float32",
-        device: str = "cpu",
-        revision: str | None = None,
-    ) -> Self:
-        """As `Predictor.load`; takes the temperature that is stored with the model, too."""
-        predictor = super().load(name, dtype=dtype, device=device, revision=revision)
-        predictor.temperature = stored_temperature(Path(resolve_model(name)))
-        return predictor
+    def read_more(self, name: str, revision: str | None) -> None:
+        """The temperature that is stored with the model."""
+        del revision  # only of a folder: nobody calibrates in a cache of the Hub
+        self.temperature = stored_temperature(Path(resolve_model(name)))
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
         """One row per text or pair."""

@@ -135,9 +135,7 @@ def _objects(path: Path, columns: Columns, lines: Iterator[str]) -> Iterator[Row
         except UserError as error:
             yield columns.bad_row(number, error)
             continue
-        if (
-            not named
-        ):  # a column that the first object lacks was not meant by whoever wrote the file
+        if not named:  # a column that the first object lacks is a mistake in its name, not in a row
             _check_keys(where, columns, record)
             named = True
         try:

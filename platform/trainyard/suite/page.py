@@ -7,12 +7,13 @@ from trainyard.report import charts
 from trainyard.report.page import Cell, Facts, Figure, Section, Table, Text, commit, number, render
 from trainyard.suite.table import (
     average_mark,
+    figures,
     metric_name,
     no_figure,
     notes,
     percent,
     span,
-)  # fmt: skip
+)
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -29,14 +30,8 @@ def _results(found: Mapping[str, Any]) -> Section:
     for task in found["tasks"]:
         mark = " *" if task["samples_of"] else ""
         if not task["metrics"]:
-            rows.append(
-                [
-                    task["task"],
-                    Cell(no_figure(task), status="failed" if task["failed"] else None),
-                    0,
-                    *[None] * 7,
-                ]
-            )
+            why = Cell(no_figure(task), status="failed" if task["failed"] else None)
+            rows.append([task["task"], why, 0, *[None] * 7])
         for metric in task["metrics"]:
             low, high = metric["rows_interval"]
             rows.append(
@@ -90,12 +85,7 @@ def _seeds(found: Mapping[str, Any]) -> Section:
 
 def _beside(found: Mapping[str, Any]) -> Section:
     names = [task["task"] for task in found["tasks"]]
-    ours = [
-        "/".join(percent(metric["mean"]) for metric in task["metrics"])
-        + (" *" if task["samples_of"] else "")
-        for task in found["tasks"]
-    ]
-    rows = [["this suite", *ours, ""]]
+    rows = [["this suite", *map(figures, found["tasks"]), ""]]
     for reference in found["references"]:
         scores = ["/".join(f"{v:g}" for v in reference["scores"].get(name, ())) for name in names]
         rows.append([reference["model"], *scores, reference["source"]])

@@ -91,8 +91,10 @@ def write_submission(
     for name, logits in zip(jobs, _predict(list(jobs.values()), config.folder), strict=True):
         file = FILES[name]
         check_finite(logits, jobs[name][0])
-        ordered = logits[file.split][row_order(jobs[name][2], file)]
-        lines = lines_of(get_task(file.task), file, ordered)
+        task, answers = get_task(file.task), logits[file.split]
+        if config.data_dir:  # the Hub's rows are in order; a file may have been shuffled
+            answers = answers[row_order(split_file(task, file.split, Path(config.data_dir)))]
+        lines = lines_of(task, file, answers)
         (folder / name).write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
         written[name] = len(lines)
     path = zip_submission(folder)
@@ -111,19 +113,14 @@ def _predict(jobs: list[tuple[str, PreparedData, TrainConfig]], folder: Path) ->
     return found
 
 
-def row_order(config: TrainConfig, file: File) -> NDArray[Any] | slice:
+def row_order(path: Path) -> NDArray[np.int64]:
     """Positions of a test split's rows in the order of their `idx`, by which they are judged.
-
-    The Hub's are in that order; a file may have been shuffled.
 
     Raises:
         UserError: when the file has no `idx`, or not every number from 0 once.
     """
     import pyarrow.parquet as pq
 
-    if not config.data_dir:
-        return slice(None)
-    path = split_file(get_task(file.task), file.split, Path(config.data_dir))
     has = "idx" in pq.read_schema(path).names
     found = pq.read_table(path, columns=["idx"])["idx"].to_numpy() if has else np.array([])
     order = np.argsort(found, kind="stable")

@@ -146,7 +146,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "",
         _average_words(found["average"], found["tasks"]),
         "",
-        *(f"- {note.replace('*', chr(92) + '*')}" for note in notes(found["tasks"])),
+        *(f"- {_literal(note)}" for note in notes(found["tasks"])),
         "",
         "## Beside published results (validation splits)",
         "",
@@ -192,6 +192,17 @@ def span(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
+def _literal(text: str) -> str:
+    """With stars that Markdown leaves alone."""
+    return text.replace("*", r"\*")
+
+
+def figures(row: Mapping[str, Any]) -> str:
+    """All of a task's means in one cell, as published rows print them."""
+    mark = " *" if row["samples_of"] else ""
+    return "/".join(percent(metric["mean"]) for metric in row["metrics"]) + mark
+
+
 def no_figure(row: Mapping[str, Any]) -> str:
     """Why a task has no figure."""
     return "failed" if row["failed"] else "not run yet"
@@ -207,7 +218,7 @@ def _average_words(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]
     if average["mean"] is None:
         return "No average: none of the tasks that count in it is finished."
     words = f"Average of {len(average['tasks'])} tasks ({', '.join(average['tasks'])}): "
-    words += f"**{average['mean']:.1f}**{average_mark(average, tasks).replace('*', chr(92) + '*')}"
+    words += f"**{average['mean']:.1f}**{_literal(average_mark(average, tasks))}"
     if average["seeds_interval"]:
         low, high = average["seeds_interval"]
         words += f", 95 % over seeds {low:.1f} to {high:.1f}"
@@ -249,16 +260,10 @@ def metric_name(metric: Mapping[str, Any]) -> str:
 
 def _beside(found: Mapping[str, Any]) -> list[str]:
     names = [row["task"] for row in found["tasks"]]
-    ours = {row["task"]: row for row in found["tasks"]}
-    cells = [
-        "/".join(percent(metric["mean"]) for metric in ours[name]["metrics"])
-        + (" *" if ours[name]["samples_of"] else "")
-        for name in names
-    ]
     lines = [
         f"| model | {' | '.join(names)} | source |",
         f"| --- {'| --- ' * len(names)}| --- |",
-        f"| **ours** | {' | '.join(cells)} | this suite |",
+        f"| **ours** | {' | '.join(map(figures, found['tasks']))} | this suite |",
     ]
     for reference in found["references"]:
         printed = ["/".join(f"{v:g}" for v in reference["scores"].get(name, ())) for name in names]
