@@ -1,7 +1,8 @@
 """Hosts on one machine: each a network, process, mount and IPC namespace with its own address.
 
-Needs root, `ip`, `unshare` and `nsenter`; no Docker. A host's processes die with it, and so does
-its end of the cable, so a power-off leaves nothing behind. Only the bridge has to be taken down.
+Needs root, `ip`, `unshare`, `setpriv` and `nsenter`; no Docker. A host's processes die with it, and
+so does its end of the cable, so a power-off leaves nothing behind; a host dies with the process that
+switched it on. Only the bridge has to be taken down: by that process, or by the next test.
 """
 
 import os
@@ -45,7 +46,7 @@ def missing() -> str | None:
     """Why hosts cannot be made here, or None."""
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
-    for tool in ("ip", "unshare", "nsenter"):
+    for tool in ("ip", "unshare", "setpriv", "nsenter"):
         if shutil.which(tool) is None:
             return f"needs the command {tool} (Debian: iproute2, util-linux)"
     probe = subprocess.run(["unshare", "--net", "--pid", "--mount", "--fork", "true"], check=False)
@@ -59,6 +60,19 @@ def ip(command: str) -> None:
     subprocess.run(["ip", *shlex.split(command)], check=True)
 
 
+def take_down_what_is_left() -> None:
+    """Delete bridges of tests that were killed: two with one subnet, and no host can be reached."""
+    for folder in Path("/sys/class/net").glob("ty[0-9]*/bridge"):
+        bridge = folder.parent.name
+        owner = int(bridge.removeprefix("ty"))
+        if psutil.pid_exists(owner):
+            sys.exit(
+                f"the bridge {bridge} of process {owner} has the hosts' subnet {SUBNET}.0/24: wait "
+                f"for that test to end, or, if it is none, `ip link delete {bridge}`"
+            )
+        ip(f"link delete {bridge}")
+
+
 class Network:
     """A bridge that the hosts hang on; taken down on exit, with every host."""
 
@@ -68,6 +82,7 @@ class Network:
         self.hosts: dict[str, Host] = {}
 
     def __enter__(self) -> Self:
+        take_down_what_is_left()
         ip(f"link add {self.bridge} type bridge")
         ip(f"addr add {SUBNET}.254/24 dev {self.bridge}")
         ip(f"link set {self.bridge} up")
@@ -105,8 +120,8 @@ class Host:
             installed=shlex.join(map(str, INSTALLED)),
         )
         self._shell = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
-             "--mount-proc", "bash", "-c", boot],
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--uts", "--ipc",
+             "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", boot],
             start_new_session=True,
         )  # fmt: skip
         until(lambda: (self.home / "booted").exists(), 20, f"{self.name} boots")
