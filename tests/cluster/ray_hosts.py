@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 from hosts import Host, Network, until
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,8 @@ class RayCluster:
         """
         for _ in range(4):
             for process in host.processes("ray"):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # its raylet's end took it along
+                    process.kill()
             self.start_worker(host)
             with contextlib.suppress(AssertionError):
                 until(lambda: host.address in (self.nodes() or {}), 40, f"{host.name} joins")
