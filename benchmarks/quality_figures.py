@@ -1,7 +1,7 @@
 """Our suite beside the peer's `Trainer`, task by task: scores by seed and the difference of their means.
 
     python jobs/glue.py --data-dir glue --tasks cola mrpc rte --seeds 0 1 2 --run-name suite
-    python benchmarks/reference_trainer.py --task rte --data-dir glue --seed 0 --batch-size 8 ... > peer/rte-0.json
+    python benchmarks/reference_trainer.py --task rte --data-dir glue --seed 0 ... > peer/rte-0.json
     python benchmarks/quality_figures.py runs/suite/glue.json peer benchmarks/results/quality.json
 
 The interval of a difference is Welch's t (SciPy's `ttest_ind` without equal variances): it says what
