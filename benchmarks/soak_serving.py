@@ -1,0 +1,116 @@
+"""Memory of our server over a long time at moderate load: whether it stays flat.
+
+    python benchmarks/soak_serving.py --data-dir DIR --minutes 60 --per-second 5
+
+Each minute the private memory (USS) of every process that serves is read. Its growth is the slope of
+a straight line through the readings of the second half, so that what is filled once (caches, pools of
+the allocator) does not count. Writes benchmarks/results/soak-serving.json.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+from compare_serving import sentences
+from deployed import Server
+from load import bodies_of, classifier, open_loop
+
+from trainyard.versions import versions
+
+KINDS = {"ServeReplica:bench:Model": "model", "ServeReplica:gateway": "gateway", "ProxyActor": "proxy",
+         "ServeController": "controller", "haproxy": "haproxy"}  # fmt: skip
+"""What the command line of a process holds, and what it is."""
+
+
+def memory() -> dict[str, float]:
+    """Private memory in MiB of each process that serves, by kind and process id."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(process.cmdline())
+            for word, kind in KINDS.items():
+                if word in command:
+                    found[f"{kind} {process.pid}"] = process.memory_full_info().uss / 2**20
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return found
+
+
+def growth(readings: list[dict[str, float]], minutes: list[float]) -> dict[str, dict[str, float]]:
+    """Of each process that lived all the while: memory at first, half-way and last, and MiB an hour."""
+    import numpy as np
+
+    half = len(readings) // 2
+    found = {}
+    for name in sorted(set.intersection(*(set(reading) for reading in readings))):
+        values = [reading[name] for reading in readings]
+        slope = np.polyfit(minutes[half:], values[half:], 1)[0]
+        found[name] = {"first_mib": round(values[0], 1), "half_way_mib": round(values[half], 1),
+                       "last_mib": round(values[-1], 1), "mib_an_hour": round(60 * slope, 2)}  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Ask for a long time, look every minute, store what was seen."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--per-second", type=float, default=5)
+    parser.add_argument("--replicas", type=int, default=2)
+    args = parser.parse_args()
+
+    bodies = bodies_of(sentences(args.data_dir, 100))
+    statuses: Counter[int] = Counter()
+    latencies: list[float] = []
+    readings, minutes = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        model = classifier(folder)
+        server = Server(args.replicas)
+        server.deploy(model)
+        server.wait_for(model)
+        stop = threading.Event()
+
+        async def ask() -> None:
+            while not stop.is_set():
+                part = await open_loop(server.url, bodies, args.per_second, 10, connections=64)
+                statuses.update(part.statuses)
+                latencies.extend(part.latencies)
+
+        thread = threading.Thread(target=lambda: asyncio.run(ask()))
+        thread.start()
+        began = time.monotonic()
+        while (passed := (time.monotonic() - began) / 60) < args.minutes:
+            readings.append(memory())
+            minutes.append(passed)
+            print(f"{passed:.0f} min", json.dumps(readings[-1]), file=sys.stderr)
+            time.sleep(60)
+        stop.set()
+        thread.join()
+    result: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, 2 cores",
+        "versions": versions(),
+        "by_status": {str(status): n for status, n in sorted(statuses.items())},
+        "p50_ms": round(1000 * sorted(latencies)[len(latencies) // 2], 1),
+        "growth": growth(readings, minutes),
+        "readings": readings,
+    }
+    path = Path(__file__).parent / "results" / "soak-serving.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result["growth"]))
+
+
+if __name__ == "__main__":
+    main()
