@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.cli import parse, run_job
+from trainyard.cluster import ray_session
 from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.errors import UserError
 
@@ -181,3 +182,18 @@ def test_identity_ignores_the_place_and_nothing_else() -> None:
     assert base.identity() != TrainConfig(seed=1).identity()
     assert set(PLACE_FIELDS) <= {field.name for field in fields(TrainConfig)}
     assert json.dumps(asdict(base))  # a config can be stored
+
+
+def test_a_local_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine so busy that Ray's processes are too slow for it: a bare Exception."""
+    import ray
+
+    def too_slow(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_slow)
+    told = r"Ray did not start on this machine \(The current node timed out .*run the same command"
+    with pytest.raises(UserError, match=told), ray_session(TrainConfig()):
+        pass

@@ -18,7 +18,7 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
     Only a Ray that was started or joined here is shut down again.
 
     Raises:
-        UserError: when the address does not answer.
+        UserError: when the address does not answer, or no local Ray starts.
     """
     # Ray starts itself when a call finds it shut down, and a thread may still call: not in a run.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -37,17 +37,26 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
     _check_answers(address)
     try:
         ray.init(address=address, **options)
-    except (
-        ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:160]}); check "
-            "--address, RAY_ADDRESS and RAY_AUTH_MODE, or leave them out for a local Ray"
-        ) from error
+    except Exception as error:  # a node that is too slow to start is a bare Exception
+        raise UserError(_no_ray(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_ray(address: str, error: Exception) -> str:
+    """The sentence for a Ray that was not to be had."""
+    what = " ".join(str(error).split())[:160]
+    if address == "local":
+        return (
+            f"Ray did not start on this machine ({what}); end what keeps the machine busy or fills its "
+            "memory or disk, and run the same command again"
+        )
+    return (
+        f"no Ray cluster answers at {address} ({what}); check --address, RAY_ADDRESS and "
+        "RAY_AUTH_MODE, or leave them out for a local Ray"
+    )
 
 
 def _check_answers(address: str) -> None:
