@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainyard.serving.bundles import BUNDLE_BYTES, Bundler
-from trainyard.serving.discovery import MODEL, SHARED, TRIES, ServeModels, _Known
+from trainyard.serving.discovery import MODEL, TRIES, ServeModels, _Known
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
 
@@ -288,38 +288,3 @@ def test_an_answer_that_is_lost_with_its_node_is_asked_for_again() -> None:
         return [Answer(200, body) for body, _ in requests]
 
     assert asyncio.run(models(remote).ask("mail", b"x", 9)).status == 200
-
-
-def test_an_application_may_change_its_builder(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def names() -> dict[str, int]:
-        return {"mail": 1}
-
-    running = SimpleNamespace(replica_states={"RUNNING": 1})
-    mail = SimpleNamespace(deployments={SHARED: running}, status="RUNNING")
-    status = SimpleNamespace(applications={"mail": mail})
-    monkeypatch.setattr("ray.serve.status", lambda: status)
-    shared = SimpleNamespace(deployment_name=SHARED, names=SimpleNamespace(remote=names))
-    monkeypatch.setattr("ray.serve.get_deployment_handle", lambda *_: shared)
-    found = models(lambda *_: Call())
-    found._known["mail"].handle.app_name = "mail"
-    asyncio.run(found.refresh())
-    assert found._known["mail"].handle is shared
-
-
-def test_a_model_at_rest_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Autoscaling may leave no replica; the next request wakes one."""
-    deployment = SimpleNamespace(replica_states={}, status="HEALTHY")
-    mail = SimpleNamespace(deployments={MODEL: deployment}, status="RUNNING")
-    status = SimpleNamespace(applications={"mail": mail})
-    monkeypatch.setattr("ray.serve.status", lambda: status)
-    found, unknown = models(lambda *_: Call()), ServeModels()
-    found._known["mail"].handle.app_name = "mail"
-    for one, state, waiting in (
-        (found, "HEALTHY", []),
-        (found, "UNHEALTHY", ["mail"]),
-        (unknown, "HEALTHY", ["mail"]),
-    ):
-        deployment.status = state
-        asyncio.run(one.refresh())
-        assert one.waiting_for() == waiting
-    assert found.names() == ["mail"]
