@@ -7,18 +7,31 @@ from typing import Any
 
 import pytest
 
+from trainyard.serving.discovery import MODEL
 from trainyard.serving.host import Host
 from trainyard.serving.watch import Watch
 
 
 class Store:
-    """Ray's internal key-value store; `broken`, it does not answer."""
+    """Ray's internal key-value store; `broken`, it does not answer.
+
+    And what Serve knows of the application: its `status`, and how many of its replicas are `running`.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kept: dict[str, Any] = {}
         self.broken = False
+        self.status, self.running = "DEPLOYING", 0
         monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_get", self._get)
         monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_put", self._put)
+        monkeypatch.setattr("ray.serve.status", self._applications)
+        context = SimpleNamespace(app_name="app")
+        monkeypatch.setattr("ray.serve.get_replica_context", lambda: context)
+
+    def _applications(self) -> Any:
+        deployments = {MODEL: SimpleNamespace(replica_states={"RUNNING": self.running})}
+        found = SimpleNamespace(status=self.status, deployments=deployments)
+        return SimpleNamespace(applications={"app": found})
 
     def _get(self, key: str, *, namespace: str) -> Any:
         if self.broken:

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class LocalModels:
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
         return await self.hosts[name].answer(body, seconds)
 
-    def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+    def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         return self.hosts[name].stream(body, seconds)
 
     async def describe(self, name: str) -> dict[str, Any]:

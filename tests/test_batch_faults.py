@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,10 @@ BAD_ROWS: dict[str, tuple[bytes | Any, list[str | None]]] = {
          "line 5: 'text' is the number 5", "line 6 has no column 'text'", "line 7: half of a", None],
     ),
     "b.csv": (b"text,x\nba,1\nco\n\"di\nfe\",1\na,b,c\n", [None, "line 3: 1 fields", None, "line 6: 3 f"]),
+    "quotes.csv": (
+        b'text,x\nba,1\n"co"x,1\n"d""i",1\nfe,"1" "2"\nga,1\n',
+        [None, "line 3: the quotes of the row", None, "line 5: the quotes of the row", None],
+    ),
     "c.tsv": (b"text\tx\nba\tco\tdu\nba\t1\n", ["line 2: 3 fields, expected 2", None]),
     "d.parquet": (pa.array(["ba", None, ""]), [None, "row 2: 'text' is null", None]),
     "e.parquet": (
@@ -88,7 +93,10 @@ def test_a_pair_of_which_one_text_is_bad(model: Path, tmp_path: Path) -> None:
     ("name", "content", "sentence"),
     [("a.jsonl", b'{"txt": "ba"}\n{"text": "ba"}\n', "no column 'text'"),
      ("a.jsonl", b'{"text": "ba"}\n\xff', "not UTF-8"),
-     ("a.csv", b'text\nba\n"never closed\n', "the quotes of the row")],
+     ("a.csv", b'text\nba\n"never closed\n', "the quotes of the row"),
+     ("a.csv", b'text\n"he said "hi" and\nleft"\n', "line 2: the quotes of the row"),
+     ("a.csv", b'text\n"two\nlines"x"\n', "line 2: the quotes of the row"),
+     ("a.csv", b'"te"xt\nba\n', "line 1: the quotes of the row")],
 )  # fmt: skip
 def test_what_is_wrong_with_the_whole_file_is_refused(
     model: Path, tmp_path: Path, name: str, content: bytes, sentence: str
@@ -121,6 +129,22 @@ def test_the_model_fails_on_one_row(
     for i, (row, other) in enumerate(zip(found, expected, strict=True)):
         assert i == 9 or row["scores"] == pytest.approx(other["scores"], abs=1e-5)
     assert len(passes) < 20, "halves, not row by row"
+
+
+def test_an_answer_that_is_no_number_is_an_error_of_its_row(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TextClassification.forward
+
+    def forward(self: TextClassification, batch: Sequence[Row]) -> list[Any]:
+        found = zip(batch, real(self, batch), strict=True)
+        return [logits * np.nan if row.length == 12 else logits for row, logits in found]
+
+    monkeypatch.setattr(TextClassification, "forward", forward)
+    assert predict(job(model, lines(tmp_path, 20)))["errors"] == 1
+    found = read_lines(tmp_path / "scores.jsonl")
+    assert [i for i, row in enumerate(found) if "label" not in row] == [9]
+    assert "not JSON compliant" in found[9]["error"]
 
 
 def test_answers_that_cannot_be_made_are_errors_of_their_rows(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import bert, same
+from small_models import bert, gpt2, same
 
 from trainyard.config import DEFAULT_MODEL
 from trainyard.errors import UserError
@@ -162,3 +162,11 @@ def test_dimensions_are_cut_before_vectors_are_scaled(plain: Path) -> None:
         UserError, match="dimensions is 33, but the model's vectors have 32 numbers"
     ):
         predictor("fed", dimensions=33)
+
+
+def test_a_text_without_a_token_is_refused(tmp_path: Path) -> None:
+    """Its row would have no place in a pass, and be whatever its neighbours make of it."""
+    predictor = FeatureExtraction.load(str(gpt2(tmp_path)))
+    assert np.isfinite(predictor("a")).all()
+    with pytest.raises(UserError, match="the text has no token that the model knows; send a text"):
+        predictor(["a", ""])

@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,10 +54,14 @@ class Models:
             await asyncio.sleep(0.005)
         return Answer(200, b"[]")
 
-    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         del name, seconds
         if b"silent" in body:
             await asyncio.sleep(60)
+        if b"wait" in body:
+            self.asked.release()
+            while not self.gate.is_set():
+                await asyncio.sleep(0.005)
         yield b'data:{"index": 1}\n\n'
         if b"die" in body:
             raise RequestError("unavailable", "model 'mail' cannot answer now; try again", 1)
@@ -199,6 +203,22 @@ def test_a_stream_that_does_not_begin_is_late() -> None:
         body = b'{"inputs": "silent", "stream": true}'
         status, text = ask(url, body, {WITHIN: "0.3"})
     assert (status, json.loads(text)["error_type"]) == (503, "overloaded")
+
+
+def test_a_caller_who_leaves_before_a_stream_begins_gives_the_place_back() -> None:
+    models = Models()
+    models.gate.clear()
+    body = b'{"inputs": "wait", "stream": true}'
+    with serving(models, GatewayOptions(concurrent_requests=1)) as url:
+        with connect(url, len(body), body):
+            assert models.asked.acquire(timeout=5)
+            assert ask(url)[0] == 429
+        time.sleep(0.2)  # until the server knows
+        models.gate.set()
+        deadline = time.monotonic() + 5
+        while (status := ask(url)[0]) != 200:
+            assert (status, time.monotonic() < deadline) == (429, True)
+            time.sleep(0.05)
 
 
 def test_every_refusal_is_counted_by_model_and_kind(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 from serving_locally import load
 from small_models import encoder_decoder
 
+from trainyard.errors import UserError
 from trainyard.predictors.rows import Item, Prepared, Row
+from trainyard.serving import host as host_module
+from trainyard.serving.bundles import BUNDLE_BYTES
 from trainyard.serving.failures import RequestError
 from trainyard.serving.host import SMALL_ANSWER, Host
 from trainyard.serving.options import ModelOptions
@@ -28,6 +32,7 @@ class Slow:
     task = "slow"
     example: Any = None
     labels: tuple[str, ...] = ()
+    max_tokens = 64
     model = SimpleNamespace(device=SimpleNamespace(type="cpu"), can_generate=lambda: True)
 
     def __init__(self, numbers: int = 10**6, seconds: float = 0.0) -> None:
@@ -99,6 +104,8 @@ def test_a_stream_behind_a_busy_model_ends_at_its_deadline() -> None:
         busy = asyncio.ensure_future(host.answer(b'{"inputs": ""}', 20))
         await asyncio.sleep(0.1)
         began = time.monotonic()
+        told = iter([began])  # when it came; later on it is as late as can be
+        host._batcher._clock = lambda: next(told, began + 0.3)
         with pytest.raises(RequestError, match=r"it waited 0\.3 s, longer than this request may"):
             async for _ in host.stream(b'{"inputs": ""}', 0.3):
                 pass
@@ -110,6 +117,84 @@ def test_a_stream_behind_a_busy_model_ends_at_its_deadline() -> None:
         host.close()
 
     asyncio.run(run())
+
+
+def test_a_short_text_waits_for_no_megabyte() -> None:
+    class Reader(Slow):
+        def preprocess(self, inputs: Any, parameters: Any) -> Prepared:
+            assert len(inputs) < 100 or self.gate.wait(10)
+            return super().preprocess(inputs, parameters)
+
+    async def run() -> None:
+        predictor: Any = Reader()
+        host = host_of(predictor)
+        predictor.gate.clear()
+        large = json.dumps({"inputs": "x" * BUNDLE_BYTES}).encode()
+        waiting = asyncio.ensure_future(host.answer(large, 20))
+        await asyncio.sleep(0.1)
+        predictor.forward = lambda rows: [np.zeros(1) for _ in rows]
+        async with asyncio.timeout(5):
+            assert (await host.answer(b'{"inputs": ""}', 20)).status == 200
+        assert not waiting.done()
+        predictor.gate.set()
+        assert (await waiting).status == 200
+        host.close()
+
+    asyncio.run(run())
+
+
+def test_a_model_that_fails_on_its_example_leaves_no_threads_behind() -> None:
+    """They would hold it in memory, and a version that is refused is tried again and again."""
+    before = set(threading.enumerate())
+    predictor: Any = Slow()
+    host = Host(predictor, ModelOptions(), {"source": "x"}, Watch())
+    started = set(threading.enumerate()) - before
+    assert started
+    with pytest.raises(UserError, match="the model of x fails on the example of its task"):
+        host.warm_up()
+    for thread in started:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_what_a_stream_fails_on_is_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    log = SimpleNamespace(error=lambda _, exc_info: told.append(exc_info))
+    monkeypatch.setattr(host_module, "log", log)
+    predictor: Any = Slow()
+    failure = ValueError("device-side assert triggered")
+
+    def forward(_: Sequence[Row]) -> list[Any]:
+        raise failure
+
+    predictor.forward = forward
+
+    async def run() -> None:
+        host = host_of(predictor)
+        with pytest.raises(RequestError, match="its replica's log has the reason"):
+            async for _ in host.stream(b'{"inputs": ""}', 20):
+                pass
+        host.close()
+
+    asyncio.run(run())
+    assert told == [failure]
+
+
+def test_a_text_for_a_model_without_a_limit_is_one_pass_at_most(tmp_path: Path) -> None:
+    """T5 reads texts of any length, with memory that grows by the square of it."""
+    folder = encoder_decoder(tmp_path, "T5")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    host = load(folder, batch_tokens=50)
+    text: dict[str, Any] = {"inputs": "a" * 60, "parameters": {"max_new_tokens": 2}}
+    refused = asyncio.run(host.answer(json.dumps(text).encode(), 60))
+    assert (refused.status, b"has 60 tokens and only 50 fit" in refused.body) == (422, True)
+    text["parameters"] = {"max_new_tokens": 2, "truncation": True}
+    cut = asyncio.run(host.answer(json.dumps(text).encode(), 60))
+    assert (cut.status, cut.headers["x-truncated-tokens"]) == (200, "10")
+    assert host.describe()["limits"]["max_tokens"] == 50
+    host.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Question answering against transformers' span decoding and against every span there is."""
 
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -186,3 +187,17 @@ def test_a_bad_request_gets_a_sentence(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         predictor.preprocess(inputs, parameters)
+
+
+def test_a_long_context_is_looked_through_in_little_memory() -> None:
+    """There are millions of spans in a context of thousands of tokens."""
+    logits = np.random.default_rng(0).normal(0, 3, (2, 4000)).astype(np.float32)
+    tracemalloc.start()
+    starts, ends, scores, _ = best_spans(logits, 1, 3999, 0, 30, 4000)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100e6
+    start, end = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert scores.tolist() == pytest.approx((start[starts] * end[ends]).tolist(), rel=1e-4)
+    every = np.triu(np.outer(start, end)[1:, 1:])
+    assert scores.tolist() == pytest.approx(np.sort(every.ravel())[:-31:-1].tolist(), rel=1e-4)

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,15 @@ def config(models: dict[str, Path], version: Path, *, limits: Any = None) -> dic
     }  # fmt: skip
 
 
-def deploy(config: dict[str, Any]) -> None:
+def deploy(config: dict[str, Any], *, checked: bool = True) -> None:
     """What `serve run FILE` does with a file."""
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
     from trainyard.serving.commands import check_config
 
-    check_config(config, "test")
+    if checked:
+        check_config(config, "test")
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
 
 
@@ -102,10 +103,7 @@ def url(cluster: Any, models: dict[str, Path]) -> Iterator[str]:
     try:
         deploy(config(models, models["a"]))
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while not _ready(url):
-            assert time.monotonic() < deadline, serve.status()
-            time.sleep(0.2)
+        wait_until(lambda: _ready(url), 120)
         yield url
     finally:  # else its replicas hold the CPUs that other tests wait for
         serve.shutdown()
@@ -155,6 +153,13 @@ def replicas(of: str = "mail#Model") -> set[str]:
     return {actor["name"] for actor in named if f"::{of}#" in actor["name"]}
 
 
+def wait_until(happened: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def running(application: str, deployment: str) -> int:
     from ray import serve
 
@@ -189,9 +194,8 @@ def test_a_broken_version_is_refused_while_the_old_one_serves(
 ) -> None:
     with Load(f"{url}/models/mail") as load:
         deploy(config(models, models["broken"]))
-        deadline = time.monotonic() + 30
-        while "refused" not in (about := ask(f"{url}/models/mail")[1]):
-            assert time.monotonic() < deadline
+        wait_until(lambda: "refused" in ask(f"{url}/models/mail")[1], 30)
+        about = ask(f"{url}/models/mail")[1]
     assert set(load.found) == {(200, "a")}
     assert "no weights in safetensors" in about["refused"]["error"]
 
@@ -199,16 +203,23 @@ def test_a_broken_version_is_refused_while_the_old_one_serves(
 def test_a_replica_that_is_lost_while_a_version_is_refused_comes_back_with_the_old_one(
     url: str, models: dict[str, Path]
 ) -> None:
+    """Also when the application is built again, after it could not be built."""
     import ray
+    from ray import serve
 
-    deploy(config(models, models["broken"]))
+    def deployed(threads: int, status: str) -> None:
+        wanted = config(models, models["broken"])
+        wanted["applications"][1]["args"]["threads"] = threads
+        deploy(wanted, checked=False)
+        wait_until(lambda: serve.status().applications["mail"].status == status, 60)
+
+    deployed(1, "RUNNING")
+    deployed(0, "DEPLOY_FAILED")
+    deployed(1, "RUNNING")
     name = sorted(replicas())[0]
     with Load(f"{url}/models/mail") as load:
         ray.kill(ray.get_actor(name, namespace="serve"))
-        deadline = time.monotonic() + 90
-        while len(replicas() - {name}) < 2 or running("mail", "Model") < 2:
-            assert time.monotonic() < deadline, load.found
-            time.sleep(0.2)
+        wait_until(lambda: min(len(replicas() - {name}), running("mail", "Model")) >= 2, 90)
         load.wait_for((200, "a"), 60)  # also from the new one
     assert set(load.found) == {(200, "a")}
     assert "refused" in ask(f"{url}/models/mail")[1]
@@ -251,10 +262,7 @@ def test_rare_models_share_a_replica_and_give_way(url: str) -> None:
 
 def test_requests_go_to_the_replica_that_has_their_model(url: str) -> None:
     """Of two replicas with room for one model each."""
-    deadline = time.monotonic() + 60
-    while running("rare", "SharedModels") < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: running("rare", "SharedModels") >= 2, 60)
     assert ask(f"{url}/models/b", BODY)[0] == 200
     time.sleep(2)  # until the router was told
     found = [ask(f"{url}/models/b")[1].get("status") for _ in range(12)]

@@ -85,6 +85,12 @@ def shared(name: str, *models: str) -> dict[str, Any]:
             "the model 'b' is in application 'rare' and in application 'rarer'",
         ),
         (
+            [{**model("a"), "deployments": ["Model"]}],
+            "deployments must be a list of entries with a name",
+        ),
+        ([{**model("a"), "deployments": None}], "deployments must hold `name: Model`"),
+        (None, "'applications': "),
+        (
             [{**model("a"), "deployments": [*model("a")["deployments"], {"name": "Modle"}]}],
             "there is no deployment 'Modle'; its name is 'Model'",
         ),
@@ -100,7 +106,7 @@ def shared(name: str, *models: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_contradicts_itself_is_told(applications: list[dict[str, Any]], sentence: str) -> None:
+def test_what_contradicts_itself_is_told(applications: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_config({"applications": applications}, "serve/config.yaml")
 

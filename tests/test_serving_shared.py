@@ -1,7 +1,9 @@
 """Models that share a replica: when they are loaded, under which name they are kept, what is refused."""
 
 import asyncio
+import gc
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,8 @@ from trainyard.errors import UserError
 from trainyard.serving import shared as shared_module
 from trainyard.serving.discovery import SHARED, ServeModels, _Known
 from trainyard.serving.failures import RequestError
+from trainyard.serving.host import Host
+from trainyard.serving.last_good import Build
 from trainyard.serving.shared import SharedReplica
 
 TASK = "text-classification"
@@ -27,7 +31,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> Cache:
 
 
 def shared(**options: Any) -> SharedReplica:
-    return SharedReplica({"threads": 1, **options}, "build")
+    return SharedReplica({"threads": 1, **options}, Build("args", "run"))
 
 
 def models(**sources: str) -> dict[str, Any]:
@@ -154,5 +158,62 @@ def test_a_list_with_a_bad_name_is_refused_as_a_whole(monkeypatch: pytest.Monkey
                 assert (await one.describe("a"))["refused"]["version"] == bad
         await replica.reconfigure(models(a="a"))
         assert "refused" not in await replica.describe("a")
+
+    asyncio.run(run())
+
+
+def test_a_caller_who_leaves_does_not_break_off_what_others_wait_for(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that loads goes on in any case: its model is used, or let go, never forgotten."""
+    loads = Loads(monkeypatch, {"a": TASK, "b": TASK})
+    load, started, gate = loads._load, threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> Any:
+        started.set()
+        assert gate.wait(10)
+        return load(*arguments)
+
+    monkeypatch.setattr(Host, "load", slowly)
+
+    async def ask_and_leave(replica: SharedReplica, name: str) -> None:
+        gate.clear()
+        leaving = asyncio.create_task(replica.answer(name, [(b"{}", 1)]))
+        await asyncio.to_thread(started.wait, 10)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert name not in cache.kept
+        started.clear()
+        gate.set()
+
+    async def run() -> None:
+        replica = shared(max_loaded=1)
+        await replica.reconfigure(models(a="a", b="b"))
+        await ask_and_leave(replica, "a")
+        assert await loaded(replica, "a") == "a"
+        assert (loads.asked, loads.open()) == (["a"], ["a"])
+        started.clear()
+        await ask_and_leave(replica, "b")  # for which nobody comes again
+        assert await loaded(replica, "a") == "a"
+        gc.collect()
+        assert (loads.asked, loads.open()) == (["a", "b", "a"], ["a"])
+
+    asyncio.run(run())
+
+
+def test_serve_replaces_a_replica_of_which_a_model_can_never_answer_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = Loads(monkeypatch, {"a": TASK})
+
+    async def run() -> None:
+        replica = shared()
+        await replica.reconfigure(models(a="a"))
+        await loaded(replica, "a")
+        await replica.check_health()
+        loads.hosts[0].healthy = False
+        with pytest.raises(RuntimeError, match="the batcher of model 'a' stopped"):
+            await replica.check_health()
 
     asyncio.run(run())

@@ -14,7 +14,7 @@ from small_models import classifier
 
 from trainyard.errors import UserError
 from trainyard.serving import swap as swap_module
-from trainyard.serving.last_good import KEPT, LastGood
+from trainyard.serving.last_good import KEPT, Build, LastGood
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.sources import locate
 from trainyard.serving.swap import Swap
@@ -30,8 +30,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(monkeypatch)
 
 
-def replica(build: str = "1", **options: Any) -> Swap:
-    return Swap("mail", ModelOptions(threads=1, **options), LastGood(build, "mail"))
+def replica(run: str = "1", args: str = "some", **options: Any) -> Swap:
+    build = Build(args, run)
+    return Swap("mail", ModelOptions(threads=1, **options), LastGood("app", build, "mail"))
 
 
 def source(name: str) -> dict[str, str]:
@@ -161,7 +162,9 @@ def test_what_nobody_saved_is_a_sentence_before_anything_is_built(
         locate(Version(source=str(tmp_path)), 2e10)
 
 
-def test_a_version_for_another_task_is_refused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_for_another_task_is_refused_everywhere(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads = Loads(monkeypatch, {"a": TASK, "other": "fill-mask"})
 
     async def run() -> None:
@@ -176,7 +179,8 @@ def test_a_version_for_another_task_is_refused_everywhere(monkeypatch: pytest.Mo
                 in (about["refused"]["error"])
             )
         assert loads.open() == ["a", "a"]
-        deployed_with_other_args = replica("2")
+        store.running = 1
+        deployed_with_other_args = replica("2", "others")
         await deployed_with_other_args.want(source("other"))
         assert deployed_with_other_args.describe() == {"source": "other"}
 
@@ -211,6 +215,30 @@ def test_a_new_replica_starts_from_what_was_good_in_its_deployment(
     assert KEPT == 2
 
 
+def test_a_build_after_one_that_failed_knows_what_its_replicas_serve(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve builds an application with the same args again, and its replicas stay what they are."""
+    broken = UserError("it is broken")
+    Loads(monkeypatch, {"a": TASK, "broken": broken, "other": "fill-mask"})
+
+    async def run() -> None:
+        await replica("the first").want(source("a"))
+        for store.status, store.running in (("RUNNING", 0), ("UNHEALTHY", 0), ("DEPLOYING", 1)):
+            for wanted in ("broken", "other"):
+                lost_and_replaced = replica(f"{store.status} {wanted}")
+                await lost_and_replaced.want(source(wanted))
+                assert lost_and_replaced.describe()["source"] == "a"
+        for store.running, args in (
+            (0, "some"),
+            (1, "others"),
+        ):  # it was deleted, or told otherwise
+            with pytest.raises(UserError, match="it is broken"):
+                await replica("the last", args).want(source("broken"))
+
+    asyncio.run(run())
+
+
 def test_a_refused_version_is_tried_again_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = Loads(monkeypatch, {"a": TASK, "copied": UserError("not there yet")})
     now = [1000.0]
@@ -222,24 +250,24 @@ def test_a_refused_version_is_tried_again_ever_more_rarely(monkeypatch: pytest.M
         await swap.want(source("copied"))
         waits = []
         for _ in range(8):
-            swap.retry_when_due()  # as Serve's health check does, every ten seconds
+            swap.check_health()  # as Serve's health check does, every ten seconds
             assert not hasattr(swap, "_retrying")
             waits.append(swap._retry_at - now[0])
             now[0] = swap._retry_at
-            swap.retry_when_due()
+            swap.check_health()
             await swap._retrying
             del swap._retrying
         assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
         assert swap.describe()["refused"]["tries"] == 9
         loads.table["copied"] = TASK
         now[0] = swap._retry_at
-        swap.retry_when_due()
+        swap.check_health()
         await swap._retrying
         assert swap.describe() == {"source": "copied"}
         assert loads.open() == ["copied"]
         asked = len(loads.asked)
         now[0] += 10_000
-        swap.retry_when_due()
+        swap.check_health()
         await asyncio.sleep(0)
         assert len(loads.asked) == asked
 

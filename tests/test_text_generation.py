@@ -221,6 +221,9 @@ def test_streamed_tokens_are_the_text(predictor: TextGeneration, options: dict[s
         assert heard[-1]["details"]["finish_reason"] in ("length", "eos_token")
         assert not any(event["generated_text"] or event["details"] for event in heard[:-1])
         assert all(event["token"]["logprob"] <= 0 for event in heard)
+    told = [list(heard) for heard in events]
+    predictor.forward([row for request in requests for row in request.rows])  # memory had run out
+    assert [heard[len(heard) // 2 :] for heard in events] == told
 
 
 def test_a_cancelled_row_ends_and_its_neighbours_do_not(predictor: TextGeneration) -> None:

@@ -169,3 +169,9 @@ def test_bad_decoding_parameters_get_a_sentence(folder: Path, task: type[Predict
         with pytest.raises(UserError, match=sentence):
             predictor.preprocess("a", parameters)
     json.dumps(predictor("a", max_new_tokens=3))
+
+
+def test_a_text_without_a_token_is_refused(predictor: TextToText) -> None:
+    """This tokenizer adds none of its own."""
+    with pytest.raises(UserError, match="the text has no token that the model knows; send a text"):
+        predictor("")

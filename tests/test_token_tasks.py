@@ -145,3 +145,11 @@ def test_what_cannot_be_filled_gets_a_sentence(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         mask.preprocess(text, parameters)
+
+
+@pytest.mark.parametrize("targets", [None, ["bab", "fed", "bok"]])
+def test_of_each_mask_no_more_is_kept_than_is_asked_for(mask: FillMask, targets: Any) -> None:
+    """A vocabulary for each of a page of masks, from many callers, would fill the memory."""
+    request = mask.preprocess("[MASK] " * 50, {"top_k": 2, "targets": targets})
+    (tokens, scores), *_ = mask.forward(request.rows)
+    assert tokens.shape == scores.shape == (50, 2)

@@ -110,6 +110,8 @@ def next_batch(
     Returns:
         Indices into `lengths`, shortest row first.
     """
+    if len(lengths) == 1:
+        return np.zeros(1, np.int64)
     order = np.argsort(lengths, kind="stable")
     oldest = int(np.flatnonzero(order == 0)[0])
     low = max(0, oldest - max_rows + 1)
@@ -124,8 +126,9 @@ def next_batch(
     share = (text[last + 1] - text[first]) / (overhead_tokens + padded)
     fits = (padded <= token_budget) & (rows <= max_rows)
     fits[oldest, 0] = True
+    share = np.where(fits, share, -1.0)
     # Of equal shares the larger batch: rows of one length are all taken together.
-    best = int(np.lexsort((rows.ravel(), np.where(fits, share, -1.0).ravel()))[-1])
+    best = int(np.argmax(np.where(share == share.max(), rows, 0)))
     begin, end = divmod(best, share.shape[1])
     return order[begin : oldest + end + 1]
 

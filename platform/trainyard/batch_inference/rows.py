@@ -83,9 +83,15 @@ def _answer(
         for result in mine:
             if isinstance(result, Exception):
                 raise result
-        return predictor.postprocess(request, mine), None
+        return _finite(predictor.postprocess(request, mine)), None
     except Exception as error:
         return None, _failure(error)
+
+
+def _finite(answer: Any) -> Any:
+    """`answer`; ValueError for one with NaN or infinite numbers, which looks like any other."""
+    json.dumps(answer, allow_nan=False)
+    return answer
 
 
 def _failure(error: Exception) -> str:
@@ -99,7 +105,7 @@ def _failure(error: Exception) -> str:
 def _check_alive(predictor: Predictor) -> None:
     """Ask what any model of the task can answer: rows are not to be blamed for a broken device."""
     example = predictor.example
-    predictor(example["inputs"], **example.get("parameters", {}))
+    _finite(predictor(example["inputs"], **example.get("parameters", {})))
 
 
 def _prepare(

@@ -166,13 +166,14 @@ class Predictor(Tokenizing, ABC):
         longest = max(lengths)
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0}
         fill["token_type_ids"] = getattr(self.tokenizer, "pad_token_type_id", 0)
+        device = self.model.device
         batch = {}
         for name in [*rows[0].inputs, "attention_mask"]:
             values = np.full((len(rows), longest), fill.get(name, 0), np.int64)
             for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
                 span = slice(longest - length, None) if left else slice(length)
                 values[i, span] = 1 if name == "attention_mask" else row.inputs[name]
-            batch[name] = torch.from_numpy(values).to(self.model.device)
+            batch[name] = torch.from_numpy(values).to(device)
         return batch
 
     def forward_all(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
+from numpy.typing import NDArray
 
 from trainyard.errors import UserError
 from trainyard.predictors.base import Predictor
@@ -13,7 +14,17 @@ from trainyard.predictors.inputs import text_of
 from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import STRICT, Truncation
 from trainyard.predictors.rows import Item
-from trainyard.predictors.text_classification import softmax
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """What is to be kept of the output for one text."""
+
+    places: NDArray[np.intp]
+    """Of its masks among the tokens."""
+    top_k: int
+    targets: NDArray[np.int64] | None
+    """Tokens to choose from; None for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +67,16 @@ class FillMask(Predictor):
         items = []
         for row, cut in zip(self.rows_of(tokens), tokens.truncated, strict=True):
             ids = np.array(row.inputs["input_ids"])
-            row.wanted = np.flatnonzero(ids == self.tokenizer.mask_token_id)
-            if not len(row.wanted):
+            places = np.flatnonzero(ids == self.tokenizer.mask_token_id)
+            if not len(places):
                 raise UserError(
                     f"the text has no {mask}"
                     + (" left after truncation" if cut else "")
                     + f"; put {mask} where a word is to be proposed"
                 )
-            proposals.spend(each * len(row.wanted), "proposals")
-            items.append(Item([row], cut, (ids, targets)))
+            proposals.spend(each * len(places), "proposals")
+            row.wanted = _Masks(places, each, targets)
+            items.append(Item([row], cut, ids))
         return items
 
     def _target_ids(self, parameters: FillMaskParameters) -> Any:
@@ -87,24 +99,33 @@ class FillMask(Predictor):
         return np.unique(ids)
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
-        """Logits at the masks of each row, shape [masks, vocabulary]."""
-        return [outputs.logits[i, row.wanted].float().cpu().numpy() for i, row in enumerate(rows)]
+        """Tokens and probabilities of each row's proposals, each of shape [masks, top_k].
+
+        No more is kept: a vocabulary for each of many masks would fill the memory.
+        """
+        return [self._best(outputs.logits[i], row.wanted) for i, row in enumerate(rows)]
+
+    def _best(self, logits: Any, wanted: _Masks) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        import torch
+
+        scores = logits[torch.from_numpy(wanted.places)].float().softmax(dim=-1)
+        if wanted.targets is None:
+            best, tokens = scores.topk(wanted.top_k)
+            return tokens.cpu().numpy(), best.cpu().numpy()
+        best, order = scores[:, torch.from_numpy(wanted.targets)].topk(wanted.top_k)
+        return wanted.targets[order.cpu().numpy()], best.cpu().numpy()
 
     def decode(self, item: Item, results: list[Any], parameters: FillMaskParameters) -> Any:
         """Proposals with probability, token and the text they make."""
-        ids, targets = item.context
-        places = item.rows[0].wanted
-        answers = []
-        for place, logits in zip(places, results[0], strict=True):
-            scores = softmax(logits)
-            candidates = np.arange(len(scores)) if targets is None else targets
-            order = np.argsort(-scores[candidates], kind="stable")[: parameters.top_k]
-            answers.append(
-                [
-                    self._proposal(ids, place, int(token), float(scores[token]), len(places) == 1)
-                    for token in candidates[order]
-                ]
-            )
+        del parameters
+        places = item.rows[0].wanted.places
+        answers = [
+            [
+                self._proposal(item.context, place, int(token), float(score), len(places) == 1)
+                for token, score in zip(tokens, scores, strict=True)
+            ]
+            for place, tokens, scores in zip(places, *results[0], strict=True)
+        ]
         return answers if answers[1:] else answers[0]
 
     def _proposal(

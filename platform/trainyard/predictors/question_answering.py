@@ -23,6 +23,9 @@ from trainyard.predictors.text_classification import softmax
 
 Count = Annotated[int, Ge(1)]
 
+PART = 256
+"""Tokens of a context whose spans are looked through at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnsweringParameters:
@@ -183,14 +186,32 @@ def best_spans(
     probabilities = softmax(logits[:, places])
     null = 0.0 if cls is None else float(probabilities[0, -1] * probabilities[1, -1])
     start, end = probabilities[:, : len(inside)]
-    offset = np.arange(len(inside))[None, :] - np.arange(len(inside))[:, None]
-    starts, ends = np.nonzero((offset >= 0) & (offset < longest))
-    scores = start[starts] * end[ends]
-    if len(scores) > top_k:
-        chosen = np.argpartition(-scores, top_k - 1)[:top_k]
-        starts, ends, scores = starts[chosen], ends[chosen], scores[chosen]
-    order = np.argsort(-scores, kind="stable")
+    # Part by part: all spans of a context of thousands of tokens would fill the memory.
+    parts = [
+        _likeliest(*_spans(start, end, begin, longest), top_k)
+        for begin in range(0, len(inside), PART)
+    ]
+    starts, ends, scores = map(np.concatenate, zip(*parts, strict=True))
+    starts, ends, scores = _likeliest(starts, ends, scores, top_k)
+    order = np.lexsort((ends, starts, -scores))
     return inside[starts[order]], inside[ends[order]], scores[order], null
+
+
+def _spans(start: Any, end: Any, begin: int, longest: int) -> tuple[Any, Any, Any]:
+    """First tokens, last tokens and probabilities of the spans that begin in one part of a context."""
+    first = np.arange(begin, min(begin + PART, len(start)))
+    last = np.arange(begin, min(begin + PART + longest, len(end)))
+    offset = last[None, :] - first[:, None]
+    i, j = np.nonzero((offset >= 0) & (offset < longest))
+    starts, ends = first[i], last[j]
+    return starts, ends, start[starts] * end[ends]
+
+
+def _likeliest(starts: Any, ends: Any, scores: Any, top_k: int) -> tuple[Any, Any, Any]:
+    if len(scores) <= top_k:
+        return starts, ends, scores
+    chosen = np.argpartition(-scores, top_k - 1)[:top_k]
+    return starts[chosen], ends[chosen], scores[chosen]
 
 
 def _characters(encoding: Any, start: int, end: int, *, words: bool) -> tuple[int, int]:

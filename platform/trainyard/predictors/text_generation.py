@@ -191,6 +191,8 @@ class TextGeneration(Generator):
 
         def tell(generated: Generated) -> None:
             nonlocal sent
+            if len(generated.tokens) == 1:  # a batch that ran out of memory runs again
+                sent = ""
             last = generated.finish_reason is not None
             text = self.text(generated) if last else None
             token = self._token(generated, -1)

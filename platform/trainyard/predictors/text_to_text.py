@@ -18,6 +18,7 @@ from trainyard.predictors.inputs import text_of
 from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import STRICT, Truncation, check_parameters
 from trainyard.predictors.rows import Item
+from trainyard.predictors.tokenizing import NO_TOKEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,8 @@ class TextToText(Generator):
         for value in inputs:
             tokens = self.tokenize_source(prefix + text_of(value), parameters)
             ids = list(tokens.encoding["input_ids"][0])
+            if not ids:
+                raise UserError(NO_TOKEN)
             rows = self.rows(ids, options, decoding, budget, max_new_tokens=length)
             items.append(Item(rows, tokens.truncated[0]))
         return items

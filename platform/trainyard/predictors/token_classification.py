@@ -85,9 +85,11 @@ class TokenClassification(Predictor):
             )
             owners = tokens.encoding["overflow_to_sample_mapping"]
         rows, encoding = self.rows_of(tokens), tokens.encoding
+        chunks: list[list[int]] = [[] for _ in texts]
+        for i, owner in enumerate(owners):
+            chunks[owner].append(i)
         items = []
-        for number, text in enumerate(texts):
-            mine = [i for i, owner in enumerate(owners) if owner == number]
+        for number, (text, mine) in enumerate(zip(texts, chunks, strict=True)):
             context = [
                 {
                     "sentence": text,

@@ -12,6 +12,8 @@ from trainyard.predictors.limits import Budget
 from trainyard.predictors.parameters import Truncation
 from trainyard.predictors.rows import Row
 
+NO_TOKEN = "the text has no token that the model knows; send a text"
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -146,11 +148,17 @@ class Tokenizing:
             yield self._cutter
 
     def rows_of(self, tokens: Tokens) -> list[Row]:
-        """One row per tokenized text, with the inputs that the model takes."""
+        """One row per tokenized text, with the inputs that the model takes.
+
+        Raises:
+            UserError: for a text of which nothing is left.
+        """
         names = [
             name for name in self.tokenizer.model_input_names
             if name != "attention_mask" and name in tokens.encoding
         ]  # fmt: skip
+        if not all(tokens.encoding["input_ids"]):  # not every tokenizer adds tokens of its own
+            raise UserError(NO_TOKEN)
         columns = [tokens.encoding[name] for name in names]
         return [
             Row(dict(zip(names, values, strict=True)), len(values[0]))

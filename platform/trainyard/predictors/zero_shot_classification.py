@@ -126,5 +126,5 @@ class ZeroShotClassification(SequenceClassifier):
             scores = softmax(logits[:, [self.contradiction, self.entailment]])[:, 1]
         else:
             scores = softmax(logits[:, self.entailment])
-        order = np.argsort(-scores, kind="stable")
-        return [{"label": parameters.labels[i], "score": float(scores[i])} for i in order]
+        order, labels = np.argsort(-scores, kind="stable"), parameters.labels
+        return [{"label": labels[i], "score": float(scores[i])} for i in order]

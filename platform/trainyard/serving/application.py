@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import re
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from trainyard.errors import UserError
 from trainyard.serving.discovery import MODEL, SHARED, ServeModels
 from trainyard.serving.gateway import build_gateway
 from trainyard.serving.keys import KeyRing
+from trainyard.serving.last_good import Build
 from trainyard.serving.options import (
     GatewayOptions,
     HostOptions,
@@ -108,7 +108,8 @@ def model_application(args: Any) -> Any:
     from trainyard.serving.replica import ModelReplica
 
     options = ModelOptions.parse(args, "args of a model")
-    return _replicas(ModelReplica, MODEL, options).bind(None, options.model_dump(), _build_id())
+    told = options.model_dump()
+    return _replicas(ModelReplica, MODEL, options).bind(None, told, Build.of(told))
 
 
 def shared_application(args: Any) -> Any:
@@ -116,7 +117,8 @@ def shared_application(args: Any) -> Any:
     from trainyard.serving.shared import SharedReplica
 
     options = SharedOptions.parse(args, "args of shared models")
-    return _replicas(SharedReplica, SHARED, options).bind(options.model_dump(), _build_id())
+    told = options.model_dump()
+    return _replicas(SharedReplica, SHARED, options).bind(told, Build.of(told))
 
 
 def host_application(args: Any) -> Any:
@@ -132,7 +134,8 @@ def host_application(args: Any) -> Any:
     model = _replicas(ModelReplica, MODEL, options, user_config={"source": given.model})
     name = given.name or default_name(given.model)
     return gateway_application(
-        {"keys_file": given.keys_file}, model.bind(name, options.model_dump(), _build_id())
+        {"keys_file": given.keys_file},
+        model.bind(name, options.model_dump(), Build.of(given.model_dump())),
     )
 
 
@@ -142,11 +145,6 @@ def default_name(source: str) -> str:
     last = path.absolute().parent.name if path.name == "model" else path.name
     name = re.sub("[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:96]
     return name or "model"
-
-
-def _build_id() -> str:
-    """What tells this build of an application from others, see `last_good.py`."""
-    return uuid.uuid4().hex
 
 
 def _replicas(replica: type[Any], name: str, options: ModelOptions, **more: Any) -> Any:

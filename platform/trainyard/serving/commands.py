@@ -76,7 +76,7 @@ def check_config(config: Any, where: str) -> None:
         raise UserError(f"{where} must hold a Serve config, not {config!r}")
     check_keys(config, ServeDeploySchema, where)
     places: dict[str, str] = {}
-    for number, application in enumerate(config.get("applications", [])):
+    for number, application in enumerate(config.get("applications") or []):
         if not isinstance(application, Mapping) or "name" not in application:
             raise UserError(f"{where}: applications.{number} has no name")
         place = f"application '{application['name']}'"
@@ -108,9 +108,10 @@ def _check_application(application: Mapping[str, Any], where: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     args.parse(application.get("args") or {}, f"{where}: args")
-    versions = {
-        item.get("name"): item.get("user_config") for item in application.get("deployments", [])
-    }
+    deployments = application.get("deployments") or []
+    if not all(isinstance(item, Mapping) for item in deployments):
+        raise UserError(f"{where}: deployments must be a list of entries with a name")
+    versions = {item.get("name"): item.get("user_config") for item in deployments}
     for other in versions:
         if other != deployment:
             raise UserError(

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,19 +56,24 @@ class ServeModels:
         found = await asyncio.gather(
             *(self._find(app, *place) for app, place in ours.items() if place[1])
         )
-        unready = [app for app, (_, replicas) in ours.items() if not replicas]
+        idle = [app for app, (_, replicas) in ours.items() if not replicas]
+        # One that autoscaling has put to rest lacks nothing: the next request wakes it.
+        resting = {
+            app for app in idle
+            if applications[app].deployments[ours[app][0]].status == "HEALTHY" and self._known_of(app)
+        }  # fmt: skip
         # An application has no deployments until its builder has run, also when it is deployed again
         # while its replicas serve.
         bare = {
             app: status.status for app, status in applications.items() if not status.deployments
         }
-        kept = [self._known_of(app) for app in (*unready, *bare)]
+        kept = [self._known_of(app) for app in (*idle, *bare)]
         never = [
             app for app, status in bare.items()
             if status in ("NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED") and not self._known_of(app)
         ]  # fmt: skip
         self._known = {name: known for part in [*found, *kept] for name, known in part.items()}
-        self._waiting = sorted([*unready, *never])
+        self._waiting = sorted([*(set(idle) - resting), *never])
 
     def _known_of(self, application: str) -> dict[str, _Known]:
         return {
@@ -79,7 +84,12 @@ class ServeModels:
         """An application's models, by name."""
         from ray import serve
 
-        before = self._known_of(application)
+        before = {
+            name: known
+            for name, known in self._known_of(application).items()
+            if known.handle.deployment_name
+            == deployment  # another builder makes another deployment
+        }
         handle = next(
             (known.handle for known in before.values()), None
         ) or serve.get_deployment_handle(deployment, application)
@@ -121,7 +131,12 @@ class ServeModels:
         clock = asyncio.get_running_loop().time
         try:
             left = [(body, until - clock()) for body, until in requests]
-            answers: list[Answer] = await self._handle(name).answer.remote(name, left)
+            response = self._handle(name).answer.remote(name, left)
+            try:
+                answers: list[Answer] = await response
+            except asyncio.CancelledError:
+                response.cancel()  # else the replica computes on: Serve tells it of callers only
+                raise
         except Exception as error:
             if tries == 1 or not _replica_lost(error):
                 return [Answer.to(_unavailable(name, error))] * len(requests)
@@ -130,11 +145,15 @@ class ServeModels:
             return [answer for (answer,) in await asyncio.gather(*again)]
         return answers
 
-    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         """Events as they come; not asked again, as some may have been sent already."""
         try:
-            async for event in self._handle(name, stream=True).stream.remote(name, body, seconds):
+            events = self._handle(name, stream=True).stream.remote(name, body, seconds)
+            async for event in events:
                 yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            events.cancel()
+            raise
         except Exception as error:
             raise _unavailable(name, error) from error
 
@@ -160,10 +179,11 @@ class ServeModels:
 
 
 def _replica_lost(error: Exception) -> bool:
-    from ray.exceptions import RayActorError
+    from ray.exceptions import ObjectLostError, RayActorError
     from ray.serve.exceptions import ReplicaUnavailableError
 
-    return isinstance(error, RayActorError | ReplicaUnavailableError)
+    # A large answer stays on the node of its replica until it is fetched, and is lost with the node.
+    return isinstance(error, RayActorError | ObjectLostError | ReplicaUnavailableError)
 
 
 def _unavailable(name: str, error: Exception) -> RequestError:

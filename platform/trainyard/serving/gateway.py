@@ -7,8 +7,8 @@ so that slow clients cost a connection and nothing else. What it passes on and g
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -62,7 +62,7 @@ class Models(Protocol):
             RequestError: when there is none.
         """
 
-    def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+    def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         """Server-sent events of a model, for a body that asks for `"stream": true`."""
 
     async def describe(self, name: str) -> dict[str, Any]:
@@ -141,21 +141,18 @@ def build_gateway(
         until = time.monotonic() + _seconds(request, options.request_timeout_s)
         known(name, admit(request, name))
         body = await read_body(request, options.body_bytes, options.body_seconds, unread)
-        async with AsyncExitStack() as held:
+        if b'"stream"' in body and _wants_stream(body):
+            # Held for the request, not by `_chain`: that never starts when the caller has left by then.
+            held: AsyncExitStack = request.state.held
             held.enter_context(in_work.one())
-            if b'"stream"' in body and _wants_stream(body):
-                events = models.stream(name, body, until - time.monotonic())
-                first = await _within(until, anext(events))  # so that a failure has its status
-                return StreamingResponse(
-                    _chain(
-                        first,
-                        events,
-                        until,
-                        held.pop_all(),
-                        lambda error: watch.refused(name, error.kind),
-                    ),
-                    media_type="text/event-stream",
-                )
+            events = models.stream(name, body, until - time.monotonic())
+            await held.enter_async_context(aclosing(events))
+            first = await _within(until, anext(events))  # so that a failure has its status
+            return StreamingResponse(
+                _chain(first, events, until, lambda error: watch.refused(name, error.kind)),
+                media_type="text/event-stream",
+            )
+        with in_work.one():
             answer = await _within(until, models.ask(name, body, until - time.monotonic()))
         return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 
@@ -255,26 +252,19 @@ async def _chain(
     first: bytes,
     rest: AsyncIterator[bytes],
     until: float,
-    held: AsyncExitStack,
     refused: Callable[[RequestError], None],
 ) -> AsyncIterator[bytes]:
-    """All events; a failure on the way is the last one, as the status is sent already.
-
-    What is held for the request is let go with the last event, or when its caller leaves.
-    """
-    async with held:
-        try:
-            yield first
-            while True:
-                yield await _within(until, anext(rest))
-        except StopAsyncIteration:
-            return
-        except RequestError as error:
-            failure = error
-        except Exception:
-            log.exception("a stream failed")
-            failure = RequestError(
-                "failed", "the stream broke off; the server's log has the reason"
-            )
-        refused(failure)
-        yield b"data:" + failure.body() + b"\n\n"
+    """All events; a failure on the way is the last one, as the status is sent already."""
+    try:
+        yield first
+        while True:
+            yield await _within(until, anext(rest))
+    except StopAsyncIteration:
+        return
+    except RequestError as error:
+        failure = error
+    except Exception:
+        log.exception("a stream failed")
+        failure = RequestError("failed", "the stream broke off; the server's log has the reason")
+    refused(failure)
+    yield b"data:" + failure.body() + b"\n\n"

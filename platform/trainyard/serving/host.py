@@ -1,23 +1,24 @@
 """One version of one model, loaded and warm: from the bytes of a request to those of the answer.
 
-Reading and tokenizing run in one thread, forward passes in others (the batcher's), large answers are
-made in yet others, so the event loop is always free for whoever asks next. No Ray.
+Reading and tokenizing run in threads of their own, forward passes in others (the batcher's), large
+answers are made in yet others, so the event loop is always free for whoever asks next. No Ray.
 """
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
 from trainyard.predictors.limits import Limits
 from trainyard.predictors.parameters import json_schema
 from trainyard.serving.batcher import Batcher
+from trainyard.serving.bundles import BUNDLE_BYTES
 from trainyard.serving.cost import BatchLimits, BatchRecord
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
@@ -29,6 +30,8 @@ from trainyard.serving.watch import Watch
 from trainyard.serving.wire import dump, prepare, read
 
 log = logging.getLogger("ray.serve.trainyard")
+
+Result = TypeVar("Result")
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 """Default of `batch_tokens`: where a larger batch no longer makes the rows of it cheaper."""
@@ -65,6 +68,8 @@ class Host:
         self._in_work = 0
         self._closed = False
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        # No short text waits until a megabyte is tokenized.
+        self._large_tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="answer")
         self._threads = Threads(torch.get_num_threads())
         device = predictor.model.device.type
@@ -75,6 +80,8 @@ class Host:
             batch_rows=options.batch_rows,
             waiting_tokens=options.waiting_tokens,
         )
+        if predictor.max_tokens is None:  # one text would be a pass of any size
+            predictor.max_tokens = self.limits.batch_tokens
         self._batcher = Batcher(
             self._forward,
             lambda row: row.length,
@@ -103,6 +110,7 @@ class Host:
             raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
         predictor = PREDICTORS[task].load(str(folder), dtype=options.dtype, device=device)
         about |= {"task": task, "dtype": options.dtype, "device": device}
+        about["parameters"] = json_schema(predictor.parameters)
         host = cls(predictor, options, about, watch)
         host.warm_up()
         host.about["load_seconds"] = round(time.perf_counter() - began, 2)
@@ -136,6 +144,7 @@ class Host:
                 results = self.predictor.forward_all(prepared.rows)
                 dump(self.predictor.postprocess(prepared, results))
         except Exception as error:
+            self.close()  # its threads would keep the model for ever
             raise UserError(
                 f"the model of {self.about['source']} fails on the example of its task "
                 f"({' '.join(str(error).split())[:200]}); is it really a model for "
@@ -152,10 +161,8 @@ class Host:
         began = time.monotonic()
         self._in_work += 1
         try:
-            loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(
-                self._tokenizer, lambda: [self._try_to_prepare(body) for body, _ in requests]
-            )
+            bodies = [body for body, _ in requests]
+            prepared = await self._read(bodies, lambda: list(map(self._try_to_prepare, bodies)))
             return await asyncio.gather(
                 *(
                     self._answer(one, began, seconds)
@@ -172,9 +179,7 @@ class Host:
                 raise prepared
             answer = await self._compute(prepared, began, began + seconds)
         except RequestError as error:
-            self._watch.refused(error.kind)
-            if error.__cause__ is not None:
-                log.error("request failed", exc_info=error.__cause__)
+            self._refused(error)
             return Answer.to(error)
         except Exception:  # a defect of ours; those who share the call must not suffer
             log.exception("request failed")
@@ -208,19 +213,26 @@ class Host:
             return finish()
         return await asyncio.get_running_loop().run_in_executor(self._finisher, finish)
 
-    async def stream(self, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+    async def _read(self, bodies: Sequence[bytes], work: Callable[[], Result]) -> Result:
+        pool = self._tokenizer if sum(map(len, bodies)) <= BUNDLE_BYTES else self._large_tokenizer
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+    def _refused(self, error: RequestError) -> None:
+        self._watch.refused(error.kind)
+        if error.__cause__ is not None:
+            log.error("request failed", exc_info=error.__cause__)
+
+    async def stream(self, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         """Server-sent events of an answer as it is made, token by token, ended by `[DONE]`.
 
         Raises:
             RequestError: when there is none; once the first event went out, a last event tells it.
         """
+        began, sent = time.monotonic(), 0
+        deadline = began + seconds
         self._in_work += 1
-        sent = 0
         try:
-            deadline = time.monotonic() + seconds
-            prepared = await asyncio.get_running_loop().run_in_executor(
-                self._tokenizer, self._prepare, body
-            )
+            prepared = await self._read([body], lambda: self._prepare(body))
             events = token_events(
                 self.predictor, prepared, lambda: self._batcher.submit(prepared.rows, deadline)
             )
@@ -229,9 +241,10 @@ class Host:
                     if event["index"] > sent:  # a batch that ran again repeats itself
                         sent = event["index"]
                         yield b"data:" + dump(event) + b"\n\n"
+            self._watch.answered(time.monotonic() - began)
             yield b"data: [DONE]\n\n"
         except RequestError as error:
-            self._watch.refused(error.kind)
+            self._refused(error)
             if not sent:
                 raise
             yield b"data:" + error.body() + b"\n\n"
@@ -268,7 +281,6 @@ class Host:
                 "batch_rows": self.limits.batch_rows,
             },
             "example": dict(self.predictor.example),
-            "parameters": json_schema(self.predictor.parameters),
             "waiting_rows": self._batcher.waiting_rows,
         }
 
@@ -280,8 +292,8 @@ class Host:
     def _close_if_idle(self) -> None:
         if self._closed and not self._in_work:
             self._batcher.close()
-            self._tokenizer.shutdown(wait=False)
-            self._finisher.shutdown(wait=False)
+            for pool in (self._tokenizer, self._large_tokenizer, self._finisher):
+                pool.shutdown(wait=False)
 
     def _on_batch(self, record: BatchRecord) -> None:
         self._watch.batch(record)

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from trainyard.errors import UserError
 from trainyard.serving.application import default_name, host_application
@@ -32,29 +33,34 @@ def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[
     import ray
     from ray import serve
 
+    application = host_application({"model": source, **options})
     ours = not ray.is_initialized()
     if ours:
         ray.init(
             address="local", include_dashboard=False, log_to_driver=False, logging_level="error"
         )
-    port = port or _free_port()
-    application = host_application({"model": source, **options})
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port or _free_port()}"
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application, name="trainyard", route_prefix="/")
-        _wait_until_ready(f"{url}/ready")
+        _start(application, source, url)
         yield f"{url}/models/{options.get('name') or default_name(source)}"
-    except RuntimeError as error:  # what Serve raises for a deployment that failed
-        failed = serve.status().applications.get("trainyard")
-        deployment = failed and failed.deployments.get(MODEL)
-        raise UserError(
-            f"{source} could not be served: {_last_line(deployment.message) if deployment else error}"
-        ) from error
     finally:
         serve.shutdown()
         if ours:
             ray.shutdown()
+
+
+def _start(application: Any, source: str, url: str) -> None:
+    from ray import serve
+
+    serve.start(http_options={"host": "127.0.0.1", "port": urlsplit(url).port})
+    try:
+        serve.run(application, name="trainyard", route_prefix="/")
+    except RuntimeError as error:  # what Serve raises for a deployment that failed
+        failed = serve.status().applications.get("trainyard")
+        deployment = failed and failed.deployments.get(MODEL)
+        reason = _last_line(deployment.message) if deployment else error
+        raise UserError(f"{source} could not be served: {reason}") from error
+    _wait_until_ready(f"{url}/ready")
 
 
 def _free_port() -> int:

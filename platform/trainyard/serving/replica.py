@@ -1,12 +1,12 @@
 """What runs inside a Serve replica of one model, whose versions change in place."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
 from trainyard.serving.host import Host
-from trainyard.serving.last_good import LastGood
+from trainyard.serving.last_good import Build, LastGood
 from trainyard.serving.options import ModelOptions
 from trainyard.serving.swap import Swap
 
@@ -14,12 +14,13 @@ from trainyard.serving.swap import Swap
 class ModelReplica:
     """One model. A new `user_config` loads the next version beside the one that serves."""
 
-    def __init__(self, name: str | None, options: Mapping[str, Any], build: str) -> None:
+    def __init__(self, name: str | None, options: Mapping[str, Any], build: Build) -> None:
         from ray import serve
 
-        self._name: str = name or serve.get_replica_context().app_name
+        application = serve.get_replica_context().app_name
+        self._name: str = name or application
         parsed = ModelOptions.parse(options, f"args of model '{name}'")
-        self._swap = Swap(self._name, parsed, LastGood(build, self._name))
+        self._swap = Swap(self._name, parsed, LastGood(application, build, self._name))
 
     async def reconfigure(self, user_config: Any) -> None:
         """See `Swap.want`: the first version that cannot be loaded fails the deployment."""
@@ -34,7 +35,7 @@ class ModelReplica:
         del name
         return await self._serving().answer_all(requests)
 
-    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         """See `Host.stream`."""
         del name
         async for event in self._serving().stream(body, seconds):
@@ -48,9 +49,7 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Asked by Serve every ten seconds, which replaces a replica that raises here."""
-        if self._swap.host is not None and not self._swap.host.healthy:
-            raise RuntimeError("the batcher's thread is gone")
-        self._swap.retry_when_due()
+        self._swap.check_health()
 
     def _serving(self) -> Host:
         if self._swap.host is None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,7 +12,7 @@ from trainyard.serving.about import glance
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
 from trainyard.serving.host import Host
-from trainyard.serving.last_good import LastGood
+from trainyard.serving.last_good import Build, LastGood
 from trainyard.serving.options import SharedOptions, SharedVersions, Version
 from trainyard.serving.swap import Swap
 
@@ -29,16 +29,17 @@ class SharedReplica:
     compares the names with those that the gateway asks for, see `discovery.py`.
     """
 
-    def __init__(self, options: Mapping[str, Any], build: str) -> None:
+    def __init__(self, options: Mapping[str, Any], build: Build) -> None:
         from ray import serve
 
         self._options = SharedOptions.parse(options, "args of shared models")
-        self._build = build
-        self._last_good = LastGood(build, "")
+        self._application, self._build = serve.get_replica_context().app_name, build
+        self._last_good = self._last_good_of("")
         self._versions: dict[str, Version] = {}
         self._refused: dict[str, Any] = {}
         self._failed: dict[str, float] = {}
         self._slots: WeakValueDictionary[str, _Slot] = WeakValueDictionary()
+        self._loads: dict[str, asyncio.Task[_Slot]] = {}
         self._changing = asyncio.Lock()
 
         async def load(name: str) -> _Slot:
@@ -82,7 +83,7 @@ class SharedReplica:
             return [Answer.to(error)] * len(requests)
         return await host.answer_all(requests)
 
-    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         """See `Host.stream`."""
         async for event in (await self._host(name)).stream(body, seconds):
             yield event
@@ -102,14 +103,17 @@ class SharedReplica:
         return about | {"shared": True} | self._refused
 
     async def check_health(self) -> None:
-        """Asked by Serve every ten seconds."""
+        """Asked by Serve every ten seconds, which replaces a replica that raises here."""
         for slot in list(self._slots.values()):
-            slot.swap.retry_when_due()
+            slot.swap.check_health()
 
     async def _host(self, name: str) -> Host:
         self._check(name)
         slot: _Slot = await self._slot(name)
         return slot.host
+
+    def _last_good_of(self, name: str) -> LastGood:
+        return LastGood(self._application, self._build, name)
 
     def _check(self, name: str) -> Version:
         """The version of a model that can be asked, as far as is known."""
@@ -121,9 +125,26 @@ class SharedReplica:
         return version
 
     async def _load(self, name: str) -> "_Slot":
+        """Called for one model after the other; what a caller left behind is there for the next one.
+
+        In a task of its own: a caller who leaves would break off what others wait for, and lose the
+        model that a thread goes on to load.
+        """
+        if name not in self._loads:
+            self._loads[name] = asyncio.get_running_loop().create_task(self._load_now(name))
+        loading = self._loads[name]
+        try:
+            return await asyncio.shield(loading)
+        finally:
+            if loading.done():
+                self._loads.pop(name, None)
+
+    async def _load_now(self, name: str) -> "_Slot":
         async with self._changing:
+            # Those for which nobody came again give way.
+            self._loads = {n: load for n, load in self._loads.items() if not load.done()}
             version = self._check(name)  # again: others may have tried while this one waited
-            swap = Swap(name, self._options, LastGood(self._build, name))
+            swap = Swap(name, self._options, self._last_good_of(name))
             try:
                 await swap.want(version)
             except UserError as error:

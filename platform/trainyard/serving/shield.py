@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from trainyard.serving.failures import RequestError
@@ -19,7 +19,10 @@ access_log = logging.getLogger("ray.serve.trainyard.access")
 
 
 class Shield:
-    """ASGI middleware: names each request, logs it, and never lets an exception out."""
+    """ASGI middleware: names each request, logs it, and never lets an exception out.
+
+    What is entered into `request.state.held` is let go once the request is over, however it ends.
+    """
 
     def __init__(self, app: Any, *, tell_id: bool = True) -> None:
         self.app = app
@@ -44,7 +47,9 @@ class Shield:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_named)
+            async with AsyncExitStack() as held:
+                state["held"] = held
+                await self.app(scope, receive, send_named)
         except asyncio.CancelledError:
             status = status or 499  # the client left; nginx's number for it
             raise
@@ -78,9 +83,8 @@ class Shield:
 def _request_id(scope: Any) -> str:
     """The caller's own, when it is harmless in a log, else a new one."""
     for name, value in scope["headers"]:
-        given: str = value.decode("latin-1")
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(given):
-            return given
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(given := value.decode("latin-1")):
+            return str(given)
     return uuid.uuid4().hex
 
 

@@ -55,13 +55,20 @@ class Swap:
             self._wanted, self._tries = version, 0
             await self._try()
 
-    def retry_when_due(self) -> None:
-        """Try a refused version again, in the background, when it is time; asked now and then."""
+    def check_health(self) -> None:
+        """Asked now and then; also tries a refused version again, in the background, when it is time.
+
+        Raises:
+            RuntimeError: when the model that serves can never answer again.
+        """
+        if self.host is not None and not self.host.healthy:
+            raise RuntimeError(f"the batcher of model '{self._name}' stopped")
         if self._due() and not self._loading.locked():
             self._retrying = asyncio.get_running_loop().create_task(self._retry())
 
     def _due(self) -> bool:
-        return self.refused is not None and time.monotonic() >= self._retry_at
+        waits = self.refused is not None and not self._closed
+        return waits and time.monotonic() >= self._retry_at
 
     async def _retry(self) -> None:
         async with self._loading:

@@ -33,8 +33,8 @@ def read_rows(
 
     No text column at all is allowed: that reads the labels alone, which is quick in Parquet.
     `keep_bad_rows`, for files read without labels, keeps a row that cannot be used in its place
-    (`Batch.errors`); what is wrong with the file as a whole, its encoding, columns or quotes, is
-    refused nevertheless.
+    (`Batch.errors`); what is wrong with the file as a whole, its encoding, columns or a quote
+    that is not closed on its line, is refused nevertheless.
 
     Raises:
         UserError: the file, or a row of it, cannot be used; says where and how to mend it.

@@ -27,10 +27,11 @@ Row = tuple[Any, ...]
 
 def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
     """Read RFC 4180: commas, fields quoted where needed, quotes inside a field doubled."""
-    with _opened(path) as lines:
+    with _opened(path) as text:
+        lines = _Lines(text)
         reader = csv.reader(lines, strict=True)
         remedy = "put double quotes around fields that contain a comma or a line break"
-        yield from _batches(path, columns, _records(path, columns, reader, remedy))
+        yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
 
 
 def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
@@ -39,10 +40,11 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
     That is how GLUE's own TSV files are written: they hold stray quotes, and read as quoted they
     would silently merge rows. A field can hold neither a tab nor a line break.
     """
-    with _opened(path) as lines:
+    with _opened(path) as text:
+        lines = _Lines(text)
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         remedy = "a field cannot contain a tab or a line break: replace them by spaces or use CSV"
-        yield from _batches(path, columns, _records(path, columns, reader, remedy))
+        yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
 
 
 def read_jsonl(path: Path, columns: Columns) -> Iterator[Batch]:
@@ -87,31 +89,57 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _records(path: Path, columns: Columns, reader: Any, remedy: str) -> Iterator[Row]:
+class _Lines:
+    """The lines of a file, of which the last one read is still there."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self.last = ""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self.last = next(self._lines)
+        return self.last
+
+
+def _records(
+    path: Path, columns: Columns, lines: _Lines, reader: Any, remedy: str
+) -> Iterator[Row]:
     start = 1
     positions: list[int] = []
     width = 0
-    try:
-        for record in reader:
-            if not record:  # a blank line
-                pass
-            elif not positions:
-                positions = _header(path, columns, record)
-                width = len(record)
-            elif len(record) == width:
-                yield (start, *[record[position] for position in positions], None)
-            else:
-                error = UserError(
-                    f"{path.name} line {start}: {len(record)} fields, expected {width} as in "
-                    f"the first line; {remedy}"
-                )
-                yield columns.bad_row(start, error)
+    while True:
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            fault = UserError(
+                f"{path.name} line {start}: the quotes of the row that starts here do not match up "
+                f"({error}); close every quoted field, and double a quote inside one"
+            )
+            # Where the row ends, and the next one starts, is known only of a line whose quotes pair up.
+            if not positions or reader.line_num > start or lines.last.count('"') % 2:
+                raise fault from error
+            yield columns.bad_row(start, fault)
             start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(
-            f"{path.name} line {start}: the quotes of the row that starts here do not match up "
-            f"({error}); close every quoted field, and double a quote inside one"
-        ) from error
+            continue
+        if record is None:
+            return
+        if not record:  # a blank line
+            pass
+        elif not positions:
+            positions = _header(path, columns, record)
+            width = len(record)
+        elif len(record) == width:
+            yield (start, *[record[position] for position in positions], None)
+        else:
+            wrong = UserError(
+                f"{path.name} line {start}: {len(record)} fields, expected {width} as in "
+                f"the first line; {remedy}"
+            )
+            yield columns.bad_row(start, wrong)
+        start = reader.line_num + 1
 
 
 def _header(path: Path, columns: Columns, names: list[str]) -> list[int]:
