@@ -161,9 +161,8 @@ def main() -> None:
     report = json.loads(path.read_text()) if path.exists() else {}
     for name, part in parts.items():
         if args.only in (None, name):
-            report[name] = part()
+            report[name] = {"found": part(), "versions": versions()}  # parts may be of several days
             print(name, json.dumps(report[name]), flush=True)
-    report["versions"] = versions()
     path.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -69,6 +69,14 @@ def test_a_run_whose_driver_is_gone_is_not_called_running(tmp_path: Path) -> Non
     assert run_at(folder).status == "running"
 
 
+def test_the_time_of_a_run_is_said_once_and_for_all_attempts(tmp_path: Path) -> None:
+    """`seconds` of a result are those of all attempts: the last one is not told apart."""
+    write_run(tmp_path / "a-run")
+    page = str(Dashboard(tmp_path).page("a-run", site=None))
+    assert "over all attempts at this run" in page
+    assert "last attempt" not in page
+
+
 def test_secrets_are_struck_out(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run", status="failed", upto=0.1, reason="HF_TOKEN=hf_abc123 is bad"

@@ -14,6 +14,10 @@ from runs_locally import run_locally
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.evaluation import EvalConfig, evaluate
+from trainyard.evaluation.models import _trained_length, describe
+from trainyard.evaluation.page import _results
+from trainyard.evaluation.run import _stored_temperature
+from trainyard.report.page import Text
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,7 @@ def test_own_file_calibrated_and_compared(
     assert stored["temperature"] == split["calibration"]["temperature"] > 0
     assert stored["rows"] == 37
     assert not (model / "calibration.json").exists()
+    assert found["stored_temperature"] is None  # it was stored only now
     assert "cannot be told apart" in split["comparison"]["verdict"]
     assert split["comparison"]["metrics"]["accuracy"]["p_value"] == 1.0
 
@@ -145,3 +150,64 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     refuse(r"has no such split; it has train", splits=("training",))
     refuse(r"answers not_equivalent, equivalent, but task 'rte' has the labels", task="rte")
     refuse(r"--validation-file is judged by itself", validation_file="x.csv", splits=("test",))
+    refuse(r"drop --task, --data-dir and --splits", validation_file="x.csv", task="mrpc")
+    refuse(
+        r"--label-column describes your own data, but there is no --validation", label_column="y"
+    )
+    refuse(r"--text-pair-column describes your own data", text_pair_column="b")
+    refuse(r"--splits is validation validation; name each once", splits=("validation",) * 2)
+    refuse(r"--max-length is 0; it must be at least 1", max_length=0)
+    refuse(r"--data-dir .* would not be read: the rows of task 'demo' are", task="demo")
+
+
+def test_what_a_model_lies_in(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "model")
+    assert describe(str(run / "model")).max_length is None
+    (run / "run.json").write_text(json.dumps({"config": {"max_length": 77}}))
+    assert describe(str(run / "model")).max_length == 77
+    monkeypatch.chdir(run)  # a Hub id without a slash is no file beside it
+    assert _trained_length(Path("bert-base-uncased")) is None
+    for foreign in ("{}", json.dumps({"config": "mine"})):
+        (run / "run.json").write_text(foreign)
+        assert describe(str(run / "model")).max_length is None
+    (run / "run.json").write_text("{")
+    with pytest.raises(
+        UserError, match=r"run.json is damaged .*move it away, and give --max-length"
+    ):
+        describe(str(run / "model"))
+
+
+def test_a_second_model_that_does_not_fit_is_known_before_any_runs(
+    small_run: TrainConfig, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "trainyard.evaluation.run.ray_session", lambda _: pytest.fail("Ray started")
+    )
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    config = json.loads((other / "config.json").read_text())
+    config |= {"id2label": {"0": "spam", "1": "ham"}, "label2id": {"spam": 0, "ham": 1}}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"other answers spam, ham, but task 'mrpc' has the labels"):
+        judge(model, small_run, tmp_path / "runs", against=str(other))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_temperature_that_is_stored_is_said(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    assert _stored_temperature(describe(str(own))) is None
+    (own / "calibration.json").write_text(json.dumps({"temperature": 1.7}))
+    assert _stored_temperature(describe(str(own))) == 1.7
+    split = {
+        "metrics": {"f1": 0.5},
+        "intervals": {"f1": [0.4, 0.6]},
+        "rows": 3,
+        "truncated_rows": 0,
+    }
+    found = {"splits": {"validation": split}, "score_metric": "f1", "score": 0.5, "seconds": 1.0}
+    for temperature, notes in ((1.7, 1), (None, 0)):
+        section = _results({**found, "stored_temperature": temperature})
+        said = [part.text for part in section.content if isinstance(part, Text)]
+        assert sum("jobs/predict.py divide them by 1.7" in text for text in said) == notes

@@ -14,7 +14,7 @@ from trainyard.errors import UserError
 from trainyard.evaluation.calibration import calibration, calibration_error, fit_temperature
 from trainyard.evaluation.comparison import compare, mcnemar, permutation_test
 from trainyard.evaluation.measures import confusion, per_class, worst_rows
-from trainyard.evaluation.page import _worst
+from trainyard.evaluation.page import _slices, _worst
 from trainyard.evaluation.run import store_temperature
 from trainyard.evaluation.slices import column_groups, slices
 from trainyard.metrics import f1
@@ -95,6 +95,8 @@ def test_a_temperature_on_its_bound_is_not_stored_in_silence(
     store_temperature(tmp_path, {"validation": wrong})
     assert stored_temperature(tmp_path) == 20
     assert "no better than chance" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"calibration.json cannot be written \(No such file"):
+        store_temperature(tmp_path / "absent", {"validation": wrong})
 
 
 def test_mcnemar_is_the_exact_binomial() -> None:
@@ -270,6 +272,22 @@ def test_every_row_is_in_exactly_one_group(values: list[str]) -> None:
     groups = column_groups(values)
     assert len(groups) <= 20
     assert np.sum(list(groups.values()), axis=0).tolist() == [1] * len(values)
+
+
+def test_groups_of_large_and_of_missing_numbers_lose_no_row() -> None:
+    stamps = [str(1_700_000_000 + i) for i in range(100)]  # equal in their first six digits
+    groups = column_groups([*stamps, "nan", "inf"])
+    assert len(groups) == 5
+    assert groups["(no number)"].tolist() == [False] * 100 + [True] * 2
+    assert np.sum(list(groups.values()), axis=0).tolist() == [1] * 102
+
+
+def test_one_row_has_no_interval() -> None:
+    columns = {"kind": ["alone", *["other"] * 9]}
+    found = slices(STSB, np.ones((10, 1)), np.arange(10) / 2, np.full(10, 9), columns, seed=0)
+    assert [row["error_interval"] is None for row in found] == [True, False]
+    page = _slices({"slices": [{**found[0], "weak": True}]})
+    assert page[0].text.startswith("1 of 1 slices has a larger error than all other rows")
 
 
 def test_wilson_covers_where_the_bootstrap_collapses() -> None:

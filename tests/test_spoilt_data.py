@@ -13,6 +13,7 @@ import pytest
 from conftest import WORDS
 
 from trainyard.data_doctor import DoctorConfig, examine
+from trainyard.data_doctor.balance import drift
 from trainyard.data_doctor.duplicates import duplicates
 from trainyard.data_doctor.join import _verified
 from trainyard.data_doctor.rows import Rows
@@ -180,3 +181,40 @@ def test_a_target_of_minus_one_is_a_target(tmp_path: Path, tiny_model: Path) -> 
     )  # fmt: skip
     assert [row["missing_labels"] for row in report["rows"].values()] == [0, 0]
     assert report["balance"]["train"]["low"] == -1
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"data_dir": "glue"}, r"--data-dir glue would not be read: the rows of task 'demo' are"),
+        ({"run_name": "../x"}, r"--run-name is '../x'; it must be of letters"),
+        ({"num_examples": -1}, r"--num-examples is -1; it must not be negative"),
+        ({"label_column": "y"}, r"--label-column describes your own data"),
+    ],
+)
+def test_flags_that_mean_nothing(flags: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        DoctorConfig(**flags)
+
+
+def test_a_word_of_the_other_text_is_not_unseen() -> None:
+    train = Rows("train", (["a b"], ["c d"]), np.zeros(1, np.int64))
+    other = Rows("validation", (["c d"], ["a new"]), np.zeros(1, np.int64))
+    assert drift(get_task("mrpc"), train, other, seed=0)["unseen_words"] == 0.25
+
+
+def test_a_rare_label_is_counted_against_rows(tmp_path: Path, tiny_model: Path) -> None:
+    """Not against labels, of which a row may have several."""
+    texts = [f"{text} {i}" for i, text in enumerate(telling(BALANCED * 4)[0])]
+    lines = [json.dumps({"text": text, "label": ["a", "b", "c", "d"] + ["rare"] * (i < 4)})
+             for i, text in enumerate(texts)]  # fmt: skip
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    report = report_of(
+        DoctorConfig(
+            train_file=str(tmp_path / "own.jsonl"), problem_type="multi_label_classification",
+            validation_file=str(tmp_path / "own.jsonl"), max_length=40,
+            model_name_or_path=str(tiny_model), storage_path=str(tmp_path / "runs"),
+        )
+    )  # fmt: skip
+    said = [f["sentence"] for f in report["findings"] if f["check"] == "balance"]
+    assert said == []  # 4 of 240 rows are more than 1 %, and 4 of 964 labels less

@@ -122,6 +122,16 @@ def test_no_zip(tmp_path: Path, whole: Path) -> None:
     assert "cannot be read as a zip" in check_submission(tmp_path / "x.zip")[0]
 
 
+def test_an_encrypted_zip(whole: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(whole, tmp_path))
+    with zipfile.ZipFile(path) as archive:
+        flags = archive.start_dir + 8
+    content = bytearray(path.read_bytes())
+    content[flags] |= 1
+    path.write_bytes(content)
+    assert "is encrypted" in check_submission(path)[0]
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_file_that_is_there_twice(whole: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(whole, tmp_path))

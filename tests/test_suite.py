@@ -84,6 +84,13 @@ def test_longest_first_and_small_ones_on_what_is_left() -> None:
         ({"seeds": ()}, "--seeds is empty"),
         ({"tasks": ("rte",), "warm_start": True}, "starts rte from mnli, which is not among"),
         ({"max_parallel_workers": 0}, "--max-parallel-workers is 0"),
+        (
+            {"tasks": ("cola",), "warm_start": True},
+            "--warm-start is for mrpc, stsb, rte, of which none",
+        ),
+        ({"run_name": "../x"}, "--run-name is '../x'; it must be of letters"),
+        ({"seeds": (1, -1)}, "--seed is -1; it must be between 0"),
+        ({"submission": True, "check_submission": "x.zip"}, "only looks at one; give one of them"),
     ],
 )
 def test_mistakes(fields: dict[str, Any], sentence: str) -> None:

@@ -84,3 +84,28 @@ def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
     assert found["tasks"][0]["metrics"][1]["seeds_interval"] is None
     assert found["tasks"][0]["metrics"][1]["sd"] is None
     assert found["average"]["seeds_interval"] is None
+
+
+def test_of_runs_that_did_not_count_their_rows_no_number_is_said(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc",), seeds=(1,), storage_path=str(tmp_path))
+    old = {**result(1, 0.8), "rows": {}}
+    found = summary({"mrpc-seed-1": config.run_config("mrpc", 1)}, {"mrpc-seed-1": old}, {})
+    line = next(
+        line for line in as_markdown({"model": "m", **found}).splitlines() if "mrpc" in line
+    )
+    assert line.endswith("| 60.0 to 90.0 |  | 101 | 10 |")
+
+
+def test_shorter_rows_and_coarser_numbers_are_said(tmp_path: Path) -> None:
+    config = SuiteConfig(
+        tasks=("rte",),
+        seeds=(1,),
+        max_length=32,
+        mixed_precision="bf16",
+        storage_path=str(tmp_path),
+    )
+    runs = {"rte-seed-1": config.run_config("rte", 1)}
+    found = {"model": "m", **summary(runs, {}, {"rte-seed-1": "holds no <task>/<split>.parquet"})}
+    text = as_markdown(found)
+    assert "by its own recipe, but with max_length 32, mixed_precision bf16." in text
+    assert r"\<task>/\<split>.parquet" in text  # Markdown would hide <task>

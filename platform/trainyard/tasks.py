@@ -188,6 +188,19 @@ def get_task(name: str) -> Task:
     raise UserError(f"unknown task '{name}'; {hint}{', '.join(TASKS)}")
 
 
+def check_data_dir(task: Task, data_dir: str | None) -> None:
+    """Refuse a folder that would not be read.
+
+    Raises:
+        UserError: for a task whose rows are generated.
+    """
+    if data_dir and task.hub_path is None:
+        raise UserError(
+            f"--data-dir {data_dir} would not be read: the rows of task '{task.name}' are generated; "
+            "give another --task, or leave it out"
+        )
+
+
 def own_task(
     *,
     text_columns: Sequence[str],

@@ -45,13 +45,15 @@ def drift(task: Task, train: Rows, other: Rows, *, seed: int) -> dict[str, Any]:
     `train`; `told_apart`: cross-validated area under the ROC curve of a model that guesses which
     split a row is from: 0.5 means no drift that words show (Lopez-Paz and Oquab 2017).
     """
-    known = {word for row in train.words for word in row}
+    # Without its mark a word that occurs in the first text of a pair is known in the second.
+    known = {word[1:] for word in {word for row in train.words for word in row}}
     words = [word for row in other.words for word in row]
+    unseen = {word for word in set(words) if word[1:] not in known}
     found: dict[str, Any] = {
         "first": train.name,
         "second": other.name,
         "lengths": _ks([len(row) for row in train.words], [len(row) for row in other.words]),
-        "unseen_words": sum(word not in known for word in words) / max(len(words), 1),
+        "unseen_words": sum(word in unseen for word in words) / max(len(words), 1),
         "told_apart": _told_apart(train, other, seed),
     }
     if train.labelled and other.labelled and train.labels.ndim == 1:

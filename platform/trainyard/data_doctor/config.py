@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from trainyard.config import DEFAULT_MODEL, DataConfig, TrainConfig
 from trainyard.errors import UserError
+from trainyard.tasks import check_data_dir, get_task
 
 PLACE_FIELDS = ("storage_path", "run_name", "address", "verbose")
 
@@ -45,7 +46,10 @@ class DoctorConfig(DataConfig):
                 f"--near-duplicate-similarity is {self.near_duplicate_similarity}; it must lie "
                 "between 0.5 and 1 (0.8 is usual)"
             )
+        if self.num_examples < 0:
+            raise UserError(f"--num-examples is {self.num_examples}; it must not be negative")
         self.settings()
+        check_data_dir(get_task(self.task), self.data_dir)
 
     def settings(self) -> TrainConfig:
         """The training config whose data this is."""
@@ -62,6 +66,7 @@ class DoctorConfig(DataConfig):
             max_length=self.max_length,
             seed=self.seed,
             storage_path=self.storage_path,
+            run_name=self.run_name,
             address=self.address,
             verbose=self.verbose,
         )

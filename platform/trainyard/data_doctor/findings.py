@@ -98,7 +98,8 @@ def _balance(report: Mapping[str, Any]) -> Sentences:
     for name, counts in report["balance"].items():
         if "mean" in counts:
             continue
-        total = sum(counts.values())
+        # Not the sum of the counts: a row may have several labels.
+        total = report["rows"][name]["rows"] - report["rows"][name]["missing_labels"]
         for label, rows in counts.items():
             if rows == 0:
                 yield "grave", f"{name} has no row with the label {label}"

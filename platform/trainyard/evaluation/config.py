@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from trainyard.config import TrainConfig
+from trainyard.config import DataConfig, TrainConfig
 from trainyard.errors import UserError
 
 PLACE_FIELDS = (
@@ -16,6 +16,8 @@ PLACE_FIELDS = (
 
 
 BUILT_IN_SLICES = ("length", "label")
+DEFAULT_LENGTH = 128
+"""Tokens per row, where neither the flag nor the model says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +89,23 @@ class EvalConfig:
                     f"--slice-columns {column}: rows are grouped by {' and '.join(BUILT_IN_SLICES)} "
                     "already; leave it out, or rename the column if it is another one"
                 )
-        if self.validation_file and (self.data_dir or self.splits):
+        self._check_data()
+        self.settings("demo", DEFAULT_LENGTH if self.max_length is None else self.max_length)
+
+    def _check_data(self) -> None:
+        if self.validation_file and (self.task or self.data_dir or self.splits):
             raise UserError(
-                "--validation-file is judged by itself; drop --data-dir and --splits, or drop it"
+                "--validation-file is judged by itself; drop --task, --data-dir and --splits, or "
+                "drop it"
             )
-        if (self.text_column or self.text_pair_column) and not self.validation_file:
-            raise UserError(
-                "--text-column describes your own data, but there is no --validation-file; add it"
-            )
-        self.settings("demo", 128)
+        for name in ("text_column", "text_pair_column", "label_column"):
+            if not self.validation_file and getattr(self, name) != getattr(DataConfig, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')} describes your own data, but there is no "
+                    "--validation-file; add it"
+                )
+        if len(set(self.splits)) < len(self.splits):
+            raise UserError(f"--splits is {' '.join(self.splits)}; name each once")
 
     def settings(self, task: str, max_length: int, model: str | None = None) -> TrainConfig:
         """What tokenization, the workers and exact prediction go by, in training as here."""

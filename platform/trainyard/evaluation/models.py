@@ -1,6 +1,5 @@
 """A fine-tuned model as a thing to judge: whose labels it speaks, and in which order."""
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable
@@ -12,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
+from trainyard.evaluation.config import DEFAULT_LENGTH
 from trainyard.modeling import load_config, resolve_model
+from trainyard.runs import RunFolder
 from trainyard.tasks import Task
 
 _GENERIC = re.compile(r"LABEL_\d+")
-_DEFAULT_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,6 @@ def describe(name: str) -> Judged:
     path = resolve_model(name)
     labels = tuple(settings.id2label[i] for i in sorted(settings.id2label))
     regression = settings.problem_type == "regression" or len(labels) == 1
-    run = Path(path).parent / "run.json"
-    trained = json.loads(run.read_text())["config"] if run.is_file() else {}
     return Judged(
         name=name,
         path=path,
@@ -52,13 +50,29 @@ def describe(name: str) -> Judged:
         if regression and settings.problem_type != "multi_label_classification"
         else labels,
         problem_type=settings.problem_type or ("regression" if regression else None),
-        max_length=trained.get("max_length"),
+        max_length=_trained_length(Path(path)),
     )
+
+
+def _trained_length(folder: Path) -> int | None:
+    """`--max-length` of the run that a model lies in; None of one from the Hub, whose path is an id."""
+    if not folder.is_dir():
+        return None
+    run = RunFolder(folder.parent)
+    try:
+        trained = run.read().get("config")
+    except UserError as error:
+        raise UserError(
+            f"{run.path / 'run.json'} is damaged and does not say which --max-length the model was "
+            "trained with; move it away, and give --max-length"
+        ) from error
+    length: int | None = trained.get("max_length") if isinstance(trained, dict) else None
+    return length
 
 
 def max_length(model: Judged, asked: int | None) -> int:
     """`--max-length`, else what the model was trained with, else 128."""
-    return asked or model.max_length or _DEFAULT_LENGTH
+    return asked or model.max_length or DEFAULT_LENGTH
 
 
 def column_order(model: Judged, task: Task) -> list[int]:

@@ -80,6 +80,14 @@ def _results(found: Details) -> Section:
         for name, split in found["splits"].items()
         if split["truncated_rows"]
     ]
+    if found["stored_temperature"]:
+        content.append(
+            Text(
+                "Calibration below is of the logits as they are; serving and jobs/predict.py divide "
+                f"them by {number(found['stored_temperature'])}, which is stored with the model.",
+                "note",
+            )
+        )
     comparisons = [
         [
             name, metric, _with_interval(c["difference"], c["interval"]), c["test"],
@@ -94,8 +102,9 @@ def _results(found: Details) -> Section:
     return Section("Results", content)
 
 
-def _with_interval(value: float, interval: Sequence[float]) -> Cell:
-    return Cell(number(value), sort=value, note=f"{number(interval[0])} to {number(interval[1])}")
+def _with_interval(value: float, interval: Sequence[float] | None) -> Cell:
+    note = f"{number(interval[0])} to {number(interval[1])}" if interval else ""
+    return Cell(number(value), sort=value, note=note)
 
 
 def _classes(split: Details) -> list[Any]:
@@ -136,11 +145,11 @@ def _slices(split: Details) -> list[Any]:
     ]
     columns = ["slice", "rows", "error", "error of all others", "adjusted p", "score"]
     weak = sum(row["weak"] for row in split["slices"])
-    verb = "are" if weak > 1 else "is"
+    verb = "have" if weak > 1 else "has"
     return [
         Text(
-            f"{weak or 'None'} of {len(rows)} slices {verb} wrong more often than all other rows, at a "
-            "false discovery rate of 5 %."
+            f"{weak or 'None'} of {len(rows)} slices {verb} a larger error than all other rows, at a false "
+            "discovery rate of 5 %."
         ),
         Table("Error by length, label and column", columns, rows),
     ]

@@ -12,7 +12,7 @@ from trainyard.data import PreparedData, prepare
 from trainyard.errors import UserError
 from trainyard.evaluation.calibration import calibration
 from trainyard.evaluation.comparison import compare
-from trainyard.evaluation.config import EvalConfig
+from trainyard.evaluation.config import DEFAULT_LENGTH, EvalConfig
 from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
 from trainyard.evaluation.measures import confusion, per_class, worst_rows
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
@@ -21,7 +21,7 @@ from trainyard.evaluation.rows import extra_columns, labelled_splits, texts_of
 from trainyard.evaluation.slices import slices
 from trainyard.files import write_atomic, write_json
 from trainyard.modeling import build_tokenizer
-from trainyard.predictors.text_classification import COLDEST, HOTTEST
+from trainyard.predictors.text_classification import COLDEST, HOTTEST, stored_temperature
 from trainyard.progress import say
 from trainyard.runs import RunFolder, storage_folder
 from trainyard.scoring import score
@@ -59,6 +59,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     started = time.monotonic()
     model = describe(config.model_name_or_path)
     other = describe(config.against) if config.against else None
+    stored = _stored_temperature(model) if not config.calibrate else None
     if config.calibrate and model.folder is None:
         raise UserError(
             f"--calibrate stores the temperature with the model, but {model.name} is not a local "
@@ -67,6 +68,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     splits = labelled_splits(config, model)
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
+    if other:
+        column_order(other, splits.task)  # one that does not fit is known before anything starts
     columns = {split.name: extra_columns(config, splits, split.name) for split in splits.splits}
     name = config.resolved_run_name(splits.task.name)
     folder = RunFolder(storage_folder(config.storage_path) / name)
@@ -74,7 +77,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     for note in splits.notes:
         say(note)
     judged = [model, *([other] if other else [])]
-    with ray_session(config.settings("demo", 128)):
+    with ray_session(config.settings("demo", DEFAULT_LENGTH)):
         data, logits = _predict(config, splits, judged, folder.path)
     found = {
         name: _judge(config, splits, name, data, [each[name] for each in logits], further)
@@ -90,6 +93,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         "model": model.name,
         "against": config.against,
         "max_length": max_length(model, config.max_length),
+        "stored_temperature": stored,
         "splits": found,
         "seconds": round(time.monotonic() - started, 2),
         "versions": versions(),
@@ -99,6 +103,12 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if config.calibrate:
         store_temperature(cast("Path", model.folder), found)
     return Evaluation(folder.path, details)
+
+
+def _stored_temperature(model: Judged) -> float | None:
+    """What predictions of the model divide its logits by, if anything but 1."""
+    found = stored_temperature(model.folder) if model.folder else 1.0
+    return None if found == 1 else found
 
 
 def _predict(
@@ -160,7 +170,8 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
     Of several splits (MNLI's two) the first is taken.
 
     Raises:
-        UserError: when none fits best, as where all rows are right: the colder, the better.
+        UserError: when none fits best, as where all rows are right: the colder, the better; and
+            when the folder cannot be written.
     """
     name, found = next(iter(splits.items()))
     kept = {key: found["calibration"][key] for key in ("temperature", "before", "after")}
@@ -172,5 +183,12 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
         )
     if kept["temperature"] == HOTTEST:
         say(f"note: on {name} the model is no better than chance, so its scores are made all alike")
-    write_json(folder / "calibration.json", {**kept, "split": name, "rows": found["rows"]})
-    say(f"temperature {kept['temperature']:.3f} is stored in {folder / 'calibration.json'}")
+    path = folder / "calibration.json"
+    try:
+        write_json(path, {**kept, "split": name, "rows": found["rows"]})
+    except OSError as error:
+        raise UserError(
+            f"--calibrate: {path} cannot be written ({error.strerror}), so no temperature is stored (the "
+            "report is); copy the model to a folder that can"
+        ) from error
+    say(f"temperature {kept['temperature']:.3f} is stored in {path}")

@@ -63,16 +63,24 @@ def slices(
 
 
 def numeric_groups(values: NDArray[np.float64], unit: str = "") -> dict[str, NDArray[np.bool_]]:
-    """Rows grouped by quarters of a number; fewer where values repeat much."""
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)))
-    if len(edges) == 1:
-        return {f"{edges[0]:g}{unit}": np.ones(len(values), bool)}
-    groups = {}
-    for i, (low, high) in enumerate(itertools.pairwise(edges)):
-        inside = (values <= high) & ((values >= low) if i == 0 else (values > low))
-        prefix = f"{low:g} to" if i == 0 else f"over {low:g} to"
-        groups[f"{prefix} {high:g}{unit}"] = inside
-    return groups
+    """Rows grouped by quarters of a number; fewer where values repeat much. NaN and infinities apart."""
+    known = np.isfinite(values)
+    edges = np.unique(np.quantile(values[known], np.linspace(0, 1, BINS + 1)))
+    shown = _told_apart(edges)
+    groups = {f"{shown[0]}{unit}": known}
+    if len(edges) > 1:
+        groups = {}
+        for i, (low, high) in enumerate(itertools.pairwise(edges)):
+            inside = (values <= high) & ((values >= low) if i == 0 else (values > low))
+            prefix = f"{shown[i]} to" if i == 0 else f"over {shown[i]} to"
+            groups[f"{prefix} {shown[i + 1]}{unit}"] = inside
+    return groups if known.all() else {**groups, "(no number)": ~known}
+
+
+def _told_apart(numbers: NDArray[np.float64]) -> list[str]:
+    """Different numbers in so few digits as tell them apart: groups of equal names would be one."""
+    told = ([f"{number:.{digits}g}" for number in numbers] for digits in range(6, 18))
+    return next(words for words in told if len(set(words)) == len(numbers))
 
 
 def column_groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
@@ -82,18 +90,22 @@ def column_groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
     if len(names) <= MOST_VALUES:
         return {str(name): codes == i for i, name in enumerate(names)}
     try:
-        return numeric_groups(array.astype(np.float64))
+        numbers = array.astype(np.float64)
     except ValueError:
-        common = np.argsort(-counts, kind="stable")[: MOST_VALUES - 1]
-        groups = {str(names[i]): codes == i for i in common}
-        groups["(all others)"] = ~np.isin(codes, common)
-        return groups
+        numbers = np.full(len(array), np.nan)
+    if np.isfinite(numbers).any():
+        return numeric_groups(numbers)
+    common = np.argsort(-counts, kind="stable")[: MOST_VALUES - 1]
+    groups = {str(names[i]): codes == i for i in common}
+    groups["(all others)"] = ~np.isin(codes, common)
+    return groups
 
 
 def _error(task: Task, errors: NDArray[np.float64]) -> dict[str, Any]:
     if task.problem_type == "regression":
         mean, low, high = mean_interval(errors.tolist())
-        return {"error": mean, "error_interval": [max(low, 0.0), high]}
+        interval = [max(low, 0.0), high] if len(errors) > 1 else None  # one row tells no spread
+        return {"error": mean, "error_interval": interval}
     wrong = int(errors.sum())
     return {
         "error": wrong / len(errors),

@@ -153,20 +153,11 @@ def _time(run: Run) -> list[Any]:
          Cell(per_cent(seconds / total if total else None, 1), seconds, share=share(seconds, total))]
         for account, seconds in run.ledger.items()
     ]  # fmt: skip
-    parts: list[Any] = [
+    return [
         Table(
             "Seconds by account, over all attempts at this run", ["Account", "Time", "Share"], rows
         )
     ]
-    wall = real(run.result.get("seconds"))
-    if wall:
-        parts.append(
-            Text(
-                f"{duration(total)} are accounted for; the last attempt took {duration(wall)}.",
-                "note",
-            )
-        )
-    return parts
 
 
 def _versions(run: Run) -> Facts:

@@ -1,6 +1,6 @@
 """The flags of `jobs/glue.py`, and the run that each (task, seed) is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,15 +86,30 @@ class SuiteConfig:
             raise UserError(
                 f"--max-parallel-workers is {self.max_parallel_workers}; it must be at least 1"
             )
+        if self.check_submission and self.submission:
+            raise UserError(
+                "--submission writes a zip and --check-submission only looks at one; give one of them"
+            )
         if self.warm_start:
-            for task in self.tasks:
-                source = get_recipe(task).warm_start
-                if source and source not in self.tasks:
-                    raise UserError(
-                        f"--warm-start starts {task} from {source}, which is not among --tasks; add it"
-                    )
+            self._check_warm_start()
         for task in self.tasks:
-            self.run_config(task, self.seeds[0])
+            for seed in self.seeds:
+                run = self.run_config(task, seed)
+        replace(run, run_name=self.run_name)  # the suite's own folder is named as a run's is
+
+    def _check_warm_start(self) -> None:
+        sources = {task: source for task in self.tasks if (source := get_recipe(task).warm_start)}
+        if not sources:
+            able = [task for task, recipe in RECIPES.items() if recipe.warm_start]
+            raise UserError(
+                f"--warm-start is for {', '.join(able)}, of which none is among --tasks; add one, or "
+                "leave it out"
+            )
+        for task, source in sources.items():
+            if source not in self.tasks:
+                raise UserError(
+                    f"--warm-start starts {task} from {source}, which is not among --tasks; add it"
+                )
 
     @property
     def folder(self) -> Path:
@@ -105,12 +120,17 @@ class SuiteConfig:
         """The task whose model `task` starts from, if it does."""
         return get_recipe(task).warm_start if self.warm_start else None
 
-    def run_config(self, task: str, seed: int, num_workers: int = 1) -> TrainConfig:
-        """The run of one task and seed: its recipe, and the flags that override it."""
+    def run_config(self, task: str, seed: int) -> TrainConfig:
+        """The run of one task and seed: its recipe, and the flags that override it.
+
+        Paths are absolute, for the processes of the runs have another working directory.
+        """
         recipe, source = get_recipe(task), self.source_of(task)
         given = {name: getattr(self, name) for name in _OVERRIDES}
         fields = {**recipe.fields, **{k: v for k, v in given.items() if v is not None}}
         model, name = self.model_name_or_path, f"{task}-seed-{seed}"
+        if Path(model).exists():  # else a name of the Hub or of a package
+            model = str(Path(model).absolute())
         if source:
             model, name = (
                 str(self.folder / f"{source}-seed-{seed}" / "model"),
@@ -119,14 +139,13 @@ class SuiteConfig:
         return TrainConfig(
             task=task,
             seed=seed,
-            data_dir=self.data_dir,
+            data_dir=str(Path(self.data_dir).absolute()) if self.data_dir else None,
             model_name_or_path=model,
             max_length=self.max_length,
             mixed_precision=self.mixed_precision,
             per_device_eval_batch_size=self.per_device_eval_batch_size,
             storage_path=str(self.folder),
             run_name=name,
-            num_workers=num_workers,
             use_gpu=self.use_gpu,
             resources_per_worker=self.resources_per_worker,
             max_failures=self.max_failures,

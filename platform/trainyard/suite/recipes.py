@@ -101,13 +101,14 @@ REFERENCES = (
         "distilbert-base-uncased",
         _DISTILBERT,
         {"cola": (51.3,), "sst2": (91.3,), "mrpc": (87.5,), "stsb": (86.9,), "qqp": (88.5,),
-         "mnli": (82.1,), "qnli": (89.2,), "rte": (59.9,)},
+         "mnli": (82.1,), "qnli": (89.2,), "rte": (59.9,), "wnli": (56.3,)},
     ),
     Reference(
         "bert-base-cased",
         "transformers examples/pytorch/text-classification/README.md",
         {"cola": (56.53,), "sst2": (92.32,), "mrpc": (84.07, 88.85), "stsb": (88.64, 88.48),
-         "qqp": (90.71, 87.49), "mnli": (83.91, 84.10), "qnli": (90.66,), "rte": (65.70,)},
+         "qqp": (90.71, 87.49), "mnli": (83.91, 84.10), "qnli": (90.66,), "rte": (65.70,),
+         "wnli": (56.34,)},
     ),
     Reference(
         "bert-base-uncased",

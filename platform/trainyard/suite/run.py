@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from trainyard.results import AnotherRun, finished_run
 from trainyard.runs import RunFolder
 from trainyard.suite.config import SuiteConfig
 from trainyard.suite.page import page
-from trainyard.suite.runner import Outcomes, do_runs, job_of, without_orphans
+from trainyard.suite.runner import Outcomes, do_runs, job_of, reason_of, without_orphans
 from trainyard.suite.schedule import Job
 from trainyard.suite.submission import check_submission, write_submission
 from trainyard.suite.table import as_markdown, summary
@@ -45,8 +45,8 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
             for seed in config.seeds
             for run in [config.run_config(task, seed)]
         }
-        _check_same_table(config, configs)
-        outcomes, left = _what_is_left(config, configs)
+        kept = _runs_in_table(config, configs)
+        outcomes, left = _what_is_left(config, configs, kept)
         if outcomes.finished:
             say(f"{len(outcomes.finished)} of {len(configs)} runs are finished already")
         extra: dict[str, Any] = {}
@@ -56,13 +56,12 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
                 found = _write_table(config, configs, outcomes)
                 if outcomes.stopped:
                     raise Interrupted(
-                        f"{len(outcomes.stopped)} run(s) of {config.run_name} are saved; the same "
-                        "command goes on",
+                        f"{len(outcomes.stopped)} run(s) of {config.run_name} are still to be done, what "
+                        "they had done is saved; the same command goes on",
                         signals.exit_status,
                     )
                 if config.submission:
                     extra["submission"] = write_submission(config, outcomes.finished)
-                    _refuse(Path(extra["submission"]["zip"]), extra["submission"]["faults"])
         else:
             found = _write_table(config, configs, outcomes)
     if outcomes.failed:
@@ -71,6 +70,8 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
             f"{len(outcomes.failed)} of {len(configs)} runs failed, {name} of them: {reason}; the "
             f"others are in {config.folder / 'glue.md'}, and the same command does the failed again"
         )
+    if config.submission:
+        _refuse(Path(extra["submission"]["zip"]), extra["submission"]["faults"])
     return {
         "job": "glue",
         "run": config.run_name,
@@ -84,31 +85,47 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
     }
 
 
-def _check_same_table(config: SuiteConfig, configs: Mapping[str, TrainConfig]) -> None:
-    """Refuse a command that would take from the table what an earlier one put there."""
+def _runs_in_table(config: SuiteConfig, configs: Mapping[str, TrainConfig]) -> set[str]:
+    """Names of the runs in the table, if there is one.
+
+    Raises:
+        UserError: for a command that would take from it what an earlier one put there.
+    """
     path = config.folder / "glue.json"
     if not path.is_file():
-        return
+        return set()
     try:
         rows = json.loads(path.read_text())["tasks"]
-        before = {(row["task"], seed) for row in rows for seed in row["seeds"]}
+        before = {
+            (row["task"], seed): row["recipe"]["warm_start"]
+            for row in rows
+            for seed in row["seeds"]
+        }
     except (ValueError, LookupError, TypeError):
-        return  # it is written anew
-    lost = sorted(before - {(run.task, run.seed) for run in configs.values()})
-    if lost:
-        raise UserError(
-            f"the table of suite '{config.run_name}' has {lost[0][0]} with seed {lost[0][1]}, which "
-            "this command leaves out; name it too, or choose another --run-name"
-        )
+        return set()  # it is written anew
+    names = {(run.task, run.seed): name for name, run in configs.items()}
+    for (task, seed), source in sorted(before.items()):
+        if (task, seed) not in names:
+            raise UserError(
+                f"the table of suite '{config.run_name}' has {task} with seed {seed}, which this "
+                "command leaves out; name it too, or choose another --run-name"
+            )
+        if source != config.source_of(task):
+            raise UserError(
+                f"the table of suite '{config.run_name}' has {task} {'with' if source else 'without'} "
+                "--warm-start, which this command changes; choose another --run-name"
+            )
+    return {names[key] for key in before}
 
 
 def _what_is_left(
-    config: SuiteConfig, configs: Mapping[str, TrainConfig]
+    config: SuiteConfig, configs: Mapping[str, TrainConfig], kept: Collection[str]
 ) -> tuple[Outcomes, list[Job]]:
     """The runs that are finished, those that cannot be done, and jobs for all others.
 
     Raises:
-        UserError: when a run's folder was made from another config or other data.
+        UserError: when a run's folder was made from another config or other data, or one of the `kept`,
+            which are in the table, cannot be read again.
     """
     outcomes, left = Outcomes(), []
     for name, run in configs.items():
@@ -123,8 +140,14 @@ def _what_is_left(
                 f"'{config.run_name}' stays as it is"
             ) from error
         except UserError as error:
-            outcomes.failed[name] = str(error)
-            say(f"{name} failed: {error}")
+            reason = reason_of(error, run)
+            if name in kept:
+                raise UserError(
+                    f"{name} is in the table of suite '{config.run_name}', which stays as it is, and "
+                    f"cannot be read again: {reason}"
+                ) from error
+            outcomes.failed[name] = reason
+            say(f"{name} failed: {reason}")
     return outcomes, without_orphans(left, outcomes)
 
 

@@ -1,13 +1,14 @@
 """The runs of a suite on Ray: as many at once as fit, each in a process of its own."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.errors import Interrupted, UserError
+from trainyard.launch import cause_of
 from trainyard.lease import EXPIRY_SECONDS
 from trainyard.progress import StopSignals, say
 from trainyard.runs import RunFolder
@@ -15,6 +16,7 @@ from trainyard.splits import split_rows
 from trainyard.suite.config import SuiteConfig
 from trainyard.suite.schedule import Job, startable, workers_for
 from trainyard.training import fit
+from trainyard.workers import fitting, nodes_for
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 60.0
@@ -40,7 +42,7 @@ def do_runs(
     """Start runs as workers get free, until none is left; a stop reaches all that are running."""
     import ray
 
-    resources, free = _capacity(config)
+    resources, free = _capacity(config, nodes_for(next(iter(configs.values()))))
     workers = workers_for(waiting, free)
     running: dict[Any, str] = {}
     reported = time.monotonic()
@@ -70,25 +72,33 @@ def do_runs(
                 say(_progress(configs, running.values(), len(waiting)))
 
 
-def _capacity(config: SuiteConfig) -> tuple[dict[str, float], int]:
-    """(resources of a worker, workers at once) on this cluster."""
-    import ray
+def _capacity(
+    config: SuiteConfig, nodes: Sequence[Mapping[str, float]]
+) -> tuple[dict[str, float], int]:
+    """(resources of a worker, workers at once) on a cluster of such nodes.
 
-    total = ray.cluster_resources()
-    needed = config.resources_per_worker
-    if needed is None and config.use_gpu:
-        share = total.get("CPU", 1) // max(total.get("GPU", 1), 1)
-        needed = {"GPU": 1.0, "CPU": float(max(share - 1, 1))}  # one is left to feed them
-    needed = needed or {"CPU": 1.0}
-    fitting = min(int(total.get(kind, 0) / amount) for kind, amount in needed.items() if amount)
-    if fitting < 1:
+    Each worker is on one node: what is left over on two of them makes none together, and a run that
+    waited for it would be given up.
+    """
+    needed = {"CPU": 1.0}
+    if config.use_gpu:
+        shares = [node.get("CPU", 0) // node["GPU"] for node in nodes if node.get("GPU")]
+        needed = {
+            "GPU": 1.0,
+            "CPU": max(min(shares, default=1) - 1, 1.0),
+        }  # one is left to feed them
+    if config.resources_per_worker:
+        needed = {**({"GPU": 1.0} if config.use_gpu else {}), **config.resources_per_worker}
+    room = fitting(nodes, needed)
+    if room < 1:
         words = ", ".join(f"{amount:g} {kind}" for kind, amount in needed.items())
+        largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in needed}
         raise UserError(
-            f"no worker fits: it needs {words}, and the cluster has "
-            f"{', '.join(f'{total.get(kind, 0):g} {kind}' for kind in needed)}; use "
+            f"no worker fits: it needs {words} on one node, and no node has more than "
+            f"{', '.join(f'{amount:g} {kind}' for kind, amount in largest.items())}; use "
             "--resources-per-worker with less"
         )
-    return needed, min(fitting, config.max_parallel_workers or fitting)
+    return needed, min(room, config.max_parallel_workers or room)
 
 
 def _on_workers(run: TrainConfig, count: int, resources: dict[str, float]) -> TrainConfig:
@@ -103,7 +113,7 @@ def _start(run: TrainConfig) -> Any:
         try:
             return "finished", asdict(fit(run, patience=2 * EXPIRY_SECONDS))
         except UserError as error:
-            return "failed", str(error)
+            return "failed", reason_of(error, run)
         except Interrupted as stop:
             return "stopped", str(stop)
 
@@ -114,13 +124,20 @@ def _start(run: TrainConfig) -> Any:
     )
 
 
+def reason_of(error: UserError, run: TrainConfig) -> str:
+    """What a run says, with the remedy that a suite has in place of --fresh."""
+    return str(error).replace(
+        "use --fresh", f"use rm -r {Path(run.storage_path) / run.resolved_run_name}"
+    )
+
+
 def _note(name: str, reference: Any, outcomes: Outcomes) -> None:
     import ray
 
     try:
         status, found = ray.get(reference)
     except ray.exceptions.RayError as error:
-        status, found = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        status, found = "failed", cause_of(error)
     if status == "finished":
         outcomes.finished[name] = found
         say(f"{name} is finished: score {found['score']:.4f} in {found['seconds']:.0f} s")

@@ -173,7 +173,8 @@ def check_submission(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             contents = {name: archive.read(name) for name in FILES if name in names}
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # RuntimeError: encrypted, or packed in a way that Python does not know
         return [f"{path} cannot be read as a zip ({error}); write it again"]
     faults = [f"{name} is no file of a submission" for name in names if name not in FILES]
     faults += [f"{name} is there {names.count(name)} times" for name in FILES

@@ -13,8 +13,12 @@ import numpy as np
 
 from trainyard.config import TrainConfig
 from trainyard.stats import mean_interval
+from trainyard.suite.config import SuiteConfig
 from trainyard.suite.recipes import REFERENCES, get_recipe
 from trainyard.tasks import get_task
+
+_COMMON = ("max_steps", "max_length", "mixed_precision")
+"""Flags that no recipe sets, and by which a run is yet another one than what was published."""
 
 
 def summary(
@@ -100,15 +104,14 @@ def _samples(task: str, done: Mapping[int, Mapping[str, Any]]) -> dict[str, int]
 def _recipe(config: TrainConfig) -> dict[str, Any]:
     """What the runs were trained with, and in what that is not the task's own recipe."""
     recipe = get_recipe(config.task)
-    names = [*recipe.fields, "max_steps", "max_length"]
-    shown = {name: getattr(config, name) for name in names}
-    own = {"max_steps": None, **recipe.fields}
+    own = {**recipe.fields, **{name: getattr(SuiteConfig, name) for name in _COMMON}}
+    shown = {name: getattr(config, name) for name in own}
     warm = config.resolved_run_name.endswith(f"-from-{recipe.warm_start}")
     return {
         **shown,
         "model": config.model_name_or_path,
         "warm_start": recipe.warm_start if warm else None,
-        "changed": {name: shown[name] for name in own if shown[name] != own[name]},
+        "changed": {name: value for name, value in shown.items() if value != own[name]},
         "source": recipe.source,
     }
 
@@ -167,7 +170,9 @@ def _markdown_rows(row: Mapping[str, Any]) -> list[str]:
         last = ("", "", "")
         if i == 0:
             shown = f"{speed:.0f}" if speed else ""
-            last = (f"{row['rows'].get('train', 0):,}", shown, f"{row['seconds']:.0f}")
+            trained = row["rows"].get("train")  # unknown of the runs of an older version
+            rows = "" if trained is None else f"{trained:,}"
+            last = (rows, shown, f"{row['seconds']:.0f}")
         cells = (
             f"{row['task']}{mark}" if i == 0 else "",
             name,
@@ -193,8 +198,8 @@ def span(interval: Sequence[float] | None) -> str:
 
 
 def _literal(text: str) -> str:
-    """With stars that Markdown leaves alone."""
-    return text.replace("*", r"\*")
+    """With stars and angle brackets that Markdown leaves alone: a path may hold <task>."""
+    return text.replace("*", r"\*").replace("<", r"\<")
 
 
 def figures(row: Mapping[str, Any]) -> str:
@@ -230,7 +235,8 @@ def notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     found = [
         "Over seeds: Student's t over runs. Over rows: Wilson's interval of an accuracy, of other "
         "metrics the bootstrap's, and of several runs the mean of the ends. The validation split also "
-        "chose the best checkpoint of each run.",
+        "chose the best checkpoint of each run. Samples per second are the median of the runs, seconds "
+        "those of all runs together.",
         "Published figures are as printed at their sources: one figure of a task with two metrics "
         "may be either of them.",
     ]
