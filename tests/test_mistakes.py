@@ -44,6 +44,8 @@ MISTAKES = {
                             "--max-length 4096 is more than the 64 positions"),
     "max length too short": (["--max-length", "3", "--model-name-or-path", "MODEL"],
                              "--max-length 3 leaves no room for text beside 3 special tokens"),
+    "a folder that nothing reads": (["--data-dir", "bare"],
+                                    "--data-dir bare would not be read: the rows of task 'demo'"),
     "split without rows": (["--task", "mrpc", "--data-dir", "bare", "--max-length", "64",
                             "--model-name-or-path", "MODEL"], "split 'train' has no rows"),
     "a dashboard's address": (["--address", "http://127.0.0.1:8265", "--max-length", "64",

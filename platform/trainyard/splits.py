@@ -16,7 +16,7 @@ from trainyard import demo, own_data, sources
 from trainyard.columns import column_as, readable
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.tasks import Task, get_task
+from trainyard.tasks import Task, check_data_dir, get_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,11 +58,13 @@ def find_splits(
     Not `labelled`, a withheld label (-1) passes: such rows can be predicted and inspected only.
 
     Raises:
-        UserError: for an unknown task, a missing file or column, or rows that cannot be used.
+        UserError: for an unknown task, a folder that would not be read, a missing file or column, or rows
+            that cannot be used.
     """
     if config.train_file:
         return _limit(_own_splits(config), config)
     task = get_task(config.task)
+    check_data_dir(task, config.data_dir)
     if names is None and task.train_split is None:
         raise UserError(
             f"task '{task.name}' has no training split; train on mnli, whose labels it shares"

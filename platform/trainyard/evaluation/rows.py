@@ -13,7 +13,7 @@ from trainyard.evaluation.models import Judged, column_order
 from trainyard.own_data import OwnFile
 from trainyard.sources import LabelEncoder, ProblemType, file_digest, read_rows
 from trainyard.splits import Split, Splits, find_splits, split_file
-from trainyard.tasks import check_data_dir, get_task, own_task
+from trainyard.tasks import get_task, own_task
 
 OWN_SPLIT = "validation"
 
@@ -34,7 +34,6 @@ def labelled_splits(config: EvalConfig, model: Judged) -> Splits:
             "own --validation-file"
         )
     task = get_task(name)
-    check_data_dir(task, config.data_dir)
     names = config.splits or task.evaluation_splits
     if not names:
         raise UserError(f"task '{task.name}' has no split with labels; it can only be predicted")
