@@ -26,9 +26,8 @@ check: install  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two processes, each with a Ray of its own: most of a test's time is waiting for Ray's processes.
 test: check  ## everything that CI runs
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest
 
 test-long: install  ## what takes minutes each: sweeps, suites and elastic runs that are killed
 	$(BIN)/pytest -m long --durations 0
