@@ -221,8 +221,11 @@ def main() -> None:
         "results": results,
     }
     path = Path(__file__).parent / "results" / f"{args.name}.json"
-    kept = json.loads(path.read_text()) if path.exists() else []  # of other scenarios
-    kept = [old for old in kept if not (old["results"].keys() & results.keys()) - {READY}]
+    kept = json.loads(path.read_text()) if path.exists() else []
+    for old in kept:
+        for scenario in results.keys() - {READY}:
+            old["results"].pop(scenario, None)
+    kept = [old for old in kept if old["results"].keys() - {READY}]
     path.write_text(json.dumps([*kept, run], indent=2) + "\n")
     print(json.dumps(results))
 
