@@ -9,18 +9,16 @@ less they have a core of their own.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from compare_training import last_json
+from provenance import provenance
 
 from trainyard.config import TrainConfig
-from trainyard.versions import versions
 
 HERE = Path(__file__).parent
 
@@ -77,10 +75,7 @@ def main() -> None:
         print(json.dumps(runs[-1]), file=sys.stderr)
     ratios = [run["in_ray"] / run["alone"] for run in runs]
     result = {
-        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "versions": versions(),
+        **provenance(args.data_dir),
         "speed_ratio": statistics.median(ratios),
         "speed_ratios": ratios,
         "runs": runs,

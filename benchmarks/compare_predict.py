@@ -9,7 +9,6 @@ peer is what transformers' documentation shows: `pipeline(KeyDataset(…), batch
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -17,11 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance
+
 from trainyard.batch_inference import PredictConfig, predict
 from trainyard.config import DEFAULT_MODEL, TrainConfig
 from trainyard.modeling import build_model, build_tokenizer
 from trainyard.tasks import get_task
-from trainyard.versions import versions
 
 HERE = Path(__file__).parent
 
@@ -106,10 +106,8 @@ def main() -> None:
         difference = check_equal(ours, theirs)
 
     result = {
-        "command": " ".join(["python", *sys.argv]).replace(str(args.input_file.parents[1]), "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)",
-        "versions": versions(),
+        **provenance(str(args.input_file.parents[1])),
+        "threads": torch.get_num_threads(),
         "rows": table.num_rows,
         "rows_per_second": {
             side: table.num_rows / statistics.median(found[side] for found in rounds)

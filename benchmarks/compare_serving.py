@@ -9,18 +9,15 @@ every figure, ratios and versions to benchmarks/results/serving.json.
 import argparse
 import asyncio
 import json
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from load import Connection, bodies_of, classifier, closed_loop
+from provenance import provenance
 from serving_process import running
-
-from trainyard.versions import versions
 
 KINDS = ("ours", "batch", "pipeline")
 
@@ -141,10 +138,7 @@ def main() -> None:
             default=0.0,
         )
     result = {
-        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, 2 cores",
-        "versions": versions(),
+        **provenance(args.data_dir),
         "summary": summary,
         "runs": runs,
     }

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance
 
 from trainyard.config import DEFAULT_MODEL, TrainConfig
 from trainyard.modeling import resolve_model
-from trainyard.versions import versions
 
 HERE = Path(__file__).parent
 WARM_UP = 2
@@ -158,10 +158,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     draws = [ratio(rng.integers(0, args.turns, args.turns)) for _ in range(2000)]
     result = {
-        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "versions": versions(),
+        **provenance(args.data_dir),
         "speed_ratio": ratio(slice(None)),
         "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
         "samples_per_second": {name: rows[name].sum() / seconds[name].sum() for name in SIDES},

@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance
+
 from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
-from trainyard.versions import versions
 
 HERE = Path(__file__).parent
 
@@ -84,9 +85,7 @@ def main() -> None:
             print(json.dumps(run), file=sys.stderr)
     medians = {side: statistics.median(run[side] for run in runs) for side in ("ours", "peer")}
     result = {
-        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": versions(),
+        **provenance(args.data_dir),
         "speed_ratio": medians["peer"] / medians["ours"],
         "median_seconds": medians,
         "runs": runs,

@@ -7,19 +7,18 @@ Writes the figures of every run, medians, ratios and versions to benchmarks/resu
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance
 
 from trainyard.config import DEFAULT_MODEL
 from trainyard.modeling import resolve_model
 from trainyard.tasks import get_task
-from trainyard.versions import versions
 
 HERE = Path(__file__).parent
 
@@ -88,10 +87,7 @@ def main() -> None:
         return float(statistics.median(run[side][figure] for run in runs))
 
     result = {
-        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, 2 cores",
-        "versions": versions(),
+        **provenance(args.data_dir),
         "speed_ratio": median("ours", "samples_per_second") / median("peer", "samples_per_second"),
         "speed_ratios": [
             run["ours"]["samples_per_second"] / run["peer"]["samples_per_second"] for run in runs

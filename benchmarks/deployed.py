@@ -70,13 +70,7 @@ class Server:
 
     def pids(self) -> list[int]:
         """Processes of the model's replicas."""
-        import psutil
-
-        return [
-            process.pid
-            for process in psutil.Process().children(recursive=True)
-            if "ServeReplica:bench:Model" in " ".join(_command(process))
-        ]
+        return [process.pid for process in started("ServeReplica:bench:Model")]
 
 
 def until(true: Callable[[], bool], what: str) -> float:
@@ -95,9 +89,13 @@ def replaced(server: Server, before: set[int]) -> bool:
     return not before & now and len(now) == server.replicas
 
 
-def _command(process: Any) -> list[str]:
+def started(word: str) -> list[Any]:
+    """The processes that this one started, and they in turn, whose command line holds `word`."""
     import psutil
 
-    with contextlib.suppress(psutil.Error):
-        return list(process.cmdline())
-    return []
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+    return found

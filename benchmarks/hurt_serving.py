@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import signal
 import socket
 import sys
@@ -26,9 +25,8 @@ from typing import Any
 from compare_serving import sentences
 from deployed import Server, replaced, until
 from load import Outcome, bodies_of, classifier, closed_loop, open_loop
+from provenance import provenance
 from serving_process import haproxy_environment
-
-from trainyard.versions import versions
 
 CLIENTS = 16
 READY = "seconds_to_ready"
@@ -214,10 +212,7 @@ def main() -> None:
         for step in steps:
             results |= step()
     run = {
-        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, 2 cores",
-        "versions": versions(),
+        **provenance(args.data_dir),
         "results": results,
     }
     path = Path(__file__).parent / "results" / f"{args.name}.json"

@@ -9,13 +9,10 @@ other seeds could have given, on the same rows. Seeds are not paired, as they me
 """
 
 import json
-import platform
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
-
-from trainyard.versions import versions
 
 
 def peers(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
@@ -40,10 +37,11 @@ def difference(ours: list[float], peer: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     """Join the two and store what they say."""
-    suite, folder, out = map(Path, sys.argv[1:4])
+    table, folder, out = map(Path, sys.argv[1:4])
+    suite = json.loads(table.read_text())
     peer = peers(folder)
     tasks = {}
-    for row in json.loads(suite.read_text())["tasks"]:
+    for row in suite["tasks"]:
         runs = peer.get(row["task"], {})
         metrics = {}
         for metric in row["metrics"]:
@@ -60,7 +58,7 @@ def main() -> None:
             "metrics": metrics,
         }
     result = {
-        "machine": platform.machine(), "versions": versions(),
+        "versions": suite["versions"],
         "peer_versions": next((r["versions"] for runs in peer.values() for r in runs.values()), None),
         "tasks": tasks,
     }  # fmt: skip

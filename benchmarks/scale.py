@@ -10,7 +10,6 @@ memory-mapped token table that a process touched are in it, although the system 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from provenance import provenance
 
 from trainyard.demo import generate
-from trainyard.versions import versions
 
 HERE = Path(__file__).parent
 BLOCK = 50_000
@@ -99,10 +98,7 @@ def main() -> None:
             found[rows]["file_mib"] = round(train.stat().st_size / 2**20, 1)
         print(rows, json.dumps(found[rows]), file=sys.stderr)
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "versions": versions(),
+        **provenance(),
         "runs": found,
     }
     (HERE / "results" / "scale.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -14,15 +14,14 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from compare_training import last_json
+from provenance import provenance
 
 from trainyard.config import DEFAULT_MODEL
 from trainyard.modeling import resolve_model
-from trainyard.versions import versions
 
 HERE = Path(__file__).parent
 
@@ -74,10 +73,7 @@ def main() -> None:
     numbers = parameters(DEFAULT_MODEL)
     base = statistics.median(run["samples_per_second"] for run in runs[args.workers[0]])
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "versions": versions(),
+        **provenance(args.data_dir),
         "parameters": numbers,
         "workers": {
             count: {

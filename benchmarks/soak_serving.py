@@ -9,8 +9,8 @@ the allocator) does not count. Writes benchmarks/results/soak-serving.json.
 
 import argparse
 import asyncio
+import contextlib
 import json
-import platform
 import sys
 import tempfile
 import threading
@@ -21,10 +21,9 @@ from typing import Any
 
 import psutil
 from compare_serving import sentences
-from deployed import Server
+from deployed import Server, started
 from load import bodies_of, classifier, open_loop
-
-from trainyard.versions import versions
+from provenance import provenance
 
 KINDS = {"ServeReplica:bench:Model": "model", "ServeReplica:gateway": "gateway", "ProxyActor": "proxy",
          "ServeController": "controller", "haproxy": "haproxy"}  # fmt: skip
@@ -34,14 +33,10 @@ KINDS = {"ServeReplica:bench:Model": "model", "ServeReplica:gateway": "gateway",
 def memory() -> dict[str, float]:
     """Private memory in MiB of each process that serves, by kind and process id."""
     found = {}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            command = " ".join(process.cmdline())
-            for word, kind in KINDS.items():
-                if word in command:
-                    found[f"{kind} {process.pid}"] = process.memory_full_info().uss / 2**20
-        except psutil.Error:  # it ended meanwhile
-            continue
+    for word, kind in KINDS.items():
+        for process in started(word):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                found[f"{kind} {process.pid}"] = process.memory_full_info().uss / 2**20
     return found
 
 
@@ -98,10 +93,7 @@ def main() -> None:
         stop.set()
         thread.join()
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]).replace(args.data_dir, "DIR"),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, 2 cores",
-        "versions": versions(),
+        **provenance(args.data_dir),
         "by_status": {str(status): n for status, n in sorted(statuses.items())},
         "p50_ms": round(1000 * sorted(latencies)[len(latencies) // 2], 1),
         "growth": growth(readings, minutes),

@@ -84,12 +84,12 @@ class ServeModels:
         """An application's models, by name."""
         from ray import serve
 
+        known_before = self._known_of(application).items()
+        # Another builder makes another deployment.
         before = {
-            name: known
-            for name, known in self._known_of(application).items()
-            if known.handle.deployment_name
-            == deployment  # another builder makes another deployment
-        }
+            name: known for name, known in known_before
+            if known.handle.deployment_name == deployment
+        }  # fmt: skip
         handle = next(
             (known.handle for known in before.values()), None
         ) or serve.get_deployment_handle(deployment, application)

@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from trainyard.errors import UserError
 from trainyard.serving.application import default_name, host_application
@@ -39,9 +38,11 @@ def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[
         ray.init(
             address="local", include_dashboard=False, log_to_driver=False, logging_level="error"
         )
-    url = f"http://127.0.0.1:{port or _free_port()}"
+    port = port or _free_port()
+    url = f"http://127.0.0.1:{port}"
     try:
-        _start(application, source, url)
+        _start(application, source, port)
+        _wait_until_ready(f"{url}/ready")
         yield f"{url}/models/{options.get('name') or default_name(source)}"
     finally:
         serve.shutdown()
@@ -49,10 +50,10 @@ def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[
             ray.shutdown()
 
 
-def _start(application: Any, source: str, url: str) -> None:
+def _start(application: Any, source: str, port: int) -> None:
     from ray import serve
 
-    serve.start(http_options={"host": "127.0.0.1", "port": urlsplit(url).port})
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         serve.run(application, name="trainyard", route_prefix="/")
     except RuntimeError as error:  # what Serve raises for a deployment that failed
@@ -60,7 +61,6 @@ def _start(application: Any, source: str, url: str) -> None:
         deployment = failed and failed.deployments.get(MODEL)
         reason = _last_line(deployment.message) if deployment else error
         raise UserError(f"{source} could not be served: {reason}") from error
-    _wait_until_ready(f"{url}/ready")
 
 
 def _free_port() -> int:

@@ -83,10 +83,8 @@ def _capacity(
     needed = {"CPU": 1.0}
     if config.use_gpu:
         shares = [node.get("CPU", 0) // node["GPU"] for node in nodes if node.get("GPU")]
-        needed = {
-            "GPU": 1.0,
-            "CPU": max(min(shares, default=1) - 1, 1.0),
-        }  # one is left to feed them
+        # One CPU of each GPU's share is left to feed it.
+        needed = {"GPU": 1.0, "CPU": max(min(shares, default=1) - 1, 1.0)}
     if config.resources_per_worker:
         needed = {**({"GPU": 1.0} if config.use_gpu else {}), **config.resources_per_worker}
     room = fitting(nodes, needed)
