@@ -249,29 +249,27 @@ def test_driver_killed_or_asked_to_stop_then_the_same_command(base: TrainConfig)
 
 
 def test_changed_data_under_a_running_name_is_refused(
-    cluster: Any,  # noqa: ARG001
-    base: TrainConfig,
-    tmp_path: Path,
+    by_workers: dict[int, Path], base: TrainConfig, tmp_path: Path
 ) -> None:
-    data = write_task(tmp_path / "before")
-    config = dataclasses.replace(
-        base, data_dir=str(data), run_name="changed", max_steps=1, ledger=False
-    )
-    fit(config)
+    """A finished run of 90 rows, of which 80 are left; its copy is said to have read them here."""
+    data = write_task(tmp_path / "glue", train=80)
+    config = dataclasses.replace(base, data_dir=str(data), run_name="changed")
     run = Path(config.storage_path) / "changed"
-    shutil.rmtree(data / "mrpc")
-    write_task(data, train=80)
+    shutil.copytree(by_workers[1], run)
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["data_dir"] = str(data)
+    (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(
         UserError, match="the data of run 'changed' has changed since it was trained"
     ):
         fit(config)
-    record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "status": "stopped"}))
     with pytest.raises(
         UserError, match="the data of run 'changed' has changed since it was started"
     ):
         fit(config)
-    assert fit(dataclasses.replace(config, fresh=True)).rows == {"train": 80, "validation": 37}
+    fresh = dataclasses.replace(config, max_steps=1, fresh=True)
+    assert fit(fresh).rows == {"train": 80, "validation": 37}
 
 
 def test_fresh_empties_no_folder_that_is_not_a_run(base: TrainConfig, tmp_path: Path) -> None:

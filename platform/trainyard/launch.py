@@ -111,12 +111,12 @@ def build_trainer(
     `timeout_seconds` is how long a worker waits for another.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # `Watch` sees nodes leave
     if may_grow(config):  # a machine takes minutes to come and to be set up
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    return TorchTrainer(
+    return _lean_trainer()(
         work,
         scaling_config=ray.train.ScalingConfig(
             num_workers=count,
@@ -131,6 +131,19 @@ def build_trainer(
         ),
         torch_config=torch_config(timeout_seconds),
     )
+
+
+def _lean_trainer() -> Any:
+    """Ray's TorchTrainer without the process that would hand out data sets: there are none here."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [one for one in callbacks if not isinstance(one, DatasetsCallback)]
+
+    return Trainer
 
 
 def torch_config(timeout_seconds: int) -> Any:
