@@ -9,11 +9,13 @@ from typing import Any
 from trainyard.versions import versions
 
 
-def provenance(data_dir: str | None = None) -> dict[str, Any]:
-    """The head of a result; where the data lies here is nobody's business."""
+def provenance(data_dir: str | None = None, model: str | None = None) -> dict[str, Any]:
+    """The head of a result; where data and model lie here is nobody's business."""
     command = " ".join(["python", *sys.argv])
+    for path, name in ((data_dir, "DIR"), (model, "MODEL")):
+        command = command.replace(path, name) if path else command
     return {
-        "command": command.replace(data_dir, "DIR") if data_dir else command,
+        "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),

@@ -1,6 +1,6 @@
 """A server to be measured, as a process of its own on a free port, with a Ray of its own.
 
-python benchmarks/serving_process.py ours|batch MODEL PORT THREADS
+python benchmarks/serving_process.py ours|batch MODEL PORT THREADS [ENGINE]
 """
 
 import contextlib
@@ -63,11 +63,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(kind: str, model: str, threads: int = 2, *, haproxy: bool = True) -> Iterator[Server]:
+def running(
+    kind: str, model: str, threads: int = 2, *, haproxy: bool = True, engine: str = "torch"
+) -> Iterator[Server]:
     """A server, once it answers; its process group ends with the block."""
     port = free_port()
     script = "reference_pipeline_server.py" if kind == "pipeline" else "serving_process.py"
-    arguments = [model, str(port)] if kind == "pipeline" else [kind, model, str(port), str(threads)]
+    arguments = (
+        [model, str(port)] if kind == "pipeline" else [kind, model, str(port), str(threads), engine]
+    )
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             **os.environ,
@@ -130,13 +134,15 @@ def main() -> None:
     import ray
     from ray import serve
 
-    kind, model, port, threads = sys.argv[1:]
+    kind, model, port, threads, *engine = sys.argv[1:]
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port), "request_timeout_s": 120})
     if kind == "ours":
         from trainyard.serving.application import host_application
 
-        application = host_application({"model": model, "name": "bench", "threads": threads})
+        application = host_application(
+            {"model": model, "name": "bench", "threads": threads, "engine": (*engine, "torch")[0]}
+        )
     else:
         from reference_batch_server import build
 

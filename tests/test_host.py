@@ -33,7 +33,8 @@ class Slow:
     example: Any = None
     labels: tuple[str, ...] = ()
     max_tokens = 64
-    model = SimpleNamespace(device=SimpleNamespace(type="cpu"), can_generate=lambda: True)
+    device = SimpleNamespace(type="cpu")
+    model = SimpleNamespace(can_generate=lambda: True)
 
     def __init__(self, numbers: int = 10**6, seconds: float = 0.0) -> None:
         self.gate = threading.Event()

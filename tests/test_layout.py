@@ -19,7 +19,7 @@ LAYERS = [
     runs
     remote tokens own_data columns progress strategies modeling export cluster processor report
     autoscaler
-    workers
+    workers engines
     splits scoring state predictors
     data journal results
     session data_doctor

@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import trainyard
@@ -10,14 +10,22 @@ import trainyard
 PACKAGES = ("ray", "torch", "transformers", "accelerate", "datasets", "evaluate")
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and the packages a result depends on, and the commit, where there is one."""
+def versions(*optional: str) -> dict[str, str | None]:
+    """Versions of Python and the packages a result depends on, and the commit, where there is one.
+
+    Those of `optional` packages are None where they are not installed.
+    """
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "trainyard": trainyard.__version__,
     }
     for package in PACKAGES:
         found[package] = version(package)
+    for package in optional:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
     return {**found, "commit": _commit()}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trainyard.config import TrainConfig
+from trainyard.engines import EngineName
 from trainyard.errors import UserError
 from trainyard.modeling import resolve_model
 from trainyard.predictors import BATCH_TOKENS, PREDICTORS, Predictor, task_of
@@ -55,8 +56,10 @@ class PredictConfig:
     """Multi-label: labels with at least this score apply."""
     batch_tokens: int = BATCH_TOKENS
     """Padded tokens of a forward pass."""
+    engine: EngineName = "torch"
+    """What runs the forward passes; openvino: on a CPU, see jobs/engine.py."""
     dtype: Dtype = "float32"
-    """Type of the weights."""
+    """What it computes in."""
     num_workers: int = 1
     """Processes on Ray; with one, and no address, this process predicts by itself."""
     use_gpu: bool = False
@@ -117,7 +120,11 @@ class PredictConfig:
         task = self.model_task or task_of(self.model_name_or_path, self.revision)
         device = "cuda" if self.use_gpu else "cpu"
         return PREDICTORS[task].load(
-            self.model_name_or_path, dtype=self.dtype, device=device, revision=self.revision
+            self.model_name_or_path,
+            engine=self.engine,
+            dtype=self.dtype,
+            device=device,
+            revision=self.revision,
         )
 
     def pinned(self) -> Self:

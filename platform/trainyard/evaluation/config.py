@@ -106,6 +106,11 @@ class EvalConfig:
                 )
         if len(set(self.splits)) < len(self.splits):
             raise UserError(f"--splits is {' '.join(self.splits)}; name each once")
+        if self.calibrate and "train" in self.splits:
+            raise UserError(
+                "--calibrate with --splits train: a model is surer of rows it was trained on than of "
+                "others; calibrate on validation"
+            )
 
     def settings(self, task: str, max_length: int, model: str | None = None) -> TrainConfig:
         """What tokenization, the workers and exact prediction go by, in training as here."""
@@ -133,3 +138,56 @@ class EvalConfig:
         fields = {k: v for k, v in asdict(self).items() if k not in PLACE_FIELDS}
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         return self.run_name or f"eval-{task}-{digest[:10]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Find out which engine runs a fine-tuned classifier best on this machine, and store it with the model.
+
+    torch, torch.compile and OpenVINO (float32, bfloat16, int8) answer the same labelled rows, in turns.
+    Models that are served with `engine: auto` (the default) go by what is stored.
+    """
+
+    model_name_or_path: str
+    """Fine-tuned classifier: a run's model/ folder."""
+    task: str | None = None
+    """GLUE task or `demo`. Default: the one the model says it was fine-tuned on."""
+    data_dir: str | None = None
+    """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
+    validation_file: str | None = None
+    """Own data instead of a task: .csv, .tsv, .jsonl or .parquet, labelled as in training."""
+    text_column: str | None = None
+    """Own data: column of the text. Default: text."""
+    text_pair_column: str | None = None
+    """Own data: column of the second text of a pair."""
+    label_column: str = "label"
+    """Own data: column of the label."""
+    num_rows: int = 1000
+    """Rows that are judged, from the split's start; the 300 after them set the scales of int8."""
+    max_loss: float = 0.0
+    """How much lower than torch's the score may be. 0: only engines with torch's own answers."""
+    threads: int | None = None
+    """Cores of a forward pass. Default: all; use as many as the model is served with."""
+    seed: int = 42
+    """Decides the bootstrap's draws."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work together, before anything is loaded."""
+        for name in ("num_rows", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if not 0 <= self.max_loss < 1:
+            raise UserError(f"--max-loss is {self.max_loss:g}; it must be from 0 to below 1")
+        self.evaluation()
+
+    def evaluation(self) -> EvalConfig:
+        """The same rows, as `jobs/eval.py` finds them."""
+        return EvalConfig(
+            model_name_or_path=self.model_name_or_path,
+            task=self.task,
+            data_dir=self.data_dir,
+            validation_file=self.validation_file,
+            text_column=self.text_column,
+            text_pair_column=self.text_pair_column,
+            label_column=self.label_column,
+        )

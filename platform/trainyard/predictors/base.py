@@ -11,14 +11,16 @@ Who serves a predictor sets its `limits` and, for one request, `stop_when`. No R
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from trainyard.batching import token_batches
+from trainyard.engines import ENGINES, check_engine, start
 from trainyard.errors import UserError
 from trainyard.predictors.limits import Limits
-from trainyard.predictors.loading import Dtype, load_model, max_tokens
+from trainyard.predictors.loading import load_model, max_tokens
 from trainyard.predictors.parameters import check_parameters
 from trainyard.predictors.rows import Item, Prepared, Row
 from trainyard.predictors.tokenizing import Tokenizing
@@ -56,6 +58,8 @@ class Predictor(Tokenizing, ABC):
         """
         super().__init__(tokenizer, max_tokens(model, tokenizer))
         self.model = model
+        self.device = model.device
+        self._run = model
         self.pad_token_id: int = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.check_model()
 
@@ -64,27 +68,52 @@ class Predictor(Tokenizing, ABC):
         cls,
         name: str,
         *,
-        dtype: Dtype = "float32",
+        dtype: str = "float32",
         device: str = "cpu",
         revision: str | None = None,
+        engine: str = "torch",
+        engine_file: Path | None = None,
     ) -> Self:
-        """Build from a folder, `package:NAME/FOLDER` or a Hub id.
+        """Build from a folder, `package:NAME/FOLDER` or a Hub id, to be run by an engine in `dtype`.
 
         Raises:
             UserError: for weights that are no safetensors, missing, NaN or infinite, for code that
-                the model brings, or a model of another task.
+                the model brings, a model of another task, or an engine that cannot run it.
         """
         model, tokenizer = load_model(
             cls.auto_model,
             name,
-            dtype=dtype,
+            dtype=ENGINES[engine].loads or dtype,
             device=device,
             revision=revision,
             optional_weights=cls.optional_weights,
         )
         predictor = cls(model, tokenizer)
         predictor.read_more(name, revision)
+        check_engine(engine, dtype, predictor.device.type, generates=model.can_generate())
+        if engine != "torch":
+            predictor._start(engine, dtype, engine_file)
         return predictor
+
+    def _start(self, engine: str, dtype: str, file: Path | None) -> None:
+        """Have `engine` run the model from now on; what it does not need of the weights is freed."""
+        import torch
+
+        with torch.inference_mode():
+            self._run = start(engine, self.model, self._batches_to_compare(), dtype, file)
+        if not ENGINES[engine].keeps_model:
+            self.model.to("meta")
+
+    def _batches_to_compare(self) -> list[dict[str, Any]]:
+        """The task's example, in rows of two lengths; alone; and longer, in three rows."""
+        body = self.example
+        prepared = self.preprocess(body["inputs"], body.get("parameters"))
+        alone = self.pad(prepared.rows[:1])
+        two = {name: values.repeat(2, 1) for name, values in alone.items()}
+        two["attention_mask"][1, alone["attention_mask"].shape[1] // 2 :] = 0
+        most = self.max_tokens or 3 * prepared.rows[0].length
+        long = {name: values.repeat(3, 3)[:, :most] for name, values in alone.items()}
+        return [two, alone, long]
 
     def read_more(self, name: str, revision: str | None) -> None:
         """Take what else the model's folder says about the task; called once, by `load`.
@@ -144,7 +173,7 @@ class Predictor(Tokenizing, ABC):
         import torch
 
         with torch.inference_mode():
-            return self.results(rows, self.model(**self.pad(rows)))
+            return self.results(rows, self._run(**self.pad(rows)))
 
     def results(self, rows: Sequence[Row], outputs: Any) -> list[Any]:
         """Split the model's output into what each row needs of it. Default: its logits."""
@@ -166,14 +195,13 @@ class Predictor(Tokenizing, ABC):
         longest = max(lengths)
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0}
         fill["token_type_ids"] = getattr(self.tokenizer, "pad_token_type_id", 0)
-        device = self.model.device
         batch = {}
         for name in [*rows[0].inputs, "attention_mask"]:
             values = np.full((len(rows), longest), fill.get(name, 0), np.int64)
             for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
                 span = slice(longest - length, None) if left else slice(length)
                 values[i, span] = 1 if name == "attention_mask" else row.inputs[name]
-            batch[name] = torch.from_numpy(values).to(device)
+            batch[name] = torch.from_numpy(values).to(self.device)
         return batch
 
     def forward_all(

@@ -114,7 +114,7 @@ class Embedder(Predictor):
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
         """Vectors of each row: [size], or [tokens, size] without pooling."""
-        states = outputs[0].float().cpu().numpy()
+        states = outputs.last_hidden_state.float().cpu().numpy()
         return [POOLINGS[row.wanted](states[i, : row.length]) for i, row in enumerate(rows)]
 
 

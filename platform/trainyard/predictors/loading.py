@@ -15,7 +15,7 @@ def load_model(
     auto_model: str,
     name: str,
     *,
-    dtype: Dtype = "float32",
+    dtype: str = "float32",
     device: str = "cpu",
     revision: str | None = None,
     optional_weights: Sequence[str] = (),

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Self, TypeVar
 
+from trainyard.engines.choice import choose
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
 from trainyard.predictors.limits import Limits
@@ -72,9 +73,10 @@ class Host:
         self._large_tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="answer")
         self._threads = Threads(torch.get_num_threads())
-        device = predictor.model.device.type
-        # Passes of different lengths, as generation makes them, must not starve each other of cores.
-        several = device == "cpu" and not predictor.model.can_generate()
+        device = predictor.device.type
+        # Passes of different lengths, as generation makes them, must not starve each other of cores;
+        # a pass of another engine takes all of them.
+        alone = about.get("engine", "torch") != "torch" or predictor.model.can_generate()
         self.limits = BatchLimits(
             batch_tokens=options.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]),
             batch_rows=options.batch_rows,
@@ -88,7 +90,7 @@ class Host:
             lambda row: row.group,
             self.limits,
             self._on_batch,
-            workers=self._threads.most if several else 1,
+            workers=self._threads.most if device == "cpu" and not alone else 1,
         )
 
     @classmethod
@@ -108,8 +110,9 @@ class Host:
         task = options.task or task_of(folder)
         if task not in PREDICTORS:
             raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
-        predictor = PREDICTORS[task].load(str(folder), dtype=options.dtype, device=device)
-        about |= {"task": task, "dtype": options.dtype, "device": device}
+        choice = choose(options.engine, options.dtype, folder, device)
+        predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
+        about |= {"task": task, "device": device, **choice.about()}
         about["parameters"] = json_schema(predictor.parameters)
         host = cls(predictor, options, about, watch)
         host.warm_up()

@@ -132,7 +132,9 @@ class ModelOptions(Strict):
 
     Attributes:
         task: the model's pipeline task; by default what its config says it is for.
-        dtype: of the weights.
+        engine: what runs the forward pass: torch, compile, openvino; by default what jobs/engine.py
+            found to be best for the model on such a machine, else torch.
+        dtype: what it computes in.
         device: `cpu`, `cuda`; by default a GPU when the replica has one.
         threads: of a forward pass on the CPU; by default as many as `num_cpus` reserves.
         batch_tokens: rows times longest row of one forward pass.
@@ -150,6 +152,7 @@ class ModelOptions(Strict):
     """
 
     task: str | None = None
+    engine: Literal["auto", "torch", "compile", "openvino"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
     threads: int | None = Field(default=None, ge=1)

@@ -1,0 +1,126 @@
+"""Engines for a classifier on a CPU: torch, OpenVINO and ONNX Runtime, in float32 and int8.
+
+    pip install 'trainyard[openvino]' onnx onnxruntime
+    python benchmarks/compare_engines.py --model-name-or-path runs/NAME/model --data-dir glue --threads 2
+
+Each is measured as jobs/engine.py measures, in turns with torch. ONNX Runtime is here only: exported by
+torch.onnx, its int8 is `quantize_dynamic` (weights per channel, activations by their range in the pass).
+`neighbours` is how far a row's outputs move when rows as long as it share its pass, as a part of the
+largest. Writes benchmarks/results/engines.json.
+"""
+
+import contextlib
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from provenance import provenance
+
+from trainyard.cli import parse
+from trainyard.engines import ENGINES, Engine
+from trainyard.evaluation.config import EngineConfig
+from trainyard.evaluation.engines import CANDIDATES, Bench
+from trainyard.evaluation.models import describe
+from trainyard.evaluation.rows import labelled_splits
+from trainyard.predictors import Predictor, Row
+
+TOGETHER = 8
+
+
+def onnx_runtime(model: Any, batch: Any, dtype: str, file: Path | None) -> Callable[..., Any]:
+    """ONNX Runtime on as many threads as torch has."""
+    import onnxruntime
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    del file
+    names = list(batch)
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: Any) -> Any:
+            return self.model(**dict(zip(names, tensors, strict=True))).logits
+
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "model.onnx"
+    axes = {name: {0: "rows", 1: "tokens"} for name in names} | {"logits": {0: "rows"}}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Logits(), tuple(batch.values()), path, input_names=names, output_names=["logits"],
+            dynamic_axes=axes, dynamo=False, opset_version=17,
+        )  # fmt: skip
+    if dtype == "int8":
+        quantize_dynamic(path, folder / "int8.onnx", weight_type=QuantType.QInt8, per_channel=True)
+        path = folder / "int8.onnx"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(**tensors: Any) -> SimpleNamespace:
+        (logits,) = session.run(None, {name: tensors[name].numpy() for name in names})
+        return SimpleNamespace(logits=torch.from_numpy(logits))
+
+    return run
+
+
+def neighbours(predictor: Predictor, rows: Sequence[Row]) -> float:
+    """How far a row moves with others in its pass, as a part of the largest output."""
+    by_length: dict[int, list[Row]] = {}
+    for row in rows:
+        by_length.setdefault(row.length, []).append(row)
+    moved, largest = 0.0, 0.0
+    for group in by_length.values():
+        if len(group) >= TOGETHER:
+            together = np.stack(predictor.forward(group[:TOGETHER]))
+            alone = np.stack([predictor.forward([row])[0] for row in group[:TOGETHER]])
+            moved = max(moved, float(np.abs(together - alone).max()))
+            largest = max(largest, float(np.abs(alone).max()))
+    return moved / largest
+
+
+def main() -> None:
+    """Measure all and store what they gave."""
+    import torch
+
+    config = parse(EngineConfig)
+    ENGINES["onnxruntime"] = Engine(
+        onnx_runtime, ("float32", "int8"), loads="float32", keeps_model=False
+    )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model = describe(config.model_name_or_path)
+    splits = labelled_splits(config.evaluation(), model)
+    bench = Bench(model, splits, config)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for engine, dtype in (*CANDIDATES, ("onnxruntime", "float32"), ("onnxruntime", "int8")):
+            one = bench.measure(engine, dtype, Path(folder))
+            if "refused" not in one:
+                file = Path(folder) / "int8.xml" if dtype == "int8" else None
+                one["neighbours"] = neighbours(bench.load(engine, dtype, file), bench.rows)
+            found.append(one)
+    result = {
+        **provenance(config.data_dir, config.model_name_or_path),
+        "task": splits.task.name,
+        "rows": len(bench.rows),
+        "threads": torch.get_num_threads(),
+        "score": bench.score(bench.expected),
+        "engines": found,
+    }
+    path = Path(__file__).parent / "results" / "engines.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({f"{one['engine']} {one['dtype']}": one.get("speed") for one in found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Which engine serves a model best: `python jobs/engine.py --model-name-or-path runs/NAME/model`."""
+
+from trainyard.cli import run_job
+from trainyard.evaluation.config import EngineConfig
+
+
+def measure(config: EngineConfig) -> dict[str, object]:
+    """One model on this machine; imported here so that --help is instant."""
+    from trainyard.evaluation.engines import choose_engine
+
+    return choose_engine(config)
+
+
+if __name__ == "__main__":
+    run_job(EngineConfig, measure)
