@@ -52,14 +52,19 @@ def onnx_runtime(model: Any, batch: Any, dtype: str, file: Path | None) -> Calla
 
     folder = Path(tempfile.mkdtemp())
     path = folder / "model.onnx"
-    axes = {name: {0: "rows", 1: "tokens"} for name in names} | {"logits": {0: "rows"}}
+    shapes = [{0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", min=4)} for _ in names]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Logits(), tuple(batch.values()), path, input_names=names, output_names=["logits"],
-            dynamic_axes=axes, dynamo=False, opset_version=17,
+            dynamic_shapes=(tuple(shapes),), dynamo=True, verbose=False,
         )  # fmt: skip
     if dtype == "int8":
+        import onnx
+
+        exported = onnx.load(path)
+        del exported.graph.value_info[:]  # shapes that its own shape inference contradicts
+        onnx.save(exported, path)
         quantize_dynamic(path, folder / "int8.onnx", weight_type=QuantType.QInt8, per_channel=True)
         path = folder / "int8.onnx"
     options = onnxruntime.SessionOptions()

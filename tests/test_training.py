@@ -202,11 +202,13 @@ def wait_for_step(folder: RunFolder, step: int, process: subprocess.Popen[str]) 
         time.sleep(0.005)
 
 
-def test_driver_killed_or_asked_to_stop_then_the_same_command(base: TrainConfig) -> None:
+def test_driver_killed_or_asked_to_stop_then_the_same_command(
+    cluster: Any, base: TrainConfig
+) -> None:
     """SIGKILL of the driver, the same command, SIGTERM, the same command: the same weights.
 
-    One long run for all of it, for each start of Ray takes seconds, and a worker of the killed
-    driver can live on for one or two.
+    One long run for all of it, on a Ray that is there already and at last on one of its own: each
+    start takes seconds, and a worker of the killed driver can live on for one or two.
     """
     epochs, last_step = 20, 120
     config = dataclasses.replace(base, run_name="driver", save_steps=1, num_train_epochs=epochs)
@@ -215,17 +217,18 @@ def test_driver_killed_or_asked_to_stop_then_the_same_command(base: TrainConfig)
     )
     folder = RunFolder(Path(config.storage_path) / "driver")
     command, environment = job(config)
+    joined = [*command, "--address", cluster.get_runtime_context().gcs_address]
     options: Any = {"env": environment, "text": True, "start_new_session": True,
                     "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}  # fmt: skip
 
-    first = subprocess.Popen(command, **options)
+    first = subprocess.Popen(joined, **options)
     wait_for_step(folder, 1, first)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
 
     claim = folder.checkpoints / "attempt.json"
     claimed_by_first = claim.read_text()
-    second = subprocess.Popen(command, **options)
+    second = subprocess.Popen(joined, **options)
     while claim.read_text() == claimed_by_first:  # a worker of the first may live a moment longer
         assert second.poll() is None, second.communicate()
         time.sleep(0.005)

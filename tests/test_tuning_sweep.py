@@ -117,6 +117,7 @@ def test_a_finished_sweep_is_not_done_again_but_can_be_given_more(
     wait_until_free(cluster, 4)
 
 
+@pytest.mark.long
 def test_the_time_of_a_sweep_is_kept_over_its_attempts(
     cluster: Any, undisturbed: SweepResult, config: SweepConfig
 ) -> None:
