@@ -16,7 +16,7 @@ from trainyard.engines import ENGINES, check_engine, openvino
 from trainyard.engines.choice import Choice, choose, machine, weights_of
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EngineConfig
-from trainyard.evaluation.engines import best_of, choose_engine
+from trainyard.evaluation.engines import CANDIDATES, best_of, choose_engine
 from trainyard.predictors import PREDICTORS
 from trainyard.serving.host import Host
 from trainyard.serving.options import ModelOptions, Version
@@ -80,6 +80,7 @@ def _alike(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.long
 def test_compiled_torch_answers_as_torch_does(models: dict[str, Path]) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
@@ -160,7 +161,10 @@ def chosen(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) ->
     config = EngineConfig(
         model_name_or_path=str(model), validation_file=str(file), num_rows=40, max_loss=0.99
     )
-    return model, choose_engine(config)
+    with pytest.MonkeyPatch.context() as patch:  # compiling takes most of a minute
+        quick = [one for one in CANDIDATES if one[0] != "compile"]
+        patch.setattr("trainyard.evaluation.engines.CANDIDATES", quick)
+        return model, choose_engine(config)
 
 
 def test_what_is_measured_is_stored_and_served(chosen: Any) -> None:

@@ -222,7 +222,8 @@ def average_mark(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]])
 def _average_words(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
     if average["mean"] is None:
         return "No average: none of the tasks that count in it is finished."
-    words = f"Average of {len(average['tasks'])} tasks ({', '.join(average['tasks'])}): "
+    many = len(average["tasks"])
+    words = f"Average of {many} task{'s' if many > 1 else ''} ({', '.join(average['tasks'])}): "
     words += f"**{average['mean']:.1f}**{_literal(average_mark(average, tasks))}"
     if average["seeds_interval"]:
         low, high = average["seeds_interval"]
