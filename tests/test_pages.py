@@ -98,7 +98,8 @@ def draw_all(page: Any) -> int:
     """Scroll to each figure until it is drawn; how many there are."""
     figures = page.locator("figure")
     for i in range(figures.count()):
-        figures.nth(i).scroll_into_view_if_needed()
+        # At once: a figure that is replaced by news while its place is waited for would be an error.
+        figures.nth(i).evaluate("figure => figure.scrollIntoView()")
         figures.nth(i).locator("svg .mark-group").first.wait_for(state="attached", timeout=20_000)
     return int(figures.count())
 
