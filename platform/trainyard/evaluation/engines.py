@@ -174,7 +174,7 @@ class Bench:
         }
         say(
             f"{engine} {dtype}: {found['speed']:.2f} times torch, {self._task.score} {found['score']:.4f} "
-            f"({-found['loss']:+.4f}), {found['changed_answers']} of {len(self.rows)} answers change"
+            f"({0.0 - found['loss']:+.4f}), {found['changed_answers']} of {len(self.rows)} answers change"
         )
         return found
 
