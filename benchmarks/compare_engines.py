@@ -35,6 +35,7 @@ TOGETHER = 8
 
 def onnx_runtime(model: Any, batch: Any, dtype: str, file: Path | None) -> Callable[..., Any]:
     """ONNX Runtime on as many threads as torch has."""
+    import onnx
     import onnxruntime
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -50,26 +51,25 @@ def onnx_runtime(model: Any, batch: Any, dtype: str, file: Path | None) -> Calla
         def forward(self, *tensors: Any) -> Any:
             return self.model(**dict(zip(names, tensors, strict=True))).logits
 
-    folder = Path(tempfile.mkdtemp())
-    path = folder / "model.onnx"
     shapes = [{0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", min=4)} for _ in names]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Logits(), tuple(batch.values()), path, input_names=names, output_names=["logits"],
-            dynamic_shapes=(tuple(shapes),), dynamo=True, verbose=False,
-        )  # fmt: skip
-    if dtype == "int8":
-        import onnx
-
-        exported = onnx.load(path)
-        del exported.graph.value_info[:]  # shapes that its own shape inference contradicts
-        onnx.save(exported, path)
-        quantize_dynamic(path, folder / "int8.onnx", weight_type=QuantType.QInt8, per_channel=True)
-        path = folder / "int8.onnx"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                Logits(), tuple(batch.values()), path, input_names=names, output_names=["logits"],
+                dynamic_shapes=(tuple(shapes),), dynamo=True, verbose=False,
+            )  # fmt: skip
+        if dtype == "int8":
+            exported = onnx.load(path)
+            del exported.graph.value_info[:]  # shapes that its own shape inference contradicts
+            onnx.save(exported, path)
+            int8 = path.with_name("int8.onnx")
+            quantize_dynamic(path, int8, weight_type=QuantType.QInt8, per_channel=True)
+            path = int8
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(**tensors: Any) -> SimpleNamespace:
         (logits,) = session.run(None, {name: tensors[name].numpy() for name in names})

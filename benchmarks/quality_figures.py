@@ -4,6 +4,8 @@
     python benchmarks/reference_trainer.py --task rte --data-dir glue --seed 0 ... > peer/rte-0.json
     python benchmarks/quality_figures.py runs/suite/glue.json peer benchmarks/results/quality.json
 
+Several tables may stand before the peer's folder, of suites that share no task.
+
 The interval of a difference is Welch's t (SciPy's `ttest_ind` without equal variances): it says what
 other seeds could have given, on the same rows. Seeds are not paired, as they mean other draws to each.
 """
@@ -37,11 +39,11 @@ def difference(ours: list[float], peer: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     """Join the two and store what they say."""
-    table, folder, out = map(Path, sys.argv[1:4])
-    suite = json.loads(table.read_text())
+    *tables, folder, out = map(Path, sys.argv[1:])
+    suites = [json.loads(table.read_text()) for table in tables]
     peer = peers(folder)
     tasks = {}
-    for row in suite["tasks"]:
+    for row in (row for suite in suites for row in suite["tasks"] if row["seeds"]):
         runs = peer.get(row["task"], {})
         metrics = {}
         for metric in row["metrics"]:
@@ -58,7 +60,7 @@ def main() -> None:
             "metrics": metrics,
         }
     result = {
-        "versions": suite["versions"],
+        "versions": [suite["versions"] for suite in suites],
         "peer_versions": next((r["versions"] for runs in peer.values() for r in runs.values()), None),
         "tasks": tasks,
     }  # fmt: skip

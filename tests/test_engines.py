@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,9 @@ def test_what_an_engine_cannot_run_is_one_sentence(
     with pytest.raises(UserError, match="one forward pass, and this one generates; use torch"):
         PREDICTORS["text-generation"].load(str(models["text-generation"]), engine="openvino")
     with pytest.raises(UserError, match="openvino computes in float32, bfloat16, int8, not in flo"):
-        check_engine("openvino", "float16", "cpu", generates=False)
+        check_engine("openvino", "float16", "cpu")
     with pytest.raises(UserError, match="openvino runs on the CPU, not on cuda; use torch or comp"):
-        check_engine("openvino", "float32", "cuda", generates=False)
+        check_engine("openvino", "float32", "cuda")
     classify = PREDICTORS["text-classification"]
     with pytest.raises(UserError, match=r"int8 needs weights that jobs/engine.py has stored"):
         classify.load(str(models["text-classification"]), engine="openvino", dtype="int8")
@@ -125,8 +126,7 @@ def test_an_engine_that_answers_something_else_is_refused(
         return found
 
     monkeypatch.setattr(openvino, "convert", spoilt)
-    row = ENGINES["openvino"]
-    monkeypatch.setitem(ENGINES, "openvino", type(row)(build, row.dtypes, row.loads, False))
+    monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["openvino"], build=build))
     with pytest.raises(UserError, match=r"openvino in float32 answers something else .*its logits"):
         PREDICTORS["text-classification"].load(
             str(models["text-classification"]), engine="openvino"

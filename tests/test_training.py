@@ -207,8 +207,8 @@ def test_driver_killed_or_asked_to_stop_then_the_same_command(
 ) -> None:
     """SIGKILL of the driver, the same command, SIGTERM, the same command: the same weights.
 
-    One long run for all of it, on a Ray that is there already and at last on one of its own: each
-    start takes seconds, and a worker of the killed driver can live on for one or two.
+    One long run for all of it, for each start of Ray takes seconds, and a worker of the killed
+    driver can live on for one or two. The second joins a Ray that is there, the others start one.
     """
     epochs, last_step = 20, 120
     config = dataclasses.replace(base, run_name="driver", save_steps=1, num_train_epochs=epochs)
@@ -221,7 +221,7 @@ def test_driver_killed_or_asked_to_stop_then_the_same_command(
     options: Any = {"env": environment, "text": True, "start_new_session": True,
                     "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}  # fmt: skip
 
-    first = subprocess.Popen(joined, **options)
+    first = subprocess.Popen(command, **options)
     wait_for_step(folder, 1, first)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()

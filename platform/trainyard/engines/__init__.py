@@ -4,7 +4,7 @@ Every engine is made from a torch model that was loaded and checked, and is comp
 it answers anybody; `choice.py` reads which one `jobs/engine.py` found to be the best for a model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,19 +30,25 @@ class Engine:
         dtypes: what it computes in.
         loads: the type in which torch loads the weights; None: the same.
         keeps_model: whether it goes on using the torch model.
+        quantize: stores what int8 needs, of (model, batches that show its range, file).
     """
 
     build: Callable[[Any, Batch, str, Path | None], Run]
     dtypes: tuple[str, ...]
     loads: str | None = None
     keeps_model: bool = True
+    quantize: Callable[[Any, Iterable[Batch], Path], None] | None = None
 
 
 ENGINES: dict[str, Engine] = {
     "torch": Engine(lambda model, *_: model, ("float32", "bfloat16", "float16")),
     "compile": Engine(compiled.build, ("float32", "bfloat16", "float16")),
     "openvino": Engine(
-        openvino.build, ("float32", "bfloat16", "int8"), loads="float32", keeps_model=False
+        openvino.build,
+        ("float32", "bfloat16", "int8"),
+        loads="float32",
+        keeps_model=False,
+        quantize=openvino.quantize,
     ),
 }
 
@@ -51,8 +57,8 @@ FAR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 1.0}
 How good the answers are in each type is for `jobs/engine.py` to find out."""
 
 
-def check_engine(name: str, dtype: str, device: str, *, generates: bool) -> None:
-    """Refuse an engine that cannot run such a model.
+def check_engine(name: str, dtype: str, device: str) -> None:
+    """Refuse an engine that does not compute so, before a model is loaded for it.
 
     Raises:
         UserError: saying what it can run.
@@ -62,10 +68,6 @@ def check_engine(name: str, dtype: str, device: str, *, generates: bool) -> None
         raise UserError(f"engine {name} computes in {', '.join(engine.dtypes)}, not in {dtype}")
     if name == "openvino" and device != "cpu":
         raise UserError(f"engine openvino runs on the CPU, not on {device}; use torch or compile")
-    if name != "torch" and generates:
-        raise UserError(
-            f"engine {name} is for models of one forward pass, and this one generates; use torch"
-        )
 
 
 def start(
@@ -77,12 +79,16 @@ def start(
     the model is taken to be constant. Others should have other shapes.
 
     Raises:
-        UserError: when the engine is not installed, or answers something else than the model.
+        UserError: when the engine is not installed, the model generates, or the engine answers
+            something else than the model.
     """
+    if model.can_generate():
+        raise UserError(
+            f"engine {name} is for models of one forward pass, and this one generates; use torch"
+        )
     run = ENGINES[name].build(model, batches[0], dtype, file)
-    if run is not model:
-        for batch in batches:
-            _compare(name, dtype, model(**batch), run(**batch))
+    for batch in batches:
+        _compare(name, dtype, model(**batch), run(**batch))
     return run
 
 

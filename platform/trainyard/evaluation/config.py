@@ -1,8 +1,8 @@
-"""The flags of `jobs/eval.py`."""
+"""The flags of `jobs/eval.py` and `jobs/engine.py`."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 from trainyard.config import DataConfig, TrainConfig
@@ -21,12 +21,8 @@ DEFAULT_LENGTH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Judge a fine-tuned model on a task's splits or on your own file.
-
-    Every row is scored once, at any number of workers. The report says where the model fails, how
-    sure each figure is, and with --against whether it is better than another one.
-    """
+class JudgedRows:
+    """A model, and the labelled rows that it answers."""
 
     model_name_or_path: str
     """Fine-tuned classifier: a run's model/ folder, a Hub id, or package:NAME/FOLDER."""
@@ -34,8 +30,6 @@ class EvalConfig:
     """GLUE task or `demo`. Default: the one the model says it was fine-tuned on."""
     data_dir: str | None = None
     """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
-    splits: tuple[str, ...] = ()
-    """Splits with labels. Default: the task's evaluation splits."""
     validation_file: str | None = None
     """Own data instead of a task: .csv, .tsv, .jsonl or .parquet, labelled as in training."""
     text_column: str | None = None
@@ -44,6 +38,20 @@ class EvalConfig:
     """Own data: column of the second text of a pair."""
     label_column: str = "label"
     """Own data: column of the label."""
+    seed: int = 42
+    """Decides the bootstrap's draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(JudgedRows):
+    """Judge a fine-tuned model on a task's splits or on your own file.
+
+    Every row is scored once, at any number of workers. The report says where the model fails, how
+    sure each figure is, and with --against whether it is better than another one.
+    """
+
+    splits: tuple[str, ...] = ()
+    """Splits with labels. Default: the task's evaluation splits."""
     against: str | None = None
     """A second model, compared row by row: is the first one better?"""
     slice_columns: tuple[str, ...] = ()
@@ -59,8 +67,6 @@ class EvalConfig:
     """Rows per forward pass."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the forward pass; fp16 needs a GPU."""
-    seed: int = 42
-    """Decides the bootstrap's draws."""
 
     storage_path: str = "runs"
     """Folder of all runs; on a cluster one that every node sees."""
@@ -141,35 +147,19 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(JudgedRows):
     """Find out which engine runs a fine-tuned classifier best on this machine, and store it with the model.
 
     torch, torch.compile and OpenVINO (float32, bfloat16, int8) answer the same labelled rows, in turns.
     Models that are served with `engine: auto` (the default) go by what is stored.
     """
 
-    model_name_or_path: str
-    """Fine-tuned classifier: a run's model/ folder."""
-    task: str | None = None
-    """GLUE task or `demo`. Default: the one the model says it was fine-tuned on."""
-    data_dir: str | None = None
-    """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
-    validation_file: str | None = None
-    """Own data instead of a task: .csv, .tsv, .jsonl or .parquet, labelled as in training."""
-    text_column: str | None = None
-    """Own data: column of the text. Default: text."""
-    text_pair_column: str | None = None
-    """Own data: column of the second text of a pair."""
-    label_column: str = "label"
-    """Own data: column of the label."""
     num_rows: int = 1000
     """Rows that are judged, from the split's start; the 300 after them set the scales of int8."""
     max_loss: float = 0.0
     """How much lower than torch's the score may be. 0: only engines with torch's own answers."""
     threads: int | None = None
     """Cores of a forward pass. Default: all; use as many as the model is served with."""
-    seed: int = 42
-    """Decides the bootstrap's draws."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work together, before anything is loaded."""
@@ -182,12 +172,5 @@ class EngineConfig:
 
     def evaluation(self) -> EvalConfig:
         """The same rows, as `jobs/eval.py` finds them."""
-        return EvalConfig(
-            model_name_or_path=self.model_name_or_path,
-            task=self.task,
-            data_dir=self.data_dir,
-            validation_file=self.validation_file,
-            text_column=self.text_column,
-            text_pair_column=self.text_pair_column,
-            label_column=self.label_column,
-        )
+        names = [field.name for field in fields(JudgedRows)]
+        return EvalConfig(**{name: getattr(self, name) for name in names})

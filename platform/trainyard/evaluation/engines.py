@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.engines import ENGINES
 from trainyard.engines.choice import FILE, INT8, machine, weights_of
-from trainyard.engines.openvino import quantize
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EngineConfig
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order
@@ -146,9 +146,9 @@ class Bench:
     def measure(self, engine: str, dtype: str, scratch: Path) -> dict[str, Any]:
         """One candidate beside torch, in turns; int8 is made in `scratch`."""
         about: dict[str, Any] = {"engine": engine, "dtype": dtype}
-        began = time.perf_counter()
         try:
-            file = self._quantized(scratch) if dtype == "int8" else None
+            file = self._quantized(engine, scratch) if dtype == "int8" else None
+            began = time.perf_counter()
             candidate = self.load(engine, dtype, file)
         except UserError as error:
             say(f"{engine} {dtype}: {error}")
@@ -184,7 +184,9 @@ class Bench:
             self._model.path, engine=engine, dtype=dtype, engine_file=file
         )
 
-    def _quantized(self, scratch: Path) -> Path:
+    def _quantized(self, engine: str, scratch: Path) -> Path | None:
+        if (quantize := ENGINES[engine].quantize) is None:
+            return None
         file = scratch / INT8.name
         quantize(self._torch.model, (self._torch.pad([row]) for row in self._spare), file)
         return file

@@ -80,6 +80,7 @@ class Predictor(Tokenizing, ABC):
             UserError: for weights that are no safetensors, missing, NaN or infinite, for code that
                 the model brings, a model of another task, or an engine that cannot run it.
         """
+        check_engine(engine, dtype, device)
         model, tokenizer = load_model(
             cls.auto_model,
             name,
@@ -90,7 +91,6 @@ class Predictor(Tokenizing, ABC):
         )
         predictor = cls(model, tokenizer)
         predictor.read_more(name, revision)
-        check_engine(engine, dtype, predictor.device.type, generates=model.can_generate())
         if engine != "torch":
             predictor._start(engine, dtype, engine_file)
         return predictor

@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+from trainyard.engines import EngineName
 from trainyard.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -152,7 +153,7 @@ class ModelOptions(Strict):
     """
 
     task: str | None = None
-    engine: Literal["auto", "torch", "compile", "openvino"] = "auto"
+    engine: Literal["auto", EngineName] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
     threads: int | None = Field(default=None, ge=1)
