@@ -26,8 +26,9 @@ check: install  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two at a time, for they wait more than they compute; a file's tests stay together, and share its Ray.
 test: check  ## everything that CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: install  ## what takes minutes each: sweeps, suites and elastic runs that are killed
 	$(BIN)/pytest -m long --durations 0

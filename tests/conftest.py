@@ -28,10 +28,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that uses the cluster is marked so: the mark cannot be forgotten."""
+    """A test that uses the cluster is marked so: the mark cannot be forgotten. Its file comes early.
+
+    Files that use it take the longest: last of all, one of them would keep the other process waiting.
+    """
+    longest = set()
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("cluster")
+            longest.add(item.path)
+    items.sort(key=lambda item: item.path not in longest)
 
 
 @pytest.fixture(scope="session")
