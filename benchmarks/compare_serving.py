@@ -30,7 +30,9 @@ def sentences(data_dir: str, count: int = 400) -> list[str]:
     return [str(text) for text in texts[:: max(1, len(texts) // count)]][:count]
 
 
-def bare_forward(model: str, texts: list[str], threads: int, engine: str) -> dict[str, float]:
+def bare_forward(
+    model: str, texts: list[str], threads: int, engine: str, dtype: str
+) -> dict[str, float]:
     """Milliseconds of one forward pass of one text, tokenized before, in a process of its own."""
     import subprocess
 
@@ -38,7 +40,8 @@ def bare_forward(model: str, texts: list[str], threads: int, engine: str) -> dic
         "import sys, json, time, statistics, torch\n"
         "from trainyard.predictors import PREDICTORS\n"
         "torch.set_num_threads(int(sys.argv[2]))\n"
-        "p = PREDICTORS['text-classification'].load(sys.argv[1], engine=sys.argv[3])\n"
+        "p = PREDICTORS['text-classification'].load(\n"
+        "    sys.argv[1], engine=sys.argv[3], dtype=sys.argv[4])\n"
         "rows = [p.preprocess(t, {'truncation': True}).rows for t in json.load(sys.stdin)]\n"
         "times = []\n"
         "for row in rows[:20] + rows:\n"
@@ -46,7 +49,7 @@ def bare_forward(model: str, texts: list[str], threads: int, engine: str) -> dic
         "print(statistics.median(times[20:]) * 1000)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, model, str(threads), engine],
+        [sys.executable, "-c", code, model, str(threads), engine, dtype],
         input=json.dumps(texts), capture_output=True, text=True, check=True,
     )  # fmt: skip
     return {"p50_ms": round(float(done.stdout.splitlines()[-1]), 2)}
@@ -78,6 +81,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-haproxy", action="store_true")
     parser.add_argument("--engine", default="torch", help="of our server; the others have torch")
+    parser.add_argument("--dtype", default="float32", help="of our server's engine")
     parser.add_argument("--name", default="serving")
     args = parser.parse_args()
 
@@ -87,11 +91,16 @@ def main() -> None:
     given: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = classifier(folder)
-        bare = bare_forward(model, texts, args.threads, args.engine)
+        bare = bare_forward(model, texts, args.threads, args.engine, args.dtype)
         for number in range(args.rounds):
             for kind in args.kinds:
                 with running(
-                    kind, model, args.threads, haproxy=not args.no_haproxy, engine=args.engine
+                    kind,
+                    model,
+                    args.threads,
+                    haproxy=not args.no_haproxy,
+                    engine=args.engine,
+                    dtype=args.dtype,
                 ) as server:
                     given[kind] = asyncio.run(answers(server.url, bodies[:40]))
                     for clients in args.clients:

@@ -1,6 +1,6 @@
 """A server to be measured, as a process of its own on a free port, with a Ray of its own.
 
-python benchmarks/serving_process.py ours|batch MODEL PORT THREADS [ENGINE]
+python benchmarks/serving_process.py ours|batch MODEL PORT THREADS [ENGINE DTYPE]
 """
 
 import contextlib
@@ -64,13 +64,21 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    kind: str, model: str, threads: int = 2, *, haproxy: bool = True, engine: str = "torch"
+    kind: str,
+    model: str,
+    threads: int = 2,
+    *,
+    haproxy: bool = True,
+    engine: str = "torch",
+    dtype: str = "float32",
 ) -> Iterator[Server]:
     """A server, once it answers; its process group ends with the block."""
     port = free_port()
     script = "reference_pipeline_server.py" if kind == "pipeline" else "serving_process.py"
     arguments = (
-        [model, str(port)] if kind == "pipeline" else [kind, model, str(port), str(threads), engine]
+        [model, str(port)]
+        if kind == "pipeline"
+        else [kind, model, str(port), str(threads), engine, dtype]
     )
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -134,14 +142,15 @@ def main() -> None:
     import ray
     from ray import serve
 
-    kind, model, port, threads, *engine = sys.argv[1:]
+    kind, model, port, threads, *how = sys.argv[1:]
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port), "request_timeout_s": 120})
     if kind == "ours":
         from trainyard.serving.application import host_application
 
+        engine, dtype = how or ("torch", "float32")
         application = host_application(
-            {"model": model, "name": "bench", "threads": threads, "engine": (*engine, "torch")[0]}
+            {"model": model, "name": "bench", "threads": threads, "engine": engine, "dtype": dtype}
         )
     else:
         from reference_batch_server import build

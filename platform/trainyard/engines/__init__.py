@@ -30,6 +30,7 @@ class Engine:
         dtypes: what it computes in.
         loads: the type in which torch loads the weights; None: the same.
         keeps_model: whether it goes on using the torch model.
+        passes: how many it may run at once, each with its share of torch's threads; None: any.
         quantize: stores what int8 needs, of (model, batches that show its range, file).
     """
 
@@ -37,17 +38,19 @@ class Engine:
     dtypes: tuple[str, ...]
     loads: str | None = None
     keeps_model: bool = True
+    passes: int | None = None
     quantize: Callable[[Any, Iterable[Batch], Path], None] | None = None
 
 
 ENGINES: dict[str, Engine] = {
     "torch": Engine(lambda model, *_: model, ("float32", "bfloat16", "float16")),
-    "compile": Engine(compiled.build, ("float32", "bfloat16", "float16")),
+    "compile": Engine(compiled.build, ("float32", "bfloat16", "float16"), passes=1),
     "openvino": Engine(
         openvino.build,
         ("float32", "bfloat16", "int8"),
         loads="float32",
         keeps_model=False,
+        passes=openvino.PASSES,
         quantize=openvino.quantize,
     ),
 }
@@ -86,9 +89,17 @@ def start(
         raise UserError(
             f"engine {name} is for models of one forward pass, and this one generates; use torch"
         )
+    import torch
+
     run = ENGINES[name].build(model, batches[0], dtype, file)
-    for batch in batches:
-        _compare(name, dtype, model(**batch), run(**batch))
+    threads = torch.get_num_threads()
+    try:
+        for share in {threads, max(1, threads // 2)}:  # alone, and beside another pass
+            torch.set_num_threads(share)
+            for batch in batches:
+                _compare(name, dtype, model(**batch), run(**batch))
+    finally:
+        torch.set_num_threads(threads)
     return run
 
 

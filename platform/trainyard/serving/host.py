@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Self, TypeVar
 
+from trainyard.engines import ENGINES
 from trainyard.engines.choice import choose
 from trainyard.errors import UserError
 from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
@@ -74,9 +75,9 @@ class Host:
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="answer")
         self._threads = Threads(torch.get_num_threads())
         device = predictor.device.type
-        # Passes of different lengths, as generation makes them, must not starve each other of cores;
-        # a pass of another engine takes all of them.
-        alone = about.get("engine", "torch") != "torch" or predictor.model.can_generate()
+        passes = ENGINES[about.get("engine", "torch")].passes or self._threads.most
+        # Passes of different lengths, as generation makes them, must not starve each other of cores.
+        alone = device != "cpu" or predictor.model.can_generate()
         self.limits = BatchLimits(
             batch_tokens=options.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]),
             batch_rows=options.batch_rows,
@@ -90,7 +91,7 @@ class Host:
             lambda row: row.group,
             self.limits,
             self._on_batch,
-            workers=self._threads.most if device == "cpu" and not alone else 1,
+            workers=1 if alone else min(passes, self._threads.most),
         )
 
     @classmethod
