@@ -4,7 +4,8 @@
     python benchmarks/reference_trainer.py --task rte --data-dir glue --seed 0 ... > peer/rte-0.json
     python benchmarks/quality_figures.py runs/suite/glue.json peer benchmarks/results/quality.json
 
-Several tables may stand before the peer's folder, of suites that share no task.
+What is stored already stays for the tasks, and for the seeds of the peer, that are not given: the suite
+takes hours, and can be run in parts.
 
 The interval of a difference is Welch's t (SciPy's `ttest_ind` without equal variances): it says what
 other seeds could have given, on the same rows. Seeds are not paired, as they mean other draws to each.
@@ -38,36 +39,40 @@ def difference(ours: list[float], peer: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Join the two and store what they say."""
-    *tables, folder, out = map(Path, sys.argv[1:])
-    suites = [json.loads(table.read_text()) for table in tables]
-    peer = peers(folder)
-    tasks = {}
-    for row in (row for suite in suites for row in suite["tasks"] if row["seeds"]):
-        runs = peer.get(row["task"], {})
-        metrics = {}
-        for metric in row["metrics"]:
-            name, values = metric["metric"], metric["values"]
-            theirs = {str(seed): run["metrics"][name] for seed, run in runs.items()}
-            metrics[f"{metric['split']} {name}"] = {
-                "ours": values,
-                "rows_interval": metric["rows_interval"],
-                "peer": theirs,
-                **(difference([*values.values()], [*theirs.values()]) if values and theirs else {}),
-            }
+    """Join the two with what is stored, store it and print it."""
+    table, folder, out = map(Path, sys.argv[1:4])
+    suite = json.loads(table.read_text())
+    tasks: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    for row in suite["tasks"]:
+        if not row["seeds"]:
+            continue
+        before = tasks.get(row["task"], {"metrics": {}, "peer_versions": None})
+        names = {f"{found['split']} {found['metric']}": found for found in row["metrics"]}
         tasks[row["task"]] = {
             "recipe": {k: v for k, v in row["recipe"].items() if k not in ("model", "source")},
-            "metrics": metrics,
+            "versions": suite["versions"],
+            "peer_versions": before["peer_versions"],
+            "metrics": {
+                name: {
+                    "ours": found["values"],
+                    "rows_interval": found["rows_interval"],
+                    "peer": before["metrics"].get(name, {"peer": {}})["peer"],
+                }
+                for name, found in names.items()
+            },
         }
-    result = {
-        "versions": [suite["versions"] for suite in suites],
-        "peer_versions": next((r["versions"] for runs in peer.values() for r in runs.values()), None),
-        "tasks": tasks,
-    }  # fmt: skip
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    for task, runs in peers(folder).items():
+        for name, figures in tasks[task]["metrics"].items():
+            figures["peer"] |= {
+                str(seed): run["metrics"][name.split(" ", 1)[1]] for seed, run in runs.items()
+            }
+        tasks[task]["peer_versions"] = next(iter(runs.values()))["versions"]
     for task, found in tasks.items():
         for name, figures in found["metrics"].items():
+            if figures["ours"] and figures["peer"]:
+                figures |= difference([*figures["ours"].values()], [*figures["peer"].values()])
             print(json.dumps({"task": task, "metric": name, **figures}))
+    out.write_text(json.dumps(tasks, indent=2) + "\n")
 
 
 if __name__ == "__main__":
