@@ -224,7 +224,9 @@ CHECKS = (
 )
 
 
-@pytest.mark.parametrize("task", sorted(PREDICTORS) if FUZZ else ["text-classification"])
+@pytest.mark.parametrize(
+    "task", sorted(PREDICTORS) if FUZZ else ["text-classification", "text-generation"]
+)
 def test_the_api_is_what_it_says_it_is(url: str, task: str, tmp_path: Path) -> None:
     """Requests made by schemathesis from /openapi.json, right and wrong ones: no 5xx, no hang."""
     (tmp_path / "schemathesis.toml").write_text(f'[parameters]\n"path.name" = "{task}"\n')

@@ -122,6 +122,30 @@ class Generated:
     """With `"details": true` only."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a streamed text ended."""
+
+    __pydantic_config__ = STRICT
+
+    finish_reason: str
+    generated_tokens: int
+    input_length: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """A generated token, as a server-sent event tells it; the last one has the whole text."""
+
+    __pydantic_config__ = STRICT
+
+    index: int
+    token: Token
+    generated_text: str | None
+    details: Ending | None
+
+
 Vector = list[float]
 
 ANSWERS: dict[str, Any] = {

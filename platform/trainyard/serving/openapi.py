@@ -4,7 +4,7 @@ from typing import Any
 
 from trainyard.predictors import PREDICTORS
 from trainyard.predictors.parameters import json_schema
-from trainyard.serving.answers import ANSWERS
+from trainyard.serving.answers import ANSWERS, Event
 from trainyard.serving.failures import STATUSES
 
 REFERENCE = "#/components/schemas/{model}"
@@ -108,9 +108,12 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
                         },
                     }
             if path == "/models/{name}" and method == "post":
-                answers = [_answer(task, components) for task in PREDICTORS]
+                answers = [
+                    _typed(f"{_title(task)}Answer", ANSWERS[task], components)
+                    for task in PREDICTORS
+                ]
                 content["application/json"]["schema"] = {"anyOf": answers}
-                content["text/event-stream"] = {"schema": {"type": "string"}}
+                content["text/event-stream"] = {"itemSchema": _event(components)}
                 operation["summary"] = "Ask a model"
                 operation["description"] = (
                     "The shapes of the Hugging Face Inference API: which one a model takes depends on "
@@ -150,13 +153,24 @@ def _request(task: str, components: dict[str, Any]) -> dict[str, str]:
     return _component(components, f"{_title(task)}Request", schema)
 
 
-def _answer(task: str, components: dict[str, Any]) -> dict[str, str]:
-    """Reference to the answer type of a task, put among the components."""
+def _event(components: dict[str, Any]) -> dict[str, Any]:
+    """A server-sent event: a token, the failure that ends a stream, or its end."""
+    told = [_typed("Event", Event, components), {"$ref": REFERENCE.format(model="Error")}]
+    payload = {"contentMediaType": "application/json", "contentSchema": {"anyOf": told}}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, payload]}},
+    }
+
+
+def _typed(name: str, wanted: Any, components: dict[str, Any]) -> dict[str, str]:
+    """Reference to a type of what is answered, put among the components."""
     from pydantic import TypeAdapter
 
-    schema = TypeAdapter(ANSWERS[task]).json_schema(ref_template=REFERENCE)
+    schema = TypeAdapter(wanted).json_schema(ref_template=REFERENCE)
     components.update(schema.pop("$defs", {}))
-    return _component(components, f"{_title(task)}Answer", schema)
+    return _component(components, name, schema)
 
 
 def _title(task: str) -> str:
