@@ -2,10 +2,11 @@
 
     python benchmarks/scale.py --rows 100000 1000000
 
-The rows are the demo's, written as a Parquet file of one's own. Peak memory is the largest sum,
-over the driver and every process that it started (Ray's and the workers), of their proportional
-set size: private memory, and shared pages divided by those who share them. Pages of the
-memory-mapped token table that a process touched are in it, although the system may take them back.
+The rows are the demo's, written as a Parquet file of one's own. Memory is the sum, over the driver and
+every process that it started (Ray's and the workers), of their proportional set sizes, in which shared
+pages are divided by those who share them; at its peak, and by kind, each at its own: `anon`, what the
+processes hold themselves; `shmem`, Ray's object store; `file`, pages of mapped files (libraries, the
+token table) that were touched, which the system may take back.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from trainyard.demo import generate
 
 HERE = Path(__file__).parent
 BLOCK = 50_000
+KINDS = ("anon", "shmem", "file")
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -45,15 +47,12 @@ def run_measured(command: list[str]) -> dict[str, Any]:
     """Run a job; its JSON line, its seconds and the peak memory of all its processes, in MiB."""
     started = time.monotonic()
     job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    root, peak, largest = psutil.Process(job.pid), 0.0, 0.0
+    root, peaks = psutil.Process(job.pid), dict[str, float]()
     while job.poll() is None:
-        sizes = []
-        for process in [root, *_descendants(root)]:
-            try:
-                sizes.append(process.memory_full_info().pss / 2**20)
-            except psutil.Error:  # it ended meanwhile
-                continue
-        peak, largest = max(peak, sum(sizes)), max(largest, *sizes, 0.0)
+        sizes = [_memory(process.pid) for process in [root, *_descendants(root)]]
+        now = {kind: sum(size[kind] for size in sizes) for kind in KINDS}
+        now |= {"all": sum(now.values()), "largest_process": max(sum(s.values()) for s in sizes)}
+        peaks = {kind: max(size, peaks.get(kind, 0)) for kind, size in now.items()}
         time.sleep(1)
     if job.returncode:
         raise SystemExit(f"{' '.join(command)} exited with {job.returncode}")
@@ -61,11 +60,20 @@ def run_measured(command: list[str]) -> dict[str, Any]:
     result = json.loads(job.stdout.read().splitlines()[-1])
     return {
         "seconds": round(time.monotonic() - started, 1),
-        "peak_mib": round(peak),
-        "largest_process_mib": round(largest),
+        "peak_mib": {kind: round(size) for kind, size in peaks.items()},
         "train_samples_per_second": result["train_samples_per_second"],
         "padding_efficiency": result["padding_efficiency"],
     }
+
+
+def _memory(pid: int) -> dict[str, float]:
+    """MiB of a process by kind; none when it ended meanwhile."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return dict.fromkeys(KINDS, 0.0)
+    found = {name: int(size.split()[0]) / 1024 for name, size in (x.split(":") for x in lines)}
+    return {kind: found[f"Pss_{kind.title()}"] for kind in KINDS}
 
 
 def _descendants(root: psutil.Process) -> list[psutil.Process]:

@@ -116,8 +116,9 @@ class TableWriter:
         self._ids.write(ids.astype(np.int32, copy=False).tobytes())
         if self._types is not None and types is not None:
             self._types.write(types.astype(np.uint8, copy=False).tobytes())
-        self._lengths.append(lengths)
-        self._labels.append(labels)
+        # Copied: views would keep whole blocks in Ray's object store.
+        self._lengths.append(lengths.copy())
+        self._labels.append(labels.copy())
 
     def close(self, info: Mapping[str, Any]) -> None:
         """Write what describes the rows; `info` must hold `pad_id`."""
