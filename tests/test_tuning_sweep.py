@@ -97,7 +97,7 @@ def test_processes_are_kept_and_data_is_tokenized_once(
         known = trial.run.read()
         ledger = time_ledger(known, trial.run.progress())
         wall = known["startup_seconds"] + known["loop_seconds"] + ledger.get("verdict", 0.0)
-        assert wall - sum(ledger.values()) < 0.02 * wall + 0.1  # a busy machine pauses between two
+        assert sum(ledger.values()) >= 0.98 * wall
     tables = list((folder.path.parent / ".cache").iterdir())
     assert len(tables) == 2  # train and validation
     assert not list(folder.path.rglob("ids.bin"))

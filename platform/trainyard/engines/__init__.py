@@ -91,10 +91,12 @@ def start(
         )
     import torch
 
-    run = ENGINES[name].build(model, batches[0], dtype, file)
+    engine = ENGINES[name]
+    run = engine.build(model, batches[0], dtype, file)
+    passes = engine.passes or 1
     threads = torch.get_num_threads()
     try:
-        for share in {threads, max(1, threads // 2)}:  # alone, and beside another pass
+        for share in {threads, max(1, threads // passes)}:  # alone, and beside others
             torch.set_num_threads(share)
             for batch in batches:
                 _compare(name, dtype, model(**batch), run(**batch))
