@@ -27,7 +27,8 @@ def test_every_second_is_booked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.total() == 10.0
     watch.move("compute", "sync", 0.5)
     watch.move("data", "sync", 99.0)
-    assert watch.seconds == {"data": 0.0, "compute": 1.5, "sync": 2.0}
+    assert watch.take() == {"data": 0.0, "compute": 1.5, "sync": 2.0}
+    assert watch.take() == {}
 
 
 def test_driver_and_workers_are_put_together() -> None:

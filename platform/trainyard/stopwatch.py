@@ -38,6 +38,11 @@ class Stopwatch:
         self.seconds[account] = self.seconds.get(account, 0.0) + spent
         return spent
 
+    def take(self) -> dict[str, float]:
+        """The seconds booked since the last `take`, for whoever writes them down."""
+        taken, self.seconds = self.seconds, {}
+        return taken
+
     def total(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self._first

@@ -45,6 +45,8 @@ class Trial:
     on_evaluation: Callable[[], bool]
     """Called in a run of one worker after each evaluation but the last, when its checkpoint is
     stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
+    watch: Stopwatch
+    """Runs since the trial was taken up; what `fit` has not written down is left on it."""
 
 
 def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.0) -> FitResult:
@@ -59,7 +61,7 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
         UserError: for anything else the user can mend; what was trained so far is kept.
         Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
     """
-    watch = Stopwatch()
+    watch = trial.watch if trial else Stopwatch()
     check_strategy(config)
     folder = open_run(config.storage_path, config.resolved_run_name)
     folder.create()
@@ -101,7 +103,7 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
                 outcome = _supervise(config, task, data, folder, resources, signals)
             watch.lap("training")
         lease.check()
-        folder.add_seconds(watch.seconds)
+        folder.add_seconds(watch.take())
         if outcome["outcome"] == "stopped":
             folder.update(status="stopped")
             raise Interrupted(
@@ -189,7 +191,8 @@ def _conclude(
     card = model_card(config, task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
     folder.publish("model")
-    folder.add_seconds({"export": watch.lap("export")})
+    watch.lap("export")
+    folder.add_seconds(watch.take())
     spent = time_ledger(folder.read(), folder.progress())  # of all attempts
     tables = {name: data.table(name) for name in data.folders}
     result = FitResult(

@@ -24,6 +24,7 @@ from trainyard.files import write_atomic
 from trainyard.lease import EXPIRY_SECONDS
 from trainyard.modeling import build_tokenizer
 from trainyard.runs import RunFolder
+from trainyard.stopwatch import Stopwatch
 from trainyard.tasks import Task
 from trainyard.training import Trial, fit
 from trainyard.tuning.config import SweepConfig
@@ -75,7 +76,7 @@ class TrialProcess:
 
     def start(self, spec: TrialSpec) -> None:
         """Take up a trial. Nothing is trained before the first `next_report` needs it."""
-        self._started = time.time()
+        self._started, self._watch = time.time(), Stopwatch()
         self._config = self._context.train_config(spec)
         self._spec = spec
         self._run = RunFolder(self._context.folders[spec.kind] / spec.name)
@@ -85,6 +86,7 @@ class TrialProcess:
         self._leave: queue.Queue[bool] = queue.Queue()
         self._waiting = False
         self._waited = 0.0
+        self._ended: float | None = None
         self._defect: Exception | None = None
 
     def next_report(self) -> dict[str, Any]:
@@ -144,7 +146,7 @@ class TrialProcess:
             self._leave.put(going_on)
 
     def _fit(self) -> None:
-        status, reason, before = "finished", None, 0.0
+        status, reason = "finished", None
         try:
             _limit_gpu_memory(self._context.per_worker)
             trial = Trial(
@@ -153,10 +155,11 @@ class TrialProcess:
                 tokenizer=_tokenizer(*data_key(self._config)),
                 record={"sweep": self._context.sweep, "trial": self._spec.as_dict()},
                 on_evaluation=self._ask,
+                watch=self._watch,
             )
             if self._spec.parent is not None:
                 inherit(self._run, RunFolder(self._run.path.parent / self._spec.parent))
-            before = time.time() - self._started  # imports, in the first trial of a process
+            self._watch.lap("start_up")  # imports, in the first trial of a process
             # The node of its predecessor may have died a moment ago.
             fit(self._config, trial, patience=2 * EXPIRY_SECONDS)
         except Interrupted as stop:
@@ -170,7 +173,9 @@ class TrialProcess:
         try:
             while self._unreported() is not None:
                 pass
-            self._run.add_seconds({"start_up": before})
+            self._watch.lap("records")
+            self._ended = time.time()
+            self._run.add_seconds(self._watch.take())
             self._close(status, reason)
             _free_memory()
         except Exception as error:  # the folder cannot be written: for Tune to try again elsewhere
@@ -181,6 +186,7 @@ class TrialProcess:
         claim = self._run.checkpoints / "attempt.json"
         begun = claim.stat().st_mtime if claim.exists() else self._started
         known = self._run.read()
+        until = self._ended or time.time()
         self._run.update(
             status=status,
             reason=reason,
@@ -191,7 +197,7 @@ class TrialProcess:
             trial_score=max(self._reported.values(), default=None),
             trial_evaluations=len(self._reported),
             startup_seconds=round(max(begun - self._started, 0.0), 3),
-            loop_seconds=round(max(time.time() - begun - self._waited, 0.0), 3),
+            loop_seconds=round(max(until - begun - self._waited, 0.0), 3),
         )
         if status in ENDED:
             CheckpointStore(self._run.checkpoints).keep(())
