@@ -17,7 +17,6 @@ from small_models import encoder_decoder
 from trainyard.errors import UserError
 from trainyard.predictors.rows import Item, Prepared, Row
 from trainyard.serving import host as host_module
-from trainyard.serving.bundles import BUNDLE_BYTES
 from trainyard.serving.failures import RequestError
 from trainyard.serving.host import SMALL_ANSWER, Host
 from trainyard.serving.options import ModelOptions
@@ -130,7 +129,7 @@ def test_a_short_text_waits_for_no_megabyte() -> None:
         predictor: Any = Reader()
         host = host_of(predictor)
         predictor.gate.clear()
-        large = json.dumps({"inputs": "x" * BUNDLE_BYTES}).encode()
+        large = json.dumps({"inputs": "x" * host_module.SMALL_BODY}).encode()
         waiting = asyncio.ensure_future(host.answer(large, 20))
         await asyncio.sleep(0.1)
         predictor.forward = lambda rows: [np.zeros(1) for _ in rows]

@@ -175,12 +175,18 @@ def test_news_come_by_themselves_and_disturb_nothing(
             table.locator("thead th", has_text="Trial").locator("button").press("Enter")
             table.locator("thead th", has_text="Trial").locator("button").press("Enter")
             table.locator("input").fill("trial-01")
-            page.get_by_text("Config").last.click()
+            draw_all(page)  # or what is drawn meanwhile moves the page under the pointer
+            page.get_by_text("Config").last.hover()
+            page.mouse.down()
+            write_run(storage / "live/trials/trial-010", trial={"index": 10}, sweep="live")
+            page.wait_for_timeout(700)  # news do not come between press and release
+            page.mouse.up()
             page.add_style_tag(content=".scroll { max-height: 5rem; }")
             place = "e => [e.scrollLeft, e.scrollTop]"
             table.locator(".scroll").evaluate("e => e.scrollTo(0, 30)")
             assert table.locator(".scroll").evaluate(place) == [0, 30]
             assert table.locator("tbody tr:visible th").first.inner_text() == "trial-013"
+            assert page.locator("details[open]").count() == 1
             write_run(storage / "live/trials/trial-011", trial={"index": 11}, sweep="live")
             row = table.locator("tbody tr", has_text="trial-011")
             row.get_by_text("finished").wait_for(timeout=10_000)

@@ -3,31 +3,20 @@
 import asyncio
 import contextlib
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serve_requests import BODY, Load, ask, refusal, wait_until
 from serving_locally import free_port
 from small_models import classifier, encoder_decoder, gpt2
 
 from trainyard.errors import UserError
 from trainyard.serving.locally import served
-
-BODY = b'{"inputs": "bana cola"}'
-
-
-def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 @pytest.fixture(scope="module")
@@ -116,57 +105,11 @@ def _ready(url: str) -> bool:
     return False
 
 
-class Load:
-    """Requests without a pause from two threads; what came back, counted by status and label."""
-
-    def __init__(self, url: str) -> None:
-        self.found: Counter[Any] = Counter()
-        self._url, self._stop = url, threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(2)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            status, answer = ask(self._url, BODY)
-            self.found[status, answer[0][0]["label"][0] if status == 200 else answer["error"]] += 1
-
-    def wait_for(self, key: Any, more: int = 20) -> None:
-        deadline, before = time.monotonic() + 60, self.found[key]
-        while self.found[key] < before + more:
-            assert time.monotonic() < deadline, self.found
-            time.sleep(0.05)
-
-
 def replicas(of: str = "mail#Model") -> set[str]:
     from ray.util import list_named_actors
 
     named = list_named_actors(all_namespaces=True)
     return {actor["name"] for actor in named if f"::{of}#" in actor["name"]}
-
-
-def wait_until(happened: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def refusal(url: str) -> str:
-    """Why a version is refused, when the replica that answers has come to refuse it: each asks itself."""
-    deadline = time.monotonic() + 30
-    while "refused" not in (about := ask(url)[1]):
-        assert time.monotonic() < deadline, about
-        time.sleep(0.1)
-    return str(about["refused"]["error"])
 
 
 def running(application: str, deployment: str) -> int:
@@ -180,6 +123,7 @@ def test_models_are_found_and_answer(url: str) -> None:
     assert ask(f"{url}/models/mail", BODY)[1][0][0]["label"].startswith("a-")
     status, about = ask(f"{url}/models/mail")
     assert (status, about["task"], about["labels"]) == (200, "text-classification", ["a-1", "a-2"])
+    wait_until(lambda: ask(f"{url}/models/mail")[1]["lines"] == 1, 10)
     status, answer = ask(f"{url}/models/mai", BODY)
     assert (status, answer["error"]) == (404, "there is no such model; there are b, c, g, mail, t")
 

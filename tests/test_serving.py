@@ -20,6 +20,7 @@ from small_models import LABELS, classifier
 
 from trainyard.serving import docs_page
 from trainyard.serving.failures import RequestError
+from trainyard.serving.gateway import Answer
 from trainyard.serving.host import Host
 from trainyard.serving.keys import KeyRing, new_key
 from trainyard.serving.options import GatewayOptions
@@ -110,11 +111,15 @@ def test_truncation_is_asked_for_and_reported(url: str) -> None:
         InferenceClient(f"{url}/models/mail").text_classification(LONG)
 
 
-def test_requests_of_one_call_fail_each_by_themselves(host: Host) -> None:
+def test_requests_at_the_same_time_fail_each_by_themselves(host: Host) -> None:
     bodies = [b'{"inputs": "bana"}', b"{", b'{"inputs": 3}', b'{"inputs": "cola bana"}']
-    together = asyncio.run(host.answer_all([(body, 20) for body in bodies]))
+
+    async def asked(*requests: tuple[bytes, float]) -> list[Answer]:
+        return await asyncio.gather(*(host.answer(*request) for request in requests))
+
+    together = asyncio.run(asked(*((body, 20) for body in bodies)))
     assert [answer.status for answer in together] == [200, 400, 422, 200]
-    late = asyncio.run(host.answer_all([(bodies[0], 20), (bodies[0], -1)]))
+    late = asyncio.run(asked((bodies[0], 20), (bodies[0], -1)))
     assert late[0].status == 200
     assert late[1].status in (429, 503)  # refused at once, or shed
     for body, answer in zip(bodies, together, strict=True):

@@ -54,7 +54,7 @@ def test_they_are_kept_by_the_name_that_the_gateway_asks_for(
 
     gateway = ServeModels()
     handle = SimpleNamespace(deployment_name=SHARED, options=options)
-    gateway._known = {"a": _Known(handle, gateway._bundler("a"))}
+    gateway._known = {"a": _Known(handle)}
     gateway._handle("a")
 
     async def run() -> None:
@@ -128,12 +128,12 @@ def test_a_model_that_cannot_be_loaded_is_not_tried_by_every_request(
         replica = shared()
         await replica.reconfigure(models(a="broken"))
         for wait in (60, 59, 1):
-            (answer,) = await replica.answer("a", [(b"{}", 1)])
+            answer = await replica.answer("a", b"{}", 1)
             assert (answer.status, answer.headers["retry-after"]) == (503, str(wait))
             now[0] = 1001.0 if wait == 60 else 1059.0
         assert loads.asked == ["broken"]
         now[0] = 1061.0
-        await replica.answer("a", [(b"{}", 1)])
+        await replica.answer("a", b"{}", 1)
         assert loads.asked == ["broken"] * 2
         await replica.reconfigure(models(a="good"))
         assert await loaded(replica, "a") == "good"
@@ -153,7 +153,7 @@ def test_a_list_with_a_bad_name_is_refused_as_a_whole(monkeypatch: pytest.Monkey
         for bad in lists:
             for one in (replica, shared()):  # also a replica that starts with it
                 await one.reconfigure(bad)
-                assert await one.names() == {"a": 1}
+                assert (await one.offer()).names == ("a",)
                 assert await loaded(one, "a") == "a"
                 assert (await one.describe("a"))["refused"]["version"] == bad
         await replica.reconfigure(models(a="a"))
@@ -178,7 +178,7 @@ def test_a_caller_who_leaves_does_not_break_off_what_others_wait_for(
 
     async def ask_and_leave(replica: SharedReplica, name: str) -> None:
         gate.clear()
-        leaving = asyncio.create_task(replica.answer(name, [(b"{}", 1)]))
+        leaving = asyncio.create_task(replica.answer(name, b"{}", 1))
         await asyncio.to_thread(started.wait, 10)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):

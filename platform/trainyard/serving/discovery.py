@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from trainyard.serving.bundles import CALLS, Bundler
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
+from trainyard.serving.line import Line, LineError, Offer, Place
 
 MODEL, SHARED = "Model", "SharedModels"
 """Names of the deployments, by which `deployments:` in serve/config.yaml refers to them."""
@@ -21,10 +22,15 @@ log = logging.getLogger("ray.serve.trainyard")
 
 @dataclass(frozen=True)
 class _Known:
-    """A model: the handle of its deployment, and the bundler of its requests."""
+    """A model: the handle of its deployment, and the lines to its replicas, if it is asked by lines."""
 
     handle: Any
-    bundler: Bundler
+    lines: Mapping[Place, Line] = field(default_factory=dict)
+
+    def line(self) -> Line | None:
+        """The one to the replica with the least to do; None when Serve is to find a replica."""
+        alive = [line for line in self.lines.values() if line.alive]
+        return min(alive, key=lambda line: (line.busy, random.random()), default=None)
 
 
 class ServeModels:
@@ -54,7 +60,7 @@ class ServeModels:
             if deployment in (MODEL, SHARED)
         }
         found = await asyncio.gather(
-            *(self._find(app, *place) for app, place in ours.items() if place[1])
+            *(self._find(app, deployment) for app, (deployment, n) in ours.items() if n)
         )
         idle = [app for app, (_, replicas) in ours.items() if not replicas]
         # One that autoscaling has put to rest lacks nothing: the next request wakes it.
@@ -80,7 +86,7 @@ class ServeModels:
             n: known for n, known in self._known.items() if known.handle.app_name == application
         }
 
-    async def _find(self, application: str, deployment: str, replicas: int) -> dict[str, _Known]:
+    async def _find(self, application: str, deployment: str) -> dict[str, _Known]:
         """An application's models, by name."""
         from ray import serve
 
@@ -94,56 +100,57 @@ class ServeModels:
             (known.handle for known in before.values()), None
         ) or serve.get_deployment_handle(deployment, application)
         try:
-            async with asyncio.timeout(5):
-                sizes: dict[str, int] = await handle.names.remote()
+            asked = handle.broadcast("offer").results_async(timeout_s=5, return_exceptions=True)
+            offers = [offer for offer in await asked if isinstance(offer, Offer)]
         except Exception:  # it does not answer now, for whatever reason: what was known stays known
             log.exception("the models of '%s' are not known", application)
             return before
-        found = {}
-        for name, size in sizes.items():
-            found[name] = before.get(name) or _Known(handle, self._bundler(name))
-            found[name].bundler.size = size
-            found[name].bundler.calls = max(CALLS, 2 * replicas)
-        return found
+        if not offers:  # all replicas are being lost at this moment
+            return before
+        lines = await self._lines(offers, [known.lines for known in before.values()])
+        return {name: _Known(handle, lines) for offer in offers for name in offer.names}
 
-    def _bundler(self, name: str) -> Bundler:
-        async def send(requests: Sequence[tuple[bytes, float]]) -> Sequence[Answer]:
-            return await self._call(name, requests)
-
-        return Bundler(send)
+    async def _lines(
+        self, offers: Sequence[Offer], before: Sequence[Mapping[Place, Line]]
+    ) -> Mapping[Place, Line]:
+        """Lines to all replicas; none at all when one cannot be reached, for it would get no work."""
+        old = {place: line for lines in before for place, line in lines.items()}
+        found: dict[Place, Line] = {}
+        try:
+            for place in [offer.place for offer in offers if offer.place]:
+                known = old.get(place)
+                found[place] = known if known and known.alive else await Line.open(place)
+        except OSError as error:
+            log.warning("a replica has no line (%s): requests go through Ray, slower", error)
+        kept = found if len(found) == len(offers) else {}
+        for place, line in (old | found).items():
+            if place not in kept:
+                line.hang_up()
+        return kept
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        """The answer, by a call that the request may share with others."""
-        until = asyncio.get_running_loop().time() + seconds
-        bundler = self._find_known(name).bundler
-        if bundler.size == 1:
-            return (await self._call(name, [(body, until)]))[0]
-        return await bundler.ask(body, until)
-
-    async def _call(
-        self, name: str, requests: Sequence[tuple[bytes, float]], tries: int = TRIES
-    ) -> list[Answer]:
-        """One answer each.
-
-        When a replica dies with the requests in its hands, others are asked, for each by itself:
-        the one that killed it, if one did, does not take the rest along.
-        """
+        """The answer, from another replica when one dies with the request in its hands."""
         clock = asyncio.get_running_loop().time
-        try:
-            left = [(body, until - clock()) for body, until in requests]
-            response = self._handle(name).answer.remote(name, left)
+        until = clock() + seconds
+        for attempt in range(1, TRIES + 1):
+            known = self._find_known(name)
             try:
-                answers: list[Answer] = await response
-            except asyncio.CancelledError:
-                response.cancel()  # else the replica computes on: Serve tells it of callers only
-                raise
-        except Exception as error:
-            if tries == 1 or not _replica_lost(error):
-                return [Answer.to(_unavailable(name, error))] * len(requests)
-            log.warning("a replica of '%s' was lost (%s); asking again", name, type(error).__name__)
-            again = (self._call(name, [request], tries - 1) for request in requests)
-            return [answer for (answer,) in await asyncio.gather(*again)]
-        return answers
+                if line := known.line():
+                    return await line.ask(body, until - clock())
+                return await self._call(name, body, until - clock())
+            except Exception as error:
+                if attempt == TRIES or not _replica_lost(error):
+                    raise _unavailable(name, error) from error
+                log.warning("a replica of '%s' was lost (%r); asking again", name, error)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _call(self, name: str, body: bytes, seconds: float) -> Answer:
+        response = self._handle(name).answer.remote(name, body, seconds)
+        try:
+            return await response  # type: ignore[no-any-return]
+        except asyncio.CancelledError:
+            response.cancel()  # else the replica computes on: Serve tells it of callers only
+            raise
 
     async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         """Events as they come; not asked again, as some may have been sent already."""
@@ -183,7 +190,7 @@ def _replica_lost(error: Exception) -> bool:
     from ray.serve.exceptions import ReplicaUnavailableError
 
     # A large answer stays on the node of its replica until it is fetched, and is lost with the node.
-    return isinstance(error, RayActorError | ObjectLostError | ReplicaUnavailableError)
+    return isinstance(error, LineError | RayActorError | ObjectLostError | ReplicaUnavailableError)
 
 
 def _unavailable(name: str, error: Exception) -> RequestError:

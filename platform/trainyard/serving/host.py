@@ -8,10 +8,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from trainyard.engines import ENGINES
 from trainyard.engines.choice import choose
@@ -20,7 +20,6 @@ from trainyard.predictors import PREDICTORS, Predictor, Prepared, Row
 from trainyard.predictors.limits import Limits
 from trainyard.predictors.parameters import json_schema
 from trainyard.serving.batcher import Batcher
-from trainyard.serving.bundles import BUNDLE_BYTES
 from trainyard.serving.cost import BatchLimits, BatchRecord
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
@@ -33,13 +32,11 @@ from trainyard.serving.wire import dump, prepare, read
 
 log = logging.getLogger("ray.serve.trainyard")
 
-Result = TypeVar("Result")
-
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 """Default of `batch_tokens`: where a larger batch no longer makes the rows of it cheaper."""
 
-REQUESTS_PER_CALL = 32
-"""That share a call between gateway and replica, see `bundles.py`."""
+SMALL_BODY = 16_384
+"""Bytes. Larger ones are read and tokenized in another thread: no short text waits for a megabyte."""
 
 WARM_UP_PASSES = 3
 
@@ -70,7 +67,6 @@ class Host:
         self._in_work = 0
         self._closed = False
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        # No short text waits until a megabyte is tokenized.
         self._large_tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="answer")
         self._threads = Threads(torch.get_num_threads())
@@ -121,14 +117,13 @@ class Host:
         return host
 
     @property
-    def requests_per_call(self) -> int:
-        """Requests that may come in one call.
+    def by_line(self) -> bool:
+        """Whether requests may come past Serve, by a line, see `line.py`.
 
-        One where answers take long and differ in it, and where Serve counts calls to find out how
-        many replicas are needed.
+        Not where answers take long, so that Serve lets a replica finish what it began; nor where it
+        counts calls to find out how many replicas are needed.
         """
-        alone = self.predictor.model.can_generate() or self._options.autoscaling is not None
-        return 1 if alone else REQUESTS_PER_CALL
+        return not self.predictor.model.can_generate() and self._options.autoscaling is None
 
     @property
     def healthy(self) -> bool:
@@ -157,39 +152,22 @@ class Host:
 
     async def answer(self, body: bytes, seconds: float) -> Answer:
         """The answer to a request's body, wanted within `seconds`; failures are answers too."""
-        (answer,) = await self.answer_all([(body, seconds)])
-        return answer
-
-    async def answer_all(self, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
-        """Answers to requests that came together: none is computed before all are tokenized."""
         began = time.monotonic()
         self._in_work += 1
         try:
-            bodies = [body for body, _ in requests]
-            prepared = await self._read(bodies, lambda: list(map(self._try_to_prepare, bodies)))
-            return await asyncio.gather(
-                *(
-                    self._answer(one, began, seconds)
-                    for one, (_, seconds) in zip(prepared, requests, strict=True)
-                )
-            )
-        finally:
-            self._in_work -= 1
-            self._close_if_idle()
-
-    async def _answer(self, prepared: Prepared | Exception, began: float, seconds: float) -> Answer:
-        try:
-            if isinstance(prepared, Exception):
-                raise prepared
+            prepared = await self._read(body)
             answer = await self._compute(prepared, began, began + seconds)
         except RequestError as error:
             self._refused(error)
             return Answer.to(error)
-        except Exception:  # a defect of ours; those who share the call must not suffer
+        except Exception:  # a defect of ours
             log.exception("request failed")
             return Answer.to(
                 RequestError("failed", "the server failed on this request; see its log")
             )
+        finally:
+            self._in_work -= 1
+            self._close_if_idle()
         self._watch.answered(time.monotonic() - began)
         return answer
 
@@ -217,9 +195,9 @@ class Host:
             return finish()
         return await asyncio.get_running_loop().run_in_executor(self._finisher, finish)
 
-    async def _read(self, bodies: Sequence[bytes], work: Callable[[], Result]) -> Result:
-        pool = self._tokenizer if sum(map(len, bodies)) <= BUNDLE_BYTES else self._large_tokenizer
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
+    async def _read(self, body: bytes) -> Prepared:
+        pool = self._tokenizer if len(body) <= SMALL_BODY else self._large_tokenizer
+        return await asyncio.get_running_loop().run_in_executor(pool, self._prepare, body)
 
     def _refused(self, error: RequestError) -> None:
         self._watch.refused(error.kind)
@@ -236,7 +214,7 @@ class Host:
         deadline = began + seconds
         self._in_work += 1
         try:
-            prepared = await self._read([body], lambda: self._prepare(body))
+            prepared = await self._read(body)
             events = token_events(
                 self.predictor, prepared, lambda: self._batcher.submit(prepared.rows, deadline)
             )
@@ -259,12 +237,6 @@ class Host:
     def _forward(self, rows: list[Row], busy: int) -> list[Any]:
         self._threads.share(busy)
         return self.predictor.forward(rows)
-
-    def _try_to_prepare(self, body: bytes) -> Prepared | Exception:
-        try:
-            return self._prepare(body)
-        except Exception as error:
-            return error
 
     def _prepare(self, body: bytes) -> Prepared:
         request = read(body, self._options.max_items)

@@ -1,12 +1,14 @@
 """What runs inside a Serve replica of one model, whose versions change in place."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
 from trainyard.serving.host import Host
 from trainyard.serving.last_good import Build, LastGood
+from trainyard.serving.line import Exchange, Offer, Place
 from trainyard.serving.options import ModelOptions
 from trainyard.serving.swap import Swap
 
@@ -21,19 +23,25 @@ class ModelReplica:
         self._name: str = name or application
         parsed = ModelOptions.parse(options, f"args of model '{name}'")
         self._swap = Swap(self._name, parsed, LastGood(application, build, self._name))
+        self._exchange = Exchange(lambda body, seconds: self._serving().answer(body, seconds))
+        self._place: Place | None = None
 
     async def reconfigure(self, user_config: Any) -> None:
         """See `Swap.want`: the first version that cannot be loaded fails the deployment."""
+        from ray.util import get_node_ip_address
+
         await self._swap.want(user_config)
+        if self._place is None and os.environ.get("RAY_USE_TLS") != "1":  # a line has no TLS
+            self._place = await self._exchange.open(get_node_ip_address())
 
-    async def names(self) -> dict[str, int]:
-        """What can be asked here, with how many requests in one call."""
-        return {self._name: self._serving().requests_per_call}
+    async def offer(self) -> Offer:
+        """What can be asked here, and how."""
+        return Offer((self._name,), self._place if self._serving().by_line else None)
 
-    async def answer(self, name: str, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
-        """See `Host.answer_all`."""
+    async def answer(self, name: str, body: bytes, seconds: float) -> Answer:
+        """See `Host.answer`."""
         del name
-        return await self._serving().answer_all(requests)
+        return await self._serving().answer(body, seconds)
 
     async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         """See `Host.stream`."""
@@ -42,10 +50,10 @@ class ModelReplica:
             yield event
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """See `Swap.describe`."""
+        """See `Swap.describe`; and how many gateways ask by a line."""
         del name
         self._serving()
-        return self._swap.describe()
+        return self._swap.describe() | {"lines": self._exchange.lines}
 
     async def check_health(self) -> None:
         """Asked by Serve every ten seconds, which replaces a replica that raises here."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -13,6 +13,7 @@ from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
 from trainyard.serving.host import Host
 from trainyard.serving.last_good import Build, LastGood
+from trainyard.serving.line import Offer
 from trainyard.serving.options import SharedOptions, SharedVersions, Version
 from trainyard.serving.swap import Swap
 
@@ -71,17 +72,17 @@ class SharedReplica:
                 if name in self._versions:
                     await slot.swap.want(self._versions[name])
 
-    async def names(self) -> dict[str, int]:
-        """What can be asked here, one request a call: Serve routes calls by their model."""
-        return dict.fromkeys(self._versions, 1)
+    async def offer(self) -> Offer:
+        """What can be asked here. By no line: Serve routes calls by their model."""
+        return Offer(tuple(self._versions))
 
-    async def answer(self, name: str, requests: Sequence[tuple[bytes, float]]) -> list[Answer]:
-        """See `Host.answer_all`; loads the model first when need be."""
+    async def answer(self, name: str, body: bytes, seconds: float) -> Answer:
+        """See `Host.answer`; loads the model first when need be."""
         try:
             host = await self._host(name)
         except RequestError as error:
-            return [Answer.to(error)] * len(requests)
-        return await host.answer_all(requests)
+            return Answer.to(error)
+        return await host.answer(body, seconds)
 
     async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
         """See `Host.stream`."""

@@ -98,6 +98,7 @@
     const text = await reply.text();  // also of a 304: a reply that is not read counts as aborted
     if (reply.status === 304) return;
     if (!reply.ok) throw new Error(`the server answered ${reply.status}`);
+    if (state.pressed) return;  // a click is lost when its element is replaced under the pointer
     state.hash = reply.headers.get("ETag");
     const page = new DOMParser().parseFromString(text, "text/html");
     const open = new Set(all("details[open]").map((d) => d.parentElement.id));
@@ -148,6 +149,9 @@
     setTimeout(tick, Number(document.body.dataset.refresh) * 1000);
   }
 
+  for (const kind of ["pointerdown", "pointerup", "pointercancel"]) {
+    addEventListener(kind, () => { state.pressed = kind === "pointerdown"; }, { capture: true });
+  }
   settle(document);
   live();
 })();
