@@ -76,7 +76,8 @@ class Shield:
                         "ms": round(1000 * (time.perf_counter() - began), 2),
                         "key": state.get("key", ""),
                     }
-                )
+                ),
+                extra={"log_to_stderr": False},  # Serve's files have it: as with its own access log
             )
 
 
