@@ -7,6 +7,9 @@
 What is stored already stays for the tasks, and for the seeds of the peer, that are not given: the suite
 takes hours, and can be run in parts.
 
+The peer is scored after its last epoch, and for the difference so are we: to choose the best epoch by
+the rows that are scored, as our runs do for their users, flatters whoever does it. `ours` is the best.
+
 The interval of a difference is Welch's t (SciPy's `ttest_ind` without equal variances): it says what
 other seeds could have given, on the same rows. Seeds are not paired, as they mean other draws to each.
 """
@@ -25,6 +28,17 @@ def peers(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
         run = json.loads(path.read_text().splitlines()[-1])
         found[run["task"]][run["seed"]] = run
     return found
+
+
+def last_scores(run: Path) -> dict[str, float]:
+    """What a run scored after its last epoch, by split and metric."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        f"{line['split']} {metric}": value  # later lines replace earlier ones
+        for line in lines
+        if "split" in line
+        for metric, value in line["metrics"].items()
+    }
 
 
 def difference(ours: list[float], peer: list[float]) -> dict[str, Any]:
@@ -55,6 +69,10 @@ def main() -> None:
             "metrics": {
                 name: {
                     "ours": found["values"],
+                    "ours_last": {
+                        seed: last_scores(table.parent / f"{row['task']}-seed-{seed}")[name]
+                        for seed in found["values"]
+                    },
                     "rows_interval": found["rows_interval"],
                     "peer": before["metrics"].get(name, {"peer": {}})["peer"],
                 }
@@ -69,8 +87,8 @@ def main() -> None:
         tasks[task]["peer_versions"] = next(iter(runs.values()))["versions"]
     for task, found in tasks.items():
         for name, figures in found["metrics"].items():
-            if figures["ours"] and figures["peer"]:
-                figures |= difference([*figures["ours"].values()], [*figures["peer"].values()])
+            if figures["peer"] and (last := figures.get("ours_last")):
+                figures |= difference([*last.values()], [*figures["peer"].values()])
             print(json.dumps({"task": task, "metric": name, **figures}))
     out.write_text(json.dumps(tasks, indent=2) + "\n")
 
