@@ -14,6 +14,12 @@ from trainyard.serving.line import Exchange, Place
 HOST = "127.0.0.1"
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not happened():
+            await asyncio.sleep(0.005)
+
+
 def models(remote: Callable[..., Any]) -> ServeModels:
     """The gateway's models with one that is asked through Ray: its replica's `answer` is `remote`."""
     found = ServeModels()
@@ -35,14 +41,16 @@ def one_running(monkeypatch: pytest.MonkeyPatch, deployment: str = MODEL) -> Non
     applications(monkeypatch, {"mail": mail})
 
 
-def offering(offers: Callable[[], Any], deployment: str = MODEL, **more: Any) -> Any:
+def offering(
+    offers: Callable[[], Any], deployment: str = MODEL, app_name: str = "mail", **more: Any
+) -> Any:
     """A handle whose replicas say these offers."""
 
     async def results(**_: Any) -> Any:
         return offers()
 
     return SimpleNamespace(
-        deployment_name=deployment, app_name="mail",
+        deployment_name=deployment, app_name=app_name,
         broadcast=lambda _: SimpleNamespace(results_async=results), **more,
     )  # fmt: skip
 

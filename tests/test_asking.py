@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from serve_stand_ins import Exchanges, echo, models
+from serve_stand_ins import Exchanges, echo, models, until
 
 from trainyard.serving.discovery import TRIES, ServeModels, _Known
 from trainyard.serving.failures import RequestError
@@ -143,11 +143,9 @@ def test_a_lost_line_costs_no_request() -> None:
         found._known["mail"] = _Known(found._known["mail"].handle, lines)
         replicas.gate.clear()
         asking = [asyncio.ensure_future(found.ask("mail", b"x", 9)) for _ in range(4)]
-        while len(replicas.asked) < 4:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(replicas.asked) == 4)
         lines[places[0]]._transport.abort()
-        while len(replicas.asked) < 6:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(replicas.asked) == 6)
         assert replicas.asked[4:] == [1, 1]
         lines[places[1]]._transport.abort()
         assert {answer.body for answer in await asyncio.gather(*asking)} == {b"by Ray: x"}

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from serve_stand_ins import Exchanges, applications, echo, models, offering, one_running
+from serve_stand_ins import Exchanges, applications, echo, models, offering, one_running, until
 
-from trainyard.serving.discovery import MODEL, SHARED, ServeModels, _Known
+from trainyard.serving.discovery import MODEL, SHARED, ServeModels
 from trainyard.serving.line import Offer
 
 
@@ -26,8 +26,7 @@ def test_lines_are_opened_kept_spread_over_and_given_up(monkeypatch: pytest.Monk
         assert set(lines) == set(places)
         replicas.gate.clear()
         asking = [asyncio.ensure_future(found.ask("mail", b"x", 9)) for _ in range(6)]
-        while len(replicas.asked) < 6:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(replicas.asked) == 6)
         assert sorted(replicas.asked) == [0, 0, 0, 1, 1, 1]
         await found.refresh()
         assert dict(found._known["mail"].lines) == lines  # not opened anew
@@ -67,16 +66,71 @@ def test_where_no_line_can_be_opened_requests_go_through_ray(
 
 def test_replicas_that_do_not_answer_stay_known(monkeypatch: pytest.MonkeyPatch) -> None:
     one_running(monkeypatch)
-    found = models(echo)
+    said: list[Any] = []
+
+    def next_one() -> Any:
+        if isinstance(offers := said.pop(), Exception):
+            raise offers
+        return offers
+
+    monkeypatch.setattr("ray.serve.get_deployment_handle", lambda *_: offering(next_one))
+
+    async def run() -> None:
+        replicas, found = Exchanges(), ServeModels()
+        (place,) = await replicas.open(1)
+        said.append([Offer(("mail",), place)])
+        await found.refresh()
+        for offers in ([ValueError("lost")], [], TimeoutError("broadcast")):
+            said.append(offers)
+            await found.refresh()
+            assert (await found.ask("mail", b"x", 9)).body == b"by line: x"
+
+    asyncio.run(run())
+
+
+def test_a_new_gateway_asks_any_replica_when_one_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_running(monkeypatch)
 
     def hangs() -> Any:
         raise TimeoutError("broadcast")
 
-    before = found._known["mail"]
-    for offers in (lambda: [ValueError("lost")], list, hangs):
-        found._known = {"mail": _Known(offering(offers), before.lines)}
-        asyncio.run(found.refresh())
-        assert found.names() == ["mail"]
+    async def offer() -> Offer:
+        return Offer(("mail",), ("127.0.0.1", 1, b""))
+
+    handle = offering(
+        hangs, offer=SimpleNamespace(remote=offer), answer=SimpleNamespace(remote=echo)
+    )
+    monkeypatch.setattr("ray.serve.get_deployment_handle", lambda *_: handle)
+    found = ServeModels()
+    asyncio.run(found.refresh())
+    assert asyncio.run(found.ask("mail", b"x", 9)).body == b"by Ray: x"
+
+
+def test_two_applications_with_one_name_open_no_line_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = SimpleNamespace(replica_states={"RUNNING": 1})
+    both = SimpleNamespace(deployments={MODEL: running}, status="RUNNING")
+    applications(monkeypatch, {"one": both, "two": both})
+
+    async def run() -> None:
+        replicas, found = Exchanges(), ServeModels()
+        places = dict(zip(("one", "two"), await replicas.open(2), strict=True))
+        monkeypatch.setattr(
+            "ray.serve.get_deployment_handle",
+            lambda _, app: offering(lambda: [Offer(("mail",), places[app])], app_name=app),
+        )
+        await found.refresh()
+        lines = dict(found._lines)
+        assert len(lines) == 2
+        await found.refresh()
+        assert found._lines == lines
+        applications(monkeypatch, {"two": both})
+        await found.refresh()
+        assert set(found._lines) == {places["two"]}
+        assert not lines[places["one"]].open_to_all
+
+    asyncio.run(run())
 
 
 def test_an_application_may_change_its_builder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,15 @@ def test_a_short_text_waits_for_no_megabyte() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("generates", [True, False])
+def test_only_what_takes_no_time_is_asked_by_a_line(generates: bool) -> None:
+    predictor = Slow()
+    predictor.model = SimpleNamespace(can_generate=lambda: generates)
+    host = host_of(predictor)
+    assert host.by_line is not generates
+    host.close()
+
+
 def test_a_model_that_fails_on_its_example_leaves_no_threads_behind() -> None:
     """They would hold it in memory, and a version that is refused is tried again and again."""
     before = set(threading.enumerate())

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
+import uvloop
 from msgpack import packb
+from serve_stand_ins import HOST, until
 
 from trainyard.serving import line as line_module
 from trainyard.serving.failures import RequestError
 from trainyard.serving.gateway import Answer
 from trainyard.serving.line import Exchange, Line, LineError, Place
-
-HOST = "127.0.0.1"
 
 
 class Replica:
@@ -56,17 +56,15 @@ async def connected() -> AsyncIterator[tuple[Replica, Line, Place]]:
 
 
 def run(test: Callable[[Replica, Line, Place], Coroutine[Any, Any, None]]) -> None:
+    """By both event loops: Serve's replicas have uvloop."""
+
     async def go() -> None:
         async with connected() as parts:
             await test(*parts)
 
     asyncio.run(go())
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not happened():
-            await asyncio.sleep(0.005)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(go())
 
 
 def test_each_caller_gets_its_own_answer_in_any_order_and_size() -> None:
@@ -112,10 +110,10 @@ def test_a_lost_gateway_leaves_no_work_behind() -> None:
     async def test(replica: Replica, line: Line, _: Place) -> None:
         asking = asyncio.ensure_future(line.ask(b"slow", 9))
         await until(lambda: len(replica.seconds) == 1)
-        assert replica.exchange.lines == 1
+        assert len(replica.exchange.callers) == 1
         line._transport.abort()
         await until(lambda: replica.cancelled == [b"slow"])
-        assert replica.exchange.lines == 0
+        assert len(replica.exchange.callers) == 0
         with pytest.raises(LineError):
             await asking
 
@@ -134,7 +132,7 @@ def test_a_lost_replica_is_told_to_all_who_wait_and_to_who_comes() -> None:
         async with asyncio.timeout(5):
             found = await asyncio.gather(*asking, return_exceptions=True)
         assert [type(error) for error in found] == [LineError] * 3
-        assert (line.alive, line.busy) == (False, 0)
+        assert (line.open_to_all, line.busy) == (False, 0)
         with pytest.raises(LineError):
             await line.ask(b"fine", 9)
         server.close()
@@ -149,7 +147,48 @@ def test_after_hanging_up_what_waits_is_answered() -> None:
         line.hang_up()
         replica.gate.set()
         assert (await asking).body == b"slow"
-        await until(lambda: not line.alive)
+        await until(lambda: not line.open_to_all)
+
+    run(test)
+
+
+def test_a_replica_that_leaves_answers_what_it_has_and_takes_nothing_more() -> None:
+    async def test(replica: Replica, line: Line, place: Place) -> None:
+        asking = asyncio.ensure_future(line.ask(b"slow", 9))
+        await until(lambda: len(replica.seconds) == 1)
+        leaving = asyncio.ensure_future(replica.exchange.leave())
+        await until(lambda: not line.open_to_all)
+        with pytest.raises(LineError):
+            await line.ask(b"fine", 9)
+        with pytest.raises(ConnectionRefusedError):
+            await Line.open(place)
+        assert not leaving.done()
+        replica.gate.set()
+        assert (await asking).body == b"slow"
+        await leaving
+
+    run(test)
+
+
+def test_nothing_is_kept_of_a_request_that_was_taken_back_at_once() -> None:
+    async def test(replica: Replica, _: Line, place: Place) -> None:
+        writer = (await asyncio.open_connection(*place[:2]))[1]
+        both = b"".join(packb((call, b"slow", 9)) + packb((call,)) for call in range(50))
+        writer.write(place[2] + both)
+        await until(lambda: replica.exchange.requests == 50)
+        await until(lambda: not any(caller.tasks for caller in replica.exchange.callers))
+        writer.close()
+
+    run(test)
+
+
+def test_a_large_answer_leaves_its_memory_behind() -> None:
+    async def test(_: Replica, line: Line, __: Place) -> None:
+        before = line._unpacker
+        for size in (10, 3_000_000, 10):
+            assert len((await line.ask(b"x" * size, 9)).body) == size
+        assert line._unpacker is not before
+        assert line._fed < 100
 
     run(test)
 

@@ -29,8 +29,8 @@ class _Known:
 
     def line(self) -> Line | None:
         """The one to the replica with the least to do; None when Serve is to find a replica."""
-        alive = [line for line in self.lines.values() if line.alive]
-        return min(alive, key=lambda line: (line.busy, random.random()), default=None)
+        there = [line for line in self.lines.values() if line.open_to_all]
+        return min(there, key=lambda line: (line.busy, random.random()), default=None)
 
 
 class ServeModels:
@@ -38,6 +38,7 @@ class ServeModels:
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
+        self._lines: dict[Place, Line] = {}
         self._waiting: list[str] = []
 
     def names(self) -> list[str]:
@@ -78,7 +79,11 @@ class ServeModels:
             app for app, status in bare.items()
             if status in ("NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED") and not self._known_of(app)
         ]  # fmt: skip
-        self._known = {name: known for part in [*found, *kept] for name, known in part.items()}
+        parts = [*found, *kept]
+        self._known = {name: known for part in parts for name, known in part.items()}
+        used = {place for part in parts for known in part.values() for place in known.lines}
+        for place in self._lines.keys() - used:
+            self._lines.pop(place).hang_up()
         self._waiting = sorted([*(set(idle) - resting), *never])
 
     def _known_of(self, application: str) -> dict[str, _Known]:
@@ -102,31 +107,40 @@ class ServeModels:
         try:
             asked = handle.broadcast("offer").results_async(timeout_s=5, return_exceptions=True)
             offers = [offer for offer in await asked if isinstance(offer, Offer)]
-        except Exception:  # it does not answer now, for whatever reason: what was known stays known
-            log.exception("the models of '%s' are not known", application)
-            return before
+            if not offers and not before:
+                raise LineError("no replica answers")
+        except Exception:  # one does not answer now, for whatever reason
+            log.exception("not all replicas of '%s' say what they have", application)
+            return before or await self._any(handle)
         if not offers:  # all replicas are being lost at this moment
             return before
-        lines = await self._lines(offers, [known.lines for known in before.values()])
+        lines = await self._open(offers)
         return {name: _Known(handle, lines) for offer in offers for name in offer.names}
 
-    async def _lines(
-        self, offers: Sequence[Offer], before: Sequence[Mapping[Place, Line]]
-    ) -> Mapping[Place, Line]:
-        """Lines to all replicas; none at all when one cannot be reached, for it would get no work."""
-        old = {place: line for lines in before for place, line in lines.items()}
-        found: dict[Place, Line] = {}
+    async def _any(self, handle: Any) -> dict[str, _Known]:
+        """What any one replica has, to be asked through Serve."""
         try:
-            for place in [offer.place for offer in offers if offer.place]:
-                known = old.get(place)
-                found[place] = known if known and known.alive else await Line.open(place)
+            async with asyncio.timeout(5):
+                offer: Offer = await handle.offer.remote()
+        except Exception:  # the next refresh asks again
+            log.exception("the models of '%s' are not known", handle.app_name)
+            return {}
+        return {name: _Known(handle) for name in offer.names}
+
+    async def _open(self, offers: Sequence[Offer]) -> Mapping[Place, Line]:
+        """Lines to all replicas; none at all when one cannot be reached, for it would get no work."""
+        places = [offer.place for offer in offers if offer.place]
+        try:
+            for place in places:
+                known = self._lines.get(place)
+                if known is None or not known.open_to_all:
+                    self._lines[place] = await Line.open(place)
         except OSError as error:
             log.warning("a replica has no line (%s): requests go through Ray, slower", error)
-        kept = found if len(found) == len(offers) else {}
-        for place, line in (old | found).items():
-            if place not in kept:
-                line.hang_up()
-        return kept
+            return {}
+        if len(places) < len(offers):
+            return {}
+        return {place: self._lines[place] for place in places}
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
         """The answer, from another replica when one dies with the request in its hands."""
@@ -135,7 +149,8 @@ class ServeModels:
         for attempt in range(1, TRIES + 1):
             known = self._find_known(name)
             try:
-                if line := known.line():
+                # The last time Serve finds a replica: it knows best when many come and go.
+                if attempt < TRIES and (line := known.line()):
                     return await line.ask(body, until - clock())
                 return await self._call(name, body, until - clock())
             except Exception as error:

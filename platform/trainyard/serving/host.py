@@ -118,12 +118,8 @@ class Host:
 
     @property
     def by_line(self) -> bool:
-        """Whether requests may come past Serve, by a line, see `line.py`.
-
-        Not where answers take long, so that Serve lets a replica finish what it began; nor where it
-        counts calls to find out how many replicas are needed.
-        """
-        return not self.predictor.model.can_generate() and self._options.autoscaling is None
+        """Whether requests may come past Serve, by a line, see `line.py`: where answers take no time."""
+        return not self.predictor.model.can_generate()
 
     @property
     def healthy(self) -> bool:

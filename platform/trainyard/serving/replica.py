@@ -1,5 +1,6 @@
 """What runs inside a Serve replica of one model, whose versions change in place."""
 
+import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from trainyard.serving.last_good import Build, LastGood
 from trainyard.serving.line import Exchange, Offer, Place
 from trainyard.serving.options import ModelOptions
 from trainyard.serving.swap import Swap
+
+log = logging.getLogger("ray.serve.trainyard")
 
 
 class ModelReplica:
@@ -32,11 +35,18 @@ class ModelReplica:
 
         await self._swap.want(user_config)
         if self._place is None and os.environ.get("RAY_USE_TLS") != "1":  # a line has no TLS
-            self._place = await self._exchange.open(get_node_ip_address())
+            try:
+                self._place = await self._exchange.open(get_node_ip_address())
+            except OSError as error:
+                log.warning("no line can be opened here (%s): requests come through Ray", error)
 
     async def offer(self) -> Offer:
-        """What can be asked here, and how."""
-        return Offer((self._name,), self._place if self._serving().by_line else None)
+        """What can be asked here, and how. Serve must see the requests of what it scales by load."""
+        from ray import serve
+
+        scaled = serve.get_replica_context()._deployment_config.autoscaling_config is not None
+        by_line = self._serving().by_line and not scaled
+        return Offer((self._name,), self._place if by_line else None)
 
     async def answer(self, name: str, body: bytes, seconds: float) -> Answer:
         """See `Host.answer`."""
@@ -50,14 +60,20 @@ class ModelReplica:
             yield event
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """See `Swap.describe`; and how many gateways ask by a line."""
+        """See `Swap.describe`; and how many gateways ask by lines, how many requests so far."""
         del name
         self._serving()
-        return self._swap.describe() | {"lines": self._exchange.lines}
+        exchange = self._exchange
+        lines = {"open": len(exchange.callers), "requests": exchange.requests}
+        return self._swap.describe() | {"lines": lines}
 
     async def check_health(self) -> None:
         """Asked by Serve every ten seconds, which replaces a replica that raises here."""
         self._swap.check_health()
+
+    async def __del__(self) -> None:
+        """Awaited by Serve before it ends a replica, whose requests by line it does not see."""
+        await self._exchange.leave()
 
     def _serving(self) -> Host:
         if self._swap.host is None:
