@@ -151,6 +151,8 @@ def test_more_than_may_be_in_work_is_refused_with_a_time_to_come_again() -> None
             assert told.startswith(b"http/1.1 429")
             assert b"retry-after: 1\r\n" in told
             assert json.loads(ask(url)[1])["error_type"] == "overloaded"
+            with connect(url, 50, b"{") as unread:  # at once, not when its body is here
+                assert unread.recv(1000).startswith(b"HTTP/1.1 429")
             models.gate.set()
             assert first.recv(100).startswith(b"HTTP/1.1 200")
         assert ask(url)[0] == 200

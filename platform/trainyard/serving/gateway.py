@@ -140,6 +140,7 @@ def build_gateway(
     async def ask(name: str, request: Request) -> Response:
         until = time.monotonic() + _seconds(request, options.request_timeout_s)
         known(name, admit(request, name))
+        in_work.check()
         body = await read_body(request, options.body_bytes, options.body_seconds, unread)
         if b'"stream"' in body and _wants_stream(body):
             # Held for the request, not by `_chain`: that never starts when the caller has left by then.

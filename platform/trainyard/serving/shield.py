@@ -130,13 +130,17 @@ class Places:
         self._most = most
         self._now = 0
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """A place, for as long as a block lasts; raises RequestError when there is none."""
+    def check(self) -> None:
+        """Raises RequestError when there is no place now: a body for nothing need not be read."""
         if self._now >= self._most:
             raise RequestError(
                 "overloaded", f"{self._most} requests are in work already; try again later", 1
             )
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A place, for as long as a block lasts; raises RequestError when there is none."""
+        self.check()
         self._now += 1
         try:
             yield
