@@ -107,13 +107,11 @@ class ServeModels:
         try:
             asked = handle.broadcast("offer").results_async(timeout_s=5, return_exceptions=True)
             offers = [offer for offer in await asked if isinstance(offer, Offer)]
-            if not offers and not before:
-                raise LineError("no replica answers")
         except Exception:  # one does not answer now, for whatever reason
             log.exception("not all replicas of '%s' say what they have", application)
+            offers = []
+        if not offers:  # what was known stays known
             return before or await self._any(handle)
-        if not offers:  # all replicas are being lost at this moment
-            return before
         lines = await self._open(offers)
         return {name: _Known(handle, lines) for offer in offers for name in offer.names}
 
