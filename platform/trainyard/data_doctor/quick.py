@@ -54,8 +54,10 @@ def _leaks(hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
 def _contradictions(table: TokenTable, hashes: NDArray[np.uint64], task: Task) -> list[str]:
     if task.problem_type != "single_label_classification":
         return []
-    pairs = np.unique(np.stack([hashes, table.labels.astype(np.uint64)]), axis=1)[0]
-    texts = int((np.unique(pairs, return_counts=True)[1] > 1).sum())
+    order = np.argsort(hashes)
+    ordered, labels = hashes[order], table.labels[order]
+    disagree = (ordered[1:] == ordered[:-1]) & (labels[1:] != labels[:-1])
+    texts = len(np.unique(ordered[1:][disagree]))
     return [f"warning: {texts} texts of train occur with different labels"] if texts else []
 
 

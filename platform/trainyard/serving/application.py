@@ -32,6 +32,10 @@ REFRESH_SECONDS = 2.0
 GATEWAY = "Gateway"
 """Name of its deployment in serve/config.yaml."""
 
+ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""The gateway never blocks, so it runs on its replica's own event loop: else each part of a request and of
+its answer wakes another thread (0.6 ms a request behind the fast ingress)."""
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 log = logging.getLogger("ray.serve.trainyard")
@@ -94,7 +98,7 @@ def gateway_application(args: Any, *models: Any) -> Any:
         serve.ingress()(Gateway),
         name=GATEWAY,
         num_replicas=options.num_replicas,
-        ray_actor_options={"num_cpus": options.num_cpus},
+        ray_actor_options={"num_cpus": options.num_cpus, "runtime_env": {"env_vars": ONE_LOOP}},
         # A dripping client takes a place here; the limit that counts is `concurrent_requests`.
         max_ongoing_requests=100_000,
         max_surge_percent=100,  # also a single one is replaced only when the next is ready

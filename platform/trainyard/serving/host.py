@@ -26,7 +26,7 @@ from trainyard.serving.gateway import Answer
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.sources import locate, task_of
 from trainyard.serving.streams import given_up_on_leaving, token_events
-from trainyard.serving.threads import Threads
+from trainyard.serving.threads import process_threads, run_pass
 from trainyard.serving.watch import Watch
 from trainyard.serving.wire import dump, prepare, read
 
@@ -55,8 +55,6 @@ class Host:
     def __init__(
         self, predictor: Predictor, options: ModelOptions, about: Mapping[str, Any], watch: Watch
     ) -> None:
-        import torch
-
         self.predictor = predictor
         predictor.limits = Limits(
             options.max_rows, options.waiting_tokens, options.max_new_tokens, ANSWER_NUMBERS
@@ -69,9 +67,9 @@ class Host:
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._large_tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="answer")
-        self._threads = Threads(torch.get_num_threads())
+        self._cores = options.threads or process_threads()
         device = predictor.device.type
-        passes = ENGINES[about.get("engine", "torch")].passes or self._threads.most
+        passes = ENGINES[about.get("engine", "torch")].passes or self._cores
         # Passes of different lengths, as generation makes them, must not starve each other of cores.
         alone = device != "cpu" or predictor.model.can_generate()
         self.limits = BatchLimits(
@@ -87,7 +85,7 @@ class Host:
             lambda row: row.group,
             self.limits,
             self._on_batch,
-            workers=1 if alone else min(passes, self._threads.most),
+            workers=1 if alone else min(passes, self._cores),
         )
 
     @classmethod
@@ -100,8 +98,7 @@ class Host:
         import torch
 
         began = time.perf_counter()
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        torch.set_num_threads(options.threads or process_threads())
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder, about = locate(version, options.max_parameters)
         task = options.task or task_of(folder)
@@ -231,8 +228,7 @@ class Host:
             self._close_if_idle()
 
     def _forward(self, rows: list[Row], busy: int) -> list[Any]:
-        self._threads.share(busy)
-        return self.predictor.forward(rows)
+        return run_pass(lambda: self.predictor.forward(rows), self._cores // busy)
 
     def _prepare(self, body: bytes) -> Prepared:
         request = read(body, self._options.max_items)

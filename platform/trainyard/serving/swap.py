@@ -10,6 +10,7 @@ from trainyard.errors import UserError
 from trainyard.serving.host import Host
 from trainyard.serving.last_good import LastGood
 from trainyard.serving.options import ModelOptions, Version
+from trainyard.serving.threads import run_and_end
 from trainyard.serving.watch import RayWatch
 
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 900.0
@@ -130,7 +131,7 @@ class Swap:
 
     def _load(self, version: Version, task: str | None) -> Host:
         try:
-            host = Host.load(version, self._options, self._watch)
+            host = run_and_end(lambda: Host.load(version, self._options, self._watch))
         except UserError:
             raise
         except Exception as error:  # whatever broken files make their readers raise, or full memory

@@ -1,18 +1,59 @@
-"""How many threads a forward pass on the CPU uses."""
+"""How many cores a forward pass on the CPU uses, and which thread may use several.
+
+OpenMP keeps a team of threads for every thread that ever used several cores. A team's threads wait for
+each other by spinning, unless all teams of a process together are more than the cores: then they sleep
+and are woken, about a hundred times in a pass, and two cores take longer for a short text than one (13
+and 10 ms for MiniLM; 7 by spinning). So all passes over several cores run in one thread of the process,
+and threads that load models end (GNU libgomp: `gomp_managed_threads` in team.c and wait.h).
+"""
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+_wide_pass = threading.Lock()
+"""Held by the one pass that runs over several cores."""
+
+_this = threading.local()
 
 
-class Threads(threading.local):
-    """Those of one forward pass, which torch keeps for each thread that runs one."""
+@cache
+def process_threads() -> int:
+    """Cores that this process was given: read once, as torch gives each new thread the last number set."""
+    import torch
 
-    def __init__(self, most: int) -> None:
-        self.most, self._now = most, 0
+    return int(torch.get_num_threads())
 
-    def share(self, passes: int) -> None:
-        """Of all threads, take what one of so many passes may have."""
-        import torch
 
-        if (wanted := max(1, self.most // passes)) != self._now:
-            torch.set_num_threads(wanted)
-            self._now = wanted
+@cache
+def _wide_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="wide")
+
+
+def run_pass(forward: Callable[[], Result], cores: int) -> Result:
+    """Run `forward` over so many cores; over one when another pass of this process has several."""
+    if cores > 1 and _wide_pass.acquire(blocking=False):
+        try:
+            return _wide_thread().submit(_over, cores, forward).result()
+        finally:
+            _wide_pass.release()
+    return _over(1, forward)
+
+
+def run_and_end(work: Callable[[], Result]) -> Result:
+    """Run `work` in a thread that then ends, and with it the team that it may have got."""
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+        return thread.submit(work).result()
+
+
+def _over(cores: int, forward: Callable[[], Result]) -> Result:
+    import torch
+
+    if getattr(_this, "cores", None) != cores:  # torch keeps the number for each thread
+        torch.set_num_threads(cores)
+        _this.cores = cores
+    return forward()
