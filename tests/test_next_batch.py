@@ -1,11 +1,16 @@
 """Which waiting rows share a forward pass, and what passes are learned to cost."""
 
+import asyncio
+import time
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.batching import next_batch
+from trainyard.serving.batcher import Batcher
 from trainyard.serving.cost import CostModel
 
 waiting_lengths = st.lists(st.integers(1, 512), min_size=1, max_size=200)
@@ -60,3 +65,34 @@ def test_the_cost_of_passes_is_learned() -> None:
         cost.observe(tokens, 0.004 + tokens * 1e-5)
     assert cost.line() == pytest.approx((0.004, 1e-5), rel=0.05)
     assert cost.overhead_tokens() == pytest.approx(400, rel=0.1)
+
+
+@pytest.mark.parametrize("own_thread", [True, False])
+def test_waiting_for_a_core_does_not_join_distant_lengths(own_thread: bool) -> None:
+    """A pass that waits long and computes little is dear to who waits; what it costs is the little."""
+    passes: list[list[int]] = []
+
+    def forward(rows: list[int], busy: int) -> list[int]:
+        del busy
+        passes.append(rows)
+        end = time.thread_time() + len(rows) * max(rows) * 2e-5
+        while time.thread_time() < end:
+            pass
+        time.sleep(0.1)  # other processes have the cores
+        return rows
+
+    async def run() -> None:
+        batcher: Batcher[int, int] = Batcher(
+            forward, lambda row: row, own_thread=lambda _: own_thread
+        )
+        for rows in ([10], [50, 50], [200]):
+            await batcher.submit(rows)
+        first: Any = asyncio.create_task(batcher.submit([100]))
+        await asyncio.sleep(0.02)  # the rest arrives while it runs
+        await asyncio.gather(first, *(batcher.submit([row]) for row in (10, 300, 10, 300, 10)))
+        batcher.close()
+
+    asyncio.run(run())
+    assert [sorted(rows) for rows in passes[4:]] == (
+        [[10, 10, 10], [300, 300]] if own_thread else [[10, 10, 10, 300, 300]]
+    )

@@ -50,6 +50,9 @@ class Batcher(Generic[Row, Result]):
         limits: see `BatchLimits`.
         on_batch: told of every forward pass, in a worker's thread.
         workers: forward passes at once.
+        own_thread: whether a pass beside so many others (itself counted) computes in its worker's
+            thread alone. Its cost then is that thread's processor time: how long it also waited for
+            a core says nothing of which rows should go together. Default: none does.
         clock: monotonic seconds.
     """
 
@@ -61,6 +64,7 @@ class Batcher(Generic[Row, Result]):
         limits: BatchLimits | None = None,
         on_batch: Callable[[BatchRecord], None] | None = None,
         workers: int = 1,
+        own_thread: Callable[[int], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._forward = forward
@@ -70,7 +74,8 @@ class Batcher(Generic[Row, Result]):
         self._on_batch = on_batch
         self._clock = clock
         self._budget = float(self._limits.batch_tokens)
-        self._cost = CostModel()
+        self._own_thread = own_thread
+        self._seconds, self._cost = CostModel(), CostModel()
         self._waiting: list[Waiting[Row]] = []
         self._waiting_tokens = 0
         self._changed = threading.Condition()
@@ -92,7 +97,7 @@ class Batcher(Generic[Row, Result]):
 
     def expected_wait(self, tokens: int = 0) -> float:
         """Seconds until `tokens` that came now would be done, as far as past passes tell."""
-        fixed, slope = self._cost.line()
+        fixed, slope = self._seconds.line()
         ahead = self._waiting_tokens + tokens
         return (ahead * slope + fixed * (1 + ahead / self._budget)) / self._workers
 
@@ -268,15 +273,16 @@ class Batcher(Generic[Row, Result]):
     def _execute(self, batch: list[Waiting[Row]], busy: int) -> None:
         """One forward pass; when it fails, each half again, down to the row that it is."""
         padded = len(batch) * max(item.length for item in batch)
-        began = self._clock()
+        began, computed = self._clock(), time.thread_time()
         results, error = self._attempt([item.row for item in batch], busy)
         if error is not None:
             self._split(batch, busy, padded, error)
             return
-        ended = self._clock()
+        ended, computed = self._clock(), time.thread_time() - computed
         complete = []
         with self._changed:  # rows of one request may end in several workers
-            self._cost.observe(padded, ended - began)
+            self._seconds.observe(padded, ended - began)
+            self._cost.observe(padded, computed if self._own_thread(busy) else ended - began)
             # A budget cut by memory that ran out grows back slowly: it may have been a neighbour's.
             self._budget = min(self._budget * 1.02, float(self._limits.batch_tokens))
             for item, result in zip(batch, results, strict=True):

@@ -34,10 +34,10 @@ class BatchRecord:
 
 
 class CostModel:
-    """Seconds of a forward pass as a straight line over its padded tokens, learned as it runs.
+    """Seconds of a forward pass, or of work in it, as a straight line over its padded tokens.
 
-    Weighted least squares in which a pass counts half after about `MEMORY` newer ones, so it follows
-    a machine that gets slower.
+    Learned as it runs: weighted least squares in which a pass counts half after about `MEMORY` newer
+    ones, so it follows a machine that gets slower.
     """
 
     MEMORY = 50

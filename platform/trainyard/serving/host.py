@@ -69,7 +69,11 @@ class Host:
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="answer")
         self._cores = options.threads or process_threads()
         device = predictor.device.type
-        passes = ENGINES[about.get("engine", "torch")].passes or self._cores
+        engine = ENGINES[about.get("engine", "torch")]
+        passes = engine.passes or self._cores
+        in_torch = (
+            device == "cpu" and engine.keeps_model
+        )  # else in threads of its own, or on the GPU
         # Passes of different lengths, as generation makes them, must not starve each other of cores.
         alone = device != "cpu" or predictor.model.can_generate()
         self.limits = BatchLimits(
@@ -86,6 +90,7 @@ class Host:
             self.limits,
             self._on_batch,
             workers=1 if alone else min(passes, self._cores),
+            own_thread=lambda busy: in_torch and self._cores // busy <= 1,
         )
 
     @classmethod
