@@ -47,8 +47,10 @@ class Plan:
         """Plan of one pass: rows shuffled, sorted by length inside windows, then steps shuffled."""
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         order = rng.permutation(len(self.lengths))
-        window = np.arange(len(order)) // (self.batch_size * WINDOW_STEPS)
-        order = order[np.lexsort((self.lengths[order], window))]
+        window = self.batch_size * WINDOW_STEPS
+        for start in range(0, len(order), window):  # one by one and in place: less memory than at once
+            rows = order[start : start + window]
+            rows[:] = rows[np.argsort(self.lengths[rows], kind="stable")]
         return EpochPlan(self, order, rng.permutation(self.steps_per_epoch))
 
     def steps(self, first: int, last: int) -> Iterator[tuple[int, int, list[Rows]]]:
