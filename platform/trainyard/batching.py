@@ -48,7 +48,9 @@ class Plan:
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         order = rng.permutation(len(self.lengths))
         window = self.batch_size * WINDOW_STEPS
-        for start in range(0, len(order), window):  # one by one and in place: less memory than at once
+        for start in range(
+            0, len(order), window
+        ):  # one by one and in place: less memory than at once
             rows = order[start : start + window]
             rows[:] = rows[np.argsort(self.lengths[rows], kind="stable")]
         return EpochPlan(self, order, rng.permutation(self.steps_per_epoch))
