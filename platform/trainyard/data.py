@@ -193,25 +193,23 @@ def _tokenized(
                 yield tokenize(tokenizer, max_length, pa.Table.from_batches([batch]))
         return
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    given: dict[str, Any] = {"runtime_env": {"env_vars": FLAT_MEMORY}}
-    options = dict(given)
+    environment = {"env_vars": FLAT_MEMORY}
+    where: dict[str, Any] = {}
     if not seen_everywhere:  # read by this node, tokenized by all
         this_node = ray.get_runtime_context().get_node_id()
-        pinned = NodeAffinitySchedulingStrategy(this_node, soft=False)
-        options |= {"scheduling_strategy": pinned, "num_cpus": 0}
+        where = {"label_selector": {"ray.io/node-id": this_node}, "num_cpus": 0}
     with quiet_ray_data():
         yield from (
             ray.data.read_parquet(
-                [str(path) for path in files], shuffle=None, ray_remote_args=options
+                [str(path) for path in files], shuffle=None, runtime_env=environment, **where
             )
             .map_batches(
                 partial(_tokenize_in_task, ray.put(tokenizer), max_length),
                 batch_format="pyarrow",
                 batch_size=ROWS_PER_TASK,
                 zero_copy_batch=True,
-                **given,
+                runtime_env=environment,
             )
             .iter_batches(batch_format="pyarrow", batch_size=None)
         )
