@@ -48,9 +48,8 @@ class Plan:
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         order = rng.permutation(len(self.lengths))
         window = self.batch_size * WINDOW_STEPS
-        for start in range(
-            0, len(order), window
-        ):  # one by one and in place: less memory than at once
+        # One by one and in place: sorting all rows at once takes several copies of them.
+        for start in range(0, len(order), window):
             rows = order[start : start + window]
             rows[:] = rows[np.argsort(self.lengths[rows], kind="stable")]
         return EpochPlan(self, order, rng.permutation(self.steps_per_epoch))

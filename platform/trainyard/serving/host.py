@@ -1,7 +1,8 @@
 """One version of one model, loaded and warm: from the bytes of a request to those of the answer.
 
-Reading and tokenizing run in threads of their own, forward passes in others (the batcher's), large
-answers are made in yet others, so the event loop is always free for whoever asks next. No Ray.
+Reading and tokenizing run in threads of their own, forward passes in others (the batcher's; one
+alone over all cores in that of `threads.py`), large answers are made in yet others, so the event loop is
+always free for whoever asks next. No Ray.
 """
 
 import asyncio
@@ -71,9 +72,8 @@ class Host:
         device = predictor.device.type
         engine = ENGINES[about.get("engine", "torch")]
         passes = engine.passes or self._cores
-        in_torch = (
-            device == "cpu" and engine.keeps_model
-        )  # else in threads of its own, or on the GPU
+        # Else in an engine's own threads, or on the GPU.
+        in_torch = device == "cpu" and engine.keeps_model
         # Passes of different lengths, as generation makes them, must not starve each other of cores.
         alone = device != "cpu" or predictor.model.can_generate()
         self.limits = BatchLimits(
