@@ -1,6 +1,7 @@
 """Which waiting rows share a forward pass, and what passes are learned to cost."""
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -28,6 +29,33 @@ def test_a_batch_holds_the_oldest_fits_the_budget_and_is_a_run_of_lengths(
     assert len(batch) == 1 or len(batch) * array[batch].max() <= budget
     left_out = np.delete(array, batch)
     assert not ((left_out > array[batch].min()) & (left_out < array[batch].max())).any()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    st.integers(60, 300),
+    st.integers(0, 100),
+    st.integers(1, 5),
+)
+def test_no_other_way_to_cut_what_waits_costs_less(
+    lengths: list[int], budget: int, overhead: int, max_rows: int
+) -> None:
+    reach = min(max_rows, budget // lengths[0])
+    if len(lengths) > reach:  # what is too far from the oldest to share its pass is left alone
+        lengths = lengths[:reach]
+    ascending = sorted(lengths)
+    chosen = next_batch(np.array(lengths, np.int32), budget, overhead, max_rows)
+    taken = sorted(lengths[i] for i in chosen)
+    costs = {}
+    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+        ends = [i + 1 for i, cut in enumerate(cuts) if cut] + [len(lengths)]
+        batches = [ascending[a:b] for a, b in itertools.pairwise([0, *ends])]
+        if all(len(b) == 1 or (len(b) <= max_rows and len(b) * b[-1] <= budget) for b in batches):
+            cost = sum(overhead + len(b) * b[-1] for b in batches)
+            costs[tuple(map(tuple, batches))] = cost
+    best = min(costs.values())
+    assert any(cost == best and tuple(taken) in batches for batches, cost in costs.items())
 
 
 def test_rows_of_one_length_go_together_and_distant_lengths_apart() -> None:

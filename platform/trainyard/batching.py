@@ -103,12 +103,15 @@ def next_batch(
 ) -> Rows:
     """Which of the waiting rows a free model takes now: always the oldest, and what pads well with it.
 
-    `lengths` has shape [waiting]: tokens per row, oldest first. In order of length, the batch is the
-    run of rows around the oldest that has the largest share of text in its cost, the cost being
-    `overhead_tokens` (what a forward pass costs whatever it holds, in tokens) plus rows times the
-    longest. A large overhead favours large batches, a small one tight batches. Rows times longest
-    stays within `token_budget`, unless the oldest alone is larger. As the oldest always goes, no
-    row is ever passed over by more batches than there were rows before it.
+    `lengths` has shape [waiting]: tokens per row, oldest first. All that could share a pass with the
+    oldest is cut, in order of length, into the batches that cost least together, and the oldest's is
+    taken: the others are left such that they pad well too. A batch costs `overhead_tokens` (what a
+    forward pass costs whatever it holds, in tokens) plus rows times the longest, which stays within
+    `token_budget` unless it is one row. As the oldest always goes, no row is ever passed over by more
+    batches than there were rows before it.
+
+    The cheapest cut is found by dynamic programming, as the batch scheduler of TurboTransformers does
+    (Fang et al., PPoPP 2021).
 
     Returns:
         Indices into `lengths`, shortest row first.
@@ -117,23 +120,30 @@ def next_batch(
         return np.zeros(1, np.int64)
     order = np.argsort(lengths, kind="stable")
     oldest = int(np.flatnonzero(order == 0)[0])
-    low = max(0, oldest - max_rows + 1)
-    order = order[low : oldest + max_rows]
+    reach = min(
+        max_rows, max(1, token_budget // int(lengths[0]))
+    )  # rows of a batch with the oldest
+    low = max(0, oldest - reach + 1)
+    order = order[low : oldest + reach]
     oldest -= low
-    ascending = lengths[order].astype(np.int64)
-    text = np.concatenate([[0], np.cumsum(ascending)])
-    first = np.arange(oldest + 1)[:, None]  # candidates for the shortest row of the batch
-    last = np.arange(oldest, len(order))[None, :]  # and for its longest
+    longest = lengths[order].astype(np.int64)
+    first, last = np.arange(len(order))[:, None], np.arange(len(order))[None, :]
     rows = last - first + 1
-    padded = rows * ascending[last]
-    share = (text[last + 1] - text[first]) / (overhead_tokens + padded)
-    fits = (padded <= token_budget) & (rows <= max_rows)
-    fits[oldest, 0] = True
-    share = np.where(fits, share, -1.0)
-    # Of equal shares the larger batch: rows of one length are all taken together.
-    best = int(np.argmax(np.where(share == share.max(), rows, 0)))
-    begin, end = divmod(best, share.shape[1])
-    return order[begin : oldest + end + 1]
+    padded = rows * longest
+    fits = (rows == 1) | ((rows > 1) & (rows <= max_rows) & (padded <= token_budget))
+    cost = np.where(fits, overhead_tokens + padded, np.inf)  # of the batch from first to last
+    cheapest = np.zeros(len(order) + 1)  # cost of the best cut of so many rows, the shortest ones
+    begin = np.zeros(len(order), np.int64)  # where that cut's last batch begins
+    for end in range(len(order)):
+        cut = cheapest[: end + 1] + cost[: end + 1, end]
+        begin[end] = np.argmin(
+            cut
+        )  # of equal ones the largest batch: rows of one length go together
+        cheapest[end + 1] = cut[begin[end]]
+    end = len(order) - 1
+    while begin[end] > oldest:
+        end = int(begin[end]) - 1
+    return order[begin[end] : end + 1]
 
 
 def token_batches(lengths: NDArray[Any], budget: int, max_rows: int | None = None) -> list[Rows]:
