@@ -90,6 +90,8 @@ def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
     """SIGKILL of one replica after another, the next when all are back."""
     found: dict[str, Any] = {}
     killed = 0
+    time.sleep(2)  # after a swap Serve counts a replica as gone for a moment, which is no kill
+    until(partial(all_serve, server, True), "whole")
     with load(server.url, bodies, found, "kill"):
         for _ in range(times):
             os.kill(server.pids()[0], signal.SIGKILL)
