@@ -14,7 +14,7 @@ from trainyard.batching import next_batch
 from trainyard.serving.batcher import Batcher
 from trainyard.serving.cost import CostModel
 
-waiting_lengths = st.lists(st.integers(1, 512), min_size=1, max_size=200)
+waiting_lengths = st.lists(st.integers(0, 512), min_size=1, max_size=200)
 
 
 @settings(max_examples=200, deadline=None)

@@ -184,14 +184,15 @@ def test_news_come_by_themselves_and_disturb_nothing(
             page.add_style_tag(content=".scroll { max-height: 5rem; }")
             # Found and used in one step: news may replace an element that a locator has just found.
             scroll = f"document.querySelector('#{table.get_attribute('id')} .scroll')"
+            place = f"[{scroll}.scrollLeft, {scroll}.scrollTop]"
             page.evaluate(f"{scroll}.scrollTo(0, 30)")
-            assert page.evaluate(f"{scroll}.scrollTop") == 30
+            assert page.evaluate(place) == [0, 30]
             assert table.locator("tbody tr:visible th").first.inner_text() == "trial-013"
             assert page.locator("details[open]").count() == 1
             write_run(storage / "live/trials/trial-011", trial={"index": 11}, sweep="live")
             row = table.locator("tbody tr", has_text="trial-011")
             row.get_by_text("finished").wait_for(timeout=10_000)
-            assert page.evaluate(f"{scroll}.scrollTop") == 30
+            assert page.evaluate(place) == [0, 30]
             assert table.locator("tbody tr:visible th").first.inner_text() == "trial-013"
             assert table.locator("input").input_value() == "trial-01"
             assert page.evaluate("document.activeElement.tagName") in {"INPUT", "SUMMARY", "H2"}

@@ -120,9 +120,8 @@ def next_batch(
         return np.zeros(1, np.int64)
     order = np.argsort(lengths, kind="stable")
     oldest = int(np.flatnonzero(order == 0)[0])
-    reach = min(
-        max_rows, max(1, token_budget // int(lengths[0]))
-    )  # rows of a batch with the oldest
+    # So many rows a batch with the oldest can have at most.
+    reach = min(max_rows, max(1, token_budget // max(1, int(lengths[0]))))
     low = max(0, oldest - reach + 1)
     order = order[low : oldest + reach]
     oldest -= low
@@ -136,9 +135,8 @@ def next_batch(
     begin = np.zeros(len(order), np.int64)  # where that cut's last batch begins
     for end in range(len(order)):
         cut = cheapest[: end + 1] + cost[: end + 1, end]
-        begin[end] = np.argmin(
-            cut
-        )  # of equal ones the largest batch: rows of one length go together
+        # Of equal cuts the first has the largest batch: rows of one length go together.
+        begin[end] = np.argmin(cut)
         cheapest[end + 1] = cut[begin[end]]
     end = len(order) - 1
     while begin[end] > oldest:

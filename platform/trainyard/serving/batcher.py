@@ -8,8 +8,8 @@ On a CPU two passes beside each other, of one core each, do more than one pass o
 core waits for another after each operation. A pass that is alone gets all cores.
 
 Text Generation Inference and Text Embeddings Inference pull batches in the same way
-(text-embeddings-inference, core/src/queue.rs), first come first served; the order by length with
-the oldest always included is ours.
+(text-embeddings-inference, core/src/queue.rs), first come first served; here rows go by length, the
+oldest always among them.
 """
 
 import asyncio
