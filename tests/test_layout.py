@@ -14,8 +14,8 @@ PACKAGE = ROOT / "platform" / "trainyard"
 LAYERS = [
     set(row.split())
     for row in """
-    errors tasks metrics stats config cli demo versions files stopwatch
-    batching gradients sources checkpoints lease
+    errors tasks metrics stats config cli demo versions files stopwatch batching
+    gradients sources checkpoints lease
     runs
     remote tokens own_data columns progress strategies modeling export cluster processor report
     autoscaler

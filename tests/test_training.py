@@ -266,6 +266,14 @@ def test_changed_data_under_a_running_name_is_refused(
         UserError, match="the data of run 'changed' has changed since it was trained"
     ):
         fit(config)
+    # Begun, or even finished, by a version of Trainyard whose steps held other rows.
+    for status in ("finished", "stopped"):
+        (run / "run.json").write_text(json.dumps({**record, "status": status, "plan_version": 1}))
+        with pytest.raises(
+            UserError,
+            match=r"'changed' was started with another version .* otherwise \(plan 1, now",
+        ):
+            fit(config)
     (run / "run.json").write_text(json.dumps({**record, "status": "stopped"}))
     with pytest.raises(
         UserError, match="the data of run 'changed' has changed since it was started"

@@ -17,6 +17,7 @@ from small_sweeps import folder_of, small_sweep, wait_until_free
 
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
+from trainyard.errors import UserError
 from trainyard.runs import RunFolder
 from trainyard.stopwatch import time_ledger
 from trainyard.tuning.conclude import SweepResult
@@ -115,6 +116,19 @@ def test_a_finished_sweep_is_not_done_again_but_can_be_given_more(
     assert more.verdict is None
     assert [trial.run.read()["ended"] for trial in folder_of(config).records()][:3] == before
     wait_until_free(cluster, 4)
+
+
+def test_a_sweep_that_planned_its_batches_otherwise_is_another(
+    undisturbed: SweepResult, config: SweepConfig
+) -> None:
+    """As one begun before an upgrade: half of its trials would have had other steps."""
+    old = dataclasses.replace(config, run_name="old")
+    assert undisturbed.trials
+    known = {**folder_of(config).read(), "identity": "before", "plan_version": 1}
+    folder_of(old).path.mkdir()
+    (folder_of(old).path / "sweep.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match=r"'old' was started with another version .* \(plan 1, now"):
+        tune(old)
 
 
 @pytest.mark.long

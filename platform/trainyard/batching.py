@@ -12,8 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW_STEPS = 64
-"""Steps among which rows are sorted by length. Larger pads less; smaller keeps steps more random."""
+WINDOW_STEPS = 8
+"""Steps among which rows are sorted by length. Larger pads less; smaller keeps steps more random.
+
+Of 64 steps 0.99 of what is computed is text (MRPC, slots of 8), of 8 steps 0.94, of one 0.74.
+"""
+
+PLAN_VERSION = 2
+"""To be raised by whoever makes the same lengths and seed give other steps: a run begun with one plan
+cannot go on with another, and is another run."""
 
 Rows = NDArray[np.int64]
 Item = TypeVar("Item")

@@ -255,7 +255,10 @@ class TrainConfig(DataConfig):
 
     def identity(self) -> str:
         """SHA-256 over all that the result is a function of, but for the data's own content."""
+        from trainyard.batching import PLAN_VERSION
+
         fields = {k: v for k, v in asdict(self).items() if k not in PLACE_FIELDS}
+        fields["plan_version"] = PLAN_VERSION
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def changed_since(self, recorded: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trainyard.batching import PLAN_VERSION
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.runs import RunFolder, storage_folder
@@ -50,6 +51,14 @@ class AnotherRun(UserError):  # noqa: N818 (a sentence for the user, like its pa
         return f"{self.reason}; choose another --run-name, or --fresh to start it anew"
 
 
+def planned_otherwise(record: Mapping[str, Any]) -> str | None:
+    """Why a recorded run or sweep has other steps than it would have now; None when it has not."""
+    before = record.get("plan_version", 1)
+    if before == PLAN_VERSION:
+        return None
+    return f"version of Trainyard, which planned its batches otherwise (plan {before}, now {PLAN_VERSION})"
+
+
 def earlier_result(
     config: TrainConfig, folder: RunFolder, sources: Mapping[str, str] | None = None
 ) -> FitResult | None:
@@ -65,10 +74,11 @@ def earlier_result(
     record = folder.read()
     if not record:
         return None
+    another = f"run '{folder.path.name}' was started with another"
     if changed := config.changed_since(record["config"]):
-        raise AnotherRun(
-            f"run '{folder.path.name}' was started with another config ({', '.join(changed)})"
-        )
+        raise AnotherRun(f"{another} config ({', '.join(changed)})")
+    if (reason := planned_otherwise(record)) is not None:
+        raise AnotherRun(f"{another} {reason}")
     if record.get("status") != "finished" or not folder.has_model():
         return None
     # Data from the Hub is pinned by its revision, so that it need not be asked.

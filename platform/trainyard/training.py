@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainyard.autoscaler import room_asked_for
+from trainyard.batching import PLAN_VERSION
 from trainyard.checkpoints import fault_of
 from trainyard.cluster import ray_session
 from trainyard.config import TrainConfig
@@ -125,6 +126,7 @@ def _open_record(
         name=folder.path.name,
         status="running",
         identity=config.identity(),
+        plan_version=PLAN_VERSION,
         config=asdict(config),
         data_fingerprint=data.fingerprint,
         data_sources=dict(data.sources),

@@ -111,8 +111,11 @@ class SweepConfig(TrainConfig):
 
     def identity(self) -> str:
         """SHA-256 over all that decides which trials there are and how they go."""
+        from trainyard.batching import PLAN_VERSION
+
         left_out = {*PLACE_FIELDS, *BUDGET_FIELDS}
         kept = {k: v for k, v in asdict(self).items() if k not in left_out}
+        kept["plan_version"] = PLAN_VERSION
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     @property

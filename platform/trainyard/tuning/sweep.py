@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from trainyard.batching import PLAN_VERSION
 from trainyard.cluster import ray_session
 from trainyard.config import PLACE_FIELDS
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.lease import Lease
 from trainyard.progress import StopSignals, say
+from trainyard.results import planned_otherwise
 from trainyard.runs import RunFolder, storage_folder
 from trainyard.strategies import check_strategy
 from trainyard.tuning.clock import Clock
@@ -79,6 +81,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 status="running",
                 reason=None,
                 identity=config.identity(),
+                plan_version=PLAN_VERSION,
                 config=asdict(config),
                 space={field: str(domain) for field, domain in space.items()},
                 searcher=config.searcher,
@@ -133,16 +136,17 @@ def tune(config: SweepConfig) -> SweepResult:
 def _check_same_sweep(config: SweepConfig, known: Mapping[str, Any]) -> None:
     if not known or known.get("identity") == config.identity():
         return
+    another = f"sweep '{config.resolved_run_name}' was started with another"
+    remedy = "choose another --run-name, or --fresh to start it anew"
+    if (reason := planned_otherwise(known)) is not None:
+        raise UserError(f"{another} {reason}; {remedy}")
     before = known.get("config", {})
     changed = [
         f"{name} {before.get(name)} -> {value}"
         for name, value in asdict(config).items()
         if name not in (*PLACE_FIELDS, *BUDGET_FIELDS) and _plain(value) != before.get(name)
     ]
-    raise UserError(
-        f"sweep '{config.resolved_run_name}' was started with another config "
-        f"({', '.join(changed)}); choose another --run-name, or --fresh to start it anew"
-    )
+    raise UserError(f"{another} config ({', '.join(changed)}); {remedy}")
 
 
 def _plain(value: Any) -> Any:
