@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compare_training import last_json
+from compare_alone import last_json
 from provenance import provenance
 
 from trainyard.config import DEFAULT_MODEL
