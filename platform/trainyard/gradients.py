@@ -43,45 +43,6 @@ class MeanOfWorkers:
             self._accelerator.sync_gradients = True
 
 
-class TouchedRows:
-    """The tree above for the gradient of a word embedding, of which a step touches few rows.
-
-    Autograd makes the others as zeros, slot by slot: for MiniLM 47 MB, more than all else of it. Here a
-    slot's are kept as the rows that it touched, a sparse tensor, and one dense gradient is used again in
-    every step. The sums are those of autograd, in its order.
-    """
-
-    def __init__(self, embedding: Any) -> None:
-        import torch
-
-        embedding.sparse = True
-        self._weight = embedding.weight
-        self._gradient = torch.zeros_like(self._weight)
-        self._touched = torch.empty(0, dtype=torch.int64)
-        self._waiting: list[Any] = []
-
-    def put_aside(self, turn: int) -> None:
-        """Take slot `turn`'s gradient off the weight, and join the subtrees that end with it."""
-        gradient = self._weight.grad
-        # Dense, should a model compute with the whole weight where nothing of it says so.
-        done = gradient.coalesce() if gradient.is_sparse else gradient.to_sparse(1)
-        self._weight.grad = None
-        while turn % 2:
-            done, turn = self._waiting.pop() + done, turn // 2
-        self._waiting.append(done)
-
-    def put_back(self) -> None:
-        """Give the weight the sum of all, as any other weight has it."""
-        total = self._waiting.pop()
-        while self._waiting:
-            total = self._waiting.pop() + total
-        total = total.coalesce()
-        self._gradient.index_fill_(0, self._touched, 0.0)
-        self._touched = total.indices()[0]
-        self._gradient.index_add_(0, self._touched, total.values())
-        self._weight.grad = self._gradient
-
-
 class TreeOfSlots(MeanOfWorkers):
     """The tree above, for models that every worker holds whole (one worker alone, or DDP)."""
 
@@ -91,25 +52,18 @@ class TreeOfSlots(MeanOfWorkers):
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._waiting: list[dict[Any, Any]] = []
         """Sums of finished subtrees on the left of the path to the present slot, largest first."""
-        self._words: TouchedRows | None = None
         if accelerator.num_processes > 1:
             self._replace_all_reduce()
-        elif accelerator.device.type == "cpu" and (words := _word_embedding(model)) is not None:
-            self._words = TouchedRows(words)
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
         """As above. Autograd itself adds the right leaf of a pair to the left one."""
         with super().add(turn, turns):
             yield
-        if self._words is not None:
-            self._words.put_aside(turn)
         if turn + 1 == turns:
             if self._accelerator.num_processes == 1:
                 self._add_waiting(self._parameters, [p.grad for p in self._parameters])
             self._waiting.clear()
-            if self._words is not None:
-                self._words.put_back()
         elif turn % 2:
             self._put_aside(turn // 2)
 
@@ -157,18 +111,6 @@ class TreeOfSlots(MeanOfWorkers):
             return future
 
         self._model.register_comm_hook(None, exchange)
-
-
-def _word_embedding(model: Any) -> Any:
-    """The model's, if looking up its rows is all that is done with its weight; else None."""
-    import torch
-
-    words = getattr(model, "get_input_embeddings", lambda: None)()
-    if not isinstance(words, torch.nn.Embedding) or not words.weight.requires_grad:
-        return None
-    owners = [m for m in model.modules() if any(p is words.weight for p in m._parameters.values())]
-    plain = words.max_norm is None and not words.scale_grad_by_freq
-    return words if plain and len(owners) == 1 else None
 
 
 def _all_reduce_as_tree(buffer: Any, world: int, future: Any) -> None:
