@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trainyard.batching import PLAN_VERSION
 from trainyard.errors import UserError
 from trainyard.suite import SuiteConfig, run_suite
 from trainyard.suite.runner import _capacity
@@ -83,7 +84,14 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteConfig:
         (folder / "model").mkdir(parents=True)
         (folder / "model/model.safetensors").touch()
         (folder / "run.json").write_text(
-            json.dumps({"config": dataclasses.asdict(run), "status": "finished", "result": done})
+            json.dumps(
+                {
+                    "config": dataclasses.asdict(run),
+                    "plan_version": PLAN_VERSION,
+                    "status": "finished",
+                    "result": done,
+                }
+            )
         )
     run_suite(config)
     return config
