@@ -9,14 +9,12 @@ the same folder, which finds it tokenized. Writes benchmarks/results/first-step-
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from compare_alone import losses_told
+from compare_alone import last_json, losses_told
 from provenance import provenance
 
 HERE = Path(__file__).parent
@@ -25,10 +23,9 @@ HERE = Path(__file__).parent
 def first_step(storage: str, name: str, task: str, data_dir: str) -> dict[str, float]:
     """Seconds until the first step's loss is told, and the run's own accounts of its start."""
     began = time.time()
-    subprocess.run(
-        [sys.executable, str(HERE.parent / "jobs/train.py"), "--task", task, "--data-dir", data_dir,
-         "--max-steps", "1", "--logging-steps", "1", "--storage-path", storage, "--run-name", name],
-        check=True, capture_output=True,
+    last_json(
+        [str(HERE.parent / "jobs/train.py"), "--task", task, "--data-dir", data_dir,
+         "--max-steps", "1", "--logging-steps", "1", "--storage-path", storage, "--run-name", name]
     )  # fmt: skip
     run = Path(storage) / name
     told = losses_told(run)[0].wall_time - began
@@ -63,7 +60,7 @@ def main() -> None:
         name: {key: round(statistics.median(run[key] for run in found), 2) for key in found[0]}
         for name, found in runs.items()
     }
-    result: dict[str, Any] = {**provenance(args.data_dir), "medians": medians, "runs": runs}
+    result = {**provenance(args.data_dir), "medians": medians, "runs": runs}
     path = HERE / "results" / f"first-step-{args.task}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(medians))

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any, Literal
@@ -255,9 +255,12 @@ class TrainConfig(DataConfig):
 
     def identity(self) -> str:
         """SHA-256 over all that the result is a function of, but for the data's own content."""
+        return self._identity_without(PLACE_FIELDS)
+
+    def _identity_without(self, left_out: Collection[str]) -> str:
         from trainyard.batching import PLAN_VERSION
 
-        fields = {k: v for k, v in asdict(self).items() if k not in PLACE_FIELDS}
+        fields = {k: v for k, v in asdict(self).items() if k not in left_out}
         fields["plan_version"] = PLAN_VERSION
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

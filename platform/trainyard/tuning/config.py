@@ -1,9 +1,7 @@
 """The flags of a sweep: those of a run, and what to search, how, and for how long."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -111,12 +109,7 @@ class SweepConfig(TrainConfig):
 
     def identity(self) -> str:
         """SHA-256 over all that decides which trials there are and how they go."""
-        from trainyard.batching import PLAN_VERSION
-
-        left_out = {*PLACE_FIELDS, *BUDGET_FIELDS}
-        kept = {k: v for k, v in asdict(self).items() if k not in left_out}
-        kept["plan_version"] = PLAN_VERSION
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        return self._identity_without((*PLACE_FIELDS, *BUDGET_FIELDS))
 
     @property
     def resolved_run_name(self) -> str:
