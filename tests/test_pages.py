@@ -197,9 +197,17 @@ def test_news_come_by_themselves_and_disturb_nothing(
             assert table.locator("input").input_value() == "trial-01"
             assert page.evaluate("document.activeElement.tagName") in {"INPUT", "SUMMARY", "H2"}
             assert page.locator("details[open]").count() == 1
-            page.get_by_role("button", name="Pause updates").press("Enter")
+            on_their_way: list[Any] = []  # when updates are paused: they come, and are not shown
+            page.route(page.url, lambda route: on_their_way.append(route))
+            while not on_their_way:
+                page.wait_for_timeout(50)
             write_run(storage / "live/trials/trial-012", trial={"index": 12}, sweep="live")
+            page.get_by_role("button", name="Pause updates").press("Enter")
+            for each in on_their_way:
+                each.continue_()
+            page.unroute(page.url)
             page.wait_for_timeout(700)
+            assert page.locator("#news").inner_text() == "Updates are paused"
             assert "finished" not in table.locator("tbody tr", has_text="trial-012").inner_text()
             page.get_by_role("button", name="Resume updates").press("Enter")
             row = table.locator("tbody tr", has_text="trial-012")

@@ -1,7 +1,7 @@
 // What a page does by itself: sort and filter tables, draw figures, and fetch its own news.
 "use strict";
 (() => {
-  const state = { sort: {}, filter: {}, drawn: {}, hash: null };
+  const state = { sort: {}, filter: {}, drawn: {}, hash: null, pressed: false, paused: false };
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
   function key(row, column) {
@@ -98,7 +98,9 @@
     const text = await reply.text();  // also of a 304: a reply that is not read counts as aborted
     if (reply.status === 304) return;
     if (!reply.ok) throw new Error(`the server answered ${reply.status}`);
-    if (state.pressed) return;  // a click is lost when its element is replaced under the pointer
+    // A click is lost when its element is replaced under the pointer; what was on its way when updates
+    // were paused is not wanted either.
+    if (state.pressed || state.paused) return;
     state.hash = reply.headers.get("ETag");
     const page = new DOMParser().parseFromString(text, "text/html");
     const open = new Set(all("details[open]").map((d) => d.parentElement.id));
@@ -130,18 +132,19 @@
     const news = document.getElementById("news");
     if (!pause) return;
     let busy = false;
+    const say = (text) => { news.textContent = state.paused ? "Updates are paused" : text; };
     pause.addEventListener("click", () => {
-      const paused = pause.getAttribute("aria-pressed") !== "true";
-      pause.setAttribute("aria-pressed", String(paused));
-      pause.textContent = paused ? "Resume updates" : "Pause updates";
-      news.textContent = paused ? "Updates are paused" : "";
+      state.paused = !state.paused;
+      pause.setAttribute("aria-pressed", String(state.paused));
+      pause.textContent = state.paused ? "Resume updates" : "Pause updates";
+      say("");
     });
     const tick = async () => {
       const seconds = Number(document.body.dataset.refresh);
       if (!seconds) { news.textContent = "Nothing is running any more"; pause.hidden = true; return; }
-      if (!busy && !document.hidden && pause.getAttribute("aria-pressed") !== "true") {
+      if (!busy && !document.hidden && !state.paused) {
         busy = true;
-        try { await refresh(); news.textContent = ""; } catch (error) { news.textContent = `No news: ${error.message}`; }
+        try { await refresh(); say(""); } catch (error) { say(`No news: ${error.message}`); }
         busy = false;
       }
       setTimeout(tick, seconds * 1000);
