@@ -18,6 +18,7 @@ class Alone:
 
     num_processes = 1
     sync_gradients = True
+    device = torch.device("cpu")
 
     def no_sync(self, _: Any) -> Any:
         return contextlib.nullcontext()
@@ -51,6 +52,77 @@ def test_every_split_of_the_slots_over_workers_adds_up_to_the_same_bits(
 def test_any_number_of_slots_adds_up(slots: int) -> None:
     leaves = torch.randn(slots, 50, generator=torch.Generator().manual_seed(slots))
     assert torch.allclose(sum_of(leaves), leaves.sum(0), atol=1e-5)
+
+
+class Words(torch.nn.Module):
+    """A word embedding and something that is computed of its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(20, 3, padding_idx=0)
+        self.bias = torch.nn.Parameter(torch.zeros(3))
+
+    def forward(self, ids: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        return ((self.words(ids) + self.bias) * factors).sum()
+
+
+class Found(Words):
+    """As transformers' models: it tells which are its words."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.words
+
+
+@settings(max_examples=50, deadline=None)
+@given(slots=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_rows_that_were_touched_are_all_of_a_word_embeddings_gradient(
+    slots: int, seed: int
+) -> None:
+    """Equal to the bit to autograd's, in several steps: what one touched is zero in the next.
+
+    Words come often enough, in slots large enough, for an order of their own to show.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    dense, rows = Words(), Found()
+    ways = [(model, TreeOfSlots(Alone(), model)) for model in (dense, rows)]
+    assert rows.words.sparse
+    for _ in range(3):
+        ids = torch.randint(0, 20, (slots, 8, 16), generator=rng)
+        ids[0] = 0  # padding alone: nothing is touched
+        factors = torch.randn(slots, 8, 16, 3, generator=rng)
+        for model, gradients in ways:
+            model.zero_grad()
+            for turn in range(slots):
+                with gradients.add(turn, slots):
+                    model(ids[turn], factors[turn]).backward()
+        assert torch.equal(rows.words.weight.grad, dense.words.weight.grad)
+        assert not torch.signbit(rows.words.weight.grad[dense.words.weight.grad == 0]).any()
+        assert torch.equal(rows.bias.grad, dense.bias.grad)
+        rows.words.weight.grad.mul_(0.3)  # as clipping does, in place
+
+
+def test_a_word_embedding_used_as_a_whole_keeps_its_gradient() -> None:
+    model = Found()
+    gradients = TreeOfSlots(Alone(), model)
+    ids, factors = torch.tensor([[3, 3, 4]]), torch.ones(1, 3, 3)
+    for turn in range(2):
+        with gradients.add(turn, 2):
+            (model(ids, factors) + model.words.weight.sum()).backward()
+    expected = torch.full((20, 3), 2.0)
+    expected[3], expected[4] = 6.0, 4.0
+    assert torch.equal(model.words.weight.grad, expected)
+
+
+def test_a_word_embedding_that_is_more_than_a_table_is_left_to_autograd() -> None:
+    class Tied(Found):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, 20)
+            self.head.weight = self.words.weight
+
+    tied = Tied()
+    TreeOfSlots(Alone(), tied)
+    assert not tied.words.sparse
 
 
 def test_only_the_last_slot_of_a_step_makes_the_engine_step() -> None:

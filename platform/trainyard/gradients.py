@@ -43,6 +43,62 @@ class MeanOfWorkers:
             self._accelerator.sync_gradients = True
 
 
+class TouchedRows:
+    """The tree above for the gradient of a word embedding, of which a step touches few rows.
+
+    Autograd makes the others as zeros, slot by slot: for MiniLM 47 MB, more than all else of it. Here a
+    slot's are kept as the rows that it touched, and one dense gradient is used again in every step.
+    The sums are those of autograd, in its order, which a sparse tensor's own are not: its `coalesce`
+    sorts the rows with a sort that is not stable.
+    """
+
+    def __init__(self, embedding: Any) -> None:
+        import torch
+
+        embedding.sparse = True  # autograd then hands over ids and rows, in the order of the tokens
+        self._weight = embedding.weight
+        self._gradient = torch.zeros_like(self._weight)
+        self._touched = torch.empty(0, dtype=torch.int64)
+        self._waiting: list[tuple[Any, Any]] = []
+
+    def put_aside(self, turn: int) -> None:
+        """Take slot `turn`'s gradient off the weight, and join the subtrees that end with it."""
+        import torch
+
+        gradient = self._weight.grad
+        if gradient.is_sparse:
+            done = _sum_by_id(gradient._indices()[0], gradient._values())
+        else:  # should a model compute with the whole weight where nothing of it says so
+            done = torch.arange(len(gradient)), gradient
+        self._weight.grad = None
+        while turn % 2:
+            done, turn = _joined(self._waiting.pop(), done), turn // 2
+        self._waiting.append(done)
+
+    def put_back(self) -> None:
+        """Give the weight the sum of all, as any other weight has it."""
+        total = self._waiting.pop()
+        while self._waiting:
+            total = _joined(self._waiting.pop(), total)
+        self._gradient.index_fill_(0, self._touched, 0.0)
+        self._touched, rows = total
+        self._weight.grad = self._gradient.index_copy_(0, self._touched, rows)
+
+
+def _sum_by_id(ids: Any, rows: Any) -> tuple[Any, Any]:
+    """Each id once, and the sum of its rows in the order in which they stand."""
+    import torch
+
+    each, place = torch.unique(ids, return_inverse=True)
+    return each, torch.ops.aten.embedding_dense_backward(rows, place, len(each), -1, False)
+
+
+def _joined(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, Any]:
+    import torch
+
+    return _sum_by_id(torch.cat((left[0], right[0])), torch.cat((left[1], right[1])))
+
+
 class TreeOfSlots(MeanOfWorkers):
     """The tree above, for models that every worker holds whole (one worker alone, or DDP)."""
 
@@ -52,18 +108,25 @@ class TreeOfSlots(MeanOfWorkers):
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._waiting: list[dict[Any, Any]] = []
         """Sums of finished subtrees on the left of the path to the present slot, largest first."""
+        self._words: TouchedRows | None = None
         if accelerator.num_processes > 1:
             self._replace_all_reduce()
+        elif accelerator.device.type == "cpu" and (words := _word_embedding(model)) is not None:
+            self._words = TouchedRows(words)
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
         """As above. Autograd itself adds the right leaf of a pair to the left one."""
         with super().add(turn, turns):
             yield
+        if self._words is not None:
+            self._words.put_aside(turn)
         if turn + 1 == turns:
             if self._accelerator.num_processes == 1:
                 self._add_waiting(self._parameters, [p.grad for p in self._parameters])
             self._waiting.clear()
+            if self._words is not None:
+                self._words.put_back()
         elif turn % 2:
             self._put_aside(turn // 2)
 
@@ -111,6 +174,18 @@ class TreeOfSlots(MeanOfWorkers):
             return future
 
         self._model.register_comm_hook(None, exchange)
+
+
+def _word_embedding(model: Any) -> Any:
+    """The model's, if looking up its rows is all that is done with its weight; else None."""
+    import torch
+
+    words = getattr(model, "get_input_embeddings", lambda: None)()
+    if not isinstance(words, torch.nn.Embedding) or not words.weight.requires_grad:
+        return None
+    owners = [m for m in model.modules() if any(p is words.weight for p in m._parameters.values())]
+    plain = words.max_norm is None and not words.scale_grad_by_freq
+    return words if plain and len(owners) == 1 else None
 
 
 def _all_reduce_as_tree(buffer: Any, world: int, future: Any) -> None:
