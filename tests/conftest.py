@@ -42,12 +42,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(pytestconfig: pytest.Config) -> Iterator[Any]:
-    """A local Ray with four logical CPUs; never one that is running on the machine already."""
+    """A local Ray with four logical CPUs; never one that is running on the machine already.
+
+    Workers that ask for a `place` each can be two at a time.
+    """
     import ray
 
     ray.init(
         address="local",
         num_cpus=4,
+        resources={"place": 2},
         include_dashboard=pytestconfig.getoption("--dashboard"),
         log_to_driver=False,
         object_store_memory=200_000_000,

@@ -128,24 +128,32 @@ def test_another_config_under_the_same_name_is_refused(
         fit(dataclasses.replace(base, run_name="workers-2", seed=7))
 
 
-def test_a_worker_killed_in_epoch_2_costs_nothing_but_time(
-    by_workers: dict[int, Path], base: TrainConfig
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
+def test_a_process_killed_in_epoch_2_costs_nothing_but_time(
+    by_workers: dict[int, Path], base: TrainConfig, victim: str
 ) -> None:
-    config = dataclasses.replace(base, run_name="lost-worker", num_workers=2, save_steps=1)
-    folder = RunFolder(Path(config.storage_path) / "lost-worker")
+    """The two workers take both places, which those of the next attempt need again."""
+    config = dataclasses.replace(
+        base,
+        run_name=f"lost-{victim}",
+        num_workers=2,
+        resources_per_worker={"CPU": 1, "place": 1},
+        save_steps=1,
+    )
+    folder = RunFolder(Path(config.storage_path) / config.resolved_run_name)
     killed: list[int] = []
 
-    def kill_a_worker() -> None:
+    def kill() -> None:
         while folder.progress().get("step", 0) < 8:
             time.sleep(0.01)
         import psutil
 
         for process in psutil.Process().children(recursive=True):
-            if "RayTrainWorker" in " ".join(process.cmdline()) and not killed:
+            if victim in " ".join(process.cmdline()) and not killed:
                 killed.append(process.pid)
                 process.kill()
 
-    assassin = threading.Thread(target=kill_a_worker, daemon=True)
+    assassin = threading.Thread(target=kill, daemon=True)
     assassin.start()
     fit(config)
     assert killed

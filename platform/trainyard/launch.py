@@ -54,6 +54,7 @@ def run_workers(
             folder.publish("error.txt")
             failure = (folder.progress().get("step"), cause_of(error))
             lost = _dead(error)
+            _free_places()
         else:
             if (
                 outcome["outcome"] == "stopped"
@@ -134,16 +135,40 @@ def build_trainer(
 
 
 def _lean_trainer() -> Any:
-    """Ray's TorchTrainer without the process that would hand out data sets: there are none here."""
+    """Ray's TorchTrainer without two processes of its own.
+
+    One would hand out data sets: there are none here. The other would remove the placement group of
+    a controller that died, as `_free_places` does. It asks Ray's State API for the controller, which
+    takes as long as it may when two Rays run on a machine: every run would end 12 seconds late.
+    """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
+
+    left_out = DatasetsCallback, PlacementGroupCleanerCallback
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [one for one in callbacks if not isinstance(one, DatasetsCallback)]
+            return [one for one in callbacks if not isinstance(one, left_out)]
 
     return Trainer
+
+
+def _free_places() -> None:
+    """Remove this job's placement groups whose controller died, or they would keep their CPUs."""
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = ray.get_runtime_context().get_job_id()
+    for each in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(each)
+        if group.creator_job_id.hex() == job and group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def torch_config(timeout_seconds: int) -> Any:
