@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,24 @@ def test_rows_are_tokenized_as_the_tokenizer_does(config: TrainConfig, tmp_path:
     assert gathered["labels"].tolist() == table.labels[rows].tolist()
 
 
+@pytest.fixture
+def one_cpu(cluster: Any) -> Iterator[None]:  # noqa: ARG001
+    """All CPUs of the cluster but one are taken."""
+    from ray.util import placement_group, remove_placement_group
+
+    taken = placement_group([{"CPU": 3}])
+    assert taken.wait(60)
+    yield
+    remove_placement_group(taken)
+
+
+@pytest.mark.usefixtures("one_cpu")
 def test_ray_data_keeps_every_row_in_its_place(
-    cluster: Any,  # noqa: ARG001
     config: TrainConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Several files and tasks give the table that one process gives."""
+    """Several files and batches give the table that one process gives, on one CPU too."""
     folder = write_task(tmp_path / "large", train=1000)
     config = dataclasses.replace(config, data_dir=str(folder))
     splits, tokenizer = find_splits(config), build_tokenizer(config)

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,10 +205,7 @@ def _tokenized(
                 [str(path) for path in files], shuffle=None, runtime_env=environment, **where
             )
             .map_batches(
-                _Tokenizing,
-                fn_constructor_args=(ray.put(tokenizer), max_length),
-                # Actors, which end here: a task's process would keep its 0.5 GiB while the run trains.
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_tokenizers()),
+                partial(_tokenize_in_task, ray.put(tokenizer), max_length),
                 batch_format="pyarrow",
                 batch_size=ROWS_PER_TASK,
                 zero_copy_batch=True,
@@ -217,23 +215,8 @@ def _tokenized(
         )
 
 
-def _tokenizers() -> int:
-    """How many processes may tokenize: one for each CPU, less the one that reads."""
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
-
-
-class _Tokenizing:
-    """`tokenize` with a tokenizer that each process fetches once."""
-
-    def __init__(self, tokenizer_ref: Any, max_length: int) -> None:
-        import ray
-
-        self._tokenizer, self._max_length = ray.get(tokenizer_ref), max_length
-
-    def __call__(self, batch: "pa.Table") -> "pa.Table":
-        return tokenize(self._tokenizer, self._max_length, batch)
+def _tokenize_in_task(tokenizer_ref: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
+    return tokenize(_load(tokenizer_ref), max_length, batch)
 
 
 def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
@@ -264,6 +247,14 @@ def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
     if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = pa.array(encoded["token_type_ids"], pa.list_(pa.uint8()))
     return pa.table(columns)
+
+
+@lru_cache(maxsize=1)
+def _load(tokenizer_ref: Any) -> Any:
+    """The tokenizer, fetched once per process."""
+    import ray
+
+    return ray.get(tokenizer_ref)
 
 
 def _flat(column: Any) -> Any:
