@@ -213,7 +213,7 @@ def test_the_clients_own_errors(
     async def full(*_: Any) -> Any:
         raise RequestError("overloaded", "too much waits already", 3)
 
-    monkeypatch.setattr(models.hosts["text-generation"]._batcher, "submit", full)
+    monkeypatch.setattr(models.hosts["text-generation"]._batcher, "submit_from", full)
     with pytest.raises(OverloadedError, match="too much waits"):
         client.text_generation(TEXT)
 

@@ -16,6 +16,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -30,7 +31,7 @@ from trainyard.serving.cost import (
     out_of_memory,
 )
 from trainyard.serving.failures import RequestError
-from trainyard.serving.tickets import Done, Ticket, Waiting, settle
+from trainyard.serving.tickets import Done, Ticket, Waiting, settle, tell_stopped
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -67,9 +68,7 @@ class Batcher(Generic[Row, Result]):
         own_thread: Callable[[int], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._forward = forward
-        self._length = length
-        self._group = group
+        self._forward, self._length, self._group = forward, length, group
         self._limits = limits or BatchLimits()
         self._on_batch = on_batch
         self._clock = clock
@@ -80,8 +79,7 @@ class Batcher(Generic[Row, Result]):
         self._waiting_tokens = 0
         self._changed = threading.Condition()
         self._closed = self._broken = False
-        self._workers = workers
-        self._busy = 0
+        self._workers, self._busy = workers, 0
         for _ in range(workers):
             threading.Thread(target=self._guarded_run, name="batcher", daemon=True).start()
 
@@ -112,23 +110,43 @@ class Batcher(Generic[Row, Result]):
                 meet the deadline; `late` when the deadline passes before all are done;
                 `failed` when the forward pass fails on one of these rows, even alone.
         """
-        now = self._clock()
-        loop = asyncio.get_running_loop()
-        ticket = Ticket(
-            loop, loop.create_future(), [None] * len(rows),
-            float("inf") if deadline is None else deadline, now, len(rows),
-        )  # fmt: skip
-        if rows:
-            self._enter([Waiting(ticket, i, row, self._length(row)) for i, row in enumerate(rows)])
+        ticket = Ticket.open(deadline, now := self._clock())
+        self._enter(ticket, rows, now)
+        return await self._done(ticket, now)
+
+    async def submit_from(
+        self, pool: Executor, make: Callable[[], Sequence[Row]], deadline: float | None = None
+    ) -> Done[Result]:
+        """`submit` of the rows that `make` returns, called in `pool`.
+
+        They enter from there: the event loop is not woken in between, which would take a lone request
+        as long as entering does, and hold up its forward pass.
+
+        Raises:
+            Exception: what `make` raises, and what `submit` does.
+        """
+        ticket = Ticket.open(deadline, now := self._clock())
+
+        def enter() -> None:
             try:
-                async with asyncio.timeout(None if deadline is None else deadline - now):
-                    await ticket.future
-            except TimeoutError:
-                raise self._late(ticket) from None
-            finally:
-                self._leave(ticket)
-        started = now if ticket.started is None else ticket.started
-        return Done(ticket.results, started - now, max(ticket.finished - started, 0.0))
+                if not ticket.gone:
+                    self._enter(ticket, make(), self._clock())
+            except Exception as error:
+                ticket.failure = error
+                settle([ticket])
+
+        pool.submit(enter)
+        return await self._done(ticket, now)
+
+    async def _done(self, ticket: Ticket, now: float) -> Done[Result]:
+        try:
+            async with asyncio.timeout(ticket.left(now)):
+                await ticket.future
+        except TimeoutError:
+            raise ticket.late(self._clock(), self.expected_wait()) from None
+        finally:
+            self._leave(ticket)
+        return ticket.done()
 
     def close(self) -> None:
         """Take nothing more; the workers end once all that waits is done."""
@@ -136,9 +154,12 @@ class Batcher(Generic[Row, Result]):
             self._closed = True
             self._changed.notify_all()
 
-    def _enter(self, arriving: list[Waiting[Row]]) -> None:
+    def _enter(self, ticket: Ticket, rows: Sequence[Row], now: float) -> None:
+        arriving = ticket.holding(rows, self._length, now)
+        if not rows:
+            settle([ticket])
+            return
         tokens = sum(item.length for item in arriving)
-        ticket = arriving[0].ticket
         with self._changed:
             if self._closed:
                 raise RequestError(
@@ -174,14 +195,6 @@ class Batcher(Generic[Row, Result]):
         self._waiting = waiting
         self._waiting_tokens = sum(item.length for item in waiting)
 
-    def _late(self, ticket: Ticket) -> RequestError:
-        spent = "it waited" if ticket.started is None else "it took"
-        return RequestError(
-            "late",
-            f"{spent} {self._clock() - ticket.submitted:.1f} s, longer than this request may; try "
-            "again later, or ask for less at once", self.expected_wait(),
-        )  # fmt: skip
-
     def _guarded_run(self) -> None:
         """`_run`; were it ever to fail, nobody may wait for ever for a thread that is gone."""
         try:
@@ -192,7 +205,7 @@ class Batcher(Generic[Row, Result]):
                 waiting = self._waiting
                 self._keep([])
                 self._changed.notify_all()
-            _tell_stopped(waiting)
+            tell_stopped(waiting)
             raise
 
     def _run(self) -> None:
@@ -212,7 +225,7 @@ class Batcher(Generic[Row, Result]):
                 try:
                     self._execute(batch, busy)
                 except BaseException:
-                    _tell_stopped(batch)
+                    tell_stopped(batch)
                     raise
                 del batch  # a waiting thread must not keep the last rows alive
             with self._changed:
@@ -223,7 +236,7 @@ class Batcher(Generic[Row, Result]):
         now = self._clock()
         late = {item.ticket for item in self._waiting if item.ticket.deadline <= now}
         for ticket in late:
-            ticket.failure = self._late(ticket)
+            ticket.failure = ticket.late(now, self.expected_wait())
             ticket.gone = True
         waiting = [item for item in self._waiting if not item.ticket.gone]
         batch: list[Waiting[Row]] = []
@@ -295,10 +308,3 @@ class Batcher(Generic[Row, Result]):
         if self._on_batch is not None:
             text = sum(item.length for item in batch)
             self._on_batch(BatchRecord(len(batch), text, padded, ended - began))
-
-
-def _tell_stopped(items: Sequence[Waiting[Row]]) -> None:
-    tickets = list({item.ticket for item in items})
-    for ticket in tickets:
-        ticket.failure = RequestError("failed", "the batcher stopped; see its replica's log")
-    settle(tickets)

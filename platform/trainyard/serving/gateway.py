@@ -81,6 +81,7 @@ def build_gateway(
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
+    from starlette.routing import Match, Route
 
     from trainyard import __version__
 
@@ -210,7 +211,25 @@ def build_gateway(
 
     add_docs(app)
     describe_api(app)
-    return Shield(app, tell_id=not behind_serve)
+    asking = Route("/models/{name}", ask, methods=["POST"])
+
+    async def front(scope: Any, receive: Any, send: Any) -> None:
+        """Requests to models come past FastAPI, of which each of them would wait for 0.2 ms."""
+        match, found = asking.matches(scope)
+        if match is not Match.FULL:
+            await app(scope, receive, send)
+            return
+        request = Request({**scope, **found}, receive)
+        try:
+            response = await ask(request.path_params["name"], request)
+        except RequestError as error:
+            response = failed(request, error)
+        except Exception as error:
+            await (await on_defect(request, error))(scope, receive, send)
+            raise
+        await response(scope, receive, send)
+
+    return Shield(front, tell_id=not behind_serve)
 
 
 def _seconds(request: Any, most: float) -> float:

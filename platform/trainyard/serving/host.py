@@ -72,8 +72,7 @@ class Host:
         device = predictor.device.type
         engine = ENGINES[about.get("engine", "torch")]
         passes = engine.passes or self._cores
-        # Else in an engine's own threads, or on the GPU.
-        in_torch = device == "cpu" and engine.keeps_model
+        self._in_torch = device == "cpu" and engine.keeps_model
         # Passes of different lengths, as generation makes them, must not starve each other of cores.
         alone = device != "cpu" or predictor.model.can_generate()
         self.limits = BatchLimits(
@@ -90,7 +89,7 @@ class Host:
             self.limits,
             self._on_batch,
             workers=1 if alone else min(passes, self._cores),
-            own_thread=lambda busy: in_torch and self._cores // busy <= 1,
+            own_thread=lambda busy: self._in_torch and self._cores // busy <= 1,
         )
 
     @classmethod
@@ -153,8 +152,7 @@ class Host:
         began = time.monotonic()
         self._in_work += 1
         try:
-            prepared = await self._read(body)
-            answer = await self._compute(prepared, began, began + seconds)
+            answer = await self._compute(body, began, began + seconds)
         except RequestError as error:
             self._refused(error)
             return Answer.to(error)
@@ -169,11 +167,19 @@ class Host:
         self._watch.answered(time.monotonic() - began)
         return answer
 
-    async def _compute(self, prepared: Prepared, began: float, deadline: float) -> Answer:
-        tokenized = time.monotonic()
-        self._watch.waiting(self._batcher.waiting_rows + len(prepared.rows))
-        with given_up_on_leaving(self.predictor, prepared):
-            done = await self._batcher.submit(prepared.rows, deadline)
+    async def _compute(self, body: bytes, began: float, deadline: float) -> Answer:
+        made: list[tuple[Prepared, float]] = []
+
+        def make() -> Sequence[Row]:
+            prepared = self._prepare(body)
+            mark(prepared)
+            made.append((prepared, time.monotonic()))
+            self._watch.waiting(self._batcher.waiting_rows + len(prepared.rows))
+            return prepared.rows
+
+        with given_up_on_leaving(self.predictor) as mark:
+            done = await self._batcher.submit_from(self._pool(body), make, deadline)
+        ((prepared, tokenized),) = made
         result = await self._finish(prepared, done.results)
         self._watch.timed(tokenized - began, done.queue_seconds, done.forward_seconds)
         headers = {
@@ -193,9 +199,8 @@ class Host:
             return finish()
         return await asyncio.get_running_loop().run_in_executor(self._finisher, finish)
 
-    async def _read(self, body: bytes) -> Prepared:
-        pool = self._tokenizer if len(body) <= SMALL_BODY else self._large_tokenizer
-        return await asyncio.get_running_loop().run_in_executor(pool, self._prepare, body)
+    def _pool(self, body: bytes) -> ThreadPoolExecutor:
+        return self._tokenizer if len(body) <= SMALL_BODY else self._large_tokenizer
 
     def _refused(self, error: RequestError) -> None:
         self._watch.refused(error.kind)
@@ -212,7 +217,8 @@ class Host:
         deadline = began + seconds
         self._in_work += 1
         try:
-            prepared = await self._read(body)
+            loop = asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(self._pool(body), self._prepare, body)
             events = token_events(
                 self.predictor, prepared, lambda: self._batcher.submit(prepared.rows, deadline)
             )
@@ -233,6 +239,8 @@ class Host:
             self._close_if_idle()
 
     def _forward(self, rows: list[Row], busy: int) -> list[Any]:
+        if not self._in_torch:  # an engine has threads of its own, a GPU needs none
+            return self.predictor.forward(rows)
         return run_pass(lambda: self.predictor.forward(rows), self._cores // busy)
 
     def _prepare(self, body: bytes) -> Prepared:

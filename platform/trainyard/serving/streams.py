@@ -12,12 +12,14 @@ from trainyard.serving.failures import RequestError
 
 
 @contextmanager
-def given_up_on_leaving(predictor: Predictor, prepared: Prepared) -> Iterator[None]:
-    """Not a token more for a caller who left the block: gone, or told that it is too late."""
+def given_up_on_leaving(predictor: Predictor) -> Iterator[Callable[[Prepared], None]]:
+    """Not a token more for a caller who left the block: gone, or told that it is too late.
+
+    Gives what is to be told of that caller's request before its rows may run.
+    """
     left = threading.Event()
-    predictor.stop_when(prepared, left.is_set)
     try:
-        yield
+        yield lambda prepared: predictor.stop_when(prepared, left.is_set)
     finally:
         left.set()
 
@@ -43,7 +45,8 @@ async def token_events(
         prepare_stream(prepared, emit)
     except UserError as error:
         raise RequestError("invalid", str(error)) from None
-    with given_up_on_leaving(predictor, prepared):
+    with given_up_on_leaving(predictor) as mark:
+        mark(prepared)
         task = loop.create_task(compute())
         task.add_done_callback(lambda _: events.put_nowait(None))
         try:
