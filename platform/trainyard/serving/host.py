@@ -72,7 +72,8 @@ class Host:
         device = predictor.device.type
         engine = ENGINES[about.get("engine", "torch")]
         passes = engine.passes or self._cores
-        self._in_torch = device == "cpu" and engine.keeps_model
+        # Else in an engine's own threads, or on the GPU.
+        in_torch = device == "cpu" and engine.keeps_model
         # Passes of different lengths, as generation makes them, must not starve each other of cores.
         alone = device != "cpu" or predictor.model.can_generate()
         self.limits = BatchLimits(
@@ -89,7 +90,7 @@ class Host:
             self.limits,
             self._on_batch,
             workers=1 if alone else min(passes, self._cores),
-            own_thread=lambda busy: self._in_torch and self._cores // busy <= 1,
+            own_thread=lambda busy: in_torch and self._cores // busy <= 1,
         )
 
     @classmethod
@@ -239,8 +240,6 @@ class Host:
             self._close_if_idle()
 
     def _forward(self, rows: list[Row], busy: int) -> list[Any]:
-        if not self._in_torch:  # an engine has threads of its own, a GPU needs none
-            return self.predictor.forward(rows)
         return run_pass(lambda: self.predictor.forward(rows), self._cores // busy)
 
     def _prepare(self, body: bytes) -> Prepared:
