@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from serving_locally import load
 from small_models import encoder_decoder
 
@@ -94,6 +95,35 @@ def test_a_small_answer_waits_for_no_thread(numbers: int, here: bool) -> None:
     assert asyncio.run(host.answer(b'{"inputs": ""}', 20)).status == 200
     assert (predictor.made_in == [threading.current_thread().name]) is here
     host.close()
+
+
+def test_an_engine_learns_its_share_of_the_cores() -> None:
+    """By the number of torch's threads: a pass alone has all, one beside another has half."""
+
+    class Counting(Slow):
+        model = SimpleNamespace(can_generate=lambda: False)
+        shares: list[int]
+
+        def forward(self, rows: Sequence[Row]) -> list[Any]:
+            self.shares.append(torch.get_num_threads())
+            return super().forward(rows)
+
+    async def run() -> None:
+        predictor = Counting()
+        predictor.shares = []
+        host = Host(predictor, ModelOptions(threads=2), {"engine": "openvino"}, Watch())
+        predictor.gate.clear()
+        asked = []
+        for number in (1, 2):
+            asked.append(asyncio.ensure_future(host.answer(b'{"inputs": ""}', 20)))
+            while len(predictor.shares) < number:
+                await asyncio.sleep(0.001)
+        predictor.gate.set()
+        await asyncio.gather(*asked)
+        host.close()
+        assert predictor.shares == [2, 1]
+
+    asyncio.run(run())
 
 
 def test_a_stream_behind_a_busy_model_ends_at_its_deadline() -> None:
