@@ -109,7 +109,7 @@ def test_an_engine_learns_its_share_of_the_cores() -> None:
             return super().forward(rows)
 
     async def run() -> None:
-        predictor = Counting()
+        predictor: Any = Counting()
         predictor.shares = []
         host = Host(predictor, ModelOptions(threads=2), {"engine": "openvino"}, Watch())
         predictor.gate.clear()

@@ -34,6 +34,9 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
         options["logging_level"] = logging.ERROR
     if address == "local":
         options["include_dashboard"] = False
+        # Ray would keep as many idle processes as there are CPUs, with all that they hold: one that
+        # has tokenized has half as much memory as the worker that trains.
+        options["_system_config"] = {"num_workers_soft_limit": 0}
     _check_answers(address)
     try:
         ray.init(address=address, **options)

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,9 @@ ABANDONED_SECONDS = 24 * 3600
 """A scratch folder in which nothing was written for so long belongs to a process that was killed."""
 
 log = logging.getLogger(__name__)
+
+_fetched: dict[str, Any] = {}
+"""Tokenizers of a process of Ray Data, by their references' names."""
 
 
 @dataclass(frozen=True)
@@ -249,12 +252,17 @@ def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
     return pa.table(columns)
 
 
-@lru_cache(maxsize=1)
 def _load(tokenizer_ref: Any) -> Any:
-    """The tokenizer, fetched once per process."""
+    """The tokenizer, fetched once per process.
+
+    The reference itself is not kept: Ray ends no idle process that has one.
+    """
     import ray
 
-    return ray.get(tokenizer_ref)
+    key = tokenizer_ref.hex()
+    if key not in _fetched:
+        _fetched[key] = ray.get(tokenizer_ref)
+    return _fetched[key]
 
 
 def _flat(column: Any) -> Any:
