@@ -1,11 +1,15 @@
-"""What a local session leaves running while a run trains."""
+"""What runs in a local session beside the workers of a run."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from conftest import write_task
+
+from trainyard import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,14 +48,40 @@ with ray_session(config):
 print(len(set(seen)))
 """
 
+FIT = """
+import json, sys
+import ray.util
+from trainyard import TrainConfig, fit
+from trainyard.cluster import ray_session
 
-def test_processes_that_tokenized_end(tmp_path: Path) -> None:
-    """They would keep their memory while the run trains."""
-    folder = write_task(tmp_path / "large", train=1000)
+config = TrainConfig(**json.loads(sys.argv[1]))
+with ray_session(config):
+    fit(config)
+    actors = ray.util.list_named_actors(all_namespaces=True)
+print(json.dumps([actor["name"] for actor in actors]))
+"""
+
+
+def run_here(script: str, *args: str) -> str:
+    """The last line that a script prints, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", TOKENIZE, str(folder), str(tmp_path / "cache")],
+        [sys.executable, "-c", script, *args],
         env={**os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "disabled"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[-1]) > 0
+    return done.stdout.splitlines()[-1]
+
+
+def test_processes_that_tokenized_end(tmp_path: Path) -> None:
+    """They would keep their memory while the run trains."""
+    folder = write_task(tmp_path / "large", train=1000)
+    assert int(run_here(TOKENIZE, str(folder), str(tmp_path / "cache"))) > 0
+
+
+def test_nobody_asks_an_autoscaler_that_is_not_there(
+    small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """The process that would takes a second to start, and its memory all the time."""
+    config = {**asdict(small_run), "storage_path": str(tmp_path), "max_steps": 1}
+    assert json.loads(run_here(FIT, json.dumps(config))) == []

@@ -61,7 +61,7 @@ def test_a_worker_that_fits_nowhere_is_refused() -> None:
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteConfig:
     """A suite of RTE and MNLI whose runs are finished and in the table; no Ray is started."""
-    monkeypatch.setattr("trainyard.suite.run.ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("trainyard.suite.run.ray_session", lambda *_: contextlib.nullcontext())
     config = SuiteConfig(
         tasks=("mnli", "rte"),
         seeds=(1,),

@@ -44,7 +44,7 @@ def process(
 
     from trainyard import training
 
-    monkeypatch.setattr(training, "ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(training, "ray_session", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(training, "worker_resources", lambda _: {"CPU": 1.0})
     splits = find_splits(config)
     data = prepare(splits, build_tokenizer(config), config, tmp_path / ".cache")

@@ -1,21 +1,27 @@
 """Ray for a run: joined or started, and left as it was found."""
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 
+TOKENIZERS = "transformers.models.auto.tokenization_auto"
+"""What a job that tokenizes needs first: with torch 2 to 3 seconds, as Ray's processes take to start."""
+
 
 @contextlib.contextmanager
-def ray_session(config: TrainConfig) -> Iterator[None]:
+def ray_session(config: TrainConfig, needed_next: str = "ray") -> Iterator[None]:
     """Use the Ray that this process is connected to, else join `address`, else start a local one.
 
-    Only a Ray that was started or joined here is shut down again.
+    Only a Ray that was started or joined here is shut down again. While it starts, another thread
+    imports the module that is `needed_next`, which must have nothing to do with Ray's own.
 
     Raises:
         UserError: when the address does not answer, or no local Ray starts.
@@ -34,15 +40,22 @@ def ray_session(config: TrainConfig) -> Iterator[None]:
         options["logging_level"] = logging.ERROR
     if address == "local":
         options["include_dashboard"] = False
-        # Ray would keep as many idle processes as there are CPUs, with all that they hold: one that
-        # has tokenized has half as much memory as the worker that trains.
-        options["_system_config"] = {"num_workers_soft_limit": 0}
+        options["_system_config"] = {
+            # Ray would keep as many idle processes as there are CPUs, with all that they hold: one
+            # that has tokenized has half as much memory as the worker that trains.
+            "num_workers_soft_limit": 0,
+            # And would start as many at once. None is used: each kind of work has its environment.
+            "prestart_worker_first_driver": False,
+        }
     _check_answers(address)
+    importing = threading.Thread(target=importlib.import_module, args=(needed_next,))
+    importing.start()
     try:
         ray.init(address=address, **options)
     except Exception as error:  # a node that is too slow to start is a bare Exception
         raise UserError(_no_ray(address, error)) from error
     try:
+        importing.join()  # transformers puts another module in its place at the end
         yield
     finally:
         ray.shutdown()

@@ -115,9 +115,10 @@ def build_trainer(
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # `Watch` sees nodes leave
-    if may_grow(config):  # a machine takes minutes to come and to be set up
+    grows = may_grow(config)
+    if grows:  # a machine takes minutes to come and to be set up
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    return _lean_trainer()(
+    return _lean_trainer(grows)(
         work,
         scaling_config=ray.train.ScalingConfig(
             num_workers=count,
@@ -134,25 +135,39 @@ def build_trainer(
     )
 
 
-def _lean_trainer() -> Any:
-    """Ray's TorchTrainer without two processes of its own.
+def _lean_trainer(grows: bool) -> Any:
+    """Ray's TorchTrainer without processes of its own that have nothing to do.
 
-    One would hand out data sets: there are none here. The other would remove the placement group of
-    a controller that died, as `_free_places` does. It asks Ray's State API for the controller, which
-    takes as long as it may when two Rays run on a machine: every run would end 12 seconds late.
+    One would hand out data sets: there are none here. One would remove the placement group of a
+    controller that died, as `_free_places` does. It asks Ray's State API for the controller, which
+    takes as long as it may when two Rays run on a machine: every run would end 12 seconds late. One
+    would ask an autoscaler for room, for which each run would start more than a second later.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
     left_out = DatasetsCallback, PlacementGroupCleanerCallback
+
+    class AsItIs(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [one for one in callbacks if not isinstance(one, left_out)]
+
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            if not grows:
+                parts["scaling_policy"] = AsItIs(self.scaling_config)
+            return super()._initialize_and_run_controller(**parts)
 
     return Trainer
 

@@ -10,7 +10,7 @@ from typing import Any
 from trainyard.autoscaler import room_asked_for
 from trainyard.batching import PLAN_VERSION
 from trainyard.checkpoints import fault_of
-from trainyard.cluster import ray_session
+from trainyard.cluster import TOKENIZERS, ray_session
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, prepare
 from trainyard.data_doctor.quick import warnings
@@ -18,7 +18,7 @@ from trainyard.doctor import preflight
 from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.export import export_model, model_card
 from trainyard.launch import run_workers, worker_function
-from trainyard.modeling import build_tokenizer
+from trainyard.modeling import build_tokenizer, resolve_model
 from trainyard.progress import ProgressBar, StopSignals, say
 from trainyard.remote.run import open_run
 from trainyard.results import AnotherRun, FitResult, earlier_result
@@ -75,14 +75,13 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
             return result
         if trial is None:
             splits = find_splits(config)
-            task, tokenizer = splits.task, build_tokenizer(config)
+            resolve_model(config.model_name_or_path)
             for note in splits.notes:
                 say(note)
-        else:
-            task, tokenizer = trial.task, trial.tokenizer
-        with ray_session(config):
+        with ray_session(config, TOKENIZERS):
             resources = worker_resources(config)
             if trial is None:
+                task, tokenizer = splits.task, build_tokenizer(config)
                 preflight(config)
                 watch.lap("start_up")
                 cache = folder.path.parent / ".cache"
@@ -92,7 +91,7 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
                     say(warning)
                 watch.lap("tokenization")
             else:
-                data = trial.data
+                task, tokenizer, data = trial.task, trial.tokenizer, trial.data
                 watch.lap("start_up")
             data = _open_record(folder, config, data, trial)
             if trial is not None and config.worker_counts == [1]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainyard.cluster import ray_session
+from trainyard.cluster import TOKENIZERS, ray_session
 from trainyard.config import TrainConfig
 from trainyard.errors import Interrupted, UserError
 from trainyard.files import write_atomic, write_json
@@ -51,7 +51,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
             say(f"{len(outcomes.finished)} of {len(configs)} runs are finished already")
         extra: dict[str, Any] = {}
         if left or config.submission:
-            with ray_session(next(iter(configs.values()))):
+            with ray_session(next(iter(configs.values())), TOKENIZERS):
                 do_runs(config, configs, left, outcomes, folder, signals)
                 found = _write_table(config, configs, outcomes)
                 if outcomes.stopped:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trainyard.batching import PLAN_VERSION
-from trainyard.cluster import ray_session
+from trainyard.cluster import TOKENIZERS, ray_session
 from trainyard.config import PLACE_FIELDS
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
@@ -56,7 +56,7 @@ def tune(config: SweepConfig) -> SweepResult:
             return result
         folder.check()  # a damaged folder is known before anything is started
         clock = Clock(folder, known)
-        with ray_session(config):
+        with ray_session(config, TOKENIZERS):
             preflight(config)
             placement = place(config, budget, nodes_for(config))
             task, data = prepare_all(config, space, folder)
