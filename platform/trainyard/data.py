@@ -205,7 +205,11 @@ def _tokenized(
     with quiet_ray_data():
         yield from (
             ray.data.read_parquet(
-                [str(path) for path in files], shuffle=None, runtime_env=environment, **where
+                [str(path) for path in files],
+                override_num_blocks=len(files),  # else few tasks hold all rows at once
+                shuffle=None,
+                runtime_env=environment,
+                **where,
             )
             .map_batches(
                 partial(_tokenize_in_task, ray.put(tokenizer), max_length),
