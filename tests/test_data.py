@@ -77,9 +77,18 @@ def test_ray_data_keeps_every_row_in_its_place(
     splits, tokenizer = find_splits(config), build_tokenizer(config)
     here = data.prepare(splits, tokenizer, config, tmp_path / "here").table("train")
     monkeypatch.setattr(data, "ROWS_HERE", 500)
+    monkeypatch.setattr("trainyard.splits.ROWS_PER_BATCH", 100)
     monkeypatch.setattr(data, "ROWS_PER_TASK", 50)
     monkeypatch.setattr(data, "ROWS_PER_FILE", 300)
+    parts, append = list[int](), data.TableWriter.append
+
+    def noted(writer: Any, ids: Any, types: Any, lengths: Any, labels: Any) -> None:
+        parts.append(len(lengths))
+        append(writer, ids, types, lengths, labels)
+
+    monkeypatch.setattr(data.TableWriter, "append", noted)
     there = data.prepare(splits, tokenizer, config, tmp_path / "there").table("train")
+    assert parts[:4] == [300, 300, 300, 100], "memory would grow with the rows"
     assert there.info == here.info
     assert there.lengths.tolist() == here.lengths.tolist()
     assert there.labels.tolist() == here.labels.tolist()

@@ -204,17 +204,12 @@ def _tokenized(
         where = {"label_selector": {"ray.io/node-id": this_node}, "num_cpus": 0}
     with quiet_ray_data():
         yield from (
-            ray.data.read_parquet(
-                [str(path) for path in files],
-                override_num_blocks=len(files),  # else few tasks hold all rows at once
-                shuffle=None,
-                runtime_env=environment,
-                **where,
-            )
+            ray.data.from_items([str(path) for path in files], override_num_blocks=len(files))
+            .map_batches(_read_in_task, batch_size=None, runtime_env=environment, **where)
             .map_batches(
-                partial(_tokenize_in_task, ray.put(tokenizer), max_length),
+                partial(_tokenize_in_task, ray.put(tokenizer), max_length, ROWS_PER_TASK),
                 batch_format="pyarrow",
-                batch_size=ROWS_PER_TASK,
+                batch_size=None,  # a number would put that many files into one task
                 zero_copy_batch=True,
                 runtime_env=environment,
             )
@@ -222,8 +217,25 @@ def _tokenized(
         )
 
 
-def _tokenize_in_task(tokenizer_ref: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
-    return tokenize(_load(tokenizer_ref), max_length, batch)
+def _read_in_task(batch: dict[str, Any]) -> "Iterator[pa.Table]":
+    """The rows of one file.
+
+    `ray.data.read_parquet` packs files into one task, here up to a million rows: they would be
+    tokenized by one core, and be in the object store all at once.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in batch["item"]:
+        for rows in pq.ParquetFile(path).iter_batches(ROWS_PER_TASK):
+            yield pa.Table.from_batches([rows])
+
+
+def _tokenize_in_task(
+    tokenizer_ref: Any, max_length: int, at_once: int, batch: "pa.Table"
+) -> "Iterator[pa.Table]":
+    for start in range(0, batch.num_rows, at_once):
+        yield tokenize(_load(tokenizer_ref), max_length, batch.slice(start, at_once))
 
 
 def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
