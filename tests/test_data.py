@@ -20,6 +20,7 @@ from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.modeling import build_tokenizer
 from trainyard.splits import find_splits
+from trainyard.tokens import TableWriter
 
 
 @pytest.fixture
@@ -80,13 +81,13 @@ def test_ray_data_keeps_every_row_in_its_place(
     monkeypatch.setattr("trainyard.splits.ROWS_PER_BATCH", 100)
     monkeypatch.setattr(data, "ROWS_PER_TASK", 50)
     monkeypatch.setattr(data, "ROWS_PER_FILE", 300)
-    parts, append = list[int](), data.TableWriter.append
+    parts, append = list[int](), TableWriter.append
 
-    def noted(writer: Any, ids: Any, types: Any, lengths: Any, labels: Any) -> None:
+    def noted(writer: TableWriter, ids: Any, types: Any, lengths: Any, labels: Any) -> None:
         parts.append(len(lengths))
         append(writer, ids, types, lengths, labels)
 
-    monkeypatch.setattr(data.TableWriter, "append", noted)
+    monkeypatch.setattr(TableWriter, "append", noted)
     there = data.prepare(splits, tokenizer, config, tmp_path / "there").table("train")
     assert parts[:4] == [300, 300, 300, 100], "memory would grow with the rows"
     assert there.info == here.info

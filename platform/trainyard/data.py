@@ -218,11 +218,8 @@ def _tokenized(
 
 
 def _read_in_task(batch: dict[str, Any]) -> "Iterator[pa.Table]":
-    """The rows of one file.
-
-    `ray.data.read_parquet` packs files into one task, here up to a million rows: they would be
-    tokenized by one core, and be in the object store all at once.
-    """
+    # ray.data.read_parquet packs files into one task, here up to a million rows: they would be
+    # tokenized by one core, and be in the object store all at once
     import pyarrow as pa
     import pyarrow.parquet as pq
 
