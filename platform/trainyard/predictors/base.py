@@ -18,6 +18,7 @@ import numpy as np
 
 from trainyard.batching import token_batches
 from trainyard.engines import ENGINES, check_engine, start
+from trainyard.engines.packed import pack_linears
 from trainyard.errors import UserError
 from trainyard.predictors.limits import Limits
 from trainyard.predictors.loading import load_model, max_tokens
@@ -93,6 +94,8 @@ class Predictor(Tokenizing, ABC):
         predictor.read_more(name, revision)
         if engine != "torch":
             predictor._start(engine, dtype, engine_file)
+        elif not model.can_generate():  # whose steps of a row each would gain little
+            predictor._run = pack_linears(model)
         return predictor
 
     def _start(self, engine: str, dtype: str, file: Path | None) -> None:
