@@ -30,24 +30,41 @@ def sentences(data_dir: str, count: int = 400) -> list[str]:
     return [str(text) for text in texts[:: max(1, len(texts) // count)]][:count]
 
 
-def bare_forward(model: str, texts: list[str], threads: int, engine: str, dtype: str) -> float:
+OUR_PASS = """
+from trainyard.predictors import PREDICTORS
+predictor = PREDICTORS['text-classification'].load(model, engine=engine, dtype=dtype)
+rows = [predictor.preprocess(text, {'truncation': True}).rows for text in texts]
+passes = [lambda row=row: predictor.forward(row) for row in rows]
+"""
+"""By our server's engine."""
+
+THEIR_PASS = """
+import transformers
+tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+network = transformers.AutoModelForSequenceClassification.from_pretrained(model).eval()
+batches = [tokenizer(text, truncation=True, return_tensors='pt') for text in texts]
+passes = [lambda batch=batch: network(**batch) for batch in batches]
+"""
+"""The model as transformers runs it."""
+
+
+def bare_forward(passes: str, *arguments: str, texts: list[str], threads: int) -> float:
     """Median milliseconds of one forward pass of one text, tokenized before, in a process of its own."""
     import subprocess
 
     code = (
         "import sys, json, time, statistics, torch\n"
-        "from trainyard.predictors import PREDICTORS\n"
-        "torch.set_num_threads(int(sys.argv[2]))\n"
-        "p = PREDICTORS['text-classification'].load(\n"
-        "    sys.argv[1], engine=sys.argv[3], dtype=sys.argv[4])\n"
-        "rows = [p.preprocess(t, {'truncation': True}).rows for t in json.load(sys.stdin)]\n"
+        f"torch.set_num_threads({threads})\n"
+        "model, engine, dtype = sys.argv[1:]\n"
+        f"texts = json.load(sys.stdin)\n{passes}\n"
         "times = []\n"
-        "for row in rows[:20] + rows:\n"
-        "    t = time.perf_counter(); p.forward(row); times.append(time.perf_counter() - t)\n"
+        "with torch.inference_mode():\n"
+        "    for run in passes[:20] + passes:\n"
+        "        t = time.perf_counter(); run(); times.append(time.perf_counter() - t)\n"
         "print(statistics.median(times[20:]) * 1000)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, model, str(threads), engine, dtype],
+        [sys.executable, "-c", code, *arguments],
         input=json.dumps(texts), capture_output=True, text=True, check=True,
     )  # fmt: skip
     return round(float(done.stdout.splitlines()[-1]), 2)
@@ -89,9 +106,15 @@ def main() -> None:
     given: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = classifier(folder)
-        bare = []  # in each round: a machine is not equally fast for long
+        bare: dict[str, list[float]] = {"engine": [], "transformers": []}
         for number in range(args.rounds):
-            bare.append(bare_forward(model, texts, args.threads, args.engine, args.dtype))
+            # In each round: a machine is not equally fast for long.
+            for name, passes in (("engine", OUR_PASS), ("transformers", THEIR_PASS)):
+                bare[name].append(
+                    bare_forward(
+                        passes, model, args.engine, args.dtype, texts=texts, threads=args.threads
+                    )
+                )
             for kind in args.kinds:
                 with running(
                     kind,
@@ -118,7 +141,9 @@ def main() -> None:
         found = [run for run in runs if run["server"] == kind and run["clients"] == clients]
         return float(statistics.median(run[figure] for run in found))
 
-    summary: dict[str, Any] = {"bare_forward_p50_ms": statistics.median(bare)}
+    summary: dict[str, Any] = {
+        "bare_forward_p50_ms": {name: statistics.median(times) for name, times in bare.items()}
+    }
     if "ours" in args.kinds:
         for clients in args.clients:
             summary[f"ours_{clients}"] = (
