@@ -35,9 +35,9 @@ test-long: install  ## what takes minutes each: sweeps, suites and elastic runs 
 	$(BIN)/pytest -m long -k nested --dashboard
 
 test-cluster: install  ## hosts on this machine, and what can happen to them (root, up to an hour)
-	$(BIN)/python tests/cluster/run.py
-	$(BIN)/python tests/cluster/up.py
-	$(BIN)/python tests/cluster/ports.py
+	$(BIN)/python tests/hosts/run.py
+	$(BIN)/python tests/hosts/up.py
+	$(BIN)/python tests/hosts/ports.py
 
 format: install  ## rewrite the files as `check` wants them
 	$(BIN)/ruff check --fix .

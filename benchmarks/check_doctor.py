@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from trainyard.config import TrainConfig
-from trainyard.data_doctor.balance import drift
-from trainyard.data_doctor.duplicates import contradictions, duplicates
-from trainyard.data_doctor.features import features
-from trainyard.data_doctor.labels import out_of_fold, suspicious_labels
-from trainyard.data_doctor.rows import Rows, all_splits, read
-from trainyard.data_doctor.texts import faulty_texts
+from trainyard.doctor.data.balance import drift
+from trainyard.doctor.data.duplicates import contradictions, duplicates
+from trainyard.doctor.data.features import features
+from trainyard.doctor.data.labels import out_of_fold, suspicious_labels
+from trainyard.doctor.data.rows import Rows, all_splits, read
+from trainyard.doctor.data.texts import faulty_texts
+from trainyard.storage.software import versions
 from trainyard.tasks import get_task
-from trainyard.versions import versions
 
 RECALLS = (0.5, 0.6, 0.7, 0.8, 0.9)
 KNOWN: dict[str, dict[Any, int]] = {

@@ -19,14 +19,14 @@ from scipy import stats
 from sklearn import metrics
 
 from trainyard.config import TrainConfig
-from trainyard.data_doctor.rows import read
+from trainyard.data.splits import find_splits
+from trainyard.doctor.data.rows import read
+from trainyard.evaluation.scoring import score
+from trainyard.glue.recipes import RECIPES
 from trainyard.metrics import METRICS
-from trainyard.scoring import score
-from trainyard.splits import find_splits
 from trainyard.stats import metric_interval
-from trainyard.suite.recipes import RECIPES
+from trainyard.storage.software import versions
 from trainyard.tasks import get_task
-from trainyard.versions import versions
 
 REFERENCE: dict[str, Callable[[Any, Any], float]] = {
     "accuracy": lambda p, y: float((p == y).mean()),

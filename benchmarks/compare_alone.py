@@ -50,11 +50,11 @@ def once_running(run: Path, skip: int) -> float:
 
 def alone(config: TrainConfig, threads: int) -> Path:
     """Run the loop in this process; returns the run's folder."""
-    from trainyard.data import prepare
-    from trainyard.launch import worker_function
-    from trainyard.modeling import build_tokenizer
-    from trainyard.runs import RunFolder
-    from trainyard.splits import find_splits
+    from trainyard.data.splits import find_splits
+    from trainyard.data.tokenize import prepare
+    from trainyard.models.build import build_tokenizer
+    from trainyard.storage.run_folder import RunFolder
+    from trainyard.training.driver.launch import worker_function
 
     folder = RunFolder(Path(config.storage_path) / "alone")
     folder.create()

@@ -23,12 +23,13 @@ import numpy as np
 from provenance import provenance
 
 from trainyard.cli import parse
-from trainyard.engines import ENGINES, Engine
 from trainyard.evaluation.config import EngineConfig
-from trainyard.evaluation.engines import CANDIDATES, Bench
+from trainyard.evaluation.engine_choice import CANDIDATES, Bench
 from trainyard.evaluation.models import describe
 from trainyard.evaluation.rows import labelled_splits
-from trainyard.predictors import Predictor, Row
+from trainyard.inference.predictor import Predictor
+from trainyard.inference.rows import Row
+from trainyard.models.engines.registry import ENGINES, Engine
 
 TOGETHER = 8
 

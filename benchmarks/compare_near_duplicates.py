@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from trainyard.config import TrainConfig
-from trainyard.data_doctor.join import _numbered, near_pairs
-from trainyard.data_doctor.rows import all_splits, read
+from trainyard.doctor.data.join import _numbered, near_pairs
+from trainyard.doctor.data.rows import all_splits, read
 
 SIMILARITY = 0.8
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from provenance import provenance
 
-from trainyard.batch_inference import PredictConfig, predict
 from trainyard.config import DEFAULT_MODEL, TrainConfig
-from trainyard.modeling import build_model, build_tokenizer
+from trainyard.inference.batch.config import PredictConfig
+from trainyard.inference.batch.run import predict
+from trainyard.models.build import build_model, build_tokenizer
 from trainyard.tasks import get_task
 
 HERE = Path(__file__).parent

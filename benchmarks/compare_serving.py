@@ -31,7 +31,7 @@ def sentences(data_dir: str, count: int = 400) -> list[str]:
 
 
 OUR_PASS = """
-from trainyard.predictors import PREDICTORS
+from trainyard.inference import PREDICTORS
 predictor = PREDICTORS['text-classification'].load(model, engine=engine, dtype=dtype)
 rows = [predictor.preprocess(text, {'truncation': True}).rows for text in texts]
 passes = [lambda row=row: predictor.forward(row) for row in rows]

@@ -22,7 +22,7 @@ import numpy as np
 from provenance import provenance
 
 from trainyard.config import DEFAULT_MODEL, TrainConfig
-from trainyard.modeling import resolve_model
+from trainyard.models.hub import resolve_model
 
 HERE = Path(__file__).parent
 WARM_UP = 2
@@ -51,7 +51,7 @@ def ours(args: argparse.Namespace) -> None:
     """Our loop in this process, paced."""
     from compare_alone import alone
 
-    from trainyard.session import Session
+    from trainyard.training.worker.session import Session
 
     pace, finish = Pace(args.steps), Session.finish_step
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from provenance import provenance
 
-from trainyard.cluster import ray_session
+from trainyard.cluster.session import ray_session
 from trainyard.config import TrainConfig
 
 HERE = Path(__file__).parent
@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 
 def ours(config: TrainConfig, tokenizer: Any, folder: Path) -> tuple[float, int]:
     """Seconds and tokens of the training split."""
-    from trainyard.data import prepare
-    from trainyard.splits import find_splits
+    from trainyard.data.splits import find_splits
+    from trainyard.data.tokenize import prepare
 
     splits = find_splits(config, ["train"])
     started = time.perf_counter()
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
 
-    from trainyard.modeling import build_tokenizer
+    from trainyard.models.build import build_tokenizer
 
     config = TrainConfig(task=args.task, data_dir=args.data_dir)
     tokenizer = build_tokenizer(config)

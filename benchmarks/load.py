@@ -144,7 +144,7 @@ def classifier(folder: Any) -> str:
     import transformers
 
     from trainyard.config import DEFAULT_MODEL
-    from trainyard.modeling import resolve_model
+    from trainyard.models.hub import resolve_model
 
     torch.manual_seed(0)
     source = resolve_model(DEFAULT_MODEL)

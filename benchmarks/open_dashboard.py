@@ -88,7 +88,7 @@ def measure(storage: Path, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Make the folders, measure, write the results."""
-    from sample_runs import write_run, write_sweep
+    from support.sample_runs import write_run, write_sweep
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)

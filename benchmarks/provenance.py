@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from trainyard.versions import versions
+from trainyard.storage.software import versions
 
 
 def provenance(data_dir: str | None = None, model: str | None = None) -> dict[str, Any]:

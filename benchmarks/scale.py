@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from provenance import provenance
 
-from trainyard.demo import generate
+from trainyard.data.demo import generate
 
 HERE = Path(__file__).parent
 BLOCK = 50_000

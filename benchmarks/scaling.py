@@ -21,7 +21,7 @@ from compare_alone import last_json
 from provenance import provenance
 
 from trainyard.config import DEFAULT_MODEL
-from trainyard.modeling import resolve_model
+from trainyard.models.hub import resolve_model
 
 HERE = Path(__file__).parent
 

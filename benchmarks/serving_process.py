@@ -146,7 +146,7 @@ def main() -> None:
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port), "request_timeout_s": 120})
     if kind == "ours":
-        from trainyard.serving.application import host_application
+        from trainyard.serving.app import host_application
 
         engine, dtype = how or ("torch", "float32")
         application = host_application(

@@ -6,9 +6,9 @@ from trainyard.doctor import DoctorConfig
 
 def doctor(config: DoctorConfig) -> dict[str, object]:
     """Check and explain; exit status 1 when something will fail."""
-    from trainyard.doctor import examine
+    from trainyard.doctor import examine_cluster
 
-    return examine(config)
+    return examine_cluster(config)
 
 
 if __name__ == "__main__":

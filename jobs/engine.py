@@ -1,12 +1,12 @@
 """Which engine serves a model best: `python jobs/engine.py --model-name-or-path runs/NAME/model`."""
 
 from trainyard.cli import run_job
-from trainyard.evaluation.config import EngineConfig
+from trainyard.evaluation import EngineConfig
 
 
 def measure(config: EngineConfig) -> dict[str, object]:
     """One model on this machine; imported here so that --help is instant."""
-    from trainyard.evaluation.engines import choose_engine
+    from trainyard.evaluation import choose_engine
 
     return choose_engine(config)
 

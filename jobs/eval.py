@@ -1,7 +1,7 @@
 """Judge a model: `python jobs/eval.py --model-name-or-path runs/NAME/model`, see --help."""
 
 from trainyard.cli import run_job
-from trainyard.evaluation.config import EvalConfig
+from trainyard.evaluation import EvalConfig
 
 
 def judge(config: EvalConfig) -> dict[str, object]:

@@ -1,12 +1,12 @@
 """Train every GLUE task with several seeds: `python jobs/glue.py --data-dir DIR`, see --help."""
 
 from trainyard.cli import run_job
-from trainyard.suite.config import SuiteConfig
+from trainyard.glue import SuiteConfig
 
 
 def suite(config: SuiteConfig) -> dict[str, object]:
     """The whole suite; imported here so that --help is instant."""
-    from trainyard.suite import run_suite
+    from trainyard.glue import run_suite
 
     return run_suite(config)
 

@@ -11,8 +11,8 @@ from trainyard.config import TrainConfig
 
 def quickstart(config: TrainConfig) -> dict[str, Any]:
     """`jobs/train.py`, then Ray Serve and requests as anybody would send them."""
-    from trainyard.demo import EXAMPLES
-    from trainyard.serving.locally import served
+    from trainyard.data import EXAMPLES
+    from trainyard.serving import served
     from trainyard.training import fit
 
     result = fit(config)

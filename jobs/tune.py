@@ -1,12 +1,12 @@
 """Search hyperparameters: `python jobs/tune.py --task mrpc --data-dir DIR`, see --help for all flags."""
 
 from trainyard.cli import run_job
-from trainyard.tuning.config import SweepConfig
+from trainyard.tuning import SweepConfig
 
 
 def tune(config: SweepConfig) -> dict[str, object]:
     """One sweep; imported here so that --help is instant."""
-    from trainyard.tuning.sweep import tune
+    from trainyard.tuning import tune
 
     return tune(config).as_json()
 

@@ -9,7 +9,7 @@ python serve/app.py new-key reporting sentiment  # an API key for one model
 import sys
 from typing import Any
 
-from trainyard.serving import application
+from trainyard.serving import app as application
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -33,6 +33,6 @@ def shared(args: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    from trainyard.serving.commands import main
+    from trainyard.serving import main
 
     main(sys.argv[1:])

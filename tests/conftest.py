@@ -151,8 +151,8 @@ def small_run(tiny_model: Path, task_data: Path) -> TrainConfig:
 @pytest.fixture(scope="session")
 def every_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A small model of every task, loaded and warm, as a replica holds it."""
-    from serving_locally import load
-    from small_models import every_task
+    from support.serving_locally import load
+    from support.small_models import every_task
 
     sources = every_task(tmp_path_factory.mktemp("every-task"))
     hosts = {task: load(source, task=task) for task, source in sources.items()}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.cli import parse, run_job
-from trainyard.cluster import ray_session
+from trainyard.cluster.session import ray_session
 from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.errors import UserError
 

@@ -15,7 +15,7 @@ import yaml
 
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
-from trainyard.doctor.upload import upload_bytes, weigh
+from trainyard.doctor.cluster.upload import upload_bytes, weigh
 
 ROOT = Path(__file__).parents[1]
 LAUNCHED = ["cluster.yaml", "cluster-onpremises.yaml"]

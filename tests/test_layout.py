@@ -1,9 +1,13 @@
-"""What keeps the house in order: import directions, the standard library's `platform`, small files."""
+"""The order of the house: package faces, the standard library's `platform`, file sizes.
+
+Import directions between packages are contracts of import-linter, in pyproject.toml.
+"""
 
 import ast
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,98 +15,95 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "trainyard"
 
-LAYERS = [
-    set(row.split())
-    for row in """
-    errors tasks metrics stats config cli demo versions files stopwatch batching
-    gradients sources checkpoints lease
-    runs
-    remote tokens own_data columns progress strategies modeling export cluster processor report
-    autoscaler
-    workers engines
-    splits scoring state predictors
-    data journal results
-    session data_doctor
-    loop trainer_loop
-    launch
-    doctor
-    training evaluation batch_inference
-    suite tuning serving
-    """.strip().splitlines()
-]
-"""Modules import from their own row and from those above it, never from below."""
+PACKAGES = {
+    *(
+        "cluster",
+        "data",
+        "doctor",
+        "evaluation",
+        "glue",
+        "inference",
+        "models",
+        "serving",
+        "storage",
+    ),
+    *("training", "tuning", "report.kit", "report.dashboard"),
+}
+"""Packages with a face: modules of others import from `trainyard.<package>` alone."""
 
 HEAVY = {
     "torch", "ray", "transformers", "datasets", "evaluate", "accelerate", "pyarrow", "sklearn",
-    "vl_convert", "jinja2", "fastapi", "uvicorn",
+    "vl_convert", "jinja2", "fastapi", "uvicorn", "altair",
 }  # fmt: skip
 
 
-def modules() -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name != "__init__":
-            found.setdefault(name, []).append(path)
-    return found
+def dotted(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    return name.removesuffix(".__init__")
 
 
-def imports(path: Path, *, everywhere: bool) -> set[str]:
-    """Dotted names that a file imports: at its top, or anywhere; never those for types alone."""
-    tree = ast.parse(path.read_text())
-    nodes = list(ast.walk(tree)) if everywhere else tree.body
-    names: set[str] = set()
-    for node in nodes:
+def package_of(module: str) -> str | None:
+    """The package with a face that a module lies in; None at the root."""
+    parts = module.split(".")[1:]
+    return next(
+        (p for p in (".".join(parts[:2]), parts[0] if parts else "") if p in PACKAGES), None
+    )
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, at its top or anywhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield node.module
 
 
-def layer(name: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+def test_packages_use_each_other_by_their_faces_alone() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        home = package_of(dotted(path))
+        for module in imports(path):
+            other = package_of(module)
+            if other and other != home and module != f"trainyard.{other}":
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {module}")
+    for path in (*(ROOT / "jobs").glob("*.py"), *(ROOT / "serve").glob("*.py")):
+        for module in imports(path):
+            other = package_of(module)
+            if other and module != f"trainyard.{other}":
+                wrong.append(f"{path.name} imports {module}")
+    assert not wrong
 
 
-def test_every_module_has_its_layer() -> None:
-    assert set(modules()) == set().union(*LAYERS)
-
-
-@pytest.mark.parametrize("name", sorted(set().union(*LAYERS)))
-def test_arrows_point_one_way(name: str) -> None:
-    for path in modules()[name]:
-        for imported in imports(path, everywhere=True):
-            parts = imported.split(".")
-            if parts[0] == "trainyard" and parts[1:] and parts[1] in set().union(*LAYERS):
-                assert layer(parts[1]) <= layer(name), f"{path.name} imports {imported}"
+def test_every_name_of_a_face_exists() -> None:
+    code = "import importlib\n" + "\n".join(
+        f"m = importlib.import_module('trainyard.{name}')\nassert m.__all__\n"
+        "[getattr(m, name) for name in m.__all__]"
+        for name in sorted(PACKAGES)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_loop_knows_no_ray() -> None:
-    for name in (
-        "loop",
-        "trainer_loop",
-        "session",
-        "state",
-        "journal",
-        "scoring",
-        "batching",
-        "gradients",
-    ):
-        for path in modules()[name]:
-            assert not any(i.split(".")[0] == "ray" for i in imports(path, everywhere=True))
+    files = [*(PACKAGE / "training/worker").glob("*.py"), PACKAGE / "evaluation/scoring.py"]
+    assert len(files) > 7
+    for path in files:
+        assert not any(module.split(".")[0] == "ray" for module in imports(path)), path
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
-def test_nothing_heavy_is_imported_at_the_top(path: Path) -> None:
-    found = {name.split(".")[0] for name in imports(path, everywhere=False)}
-    assert not found & HEAVY
-
-
-def test_importing_everything_loads_nothing_heavy_and_changes_nothing(tmp_path: Path) -> None:
-    names = ", ".join(f"trainyard.{name}" for name in modules())
+@pytest.mark.parametrize(
+    "package", sorted(PACKAGES | {"config", "errors", "tasks", "metrics", "stats"})
+)
+def test_a_package_is_imported_without_cost(package: str, tmp_path: Path) -> None:
     code = (
         "import os, sys\nbefore = dict(os.environ)\n"
-        f"import {names}\n"
+        f"import trainyard.{package}\n"
         f"heavy = {HEAVY!r} & set(sys.modules)\nassert not heavy, heavy\n"
         "assert dict(os.environ) == before\n"
     )
@@ -128,4 +129,4 @@ def test_files_stay_small() -> None:
     assert len(files) > 30
     for path in files:
         lines = len(path.read_text().splitlines())
-        assert lines <= (40 if path.parent.name == "jobs" else 310), f"{path} has {lines} lines"
+        assert lines <= (40 if path.parent.name == "jobs" else 500), f"{path} has {lines} lines"

@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 import yaml
 
-from trainyard.batch_inference import PredictConfig
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
-from trainyard.data_doctor import DoctorConfig
-from trainyard.doctor import DoctorConfig as ClusterDoctorConfig
-from trainyard.evaluation import EvalConfig
-from trainyard.report.dashboard import DashboardConfig
-from trainyard.serving.commands import check_config
+from trainyard.doctor.cluster.preflight import DoctorConfig
+from trainyard.doctor.data.config import DataDoctorConfig
+from trainyard.evaluation.config import EvalConfig
+from trainyard.glue.config import SuiteConfig
+from trainyard.inference.batch.config import PredictConfig
+from trainyard.report.dashboard.job import DashboardConfig
+from trainyard.serving.check import check_config
 from trainyard.serving.options import HostOptions
-from trainyard.suite import SuiteConfig
 from trainyard.tuning.config import SweepConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 JOBS: dict[str, type[Any]] = {
     "train": TrainConfig, "predict": PredictConfig, "eval": EvalConfig, "glue": SuiteConfig,
-    "doctor_data": DoctorConfig, "doctor": ClusterDoctorConfig, "tune": SweepConfig,
+    "doctor_data": DataDoctorConfig, "doctor": DoctorConfig, "tune": SweepConfig,
     "dashboard": DashboardConfig,
 }  # fmt: skip
 COMMANDS = re.findall(

@@ -5,7 +5,7 @@ pass of `slot_size` rows each. Worker r of N runs the r-th N-th of the slots of 
 else about a run depends on N, so neither does its result.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -170,23 +170,6 @@ def token_batches(lengths: NDArray[Any], budget: int, max_rows: int | None = Non
         batches.append(order[start : start + min(size, max_rows or size)])
         start += len(batches[-1])
     return batches
-
-
-def isolated(
-    forward: Callable[[list[Item]], Sequence[Result]], batch: list[Item]
-) -> list[Result | Exception]:
-    """`forward` of a batch; where it fails, each half again, down to the item at fault.
-
-    Returns:
-        A result for each item, or what `forward` raised for it alone.
-    """
-    try:
-        return list(forward(batch))
-    except Exception as error:
-        if len(batch) == 1:
-            return [error.with_traceback(None)]  # its frames would keep the tensors
-    middle = len(batch) // 2
-    return [*isolated(forward, batch[:middle]), *isolated(forward, batch[middle:])]
 
 
 def padded_length(longest: int, multiple: int, max_length: int, *, fixed: bool) -> int:

@@ -1,6 +1,5 @@
-"""Judge any checkpoint: exact scores with intervals, where it fails, how far it can be believed."""
+"""Score models on labeled splits: metrics with intervals, slices, calibration, comparison."""
 
-from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.run import evaluate
+import lazy_loader
 
-__all__ = ["EvalConfig", "evaluate"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.predictors.text_classification import COLDEST, HOTTEST
+from trainyard.inference import COLDEST, HOTTEST
 from trainyard.stats import proportion_interval
 
 BINS = 15

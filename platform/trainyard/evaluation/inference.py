@@ -6,13 +6,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from trainyard.cluster import build_trainer, cause_of, claim_processor, worker_resources
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.errors import UserError
-from trainyard.launch import build_trainer, cause_of
-from trainyard.processor import claim_processor
-from trainyard.scoring import not_finite, predict
-from trainyard.workers import worker_resources
+from trainyard.evaluation.scoring import not_finite, predict
 
 Logits = dict[str, NDArray[Any]]
 
@@ -62,8 +60,7 @@ def predict_on_ray(
 
 def predict_splits(model: str, data: PreparedData, config: TrainConfig) -> Logits:
     """What one process does: load the model, predict its share, and sum the shares."""
-    from trainyard.modeling import load_classifier
-    from trainyard.strategies import build_accelerator
+    from trainyard.models import build_accelerator, load_classifier
 
     accelerator = build_accelerator(config)
     classifier = accelerator.prepare_model(load_classifier(model), evaluation_mode=True)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from trainyard.errors import UserError
 from trainyard.evaluation.config import DEFAULT_LENGTH
-from trainyard.modeling import load_config, resolve_model
-from trainyard.runs import RunFolder
+from trainyard.models import load_config, resolve_model
+from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 
 _GENERIC = re.compile(r"LABEL_\d+")

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainyard.report import charts
-from trainyard.report.page import (
+from trainyard.report.kit import (
     Cell,
     Facts,
     Figure,
     Section,
     Table,
     Text,
+    charts,
     commit,
     duration,
     number,

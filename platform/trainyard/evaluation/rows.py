@@ -7,12 +7,20 @@ from typing import Any, cast
 
 import numpy as np
 
+from trainyard.data import (
+    LabelEncoder,
+    OwnFile,
+    ProblemType,
+    Split,
+    Splits,
+    find_splits,
+    read_rows,
+    split_file,
+)
 from trainyard.errors import UserError
 from trainyard.evaluation.config import DEFAULT_LENGTH, EvalConfig
 from trainyard.evaluation.models import Judged, column_order
-from trainyard.own_data import OwnFile
-from trainyard.sources import LabelEncoder, ProblemType, file_digest, read_rows
-from trainyard.splits import Split, Splits, find_splits, split_file
+from trainyard.storage import file_digest
 from trainyard.tasks import get_task, own_task
 
 OWN_SPLIT = "validation"

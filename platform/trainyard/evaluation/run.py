@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from trainyard.cluster import ray_session
-from trainyard.data import PreparedData, prepare
+from trainyard.data import PreparedData, Splits, prepare
 from trainyard.errors import UserError
 from trainyard.evaluation.calibration import calibration
 from trainyard.evaluation.comparison import compare
@@ -18,15 +18,12 @@ from trainyard.evaluation.measures import confusion, per_class, worst_rows
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
 from trainyard.evaluation.page import page
 from trainyard.evaluation.rows import extra_columns, labelled_splits, texts_of
+from trainyard.evaluation.scoring import score
 from trainyard.evaluation.slices import slices
-from trainyard.files import write_atomic, write_json
-from trainyard.modeling import build_tokenizer
-from trainyard.predictors.text_classification import COLDEST, HOTTEST, stored_temperature
-from trainyard.progress import say
-from trainyard.runs import RunFolder, storage_folder
-from trainyard.scoring import score
-from trainyard.splits import Splits
-from trainyard.versions import versions
+from trainyard.inference import COLDEST, HOTTEST, stored_temperature
+from trainyard.models import build_tokenizer
+from trainyard.storage import RunFolder, storage_folder, versions, write_atomic, write_json
+from trainyard.terminal import say
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,5 @@
-"""Hosting models behind HTTP: the batcher, one host per model, the gateway in front of them."""
+"""Serve models over HTTP by Ray Serve."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,8 +18,8 @@ from pydantic import (
     field_validator,
 )
 
-from trainyard.engines import EngineName
 from trainyard.errors import UserError
+from trainyard.models import EngineName
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 """What a model may be called: a path segment of a URL, and no path of a file system."""
@@ -241,3 +241,7 @@ def check_name(name: str) -> str:
             "with a letter or a digit"
         )
     return name
+
+
+MODEL, SHARED = "Model", "SharedModels"
+"""Names of the deployments, by which `deployments:` in serve/config.yaml refers to them."""

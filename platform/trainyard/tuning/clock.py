@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from trainyard.tuning.folder import SweepFolder
+from trainyard.storage import SweepFolder
 
 
 class Clock:

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainyard.progress import say
-from trainyard.runs import RunFolder
+from trainyard.storage import RunFolder, SweepFolder, TrialRecord, now
 from trainyard.tasks import Task
+from trainyard.terminal import say
 from trainyard.tuning import outputs
 from trainyard.tuning.confirm import DEFAULT, run_name
-from trainyard.tuning.folder import SweepFolder, TrialRecord, now
 from trainyard.tuning.space import Space
 
 

@@ -8,11 +8,10 @@ import numpy as np
 
 from trainyard.errors import UserError
 from trainyard.metrics import decode
-from trainyard.progress import StopSignals, say
-from trainyard.runs import RunFolder
+from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec, record
+from trainyard.terminal import StopSignals, say
 from trainyard.tuning.clock import Clock
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.folder import SweepFolder, TrialRecord, TrialSpec, record
 from trainyard.tuning.honesty import Judged, confirm
 from trainyard.tuning.placement import Placement
 from trainyard.tuning.runner import Supply, run_trials

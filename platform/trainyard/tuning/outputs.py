@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.config import PLACE_FIELDS, TrainConfig
-from trainyard.files import sync_folder, sync_tree, write_atomic
-from trainyard.runs import RunFolder
-from trainyard.tuning.folder import SweepFolder, TrialRecord, link_tree
+from trainyard.storage import (
+    RunFolder,
+    SweepFolder,
+    TrialRecord,
+    link_tree,
+    sync_folder,
+    sync_tree,
+    write_atomic,
+)
 from trainyard.tuning.space import Space
 
 

@@ -10,10 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainyard.autoscaler import Node
+from trainyard.cluster import Node, fitting
 from trainyard.errors import UserError
 from trainyard.tuning.config import SweepConfig
-from trainyard.workers import fitting
 
 SUPERVISOR = {"node:__internal_head__": 0.001}
 """Ray refuses to reserve nothing; this is on every cluster, and is no CPU."""

@@ -12,11 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainyard.checkpoints import CheckpointStore
 from trainyard.errors import UserError
-from trainyard.runs import RunFolder
+from trainyard.storage import CheckpointStore, RunFolder, TrialRecord, TrialSpec, link_tree
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.folder import TrialRecord, TrialSpec, link_tree
 from trainyard.tuning.search import Point, rank, seed_of, suggest
 from trainyard.tuning.space import Space
 

@@ -14,12 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from trainyard.lease import EXPIRY_SECONDS
-from trainyard.progress import StopSignals, say
-from trainyard.runs import RunFolder
+from trainyard.cluster import release_orphans
+from trainyard.storage import ENDED, EXPIRY_SECONDS, RunFolder, SweepFolder, TrialSpec, now, record
+from trainyard.terminal import StopSignals, say
 from trainyard.tuning.clock import Clock
-from trainyard.tuning.folder import ENDED, SweepFolder, TrialSpec, now, record
-from trainyard.tuning.orphans import release_orphans
 from trainyard.tuning.placement import Placement
 from trainyard.tuning.trial import Context, build_trainable, evaluations
 

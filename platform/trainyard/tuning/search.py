@@ -11,8 +11,8 @@ from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.storage import TrialRecord
 from trainyard.tuning.config import Searcher
-from trainyard.tuning.folder import TrialRecord
 from trainyard.tuning.space import Space
 
 Point = dict[str, Any]

@@ -5,14 +5,12 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from trainyard.data import PreparedData, prepare
-from trainyard.data_doctor.quick import warnings
-from trainyard.modeling import build_tokenizer
-from trainyard.progress import say
-from trainyard.splits import find_splits
+from trainyard.data import PreparedData, find_splits, prepare, warnings
+from trainyard.models import build_tokenizer
+from trainyard.storage import SweepFolder, TrialSpec
 from trainyard.tasks import Task
+from trainyard.terminal import say
 from trainyard.tuning.config import DEFAULT_TRIALS, SweepConfig
-from trainyard.tuning.folder import SweepFolder, TrialSpec
 from trainyard.tuning.population import next_stretch
 from trainyard.tuning.runner import Supply
 from trainyard.tuning.search import grid_size, suggest

@@ -5,20 +5,25 @@ from dataclasses import asdict
 from typing import Any
 
 from trainyard.batching import PLAN_VERSION
-from trainyard.cluster import TOKENIZERS, ray_session
+from trainyard.cluster import TOKENIZERS, nodes_for, ray_session
 from trainyard.config import PLACE_FIELDS
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
-from trainyard.lease import Lease
-from trainyard.progress import StopSignals, say
-from trainyard.results import planned_otherwise
-from trainyard.runs import RunFolder, storage_folder
-from trainyard.strategies import check_strategy
+from trainyard.storage import (
+    Lease,
+    RunFolder,
+    SweepFolder,
+    TrialRecord,
+    now,
+    storage_folder,
+    versions,
+)
+from trainyard.terminal import StopSignals, say
+from trainyard.training import check_strategy, planned_otherwise
 from trainyard.tuning.clock import Clock
 from trainyard.tuning.conclude import SweepResult, conclude
 from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
 from trainyard.tuning.confirm import candidates_of, run_confirmation, verdict_of
-from trainyard.tuning.folder import SweepFolder, TrialRecord, now
 from trainyard.tuning.placement import place
 from trainyard.tuning.population import check_population
 from trainyard.tuning.runner import run_trials
@@ -27,8 +32,6 @@ from trainyard.tuning.search import check_searcher, rank
 from trainyard.tuning.space import build_space
 from trainyard.tuning.supply import budget_of, prepare_all, search_supply
 from trainyard.tuning.trial import Context
-from trainyard.versions import versions
-from trainyard.workers import nodes_for
 
 
 def tune(config: SweepConfig) -> SweepResult:

@@ -16,19 +16,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trainyard.checkpoints import CheckpointStore
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.errors import Diverged, Interrupted, UserError
-from trainyard.files import write_atomic
-from trainyard.lease import EXPIRY_SECONDS
-from trainyard.modeling import build_tokenizer
-from trainyard.runs import RunFolder
-from trainyard.stopwatch import Stopwatch
+from trainyard.models import build_tokenizer
+from trainyard.storage import (
+    ENDED,
+    EXPIRY_SECONDS,
+    CheckpointStore,
+    RunFolder,
+    Stopwatch,
+    TrialSpec,
+    now,
+    write_atomic,
+)
 from trainyard.tasks import Task
 from trainyard.training import Trial, fit
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.folder import ENDED, TrialSpec, now
 from trainyard.tuning.population import inherit
 from trainyard.tuning.space import DATA_FIELDS
 

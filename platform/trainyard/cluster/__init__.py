@@ -1,0 +1,5 @@
+"""All use of Ray internals: sessions, capacity, autoscaler, Ray Train, placement groups."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

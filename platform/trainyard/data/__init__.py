@@ -1,0 +1,5 @@
+"""Data sets: read files, find splits, check labels, tokenize into memory-mapped tables."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

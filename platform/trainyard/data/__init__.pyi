@@ -1,0 +1,35 @@
+from .columns import Batch as Batch
+from .demo import EXAMPLES as EXAMPLES
+from .files import read_rows as read_rows
+from .labels import LabelEncoder as LabelEncoder
+from .labels import ProblemType as ProblemType
+from .own_files import OwnFile as OwnFile
+from .quick_checks import warnings as warnings
+from .splits import (
+    NO_LABEL as NO_LABEL,
+)
+from .splits import (
+    Split as Split,
+)
+from .splits import (
+    Splits as Splits,
+)
+from .splits import (
+    find_splits as find_splits,
+)
+from .splits import (
+    split_file as split_file,
+)
+from .splits import (
+    split_rows as split_rows,
+)
+from .token_table import TokenTable as TokenTable
+from .tokenize import (
+    PreparedData as PreparedData,
+)
+from .tokenize import (
+    prepare as prepare,
+)
+from .tokenize import (
+    quiet_ray_data as quiet_ray_data,
+)

@@ -1,0 +1,84 @@
+"""Stream a CSV, TSV, JSONL or Parquet file as batches of texts and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trainyard.data.columns import Batch, Columns, did_you_mean, one_line
+from trainyard.data.labels import ProblemType, canonical_labels
+from trainyard.data.parquet_files import read_parquet
+from trainyard.data.text_files import read_csv, read_jsonl, read_tsv
+from trainyard.errors import UserError
+
+_READERS = {
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}
+
+
+def read_rows(
+    path: str | Path,
+    text_columns: Sequence[str],
+    label_column: str | None,
+    problem_type: ProblemType,
+    *,
+    keep_bad_rows: bool = False,
+) -> Iterator[Batch]:
+    """Yield the rows of a file in order, in batches of bounded size.
+
+    No text column at all is allowed: that reads the labels alone, which is quick in Parquet.
+    `keep_bad_rows`, for files read without labels, keeps a row that cannot be used in its place
+    (`Batch.errors`); what is wrong with the file as a whole, its encoding, columns or a quote
+    that is not closed on its line, is refused nevertheless.
+
+    Raises:
+        UserError: the file, or a row of it, cannot be used; says where and how to mend it.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(
+            f"{path.name} ends in {path.suffix!r}, expected a file that ends in "
+            ".csv, .tsv, .jsonl or .parquet; convert or rename it"
+        )
+    columns = Columns(tuple(text_columns), label_column, keep_bad_rows)
+    if len(set(columns.names)) < len(columns.names):
+        raise UserError(
+            f"one column is asked for twice ({', '.join(columns.names)}); --text-column, "
+            "--text-pair-column and --label-column must name different columns"
+        )
+    try:
+        _check_file(path)
+        first_row = 0
+        for batch in reader(path, columns):
+            labels = canonical_labels(batch, problem_type)
+            yield replace(batch, first_row=first_row, labels=labels)
+            first_row += len(batch)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or one_line(error)}); check that the file is whole "
+            "and that you may read it"
+        ) from error
+    if first_row == 0:
+        raise UserError(
+            f"{path.name} has no rows; expected at least one row of data (in CSV and TSV: below "
+            "the first line, which names the columns)"
+        )
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected a file; name one file inside it")
+    if not path.exists():
+        folder = path.absolute().parent
+        siblings = [other.name for other in folder.iterdir()] if folder.is_dir() else []
+        raise UserError(
+            f"{path} does not exist{did_you_mean(path.name, siblings)}; give the path of a file, "
+            f"absolute or relative to {Path.cwd()}"
+        )
+    if path.stat().st_size == 0:
+        raise UserError(f"{path.name} is empty (0 bytes); expected rows of data, so write it again")

@@ -1,0 +1,271 @@
+"""Labels: from what a file holds to names, and from names to what a model trains on."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from trainyard.data.columns import Batch, did_you_mean, listing
+from trainyard.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+_WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0+")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_MISSING = {"nan", "na", "n/a", "null", "none", "<na>"}
+_LARGEST_TARGET = float(np.finfo(np.float32).max)
+
+# More names than this, and more than one for every two rows, are texts or ids.
+_MANY_LABELS = 1_000
+# A file of ids is refused after this many rows, before its names fill the memory.
+_ENOUGH_ROWS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEncoder:
+    """The labels of a training file; the place of a name in `names` is its class id."""
+
+    problem_type: ProblemType
+    names: tuple[str, ...]
+    """Empty for a regression."""
+    source: str
+    """Name of the file in which the labels were found."""
+
+    def encode(self, batch: Batch) -> pa.Array:
+        """Return int64 class ids, float32 targets or list<float32> multi-hot rows.
+
+        Raises:
+            UserError: a label of the batch does not occur in the training file.
+        """
+        import pyarrow as pa
+
+        labels = batch.labels or []
+        if self.problem_type == "regression":
+            return pa.array(labels, pa.float32())
+        ids = {name: index for index, name in enumerate(self.names)}
+        try:
+            if self.problem_type == "single_label_classification":
+                return pa.array([ids[name] for name in labels], pa.int64())
+            multi_hot = np.zeros((len(labels), len(ids)), np.float32)
+            for row, names in enumerate(labels):
+                multi_hot[row, [ids[name] for name in names]] = 1
+        except KeyError:
+            raise self._unknown(batch) from None
+        offsets = np.arange(len(labels) + 1, dtype=np.int32) * len(ids)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(multi_hot.ravel()))
+
+    def _unknown(self, batch: Batch) -> UserError:
+        known = set(self.names)
+        index, name = next(
+            (index, name)
+            for index, names in enumerate(_name_lists(batch))
+            for name in names
+            if name not in known
+        )
+        return UserError(
+            f"{batch.place(index)}: label {name!r} does not occur in {self.source} (labels there: "
+            f"{listing(self.names)}{did_you_mean(name, self.names)}); add training rows with it "
+            "or remove the row"
+        )
+
+
+def discover_labels(batches: Iterable[Batch], problem_type: ProblemType) -> LabelEncoder:
+    """Learn the label names from the rows of the training file, in one pass.
+
+    Integers are sorted as numbers, so that labels 0 to k-1 keep their values as class ids; other
+    names are sorted as strings. A regression has no names: its rows are not read.
+
+    Raises:
+        UserError: the labels cannot be those of a classification.
+    """
+    if problem_type == "regression":
+        return LabelEncoder(problem_type, (), "")
+    first_place: dict[str, str] = {}
+    rows = 0
+    source = ""
+    for batch in batches:
+        source = batch.path.name
+        for index, names in enumerate(_name_lists(batch)):
+            for name in names:
+                if name not in first_place:
+                    first_place[name] = batch.place(index)
+        rows += len(batch)
+        if rows >= _ENOUGH_ROWS:
+            _check_count(source, first_place, rows)
+    _check_missing(first_place)
+    _check_fractions(first_place)
+    _check_count(source, first_place, rows)
+    if len(first_place) < 2 and problem_type == "single_label_classification":
+        raise UserError(
+            f"{source}: only one label {next(iter(first_place), '')!r} in {rows} rows, at least "
+            "two are needed; add rows with another label, or check --label-column"
+        )
+    if not first_place:
+        raise UserError(
+            f"{source}: none of the {rows} rows has a label, at least one label is needed; add "
+            "rows with labels, or check --label-column"
+        )
+    is_integer = all(_INTEGER.fullmatch(name) for name in first_place)
+    names = sorted(first_place, key=int) if is_integer else sorted(first_place)
+    return LabelEncoder(problem_type, tuple(names), source)
+
+
+def canonical_labels(batch: Batch, problem_type: ProblemType) -> list[Any] | None:
+    """Return the raw labels of a batch as names, floats or lists of names, by problem type.
+
+    Strings mean the same in every format: numbers written as text are numbers, names are stripped
+    of outer white space, and `a|b` is a list of two names where lists are expected.
+
+    Raises:
+        UserError: a label is missing or is not what the problem type needs.
+    """
+    if batch.labels is None:
+        return None
+    canonical = _CANONICAL[problem_type]
+    labels = []
+    for index, label in enumerate(batch.labels):
+        try:
+            labels.append(canonical(label))
+        except _BadLabelError as error:
+            raise UserError(f"{batch.place(index)}: {error}") from None
+    return labels
+
+
+def hold_out(
+    labels: NDArray[Any], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split rows at random into training and validation rows, both in ascending order.
+
+    Integer class ids are stratified: every class of two rows or more has rows in both parts, a
+    single row stays in training. Anything else (targets, multi-hot rows) is split without strata.
+
+    Raises:
+        UserError: there are too few rows to hold any out.
+    """
+    is_class = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    strata = labels if is_class else np.zeros(len(labels), np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    _, stratum, counts = np.unique(strata[shuffled], return_inverse=True, return_counts=True)
+    grouped = np.argsort(stratum, kind="stable")
+    rank = np.empty(len(labels), np.int64)
+    rank[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = np.minimum(np.maximum(np.rint(counts * fraction), 1), counts - 1)
+    is_held = rank < held[stratum]
+    if not is_held.any():
+        raise UserError(
+            f"no validation rows can be held out of {len(labels)} training rows, because no label "
+            "has two rows; add rows or give a --validation-file"
+        )
+    return np.sort(shuffled[~is_held]), np.sort(shuffled[is_held])
+
+
+class _BadLabelError(Exception):
+    """A label cannot be used; the message lacks only the place."""
+
+
+def _class_name(label: object) -> str:
+    match label:
+        case str():
+            whole = _WHOLE_FLOAT.fullmatch(name := label.strip())
+            if not name:
+                raise _BadLabelError("the label is empty; fill it in or remove the row")
+            return whole[1] if whole else name
+        case bool() | int():
+            return str(label)
+        case float() if math.isfinite(label):
+            return str(int(label)) if label.is_integer() else repr(label)
+    raise _unusable(label, "a name or a whole number")
+
+
+def _target(label: object) -> float:
+    target = math.nan
+    if isinstance(label, str | int | float) and not isinstance(label, bool):
+        try:
+            target = float(label)
+        except (ValueError, OverflowError):
+            target = math.nan
+    if abs(target) <= _LARGEST_TARGET:  # False for NaN
+        return target
+    raise _unusable(label, "a finite number, because --problem-type is regression")
+
+
+def _class_names(label: object) -> list[str]:
+    if isinstance(label, str):
+        label = label.split("|") if label.strip() else []
+    if not isinstance(label, list):
+        raise _unusable(label, "a list of names, because --problem-type is multi-label")
+    names = [_class_name(name) for name in label]
+    if len(set(names)) < len(names):
+        raise _BadLabelError(
+            f"the label list {listing(names)} names one label twice; list every label of the row "
+            "once (names, not a vector of zeros and ones)"
+        )
+    return names
+
+
+_CANONICAL: dict[ProblemType, Callable[[object], str | float | list[str]]] = {
+    "single_label_classification": _class_name,
+    "multi_label_classification": _class_names,
+    "regression": _target,
+}
+
+
+def _unusable(label: object, expected: str) -> _BadLabelError:
+    if label is None or label == "" or label != label:  # NaN is how pandas writes «missing»
+        return _BadLabelError(
+            f"the label is missing, expected {expected}; fill it in or remove the row"
+        )
+    hint = ""
+    if isinstance(label, list):
+        hint = ", or add --problem-type multi_label_classification"
+    shown = repr(label) if len(repr(label)) <= 60 else repr(label)[:60] + "..."
+    return _BadLabelError(
+        f"label {shown} ({type(label).__name__}) found, expected {expected}; "
+        f"correct it or remove the row{hint}"
+    )
+
+
+def _name_lists(batch: Batch) -> Iterable[list[str]]:
+    for label in batch.labels or []:
+        yield label if isinstance(label, list) else [label]
+
+
+def _check_missing(first_place: dict[str, str]) -> None:
+    missing = [name for name in first_place if name.casefold() in _MISSING]
+    others = first_place.keys() - missing
+    if missing and others and all(_NUMBER.fullmatch(name) for name in others):
+        raise UserError(
+            f"{first_place[missing[0]]}: label {missing[0]!r} found among numbers, which is how "
+            "programs write a missing one; fill it in, remove the row, or give the class another name"
+        )
+
+
+def _check_fractions(first_place: dict[str, str]) -> None:
+    if first_place and all(_NUMBER.fullmatch(name) for name in first_place):
+        for name, place in first_place.items():
+            if not float(name).is_integer():
+                raise UserError(
+                    f"{place}: label {name} is a number with a fraction, expected names or whole "
+                    "numbers; add --problem-type regression to predict numbers, or write the "
+                    f"labels as names, such as {f'score {name}'!r}"
+                )
+
+
+def _check_count(source: str, first_place: dict[str, str], rows: int) -> None:
+    if len(first_place) > _MANY_LABELS and len(first_place) > rows / 2:
+        example = next(iter(first_place))
+        raise UserError(
+            f"{source}: {len(first_place)} different labels in {rows} rows (such as "
+            f"{example[:60]!r}) look like texts or ids, expected a few rows for every label; name "
+            "the right column with --label-column"
+        )

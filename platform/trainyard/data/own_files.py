@@ -1,0 +1,123 @@
+"""The user's own files as a task: labels learnt from the training file, a part held out if needed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.config import TrainConfig
+from trainyard.data.columns import Batch
+from trainyard.data.files import read_rows
+from trainyard.data.labels import LabelEncoder, ProblemType, discover_labels, hold_out
+from trainyard.storage import file_digest
+from trainyard.tasks import Task, own_task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+HELD_OUT = 0.1
+"""Share of the training rows that judge the model when there is no validation file."""
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """One file, read with one set of columns; a stream that can be started again."""
+
+    path: Path
+    text_columns: tuple[str, ...]
+    label_column: str
+    problem_type: ProblemType
+
+    def batches(self) -> Iterator[Batch]:
+        """Rows with their texts."""
+        return read_rows(self.path, self.text_columns, self.label_column, self.problem_type)
+
+    def encoded(
+        self, encoder: LabelEncoder, rows: NDArray[np.int64] | None = None
+    ) -> "Iterator[pa.RecordBatch]":
+        """Canonical record batches: of all rows, or of those whose positions are in `rows`."""
+        import pyarrow as pa
+
+        for batch in self.batches():
+            table = batch.to_arrow(encoder.encode(batch)).drop_columns(["row"])
+            if rows is not None:
+                low, high = np.searchsorted(rows, [batch.first_row, batch.first_row + len(batch)])
+                table = table.take(pa.array(rows[low:high] - batch.first_row))
+            yield table
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """What a look at the training file tells: the task, the encoder, and what people should know."""
+
+    task: Task
+    encoder: LabelEncoder
+    train: OwnFile
+    validation: OwnFile | None
+    notes: tuple[str, ...]
+    fingerprint: str
+
+
+def survey(config: TrainConfig) -> OwnData:
+    """Read the training file once, from end to end, so that what is wrong with it is known early.
+
+    Raises:
+        UserError: with file, line and remedy.
+    """
+    texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
+    problem_type = config.problem_type or "single_label_classification"
+    train = OwnFile(Path(config.train_file or ""), texts, config.label_column, problem_type)
+    notes: list[str] = []
+    rows = _counting_empty(train, notes)
+    encoder = discover_labels(rows, problem_type)
+    for _ in rows:  # a regression has no labels to discover, but its rows are checked all the same
+        pass
+    validation = None
+    if config.validation_file:
+        validation = OwnFile(Path(config.validation_file), texts, config.label_column, problem_type)
+        for batch in _counting_empty(validation, notes):
+            encoder.encode(batch)
+    else:
+        flag = "--seed" if config.data_seed is None else "--data-seed"
+        evenly = problem_type == "single_label_classification"  # as `hold_out` can
+        notes.append(
+            f"no --validation-file: a tenth of {train.path.name}, drawn by {flag} "
+            f"{config.held_out_seed}{' and evenly over the labels' if evenly else ''}, is held out"
+        )
+    task = own_task(
+        text_columns=texts,
+        label_column=config.label_column,
+        labels=encoder.names,
+        problem_type=problem_type,
+    )
+    return OwnData(
+        task,
+        encoder,
+        train,
+        validation,
+        tuple(notes),
+        repr((file_digest(train.path), texts, config.label_column, problem_type)),
+    )
+
+
+def held_out_rows(data: OwnData, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the training rows that train, and of those that judge."""
+    labels = [
+        np.asarray(data.encoder.encode(batch).to_pylist())
+        for batch in read_rows(
+            data.train.path, (), data.train.label_column, data.train.problem_type
+        )
+    ]
+    return hold_out(np.concatenate(labels), HELD_OUT, seed)
+
+
+def _counting_empty(file: OwnFile, notes: list[str]) -> Iterator[Batch]:
+    rows = empty = 0
+    for batch in file.batches():
+        rows, empty = rows + len(batch), empty + batch.empty_texts
+        yield batch
+    if empty:
+        notes.append(f"{file.path.name}: {empty} empty text(s) in {rows} rows; they are kept")

@@ -1,0 +1,144 @@
+"""Read Parquet without ever building an Arrow extension type."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainyard.data.columns import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns, one_line
+from trainyard.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MAGIC = b"PAR1"
+_TAIL_BYTES = 8  # the footer's length, then the magic
+
+
+def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
+    """Read the columns asked for, row group by row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _refuse_extension_types(path)
+    try:
+        # A small read buffer: otherwise a row group's columns are held whole.
+        with pq.ParquetFile(path, buffer_size=1 << 20, arrow_extensions_enabled=False) as file:
+            remedy = "write the file with that column"
+            columns.positions(file.schema_arrow.names, path.name, "its columns are", remedy)
+            for name in columns.texts:
+                _check_text_type(path, name, file.schema_arrow.field(name).type)
+            row = 0
+            for record_batch in file.iter_batches(
+                _batch_rows(file.metadata), columns=columns.names
+            ):
+                batch = Batch(
+                    path=path,
+                    first_row=0,
+                    places=range(row + 1, row + 1 + record_batch.num_rows),
+                    texts=tuple(record_batch[name].cast(pa.string()) for name in columns.texts),
+                    labels=record_batch[columns.label].to_pylist() if columns.label else None,
+                )
+                yield _checked(batch, columns)
+                row += record_batch.num_rows
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{path.name} is a damaged Parquet file, or uses what pyarrow {pa.__version__} cannot "
+            f"read ({one_line(error)}); write it again, e.g. with pandas or datasets"
+        ) from error
+
+
+def _refuse_extension_types(path: Path) -> None:
+    """Refuse on the footer's bytes alone.
+
+    Once ray.data is loaded, some extension types run code that the file brings, and pyarrow builds
+    a file's types as soon as it opens it, before its schema can be asked. The footer holds the
+    Arrow schema in base64; a name in there has one of three spellings, by its position modulo 3.
+    """
+    with path.open("rb") as handle:
+        size = path.stat().st_size
+        handle.seek(max(0, size - _TAIL_BYTES))
+        tail = handle.read()
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != _MAGIC or length > size - len(_MAGIC) - _TAIL_BYTES:
+            raise UserError(
+                f"{path.name} is not a Parquet file, or is cut short (a whole one ends with "
+                "PAR1); write it again, or give it the extension of what it is"
+            )
+        handle.seek(size - _TAIL_BYTES - length)
+        footer = handle.read(length)
+    if any(spelling in footer for spelling in _base64_spellings(b"ARROW:extension:name")):
+        raise UserError(
+            f"{path.name} has a column of an Arrow extension type, which can run code when it is "
+            "read, so the file is refused; write it again with the text and label columns only, "
+            "as plain strings and numbers"
+        )
+
+
+def _base64_spellings(name: bytes) -> list[bytes]:
+    spellings = []
+    for shift in range(3):
+        encoded = base64.b64encode(bytes(shift) + name)
+        # Leave out the characters that share bits with what stands before and after the name.
+        whole = (shift + len(name)) // 3 * 4
+        spellings.append(encoded[4 if shift else 0 : whole])
+    return spellings
+
+
+def _batch_rows(metadata: pa.FileMetaData) -> int:
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    row_bytes = max(
+        (group.total_byte_size // max(1, group.num_rows) for group in groups), default=0
+    )
+    return max(1, min(BATCH_ROWS, BATCH_CHARACTERS // max(1, row_bytes)))
+
+
+def _check_text_type(path: Path, name: str, found: pa.DataType) -> None:
+    import pyarrow as pa
+
+    value = found.value_type if pa.types.is_dictionary(found) else found
+    is_text = pa.types.is_string(value) or pa.types.is_large_string(value)
+    if not (is_text or pa.types.is_string_view(value) or pa.types.is_null(value)):
+        raise UserError(
+            f"{path.name}: column {name!r} holds {found}, expected strings; convert it to strings "
+            "or name another column with --text-column"
+        )
+
+
+def _checked(batch: Batch, columns: Columns) -> Batch:
+    """`batch` with texts that are strings in UTF-8, none of them null but in rows with an error."""
+    import pyarrow as pa
+
+    texts = list(batch.texts)
+    errors: dict[int, str] = {}
+    for position, name in enumerate(columns.texts):
+        faults = dict(_faults(texts[position]))
+        for index, fault in faults.items():
+            error = UserError(f"{batch.place(index)}: {name!r} {fault}")
+            errors[index] = columns.bad_row(index, error)[-1]
+        if faults:
+            kept = [None if i in faults else text.as_py() for i, text in enumerate(texts[position])]
+            texts[position] = pa.array(kept, pa.string())
+    return replace(batch, texts=tuple(texts), errors=errors)
+
+
+def _faults(texts: pa.Array) -> Iterator[tuple[int, str]]:
+    """Where a text is null, or not UTF-8: Parquet readers do not check, and tokenizers crash later."""
+    import pyarrow as pa
+
+    if not texts.null_count:
+        try:
+            texts.validate(full=True)
+        except pa.ArrowInvalid:
+            pass
+        else:
+            return
+    for index, text in enumerate(texts):
+        try:
+            if text.as_py() is None:
+                yield index, "is null, expected a string; fill it in or remove the row"
+        except UnicodeDecodeError:
+            yield index, "is not UTF-8; decode the text properly and write the file again"

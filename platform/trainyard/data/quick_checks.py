@@ -1,0 +1,93 @@
+"""What `train` says before it starts: the grave findings that cost next to nothing to look for."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.data.token_table import TokenTable
+from trainyard.data.tokenize import PreparedData
+from trainyard.tasks import Task
+
+_RARE = 0.01
+
+
+def warnings(data: PreparedData, task: Task, max_length: int) -> list[str]:
+    """Sentences on leaks, contradictions, empty and cut rows and absent labels, from the tables.
+
+    Rows count as the same when their token ids are (compared by a 64-bit hash).
+    """
+    tables = {name: data.table(name) for name in data.folders}
+    hashes = {name: table.row_hashes() for name, table in tables.items()}
+    found = [
+        *_leaks(hashes),
+        *_contradictions(tables["train"], hashes["train"], task),
+        *_empty(tables),
+        *_absent_labels(tables, task),
+    ]
+    if found:
+        found.append("jobs/doctor_data.py with the same data flags shows the rows")
+    return [*_truncated(tables, max_length), *found]
+
+
+def _truncated(tables: Mapping[str, TokenTable], max_length: int) -> list[str]:
+    return [
+        f"{name}: {table.info['truncated_rows']} of {len(table)} rows were cut to --max-length "
+        f"{max_length} tokens ({table.info['lost_tokens']} tokens lost)"
+        for name, table in tables.items()
+        if table.info["truncated_rows"]
+    ]
+
+
+def _leaks(hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
+    found = []
+    for name, values in hashes.items():
+        leaked = int(np.isin(values, hashes["train"]).sum()) if name != "train" else 0
+        if leaked:
+            found.append(
+                f"warning: {leaked} of {len(values)} rows of {name} occur in train too, so its score "
+                "is too good"
+            )
+    return found
+
+
+def _contradictions(table: TokenTable, hashes: NDArray[np.uint64], task: Task) -> list[str]:
+    if task.problem_type != "single_label_classification":
+        return []
+    order = np.argsort(hashes)
+    ordered, labels = hashes[order], table.labels[order]
+    disagree = (ordered[1:] == ordered[:-1]) & (labels[1:] != labels[:-1])
+    texts = len(np.unique(ordered[1:][disagree]))
+    return [f"warning: {texts} texts of train occur with different labels"] if texts else []
+
+
+def _empty(tables: Mapping[str, TokenTable]) -> list[str]:
+    found = []
+    for name, table in tables.items():
+        lengths = table.lengths
+        # A row of special tokens alone: nothing is shorter, and single texts have two of them.
+        empty = int((lengths <= table.info.get("special_tokens", 2)).sum())
+        if empty:
+            found.append(f"warning: {empty} of {len(lengths)} rows of {name} hold no text at all")
+    return found
+
+
+def _absent_labels(tables: Mapping[str, TokenTable], task: Task) -> list[str]:
+    if task.problem_type == "regression":
+        return []
+    found = []
+    for name, table in tables.items():
+        counts = (
+            np.bincount(table.labels, minlength=task.num_labels)
+            if task.problem_type == "single_label_classification"
+            else np.count_nonzero(table.labels, axis=0)
+        )
+        absent = [task.labels[i] for i in np.flatnonzero(counts == 0)]
+        rare = [
+            task.labels[i] for i in np.flatnonzero((counts > 0) & (counts < _RARE * len(table)))
+        ]
+        if absent:
+            found.append(f"warning: {name} has no row with the label {', '.join(absent[:5])}")
+        if rare and name == "train":
+            found.append(f"warning: fewer than 1 % of train have the label {', '.join(rare[:5])}")
+    return found

@@ -1,0 +1,286 @@
+"""From a config to its rows: the task, and each split as a stream of canonical record batches.
+
+Canonical columns: `text`, `text_pair` (pairs only), `label` (int64 class, float32 target, or a
+list<float32> of 0 and 1 per label).
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainyard.config import TrainConfig
+from trainyard.data import demo
+from trainyard.data import own_files as own_data
+from trainyard.data.column_types import column_as, readable
+from trainyard.errors import UserError
+from trainyard.storage import file_digest
+from trainyard.tasks import Task, check_data_dir, get_task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+ROWS_PER_BATCH = 4_096
+NO_LABEL = -1
+"""What GLUE's test splits hold where a label is withheld."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split: a stream that can be started again, and what it is a function of."""
+
+    name: str
+    fingerprint: str
+    batches: "Callable[[], Iterator[pa.RecordBatch]]"
+
+    @property
+    def digest(self) -> str:
+        """The fingerprint, short enough for a record."""
+        return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A task and the splits that a run reads; `notes` are sentences that the user should see."""
+
+    task: Task
+    splits: Sequence[Split]
+    notes: Sequence[str] = field(default=())
+
+
+def find_splits(
+    config: TrainConfig, names: Sequence[str] | None = None, *, labelled: bool = True
+) -> Splits:
+    """The splits that `config` names: by default the training split and those it is judged on.
+
+    Not `labelled`, a withheld label (-1) passes: such rows can be predicted and inspected only.
+
+    Raises:
+        UserError: for an unknown task, a folder that would not be read, a missing file or column, or rows
+            that cannot be used.
+    """
+    if config.train_file:
+        return _limit(_own_splits(config), config)
+    task = get_task(config.task)
+    check_data_dir(task, config.data_dir)
+    if names is None and task.train_split is None:
+        raise UserError(
+            f"task '{task.name}' has no training split; train on mnli, whose labels it shares"
+        )
+    names = names or (task.train_split or "", *task.evaluation_splits)
+    if task.hub_path is None:
+        found = Splits(task, [_demo_split(name) for name in names])
+    elif config.data_dir:
+        folder = Path(config.data_dir)
+        found = Splits(task, [_local_split(task, name, folder, labelled) for name in names])
+    else:
+        found = Splits(task, _hub_splits(task, names, labelled))
+    return _limit(found, config)
+
+
+def _demo_split(name: str) -> Split:
+    rows = demo.DEFAULT_ROWS[name]
+
+    def batches() -> "Iterator[pa.RecordBatch]":
+        import pyarrow as pa
+
+        generated = iter(demo.generate(name, rows))
+        while chunk := list(itertools.islice(generated, ROWS_PER_BATCH)):
+            first, second, labels = zip(*chunk, strict=True)
+            yield pa.record_batch(
+                {"text": first, "text_pair": second, "label": pa.array(labels, pa.int64())}
+            )
+
+    return Split(name, f"demo {rows} {demo.VERSION}", batches)
+
+
+def split_rows(config: TrainConfig, name: str) -> int | None:
+    """Rows of a task's split, read from the file's footer or known officially; None if neither.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    task = get_task(config.task)
+    rows = task.rows.get(name)
+    if config.data_dir:
+        path, rows = split_file(task, name, Path(config.data_dir)), None
+        if path.is_file():
+            with _open_parquet(path) as file:
+                rows = file.metadata.num_rows
+    limit = config.max_train_samples if name == task.train_split else None
+    return rows if rows is None or limit is None else min(rows, limit)
+
+
+def split_file(task: Task, name: str, data_dir: Path) -> Path:
+    """Where a data folder holds a split."""
+    return data_dir / task.name / f"{name}.parquet"
+
+
+def _local_split(task: Task, name: str, data_dir: Path, labelled: bool) -> Split:
+    path = split_file(task, name, data_dir)
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; --data-dir must hold <task>/<split>.parquet, "
+            f"here {task.name}/{name}.parquet"
+        )
+
+    def batches() -> "Iterator[pa.RecordBatch]":
+        with _open_parquet(path) as file:
+            batches = file.iter_batches(ROWS_PER_BATCH)
+            yield from canonical(task, str(path), batches, labelled=labelled)
+
+    _open_parquet(path).close()  # a damaged file is known before anything is started
+    return Split(name, _fingerprint(task, labelled, file_digest(path)), batches)
+
+
+def _open_parquet(path: Path) -> "pq.ParquetFile":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Extension types stay off: once ray.data is loaded, some run code that a file brings.
+        return pq.ParquetFile(path, arrow_extensions_enabled=False)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet ({' '.join(str(error).split())}); fetch it again"
+        ) from error
+
+
+def _own_splits(config: TrainConfig) -> Splits:
+    data = own_data.survey(config)
+    stream = partial(data.train.encoded, data.encoder)
+    if data.validation is not None:
+        splits = [
+            Split("train", data.fingerprint, stream),
+            Split(
+                "validation",
+                data.fingerprint + file_digest(data.validation.path),
+                partial(data.validation.encoded, data.encoder),
+            ),
+        ]
+    else:
+        rows = dict(
+            zip(
+                ("train", "validation"),
+                own_data.held_out_rows(data, config.held_out_seed),
+                strict=True,
+            )
+        )
+        splits = [
+            Split(
+                name,
+                f"{data.fingerprint} {name} part, seed {config.held_out_seed}",
+                partial(stream, part),
+            )
+            for name, part in rows.items()
+        ]
+    return Splits(data.task, splits, data.notes)
+
+
+def _hub_splits(task: Task, names: Sequence[str], labelled: bool) -> list[Split]:
+    """Splits from the Hub, at the revision that the task's row pins."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(task.hub_path, task.hub_config, revision=task.hub_revision)
+    except (OSError, ValueError) as error:  # all of datasets' and the Hub client's are of these
+        raise UserError(
+            f"task '{task.name}' could not be loaded from the Hub ({task.hub_path}): "
+            f"{' '.join(str(error).split())[:200]}; connect to it, or give --data-dir with "
+            f"{task.name}/{names[0]}.parquet"
+        ) from error
+
+    def batches(name: str) -> "Iterator[pa.RecordBatch]":
+        rows = found[name].with_format("arrow")
+        for table in rows.iter(batch_size=ROWS_PER_BATCH):
+            origin = f"{task.hub_path} {name}"
+            yield from canonical(task, origin, table.to_batches(), labelled=labelled)
+
+    return [
+        Split(
+            name,
+            _fingerprint(
+                task, labelled, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}"
+            ),
+            partial(batches, name),
+        )
+        for name in names
+    ]
+
+
+def _fingerprint(task: Task, labelled: bool, source: str) -> str:
+    """What canonical rows are a function of: what is in `source`, and how it is read."""
+    columns = (task.text_columns, task.label_column)
+    return repr((source, columns, task.labels, task.problem_type, labelled))
+
+
+def canonical(
+    task: Task, origin: str, batches: "Iterable[pa.RecordBatch]", *, labelled: bool = True
+) -> "Iterator[pa.RecordBatch]":
+    """A task's own columns as canonical ones, every label checked (-1 is none, if not `labelled`).
+
+    Raises:
+        UserError: naming `origin` and the row, for a column or text that is missing, a label that the
+            task does not have, or rows that cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    seen = 0
+    for batch in readable(origin, batches):
+        cast = partial(column_as, f"{origin} row", seen, batch)
+        for column in (*task.text_columns, task.label_column):
+            if column not in batch.schema.names:
+                raise UserError(
+                    f"{origin} has no column '{column}', which task '{task.name}' needs; "
+                    f"its columns are {', '.join(batch.schema.names)}"
+                )
+        if task.labels:
+            label = cast(task.label_column, pa.int64(), "a class index")
+            good = pc.and_(pc.greater_equal(label, 0), pc.less(label, len(task.labels)))
+        else:
+            label = cast(task.label_column, pa.float32(), "a number")
+            good = pc.and_(pc.is_finite(label), pc.greater_equal(label, 0.0))
+        if not labelled:
+            good = pc.or_(good, pc.equal(label, NO_LABEL))
+        bad = pc.index(pc.fill_null(good, False), False).as_py()
+        if bad >= 0:
+            raise UserError(
+                f"{origin} row {seen + bad}: label {label[bad].as_py()} is not one of task "
+                f"'{task.name}' ({', '.join(task.labels) or 'a score of at least 0'}); "
+                "test splits have no labels and cannot be trained or judged on"
+            )
+        texts = dict(zip(("text", "text_pair"), task.text_columns, strict=False))
+        columns = {name: cast(column, pa.string(), "text") for name, column in texts.items()}
+        for name, column in texts.items():
+            null = pc.index(columns[name].is_null(), True).as_py()
+            if null >= 0:
+                raise UserError(
+                    f"{origin} row {seen + null}: column '{column}' is null, but every row of task "
+                    f"'{task.name}' needs a text; write one (it may be empty) or remove the row"
+                )
+        yield pa.record_batch({**columns, "label": label})
+        seen += batch.num_rows
+
+
+def _limit(found: Splits, config: TrainConfig) -> Splits:
+    """Keep the first `max_train_samples` rows of the training split, which is the first one."""
+    if config.max_train_samples is None:
+        return found
+    limit, whole = config.max_train_samples, found.splits[0]
+
+    def batches() -> "Iterator[pa.RecordBatch]":
+        left = limit
+        for batch in whole.batches():
+            yield batch.slice(0, left)
+            left -= batch.num_rows
+            if left <= 0:
+                return
+
+    first = Split(whole.name, f"{whole.fingerprint} first {limit}", batches)
+    return replace(found, splits=[first, *found.splits[1:]])

@@ -1,0 +1,280 @@
+"""Read CSV, TSV and JSONL line by line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainyard.data.columns import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns
+from trainyard.errors import UserError
+
+# The csv module's own limit, 128 KiB, refuses long documents. Without any limit, a quote that
+# is never closed would pull the rest of the file into one field.
+_FIELD_CHARACTERS = 1 << 26
+
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_FIRST_SURROGATE = 0xDC80
+_LAST_SURROGATE = 0xDCFF
+
+Row = tuple[Any, ...]
+"""The line on which a row starts, its texts, its label, and what is wrong with it, if anything."""
+
+
+def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
+    """Read RFC 4180: commas, fields quoted where needed, quotes inside a field doubled."""
+    with _opened(path) as text:
+        lines = _Lines(text)
+        reader = csv.reader(lines, strict=True)
+        remedy = "put double quotes around fields that contain a comma or a line break"
+        yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
+
+
+def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
+    """Read lines split at tabs, where a quote is a character like any other.
+
+    That is how GLUE's own TSV files are written: they hold stray quotes, and read as quoted they
+    would silently merge rows. A field can hold neither a tab nor a line break.
+    """
+    with _opened(path) as text:
+        lines = _Lines(text)
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        remedy = "a field cannot contain a tab or a line break: replace them by spaces or use CSV"
+        yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
+
+
+def read_jsonl(path: Path, columns: Columns) -> Iterator[Batch]:
+    """Read one JSON object a line; blank lines are skipped."""
+    with _opened(path) as lines:
+        yield from _batches(path, columns, _objects(path, columns, lines))
+
+
+def _batches(path: Path, columns: Columns, rows: Iterator[Row]) -> Iterator[Batch]:
+    import pyarrow as pa
+
+    texts = slice(1, 1 + len(columns.texts))
+    while True:
+        chunk: list[Row] = []
+        characters = 0
+        with _long_fields():
+            for row in islice(rows, BATCH_ROWS):
+                chunk.append(row)
+                characters += sum(map(len, filter(None, row[texts])))
+                if characters >= BATCH_CHARACTERS:
+                    break
+        if not chunk:
+            return
+        fields = list(zip(*chunk, strict=True))
+        yield Batch(
+            path=path,
+            first_row=0,
+            places=fields[0],
+            texts=tuple(pa.array(text, pa.string()) for text in fields[texts]),
+            labels=list(fields[-2]) if columns.label else None,
+            errors={index: error for index, error in enumerate(fields[-1]) if error},
+        )
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    # The limit belongs to the whole process: it is raised only while rows are being parsed.
+    before = csv.field_size_limit(_FIELD_CHARACTERS)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+class _Lines:
+    """The lines of a file, of which the last one read is still there."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self.last = ""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self.last = next(self._lines)
+        return self.last
+
+
+def _records(
+    path: Path, columns: Columns, lines: _Lines, reader: Any, remedy: str
+) -> Iterator[Row]:
+    start = 1
+    positions: list[int] = []
+    width = 0
+    while True:
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            fault = UserError(
+                f"{path.name} line {start}: the quotes of the row that starts here do not match up "
+                f"({error}); close every quoted field, and double a quote inside one"
+            )
+            # Where the row ends, and the next one starts, is known only of a line whose quotes pair up.
+            if not positions or reader.line_num > start or lines.last.count('"') % 2:
+                raise fault from error
+            yield columns.bad_row(start, fault)
+            start = reader.line_num + 1
+            continue
+        if record is None:
+            return
+        if not record:  # a blank line
+            pass
+        elif not positions:
+            positions = _header(path, columns, record)
+            width = len(record)
+        elif len(record) == width:
+            yield (start, *[record[position] for position in positions], None)
+        else:
+            wrong = UserError(
+                f"{path.name} line {start}: {len(record)} fields, expected {width} as in "
+                f"the first line; {remedy}"
+            )
+            yield columns.bad_row(start, wrong)
+        start = reader.line_num + 1
+
+
+def _header(path: Path, columns: Columns, names: list[str]) -> list[int]:
+    remedy = "the first line of the file must name the columns"
+    if len(names) == 1:
+        separators = [mark for mark in (",", ";", "\t", "|") if mark in names[0]]
+        if separators:
+            expected = "tabs" if path.suffix.lower() == ".tsv" else "commas"
+            remedy += f", separated by {expected} (the separator seems to be {separators[0]!r})"
+    return columns.positions(names, path.name, "its first line names", remedy)
+
+
+def _objects(path: Path, columns: Columns, lines: Iterator[str]) -> Iterator[Row]:
+    named = False
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        where = f"{path.name} line {number}"
+        try:
+            record = _object(where, line)
+        except UserError as error:
+            yield columns.bad_row(number, error)
+            continue
+        if not named:  # a column that the first object lacks is a mistake in its name, not in a row
+            _check_keys(where, columns, record)
+            named = True
+        try:
+            yield (number, *_values(where, columns, record, line), None)
+        except UserError as error:
+            yield columns.bad_row(number, error)
+
+
+def _object(where: str, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: not valid JSON ({error}); every line must hold one complete object, "
+            'such as {"text": "...", "label": "..."}'
+        ) from error
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{where}: expected a JSON object, found {_kind(record)}; write every row as "
+            'one object on one line, such as {"text": "...", "label": "..."}'
+        )
+    return record
+
+
+def _check_keys(where: str, columns: Columns, record: dict[str, Any]) -> None:
+    remedy = "every line must have the same keys"
+    columns.positions(list(record), where, "its keys are", remedy)
+
+
+def _values(where: str, columns: Columns, record: dict[str, Any], line: str) -> list[Any]:
+    if not all(name in record for name in columns.names):
+        _check_keys(where, columns, record)
+    values = [record[name] for name in columns.names]
+    for name, text in zip(columns.texts, values, strict=False):
+        if type(text) is not str:
+            raise UserError(
+                f"{where}: {name!r} is {_kind(text)}, expected a string; put the text "
+                "in quotes or remove the row"
+            )
+    if "\\u" in line:
+        _check_surrogates(where, values)
+    return values
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return f"the boolean {json.dumps(value)}"
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+    return "an object"
+
+
+def _check_surrogates(where: str, values: list[Any]) -> None:
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: half of a surrogate pair, \\u{ord(error.object[error.start]):04x}, stands "
+            "alone and is no character; write the whole pair or remove it"
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Iterator[str]]:
+    with path.open("rb") as binary:
+        head = binary.read(4096)
+    if head.startswith(_UTF16_MARKS):
+        raise UserError(
+            f"{path.name} line 1: the file is UTF-16 (it starts with {head[:2]!r}), expected "
+            f"UTF-8; re-save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}"
+        )
+    is_jsonl = path.suffix.lower() == ".jsonl"
+    if is_jsonl and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        raise UserError(
+            f"{path.name} line 1: the file is one JSON array, expected one JSON object on every "
+            f"line; convert it: jq -c '.[]' {path.name} > rows.jsonl"
+        )
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        yield _lines(path, text)
+
+
+def _lines(path: Path, text: Iterator[str]) -> Iterator[str]:
+    try:
+        for number, line in enumerate(text, 1):
+            if "\0" in line:
+                raise UserError(
+                    f"{path.name} line {number}: a NUL byte, which no text file contains; the "
+                    "file is damaged, binary or UTF-16: re-save it as UTF-8, e.g. with iconv"
+                )
+            yield line
+    except UnicodeDecodeError:
+        _raise_undecodable(path)
+
+
+def _raise_undecodable(path: Path) -> NoReturn:
+    # Decoding works in large blocks and cannot say where it failed: look again, line by line.
+    with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as text:
+        for number, line in enumerate(text, 1):
+            for position, character in enumerate(line):
+                if _FIRST_SURROGATE <= ord(character) <= _LAST_SURROGATE:
+                    raise UserError(
+                        f"{path.name} line {number}: byte {ord(character) - 0xDC00:#x} "
+                        f"(number {len(line[:position].encode()) + 1} of the line) is not UTF-8; "
+                        "re-save the file as UTF-8: iconv -f WINDOWS-1252 -t UTF-8 "
+                        f"{path.name} > utf8-{path.name}"
+                    ) from None
+    raise UserError(f"{path.name} changed while it was read; wait until it is written, then retry")

@@ -1,0 +1,307 @@
+"""Tokenization by Ray Data, kept as a fingerprinted cache that later runs and trials share.
+
+    split ──► raw Parquet ──► Ray Data: map_batches(tokenize), in order ──► TokenTable
+
+The training loop then gathers the rows of its plan straight from the memory-mapped table. Against
+streaming the planned batches through Ray Data this starts at once, needs no CPU beside the
+workers, and is exact by construction: no order has to be kept by a pipeline.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainyard.config import TrainConfig
+from trainyard.data.splits import Split, Splits
+from trainyard.data.token_table import TableWriter, TokenTable
+from trainyard.errors import UserError
+from trainyard.models import model_revision
+from trainyard.storage import RunFolder, sync_tree
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+"""Goes into every fingerprint: raise it when what `tokenize` writes changes."""
+ROWS_PER_FILE = 50_000
+ROWS_PER_TASK = 4_096
+ROWS_HERE = 131_072
+"""Up to so many rows are tokenized in this process: Ray Data's workers would take longer to start
+and import transformers than the tokenizer, which has threads of its own, takes for all of them."""
+FLAT_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""For Ray Data's workers: Arrow's own allocator keeps what threads that ended had, some 15 MB for each
+50,000 rows (800 MB after 600,000, where the system's needs 400)."""
+ABANDONED_SECONDS = 24 * 3600
+"""A scratch folder in which nothing was written for so long belongs to a process that was killed."""
+
+log = logging.getLogger(__name__)
+
+_fetched: dict[str, Any] = {}
+"""Tokenizers of a process of Ray Data, by their references' names."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokenized splits of one data set: folders of `TokenTable`, by split name."""
+
+    fingerprint: str
+    folders: Mapping[str, Path]
+    sources: Mapping[str, str]
+    """Digest of the rows of each split, whatever the tokenizer."""
+    model_revision: str | None = None
+    """Commit of a model from the Hub, whose tokenizer this is; workers load their weights from it."""
+
+    def table(self, split: str) -> TokenTable:
+        """Open a split."""
+        return TokenTable(self.folders[split])
+
+
+def prepare(
+    splits: Splits,
+    tokenizer: Any,
+    config: TrainConfig,
+    cache: Path,
+    run: RunFolder | None = None,
+) -> PreparedData:
+    """Tokenize `splits` into `cache`, or find them there; returns the folders of their tables.
+
+    A `run` that is kept in a bucket may find them there, and other nodes do not see its `cache`.
+
+    Two runs may prepare the same data at once: each writes a folder of its own and the first to
+    rename it into place wins.
+    """
+    recipe = json.dumps(
+        [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]
+    )
+    run = run or RunFolder(cache)
+    folders, digest = {}, hashlib.sha256(recipe.encode())
+    for split in splits.splits:
+        key = hashlib.sha256(f"{recipe}{split.fingerprint}".encode()).hexdigest()[:24]
+        digest.update(key.encode())
+        folders[split.name] = cache / key
+        if not run.find_table(folders[split.name]):
+            _build(split, tokenizer, config.max_length, folders[split.name], run.seen_everywhere)
+    sources = {split.name: split.digest for split in splits.splits}
+    revision = model_revision(config.model_name_or_path)
+    return PreparedData(digest.hexdigest()[:16], folders, sources, revision)
+
+
+def _serialized(tokenizer: Any) -> bytes:
+    """All that decides what a tokenizer does to a text, and what a table says of its tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    inputs = [tokenizer.pad_token_id, *tokenizer.model_input_names]
+    return f"{type(tokenizer).__name__}{inputs}{state}".encode()
+
+
+def _build(
+    split: Split, tokenizer: Any, max_length: int, folder: Path, seen_everywhere: bool
+) -> None:
+    _clear_abandoned(folder.parent)
+    scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        _write_raw(split, scratch / "raw")
+        _tokenize(scratch / "raw", scratch / "table", tokenizer, max_length, seen_everywhere)
+        sync_tree(scratch / "table")  # under its name a table is trusted for ever
+        try:
+            (scratch / "table").rename(folder)
+        except OSError:
+            if not folder.exists():  # else another run was first: its table is the same
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear_abandoned(cache: Path) -> None:
+    """Delete what killed processes left half-made: scratch folders that nobody writes to."""
+    for scratch in cache.glob(".*-*"):
+        with contextlib.suppress(OSError):  # another process may be clearing it too
+            newest = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
+            if time.time() - newest > ABANDONED_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_raw(split: Split, folder: Path) -> None:
+    """Stream the split into Parquet files of `ROWS_PER_FILE` rows, named in order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    writer, rows, files = None, 0, 0
+    for batch in split.batches():
+        if writer is None or rows >= ROWS_PER_FILE:
+            if writer is not None:
+                writer.close()
+            writer = pq.ParquetWriter(folder / f"{files:06d}.parquet", batch.schema)
+            rows, files = 0, files + 1
+        writer.write_table(pa.Table.from_batches([batch]), row_group_size=ROWS_PER_TASK)
+        rows += batch.num_rows
+    if writer is None:
+        raise UserError(f"split '{split.name}' has no rows; give one that has")
+    writer.close()
+
+
+def _tokenize(
+    raw: Path, folder: Path, tokenizer: Any, max_length: int, seen_everywhere: bool
+) -> None:
+    import pyarrow.parquet as pq
+
+    types = "token_type_ids" in tokenizer.model_input_names
+    truncated = lost = 0
+    files = sorted(raw.iterdir())
+    pair = "text_pair" in pq.read_schema(files[0]).names
+    with TableWriter(folder, types=types) as writer:
+        for batch in _tokenized(files, tokenizer, max_length, seen_everywhere):
+            writer.append(
+                _flat(batch["input_ids"]),
+                _flat(batch["token_type_ids"]) if types else None,
+                batch["length"].to_numpy(),
+                _labels(batch["label"]),
+            )
+            truncated += int((batch["lost"].to_numpy() > 0).sum())
+            lost += int(batch["lost"].to_numpy().sum())
+        writer.close(
+            {
+                "pad_id": tokenizer.pad_token_id,
+                "special_tokens": tokenizer.num_special_tokens_to_add(pair=pair),
+                "truncated_rows": truncated,
+                "lost_tokens": lost,
+            }
+        )
+
+
+def _tokenized(
+    files: list[Path], tokenizer: Any, max_length: int, seen_everywhere: bool
+) -> "Iterator[pa.Table]":
+    """Tokenized batches in the order of rows: by Ray Data, or in this process when they are few."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    readers = [pq.ParquetFile(path) for path in files]
+    if sum(reader.metadata.num_rows for reader in readers) <= ROWS_HERE:
+        for reader in readers:
+            for batch in reader.iter_batches(ROWS_PER_TASK):
+                yield tokenize(tokenizer, max_length, pa.Table.from_batches([batch]))
+        return
+    import ray
+
+    environment = {"env_vars": FLAT_MEMORY}
+    where: dict[str, Any] = {}
+    if not seen_everywhere:  # read by this node, tokenized by all
+        this_node = ray.get_runtime_context().get_node_id()
+        where = {"label_selector": {"ray.io/node-id": this_node}, "num_cpus": 0}
+    with quiet_ray_data():
+        yield from (
+            ray.data.from_items([str(path) for path in files], override_num_blocks=len(files))
+            .map_batches(_read_in_task, batch_size=None, runtime_env=environment, **where)
+            .map_batches(
+                partial(_tokenize_in_task, ray.put(tokenizer), max_length, ROWS_PER_TASK),
+                batch_format="pyarrow",
+                batch_size=None,  # a number would put that many files into one task
+                zero_copy_batch=True,
+                runtime_env=environment,
+            )
+            .iter_batches(batch_format="pyarrow", batch_size=None)
+        )
+
+
+def _read_in_task(batch: dict[str, Any]) -> "Iterator[pa.Table]":
+    # ray.data.read_parquet packs files into one task, here up to a million rows: they would be
+    # tokenized by one core, and be in the object store all at once
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in batch["item"]:
+        for rows in pq.ParquetFile(path).iter_batches(ROWS_PER_TASK):
+            yield pa.Table.from_batches([rows])
+
+
+def _tokenize_in_task(
+    tokenizer_ref: Any, max_length: int, at_once: int, batch: "pa.Table"
+) -> "Iterator[pa.Table]":
+    for start in range(0, batch.num_rows, at_once):
+        yield tokenize(_load(tokenizer_ref), max_length, batch.slice(start, at_once))
+
+
+def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
+    """`text` (and `text_pair`) to `list<int32>` ids, their length, and how many tokens were lost.
+
+    `lost` counts the tokens that truncation (longest text first) cut off a row.
+    """
+    import pyarrow as pa
+
+    texts = [
+        batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.schema.names
+    ]
+    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
+    lengths = np.fromiter(map(len, encoded["input_ids"]), np.int32)
+    lost = np.zeros(len(lengths), np.int32)
+    full = np.flatnonzero(lengths >= max_length)
+    if len(full):  # only a row of full length can have lost anything
+        whole = tokenizer(
+            *([column[i] for i in full] for column in texts), truncation=False, verbose=False
+        )
+        lost[full] = np.fromiter(map(len, whole["input_ids"]), np.int32) - lengths[full]
+    columns = {
+        "input_ids": pa.array(encoded["input_ids"], pa.list_(pa.int32())),
+        "length": pa.array(lengths),
+        "lost": pa.array(lost),
+        "label": batch["label"],
+    }
+    if "token_type_ids" in tokenizer.model_input_names:
+        columns["token_type_ids"] = pa.array(encoded["token_type_ids"], pa.list_(pa.uint8()))
+    return pa.table(columns)
+
+
+def _load(tokenizer_ref: Any) -> Any:
+    """The tokenizer, fetched once per process.
+
+    The reference itself is not kept: Ray ends no idle process that has one.
+    """
+    import ray
+
+    key = tokenizer_ref.hex()
+    if key not in _fetched:
+        _fetched[key] = ray.get(tokenizer_ref)
+    return _fetched[key]
+
+
+def _flat(column: Any) -> Any:
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+
+def _labels(column: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_list(column.type):
+        return _flat(column).reshape(len(column), -1)
+    return column.to_numpy()
+
+
+@contextlib.contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Rows in their order, without Ray Data's bars and reports; the context is put back after."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    before = (context.enable_progress_bars, context.execution_options.preserve_order)
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    context.enable_progress_bars, context.execution_options.preserve_order = False, True
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.execution_options.preserve_order = before
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Checks of the cluster, the storage and the code on every node."""

@@ -1,0 +1,110 @@
+"""Ask every node of the cluster the same question, at once, within a time."""
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainyard.doctor.cluster import probe
+from trainyard.doctor.cluster.probe import Question
+from trainyard.storage import Bucket, storage_folder
+
+Facts = dict[str, Any]
+
+
+@contextmanager
+def marked(storage_path: str) -> Iterator[Question]:
+    """A question with a marker in the storage; it and the nodes' answers are removed at the end."""
+    name, content = f".doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
+    if "://" in storage_path:
+        bucket = Bucket(storage_path, impatient=True)
+        bucket.write(f"{name}/driver", content.encode())
+        try:
+            yield Question(storage_path, f"{name}/driver", content)
+        finally:
+            bucket.delete(bucket.names(name))
+        return
+    storage = storage_folder(storage_path)
+    folder = storage / name
+    folder.mkdir(parents=True)
+    marker = folder / "driver"
+    try:
+        marker.write_text(content)
+        yield Question(str(storage), str(marker), content)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a node that was late may be writing still
+
+
+def ask(question: Question, *, timeout: float) -> dict[str, Facts]:
+    """Facts of each living node by its id; {"fault": …} for one that does not answer.
+
+    One that is gone by the time the others have answered is left out.
+    """
+    import ray
+    from ray import cloudpickle
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    cloudpickle.register_pickle_by_value(probe)
+    try:
+        examine = ray.remote(num_cpus=0, max_retries=0)(probe.examine)
+        clock = ray.remote(num_cpus=0, max_retries=0)(probe.clock)
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        pinned = {name: NodeAffinitySchedulingStrategy(name, soft=False) for name in nodes}
+        answers = {
+            name: examine.options(scheduling_strategy=pinned[name]).remote(question)
+            for name in nodes
+        }
+        deadline = time.monotonic() + timeout
+        found = {}
+        for name, answer in answers.items():
+            facts = _take(answer, deadline)
+            if "fault" not in facts:
+                started = time.time()
+                there = _take(
+                    clock.options(scheduling_strategy=pinned[name]).remote(),
+                    time.monotonic() + 10,
+                )
+                facts["clock"] = _skew(started, there, time.time())
+            found[name] = {**facts, "resources": nodes[name]["Resources"]}
+            found[name]["address"] = nodes[name]["NodeManagerAddress"]
+    finally:
+        cloudpickle.unregister_pickle_by_value(probe)
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return _read_back(question, {name: facts for name, facts in found.items() if name in alive})
+
+
+def _take(answer: Any, deadline: float) -> Any:
+    import ray
+
+    try:
+        return ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+    except ray.exceptions.GetTimeoutError:
+        return {"fault": "did not answer in time"}
+    except ray.exceptions.RayError as error:
+        return {"fault": " ".join(str(error).split())[-300:]}
+
+
+def _skew(started: float, there: Any, ended: float) -> dict[str, float] | None:
+    """Seconds by which the node's clock is ahead of the driver's, and how sure that is."""
+    if not isinstance(there, float):
+        return None
+    return {"ahead": there - (started + ended) / 2, "uncertainty": (ended - started) / 2}
+
+
+def _read_back(question: Question, found: dict[str, Facts]) -> dict[str, Facts]:
+    """Read here what each node wrote; shared file systems may show it a few seconds late."""
+    folder = Path(question.marker).parent
+    deadline = time.monotonic() + 10
+    for facts in found.values():
+        if facts.get("wrote") is None:
+            continue
+        path = folder / facts["wrote"]
+        while not path.exists() and time.monotonic() < deadline:
+            list(folder.iterdir())
+            time.sleep(0.2)
+        if not path.exists() or path.read_text() != question.content:
+            facts["writes"] = "what it wrote is not seen by the driver"
+    return found

@@ -1,0 +1,1 @@
+"""Checks of a data set: leaks, duplicates, labels, damaged texts, drift."""

@@ -1,0 +1,209 @@
+"""Which engine runs a model best on this machine, and what its answers are worth: measured, stored.
+
+Each candidate stands beside torch in float32: its speed in the same minutes, its answers to the same
+labelled rows. Serving with `engine: auto` goes by what is stored.
+"""
+
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.data import Splits
+from trainyard.errors import UserError
+from trainyard.evaluation.config import EngineConfig
+from trainyard.evaluation.models import Judged, column_order, describe, in_task_order
+from trainyard.evaluation.rows import labelled_splits
+from trainyard.evaluation.scoring import score
+from trainyard.inference import PREDICTORS, Predictor, Row
+from trainyard.metrics import decode
+from trainyard.models import ENGINES, FILE, INT8, machine, weights_of
+from trainyard.storage import versions, write_json
+from trainyard.terminal import say
+
+CANDIDATES = (
+    ("torch", "bfloat16"), ("compile", "float32"), ("openvino", "float32"),
+    ("openvino", "bfloat16"), ("openvino", "int8"),
+)  # fmt: skip
+SAME = 1e-4
+"""Outputs that differ from torch's by no more than this part of the largest are the same answers."""
+WORTH = 1.05
+"""So many times as fast as torch an engine must be to take its place."""
+CALIBRATION_ROWS = 300
+TIMED_ROWS = 256
+ALONE_ROWS = 64
+ROUNDS = 3
+
+
+def choose_engine(config: EngineConfig) -> dict[str, Any]:
+    """Measure all candidates; write engine.json (and the model in int8, if chosen) into its folder.
+
+    Raises:
+        UserError: for a model that is no local folder, or rows that do not fit it.
+    """
+    import torch
+
+    model = describe(config.model_name_or_path)
+    if model.folder is None:
+        raise UserError(
+            f"what is measured is stored with the model, but {model.name} is not a local folder; "
+            "download it and give its folder"
+        )
+    splits = labelled_splits(config.evaluation(), model)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    bench = Bench(model, splits, config)
+    scratch = model.folder / f".{INT8.parent.name}"
+    try:
+        found = [bench.measure(engine, dtype, scratch) for engine, dtype in CANDIDATES]
+        best = best_of(found, config.max_loss)
+        shutil.rmtree(model.folder / INT8.parent, ignore_errors=True)
+        int8 = best["dtype"] == "int8"
+        if int8:
+            scratch.rename(model.folder / INT8.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    result = {
+        "engine": best["engine"],
+        "dtype": best["dtype"],
+        "speed": best["speed"],
+        "score": bench.score(bench.expected),
+        "score_metric": splits.task.score,
+        "rows": len(bench.rows),
+        "threads": torch.get_num_threads(),
+        "candidates": found,
+    }
+    stored = {
+        **result,
+        "task": splits.task.name,
+        "split": splits.splits[0].name,
+        "max_loss": config.max_loss,
+        "machine": machine(),
+        "weights": weights_of(model.folder),
+        "file": weights_of(model.folder / INT8.parent, "int8.*") if int8 else None,
+        "versions": versions("openvino", "nncf"),
+    }
+    write_json(model.folder / FILE, stored)
+    return {"job": "engine", "model": model.name, **result}
+
+
+def best_of(found: Sequence[Mapping[str, Any]], max_loss: float) -> Mapping[str, Any]:
+    """The fastest candidate that answers as torch does, or whose score is at most `max_loss` lower."""
+    able = [
+        one for one in found
+        if "refused" not in one and one["speed"] >= WORTH
+        and (one["largest_difference"] <= SAME or (max_loss > 0 and one["loss"] <= max_loss))
+    ]  # fmt: skip
+    torch = {"engine": "torch", "dtype": "float32", "speed": 1.0}
+    return max(able, key=lambda one: one["speed"], default=torch)
+
+
+class Bench:
+    """The rows that every candidate answers, and what torch in float32 answers.
+
+    Attributes:
+        rows: tokenized rows that are judged and timed.
+        expected: torch's logits in the task's order, shape [rows, labels].
+    """
+
+    def __init__(self, model: Judged, splits: Splits, config: EngineConfig) -> None:
+        self._model, self._task, self._seed = model, splits.task, config.seed
+        self._order = column_order(model, splits.task)
+        self._torch = self.load("torch", "float32")
+        self.rows: list[Row] = []
+        labels: list[Any] = []
+        for batch in splits.splits[0].batches():
+            columns = [batch[name].to_pylist() for name in batch.schema.names if name != "label"]
+            for values in zip(*columns, strict=True):
+                body = dict(zip(("text", "text_pair"), values, strict=False))
+                self.rows += self._torch.preprocess(body, {"truncation": True}).rows
+            labels += batch["label"].to_pylist()
+            if len(labels) >= config.num_rows + CALIBRATION_ROWS:
+                break
+        # Scales are taken from rows that are not judged, where there are any.
+        self._spare = (
+            self.rows[config.num_rows :][:CALIBRATION_ROWS] or self.rows[:CALIBRATION_ROWS]
+        )
+        self.rows = self.rows[: config.num_rows]
+        self._labels = np.asarray(labels[: config.num_rows])
+        every = max(1, len(self.rows) // TIMED_ROWS)
+        self._timed = self.rows[::every][:TIMED_ROWS]
+        self.expected = self._logits(self._torch)
+
+    def score(self, logits: NDArray[Any]) -> float:
+        """The task's headline metric."""
+        found = score(self._task, logits, self._labels, seed=self._seed)["metrics"]
+        return float(found[self._task.score])
+
+    def measure(self, engine: str, dtype: str, scratch: Path) -> dict[str, Any]:
+        """One candidate beside torch, in turns; int8 is made in `scratch`."""
+        about: dict[str, Any] = {"engine": engine, "dtype": dtype}
+        try:
+            file = self._quantized(engine, scratch) if dtype == "int8" else None
+            began = time.perf_counter()
+            candidate = self.load(engine, dtype, file)
+        except UserError as error:
+            say(f"{engine} {dtype}: {error}")
+            return {**about, "refused": str(error)}
+        loaded = time.perf_counter() - began
+        logits = self._logits(candidate)
+        times = [(*self._times(candidate), *self._times(self._torch)) for _ in range(ROUNDS)]
+        one, many, torch_one, torch_many = map(statistics.median, zip(*times, strict=True))
+        found = {
+            **about,
+            "load_seconds": round(loaded, 1),
+            "one_ms": round(1000 * one, 2),
+            "torch_one_ms": round(1000 * torch_one, 2),
+            "rows_per_second": round(1 / many, 1),
+            "torch_rows_per_second": round(1 / torch_many, 1),
+            "speed": round(math.sqrt(torch_one / one * torch_many / many), 3),
+            "largest_difference": float(
+                np.abs(logits - self.expected).max() / np.abs(self.expected).max()
+            ),
+            "changed_answers": self._changed(logits),
+            "score": self.score(logits),
+            "loss": self.score(self.expected) - self.score(logits),
+        }
+        say(
+            f"{engine} {dtype}: {found['speed']:.2f} times torch, {self._task.score} {found['score']:.4f} "
+            f"({0.0 - found['loss']:+.4f}), {found['changed_answers']} of {len(self.rows)} answers change"
+        )
+        return found
+
+    def load(self, engine: str, dtype: str, file: Path | None = None) -> Predictor:
+        """The model, run by an engine."""
+        return PREDICTORS["text-classification"].load(
+            self._model.path, engine=engine, dtype=dtype, engine_file=file
+        )
+
+    def _quantized(self, engine: str, scratch: Path) -> Path | None:
+        if (quantize := ENGINES[engine].quantize) is None:
+            return None
+        file = scratch / INT8.name
+        quantize(self._torch.model, (self._torch.pad([row]) for row in self._spare), file)
+        return file
+
+    def _logits(self, predictor: Predictor) -> NDArray[Any]:
+        return in_task_order(np.stack(predictor.forward_all(self.rows)), self._order)
+
+    def _changed(self, logits: NDArray[Any]) -> int:
+        """Rows of which something else is said: another class or label, a number 0.01 away."""
+        said, before = (decode(self._task.problem_type, each) for each in (logits, self.expected))
+        return int((np.abs(said - before) >= 0.01).reshape(len(logits), -1).any(axis=1).sum())
+
+    def _times(self, predictor: Predictor) -> tuple[float, float]:
+        """Seconds of a row that is alone (the median), and of each of many in batches."""
+        alone = []
+        for row in self._timed[:: max(1, len(self._timed) // ALONE_ROWS)]:
+            began = time.perf_counter()
+            predictor.forward([row])
+            alone.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        predictor.forward_all(self._timed)
+        return statistics.median(alone), (time.perf_counter() - began) / len(self._timed)

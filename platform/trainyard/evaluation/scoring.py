@@ -1,0 +1,75 @@
+"""Exact evaluation: every row of a split is predicted once, whoever does it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.batching import evaluation_batches, padded_length
+from trainyard.config import TrainConfig
+from trainyard.data import TokenTable
+from trainyard.metrics import build_metric, decode
+from trainyard.stats import metric_interval
+from trainyard.tasks import Task
+
+
+def predict(accelerator: Any, model: Any, table: TokenTable, config: TrainConfig) -> NDArray[Any]:
+    """Logits of all rows in row order, on every process; float32 of shape [rows, labels].
+
+    The batches do not depend on how many processes there are. Process r of N runs the batches r,
+    r+N, … and fills in its rows; the sum over processes is exact, for all others hold zero there.
+    """
+    import torch
+
+    batches = evaluation_batches(table.lengths, config.per_device_eval_batch_size)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    logits: Any = None
+    model.eval()
+    with torch.no_grad():
+        for first in range(0, len(batches), world):
+            # Sharded models need every process in every forward: a spare one repeats a batch.
+            mine = first + rank < len(batches)
+            rows = batches[first + rank if mine else 0]
+            width = padded_length(
+                int(table.lengths[rows].max()),
+                config.padding_multiple,
+                config.max_length,
+                fixed=config.pad_to_max_length,
+            )
+            inputs = table.gather(rows, width)
+            del inputs["labels"]
+            tensors = {k: torch.from_numpy(v).to(accelerator.device) for k, v in inputs.items()}
+            output = model(**tensors).logits.float()
+            if logits is None:
+                logits = torch.zeros(len(table), output.shape[1], device=accelerator.device)
+            if mine:
+                logits[torch.from_numpy(rows).to(accelerator.device)] = output
+    model.train()
+    if world > 1:
+        torch.distributed.all_reduce(logits)
+    result: NDArray[Any] = logits.cpu().numpy()
+    return result
+
+
+def not_finite(logits: Mapping[str, NDArray[Any]]) -> str | None:
+    """Which split has logits that are no numbers, and how many: every metric would hide it."""
+    for split, found in logits.items():
+        bad = int((~np.isfinite(found)).any(axis=1).sum())
+        if bad:
+            return f"NaN or infinity on {bad} of {len(found)} rows of {split}"
+    return None
+
+
+def score(task: Task, logits: NDArray[Any], labels: NDArray[Any], *, seed: int) -> dict[str, Any]:
+    """Metrics of one split, each with its 95 % interval over rows, see `metric_interval`.
+
+    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}.
+    """
+    predictions, references = decode(task.problem_type, logits), np.asarray(labels)
+    metrics = build_metric(task.metrics).compute(predictions=predictions, references=references)
+    intervals = {
+        name: list(metric_interval(name, predictions, references, seed=seed))
+        for name in task.metrics
+    }
+    return {"metrics": metrics, "intervals": intervals}

@@ -1,0 +1,155 @@
+"""The flags of `jobs/glue.py`, and the run that each (task, seed) is."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from trainyard.config import DEFAULT_MODEL, TrainConfig
+from trainyard.errors import UserError
+from trainyard.glue.recipes import RECIPES, get_recipe
+from trainyard.storage import storage_folder
+
+_OVERRIDES = (
+    "learning_rate", "num_train_epochs", "train_batch_size", "per_device_train_batch_size",
+    "max_steps", "max_train_samples",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig:
+    """Fine-tune one model on every GLUE task with several seeds, and make one table of it.
+
+    Each (task, seed) is an ordinary run of `jobs/train.py` in <storage-path>/<run-name>/. The same
+    command goes on where it was interrupted, skips what is finished, and does again what failed.
+    """
+
+    tasks: tuple[str, ...] = tuple(RECIPES)
+    """Tasks of the table, in GLUE's order by default all nine."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Each task is trained once with each."""
+    data_dir: str | None = None
+    """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
+    model_name_or_path: str = DEFAULT_MODEL
+    """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package."""
+    warm_start: bool = False
+    """Start RTE, MRPC and STS-B from the MNLI model of the same seed."""
+    submission: bool = False
+    """Predict the test splits with each task's best seed and write submission.zip."""
+    check_submission: str | None = None
+    """Only check a submission zip, and say what the leaderboard would refuse."""
+
+    learning_rate: float | None = None
+    """For all tasks. Default: the task's recipe; so too the next ones."""
+    num_train_epochs: int | None = None
+    """For all tasks."""
+    train_batch_size: int | None = None
+    """For all tasks."""
+    per_device_train_batch_size: int | None = None
+    """For all tasks."""
+    max_steps: int | None = None
+    """For all tasks."""
+    max_train_samples: int | None = None
+    """For all tasks."""
+    max_length: int = 128
+    """Tokens per row."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the forward pass."""
+    per_device_eval_batch_size: int = 64
+    """Rows per forward pass in evaluation."""
+
+    storage_path: str = "runs"
+    """Folder of all runs; on a cluster one that every node sees."""
+    run_name: str = "glue"
+    """Folder of this suite."""
+    max_parallel_workers: int | None = None
+    """Training processes at once, over all runs. Default: one for each CPU, or each GPU."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    resources_per_worker: dict[str, float] | None = None
+    """Ray resources of a worker. Default: one CPU, or one GPU and its share of the CPUs."""
+    max_failures: int = 3
+    """Restarts of a run whose worker was lost."""
+    address: str | None = None
+    """Ray cluster to use. Default: RAY_ADDRESS, else a local Ray of the suite's own."""
+    verbose: bool = False
+    """Show Ray's own logs."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could be made of, before anything is started."""
+        for name, values in (("--tasks", self.tasks), ("--seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                shown = " ".join(map(str, values)) or "empty"
+                raise UserError(f"{name} is {shown}; name each once, and at least one")
+        for task in self.tasks:
+            get_recipe(task)
+        if self.max_parallel_workers is not None and self.max_parallel_workers < 1:
+            raise UserError(
+                f"--max-parallel-workers is {self.max_parallel_workers}; it must be at least 1"
+            )
+        if self.check_submission and self.submission:
+            raise UserError(
+                "--submission writes a zip and --check-submission only looks at one; give one of them"
+            )
+        if self.warm_start:
+            self._check_warm_start()
+        for task in self.tasks:
+            for seed in self.seeds:
+                run = self.run_config(task, seed)
+        replace(run, run_name=self.run_name)  # the suite's own folder is named as a run's is
+
+    def _check_warm_start(self) -> None:
+        sources = {task: source for task in self.tasks if (source := get_recipe(task).warm_start)}
+        if not sources:
+            able = [task for task, recipe in RECIPES.items() if recipe.warm_start]
+            raise UserError(
+                f"--warm-start is for {', '.join(able)}, of which none is among --tasks; add one, or "
+                "leave it out"
+            )
+        for task, source in sources.items():
+            if source not in self.tasks:
+                raise UserError(
+                    f"--warm-start starts {task} from {source}, which is not among --tasks; add it"
+                )
+
+    @property
+    def folder(self) -> Path:
+        """`<storage_path>/<run_name>`, which holds the runs and the table."""
+        return storage_folder(self.storage_path) / self.run_name
+
+    def source_of(self, task: str) -> str | None:
+        """The task whose model `task` starts from, if it does."""
+        return get_recipe(task).warm_start if self.warm_start else None
+
+    def run_config(self, task: str, seed: int) -> TrainConfig:
+        """The run of one task and seed: its recipe, and the flags that override it.
+
+        Paths are absolute, for the processes of the runs have another working directory.
+        """
+        recipe, source = get_recipe(task), self.source_of(task)
+        given = {name: getattr(self, name) for name in _OVERRIDES}
+        fields = {**recipe.fields, **{k: v for k, v in given.items() if v is not None}}
+        model, name = self.model_name_or_path, f"{task}-seed-{seed}"
+        if Path(model).exists():  # else a name of the Hub or of a package
+            model = str(Path(model).absolute())
+        if source:
+            model, name = (
+                str(self.folder / f"{source}-seed-{seed}" / "model"),
+                f"{name}-from-{source}",
+            )
+        return TrainConfig(
+            task=task,
+            seed=seed,
+            data_dir=str(Path(self.data_dir).absolute()) if self.data_dir else None,
+            model_name_or_path=model,
+            max_length=self.max_length,
+            mixed_precision=self.mixed_precision,
+            per_device_eval_batch_size=self.per_device_eval_batch_size,
+            storage_path=str(self.folder),
+            run_name=name,
+            use_gpu=self.use_gpu,
+            resources_per_worker=self.resources_per_worker,
+            max_failures=self.max_failures,
+            address=self.address,
+            verbose=self.verbose,
+            **fields,
+        )

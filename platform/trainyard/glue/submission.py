@@ -1,0 +1,215 @@
+"""What gluebenchmark.com takes: one TSV of predictions for each test split, zipped; and a checker.
+
+File names, headers and label strings are those of the leaderboard's sample submission, as jiant's
+formatter (nyu-mll/jiant, `jiant/scripts/benchmarks/benchmark_submission_formatter.py`) writes them.
+"""
+
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData, find_splits, prepare, split_file, split_rows
+from trainyard.errors import UserError
+from trainyard.evaluation import Logits, check_finite, predict_on_ray
+from trainyard.glue.config import SuiteConfig
+from trainyard.metrics import decode
+from trainyard.models import build_tokenizer
+from trainyard.tasks import Task, get_task
+from trainyard.terminal import say
+
+HEADER = "index\tprediction"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a submission."""
+
+    task: str
+    split: str
+    trained_on: str
+    """Task whose model answers: AX has no training rows and is MNLI's labels."""
+    named: bool
+    """Whether labels are written by name, else as 0 and 1."""
+
+
+FILES: dict[str, File] = {
+    "CoLA.tsv": File("cola", "test", "cola", False),
+    "SST-2.tsv": File("sst2", "test", "sst2", False),
+    "MRPC.tsv": File("mrpc", "test", "mrpc", False),
+    "STS-B.tsv": File("stsb", "test", "stsb", False),
+    "QQP.tsv": File("qqp", "test", "qqp", False),
+    "MNLI-m.tsv": File("mnli", "test_matched", "mnli", True),
+    "MNLI-mm.tsv": File("mnli", "test_mismatched", "mnli", True),
+    "QNLI.tsv": File("qnli", "test", "qnli", True),
+    "RTE.tsv": File("rte", "test", "rte", True),
+    "WNLI.tsv": File("wnli", "test", "wnli", False),
+    "AX.tsv": File("ax", "test", "mnli", True),
+}
+
+
+def write_submission(
+    config: SuiteConfig, finished: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Predict every test split with its task's best seed; write submission/ and submission.zip.
+
+    What the data folder lacks is left out and said; the checker then names it as missing.
+    Returns {"zip": path, "files": rows by file, "faults": what the checker finds}.
+    """
+    folder = config.folder / "submission"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.tsv"):
+        old.unlink()
+    jobs = {}
+    for name, file in FILES.items():
+        best = _best_seed(config, file.trained_on, finished)
+        if best is None:
+            say(f"{name} is left out: no finished run of {file.trained_on}")
+            continue
+        run = config.run_config(file.trained_on, best)
+        settings = replace(
+            run,
+            task=file.task,
+            max_train_samples=None,
+            model_name_or_path=finished[run.resolved_run_name]["model"],
+        )
+        if split_rows(settings, file.split) is None:
+            say(f"{name} is left out: {file.task}/{file.split}.parquet is not in --data-dir")
+            continue
+        splits = find_splits(settings, (file.split,), labelled=False)
+        data = prepare(splits, build_tokenizer(settings), settings, config.folder / ".cache")
+        jobs[name] = (settings.model_name_or_path, data, settings)
+    written = {}
+    for name, logits in zip(jobs, _predict(list(jobs.values()), config.folder), strict=True):
+        file = FILES[name]
+        check_finite(logits, jobs[name][0])
+        task, answers = get_task(file.task), logits[file.split]
+        if config.data_dir:  # the Hub's rows are in order; a file may have been shuffled
+            answers = answers[row_order(split_file(task, file.split, Path(config.data_dir)))]
+        lines = lines_of(task, file, answers)
+        (folder / name).write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
+        written[name] = len(lines)
+    path = zip_submission(folder)
+    faults = check_submission(path)
+    for fault in faults:
+        say(f"{path.name}: {fault}")
+    return {"zip": str(path), "files": written, "faults": faults}
+
+
+def _predict(jobs: list[tuple[str, PreparedData, TrainConfig]], folder: Path) -> list[Logits]:
+    """All files by one start of the workers; none where there is nothing to predict."""
+    if not jobs:
+        return []
+    found = predict_on_ray(jobs, folder)
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    return found
+
+
+def row_order(path: Path) -> NDArray[np.int64]:
+    """Positions of a test split's rows in the order of their `idx`, by which they are judged.
+
+    Raises:
+        UserError: when the file has no `idx`, or not every number from 0 once.
+    """
+    import pyarrow.parquet as pq
+
+    has = "idx" in pq.read_schema(path).names
+    found = pq.read_table(path, columns=["idx"])["idx"].to_numpy() if has else np.array([])
+    order = np.argsort(found, kind="stable")
+    if not has or not np.array_equal(found[order], np.arange(len(found))):
+        raise UserError(
+            f"{path} has {'other numbers than 0, 1, 2, ... in its' if has else 'no'} column 'idx', "
+            "by which the leaderboard tells rows apart; fetch the file again"
+        )
+    return order
+
+
+def _best_seed(
+    config: SuiteConfig, task: str, finished: Mapping[str, Mapping[str, Any]]
+) -> int | None:
+    """The seed with the best validation score, the first of equals."""
+    if task not in config.tasks:
+        return None
+    names = {seed: config.run_config(task, seed).resolved_run_name for seed in config.seeds}
+    done = [seed for seed, name in names.items() if name in finished]
+    return max(done, key=lambda seed: finished[names[seed]]["score"], default=None)
+
+
+def lines_of(task: Task, file: File, logits: NDArray[Any]) -> list[str]:
+    """The lines of a file, in row order: index and prediction; a similarity lies between 0 and 5."""
+    predictions = decode(task.problem_type, logits)
+    if task.problem_type == "regression":
+        shown = [f"{value:.3f}" for value in np.clip(predictions, 0.0, 5.0)]
+    else:
+        shown = [task.labels[i] if file.named else str(i) for i in predictions]
+    return [f"{index}\t{prediction}" for index, prediction in enumerate(shown)]
+
+
+def zip_submission(folder: Path) -> Path:
+    """Zip the files of `folder`, without folders in it, always to the same bytes."""
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in FILES:
+            if (folder / name).is_file():
+                archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes(),
+                                 zipfile.ZIP_DEFLATED)  # fmt: skip
+    return path
+
+
+def check_submission(path: Path) -> list[str]:
+    """All that the leaderboard would refuse in a zip, one sentence each; empty when it is whole.
+
+    Names of files, the header, the number and order of rows, and every prediction are checked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            contents = {name: archive.read(name) for name in FILES if name in names}
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # RuntimeError: encrypted, or packed in a way that Python does not know
+        return [f"{path} cannot be read as a zip ({error}); write it again"]
+    faults = [f"{name} is no file of a submission" for name in names if name not in FILES]
+    faults += [f"{name} is there {names.count(name)} times" for name in FILES
+               if names.count(name) > 1]  # fmt: skip
+    for name, file in FILES.items():
+        faults += (
+            _faults(name, file, contents[name]) if name in contents else [f"{name} is missing"]
+        )
+    return faults
+
+
+def _faults(name: str, file: File, content: bytes) -> list[str]:
+    task = get_task(file.task)
+    try:
+        header, *lines = content.decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError:
+        return [f"{name} is not UTF-8"]
+    faults = []
+    if header != HEADER:
+        faults.append(f"{name} starts with {header!r}, expected {HEADER!r}")
+    if len(lines) != task.rows[file.split]:
+        faults.append(f"{name} has {len(lines)} rows, the test split {task.rows[file.split]}")
+    allowed = task.labels if file.named else [str(i) for i in range(task.num_labels)]
+    for index, line in enumerate(lines):
+        if (fault := _line_fault(index, line, task, allowed)) is not None:
+            return [*faults, f"{name} line {index + 2}: {fault}"]
+    return faults
+
+
+def _line_fault(index: int, line: str, task: Task, allowed: Sequence[str]) -> str | None:
+    found, tab, prediction = line.partition("\t")
+    if not tab or found != str(index):
+        return f"{line!r} does not start with index {index} and a tab"
+    if task.labels:
+        return None if prediction in allowed else f"{prediction!r} is none of {', '.join(allowed)}"
+    try:
+        return None if 0 <= float(prediction) <= 5 else f"{prediction} is not between 0 and 5"
+    except ValueError:
+        return f"{prediction!r} is no number"

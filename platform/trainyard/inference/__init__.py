@@ -1,0 +1,5 @@
+"""Predictors of the Inference API tasks, shared by batch inference and serving."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

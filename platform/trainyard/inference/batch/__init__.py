@@ -1,0 +1,1 @@
+"""Predict every row of a file."""

@@ -1,0 +1,150 @@
+"""The flags of `jobs/predict.py`."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.inference.predictor import BATCH_TOKENS, Predictor
+from trainyard.inference.registry import PREDICTORS, task_of
+from trainyard.models import Dtype, EngineName, resolve_model
+from trainyard.storage import file_digest
+
+PLACE_FIELDS = (
+    "output_file", "num_workers", "use_gpu", "resources_per_worker", "address", "verbose",
+)  # fmt: skip
+"""Where and how rows are predicted; none of these changes what is predicted."""
+
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
+"""Endings of what a model and its tokenizer are loaded from."""
+
+OUTPUTS = (".jsonl", ".parquet")
+"""Endings of the files that can be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Predict every row of a file with a fine-tuned model.
+
+    The output has the input's rows in their order, each exactly once. The same command goes on
+    where it was stopped.
+    """
+
+    model_name_or_path: str
+    """A run's model/ folder, a Hub id, or package:NAME/FOLDER."""
+    revision: str | None = None
+    """Commit, tag or branch of a model on the Hub; the same commit to the end of the job."""
+    input_file: str
+    """.csv, .tsv, .jsonl or .parquet."""
+    output_file: str
+    """.jsonl or .parquet; replaced when all rows are predicted."""
+    model_task: str | None = None
+    """The model's task, as the Hub names it. Default: what its architecture is for."""
+    text_column: str = "text"
+    """Column of the text (question-answering: of the question)."""
+    text_pair_column: str | None = None
+    """Column of the second text of a pair (question-answering: of the context)."""
+    parameters: str = "{}"
+    """The task's parameters as in a request, a JSON object: '{"candidate_labels": ["a", "b"]}'."""
+    truncation: bool = True
+    """Cut off texts that are too long, and count them; --no-truncation makes errors of such rows."""
+    threshold: float = 0.5
+    """Multi-label: labels with at least this score apply."""
+    batch_tokens: int = BATCH_TOKENS
+    """Padded tokens of a forward pass."""
+    engine: EngineName = "torch"
+    """What runs the forward passes; openvino: on a CPU, see jobs/engine.py."""
+    dtype: Dtype = "float32"
+    """What it computes in."""
+    num_workers: int = 1
+    """Processes on Ray; with one, and no address, this process predicts by itself."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    resources_per_worker: dict[str, float] | None = None
+    """Ray resources of a worker. Default: an equal share of the CPUs."""
+    address: str | None = None
+    """Ray cluster to use. Default: RAY_ADDRESS, else a local Ray of its own."""
+    verbose: bool = False
+    """Show Ray's own logs."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, before anything is loaded."""
+        if Path(self.output_file).suffix not in OUTPUTS:
+            raise UserError(
+                f"--output-file {self.output_file} must end in .jsonl or .parquet; rename it"
+            )
+        for name in ("batch_tokens", "num_workers"):
+            if getattr(self, name) < 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} is {getattr(self, name)}; it must be at least 1")
+        if self.model_task is not None and self.model_task not in PREDICTORS:
+            raise UserError(
+                f"--model-task {self.model_task} is not known; use one of {', '.join(PREDICTORS)}"
+            )
+        if not isinstance(self.request, dict):
+            raise UserError(f"--parameters is {self.parameters}; it must be a JSON object")
+
+    @property
+    def request(self) -> Any:
+        """`parameters`, read.
+
+        Raises:
+            UserError: when it is no JSON.
+        """
+        try:
+            return json.loads(self.parameters)
+        except ValueError as error:
+            raise UserError(
+                f"--parameters is no valid JSON ({error}); quote it with '…'"
+            ) from error
+
+    @property
+    def place(self) -> TrainConfig:
+        """Where and how to run, in the words of training."""
+        return TrainConfig(
+            num_workers=self.num_workers,
+            train_batch_size=self.num_workers,
+            per_device_train_batch_size=1,
+            use_gpu=self.use_gpu,
+            resources_per_worker=self.resources_per_worker,
+            address=self.address,
+            verbose=self.verbose,
+        )
+
+    def predictor(self) -> Predictor:
+        """The model, loaded for its task."""
+        task = self.model_task or task_of(self.model_name_or_path, self.revision)
+        device = "cuda" if self.use_gpu else "cpu"
+        return PREDICTORS[task].load(
+            self.model_name_or_path,
+            engine=self.engine,
+            dtype=self.dtype,
+            device=device,
+            revision=self.revision,
+        )
+
+    def pinned(self) -> Self:
+        """The same, with the commit that the Hub has under `revision` now."""
+        from transformers.utils import cached_file, extract_commit_hash
+
+        model = resolve_model(self.model_name_or_path)
+        try:
+            file = cached_file(model, "config.json", revision=self.revision)
+        except OSError:  # loading the model says what is wrong with it
+            return self
+        return replace(self, revision=extract_commit_hash(file, None) or self.revision)
+
+    def identity(self) -> str:
+        """Hash of all that the predictions are a function of, the file and the weights included.
+
+        On the Hub a commit stands for the weights, see `pinned`.
+        """
+        fields = {k: v for k, v in asdict(self).items() if k not in PLACE_FIELDS}
+        model = Path(resolve_model(self.model_name_or_path))
+        files = sorted(path for path in model.rglob("*") if path.suffix in MODEL_FILES)
+        digests = {str(path.relative_to(model)): file_digest(path) for path in files}
+        known = [fields, file_digest(self.input_file), digests]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

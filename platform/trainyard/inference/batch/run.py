@@ -1,0 +1,118 @@
+"""Batch inference over a file, by this process alone or by workers on Ray Data.
+
+file ──► raw parts ──► Predictor, here or in Ray Data's actors ──► done parts ──► one file
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainyard.cluster import ray_session, worker_resources
+from trainyard.data import quiet_ray_data
+from trainyard.inference.batch.config import PredictConfig
+from trainyard.inference.batch.parts import Parts
+from trainyard.inference.batch.table import predict_table, request_parameters
+from trainyard.inference.predictor import Predictor
+
+
+def predict(config: PredictConfig) -> dict[str, Any]:
+    """Predict all rows of the input into the output file; returns the job's JSON line.
+
+    A run that was killed goes on where it stopped when the same command is given again. Rows that
+    cannot be read or answered keep their place, with the reason in `error`.
+
+    Raises:
+        UserError: for a file, column, parameter or model that cannot be used.
+    """
+    from tqdm import tqdm
+
+    started = time.monotonic()
+    config = config.pinned()
+    parts = Parts(config)
+    with parts.lease():
+        predictor = config.predictor()
+        request_parameters(predictor, config)
+        parts.read()
+        resumed = parts.rows_done
+        bar = tqdm(total=parts.rows, initial=resumed, unit="row", desc="predict", file=sys.stderr)
+        with bar:
+            for rows in _predicted(config, predictor, parts):
+                bar.update(rows)
+        counts = parts.assemble()
+    seconds = time.monotonic() - started
+    return {
+        "job": "predict",
+        "run": Path(config.output_file).name,
+        "task": predictor.task,
+        "score": None,
+        "metrics": {},
+        "model": config.model_name_or_path,
+        "seconds": round(seconds, 3),
+        "output_file": config.output_file,
+        **counts,
+        "resumed_rows": resumed,
+        "predict_rows_per_second": round((counts["rows"] - resumed) / seconds, 1),
+    }
+
+
+def _predicted(config: PredictConfig, predictor: Predictor, parts: Parts) -> Iterator[int]:
+    """Predict the parts that are missing; how many rows each of them had."""
+    missing = parts.missing()
+    if config.num_workers == 1 and config.address is None:
+        for path in missing:
+            yield _predict_part(predictor, config, parts, path)
+    elif missing:
+        del predictor  # the workers load their own
+        yield from _on_ray(config, parts, missing)
+
+
+def _predict_part(predictor: Predictor, config: PredictConfig, parts: Parts, raw: Path) -> int:
+    import pyarrow.parquet as pq
+
+    table = predict_table(predictor, config, pq.read_table(raw))
+    parts.store(raw, table)
+    return int(table.num_rows)
+
+
+def _on_ray(config: PredictConfig, parts: Parts, missing: list[Path]) -> Iterator[int]:
+    """Ray Data's actors take parts as they come; a lost one is predicted again by another."""
+    import ray
+
+    with ray_session(config.place), quiet_ray_data():
+        resources = worker_resources(config.place)
+        counts = (
+            ray.data.from_items([str(path) for path in missing], override_num_blocks=len(missing))
+            .map_batches(
+                _Worker,
+                fn_constructor_args=(config, parts, int(resources.get("CPU", 1))),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=config.num_workers),
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+            )
+            .iter_batches(batch_size=None)
+        )
+        for batch in counts:
+            yield int(batch["rows"].sum())
+
+
+class _Worker:
+    """One copy of the model; stores what it predicts itself, so that nothing large is sent."""
+
+    def __init__(self, config: PredictConfig, parts: Parts, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(max(threads, 1))
+        self._config, self._parts = config, parts
+        self._predictor = config.predictor()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        rows = [
+            _predict_part(self._predictor, self._config, self._parts, Path(path))
+            for path in batch["item"]
+        ]
+        return {"rows": np.array(rows)}

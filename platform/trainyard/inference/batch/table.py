@@ -1,0 +1,225 @@
+"""From a table of texts to the same table with predictions."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from trainyard.errors import UserError
+from trainyard.inference.batch.config import PredictConfig
+from trainyard.inference.bisect import isolated
+from trainyard.inference.parameters import check_parameters
+from trainyard.inference.predictor import Predictor
+from trainyard.inference.rows import Prepared
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PAIRS = {"question-answering": ("question", "context")}
+"""What a task calls its two texts, where it is not text and text_pair."""
+
+
+def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str, Any]:
+    """The parameters of every row: those of --parameters, and --truncation where a task has it.
+
+    Raises:
+        UserError: for parameters that the task does not know.
+    """
+    given = {}
+    for field in fields(predictor.parameters):
+        if field.name in ("truncation", "truncate") and isinstance(field.default, bool | str):
+            # Where a task cuts in a way of its own (only texts, never labels), that way stays.
+            given[field.name] = config.truncation and (field.default or True)
+    parameters = {**given, **config.request}
+    check_parameters(predictor.parameters, parameters, predictor.task)
+    return parameters
+
+
+def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table") -> "pa.Table":
+    """Add predictions, `truncated_tokens` and `error` to a table of `row`, `text`, `text_pair`.
+
+    Rows of similar length share forward passes, whatever their order in the table. A row on which
+    the model fails gets an error and no prediction, like those that have one already.
+
+    Raises:
+        Exception: the model's own, when it cannot answer its own example any more either.
+    """
+    import pyarrow as pa
+
+    requests = _prepare(predictor, config, table)
+    good = [request for request in requests if isinstance(request, Prepared)]
+    results = iter(
+        predictor.forward_all(
+            [row for request in good for row in request.rows],
+            config.batch_tokens,
+            partial(isolated, predictor.forward),
+        )
+    )
+    answered = [_answer(predictor, request, results) for request in requests]
+    answers = [answer for answer, _ in answered]
+    errors = [error for _, error in answered]
+    if any(error and not isinstance(r, str) for r, error in zip(requests, errors, strict=True)):
+        _check_alive(predictor)
+    problem = getattr(predictor.model.config, "problem_type", None)
+    kind = (
+        problem or "single_label_classification" if predictor.task == "text-classification" else ""
+    )
+    table = table.drop_columns(["error"])
+    for name, column in _COLUMNS.get(kind, _json_column)(predictor, config, answers).items():
+        table = table.append_column(name, column)
+    cut = [sum(r.truncated) if isinstance(r, Prepared) else 0 for r in requests]
+    table = table.append_column("truncated_tokens", pa.array(cut, pa.int32()))
+    return table.append_column("error", pa.array(errors, pa.string()))
+
+
+def _answer(
+    predictor: Predictor, request: Prepared | str, results: Iterator[Any]
+) -> tuple[Any, str | None]:
+    """The answer to a row, or the sentence that it keeps instead; takes its part of `results`."""
+    if isinstance(request, str):
+        return None, request
+    mine = [next(results) for _ in request.rows]
+    try:
+        for result in mine:
+            if isinstance(result, Exception):
+                raise result
+        return _finite(predictor.postprocess(request, mine)), None
+    except Exception as error:
+        return None, _failure(error)
+
+
+def _finite(answer: Any) -> Any:
+    """`answer`; ValueError for one with NaN or infinite numbers, which looks like any other."""
+    json.dumps(answer, allow_nan=False)
+    return answer
+
+
+def _failure(error: Exception) -> str:
+    """The sentence that a row keeps."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason = " ".join(str(error).split())[:200]
+    return f"the model failed on this row ({type(error).__name__}: {reason}); shorten or remove it"
+
+
+def _check_alive(predictor: Predictor) -> None:
+    """Ask what any model of the task can answer: rows are not to be blamed for a broken device."""
+    example = predictor.example
+    _finite(predictor(example["inputs"], **example.get("parameters", {})))
+
+
+def _prepare(
+    predictor: Predictor, config: PredictConfig, table: "pa.Table"
+) -> Sequence[Prepared | str]:
+    """One prepared request per row, or the sentence that says what is wrong with it."""
+    parameters = request_parameters(predictor, config)
+    first, errors = table["text"].to_pylist(), table["error"].to_pylist()
+    inputs: list[Any] = first
+    if "text_pair" in table.schema.names:
+        names = _PAIRS.get(predictor.task, ("text", "text_pair"))
+        pairs = zip(first, table["text_pair"].to_pylist(), strict=True)
+        inputs = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    whole = [value for value, error in zip(inputs, errors, strict=True) if error is None]
+    prepared = iter(_prepare_all(predictor, whole, parameters) if whole else [])
+    return [next(prepared) if error is None else error for error in errors]
+
+
+def _prepare_all(
+    predictor: Predictor, inputs: list[Any], parameters: dict[str, Any]
+) -> Sequence[Prepared | str]:
+    try:  # at once: fast tokenizers work on many texts in parallel
+        whole = predictor.preprocess(inputs, parameters)
+        return [Prepared([item], False, whole.parameters) for item in whole.items]
+    except Exception:
+        return [_one(predictor, value, parameters) for value in inputs]
+
+
+def _one(predictor: Predictor, value: Any, parameters: dict[str, Any]) -> Prepared | str:
+    try:
+        return predictor.preprocess(value, parameters)
+    except Exception as error:
+        return _failure(error)
+
+
+def _scores(predictor: Predictor, answers: Sequence[Any]) -> list[dict[str, float] | None]:
+    """Scores by label of each row."""
+    del predictor
+    return [
+        None if answer is None else {found["label"]: found["score"] for found in answer[0]}
+        for answer in answers
+    ]
+
+
+def _single_label(
+    predictor: Predictor, config: PredictConfig, answers: Sequence[Any]
+) -> dict[str, Any]:
+    import pyarrow as pa
+
+    del config
+    scores = _scores(predictor, answers)
+    best = [None if row is None else max(row, key=lambda label: row[label]) for row in scores]
+    return {
+        "label": pa.array(best, pa.string()),
+        "score": pa.array(
+            [
+                None if row is None or label is None else row[label]
+                for row, label in zip(scores, best, strict=True)
+            ],
+            pa.float64(),
+        ),
+        **_every_score(predictor, scores),
+    }
+
+
+def _multi_label(
+    predictor: Predictor, config: PredictConfig, answers: Sequence[Any]
+) -> dict[str, Any]:
+    import pyarrow as pa
+
+    scores = _scores(predictor, answers)
+    apply = [
+        None
+        if row is None
+        else [label for label in predictor.labels if row.get(label, 0) >= config.threshold]
+        for row in scores
+    ]
+    return {"labels": pa.array(apply, pa.list_(pa.string())), **_every_score(predictor, scores)}
+
+
+def _every_score(predictor: Predictor, scores: Sequence[dict[str, float] | None]) -> dict[str, Any]:
+    """Scores in the order of the model's labels, as in its config.json."""
+    import pyarrow as pa
+
+    every = [
+        None if row is None else [row.get(label) for label in predictor.labels] for row in scores
+    ]
+    return {"scores": pa.array(every, pa.list_(pa.float64()))}
+
+
+def _regression(
+    predictor: Predictor, config: PredictConfig, answers: Sequence[Any]
+) -> dict[str, Any]:
+    import pyarrow as pa
+
+    del predictor, config
+    values = [None if answer is None else answer[0][0]["score"] for answer in answers]
+    return {"score": pa.array(values, pa.float64())}
+
+
+def _json_column(
+    predictor: Predictor, config: PredictConfig, answers: Sequence[Any]
+) -> dict[str, Any]:
+    import pyarrow as pa
+
+    del predictor, config
+    texts = [None if answer is None else json.dumps(answer) for answer in answers]
+    return {"prediction": pa.array(texts, pa.string())}
+
+
+_COLUMNS: dict[str, Callable[[Predictor, PredictConfig, Sequence[Any]], dict[str, Any]]] = {
+    "single_label_classification": _single_label,
+    "multi_label_classification": _multi_label,
+    "regression": _regression,
+}
+"""Columns of the answers by what a classifier predicts; any other answer is a JSON text."""

@@ -1,0 +1,261 @@
+"""What all tasks that generate text share: parameters, defaults of the model, batches.
+
+Rows of different requests share a batch when their options agree; seeds, stop texts and (without
+beams) lengths may differ. A row's text does not depend on its neighbours: see `sampling`.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+
+from trainyard.errors import UserError
+from trainyard.inference.limits import Budget
+from trainyard.inference.parameters import STRICT
+from trainyard.inference.predictor import Predictor
+from trainyard.inference.rows import Prepared, Row
+from trainyard.inference.sampling import Generated, Sampler, Wanted, Watcher
+
+Count = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Gt(0), Le(1)]
+
+DEFAULT_NEW_TOKENS = 100
+"""Tokens generated where neither the request nor the model says."""
+
+GENERATE = (
+    "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "num_beams", "length_penalty",
+    "early_stopping", "min_length", "forced_bos_token_id",
+)  # fmt: skip
+"""Options that `generate` itself follows."""
+
+SAMPLE = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "frequency_penalty")
+"""Options that `sampling.Sampler` follows."""
+
+KEPT = (
+    "bos_token_id", "eos_token_id", "decoder_start_token_id", "bad_words_ids", "suppress_tokens",
+    "begin_suppress_tokens",
+)  # fmt: skip
+"""What stays of a model's generation_config.json. The file can also ask for caches, assistants and
+decoding loops from the Hub; none of that is for a server to follow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateParameters:
+    """What every task that generates text may be told; defaults are the model's own."""
+
+    __pydantic_config__ = STRICT
+
+    max_new_tokens: Count | None = None
+    """Tokens to generate, at most."""
+    min_new_tokens: Annotated[int, Ge(0)] | None = None
+    """Tokens to generate, at least."""
+    do_sample: bool | None = None
+    """Draw tokens at random. Default: as the model says, or when one of the next four is given."""
+    temperature: Annotated[float, Gt(0)] | None = None
+    """Below 1 the likely become likelier."""
+    top_k: Annotated[int, Ge(0)] | None = None
+    """Draw from the K likeliest tokens only; 0 is no limit."""
+    top_p: Fraction | None = None
+    """Draw from the likeliest tokens that make up this probability."""
+    typical_p: Fraction | None = None
+    """Draw from the most typical tokens that make up this probability (Meister et al. 2022)."""
+    repetition_penalty: Annotated[float, Gt(0)] | None = None
+    """Above 1, tokens that occurred become less likely (Keskar et al. 2019)."""
+    no_repeat_ngram_size: Annotated[int, Ge(0)] | None = None
+    """N-grams of this size occur only once."""
+    num_beams: Annotated[int, Ge(1), Le(64)] | None = None
+    """Width of beam search; 1 is none."""
+    length_penalty: float | None = None
+    """With beams: above 0 longer texts win."""
+    early_stopping: bool | None = None
+    """With beams: stop at the first complete ones."""
+    num_return_sequences: Annotated[int, Ge(1), Le(64)] = 1
+    """Texts per input; more than one needs do_sample or as many beams."""
+    seed: Annotated[int, Ge(0)] | None = None
+    """Makes draws repeatable, whatever else is served. Default: a new one, told in details."""
+
+
+class Generator(Predictor):
+    """A model that continues text (decoder), or answers it (encoder and decoder)."""
+
+    def check_model(self) -> None:
+        """Take what is harmless and useful of the model's generation_config.json."""
+        from transformers import GenerationConfig
+
+        config = self.model.generation_config
+        self._joint = bool(self.model.config.is_encoder_decoder)
+        defaults, kept = [*GENERATE, *SAMPLE, "max_new_tokens"], list(KEPT)
+        if self._joint:
+            defaults.append("max_length")
+            kept.append("forced_eos_token_id")
+        else:  # there it counts the prompt with its padding
+            defaults.remove("min_length")
+        self.defaults = _present(config, defaults)
+        self._kept = {**_present(config, kept), "pad_token_id": self.pad_token_id}
+        self.model.generation_config = GenerationConfig(**self._kept)
+        self.special = set(self.tokenizer.all_special_ids)
+        end = self._kept.get("eos_token_id")
+        self._end = set(end if isinstance(end, list) else [] if end is None else [end])
+
+    def options(self, given: Mapping[str, Any], base: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """What a batch is told: the model's defaults, the task's, then the request's.
+
+        Raises:
+            UserError: for options that contradict each other.
+        """
+        asked = {name: value for name, value in given.items() if value is not None}
+        if asked.keys() & {"temperature", "top_k", "top_p", "typical_p"}:
+            asked.setdefault("do_sample", True)
+        every = {**self.defaults, **base, **asked}
+        options = {name: every[name] for name in (*GENERATE, *SAMPLE) if name in every}
+        # Beams and draws exclude each other: what the request asks for wins over a default.
+        if asked.get("do_sample") and "num_beams" not in asked:
+            options["num_beams"] = 1
+        beams = options.get("num_beams") or 1
+        if beams > 1 and "do_sample" not in asked:
+            options["do_sample"] = False
+        sample, many = bool(options.get("do_sample")), asked.get("num_return_sequences", 1)
+        fault = None
+        if beams > 1 and sample:
+            fault = "num_beams above 1 and do_sample exclude each other"
+        elif beams > 1 and many > beams:
+            fault = f"num_return_sequences is {many}, but num_beams only {beams}"
+        elif beams == 1 and many > 1 and not sample:
+            fault = f"num_return_sequences is {many}, but without do_sample or beams all were equal"
+        if fault:
+            raise UserError(f"parameters: {fault}; change one of the two")
+        return options | ({"num_return_sequences": many} if beams > 1 else {})
+
+    def check_new_tokens(self, wanted: int) -> None:
+        """Refuse an answer that is longer than anybody may have.
+
+        Raises:
+            UserError: naming the limit.
+        """
+        most = self.limits.new_tokens
+        if most is not None and wanted > most:
+            raise UserError(
+                f"parameters.max_new_tokens is {wanted}; at most {most} tokens are generated here for "
+                "one text, so send at most that"
+            )
+
+    def rows(
+        self,
+        ids: list[int],
+        options: dict[str, Any],
+        parameters: Any,
+        budget: Budget,
+        **wanted: Any,
+    ) -> list[Row]:
+        """The rows of one input: one for each text to be drawn; beams give theirs from one row."""
+        beams = options.get("num_beams", 1)
+        seed = secrets.randbits(32) if parameters.seed is None else parameters.seed
+        length = wanted["max_new_tokens"]
+        many = 1 if beams > 1 else parameters.num_return_sequences
+        occupied = (len(ids) + length) * beams
+        budget.spend(many, "texts to generate", many * occupied)
+        group = json.dumps([options, length if beams > 1 or self._joint else None], sort_keys=True)
+        return [
+            Row(
+                {"input_ids": ids},
+                occupied,
+                group,
+                Wanted(options=options, seed=seed, index=i, **wanted),
+            )
+            for i in range(many)
+        ]
+
+    def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
+        """Asked after each token, in the thread of `forward`."""
+        for row in prepared.rows:
+            row.wanted.cancelled = cancelled
+
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        """Generate for rows of one group; a list of `Generated` for each."""
+        import torch
+
+        results: list[Any] = [None] * len(rows)
+        with torch.inference_mode():
+            for part in self._parts(rows):
+                chosen = [rows[i] for i in part]
+                beams = chosen[0].wanted.options.get("num_beams", 1) > 1
+                found = self._search(chosen) if beams else self._draw(chosen)
+                for i, result in zip(part, found, strict=True):
+                    results[i] = result
+        return results
+
+    def _parts(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Rows that fit together: a row that is done counts positions until the last one is done."""
+        if self.max_tokens is None or self._joint:
+            return [list(range(len(rows)))]
+        parts: list[list[int]] = []
+        longest = 0
+        for i in sorted(range(len(rows)), key=lambda i: -len(rows[i].inputs["input_ids"])):
+            more = max(longest, rows[i].wanted.max_new_tokens)
+            if parts and len(rows[parts[-1][0]].inputs["input_ids"]) + more <= self.max_tokens:
+                parts[-1].append(i)
+                longest = more
+            else:
+                parts.append([i])
+                longest = rows[i].wanted.max_new_tokens
+        return parts
+
+    def _generate(self, rows: Sequence[Row], **more: Any) -> Any:
+        from transformers import GenerationConfig
+
+        options = rows[0].wanted.options
+        names = [name for name in (*GENERATE, "num_return_sequences") if name in options]
+        config = GenerationConfig(
+            **self._kept,
+            **{name: options[name] for name in names},
+            max_new_tokens=max(row.wanted.max_new_tokens for row in rows),
+            do_sample=False,
+        )
+        return self.model.generate(
+            **self.pad(rows, left=not self._joint), generation_config=config, **more
+        )
+
+    def _draw(self, rows: Sequence[Row]) -> list[list[Generated]]:
+        wanted = [row.wanted for row in rows]
+        sampler = Sampler(wanted)
+        watcher = Watcher(wanted, sampler, self.tokenizer, self._end)
+        self._generate(rows, logits_processor=[sampler], stopping_criteria=[watcher])
+        return [[generated] for generated in watcher.generated]
+
+    def _search(self, rows: Sequence[Row]) -> list[list[Generated]]:
+        import torch
+
+        many = rows[0].wanted.options["num_return_sequences"]
+
+        def all_gone(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            del scores, kwargs
+            gone = all(row.wanted.gone for row in rows)
+            return torch.full((len(input_ids),), gone, device=input_ids.device)
+
+        sequences = self._generate(rows, stopping_criteria=[all_gone]).tolist()
+        prompt = 1 if self._joint else max(len(row.inputs["input_ids"]) for row in rows)
+        found = [self._cut(sequence[prompt:]) for sequence in sequences]
+        return [found[i * many : (i + 1) * many] for i in range(len(rows))]
+
+    def _cut(self, tokens: list[int]) -> Generated:
+        for i, token in enumerate(tokens):
+            if token in self._end:
+                return Generated(tokens[: i + 1], finish_reason="eos_token")
+        return Generated(tokens, finish_reason="length")
+
+    def text(self, generated: Generated, **options: Any) -> str:
+        """The generated text, without special tokens."""
+        return str(self.tokenizer.decode(generated.tokens, skip_special_tokens=True, **options))
+
+
+def _present(config: Any, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(config, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def given(parameters: Any) -> dict[str, Any]:
+    """What a request set of the parameters above."""
+    return {name: value for name, value in asdict(parameters).items() if value is not None}

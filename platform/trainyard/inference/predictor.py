@@ -1,0 +1,237 @@
+"""What every predictor is: a request becomes rows, rows of many requests share a forward pass.
+
+    prepared = predictor.preprocess(inputs, parameters)     # UserError: the request is at fault
+    results = predictor.forward(prepared.rows)              # or any mixture of rows of one group
+    answer = predictor.postprocess(prepared, results)       # JSON in the Inference API's shape
+
+`preprocess` and `postprocess` are CPU work of one request, `forward` is the model's. Each of them may
+run in several threads at once: on a CPU the server has a pass on each core, unless the model generates.
+Who serves a predictor sets its `limits` and, for one request, `stop_when`. No Ray in here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from trainyard.batching import token_batches
+from trainyard.errors import UserError
+from trainyard.inference.limits import Limits
+from trainyard.inference.parameters import check_parameters
+from trainyard.inference.rows import Item, Prepared, Row
+from trainyard.inference.tokenizing import Tokenizing
+from trainyard.models import ENGINES, check_engine, load_model, max_tokens, pack_linears, start
+
+BATCH_TOKENS = 8192
+"""Padded tokens of one forward pass, where the caller does not say."""
+
+
+class Predictor(Tokenizing, ABC):
+    """One task of the Inference API over one model. A row of `PREDICTORS`.
+
+    Attributes:
+        task: The task's name on the Hub.
+        auto_model: The class of transformers that loads its models.
+        architectures: Endings of the names in a config's `architectures` that it serves.
+        parameters: Dataclass of what a request may set.
+        example: Body of a request that any model of the task can answer.
+        optional_weights: Prefixes of weights that the task does not use.
+        limits: What one request may grow into.
+    """
+
+    task: ClassVar[str]
+    auto_model: ClassVar[str]
+    architectures: ClassVar[tuple[str, ...]]
+    parameters: ClassVar[type[Any]]
+    example: Mapping[str, Any]
+    optional_weights: ClassVar[tuple[str, ...]] = ()
+    limits = Limits()
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Take a model in evaluation mode and its tokenizer, see `load`.
+
+        Raises:
+            UserError: when the model cannot do the task.
+        """
+        super().__init__(tokenizer, max_tokens(model, tokenizer))
+        self.model = model
+        self.device = model.device
+        self._run = model
+        self.pad_token_id: int = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.check_model()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        revision: str | None = None,
+        engine: str = "torch",
+        engine_file: Path | None = None,
+    ) -> Self:
+        """Build from a folder, `package:NAME/FOLDER` or a Hub id, to be run by an engine in `dtype`.
+
+        Raises:
+            UserError: for weights that are no safetensors, missing, NaN or infinite, for code that
+                the model brings, a model of another task, or an engine that cannot run it.
+        """
+        check_engine(engine, dtype, device)
+        model, tokenizer = load_model(
+            cls.auto_model,
+            name,
+            dtype=ENGINES[engine].loads or dtype,
+            device=device,
+            revision=revision,
+            optional_weights=cls.optional_weights,
+        )
+        predictor = cls(model, tokenizer)
+        predictor.read_more(name, revision)
+        if engine != "torch":
+            predictor._start(engine, dtype, engine_file)
+        elif not model.can_generate():  # whose steps of a row each would gain little
+            predictor._run = pack_linears(model)
+        return predictor
+
+    def _start(self, engine: str, dtype: str, file: Path | None) -> None:
+        """Have `engine` run the model from now on; what it does not need of the weights is freed."""
+        import torch
+
+        with torch.inference_mode():
+            self._run = start(engine, self.model, self._batches_to_compare(), dtype, file)
+        if not ENGINES[engine].keeps_model:
+            self.model.to("meta")
+
+    def _batches_to_compare(self) -> list[dict[str, Any]]:
+        """The task's example, in rows of two lengths; alone; and longer, in three rows."""
+        body = self.example
+        prepared = self.preprocess(body["inputs"], body.get("parameters"))
+        alone = self.pad(prepared.rows[:1])
+        two = {name: values.repeat(2, 1) for name, values in alone.items()}
+        two["attention_mask"][1, alone["attention_mask"].shape[1] // 2 :] = 0
+        most = self.max_tokens or 3 * prepared.rows[0].length
+        long = {name: values.repeat(3, 3)[:, :most] for name, values in alone.items()}
+        return [two, alone, long]
+
+    def read_more(self, name: str, revision: str | None) -> None:
+        """Take what else the model's folder says about the task; called once, by `load`.
+
+        Raises:
+            UserError: for a file that cannot be what it should.
+        """
+        del name, revision
+
+    def check_model(self) -> None:
+        """Refuse, by a UserError, a model that cannot do the task."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the model's outputs, in their order; empty for tasks without labels."""
+        return []
+
+    def preprocess(self, inputs: Any, parameters: Mapping[str, Any] | None = None) -> Prepared:
+        """Check and tokenize one request. A list as `inputs` asks for a list of answers.
+
+        Raises:
+            UserError: one sentence about what is wrong with the request.
+        """
+        checked = check_parameters(self.parameters, parameters, self.task)
+        listed = isinstance(inputs, list)
+        if listed and not inputs:
+            raise UserError("inputs is an empty list; send at least one input")
+        items = self.encode(inputs if listed else [inputs], checked)
+        return Prepared(items, listed, checked)
+
+    def postprocess(self, prepared: Prepared, results: Sequence[Any]) -> Any:
+        """The answer to one request, from the results of `prepared.rows` in their order."""
+        rest = iter(results)
+        answers = [
+            self.decode(item, [next(rest) for _ in item.rows], prepared.parameters)
+            for item in prepared.items
+        ]
+        return self.shape(answers, listed=prepared.listed)
+
+    @abstractmethod
+    def encode(self, inputs: list[Any], parameters: Any) -> list[Item]:
+        """Items of the inputs, one each."""
+
+    @abstractmethod
+    def decode(self, item: Item, results: list[Any], parameters: Any) -> Any:
+        """The answer to one item."""
+
+    def shape(self, answers: list[Any], *, listed: bool) -> Any:
+        """The whole answer: a list for a list."""
+        return answers if listed else answers[0]
+
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        """Run the model once over rows of one group; one result per row, whatever their requests.
+
+        A row's result does not depend on its neighbours (fp32: to 1e-5).
+        """
+        import torch
+
+        with torch.inference_mode():
+            return self.results(rows, self._run(**self.pad(rows)))
+
+    def results(self, rows: Sequence[Row], outputs: Any) -> list[Any]:
+        """Split the model's output into what each row needs of it. Default: its logits."""
+        logits = outputs.logits.float().cpu().numpy()
+        return [logits[i, : row.length] for i, row in enumerate(rows)]
+
+    def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
+        """Have `forward` give up the rows of one request once `cancelled` says so.
+
+        Only passes of many steps ask; a single one is over before it could be given up.
+        """
+        del prepared, cancelled
+
+    def pad(self, rows: Sequence[Row], *, left: bool = False) -> dict[str, Any]:
+        """Tensors of shape [rows, longest row], on the model's device, with `attention_mask`."""
+        import torch
+
+        lengths = [len(row.inputs["input_ids"]) for row in rows]
+        longest = max(lengths)
+        fill = {"input_ids": self.pad_token_id, "attention_mask": 0}
+        fill["token_type_ids"] = getattr(self.tokenizer, "pad_token_type_id", 0)
+        batch = {}
+        for name in [*rows[0].inputs, "attention_mask"]:
+            values = np.full((len(rows), longest), fill.get(name, 0), np.int64)
+            for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                span = slice(longest - length, None) if left else slice(length)
+                values[i, span] = 1 if name == "attention_mask" else row.inputs[name]
+            batch[name] = torch.from_numpy(values).to(self.device)
+        return batch
+
+    def forward_all(
+        self,
+        rows: Sequence[Row],
+        batch_tokens: int = BATCH_TOKENS,
+        forward: Callable[[list[Row]], Sequence[Any]] | None = None,
+    ) -> list[Any]:
+        """`forward` over any number of rows of any groups, in batches of rows of similar length."""
+        forward = forward or self.forward
+        results: list[Any] = [None] * len(rows)
+        groups: dict[str, list[int]] = {}
+        for i, row in enumerate(rows):
+            groups.setdefault(row.group, []).append(i)
+        for members in groups.values():
+            lengths = np.array([rows[i].length for i in members])
+            for batch in token_batches(lengths, batch_tokens):
+                places = [members[i] for i in batch]
+                for place, result in zip(
+                    places, forward([rows[place] for place in places]), strict=True
+                ):
+                    results[place] = result
+        return results
+
+    def __call__(self, inputs: Any, **parameters: Any) -> Any:
+        """Answer one request, here and now.
+
+        Raises:
+            UserError: one sentence about what is wrong with it.
+        """
+        prepared = self.preprocess(inputs, parameters)
+        return self.postprocess(prepared, self.forward_all(prepared.rows))

@@ -1,0 +1,59 @@
+"""The tasks of the Inference API, each a Predictor; shared by batch inference and the server."""
+
+from trainyard.errors import UserError
+from trainyard.inference.predictor import BATCH_TOKENS, Predictor
+from trainyard.inference.rows import Item, Prepared, Row
+from trainyard.inference.tasks.embeddings import FeatureExtraction, SentenceSimilarity
+from trainyard.inference.tasks.fill_mask import FillMask
+from trainyard.inference.tasks.question_answering import QuestionAnswering
+from trainyard.inference.tasks.text_classification import TextClassification
+from trainyard.inference.tasks.text_generation import TextGeneration
+from trainyard.inference.tasks.text_to_text import Summarization, TextToText, Translation
+from trainyard.inference.tasks.token_classification import TokenClassification
+from trainyard.inference.tasks.zero_shot_classification import ZeroShotClassification
+from trainyard.models import resolve_model
+
+PREDICTORS: dict[str, type[Predictor]] = {
+    predictor.task: predictor
+    for predictor in (
+        TextClassification,
+        ZeroShotClassification,
+        TokenClassification,
+        QuestionAnswering,
+        FillMask,
+        Summarization,
+        Translation,
+        TextToText,
+        TextGeneration,
+        FeatureExtraction,
+        SentenceSimilarity,
+    )
+}
+"""By the task's name on the Hub."""
+
+
+def task_of(model: str, revision: str | None = None) -> str:
+    """The task that a model's architecture is for, read from its config.json.
+
+    Raises:
+        UserError: when no task here is served by such a model.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(resolve_model(model), revision=revision)
+    except OSError as error:
+        raise UserError(
+            f"model {model} has no config.json that can be read; give a folder or a Hub id"
+        ) from error
+    for architecture in config.get("architectures") or []:
+        for task, predictor in PREDICTORS.items():
+            if predictor.architectures and architecture.endswith(predictor.architectures):
+                return task
+    raise UserError(
+        f"model {model} is a {' '.join(config.get('architectures') or ['model without a name'])}, "
+        f"which tells no task; name one of {', '.join(PREDICTORS)}"
+    )
+
+
+__all__ = ["BATCH_TOKENS", "PREDICTORS", "Item", "Predictor", "Prepared", "Row", "task_of"]

@@ -1,0 +1,1 @@
+"""One predictor per file."""

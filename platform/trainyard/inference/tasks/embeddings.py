@@ -1,0 +1,262 @@
+"""Embeddings: feature extraction and sentence similarity.
+
+A model in the format of sentence-transformers says itself how token vectors become a sentence's
+(Reimers & Gurevych 2019, "Sentence-BERT"); its files are read, no code of it is run.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge
+from numpy.typing import NDArray
+
+from trainyard.errors import UserError
+from trainyard.inference.inputs import fields_of, text_of
+from trainyard.inference.limits import Budget
+from trainyard.inference.parameters import STRICT
+from trainyard.inference.predictor import Predictor
+from trainyard.inference.rows import Item
+from trainyard.models import resolve_model
+
+Vectors = NDArray[np.float32]
+
+POOLINGS: dict[str, Callable[[Vectors], Vectors]] = {
+    "mean": lambda tokens: tokens.mean(axis=0),
+    "cls": lambda tokens: tokens[0],
+    "max": lambda tokens: tokens.max(axis=0),
+    "lasttoken": lambda tokens: tokens[-1],
+    "none": lambda tokens: tokens,
+}
+"""From a text's token vectors, shape [tokens, size], to its own, shape [size]."""
+
+
+@dataclass(frozen=True)
+class SentenceSettings:
+    """What a model in the format of sentence-transformers says about itself."""
+
+    pooling: str | None = None
+    normalize: bool = False
+    max_tokens: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def sentence_settings(name: str, revision: str | None = None) -> SentenceSettings:
+    """Read modules.json and what it names; a model without it has no settings.
+
+    Raises:
+        UserError: when the model has modules that are not known here.
+    """
+    modules = _json(name, "modules.json", revision)
+    if modules is None:
+        return SentenceSettings()
+    try:
+        kinds = {module["type"].rpartition(".")[2]: Path(module["path"]) for module in modules}
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"model {name}: modules.json is no list of modules with type and path; copy it again"
+        ) from None
+    for path in kinds.values():
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"model {name}: modules.json names the folder '{path}', which is outside the model's "
+                "own; copy the whole model again"
+            )
+    pooling = _json(name, str(kinds.get("Pooling", Path()) / "config.json"), revision) or {}
+    modes = [
+        key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+        for key, chosen in pooling.items()
+        if key.startswith("pooling_mode_") and chosen is True
+    ] or [pooling.get("pooling_mode", "")]
+    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
+    if unknown or modes[1:] or modes[0] not in POOLINGS:
+        raise UserError(
+            f"model {name} makes sentence vectors by {', '.join([*sorted(unknown), *modes])}, but only "
+            f"one pooling of {', '.join(POOLINGS)} and normalization are known here; use another model"
+        )
+    return SentenceSettings(
+        pooling=modes[0],
+        normalize="Normalize" in kinds,
+        max_tokens=(_json(name, "sentence_bert_config.json", revision) or {}).get("max_seq_length"),
+        prompts=(_json(name, "config_sentence_transformers.json", revision) or {}).get("prompts")
+        or {},
+    )
+
+
+def _json(name: str, file: str, revision: str | None) -> Any:
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        resolve_model(name),
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+class Embedder(Predictor):
+    """A model without head, whose vectors are the answer."""
+
+    auto_model = "AutoModel"
+    optional_weights = ("pooler.",)
+    settings = SentenceSettings()
+
+    def read_more(self, name: str, revision: str | None) -> None:
+        """What the model says about sentences."""
+        self.settings = sentence_settings(name, revision)
+        limits = [n for n in (self.settings.max_tokens, self.max_tokens) if n is not None]
+        self.max_tokens = min(limits, default=None)
+
+    def results(self, rows: Any, outputs: Any) -> list[Any]:
+        """Vectors of each row: [size], or [tokens, size] without pooling."""
+        states = outputs.last_hidden_state.float().cpu().numpy()
+        return [POOLINGS[row.wanted](states[i, : row.length]) for i, row in enumerate(rows)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureExtractionParameters:
+    """What a request may set; the real client sends these beside `inputs`, not in `parameters`."""
+
+    __pydantic_config__ = STRICT
+
+    normalize: bool | None = None
+    """Scale vectors to length 1. Default: as the model says."""
+    pooling: Literal["mean", "cls", "max", "lasttoken", "none"] | None = None
+    """How token vectors become a text's; none gives all of them. Default: as the model says."""
+    prompt_name: str | None = None
+    """Put the model's prompt of this name before the texts."""
+    truncate: bool = False
+    """Cut off texts that are too long for the model, instead of refusing them."""
+    truncation_direction: Literal["left", "right"] = "right"
+    """Which end is cut off."""
+    dimensions: Annotated[int, Ge(1)] | None = None
+    """Keep the first so many numbers of each vector, before it is scaled; for models made for it."""
+    encoding_format: Literal["float"] = "float"
+    """Vectors are lists of numbers; base64 is not there."""
+
+
+class FeatureExtraction(Embedder):
+    """A vector per text, or one per token of each where the model names no pooling.
+
+    The answer is nested for a single text, too: [1, size] or [1, tokens, size].
+    """
+
+    task = "feature-extraction"
+    architectures = ("Model",)
+    parameters = FeatureExtractionParameters
+    example: Mapping[str, Any] = {"inputs": "A sentence."}
+
+    def encode(self, inputs: list[Any], parameters: FeatureExtractionParameters) -> list[Item]:
+        """One row per text."""
+        size = self.model.config.hidden_size
+        if (parameters.dimensions or 0) > size:
+            raise UserError(
+                f"parameters.dimensions is {parameters.dimensions}, but the model's vectors have {size} "
+                "numbers; send at most that"
+            )
+        prompt = ""
+        if parameters.prompt_name is not None:
+            prompts = self.settings.prompts
+            if parameters.prompt_name not in prompts:
+                raise UserError(
+                    f"parameters.prompt_name is {parameters.prompt_name!r}, but the model has "
+                    + (f"the prompts {', '.join(prompts)}" if prompts else "no prompts")
+                    + "; send one of them or none"
+                )
+            prompt = prompts[parameters.prompt_name]
+        tokens = self.tokenize(
+            [prompt + text_of(value) for value in inputs],
+            truncation=parameters.truncate,
+            side=parameters.truncation_direction,
+        )
+        rows = self.rows_of(tokens)
+        if self._pooling(parameters) == "none":
+            total = size * sum(row.length for row in rows)
+            Budget(self.limits).spend(0, "vectors", numbers=total)
+        for row in rows:
+            row.wanted = self._pooling(parameters)
+        return [Item([row], cut) for row, cut in zip(rows, tokens.truncated, strict=True)]
+
+    def _pooling(self, parameters: FeatureExtractionParameters) -> str:
+        return parameters.pooling or self.settings.pooling or "none"
+
+    def decode(
+        self, item: Item, results: list[Any], parameters: FeatureExtractionParameters
+    ) -> Any:
+        """The vectors as lists."""
+        del item
+        vectors = results[0][..., : parameters.dimensions]
+        wanted = self.settings.normalize and self._pooling(parameters) != "none"
+        if wanted if parameters.normalize is None else parameters.normalize:
+            vectors = unit(vectors)
+        answer = vectors.tolist()
+        return [answer] if self._pooling(parameters) == "none" else answer
+
+    def shape(self, answers: list[Any], *, listed: bool) -> Any:
+        """As transformers' pipeline nests token vectors, and text-embeddings-inference those of texts."""
+        single_tokens = not listed and isinstance(answers[0][0], list)
+        return answers[0] if single_tokens else answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceSimilarityParameters:
+    """What a request may set."""
+
+    __pydantic_config__ = STRICT
+
+    truncation: bool = False
+    """Cut off texts that are too long for the model, instead of refusing them."""
+
+
+class SentenceSimilarity(Embedder):
+    """Cosines between one sentence and others, between -1 and 1.
+
+    `inputs` is `{"source_sentence": …, "sentences": […]}` or a list of such. A model that names no
+    pooling is pooled by the mean, as sentence-transformers does.
+    """
+
+    task = "sentence-similarity"
+    architectures = ()
+    parameters = SentenceSimilarityParameters
+    example: Mapping[str, Any] = {
+        "inputs": {"source_sentence": "A train leaves.", "sentences": ["A train goes.", "Soup."]},
+        "parameters": {},
+    }
+
+    def encode(self, inputs: list[Any], parameters: SentenceSimilarityParameters) -> list[Item]:
+        """One row for the source sentence, then one for each other."""
+        budget = Budget(self.limits)
+        items = []
+        for value in inputs:
+            given = fields_of(value, ["source_sentence", "sentences"])
+            sentences = given["sentences"]
+            if not isinstance(sentences, list) or not sentences:
+                raise UserError("sentences must be a list of at least one text")
+            budget.spend(1 + len(sentences), "sentences")
+            texts = [text_of(given["source_sentence"], "source_sentence")]
+            texts += [text_of(sentence, "a sentence") for sentence in sentences]
+            tokens = self.tokenize(texts, truncation=parameters.truncation)
+            rows = self.rows_of(tokens)
+            for row in rows:
+                row.wanted = self.settings.pooling or "mean"
+            items.append(Item(rows, sum(tokens.truncated)))
+        return items
+
+    def decode(
+        self, item: Item, results: list[Any], parameters: SentenceSimilarityParameters
+    ) -> list[float]:
+        """Cosines, in the order of the sentences."""
+        del item, parameters
+        source, *others = map(unit, results)
+        return [float(np.clip(source @ other, -1, 1)) for other in others]
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Vectors along the last axis, scaled to length 1 (zero vectors stay zero)."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12))

@@ -1,0 +1,174 @@
+"""Text classification: single texts and pairs, one label or many, and regression."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge
+from numpy.typing import NDArray
+
+from trainyard.errors import UserError
+from trainyard.inference.inputs import fields_of, text_of
+from trainyard.inference.parameters import STRICT, Truncation
+from trainyard.inference.predictor import Predictor
+from trainyard.inference.rows import Item
+from trainyard.models import resolve_model
+
+COLDEST, HOTTEST = 0.05, 20.0
+"""Bounds of a temperature: by one beyond them all scores would be 0 and 1, or all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassificationParameters:
+    """What a request may set."""
+
+    __pydantic_config__ = STRICT
+
+    top_k: Annotated[int, Ge(1)] | None = None
+    """Answer with the K most probable labels only. Default: all of them."""
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+    """What turns the model's outputs into scores. Default: by the model's problem type."""
+    truncation: Truncation = False
+    """Cut off texts that are too long for the model, instead of refusing them."""
+
+
+class SequenceClassifier(Predictor):
+    """A model with one output vector per sequence."""
+
+    auto_model = "AutoModelForSequenceClassification"
+    architectures = ("ForSequenceClassification",)
+
+    def check_model(self) -> None:
+        """Without padding token a decoder does not find the end of a sequence in a batch."""
+        if self.tokenizer.pad_token_id is None:
+            raise UserError(
+                f"the tokenizer has no padding token, which {self.task} needs to batch texts; set "
+                "pad_token in its tokenizer_config.json"
+            )
+        if getattr(self.model.config, "pad_token_id", None) is None:
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.config.use_cache = False  # nothing is generated
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes."""
+        names = self.model.config.id2label
+        return [names[i] for i in range(len(names))]
+
+    def results(self, rows: Any, outputs: Any) -> list[Any]:
+        """Logits of each row, shape [labels]."""
+        del rows
+        return list(outputs.logits.float().cpu().numpy())
+
+
+class TextClassification(SequenceClassifier):
+    """Labels with scores, the best first.
+
+    `inputs` is a text, `{"text": …, "text_pair": …}`, or a list of such. The answer is a list of
+    lists, one per input, also for a single one: that is what `InferenceClient` reads. Scores are
+    those of transformers' pipeline, but of a model that was calibrated: see `stored_temperature`.
+    """
+
+    task = "text-classification"
+    parameters = TextClassificationParameters
+    example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}
+    temperature = 1.0
+
+    def read_more(self, name: str, revision: str | None) -> None:
+        """The temperature that is stored with the model."""
+        del revision  # only of a folder: nobody calibrates in a cache of the Hub
+        self.temperature = stored_temperature(Path(resolve_model(name)))
+
+    def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
+        """One row per text or pair."""
+        texts, pairs = zip(*map(_pair, inputs), strict=True)
+        if any((pair is None) != (pairs[0] is None) for pair in pairs):
+            raise UserError("inputs mixes single texts with pairs; send them in two requests")
+        tokens = self.tokenize(
+            list(texts),
+            None if pairs[0] is None else list(pairs),
+            truncation=parameters.truncation,
+        )
+        rows = self.rows_of(tokens)
+        return [Item([row], cut) for row, cut in zip(rows, tokens.truncated, strict=True)]
+
+    def decode(
+        self, item: Item, results: list[Any], parameters: TextClassificationParameters
+    ) -> list[dict[str, Any]]:
+        """Sorted labels with scores; `none` asks for the logits as they are."""
+        del item
+        function = parameters.function_to_apply or self._usual_function()
+        logits = results[0] if function == "none" else results[0] / self.temperature
+        scores = _FUNCTIONS[function](logits)
+        order = np.argsort(-scores, kind="stable")[: parameters.top_k]
+        names = self.labels
+        return [{"label": names[i], "score": float(scores[i])} for i in order]
+
+    def shape(self, answers: list[Any], *, listed: bool) -> Any:
+        """Nested always."""
+        del listed
+        return answers
+
+    def _usual_function(self) -> str:
+        """As transformers' pipeline chooses it."""
+        config = self.model.config
+        if config.problem_type == "regression":
+            return "none"
+        if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+            return "sigmoid"
+        return "softmax"
+
+
+def _pair(value: Any) -> tuple[str, str | None]:
+    if isinstance(value, list):
+        raise UserError(
+            'inputs holds a list inside a list; send a pair as {"text": …, "text_pair": …}'
+        )
+    if not isinstance(value, dict):
+        return text_of(value), None
+    pair = fields_of(value, ["text"], ["text_pair"])
+    second = pair.get("text_pair")
+    return text_of(pair["text"], "text"), None if second is None else text_of(second, "text_pair")
+
+
+def stored_temperature(folder: Path) -> float:
+    """What to divide a model's logits by: from the calibration.json of jobs/eval.py, else 1.
+
+    Raises:
+        UserError: for a file that holds no usable temperature.
+    """
+    path = folder / "calibration.json"
+    if not path.is_file():
+        return 1.0
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["temperature"]
+    except (OSError, ValueError, TypeError, KeyError):
+        found = None
+    if type(found) not in (int, float) or not COLDEST <= found <= HOTTEST:
+        raise UserError(
+            f"{path} holds the temperature {repr(found)[:40]}, expected a number from {COLDEST:g} to "
+            f"{HOTTEST:g}; store it again by jobs/eval.py --calibrate, or remove the file"
+        )
+    return float(found)
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logistic function, elementwise; no overflow."""
+    exponential: NDArray[np.float32] = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1 / (1 + exponential), exponential / (1 + exponential))
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities over the last axis."""
+    exponential = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponential / exponential.sum(axis=-1, keepdims=True))
+
+
+_FUNCTIONS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "sigmoid": sigmoid,
+    "softmax": softmax,
+    "none": np.asarray,
+}

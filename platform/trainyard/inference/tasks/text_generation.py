@@ -1,0 +1,212 @@
+"""Text generation by decoders: drawn, greedy or by beams; whole, or token by token."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MaxLen, MinLen
+
+from trainyard.errors import UserError
+from trainyard.inference.generation import (
+    DEFAULT_NEW_TOKENS,
+    Count,
+    GenerateParameters,
+    Generator,
+    given,
+)
+from trainyard.inference.inputs import text_of
+from trainyard.inference.limits import Budget
+from trainyard.inference.parameters import STRICT
+from trainyard.inference.rows import Item, Prepared
+from trainyard.inference.sampling import Generated
+
+Stop = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextGenerationParameters(GenerateParameters):
+    """What a request may set: the words of text-generation-inference and of transformers."""
+
+    __pydantic_config__ = STRICT
+
+    stop: Annotated[list[Stop], MaxLen(16)] | None = None
+    """End at the first of these texts, which stays part of the answer."""
+    return_full_text: bool | None = None
+    """Put the prompt before the answer."""
+    details: bool | None = None
+    """Tell every token with its log-probability, and why the text ended."""
+    frequency_penalty: Annotated[float, Ge(-2), Le(2)] | None = None
+    """Above 0, tokens become less likely with every time they were generated."""
+    truncate: Count | None = None
+    """Keep the last so many tokens of the prompt only."""
+    best_of: Count | None = None
+    """Only 1: a number of candidates is num_return_sequences here."""
+    decoder_input_details: bool | None = None
+    """Only false: log-probabilities of the prompt are not computed."""
+    top_n_tokens: Annotated[int, Ge(0)] | None = None
+    """Only 0: other tokens than the chosen one are not told."""
+    watermark: bool | None = None
+    """Only false."""
+    adapter_id: str | None = None
+    """Only none: adapters are models of their own here."""
+    grammar: dict[str, Any] | None = None
+    """Only none."""
+
+    def check(self) -> None:
+        """Refuse what the real client can ask for and nobody here can do.
+
+        Raises:
+            UserError: naming the parameter.
+        """
+        for name, neutral in (
+            ("best_of", 1), ("decoder_input_details", False), ("top_n_tokens", 0),
+            ("watermark", False), ("adapter_id", None), ("grammar", None),
+        ):  # fmt: skip
+            if getattr(self, name) not in (None, neutral):
+                raise UserError(f"parameters.{name} is not supported here; leave it out")
+
+
+class TextGeneration(Generator):
+    """Continuations of a prompt. `inputs` is a text or a list of texts.
+
+    The answer is a list of texts, also of one: that is what `InferenceClient` reads.
+    """
+
+    task = "text-generation"
+    auto_model = "AutoModelForCausalLM"
+    architectures = ("ForCausalLM", "LMHeadModel")
+    parameters = TextGenerationParameters
+    example: Mapping[str, Any] = {
+        "inputs": "A train",
+        "parameters": {"max_new_tokens": 8},
+    }
+
+    def encode(self, inputs: list[Any], parameters: TextGenerationParameters) -> list[Item]:
+        """As many rows per prompt as texts are to be drawn."""
+        parameters.check()
+        options = self.options(given(parameters))
+        budget = Budget(self.limits)
+        items = []
+        for value in inputs:
+            prompt = text_of(value)
+            ids = self.tokenize([prompt], limit=2**31).encoding["input_ids"][0]
+            cut = max(0, len(ids) - (parameters.truncate or len(ids)))
+            ids = list(ids[cut:]) or self._begin()
+            new = self._new_tokens(len(ids), parameters)
+            rows = self.rows(
+                ids,
+                options,
+                parameters,
+                budget,
+                max_new_tokens=new,
+                stop=tuple(parameters.stop or ()),
+                logprobs=bool(parameters.details),
+            )
+            if options.get("num_beams", 1) > 1 and (parameters.stop or parameters.details):
+                raise UserError("parameters: stop and details need num_beams 1; leave them out")
+            items.append(Item(rows, cut, prompt))
+        return items
+
+    def _begin(self) -> list[int]:
+        """The empty prompt."""
+        if self.tokenizer.bos_token_id is None:
+            raise UserError(
+                "the prompt has no token, and the model none to begin with; send a text"
+            )
+        return [self.tokenizer.bos_token_id]
+
+    def _new_tokens(self, prompt: int, parameters: TextGenerationParameters) -> int:
+        room = 2**31 if self.max_tokens is None else self.max_tokens - prompt
+        wanted = parameters.max_new_tokens
+        if room < (wanted or 1):
+            raise UserError(
+                f"the prompt has {prompt} tokens, and with max_new_tokens {wanted or 1} more than the "
+                f"{self.max_tokens} that the model takes; shorten one of them, or send truncate to keep "
+                "the prompt's end only"
+            )
+        self.check_new_tokens(wanted or 1)
+        usual = self.defaults.get("max_new_tokens", DEFAULT_NEW_TOKENS)
+        return wanted or min(room, usual, self.limits.new_tokens or usual)
+
+    def decode(
+        self, item: Item, results: list[Any], parameters: TextGenerationParameters
+    ) -> list[dict[str, Any]]:
+        """One answer per sequence."""
+        sequences = [generated for result in results for generated in result]
+        return [
+            self._answer(item, item.rows[i % len(item.rows)], generated, parameters)
+            for i, generated in enumerate(sequences)
+        ]
+
+    def _answer(
+        self, item: Item, row: Any, generated: Generated, parameters: TextGenerationParameters
+    ) -> dict[str, Any]:
+        text = self.text(generated)
+        answer: dict[str, Any] = {
+            "generated_text": item.context + text if parameters.return_full_text else text
+        }
+        if parameters.details:
+            every = range(len(generated.tokens))
+            answer["details"] = {
+                **self._ending(row, generated),
+                "prefill": [],
+                "tokens": [self._token(generated, i) for i in every],
+            }
+        return answer
+
+    def _ending(self, row: Any, generated: Generated) -> dict[str, Any]:
+        return {
+            "finish_reason": generated.finish_reason,
+            "generated_tokens": len(generated.tokens),
+            "input_length": len(row.inputs["input_ids"]),
+            "seed": row.wanted.seed if row.wanted.options.get("do_sample") else None,
+        }
+
+    def _token(self, generated: Generated, i: int) -> dict[str, Any]:
+        token = generated.tokens[i]
+        return {
+            "id": token,
+            "logprob": generated.logprobs[i],
+            "special": token in self.special,
+            "text": generated.pieces[i],
+        }
+
+    def stream(self, prepared: Prepared, emit: Callable[[dict[str, Any]], None]) -> None:
+        """Have `forward` tell each token of `prepared` as it comes, while it runs its batch.
+
+        `emit` gets what the real client reads from a server-sent event; the last one carries
+        `generated_text`, which is the texts of all of them joined. It is called in the model's
+        thread, must return at once and must not raise.
+
+        Raises:
+            UserError: for a request of several texts, or by beams.
+        """
+        rows = prepared.rows
+        if len(rows) != 1 or rows[0].wanted.options.get("num_beams", 1) > 1 or prepared.listed:
+            raise UserError(
+                "a stream is of one text, drawn without beams; send one input at a time"
+            )
+        (row,) = rows
+        sent = ""
+
+        def tell(generated: Generated) -> None:
+            nonlocal sent
+            if len(generated.tokens) == 1:  # a batch that ran out of memory runs again
+                sent = ""
+            last = generated.finish_reason is not None
+            text = self.text(generated) if last else None
+            token = self._token(generated, -1)
+            if text is not None:  # half a character at the end is told as what it is
+                token["text"] = text[len(sent) :]
+            sent += token["text"]
+            whole = prepared.items[0].context if prepared.parameters.return_full_text else ""
+            emit(
+                {
+                    "index": len(generated.tokens),
+                    "token": token,
+                    "generated_text": None if text is None else whole + text,
+                    "details": self._ending(row, generated) if last else None,
+                }
+            )
+
+        row.wanted.emit = tell

@@ -1,0 +1,139 @@
+"""Token classification: entities in a text, with the places where they stand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, MaxLen
+
+from trainyard.errors import UserError
+from trainyard.inference.inputs import text_of
+from trainyard.inference.limits import Budget
+from trainyard.inference.parameters import STRICT, Truncation
+from trainyard.inference.predictor import Predictor
+from trainyard.inference.rows import Item
+
+IGNORED_LABELS = 1000
+"""Of a request; each token's label is looked for among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassificationParameters:
+    """What a request may set."""
+
+    __pydantic_config__ = STRICT
+
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "none"
+    """How tokens are fused into entities."""
+    ignore_labels: Annotated[list[str], MaxLen(IGNORED_LABELS)] | None = None
+    """Labels that are left out of the answer. Default: O."""
+    stride: Annotated[int, Ge(0)] | None = None
+    """Read long texts whole, in chunks that overlap by so many tokens."""
+    truncation: Truncation = True
+    """Without stride: cut off texts that are too long for the model, or refuse them (false)."""
+
+
+class TokenClassification(Predictor):
+    """Tokens or entities with label, score and place. `inputs` is a text or a list of texts."""
+
+    task = "token-classification"
+    auto_model = "AutoModelForTokenClassification"
+    architectures = ("ForTokenClassification",)
+    parameters = TokenClassificationParameters
+    example: Mapping[str, Any] = {
+        "inputs": "Ada Lovelace lived in London.",
+        "parameters": {"aggregation_strategy": "simple"},
+    }
+
+    def check_model(self) -> None:
+        """Offsets come from fast tokenizers only; the pipeline is needed for its fusing of tokens."""
+        from transformers import TokenClassificationPipeline
+
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"{self.task} needs a fast tokenizer (tokenizer.json); convert the model"
+            )
+        self._pipeline = TokenClassificationPipeline(
+            model=self.model, tokenizer=self.tokenizer, device=self.model.device
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the token classes."""
+        names = self.model.config.id2label
+        return [names[i] for i in range(len(names))]
+
+    def encode(self, inputs: list[Any], parameters: TokenClassificationParameters) -> list[Item]:
+        """One row per text, or one per chunk of it."""
+        texts = [text_of(value) for value in inputs]
+        wanted: dict[str, Any] = {
+            "return_offsets_mapping": True,
+            "return_special_tokens_mask": True,
+        }
+        if parameters.stride is None:
+            tokens = self.tokenize(texts, truncation=parameters.truncation, **wanted)
+            owners = range(len(texts))
+        else:
+            self._check_stride(parameters)
+            tokens = self.chunk(
+                texts,
+                stride=parameters.stride,
+                limit=self.max_tokens or 2**31 - 1,
+                budget=Budget(self.limits),
+                **wanted,
+            )
+            owners = tokens.encoding["overflow_to_sample_mapping"]
+        rows, encoding = self.rows_of(tokens), tokens.encoding
+        chunks: list[list[int]] = [[] for _ in texts]
+        for i, owner in enumerate(owners):
+            chunks[owner].append(i)
+        items = []
+        for number, (text, mine) in enumerate(zip(texts, chunks, strict=True)):
+            context = [
+                {
+                    "sentence": text,
+                    "input_ids": np.array([encoding["input_ids"][i]]),
+                    "offset_mapping": np.array([encoding["offset_mapping"][i]]),
+                    "special_tokens_mask": encoding["special_tokens_mask"][i],
+                }
+                for i in mine
+            ]
+            cut = 0 if parameters.stride is not None else tokens.truncated[number]
+            items.append(Item([rows[i] for i in mine], cut, context))
+        return items
+
+    def _check_stride(self, parameters: TokenClassificationParameters) -> None:
+        if parameters.aggregation_strategy == "none":
+            raise UserError(
+                "parameters.stride fuses chunks by their entities; send an aggregation_strategy "
+                "other than none with it"
+            )
+        room = self.max_tokens and self.max_tokens - self.tokenizer.num_special_tokens_to_add()
+        if room is not None and parameters.stride is not None and parameters.stride >= room:
+            raise UserError(
+                f"parameters.stride is {parameters.stride}; it must be less than the {room} tokens of "
+                "text that the model takes at once"
+            )
+
+    def decode(
+        self, item: Item, results: list[Any], parameters: TokenClassificationParameters
+    ) -> list[dict[str, Any]]:
+        """Tokens or entities, by transformers' own rules."""
+        import torch
+        from transformers.pipelines.token_classification import AggregationStrategy
+
+        outputs = [
+            {
+                **chunk,
+                "special_tokens_mask": torch.tensor([chunk["special_tokens_mask"]]),
+                "logits": torch.from_numpy(logits)[None],
+            }
+            for chunk, logits in zip(item.context, results, strict=True)
+        ]
+        found = self._pipeline.postprocess(
+            outputs,
+            aggregation_strategy=AggregationStrategy(parameters.aggregation_strategy),
+            ignore_labels=parameters.ignore_labels,
+        )
+        return [{**entity, "score": float(entity["score"])} for entity in found]

@@ -1,0 +1,130 @@
+"""Zero-shot classification: labels chosen by the request, judged by a model of entailment.
+
+Each text with each candidate label is one row, so that all pairs of all waiting requests can share
+a forward pass (Yin et al. 2019, "Benchmarking Zero-shot Text Classification").
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import MaxLen
+
+from trainyard.errors import UserError
+from trainyard.inference.inputs import text_of
+from trainyard.inference.limits import Budget
+from trainyard.inference.parameters import STRICT, Truncation
+from trainyard.inference.rows import Item
+from trainyard.inference.tasks.text_classification import SequenceClassifier, softmax
+
+LABEL_CHARACTERS = 1000
+"""Of a label, and of the sentence around it: they are read with each text anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotClassificationParameters:
+    """What a request may set."""
+
+    __pydantic_config__ = STRICT
+
+    candidate_labels: list[str] | str
+    """The labels to choose from: a list, or one text with commas."""
+    multi_label: bool = False
+    """Judge each label by itself. Default: the scores of all labels sum to 1."""
+    hypothesis_template: Annotated[str, MaxLen(LABEL_CHARACTERS)] = "This example is {}."
+    """Sentence that a label makes true or false; {} is where the label goes."""
+    truncation: Truncation = "only_first"
+    """Cut off texts (never labels) that are too long for the model, or refuse them (false)."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The candidate labels, one by one."""
+        given = self.candidate_labels
+        return (
+            [label.strip() for label in given.split(",") if label.strip()]
+            if isinstance(given, str)
+            else given
+        )
+
+
+class ZeroShotClassification(SequenceClassifier):
+    """Candidate labels with scores, the best first. `inputs` is a text or a list of texts."""
+
+    task = "zero-shot-classification"
+    parameters = ZeroShotClassificationParameters
+    example: Mapping[str, Any] = {
+        "inputs": "The train was two hours late.",
+        "parameters": {"candidate_labels": ["travel", "cooking"]},
+    }
+
+    def check_model(self) -> None:
+        """The model must know which of its outputs means entailment."""
+        super().check_model()
+        found = [i for i, name in enumerate(self.labels) if name.lower().startswith("entail")]
+        if not found or len(self.labels) < 2:
+            raise UserError(
+                f"none of the model's labels ({', '.join(self.labels)}) is entailment, which "
+                f"{self.task} needs; use a model trained on natural language inference, such as mnli"
+            )
+        self.entailment = found[0]
+        # transformers' convention: the first of the other labels, by position.
+        self.contradiction = len(self.labels) - 1 if self.entailment == 0 else 0
+
+    def encode(self, inputs: list[Any], parameters: ZeroShotClassificationParameters) -> list[Item]:
+        """One row per candidate label of each text."""
+        template, labels = parameters.hypothesis_template, parameters.labels
+        if not labels:
+            raise UserError("parameters.candidate_labels is empty; send at least one label")
+        if (places := template.count("{}")) != 1:
+            raise UserError(
+                f"parameters.hypothesis_template is {template!r}, which has {places or 'no'} {{}} where "
+                'the label goes; send one, for example "This text is about {}."'
+            )
+        budget = Budget(self.limits)
+        budget.spend(len(inputs) * len(labels), "pairs of a text and a label")
+        if (longest := max(len(text_of(label, "a label")) for label in labels)) > LABEL_CHARACTERS:
+            raise UserError(
+                f"a label has {longest} characters, at most {LABEL_CHARACTERS} may be; send a shorter one"
+            )
+        # Not str.format: a request's format string could read attributes and fill the memory.
+        hypotheses = [template.replace("{}", label) for label in labels]
+        items = []
+        for text in map(text_of, inputs):
+            text, length, cut = self._shortened(text, parameters.truncation)
+            budget.spend(0, "pairs", length * len(labels))
+            tokens = self.tokenize(
+                [text] * len(labels), hypotheses, truncation=parameters.truncation
+            )
+            items.append(Item(self.rows_of(tokens), cut + max(tokens.truncated)))
+        return items
+
+    def _shortened(self, text: str, truncation: Truncation) -> tuple[str, int, int]:
+        """A text without most of what is cut off later, its tokens, and how many went.
+
+        It is tokenized with each label anew: not a megabyte of which a page is kept.
+        """
+        options: dict[str, Any] = {"limit": 2**31, "add_special_tokens": False}
+        fast = self.tokenizer.is_fast
+        whole = self.tokenize([text], return_offsets_mapping=fast, **options).encoding
+        length = len(whole["input_ids"][0])
+        # How the last tokens come out depends on what follows, so some more than fit are kept.
+        kept = (self.max_tokens or 2**31) + 64
+        if not fast or truncation not in (True, "only_first", "longest_first") or length <= kept:
+            return text, length, 0
+        text = text[: whole["offset_mapping"][0][kept - 1][1]]
+        left = len(self.tokenize([text], **options).encoding["input_ids"][0])
+        return text, kept - 64, length - left
+
+    def decode(
+        self, item: Item, results: list[Any], parameters: ZeroShotClassificationParameters
+    ) -> list[dict[str, Any]]:
+        """Sorted labels with scores."""
+        del item
+        logits = np.stack(results)
+        if parameters.multi_label or len(results) == 1:
+            scores = softmax(logits[:, [self.contradiction, self.entailment]])[:, 1]
+        else:
+            scores = softmax(logits[:, self.entailment])
+        order, labels = np.argsort(-scores, kind="stable"), parameters.labels
+        return [{"label": labels[i], "score": float(scores[i])} for i in order]

@@ -1,0 +1,166 @@
+"""Texts to tokens: cut off only when asked to, and counted; in any number of threads at once."""
+
+import contextlib
+import copy
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainyard.errors import UserError
+from trainyard.inference.limits import Budget
+from trainyard.inference.parameters import Truncation
+from trainyard.inference.rows import Row
+
+NO_TOKEN = "the text has no token that the model knows; send a text"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokenized texts: `encoding` as the tokenizer gives it, and what was cut off of each."""
+
+    encoding: Any
+    truncated: list[int] = field(default_factory=list)
+
+
+class Tokenizing:
+    """A tokenizer and the number of tokens that its model takes.
+
+    Attributes:
+        tokenizer: As transformers loads it; nothing here changes its state.
+        max_tokens: Tokens that fit, special ones included; None for no limit.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int | None) -> None:
+        tokenizer("")  # forgets the truncation that its file may ask for
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self._cutter: Any = None
+        self._cutter_lock = threading.RLock()
+
+    def tokenize(
+        self,
+        texts: list[str],
+        pairs: list[str] | None = None,
+        *,
+        truncation: Truncation = False,
+        side: str = "right",
+        limit: int | None = None,
+        tokenizer: Any = None,
+        **options: Any,
+    ) -> Tokens:
+        """Tokenize unpadded, cutting off what does not fit only when asked to.
+
+        Args:
+            texts: One text per item.
+            pairs: Their second texts.
+            truncation: Whether and how to cut.
+            side: Which end is cut off.
+            limit: Tokens that fit; default: those of the model.
+            tokenizer: Default: the model's, unchanged.
+            options: More of what the tokenizer takes.
+
+        Raises:
+            UserError: when a text is too long and may not be cut.
+        """
+        limit = self.max_tokens if limit is None else limit
+        options |= {"return_attention_mask": False, "verbose": False}
+        whole = (tokenizer or self.tokenizer)(texts, pairs, truncation=False, **options)
+        lengths = [len(ids) for ids in whole["input_ids"]]
+        if limit is None or max(lengths) <= limit:
+            return Tokens(whole, [0] * len(lengths))
+        if truncation in (False, "do_not_truncate"):
+            raise UserError(
+                f"the text has {max(lengths)} tokens and only {limit} fit; shorten it, or send "
+                '"parameters": {"truncation": true} to have its end cut off'
+            )
+        with self.cutter() as cutter:
+            usual, cutter.truncation_side = cutter.truncation_side, side
+            try:
+                cut = cutter(texts, pairs, truncation=truncation, max_length=limit, **options)
+            except Exception as error:
+                if "runcation" not in str(error):  # tokenizers raises a bare Exception
+                    raise
+                cut = whole
+            finally:
+                cutter.truncation_side = usual
+        kept = [len(ids) for ids in cut["input_ids"]]
+        if max(kept) > limit:
+            raise UserError(
+                f"the text has {max(kept)} tokens, only {limit} fit, and truncation {truncation!r} "
+                "cannot cut that much; shorten the other text or use another truncation"
+            )
+        return Tokens(cut, [n - k for n, k in zip(lengths, kept, strict=True)])
+
+    def chunk(
+        self,
+        texts: list[str],
+        pairs: list[str] | None = None,
+        *,
+        stride: int,
+        limit: int,
+        budget: Budget,
+        **options: Any,
+    ) -> Tokens:
+        """Tokenize unpadded, cutting long texts into rows that overlap by `stride` tokens.
+
+        With `pairs` it is the second text that is cut up, and the first is in every row. The
+        encoding's `overflow_to_sample_mapping` says which text a row belongs to.
+
+        Raises:
+            TooLargeError: when that would be more than the budget has left; found out before cutting.
+        """
+        options |= {"return_attention_mask": False, "verbose": False}
+        whole = self.tokenizer(texts, pairs, truncation=False, **options)
+        long = [encoding for encoding in whole.encodings if len(encoding.ids) > limit]
+        tokens, more = sum(len(encoding.ids) for encoding in whole.encodings), 0
+        for encoding in long:
+            beyond = len(encoding.ids) - limit
+            room = encoding.sequence_ids.count(0 if pairs is None else 1) - beyond
+            rows = -(-beyond // max(1, room - stride))
+            more, tokens = more + rows, tokens + rows * (limit - room + stride)
+        budget.spend(len(texts) + more, "chunks of texts", tokens)
+        if not long:
+            whole["overflow_to_sample_mapping"] = list(range(len(texts)))
+            return Tokens(whole)
+        with self.cutter() as cutter:
+            cut = cutter(
+                texts,
+                pairs,
+                truncation="longest_first" if pairs is None else "only_second",
+                max_length=limit,
+                stride=stride,
+                return_overflowing_tokens=True,
+                **options,
+            )
+        return Tokens(cut)
+
+    @contextlib.contextmanager
+    def cutter(self) -> Iterator[Any]:
+        """The tokenizer that may be told to truncate, for one thread at a time.
+
+        Fast tokenizers keep truncation as state. The one in `tokenizer` never changes, so that any
+        number of threads use it at once; texts that are too long wait for this copy.
+        """
+        with self._cutter_lock:
+            if self._cutter is None:
+                self._cutter = copy.deepcopy(self.tokenizer)
+            yield self._cutter
+
+    def rows_of(self, tokens: Tokens) -> list[Row]:
+        """One row per tokenized text, with the inputs that the model takes.
+
+        Raises:
+            UserError: for a text of which nothing is left.
+        """
+        names = [
+            name for name in self.tokenizer.model_input_names
+            if name != "attention_mask" and name in tokens.encoding
+        ]  # fmt: skip
+        if not all(tokens.encoding["input_ids"]):  # not every tokenizer adds tokens of its own
+            raise UserError(NO_TOKEN)
+        columns = [tokens.encoding[name] for name in names]
+        return [
+            Row(dict(zip(names, values, strict=True)), len(values[0]))
+            for values in zip(*columns, strict=True)
+        ]

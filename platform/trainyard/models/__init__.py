@@ -1,0 +1,5 @@
+"""Models and tokenizers: resolve, build for training, load for inference, run by an engine."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,56 @@
+from .accelerator import build_accelerator as build_accelerator
+from .build import (
+    build_model as build_model,
+)
+from .build import (
+    build_optimizer as build_optimizer,
+)
+from .build import (
+    build_scheduler as build_scheduler,
+)
+from .build import (
+    build_tokenizer as build_tokenizer,
+)
+from .build import (
+    load_classifier as load_classifier,
+)
+from .engines.choice import (
+    FILE as FILE,
+)
+from .engines.choice import (
+    INT8 as INT8,
+)
+from .engines.choice import (
+    choose as choose,
+)
+from .engines.choice import (
+    machine as machine,
+)
+from .engines.choice import (
+    weights_of as weights_of,
+)
+from .engines.packed import pack_linears as pack_linears
+from .engines.registry import (
+    ENGINES as ENGINES,
+)
+from .engines.registry import (
+    EngineName as EngineName,
+)
+from .engines.registry import (
+    check_engine as check_engine,
+)
+from .engines.registry import (
+    start as start,
+)
+from .hub import (
+    load_config as load_config,
+)
+from .hub import (
+    model_revision as model_revision,
+)
+from .hub import (
+    resolve_model as resolve_model,
+)
+from .load import Dtype as Dtype
+from .load import load_model as load_model
+from .load import max_tokens as max_tokens

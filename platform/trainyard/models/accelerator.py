@@ -1,0 +1,36 @@
+"""Build Accelerate's device, precision and process group for a process."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainyard.config import TrainConfig
+
+
+def build_accelerator(config: TrainConfig, arguments: Mapping[str, Any] | None = None) -> Any:
+    """Accelerate's device, precision and process group for this worker.
+
+    `arguments` are those of a strategy that wraps a model for training.
+
+    Raises:
+        RuntimeError: when Accelerate does not see the process group that the launcher made: on CPU
+            workers a plain `Accelerator()` trains without synchronising, and says nothing.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # Accelerate keeps the first settings of a process for ever; one process can run many trials.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=not config.use_gpu,
+        mixed_precision=config.mixed_precision,
+        **(arguments or {}),
+    )
+    group = torch.distributed
+    expected = group.get_world_size() if group.is_available() and group.is_initialized() else 1
+    if accelerator.num_processes != expected:
+        raise RuntimeError(
+            f"Accelerate sees {accelerator.num_processes} processes, the launcher made {expected}: "
+            "gradients would not be synchronised"
+        )
+    return accelerator

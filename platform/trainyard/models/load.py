@@ -1,0 +1,131 @@
+"""Models for inference: from a folder or the Hub, whole and harmless, or not at all."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from trainyard.errors import UserError
+from trainyard.models.hub import quiet, reserved_positions, resolve_model
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def load_model(
+    auto_model: str,
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    optional_weights: Sequence[str] = (),
+) -> tuple[Any, Any]:
+    """Load a model with its tokenizer, in evaluation mode.
+
+    Nothing of a model is executed: weights come from safetensors alone and code that a repository
+    brings is refused. A head that is missing from the file, which transformers would fill with
+    random numbers, is an error here.
+
+    Args:
+        auto_model: Name of a class in transformers, such as `AutoModelForSequenceClassification`.
+        name: Folder, `package:NAME/FOLDER`, or Hub id.
+        dtype: Type of the weights.
+        device: Where they live.
+        revision: Commit, tag or branch on the Hub.
+        optional_weights: Prefixes of weights that the task does not use, which may be missing.
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        UserError: saying what is wrong with the model.
+    """
+    import torch
+    import transformers
+
+    path = resolve_model(name)
+    if Path(path).is_dir():
+        check_shards(Path(path), name)
+    common = {"trust_remote_code": False, "revision": revision}
+    with quiet(transformers):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **common)
+            model, report = getattr(transformers, auto_model).from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                **common,
+            )
+        except Exception as error:  # a broken file raises whatever its reader raises
+            reason = " ".join(str(error).split())[:240] or type(error).__name__
+            raise UserError(
+                f"model {name} could not be loaded as {auto_model} ({reason}); it must be a folder or "
+                "Hub id with config.json, a tokenizer and weights in safetensors, needing no code of "
+                "its own"
+            ) from error
+    missing = [
+        key for key in sorted(report["missing_keys"]) if not key.startswith(tuple(optional_weights))
+    ]
+    if missing:
+        raise UserError(
+            f"model {name} lacks {len(missing)} of the weights that {auto_model} needs "
+            f"({', '.join(missing[:3])}); it was not trained for this task: fine-tune it first, or "
+            "serve it for another task"
+        )
+    for key, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(
+                f"model {name}: the weights {key} hold NaN or infinite values, so every answer would "
+                "be wrong; train it again with a smaller learning rate or another precision"
+            )
+    _check_vocabulary(name, model, tokenizer)
+    return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
+    """A token without a vector breaks the pass of everybody in its batch."""
+    try:
+        vectors = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # CANINE, for example, hashes characters
+        return
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if vectors is not None and last >= vectors:
+        raise UserError(
+            f"model {name}: its tokenizer gives ids up to {last} and the model knows {vectors} tokens; "
+            "save the tokenizer that it was trained with, or resize_token_embeddings and train"
+        )
+
+
+def check_shards(folder: Path, name: str) -> None:
+    """Refuse an index of weights that names other files than those in its model's own folder.
+
+    Transformers joins what the index says to the folder's path, also `../` and absolute paths.
+
+    Raises:
+        UserError: naming the file.
+    """
+    shards = {file.name for file in folder.glob("*.safetensors")}
+    for index in folder.rglob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"model {name}: {index.name} is no valid index of weights; copy it again"
+            ) from None
+        if named - shards:
+            raise UserError(
+                f"model {name}: {index.name} names the weights {min(map(repr, named - shards))}, which "
+                "are no safetensors file in the model's own folder; copy the whole model again"
+            )
+
+
+def max_tokens(model: Any, tokenizer: Any) -> int | None:
+    """Tokens that fit into the model, special ones included; None when nothing limits them."""
+    limits = []
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        limits.append(positions - reserved_positions(model))
+    if tokenizer.model_max_length < 1_000_000:  # larger means that nobody has said
+        limits.append(tokenizer.model_max_length)
+    return min(limits, default=None)

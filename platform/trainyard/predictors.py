@@ -1,0 +1,17 @@
+"""Deprecated: import from `trainyard.inference`. Removed in the release after 0.2."""
+
+import warnings
+from typing import Any
+
+from trainyard import inference
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name of `trainyard.inference`, with a deprecation warning."""
+    found = getattr(inference, name)
+    warnings.warn(
+        f"trainyard.predictors.{name} is now trainyard.inference.{name}",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return found

@@ -1,0 +1,117 @@
+"""`jobs/dashboard.py`: the dashboard as a server on this machine, or one page of it as a file."""
+
+import contextlib
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import UserError
+from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
+from trainyard.storage import storage_folder, write_atomic
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardConfig:
+    """Look at runs and sweeps in a browser, while they run and long after.
+
+    It reads the folders below --storage-path and needs nothing else: no Ray, no network. Without
+    --export it serves pages until Ctrl-C.
+    """
+
+    storage_path: str = "runs"
+    """Folder of all runs."""
+    host: str = "127.0.0.1"
+    """Address to listen at. There is no password: another one than this machine's own shows the
+    runs to everybody who can reach it."""
+    port: int = 8600
+    """Port to listen at; 0 takes a free one."""
+    export: str | None = None
+    """Write the page of this run or sweep (or SWEEP/trials/TRIAL) to a file instead, and end."""
+    output: str | None = None
+    """File for --export. Default: <name>.html in the working directory."""
+
+
+def run_dashboard(config: DashboardConfig) -> dict[str, Any]:
+    """Serve until Ctrl-C, or export one page.
+
+    Raises:
+        UserError: for a storage path, name, port or file that cannot be used.
+    """
+    storage = storage_folder(config.storage_path)
+    if not storage.is_dir():
+        raise UserError(
+            f"--storage-path {storage} is no folder; give the one that runs were written to"
+        )
+    if config.export is not None:
+        return _export(Dashboard(storage), config.export, config.output)
+    if config.output is not None:
+        raise UserError("--output is the file of an export; add --export NAME, or leave it out")
+    return _serve(Dashboard(storage), config)
+
+
+def _export(dashboard: Dashboard, key: str, output: str | None) -> dict[str, Any]:
+    page = dashboard.page(key.strip("/"), site=None) if key.strip("/") else None
+    if page is None:
+        yard = dashboard.yard()
+        names = [*yard.sweeps, *yard.runs]
+        known = (
+            f"it holds {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+            if names
+            else "it is empty"
+        )
+        raise UserError(f"--export {key}: no such run or sweep in {dashboard.storage}; {known}")
+    path = Path(output or f"{Path(key).name}.html").expanduser().absolute()
+    try:
+        write_atomic(path, page)
+    except OSError as error:
+        raise UserError(
+            f"--output {path} cannot be written ({error.strerror}); give another file"
+        ) from error
+    return {"job": "dashboard", "exported": key, "file": str(path), "bytes": len(page.encode())}
+
+
+def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
+    import uvicorn
+
+    local = config.host in LOOPBACK
+    listening = _listen(config)
+    port = listening.getsockname()[1]
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{shown}:{port}/"
+    app = build_app(dashboard, [*LOOPBACK, "[::1]"] if local else ["*"])
+    dashboard.page("", site="/")  # all folders are read before the first visitor comes
+    threading.Thread(target=_warm_up_later, args=(dashboard,), daemon=True).start()
+    if not local:
+        print("everybody who can reach this address can read all runs", file=sys.stderr)  # noqa: T201
+    print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C ends it)", file=sys.stderr)  # noqa: T201
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    return {"job": "dashboard", "address": address, "storage_path": str(dashboard.storage)}
+
+
+def _warm_up_later(dashboard: Dashboard) -> None:
+    dashboard.visited.wait()  # else the first page would wait for what only later ones need
+    warm_up()
+
+
+def _listen(config: DashboardConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((config.host, config.port))
+    except (OSError, OverflowError) as error:
+        found.close()
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--host {config.host} --port {config.port} cannot be listened at ({why}); another "
+            "dashboard may be there: choose another --port, or 0 for a free one"
+        ) from error
+    found.listen(128)
+    return found

@@ -1,0 +1,5 @@
+"""Build one HTML page from a title and sections; used by every report."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

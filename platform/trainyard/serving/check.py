@@ -1,0 +1,126 @@
+"""`python serve/app.py`: check a configuration before it is deployed, and make API keys."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import UserError
+from trainyard.serving.app import GATEWAY
+from trainyard.serving.gateway.keys import new_key
+from trainyard.serving.options import (
+    MODEL,
+    SHARED,
+    GatewayOptions,
+    ModelOptions,
+    SharedOptions,
+    SharedVersions,
+    Strict,
+    Version,
+    check_keys,
+    check_name,
+)
+
+KINDS: dict[str, tuple[str, type[Strict], type[Strict] | None]] = {
+    "gateway": (GATEWAY, GatewayOptions, None),
+    "model": (MODEL, ModelOptions, Version),
+    "shared": (SHARED, SharedOptions, SharedVersions),
+}
+"""Builder in serve/app.py -> its deployment, its `args`, its `user_config`."""
+
+
+def main(argv: list[str]) -> None:
+    """Run one command; a mistake is one sentence and exit status 2."""
+    commands: dict[str, Callable[..., None]] = {"check": _check, "new-key": _new_key}
+    try:
+        if not argv or argv[0] not in commands or len(argv) < 2:
+            raise UserError("use `check FILE.yaml` or `new-key NAME [MODEL …]`")
+        commands[argv[0]](*argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def _new_key(name: str, *models: str) -> None:
+    import yaml
+
+    secret, key = new_key(name, list(models))
+    print(f"give this away, it is not kept anywhere: {secret}", file=sys.stderr)  # noqa: T201
+    entry = key.model_dump(exclude_none=True) | (
+        {"models": sorted(key.models)} if key.models else {}
+    )
+    print(yaml.safe_dump([entry], sort_keys=False), end="")  # noqa: T201
+
+
+def _check(path: str) -> None:
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    check_config(config, path)
+    names = ", ".join(application["name"] for application in config["applications"])
+    print(f"{path} is valid: {names}", file=sys.stderr)  # noqa: T201
+
+
+def check_config(config: Any, where: str) -> None:
+    """Check a Serve config file as strictly as Serve does not.
+
+    Raises:
+        UserError: one sentence that names the first key that is wrong.
+    """
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where} must hold a Serve config, not {config!r}")
+    check_keys(config, ServeDeploySchema, where)
+    places: dict[str, str] = {}
+    for number, application in enumerate(config.get("applications") or []):
+        if not isinstance(application, Mapping) or "name" not in application:
+            raise UserError(f"{where}: applications.{number} has no name")
+        place = f"application '{application['name']}'"
+        for model in _check_application(application, f"{where}: {place}"):
+            if model in places:
+                raise UserError(
+                    f"{where}: the model '{model}' is in {places[model]} and in {place}; the name tells "
+                    "callers' requests apart: give one of them another"
+                )
+            places[model] = place
+    try:
+        ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        key = ".".join(map(str, found["loc"]))
+        raise UserError(f"{where}: '{key}': {found['msg']}") from None
+
+
+def _check_application(application: Mapping[str, Any], where: str) -> list[str]:
+    """Names of its models."""
+    builder = str(application.get("import_path", "")).rpartition(":")[2]
+    if builder not in KINDS:
+        raise UserError(
+            f"{where}: import_path must end in one of {', '.join(f':{kind}' for kind in KINDS)}"
+        )
+    deployment, args, user_config = KINDS[builder]
+    try:
+        name = check_name(str(application["name"]))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    args.parse(application.get("args") or {}, f"{where}: args")
+    deployments = application.get("deployments") or []
+    if not all(isinstance(item, Mapping) for item in deployments):
+        raise UserError(f"{where}: deployments must be a list of entries with a name")
+    versions = {item.get("name"): item.get("user_config") for item in deployments}
+    for other in versions:
+        if other != deployment:
+            raise UserError(
+                f"{where}: there is no deployment '{other}'; its name is '{deployment}'"
+            )
+    if user_config is None:
+        return []
+    if versions.get(deployment) is None:
+        raise UserError(f"{where}: deployments must hold `name: {deployment}` with a user_config")
+    wanted = user_config.parse(versions[deployment], f"{where}: user_config")
+    return list(wanted.models) if isinstance(wanted, SharedVersions) else [name]

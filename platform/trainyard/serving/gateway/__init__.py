@@ -1,0 +1,1 @@
+"""Serving code that runs in the gateway process."""

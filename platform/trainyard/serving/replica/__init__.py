@@ -1,0 +1,1 @@
+"""Serving code that runs in the process that holds the model."""

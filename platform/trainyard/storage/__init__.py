@@ -1,0 +1,5 @@
+"""Runs, sweeps and suites on disk or in a bucket: atomic files, leases, checkpoints, records."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

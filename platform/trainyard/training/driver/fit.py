@@ -1,0 +1,209 @@
+"""`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from trainyard.batching import PLAN_VERSION
+from trainyard.cluster import TOKENIZERS, ray_session, room_asked_for, worker_resources
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData, find_splits, prepare, warnings
+from trainyard.doctor import preflight
+from trainyard.errors import Diverged, Interrupted, UserError
+from trainyard.models import build_tokenizer, resolve_model
+from trainyard.storage import RunFolder, Stopwatch, fault_of, open_run, time_ledger, versions
+from trainyard.tasks import Task
+from trainyard.terminal import StopSignals, say
+from trainyard.training.driver.export import export_model, model_card
+from trainyard.training.driver.launch import run_workers, worker_function
+from trainyard.training.driver.progress_bar import ProgressBar
+from trainyard.training.driver.result import AnotherRun, FitResult, earlier_result
+from trainyard.training.worker.strategies import check_strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How a sweep takes part in a run of its own: what it prepared, and when it ends the run.
+
+    A trial of one worker runs in the calling process; one of several starts Ray Train as any run.
+    """
+
+    task: Task
+    data: PreparedData
+    tokenizer: Any
+    record: Mapping[str, Any]
+    """Joins run.json."""
+    on_evaluation: Callable[[], bool]
+    """Called in a run of one worker after each evaluation but the last, when its checkpoint is
+    stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
+    watch: Stopwatch
+    """Runs since the trial was taken up; what `fit` has not written down is left on it."""
+
+
+def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.0) -> FitResult:
+    """Fine-tune as `config` says, or go on where the same config was interrupted.
+
+    A run that is already finished is not done again: its result is returned. For `patience` seconds
+    it waits until nobody else runs under the name: what a killed job started on Ray lives on for a
+    second or two, and on another node, which may have died, it counts as alive for a minute.
+
+    Raises:
+        Diverged: when the loss or an answer of the model was no number.
+        UserError: for anything else the user can mend; what was trained so far is kept.
+        Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
+    """
+    watch = trial.watch if trial else Stopwatch()
+    check_strategy(config)
+    folder = open_run(config.storage_path, config.resolved_run_name)
+    folder.create()
+    with folder.lease(patience) as lease, StopSignals(folder.stop_request) as signals:
+        folder.fetch()
+        if config.fresh:
+            folder.clear()
+        if result := earlier_result(config, folder, trial.data.sources if trial else None):
+            say(f"run {folder.path.name} is finished; --fresh would train it again")
+            return result
+        if trial is None:
+            splits = find_splits(config)
+            resolve_model(config.model_name_or_path)
+            for note in splits.notes:
+                say(note)
+        with ray_session(config, TOKENIZERS):
+            resources = worker_resources(config)
+            if trial is None:
+                task, tokenizer = splits.task, build_tokenizer(config)
+                preflight(config)
+                watch.lap("start_up")
+                cache = folder.path.parent / ".cache"
+                data = prepare(splits, tokenizer, config, cache, folder)
+                folder.share(data.folders)
+                for warning in warnings(data, task, config.max_length):
+                    say(warning)
+                watch.lap("tokenization")
+            else:
+                task, tokenizer, data = trial.task, trial.tokenizer, trial.data
+                watch.lap("start_up")
+            data = _open_record(folder, config, data, trial)
+            if trial is not None and config.worker_counts == [1]:
+                threads = int(resources.get("CPU", 1))
+                outcome = worker_function(
+                    config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
+                )()
+            else:
+                outcome = _supervise(config, task, data, folder, resources, signals)
+            watch.lap("training")
+        lease.check()
+        folder.add_seconds(watch.take())
+        if outcome["outcome"] == "stopped":
+            folder.update(status="stopped")
+            raise Interrupted(
+                f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
+                signals.exit_status,
+            )
+        return _conclude(config, task, tokenizer, folder, outcome, data, watch)
+
+
+def _open_record(
+    folder: RunFolder, config: TrainConfig, data: PreparedData, trial: Trial | None
+) -> PreparedData:
+    """Note what is about to run; returns `data` with the model's commit of the first attempt."""
+    record = folder.read()
+    if record and record["data_fingerprint"] != data.fingerprint:
+        raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was started")
+    data = replace(data, model_revision=record.get("model_revision") or data.model_revision)
+    folder.update(
+        name=folder.path.name,
+        status="running",
+        identity=config.identity(),
+        plan_version=PLAN_VERSION,
+        config=asdict(config),
+        data_fingerprint=data.fingerprint,
+        data_sources=dict(data.sources),
+        model_revision=data.model_revision,
+        versions=versions(),
+        started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **(trial.record if trial else {}),
+    )
+    return data
+
+
+def _supervise(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    resources: Mapping[str, float],
+    signals: StopSignals,
+) -> dict[str, Any]:
+    """Run the workers from a thread, while this one shows progress and takes signals.
+
+    (On the main thread Ray Train would take over Ctrl-C, and exit with status 0.)
+    """
+    pool = ThreadPoolExecutor(1)
+    leaving = threading.Event()
+    try:
+        with signals.training(), room_asked_for(config, resources), ProgressBar(folder) as bar:
+            workers = pool.submit(run_workers, config, task, data, folder, resources, leaving)
+            while not workers.done():
+                wait([workers], timeout=0.2)
+                folder.relay()
+                bar.update()
+        return workers.result()
+    except Interrupted:
+        folder.update(status="stopped")
+        raise
+    finally:
+        leaving.set()
+        pool.shutdown(wait=False)  # after a second signal nothing waits for the workers
+
+
+def _conclude(
+    config: TrainConfig,
+    task: Task,
+    tokenizer: Any,
+    folder: RunFolder,
+    outcome: Mapping[str, Any],
+    data: PreparedData,
+    watch: Stopwatch,
+) -> FitResult:
+    for note in outcome.get("skipped_checkpoints", []):
+        say(note)
+    if outcome["outcome"] == "failed":
+        diverged = outcome.get("diverged", False)
+        folder.update(status="diverged" if diverged else "failed", reason=outcome["reason"])
+        kind = Diverged if diverged else UserError
+        raise kind(f"run {folder.path.name} failed: {outcome['reason']}")
+    best = folder.store().bring(outcome["best_step"])
+    if (fault := fault_of(best)) is not None:
+        reason = f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
+        folder.update(status="failed", reason=reason)
+        raise UserError(reason)
+    evaluation = outcome["best_evaluation"]
+    card = model_card(config, task, folder.read(), evaluation)
+    export_model(folder, best, tokenizer, card, evaluation)
+    folder.publish("model")
+    watch.lap("export")
+    folder.add_seconds(watch.take())
+    spent = time_ledger(folder.read(), folder.progress())  # of all attempts
+    tables = {name: data.table(name) for name in data.folders}
+    result = FitResult(
+        run=folder.path.name,
+        task=task.name,
+        score=outcome["best_score"],
+        metrics={split: found["metrics"] for split, found in evaluation.items()},
+        intervals={split: found["intervals"] for split, found in evaluation.items()},
+        model=folder.address("model"),
+        seconds=round(sum(spent.values()), 2),
+        best_step=outcome["best_step"],
+        steps=outcome["step"],
+        train_samples_per_second=outcome["train_samples_per_second"],
+        padding_efficiency=outcome["padding_efficiency"],
+        truncated_rows={name: table.info["truncated_rows"] for name, table in tables.items()},
+        rows={name: len(table) for name, table in tables.items()},
+    )
+    folder.update(status="finished", result=asdict(result))
+    folder.tidy()
+    return result

@@ -1,0 +1,137 @@
+"""Workers on Ray Train: started, and started again while they were lost rather than wrong."""
+
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from trainyard.cluster import (
+    build_trainer,
+    cause_of,
+    claim_processor,
+    dead_ranks,
+    free_placement_groups,
+    worker_count,
+)
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData
+from trainyard.errors import STORAGE_FAULTS, UserError, storage_fault
+from trainyard.storage import RunFolder, write_atomic
+from trainyard.tasks import Task
+from trainyard.terminal import say
+from trainyard.training.driver.node_watch import Watch
+
+
+def run_workers(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    resources: Mapping[str, float],
+    leaving: threading.Event,
+) -> dict[str, Any]:
+    """Start the workers, and start them again while they were lost rather than wrong.
+
+    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a programme that
+    fails in the same way every time. One that was asked for, because a node leaves or more
+    workers fit, is no failure. None happens when the driver is `leaving`: Ray, shut down by it,
+    would be started again by itself.
+    """
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    before = None
+    failures = attempt = 0
+    while True:
+        count = worker_count(config, dict(resources), attempt=attempt)
+        trainer = _trainer(config, task, data, folder, resources, count)
+        attempt += 1
+        try:
+            with Watch(config, dict(resources), count, folder) as watch:
+                outcome: dict[str, Any] = trainer.fit().return_value
+        except (TrainingFailedError, RayError) as error:
+            if leaving.is_set():
+                raise
+            write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
+            folder.publish("error.txt")
+            failure = (folder.progress().get("step"), cause_of(error))
+            lost = dead_ranks(error)
+            free_placement_groups()
+        else:
+            if (
+                outcome["outcome"] == "stopped"
+                and watch.reason
+                and not folder.stop_request.exists()
+            ):
+                say(f"restarting from step {outcome['step']}: {watch.reason}")
+                continue
+            return outcome
+        if failure == before and not lost:
+            return _failed(f"the same failure twice, {failure[1]}", folder)
+        if failures == config.max_failures:
+            return _failed(f"{failure[1]}, after {failures} restart(s) (--max-failures)", folder)
+        before = failure
+        failures += 1
+        say(f"restarting from the last checkpoint: {failure[1]}")
+
+
+def _trainer(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    resources: Mapping[str, float],
+    count: int,
+) -> Any:
+    work = worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1)))
+    return build_trainer(
+        config,
+        work,
+        count,
+        resources,
+        folder.path,
+        max_failures=0,
+        max_preemption_failures=0,
+        # Workers that do not all come: tried again, or done with those that came.
+        controller_failure_limit=3 if len(config.worker_counts) == 1 else 0,
+    )
+
+
+def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
+    return {
+        "outcome": "failed",
+        "reason": f"{reason}; see {folder.address('error.txt')}; the same command goes on from the "
+        "last checkpoint",
+    }
+
+
+def worker_function(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    *,
+    threads: int,
+    on_evaluation: Callable[[], bool] | None = None,
+) -> Callable[[], dict[str, Any]]:
+    """What each worker runs: the loop, with as many threads as it has CPUs."""
+
+    def work() -> dict[str, Any]:
+        from trainyard.training.worker.loop import train
+        from trainyard.training.worker.trainer_loop import train_by_trainer
+
+        claim_processor(threads)
+        loops = {"accelerate": train, "trainer": train_by_trainer}
+        try:
+            place, tables = folder.here(data.folders)
+            here = replace(data, folders=tables)
+            return loops[config.loop](config, task, here, place, on_evaluation)
+        except UserError as error:  # returned, not raised: it would be tried again
+            return {"outcome": "failed", "reason": str(error)}
+        except OSError as error:
+            if error.errno not in STORAGE_FAULTS:
+                raise
+            return {"outcome": "failed", "reason": storage_fault(error)}
+
+    return work

@@ -1,0 +1,96 @@
+"""What a run found, and whether the run that lies in a folder is the one that is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trainyard.batching import PLAN_VERSION
+from trainyard.config import TrainConfig
+from trainyard.data import find_splits
+from trainyard.errors import UserError
+from trainyard.storage import RunFolder, storage_folder
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished run found; `score` is the task's headline metric, higher is better.
+
+    `metrics` holds {split: {metric: value}} of the best checkpoint, `intervals` those of 95 % over
+    rows, `model` the folder that transformers loads, `seconds` those of all attempts.
+    """
+
+    run: str
+    task: str
+    score: float
+    metrics: Mapping[str, Mapping[str, float]]
+    intervals: Mapping[str, Mapping[str, list[float]]]
+    model: str
+    seconds: float
+    best_step: int
+    steps: int
+    train_samples_per_second: float | None
+    padding_efficiency: float
+    truncated_rows: Mapping[str, int]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Of each split, as it was trained or judged on."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The last line that the job prints."""
+        return {"job": "train", **asdict(self)}
+
+
+class AnotherRun(UserError):  # noqa: N818 (a sentence for the user, like its parent)
+    """What lies under a run's name was made from another config or other data."""
+
+    @property
+    def reason(self) -> str:
+        """Without the remedy, which a suite has not."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.reason}; choose another --run-name, or --fresh to start it anew"
+
+
+def planned_otherwise(record: Mapping[str, Any]) -> str | None:
+    """Why a recorded run or sweep has other steps than it would have now; None when it has not."""
+    before = record.get("plan_version", 1)
+    if before == PLAN_VERSION:
+        return None
+    return f"version of Trainyard, which planned its batches otherwise (plan {before}, now {PLAN_VERSION})"
+
+
+def earlier_result(
+    config: TrainConfig, folder: RunFolder, sources: Mapping[str, str] | None = None
+) -> FitResult | None:
+    """The result of `config`'s run, if it lies in `folder` finished; touches nothing.
+
+    `sources` are the digests of the splits, which are found out where they are not given: the name
+    of a run is a function of its config, and not of what its files hold.
+
+    Raises:
+        AnotherRun: when what lies there is not this run.
+        UserError: when it is damaged, or the data is gone.
+    """
+    record = folder.read()
+    if not record:
+        return None
+    another = f"run '{folder.path.name}' was started with another"
+    if changed := config.changed_since(record["config"]):
+        raise AnotherRun(f"{another} config ({', '.join(changed)})")
+    if (reason := planned_otherwise(record)) is not None:
+        raise AnotherRun(f"{another} {reason}")
+    if record.get("status") != "finished" or not folder.has_model():
+        return None
+    # Data from the Hub is pinned by its revision, so that it need not be asked.
+    if sources is None and (config.train_file or config.data_dir):
+        sources = {split.name: split.digest for split in find_splits(config).splits}
+    before = record.get("data_sources")
+    if sources is not None and before is not None and dict(sources) != before:
+        raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was trained")
+    return FitResult(**{**record["result"], "model": folder.address("model")})
+
+
+def finished_run(config: TrainConfig) -> FitResult | None:
+    """`earlier_result` where the run of `config` lies."""
+    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
+    return earlier_result(config, folder)

@@ -1,0 +1,1 @@
+"""Training code that runs in the worker processes."""

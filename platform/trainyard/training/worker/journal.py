@@ -1,0 +1,93 @@
+"""What a run tells while it runs: metrics.jsonl, TensorBoard, progress.json, and the ledger."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from trainyard.batching import Rows
+from trainyard.config import TrainConfig
+from trainyard.storage import RunFolder, add
+from trainyard.training.worker.state import TrainState
+
+PROGRESS_SECONDS = 0.5
+
+
+class Journal:
+    """The records of one attempt. Rank 0 writes them; each rank writes its own ledger.
+
+    Lines after `first_step` are left from an attempt that got further than its checkpoint: they
+    are dropped, for this one writes them again.
+    """
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, *, rank: int, first_step: int, last_step: int
+    ) -> None:
+        self._folder, self._main, self._last_step = folder, rank == 0, last_step
+        self._batch_size, self._shown = config.train_batch_size, 0.0
+        self._ledger: Any = None
+        self._board: Any = None
+        if config.ledger:
+            folder.ledger.mkdir(exist_ok=True)
+            name = f"from-{first_step:08d}-rank-{rank}-{time.time_ns()}.jsonl"
+            self._ledger = (folder.ledger / name).open("a", buffering=1)
+        if self._main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._seconds_before = folder.progress().get("seconds", {})
+            folder.rewind_metrics(first_step)
+            self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
+
+    def record_slot(self, step: int, epoch: int, slot: int, rows: Rows, loss: Any) -> None:
+        """Ledger: the rows of one forward pass and its share of the step's loss, to the bit."""
+        if self._ledger is not None:
+            line = {"step": step, "epoch": epoch, "slot": slot, "rows": rows.tolist()}
+            self._ledger.write(json.dumps({**line, "loss": float(loss.detach()).hex()}) + "\n")
+
+    def log_step(self, state: TrainState, epoch: float, learning_rate: float) -> None:
+        """Training line: mean loss since the last one, and the rate of the next step."""
+        loss = state.take_mean_loss()
+        if self._main:
+            self._folder.append_metrics(
+                {"step": state.step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate}
+            )
+            self._board.add_scalar("train/loss", loss, state.step)
+            self._board.add_scalar("train/learning_rate", learning_rate, state.step)
+
+    def log_evaluation(self, state: TrainState) -> None:
+        """Evaluation lines: the metrics of each split after `state.step` steps."""
+        if not self._main:
+            return
+        for split, found in state.evaluation.items():
+            self._folder.append_metrics({"step": state.step, "split": split, **found})
+            for name, value in found["metrics"].items():
+                self._board.add_scalar(f"{split}/{name}", value, state.step)
+        self._board.flush()
+
+    def progress(
+        self,
+        state: TrainState,
+        samples_per_second: float | None,
+        seconds: Mapping[str, float],
+        *,
+        at_once: bool = False,
+    ) -> None:
+        """Where the run is, for people, at most twice a second; `seconds` are this attempt's."""
+        now = time.monotonic()
+        if self._main and (at_once or now - self._shown >= PROGRESS_SECONDS):
+            self._shown = now
+            self._folder.set_progress(
+                step=state.step,
+                last_step=self._last_step,
+                rows_per_step=self._batch_size,
+                loss=state.loss_sum / state.loss_count if state.loss_count else None,
+                score=state.score,
+                train_samples_per_second=samples_per_second,
+                seconds=add(self._seconds_before, seconds),
+            )
+
+    def close(self) -> None:
+        """Flush and close what is open."""
+        for writer in (self._ledger, self._board):
+            if writer is not None:
+                writer.close()

@@ -1,0 +1,77 @@
+"""The training loop. Read it top to bottom: it is one function, and it knows no Ray.
+
+Every process calls `train` with the same arguments. The plan says which rows make which forward
+pass; a process runs its share of the slots of a step and the gradients are summed, always in the
+same order (gradients.py).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from trainyard.batching import share, slot_seed
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData
+from trainyard.models import build_model, build_optimizer, build_scheduler
+from trainyard.storage import RunFolder
+from trainyard.tasks import Task
+from trainyard.training.worker.gradients import tree_sum
+from trainyard.training.worker.session import Session
+from trainyard.training.worker.strategies import STRATEGIES, training_accelerator
+
+
+def train(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    on_evaluation: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train from the newest valid checkpoint to the end; evaluate and checkpoint on the way.
+
+    In a process of its own, `on_evaluation` is asked after each evaluation whether to go on.
+
+    Returns how it ended, see `Session.outcome`.
+    """
+    import torch
+
+    accelerator = training_accelerator(config)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    session = Session(config, task, data, folder, accelerator, on_evaluation)
+
+    model = build_model(config, task, data.model_revision)
+    optimizer = build_optimizer(config, model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = build_scheduler(config, optimizer, session.last_step)
+    gradients = STRATEGIES[config.strategy].gradients(accelerator, model)
+    session.resume(model, optimizer, scheduler)
+    model.train()
+
+    for step, epoch, slots in session.steps():
+        step_rows = sum(len(rows) for rows in slots)
+        losses = []
+        mine = share(len(slots), rank, world)
+        for turn, slot in enumerate(mine):
+            # A partial step can leave a slot empty: its process still takes part, at weight zero.
+            rows = slots[slot] if len(slots[slot]) else slots[0][:1]
+            weight = len(slots[slot]) / step_rows
+            batch = {
+                name: torch.from_numpy(array).to(accelerator.device, non_blocking=True)
+                for name, array in session.gather(rows).items()
+            }
+            torch.manual_seed(slot_seed(config.seed, epoch, step, slot))
+            with gradients.add(turn, len(mine)):
+                loss = model(**batch).loss * weight
+                accelerator.backward(loss * gradients.scale)
+            losses.append(loss.detach())
+            if weight:
+                session.journal.record_slot(step, epoch, slot, rows, loss)
+        if config.max_grad_norm:
+            accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:  # as fp16 does when gradients overflow
+            scheduler.step()
+        optimizer.zero_grad()
+        if not session.finish_step(step + 1, tree_sum(losses), step_rows):
+            break
+
+    return session.outcome()

@@ -1,0 +1,252 @@
+"""What happens between the steps of a run: reading losses, evaluating, saving, stopping.
+
+Both loops, ours and transformers' Trainer, train inside a `Session`; they differ in how they make
+a step, and in nothing that surrounds it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData
+from trainyard.evaluation import not_finite, predict, score
+from trainyard.storage import RunFolder, Stopwatch, write_array
+from trainyard.tasks import Task
+from trainyard.training.worker.gradients import tree_sum
+from trainyard.training.worker.journal import Journal
+from trainyard.training.worker.state import TrainState, broadcast, load_checkpoint, save_checkpoint
+
+
+class Session:
+    """One process's view of one attempt at a run; all processes call its methods alike."""
+
+    journal: Journal
+    state: TrainState
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        data: PreparedData,
+        folder: RunFolder,
+        accelerator: Any,
+        on_evaluation: Callable[[], bool] | None = None,
+    ) -> None:
+        self.watch = Stopwatch()
+        self._on_evaluation = on_evaluation
+        self.config, self.task, self.data, self.folder = config, task, data, folder
+        self.accelerator = accelerator
+        self._table = data.table("train")
+        self._lengths = self._table.lengths
+        self.plan = Plan(
+            self._lengths,
+            config.train_batch_size,
+            config.per_device_train_batch_size,
+            config.seed,
+        )
+        self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
+        self._store = folder.store()
+        self._ended = "finished"
+        self._reason: str | None = None
+        self._diverged = False
+        # Reading a loss makes the host wait for the device: each step where that costs nothing.
+        self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
+        self._unread: list[Any] = []
+        self._rows, self._seconds = 0, 0.0
+        self._steps, self._waited = 0, 0.0
+
+    def resume(self, model: Any, optimizer: Any, scheduler: Any) -> None:
+        """Take up the run where its newest valid checkpoint left it."""
+        self.use(model, optimizer, scheduler)
+        self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
+        self.journal = Journal(
+            self.config,
+            self.folder,
+            rank=self.accelerator.process_index,
+            first_step=self.state.step,
+            last_step=self.last_step,
+        )
+        self._clock = time.perf_counter()
+        self.watch.lap("start_up")
+
+    def use(self, model: Any, optimizer: Any, scheduler: Any) -> None:
+        """The live objects that are evaluated and saved from now on."""
+        self._live = (model, optimizer, scheduler)
+
+    def steps(self) -> Iterator[tuple[int, int, list[Rows]]]:
+        """(step, epoch, slots) of all that is left to do; steps count from 0."""
+        return self.plan.steps(self.state.step, 0 if self.state.stopped_early else self.last_step)
+
+    def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """The padded batch of one slot."""
+        self.watch.lap("compute")
+        width = padded_length(
+            int(self._lengths[rows].max()),
+            self.config.padding_multiple,
+            self.config.max_length,
+            fixed=self.config.pad_to_max_length,
+        )
+        batch = self._table.gather(rows, width)
+        self.watch.lap("data")
+        return batch
+
+    def finish_step(self, done: int, loss: Any, rows: int) -> bool:
+        """After the optimizer made step `done` (from 1); returns whether to go on.
+
+        `loss` is this process's share of the step's loss, on its device. It is read, logged and
+        checked together with those of the steps before when there is a reason to look.
+        """
+        config = self.config
+        self.watch.lap("compute")
+        self._unread.append(loss)
+        self._rows += rows
+        self._steps += 1
+        every = config.eval_steps or self.plan.steps_per_epoch
+        evaluate = done == self.last_step or done % every == 0
+        save = evaluate or (config.save_steps is not None and done % config.save_steps == 0)
+        if not (save or done % self._read_every == 0 or done % config.logging_steps == 0):
+            return True
+
+        if self.accelerator.is_main_process:
+            self._store.check_claim()  # back from a lost network, it must log nothing either
+        stop = self._read_losses()
+        if self._ended == "failed":
+            return False
+        self._seconds += time.perf_counter() - self._clock
+        self._tell()
+        if evaluate:
+            self._evaluate()
+            self.watch.lap("evaluation")
+            if self._ended == "failed":
+                return False
+        if save or stop:
+            self._reason = save_checkpoint(
+                config, self.accelerator, self._store, *self._live, self.state
+            )
+            self.watch.lap("checkpoint")
+            self._tell(at_once=True)
+        going_on = done < self.last_step and not self.state.stopped_early
+        if self._reason:
+            self._ended = "failed"
+        elif going_on and (stop or (evaluate and self._is_told_to_stop())):
+            self._ended = "stopped"
+        self._clock = time.perf_counter()
+        return self._ended == "finished" and not self.state.stopped_early
+
+    def outcome(self) -> dict[str, Any]:
+        """How it ended: "finished", "stopped" (asked to) or "failed" (with the `reason`), the
+        `TrainState`, and figures of this attempt.
+        """  # noqa: D205
+        self.journal.close()
+        self.accelerator.wait_for_everyone()
+        self.watch.lap("sync")
+        self._tell(at_once=True)
+        if self.accelerator.is_main_process:
+            self.folder.publish("progress.json", "tensorboard")
+        return {
+            **self.state.as_dict(),
+            "outcome": self._ended,
+            "reason": self._reason,
+            "diverged": self._diverged,
+            "skipped_checkpoints": self._store.skipped,
+            "train_samples_per_second": self._rows / self._seconds if self._seconds else None,
+            "padding_efficiency": padding_efficiency(
+                self.plan,
+                self.config.padding_multiple,
+                self.config.max_length,
+                fixed=self.config.pad_to_max_length,
+            ),
+        }
+
+    def _is_told_to_stop(self) -> bool:
+        told = self._on_evaluation is not None and not self._on_evaluation()
+        self.watch.lap("verdict")
+        return told
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        """Show where the run is, and where its time went.
+
+        A step's wait for gradients is inside its backward pass: DDP measures what of it did not
+        overlap with computing, in the first ten steps and then in every hundredth.
+        """
+        measured: dict[str, Any] = getattr(self._live[0], "_get_ddp_logging_data", dict)()
+        exchange = measured.get("avg_backward_comm_time", 0)
+        waited = (exchange - measured.get("avg_backward_compute_comm_overlap_time", 0)) / 1e9
+        self.watch.move("compute", "sync", waited * self._steps - self._waited)
+        self._waited = max(waited * self._steps, self._waited)
+        speed = self._rows / self._seconds if self._seconds else None
+        self.journal.progress(self.state, speed, self.watch.seconds, at_once=at_once)
+        self.watch.lap("records")
+
+    def _read_losses(self) -> bool:
+        """Sum the unread losses over the processes, log and check them; returns whether to stop.
+
+        One message carries both, so that all processes stop at the same step.
+        """
+        import torch
+
+        main = self.accelerator.is_main_process
+        wish = float(main and self.folder.wants_stop())
+        message = torch.stack([*self._unread, torch.full_like(self._unread[0], wish)])
+        self._unread.clear()
+        if self.accelerator.num_processes > 1:
+            parts = [torch.empty_like(message) for _ in range(self.accelerator.num_processes)]
+            torch.distributed.all_gather(parts, message)
+            message = tree_sum(parts)
+        *losses, stop = message.tolist()
+        # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
+        self.watch.lap("sync" if self.accelerator.device.type == "cpu" else "compute")
+        for loss in losses:
+            self.state.step += 1
+            if not math.isfinite(loss):
+                self._diverge(f"the loss of step {self.state.step} is {loss}")
+                return True
+            self.state.add_loss(loss)
+            if self.state.step % self.config.logging_steps == 0:
+                epoch = self.state.step / self.plan.steps_per_epoch
+                self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])
+        return bool(stop)
+
+    def _diverge(self, what: str) -> None:
+        self._ended, self._diverged = "failed", True
+        self._reason = (
+            f"{what}; lower --learning-rate or add --warmup-steps (the checkpoints before that step "
+            "are kept)"
+        )
+
+    def _evaluate(self) -> None:
+        """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).
+
+        All processes predict, rank 0 scores.
+        """
+        splits = {name: self.data.table(name) for name in self.data.folders if name != "train"}
+        logits = {
+            name: predict(self.accelerator, self._live[0], table, self.config)
+            for name, table in splits.items()
+        }
+        if fault := not_finite(logits):  # every process has all logits, so all of them stop here
+            self._diverge(f"after step {self.state.step} the model answers {fault}")
+            return
+        found = None
+        if self.accelerator.is_main_process:
+            found = {
+                name: score(self.task, logits[name], table.labels, seed=self.config.seed)
+                for name, table in splits.items()
+            }
+        found = broadcast(self.accelerator, found)
+        headline = np.mean([split["metrics"][self.task.score] for split in found.values()])
+        self.state.add_evaluation(float(headline), found)
+        if self.accelerator.is_main_process and self.state.best_step == self.state.step:
+            for name, values in logits.items():
+                write_array(self.folder.predictions / f"{name}.npy", values)
+        patience = self.config.early_stopping_patience
+        self.state.stopped_early = (
+            patience is not None and self.state.evaluations_without_gain >= patience
+        )
+        self.journal.log_evaluation(self.state)

@@ -1,0 +1,126 @@
+"""`--loop trainer`: the same plan, weights and seeds through transformers' `Trainer`.
+
+For those who trust it, or need one of its callbacks; and a check on our loop, with which it must
+agree. Trainer keeps its optimizer step, accumulation, clipping and precision; order, padding,
+dropout seeds and the weights of uneven slots come from the plan.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from trainyard.batching import share, slot_seed
+from trainyard.config import TrainConfig
+from trainyard.data import PreparedData
+from trainyard.models import build_model, build_optimizer, build_scheduler
+from trainyard.storage import RunFolder
+from trainyard.tasks import Task
+from trainyard.training.worker.session import Session
+from trainyard.training.worker.strategies import training_accelerator
+
+
+def train_by_trainer(
+    config: TrainConfig,
+    task: Task,
+    data: PreparedData,
+    folder: RunFolder,
+    on_evaluation: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """As `loop.train`, by `transformers.Trainer`."""
+    import torch
+    import transformers
+
+    accelerator = training_accelerator(config)
+    session = Session(config, task, data, folder, accelerator, on_evaluation)
+    model = build_model(config, task, data.model_revision)
+    optimizer = build_optimizer(config, model)
+    scheduler = build_scheduler(config, optimizer, session.last_step)
+    session.resume(model, optimizer, scheduler)
+    slots = _Slots(session)
+    if not slots:
+        return session.outcome()
+
+    class PlannedTrainer(transformers.Trainer):
+        """Trainer that takes its batches as they come, and weighs each by its rows."""
+
+        loss_is_scaled_for_ga = True
+        step_loss: Any = None
+
+        def get_train_dataloader(self) -> Any:
+            return slots
+
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+            step, epoch, slot, rows, weight = inputs.pop("slot")
+            torch.manual_seed(slot_seed(config.seed, epoch, step, slot))
+            loss = model(**inputs).loss * weight
+            self.step_loss = loss.detach() + (0 if self.step_loss is None else self.step_loss)
+            if weight:
+                session.journal.record_slot(step, epoch, slot, rows, loss)
+            return loss * accelerator.num_processes
+
+    class AfterStep(transformers.TrainerCallback):
+        """Hands each finished step to the session."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            done = slots.first + state.global_step
+            loss, trainer.step_loss = trainer.step_loss, None
+            session.use(trainer.model_wrapped, trainer.optimizer, trainer.lr_scheduler)
+            going_on = session.finish_step(done, loss, slots.rows[done - 1])
+            control.should_training_stop = not going_on
+
+    trainer = PlannedTrainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            output_dir=str(folder.path / ".trainer"),
+            max_steps=slots.last - slots.first,
+            gradient_accumulation_steps=slots.per_step,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.mixed_precision == "bf16",
+            fp16=config.mixed_precision == "fp16",
+            use_cpu=not config.use_gpu,
+            ddp_broadcast_buffers=False,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            seed=config.seed,
+            report_to=[],
+        ),
+        train_dataset=slots,
+        optimizers=(optimizer, scheduler),
+        callbacks=[AfterStep()],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    with suppress(OSError):  # Trainer makes the folder whatever it is told to save
+        (folder.path / ".trainer").rmdir()
+    return session.outcome()
+
+
+class _Slots:
+    """This process's slots of all remaining steps, as the batches of one long epoch."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.first: int = session.state.step
+        self.last = self.first if session.state.stopped_early else session.last_step
+        self.per_step: int = session.plan.slots_per_step // session.accelerator.num_processes
+        self.rows: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.per_step
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        import torch
+
+        rank = self._session.accelerator.process_index
+        world = self._session.accelerator.num_processes
+        for step, epoch, slots in self._session.steps():
+            self.rows[step] = sum(len(rows) for rows in slots)
+            for slot in share(len(slots), rank, world):
+                rows = slots[slot] if len(slots[slot]) else slots[0][:1]
+                weight = len(slots[slot]) / self.rows[step]
+                arrays = self._session.gather(rows)
+                batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                yield {**batch, "slot": (step, epoch, slot, rows, weight)}

@@ -1,0 +1,2 @@
+from .config import SweepConfig as SweepConfig
+from .sweep import tune as tune

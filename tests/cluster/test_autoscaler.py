@@ -1,0 +1,94 @@
+"""What `ray up`'s autoscaler may add, and what a run asks of it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster.test_workers import config
+
+from trainyard import UserError
+from trainyard.cluster import autoscaler, workers
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[autoscaler.Node]:
+    """The living nodes as `workers` sees them: none, until a test adds some."""
+    seen: list[autoscaler.Node] = []
+    monkeypatch.setattr(workers, "nodes_for", lambda *_, **__: seen)
+    monkeypatch.setattr(workers, "RELEASE_SECONDS", 0.0)
+    return seen
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """The head of a cluster by `ray up`, 3 nodes at most; living nodes by group, none at first."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(
+        "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"
+        "  head: {resources: {CPU: 0}}\n"
+        "  gpu: {max_workers: 2, resources: {CPU: 8, GPU: 1}}\n"
+        "  spot: {max_workers: 8, resources: {CPU: 8, GPU: 1}, labels: {ray.io/market-type: spot}}\n"
+    )
+    living: Counter[str] = Counter(head=1)
+    monkeypatch.setattr(autoscaler, "_living_groups", lambda: living)
+    return living
+
+
+SPOT = {"ray.io/market-type": "spot"}
+
+
+def test_what_an_autoscaler_may_add_counts(
+    launched: Counter[str], nodes: list[autoscaler.Node]
+) -> None:
+    """Up to each group's limit and the cluster's; what lives already is not counted twice."""
+    one = {"GPU": 1.0}
+    assert autoscaler.may_grow(config(2, use_gpu=True))
+    assert workers.worker_resources(config(2, use_gpu=True)) == {"GPU": 1, "CPU": 8}
+    assert workers.worker_count(config("1:4", use_gpu=True), one, attempt=0) == 2
+    assert workers.worker_count(config("1:4", use_gpu=True), one, attempt=1) == 1
+    with pytest.raises(UserError, match="enough for 3"):
+        workers.worker_resources(config(4, use_gpu=True))
+    launched["gpu"] = 2
+    nodes += [{"CPU": 8.0, "GPU": 1.0}] * 2
+    with pytest.raises(UserError, match="enough for 3"):
+        workers.worker_resources(config(4, use_gpu=True))
+    with pytest.raises(
+        UserError, match=r"with labels \{'ray.io/market-type': 'on-demand'\}, enough"
+    ):
+        workers.worker_resources(
+            config(4, use_gpu=True, label_selector={"ray.io/market-type": "on-demand"})
+        )
+    launched["spot"] = 1
+    assert not autoscaler.may_grow(config(2, use_gpu=True))
+
+
+def test_a_cluster_that_was_not_launched_cannot_grow(
+    nodes: list[autoscaler.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not nodes
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"on 0 node\(s\), enough for 0"):
+        workers.worker_resources(config(2, use_gpu=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels", "wish"),
+    [("2", None, []), ("2:4", None, [4, 0]), ("2:4", SPOT, [4, 0])],
+)
+def test_an_elastic_run_asks_the_autoscaler_for_all_its_workers(
+    launched: Counter[str], asked: str, labels: dict[str, str] | None, wish: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from ray.autoscaler import sdk
+
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(sdk, "request_resources", lambda **asked: seen.append(asked))
+    assert launched
+    one = config(asked, use_gpu=True, label_selector=labels)
+    with autoscaler.room_asked_for(one, {"GPU": 1.0, "CPU": 8.0}):
+        assert [len(request["bundles"]) for request in seen] == wish[:1]
+    assert [len(request["bundles"]) for request in seen] == wish
+    if wish:
+        assert seen[0]["bundles"][0] == {"GPU": 1.0, "CPU": 8.0}
+        assert seen[0]["bundle_label_selectors"] == ([labels] * 4 if labels else None)

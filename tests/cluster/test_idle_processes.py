@@ -1,0 +1,87 @@
+"""What runs in a local session beside the workers of a run."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from conftest import write_task
+
+from trainyard import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+
+TOKENIZE = """
+import sys, time
+from pathlib import Path
+import psutil
+from trainyard import TrainConfig
+from trainyard.cluster import ray_session
+from trainyard.data import find_splits, tokenize
+from trainyard.models import build_tokenizer
+
+def who_tokenized():
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "/tokenizers/" in Path(f"/proc/{process.pid}/maps").read_text():
+                found.append(process.pid)
+        except OSError:
+            pass  # it ended meanwhile
+    return found
+
+tokenize.ROWS_HERE, seen = 500, []
+load = tokenize.TableWriter.append
+def append(*given):
+    seen.extend(who_tokenized())
+    load(*given)
+tokenize.TableWriter.append = append
+config = TrainConfig(task="mrpc", data_dir=sys.argv[1])
+with ray_session(config):
+    tokenize.prepare(find_splits(config), build_tokenizer(config), config, Path(sys.argv[2]))
+    until = time.monotonic() + 30
+    while left := who_tokenized():
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
+print(len(set(seen)))
+"""
+
+FIT = """
+import json, sys
+import ray.util
+from trainyard import TrainConfig, fit
+from trainyard.cluster import ray_session
+
+config = TrainConfig(**json.loads(sys.argv[1]))
+with ray_session(config):
+    fit(config)
+    actors = ray.util.list_named_actors(all_namespaces=True)
+print(json.dumps([actor["name"] for actor in actors]))
+"""
+
+
+def run_here(script: str, *args: str) -> str:
+    """The last line that a script prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *args],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "disabled"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_processes_that_tokenized_end(tmp_path: Path) -> None:
+    """They would keep their memory while the run trains."""
+    folder = write_task(tmp_path / "large", train=1000)
+    assert int(run_here(TOKENIZE, str(folder), str(tmp_path / "cache"))) > 0
+
+
+def test_nobody_asks_an_autoscaler_that_is_not_there(
+    small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """The process that would takes a second to start, and its memory all the time."""
+    config = {**asdict(small_run), "storage_path": str(tmp_path), "max_steps": 1}
+    assert json.loads(run_here(FIT, json.dumps(config))) == []

@@ -1,0 +1,252 @@
+"""How many workers fit a cluster, and what a run does when that changes."""
+
+import dataclasses
+import errno
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs_locally import run_locally, weights_hash
+from training.test_loop import LAST_STEP
+
+from trainyard import TrainConfig, UserError, fit
+from trainyard.cluster import autoscaler, ray_train, workers
+from trainyard.storage.checkpoints import CheckpointStore, SupersededError
+from trainyard.storage.lease import Lease
+from trainyard.storage.run_folder import RunFolder
+from trainyard.training.driver import launch, node_watch
+from trainyard.training.worker.session import Session
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[autoscaler.Node]:
+    """Two nodes of four CPUs, one of them with a GPU: what `workers` sees instead of a cluster."""
+    seen: list[autoscaler.Node] = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
+    monkeypatch.setattr(workers, "nodes_for", lambda *_, **__: seen)
+    monkeypatch.setattr(node_watch, "nodes_for", lambda *_, **__: seen)
+    monkeypatch.setattr(workers, "RELEASE_SECONDS", 0.0)
+    return seen
+
+
+def config(workers: int | str, **fields: Any) -> TrainConfig:
+    return TrainConfig(
+        num_workers=workers, train_batch_size=64, per_device_train_batch_size=4, **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus"), [(1, 4), (2, 4), (4, 2), (8, 1), ("2:8", 1), ("1:2", 4), ("2:64", 1)]
+)
+def test_the_cpus_are_shared_out(nodes: list[autoscaler.Node], asked: int | str, cpus: int) -> None:
+    assert nodes
+    assert workers.worker_resources(config(asked)) == {"CPU": cpus}
+
+
+def test_a_gpu_brings_its_node_s_cpus(nodes: list[autoscaler.Node]) -> None:
+    assert workers.worker_resources(config(1, use_gpu=True)) == {"GPU": 1, "CPU": 4}
+    nodes[1]["GPU"] = 2.0
+    assert workers.worker_resources(config("1:8", use_gpu=True)) == {"GPU": 1, "CPU": 2}
+
+
+def test_what_cannot_fit_is_refused_with_what_would(nodes: list[autoscaler.Node]) -> None:
+    assert nodes
+    with pytest.raises(
+        UserError,
+        match=r"--num-workers 2:4 with 1 GPU, 1 CPU each do not fit: the cluster has 1 GPU, 8 CPU on "
+        r"2 node\(s\), enough for 1; use fewer workers",
+    ):
+        workers.worker_resources(config("2:4", use_gpu=True))
+
+
+@pytest.mark.parametrize(
+    ("room", "count"), [(0, 2), (1, 2), (2, 2), (3, 2), (7, 4), (8, 8), (99, 8)]
+)
+def test_as_many_as_fit_and_share_out(nodes: list[autoscaler.Node], room: int, count: int) -> None:
+    nodes[:] = [{"CPU": float(room)}]
+    assert workers.worker_count(config("2:8"), {"CPU": 1.0}, attempt=1) == count
+    assert workers.worker_count(config(4), {"CPU": 1.0}, attempt=1) == 4
+
+
+@pytest.mark.parametrize("asked", ["two", "0", "4:2", "0:2", "1:2:3", "-1", "2:"])
+def test_a_number_of_workers_that_is_none(asked: str) -> None:
+    with pytest.raises(UserError, match=f"--num-workers is {asked}; it must be a number from 1"):
+        config(asked)
+
+
+def test_a_range_without_a_number_that_shares_out() -> None:
+    with pytest.raises(
+        UserError, match=r"over --num-workers 3:3: use a --train-batch-size that is a"
+    ):
+        TrainConfig(num_workers="3:3", train_batch_size=8, per_device_train_batch_size=1)
+
+
+@pytest.fixture
+def elastic_run(small_run: TrainConfig, tmp_path: Path) -> TrainConfig:
+    return dataclasses.replace(
+        small_run,
+        storage_path=str(tmp_path),
+        run_name="elastic",
+        num_workers="1:4",
+        resources_per_worker={"CPU": 1},
+        num_train_epochs=60,
+    )
+
+
+@pytest.mark.long
+def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
+    cluster: Any,
+    elastic_run: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three of the four CPUs are taken at the start, and given back when the run trains."""
+    monkeypatch.setattr(node_watch, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(workers, "RELEASE_SECONDS", 2.0)
+
+    @cluster.remote(num_cpus=3)
+    class Tenant:
+        def here(self) -> bool:
+            return True
+
+    tenant = Tenant.remote()  # type: ignore[attr-defined]
+    assert cluster.get(tenant.here.remote())
+    folder = RunFolder(Path(elastic_run.storage_path) / "elastic")
+    watch = node_watch.Watch.__enter__
+
+    def leave(self: node_watch.Watch) -> node_watch.Watch:
+        entered = watch(self)
+        cluster.kill(tenant)
+        return entered
+
+    monkeypatch.setattr(node_watch.Watch, "__enter__", leave)
+    fit(elastic_run)
+    ranks = {path.name.partition("-rank-")[2][0] for path in folder.ledger.iterdir()}
+    assert ranks == {"0", "1", "2", "3"}
+    _, other = run_locally(dataclasses.replace(elastic_run, run_name="alone", num_workers=1))
+    ours, theirs = (
+        [
+            line["loss"]
+            for line in map(json.loads, (one.path / "metrics.jsonl").open())
+            if "loss" in line
+        ]
+        for one in (folder, other)
+    )
+    assert len(ours) == LAST_STEP * 20
+    assert ours == theirs
+    assert weights_hash(folder, LAST_STEP * 20) == weights_hash(other, LAST_STEP * 20)
+
+
+class Lost:
+    """A trainer that loses worker 1 in every attempt, at the same step and with the same words."""
+
+    attempts = 0
+
+    def fit(self) -> Any:
+        from ray.exceptions import RayActorError
+        from ray.train import WorkerGroupError
+        from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+        Lost.attempts += 1
+        connection = RuntimeError("Connection closed by peer")
+        death = WorkerHealthCheckFailedError("it was killed", failure=RayActorError())
+        raise WorkerGroupError("lost", {0: connection, 1: death})
+
+
+def test_lost_workers_are_started_again_unless_the_driver_leaves(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import WorkerGroupError
+
+    monkeypatch.setattr(launch, "_trainer", lambda *_: Lost())
+    monkeypatch.setattr(node_watch, "_leaving", set)
+    config = dataclasses.replace(small_run, max_failures=2)
+    folder = RunFolder(tmp_path)
+    run: Any = (config, None, None, folder, {"CPU": 1.0}, leaving := threading.Event())
+    Lost.attempts = 0
+    reason = launch.run_workers(*run)["reason"]
+    assert Lost.attempts == 3
+    assert reason.startswith("worker 1: WorkerHealthCheckFailedError: ")
+    assert ", after 2 restart(s) (--max-failures)" in reason
+    leaving.set()
+    with pytest.raises(WorkerGroupError):
+        launch.run_workers(*run)
+    assert Lost.attempts == 4
+
+
+def test_a_watch_that_does_not_see_the_cluster_looks_again(
+    nodes: list[autoscaler.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own exceptions are no RuntimeError; then a node leaves that was not leaving before."""
+    from ray.exceptions import RaySystemError
+
+    looks: Any = iter([RaySystemError("down"), {"old"}, {"old"}, TimeoutError(), {"old", "new"}])
+
+    def leaving() -> set[str]:
+        seen: Any = next(looks)
+        if isinstance(seen, Exception):
+            raise seen
+        return set(seen)
+
+    assert nodes
+    monkeypatch.setattr(node_watch, "_leaving", leaving)
+    monkeypatch.setattr(node_watch, "WATCH_SECONDS", 0.01)
+    folder = RunFolder(tmp_path)
+    with node_watch.Watch(config(4), {"CPU": 1.0}, 4, folder) as watch:
+        deadline = time.monotonic() + 10
+        while not folder.wants_stop() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert folder.wants_stop()
+    assert watch.reason == "a node is about to leave"
+    assert not folder.wants_stop()
+
+
+def test_a_failure_without_words_is_a_sentence_too() -> None:
+    assert ray_train.cause_of(AssertionError()) == "AssertionError: no message"
+
+
+def test_a_full_disk_under_a_worker_is_said_and_not_tried_again(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "append_metrics", full)
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=2)
+    outcome, _ = run_locally(config)
+    assert outcome == {
+        "outcome": "failed",
+        "reason": "No space left on device; make room or mend the disk, then run the same command again",
+    }
+
+
+def test_an_attempt_that_was_thought_dead_logs_nothing_any_more(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host was cut off, a successor claimed the run, the network is back: no line, no checkpoint."""
+    config = dataclasses.replace(
+        small_run, storage_path=str(tmp_path), run_name="zombie", save_steps=1
+    )
+    finish = Session.finish_step
+
+    def finish_step(self: Session, done: int, loss: Any, rows: int) -> bool:
+        if done == 4:
+            CheckpointStore(tmp_path / "zombie/checkpoints").claim()
+        return finish(self, done, loss, rows)
+
+    monkeypatch.setattr(Session, "finish_step", finish_step)
+    with pytest.raises(SupersededError):
+        run_locally(config)
+    folder = RunFolder(tmp_path / "zombie")
+    assert [line["step"] for line in folder.metrics()] == [1, 2, 3]
+    assert CheckpointStore(folder.checkpoints).steps()[-1] == 3
+
+
+def test_a_driver_that_was_thought_dead_concludes_nothing(tmp_path: Path) -> None:
+    with Lease(tmp_path) as lease:
+        lease.check()
+        (tmp_path / Lease.NAME).unlink()
+        with Lease(tmp_path), pytest.raises(UserError, match="is already being run by process"):
+            lease.check()

@@ -1,0 +1,62 @@
+"""What is said of a user's own files before anything is trained on them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard.config import TrainConfig
+from trainyard.data.own_files import held_out_rows, survey
+from trainyard.data.quick_checks import warnings
+from trainyard.data.splits import find_splits
+from trainyard.data.tokenize import prepare
+from trainyard.errors import UserError
+from trainyard.models.build import build_tokenizer
+
+
+def write(folder: Path, labels: list[str]) -> Path:
+    path = folder / "mail.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{x}\n" for i, x in enumerate(labels)))
+    return path
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "NA", "null", "None"])
+def test_a_missing_number_is_no_class(tmp_path: Path, missing: str) -> None:
+    """Where pandas filled a column of numbers; among names it may be one (Namibia's code)."""
+    path = write(tmp_path, ["0", "1", missing, "1", missing])
+    with pytest.raises(UserError, match=rf"mail\.csv line 4: label '{missing}' found among numb"):
+        find_splits(TrainConfig(train_file=str(path)))
+    path = write(tmp_path, ["SA", "SA", missing, missing])
+    assert missing in find_splits(TrainConfig(train_file=str(path))).task.labels
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "drawn by --seed 42 and evenly over the labels, is held out"),
+        ({"data_seed": 7}, "drawn by --data-seed 7 and evenly over the labels, is held out"),
+        ({"problem_type": "regression"}, "drawn by --seed 42, is held out"),
+        ({"problem_type": "multi_label_classification"}, "drawn by --seed 42, is held out"),
+    ],
+    ids=str,
+)
+def test_how_rows_are_held_out_is_said_as_it_is(
+    tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    path = write(tmp_path, ["0", "1"] * 20)
+    (note,) = find_splits(TrainConfig(train_file=str(path), **fields)).notes
+    assert note == f"no --validation-file: a tenth of mail.csv, {said}"
+
+
+def test_a_label_that_was_wholly_held_out_is_warned_of(tiny_model: Path, tmp_path: Path) -> None:
+    """Several labels a row have no strata, so chance decides."""
+    problem: Any = "multi_label_classification"
+    config = TrainConfig(
+        train_file=str(write(tmp_path, ["a"] * 40)), problem_type=problem, max_length=32,
+        model_name_or_path=str(tiny_model),
+    )  # fmt: skip
+    held_out = held_out_rows(survey(config), config.held_out_seed)[1]
+    write(tmp_path, ["a|b" if row in held_out else "a" for row in range(40)])
+    splits = find_splits(config)
+    data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")
+    assert "warning: train has no row with the label b" in warnings(data, splits.task, 32)

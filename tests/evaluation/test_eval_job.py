@@ -1,0 +1,222 @@
+"""`evaluate` on real (tiny) models: every row once at any worker count, whatever the source."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support.runs_locally import run_locally
+
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.evaluation.config import EvalConfig
+from trainyard.evaluation.inference import predict_splits
+from trainyard.evaluation.models import _trained_length, describe
+from trainyard.evaluation.page import _results
+from trainyard.evaluation.run import _stored_temperature, evaluate
+from trainyard.report.kit.page import Text
+
+
+@pytest.fixture(scope="module")
+def model(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best checkpoint of a small run, with its tokenizer: what model/ holds."""
+    from transformers import AutoTokenizer
+
+    storage = tmp_path_factory.mktemp("judged")
+    config = dataclasses.replace(small_run, storage_path=str(storage), run_name="run")
+    outcome, folder = run_locally(config)
+    checkpoint = folder.checkpoints / f"step-{outcome['best_step']:08d}"
+    for name in ("config.json", "model.safetensors"):
+        (folder.model).mkdir(exist_ok=True)
+        shutil.copy(checkpoint / name, folder.model / name)
+    AutoTokenizer.from_pretrained(config.model_name_or_path).save_pretrained(folder.model)
+    (folder.path / "run.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
+    (folder.path / "outcome.json").write_text(json.dumps(outcome["best_evaluation"]))
+    return folder.model
+
+
+def judge(model: Path, small_run: TrainConfig, tmp_path: Path, **fields: Any) -> dict[str, Any]:
+    config = EvalConfig(
+        model_name_or_path=str(model),
+        data_dir=None if "validation_file" in fields else small_run.data_dir,
+        storage_path=str(tmp_path),
+        resources_per_worker={"CPU": 1},
+        **fields,
+    )
+    found = evaluate(config)
+    details: dict[str, Any] = json.loads((found.folder / "evaluation.json").read_text())
+    assert json.loads(json.dumps(details)) == json.loads(json.dumps(found.details))
+    assert "<html" in (found.folder / "report.html").read_text()
+    assert found.as_json()["score"] == details["score"]
+    return details
+
+
+def by_hand(model: Path, path: Path) -> tuple[list[str], list[str]]:
+    """Answers and labels by a plain transformers pipeline, row by row."""
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=str(model), max_length=32, truncation=True)
+    rows = pq.read_table(path).to_pylist()
+    answers = [
+        classify({"text": row["sentence1"], "text_pair": row["sentence2"]})["label"] for row in rows
+    ]
+    names = ("not_equivalent", "equivalent")
+    return answers, [names[row["label"]] for row in rows]
+
+
+def test_one_worker_two_and_a_plain_pipeline_agree(
+    cluster: Any,  # noqa: ARG001
+    model: Path,
+    small_run: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one is this process, by the function that workers run: their start takes seconds."""
+    two = judge(model, small_run, tmp_path, run_name="two", slice_columns=("idx",), num_workers=2)
+    monkeypatch.setattr(
+        "trainyard.evaluation.run.predict_on_ray",
+        lambda jobs, _: [predict_splits(*job) for job in jobs],
+    )
+    one = judge(model, small_run, tmp_path, run_name="one", slice_columns=("idx",))
+    assert one["splits"] == two["splits"]
+    found = one["splits"]["validation"]
+    trained = json.loads((model.parent / "outcome.json").read_text())["validation"]
+    assert found["metrics"] == trained["metrics"]
+    answers, labels = by_hand(model, Path(str(small_run.data_dir)) / "mrpc/validation.parquet")
+    right = np.mean([a == b for a, b in zip(answers, labels, strict=True)])
+    assert found["metrics"]["accuracy"] == pytest.approx(right)
+    assert sum(map(sum, found["confusion"])) == found["rows"] == 37
+    wrong = {i for i, (a, b) in enumerate(zip(answers, labels, strict=True)) if a != b}
+    assert {row["row"] for row in found["worst"]} == wrong
+    assert one["max_length"] == 32  # the run's own
+    by_idx = [row for row in found["slices"] if row["slice"] == "idx"]
+    assert sum(row["rows"] for row in by_idx) == 37
+    assert len(by_idx) == 4  # a number: by quarters
+
+
+def test_own_file_calibrated_and_compared(
+    cluster: Any,  # noqa: ARG001
+    model: Path,
+    small_run: TrainConfig,
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    table = pq.read_table(Path(str(small_run.data_dir)) / "mrpc/validation.parquet").to_pylist()
+    names = ("not_equivalent", "equivalent")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(
+        json.dumps({"a": r["sentence1"], "b": r["sentence2"], "kind": names[r["label"]], "from": "x"})
+        for r in table
+    ))  # fmt: skip
+    found = judge(
+        own, small_run, tmp_path, validation_file=str(path), text_column="a", max_length=32,
+        text_pair_column="b", label_column="kind", calibrate=True, against=str(model),
+    )  # fmt: skip
+    split = found["splits"]["validation"]
+    trained = json.loads((model.parent / "outcome.json").read_text())["validation"]
+    assert split["metrics"]["accuracy"] == trained["metrics"]["accuracy"]
+    stored = json.loads((own / "calibration.json").read_text())
+    assert stored["temperature"] == split["calibration"]["temperature"] > 0
+    assert stored["rows"] == 37
+    assert not (model / "calibration.json").exists()
+    assert found["stored_temperature"] is None  # it was stored only now
+    assert "cannot be told apart" in split["comparison"]["verdict"]
+    assert split["comparison"]["metrics"]["accuracy"]["p_value"] == 1.0
+
+
+def test_slice_columns_are_read_before_any_model_runs(
+    small_run: TrainConfig, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "trainyard.evaluation.run.ray_session", lambda _: pytest.fail("Ray started")
+    )
+    with pytest.raises(UserError, match=r"--slice-columns kind: .*has no column 'kind'"):
+        judge(model, small_run, tmp_path, slice_columns=("idx", "kind"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
+    def refuse(sentence: str, **fields: Any) -> None:
+        with pytest.raises(UserError, match=sentence):
+            judge(fields.pop("model", model), small_run, tmp_path, **fields)
+
+    refuse(r"has no such split; it has train, validation, test", splits=("dev",))
+    refuse(r"give a model that was fine-tuned on it, or --task", task="mnli")
+    refuse(r"does not say which task it was fine-tuned on; give --task",
+           model=Path(small_run.model_name_or_path))  # fmt: skip
+    refuse(r"--num-errors is -1", num_errors=-1)
+    for column in ("length", "label"):
+        refuse(rf"--slice-columns {column}: rows are grouped by length and label already",
+               slice_columns=(column,))  # fmt: skip
+    refuse(r"--num-workers is 0; it must be at least 1", num_workers=0)
+    refuse(r"has no such split; it has train", splits=("training",))
+    refuse(r"answers not_equivalent, equivalent, but task 'rte' has the labels", task="rte")
+    refuse(r"--validation-file is judged by itself", validation_file="x.csv", splits=("test",))
+    refuse(r"drop --task, --data-dir and --splits", validation_file="x.csv", task="mrpc")
+    refuse(
+        r"--label-column describes your own data, but there is no --validation", label_column="y"
+    )
+    refuse(r"--text-pair-column describes your own data", text_pair_column="b")
+    refuse(r"--splits is validation validation; name each once", splits=("validation",) * 2)
+    refuse(r"surer of rows it was trained on .*; calibrate on validation", splits=("train",),
+           calibrate=True)  # fmt: skip
+    refuse(r"--max-length is 0; it must be at least 1", max_length=0)
+    refuse(r"--data-dir .* would not be read: the rows of task 'demo' are", task="demo")
+
+
+def test_what_a_model_lies_in(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "model")
+    assert describe(str(run / "model")).max_length is None
+    (run / "run.json").write_text(json.dumps({"config": {"max_length": 77}}))
+    assert describe(str(run / "model")).max_length == 77
+    monkeypatch.chdir(run)  # a Hub id without a slash is no file beside it
+    assert _trained_length(Path("bert-base-uncased")) is None
+    for foreign in ("{}", json.dumps({"config": "mine"})):
+        (run / "run.json").write_text(foreign)
+        assert describe(str(run / "model")).max_length is None
+    (run / "run.json").write_text("{")
+    with pytest.raises(
+        UserError, match=r"run.json is damaged .*move it away, and give --max-length"
+    ):
+        describe(str(run / "model"))
+
+
+def test_a_second_model_that_does_not_fit_is_known_before_any_runs(
+    small_run: TrainConfig, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "trainyard.evaluation.run.ray_session", lambda _: pytest.fail("Ray started")
+    )
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    config = json.loads((other / "config.json").read_text())
+    config |= {"id2label": {"0": "spam", "1": "ham"}, "label2id": {"spam": 0, "ham": 1}}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"other answers spam, ham, but task 'mrpc' has the labels"):
+        judge(model, small_run, tmp_path / "runs", against=str(other))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_temperature_that_is_stored_is_said(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    assert _stored_temperature(describe(str(own))) is None
+    (own / "calibration.json").write_text(json.dumps({"temperature": 1.7}))
+    assert _stored_temperature(describe(str(own))) == 1.7
+    split = {
+        "metrics": {"f1": 0.5},
+        "intervals": {"f1": [0.4, 0.6]},
+        "rows": 3,
+        "truncated_rows": 0,
+    }
+    found = {"splits": {"validation": split}, "score_metric": "f1", "score": 0.5, "seconds": 1.0}
+    for temperature, notes in ((1.7, 1), (None, 0)):
+        section = _results({**found, "stored_temperature": temperature})
+        said = [part.text for part in section.content if isinstance(part, Text)]
+        assert sum("jobs/predict.py divide them by 1.7" in text for text in said) == notes

@@ -1,0 +1,111 @@
+"""What the suite's table says, and what it must not leave unsaid."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard.glue.config import SuiteConfig
+from trainyard.glue.page import page
+from trainyard.glue.table import as_markdown, summary
+from trainyard.stats import mean_interval
+
+
+def result(seed: int, f1: float, rows: dict[str, int] | None = None) -> dict[str, Any]:
+    return {
+        "rows": rows or {"train": 3668, "validation": 408},
+        "score": f1, "seconds": 10.0 * seed, "train_samples_per_second": 100.0 + seed,
+        "metrics": {"validation": {"accuracy": f1 - 0.1, "f1": f1}},
+        "intervals": {"validation": {"accuracy": [0.6, 0.9], "f1": [0.7, 0.95]}},
+    }  # fmt: skip
+
+
+def test_the_table_by_hand(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc", "rte"), seeds=(1, 2, 3), storage_path=str(tmp_path))
+    runs = [config.run_config(task, seed) for task in config.tasks for seed in config.seeds]
+    configs = {run.resolved_run_name: run for run in runs}
+    scores = {1: 0.80, 2: 0.84, 3: 0.88}
+    rows = {"train": 1000, "validation": 408}
+    finished = {f"mrpc-seed-{seed}": result(seed, f1, rows) for seed, f1 in scores.items()}
+    failed = {f"rte-seed-{seed}": "no data" for seed in config.seeds}
+    found = summary(configs, finished, failed)
+    mrpc, rte = found["tasks"]
+    f1 = mrpc["metrics"][1]
+    mean, low, high = mean_interval(list(scores.values()))
+    assert f1["mean"] == pytest.approx(mean)
+    assert f1["sd"] == pytest.approx(0.04)
+    assert f1["seeds_interval"] == pytest.approx([low, high])
+    assert f1["rows_interval"] == pytest.approx([0.7, 0.95])
+    assert mrpc["glue"]["mean"] == pytest.approx(100 * (0.84 + 0.74) / 2)
+    assert found["average"]["tasks"] == ["mrpc"]
+    assert found["average"]["mean"] == pytest.approx(79.0)
+    assert mrpc["samples_of"] == {"train": 3668}
+    assert rte["failed"] == failed
+    text = as_markdown({"model": "m", **found})
+    assert "| mrpc * | accuracy | 3 | 74.0 | 4.0 |" in text
+    assert "\\* mrpc train is a sample: 1,000 of 3,668 rows" in text
+    assert "rte-seed-1 failed: no data" in text
+    assert "| **ours** | 74.0/84.0 * |  | this suite |" in text
+    assert "88.85" in text
+    assert "**79.0** \\*" in text  # the average counts a sample
+    assert "| rte | failed | 0 |" in text
+    html = page({"model": "m", "versions": {}, **found})
+    assert "average of 1 tasks *" in html
+    assert "74.0/84.0 *" in html
+
+
+def test_what_is_not_run_yet_is_not_failed(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc",), seeds=(1,), storage_path=str(tmp_path))
+    found = {"model": "m", **summary({"mrpc-seed-1": config.run_config("mrpc", 1)}, {}, {})}
+    for text in (as_markdown(found), page({**found, "versions": {}})):
+        assert "not run yet" in text
+        assert "failed |" not in text
+        assert "failed</" not in text
+
+
+def test_the_table_says_what_sets_it_apart_from_published_ones(tmp_path: Path) -> None:
+    config = SuiteConfig(
+        tasks=("mnli", "rte"), seeds=(1,), warm_start=True, max_steps=80, storage_path=str(tmp_path)
+    )
+    runs = {
+        run.resolved_run_name: run for task in config.tasks for run in [config.run_config(task, 1)]
+    }
+    found = {"model": "m", **summary(runs, {}, {})}
+    text = as_markdown(found)
+    assert "rte starts from the mnli model of the same seed" in text
+    assert "mnli starts" not in text
+    assert "mnli was not trained by its own recipe, but with max_steps 80." in text
+
+
+def test_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc",), seeds=(1,), storage_path=str(tmp_path))
+    run = config.run_config("mrpc", 1)
+    found = summary({"mrpc-seed-1": run}, {"mrpc-seed-1": result(1, 0.8)}, {})
+    assert found["tasks"][0]["metrics"][1]["seeds_interval"] is None
+    assert found["tasks"][0]["metrics"][1]["sd"] is None
+    assert found["average"]["seeds_interval"] is None
+
+
+def test_of_runs_that_did_not_count_their_rows_no_number_is_said(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc",), seeds=(1,), storage_path=str(tmp_path))
+    old = {**result(1, 0.8), "rows": {}}
+    found = summary({"mrpc-seed-1": config.run_config("mrpc", 1)}, {"mrpc-seed-1": old}, {})
+    line = next(
+        line for line in as_markdown({"model": "m", **found}).splitlines() if "mrpc" in line
+    )
+    assert line.endswith("| 60.0 to 90.0 |  | 101 | 10 |")
+
+
+def test_shorter_rows_and_coarser_numbers_are_said(tmp_path: Path) -> None:
+    config = SuiteConfig(
+        tasks=("rte",),
+        seeds=(1,),
+        max_length=32,
+        mixed_precision="bf16",
+        storage_path=str(tmp_path),
+    )
+    runs = {"rte-seed-1": config.run_config("rte", 1)}
+    found = {"model": "m", **summary(runs, {}, {"rte-seed-1": "holds no <task>/<split>.parquet"})}
+    text = as_markdown(found)
+    assert "by its own recipe, but with max_length 32, mixed_precision bf16." in text
+    assert r"\<task>/\<split>.parquet" in text  # Markdown would hide <task>

@@ -1,0 +1,157 @@
+"""From a config to live objects: what loads, and what is refused before it would train nonsense."""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.models.build import build_model, build_optimizer, build_scheduler, build_tokenizer
+from trainyard.models.hub import load_config, resolve_model
+from trainyard.tasks import get_task
+
+MRPC, MNLI = get_task("mrpc"), get_task("mnli")
+
+
+def config_of(model: Path) -> TrainConfig:
+    return TrainConfig(model_name_or_path=str(model))
+
+
+def test_weights_under_other_names_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """As `DataParallel` saves them: the whole encoder would start from random weights."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    weights = load_file(other / "model.safetensors")
+    named = {f"module.{name}": tensor for name, tensor in weights.items()}
+    save_file(named, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError,
+        match=r"lacks 3\d weights of its encoder.*\(bert\.embeddings.*, it has module\.",
+    ):
+        build_model(config_of(other), MRPC)
+
+
+def test_an_encoder_of_another_shape_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    settings = (other / "config.json").read_text()
+    (other / "config.json").write_text(settings.replace('"vocab_size": ', '"vocab_size": 1'))
+    with pytest.raises(UserError, match=r"lacks 1 weights of .*\(bert\.embeddings\.word_emb"):
+        build_model(config_of(other), MRPC)
+
+
+def test_another_head_and_a_missing_pooler_are_made_anew(tiny_model: Path, tmp_path: Path) -> None:
+    fine_tuned = tmp_path / "fine-tuned"
+    build_model(config_of(tiny_model), MRPC).save_pretrained(fine_tuned)
+    model = build_model(config_of(fine_tuned), MNLI)
+    assert model.classifier.weight.shape[0] == 3
+
+    weights = load_file(tiny_model / "model.safetensors")
+    bare = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    assert bare.keys() < weights.keys()
+    save_file(bare, fine_tuned / "model.safetensors", {"format": "pt"})
+    assert build_model(config_of(fine_tuned), MRPC).classifier.weight.shape[0] == 2
+
+
+def test_a_model_that_brings_code_is_refused_and_its_code_not_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where somebody sits at the terminal and would say yes to transformers' question."""
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    folder, ran = tmp_path / "own-code", tmp_path / "ran"
+    shutil.copytree(tiny_model, folder)
+    (folder / "own.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\nfrom transformers import BertConfig\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
+    )
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = TrainConfig(model_name_or_path=str(folder), max_length=32)
+    with pytest.raises(UserError, match="needs code of its own, which is never run here"):
+        build_tokenizer(config)
+    with pytest.raises(UserError, match="needs code of its own, which is never run here"):
+        load_config(str(folder))
+    assert not ran.exists()
+
+
+def test_positions_that_no_token_gets_are_not_promised(tiny_model: Path, tmp_path: Path) -> None:
+    """RoBERTa's positions start after the padding token's id: of 514 it uses 512."""
+    folder = tmp_path / "roberta"
+    shutil.copytree(tiny_model, folder)
+    transformers.RobertaConfig(
+        vocab_size=101, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=34, pad_token_id=1,
+    ).save_pretrained(folder)  # fmt: skip
+    config = TrainConfig(model_name_or_path=str(folder), max_length=32)
+    assert build_tokenizer(config)
+    for length in (33, 34, 500):
+        with pytest.raises(UserError, match=rf"--max-length {length} is more than the 32 pos.*32$"):
+            build_tokenizer(dataclasses.replace(config, max_length=length))
+    config = TrainConfig(model_name_or_path=str(tiny_model), max_length=64)
+    assert build_tokenizer(config)  # BERT uses all of its own
+
+
+@pytest.mark.parametrize("name", ["package:absent.sub/x", "package:/x", "package:.x/y"])
+def test_a_package_that_cannot_be_is_one_sentence(name: str) -> None:
+    with pytest.raises(UserError, match="is not installed here; install it"):
+        resolve_model(name)
+
+
+def test_biases_and_norms_do_not_decay(tiny_model: Path) -> None:
+    config = TrainConfig(model_name_or_path=str(tiny_model), weight_decay=0.1, learning_rate=1e-3)
+    model = build_model(config, MRPC)
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(config, model)
+    decaying, others = ({name_of[p] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
+    assert others == {n for n in name_of.values() if n.endswith(".bias") or ".LayerNorm." in n}
+    assert decaying == set(name_of.values()) - others
+    assert {"classifier.weight", "bert.embeddings.word_embeddings.weight"} <= decaying
+
+
+COSINE = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(9)]
+SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "linear": ({}, [1 - step / 10 for step in range(11)]),
+    "linear, 2 steps of warm-up": ({"warmup_steps": 2}, [0, 0.5, *(1 - k / 8 for k in range(9))]),
+    "linear, a fifth": ({"warmup_steps": 0.2}, [0, 0.5, *(1 - k / 8 for k in range(9))]),
+    "cosine, a fifth": ({"warmup_steps": 0.2, "lr_scheduler_type": "cosine"}, [0, 0.5, *COSINE]),
+    "constant": ({"lr_scheduler_type": "constant"}, [1.0] * 11),
+}
+"""Shares of the peak rate before each of 10 steps, and after the last."""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_rate_of_each_step(schedule: str) -> None:
+    fields, shares = SCHEDULES[schedule]
+    config = TrainConfig(learning_rate=1e-3, **fields)
+
+    def rates(build: Callable[[Any], Any]) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+        scheduler = build(optimizer)
+        found: list[float] = []
+        for _ in shares:
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    ours = rates(lambda optimizer: build_scheduler(config, optimizer, 10))
+    assert ours == pytest.approx([1e-3 * share for share in shares], abs=1e-12)
+    warmup = 2 if config.warmup_steps else 0
+    assert ours == rates(
+        lambda optimizer: transformers.get_scheduler(
+            config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=10
+        )
+    )

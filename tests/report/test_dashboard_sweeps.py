@@ -1,0 +1,68 @@
+"""What the dashboard says of a sweep: its result, its confirmation, and what it must not be misled by."""
+
+import math
+import os
+import re
+from pathlib import Path
+
+from support.sample_runs import write_confirming, write_run, write_sweep
+
+from trainyard.report.dashboard.run_page import score_cell
+from trainyard.report.dashboard.server import Dashboard
+from trainyard.report.dashboard.sweep_charts import learning_curves, ranked
+from trainyard.report.dashboard.sweep_page import compared
+from trainyard.report.dashboard.sweeps import Sweep
+from trainyard.storage.untrusted_files import Files
+
+
+def test_a_trial_that_diverged_is_among_the_best_nowhere(tmp_path: Path) -> None:
+    sweep = Sweep(Files(), write_sweep(tmp_path / "s", 24), "s")
+    lost = [trial for trial in sweep.trials if trial.status == "diverged"]
+    assert all(trial.best is not None for trial in lost)
+    assert all(math.isnan(float(score_cell(trial).sort or 0)) for trial in lost)
+    assert not {trial.name for trial in lost} & {trial.name for trial, *_ in ranked(sweep)}
+    assert not [h for h, _ in compared(sweep)[1] if h in [trial.hyperparameters for trial in lost]]
+    assert "before it diverged" in str(Dashboard(tmp_path).page("s", site=None))
+    dashed = learning_curves(sweep)["layer"][0]
+    assert {row["trial"] for row in dashed["data"]["values"]} == {trial.name for trial in lost}
+
+
+def test_where_the_winner_was_worse_the_default_recipe_is_named(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "s", 12, verdict="worse")
+    page = str(Dashboard(tmp_path).page("s", site=None))
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.partition("<main")[2]))
+    assert "Result default recipe in best.yaml and model/ Its f1 0.8733 0.859 to 0.887" in shown
+    assert (
+        "Worse when run again trial-003" in shown
+    )  # and not trial-011, which scored most in the search
+    assert "In the default recipe" in shown
+    assert "Corrected f1" not in shown
+    assert "0.8733" in str(Dashboard(tmp_path).page("", site=None))
+
+
+def test_confirming_runs_are_seen_before_there_is_a_verdict(tmp_path: Path) -> None:
+    write_confirming(tmp_path / "s")
+    page = str(Dashboard(tmp_path).page("s", site="/"))
+    for seed in range(3):
+        assert f'href="/view/s/confirmation/default-seed-{seed}"' in page
+    assert "the verdict comes when they have finished" in page
+    assert "No space left on device" in page.partition("Its runs")[2].partition("</table>")[0]
+
+
+def test_half_characters_foreign_names_and_links_hurt_nobody(tmp_path: Path) -> None:
+    runs, outside = tmp_path / "runs", tmp_path / "outside"
+    write_run(runs / "run", task="\ud800", reason="\udfff")
+    write_sweep(runs / "sweep", 12, verdict="\ud800")
+    write_run(runs / os.fsdecode(b"not-\xff-text"))
+    write_sweep(outside / "sweep", 12)
+    (runs / "linked").mkdir()
+    (runs / "linked" / "sweep.json").write_text('{"metric": "f1"}')
+    (runs / "linked" / "trials").symlink_to(outside / "sweep" / "trials")
+    (tmp_path / "here").symlink_to(runs)
+    for storage in (runs, tmp_path / "here"):
+        dashboard = Dashboard(storage)
+        assert list(dashboard.yard().runs) == ["run"]
+        assert list(dashboard.yard().sweeps) == ["linked", "sweep"]
+        assert dashboard.page("linked/trials/trial-000", site="/") is None
+        for key in ("", "run", "sweep", "linked"):
+            assert b"<h1>" in str(dashboard.page(key, site="/")).encode()

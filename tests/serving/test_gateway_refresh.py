@@ -1,0 +1,136 @@
+"""What the gateway keeps up to date: keys and models, each by itself; and when it is ready."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from support.serving_locally import LocalModels, serving
+
+from trainyard.errors import UserError
+from trainyard.serving import app as application
+from trainyard.serving.app import Gateway, gateway_application
+from trainyard.serving.gateway.discovery import ServeModels
+from trainyard.serving.gateway.keys import KeyRing
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
+    """One with a keys file, whose models are found a thousand times a second."""
+    monkeypatch.setattr(application, "_check_exposure", lambda _: None)
+    monkeypatch.setattr(application, "REFRESH_SECONDS", 0.001)
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("[]")
+    return Gateway({"keys_file": str(keys)})
+
+
+async def healthy(gateway: Gateway, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await gateway.check_health()
+            return True
+    return False
+
+
+def test_a_broken_keys_file_does_not_freeze_the_models(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refreshed = asyncio.Event()
+
+    async def refresh(_: ServeModels) -> None:
+        refreshed.set()
+
+    def unreadable(_: KeyRing) -> None:
+        raise UserError("it is no list of keys")
+
+    monkeypatch.setattr(ServeModels, "refresh", refresh)
+    monkeypatch.setattr(KeyRing, "refresh", unreadable)
+
+    async def run() -> None:
+        gateway.__serve_build_asgi_app__()
+        async with asyncio.timeout(5):
+            await refreshed.wait()
+        gateway._refreshing.cancel()
+
+    asyncio.run(run())
+
+
+def test_serve_sends_requests_to_a_gateway_that_knows_its_models(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = True
+
+    async def refresh(_: ServeModels) -> None:
+        if away:
+            raise RuntimeError("the controller restarts")
+
+    monkeypatch.setattr(ServeModels, "refresh", refresh)
+
+    async def run() -> None:
+        nonlocal away
+        gateway.__serve_build_asgi_app__()
+        assert not await healthy(gateway, 0.05)
+        away = False
+        assert await healthy(gateway, 5)
+        away = True
+        assert await healthy(gateway, 0.05)  # one that serves is not replaced for it
+        gateway._refreshing.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_single_gateway_is_replaced_without_a_gap() -> None:
+    deployment = gateway_application({})._bound_deployment
+    assert deployment.num_replicas == 1
+    assert deployment._deployment_config.max_surge_percent == 100
+
+
+def test_an_application_that_failed_to_be_built_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed = SimpleNamespace(deployments={}, status="DEPLOY_FAILED")
+    status = SimpleNamespace(applications={"mail": failed})
+    monkeypatch.setattr("ray.serve.status", lambda: status)
+    models = ServeModels()
+    asyncio.run(models.refresh())
+    assert models.waiting_for() == ["mail"]
+
+
+def test_who_is_waited_for_is_no_public_matter() -> None:
+    class Waiting(LocalModels):
+        def waiting_for(self) -> list[str]:
+            return ["secret-project"]
+
+    with serving(Waiting({})) as url:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+        connection.request("GET", "/ready")
+        response = connection.getresponse()
+        body = json.load(response)
+        connection.close()
+    assert response.status == 503
+    assert body["error"] == "not ready: 1 of the applications; `serve status` names them"
+
+
+@pytest.mark.parametrize("names", [("123", "2024"), ("no", "1e3", "null"), ("~",), ("2024-01-01",)])
+def test_a_new_key_is_read_as_it_was_written(
+    names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trainyard.serving.check import main
+
+    main(["new-key", *names])
+    printed = capsys.readouterr()
+    file = tmp_path / "keys.yaml"
+    file.write_text(printed.out * 2)  # each goes to the end of the file
+    secret = printed.err.split()[-1]
+    ring = KeyRing(str(file))
+    for model in [*names[1:], None]:
+        key = ring.admit(f"Bearer {secret}", model)
+        assert key is not None
+        assert key.name == names[0]
+    (entry, _) = yaml.safe_load(file.read_text())
+    assert entry.get("models") == (sorted(names[1:]) or None)

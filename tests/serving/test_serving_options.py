@@ -1,0 +1,245 @@
+"""Configuration: misspelt keys are named, names cannot be paths, hostile models are not loaded."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainyard.errors import UserError
+from trainyard.serving.app import default_name
+from trainyard.serving.check import check_config
+from trainyard.serving.gateway.keys import KeyRing
+from trainyard.serving.options import NAME, ModelOptions, SharedVersions, Version, check_name
+from trainyard.serving.replica.model_source import locate, task_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def config() -> Any:
+    return yaml.safe_load((ROOT / "serve/config.yaml").read_text())
+
+
+def test_our_own_configuration_is_valid() -> None:
+    check_config(config(), "serve/config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "sentence"),
+    [
+        ((), "http_optionz", "unknown key 'http_optionz'; did you mean 'http_options'?"),
+        (("http_options",), "prot", "unknown key 'prot'; did you mean 'port'?"),
+        (("applications", 1), "arg", "unknown key 'arg'; did you mean 'args'?"),
+        (("applications", 0, "args"), "key_file", "did you mean 'keys_file'?"),
+        (("applications", 1, "args"), "batch_token", "did you mean 'batch_tokens'?"),
+        (("applications", 1, "deployments", 0), "num_replica", "did you mean 'num_replicas'?"),
+        (("applications", 1, "deployments", 0, "user_config"), "sorce", "did you mean 'source'?"),
+        (("applications", 1, "args", "autoscaling"), "max_replica", "did you mean 'max_replicas'?"),
+        (
+            ("applications", 1, "args", "autoscaling", "policy"),
+            "policy_funktion",
+            "'policy_function'?",
+        ),
+    ],
+)
+def test_a_misspelt_key_is_named(path: tuple[Any, ...], key: str, sentence: str) -> None:
+    broken = config()
+    place = broken
+    for part in path:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
+    place[key] = 1
+    with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
+        check_config(broken, "serve/config.yaml")
+
+
+def model(name: str, **args: Any) -> dict[str, Any]:
+    deployments = [{"name": "Model", "user_config": {"source": "x"}}]
+    return {
+        "name": name, "import_path": "serve.app:model", "args": args, "deployments": deployments,
+    }  # fmt: skip
+
+
+def shared(name: str, *models: str) -> dict[str, Any]:
+    versions = {model: {"source": "x"} for model in models}
+    deployments = [{"name": "SharedModels", "user_config": {"models": versions}}]
+    return {"name": name, "import_path": "serve.app:shared", "deployments": deployments}
+
+
+@pytest.mark.parametrize(
+    ("applications", "sentence"),
+    [
+        (
+            [model("a", num_replicas=2, autoscaling={"max_replicas": 3})],
+            "'autoscaling': it sets the number of replicas, and so does num_replicas; give one",
+        ),
+        (
+            [model("a"), shared("rare", "b", "a")],
+            "the model 'a' is in application 'a' and in application 'rare'",
+        ),
+        (
+            [shared("rare", "b"), shared("rarer", "b")],
+            "the model 'b' is in application 'rare' and in application 'rarer'",
+        ),
+        (
+            [{**model("a"), "deployments": ["Model"]}],
+            "deployments must be a list of entries with a name",
+        ),
+        ([{**model("a"), "deployments": None}], "deployments must hold `name: Model`"),
+        (None, "'applications': "),
+        (
+            [{**model("a"), "deployments": [*model("a")["deployments"], {"name": "Modle"}]}],
+            "there is no deployment 'Modle'; its name is 'Model'",
+        ),
+        (
+            [
+                {
+                    "name": "g",
+                    "import_path": "serve.app:gateway",
+                    "deployments": [{"name": "gateway"}],
+                }
+            ],
+            "there is no deployment 'gateway'; its name is 'Gateway'",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_told(applications: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_config({"applications": applications}, "serve/config.yaml")
+
+
+def test_a_wrong_value_is_shown() -> None:
+    with pytest.raises(UserError, match="args: 'dtype' is 'fp32': input should be 'float32'"):
+        ModelOptions.parse({"dtype": "fp32"}, "args")
+    with pytest.raises(UserError, match=r"'models': '\.\./up' is no model name") as error:
+        SharedVersions.parse({"models": {"../up": {"source": "x"}}}, "user_config")
+    assert "\n" not in str(error.value)
+
+
+@given(st.text(max_size=100))
+def test_no_name_is_a_path(name: str) -> None:
+    if NAME.fullmatch(name):
+        assert "/" not in name
+        assert "\\" not in name
+        assert name not in (".", "..")
+        assert Path("/root", name).resolve().parent == Path("/root")
+        check_name(name)
+    else:
+        with pytest.raises(ValueError, match="is no model name"):
+            check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("runs/sst2/model", "sst2"), ("runs/sst2", "sst2"), ("org/some-model", "some-model"),
+     ("package:gt_all/model", "gt_all"), ("/", "model")],
+)  # fmt: skip
+def test_a_model_is_called_after_its_run(source: str, name: str) -> None:
+    assert default_name(source) == name
+
+
+def safetensors(tensors: dict[str, list[int]]) -> bytes:
+    header = json.dumps(
+        {
+            name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+            for name, shape in tensors.items()
+        }
+    ).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["BertForSequenceClassification"],
+    "hidden_size": 32,
+    "vocab_size": 100,
+}
+
+BOMBS: list[dict[str, Any]] = [
+    {"max_position_embeddings": 2 * 10**8},
+    {"type_vocab_size": 2 * 10**8},
+    {"num_labels": 10**6},
+    {"num_hidden_layers": 1, "intermediate_size": 2 * 10**8},
+    {"num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 2 * 10**8},
+    {"decoder_layers": 10**6},
+    {"text_config": {"model_type": "bert", "max_position_embeddings": 2 * 10**8}},
+    {"encoder": {"parts": {"d_model": 10**5, "vocab_size": 10**5}}},
+]
+"""Sizes that transformers would allocate before it looks at the weights."""
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({}, "holds no config.json"),
+        ({"config.json": b"{"}, "config.json is missing or no valid JSON"),
+        ({"config.json": CONFIG, "pytorch_model.bin": b"x"}, "pickled weights .* can run code"),
+        ({"config.json": CONFIG, "model.safetensors": b"x"}, "is no valid safetensors file"),
+        ({"config.json": CONFIG, "model.safetensors": struct.pack("<Q", 2**62)}, "header is too long"),
+        (
+            {"config.json": CONFIG, "model.safetensors": safetensors({"a": [2**20, 2**20]})},
+            r"has 1\.1e\+12 parameters, at most 2e\+10",
+        ),
+        (
+            {"config.json": {**CONFIG, "hidden_size": 9000, "num_hidden_layers": 40},
+             "model.safetensors": safetensors({"a": [10]})},
+            "these files do not belong together",
+        ),
+        *(
+            (
+                {"config.json": CONFIG | bomb, "model.safetensors": safetensors({"a": [3300]})},
+                "these files do not belong together",
+            )
+            for bomb in BOMBS
+        ),
+    ],
+)  # fmt: skip
+def test_a_model_is_checked_before_anything_is_built(
+    tmp_path: Path, files: dict[str, Any], sentence: str
+) -> None:
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=sentence):
+        locate(Version(source=str(tmp_path)), 2e10)
+
+
+def test_lineage_comes_from_the_run(tmp_path: Path) -> None:
+    model = tmp_path / "r1" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    (model / "model.safetensors").write_bytes(safetensors({"a": [100]}))
+    (model / "metrics.json").write_text('{"validation": 1}')
+    (tmp_path / "r1" / "run.json").write_text('{"name": "r1", "data_fingerprint": "f"}')
+    for source in (model, tmp_path / "r1"):
+        folder, about = locate(Version(source=str(source)), 1e9)
+        assert folder == model
+        assert about["run"]["data_fingerprint"] == "f"
+        assert about["metrics"] == {"validation": 1}
+    assert task_of(model) == "text-classification"
+
+
+def test_a_keys_file_that_is_wrong_is_not_repeated_in_the_error(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text("- name: a\n  sha256: my-secret-in-the-clear\n")
+    with pytest.raises(UserError, match="is no list of keys") as error:
+        KeyRing(str(file))
+    assert "my-secret" not in str(error.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        KeyRing(str(tmp_path / "none.yaml"))
+
+
+def test_honest_configs_pass(tmp_path: Path) -> None:
+    """All positions, layers and labels of a small model; rotary positions are no parameters."""
+    honest: dict[str, Any] = {
+        "num_hidden_layers": 2, "intermediate_size": 128, "max_position_embeddings": 512,
+        "type_vocab_size": 2, "num_attention_heads": 2, "num_labels": 3, "id2label": {"0": "a"},
+    }  # fmt: skip
+    for index, more in enumerate((honest, {**honest, "max_position_embeddings": 131_072})):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**CONFIG, **more}))
+        (folder / "model.safetensors").write_bytes(safetensors({"a": [45_000]}))
+        assert locate(Version(source=str(folder)), 2e10)[0] == folder

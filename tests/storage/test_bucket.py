@@ -1,0 +1,281 @@
+"""Objects, leases and checkpoints in a bucket, on a real S3 server."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from storage.test_checkpoints import writer
+from support.bucket_here import endpoint, url
+from support.s3_server import BUCKET
+
+from trainyard import TrainConfig, UserError, fit
+from trainyard.doctor.cluster.nodes import marked
+from trainyard.doctor.cluster.probe import examine
+from trainyard.storage import lease as leases
+from trainyard.storage.bucket import Bucket, Conflict
+from trainyard.storage.checkpoints import SupersededError
+from trainyard.storage.remote_checkpoints import RemoteCheckpoints
+from trainyard.storage.remote_lease import RemoteLease
+
+__all__ = ["endpoint", "url"]  # fixtures
+
+
+def test_an_object_is_replaced_by_who_knows_its_version(url: str) -> None:
+    bucket = Bucket(url)
+    first = bucket.write("one", b"1", over="nothing")
+    with pytest.raises(Conflict):
+        bucket.write("one", b"2", over="nothing")
+    second = bucket.write("one", b"2", over=first)
+    with pytest.raises(Conflict):
+        bucket.write("one", b"3", over=first)
+    found = bucket.read("one")
+    assert found is not None
+    assert (found.content, found.version) == (b"2", second)
+    assert bucket.read("none") is None
+    assert bucket.names("") == ["one"]
+
+
+def test_a_large_file_goes_in_parts_and_comes_back(url: str, tmp_path: Path) -> None:
+    content = os.urandom(1000) * 20_000
+    (tmp_path / "large").write_bytes(content)
+    Bucket(url).upload("folder/large", tmp_path / "large")
+    Bucket(url).download("folder/large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+
+
+def silent_server() -> tuple[socket.socket, str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("environment", "change", "said"),
+    [
+        ({}, lambda url: url.replace(BUCKET, "no-such-bucket"), "NoSuchBucket"),
+        ({"AWS_ACCESS_KEY_ID": "wrong"}, str, "InvalidAccessKeyId"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, str, "http://127.0.0.1:1: HTTP error"),
+        ({"AWS_ENDPOINT_URL": "silent"}, str, "HTTP error"),
+        ({}, lambda url: url.replace("s3://", "ftp://"), "starts with s3://, gs://"),
+    ],
+    ids=["bucket", "key", "endpoint", "silence", "scheme"],
+)
+def test_a_storage_that_cannot_be_used_is_one_sentence_within_seconds(
+    url: str,
+    environment: dict[str, str],
+    change: Callable[[str], str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "TRAINYARD_TEST_S3" in os.environ and said == "InvalidAccessKeyId":
+        pytest.skip("this server takes any key")
+    listener, silent = silent_server()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, silent if value == "silent" else value)
+    started = time.monotonic()
+    with listener, pytest.raises(UserError, match="--storage-path") as refused:
+        fit(TrainConfig(storage_path=change(url)))
+    assert time.monotonic() - started < 15
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+HOLD = """
+import sys, time
+from trainyard.storage.bucket import Bucket
+from trainyard.storage.remote_lease import RemoteLease
+with RemoteLease(Bucket(sys.argv[1]), "run"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_driver_is_refused_and_a_killed_one_is_succeeded_at_once(url: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=f"run 'run' is already .* process {process.pid} on"),
+            RemoteLease(Bucket(url), "run"),
+        ):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with RemoteLease(Bucket(url), "run") as lease:
+        lease.check()
+    with RemoteLease(Bucket(url), "run"), pytest.raises(UserError, match="already being run by"):
+        lease.check()
+
+
+def test_of_many_that_take_over_an_expired_lease_one_gets_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = {"host": "elsewhere", "pid": 1, "started": 0.0, "id": "x"}
+    Bucket(url).write("run/lease.json", json.dumps(holder).encode())
+    with pytest.raises(UserError, match="process 1 on elsewhere"), RemoteLease(Bucket(url), "run"):
+        pass
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 1)
+    time.sleep(2.1)  # the bucket's clock counts in seconds
+    held, refused, done = [], [], threading.Event()
+
+    def take() -> None:
+        try:
+            with RemoteLease(Bucket(url), "run"):
+                held.append(1)
+                done.wait(30)
+        except UserError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while len(held) + len(refused) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (len(held), len(refused)) == (1, 7)
+    done.set()
+    for thread in threads:
+        thread.join()
+
+
+def checkpoints(url: str, machine: Path) -> RemoteCheckpoints:
+    """The run's checkpoints as a machine with that disk sees them."""
+    return RemoteCheckpoints(
+        machine, Bucket(url), "run/checkpoints", fetch=lambda: None, publish=lambda: None
+    )
+
+
+@pytest.fixture
+def three(url: str, tmp_path: Path) -> RemoteCheckpoints:
+    store = checkpoints(url, tmp_path / "first")
+    store.claim()
+    for step in (10, 20, 30):
+        store.commit(step, writer(f"step {step}"))
+    return store
+
+
+def test_the_doctor_asks_each_node_for_the_bucket(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with marked(url) as question:
+        facts = examine(question)
+        assert (facts["reads"], facts["writes"]) == (None, None)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+            assert "http://127.0.0.1:1: HTTP error" in examine(question)["reads"]
+    assert Bucket(url).names("") == []
+
+
+def test_another_machine_finds_the_newest(
+    url: str, three: RemoteCheckpoints, tmp_path: Path
+) -> None:
+    other = checkpoints(url, tmp_path / "other")
+    assert other.steps() == [10, 20, 30]
+    assert other.newest() == (30, other.path(30))
+    assert (other.path(30) / "state").read_text() == "step 30"
+    three.keep({10, 30})
+    assert {name.split("/")[2] for name in Bucket(url).names("run")} == {
+        "index.json", f"step-00000010-{three.attempt[:8]}", f"step-00000030-{three.attempt[:8]}",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["manifest gone", "file gone", "file changed", "file cut"])
+def test_a_damaged_checkpoint_is_passed_over_and_reported(
+    url: str, three: RemoteCheckpoints, tmp_path: Path, damage: str
+) -> None:
+    bucket = Bucket(url)
+    name = f"run/checkpoints/step-00000030-{three.attempt[:8]}"
+    if damage == "manifest gone":
+        bucket.delete([f"{name}/MANIFEST.json"])
+    elif damage == "file gone":
+        bucket.delete([f"{name}/weights"])
+    else:
+        bucket.write(f"{name}/weights", b"step 31" * 100 if damage == "file changed" else b"step 3")
+    for machine in (tmp_path / "other", three.folder):  # its own disk still has the whole one
+        store = checkpoints(url, machine)
+        store.claim()
+        if machine == three.folder and damage != "manifest gone":
+            assert store.newest() == (30, store.path(30))  # verified against the manifest
+            continue
+        assert store.newest() == (20, store.path(20))
+        assert f"{name.rpartition('/')[2]} is damaged" in store.skipped[0]
+
+
+def test_a_superseded_attempt_cannot_commit_and_harms_nothing(
+    url: str, three: RemoteCheckpoints, tmp_path: Path
+) -> None:
+    successor = checkpoints(url, tmp_path / "other")
+    successor.claim()
+    successor.commit(40, writer("successor"))
+    for harm in (lambda: three.commit(40, writer("zombie")), lambda: three.keep({30})):
+        with pytest.raises(SupersededError, match="was superseded"):
+            harm()
+    third = checkpoints(url, three.folder)  # where the zombie's step 40 lies
+    third.claim()
+    assert third.steps() == [10, 20, 30, 40]
+    assert third.newest() == (40, third.path(40))
+    assert (third.path(40) / "state").read_text() == "successor"
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_any_request_the_commit_is_never_torn(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the n-th write, upload or delete, for all n: the old checkpoint or the new one."""
+    calls = stop_at = 0
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("write", "upload", "delete"):
+        monkeypatch.setattr(Bucket, name, deadly(getattr(Bucket, name)))
+    outcomes = set()
+    for attempt in range(1, 40):
+        place, machine = f"{url}/{attempt}", tmp_path / str(attempt)
+        stop_at, acknowledged, ended = 0, False, False
+        store = checkpoints(place, machine)
+        store.claim()
+        store.commit(10, writer("old"))
+        calls, stop_at = 0, attempt
+        with contextlib.suppress(Killed):
+            store.commit(20, writer("new"))
+            acknowledged = True
+            store.keep({20})
+            ended = True
+        stop_at = 0
+        after = checkpoints(place, tmp_path / f"after-{attempt}")
+        after.claim()
+        found = after.newest()
+        assert found is not None
+        assert not after.skipped
+        outcomes.add(found[0])
+        assert found[0] == 20 or not acknowledged
+        left = {name.split("/")[2] for name in Bucket(place).names("run/checkpoints")}
+        assert len(left) == len(after.steps()) + 1  # nothing half-written outlives a claim
+        if ended:
+            break
+    assert ended
+    assert outcomes == {10, 20}

@@ -1,0 +1,150 @@
+"""Runs in a bucket, on a real S3 server: two nodes, and going on on an empty machine."""
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.bucket_here import endpoint, url
+from support.runs_locally import run_locally, weights_hash
+from training.test_loop import LAST_STEP
+from training.test_training import job, losses, wait_for_step
+
+from trainyard import TrainConfig, UserError, fit
+from trainyard.storage import remote_run
+from trainyard.storage.bucket import Bucket
+from trainyard.storage.remote_run import RemoteRun
+
+__all__ = ["endpoint", "url"]  # fixtures
+
+
+def test_what_driver_and_worker_on_two_nodes_see_of_each_other(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables and requests go there, progress comes back; each has a disk of its own."""
+    monkeypatch.setattr(remote_run, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(remote_run, "TELL_SECONDS", 0.0)
+    driver = RemoteRun(url, "run")
+    driver.create()
+    driver.fetch()
+    table = driver.path.parent / ".cache/key"
+    assert not driver.find_table(table)
+    table.mkdir(parents=True)
+    (table / "ids.bin").write_bytes(b"tokens")
+    driver.share({"train": table})
+
+    monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / "elsewhere"))
+    worker, tables = pickle.loads(pickle.dumps(driver)).here({"train": table})
+    assert worker.path != driver.path
+    assert tables["train"] != table
+    assert (tables["train"] / "ids.bin").read_bytes() == b"tokens"
+
+    worker.set_progress(step=7)
+    driver.relay()
+    assert driver.progress() == {"step": 7}
+    assert not worker.wants_stop()
+    driver.request(driver.restart_request, "room for 4 workers")
+    assert worker.wants_stop()
+    driver.request(driver.restart_request, None)
+    assert not worker.wants_stop()
+    driver.stop_request.write_text("SIGTERM")  # by a signal's handler
+    driver.relay()
+    assert worker.wants_stop()
+    driver.update(status="stopped")
+    driver.fetch()  # the next driver
+    assert not worker.wants_stop()
+    assert driver.read() == {"status": "stopped"}
+    driver.clear()
+    assert Bucket(url).names("run") == []
+
+    Bucket(url).write(".cache/key/ids.bin", b"tokenz")
+    shutil.rmtree(tables["train"])
+    with pytest.raises(UserError, match=r"/\.cache/key is gone or damaged; delete what is left"):
+        worker.here({"train": table})
+    shutil.rmtree(table)
+    assert not driver.find_table(table)  # so the driver builds it again, and mends the bucket's
+    table.mkdir()
+    (table / "ids.bin").write_bytes(b"tokens")
+    driver.share({"train": table})
+    worker.here({"train": table})
+
+
+def on_an_empty_machine(config: TrainConfig, machine: Path, patch: pytest.MonkeyPatch) -> RemoteRun:
+    """The run, as fetched by a machine that never saw it."""
+    patch.setenv("TRAINYARD_CACHE", str(machine))
+    folder = RemoteRun(config.storage_path, config.resolved_run_name)
+    folder.create()
+    folder.fetch()
+    folder.store().bring(LAST_STEP)
+    return folder
+
+
+def test_each_machine_goes_on_where_the_last_one_was_killed(
+    url: str, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at a step and in the middle of a checkpoint; every time the disk is another one."""
+    folder = dataclasses.replace(small_run, storage_path=str(tmp_path), run_name="undisturbed")
+    _, undisturbed = run_locally(folder)
+    config = dataclasses.replace(small_run, storage_path=url, run_name="killed", ledger=False)
+    command, _ = job(config)
+    flags = command[2 : command.index("--ledger")]
+    for point in ("step:8", "save:2"):
+        killed = subprocess.run(
+            [sys.executable, str(Path(__file__).parents[1] / "support/runs_locally.py"), *flags],
+            env={**os.environ, "KILL_AT": point, "PYTHONPATH": os.pathsep.join(sys.path),
+                 "TRAINYARD_CACHE": str(tmp_path / point)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert killed.returncode == -9, killed.stderr
+    outcome, _ = run_locally(config)
+    assert outcome["outcome"] == "finished"
+    found = on_an_empty_machine(config, tmp_path / "empty", monkeypatch)
+    assert weights_hash(found, LAST_STEP) == weights_hash(undisturbed, LAST_STEP)
+    assert found.metrics() == undisturbed.metrics()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.long
+def test_driver_killed_scratch_deleted_the_same_command(
+    url: str, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`jobs/train.py` itself, on Ray: a second driver is refused, the killed one is continued."""
+    local = dataclasses.replace(small_run, storage_path=str(tmp_path), num_train_epochs=3)
+    _, undisturbed = run_locally(dataclasses.replace(local, run_name="undisturbed"))
+    config = dataclasses.replace(local, storage_path=url, run_name="driver", save_steps=1)
+    command, environment = job(config)
+    scratch = RemoteRun(url, "driver")
+    first = subprocess.Popen(
+        command, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not Bucket(url).has("driver/lease.json"):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    with pytest.raises(UserError, match=f"already being run by process {first.pid} on"):
+        fit(config)
+    wait_for_step(scratch, 2, first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    (tmp_path / "scratch").rename(tmp_path / "lost")  # its workers may live a moment longer
+
+    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    answer = json.loads(last.stdout.splitlines()[-1])
+    assert answer["model"] == f"{url}/driver/model"
+    found = on_an_empty_machine(config, tmp_path / "empty", monkeypatch)
+    assert weights_hash(found, LAST_STEP) == weights_hash(undisturbed, LAST_STEP)
+    assert losses(found.path) == losses(undisturbed.path)
+    assert found.read()["status"] == "finished"
+    assert {"driver/model/config.json", "driver/model/model.safetensors", "driver/run.json"} <= set(
+        Bucket(url).names("driver")
+    )
+    again = fit(config)  # finished: nothing is trained
+    assert again.score == answer["score"]

@@ -1,0 +1,80 @@
+"""Run the loop in this process, without Ray: what the invariants are checked on, in seconds."""
+
+import hashlib
+import sys
+from typing import Any
+
+from trainyard.config import TrainConfig
+from trainyard.data.splits import find_splits
+from trainyard.data.tokenize import prepare
+from trainyard.models.build import build_tokenizer
+from trainyard.storage.remote_run import open_run
+from trainyard.storage.run_folder import RunFolder
+from trainyard.training.driver.launch import worker_function
+
+
+def run_locally(config: TrainConfig) -> tuple[dict[str, Any], RunFolder]:
+    """Outcome and folder of one attempt at `config`, by the function that Ray's workers run."""
+    folder = open_run(config.storage_path, config.resolved_run_name)
+    folder.create()
+    folder.fetch()
+    splits = find_splits(config)
+    cache = folder.path.parent / ".cache"
+    data = prepare(splits, build_tokenizer(config), config, cache, folder)
+    folder.share(data.folders)
+    outcome = worker_function(config, splits.task, data, folder, threads=1)()
+    return outcome, folder
+
+
+def weights_hash(folder: RunFolder, step: int) -> str:
+    """SHA-256 of the weights and the optimizer's state at `step`, tensor by tensor."""
+    import torch
+    from safetensors.torch import load_file
+
+    checkpoint = folder.checkpoints / f"step-{step:08d}"
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(checkpoint / "model.safetensors").items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    for index in sorted(moments):
+        for name in sorted(moments[index]):
+            digest.update(moments[index][name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    """Run flags in a process that is killed when it reaches a point: `KILL_AT=step:7`, `save:2`.
+
+    `step:N` kills before the optimizer's N-th step of this process, `save:N` in the middle of the
+    N-th checkpoint, when its files are written and its manifest is not.
+    """
+    import os
+    import signal
+
+    import torch
+
+    from trainyard.cli import parse
+    from trainyard.storage import checkpoints
+
+    point, _, count = os.environ["KILL_AT"].partition(":")
+    calls = 0
+
+    def deadly(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == int(count):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    if point == "step":
+        torch.optim.AdamW.step = deadly(torch.optim.AdamW.step)
+    else:
+        checkpoints.hashes_of = deadly(checkpoints.hashes_of)
+    run_locally(parse(TrainConfig, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

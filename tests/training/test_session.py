@@ -1,0 +1,58 @@
+"""What happens between the steps of a run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_task
+from support.runs_locally import run_locally
+
+from trainyard.config import TrainConfig
+from trainyard.evaluation.scoring import predict
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+def test_answers_that_are_no_numbers_end_the_run_before_they_are_kept(
+    task: str, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(
+        small_run, task=task, data_dir=str(write_task(tmp_path / "glue", task)), ledger=False,
+        storage_path=str(tmp_path), run_name="nan", num_train_epochs=2,
+    )  # fmt: skip
+    calls = 0
+
+    def answer(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        logits = predict(*arguments)
+        if calls == 2:  # after the second epoch
+            logits[5] = np.nan
+        return logits
+
+    monkeypatch.setattr("trainyard.training.worker.session.predict", answer)
+    outcome, folder = run_locally(config)
+    assert (outcome["outcome"], outcome["diverged"]) == ("failed", True)
+    assert outcome["reason"].startswith(
+        "after step 12 the model answers NaN or infinity on 1 of 37 rows of validation; lower "
+        "--learning-rate"
+    )
+    assert outcome["best_step"] == 6
+    assert [line["step"] for line in folder.metrics() if "split" in line] == [6]
+    assert [path.name for path in folder.checkpoints.glob("step-*")] == ["step-00000006"]
+
+
+def test_the_schedule_waits_for_steps_that_were_skipped(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with fp16, whose first gradients overflow until their scale has come down."""
+    skipped = iter([True, True])
+    monkeypatch.setattr(
+        "accelerate.Accelerator.optimizer_step_was_skipped",
+        property(lambda _: next(skipped, False)),
+    )
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=4, ledger=False)
+    _, folder = run_locally(config)
+    rates = [line["learning_rate"] for line in folder.metrics() if "loss" in line]
+    assert rates == pytest.approx([1e-3, 1e-3, 0.75e-3, 0.5e-3])

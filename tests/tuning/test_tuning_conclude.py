@@ -1,0 +1,187 @@
+"""What a sweep says from folders alone: the verdict, the reason for none, the time, what is damaged."""
+
+import csv
+import dataclasses
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainyard.cli import parse
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.storage.lease import Lease, this_process
+from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
+from trainyard.tasks import TASKS
+from trainyard.tuning.clock import Clock
+from trainyard.tuning.conclude import conclude
+from trainyard.tuning.config import SweepConfig
+from trainyard.tuning.confirm import DEFAULT, predictions, run_name, verdict_of
+from trainyard.tuning.runner import _settle
+from trainyard.tuning.search import rank
+from trainyard.tuning.space import build_space
+from trainyard.tuning.supply import prepare_all
+from trainyard.tuning.trial import Context, data_key
+
+CONFIG = SweepConfig(task="mrpc", confirm_seeds=2)
+SPACE = build_space("default", ["weight_decay=0"], CONFIG)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    """A sweep of two trials whose better one was run again, as was the default recipe."""
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.path.mkdir()
+    folder.update(kind="sweep", identity="x", config={}, data_fingerprint={})
+    add(folder, "trial-0000", 0.8, learning_rate=5e-5, weight_decay=0.0)
+    add(folder, "trial-0001", 0.9, learning_rate=4e-4, weight_decay=0.0)
+    for number in range(2):
+        for recipe, rate, score in ((DEFAULT, 5e-5, 0.85), ("trial-0001", 4e-4, 0.7)):
+            add(folder, run_name(recipe, number), score, "confirmation", learning_rate=rate)
+    return folder
+
+
+def add(folder: SweepFolder, name: str, score: float, kind: Any = "search", **point: Any) -> None:
+    index = len(folder.records(kind))
+    run = folder.add(TrialSpec(index=index, name=name, hyperparameters=point, kind=kind))
+    run.model.mkdir()
+    (run.model / "config.json").write_text(name)
+    config = dataclasses.asdict(CONFIG.train_config(point))
+    result = {"score": score, "metrics": {"validation": {"f1": score}}}
+    run.update(status="finished", config=config, result=result, trial_score=score)
+
+
+def test_where_the_winner_is_worse_the_default_recipe_is_the_result(folder: SweepFolder) -> None:
+    block = {"mean": 0.85, "interval": [0.8, 0.9]}
+    winner = {"trial": "trial-0001", "mean": 0.7, "corrected": 0.69, "interval": [0.6, 0.75]}
+    confirmation = {"verdict": "worse", "winner": winner, "default": block, "candidates": [winner]}
+    result = conclude(
+        folder, TASKS["mrpc"], SPACE, rank(folder.records()), confirmation, "", 12.0
+    )  # fmt: skip
+    assert (result.verdict, result.best_trial) == ("worse", DEFAULT)
+    assert (result.score, result.interval) == (0.85, [0.8, 0.9])
+    assert result.best_hyperparameters == {"learning_rate": 5e-5, "weight_decay": 0.0}
+    assert (folder.model / "config.json").read_text() == "default-seed-0"
+    assert "the winner is worse than the default recipe" in folder.best_config.read_text()
+    assert parse(TrainConfig, ["--config", result.best_config]).learning_rate == 5e-5
+
+
+def context(folder: SweepFolder) -> Context:
+    where = {"search": folder.trials, "confirmation": folder.confirmation}
+    return Context(
+        sweep="sweep", config=CONFIG, task=TASKS["mrpc"], data={}, per_worker={}, folders=where
+    )
+
+
+@pytest.mark.parametrize("lost", ["default-seed-1", "trial-0001-seed-0"])
+def test_a_sweep_that_is_not_confirmed_says_why(folder: SweepFolder, lost: str) -> None:
+    ranked = rank(folder.records())
+    run = next(r.run for r in folder.records("confirmation") if r.spec.name == lost)
+    run.update(status="failed", reason="OSError: No space left on device; see error.txt")
+    confirmation, why = verdict_of(folder, context(folder), ranked[:1], {})
+    assert confirmation is None
+    assert why == f"{lost} failed (OSError: No space left on device; see error.txt)"
+    result = conclude(folder, TASKS["mrpc"], SPACE, ranked, None, why, 12.0)
+    assert (result.verdict, result.best_trial) == (None, "trial-0001")
+    assert folder.read()["reason"] == why
+    assert f"not confirmed: {why}" in folder.best_config.read_text()
+
+
+def test_a_trial_killed_while_it_was_stopping_is_closed_and_holds_nothing(
+    folder: SweepFolder,
+) -> None:
+    run = folder.records()[0].run
+    run.update(status="running", trial_score=None)
+    run.append_metrics({"step": 6, "split": "validation", "metrics": {"f1": 0.6}})
+    lost = {**this_process(), "started": 0.0}
+    (run.path / Lease.NAME).write_text(json.dumps(lost))
+    run.stop_request.touch()
+    splits: Any = SimpleNamespace(folders=("train", "validation"))
+    _settle(run.path, dataclasses.replace(context(folder), data={("model", 32): splits}))
+    closed = folder.records()[0]
+    assert (closed.status, closed.score, closed.evaluations) == ("pruned", 0.6, 1)
+    assert not (run.path / Lease.NAME).exists()
+    assert not run.stop_request.exists()
+
+
+def test_the_default_recipe_is_tokenized_though_the_space_leaves_it_out(
+    small_run: TrainConfig, tmp_path: Path
+) -> None:
+    own = {field.name: getattr(small_run, field.name) for field in dataclasses.fields(TrainConfig)}
+    config = SweepConfig(**own, set=(("max_length=choice:8,16",),))
+    space, folder = build_space("default", config.overrides, config), SweepFolder(tmp_path / "s")
+    _, found = prepare_all(config, space, folder)
+    assert [length for _, length in found] == [8, 16, 32]
+    assert data_key(config.base) in found
+    _, found = prepare_all(dataclasses.replace(config, confirm_seeds=0), space, folder)
+    assert [length for _, length in found] == [8, 16]
+
+
+def test_a_trial_that_diverged_has_no_score_whatever_it_had_before(folder: SweepFolder) -> None:
+    add(folder, "trial-0002", 0.99, learning_rate=9e-4, weight_decay=0.0)
+    folder.records()[-1].run.update(status="diverged", trial_score=0.99)
+    ranked = rank(folder.records())
+    assert [trial.spec.name for trial in ranked][::2] == ["trial-0001", "trial-0002"]
+    conclude(folder, TASKS["mrpc"], SPACE, ranked, None, "", 12.0)
+    rows = list(csv.DictReader((folder.path / "trials.csv").open()))
+    assert [row["score"] for row in rows] == ["0.8", "0.9", ""]
+    assert {path.name for path in folder.tensorboard.iterdir()} == {"trial-0000", "trial-0001"}
+
+
+def test_a_damaged_folder_is_refused(folder: SweepFolder) -> None:
+    for damage in ('{"kind": "sw', "[]", "", '{"kind": "sweep"}'):
+        (folder.path / "sweep.json").write_text(damage)
+        with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
+            folder.read()
+    (folder.path / "sweep.json").unlink()
+    (folder.path / "sweep.json").mkdir()
+    with pytest.raises(UserError, match=r"sweep.json is damaged; use --fresh to start this"):
+        folder.read()
+    (folder.path / "sweep.json").rmdir()
+    for damage in ("[]", '{"status": "fin', "\x00"):
+        (folder.trials / "trial-0000" / "run.json").write_text(damage)
+        with pytest.raises(UserError, match=r"run.json is damaged; use --fresh"):
+            folder.records()
+    (folder.trials / "trial-0000" / "trial.json").write_text("{}")
+    with pytest.raises(UserError, match=r"trial.json is damaged; use --fresh"):
+        folder.records()
+    (folder.path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="is the folder of a single run, not of a sweep"):
+        folder.read()
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"loss": 1}', b"\xff", b'{"step": "one"}'])
+def test_a_damaged_line_of_metrics_is_one_sentence(folder: SweepFolder, line: bytes) -> None:
+    folder.check()
+    run: TrialRecord = folder.records("confirmation")[0]
+    (run.run.path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged; use --fresh to start this"):
+        folder.check()
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"\x93NUMPY", b"no array"])
+def test_damaged_predictions_are_one_sentence(folder: SweepFolder, damage: bytes | None) -> None:
+    run = folder.records("confirmation")[0].run
+    run.predictions.mkdir()
+    np.save(run.predictions / "validation.npy", np.zeros((3, 2), np.float32))
+    assert predictions(run, "validation").shape == (3, 2)
+    (run.predictions / "validation.npy").unlink()
+    if damage is not None:
+        (run.predictions / "validation.npy").write_bytes(damage)
+    with pytest.raises(UserError, match=r"validation.npy is damaged; delete .*, and the same com"):
+        predictions(run, "validation")
+
+
+def test_the_confirmation_takes_no_time_from_the_search(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([100.0, 130.0, 190.0])
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    clock = Clock(folder, {"seconds": 50.0, "search_seconds": 20.0})
+    clock.end_search()
+    clock.write()
+    assert (folder.read()["seconds"], folder.read()["search_seconds"]) == (140.0, 50.0)

@@ -1,0 +1,277 @@
+"""Spaces, searchers and placement: pure functions, no cluster."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.cli import parse
+from trainyard.errors import UserError
+from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
+from trainyard.tuning.config import SweepConfig
+from trainyard.tuning.placement import SUPERVISOR, place
+from trainyard.tuning.population import next_stretch
+from trainyard.tuning.search import check_searcher, rank, suggest
+from trainyard.tuning.space import SPACES, Domain, build_space, parse_domain
+from trainyard.tuning.supply import search_supply
+
+BASE = SweepConfig()
+
+
+def trial(index: int, point: dict[str, Any], status: str, score: float | None) -> TrialRecord:
+    return TrialRecord(
+        spec=TrialSpec(index=index, name=f"trial-{index:04d}", hyperparameters=point),
+        status=status,
+        score=score,
+        evaluations=2,
+        run=RunFolder(Path("absent")),
+    )
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_named_spaces_are_valid(name: str) -> None:
+    space = build_space(name, (), BASE)
+    assert list(space) == list(SPACES[name])
+
+
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_suggestions_lie_in_the_space_and_repeat(searcher: Any) -> None:
+    space = build_space("wide", ["max_grad_norm=choice:0,1", "seed=7"], BASE)
+    history: list[TrialRecord] = []
+    for index in range(14):
+        point = suggest(searcher, space, BASE, index, history)
+        assert point == suggest(searcher, space, BASE, index, history)
+        assert point is not None
+        assert all(value in space[field] for field, value in point.items())
+        status = ["finished", "pruned", "diverged", "running", "waiting"][index % 5]
+        score = point["learning_rate"] if status in ("finished", "pruned") else None
+        history.append(trial(index, point, status, score))
+    assert len({record.spec.hyperparameters["learning_rate"] for record in history}) == 14
+
+
+def test_optuna_learns_where_random_does_not() -> None:
+    space = build_space("default", (), BASE)
+
+    def found(searcher: Any) -> float:
+        history: list[TrialRecord] = []
+        for index in range(40):
+            point = suggest(searcher, space, BASE, index, history)
+            assert point is not None
+            loss = abs(point["weight_decay"] - 0.08) + abs(point["learning_rate"] * 1e3 - 0.3)
+            history.append(trial(index, point, "finished", -loss))
+        return sum(record.score or 0 for record in history[20:]) / 20
+
+    assert found("optuna") > found("random") + 0.02
+
+
+def test_trial_0_is_the_default_recipe_where_the_space_holds_it() -> None:
+    space = build_space("default", (), BASE)
+    assert suggest("random", space, BASE, 0, ()) == {"learning_rate": 5e-5, "weight_decay": 0.0}
+    elsewhere = build_space("default", ["weight_decay=choice:0.1,0.2"], BASE)
+    point = suggest("random", elsewhere, BASE, 0, ())
+    assert point is not None
+    assert point["weight_decay"] in (0.1, 0.2)
+
+
+def test_a_grid_visits_every_point_once() -> None:
+    space = build_space("bert", (), BASE)
+    points: list[dict[str, Any]] = []
+    while (point := suggest("grid", space, BASE, len(points), ())) is not None:
+        points.append(point)
+    assert len(points) == 18
+    assert len({tuple(point.values()) for point in points}) == 18
+
+
+@given(
+    low=st.floats(1e-9, 1e-2), factor=st.floats(1.01, 90), kind=st.sampled_from(["uniform", "loguniform"])
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_a_range_parses_back_from_what_it_prints(low: float, factor: float, kind: Any) -> None:
+    domain = parse_domain("learning_rate", f"{kind}:{low!r}:{low * factor!r}")
+    assert (domain.low, domain.high, domain.kind) == (low, low * factor, kind)
+    assert low in domain
+    assert low * factor * 1.1 not in domain
+    again = (
+        parse_domain("learning_rate", str(domain)) if domain.low < domain.high * 0.99 else domain
+    )
+    assert again.low == pytest.approx(domain.low, rel=1e-5)
+
+
+def test_values_have_the_type_of_their_field() -> None:
+    assert parse_domain("num_train_epochs", "choice:1,2").values == (1, 2)
+    assert parse_domain("learning_rate", "choice:1,2e-5").values == (1.0, 2e-5)
+    assert parse_domain("gradient_checkpointing", "choice:True,False").values == (True, False)
+    assert parse_domain("max_steps", "choice:None,5").values == (None, 5)
+    assert parse_domain("weight_decay", "0.01") == Domain("choice", values=(0.01,))
+    assert parse_domain("model_name_or_path", "package:a/b").values == ("package:a/b",)
+
+
+MISTAKES = {
+    "lr=uniform:1:2": "there is no such field",
+    "learning_rat=uniform:1e-5:1e-4": "did you mean 'learning_rate'?",
+    "learning_rate": "has no field=domain; write for example learning_rate=loguniform:1e-6:1e-3",
+    "learning_rate=": "has no field=domain",
+    "learning_rate=uniform:1e-5": "'1e-5' is not LOW:HIGH; write for example",
+    "learning_rate=uniform:a:b": "'a:b' is not LOW:HIGH",
+    "learning_rate=normal:0:1": "there is no 'normal:'; write uniform:LOW:HIGH",
+    "learning_rate=loguniform:0:1e-3": "0 to 0.001 is no range; the first must be less",
+    "learning_rate=uniform:1e-3:1e-5": "is no range",
+    "learning_rate=uniform:nan:1": "is no range",
+    "learning_rate=uniform:0.1:2": "--learning-rate is 2.0; it must lie between 0 and 1",
+    "num_train_epochs=uniform:1:4": "cannot be drawn by uniform; use num_train_epochs=randint:LOW",
+    "num_train_epochs=randint:0:4": "--num-train-epochs is 0; it must be at least 1",
+    "num_train_epochs=choice:1,many": "'many' is no value of num_train_epochs; expected int",
+    "lr_scheduler_type=choice:linear,cosin": "'cosin' is no value of lr_scheduler_type; expected lin",
+    "train_batch_size=choice:2,8": "does not share out evenly over --num-workers 1",
+    "max_length=randint:8:64": "list its values: max_length=choice:8,64",
+    "num_workers=choice:1,2": "is the same for all trials of a sweep; what can be searched: model",
+    "task=choice:mrpc,rte": "task is the same for all trials",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_an_override_that_cannot_work_is_one_sentence(override: str) -> None:
+    with pytest.raises(UserError, match=re.escape(MISTAKES[override])) as caught:
+        build_space("default", [override], BASE)
+    assert "\n" not in str(caught.value)
+
+
+def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
+    with pytest.raises(UserError, match="--space wid is unknown; did you mean 'wide'"):
+        build_space("wid", (), BASE)
+    with pytest.raises(UserError, match="--searcher grid cannot walk learning_rate=loguniform"):
+        check_searcher("grid", build_space("default", (), BASE), None)
+    with pytest.raises(UserError, match="the grid has 18 points, more than --num-trials 4"):
+        check_searcher("grid", build_space("bert", (), BASE), 4)
+    space = build_space("default", ["learning_rate=grid:1e-5,2e-5"], BASE)
+    with pytest.raises(UserError, match="every point of a grid, which --searcher optuna does not"):
+        check_searcher("optuna", space, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"num_trials": 0}, "--num-trials is 0; it must be at least 1"),
+        ({"max_seconds": 0.0}, "--max-seconds is 0; it must be more than 0"),
+        ({"reduction_factor": 1.0}, "--reduction-factor is 1; it must be more than 1"),
+        ({"confirm_seeds": 1}, "one seed cannot tell a recipe from luck"),
+        ({"scheduler": "pbt", "num_workers": 2}, "--scheduler pbt pauses trials in their process"),
+        ({"scheduler": "pbt", "searcher": "optuna"}, "--scheduler pbt chooses its own points"),
+    ],
+)
+def test_flags_that_cannot_work_are_one_sentence(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        SweepConfig(**fields)
+
+
+def test_diverged_and_failed_trials_rank_last() -> None:
+    trials = [
+        trial(0, {}, "diverged", 0.99), trial(1, {}, "pruned", 0.9), trial(2, {}, "finished", 0.5),
+        trial(3, {}, "failed", None), trial(4, {}, "finished", 0.7), trial(5, {}, "finished", 0.7),
+    ]  # fmt: skip
+    assert [record.spec.index for record in rank(trials)] == [4, 5, 2, 1, 0, 3]
+
+
+@pytest.mark.parametrize(("scheduler", "again"), [("fifo", [2, 3, 4]), ("asha", [0, 1, 2, 3, 4])])
+def test_a_sweep_goes_on_where_it_was(tmp_path: Path, scheduler: Any, again: list[int]) -> None:
+    """What ended is not run again (ASHA only hears of it), what failed is, and then come new ones."""
+    config = SweepConfig(scheduler=scheduler)
+    space = build_space("default", (), config)
+
+    def supply_from(folder: SweepFolder) -> list[TrialSpec]:
+        supply, found = search_supply(config, space, folder, {}, 7), []
+        while isinstance(spec := supply(), TrialSpec):
+            found.append(spec)
+        return found
+
+    undisturbed = supply_from(SweepFolder(tmp_path / "undisturbed"))
+    assert [spec.index for spec in undisturbed] == list(range(7))
+    folder = SweepFolder(tmp_path / "killed")
+    for spec, status in zip(
+        undisturbed, ("finished", "pruned", "failed", "running", None), strict=False
+    ):
+        run = folder.add(spec)
+        if status:
+            run.update(status=status, trial_score=0.5, trial_evaluations=1)
+    assert supply_from(folder) == [*(undisturbed[i] for i in again), *undisturbed[5:]]
+    assert [trial.status for trial in folder.records()][:4] == [
+        "finished", "pruned", "stopped", "running",
+    ]  # fmt: skip
+
+
+def test_a_stretch_that_was_cut_off_has_not_come_to_its_exchange(tmp_path: Path) -> None:
+    """Asked to stop in its middle, a member goes on; the others wait for it."""
+    config = SweepConfig(scheduler="pbt", population=2)
+    space, folder = build_space("default", (), config), SweepFolder(tmp_path / "population")
+    for _ in range(2):
+        spec = next_stretch(config, space, folder.records(), 2)
+        assert isinstance(spec, TrialSpec)
+        folder.add(spec).update(status="stopped", trial_score=0.5, trial_evaluations=1)
+    last = folder.records()[-1]
+    last.run.update(trial_evaluations=0)
+    assert next_stretch(config, space, folder.records(), 2) == "later"
+    supply = search_supply(config, space, folder, {}, 2)
+    assert supply() == last.spec
+    last.run.update(trial_evaluations=1)
+    following = next_stretch(config, space, folder.records(), 2)
+    assert isinstance(following, TrialSpec)
+    assert following.generation == 1
+
+
+def test_the_name_is_the_search_and_not_its_budget() -> None:
+    more = dataclasses.replace(BASE, num_trials=40, confirm_seeds=0, num_workers=2)
+    assert more.resolved_run_name == BASE.resolved_run_name
+    assert dataclasses.replace(BASE, searcher="optuna").identity() != BASE.identity()
+    assert dataclasses.replace(BASE, learning_rate=1e-4).identity() != BASE.identity()
+
+
+def test_trials_share_the_cluster_and_never_wait_for_each_other() -> None:
+    four = [{"CPU": 4.0}]
+    assert place(BASE, 12, four).concurrent == 4
+    assert place(BASE, 12, four).per_worker == {"CPU": 1.0}
+    assert place(BASE, 2, four).per_worker == {"CPU": 2.0}  # few trials: more CPUs for each
+    nested = SweepConfig(num_workers=2)
+    assert place(nested, 12, four).concurrent == 2
+    assert place(nested, 12, four).per_trial == SUPERVISOR  # no CPU: the workers need them all
+    assert place(nested, 12, [{"CPU": 1.0}, {"CPU": 1.0}]).concurrent == 1
+    shared = SweepConfig(use_gpu=True, resources_per_worker={"GPU": 0.25, "CPU": 1})
+    assert place(shared, 12, [{"CPU": 8.0, "GPU": 1.0}]).concurrent == 4
+    assert place(SweepConfig(max_concurrent_trials=3), 12, four).concurrent == 3
+    labelled = SweepConfig(label_selector={"zone": "a"})
+    assert place(labelled, 12, four).labels == {"zone": "a"}
+    assert place(dataclasses.replace(labelled, num_workers=2), 12, four).labels == {}
+    with pytest.raises(UserError, match=r"0 CPU on 0 node\(s\) with labels {'zone': 'a'}; use"):
+        place(labelled, 12, [])
+    with pytest.raises(UserError, match=r"a trial of --num-workers 8 .* has 4 CPU on 1 node"):
+        place(SweepConfig(num_workers=8, train_batch_size=64), 12, four)
+
+
+@given(cpus=st.lists(st.integers(1, 16), min_size=1, max_size=4), workers=st.integers(1, 4),
+       trials=st.integers(1, 30))  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_what_runs_at_once_fits(cpus: list[int], workers: int, trials: int) -> None:
+    nodes = [{"CPU": float(count)} for count in cpus]
+    config = SweepConfig(num_workers=workers, train_batch_size=48)
+    if sum(cpus) < workers:
+        return
+    found = place(config, trials, nodes)
+    needed = found.per_worker["CPU"]
+    assert 1 <= found.concurrent * workers <= sum(int(count // needed) for count in cpus)
+
+
+def test_the_commands_of_the_readme_parse() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    commands = re.findall(r"python jobs/tune\.py ((?:.*\\\n)*.*)", readme.replace("`", "\n"))
+    assert commands
+    for command in commands:
+        config = parse(SweepConfig, shlex.split(command.replace("\\\n", " ")))
+        build_space(config.space, config.overrides, config.base)
+    domains = re.findall(r"[a-z_]+=[a-z]+:[a-z0-9:.,-]+", readme)
+    assert len(domains) >= 3
+    build_space("wide", domains, BASE)
