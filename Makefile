@@ -21,9 +21,10 @@ install: $(BIN)/.installed  ## .venv with everything, at the exact versions of c
 quickstart: install  ## train the embedded demo, serve it, ask it about sentences it never saw
 	$(BIN)/python jobs/quickstart.py --config jobs/configs/quickstart.yaml
 
-check: install  ## lint and types
+check: install  ## lint, import directions and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 # Two at a time, for they wait more than they compute; a file's tests stay together, and share its Ray.

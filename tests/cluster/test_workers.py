@@ -162,6 +162,7 @@ def test_lost_workers_are_started_again_unless_the_driver_leaves(
 
     monkeypatch.setattr(launch, "_trainer", lambda *_: Lost())
     monkeypatch.setattr(node_watch, "_leaving", set)
+    monkeypatch.setattr(launch, "free_placement_groups", lambda: None)  # there is no Ray here
     config = dataclasses.replace(small_run, max_failures=2)
     folder = RunFolder(tmp_path)
     run: Any = (config, None, None, folder, {"CPU": 1.0}, leaving := threading.Event())

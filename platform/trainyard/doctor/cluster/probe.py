@@ -73,7 +73,7 @@ def _trainyard() -> dict[str, Any]:
         return {"fault": f"{type(error).__name__}: {error}"}
     folder = Path(str(package.__file__)).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.pyi")]):
         digest.update(path.read_bytes())
     return {"folder": str(folder), "digest": digest.hexdigest()[:12]}
 
