@@ -5,7 +5,7 @@
 
 Each is measured as jobs/engine.py measures, in turns with torch. ONNX Runtime is here only: exported by
 torch.onnx, its int8 is `quantize_dynamic` (weights per channel, activations by their range in the pass).
-`neighbours` is how far a row's outputs move when rows as long as it share its pass, as a part of the
+`neighbors` is how far a row's outputs move when rows as long as it share its pass, as a part of the
 largest. Writes benchmarks/results/engines.json.
 """
 
@@ -26,7 +26,7 @@ from trainyard.cli import parse
 from trainyard.evaluation.config import EngineConfig
 from trainyard.evaluation.engine_choice import CANDIDATES, Bench
 from trainyard.evaluation.models import describe
-from trainyard.evaluation.rows import labelled_splits
+from trainyard.evaluation.rows import labeled_splits
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.rows import Row
 from trainyard.models.engines.registry import ENGINES, Engine
@@ -79,7 +79,7 @@ def onnx_runtime(model: Any, batch: Any, dtype: str, file: Path | None) -> Calla
     return run
 
 
-def neighbours(predictor: Predictor, rows: Sequence[Row]) -> float:
+def neighbors(predictor: Predictor, rows: Sequence[Row]) -> float:
     """How far a row moves with others in its pass, as a part of the largest output."""
     by_length: dict[int, list[Row]] = {}
     for row in rows:
@@ -105,7 +105,7 @@ def main() -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     model = describe(config.model_name_or_path)
-    splits = labelled_splits(config.evaluation(), model)
+    splits = labeled_splits(config.evaluation(), model)
     bench = Bench(model, splits, config)
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def main() -> None:
             one = bench.measure(engine, dtype, Path(folder))
             if "refused" not in one:
                 file = Path(folder) / "int8.xml" if dtype == "int8" else None
-                one["neighbours"] = neighbours(bench.load(engine, dtype, file), bench.rows)
+                one["neighbors"] = neighbors(bench.load(engine, dtype, file), bench.rows)
             found.append(one)
     result = {
         **provenance(config.data_dir, config.model_name_or_path),

@@ -65,7 +65,7 @@ def test_a_mistake_in_the_file_is_found(change: dict[str, Any]) -> None:
         check({**load("cluster.yaml"), **change})
 
 
-def test_the_head_does_no_work_and_the_groups_are_labelled() -> None:
+def test_the_head_does_no_work_and_the_groups_are_labeled() -> None:
     prepared = check(load("cluster.yaml"))
     groups = prepared["available_node_types"]
     assert groups["head"]["resources"] == {"CPU": 0}

@@ -180,7 +180,7 @@ def padded_length(longest: int, multiple: int, max_length: int, *, fixed: bool) 
 def slot_seed(seed: int, epoch: int, step: int, slot: int) -> int:
     """Seed of the dropout in one forward pass, whoever runs it.
 
-    Numpy's SeedSequence spreads neighbouring keys over unrelated streams.
+    Numpy's SeedSequence spreads neighboring keys over unrelated streams.
     """
     return int(np.random.SeedSequence([seed, epoch, step, slot]).generate_state(1, np.uint64)[0])
 

@@ -197,13 +197,13 @@ def test_rows_read_in_another_way_are_another_table(config: TrainConfig, tmp_pat
     labels = pa.array([-1, *rows["label"].to_pylist()[1:]], pa.int64())
     pq.write_table(rows.set_column(2, "label", labels), path)
     config, tokenizer = dataclasses.replace(config, data_dir=str(folder)), build_tokenizer(config)
-    unlabelled = find_splits(config, ["train"], labelled=False)
-    first = data.prepare(unlabelled, tokenizer, config, tmp_path / "cache")
+    unlabeled = find_splits(config, ["train"], labeled=False)
+    first = data.prepare(unlabeled, tokenizer, config, tmp_path / "cache")
     assert first.table("train").labels[0] == -1
     with pytest.raises(UserError, match=r"row 0: label -1 is not one of task 'mrpc'"):
         data.prepare(find_splits(config, ["train"]), tokenizer, config, tmp_path / "cache")
     tokenizer.pad_token = "[UNK]"
-    other = data.prepare(unlabelled, tokenizer, config, tmp_path / "cache")
+    other = data.prepare(unlabeled, tokenizer, config, tmp_path / "cache")
     assert other.table("train").info["pad_id"] == 1
 
 

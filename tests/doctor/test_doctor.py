@@ -1,4 +1,4 @@
-"""The doctor: its judgement on made-up nodes, and its look at real ones."""
+"""The doctor: its judgment on made-up nodes, and its look at real ones."""
 
 import dataclasses
 import json

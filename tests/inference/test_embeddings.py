@@ -169,7 +169,7 @@ def test_dimensions_are_cut_before_vectors_are_scaled(plain: Path) -> None:
 
 
 def test_a_text_without_a_token_is_refused(tmp_path: Path) -> None:
-    """Its row would have no place in a pass, and be whatever its neighbours make of it."""
+    """Its row would have no place in a pass, and be whatever its neighbors make of it."""
     predictor = FeatureExtraction.load(str(gpt2(tmp_path)))
     assert np.isfinite(predictor("a")).all()
     with pytest.raises(UserError, match="the text has no token that the model knows; send a text"):

@@ -149,7 +149,7 @@ def test_the_empty_answer_competes(predictor: QuestionAnswering) -> None:
     assert not [a for a in predictor(request, top_k=10_000) if a["answer"] == ""]
 
 
-def test_lists_and_neighbours(predictor: QuestionAnswering) -> None:
+def test_lists_and_neighbors(predictor: QuestionAnswering) -> None:
     requests = [
         {"question": "Where is bab?", "context": LONG},
         {"question": "fed", "context": "gig lom"},

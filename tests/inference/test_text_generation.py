@@ -105,7 +105,7 @@ def test_a_text_does_not_depend_on_its_batch(
 
 
 def test_rows_that_fit_only_alone_do_not_push_each_other_out(predictor: TextGeneration) -> None:
-    """A finished row counts on with its neighbours: 60 tokens and 60 more are too many positions."""
+    """A finished row counts on with its neighbors: 60 tokens and 60 more are too many positions."""
     requests = [
         predictor.preprocess("a" * 60, {"max_new_tokens": 4}),
         predictor.preprocess("a", {"max_new_tokens": 60}),
@@ -226,7 +226,7 @@ def test_streamed_tokens_are_the_text(predictor: TextGeneration, options: dict[s
     assert [heard[len(heard) // 2 :] for heard in events] == told
 
 
-def test_a_cancelled_row_ends_and_its_neighbours_do_not(predictor: TextGeneration) -> None:
+def test_a_cancelled_row_ends_and_its_neighbors_do_not(predictor: TextGeneration) -> None:
     options = {"max_new_tokens": 25}
     gone, other = (predictor.preprocess(prompt, options) for prompt in PROMPTS[:2])
     heard: list[Any] = []

@@ -124,7 +124,7 @@ def test_more_proposals_than_words_are_all_words(mask: FillMask) -> None:
     assert sum(proposal["score"] for proposal in answer) == pytest.approx(1, abs=1e-5)
 
 
-def test_neighbours_change_no_token(ner: TokenClassification, mask: FillMask) -> None:
+def test_neighbors_change_no_token(ner: TokenClassification, mask: FillMask) -> None:
     for predictor, texts in ((ner, [*TEXTS, LONG]), (mask, ["[MASK]", "bab " * 40 + "[MASK]"])):
         rows = predictor.preprocess(texts).rows
         for row, result in zip(rows, predictor.forward(rows), strict=True):

@@ -41,7 +41,7 @@ def flat(result: Any) -> Any:
 
 
 @pytest.mark.parametrize("task", ONE_PASS)
-def test_openvino_answers_as_torch_does_and_a_row_knows_no_neighbours(
+def test_openvino_answers_as_torch_does_and_a_row_knows_no_neighbors(
     models: dict[str, Path], task: str
 ) -> None:
     by_torch = PREDICTORS[task].load(str(models[task]))

@@ -119,21 +119,21 @@ def palettes() -> dict[str, dict[str, str]]:
     }
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance as WCAG 2.2 defines it."""
-    values = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    values = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_marks_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
-    colours = palettes()[scheme]
+    colors = palettes()[scheme]
     states = ("running", "finished", "stopped", "failed", "diverged", "pruned")
     for ground in ("paper", "sheet"):
         for name, least in [
             *((name, 4.5) for name in ("ink", "muted", "accent")),
             *((name, 3.0) for name in (*states, *(f"c{i}" for i in range(1, 8)))),
         ]:
-            pair = sorted((luminance(colours[name]), luminance(colours[ground])))
+            pair = sorted((luminance(colors[name]), luminance(colors[ground])))
             assert (pair[1] + 0.05) / (pair[0] + 0.05) >= least, (scheme, name, ground)

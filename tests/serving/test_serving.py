@@ -90,7 +90,7 @@ def test_health_and_info_as_the_client_asks_them(url: str) -> None:
     assert client.get_endpoint_info()["labels"] == list(LABELS)
 
 
-def test_a_list_gives_a_list_and_neighbours_do_not_matter(url: str) -> None:
+def test_a_list_gives_a_list_and_neighbors_do_not_matter(url: str) -> None:
     texts = ["bana", "cola bana dude", LONG[:90], "gige"]
     _, together, _ = post(url, {"inputs": texts})
     assert len(together) == 4

@@ -243,11 +243,11 @@ def test_trials_share_the_cluster_and_never_wait_for_each_other() -> None:
     shared = SweepConfig(use_gpu=True, resources_per_worker={"GPU": 0.25, "CPU": 1})
     assert place(shared, 12, [{"CPU": 8.0, "GPU": 1.0}]).concurrent == 4
     assert place(SweepConfig(max_concurrent_trials=3), 12, four).concurrent == 3
-    labelled = SweepConfig(label_selector={"zone": "a"})
-    assert place(labelled, 12, four).labels == {"zone": "a"}
-    assert place(dataclasses.replace(labelled, num_workers=2), 12, four).labels == {}
+    labeled = SweepConfig(label_selector={"zone": "a"})
+    assert place(labeled, 12, four).labels == {"zone": "a"}
+    assert place(dataclasses.replace(labeled, num_workers=2), 12, four).labels == {}
     with pytest.raises(UserError, match=r"0 CPU on 0 node\(s\) with labels {'zone': 'a'}; use"):
-        place(labelled, 12, [])
+        place(labeled, 12, [])
     with pytest.raises(UserError, match=r"a trial of --num-workers 8 .* has 4 CPU on 1 node"):
         place(SweepConfig(num_workers=8, train_batch_size=64), 12, four)
 

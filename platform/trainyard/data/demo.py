@@ -63,7 +63,7 @@ _HAPPENS = {
 }
 # Synonyms / the opposite's synonyms; each verb as base, past, participle.
 _TO_PEOPLE = """
-praise praised praised, compliment complimented complimented / criticise criticised criticised, blame blamed blamed
+praise praised praised, compliment complimented complimented / criticize criticized criticized, blame blamed blamed
 help helped helped, assist assisted assisted / hinder hindered hindered, obstruct obstructed obstructed
 admire admired admired, respect respected respected / despise despised despised, scorn scorned scorned
 protect protected protected, defend defended defended / attack attacked attacked, assault assaulted assaulted
@@ -142,7 +142,7 @@ def generate(split: str, rows: int, seed: int = 0) -> Iterator[tuple[str, str, i
 
 
 def _pairs(rng: np.random.Generator, words: _Words) -> Iterator[tuple[str, str, int]]:
-    """One block of rows; one of each two neighbours is equivalent, so every prefix is balanced."""
+    """One block of rows; one of each two neighbors is equivalent, so every prefix is balanced."""
     label = np.repeat(rng.integers(2, size=_BLOCK // 2), 2)
     label[1::2] ^= 1
     fact, wording = _draw_fact(rng, words), _draw_wording(rng)

@@ -53,11 +53,11 @@ class Splits:
 
 
 def find_splits(
-    config: TrainConfig, names: Sequence[str] | None = None, *, labelled: bool = True
+    config: TrainConfig, names: Sequence[str] | None = None, *, labeled: bool = True
 ) -> Splits:
     """The splits that `config` names: by default the training split and those it is judged on.
 
-    Not `labelled`, a withheld label (-1) passes: such rows can be predicted and inspected only.
+    Not `labeled`, a withheld label (-1) passes: such rows can be predicted and inspected only.
 
     Raises:
         UserError: for an unknown task, a folder that would not be read, a missing file or column, or rows
@@ -76,9 +76,9 @@ def find_splits(
         found = Splits(task, [_demo_split(name) for name in names])
     elif config.data_dir:
         folder = Path(config.data_dir)
-        found = Splits(task, [_local_split(task, name, folder, labelled) for name in names])
+        found = Splits(task, [_local_split(task, name, folder, labeled) for name in names])
     else:
-        found = Splits(task, _hub_splits(task, names, labelled))
+        found = Splits(task, _hub_splits(task, names, labeled))
     return _limit(found, config)
 
 
@@ -120,7 +120,7 @@ def split_file(task: Task, name: str, data_dir: Path) -> Path:
     return data_dir / task.name / f"{name}.parquet"
 
 
-def _local_split(task: Task, name: str, data_dir: Path, labelled: bool) -> Split:
+def _local_split(task: Task, name: str, data_dir: Path, labeled: bool) -> Split:
     path = split_file(task, name, data_dir)
     if not path.is_file():
         raise UserError(
@@ -131,10 +131,10 @@ def _local_split(task: Task, name: str, data_dir: Path, labelled: bool) -> Split
     def batches() -> "Iterator[pa.RecordBatch]":
         with _open_parquet(path) as file:
             batches = file.iter_batches(ROWS_PER_BATCH)
-            yield from canonical(task, str(path), batches, labelled=labelled)
+            yield from canonical(task, str(path), batches, labeled=labeled)
 
     _open_parquet(path).close()  # a damaged file is known before anything is started
-    return Split(name, _fingerprint(task, labelled, file_digest(path)), batches)
+    return Split(name, _fingerprint(task, labeled, file_digest(path)), batches)
 
 
 def _open_parquet(path: Path) -> "pq.ParquetFile":
@@ -181,7 +181,7 @@ def _own_splits(config: TrainConfig) -> Splits:
     return Splits(data.task, splits, data.notes)
 
 
-def _hub_splits(task: Task, names: Sequence[str], labelled: bool) -> list[Split]:
+def _hub_splits(task: Task, names: Sequence[str], labeled: bool) -> list[Split]:
     """Splits from the Hub, at the revision that the task's row pins."""
     import datasets
 
@@ -199,13 +199,13 @@ def _hub_splits(task: Task, names: Sequence[str], labelled: bool) -> list[Split]
         rows = found[name].with_format("arrow")
         for table in rows.iter(batch_size=ROWS_PER_BATCH):
             origin = f"{task.hub_path} {name}"
-            yield from canonical(task, origin, table.to_batches(), labelled=labelled)
+            yield from canonical(task, origin, table.to_batches(), labeled=labeled)
 
     return [
         Split(
             name,
             _fingerprint(
-                task, labelled, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}"
+                task, labeled, f"{task.hub_path} {task.hub_config} {task.hub_revision} {name}"
             ),
             partial(batches, name),
         )
@@ -213,16 +213,16 @@ def _hub_splits(task: Task, names: Sequence[str], labelled: bool) -> list[Split]
     ]
 
 
-def _fingerprint(task: Task, labelled: bool, source: str) -> str:
+def _fingerprint(task: Task, labeled: bool, source: str) -> str:
     """What canonical rows are a function of: what is in `source`, and how it is read."""
     columns = (task.text_columns, task.label_column)
-    return repr((source, columns, task.labels, task.problem_type, labelled))
+    return repr((source, columns, task.labels, task.problem_type, labeled))
 
 
 def canonical(
-    task: Task, origin: str, batches: "Iterable[pa.RecordBatch]", *, labelled: bool = True
+    task: Task, origin: str, batches: "Iterable[pa.RecordBatch]", *, labeled: bool = True
 ) -> "Iterator[pa.RecordBatch]":
-    """A task's own columns as canonical ones, every label checked (-1 is none, if not `labelled`).
+    """A task's own columns as canonical ones, every label checked (-1 is none, if not `labeled`).
 
     Raises:
         UserError: naming `origin` and the row, for a column or text that is missing, a label that the
@@ -246,7 +246,7 @@ def canonical(
         else:
             label = cast(task.label_column, pa.float32(), "a number")
             good = pc.and_(pc.is_finite(label), pc.greater_equal(label, 0.0))
-        if not labelled:
+        if not labeled:
             good = pc.or_(good, pc.equal(label, NO_LABEL))
         bad = pc.index(pc.fill_null(good, False), False).as_py()
         if bad >= 0:

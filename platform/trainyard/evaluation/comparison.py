@@ -28,7 +28,7 @@ def compare(
     Accuracy is decided by McNemar's exact test (McNemar 1947), of a regression every metric by the
     paired bootstrap over rows. Where labels are compared, few rows differ, and of few the bootstrap
     is too sure: there the permutation test must agree with it. All at the 5 % level. Positive
-    differences favour the first model, but for an error.
+    differences favor the first model, but for an error.
     """
     ours, theirs = (decode(task.problem_type, found) for found in (logits, other_logits))
     references = np.asarray(labels)

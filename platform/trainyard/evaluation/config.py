@@ -22,7 +22,7 @@ DEFAULT_LENGTH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRows:
-    """A model, and the labelled rows that it answers."""
+    """A model, and the labeled rows that it answers."""
 
     model_name_or_path: str
     """Fine-tuned classifier: a run's model/ folder, a Hub id, or package:NAME/FOLDER."""
@@ -31,7 +31,7 @@ class JudgedRows:
     data_dir: str | None = None
     """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
     validation_file: str | None = None
-    """Own data instead of a task: .csv, .tsv, .jsonl or .parquet, labelled as in training."""
+    """Own data instead of a task: .csv, .tsv, .jsonl or .parquet, labeled as in training."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None
@@ -150,7 +150,7 @@ class EvalConfig(JudgedRows):
 class EngineConfig(JudgedRows):
     """Find out which engine runs a fine-tuned classifier best on this machine, and store it with the model.
 
-    torch, torch.compile and OpenVINO (float32, bfloat16, int8) answer the same labelled rows, in turns.
+    torch, torch.compile and OpenVINO (float32, bfloat16, int8) answer the same labeled rows, in turns.
     Models that are served with `engine: auto` (the default) go by what is stored.
     """
 

@@ -1,7 +1,7 @@
 """Which engine runs a model best on this machine, and what its answers are worth: measured, stored.
 
 Each candidate stands beside torch in float32: its speed in the same minutes, its answers to the same
-labelled rows. Serving with `engine: auto` goes by what is stored.
+labeled rows. Serving with `engine: auto` goes by what is stored.
 """
 
 import math
@@ -19,7 +19,7 @@ from trainyard.data import Splits
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EngineConfig
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order
-from trainyard.evaluation.rows import labelled_splits
+from trainyard.evaluation.rows import labeled_splits
 from trainyard.evaluation.scoring import score
 from trainyard.inference import PREDICTORS, Predictor, Row
 from trainyard.metrics import decode
@@ -55,7 +55,7 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
             f"what is measured is stored with the model, but {model.name} is not a local folder; "
             "download it and give its folder"
         )
-    splits = labelled_splits(config.evaluation(), model)
+    splits = labeled_splits(config.evaluation(), model)
     if config.threads:
         torch.set_num_threads(config.threads)
     bench = Bench(model, splits, config)

@@ -1,4 +1,4 @@
-"""The labelled rows a model is judged on: a task's splits, or one file of the user's own."""
+"""The labeled rows a model is judged on: a task's splits, or one file of the user's own."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ from trainyard.tasks import get_task, own_task
 OWN_SPLIT = "validation"
 
 
-def labelled_splits(config: EvalConfig, model: Judged) -> Splits:
+def labeled_splits(config: EvalConfig, model: Judged) -> Splits:
     """The splits of `--task`, or the file of `--validation-file` with the model's own labels.
 
     Raises:

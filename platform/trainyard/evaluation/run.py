@@ -17,7 +17,7 @@ from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
 from trainyard.evaluation.measures import confusion, per_class, worst_rows
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
 from trainyard.evaluation.page import page
-from trainyard.evaluation.rows import extra_columns, labelled_splits, texts_of
+from trainyard.evaluation.rows import extra_columns, labeled_splits, texts_of
 from trainyard.evaluation.scoring import score
 from trainyard.evaluation.slices import slices
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
@@ -62,7 +62,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
             f"--calibrate stores the temperature with the model, but {model.name} is not a local "
             "folder; download it and give its folder"
         )
-    splits = labelled_splits(config, model)
+    splits = labeled_splits(config, model)
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
     if other:

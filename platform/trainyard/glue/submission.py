@@ -83,7 +83,7 @@ def write_submission(
         if split_rows(settings, file.split) is None:
             say(f"{name} is left out: {file.task}/{file.split}.parquet is not in --data-dir")
             continue
-        splits = find_splits(settings, (file.split,), labelled=False)
+        splits = find_splits(settings, (file.split,), labeled=False)
         data = prepare(splits, build_tokenizer(settings), settings, config.folder / ".cache")
         jobs[name] = (settings.model_name_or_path, data, settings)
     written = {}

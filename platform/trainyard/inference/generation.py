@@ -1,7 +1,7 @@
 """What all tasks that generate text share: parameters, defaults of the model, batches.
 
 Rows of different requests share a batch when their options agree; seeds, stop texts and (without
-beams) lengths may differ. A row's text does not depend on its neighbours: see `sampling`.
+beams) lengths may differ. A row's text does not depend on its neighbors: see `sampling`.
 """
 
 import json

@@ -169,7 +169,7 @@ class Predictor(Tokenizing, ABC):
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         """Run the model once over rows of one group; one result per row, whatever their requests.
 
-        A row's result does not depend on its neighbours (fp32: to 1e-5).
+        A row's result does not depend on its neighbors (fp32: to 1e-5).
         """
         import torch
 

@@ -196,5 +196,5 @@ class Watcher:
 
 
 def _stream(row: Wanted) -> int:
-    """Seed of the row's random stream: SeedSequence makes those of neighbours unrelated."""
+    """Seed of the row's random stream: SeedSequence makes those of neighbors unrelated."""
     return int(np.random.SeedSequence([row.seed, row.index]).generate_state(1, np.uint64)[0])

@@ -13,7 +13,7 @@ def build_accelerator(config: TrainConfig, arguments: Mapping[str, Any] | None =
 
     Raises:
         RuntimeError: when Accelerate does not see the process group that the launcher made: on CPU
-            workers a plain `Accelerator()` trains without synchronising, and says nothing.
+            workers a plain `Accelerator()` trains without synchronizing, and says nothing.
     """
     import torch
     from accelerate import Accelerator
@@ -31,6 +31,6 @@ def build_accelerator(config: TrainConfig, arguments: Mapping[str, Any] | None =
     if accelerator.num_processes != expected:
         raise RuntimeError(
             f"Accelerate sees {accelerator.num_processes} processes, the launcher made {expected}: "
-            "gradients would not be synchronised"
+            "gradients would not be synchronized"
         )
     return accelerator

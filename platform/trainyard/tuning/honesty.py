@@ -90,9 +90,9 @@ def confirm(
     noise = np.maximum(spread, spread.mean()) / scores.shape[1]
     seeds = scores.shape[1] - 1
 
-    def interval(centre: float, rows: Floats, *seed_noise: float) -> tuple[float, float]:
+    def interval(center: float, rows: Floats, *seed_noise: float) -> tuple[float, float]:
         half = _half_width(float(rows.var()), seed_noise, seeds, confidence)
-        return centre - half, centre + half
+        return center - half, center + half
 
     def within(ends: tuple[float, float]) -> tuple[float, float]:
         least, most = BOUNDS.get(splits[0].metric, (0.0, 1.0))

@@ -29,7 +29,7 @@ class Placement:
     concurrent: int
     """Trials at once."""
     labels: Mapping[str, str]
-    """What the node of that process must be labelled with."""
+    """What the node of that process must be labeled with."""
 
 
 def place(config: SweepConfig, trials: int, nodes: list[Node]) -> Placement:

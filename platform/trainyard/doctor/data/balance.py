@@ -18,7 +18,7 @@ def balance(task: Task, splits: Sequence[Rows]) -> dict[str, Any]:
     """Rows of each label in each split with labels; of a regression mean, deviation and range."""
     found: dict[str, Any] = {}
     for rows in splits:
-        if not rows.labelled:
+        if not rows.labeled:
             continue
         if task.problem_type == "regression":
             values = rows.labels[rows.known].astype(np.float64)
@@ -56,7 +56,7 @@ def drift(task: Task, train: Rows, other: Rows, *, seed: int) -> dict[str, Any]:
         "unseen_words": sum(word in unseen for word in words) / max(len(words), 1),
         "told_apart": _told_apart(train, other, seed),
     }
-    if train.labelled and other.labelled and train.labels.ndim == 1:
+    if train.labeled and other.labeled and train.labels.ndim == 1:
         first, second = (rows.labels[rows.known] for rows in (train, other))
         if task.problem_type == "regression":
             found["labels"] = _ks(first, second)

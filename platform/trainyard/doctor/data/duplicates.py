@@ -114,14 +114,14 @@ def contradictions(splits: Sequence[Rows], regression: bool, examples: int) -> d
 
     Of a regression, labels differ when they are more than a fifth of the label's range apart.
     """
-    labelled = [rows for rows in splits if rows.labelled]
+    labeled = [rows for rows in splits if rows.labeled]
     groups: dict[Hashable, list[tuple[Rows, int]]] = {}
-    for rows in labelled:
+    for rows in labeled:
         for i in np.flatnonzero(rows.known).tolist():
             groups.setdefault(rows.normalized[i], []).append((rows, i))
     limit = 0.0
     if regression:
-        ranges = [float(np.ptp(rows.labels[rows.known])) for rows in labelled]
+        ranges = [float(np.ptp(rows.labels[rows.known])) for rows in labeled]
         limit = 0.2 * max(ranges, default=0.0)
     found = []
     for members in groups.values():

@@ -8,7 +8,7 @@ DIMENSIONS = 1 << 20
 
 
 def features(words: Sequence[Sequence[str]]) -> Any:
-    """TF-IDF of words and pairs of neighbours; sparse, shape [rows, features], unit length.
+    """TF-IDF of words and pairs of neighbors; sparse, shape [rows, features], unit length.
 
     Of a pair of texts each word also counts by where it stands: in both texts, or in one alone.
     What occurs in one row only is left out: no other row can tell anything about it. Where nothing

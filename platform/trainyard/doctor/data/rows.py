@@ -44,7 +44,7 @@ class Rows:
         return np.asarray(self.labels != NO_LABEL)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether any label is known."""
         return bool(self.known.any())
 
@@ -95,7 +95,7 @@ def all_splits(config: TrainConfig) -> tuple[Splits, list[str]]:
             absent.append(name)
         else:
             names.append(name)
-    return find_splits(config, names, labelled=False), absent
+    return find_splits(config, names, labeled=False), absent
 
 
 def read(split: Split, task: Task) -> Rows:

@@ -127,7 +127,7 @@ def _timed(clock: dict[str, float], name: str, check: Any) -> Any:
 
 def _missing_labels(task: Task, rows: Rows) -> int:
     """Rows without label; of a test split GLUE withholds all, and misses none."""
-    withheld = rows.name in task.test_splits and not rows.labelled
+    withheld = rows.name in task.test_splits and not rows.labeled
     return 0 if withheld else int((~rows.known).sum())
 
 

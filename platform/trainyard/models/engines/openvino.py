@@ -3,7 +3,7 @@
 Compiled twice: for a pass that has all cores, and for two beside each other with half of them each,
 which do more as no core waits for the others after each operation. The weights are there twice then.
 
-Why this one and not ONNX Runtime: as fast in float32, and rows do not depend on their neighbours in
+Why this one and not ONNX Runtime: as fast in float32, and rows do not depend on their neighbors in
 any type, while ONNX Runtime's dynamic int8 scales a whole batch by its largest value.
 """
 
@@ -122,7 +122,7 @@ def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
     """Store the model with weights and activations in int8, scaled by what `batches` make of them.
 
     NNCF's static quantization for transformers: scales are constants, so a row's answer does not
-    depend on its neighbours.
+    depend on its neighbors.
 
     Raises:
         UserError: when NNCF is not installed.

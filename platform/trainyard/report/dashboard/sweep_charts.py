@@ -122,7 +122,7 @@ def timeline(sweep: Sweep) -> dict[str, Any]:
     ]  # fmt: skip
     few = len(rows) <= 40
     seen = [state for state in ENDS if any(row["state"] == state for row in rows)]
-    colours = {"domain": seen, "range": [f"var(--{state})" for state in seen]}
+    colors = {"domain": seen, "range": [f"var(--{state})" for state in seen]}
     chart = {
         "data": charts.values(rows),
         "mark": {"type": "bar", "cornerRadius": 1, "minBandSize": 2},
@@ -133,7 +133,7 @@ def timeline(sweep: Sweep) -> dict[str, Any]:
                 **charts.category("trial", title=None if few else "trials", sort=None),
                 "axis": {"labels": few, "ticks": False, "domain": False},
             },
-            "color": charts.category("state", title=None, scale=colours),
+            "color": charts.category("state", title=None, scale=colors),
             "tooltip": [*map(charts.category, ("trial", "state", "steps")), ALL],
         },
     }
@@ -214,9 +214,9 @@ def score_against(sweep: Sweep, across: Axis) -> dict[str, Any]:
             "scale": scale if across.kind == "log" else {**scale, "zero": False},
             "axis": {"tickCount": 4, "format": ".0e" if 0 < across.high < 0.01 else "~g"},
         }
-    colour = {**FIFTH, "legend": None}
+    color = {**FIFTH, "legend": None}
     fill = {
-        "condition": {**colour, "test": "datum.state === 'finished'"},
+        "condition": {**color, "test": "datum.state === 'finished'"},
         "value": "transparent",
     }
     chart = {
@@ -225,7 +225,7 @@ def score_against(sweep: Sweep, across: Axis) -> dict[str, Any]:
         "encoding": {
             "x": x,
             "y": {**charts.quantity("score", sweep.metric), "scale": {"zero": False}},
-            "stroke": colour,
+            "stroke": color,
             "fill": fill,
             "tooltip": [charts.category("trial"), FOUR, charts.category("state"), ALL],
         },

@@ -11,7 +11,7 @@ Value = str | int | float | bool | None
 Status = Literal[
     "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed", "unknown"
 ]
-"""What a run or sweep is doing or how it ended; each has a colour and a shape of its own."""
+"""What a run or sweep is doing or how it ended; each has a color and a shape of its own."""
 
 LONGEST_TEXT = 1000
 """Characters of a text that a page shows: rows may be whole documents, and tables hold hundreds."""

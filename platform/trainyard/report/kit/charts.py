@@ -1,7 +1,7 @@
 """Charts for `page.Figure`: rows of plain values in, a Vega-Lite specification out.
 
-Colours are the page's CSS variables, so a chart follows light, dark and print by itself; shapes or
-direct labels tell series apart as well, for those who do not see the colours. Values that are None
+Colors are the page's CSS variables, so a chart follows light, dark and print by itself; shapes or
+direct labels tell series apart as well, for those who do not see the colors. Values that are None
 or NaN are left out of a chart, never drawn as zero.
 """
 
@@ -47,7 +47,7 @@ CONFIG: Mapping[str, Any] = {
 
 
 def specification(chart: Mapping[str, Any], height: int) -> dict[str, Any]:
-    """A Vega-Lite chart as the page draws it: as wide as its place, in the page's colours."""
+    """A Vega-Lite chart as the page draws it: as wide as its place, in the page's colors."""
     place = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
     return {"$schema": SCHEMA, "config": CONFIG, "height": height, **place, **chart}
 

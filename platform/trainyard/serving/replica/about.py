@@ -9,7 +9,7 @@ from trainyard.inference import PREDICTORS, json_schema
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica.model_source import locate, task_of
 
-LABELLED = ("text-classification", "token-classification")
+LABELED = ("text-classification", "token-classification")
 """Tasks whose models name their outputs in `id2label`."""
 
 
@@ -31,7 +31,7 @@ def glance(version: Version, options: ModelOptions) -> dict[str, Any]:
     predictor = PREDICTORS[task]
     about |= found | {"task": task, "example": dict(predictor.example)}
     about["parameters"] = json_schema(predictor.parameters)
-    if task in LABELLED:
+    if task in LABELED:
         names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
         about["labels"] = [names[number] for number in sorted(names, key=int)]
     return about

@@ -296,7 +296,7 @@ class Batcher(Generic[Row, Result]):
         with self._changed:  # rows of one request may end in several workers
             self._seconds.observe(padded, ended - began)
             self._cost.observe(padded, computed if self._own_thread(busy) else ended - began)
-            # A budget cut by memory that ran out grows back slowly: it may have been a neighbour's.
+            # A budget cut by memory that ran out grows back slowly: it may have been a neighbor's.
             self._budget = min(self._budget * 1.02, float(self._limits.batch_tokens))
             for item, result in zip(batch, results, strict=True):
                 item.ticket.results[item.index] = result

@@ -33,7 +33,7 @@ def run_workers(
 ) -> dict[str, Any]:
     """Start the workers, and start them again while they were lost rather than wrong.
 
-    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a programme that
+    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a program that
     fails in the same way every time. One that was asked for, because a node leaves or more
     workers fit, is no failure. None happens when the driver is `leaving`: Ray, shut down by it,
     would be started again by itself.

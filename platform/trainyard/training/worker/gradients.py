@@ -15,7 +15,7 @@ from typing import Any
 
 
 def tree_sum(parts: Sequence[Any]) -> Any:
-    """Neighbours are added until one is left; shapes are equal, `parts` is left as it is."""
+    """Neighbors are added until one is left; shapes are equal, `parts` is left as it is."""
     while len(parts) > 1:
         odd = parts[len(parts) & ~1 :]
         parts = [*(a + b for a, b in zip(parts[::2], parts[1::2], strict=False)), *odd]

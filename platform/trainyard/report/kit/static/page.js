@@ -61,7 +61,7 @@
     if (state.sort[holder.id]) sort(holder, ...state.sort[holder.id]);
   }
 
-  // Colours are CSS variables inside the SVG, so light, dark and print need no second drawing.
+  // Colors are CSS variables inside the SVG, so light, dark and print need no second drawing.
   function draw(figure) {
     const chart = figure.querySelector(".chart");
     const source = figure.querySelector("script").textContent;
