@@ -21,10 +21,11 @@ WORDS = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How hard the kill tests try, and whether Ray's dashboard is there."""
+    """How hard the kill tests try, whether Ray's dashboard is there, what becomes of golden files."""
     parser.addoption("--random-kills", type=int, default=1, help="SIGKILLs at random points")
     parser.addoption("--dashboard", action="store_true", help="the tests' Ray has its State API")
     parser.addoption("--kill-seed", type=int, help="draws the points; default: another each time")
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,41 +2,28 @@
 
 import re
 import shlex
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from support.job_scripts import JOBS, ROOT, config_of, script
 
-from trainyard.cli import parse
-from trainyard.config import TrainConfig
-from trainyard.doctor.cluster.preflight import DoctorConfig
-from trainyard.doctor.data.config import DataDoctorConfig
-from trainyard.evaluation.config import EvalConfig
-from trainyard.glue.config import SuiteConfig
-from trainyard.inference.batch.config import PredictConfig
-from trainyard.report.dashboard.job import DashboardConfig
 from trainyard.serving.check import check_config
 from trainyard.serving.options import HostOptions
-from trainyard.tuning.config import SweepConfig
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-JOBS: dict[str, type[Any]] = {
-    "train": TrainConfig, "predict": PredictConfig, "eval": EvalConfig, "glue": SuiteConfig,
-    "doctor_data": DataDoctorConfig, "doctor": DoctorConfig, "tune": SweepConfig,
-    "dashboard": DashboardConfig,
-}  # fmt: skip
+MAKEFILE = (ROOT / "Makefile").read_text()
 COMMANDS = re.findall(
-    rf"python jobs/({'|'.join(JOBS)})\.py ((?:.*\\\n)*.*)", README.replace("`", "\n")
+    rf"python jobs/({'|'.join(JOBS)})\.py ((?:.*\\\n)*.*)",
+    f"{README}\n{MAKEFILE}".replace("`", "\n"),
 )
 
 
 @pytest.mark.parametrize(("job", "command"), COMMANDS)
-def test_a_command_parses(job: str, command: str) -> None:
-    flags = shlex.split(command.replace("\\\n", " "))
+def test_a_command_parses(job: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    flags = shlex.split(command.replace("\\\n", " "), comments=True)
     if "--help" not in flags:
-        assert isinstance(parse(JOBS[job], flags), JOBS[job])
+        assert isinstance(config_of(job, *flags), script(job)[0])
 
 
 def test_serve_commands_parse() -> None:
@@ -64,7 +51,7 @@ def test_presets_are_configs() -> None:
     presets = list((ROOT / "jobs/configs").glob("*.yaml"))
     assert presets
     for preset in presets:
-        assert parse(TrainConfig, ["--config", str(preset)]).task
+        assert config_of("train", "--config", str(preset)).task
 
 
 def test_the_runtime_environment_is_what_ray_takes() -> None:

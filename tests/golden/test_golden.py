@@ -1,0 +1,258 @@
+"""What users and other programs rely on, compared with the files of this folder.
+
+A difference is a decision. Write the files anew with `pytest tests/golden --update-golden`, and give
+the reason in the commit's message.
+"""
+
+import csv
+import difflib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+from urllib.request import urlopen
+
+import pytest
+from conftest import read_lines
+from support.job_scripts import JOBS, ROOT, config_of, run
+from support.serving_locally import LocalModels, load, serving
+from support.weights import weights_hash
+
+from trainyard.config import TrainConfig
+from trainyard.serving.gateway.metrics import RayGatewayWatch
+from trainyard.serving.replica.metrics import RayWatch
+
+HERE = Path(__file__).parent
+
+Check = Callable[[str, Any], None]
+
+
+@pytest.fixture
+def check(pytestconfig: pytest.Config) -> Check:
+    """Compare a value with the golden file of a name, or write the file with --update-golden."""
+
+    def compare(name: str, found: Any) -> None:
+        path = HERE / f"{name}.json"
+        text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+        if pytestconfig.getoption("--update-golden"):
+            path.write_text(text)
+        before, now = path.read_text().splitlines(), text.splitlines()
+        changes = "\n".join(difflib.unified_diff(before, now, "golden", "now", n=1, lineterm=""))
+        assert not changes, f"{name} has changed (see this module's docstring):\n{changes}"
+
+    return compare
+
+
+def test_flags(check: Check) -> None:
+    check("flags", {job: flags_of(job) for job in JOBS})
+
+
+def flags_of(job: str) -> dict[str, Any]:
+    """Type and default of each flag in a job's --help, whose prose is free."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"],
+        env={**os.environ, "COLUMNS": "1000", "PYTHONPATH": str(ROOT / "platform")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = [line.strip("│ ") for line in done.stdout.splitlines() if line.startswith("│")]
+    starts = [i for i, line in enumerate(lines) if line.startswith("-")]
+    flags = {}
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        usage, _, beside = lines[start].partition("  ")
+        words = " ".join([beside.strip(), *lines[start + 1 : end]])
+        told = re.search(r"\((?:default: (.*)|required|repeatable)\)$", words)
+        flags[usage] = told and (told[1] if told[1] is not None else told[0])
+    assert flags.pop("-h, --help") is None
+    assert len(flags) >= 5
+    return flags
+
+
+IDENTITIES = {
+    "demo": ("train",),
+    "glue task": ("train", "--task", "mrpc", "--data-dir", "glue", "--seed", "1"),
+    "own file": ("train", "--train-file", "mail.csv", "--text-column", "body", "--label-column",
+                 "kind", "--data-seed", "7", "--max-train-samples", "1000"),
+    "several labels": ("train", "--train-file", "tags.jsonl", "--problem-type",
+                       "multi_label_classification", "--text-pair-column", "title"),
+    "bf16": ("train", "--task", "rte", "--mixed-precision", "bf16", "--pad-to-multiple-of", "16",
+             "--gradient-checkpointing"),
+    "fsdp": ("train", "--task", "mnli", "--strategy", "fsdp", "--use-gpu", "--num-workers", "4",
+             "--train-batch-size", "32", "--per-device-train-batch-size", "8"),
+    "deepspeed": ("train", "--strategy", "deepspeed", "--zero-stage", "3", "--use-gpu"),
+    "max steps": ("train", "--max-steps", "100", "--eval-steps", "25", "--logging-steps", "5",
+                  "--early-stopping-patience", "2", "--loop", "trainer", "--warmup-steps", "0.1",
+                  "--lr-scheduler-type", "cosine", "--weight-decay", "0.01"),
+    "sweep": ("tune", "--task", "mrpc", "--data-dir", "glue", "--searcher", "optuna",
+              "--num-trials", "24"),
+    "sweep of chosen domains": (
+        "tune", "--space", "wide", "--set", "learning_rate=loguniform:1e-6:1e-3", "--set",
+        "num_train_epochs=randint:2:5", "weight_decay=0.01", "--scheduler", "pbt", "--population",
+        "8", "--grace-period", "2", "--reduction-factor", "4", "--train-file", "mail.csv"),
+}  # fmt: skip
+"""Command lines of runs and sweeps; none of the files that they name exists."""
+
+
+def test_identities(check: Check) -> None:
+    """A run or sweep that an earlier version began is found again by the same command."""
+    found = {name: config_of(*command).identity() for name, command in IDENTITIES.items()}
+    suite = config_of("glue", "--seeds", "1", "--tasks", "rte", "--model-name-or-path", "bert")
+    found["a suite's run"] = suite.run_config("rte", 1).identity()
+    names = {name: config_of(*command).resolved_run_name for name, command in IDENTITIES.items()}
+    names["evaluation"] = config_of("eval", "--model-name-or-path", "m").resolved_run_name("demo")
+    check("identities", {"identities": found, "run names": names})
+
+
+def test_prometheus(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, Any] = {}
+
+    def metric(
+        kind: str, name: str, description: str, tag_keys: tuple[str, ...], boundaries: Any = ()
+    ) -> Any:
+        assert description
+        found[name] = {"kind": kind, "labels": tag_keys, "buckets": len(boundaries)}
+        return Mock()
+
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(f"ray.util.metrics.{kind}", partial(metric, kind))
+    RayWatch("mail")
+    RayGatewayWatch()
+    check("prometheus", found)
+
+
+@pytest.fixture(scope="module")
+def flags(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Those of a run of six steps on one thread."""
+    return [
+        "--task", "mrpc", "--data-dir", str(small_run.data_dir), "--storage-path",
+        str(tmp_path_factory.mktemp("golden")), "--resources-per-worker", "CPU", "1",
+        "--model-name-or-path", small_run.model_name_or_path, "--max-length", "32",
+        "--train-batch-size", "16", "--per-device-train-batch-size", "4", "--num-train-epochs", "1",
+        "--learning-rate", "1e-3", "--logging-steps", "2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: Any, flags: list[str]) -> Path:  # noqa: ARG001
+    """The folder of that run."""
+    return Path(run("train", *flags, "--run-name", "run")["model"]).parent
+
+
+def shape(value: Any) -> Any:
+    """Keys and types of a JSON value; of a list, the different shapes of its items."""
+    match value:
+        case dict():
+            return {key: shape(item) for key, item in value.items()}
+        case list():
+            shapes = {json.dumps(shape(item), sort_keys=True) for item in value}
+            return [json.loads(one) for one in sorted(shapes)]
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+    assert isinstance(value, str)
+    return "string"
+
+
+def record(path: Path) -> Any:
+    """The shape of a record; one may be without a commit, where the code is no checkout."""
+    found = json.loads(path.read_text())
+    found["versions"]["commit"] = found["versions"]["commit"] or "none"
+    return shape(found)
+
+
+def test_records_of_a_run(check: Check, trained: Path) -> None:
+    check("run", record(trained / "run.json"))
+    check("metrics", shape(read_lines(trained / "metrics.jsonl")))
+
+
+def test_weights(trained: Path, pytestconfig: pytest.Config) -> None:
+    """The bits of a run's final weights, on the kinds of machine on which they are known."""
+    machine, found = this_machine(), weights_hash(trained / "model/model.safetensors")
+    path = HERE / "weights.json"
+    known = json.loads(path.read_text())
+    if pytestconfig.getoption("--update-golden"):
+        if known.get(machine, found) != found:
+            known = {}  # those of other machines are out of date, too
+        known[machine] = found
+        path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    if machine not in known:
+        pytest.skip(f"the weights on {machine} are not known; --update-golden adds them")
+    assert found == known[machine]
+
+
+def this_machine() -> str:
+    """What the bits of a computation depend on: the processor, and who computes."""
+    import torch
+
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    parts = [
+        name + found[1]
+        for name, field in (("", "model name"), ("family ", "cpu family"), ("model ", "model"))
+        if (found := re.search(rf"^{field}\s*: (.+)$", info, re.MULTILINE))
+    ]
+    parts.append(torch.backends.cpu.get_cpu_capability())
+    return ", ".join([*parts, *(f"{name} {version(name)}" for name in ("torch", "transformers"))])
+
+
+def test_records_of_an_evaluation(check: Check, trained: Path, flags: list[str]) -> None:
+    data, storage, cpus = flags[2:4], flags[4:6], flags[6:9]
+    run("eval", *data, *storage, *cpus, "--model-name-or-path", str(trained / "model"),
+        "--run-name", "evaluation")  # fmt: skip
+    check("evaluation", record(trained.parent / "evaluation/evaluation.json"))
+
+
+def test_records_of_a_sweep(cluster: Any, check: Check, flags: list[str]) -> None:  # noqa: ARG001
+    result = run("tune", *flags, "--num-trials", "2", "--confirm-top", "1", "--confirm-seeds", "2",
+                 "--max-concurrent-trials", "1", "--scheduler", "fifo", "--run-name", "sweep")  # fmt: skip
+    folder = Path(result["model"]).parent
+    found = record(folder / "sweep.json")
+    found["data_fingerprint"] = list(found["data_fingerprint"].values())  # its keys hold a path
+    check("sweep", found)
+    with (folder / "trials.csv").open(newline="") as file:
+        check("trials", next(csv.reader(file)))
+
+
+PROSE = {"description", "summary", "title"}
+
+
+def test_http(check: Check, trained: Path) -> None:
+    """The API's description, and what it says of a model; the prose in them is free."""
+    host = load(trained)
+    try:
+        with serving(LocalModels({"mail": host})) as url:
+            api, models, model = (
+                json.loads(urlopen(f"{url}/{path}", timeout=60).read())
+                for path in ("openapi.json", "models", "models/mail")
+            )
+    finally:
+        host.close()
+    model["run"]["versions"]["commit"] = "none"
+    assert model.pop("parameters")["properties"]  # a schema: that of the API's description
+    check("openapi", without_prose(api))
+    check("models", {"/models": shape(models), "/models/{name}": shape(model)})
+
+
+def without_prose(schema: Any, *, names: bool = False) -> Any:
+    """A JSON schema without texts for people; `names` says that the keys are names, not keywords."""
+    if isinstance(schema, list):
+        return [without_prose(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: without_prose(
+            value, names=key in ("properties", "schemas", "parameters") and not names
+        )
+        for key, value in schema.items()
+        if names or key not in PROSE
+    }
