@@ -61,9 +61,10 @@ _HAPPENS = {
     "meeting | lecture": "began, started / ended, finished",
     "price | rent": "rose, went up / fell, went down",
 }
+# Spelling is part of the data set: other words need another VERSION.
 # Synonyms / the opposite's synonyms; each verb as base, past, participle.
 _TO_PEOPLE = """
-praise praised praised, compliment complimented complimented / criticize criticized criticized, blame blamed blamed
+praise praised praised, compliment complimented complimented / criticise criticised criticised, blame blamed blamed
 help helped helped, assist assisted assisted / hinder hindered hindered, obstruct obstructed obstructed
 admire admired admired, respect respected respected / despise despised despised, scorn scorned scorned
 protect protected protected, defend defended defended / attack attacked attacked, assault assaulted assaulted
