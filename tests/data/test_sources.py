@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import tracemalloc
 from base64 import b64encode
 from dataclasses import replace
@@ -16,9 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainyard.config import TrainConfig
 from trainyard.data.files import read_rows
 from trainyard.data.labels import ProblemType, discover_labels, hold_out
 from trainyard.data.parquet_files import _base64_spellings
+from trainyard.data.splits import find_splits, split_rows
 from trainyard.errors import UserError
 
 Row = tuple[Any, ...]
@@ -186,8 +189,16 @@ def test_parquet_that_would_run_code_is_refused_unopened(tmp_path: Path) -> None
     pq.write_table(pa.table([["a"]], schema=pa.schema([field])), path)
     pa.register_extension_type(Hostile(pa.string(), "hostile"))
     try:
-        with pytest.raises(UserError, match=r"hostile\.parquet .* extension type.*write it again"):
+        refused = r"(hostile|train)\.parquet .* extension type.*write it again"
+        with pytest.raises(UserError, match=refused):
             rows_of(path)
+        (tmp_path / "cola").mkdir()
+        shutil.copy(path, tmp_path / "cola/train.parquet")
+        config = TrainConfig(task="cola", data_dir=str(tmp_path))
+        with pytest.raises(UserError, match=refused):
+            split_rows(config, "train")
+        with pytest.raises(UserError, match=refused):
+            find_splits(config)
         assert not built
         pq.read_schema(path)
         assert built, "any other way of opening the file builds it"

@@ -1,4 +1,4 @@
-"""Read Parquet without ever building an Arrow extension type."""
+"""Open and read Parquet without ever building an Arrow extension type."""
 
 from __future__ import annotations
 
@@ -13,20 +13,36 @@ from trainyard.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8  # the footer's length, then the magic
 
 
-def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
-    """Read the columns asked for, row group by row group."""
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a file that may come from anywhere; every read of such a file starts here.
+
+    Raises:
+        UserError: the file is damaged, is no Parquet file, or brings an Arrow extension type.
+        OSError: the file cannot be read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     _refuse_extension_types(path)
     try:
         # A small read buffer: otherwise a row group's columns are held whole.
-        with pq.ParquetFile(path, buffer_size=1 << 20, arrow_extensions_enabled=False) as file:
+        return pq.ParquetFile(path, buffer_size=1 << 20)
+    except pa.ArrowException as error:
+        raise _damaged(path, error) from error
+
+
+def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
+    """Read the requested columns, row group by row group."""
+    import pyarrow as pa
+
+    try:
+        with open_parquet(path) as file:
             remedy = "write the file with that column"
             columns.positions(file.schema_arrow.names, path.name, "its columns are", remedy)
             for name in columns.texts:
@@ -45,18 +61,26 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
                 yield _checked(batch, columns)
                 row += record_batch.num_rows
     except pa.ArrowException as error:
-        raise UserError(
-            f"{path.name} is a damaged Parquet file, or uses what pyarrow {pa.__version__} cannot "
-            f"read ({one_line(error)}); write it again, e.g. with pandas or datasets"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    import pyarrow as pa
+
+    return UserError(
+        f"{path.name} is a damaged Parquet file, or uses what pyarrow {pa.__version__} cannot "
+        f"read ({one_line(error)}); write it again, e.g. with pandas or datasets"
+    )
 
 
 def _refuse_extension_types(path: Path) -> None:
     """Refuse on the footer's bytes alone.
 
     Once ray.data is loaded, some extension types run code that the file brings, and pyarrow builds
-    a file's types as soon as it opens it, before its schema can be asked. The footer holds the
-    Arrow schema in base64; a name in there has one of three spellings, by its position modulo 3.
+    a file's types as soon as it opens it, before its schema can be read. Its option
+    `arrow_extensions_enabled` does not prevent that: it is about Parquet's own logical types. The
+    footer holds the Arrow schema in base64, where a name has one of three spellings, by its
+    position modulo 3.
     """
     with path.open("rb") as handle:
         size = path.stat().st_size

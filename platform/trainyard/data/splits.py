@@ -16,13 +16,13 @@ from trainyard.config import TrainConfig
 from trainyard.data import demo
 from trainyard.data import own_files as own_data
 from trainyard.data.column_types import column_as, readable
+from trainyard.data.parquet_files import open_parquet
 from trainyard.errors import UserError
 from trainyard.storage import file_digest
 from trainyard.tasks import Task, check_data_dir, get_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 ROWS_PER_BATCH = 4_096
 NO_LABEL = -1
@@ -109,7 +109,7 @@ def split_rows(config: TrainConfig, name: str) -> int | None:
     if config.data_dir:
         path, rows = split_file(task, name, Path(config.data_dir)), None
         if path.is_file():
-            with _open_parquet(path) as file:
+            with open_parquet(path) as file:
                 rows = file.metadata.num_rows
     limit = config.max_train_samples if name == task.train_split else None
     return rows if rows is None or limit is None else min(rows, limit)
@@ -129,25 +129,12 @@ def _local_split(task: Task, name: str, data_dir: Path, labeled: bool) -> Split:
         )
 
     def batches() -> "Iterator[pa.RecordBatch]":
-        with _open_parquet(path) as file:
+        with open_parquet(path) as file:
             batches = file.iter_batches(ROWS_PER_BATCH)
             yield from canonical(task, str(path), batches, labeled=labeled)
 
-    _open_parquet(path).close()  # a damaged file is known before anything is started
+    open_parquet(path).close()  # a damaged file is known before anything is started
     return Split(name, _fingerprint(task, labeled, file_digest(path)), batches)
-
-
-def _open_parquet(path: Path) -> "pq.ParquetFile":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # Extension types stay off: once ray.data is loaded, some run code that a file brings.
-        return pq.ParquetFile(path, arrow_extensions_enabled=False)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as Parquet ({' '.join(str(error).split())}); fetch it again"
-        ) from error
 
 
 def _own_splits(config: TrainConfig) -> Splits:

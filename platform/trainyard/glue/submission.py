@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
-from trainyard.data import PreparedData, find_splits, prepare, split_file, split_rows
+from trainyard.data import PreparedData, find_splits, open_parquet, prepare, split_file, split_rows
 from trainyard.errors import UserError
 from trainyard.evaluation import Logits, check_finite, predict_on_ray
 from trainyard.glue.config import SuiteConfig
@@ -118,10 +118,9 @@ def row_order(path: Path) -> NDArray[np.int64]:
     Raises:
         UserError: when the file has no `idx`, or not every number from 0 once.
     """
-    import pyarrow.parquet as pq
-
-    has = "idx" in pq.read_schema(path).names
-    found = pq.read_table(path, columns=["idx"])["idx"].to_numpy() if has else np.array([])
+    with open_parquet(path) as file:
+        has = "idx" in file.schema_arrow.names
+        found = file.read(columns=["idx"])["idx"].to_numpy() if has else np.array([])
     order = np.argsort(found, kind="stable")
     if not has or not np.array_equal(found[order], np.arange(len(found))):
         raise UserError(
