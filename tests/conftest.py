@@ -1,12 +1,12 @@
-"""Shared pieces: a tiny real BERT saved to disk, task folders, and one Ray for the session."""
+"""Options, one Ray for the session, and the tiny model, data and run that tests share."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.tiny import write_task, write_tiny_model
 
 from trainyard.config import TrainConfig
 
@@ -14,10 +14,6 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written t
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take other tests' cores
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-WORDS = [
-    f"{a}{b}" for a in ("ba", "co", "du", "fe", "gi", "lo", "mu", "na") for b in "aeioubdgklmn"
-]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,66 +63,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny-bert"))
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """A two-layer BERT with dropout and its word-level tokenizer, made here: no Hub is asked."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
-    torch.manual_seed(0)
-    BertModel(
-        BertConfig(
-            vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=64,
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
-
-
-def write_task(folder: Path, task: str = "mrpc", train: int = 90, validation: int = 37) -> Path:
-    """A GLUE-shaped data folder: pairs that share their first word are equivalent."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (folder / task).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for split, rows in (("train", train), ("validation", validation)):
-        first, second, labels = [], [], []
-        for i in range(rows):
-            words = rng.choice(WORDS, size=int(rng.integers(2, 24)))
-            other = rng.choice(WORDS, size=int(rng.integers(2, 12)))
-            labels.append(i % 2)
-            first.append(" ".join(words))
-            second.append(" ".join([words[0] if i % 2 else other[0], *other[1:]]))
-        pq.write_table(
-            pa.table(
-                {
-                    "sentence1": first,
-                    "sentence2": second,
-                    "label": pa.array(labels, pa.int64()),
-                    "idx": pa.array(range(rows), pa.int32()),
-                }
-            ),
-            folder / task / f"{split}.parquet",
-        )
-    return folder
-
-
 @pytest.fixture(scope="session")
 def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`mrpc` of 90 training rows: not a multiple of any batch size used, so a step is partial."""
@@ -160,8 +96,3 @@ def every_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, A
     yield hosts
     for host in hosts.values():
         host.close()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """A JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]

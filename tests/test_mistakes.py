@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import write_task
+from support.tiny import write_task
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from conftest import write_task
+from support.tiny import write_task
 
 from trainyard import TrainConfig
 

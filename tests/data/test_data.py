@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WORDS, write_task
 from support.runs_locally import run_locally
+from support.tiny import WORDS, write_task
 
 from trainyard.config import TrainConfig
 from trainyard.data import tokenize as data

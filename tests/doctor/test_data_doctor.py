@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WORDS, write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tiny import WORDS, write_task
 
 from trainyard.config import TrainConfig
 from trainyard.data.quick_checks import warnings

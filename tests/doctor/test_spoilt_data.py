@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WORDS
+from support.tiny import WORDS
 
 from trainyard.doctor.data.balance import drift
 from trainyard.doctor.data.config import DataDoctorConfig

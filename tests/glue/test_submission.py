@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WORDS
+from support.tiny import WORDS
 
 from trainyard.errors import UserError
 from trainyard.glue.config import SuiteConfig

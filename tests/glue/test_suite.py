@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tiny import write_task
 
 from trainyard.errors import UserError
 from trainyard.glue.config import SuiteConfig

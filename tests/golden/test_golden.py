@@ -20,9 +20,9 @@ from unittest.mock import Mock
 from urllib.request import urlopen
 
 import pytest
-from conftest import read_lines
 from support.job_scripts import JOBS, ROOT, config_of, run
 from support.serving_locally import LocalModels, load, serving
+from support.tiny import read_lines
 from support.weights import weights_hash
 
 from trainyard.config import TrainConfig

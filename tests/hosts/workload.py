@@ -13,7 +13,7 @@ SAVE_STEPS = 100
 
 def write_workload(shared: Path) -> None:
     """Model and data below `shared`, once."""
-    from conftest import write_task, write_tiny_model
+    from support.tiny import write_task, write_tiny_model
 
     if (shared / "glue").exists():
         return

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WORDS, read_lines
 from support.small_models import classifier
+from support.tiny import WORDS, read_lines
 
 from trainyard.data.files import read_rows
 from trainyard.errors import UserError

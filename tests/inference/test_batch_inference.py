@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WORDS, read_lines
 from support.small_models import LABELS, bert, classifier
+from support.tiny import WORDS, read_lines
 
 from trainyard.errors import UserError
 from trainyard.inference.batch import parts, run

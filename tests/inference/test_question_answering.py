@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_models import bert
+from support.tiny import WORDS
 
 from trainyard.errors import UserError
 from trainyard.inference.tasks.question_answering import QuestionAnswering, best_spans

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from support.small_models import classifier, same
+from support.tiny import WORDS
 
 from trainyard.errors import UserError
 from trainyard.inference.tasks.text_classification import TextClassification, stored_temperature

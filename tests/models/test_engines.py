@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, write_tiny_model
 from support.small_models import every_task
+from support.tiny import WORDS, write_tiny_model
 
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EngineConfig

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_task
 from support import hub_stand_in
 from support.hub_stand_in import COMMIT, hub
+from support.tiny import write_task
 
 CODE = """
 import json, sys

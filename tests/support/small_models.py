@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORDS
+from support.tiny import WORDS
 
 LABELS = ("entailment", "neutral", "contradiction")
 

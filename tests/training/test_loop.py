@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import read_lines
 from safetensors.torch import load_file
 from support.runs_locally import run_locally, weights_hash
+from support.tiny import read_lines
 
 from trainyard.config import TrainConfig
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_task
 from support.runs_locally import run_locally
+from support.tiny import write_task
 
 from trainyard.config import TrainConfig
 from trainyard.evaluation.scoring import predict

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import read_lines, write_task
 from support.runs_locally import run_locally, weights_hash
+from support.tiny import read_lines, write_task
 from training.test_loop import LAST_STEP, check_each_row_once_per_epoch
 
 from trainyard import TrainConfig, UserError, fit

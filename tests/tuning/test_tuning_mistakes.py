@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import write_task
+from support.tiny import write_task
 from test_mistakes import refusal
 
 MISTAKES = {
