@@ -8,15 +8,15 @@ import pytest
 from cluster.test_workers import config
 
 from trainyard import UserError
-from trainyard.cluster import autoscaler, workers
+from trainyard.cluster import autoscaler, capacity
 
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[autoscaler.Node]:
-    """The living nodes as `workers` sees them: none, until a test adds some."""
+    """The living nodes as `capacity` sees them: none, until a test adds some."""
     seen: list[autoscaler.Node] = []
-    monkeypatch.setattr(workers, "nodes_for", lambda *_, **__: seen)
-    monkeypatch.setattr(workers, "RELEASE_SECONDS", 0.0)
+    monkeypatch.setattr(capacity, "nodes_for", lambda *_, **__: seen)
+    monkeypatch.setattr(capacity, "RELEASE_SECONDS", 0.0)
     return seen
 
 
@@ -44,19 +44,19 @@ def test_what_an_autoscaler_may_add_counts(
     """Up to each group's limit and the cluster's; what lives already is not counted twice."""
     one = {"GPU": 1.0}
     assert autoscaler.may_grow(config(2, use_gpu=True))
-    assert workers.worker_resources(config(2, use_gpu=True)) == {"GPU": 1, "CPU": 8}
-    assert workers.worker_count(config("1:4", use_gpu=True), one, attempt=0) == 2
-    assert workers.worker_count(config("1:4", use_gpu=True), one, attempt=1) == 1
+    assert capacity.worker_resources(config(2, use_gpu=True)) == {"GPU": 1, "CPU": 8}
+    assert capacity.worker_count(config("1:4", use_gpu=True), one, attempt=0) == 2
+    assert capacity.worker_count(config("1:4", use_gpu=True), one, attempt=1) == 1
     with pytest.raises(UserError, match="enough for 3"):
-        workers.worker_resources(config(4, use_gpu=True))
+        capacity.worker_resources(config(4, use_gpu=True))
     launched["gpu"] = 2
     nodes += [{"CPU": 8.0, "GPU": 1.0}] * 2
     with pytest.raises(UserError, match="enough for 3"):
-        workers.worker_resources(config(4, use_gpu=True))
+        capacity.worker_resources(config(4, use_gpu=True))
     with pytest.raises(
         UserError, match=r"with labels \{'ray.io/market-type': 'on-demand'\}, enough"
     ):
-        workers.worker_resources(
+        capacity.worker_resources(
             config(4, use_gpu=True, label_selector={"ray.io/market-type": "on-demand"})
         )
     launched["spot"] = 1
@@ -69,7 +69,7 @@ def test_a_cluster_that_was_not_launched_cannot_grow(
     assert not nodes
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"on 0 node\(s\), enough for 0"):
-        workers.worker_resources(config(2, use_gpu=True))
+        capacity.worker_resources(config(2, use_gpu=True))
 
 
 @pytest.mark.parametrize(

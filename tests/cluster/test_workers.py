@@ -14,7 +14,7 @@ from support.runs_locally import run_locally, weights_hash
 from training.test_loop import LAST_STEP
 
 from trainyard import TrainConfig, UserError, fit
-from trainyard.cluster import autoscaler, ray_train, workers
+from trainyard.cluster import autoscaler, capacity, ray_train
 from trainyard.storage.checkpoints import CheckpointStore, SupersededError
 from trainyard.storage.lease import Lease
 from trainyard.storage.run_folder import RunFolder
@@ -24,11 +24,11 @@ from trainyard.training.worker.session import Session
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[autoscaler.Node]:
-    """Two nodes of four CPUs, one of them with a GPU: what `workers` sees instead of a cluster."""
+    """Two nodes of four CPUs, one of them with a GPU: what `capacity` sees instead of a cluster."""
     seen: list[autoscaler.Node] = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
-    monkeypatch.setattr(workers, "nodes_for", lambda *_, **__: seen)
+    monkeypatch.setattr(capacity, "nodes_for", lambda *_, **__: seen)
     monkeypatch.setattr(node_watch, "nodes_for", lambda *_, **__: seen)
-    monkeypatch.setattr(workers, "RELEASE_SECONDS", 0.0)
+    monkeypatch.setattr(capacity, "RELEASE_SECONDS", 0.0)
     return seen
 
 
@@ -43,13 +43,13 @@ def config(workers: int | str, **fields: Any) -> TrainConfig:
 )
 def test_the_cpus_are_shared_out(nodes: list[autoscaler.Node], asked: int | str, cpus: int) -> None:
     assert nodes
-    assert workers.worker_resources(config(asked)) == {"CPU": cpus}
+    assert capacity.worker_resources(config(asked)) == {"CPU": cpus}
 
 
 def test_a_gpu_brings_its_node_s_cpus(nodes: list[autoscaler.Node]) -> None:
-    assert workers.worker_resources(config(1, use_gpu=True)) == {"GPU": 1, "CPU": 4}
+    assert capacity.worker_resources(config(1, use_gpu=True)) == {"GPU": 1, "CPU": 4}
     nodes[1]["GPU"] = 2.0
-    assert workers.worker_resources(config("1:8", use_gpu=True)) == {"GPU": 1, "CPU": 2}
+    assert capacity.worker_resources(config("1:8", use_gpu=True)) == {"GPU": 1, "CPU": 2}
 
 
 def test_what_cannot_fit_is_refused_with_what_would(nodes: list[autoscaler.Node]) -> None:
@@ -59,7 +59,7 @@ def test_what_cannot_fit_is_refused_with_what_would(nodes: list[autoscaler.Node]
         match=r"--num-workers 2:4 with 1 GPU, 1 CPU each do not fit: the cluster has 1 GPU, 8 CPU on "
         r"2 node\(s\), enough for 1; use fewer workers",
     ):
-        workers.worker_resources(config("2:4", use_gpu=True))
+        capacity.worker_resources(config("2:4", use_gpu=True))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_what_cannot_fit_is_refused_with_what_would(nodes: list[autoscaler.Node]
 )
 def test_as_many_as_fit_and_share_out(nodes: list[autoscaler.Node], room: int, count: int) -> None:
     nodes[:] = [{"CPU": float(room)}]
-    assert workers.worker_count(config("2:8"), {"CPU": 1.0}, attempt=1) == count
-    assert workers.worker_count(config(4), {"CPU": 1.0}, attempt=1) == 4
+    assert capacity.worker_count(config("2:8"), {"CPU": 1.0}, attempt=1) == count
+    assert capacity.worker_count(config(4), {"CPU": 1.0}, attempt=1) == 4
 
 
 @pytest.mark.parametrize("asked", ["two", "0", "4:2", "0:2", "1:2:3", "-1", "2:"])
@@ -104,7 +104,7 @@ def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
 ) -> None:
     """Three of the four CPUs are taken at the start, and given back when the run trains."""
     monkeypatch.setattr(node_watch, "WATCH_SECONDS", 0.2)
-    monkeypatch.setattr(workers, "RELEASE_SECONDS", 2.0)
+    monkeypatch.setattr(capacity, "RELEASE_SECONDS", 2.0)
 
     @cluster.remote(num_cpus=3)
     class Tenant:
@@ -162,7 +162,7 @@ def test_lost_workers_are_started_again_unless_the_driver_leaves(
 
     monkeypatch.setattr(launch, "_trainer", lambda *_: Lost())
     monkeypatch.setattr(node_watch, "_leaving", set)
-    monkeypatch.setattr(launch, "free_placement_groups", lambda: None)  # there is no Ray here
+    monkeypatch.setattr(launch, "release_orphans", lambda: None)  # there is no Ray here
     config = dataclasses.replace(small_run, max_failures=2)
     folder = RunFolder(tmp_path)
     run: Any = (config, None, None, folder, {"CPU": 1.0}, leaving := threading.Event())

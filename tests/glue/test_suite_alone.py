@@ -48,15 +48,17 @@ def test_only_so_many_workers_as_the_nodes_hold(
     fields: dict[str, Any], nodes: list[dict[str, float]], expected: Any
 ) -> None:
     """Ray gives a run up whose workers find no node, however much is free on all of them together."""
-    assert _capacity(SuiteConfig(**fields), nodes) == expected
+    suite = SuiteConfig(**fields)
+    assert _capacity(suite, suite.run_config("rte", 1), nodes) == expected
 
 
 def test_a_worker_that_fits_nowhere_is_refused() -> None:
     config = SuiteConfig(resources_per_worker={"CPU": 4})
     with pytest.raises(
-        UserError, match=r"it needs 4 CPU on one node, and no node has more than 3 CPU"
+        UserError,
+        match=r"workers with 4 CPU each do not fit: .* at most 3 CPU on one, enough for 0",
     ):
-        _capacity(config, [{"CPU": 3.0}, {"CPU": 3.0}])
+        _capacity(config, config.run_config("rte", 1), [{"CPU": 3.0}, {"CPU": 3.0}])
 
 
 @pytest.fixture

@@ -246,9 +246,11 @@ def test_trials_share_the_cluster_and_never_wait_for_each_other() -> None:
     labeled = SweepConfig(label_selector={"zone": "a"})
     assert place(labeled, 12, four).labels == {"zone": "a"}
     assert place(dataclasses.replace(labeled, num_workers=2), 12, four).labels == {}
-    with pytest.raises(UserError, match=r"0 CPU on 0 node\(s\) with labels {'zone': 'a'}; use"):
+    with pytest.raises(
+        UserError, match=r"0 CPU on 0 node\(s\) with labels {'zone': 'a'}, enough for 0; use"
+    ):
         place(labeled, 12, [])
-    with pytest.raises(UserError, match=r"a trial of --num-workers 8 .* has 4 CPU on 1 node"):
+    with pytest.raises(UserError, match=r"trials of --num-workers 8 .* has 4 CPU on 1 node"):
         place(SweepConfig(num_workers=8, train_batch_size=64), 12, four)
 
 

@@ -1,10 +1,25 @@
 from .autoscaler import Node as Node
 from .autoscaler import may_grow as may_grow
 from .autoscaler import room_asked_for as room_asked_for
-from .cpu import claim_processor as claim_processor
-from .placement_groups import (
-    free_placement_groups as free_placement_groups,
+from .capacity import (
+    fitting as fitting,
 )
+from .capacity import (
+    greatest_count as greatest_count,
+)
+from .capacity import (
+    nodes_for as nodes_for,
+)
+from .capacity import (
+    share_out as share_out,
+)
+from .capacity import (
+    worker_count as worker_count,
+)
+from .capacity import (
+    worker_resources as worker_resources,
+)
+from .cpu import claim_processor as claim_processor
 from .placement_groups import (
     release_orphans as release_orphans,
 )
@@ -19,18 +34,3 @@ from .ray_train import (
 )
 from .session import TOKENIZERS as TOKENIZERS
 from .session import ray_session as ray_session
-from .workers import (
-    fitting as fitting,
-)
-from .workers import (
-    greatest_count as greatest_count,
-)
-from .workers import (
-    nodes_for as nodes_for,
-)
-from .workers import (
-    worker_count as worker_count,
-)
-from .workers import (
-    worker_resources as worker_resources,
-)

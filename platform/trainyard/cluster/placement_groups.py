@@ -1,22 +1,18 @@
-"""Placement groups whose maker is dead: given back, so that a lost trial cannot block the sweep.
+"""Placement groups whose creator is dead: removed, so that a lost run cannot block the others.
 
-Ray Train reserves its workers by a placement group of its controller, an actor. When that is killed
-together with its trial, the group lives on as long as the job does. Ray Train's own cleaner asks the
-State API, which needs the dashboard and fails with two Rays on one host; this asks the GCS, which is
-always there.
+Ray Train reserves its workers by a placement group of its controller, an actor. When that is killed,
+the group lives on as long as the job does. Ray Train's own cleaner asks the State API, which needs
+the dashboard and fails with two Rays on one host. The GCS is always there.
 """
 
-import logging
 import time
-
-log = logging.getLogger(__name__)
 
 
 def release_orphans(patience: float = 0.0) -> None:
-    """Remove this job's placement groups that were made by an actor that is dead.
+    """Remove this job's placement groups that were created by an actor that is dead.
 
-    Groups whose maker is still alive get `patience` seconds: it may be ending, and remove them
-    itself, or it may have been killed a moment ago, and not be known to be dead yet.
+    Groups whose creator is alive get `patience` seconds: it may be about to remove them, or its death
+    may not be recorded yet.
     """
     from ray.util.placement_group import remove_placement_group
 
@@ -26,14 +22,13 @@ def release_orphans(patience: float = 0.0) -> None:
         for group, orphaned in groups:
             if orphaned:
                 remove_placement_group(group)
-                log.warning("released the placement group of a lost trial")
         if all(orphaned for _, orphaned in groups) or time.monotonic() > deadline:
             return
         time.sleep(0.2)
 
 
 def _groups_of_actors() -> list[tuple[object, bool]]:
-    """Placement groups that actors of this job made and that are not removed; is the actor dead?"""
+    """Placement groups of this job that an actor created, and whether it is dead."""
     import ray
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
@@ -50,20 +45,6 @@ def _groups_of_actors() -> list[tuple[object, bool]]:
         )
         for group in groups
         if group.creator_job_id == job
-        and any(group.creator_actor_id.strip(b"\xff"))  # all ones: made by no actor
+        and any(group.creator_actor_id.strip(b"\xff"))  # all ones: created by no actor
         and group.state != removed
     ]
-
-
-def free_placement_groups() -> None:
-    """Remove this job's placement groups whose controller died, or they would keep their CPUs."""
-    import ray
-    from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    job = ray.get_runtime_context().get_job_id()
-    for each in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(each)
-        if group.creator_job_id.hex() == job and group.creator_actor_dead:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))

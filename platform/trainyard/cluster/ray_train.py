@@ -53,7 +53,7 @@ def _lean_trainer(grows: bool) -> Any:
     """Ray's TorchTrainer without processes of its own that have nothing to do.
 
     One would hand out data sets: there are none here. One would remove the placement group of a
-    controller that died, as `free_placement_groups` does. It asks Ray's State API for the controller, which
+    controller that died, as `release_orphans` does. It asks Ray's State API for the controller, which
     takes as long as it may when two Rays run on a machine: every run would end 12 seconds late. One
     would ask an autoscaler for room, for which each run would start more than a second later.
     """

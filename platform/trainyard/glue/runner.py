@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainyard.cluster import cause_of, fitting, nodes_for
+from trainyard.cluster import Node, cause_of, nodes_for, share_out
 from trainyard.config import TrainConfig
 from trainyard.data import split_rows
 from trainyard.errors import Interrupted, UserError
@@ -40,7 +40,8 @@ def do_runs(
     """Start runs as workers get free, until none is left; a stop reaches all that are running."""
     import ray
 
-    resources, free = _capacity(config, nodes_for(next(iter(configs.values()))))
+    first = next(iter(configs.values()))
+    resources, free = _capacity(config, first, nodes_for(first))
     workers = workers_for(waiting, free)
     running: dict[Any, str] = {}
     reported = time.monotonic()
@@ -70,30 +71,11 @@ def do_runs(
                 say(_progress(configs, running.values(), len(waiting)))
 
 
-def _capacity(
-    config: SuiteConfig, nodes: Sequence[Mapping[str, float]]
-) -> tuple[dict[str, float], int]:
-    """(resources of a worker, workers at once) on a cluster of such nodes.
-
-    Each worker is on one node: what is left over on two of them makes none together, and a run that
-    waited for it would be given up.
-    """
-    needed = {"CPU": 1.0}
-    if config.use_gpu:
-        shares = [node.get("CPU", 0) // node["GPU"] for node in nodes if node.get("GPU")]
-        # One CPU of each GPU's share is left to feed it.
-        needed = {"GPU": 1.0, "CPU": max(min(shares, default=1) - 1, 1.0)}
-    if config.resources_per_worker:
-        needed = {**({"GPU": 1.0} if config.use_gpu else {}), **config.resources_per_worker}
-    room = fitting(nodes, needed)
-    if room < 1:
-        words = ", ".join(f"{amount:g} {kind}" for kind, amount in needed.items())
-        largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in needed}
-        raise UserError(
-            f"no worker fits: it needs {words} on one node, and no node has more than "
-            f"{', '.join(f'{amount:g} {kind}' for kind, amount in largest.items())}; use "
-            "--resources-per-worker with less"
-        )
+def _capacity(config: SuiteConfig, run: TrainConfig, nodes: Sequence[Node]) -> tuple[Node, int]:
+    """(resources of a worker, workers at once) on a cluster of such nodes."""
+    needed, room = share_out(run, nodes, title="workers")
+    if config.use_gpu and not config.resources_per_worker:
+        needed["CPU"] = max(needed["CPU"] - 1, 1.0)  # one of each GPU's share is left to feed it
     return needed, min(room, config.max_parallel_workers or room)
 
 

@@ -6,12 +6,10 @@ wait for room, but never hold half of it. What supervises such a trial takes no 
 cluster that is full of supervisors would have no room for a worker.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainyard.cluster import Node, fitting
-from trainyard.errors import UserError
+from trainyard.cluster import Node, share_out
 from trainyard.tuning.config import SweepConfig
 
 SUPERVISOR = {"node:__internal_head__": 0.001}
@@ -39,26 +37,15 @@ def place(config: SweepConfig, trials: int, nodes: list[Node]) -> Placement:
         UserError: when not even one trial fits, saying what there is.
     """
     (workers,) = config.worker_counts
-    gpu = {"GPU": 1.0} if config.use_gpu else {}
-    if config.resources_per_worker:
-        needed = {**gpu, **config.resources_per_worker}
-    else:
-        needed = {**gpu, "CPU": 1.0}
-        wanted = min(trials, fitting(nodes, needed) // workers)
-        while wanted and fitting(nodes, {**needed, "CPU": needed["CPU"] + 1}) // workers >= wanted:
-            needed["CPU"] += 1
-    room = fitting(nodes, needed) // workers
-    if room < 1:
-        words = " and ".join(f"{amount:g} {kind}" for kind, amount in needed.items())
-        total = " and ".join(
-            f"{math.fsum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in needed
-        )
-        labels = f" with labels {config.label_selector}" if config.label_selector else ""
-        raise UserError(
-            f"a trial of --num-workers {workers} with {words} each does not fit: the cluster has "
-            f"{total} on {len(nodes)} node(s){labels}; use fewer workers or --resources-per-worker with "
-            "less"
-        )
+    needed, fit = share_out(
+        config,
+        nodes,
+        title=f"trials of --num-workers {workers}",
+        groups=trials,
+        size=workers,
+        least=workers,
+    )
+    room = fit // workers
     return Placement(
         per_worker=needed,
         per_trial=needed if workers == 1 else SUPERVISOR,

@@ -11,7 +11,7 @@ from trainyard.cluster import (
     cause_of,
     claim_processor,
     dead_ranks,
-    free_placement_groups,
+    release_orphans,
     worker_count,
 )
 from trainyard.config import TrainConfig
@@ -57,7 +57,7 @@ def run_workers(
             folder.publish("error.txt")
             failure = (folder.progress().get("step"), cause_of(error))
             lost = dead_ranks(error)
-            free_placement_groups()
+            release_orphans()
         else:
             if (
                 outcome["outcome"] == "stopped"

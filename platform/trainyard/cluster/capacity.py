@@ -1,0 +1,142 @@
+"""Number and size of the workers that a cluster can hold: now, and as nodes come and go."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from trainyard.cluster.autoscaler import Node, grows_by_itself, nodes_to_come
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+
+RELEASE_SECONDS = 10.0
+"""Seconds that the cluster may take to free what a lost attempt had occupied."""
+
+
+def share_out(
+    config: TrainConfig,
+    nodes: Sequence[Node],
+    *,
+    title: str,
+    groups: int = sys.maxsize,
+    size: int = 1,
+    least: int = 1,
+    growing: bool = False,
+) -> tuple[Node, int]:
+    """Size the workers of up to `groups` groups that run at the same time.
+
+    Unless --resources-per-worker fixes it, each worker gets the largest number of CPUs at which as
+    many groups fit as with one CPU each.
+
+    Args:
+        config: Flags that describe a worker.
+        nodes: Resources of each node; a worker runs on one node.
+        title: Subject of the refusal, in the plural.
+        groups: Maximum number of groups of interest.
+        size: Workers in a group.
+        least: Workers that must fit.
+        growing: The cluster may add nodes that are not in `nodes`: refuse nothing.
+
+    Returns:
+        Resources of a worker, and the number of workers that fit.
+
+    Raises:
+        UserError: fewer than `least` workers fit.
+    """
+    gpu = {"GPU": 1.0} if config.use_gpu else {}
+    needed = {**gpu, **(config.resources_per_worker or {"CPU": 1.0})}
+    wanted = min(groups, fitting(nodes, needed) // size)
+    while (
+        not config.resources_per_worker
+        and wanted * size >= least
+        and fitting(nodes, {**needed, "CPU": needed["CPU"] + 1}) // size >= wanted
+    ):
+        needed["CPU"] += 1
+    room = fitting(nodes, needed)
+    if room < least and not growing:
+        total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
+        largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in needed}
+        labels = f" with labels {config.label_selector}" if config.label_selector else ""
+        on_one = f", at most {_words(largest)} on one" if len(nodes) > 1 and not room else ""
+        raise UserError(
+            f"{title} with {_words(needed)} each do not fit: the cluster has {_words(total)} on "
+            f"{len(nodes)} node(s){labels}{on_one}, enough for {room}; use fewer workers or "
+            "--resources-per-worker with less for each"
+        )
+    return needed, room
+
+
+def worker_resources(config: TrainConfig) -> Node:
+    """Ray resources of each worker of one run: a GPU if requested, and an equal share of the CPUs.
+
+    Ray would wait without end for workers that the cluster can never hold, so they are refused here.
+
+    Raises:
+        UserError: the smallest allowed number of workers does not fit.
+    """
+    counts = config.worker_counts
+    needed, _ = share_out(
+        config,
+        [*nodes_for(config), *nodes_to_come(config)],
+        title=f"--num-workers {config.num_workers}",
+        groups=counts[-1],
+        least=counts[0],
+        growing=grows_by_itself(),
+    )
+    return needed
+
+
+def worker_count(config: TrainConfig, needed: Node, *, attempt: int) -> int:
+    """Number of workers to start: the largest allowed number that the cluster can hold.
+
+    The first attempt counts on what an autoscaler may add, later ones on what is free.
+    """
+    counts = config.worker_counts
+    if len(counts) == 1:
+        return counts[0]
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while True:
+        free, total = (fitting(nodes_for(config, free=one), needed) for one in (True, False))
+        if free >= min(total, counts[-1]) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if attempt == 0:
+        free += fitting(nodes_to_come(config), needed)
+    return greatest_count(counts, free)
+
+
+def fitting(nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float]) -> int:
+    """Number of workers of `needed` resources that the nodes hold, each worker on one node."""
+    requested = {kind: amount for kind, amount in needed.items() if amount > 0}
+    return sum(
+        min((int(node.get(kind, 0) / amount) for kind, amount in requested.items()), default=0)
+        for node in nodes
+    )
+
+
+def greatest_count(counts: list[int], room: int) -> int:
+    """The largest of `counts` that `room` holds, or the smallest when none fits."""
+    return max((count for count in counts if count <= room), default=counts[0])
+
+
+def nodes_for(config: TrainConfig, *, free: bool = False) -> list[Node]:
+    """Resources of each node that workers may run on: all of them, or those that are free."""
+    import ray
+    from ray._private.state import available_resources_per_node, state
+
+    leaving = state.get_draining_nodes()
+    wanted = (config.label_selector or {}).items()
+    nodes = {
+        node["NodeID"]: node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["NodeID"] not in leaving
+        and wanted <= (node.get("Labels") or {}).items()
+    }
+    if free:
+        available = available_resources_per_node()
+        nodes = {name: available.get(name, {}) for name in nodes}
+    return list(nodes.values())
+
+
+def _words(resources: Node) -> str:
+    return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
