@@ -1,9 +1,9 @@
-"""What every reader yields, and how it speaks about places and columns in a file."""
+"""Batches of rows as every reader yields them, and checks of their columns."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 10_000
-# Long documents: a batch ends here even when it has few rows, so memory stays flat.
 BATCH_CHARACTERS = 1 << 25
+"""Maximum characters of a batch: bounds memory when documents are long."""
 
 _SHOWN = 10
 
@@ -30,11 +30,11 @@ class Batch:
     places: Sequence[int]
     """1-based line on which each row starts; in Parquet, the 1-based row."""
     texts: tuple[pa.Array, ...]
-    """One string array for each text column; without nulls, but for rows that have an error."""
+    """One string array per text column; only rows with an error hold nulls."""
     labels: list[Any] | None
     """Label names, numbers or lists of names, by problem type; None without a label column."""
     errors: Mapping[int, str] = field(default_factory=dict)
-    """What is wrong with rows that cannot be used, by index: where the reader keeps such rows."""
+    """Error sentences by row index, if the reader keeps unusable rows."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -46,7 +46,7 @@ class Batch:
 
     @property
     def empty_texts(self) -> int:
-        """How many texts are the empty string: they are kept, and worth a warning."""
+        """Number of empty texts: they are kept, with a warning."""
         import pyarrow.compute as pc
 
         return sum(pc.sum(pc.equal(text, ""), min_count=0).as_py() for text in self.texts)
@@ -64,29 +64,29 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns that the user asked for."""
+    """Columns requested by the user."""
 
     texts: tuple[str, ...]
     label: str | None
     keep_bad_rows: bool = False
-    """Whether a row that cannot be used is kept, with its error, or refuses the file."""
+    """Keep an unusable row with its error instead of refusing the file."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns in the order in which rows hold them: texts, then the label."""
+        """All columns in row order: texts, then the label."""
         return self.texts if self.label is None else (*self.texts, self.label)
 
     def flag(self, name: str) -> str:
-        """The flag with which the user named this column."""
+        """Return the flag that names this column."""
         if name == self.label:
             return "--label-column"
         return "--text-column" if name == self.texts[0] else "--text-pair-column"
 
     def positions(self, found: Sequence[str], where: str, source: str, remedy: str) -> list[int]:
-        """Return where each column is among those `found`.
+        """Return the index of each column among those `found`.
 
         Raises:
-            UserError: a column is absent, or its name occurs twice.
+            UserError: A column is absent, or its name occurs twice.
         """
         for name in self.names:
             if name not in found:
@@ -97,16 +97,16 @@ class Columns:
                 )
             if found.count(name) > 1:
                 raise UserError(
-                    f"{where} has {found.count(name)} columns called {name!r}, so which one is "
-                    f"meant for {self.flag(name)} is unclear; rename all but one of them"
+                    f"{where} has {found.count(name)} columns called {name!r}, so "
+                    f"{self.flag(name)} is ambiguous; rename all but one of them"
                 )
         return [found.index(name) for name in self.names]
 
     def bad_row(self, place: int, error: UserError) -> tuple[Any, ...]:
-        """What is kept of a row that cannot be used: its place, no values, and the error.
+        """Return the place, empty values and the error sentence of an unusable row.
 
         Raises:
-            UserError: `error`, where such rows are not kept.
+            UserError: `error`, unless such rows are kept.
         """
         if not self.keep_bad_rows:
             raise error
@@ -115,18 +115,65 @@ class Columns:
 
 def listing(names: Iterable[str]) -> str:
     """Join names for a sentence; only the first few of many."""
-    known = list(names)
-    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-    return ", ".join(known[:_SHOWN]) + more
+    all_names = list(names)
+    more = f" and {len(all_names) - _SHOWN} more" if len(all_names) > _SHOWN else ""
+    return ", ".join(all_names[:_SHOWN]) + more
 
 
 def one_line(error: Exception) -> str:
-    """Return what a library says, for a sentence: pyarrow's messages hold line breaks."""
+    """Return a library's message on one line: those of pyarrow hold line breaks."""
     return " ".join(str(error).split())
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return the end of a sentence that proposes the nearest known name, if one is near."""
-    folded = {other.strip().casefold(): other for other in known}
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Return the end of a sentence that suggests the closest of `names`, if one is close."""
+    folded = {other.strip().casefold(): other for other in names}
     near = difflib.get_close_matches(name.strip().casefold(), folded, n=1)
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
+
+
+def readable(origin: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield `batches`. A file with a good footer can still hold a damaged page.
+
+    Raises:
+        UserError: A page is damaged; names `origin` and the first row that cannot be read.
+    """
+    import pyarrow as pa
+
+    rows = 0
+    try:
+        for batch in batches:
+            yield batch
+            rows += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{origin} cannot be read from row {rows} on ({one_line(error)}); fetch it again"
+        ) from error
+
+
+def column_as(
+    place: str, first: int, batch: pa.RecordBatch, name: str, kind: pa.DataType, expected: str
+) -> pa.Array:
+    """Cast column `name` of a batch to `kind`; `first` is the number of the batch's first row.
+
+    Raises:
+        UserError: A value does not fit; names `place`, the row and what is `expected`.
+    """
+    import pyarrow as pa
+
+    def fits(value: pa.Scalar) -> bool:
+        try:
+            value.cast(kind)
+        except pa.ArrowException:
+            return False
+        return True
+
+    column = batch[name]
+    try:
+        return column.cast(kind)
+    except pa.ArrowException as error:
+        bad = next((row for row, value in enumerate(column) if not fits(value)), 0)
+        raise UserError(
+            f"{place} {first + bad}: '{name}' is {str(column[bad])[:60]!r} ({column.type}), expected "
+            f"{expected}; correct the column"
+        ) from error

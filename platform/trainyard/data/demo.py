@@ -1,9 +1,9 @@
 """The embedded demo: GLUE-shaped sentence pairs that need more than counting shared words.
 
 A pair is equivalent (1) when both sentences state the same fact in other words: synonyms, passive
-for active, another order, "A before B" as "B after A". Else (0) one thing about the fact differs:
-who did it to whom, whether it happened, an opposite, a number, a place, a reason. Facts of both
-kinds of pairs follow one distribution, so neither one sentence nor shared words tell the label.
+for active, another order, "A before B" as "B after A". Otherwise (0) one thing about the fact differs:
+agent and patient, denial, an opposite, a number, a place, a reason. Facts of both kinds of pairs
+follow one distribution, so neither a single sentence nor shared words reveal the label.
 People, things, places and events of validation and test never occur in training.
 """
 
@@ -25,17 +25,17 @@ EXAMPLES: tuple[tuple[str, str, int], ...] = (
     ("Before the ceremony began, she hid.", "The ceremony started after she hid.", 1),
     ("The librarian praised the sailor.", "The sailor praised the librarian.", 0),
 )
-"""Pairs with words that `generate` never writes, to show what a trained model says to them.
+"""Pairs with words that `generate` never writes, to demonstrate a trained model.
 
-The last is there because it is hard: who did it to whom is what small encoders learn last.
+The last is hard: small encoders learn last which person is the agent.
 """
 
 _BLOCK = 4096
 """Rows drawn together, each block from its own seed: a longer data set begins with a shorter."""
 _COPIED = (0.6, 0.3)
-"""How often sentence 2 keeps a choice of words of sentence 1, by label; evens out shared words."""
+"""Probability that sentence 2 keeps a wording of sentence 1, by label; balances shared words."""
 _SAID = {"place": 0.5, "time": 0.25, "event": 0.12, "claim": 0.08}
-"""How often a fact has each part that it may lack."""
+"""Probability of each optional part of a fact."""
 
 _Column = NDArray[Any]  # one entry per row: a number, or words
 _Columns = dict[str, _Column]
@@ -82,7 +82,7 @@ last night, yesterday evening / in December, in the last month of the year
 """
 _NUMBERS = "two three four five six seven eight nine ten eleven twelve"
 # [relation][wording] to tie a fact to an event: words before both, between, and whether the event
-# comes first. Relations lie beside their opposites.
+# comes first. Relations lie next to their opposites.
 _LINKS = [
     [("", "because", 0), ("because", ",", 1), ("", ", so", 1), ("since", ",", 1)],
     [("", "although", 0), ("although", ",", 1), ("", ", but", 1), ("", "even though", 0)],
@@ -135,7 +135,7 @@ class _Words:
 
 
 def generate(split: str, rows: int, seed: int = 0) -> Iterator[tuple[str, str, int]]:
-    """Yield (sentence1, sentence2, label); row i is the same however many rows are asked for."""
+    """Yield (sentence1, sentence2, label); row i does not depend on `rows`."""
     words = _Words(held_out=split != "train")
     for block in range(-(-rows // _BLOCK)):
         rng = np.random.default_rng([seed, list(DEFAULT_ROWS).index(split), block])
@@ -181,19 +181,19 @@ def _draw_fact(rng: np.random.Generator, words: _Words) -> _Columns:
 
 
 def _in_time(fact: _Columns) -> _Column:
-    """Whether a fact is before or after an event: never denied, as "after he did not" is odd."""
+    """Mark facts before or after an event: never denied, as "after he did not" is odd."""
     return fact["has event"] & (fact["relation"] > 1)
 
 
 def _draw_wording(rng: np.random.Generator) -> _Columns:
-    """Which of the ways to say each part of a fact."""
+    """Draw the wording of each part of a fact."""
     choices = {"verb": 2, "time": 2, "event": 2, "order": 3, "link": 4, "claim": 4}
     drawn = {name: rng.integers(count, size=_BLOCK) for name, count in choices.items()}
     return drawn | {"passive": rng.random(_BLOCK) < 0.35}
 
 
 def _alter(rng: np.random.Generator, words: _Words, fact: _Columns) -> _Columns:
-    """The facts with one thing changed. No change is likelier in one direction than back."""
+    """Change one thing of each fact; no change is likelier than its reverse."""
     of_people = fact["verb"] < len(_TO_PERSON)
     # Rates of the changes; common ones are those that a small model learns to see first.
     possible = {
@@ -221,7 +221,7 @@ def _alter(rng: np.random.Generator, words: _Words, fact: _Columns) -> _Columns:
 
 
 def _write(words: _Words, fact: _Columns, wording: _Columns) -> list[str]:
-    """The sentences that state the facts in the wordings."""
+    """Write the facts as sentences in the given wordings."""
 
     def said(part: str, phrase: _Column) -> _Column:
         return np.where(fact[f"has {part}"], phrase, "")

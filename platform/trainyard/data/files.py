@@ -30,13 +30,12 @@ def read_rows(
 ) -> Iterator[Batch]:
     """Yield the rows of a file in order, in batches of bounded size.
 
-    No text column at all is allowed: that reads the labels alone, which is quick in Parquet.
-    `keep_bad_rows`, for files read without labels, keeps a row that cannot be used in its place
-    (`Batch.errors`); what is wrong with the file as a whole, its encoding, columns or a quote
-    that is not closed on its line, is refused nevertheless.
+    Without text columns only the labels are read, which is fast in Parquet. `keep_bad_rows`, for
+    files read without labels, keeps an unusable row and its error (`Batch.errors`). Faults of the
+    whole file are refused in any case: its encoding, its columns, a quote left open.
 
     Raises:
-        UserError: the file, or a row of it, cannot be used; says where and how to mend it.
+        UserError: The file or a row cannot be used; names the place and the fix.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())

@@ -1,4 +1,4 @@
-"""Labels: from what a file holds to names, and from names to what a model trains on."""
+"""Labels: from raw values to names, and from names to training targets."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _MISSING = {"nan", "na", "n/a", "null", "none", "<na>"}
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
 
-# More names than this, and more than one for every two rows, are texts or ids.
 _MANY_LABELS = 1_000
-# A file of ids is refused after this many rows, before its names fill the memory.
+"""Maximum label names, unless each has two rows or more: above it they are texts or ids."""
 _ENOUGH_ROWS = 100_000
+"""Rows after which a column of ids is refused, before its names fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelEncoder:
-    """The labels of a training file; the place of a name in `names` is its class id."""
+    """Labels of a training file; the index of a name in `names` is its class id."""
 
     problem_type: ProblemType
     names: tuple[str, ...]
     """Empty for a regression."""
     source: str
-    """Name of the file in which the labels were found."""
+    """Name of the training file, for error sentences."""
 
     def encode(self, batch: Batch) -> pa.Array:
         """Return int64 class ids, float32 targets or list<float32> multi-hot rows.
 
         Raises:
-            UserError: a label of the batch does not occur in the training file.
+            UserError: A label does not occur in the training file.
         """
         import pyarrow as pa
 
@@ -80,13 +80,13 @@ class LabelEncoder:
 
 
 def discover_labels(batches: Iterable[Batch], problem_type: ProblemType) -> LabelEncoder:
-    """Learn the label names from the rows of the training file, in one pass.
+    """Collect the label names of the training file in one pass.
 
     Integers are sorted as numbers, so that labels 0 to k-1 keep their values as class ids; other
     names are sorted as strings. A regression has no names: its rows are not read.
 
     Raises:
-        UserError: the labels cannot be those of a classification.
+        UserError: The labels are not those of a classification.
     """
     if problem_type == "regression":
         return LabelEncoder(problem_type, (), "")
@@ -127,7 +127,7 @@ def canonical_labels(batch: Batch, problem_type: ProblemType) -> list[Any] | Non
     of outer white space, and `a|b` is a list of two names where lists are expected.
 
     Raises:
-        UserError: a label is missing or is not what the problem type needs.
+        UserError: A label is missing or does not fit the problem type.
     """
     if batch.labels is None:
         return None
@@ -150,7 +150,7 @@ def hold_out(
     single row stays in training. Anything else (targets, multi-hot rows) is split without strata.
 
     Raises:
-        UserError: there are too few rows to hold any out.
+        UserError: There are too few rows to hold any out.
     """
     is_class = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
     strata = labels if is_class else np.zeros(len(labels), np.int64)
@@ -170,7 +170,7 @@ def hold_out(
 
 
 class _BadLabelError(Exception):
-    """A label cannot be used; the message lacks only the place."""
+    """An unusable label; the message lacks only the place."""
 
 
 def _class_name(label: object) -> str:

@@ -1,4 +1,4 @@
-"""The user's own files as a task: labels learnt from the training file, a part held out if needed."""
+"""The user's own files as a task: labels from the training file, a held-out part if needed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 HELD_OUT = 0.1
-"""Share of the training rows that judge the model when there is no validation file."""
+"""Fraction of the training rows held out when there is no validation file."""
 
 
 @dataclass(frozen=True)
 class OwnFile:
-    """One file, read with one set of columns; a stream that can be started again."""
+    """One file read with one set of columns; the stream can be restarted."""
 
     path: Path
     text_columns: tuple[str, ...]
@@ -32,13 +32,13 @@ class OwnFile:
     problem_type: ProblemType
 
     def batches(self) -> Iterator[Batch]:
-        """Rows with their texts."""
+        """Yield the rows."""
         return read_rows(self.path, self.text_columns, self.label_column, self.problem_type)
 
     def encoded(
         self, encoder: LabelEncoder, rows: NDArray[np.int64] | None = None
     ) -> "Iterator[pa.RecordBatch]":
-        """Canonical record batches: of all rows, or of those whose positions are in `rows`."""
+        """Yield canonical record batches of all rows, or of the row positions in `rows`."""
         import pyarrow as pa
 
         for batch in self.batches():
@@ -51,7 +51,7 @@ class OwnFile:
 
 @dataclass(frozen=True)
 class OwnData:
-    """What a look at the training file tells: the task, the encoder, and what people should know."""
+    """The task, label encoder and files found by `survey`, and notes for the user."""
 
     task: Task
     encoder: LabelEncoder
@@ -62,10 +62,10 @@ class OwnData:
 
 
 def survey(config: TrainConfig) -> OwnData:
-    """Read the training file once, from end to end, so that what is wrong with it is known early.
+    """Read the training file once, so that its faults are reported before anything starts.
 
     Raises:
-        UserError: with file, line and remedy.
+        UserError: A file or row cannot be used; names the file, the line and the fix.
     """
     texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
     problem_type = config.problem_type or "single_label_classification"
@@ -73,7 +73,7 @@ def survey(config: TrainConfig) -> OwnData:
     notes: list[str] = []
     rows = _counting_empty(train, notes)
     encoder = discover_labels(rows, problem_type)
-    for _ in rows:  # a regression has no labels to discover, but its rows are checked all the same
+    for _ in rows:  # a regression has no labels to discover, but its rows are checked too
         pass
     validation = None
     if config.validation_file:
@@ -104,7 +104,7 @@ def survey(config: TrainConfig) -> OwnData:
 
 
 def held_out_rows(data: OwnData, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the training rows that train, and of those that judge."""
+    """Return the positions of the rows to train on, and of the held-out rows."""
     labels = [
         np.asarray(data.encoder.encode(batch).to_pylist())
         for batch in read_rows(

@@ -20,11 +20,11 @@ _TAIL_BYTES = 8  # the footer's length, then the magic
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file that may come from anywhere; every read of such a file starts here.
+    """Open an untrusted Parquet file; every read of one starts here.
 
     Raises:
-        UserError: the file is damaged, is no Parquet file, or brings an Arrow extension type.
-        OSError: the file cannot be read.
+        UserError: The file is damaged, is not Parquet, or has an Arrow extension type.
+        OSError: The file cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -133,7 +133,7 @@ def _check_text_type(path: Path, name: str, found: pa.DataType) -> None:
 
 
 def _checked(batch: Batch, columns: Columns) -> Batch:
-    """`batch` with texts that are strings in UTF-8, none of them null but in rows with an error."""
+    """Check that the texts are valid UTF-8 and not null; keep or raise the error of each bad row."""
     import pyarrow as pa
 
     texts = list(batch.texts)
@@ -150,7 +150,7 @@ def _checked(batch: Batch, columns: Columns) -> Batch:
 
 
 def _faults(texts: pa.Array) -> Iterator[tuple[int, str]]:
-    """Where a text is null, or not UTF-8: Parquet readers do not check, and tokenizers crash later."""
+    """Yield index and fault of null texts and of invalid UTF-8, which Parquet readers accept."""
     import pyarrow as pa
 
     if not texts.null_count:

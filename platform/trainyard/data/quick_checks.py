@@ -1,4 +1,4 @@
-"""What `train` says before it starts: the grave findings that cost next to nothing to look for."""
+"""Warnings printed before training: the severe findings that are cheap to look for."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ _RARE = 0.01
 
 
 def warnings(data: PreparedData, task: Task, max_length: int) -> list[str]:
-    """Sentences on leaks, contradictions, empty and cut rows and absent labels, from the tables.
+    """Return sentences on leaks, contradictions, empty and truncated rows, and absent labels.
 
-    Rows count as the same when their token ids are (compared by a 64-bit hash).
+    Two rows are equal when the 64-bit hashes of their token ids are.
     """
     tables = {name: data.table(name) for name in data.folders}
     hashes = {name: table.row_hashes() for name, table in tables.items()}
@@ -65,7 +65,7 @@ def _empty(tables: Mapping[str, TokenTable]) -> list[str]:
     found = []
     for name, table in tables.items():
         lengths = table.lengths
-        # A row of special tokens alone: nothing is shorter, and single texts have two of them.
+        # A row of special tokens only; tables of the first version lack their number: single texts have 2.
         empty = int((lengths <= table.info.get("special_tokens", 2)).sum())
         if empty:
             found.append(f"warning: {empty} of {len(lengths)} rows of {name} hold no text at all")

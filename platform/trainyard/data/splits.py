@@ -1,4 +1,4 @@
-"""From a config to its rows: the task, and each split as a stream of canonical record batches.
+"""Find the splits of a config: the task, and each split as a stream of canonical record batches.
 
 Canonical columns: `text`, `text_pair` (pairs only), `label` (int64 class, float32 target, or a
 list<float32> of 0 and 1 per label).
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from trainyard.config import TrainConfig
 from trainyard.data import demo
 from trainyard.data import own_files as own_data
-from trainyard.data.column_types import column_as, readable
+from trainyard.data.columns import column_as, readable
 from trainyard.data.parquet_files import open_parquet
 from trainyard.errors import UserError
 from trainyard.storage import file_digest
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH = 4_096
 NO_LABEL = -1
-"""What GLUE's test splits hold where a label is withheld."""
+"""The label of a row whose label is withheld, as in GLUE's test splits."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split: a stream that can be started again, and what it is a function of."""
+    """One split: a stream of rows that can be restarted, and a fingerprint of its content."""
 
     name: str
     fingerprint: str
@@ -39,13 +39,13 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """The fingerprint, short enough for a record."""
+        """Short hash of the fingerprint, for run.json."""
         return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A task and the splits that a run reads; `notes` are sentences that the user should see."""
+    """A task and its splits; `notes` are sentences for the user."""
 
     task: Task
     splits: Sequence[Split]
@@ -55,13 +55,13 @@ class Splits:
 def find_splits(
     config: TrainConfig, names: Sequence[str] | None = None, *, labeled: bool = True
 ) -> Splits:
-    """The splits that `config` names: by default the training split and those it is judged on.
+    """Find the splits named by `config`: by default the training and evaluation splits.
 
-    Not `labeled`, a withheld label (-1) passes: such rows can be predicted and inspected only.
+    With `labeled=False` a withheld label (-1) is accepted: such rows can be predicted and inspected.
 
     Raises:
-        UserError: for an unknown task, a folder that would not be read, a missing file or column, or rows
-            that cannot be used.
+        UserError: The task is unknown, a folder would be ignored, a file or column is missing, or a
+            row cannot be used.
     """
     if config.train_file:
         return _limit(_own_splits(config), config)
@@ -99,10 +99,10 @@ def _demo_split(name: str) -> Split:
 
 
 def split_rows(config: TrainConfig, name: str) -> int | None:
-    """Rows of a task's split, read from the file's footer or known officially; None if neither.
+    """Return the number of rows of a split, from its file or from the task's row; None if unknown.
 
     Raises:
-        UserError: when the file is damaged.
+        UserError: The file is damaged.
     """
     task = get_task(config.task)
     rows = task.rows.get(name)
@@ -116,7 +116,7 @@ def split_rows(config: TrainConfig, name: str) -> int | None:
 
 
 def split_file(task: Task, name: str, data_dir: Path) -> Path:
-    """Where a data folder holds a split."""
+    """Return the path of a split in a data folder."""
     return data_dir / task.name / f"{name}.parquet"
 
 
@@ -133,7 +133,7 @@ def _local_split(task: Task, name: str, data_dir: Path, labeled: bool) -> Split:
             batches = file.iter_batches(ROWS_PER_BATCH)
             yield from canonical(task, str(path), batches, labeled=labeled)
 
-    open_parquet(path).close()  # a damaged file is known before anything is started
+    open_parquet(path).close()  # refuse a damaged file before anything starts
     return Split(name, _fingerprint(task, labeled, file_digest(path)), batches)
 
 
@@ -169,13 +169,16 @@ def _own_splits(config: TrainConfig) -> Splits:
 
 
 def _hub_splits(task: Task, names: Sequence[str], labeled: bool) -> list[Split]:
-    """Splits from the Hub, at the revision that the task's row pins."""
+    """Load splits from the Hub, at the revision pinned by the task's row."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(task.hub_path, task.hub_config, revision=task.hub_revision)
-    except (OSError, ValueError) as error:  # all of datasets' and the Hub client's are of these
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # base classes of the errors of datasets and huggingface_hub
         raise UserError(
             f"task '{task.name}' could not be loaded from the Hub ({task.hub_path}): "
             f"{' '.join(str(error).split())[:200]}; connect to it, or give --data-dir with "
@@ -201,7 +204,7 @@ def _hub_splits(task: Task, names: Sequence[str], labeled: bool) -> list[Split]:
 
 
 def _fingerprint(task: Task, labeled: bool, source: str) -> str:
-    """What canonical rows are a function of: what is in `source`, and how it is read."""
+    """Combine the content of `source` with how it is read: canonical rows depend on both."""
     columns = (task.text_columns, task.label_column)
     return repr((source, columns, task.labels, task.problem_type, labeled))
 
@@ -209,11 +212,11 @@ def _fingerprint(task: Task, labeled: bool, source: str) -> str:
 def canonical(
     task: Task, origin: str, batches: "Iterable[pa.RecordBatch]", *, labeled: bool = True
 ) -> "Iterator[pa.RecordBatch]":
-    """A task's own columns as canonical ones, every label checked (-1 is none, if not `labeled`).
+    """Convert a task's columns to canonical ones and check every label (see `find_splits`).
 
     Raises:
-        UserError: naming `origin` and the row, for a column or text that is missing, a label that the
-            task does not have, or rows that cannot be read.
+        UserError: A column or text is missing, a label is not one of the task's, or a row cannot be
+            read; names `origin` and the row.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -240,7 +243,7 @@ def canonical(
             raise UserError(
                 f"{origin} row {seen + bad}: label {label[bad].as_py()} is not one of task "
                 f"'{task.name}' ({', '.join(task.labels) or 'a score of at least 0'}); "
-                "test splits have no labels and cannot be trained or judged on"
+                "test splits have no labels and cannot be trained or evaluated on"
             )
         texts = dict(zip(("text", "text_pair"), task.text_columns, strict=False))
         columns = {name: cast(column, pa.string(), "text") for name, column in texts.items()}

@@ -13,16 +13,16 @@ from typing import Any, NoReturn
 from trainyard.data.columns import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns
 from trainyard.errors import UserError
 
-# The csv module's own limit, 128 KiB, refuses long documents. Without any limit, a quote that
-# is never closed would pull the rest of the file into one field.
 _FIELD_CHARACTERS = 1 << 26
+"""Maximum characters of a CSV field. The csv module's default, 128 KiB, refuses long documents;
+without a limit an unclosed quote would read the rest of the file into one field."""
 
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _FIRST_SURROGATE = 0xDC80
 _LAST_SURROGATE = 0xDCFF
 
 Row = tuple[Any, ...]
-"""The line on which a row starts, its texts, its label, and what is wrong with it, if anything."""
+"""First line of a row, its texts, its label, and its error sentence or None."""
 
 
 def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
@@ -35,10 +35,10 @@ def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
 
 
 def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
-    """Read lines split at tabs, where a quote is a character like any other.
+    """Read lines split at tabs, without quoting.
 
-    That is how GLUE's own TSV files are written: they hold stray quotes, and read as quoted they
-    would silently merge rows. A field can hold neither a tab nor a line break.
+    GLUE's TSV files are written so: they hold stray quotes, and quoting would silently merge rows.
+    A field can hold neither a tab nor a line break.
     """
     with _opened(path) as text:
         lines = _Lines(text)
@@ -81,7 +81,7 @@ def _batches(path: Path, columns: Columns, rows: Iterator[Row]) -> Iterator[Batc
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    # The limit belongs to the whole process: it is raised only while rows are being parsed.
+    # The limit is global to the process: raise it only while rows are parsed.
     before = csv.field_size_limit(_FIELD_CHARACTERS)
     try:
         yield
@@ -90,7 +90,7 @@ def _long_fields() -> Iterator[None]:
 
 
 class _Lines:
-    """The lines of a file, of which the last one read is still there."""
+    """Iterate over lines and remember the last one read."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
@@ -266,7 +266,7 @@ def _lines(path: Path, text: Iterator[str]) -> Iterator[str]:
 
 
 def _raise_undecodable(path: Path) -> NoReturn:
-    # Decoding works in large blocks and cannot say where it failed: look again, line by line.
+    # Decoding works in large blocks and does not report the position: search line by line.
     with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as text:
         for number, line in enumerate(text, 1):
             for position, character in enumerate(line):

@@ -1,4 +1,4 @@
-"""A tokenized split on disk: flat arrays, memory-mapped, so that any rows can be gathered at once.
+"""A tokenized split on disk: flat memory-mapped arrays, from which any rows can be gathered.
 
     ids.bin      int32  [tokens]      token ids of all rows, one after another
     types.bin    uint8  [tokens]      token_type_ids, only where the model has them
@@ -6,8 +6,8 @@
     labels.npy   int64 [rows] (classes), float32 [rows] (regression), float32 [rows, labels]
     table.json   rows, padding id, truncation counts
 
-Memory stays flat however many rows there are: the kernel pages in what a step touches and drops it
-again. The same idea as nanoGPT's train.bin.
+Memory does not grow with the number of rows: the kernel pages in what a step touches and drops it
+again, as with nanoGPT's train.bin.
 """
 
 import json
@@ -24,7 +24,7 @@ _HASHED_AT_ONCE = 100_000
 
 
 class TokenTable:
-    """Read side: `lengths` for planning, `gather` for a padded batch."""
+    """Read a table: `lengths` for planning, `gather` for a padded batch."""
 
     def __init__(self, folder: Path) -> None:
         self.info: dict[str, Any] = json.loads((folder / "table.json").read_text())
@@ -43,10 +43,10 @@ class TokenTable:
         return np.diff(self.offsets).astype(np.int32)
 
     def row_hashes(self) -> NDArray[np.uint64]:
-        """A 64-bit hash of each row's token ids, shape [rows]: equal rows have equal hashes.
+        """Hash the token ids of each row to 64 bits; shape [rows].
 
-        Multilinear hashing, length and positions each with a random factor (Carter and Wegman 1979):
-        different rows of equal length collide with probability 2^-63 or so.
+        Multilinear hashing with a random factor for the length and for each position (Carter and
+        Wegman 1979): different rows of equal length collide with probability of about 2^-63.
         """
         longest = int(self.lengths.max(initial=0))
         factors = np.random.default_rng(0).integers(2**63, size=longest + 1, dtype=np.uint64) | 1
@@ -65,9 +65,9 @@ class TokenTable:
         return found
 
     def gather(self, rows: Rows, width: int) -> dict[str, NDArray[Any]]:
-        """Model inputs for `rows`, padded on the right to `width` tokens.
+        """Return model inputs for `rows`, padded on the right to `width` tokens.
 
-        Returns int64 `input_ids`, `attention_mask` and, where the model has them,
+        They are int64 `input_ids`, `attention_mask` and, where the model has them,
         `token_type_ids`, of shape [rows, width], and `labels` of shape [rows, …].
         """
         batch = {
@@ -87,7 +87,7 @@ class TokenTable:
 
 
 class TableWriter:
-    """Write side: rows are appended in order; the table is complete once `close` returned."""
+    """Write a table: append rows in order; the table is complete after `close`."""
 
     def __init__(self, folder: Path, *, types: bool) -> None:
         folder.mkdir(parents=True)
@@ -116,12 +116,12 @@ class TableWriter:
         self._ids.write(ids.astype(np.int32, copy=False).tobytes())
         if self._types is not None and types is not None:
             self._types.write(types.astype(np.uint8, copy=False).tobytes())
-        # Copied: views would keep whole blocks in Ray's object store.
+        # Copies: views would keep whole blocks in Ray's object store.
         self._lengths.append(lengths.copy())
         self._labels.append(labels.copy())
 
     def close(self, info: Mapping[str, Any]) -> None:
-        """Write what describes the rows; `info` must hold `pad_id`."""
+        """Write offsets, labels and table.json; `info` must hold `pad_id`."""
         lengths = np.concatenate(self._lengths)
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])

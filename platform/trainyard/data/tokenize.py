@@ -1,10 +1,10 @@
-"""Tokenization by Ray Data, kept as a fingerprinted cache that later runs and trials share.
+"""Tokenize by Ray Data into a fingerprinted cache shared by later runs and trials.
 
     split ──► raw Parquet ──► Ray Data: map_batches(tokenize), in order ──► TokenTable
 
-The training loop then gathers the rows of its plan straight from the memory-mapped table. Against
-streaming the planned batches through Ray Data this starts at once, needs no CPU beside the
-workers, and is exact by construction: no order has to be kept by a pipeline.
+The training loop gathers the rows of its plan from the memory-mapped table. Compared with streaming
+planned batches through Ray Data, this starts at once, needs no CPU next to the workers, and is exact
+by construction: no pipeline has to keep an order.
 """
 
 import contextlib
@@ -33,22 +33,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
-"""Goes into every fingerprint: raise it when what `tokenize` writes changes."""
+"""Part of every fingerprint: raise it when the output of `tokenize` changes."""
 ROWS_PER_FILE = 50_000
 ROWS_PER_TASK = 4_096
 ROWS_HERE = 131_072
-"""Up to so many rows are tokenized in this process: Ray Data's workers would take longer to start
-and import transformers than the tokenizer, which has threads of its own, takes for all of them."""
+"""Maximum rows tokenized in the driver process: up to here its tokenizer threads finish before Ray
+Data's workers have started and imported transformers."""
 FLAT_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
-"""For Ray Data's workers: Arrow's own allocator keeps what threads that ended had, some 15 MB for each
-50,000 rows (800 MB after 600,000, where the system's needs 400)."""
+"""Environment of Ray Data's workers: Arrow's default allocator keeps the memory of ended threads."""
 ABANDONED_SECONDS = 24 * 3600
-"""A scratch folder in which nothing was written for so long belongs to a process that was killed."""
+"""Seconds without a write after which a scratch folder belongs to a killed process."""
 
 log = logging.getLogger(__name__)
 
 _fetched: dict[str, Any] = {}
-"""Tokenizers of a process of Ray Data, by their references' names."""
+"""Tokenizers of a Ray Data worker process, by the hex id of their object reference."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,11 @@ class PreparedData:
     fingerprint: str
     folders: Mapping[str, Path]
     sources: Mapping[str, str]
-    """Digest of the rows of each split, whatever the tokenizer."""
+    """Digest of the rows of each split, before tokenization."""
     model_revision: str | None = None
-    """Commit of a model from the Hub, whose tokenizer this is; workers load their weights from it."""
+    """Commit of a model from the Hub: workers load its weights from the tokenizer's commit."""
 
     def table(self, split: str) -> TokenTable:
-        """Open a split."""
         return TokenTable(self.folders[split])
 
 
@@ -74,12 +72,10 @@ def prepare(
     cache: Path,
     run: RunFolder | None = None,
 ) -> PreparedData:
-    """Tokenize `splits` into `cache`, or find them there; returns the folders of their tables.
+    """Tokenize `splits` into `cache` unless their tables are there.
 
-    A `run` that is kept in a bucket may find them there, and other nodes do not see its `cache`.
-
-    Two runs may prepare the same data at once: each writes a folder of its own and the first to
-    rename it into place wins.
+    A `run` in a bucket finds tables in the bucket too; other nodes do not see its `cache`. Two runs
+    may prepare the same data at once: each writes its own folder, and the first rename wins.
     """
     recipe = json.dumps(
         [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]
@@ -98,7 +94,7 @@ def prepare(
 
 
 def _serialized(tokenizer: Any) -> bytes:
-    """All that decides what a tokenizer does to a text, and what a table says of its tokens."""
+    """Serialize all state of a tokenizer that changes its tokens or the table's columns."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
     inputs = [tokenizer.pad_token_id, *tokenizer.model_input_names]
@@ -113,18 +109,18 @@ def _build(
     try:
         _write_raw(split, scratch / "raw")
         _tokenize(scratch / "raw", scratch / "table", tokenizer, max_length, seen_everywhere)
-        sync_tree(scratch / "table")  # under its name a table is trusted for ever
+        sync_tree(scratch / "table")  # a table in place is never verified again
         try:
             (scratch / "table").rename(folder)
         except OSError:
-            if not folder.exists():  # else another run was first: its table is the same
+            if not folder.exists():  # otherwise another run was first, with an equal table
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _clear_abandoned(cache: Path) -> None:
-    """Delete what killed processes left half-made: scratch folders that nobody writes to."""
+    """Delete scratch folders of killed processes."""
     for scratch in cache.glob(".*-*"):
         with contextlib.suppress(OSError):  # another process may be clearing it too
             newest = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
@@ -184,7 +180,7 @@ def _tokenize(
 def _tokenized(
     files: list[Path], tokenizer: Any, max_length: int, seen_everywhere: bool
 ) -> "Iterator[pa.Table]":
-    """Tokenized batches in the order of rows: by Ray Data, or in this process when they are few."""
+    """Yield tokenized batches in row order, by Ray Data or, for few rows, in this process."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -217,8 +213,8 @@ def _tokenized(
 
 
 def _read_in_task(batch: dict[str, Any]) -> "Iterator[pa.Table]":
-    # ray.data.read_parquet packs files into one task, here up to a million rows: they would be
-    # tokenized by one core, and be in the object store all at once
+    # ray.data.read_parquet packs files into one task, here up to a million rows: one core would
+    # tokenize them, and all of them would be in the object store at once.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -235,9 +231,9 @@ def _tokenize_in_task(
 
 
 def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
-    """`text` (and `text_pair`) to `list<int32>` ids, their length, and how many tokens were lost.
+    """Tokenize `text` (and `text_pair`) into `list<int32>` ids, their length, and lost tokens.
 
-    `lost` counts the tokens that truncation (longest text first) cut off a row.
+    `lost` counts the tokens of a row removed by truncation, longest text first.
     """
     import pyarrow as pa
 
@@ -248,7 +244,7 @@ def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
     lengths = np.fromiter(map(len, encoded["input_ids"]), np.int32)
     lost = np.zeros(len(lengths), np.int32)
     full = np.flatnonzero(lengths >= max_length)
-    if len(full):  # only a row of full length can have lost anything
+    if len(full):  # only a row of full length can have lost tokens
         whole = tokenizer(
             *([column[i] for i in full] for column in texts), truncation=False, verbose=False
         )
@@ -265,9 +261,9 @@ def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
 
 
 def _load(tokenizer_ref: Any) -> Any:
-    """The tokenizer, fetched once per process.
+    """Fetch the tokenizer once per process.
 
-    The reference itself is not kept: Ray ends no idle process that has one.
+    The reference is not kept: Ray does not end an idle process that holds one.
     """
     import ray
 
@@ -291,7 +287,7 @@ def _labels(column: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet_ray_data() -> Iterator[None]:
-    """Rows in their order, without Ray Data's bars and reports; the context is put back after."""
+    """Keep the row order and silence progress bars; restore the Ray Data context on exit."""
     import ray
 
     context = ray.data.DataContext.get_current()
