@@ -17,11 +17,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How hard the kill tests try, whether Ray's dashboard is there, what becomes of golden files."""
+    """Add the options of the kill tests, of Ray's dashboard and of the golden files."""
     parser.addoption("--random-kills", type=int, default=1, help="SIGKILLs at random points")
     parser.addoption("--dashboard", action="store_true", help="the tests' Ray has its State API")
     parser.addoption("--kill-seed", type=int, help="draws the points; default: another each time")
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite the files of tests/golden"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

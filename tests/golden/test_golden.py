@@ -1,7 +1,7 @@
-"""What users and other programs rely on, compared with the files of this folder.
+"""Public contracts, compared with the golden files in this folder.
 
-A difference is a decision. Write the files anew with `pytest tests/golden --update-golden`, and give
-the reason in the commit's message.
+A difference must be deliberate. Rewrite the files with `pytest tests/golden --update-golden`, and give
+the reason in the commit message.
 """
 
 import csv
@@ -36,7 +36,7 @@ Check = Callable[[str, Any], None]
 
 @pytest.fixture
 def check(pytestconfig: pytest.Config) -> Check:
-    """Compare a value with the golden file of a name, or write the file with --update-golden."""
+    """Compare a value with its golden file; with --update-golden, rewrite the file first."""
 
     def compare(name: str, found: Any) -> None:
         path = HERE / f"{name}.json"
@@ -55,20 +55,21 @@ def test_flags(check: Check) -> None:
 
 
 def flags_of(job: str) -> dict[str, Any]:
-    """Type and default of each flag in a job's --help, whose prose is free."""
+    """Read the type and default of each flag from --help, without the prose."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"],
         env={**os.environ, "COLUMNS": "1000", "PYTHONPATH": str(ROOT / "platform")},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    lines = [line.strip("│ ") for line in done.stdout.splitlines() if line.startswith("│")]
-    starts = [i for i, line in enumerate(lines) if line.startswith("-")]
+    boxed = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    lines = [line.strip("│ ") for line in boxed]
+    starts = [i for i, line in enumerate(boxed) if line.startswith("│ -")]  # help is indented
     flags = {}
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        usage, _, beside = lines[start].partition("  ")
-        words = " ".join([beside.strip(), *lines[start + 1 : end]])
-        told = re.search(r"\((?:default: (.*)|required|repeatable)\)$", words)
-        flags[usage] = told and (told[1] if told[1] is not None else told[0])
+        usage, _, first_words = lines[start].partition("  ")
+        words = " ".join([first_words.strip(), *lines[start + 1 : end]])
+        default = re.search(r".*\((?:default: (.*)|(required|repeatable))\)$", words)
+        flags[usage] = default and (default[1] if default[2] is None else default[2])
     assert flags.pop("-h, --help") is None
     assert len(flags) >= 5
     return flags
@@ -96,11 +97,11 @@ IDENTITIES = {
         "num_train_epochs=randint:2:5", "weight_decay=0.01", "--scheduler", "pbt", "--population",
         "8", "--grace-period", "2", "--reduction-factor", "4", "--train-file", "mail.csv"),
 }  # fmt: skip
-"""Command lines of runs and sweeps; none of the files that they name exists."""
+"""Command lines of runs and sweeps. The files they name do not exist."""
 
 
 def test_identities(check: Check) -> None:
-    """A run or sweep that an earlier version began is found again by the same command."""
+    """The same command finds the run or sweep that an earlier version started."""
     found = {name: config_of(*command).identity() for name, command in IDENTITIES.items()}
     suite = config_of("glue", "--seeds", "1", "--tasks", "rte", "--model-name-or-path", "bert")
     found["a suite's run"] = suite.run_config("rte", 1).identity()
@@ -128,7 +129,7 @@ def test_prometheus(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def flags(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Those of a run of six steps on one thread."""
+    """Flags of a run of six steps on one thread."""
     return [
         "--task", "mrpc", "--data-dir", str(small_run.data_dir), "--storage-path",
         str(tmp_path_factory.mktemp("golden")), "--resources-per-worker", "CPU", "1",
@@ -145,7 +146,7 @@ def trained(cluster: Any, flags: list[str]) -> Path:  # noqa: ARG001
 
 
 def shape(value: Any) -> Any:
-    """Keys and types of a JSON value; of a list, the different shapes of its items."""
+    """Replace JSON values by their types; a list holds the distinct shapes of its items."""
     match value:
         case dict():
             return {key: shape(item) for key, item in value.items()}
@@ -165,7 +166,7 @@ def shape(value: Any) -> Any:
 
 
 def record(path: Path) -> Any:
-    """The shape of a record; one may be without a commit, where the code is no checkout."""
+    """Read the shape of a record. Outside a git checkout it has no commit."""
     found = json.loads(path.read_text())
     found["versions"]["commit"] = found["versions"]["commit"] or "none"
     return shape(found)
@@ -177,22 +178,22 @@ def test_records_of_a_run(check: Check, trained: Path) -> None:
 
 
 def test_weights(trained: Path, pytestconfig: pytest.Config) -> None:
-    """The bits of a run's final weights, on the kinds of machine on which they are known."""
+    """Bits differ between processors, so each kind of machine has its own hash."""
     machine, found = this_machine(), weights_hash(trained / "model/model.safetensors")
     path = HERE / "weights.json"
     known = json.loads(path.read_text())
     if pytestconfig.getoption("--update-golden"):
         if known.get(machine, found) != found:
-            known = {}  # those of other machines are out of date, too
+            known = {}  # hashes of other machines are out of date too
         known[machine] = found
         path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     if machine not in known:
-        pytest.skip(f"the weights on {machine} are not known; --update-golden adds them")
+        pytest.skip(f"no hash of the weights is stored for {machine}; --update-golden adds it")
     assert found == known[machine]
 
 
 def this_machine() -> str:
-    """What the bits of a computation depend on: the processor, and who computes."""
+    """Name what the bits depend on: the processor and the libraries that compute."""
     import torch
 
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -227,7 +228,7 @@ PROSE = {"description", "summary", "title"}
 
 
 def test_http(check: Check, trained: Path) -> None:
-    """The API's description, and what it says of a model; the prose in them is free."""
+    """The API schema without its prose, and the shape of model descriptions."""
     host = load(trained)
     try:
         with serving(LocalModels({"mail": host})) as url:
@@ -238,13 +239,13 @@ def test_http(check: Check, trained: Path) -> None:
     finally:
         host.close()
     model["run"]["versions"]["commit"] = "none"
-    assert model.pop("parameters")["properties"]  # a schema: that of the API's description
+    assert model.pop("parameters")["properties"]  # a JSON schema, already part of /openapi.json
     check("openapi", without_prose(api))
     check("models", {"/models": shape(models), "/models/{name}": shape(model)})
 
 
 def without_prose(schema: Any, *, names: bool = False) -> Any:
-    """A JSON schema without texts for people; `names` says that the keys are names, not keywords."""
+    """Remove descriptions and titles from a JSON schema. With `names`, the keys are not keywords."""
     if isinstance(schema, list):
         return [without_prose(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,6 +1,6 @@
-"""The scripts of jobs/, called in this process: their flags, and what they do with them.
+"""Call the scripts of jobs/ in this process.
 
-A test that goes through here depends on the command line alone, not on where the code behind it lies.
+Tests that use it depend on the command line only, not on the modules behind it.
 """
 
 import runpy
@@ -18,7 +18,7 @@ Job = Callable[[Any], Mapping[str, Any]]
 
 
 def script(job: str) -> tuple[type[Any], Job]:
-    """The class of flags and the function that `jobs/<job>.py` hands to `run_job`."""
+    """Return the config class and the function that `jobs/<job>.py` passes to `run_job`."""
     with patch("trainyard.cli.run_job") as run_job:
         runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
     (config, function), _ = run_job.call_args
@@ -26,11 +26,11 @@ def script(job: str) -> tuple[type[Any], Job]:
 
 
 def config_of(job: str, *flags: str) -> Any:
-    """The config that `jobs/<job>.py` makes of a command line."""
+    """Parse the command line of `jobs/<job>.py`."""
     return parse(script(job)[0], flags)
 
 
 def run(job: str, *flags: str) -> dict[str, Any]:
-    """The last line that `jobs/<job>.py` prints for a command line, on the Ray of this process."""
+    """Run `jobs/<job>.py` on this process's Ray and return the result that it would print."""
     config, function = script(job)
     return dict(function(parse(config, flags)))

@@ -61,11 +61,11 @@ class Handler(S3Handler):
 
 @contextmanager
 def serve(folder: Path) -> Iterator[str]:
-    """The endpoint of a server over `folder`, with an empty bucket."""
+    """Serve `folder`, which gets a bucket unless it has one; yields the endpoint."""
     if endpoint := os.environ.get("TRAINYARD_TEST_S3"):
         yield endpoint
         return
-    (folder / BUCKET).mkdir()
+    (folder / BUCKET).mkdir(exist_ok=True)
     handler = type("HandlerHere", (Handler,), {"data_root": folder})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""A tiny model and tiny data on disk, and what is read back of them. Nothing here needs the package."""
+"""A tiny model and tiny data on disk. Usable without the package."""
 
 import json
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Weights to the bit."""
+"""Hash of a model's weights, to compare them bit by bit."""
 
 import hashlib
 from pathlib import Path
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 of a safetensors file, tensor by tensor."""
+    """Return the SHA-256 over the names and bytes of all tensors of a safetensors file."""
     from safetensors.torch import load_file
 
     digest = hashlib.sha256()
