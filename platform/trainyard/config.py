@@ -21,6 +21,11 @@ PLACE_FIELDS = (
 its metrics.jsonl, so none is in its identity."""
 
 
+ADDED_FIELDS: dict[str, Any] = {"test_file": None, "test_share": 0.0}
+"""Fields that the first identities did not have, and the values that mean what runs did then. With
+these values they are not in the identity, so that stored runs and sweeps keep their names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which rows: a task's, or those of your own files."""
@@ -56,6 +61,12 @@ class TrainConfig(DataConfig):
 
     max_train_samples: int | None = None
     """Train on the first N rows only."""
+    test_file: str | None = None
+    """Own data: rows that take no part in early stopping or in the choice of the best epoch. They are
+    scored once, at the best epoch, as split `test`."""
+    test_share: float = 0.0
+    """Share of each evaluation split that is set aside in the same way, as split NAME_test. The rest
+    chooses the epoch. Which rows it is depends on the data only."""
 
     model_name_or_path: str = DEFAULT_MODEL
     """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package."""
@@ -232,11 +243,19 @@ class TrainConfig(DataConfig):
                 )
         for name in (
             "validation_file", "text_column", "text_pair_column", "label_column", "problem_type",
+            "test_file",
         ):  # fmt: skip
-            if not self.train_file and getattr(self, name) != getattr(DataConfig, name):
+            if not self.train_file and getattr(self, name) != getattr(TrainConfig, name):
                 raise UserError(
                     f"{_flag(name)} describes your own data, but there is no --train-file; add it"
                 )
+
+        if not 0 <= self.test_share < 1:
+            raise UserError(f"--test-share is {self.test_share:g}; it must be from 0 to below 1")
+        if self.test_file and self.test_share:
+            raise UserError(
+                "--test-file and --test-share both set test rows aside; give one of them"
+            )
 
     @property
     def slots_per_step(self) -> int:
@@ -260,7 +279,11 @@ class TrainConfig(DataConfig):
     def _identity_without(self, left_out: Collection[str]) -> str:
         from trainyard.batching import PLAN_VERSION
 
-        fields = {k: v for k, v in asdict(self).items() if k not in left_out}
+        fields = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in left_out and not (name in ADDED_FIELDS and value == ADDED_FIELDS[name])
+        }
         fields["plan_version"] = PLAN_VERSION
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

@@ -47,9 +47,12 @@ def test_what_a_sweep_leaves(undisturbed: SweepResult, config: SweepConfig) -> N
     assert known["max_concurrent_trials"] == 2
     assert known["result"] == json.loads(json.dumps(dataclasses.asdict(undisturbed)))
     assert undisturbed.trials == {"finished": 3}
-    assert undisturbed.verdict in ("better", "worse", "not distinguishable")
 
     confirmation = known["confirmation"]
+    assert undisturbed.verdict is confirmation["verdict"] is None  # two seeds are too few
+    assert confirmation["withheld"].startswith("2 seeds cannot tell a recipe from its seeds")
+    assert (confirmation["covers"], confirmation["look"]) == ("rows", 1)
+    assert confirmation["rows"] == {"searched": 18, "confirmed": 19}
     winner, default = confirmation["winner"], confirmation["default"]
     assert len(winner["scores"]) == len(default["scores"]) == len(confirmation["seeds"]) == 2
     low, high = winner["interval"]
@@ -100,7 +103,7 @@ def test_processes_are_kept_and_data_is_tokenized_once(
         wall = known["startup_seconds"] + known["loop_seconds"] + ledger.get("verdict", 0.0)
         assert sum(ledger.values()) >= 0.98 * wall
     tables = list((folder.path.parent / ".cache").iterdir())
-    assert len(tables) == 2  # train and validation
+    assert len(tables) == 3  # train, and the halves of validation
     assert not list(folder.path.rglob("ids.bin"))
 
 

@@ -19,6 +19,12 @@ from .splits import (
     find_splits as find_splits,
 )
 from .splits import (
+    is_test as is_test,
+)
+from .splits import (
+    selection_and_test as selection_and_test,
+)
+from .splits import (
     split_file as split_file,
 )
 from .splits import (

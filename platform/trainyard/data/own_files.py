@@ -57,6 +57,7 @@ class OwnData:
     encoder: LabelEncoder
     train: OwnFile
     validation: OwnFile | None
+    test: OwnFile | None
     notes: tuple[str, ...]
     fingerprint: str
 
@@ -75,12 +76,14 @@ def survey(config: TrainConfig) -> OwnData:
     encoder = discover_labels(rows, problem_type)
     for _ in rows:  # a regression has no labels to discover, but its rows are checked too
         pass
-    validation = None
-    if config.validation_file:
-        validation = OwnFile(Path(config.validation_file), texts, config.label_column, problem_type)
-        for batch in _counting_empty(validation, notes):
+    validation, test = (
+        OwnFile(Path(path), texts, config.label_column, problem_type) if path else None
+        for path in (config.validation_file, config.test_file)
+    )
+    for further in (validation, test):
+        for batch in _counting_empty(further, notes) if further else ():
             encoder.encode(batch)
-    else:
+    if validation is None:
         flag = "--seed" if config.data_seed is None else "--data-seed"
         evenly = problem_type == "single_label_classification"  # as `hold_out` can
         notes.append(
@@ -98,6 +101,7 @@ def survey(config: TrainConfig) -> OwnData:
         encoder,
         train,
         validation,
+        test,
         tuple(notes),
         repr((file_digest(train.path), texts, config.label_column, problem_type)),
     )

@@ -4,18 +4,23 @@ Canonical columns: `text`, `text_pair` (pairs only), `label` (int64 class, float
 list<float32> of 0 and 1 per label).
 """
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
 from trainyard.data import demo
 from trainyard.data import own_files as own_data
 from trainyard.data.columns import column_as, readable
+from trainyard.data.labels import hold_out
 from trainyard.data.parquet_files import open_parquet
 from trainyard.errors import UserError
 from trainyard.storage import file_digest
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_PER_BATCH = 4_096
+TEST = "test"
+"""Name of the split of --test-file, and the end of those that --test-share makes."""
 NO_LABEL = -1
 """The label of a row whose label is withheld, as in GLUE's test splits."""
 
@@ -41,6 +48,11 @@ class Split:
     def digest(self) -> str:
         """Short hash of the fingerprint, for run.json."""
         return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
+
+
+def is_test(split: str) -> bool:
+    """Return whether a split is set aside: scored once, without choosing anything."""
+    return split == TEST or split.endswith(f"_{TEST}")
 
 
 @dataclass(frozen=True)
@@ -64,13 +76,14 @@ def find_splits(
             row cannot be used.
     """
     if config.train_file:
-        return _limit(_own_splits(config), config)
+        return _with_tests(_limit(_own_splits(config), config), config.test_share)
     task = get_task(config.task)
     check_data_dir(task, config.data_dir)
     if names is None and task.train_split is None:
         raise UserError(
             f"task '{task.name}' has no training split; train on mnli, whose labels it shares"
         )
+    trains = names is None
     names = names or (task.train_split or "", *task.evaluation_splits)
     if task.hub_path is None:
         found = Splits(task, [_demo_split(name) for name in names])
@@ -79,7 +92,8 @@ def find_splits(
         found = Splits(task, [_local_split(task, name, folder, labeled) for name in names])
     else:
         found = Splits(task, _hub_splits(task, names, labeled))
-    return _limit(found, config)
+    found = _limit(found, config)
+    return _with_tests(found, config.test_share) if trains else found
 
 
 def _demo_split(name: str) -> Split:
@@ -165,6 +179,9 @@ def _own_splits(config: TrainConfig) -> Splits:
             )
             for name, part in rows.items()
         ]
+    if data.test is not None:
+        digest = data.fingerprint + file_digest(data.test.path)
+        splits.append(Split(TEST, digest, partial(data.test.encoded, data.encoder)))
     return Splits(data.task, splits, data.notes)
 
 
@@ -256,6 +273,51 @@ def canonical(
                 )
         yield pa.record_batch({**columns, "label": label})
         seen += batch.num_rows
+
+
+def selection_and_test(
+    labels: NDArray[Any], share: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the rows that choose, and of a `share` that is set aside, of each class alike.
+
+    A function of the labels only: all runs and sweeps on a data set keep the same rows apart.
+
+    Raises:
+        UserError: there are too few rows to set any aside.
+    """
+    return hold_out(labels, share, seed=0)
+
+
+def _with_tests(found: Splits, share: float) -> Splits:
+    """Divide every split but the training split, which is the first one."""
+    if not share:
+        return found
+    train, *others = found.splits
+    parts = [part for split in others for part in _divided(split, share)]
+    return replace(found, splits=[train, *parts])
+
+
+def _divided(split: Split, share: float) -> list[Split]:
+    @functools.cache
+    def rows() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        labels = [label for batch in split.batches() for label in batch["label"].to_pylist()]
+        return selection_and_test(np.asarray(labels), share)
+
+    def batches(part: int) -> "Iterator[pa.RecordBatch]":
+        import pyarrow as pa
+
+        wanted, first = rows()[part], 0
+        for batch in split.batches():
+            low, high = np.searchsorted(wanted, [first, first + batch.num_rows])
+            yield batch.take(pa.array(wanted[low:high] - first))
+            first += batch.num_rows
+
+    return [
+        Split(name, f"{split.fingerprint} {part}, test share {share:g}", partial(batches, index))
+        for index, (name, part) in enumerate(
+            ((split.name, "selection part"), (f"{split.name}_{TEST}", "test part"))
+        )
+    ]
 
 
 def _limit(found: Splits, config: TrainConfig) -> Splits:

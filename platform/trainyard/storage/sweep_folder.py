@@ -23,12 +23,20 @@ sweep.json holds
                   `search_seconds` of them before the confirmation
     resources_per_trial, max_concurrent_trials
     result        when finished: {best_trial, score, hyperparameters, best_config, model}
-    verdict       when confirmed: "better", "worse" or "not distinguishable" (winner to default)
+    test_share    share of the evaluation rows that the search does not see
+    verdict       when confirmed: "better", "worse" or "not distinguishable" (winner to default);
+                  null when it is withheld
     confirmation  when confirmed: {seeds, verdict,
                   winner:  {trial, hyperparameters, scores, mean, corrected, interval, runs},
-                  default: {hyperparameters, scores, mean, interval, runs},
+                  default: {hyperparameters, scores, mean, corrected, interval, runs},
                   candidates: [{trial, hyperparameters, scores, mean, runs}, ...],
-                  difference: {value, low, high}}
+                  difference: {value, low, high}, method, rows: {searched, confirmed}, covers
+                  ("rows and seeds", or "rows" with too few seeds), confidence, look, withheld (why there
+                  is no verdict, or null)}.
+                  `scores` and `mean` are on all evaluation rows; `corrected`, `difference` and the
+                  intervals on the confirmation rows. Sweeps of the first version have no `method`:
+                  their intervals do not cover the choice among all trials
+    looks         comparisons made on the confirmation rows: {candidates, seeds}; `look` counts them
 
 trial.json holds what was decided before the trial ran: {index, name, kind ("search" or
 "confirmation"), hyperparameters, and for PBT member, generation, parent, stretch}. A trial's

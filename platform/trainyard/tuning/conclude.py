@@ -64,13 +64,16 @@ def conclude(
         name, score, interval = winner["trial"], winner["corrected"], winner["interval"]
         best = RunFolder(folder.trials / name)
         if verdict == "worse":  # the default recipe is what to use
-            name, score, interval = DEFAULT, default["mean"], default["interval"]
+            name, interval = DEFAULT, default["interval"]
+            score = default.get("corrected", default["mean"])
             best = RunFolder(folder.confirmation / run_name(DEFAULT, 0))
         low, high = interval
-        comment = (
-            f"{name}: {task.score} {score:.4f} (95 % interval {low:.4f} to {high:.4f}); the winner is "
-            f"{verdict} {'from' if verdict == 'not distinguishable' else 'than'} the default recipe"
-        )
+        comment = f"{name}: {task.score} {score:.4f} (95 % interval {low:.4f} to {high:.4f}); "
+        if verdict is None:
+            comment += f"no verdict: {confirmation['withheld']}"
+        else:
+            than = "from" if verdict == "not distinguishable" else "than"
+            comment += f"the winner is {verdict} {than} the default recipe"
     by_stretches = ranked[0].spec.generation is not None  # no single run has these hyperparameters
     if confirmation is not None and (by_stretches or not best.model.exists()):
         best = RunFolder(folder.confirmation / run_name(name, 0))

@@ -2,17 +2,20 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trainyard.data import is_test, selection_and_test
 from trainyard.errors import UserError
-from trainyard.metrics import decode
+from trainyard.metrics import decode, get_metric
 from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec, record
 from trainyard.terminal import StopSignals, say
 from trainyard.tuning.clock import Clock
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.honesty import Judged, confirm
+from trainyard.tuning.honesty import CONFIRMATION_SHARE, FEWEST_SEEDS, Judged, confirm
 from trainyard.tuning.placement import Placement
 from trainyard.tuning.runner import Supply, run_trials
 from trainyard.tuning.schedulers import SCHEDULERS
@@ -20,6 +23,12 @@ from trainyard.tuning.search import seed_of
 from trainyard.tuning.trial import Context
 
 DEFAULT = "default"
+SPLIT = "rows that the search did not see"
+"""`method`: the search is scored on one part of the evaluation rows, the claim on the other."""
+SPLIT_LATER = "rows set aside after a search that saw them"
+"""`method` of a sweep that began without setting rows aside: its finished trials are ranked anew, by
+their stored predictions on a part of the rows. What the searcher and the choice of epochs learned
+from the other rows stays in."""
 
 
 def candidates_of(
@@ -117,8 +126,24 @@ def verdict_of(
         return None, failures[DEFAULT] or next(filter(None, failures.values()))
     baseline = runs(DEFAULT)
     every = [baseline, *(runs(trial.spec.name) for trial in complete)]
-    scores = np.array([[run.read()["result"]["score"] for run in group] for group in every])
-    found = confirm(scores, _judged(context, every), seed=config.seed)
+    rows = confirmation_rows(context)
+    judged = [
+        Judged(
+            metric=context.task.score,
+            predictions=[[_answers(context, run, part) for run in group] for group in every],
+            references=part.references,
+            searched=part.searched,
+        )
+        for part in rows
+    ]
+    looks = looks_of(folder)
+    this = {"candidates": [t.spec.name for t in complete], "seeds": config.confirm_seeds}
+    if this not in looks:
+        looks.append(this)
+    look = 1 + looks.index(this)
+    found = confirm(judged, seed=config.seed, look=look)
+    withheld = _withheld(context, found.verdict)
+    scores = _scores_on_all_rows(judged)
     shown = [
         {
             "trial": trial.spec.name,
@@ -132,7 +157,16 @@ def verdict_of(
     low, high = found.difference_interval
     confirmation = {
         "seeds": seeds_of(config),
-        "verdict": found.verdict,
+        "verdict": None if withheld else found.verdict,
+        "withheld": withheld,
+        "method": SPLIT_LATER if searches_all_rows(context) else SPLIT,
+        "rows": {
+            "searched": sum(int(part.searched.sum()) for part in rows),
+            "confirmed": sum(int((~part.searched).sum()) for part in rows),
+        },
+        "covers": found.covers,
+        "look": look,
+        "confidence": found.confidence,
         "winner": {
             **shown[found.winner],
             "corrected": found.corrected,
@@ -142,13 +176,37 @@ def verdict_of(
             "hyperparameters": dict(default),
             "scores": scores[0].tolist(),
             "mean": float(scores[0].mean()),
+            "corrected": found.default,
             "interval": list(found.default_interval),
             "runs": [run.path.name for run in baseline],
         },
         "candidates": shown,
         "difference": {"value": found.difference, "low": low, "high": high},
     }
+    folder.update(looks=looks)
     return confirmation, ""
+
+
+def _withheld(context: Context, verdict: str | None) -> str | None:
+    """Reason for giving no verdict; None when there is one."""
+    if verdict is None:
+        return (
+            f"{context.config.confirm_seeds} seeds cannot tell a recipe from its seeds; the interval "
+            f"covers rows only. Use --confirm-seeds {FEWEST_SEEDS} or more"
+        )
+    if searches_all_rows(context) and (name := _without_predictions(context)):
+        return (
+            f"the search saw all rows, and {name} left no predictions by which to choose on a part "
+            "of them"
+        )
+    return None
+
+
+def looks_of(folder: SweepFolder) -> list[dict[str, Any]]:
+    """Comparisons that were made on the confirmation rows; each spends a part of the error."""
+    known = folder.read()
+    earlier = [{"candidates": "those of an earlier version"}] if known.get("confirmation") else []
+    return list(known.get("looks", earlier))
 
 
 def failure(runs: Sequence[RunFolder]) -> str:
@@ -160,20 +218,104 @@ def failure(runs: Sequence[RunFolder]) -> str:
     return ""
 
 
-def _judged(context: Context, runs: Sequence[Sequence[RunFolder]]) -> list[Judged]:
+@dataclass(frozen=True)
+class Rows:
+    """Evaluation rows of one split: those that the search sees, and those that confirm."""
+
+    splits: tuple[str, ...]
+    """Names of the files of predictions, in the order of the rows."""
+    references: NDArray[Any]
+    searched: NDArray[np.bool_]
+
+
+def searches_all_rows(context: Context) -> bool:
+    """Whether the trials are scored on all rows: no rows were set aside when the sweep began."""
+    return not any(is_test(name) for name in _evaluation_splits(context))
+
+
+def _evaluation_splits(context: Context) -> list[str]:
+    return [name for name in next(iter(context.data.values())).folders if name != "train"]
+
+
+def confirmation_rows(context: Context) -> list[Rows]:
+    """The rows of each split. Where none were set aside, a part is taken after the search."""
     data = next(iter(context.data.values()))  # tokenized differently, the labels are the same
-    problem = context.task.problem_type
+    names = _evaluation_splits(context)
+
+    def labels(name: str) -> NDArray[Any]:
+        return np.asarray(data.table(name).labels)
+
+    if searches_all_rows(context):
+        found = []
+        for name in names:
+            references = labels(name)
+            searched = np.zeros(len(references), np.bool_)
+            searched[selection_and_test(references, CONFIRMATION_SHARE)[0]] = True
+            found.append(Rows((name,), references, searched))
+        return found
+    chosen = [name for name in names if not is_test(name)]
+    tests = [name for name in names if is_test(name)]
     return [
-        Judged(
-            metric=context.task.score,
-            predictions=[
-                [decode(problem, predictions(run, split)) for run in group] for group in runs
-            ],
-            references=np.asarray(data.table(split).labels),
+        Rows(
+            (name, test),
+            np.concatenate([labels(name), labels(test)]),
+            np.repeat([True, False], [len(labels(name)), len(labels(test))]),
         )
-        for split in data.folders
-        if split != "train"
+        for name, test in zip(chosen, tests, strict=True)
     ]
+
+
+def rank_on_searched_rows(context: Context, ranked: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
+    """Finished trials by their score on the rows that the search may choose by, the others as before.
+
+    Where rows were set aside, that is the trials' own score.
+    """
+    if not context.config.confirm_seeds or not searches_all_rows(context):
+        return ranked
+    if _without_predictions(context):
+        return ranked
+    finished = [t for t in ranked if t.status == "finished" and t.score is not None]
+    rows = confirmation_rows(context)
+
+    def score(trial: TrialRecord) -> float:
+        values = [
+            get_metric(context.task.score).function(
+                _answers(context, trial.run, part)[part.searched], part.references[part.searched]
+            )
+            for part in rows
+        ]
+        return sum(values) / len(values)
+
+    others = [trial for trial in ranked if trial not in finished]
+    return [*sorted(finished, key=score, reverse=True), *others]
+
+
+def _without_predictions(context: Context) -> str | None:
+    """The first finished trial without stored predictions; None when all have some."""
+    for trial in SweepFolder(context.folders["search"].parent).records():
+        if trial.status == "finished" and not all(
+            (trial.run.predictions / f"{name}.npy").exists() for name in _evaluation_splits(context)
+        ):
+            return trial.spec.name
+    return None
+
+
+def _answers(context: Context, run: RunFolder, rows: Rows) -> NDArray[Any]:
+    """Predicted labels or values of a run."""
+    logits = [predictions(run, name) for name in rows.splits]
+    return np.asarray(decode(context.task.problem_type, np.concatenate(logits)))
+
+
+def _scores_on_all_rows(splits: Sequence[Judged]) -> NDArray[np.float64]:
+    """Score of each run on searched and confirmation rows together; [configurations, seeds]."""
+    totals = [
+        [
+            [get_metric(split.metric).function(p, split.references) for p in group]
+            for group in split.predictions
+        ]
+        for split in splits
+    ]
+    return np.asarray(np.mean(totals, axis=0))
 
 
 def predictions(run: RunFolder, split: str) -> Any:

@@ -19,7 +19,7 @@ Kind = Literal["uniform", "loguniform", "randint", "choice", "grid"]
 FIXED_FIELDS = (
     *PLACE_FIELDS, "task", "data_dir", "train_file", "validation_file", "text_column",
     "text_pair_column", "label_column", "problem_type", "max_train_samples", "data_seed",
-    "eval_steps", "early_stopping_patience", "logging_steps", "loop",
+    "test_file", "test_share", "eval_steps", "early_stopping_patience", "logging_steps", "loop",
 )  # fmt: skip
 """Where and how it runs, its data, and when it is judged: the same for all trials of a sweep."""
 

@@ -1,7 +1,7 @@
 """`tune`: a sweep from flags to verdict. Read it top to bottom."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from trainyard.batching import PLAN_VERSION
@@ -23,7 +23,13 @@ from trainyard.training import check_strategy, planned_otherwise
 from trainyard.tuning.clock import Clock
 from trainyard.tuning.conclude import SweepResult, conclude
 from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
-from trainyard.tuning.confirm import candidates_of, run_confirmation, verdict_of
+from trainyard.tuning.confirm import (
+    candidates_of,
+    rank_on_searched_rows,
+    run_confirmation,
+    verdict_of,
+)
+from trainyard.tuning.honesty import CONFIRMATION_SHARE
 from trainyard.tuning.placement import place
 from trainyard.tuning.population import check_population
 from trainyard.tuning.runner import run_trials
@@ -59,6 +65,7 @@ def tune(config: SweepConfig) -> SweepResult:
             return result
         folder.check()  # a damaged folder is known before anything is started
         clock = Clock(folder, known)
+        asked, config = config, replace(config, test_share=_test_share(config, known))
         with ray_session(config, TOKENIZERS):
             preflight(config)
             placement = place(config, budget, nodes_for(config))
@@ -83,9 +90,10 @@ def tune(config: SweepConfig) -> SweepResult:
                 name=folder.path.name,
                 status="running",
                 reason=None,
-                identity=config.identity(),
+                identity=asked.identity(),
                 plan_version=PLAN_VERSION,
-                config=asdict(config),
+                config=asdict(asked),
+                test_share=config.test_share,
                 space={field: str(domain) for field, domain in space.items()},
                 searcher=config.searcher,
                 scheduler=config.scheduler,
@@ -118,8 +126,9 @@ def tune(config: SweepConfig) -> SweepResult:
                     raise _interrupted(folder, signals)
                 ranked = rank(folder.records())
                 _check_any_finished(folder, ranked)
+                best = rank_on_searched_rows(context, ranked)
                 default = {field: getattr(config, field) for field in space}
-                candidates = candidates_of(config, ranked, default)
+                candidates = candidates_of(config, best, default)
                 confirmation, unconfirmed = None, ""
                 if config.confirm_seeds and candidates:
                     if not run_confirmation(
@@ -134,6 +143,18 @@ def tune(config: SweepConfig) -> SweepResult:
                 )
             finally:
                 clock.write()
+
+
+def _test_share(config: SweepConfig, known: Mapping[str, Any]) -> float:
+    """Share of the evaluation rows that the search does not see: they confirm.
+
+    A sweep goes on as it began. One that an earlier version began searched all rows.
+    """
+    if config.test_share or config.test_file:
+        return config.test_share
+    if known:
+        return float(known.get("test_share", 0.0))
+    return CONFIRMATION_SHARE if config.confirm_seeds else 0.0
 
 
 def _check_same_sweep(config: SweepConfig, known: Mapping[str, Any]) -> None:

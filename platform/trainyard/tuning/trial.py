@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
-from trainyard.data import PreparedData
+from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, Interrupted, UserError
 from trainyard.models import build_tokenizer
 from trainyard.storage import (
@@ -240,7 +240,8 @@ def evaluations(run: RunFolder, context: Context) -> dict[int, float]:
     for line in run.metrics():
         if "split" in line:
             found.setdefault(line["step"], []).append(line["metrics"][context.task.score])
-    splits = len(next(iter(context.data.values())).folders) - 1
+    folders = next(iter(context.data.values())).folders
+    splits = sum(not is_test(name) for name in folders) - 1
     return {
         step: sum(values) / len(values) for step, values in found.items() if len(values) == splits
     }

@@ -57,6 +57,7 @@ def _judged(sweep: Sweep, found: Mapping[str, Any]) -> list[Any]:
     if value is not None:
         parts.append(Text(f"{verdict}: {value:+.4f} {sweep.metric} ({interval(low, high)}, 95 %), "
                           "each run again with seeds that no choice was made on."))  # fmt: skip
+    parts.append(Text(_method(found), "note"))
     candidates = [c for c in found.get("candidates") or [] if isinstance(c, dict)]
     named = [("winner", mapping(found.get("winner"))), ("default", mapping(found.get("default")))]
     winner = named[0][1].get("trial")
@@ -68,13 +69,16 @@ def _judged(sweep: Sweep, found: Mapping[str, Any]) -> list[Any]:
             continue
         low, high = pair(block.get("interval"))
         mean, corrected = real(block.get("mean")), real(block.get("corrected"))
+        center = mean if corrected is None else corrected
+        ends = interval(low, high)
         scores = [s for v in block.get("scores") or [] if (s := real(v)) is not None]
         rows.append(
             [name, words(block.get("trial")),
-             Cell(number(mean), mean if mean is not None else math.nan, interval(low, high)),
-             corrected, ", ".join(f"{s:.4f}" for s in scores)]
+             _number(mean, ends if corrected is None else ""),
+             _number(corrected, ends if corrected is not None else ""),
+             ", ".join(f"{s:.4f}" for s in scores)]
         )  # fmt: skip
-        dots.append({"configuration": name, "score": mean, "low": low, "high": high})
+        dots.append({"configuration": name, "score": center, "low": low, "high": high})
     parts.append(
         Table(
             "Run again with fresh seeds",
@@ -84,14 +88,41 @@ def _judged(sweep: Sweep, found: Mapping[str, Any]) -> list[Any]:
     )
     if any(row["score"] is not None for row in dots):
         chart = charts.dots(dots, "score", "configuration", low="low", high="high")
-        parts.append(Figure("Mean score with its interval", chart))
+        parts.append(Figure("Score with its interval", chart))
     return parts
+
+
+def _number(value: float | None, note: str) -> Cell:
+    return Cell(number(value), math.nan if value is None else value, note)
+
+
+def _method(found: Mapping[str, Any]) -> str:
+    """How the claim was made, and why there is no verdict where there is none."""
+    method = words(found.get("method"))
+    if not method:
+        return (
+            "An earlier version made this claim: it corrects for the choice among the candidates, not "
+            "for the choice among all trials, and says “better” too often."
+        )
+    rows = mapping(found.get("rows"))
+    sentences = [
+        f"Judged on {number(real(rows.get('confirmed')))} {method}; the search chose by the other "
+        f"{number(real(rows.get('searched')))}.",
+        f"The intervals cover {words(found.get('covers'))}, and all looks at these rows together "
+        f"(this is look {number(real(found.get('look')))}).",
+    ]
+    if withheld := words(found.get("withheld")):
+        sentences.append(f"No verdict: {withheld}.")
+    return " ".join(sentences)
 
 
 def chosen_score(sweep: Sweep) -> Cell:
     """Score of what the sweep recommends: a trial's best, or the default recipe's mean."""
     if sweep.keeps_default:
         block = mapping(mapping(sweep.record.get("confirmation")).get("default"))
-        if (mean := real(block.get("mean"))) is not None:
-            return Cell(f"{mean:.4f}", mean, interval(*pair(block.get("interval"))))
+        score = real(block.get("corrected"))
+        if score is None:
+            score = real(block.get("mean"))
+        if score is not None:
+            return Cell(f"{score:.4f}", score, interval(*pair(block.get("interval"))))
     return score_cell(sweep.best) if sweep.best else Cell("–", math.nan)

@@ -58,7 +58,7 @@ def _result(sweep: Sweep, link: Link) -> list[Any]:
             [
                 *_chosen(sweep, link),
                 ("Trials", Cell(number(ended), note=f"ended of {number(asked)}")),
-                ("Verdict", words(sweep.record.get("verdict") or "not confirmed")),
+                ("Verdict", words(sweep.record.get("verdict")) or _no_verdict(sweep)),
                 (
                     "Steps trained",
                     Cell(per_cent(cost), note="of training each trial fully"),
@@ -105,6 +105,10 @@ def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell | None]]:
         ]
     trial = Cell(best.name, href=link(best)) if best else None
     return [(_title(sweep), trial), own, *_corrected(sweep)]
+
+
+def _no_verdict(sweep: Sweep) -> str:
+    return "withheld" if sweep.record.get("confirmation") else "not confirmed"
 
 
 def _title(sweep: Sweep) -> str:

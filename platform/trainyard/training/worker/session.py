@@ -6,7 +6,7 @@ a step, and in nothing that surrounds it.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
 from trainyard.config import TrainConfig
-from trainyard.data import PreparedData
+from trainyard.data import PreparedData, is_test
 from trainyard.evaluation import not_finite, predict, score
 from trainyard.storage import RunFolder, Stopwatch, write_array
 from trainyard.tasks import Task
@@ -223,30 +223,42 @@ class Session:
     def _evaluate(self) -> None:
         """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).
 
-        All processes predict, rank 0 scores.
+        Test splits are scored at the best evaluation only and join neither headline nor journal.
         """
-        splits = {name: self.data.table(name) for name in self.data.folders if name != "train"}
-        logits = {
-            name: predict(self.accelerator, self._live[0], table, self.config)
-            for name, table in splits.items()
-        }
-        if fault := not_finite(logits):  # every process has all logits, so all of them stop here
-            self._diverge(f"after step {self.state.step} the model answers {fault}")
+        splits = [name for name in self.data.folders if name != "train"]
+        logits, found = self._scored([name for name in splits if not is_test(name)])
+        if self._ended == "failed":
             return
-        found = None
-        if self.accelerator.is_main_process:
-            found = {
-                name: score(self.task, logits[name], table.labels, seed=self.config.seed)
-                for name, table in splits.items()
-            }
-        found = broadcast(self.accelerator, found)
         headline = np.mean([split["metrics"][self.task.score] for split in found.values()])
         self.state.add_evaluation(float(headline), found)
-        if self.accelerator.is_main_process and self.state.best_step == self.state.step:
-            for name, values in logits.items():
-                write_array(self.folder.predictions / f"{name}.npy", values)
+        if self.state.best_step == self.state.step:
+            test_logits, tests = self._scored([name for name in splits if is_test(name)])
+            if self._ended == "failed":
+                return
+            self.state.best_evaluation = {**found, **tests}
+            if self.accelerator.is_main_process:
+                for name, values in (logits | test_logits).items():
+                    write_array(self.folder.predictions / f"{name}.npy", values)
         patience = self.config.early_stopping_patience
         self.state.stopped_early = (
             patience is not None and self.state.evaluations_without_gain >= patience
         )
         self.journal.log_evaluation(self.state)
+
+    def _scored(self, names: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Logits of some splits, and their scores; all processes predict, rank 0 scores."""
+        tables = {name: self.data.table(name) for name in names}
+        logits = {
+            name: predict(self.accelerator, self._live[0], table, self.config)
+            for name, table in tables.items()
+        }
+        if fault := not_finite(logits):  # every process has all logits, so all of them stop here
+            self._diverge(f"after step {self.state.step} the model answers {fault}")
+            return logits, {}
+        found = None
+        if self.accelerator.is_main_process:
+            found = {
+                name: score(self.task, logits[name], table.labels, seed=self.config.seed)
+                for name, table in tables.items()
+            }
+        return logits, broadcast(self.accelerator, found)
