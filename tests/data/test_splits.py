@@ -1,5 +1,6 @@
 """A task's own columns as they come: what is wrong with them is told with file and row."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,66 @@ def test_a_damaged_page_is_told_when_it_is_read(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"train\.parquet cannot be read from row 0 on \("):
         rows_of(tmp_path)
+
+
+def texts(config: TrainConfig) -> dict[str, list[str]]:
+    """The texts of each split."""
+    return {
+        split.name: [text for batch in split.batches() for text in batch["text"].to_pylist()]
+        for split in find_splits(config).splits
+    }
+
+
+def test_a_share_of_the_evaluation_rows_is_set_aside_the_same_ones_for_every_seed(
+    tmp_path: Path,
+) -> None:
+    rows = [f"row {n}" for n in range(5000)]
+    write(tmp_path, sentence1=rows, label=[int(n % 10 == 0) for n in range(5000)])
+    config = TrainConfig(task="mrpc", data_dir=str(tmp_path), test_share=0.3)
+    found = texts(config)
+    assert found["train"] == rows
+    assert (len(found["validation"]), len(found["validation_test"])) == (3500, 1500)
+    assert sorted(found["validation"] + found["validation_test"]) == sorted(rows)
+    rare = [text for text in found["validation_test"] if text.endswith("0")]
+    assert len(rare) == 150  # of each class alike
+    assert texts(replace(config, seed=7)) == found
+    assert texts(replace(config, test_share=0)) == {"train": rows, "validation": rows}
+    digests = {split.digest for split in find_splits(config).splits}
+    assert (
+        len(
+            digests
+            | {split.digest for split in find_splits(replace(config, test_share=0.4)).splits}
+        )
+        == 5
+    )
+
+
+def test_a_test_file_is_a_split_of_its_own(tmp_path: Path) -> None:
+    for name in ("train", "held", "test"):
+        lines = "".join(f"{name} {n},{'ab'[n % 2]}\n" for n in range(4))
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + lines)
+    config = TrainConfig(
+        train_file=str(tmp_path / "train.csv"),
+        validation_file=str(tmp_path / "held.csv"),
+        test_file=str(tmp_path / "test.csv"),
+    )
+    assert {name: rows[0] for name, rows in texts(config).items()} == {
+        "train": "train 0", "validation": "held 0", "test": "test 0",
+    }  # fmt: skip
+    (tmp_path / "test.csv").write_text("text,label\nx,c\n")
+    with pytest.raises(UserError, match=r"test\.csv line 2.*'c'"):
+        find_splits(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"test_file": "t.csv"}, "--test-file describes your own data, but there is no --train-file"),
+        ({"test_share": 1.0}, "--test-share is 1; it must be from 0 to below 1"),
+        ({"train_file": "a.csv", "test_file": "t.csv", "test_share": 0.5}, "give one of them"),
+    ],
+)  # fmt: skip
+def test_flags_of_rows_that_are_set_aside_are_checked(fields: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        TrainConfig(**fields)
+    assert TrainConfig(test_share=0.5).identity() != TrainConfig().identity()

@@ -10,6 +10,7 @@ from support.runs_locally import run_locally
 from support.tiny import write_task
 
 from trainyard.config import TrainConfig
+from trainyard.data.splits import find_splits
 from trainyard.evaluation.scoring import predict
 
 
@@ -56,3 +57,38 @@ def test_the_schedule_waits_for_steps_that_were_skipped(
     _, folder = run_locally(config)
     rates = [line["learning_rate"] for line in folder.metrics() if "loss" in line]
     assert rates == pytest.approx([1e-3, 1e-3, 0.75e-3, 0.5e-3])
+
+
+def test_rows_that_are_set_aside_choose_nothing_and_are_scored_once(
+    small_run: TrainConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), ledger=False)
+    plain, before = run_locally(dataclasses.replace(config, run_name="all"))
+    outcome, folder = run_locally(dataclasses.replace(config, run_name="part", test_share=0.4))
+    losses = [
+        [line["loss"] for line in run.metrics() if "loss" in line] for run in (before, folder)
+    ]
+    assert losses[0] == losses[1]  # training is the same
+    assert set(plain["best_evaluation"]) == {"validation"}
+
+    lines = [line for line in folder.metrics() if "split" in line]
+    assert {line["split"] for line in lines} == {"validation"}
+    best = max(lines, key=lambda line: (line["metrics"]["f1"], -line["step"]))
+    assert (outcome["best_step"], outcome["best_score"]) == (best["step"], best["metrics"]["f1"])
+    assert set(outcome["best_evaluation"]) == {"validation", "validation_test"}
+    rows = {
+        name: len(np.load(folder.predictions / f"{name}.npy"))
+        for name in outcome["best_evaluation"]
+    }
+    assert rows == {"validation": 22, "validation_test": 15}
+    test = np.load(folder.predictions / "validation_test.npy").argmax(axis=1)
+    labels = [row["label"] for row in rows_of(config, "validation_test")]
+    assert outcome["best_evaluation"]["validation_test"]["metrics"]["accuracy"] == pytest.approx(
+        np.mean(test == labels)
+    )
+
+
+def rows_of(config: TrainConfig, name: str) -> list[dict[str, Any]]:
+    splits = find_splits(dataclasses.replace(config, test_share=0.4)).splits
+    (split,) = (split for split in splits if split.name == name)
+    return [row for batch in split.batches() for row in batch.to_pylist()]

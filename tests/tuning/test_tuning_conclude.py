@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,22 @@ import pytest
 
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
+from trainyard.data.splits import selection_and_test
 from trainyard.errors import UserError
 from trainyard.storage.lease import Lease, this_process
+from trainyard.storage.run_folder import RunFolder
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tasks import TASKS
 from trainyard.tuning.clock import Clock
 from trainyard.tuning.conclude import conclude
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.confirm import DEFAULT, predictions, run_name, verdict_of
+from trainyard.tuning.confirm import (
+    DEFAULT,
+    predictions,
+    rank_on_searched_rows,
+    run_name,
+    verdict_of,
+)
 from trainyard.tuning.runner import _settle
 from trainyard.tuning.search import rank
 from trainyard.tuning.space import build_space
@@ -185,3 +194,70 @@ def test_the_confirmation_takes_no_time_from_the_search(
     clock.end_search()
     clock.write()
     assert (folder.read()["seconds"], folder.read()["search_seconds"]) == (140.0, 50.0)
+
+
+LABELS = np.arange(200) % 2
+
+
+def write_answers(run: Any, right: Any) -> None:
+    run.predictions.mkdir(exist_ok=True)
+    answers = np.where(right, LABELS, 1 - LABELS)
+    np.save(run.predictions / "validation.npy", np.eye(2, dtype=np.float32)[answers])
+
+
+@pytest.fixture
+def searched_all_rows(folder: SweepFolder) -> Context:
+    """A sweep of an earlier version: trials were scored on all rows.
+
+    trial-0000 stands higher, but only for the rows that are now set aside to confirm.
+    """
+    config = dataclasses.replace(CONFIG, confirm_seeds=3, confirm_top=1)
+    tables = SimpleNamespace(labels=LABELS)
+    data: Any = SimpleNamespace(folders=("train", "validation"), table=lambda _: tables)
+    searched = np.zeros(200, np.bool_)
+    searched[selection_and_test(LABELS, 0.5)[0]] = True
+    write_answers(folder.records()[0].run, ~searched)
+    write_answers(folder.records()[1].run, searched)
+    for run in folder.records():
+        run.run.update(trial_score={"trial-0000": 0.9, "trial-0001": 0.8}[run.spec.name])
+    for number in range(3):
+        for recipe in (DEFAULT, "trial-0001"):
+            if number == 2:
+                add(folder, run_name(recipe, number), 0.8, "confirmation", learning_rate=1e-4)
+            run = RunFolder(folder.confirmation / run_name(recipe, number))
+            write_answers(run, searched if recipe != DEFAULT else np.arange(200) % 10 > number)
+    return dataclasses.replace(context(folder), config=config, data={("model", 32): data})
+
+
+def test_a_sweep_of_an_earlier_version_is_confirmed_on_rows_that_did_not_choose(
+    folder: SweepFolder, searched_all_rows: Context
+) -> None:
+    folder.update(confirmation={"verdict": "better"})  # what that version said
+    ranked = rank(folder.records())
+    assert [trial.spec.name for trial in ranked] == ["trial-0000", "trial-0001"]
+    best = rank_on_searched_rows(searched_all_rows, ranked)
+    assert [trial.spec.name for trial in best] == ["trial-0001", "trial-0000"]
+    confirmation, why = verdict_of(folder, searched_all_rows, best[:1], {})
+    assert confirmation is not None
+    assert (why, confirmation["verdict"], confirmation["withheld"]) == ("", "worse", None)
+    assert confirmation["method"] == "rows set aside after a search that saw them"
+    assert confirmation["winner"]["corrected"] == 0
+    assert confirmation["winner"]["mean"] == 0.5  # on all rows, as ever
+    assert (confirmation["look"], len(folder.read()["looks"])) == (2, 2)
+    again, _ = verdict_of(folder, searched_all_rows, best[:1], {})
+    assert again == confirmation  # the same comparison is no further look
+
+
+def test_without_the_predictions_of_all_trials_there_is_no_verdict(
+    folder: SweepFolder, searched_all_rows: Context
+) -> None:
+    shutil.rmtree(folder.records()[0].run.predictions)
+    ranked = rank(folder.records())
+    assert rank_on_searched_rows(searched_all_rows, ranked) == ranked
+    confirmation, _ = verdict_of(folder, searched_all_rows, ranked[1:], {})
+    assert confirmation is not None
+    assert confirmation["verdict"] is None
+    assert "trial-0000 left no predictions" in confirmation["withheld"]
+    result = conclude(folder, TASKS["mrpc"], SPACE, ranked, confirmation, "", 12.0)
+    assert (result.verdict, result.best_trial) == (None, "trial-0001")
+    assert "no verdict: the search saw all rows" in folder.best_config.read_text()
