@@ -105,7 +105,7 @@ def main() -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     model = describe(config.model_name_or_path)
-    splits = labeled_splits(config.evaluation(), model)
+    splits = labeled_splits(config, model)
     bench = Bench(model, splits, config)
     found = []
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from typing import Any
 
 from provenance import provenance
 
-from trainyard.config import DEFAULT_MODEL, TrainConfig
+from trainyard.config import DEFAULT_MODEL, ModelFlags
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.run import predict
 from trainyard.models.build import build_model, build_tokenizer
@@ -79,9 +79,8 @@ def main() -> None:
         source = folder / "rows.parquet"
         table = pq.read_table(args.input_file, columns=[args.text_column])[: args.rows]
         pq.write_table(table, source)
-        config = TrainConfig(model_name_or_path=DEFAULT_MODEL)
-        build_model(config, get_task("mnli")).save_pretrained(folder / "model")
-        build_tokenizer(config).save_pretrained(folder / "model")
+        build_model(DEFAULT_MODEL, get_task("mnli"), seed=42).save_pretrained(folder / "model")
+        build_tokenizer(ModelFlags()).save_pretrained(folder / "model")
         ours, theirs = folder / "ours.jsonl", folder / "theirs.jsonl"
         job = PredictConfig(
             model_name_or_path=str(folder / "model"), input_file=str(source),

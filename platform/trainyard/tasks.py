@@ -7,7 +7,7 @@ from typing import Literal
 
 from trainyard.errors import UserError
 
-ProblemType = Literal["single_label_classification", "regression", "multi_label_classification"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 GLUE_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 """Commit of nyu-mll/glue on the Hub that the row counts below belong to."""

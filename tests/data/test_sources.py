@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from trainyard.config import TrainConfig
 from trainyard.data.files import read_rows
-from trainyard.data.labels import ProblemType, discover_labels, hold_out
+from trainyard.data.labels import discover_labels, hold_out
 from trainyard.data.parquet_files import _base64_spellings
 from trainyard.data.splits import find_splits, split_rows
 from trainyard.errors import UserError
+from trainyard.tasks import ProblemType
 
 Row = tuple[Any, ...]
 SINGLE: ProblemType = "single_label_classification"

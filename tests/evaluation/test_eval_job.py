@@ -79,7 +79,7 @@ def test_one_worker_two_and_a_plain_pipeline_agree(
     two = judge(model, small_run, tmp_path, run_name="two", slice_columns=("idx",), num_workers=2)
     monkeypatch.setattr(
         "trainyard.evaluation.run.predict_on_ray",
-        lambda jobs, _: [predict_splits(*job) for job in jobs],
+        lambda jobs, *_: [predict_splits(*job, use_gpu=False) for job in jobs],
     )
     one = judge(model, small_run, tmp_path, run_name="one", slice_columns=("idx",))
     assert one["splits"] == two["splits"]
@@ -156,7 +156,7 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     refuse(r"--num-workers is 0; it must be at least 1", num_workers=0)
     refuse(r"has no such split; it has train", splits=("training",))
     refuse(r"answers not_equivalent, equivalent, but task 'rte' has the labels", task="rte")
-    refuse(r"--validation-file is judged by itself", validation_file="x.csv", splits=("test",))
+    refuse(r"--validation-file is evaluated alone", validation_file="x.csv", splits=("test",))
     refuse(r"drop --task, --data-dir and --splits", validation_file="x.csv", task="mrpc")
     refuse(
         r"--label-column describes your own data, but there is no --validation", label_column="y"

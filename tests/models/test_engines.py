@@ -240,6 +240,6 @@ def test_mistakes(tmp_path: Path) -> None:
 
     refused("--num-rows is 0; it must be at least 1", num_rows=0)
     refused("--max-loss is 1.5; it must be from 0 to below 1", max_loss=1.5)
-    refused("--validation-file is judged by itself", validation_file="x.csv", task="mrpc")
+    refused("--validation-file is evaluated alone", validation_file="x.csv", task="mrpc")
     encoder = write_tiny_model(tmp_path / "encoder")
     refused("does not say which task it was fine-tuned on", model_name_or_path=str(encoder))

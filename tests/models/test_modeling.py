@@ -15,15 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.models.build import build_model, build_optimizer, build_scheduler, build_tokenizer
+from trainyard.models.build import build_model, build_tokenizer
 from trainyard.models.hub import load_config, resolve_model
 from trainyard.tasks import get_task
+from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 
 MRPC, MNLI = get_task("mrpc"), get_task("mnli")
-
-
-def config_of(model: Path) -> TrainConfig:
-    return TrainConfig(model_name_or_path=str(model))
 
 
 def test_weights_under_other_names_are_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -37,7 +34,7 @@ def test_weights_under_other_names_are_refused(tiny_model: Path, tmp_path: Path)
         UserError,
         match=r"lacks 3\d weights of its encoder.*\(bert\.embeddings.*, it has module\.",
     ):
-        build_model(config_of(other), MRPC)
+        build_model(str(other), MRPC, seed=42)
 
 
 def test_an_encoder_of_another_shape_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -46,20 +43,20 @@ def test_an_encoder_of_another_shape_is_refused(tiny_model: Path, tmp_path: Path
     settings = (other / "config.json").read_text()
     (other / "config.json").write_text(settings.replace('"vocab_size": ', '"vocab_size": 1'))
     with pytest.raises(UserError, match=r"lacks 1 weights of .*\(bert\.embeddings\.word_emb"):
-        build_model(config_of(other), MRPC)
+        build_model(str(other), MRPC, seed=42)
 
 
 def test_another_head_and_a_missing_pooler_are_made_anew(tiny_model: Path, tmp_path: Path) -> None:
     fine_tuned = tmp_path / "fine-tuned"
-    build_model(config_of(tiny_model), MRPC).save_pretrained(fine_tuned)
-    model = build_model(config_of(fine_tuned), MNLI)
+    build_model(str(tiny_model), MRPC, seed=42).save_pretrained(fine_tuned)
+    model = build_model(str(fine_tuned), MNLI, seed=42)
     assert model.classifier.weight.shape[0] == 3
 
     weights = load_file(tiny_model / "model.safetensors")
     bare = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
     assert bare.keys() < weights.keys()
     save_file(bare, fine_tuned / "model.safetensors", {"format": "pt"})
-    assert build_model(config_of(fine_tuned), MRPC).classifier.weight.shape[0] == 2
+    assert build_model(str(fine_tuned), MRPC, seed=42).classifier.weight.shape[0] == 2
 
 
 def test_a_model_that_brings_code_is_refused_and_its_code_not_run(
@@ -110,7 +107,7 @@ def test_a_package_that_cannot_be_is_one_sentence(name: str) -> None:
 
 def test_biases_and_norms_do_not_decay(tiny_model: Path) -> None:
     config = TrainConfig(model_name_or_path=str(tiny_model), weight_decay=0.1, learning_rate=1e-3)
-    model = build_model(config, MRPC)
+    model = build_model(str(tiny_model), MRPC, seed=42)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     optimizer = build_optimizer(config, model)
     decaying, others = ({name_of[p] for p in group["params"]} for group in optimizer.param_groups)

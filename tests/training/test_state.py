@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.models.build import build_model, build_optimizer, build_scheduler
+from trainyard.models.build import build_model
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.tasks import get_task
+from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.state import TrainState, load_checkpoint, save_checkpoint
 from trainyard.training.worker.strategies import training_accelerator
 
@@ -46,7 +47,7 @@ def bart(folder: Path) -> Path:
 
 def live(config: TrainConfig, accelerator: Any) -> tuple[Any, Any, Any]:
     """Model, optimizer and schedule as the loop makes them."""
-    model = build_model(config, get_task("mrpc"))
+    model = build_model(config.model_name_or_path, get_task("mrpc"), seed=config.seed)
     model, optimizer = accelerator.prepare(model, build_optimizer(config, model))
     return model, optimizer, build_scheduler(config, optimizer, 10)
 

@@ -7,13 +7,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trainyard.config import TrainConfig
+from trainyard.config import WorkerFlags
 
 Node = dict[str, float]
 """Resources of one node, by Ray's names."""
 
 
-def nodes_to_come(config: TrainConfig) -> list[Node]:
+def nodes_to_come(config: WorkerFlags) -> list[Node]:
     """What `ray up`'s autoscaler may add: up to each group's limit, and the cluster's over all."""
     launched = _launched()
     if launched is None:
@@ -24,7 +24,7 @@ def nodes_to_come(config: TrainConfig) -> list[Node]:
         for name, group in launched["available_node_types"].items()
         if name != launched["head_node_type"]
     }
-    wanted = (config.label_selector or {}).items()
+    wanted = config.node_labels.items()
     come = [
         {kind: float(amount) for kind, amount in group.get("resources", {}).items()}
         for name, group in groups.items()
@@ -51,19 +51,19 @@ def _living_groups() -> Counter[str]:
     return Counter(label["ray.io/node-group"] for label in labels if "ray.io/node-group" in label)
 
 
-def may_grow(config: TrainConfig) -> bool:
+def may_grow(config: WorkerFlags) -> bool:
     """Whether an autoscaler may add nodes for the run."""
     return bool(nodes_to_come(config)) or grows_by_itself()
 
 
 @contextmanager
-def room_asked_for(config: TrainConfig, needed: Mapping[str, float]) -> Iterator[None]:
+def room_asked_for(config: WorkerFlags, needed: Mapping[str, float]) -> Iterator[None]:
     """While a run of MIN:MAX workers goes on, the autoscaler is asked for room for MAX of them.
 
     Its workers alone would ask for no more than there are. Ray keeps one such wish for a cluster: of
     two elastic runs the later one's counts.
     """
-    counts, labels = config.worker_counts, config.label_selector
+    counts, labels = config.worker_counts, config.node_labels
     if len(counts) == 1 or not (_launched() or grows_by_itself()):
         yield
         return

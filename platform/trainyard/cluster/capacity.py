@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from trainyard.cluster.autoscaler import Node, grows_by_itself, nodes_to_come
-from trainyard.config import TrainConfig
+from trainyard.config import WorkerFlags
 from trainyard.errors import UserError
 
 RELEASE_SECONDS = 10.0
@@ -13,7 +13,7 @@ RELEASE_SECONDS = 10.0
 
 
 def share_out(
-    config: TrainConfig,
+    config: WorkerFlags,
     nodes: Sequence[Node],
     *,
     title: str,
@@ -55,7 +55,7 @@ def share_out(
     if room < least and not growing:
         total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in needed}
         largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in needed}
-        labels = f" with labels {config.label_selector}" if config.label_selector else ""
+        labels = f" with labels {dict(config.node_labels)}" if config.node_labels else ""
         on_one = f", at most {_words(largest)} on one" if len(nodes) > 1 and not room else ""
         raise UserError(
             f"{title} with {_words(needed)} each do not fit: the cluster has {_words(total)} on "
@@ -65,7 +65,7 @@ def share_out(
     return needed, room
 
 
-def worker_resources(config: TrainConfig) -> Node:
+def worker_resources(config: WorkerFlags) -> Node:
     """Ray resources of each worker of one run: a GPU if requested, and an equal share of the CPUs.
 
     Ray would wait without end for workers that the cluster can never hold, so they are refused here.
@@ -85,7 +85,7 @@ def worker_resources(config: TrainConfig) -> Node:
     return needed
 
 
-def worker_count(config: TrainConfig, needed: Node, *, attempt: int) -> int:
+def worker_count(config: WorkerFlags, needed: Node, *, attempt: int) -> int:
     """Number of workers to start: the largest allowed number that the cluster can hold.
 
     The first attempt counts on what an autoscaler may add, later ones on what is free.
@@ -118,13 +118,13 @@ def greatest_count(counts: list[int], room: int) -> int:
     return max((count for count in counts if count <= room), default=counts[0])
 
 
-def nodes_for(config: TrainConfig, *, free: bool = False) -> list[Node]:
+def nodes_for(config: WorkerFlags, *, free: bool = False) -> list[Node]:
     """Resources of each node that workers may run on: all of them, or those that are free."""
     import ray
     from ray._private.state import available_resources_per_node, state
 
     leaving = state.get_draining_nodes()
-    wanted = (config.label_selector or {}).items()
+    wanted = config.node_labels.items()
     nodes = {
         node["NodeID"]: node["Resources"]
         for node in ray.nodes()

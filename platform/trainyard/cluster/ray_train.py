@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.cluster.autoscaler import may_grow
-from trainyard.config import TrainConfig
+from trainyard.config import WorkerFlags
 
 
 def build_trainer(
-    config: TrainConfig,
+    config: WorkerFlags,
     work: Callable[[], Any],
     count: int,
     resources: Mapping[str, float],
@@ -38,7 +38,7 @@ def build_trainer(
             num_workers=count,
             use_gpu=config.use_gpu,
             resources_per_worker=dict(resources),
-            label_selector=config.label_selector,
+            label_selector=dict(config.node_labels) or None,
         ),
         run_config=ray.train.RunConfig(
             name=name,

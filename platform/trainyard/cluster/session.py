@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from trainyard.config import TrainConfig
+from trainyard.config import ClusterFlags
 from trainyard.errors import UserError
 
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
@@ -17,7 +17,7 @@ TOKENIZERS = "transformers.models.auto.tokenization_auto"
 
 
 @contextlib.contextmanager
-def ray_session(config: TrainConfig, needed_next: str = "ray") -> Iterator[None]:
+def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None]:
     """Use the Ray that this process is connected to, else join `address`, else start a local one.
 
     Only a Ray that was started or joined here is shut down again. While it starts, another thread

@@ -2,7 +2,6 @@ from .columns import Batch as Batch
 from .demo import EXAMPLES as EXAMPLES
 from .files import read_rows as read_rows
 from .labels import LabelEncoder as LabelEncoder
-from .labels import ProblemType as ProblemType
 from .own_files import OwnFile as OwnFile
 from .parquet_files import open_parquet as open_parquet
 from .quick_checks import warnings as warnings

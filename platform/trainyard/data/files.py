@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainyard.data.columns import Batch, Columns, did_you_mean, one_line
-from trainyard.data.labels import ProblemType, canonical_labels
+from trainyard.data.labels import canonical_labels
 from trainyard.data.parquet_files import read_parquet
 from trainyard.data.text_files import read_csv, read_jsonl, read_tsv
 from trainyard.errors import UserError
+
+if TYPE_CHECKING:
+    from trainyard.tasks import ProblemType
 
 _READERS = {
     ".csv": read_csv,

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+    from trainyard.tasks import ProblemType
 
 _WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0+")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")

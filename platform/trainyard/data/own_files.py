@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.config import TrainConfig
+from trainyard.config import DataFlags
 from trainyard.data.columns import Batch
 from trainyard.data.files import read_rows
-from trainyard.data.labels import LabelEncoder, ProblemType, discover_labels, hold_out
+from trainyard.data.labels import LabelEncoder, discover_labels, hold_out
 from trainyard.storage import file_digest
-from trainyard.tasks import Task, own_task
+from trainyard.tasks import ProblemType, Task, own_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,7 +62,7 @@ class OwnData:
     fingerprint: str
 
 
-def survey(config: TrainConfig) -> OwnData:
+def survey(config: DataFlags) -> OwnData:
     """Read the training file once, so that its faults are reported before anything starts.
 
     Raises:
@@ -78,13 +78,13 @@ def survey(config: TrainConfig) -> OwnData:
         pass
     validation, test = (
         OwnFile(Path(path), texts, config.label_column, problem_type) if path else None
-        for path in (config.validation_file, config.test_file)
+        for path in (config.validation_file, config.test_rows[0])
     )
     for further in (validation, test):
         for batch in _counting_empty(further, notes) if further else ():
             encoder.encode(batch)
     if validation is None:
-        flag = "--seed" if config.data_seed is None else "--data-seed"
+        flag = "--seed" if config.held_out_seed == config.seed else "--data-seed"
         evenly = problem_type == "single_label_classification"  # as `hold_out` can
         notes.append(
             f"no --validation-file: a tenth of {train.path.name}, drawn by {flag} "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.config import TrainConfig
+from trainyard.config import DataFlags
 from trainyard.data import demo
 from trainyard.data import own_files as own_data
 from trainyard.data.columns import column_as, readable
@@ -65,7 +65,7 @@ class Splits:
 
 
 def find_splits(
-    config: TrainConfig, names: Sequence[str] | None = None, *, labeled: bool = True
+    config: DataFlags, names: Sequence[str] | None = None, *, labeled: bool = True
 ) -> Splits:
     """Find the splits named by `config`: by default the training and evaluation splits.
 
@@ -76,7 +76,7 @@ def find_splits(
             row cannot be used.
     """
     if config.train_file:
-        return _with_tests(_limit(_own_splits(config), config), config.test_share)
+        return _with_tests(_limit(_own_splits(config), config), config.test_rows[1])
     task = get_task(config.task)
     check_data_dir(task, config.data_dir)
     if names is None and task.train_split is None:
@@ -93,7 +93,7 @@ def find_splits(
     else:
         found = Splits(task, _hub_splits(task, names, labeled))
     found = _limit(found, config)
-    return _with_tests(found, config.test_share) if trains else found
+    return _with_tests(found, config.test_rows[1]) if trains else found
 
 
 def _demo_split(name: str) -> Split:
@@ -112,7 +112,7 @@ def _demo_split(name: str) -> Split:
     return Split(name, f"demo {rows} {demo.VERSION}", batches)
 
 
-def split_rows(config: TrainConfig, name: str) -> int | None:
+def split_rows(config: DataFlags, name: str) -> int | None:
     """Return the number of rows of a split, from its file or from the task's row; None if unknown.
 
     Raises:
@@ -125,7 +125,7 @@ def split_rows(config: TrainConfig, name: str) -> int | None:
         if path.is_file():
             with open_parquet(path) as file:
                 rows = file.metadata.num_rows
-    limit = config.max_train_samples if name == task.train_split else None
+    limit = config.training_rows if name == task.train_split else None
     return rows if rows is None or limit is None else min(rows, limit)
 
 
@@ -151,7 +151,7 @@ def _local_split(task: Task, name: str, data_dir: Path, labeled: bool) -> Split:
     return Split(name, _fingerprint(task, labeled, file_digest(path)), batches)
 
 
-def _own_splits(config: TrainConfig) -> Splits:
+def _own_splits(config: DataFlags) -> Splits:
     data = own_data.survey(config)
     stream = partial(data.train.encoded, data.encoder)
     if data.validation is not None:
@@ -320,11 +320,11 @@ def _divided(split: Split, share: float) -> list[Split]:
     ]
 
 
-def _limit(found: Splits, config: TrainConfig) -> Splits:
-    """Keep the first `max_train_samples` rows of the training split, which is the first one."""
-    if config.max_train_samples is None:
+def _limit(found: Splits, config: DataFlags) -> Splits:
+    """Keep the first `training_rows` rows of the training split, which is the first one."""
+    if (limit := config.training_rows) is None:
         return found
-    limit, whole = config.max_train_samples, found.splits[0]
+    whole = found.splits[0]
 
     def batches() -> "Iterator[pa.RecordBatch]":
         left = limit

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainyard.config import TrainConfig
+from trainyard.config import ModelFlags
 from trainyard.data.splits import Split, Splits
 from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
@@ -68,7 +68,7 @@ class PreparedData:
 def prepare(
     splits: Splits,
     tokenizer: Any,
-    config: TrainConfig,
+    config: ModelFlags,
     cache: Path,
     run: RunFolder | None = None,
 ) -> PreparedData:

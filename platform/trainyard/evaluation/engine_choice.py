@@ -55,7 +55,7 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
             f"what is measured is stored with the model, but {model.name} is not a local folder; "
             "download it and give its folder"
         )
-    splits = labeled_splits(config.evaluation(), model)
+    splits = labeled_splits(config, model)
     if config.threads:
         torch.set_num_threads(config.threads)
     bench = Bench(model, splits, config)

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trainyard.cluster import build_trainer, cause_of, claim_processor, worker_resources
-from trainyard.config import TrainConfig
+from trainyard.config import ScoringFlags, WorkerFlags
 from trainyard.data import PreparedData
 from trainyard.errors import UserError
 from trainyard.evaluation.scoring import not_finite, predict
@@ -16,7 +16,7 @@ Logits = dict[str, NDArray[Any]]
 
 
 def predict_on_ray(
-    jobs: Sequence[tuple[str, PreparedData, TrainConfig]], storage: Path
+    jobs: Sequence[tuple[str, PreparedData, ScoringFlags]], config: WorkerFlags, storage: Path
 ) -> list[Logits]:
     """Logits by split, of shape [rows, labels], for each (model path, its tokenized splits, settings).
 
@@ -27,21 +27,20 @@ def predict_on_ray(
     """
     import ray.train
 
-    config = jobs[0][2]
     resources = worker_resources(config)
     threads = max(int(resources.get("CPU", 1)), 1)
 
     def work() -> list[Logits] | str:
         claim_processor(threads)
         try:
-            return [predict_splits(*job) for job in jobs]
+            return [predict_splits(*job, use_gpu=config.use_gpu) for job in jobs]
         except UserError as error:  # returned, not raised: Ray would try again
             return str(error)
 
     trainer = build_trainer(
         config,
         work,
-        int(config.num_workers),
+        config.worker_counts[0],
         resources,
         storage,
         max_failures=1,
@@ -58,11 +57,13 @@ def predict_on_ray(
     return found
 
 
-def predict_splits(model: str, data: PreparedData, config: TrainConfig) -> Logits:
+def predict_splits(
+    model: str, data: PreparedData, config: ScoringFlags, *, use_gpu: bool
+) -> Logits:
     """What one process does: load the model, predict its share, and sum the shares."""
     from trainyard.models import build_accelerator, load_classifier
 
-    accelerator = build_accelerator(config)
+    accelerator = build_accelerator(config.mixed_precision, use_gpu=use_gpu)
     classifier = accelerator.prepare_model(load_classifier(model), evaluation_mode=True)
     return {
         name: predict(accelerator, classifier, data.table(name), config) for name in data.folders

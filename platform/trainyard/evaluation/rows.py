@@ -10,7 +10,6 @@ import numpy as np
 from trainyard.data import (
     LabelEncoder,
     OwnFile,
-    ProblemType,
     Split,
     Splits,
     find_splits,
@@ -18,16 +17,18 @@ from trainyard.data import (
     split_file,
 )
 from trainyard.errors import UserError
-from trainyard.evaluation.config import DEFAULT_LENGTH, EvalConfig
+from trainyard.evaluation.config import EvalConfig, EvaluatedRows
 from trainyard.evaluation.models import Judged, column_order
 from trainyard.storage import file_digest
-from trainyard.tasks import get_task, own_task
+from trainyard.tasks import ProblemType, get_task, own_task
 
 OWN_SPLIT = "validation"
 
 
-def labeled_splits(config: EvalConfig, model: Judged) -> Splits:
+def labeled_splits(config: EvaluatedRows, model: Judged, wanted: Sequence[str] = ()) -> Splits:
     """The splits of `--task`, or the file of `--validation-file` with the model's own labels.
+
+    `wanted` names the splits. Default: the evaluation splits of the task.
 
     Raises:
         UserError: when neither flags nor model say which rows to judge, labels are withheld, or the
@@ -42,7 +43,7 @@ def labeled_splits(config: EvalConfig, model: Judged) -> Splits:
             "own --validation-file"
         )
     task = get_task(name)
-    names = config.splits or task.evaluation_splits
+    names = wanted or task.evaluation_splits
     if not names:
         raise UserError(f"task '{task.name}' has no split with labels; it can only be predicted")
     known = (*(name for name in [task.train_split] if name), *task.evaluation_splits)
@@ -53,10 +54,10 @@ def labeled_splits(config: EvalConfig, model: Judged) -> Splits:
                 f"{', '.join((*known, *task.test_splits))}"
             )
     column_order(model, task)
-    return find_splits(config.settings(task.name, DEFAULT_LENGTH), names)
+    return find_splits(config.data(task.name), names)
 
 
-def _own_file(config: EvalConfig, model: Judged) -> Splits:
+def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
     texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
     problem_type = cast("ProblemType", model.problem_type or "single_label_classification")
     path = Path(config.validation_file or "")

@@ -12,7 +12,7 @@ from trainyard.data import PreparedData, Splits, prepare
 from trainyard.errors import UserError
 from trainyard.evaluation.calibration import calibration
 from trainyard.evaluation.comparison import compare
-from trainyard.evaluation.config import DEFAULT_LENGTH, EvalConfig
+from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
 from trainyard.evaluation.measures import confusion, per_class, worst_rows
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
@@ -62,7 +62,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
             f"--calibrate stores the temperature with the model, but {model.name} is not a local "
             "folder; download it and give its folder"
         )
-    splits = labeled_splits(config, model)
+    splits = labeled_splits(config, model, config.splits)
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
     if other:
@@ -74,7 +74,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     for note in splits.notes:
         say(note)
     judged = [model, *([other] if other else [])]
-    with ray_session(config.settings("demo", DEFAULT_LENGTH)):
+    with ray_session(config):
         data, logits = _predict(config, splits, judged, folder.path)
     found = {
         name: _judge(config, splits, name, data, [each[name] for each in logits], further)
@@ -115,11 +115,10 @@ def _predict(
     orders = [column_order(model, splits.task) for model in judged]
     jobs = []
     for model in judged:
-        length = max_length(model, config.max_length)
-        settings = config.settings(splits.task.name, length, model.name)
-        data = prepare(splits, build_tokenizer(settings), settings, folder.parent / ".cache")
-        jobs.append((model.path, data, settings))
-    found = predict_on_ray(jobs, folder)
+        scoring = config.scoring(model.name, max_length(model, config.max_length))
+        data = prepare(splits, build_tokenizer(scoring), scoring, folder.parent / ".cache")
+        jobs.append((model.path, data, scoring))
+    found = predict_on_ray(jobs, config, folder)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     for model, logits in zip(judged, found, strict=True):
         check_finite(logits, model.name)

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.batching import evaluation_batches, padded_length
-from trainyard.config import TrainConfig
+from trainyard.config import ScoringFlags
 from trainyard.data import TokenTable
 from trainyard.metrics import build_metric, decode
 from trainyard.stats import metric_interval
 from trainyard.tasks import Task
 
 
-def predict(accelerator: Any, model: Any, table: TokenTable, config: TrainConfig) -> NDArray[Any]:
+def predict(accelerator: Any, model: Any, table: TokenTable, config: ScoringFlags) -> NDArray[Any]:
     """Logits of all rows in row order, on every process; float32 of shape [rows, labels].
 
     The batches do not depend on how many processes there are. Process r of N runs the batches r,
@@ -35,7 +35,7 @@ def predict(accelerator: Any, model: Any, table: TokenTable, config: TrainConfig
                 int(table.lengths[rows].max()),
                 config.padding_multiple,
                 config.max_length,
-                fixed=config.pad_to_max_length,
+                fixed=config.fixed_length,
             )
             inputs = table.gather(rows, width)
             del inputs["labels"]

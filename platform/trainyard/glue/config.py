@@ -1,10 +1,9 @@
 """The flags of `jobs/glue.py`, and the run that each (task, seed) is."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from trainyard.config import DEFAULT_MODEL, TrainConfig
+from trainyard.config import DEFAULT_MODEL, ClusterFlags, Precision, RunFlags, TrainConfig
 from trainyard.errors import UserError
 from trainyard.glue.recipes import RECIPES, get_recipe
 from trainyard.storage import storage_folder
@@ -16,7 +15,7 @@ _OVERRIDES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteConfig:
+class SuiteConfig(RunFlags, ClusterFlags):
     """Fine-tune one model on every GLUE task with several seeds, and make one table of it.
 
     Each (task, seed) is an ordinary run of `jobs/train.py` in <storage-path>/<run-name>/. The same
@@ -52,13 +51,11 @@ class SuiteConfig:
     """For all tasks."""
     max_length: int = 128
     """Tokens per row."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """Precision of the forward pass."""
     per_device_eval_batch_size: int = 64
     """Rows per forward pass in evaluation."""
 
-    storage_path: str = "runs"
-    """Folder of all runs; on a cluster one that every node sees."""
     run_name: str = "glue"
     """Folder of this suite."""
     max_parallel_workers: int | None = None
@@ -69,23 +66,16 @@ class SuiteConfig:
     """Ray resources of a worker. Default: one CPU, or one GPU and its share of the CPUs."""
     max_failures: int = 3
     """Restarts of a run whose worker was lost."""
-    address: str | None = None
-    """Ray cluster to use. Default: RAY_ADDRESS, else a local Ray of the suite's own."""
-    verbose: bool = False
-    """Show Ray's own logs."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run could be made of, before anything is started."""
+        """Refuse values that no run can have, before anything is started."""
+        super().__post_init__()
         for name, values in (("--tasks", self.tasks), ("--seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
                 shown = " ".join(map(str, values)) or "empty"
                 raise UserError(f"{name} is {shown}; name each once, and at least one")
         for task in self.tasks:
             get_recipe(task)
-        if self.max_parallel_workers is not None and self.max_parallel_workers < 1:
-            raise UserError(
-                f"--max-parallel-workers is {self.max_parallel_workers}; it must be at least 1"
-            )
         if self.check_submission and self.submission:
             raise UserError(
                 "--submission writes a zip and --check-submission only looks at one; give one of them"
@@ -94,8 +84,7 @@ class SuiteConfig:
             self._check_warm_start()
         for task in self.tasks:
             for seed in self.seeds:
-                run = self.run_config(task, seed)
-        replace(run, run_name=self.run_name)  # the suite's own folder is named as a run's is
+                self.run_config(task, seed)
 
     def _check_warm_start(self) -> None:
         sources = {task: source for task in self.tasks if (source := get_recipe(task).warm_start)}

@@ -167,6 +167,6 @@ def job_of(config: SuiteConfig, run: TrainConfig) -> Job:
     return Job(
         name=run.resolved_run_name,
         cost=min(steps, run.max_steps or steps) * run.train_batch_size,
-        slots=run.slots_per_step,
+        slots=run.micro_batches_per_step,
         after=f"{source}-seed-{run.seed}" if source else None,
     )

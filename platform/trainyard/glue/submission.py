@@ -8,14 +8,14 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.config import TrainConfig
+from trainyard.config import DataFlags, ScoringFlags, WorkerFlags
 from trainyard.data import PreparedData, find_splits, open_parquet, prepare, split_file, split_rows
 from trainyard.errors import UserError
 from trainyard.evaluation import Logits, check_finite, predict_on_ray
@@ -74,20 +74,23 @@ def write_submission(
             say(f"{name} is left out: no finished run of {file.trained_on}")
             continue
         run = config.run_config(file.trained_on, best)
-        settings = replace(
-            run,
-            task=file.task,
-            max_train_samples=None,
+        rows = DataFlags(task=file.task, data_dir=run.data_dir)
+        scoring = ScoringFlags(
             model_name_or_path=finished[run.resolved_run_name]["model"],
+            max_length=run.max_length,
+            per_device_eval_batch_size=run.per_device_eval_batch_size,
+            mixed_precision=run.mixed_precision,
         )
-        if split_rows(settings, file.split) is None:
+        if split_rows(rows, file.split) is None:
             say(f"{name} is left out: {file.task}/{file.split}.parquet is not in --data-dir")
             continue
-        splits = find_splits(settings, (file.split,), labeled=False)
-        data = prepare(splits, build_tokenizer(settings), settings, config.folder / ".cache")
-        jobs[name] = (settings.model_name_or_path, data, settings)
+        splits = find_splits(rows, (file.split,), labeled=False)
+        data = prepare(splits, build_tokenizer(scoring), scoring, config.folder / ".cache")
+        jobs[name] = (scoring.model_name_or_path, data, scoring)
     written = {}
-    for name, logits in zip(jobs, _predict(list(jobs.values()), config.folder), strict=True):
+    workers = WorkerFlags(use_gpu=config.use_gpu, resources_per_worker=config.resources_per_worker)
+    found = _predict(list(jobs.values()), workers, config.folder)
+    for name, logits in zip(jobs, found, strict=True):
         file = FILES[name]
         check_finite(logits, jobs[name][0])
         task, answers = get_task(file.task), logits[file.split]
@@ -103,11 +106,13 @@ def write_submission(
     return {"zip": str(path), "files": written, "faults": faults}
 
 
-def _predict(jobs: list[tuple[str, PreparedData, TrainConfig]], folder: Path) -> list[Logits]:
+def _predict(
+    jobs: list[tuple[str, PreparedData, ScoringFlags]], workers: WorkerFlags, folder: Path
+) -> list[Logits]:
     """All files by one start of the workers; none where there is nothing to predict."""
     if not jobs:
         return []
-    found = predict_on_ray(jobs, folder)
+    found = predict_on_ray(jobs, workers, folder)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     return found
 

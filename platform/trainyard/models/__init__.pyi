@@ -3,12 +3,6 @@ from .build import (
     build_model as build_model,
 )
 from .build import (
-    build_optimizer as build_optimizer,
-)
-from .build import (
-    build_scheduler as build_scheduler,
-)
-from .build import (
     build_tokenizer as build_tokenizer,
 )
 from .build import (

@@ -1,12 +1,17 @@
 """Build Accelerate's device, precision and process group for a process."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainyard.config import TrainConfig
+from trainyard.config import Precision
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def build_accelerator(config: TrainConfig, arguments: Mapping[str, Any] | None = None) -> Any:
+def build_accelerator(
+    precision: Precision, *, use_gpu: bool, arguments: Mapping[str, Any] | None = None
+) -> "Accelerator":
     """Accelerate's device, precision and process group for this worker.
 
     `arguments` are those of a strategy that wraps a model for training.
@@ -22,8 +27,8 @@ def build_accelerator(config: TrainConfig, arguments: Mapping[str, Any] | None =
     # Accelerate keeps the first settings of a process for ever; one process can run many trials.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
-        cpu=not config.use_gpu,
-        mixed_precision=config.mixed_precision,
+        cpu=not use_gpu,
+        mixed_precision=precision,
         **(arguments or {}),
     )
     group = torch.distributed

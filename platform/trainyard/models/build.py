@@ -1,8 +1,8 @@
-"""Live objects from a config: tokenizer, model, optimizer, schedule. The only user of Auto*."""
+"""Tokenizers and classifiers from a model's files. The only user of Auto*."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainyard.config import TrainConfig
+from trainyard.config import ModelFlags
 from trainyard.errors import UserError
 from trainyard.models.hub import (
     from_hub,
@@ -14,8 +14,11 @@ from trainyard.models.hub import (
 )
 from trainyard.tasks import Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def build_tokenizer(config: TrainConfig) -> Any:
+
+def build_tokenizer(config: ModelFlags) -> Any:
     """The model's tokenizer; refuses a `max_length` that the model has no positions for."""
     import transformers
 
@@ -93,10 +96,17 @@ def load_classifier(name: str) -> Any:
     return model
 
 
-def build_model(config: TrainConfig, task: Task, revision: str | None = None) -> Any:
-    """The pretrained encoder with a fresh head for `task`, in fp32, its initial weights seeded.
+def build_model(
+    name: str,
+    task: Task,
+    revision: str | None = None,
+    *,
+    seed: int,
+    gradient_checkpointing: bool = False,
+) -> "PreTrainedModel":
+    """Load the pretrained encoder with a fresh head for `task`, in fp32.
 
-    `revision` is the commit of a Hub model, see `model_revision`.
+    `revision` is the commit of a Hub model, see `model_revision`; `seed` is that of the new weights.
 
     Raises:
         UserError: when the weights are not those of the encoder: it would start from random ones.
@@ -104,13 +114,13 @@ def build_model(config: TrainConfig, task: Task, revision: str | None = None) ->
     import torch
     import transformers
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed)
     labels = task.labels or ("score",)
     with quiet(transformers):
         model, info = from_hub(
-            config.model_name_or_path,
+            name,
             lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
-                resolve_model(config.model_name_or_path),
+                resolve_model(name),
                 revision=revision,
                 dtype=torch.float32,  # a checkpoint saved in bf16 would train in bf16 otherwise
                 num_labels=task.num_labels,
@@ -124,10 +134,10 @@ def build_model(config: TrainConfig, task: Task, revision: str | None = None) ->
                 output_loading_info=True,
             ),
         )
-    _check_encoder(config.model_name_or_path, model, info)
+    _check_encoder(name, model, info)
     # The task travels with the weights, so that whoever loads them knows what they answer.
     model.config.finetuning_task = task.name
-    if config.gradient_checkpointing:
+    if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
@@ -142,28 +152,3 @@ def _check_encoder(name: str, model: Any, info: Any) -> None:
             f"model '{name}' lacks {len(lost)} weights of its encoder, or has them in another shape "
             f"({', '.join(lost[:3])}{other}); give a model whose weights fit its config.json"
         )
-
-
-def build_optimizer(config: TrainConfig, model: Any) -> Any:
-    """AdamW (Loshchilov & Hutter 2019), without decay on biases and norms: all vectors."""
-    import torch
-
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-def build_scheduler(config: TrainConfig, optimizer: Any, total_steps: int) -> Any:
-    """The learning rate per optimizer step, by transformers' schedules."""
-    import transformers
-
-    warmup = config.warmup_steps
-    return transformers.get_scheduler(
-        config.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=int(warmup) if warmup >= 1 else round(warmup * total_steps),
-        num_training_steps=total_steps,
-    )

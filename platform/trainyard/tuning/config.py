@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -27,6 +27,8 @@ class SweepConfig(TrainConfig):
     The flags of jobs/train.py give the default recipe, which is trial 0 and what the winner is
     compared with. The same command goes on with a sweep that was interrupted.
     """
+
+    not_in_identity: ClassVar[tuple[str, ...]] = (*PLACE_FIELDS, *BUDGET_FIELDS)
 
     space: str = "default"
     """Named search space: default, wide, bert or seed."""
@@ -58,14 +60,6 @@ class SweepConfig(TrainConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is started."""
         super().__post_init__()
-        for name, least in (
-            ("num_trials", 1), ("grace_period", 1), ("max_concurrent_trials", 1),
-            ("confirm_top", 1), ("population", 2),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag} is {value}; it must be at least {least}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise UserError(f"--max-seconds is {self.max_seconds:g}; it must be more than 0")
         if not self.reduction_factor > 1:
@@ -107,12 +101,7 @@ class SweepConfig(TrainConfig):
         fixed = {"data_seed": self.held_out_seed, "fresh": False, "run_name": None}
         return TrainConfig(**{**own, **fixed, **hyperparameters, **place})
 
-    def identity(self) -> str:
-        """SHA-256 over all that decides which trials there are and how they go."""
-        return self._identity_without((*PLACE_FIELDS, *BUDGET_FIELDS))
-
     @property
     def resolved_run_name(self) -> str:
-        """`run_name`, or task and hash, so that the same command finds the same folder."""
-        source = "own" if self.train_file else self.task
-        return self.run_name or f"{source}-sweep-{self.identity()[:10]}"
+        """`run_name`, or the data and a hash."""
+        return self.name_after(f"{self.source}-sweep")

@@ -6,7 +6,6 @@ from typing import Any
 
 from trainyard.batching import PLAN_VERSION
 from trainyard.cluster import TOKENIZERS, nodes_for, ray_session
-from trainyard.config import PLACE_FIELDS
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.storage import (
@@ -164,18 +163,8 @@ def _check_same_sweep(config: SweepConfig, known: Mapping[str, Any]) -> None:
     remedy = "choose another --run-name, or --fresh to start it anew"
     if (reason := planned_otherwise(known)) is not None:
         raise UserError(f"{another} {reason}; {remedy}")
-    before = known.get("config", {})
-    changed = [
-        f"{name} {before.get(name)} -> {value}"
-        for name, value in asdict(config).items()
-        if name not in (*PLACE_FIELDS, *BUDGET_FIELDS) and _plain(value) != before.get(name)
-    ]
+    changed = config.changed_since(known.get("config", {}))
     raise UserError(f"{another} config ({', '.join(changed)}); {remedy}")
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _finished(

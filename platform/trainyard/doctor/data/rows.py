@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.config import TrainConfig
+from trainyard.config import DataFlags
 from trainyard.data import NO_LABEL, Split, Splits, find_splits, split_rows
 from trainyard.tasks import Task, get_task
 
@@ -83,7 +83,7 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def all_splits(config: TrainConfig) -> tuple[Splits, list[str]]:
+def all_splits(config: DataFlags) -> tuple[Splits, list[str]]:
     """Every split of the data, those without labels too, and the names of those that are absent."""
     if config.train_file:
         return find_splits(config), []

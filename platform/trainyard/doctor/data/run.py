@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from trainyard.cluster import ray_session
-from trainyard.config import TrainConfig
 from trainyard.data import Splits, prepare
 from trainyard.doctor.data.balance import balance, drift
 from trainyard.doctor.data.config import DataDoctorConfig
@@ -55,8 +54,7 @@ def examine_data(config: DataDoctorConfig) -> Examination:
         UserError: for data that cannot be read at all.
     """
     started = time.monotonic()
-    settings = config.settings()
-    splits, absent = all_splits(settings)
+    splits, absent = all_splits(config)
     folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
     for note in (*splits.notes, *(f"{name} is absent and not looked at" for name in absent)):
@@ -86,7 +84,7 @@ def examine_data(config: DataDoctorConfig) -> Examination:
         "truncation": _timed(
             clock,
             "truncation",
-            lambda: _truncation(replace(splits, splits=tokenized), settings, folder.path),
+            lambda: _truncation(replace(splits, splits=tokenized), config, folder.path),
         ),
         "balance": balance(task, all_rows),
         "drift": _timed(
@@ -131,10 +129,10 @@ def _missing_labels(task: Task, rows: Rows) -> int:
     return 0 if withheld else int((~rows.known).sum())
 
 
-def _truncation(splits: Splits, settings: TrainConfig, folder: Path) -> dict[str, Any]:
+def _truncation(splits: Splits, config: DataDoctorConfig, folder: Path) -> dict[str, Any]:
     """What tokenization cuts off, by tables as training makes them: they stay in the cache."""
-    with ray_session(settings):
-        data = prepare(splits, build_tokenizer(settings), settings, folder.parent / ".cache")
+    with ray_session(config):
+        data = prepare(splits, build_tokenizer(config), config, folder.parent / ".cache")
     found = {}
     for name in data.folders:
         table = data.table(name)

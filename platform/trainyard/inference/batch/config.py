@@ -2,21 +2,16 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from trainyard.config import TrainConfig
+from trainyard.config import PLACE_FIELDS, WorkerFlags
 from trainyard.errors import UserError
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
 from trainyard.models import Dtype, EngineName, resolve_model
 from trainyard.storage import file_digest
-
-PLACE_FIELDS = (
-    "output_file", "num_workers", "use_gpu", "resources_per_worker", "address", "verbose",
-)  # fmt: skip
-"""Where and how rows are predicted; none of these changes what is predicted."""
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
 """Endings of what a model and its tokenizer are loaded from."""
@@ -26,12 +21,14 @@ OUTPUTS = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(WorkerFlags):
     """Predict every row of a file with a fine-tuned model.
 
     The output has the input's rows in their order, each exactly once. The same command goes on
     where it was stopped.
     """
+
+    not_in_identity: ClassVar[tuple[str, ...]] = (*PLACE_FIELDS, "output_file")
 
     model_name_or_path: str
     """A run's model/ folder, a Hub id, or package:NAME/FOLDER."""
@@ -60,26 +57,15 @@ class PredictConfig:
     dtype: Dtype = "float32"
     """What it computes in."""
     num_workers: int = 1
-    """Processes on Ray; with one, and no address, this process predicts by itself."""
-    use_gpu: bool = False
-    """One GPU for each worker."""
-    resources_per_worker: dict[str, float] | None = None
-    """Ray resources of a worker. Default: an equal share of the CPUs."""
-    address: str | None = None
-    """Ray cluster to use. Default: RAY_ADDRESS, else a local Ray of its own."""
-    verbose: bool = False
-    """Show Ray's own logs."""
+    """Processes on Ray. With one and no --address, this process predicts."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is loaded."""
+        super().__post_init__()
         if Path(self.output_file).suffix not in OUTPUTS:
             raise UserError(
                 f"--output-file {self.output_file} must end in .jsonl or .parquet; rename it"
             )
-        for name in ("batch_tokens", "num_workers"):
-            if getattr(self, name) < 1:
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag} is {getattr(self, name)}; it must be at least 1")
         if self.model_task is not None and self.model_task not in PREDICTORS:
             raise UserError(
                 f"--model-task {self.model_task} is not known; use one of {', '.join(PREDICTORS)}"
@@ -100,19 +86,6 @@ class PredictConfig:
             raise UserError(
                 f"--parameters is no valid JSON ({error}); quote it with '…'"
             ) from error
-
-    @property
-    def place(self) -> TrainConfig:
-        """Where and how to run, in the words of training."""
-        return TrainConfig(
-            num_workers=self.num_workers,
-            train_batch_size=self.num_workers,
-            per_device_train_batch_size=1,
-            use_gpu=self.use_gpu,
-            resources_per_worker=self.resources_per_worker,
-            address=self.address,
-            verbose=self.verbose,
-        )
 
     def predictor(self) -> Predictor:
         """The model, loaded for its task."""
@@ -142,9 +115,8 @@ class PredictConfig:
 
         On the Hub a commit stands for the weights, see `pinned`.
         """
-        fields = {k: v for k, v in asdict(self).items() if k not in PLACE_FIELDS}
         model = Path(resolve_model(self.model_name_or_path))
         files = sorted(path for path in model.rglob("*") if path.suffix in MODEL_FILES)
         digests = {str(path.relative_to(model)): file_digest(path) for path in files}
-        known = [fields, file_digest(self.input_file), digests]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+        parts = [self.identity_fields(), file_digest(self.input_file), digests]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

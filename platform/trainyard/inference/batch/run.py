@@ -80,8 +80,8 @@ def _on_ray(config: PredictConfig, parts: Parts, missing: list[Path]) -> Iterato
     """Ray Data's actors take parts as they come; a lost one is predicted again by another."""
     import ray
 
-    with ray_session(config.place), quiet_ray_data():
-        resources = worker_resources(config.place)
+    with ray_session(config), quiet_ray_data():
+        resources = worker_resources(config)
         counts = (
             ray.data.from_items([str(path) for path in missing], override_num_blocks=len(missing))
             .map_batches(

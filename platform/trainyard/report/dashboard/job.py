@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainyard.config import StorageFlags
 from trainyard.errors import UserError
 from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
 from trainyard.storage import storage_folder, write_atomic
@@ -16,15 +17,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DashboardConfig:
+class DashboardConfig(StorageFlags):
     """Look at runs and sweeps in a browser, while they run and long after.
 
     It reads the folders below --storage-path and needs nothing else: no Ray, no network. Without
     --export it serves pages until Ctrl-C.
     """
 
-    storage_path: str = "runs"
-    """Folder of all runs."""
     host: str = "127.0.0.1"
     """Address to listen at. There is no password: another one than this machine's own shows the
     runs to everybody who can reach it."""

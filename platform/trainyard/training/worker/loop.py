@@ -11,10 +11,11 @@ from typing import Any
 from trainyard.batching import share, slot_seed
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
-from trainyard.models import build_model, build_optimizer, build_scheduler
+from trainyard.models import build_model
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 from trainyard.training.worker.gradients import tree_sum
+from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import STRATEGIES, training_accelerator
 
@@ -38,7 +39,13 @@ def train(
     rank, world = accelerator.process_index, accelerator.num_processes
     session = Session(config, task, data, folder, accelerator, on_evaluation)
 
-    model = build_model(config, task, data.model_revision)
+    model = build_model(
+        config.model_name_or_path,
+        task,
+        data.model_revision,
+        seed=config.seed,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
     optimizer = build_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = build_scheduler(config, optimizer, session.last_step)

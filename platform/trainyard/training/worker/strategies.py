@@ -38,7 +38,11 @@ def check_strategy(config: TrainConfig) -> None:
 
 def training_accelerator(config: TrainConfig) -> Any:
     """Accelerate, set up for the config's strategy."""
-    return build_accelerator(config, STRATEGIES[config.strategy].accelerator_arguments(config))
+    return build_accelerator(
+        config.mixed_precision,
+        use_gpu=config.use_gpu,
+        arguments=STRATEGIES[config.strategy].accelerator_arguments(config),
+    )
 
 
 def _ddp(_: TrainConfig) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 from trainyard.batching import share, slot_seed
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
-from trainyard.models import build_model, build_optimizer, build_scheduler
+from trainyard.models import build_model
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
+from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import training_accelerator
 
@@ -32,7 +33,13 @@ def train_by_trainer(
 
     accelerator = training_accelerator(config)
     session = Session(config, task, data, folder, accelerator, on_evaluation)
-    model = build_model(config, task, data.model_revision)
+    model = build_model(
+        config.model_name_or_path,
+        task,
+        data.model_revision,
+        seed=config.seed,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
     optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, session.last_step)
     session.resume(model, optimizer, scheduler)
