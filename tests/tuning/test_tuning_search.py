@@ -130,7 +130,7 @@ MISTAKES = {
     "lr_scheduler_type=choice:linear,cosin": "'cosin' is no value of lr_scheduler_type; expected lin",
     "train_batch_size=choice:2,8": "does not share out evenly over --num-workers 1",
     "max_length=randint:8:64": "list its values: max_length=choice:8,64",
-    "num_workers=choice:1,2": "is the same for all trials of a sweep; what can be searched: model",
+    "num_workers=choice:1,2": "is the same for all trials of a sweep; what can be searched: seed, model",
     "task=choice:mrpc,rte": "task is the same for all trials",
 }
 
