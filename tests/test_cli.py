@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from trainyard.cli import parse, run_job
 from trainyard.cluster.session import ray_session
-from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.flags import PLACE_FIELDS
 
 ROOT = Path(__file__).parents[1]
 

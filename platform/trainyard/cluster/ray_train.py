@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.cluster.autoscaler import may_grow
-from trainyard.config import WorkerFlags
+from trainyard.flags import WorkerFlags
 
 
 def build_trainer(

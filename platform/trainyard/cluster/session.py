@@ -9,8 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from trainyard.config import ClusterFlags
 from trainyard.errors import UserError
+from trainyard.flags import ClusterFlags
 
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
 """What a job that tokenizes needs first: with torch 2 to 3 seconds, as Ray's processes take to start."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.config import DataFlags
 from trainyard.data.columns import Batch
 from trainyard.data.files import read_rows
 from trainyard.data.labels import LabelEncoder, discover_labels, hold_out
+from trainyard.flags import DataFlags
 from trainyard.storage import file_digest
 from trainyard.tasks import ProblemType, Task, own_task
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainyard.config import ModelFlags
 from trainyard.data.splits import Split, Splits
 from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
+from trainyard.flags import ModelFlags
 from trainyard.models import model_revision
 from trainyard.storage import RunFolder, sync_tree
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from trainyard.config import (
+from trainyard.errors import UserError
+from trainyard.flags import (
     DataFlags,
     Flags,
     Precision,
@@ -12,7 +13,6 @@ from trainyard.config import (
     check_precision,
     flag,
 )
-from trainyard.errors import UserError
 
 BUILT_IN_SLICES = ("length", "label")
 DEFAULT_LENGTH = 128

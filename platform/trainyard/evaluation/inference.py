@@ -7,10 +7,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trainyard.cluster import build_trainer, cause_of, claim_processor, worker_resources
-from trainyard.config import ScoringFlags, WorkerFlags
 from trainyard.data import PreparedData
 from trainyard.errors import UserError
 from trainyard.evaluation.scoring import not_finite, predict
+from trainyard.flags import ScoringFlags, WorkerFlags
 
 Logits = dict[str, NDArray[Any]]
 

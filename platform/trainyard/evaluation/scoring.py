@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.batching import evaluation_batches, padded_length
-from trainyard.config import ScoringFlags
 from trainyard.data import TokenTable
+from trainyard.flags import ScoringFlags
 from trainyard.metrics import build_metric, decode
 from trainyard.stats import metric_interval
 from trainyard.tasks import Task

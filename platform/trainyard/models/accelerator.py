@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainyard.config import Precision
+from trainyard.flags import Precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

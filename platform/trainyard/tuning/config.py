@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.flags import PLACE_FIELDS
 
 Searcher = Literal["random", "grid", "optuna"]
 Scheduler = Literal["fifo", "asha", "pbt"]

@@ -10,7 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.config import TrainConfig
+from trainyard.flags import PLACE_FIELDS
 from trainyard.storage import (
     RunFolder,
     SweepFolder,

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainyard.config import PLACE_FIELDS, TrainConfig
+from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.flags import PLACE_FIELDS
 
 if TYPE_CHECKING:
     import optuna

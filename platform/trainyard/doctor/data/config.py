@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from trainyard.config import DEFAULT_MODEL, ClusterFlags, DataFlags, ModelFlags, RunFlags
 from trainyard.errors import UserError
+from trainyard.flags import DEFAULT_MODEL, ClusterFlags, DataFlags, ModelFlags, RunFlags
 from trainyard.tasks import check_data_dir, get_task
 
 

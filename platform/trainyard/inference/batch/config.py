@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from trainyard.config import PLACE_FIELDS, WorkerFlags
 from trainyard.errors import UserError
+from trainyard.flags import PLACE_FIELDS, WorkerFlags
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
 from trainyard.models import Dtype, EngineName, resolve_model

