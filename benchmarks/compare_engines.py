@@ -24,7 +24,7 @@ from provenance import provenance
 
 from trainyard.cli import parse
 from trainyard.evaluation.config import EngineConfig
-from trainyard.evaluation.engine_choice import CANDIDATES, Bench
+from trainyard.evaluation.engine_choice import Bench, candidates
 from trainyard.evaluation.models import describe
 from trainyard.evaluation.rows import labeled_splits
 from trainyard.inference.predictor import Predictor
@@ -109,7 +109,7 @@ def main() -> None:
     bench = Bench(model, splits, config)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for engine, dtype in (*CANDIDATES, ("onnxruntime", "float32"), ("onnxruntime", "int8")):
+        for engine, dtype in (*candidates(), ("onnxruntime", "float32"), ("onnxruntime", "int8")):
             one = bench.measure(engine, dtype, Path(folder))
             if "refused" not in one:
                 file = Path(folder) / "int8.xml" if dtype == "int8" else None

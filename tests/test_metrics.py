@@ -40,7 +40,7 @@ def test_names_are_those_of_evaluates_glue_metric() -> None:
     assert {"accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"} <= set(METRICS)
     assert set(LABELS) | set(VALUES) | set(MULTI_LABEL) == set(METRICS)
     assert [name for name, row in METRICS.items() if not row.higher_is_better] == ["rmse"]
-    assert all(row.description for row in METRICS.values())
+    assert all(row.title for row in METRICS.values())
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ def test_build_metric_is_an_evaluate_metric_that_collects_batches() -> None:
 def test_build_metric_refuses_what_it_cannot_compute() -> None:
     with pytest.raises(
         UserError,
-        match=r"^no kind of prediction fits all the metrics asked for: f1 \(labels\), "
+        match=r"^no kind of prediction fits all requested metrics: f1 \(labels\), "
         r"pearson \(values\); name metrics that share one$",
     ):
         build_metric(["f1", "pearson"])
-    with pytest.raises(UserError, match=r"asked for: none; name metrics that share one$"):
+    with pytest.raises(UserError, match=r"requested metrics: none; name metrics that share one$"):
         build_metric([])
     with pytest.raises(UserError, match=r"^there are no rows to score"):
         build_metric(["accuracy"]).compute(predictions=np.zeros(0), references=np.zeros(0))

@@ -1,12 +1,13 @@
 """Metrics as pure functions of numpy arrays, and as one offline `evaluate.Metric`.
 
-The names are those of the `glue` metric of `evaluate`. Values are Python floats always: a numpy
-scalar in what a worker reports cannot be stored as JSON.
+A metric is one row of METRICS. Intervals, comparisons, sweeps and pages read all they need from it.
+The names are those of the `glue` metric of `evaluate`. Values are always Python floats: numpy
+scalars in a worker's report cannot be stored as JSON.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +19,58 @@ if TYPE_CHECKING:
 
     from trainyard.tasks import ProblemType
 
+Floats = NDArray[np.float64]
 MetricFunction = Callable[[NDArray[Any], NDArray[Any]], float]
 Input = Literal["labels", "values", "multi_label"]
+
+Statistic = Callable[[Floats], Floats]
+"""Weights of shape [resamples, distinct rows] -> metric values of shape [resamples]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
     """One row of METRICS."""
 
-    description: str
-    """What it measures, for a model card."""
+    title: str
+    """Name on pages."""
     function: MetricFunction
     """(predictions, references) -> value; raises UserError for no rows or unequal numbers."""
     inputs: tuple[Input, ...]
-    """What it works from: class indices or values of shape [rows], or 0/1 of [rows, labels]."""
+    """Accepted inputs: class indices or values of shape [rows], or 0/1 of [rows, labels]."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Least and greatest possible value; intervals are clipped to them."""
     higher_is_better: bool = True
     """False for an error."""
     counts_rows: bool = False
-    """Whether it is the share of rows that are right, each by itself: a proportion, with its tests."""
+    """True for a share of correct rows: Wilson's interval and McNemar's test apply to it."""
+    statistic: Callable[[NDArray[Any], NDArray[Any]], Statistic] | None = None
+    """(predictions, references) of distinct rows -> Statistic, for the bootstrap interval.
+    Default: call `function` on each resample, which is slower."""
+
+    def weighted(self, predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
+        """Return the metric of distinct rows as a function of the rows' weights."""
+        build = self.statistic or repeated(self.function)
+        return build(predictions, references)
+
+
+def repeated(function: MetricFunction) -> Callable[[NDArray[Any], NDArray[Any]], Statistic]:
+    """Turn a metric function into a `Metric.statistic` that repeats each row by its weight."""
+
+    def build(predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
+        return lambda weights: np.array(
+            [
+                function(
+                    np.repeat(predictions, times, axis=0), np.repeat(references, times, axis=0)
+                )
+                for times in weights.astype(np.int64)
+            ]
+        )
+
+    return build
 
 
 def accuracy(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Share of rows that are right; of a multi-label row, all labels must be."""
+    """Share of correct rows; all labels of a multi-label row must be correct."""
     from sklearn.metrics import accuracy_score
 
     check_rows(predictions, references)
@@ -47,17 +78,17 @@ def accuracy(predictions: NDArray[Any], references: NDArray[Any]) -> float:
 
 
 def f1(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """F1 of class 1 against class 0; 0 where that class is neither predicted nor right."""
+    """F1 of class 1 against class 0; 0 where class 1 occurs on neither side."""
     return _f1(predictions, references, "binary")
 
 
 def f1_macro(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Mean over classes of their F1: over those that occur, or over all of a multi-label row."""
+    """Mean F1 over the classes that occur, or over all labels of multi-label rows."""
     return _f1(predictions, references, "macro")
 
 
 def f1_micro(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """F1 of all decisions counted together; of single labels, this is the accuracy."""
+    """F1 over all decisions together; equals accuracy for single-label rows."""
     return _f1(predictions, references, "micro")
 
 
@@ -66,31 +97,31 @@ def _f1(predictions: NDArray[Any], references: NDArray[Any], average: str) -> fl
 
     check_rows(predictions, references)
     if references.ndim == 2 and references.shape[1] == 1:
-        # scikit-learn takes a matrix of one column for two classes and would average over both.
+        # scikit-learn reads a one-column matrix as two classes and would average over both.
         average = "binary"
     return float(f1_score(references, predictions, average=average, zero_division=0.0))
 
 
 def matthews_correlation(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Matthews' correlation, for any number of classes by Gorodkin (2004); between -1 and 1."""
+    """Matthews correlation coefficient, for any number of classes (Gorodkin 2004)."""
     from sklearn.metrics import matthews_corrcoef
 
     check_rows(predictions, references)
     if _constant(predictions) or _constant(references):
-        # 0/0: a constant tells nothing. scikit-learn says 0 too, but may warn on the way.
+        # 0/0. scikit-learn returns 0 too, but may warn.
         return 0.0
     return float(matthews_corrcoef(references, predictions))
 
 
 def pearson(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Pearson's linear correlation; between -1 and 1."""
+    """Pearson's linear correlation."""
     from scipy.stats import pearsonr
 
     return _correlation(pearsonr, predictions, references)
 
 
 def spearmanr(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Spearman's rank correlation, ties sharing their mean rank; between -1 and 1."""
+    """Spearman's rank correlation; ties share their mean rank."""
     from scipy.stats import spearmanr as rank_correlation
 
     return _correlation(rank_correlation, predictions, references)
@@ -101,10 +132,10 @@ def _correlation(
 ) -> float:
     check_rows(predictions, references)
     if _constant(predictions) or _constant(references):
-        # SciPy gives NaN, which no scheduler can compare. A model that answers one value for
-        # every row has learnt nothing, so its score is that of no correlation.
+        # SciPy returns NaN, which no scheduler can compare. A constant prediction carries no
+        # information, so it scores as no correlation.
         return 0.0
-    # In float64: SciPy would stay in the float32 of a model's logits.
+    # In float64: SciPy would compute in the float32 of the logits.
     return float(function(predictions.astype(np.float64), references.astype(np.float64)).statistic)
 
 
@@ -118,38 +149,162 @@ def rmse(predictions: NDArray[Any], references: NDArray[Any]) -> float:
     )
 
 
+class Counts(NamedTuple):
+    """Counts of each resample: shapes [resamples] and [resamples, classes]."""
+
+    rows: Floats
+    exact: Floats  # correct rows
+    hits: Floats
+    predicted: Floats
+    actual: Floats
+    positive: slice  # the column of class 1
+    every_class: bool  # average also over classes that a resample lacks
+
+
+def of_counts(
+    value: Callable[[Counts], Floats],
+) -> Callable[[NDArray[Any], NDArray[Any]], Statistic]:
+    """Build a `Metric.statistic` from a function of the resamples' class counts."""
+
+    def build(predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
+        count = _counter(predictions, references)
+        return lambda weights: value(count(weights))
+
+    return build
+
+
+def of_values(
+    value: Callable[[Floats, Floats, Floats], Floats],
+) -> Callable[[NDArray[Any], NDArray[Any]], Statistic]:
+    """Build a `Metric.statistic` from a function of (weights, predictions, references)."""
+
+    def build(predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
+        x, y = predictions.astype(np.float64), references.astype(np.float64)
+        return lambda weights: value(weights, x, y)
+
+    return build
+
+
+def _counter(predictions: NDArray[Any], references: NDArray[Any]) -> Callable[[Floats], Counts]:
+    multi_label, positive = references.ndim == 2, slice(0)
+    if not multi_label:
+        classes = np.union1d(predictions, references)
+        positive = slice(*np.searchsorted(classes, [1, 2]))
+        predictions, references = (v[:, None] == classes for v in (predictions, references))
+    exact = (predictions == references).all(axis=1).astype(np.float64)
+    predicted, actual = predictions.astype(np.float64), references.astype(np.float64)
+    hits = predicted * actual
+    return lambda w: Counts(
+        w.sum(axis=1), w @ exact, w @ hits, w @ predicted, w @ actual, positive, multi_label
+    )
+
+
+def _f1_weighted(counts: Counts) -> Floats:
+    return _ratio(2 * counts.hits, counts.predicted + counts.actual)
+
+
+def _f1_macro_weighted(counts: Counts) -> Floats:
+    # As in scikit-learn: the classes that occur, but all labels of multi-label rows.
+    averaged = (counts.predicted + counts.actual > 0) | counts.every_class
+    return np.asarray(_f1_weighted(counts).sum(axis=1) / averaged.sum(axis=1))
+
+
+def _matthews_weighted(counts: Counts) -> Floats:
+    rows, predicted, actual = counts.rows, counts.predicted, counts.actual
+    covariance = counts.exact * rows - (predicted * actual).sum(axis=1)
+    spread = (rows**2 - (predicted**2).sum(axis=1)) * (rows**2 - (actual**2).sum(axis=1))
+    return _ratio(covariance, np.sqrt(spread))
+
+
+def _correlation_weighted(weights: Floats, x: Floats, y: Floats) -> Floats:
+    """Compute Pearson's correlation in each resample; 0 where either side is constant."""
+    rows = weights.sum(axis=1, keepdims=True)
+    dx, dy = (v - (weights * v).sum(axis=1, keepdims=True) / rows for v in (x, y))
+    spread = np.ones(len(weights))  # the product of both variances
+    for values, deviations in ((x, dx), (y, dy)):
+        variance = (weights * deviations**2).sum(axis=1) / rows[:, 0]
+        # Rounding leaves about this much variance for a constant.
+        noise = (4 * np.spacing(np.abs(values).max())) ** 2
+        spread *= np.where(variance > noise, variance, 0.0)
+    return _ratio((weights * dx * dy).sum(axis=1) / rows[:, 0], np.sqrt(spread))
+
+
+def _ranks(weights: Floats, values: Floats) -> Floats:
+    """Rank of each distinct row in each resample; ties share their mean rank."""
+    _, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    starts = np.cumsum(sizes) - sizes
+    tied = np.add.reduceat(weights[:, np.argsort(codes)], starts, axis=1)
+    shared: Floats = np.cumsum(tied, axis=1) - (tied - 1) / 2
+    return shared[:, codes]
+
+
+def _ratio(top: Floats, bottom: Floats) -> Floats:
+    """Divide; 0/0 is 0."""
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
-        description="share of rows predicted right",
+        title="accuracy",
         function=accuracy,
         inputs=("labels", "multi_label"),
         counts_rows=True,
+        statistic=of_counts(lambda c: c.exact / c.rows),
     ),
-    "f1": Metric(description="F1 of the second class", function=f1, inputs=("labels",)),
+    "f1": Metric(
+        title="F1 of the second class",
+        function=f1,
+        inputs=("labels",),
+        statistic=of_counts(lambda c: _f1_weighted(c)[:, c.positive].sum(axis=1)),
+    ),
     "f1_macro": Metric(
-        description="mean F1 over classes", function=f1_macro, inputs=("labels", "multi_label")
+        title="F1, mean over classes",
+        function=f1_macro,
+        inputs=("labels", "multi_label"),
+        statistic=of_counts(_f1_macro_weighted),
     ),
     "f1_micro": Metric(
-        description="F1 over all decisions", function=f1_micro, inputs=("labels", "multi_label")
+        title="F1 over all decisions",
+        function=f1_micro,
+        inputs=("labels", "multi_label"),
+        statistic=of_counts(
+            lambda c: _ratio(2 * c.hits.sum(axis=1), (c.predicted + c.actual).sum(axis=1))
+        ),
     ),
     "matthews_correlation": Metric(
-        description="Matthews' correlation", function=matthews_correlation, inputs=("labels",)
+        title="Matthews correlation",
+        function=matthews_correlation,
+        inputs=("labels",),
+        bounds=(-1.0, 1.0),
+        statistic=of_counts(_matthews_weighted),
     ),
-    "pearson": Metric(description="Pearson's correlation", function=pearson, inputs=("values",)),
+    "pearson": Metric(
+        title="Pearson correlation",
+        function=pearson,
+        inputs=("values",),
+        bounds=(-1.0, 1.0),
+        statistic=of_values(_correlation_weighted),
+    ),
     "spearmanr": Metric(
-        description="Spearman's rank correlation", function=spearmanr, inputs=("values",)
+        title="Spearman rank correlation",
+        function=spearmanr,
+        inputs=("values",),
+        bounds=(-1.0, 1.0),
+        statistic=of_values(lambda w, x, y: _correlation_weighted(w, _ranks(w, x), _ranks(w, y))),
     ),
     "rmse": Metric(
-        description="root mean squared error",
+        title="root mean squared error",
         function=rmse,
         inputs=("values",),
+        bounds=(0.0, np.inf),
         higher_is_better=False,
+        statistic=of_values(lambda w, x, y: np.sqrt(w @ (x - y) ** 2 / w.sum(axis=1))),
     ),
 }
 
 
 def get_metric(name: str) -> Metric:
-    """The row of a known metric.
+    """Return the row of a metric.
 
     Raises:
         UserError: for an unknown name; lists them all.
@@ -160,14 +315,13 @@ def get_metric(name: str) -> Metric:
 
 
 def build_metric(names: Sequence[str]) -> "evaluate.Metric":
-    """One `evaluate.Metric` whose `compute` returns {name: float} for all of `names`.
+    """Build one `evaluate.Metric` whose `compute` returns {name: float} for all of `names`.
 
-    It touches neither network nor disk, so it works offline and on a read-only home folder. It
-    keeps its rows in memory and belongs in one process: that of rank 0.
+    It uses neither network nor disk. It keeps its rows in memory, so use it on rank 0 only.
 
     Raises:
-        UserError: for an unknown name, for names that no one kind of prediction fits, and from
-            `compute` for no rows.
+        UserError: for an unknown name or names without a common kind of input; `compute` raises it
+            for no rows.
     """
     import datasets
     import evaluate
@@ -183,40 +337,40 @@ def build_metric(names: Sequence[str]) -> "evaluate.Metric":
     if not rows or not features:
         found = ", ".join(f"{name} ({' or '.join(row.inputs)})" for name, row in rows.items())
         raise UserError(
-            f"no kind of prediction fits all the metrics asked for: {found or 'none'}; "
+            f"no kind of prediction fits all requested metrics: {found or 'none'}; "
             "name metrics that share one"
         )
 
     class TrainyardMetric(evaluate.Metric):
         def _info(self) -> "evaluate.MetricInfo":
             return evaluate.MetricInfo(
-                description="; ".join(f"{name}: {row.description}" for name, row in rows.items()),
+                description="; ".join(f"{name}: {row.title}" for name, row in rows.items()),
                 citation="",
                 inputs_description="",
                 features=features,
             )
 
         def _build_data_dir(self) -> str:
-            # The base class makes a cache folder in the home folder, even to stay in memory.
+            # The base class creates a cache folder in the home folder even for in-memory metrics.
             return ""
 
         def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
-            """Collect rows, refusing none at all: the base class would say "IndexError"."""
+            """Collect rows; for no rows at all the base class would raise an IndexError."""
             check_rows(np.asarray(predictions), np.asarray(references))
             super().add_batch(predictions=predictions, references=references)
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-            predicted, right = np.asarray(predictions), np.asarray(references)
-            return {name: row.function(predicted, right) for name, row in rows.items()}
+            found = np.asarray(predictions), np.asarray(references)
+            return {name: row.function(*found) for name, row in rows.items()}
 
     return TrainyardMetric(keep_in_memory=True)
 
 
 def decode(problem_type: "ProblemType", logits: NDArray[Any]) -> NDArray[Any]:
-    """Predictions from a model's outputs of shape [rows, labels].
+    """Turn logits of shape [rows, labels] into predictions.
 
-    Class indices [rows], values [rows] for regression, or 0/1 [rows, labels] for multi-label,
-    where a logit above 0 is a probability above one half.
+    Returns class indices [rows], values [rows] for regression, or 0/1 [rows, labels] for
+    multi-label, where a logit above 0 is a probability above one half.
     """
     if problem_type == "regression":
         return np.squeeze(logits, axis=-1)
@@ -227,7 +381,7 @@ def decode(problem_type: "ProblemType", logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_rows(predictions: NDArray[Any], references: NDArray[Any]) -> None:
-    """Refuse what has no metric.
+    """Check that a metric is defined.
 
     Raises:
         UserError: for no rows, or for predictions and references of different shapes.

@@ -1,24 +1,26 @@
-"""How sure a number is: bootstrap and Wilson intervals over rows, Student-t intervals over seeds.
+"""Confidence intervals: bootstrap and Wilson over rows, Student's t over seeds.
 
 Resampling n rows with replacement is drawing how often each *distinct* row occurs, from a
-multinomial distribution. A classifier has few distinct rows (the cells of its confusion matrix), so
-a thousand resamples are one small array, and every metric is computed for all of them at once.
+multinomial distribution. A classifier has few distinct rows (the cells of its confusion matrix).
+A thousand resamples are then one small array, and a metric is computed for all of them at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
-from trainyard.metrics import MetricFunction, check_rows, get_metric
-
-Floats = NDArray[np.float64]
-
-# [resamples, distinct rows]: how often each was drawn -> [resamples]: the metric's values.
-Statistic = Callable[[Floats], Floats]
+from trainyard.metrics import (
+    Floats,
+    MetricFunction,
+    Statistic,
+    check_rows,
+    get_metric,
+    repeated,
+)
 
 _CELLS_AT_ONCE = 1 << 20  # 8 MiB in each temporary array
 _CELLS_IN_ALL = 20_000_000  # a few seconds
@@ -27,7 +29,7 @@ _FEWEST_RESAMPLES = 200
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Of two models judged on the same rows: is the first better than the second?"""
+    """Paired comparison of two models on the same rows."""
 
     difference: float
     """The metric of the first minus that of the second."""
@@ -36,7 +38,7 @@ class Comparison:
     high: float
     """Upper end of the difference's interval."""
     verdict: Literal["better", "worse", "not distinguishable"]
-    """Of the first: whether the interval leaves out 0, and on the metric's good side."""
+    """Verdict on the first model: "better" or "worse" when the interval excludes 0."""
 
 
 def bootstrap_interval(
@@ -50,9 +52,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a metric over rows (Efron and Tibshirani 1993, chapter 13).
 
-    The same input and seed give the same interval. With more than 20,000 distinct rows fewer
-    resamples are drawn, never under 200, to bound the time. A function in place of a name is called
-    once for each resample, and must not depend on the order of rows.
+    The same input and seed give the same interval. Above 20,000 distinct rows fewer resamples are
+    drawn (at least 200) to bound the time. `metric` may be a function; it is called once a resample
+    and must not depend on the order of rows.
 
     Raises:
         UserError: for an unknown metric, no rows, or unequal numbers of them.
@@ -66,9 +68,9 @@ def bootstrap_interval(
 def metric_interval(
     metric: str, predictions: NDArray[Any], references: NDArray[Any], *, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % interval of a metric over rows: Wilson's of a share of rows, else the bootstrap's.
+    """95 % interval of a metric over rows: Wilson's for a share of rows, else the bootstrap's.
 
-    Of few rows, the bootstrap's interval of a share is too narrow.
+    For few rows the bootstrap interval of a share is too narrow.
 
     Raises:
         UserError: as `bootstrap_interval`.
@@ -76,8 +78,8 @@ def metric_interval(
     if not get_metric(metric).counts_rows:
         return bootstrap_interval(metric, predictions, references, seed=seed)
     check_rows(predictions, references)
-    right = (predictions == references).reshape(len(references), -1).all(axis=1)
-    return proportion_interval(int(right.sum()), len(right))
+    correct = (predictions == references).reshape(len(references), -1).all(axis=1)
+    return proportion_interval(int(correct.sum()), len(correct))
 
 
 def paired_bootstrap(
@@ -90,9 +92,9 @@ def paired_bootstrap(
     resamples: int = 1000,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Compare `predictions` with those of a `baseline`, both judged on the same resampled rows.
+    """Compare `predictions` with a `baseline`, both evaluated on the same resampled rows.
 
-    A function in place of a metric's name is taken as higher is better.
+    Higher is better for a `metric` that is a function.
 
     Raises:
         UserError: as `bootstrap_interval`.
@@ -115,7 +117,7 @@ def paired_bootstrap(
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) over seeds, by Student's t; one value alone has an interval of no width.
+    """(mean, low, high) over seeds, by Student's t; the interval of one value has no width.
 
     Raises:
         UserError: for no values.
@@ -133,20 +135,20 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def proportion_interval(hits: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a share of rows, by Wilson's score: also right of few rows, of none and of all.
+    """Interval of a share of rows by Wilson's score, also valid for few rows and shares of 0 or 1.
 
-    (There the bootstrap says that it is sure.) Of no rows at all, anything between 0 and 1.
+    There the bootstrap interval collapses. For no rows the interval is 0 to 1.
     """
     from scipy.stats import binomtest
 
     if rows == 0:
         return 0.0, 1.0
-    found = binomtest(hits, rows).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(hits, rows).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def distinct_rows(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Where each distinct row occurs first, and how often it occurs."""
+    """Index of each distinct row's first occurrence, and its number of occurrences."""
     rows = np.column_stack(columns)
     _, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
     return first, counts
@@ -170,7 +172,7 @@ def _resamples(counts: NDArray[np.int64], seed: int, resamples: int) -> Iterator
         size = min(at_once, resamples - start)
         if total > 3 * distinct:
             weights = rng.multinomial(total, counts / total, size=size)
-        else:  # The same distribution; where few rows repeat, counting single draws is faster.
+        else:  # Same distribution; faster when few rows repeat.
             drawn = row_of_draw[rng.integers(total, size=(size, total))]
             drawn += distinct * np.arange(size)[:, None]
             weights = np.bincount(drawn.ravel(), minlength=size * distinct).reshape(size, distinct)
@@ -180,101 +182,7 @@ def _resamples(counts: NDArray[np.int64], seed: int, resamples: int) -> Iterator
 def statistic_of(
     metric: str | MetricFunction, predictions: NDArray[Any], references: NDArray[Any]
 ) -> Statistic:
-    """The metric of distinct rows as a function of how often each of them counts."""
+    """Return the metric of distinct rows as a function of the rows' weights."""
     if callable(metric):
-        return lambda weights: np.array(
-            [
-                metric(np.repeat(predictions, times, axis=0), np.repeat(references, times, axis=0))
-                for times in weights.astype(np.int64)
-            ]
-        )
-    if get_metric(metric).inputs == ("values",):
-        of_values = _VALUE_STATISTICS[metric]
-        x, y = predictions.astype(np.float64), references.astype(np.float64)
-        return lambda weights: of_values(weights, x, y)
-    of_counts, count = _COUNT_STATISTICS[metric], _counter(predictions, references)
-    return lambda weights: of_counts(count(weights))
-
-
-class _Counts(NamedTuple):
-    """What each resample holds: shapes [resamples] and [resamples, classes]."""
-
-    rows: Floats
-    exact: Floats  # rows predicted right
-    hits: Floats
-    predicted: Floats
-    right: Floats
-    positive: slice  # the column of class 1
-    every_class: bool  # whether a class that a resample lacks is averaged over
-
-
-def _counter(predictions: NDArray[Any], references: NDArray[Any]) -> Callable[[Floats], _Counts]:
-    multi_label, positive = references.ndim == 2, slice(0)
-    if not multi_label:
-        classes = np.union1d(predictions, references)
-        positive = slice(*np.searchsorted(classes, [1, 2]))
-        predictions, references = (v[:, None] == classes for v in (predictions, references))
-    exact = (predictions == references).all(axis=1).astype(np.float64)
-    predicted, right = predictions.astype(np.float64), references.astype(np.float64)
-    hits = predicted * right
-    return lambda w: _Counts(
-        w.sum(axis=1), w @ exact, w @ hits, w @ predicted, w @ right, positive, multi_label
-    )
-
-
-def _f1(counts: _Counts) -> Floats:
-    return _ratio(2 * counts.hits, counts.predicted + counts.right)
-
-
-def _f1_macro(counts: _Counts) -> Floats:
-    # As in scikit-learn, classes are those that occur, but labels of a multi-label row are fixed.
-    averaged = (counts.predicted + counts.right > 0) | counts.every_class
-    return np.asarray(_f1(counts).sum(axis=1) / averaged.sum(axis=1))
-
-
-def _matthews_correlation(counts: _Counts) -> Floats:
-    rows, predicted, right = counts.rows, counts.predicted, counts.right
-    covariance = counts.exact * rows - (predicted * right).sum(axis=1)
-    spread = (rows**2 - (predicted**2).sum(axis=1)) * (rows**2 - (right**2).sum(axis=1))
-    return _ratio(covariance, np.sqrt(spread))
-
-
-def _correlation(weights: Floats, x: Floats, y: Floats) -> Floats:
-    """Pearson's correlation in each resample; 0 where either side is constant."""
-    rows = weights.sum(axis=1, keepdims=True)
-    dx, dy = (v - (weights * v).sum(axis=1, keepdims=True) / rows for v in (x, y))
-    spread = np.ones(len(weights))  # the product of both variances
-    for values, deviations in ((x, dx), (y, dy)):
-        variance = (weights * deviations**2).sum(axis=1) / rows[:, 0]
-        # Of one value repeated, rounding leaves about this much instead of 0.
-        noise = (4 * np.spacing(np.abs(values).max())) ** 2
-        spread *= np.where(variance > noise, variance, 0.0)
-    return _ratio((weights * dx * dy).sum(axis=1) / rows[:, 0], np.sqrt(spread))
-
-
-def _ranks(weights: Floats, values: Floats) -> Floats:
-    """Rank of each distinct row in each resample, ties sharing their mean: a sum of weights."""
-    _, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    starts = np.cumsum(sizes) - sizes
-    tied = np.add.reduceat(weights[:, np.argsort(codes)], starts, axis=1)
-    shared: Floats = np.cumsum(tied, axis=1) - (tied - 1) / 2
-    return shared[:, codes]
-
-
-def _ratio(top: Floats, bottom: Floats) -> Floats:
-    """The quotient, and 0 for 0/0, as in `trainyard.metrics`."""
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-
-
-_COUNT_STATISTICS: dict[str, Callable[[_Counts], Floats]] = {
-    "accuracy": lambda c: c.exact / c.rows,
-    "f1": lambda c: _f1(c)[:, c.positive].sum(axis=1),
-    "f1_macro": _f1_macro,
-    "f1_micro": lambda c: _ratio(2 * c.hits.sum(axis=1), (c.predicted + c.right).sum(axis=1)),
-    "matthews_correlation": _matthews_correlation,
-}
-_VALUE_STATISTICS: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
-    "pearson": _correlation,
-    "spearmanr": lambda w, x, y: _correlation(w, _ranks(w, x), _ranks(w, y)),
-    "rmse": lambda w, x, y: np.sqrt(w @ (x - y) ** 2 / w.sum(axis=1)),
-}
+        return repeated(metric)(predictions, references)
+    return get_metric(metric).weighted(predictions, references)

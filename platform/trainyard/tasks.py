@@ -1,7 +1,7 @@
 """The tasks: one row each, holding everything that varies between them, so no code asks which."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -246,6 +246,14 @@ def own_task(
         hub_path=None,
         hub_revision=None,
     )
+
+
+def own_headline(metrics: Collection[str]) -> str:
+    """Return the headline among the metrics of own data; the first of unknown ones, or ""."""
+    for names, score in _OWN_METRICS.values():
+        if set(names) <= set(metrics):
+            return score
+    return next(iter(metrics), "")
 
 
 # Nothing is known about the balance of a user's classes: accuracy would reward a model that always

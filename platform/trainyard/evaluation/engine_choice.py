@@ -27,10 +27,6 @@ from trainyard.models import ENGINES, FILE, INT8, machine, weights_of
 from trainyard.storage import versions, write_json
 from trainyard.terminal import say
 
-CANDIDATES = (
-    ("torch", "bfloat16"), ("compile", "float32"), ("openvino", "float32"),
-    ("openvino", "bfloat16"), ("openvino", "int8"),
-)  # fmt: skip
 SAME = 1e-4
 """Outputs that differ from torch's by no more than this part of the largest are the same answers."""
 WORTH = 1.05
@@ -61,7 +57,7 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
     bench = Bench(model, splits, config)
     scratch = model.folder / f".{INT8.parent.name}"
     try:
-        found = [bench.measure(engine, dtype, scratch) for engine, dtype in CANDIDATES]
+        found = [bench.measure(engine, dtype, scratch) for engine, dtype in candidates()]
         best = best_of(found, config.max_loss)
         shutil.rmtree(model.folder / INT8.parent, ignore_errors=True)
         int8 = best["dtype"] == "int8"
@@ -91,6 +87,11 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
     }
     write_json(model.folder / FILE, stored)
     return {"job": "engine", "model": model.name, **result}
+
+
+def candidates() -> list[tuple[str, str]]:
+    """List engine and number type of everything that is compared with torch in float32."""
+    return [(name, dtype) for name, engine in ENGINES.items() for dtype in engine.measured]
 
 
 def best_of(found: Sequence[Mapping[str, Any]], max_loss: float) -> Mapping[str, Any]:

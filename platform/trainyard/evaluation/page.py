@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainyard.metrics import get_metric
 from trainyard.report.kit import (
     Cell,
     Facts,
@@ -48,11 +49,16 @@ def _results(found: Details) -> Section:
     for name, split in found["splits"].items():
         for metric, value in split["metrics"].items():
             low, high = split["intervals"][metric]
-            rows.append([name, metric, _with_interval(value, (low, high)), split["rows"]])
-            dots.append({"metric": f"{name}, {metric}", "value": value, "low": low, "high": high})
+            rows.append([name, _title(metric), _with_interval(value, (low, high)), split["rows"]])
+            dots.append(
+                {"metric": f"{name}, {_title(metric)}", "value": value, "low": low, "high": high}
+            )
     content: list[Any] = [
         Facts(
-            [(found["score_metric"], number(found["score"])), ("time", duration(found["seconds"]))],
+            [
+                (_title(found["score_metric"]), number(found["score"])),
+                ("time", duration(found["seconds"])),
+            ],
             wide=True,
         )
     ]
@@ -90,7 +96,7 @@ def _results(found: Details) -> Section:
         )
     comparisons = [
         [
-            name, metric, _with_interval(c["difference"], c["interval"]), c["test"],
+            name, _title(metric), _with_interval(c["difference"], c["interval"]), c["test"],
             c.get("p_value"), c["verdict"],
         ]
         for name, split in found["splits"].items()
@@ -100,6 +106,10 @@ def _results(found: Details) -> Section:
         columns = ["split", "metric", "difference", "test", "p", "verdict"]
         content.append(Table(f"Against {found['against']}", columns, comparisons))
     return Section("Results", content)
+
+
+def _title(metric: str) -> str:
+    return get_metric(metric).title
 
 
 def _with_interval(value: float, interval: Sequence[float] | None) -> Cell:

@@ -38,6 +38,8 @@ class Predictor(Tokenizing, ABC):
         parameters: Dataclass of what a request may set.
         example: Body of a request that any model of the task can answer.
         optional_weights: Prefixes of weights that the task does not use.
+        has_label_columns: Batch inference writes label and score columns instead of one of JSON.
+        pair: Names of the two texts of an input that is a pair.
         limits: What one request may grow into.
     """
 
@@ -47,6 +49,8 @@ class Predictor(Tokenizing, ABC):
     parameters: ClassVar[type[Any]]
     example: Mapping[str, Any]
     optional_weights: ClassVar[tuple[str, ...]] = ()
+    has_label_columns: ClassVar[bool] = False
+    pair: ClassVar[tuple[str, str]] = ("text", "text_pair")
     limits = Limits()
 
     def __init__(self, model: Any, tokenizer: Any) -> None:

@@ -153,7 +153,7 @@ class ModelOptions(Strict):
     """
 
     task: str | None = None
-    engine: Literal["auto", EngineName] = "auto"
+    engine: Literal["auto"] | EngineName = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
     threads: int | None = Field(default=None, ge=1)

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.metrics import get_metric
 from trainyard.stats import Statistic, statistic_of
 
 Floats = NDArray[np.float64]
@@ -44,11 +45,6 @@ PICKED = 4 / 3
 candidates, whose halves may pick different ones, it is 1.30 to 1.36 for 2 to 8 of them and any
 number of seeds, by simulation."""
 RESAMPLES = 1000
-BOUNDS = {
-    "matthews_correlation": (-1.0, 1.0), "pearson": (-1.0, 1.0), "spearmanr": (-1.0, 1.0),
-    "rmse": (-np.inf, np.inf),
-}  # fmt: skip
-"""Lowest and highest possible value of a metric; 0 to 1 for all others."""
 _PSEUDO_ROWS = 2.0
 """Rows. The variance of a score of n rows grows by this / n², as in Agresti and Coull (1998): runs
 that are all right, or that agree on all rows, do not prove that other rows would not differ."""
@@ -132,7 +128,7 @@ def confirm(splits: Sequence[Judged], *, seed: int = 0, look: int = 1) -> Confir
         if len(confirmed) > 2:
             noise[1 + winner] *= PICKED
     confidence = confidence_of(look)
-    least, most = BOUNDS.get(splits[0].metric, (0.0, 1.0))
+    least, most = get_metric(splits[0].metric).bounds
     pseudo = _PSEUDO_ROWS / rows**2 if np.isfinite(most) else 0.0
 
     def interval(center: float, values: Floats, *seed_noise: float) -> tuple[float, float]:

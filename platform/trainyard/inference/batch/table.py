@@ -16,9 +16,6 @@ from trainyard.inference.rows import Prepared
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_PAIRS = {"question-answering": ("question", "context")}
-"""What a task calls its two texts, where it is not text and text_pair."""
-
 
 def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str, Any]:
     """The parameters of every row: those of --parameters, and --truncation where a task has it.
@@ -62,9 +59,7 @@ def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table"
     if any(error and not isinstance(r, str) for r, error in zip(requests, errors, strict=True)):
         _check_alive(predictor)
     problem = getattr(predictor.model.config, "problem_type", None)
-    kind = (
-        problem or "single_label_classification" if predictor.task == "text-classification" else ""
-    )
+    kind = problem or "single_label_classification" if predictor.has_label_columns else ""
     table = table.drop_columns(["error"])
     for name, column in _COLUMNS.get(kind, _json_column)(predictor, config, answers).items():
         table = table.append_column(name, column)
@@ -117,9 +112,8 @@ def _prepare(
     first, errors = table["text"].to_pylist(), table["error"].to_pylist()
     inputs: list[Any] = first
     if "text_pair" in table.schema.names:
-        names = _PAIRS.get(predictor.task, ("text", "text_pair"))
         pairs = zip(first, table["text_pair"].to_pylist(), strict=True)
-        inputs = [dict(zip(names, pair, strict=True)) for pair in pairs]
+        inputs = [dict(zip(predictor.pair, pair, strict=True)) for pair in pairs]
     whole = [value for value, error in zip(inputs, errors, strict=True) if error is None]
     prepared = iter(_prepare_all(predictor, whole, parameters) if whole else [])
     return [next(prepared) if error is None else error for error in errors]

@@ -66,6 +66,7 @@ class QuestionAnswering(Predictor):
     auto_model = "AutoModelForQuestionAnswering"
     architectures = ("ForQuestionAnswering",)
     parameters = QuestionAnsweringParameters
+    pair = ("question", "context")
     example: Mapping[str, Any] = {
         "inputs": {"question": "Where does Ada live?", "context": "Ada lives in London."},
         "parameters": {},

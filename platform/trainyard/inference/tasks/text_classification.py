@@ -73,6 +73,7 @@ class TextClassification(SequenceClassifier):
     """
 
     task = "text-classification"
+    has_label_columns = True
     parameters = TextClassificationParameters
     example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}
     temperature = 1.0

@@ -1,24 +1,28 @@
-"""What runs a forward pass: torch, what torch.compile makes of it, or OpenVINO on a CPU.
+"""Engines of forward passes: torch, torch.compile, and OpenVINO on a CPU.
 
-Every engine is made from a torch model that was loaded and checked, and is compared with it before
-it answers anybody; `choice.py` reads which one `jobs/engine.py` found to be the best for a model.
+An engine is one row of ENGINES. Each is built from a torch model that was loaded and checked, and is
+compared with it before it answers a request. `choice.py` reads which engine `jobs/engine.py`
+measured as the best for a model.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.errors import UserError
-from trainyard.models.engines import compiled, openvino
+from trainyard.models.engines import openvino
 
-EngineName = Literal["torch", "compile", "openvino"]
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
-Batch = Mapping[str, Any]
-"""Inputs of a model by name, tensors of shape [rows, tokens]."""
+Batch = Mapping[str, "torch.Tensor"]
+"""Model inputs by name, of shape [rows, tokens]."""
 
 Run = Callable[..., Any]
-"""Called as the model is, with a batch's tensors by name; its outputs by attribute."""
+"""Called like the model, with a batch's tensors as keywords; returns outputs by attribute."""
 
 
 @dataclass(frozen=True)
@@ -26,28 +30,46 @@ class Engine:
     """A row of `ENGINES`.
 
     Attributes:
-        build: makes a `Run` of (model, batch, dtype, file of stored weights).
-        dtypes: what it computes in.
-        loads: the type in which torch loads the weights; None: the same.
-        keeps_model: whether it goes on using the torch model.
-        passes: how many it may run at once, each with its share of torch's threads; None: any.
-        quantize: stores what int8 needs, of (model, batches that show its range, file).
+        build: Makes a `Run` of (model, batch, dtype, file of stored weights).
+        dtypes: Number types that it computes in.
+        measured: Those of them that `jobs/engine.py` compares with torch in float32.
+        devices: Kinds of device that it runs on; empty: any.
+        loads: Number type in which torch loads the weights; None: the same.
+        keeps_model: True if it still needs the torch model after `build`.
+        passes: Maximum number of concurrent passes, each with its share of torch's threads; None:
+            no maximum.
+        quantize: Stores what int8 needs, of (model, calibration batches, file).
     """
 
-    build: Callable[[Any, Batch, str, Path | None], Run]
+    build: "Callable[[PreTrainedModel, Batch, str, Path | None], Run]"
     dtypes: tuple[str, ...]
+    measured: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
     loads: str | None = None
     keeps_model: bool = True
     passes: int | None = None
-    quantize: Callable[[Any, Iterable[Batch], Path], None] | None = None
+    quantize: "Callable[[PreTrainedModel, Iterable[Batch], Path], None] | None" = None
+
+
+def _compile(model: "PreTrainedModel", batch: Batch, dtype: str, file: Path | None) -> Run:
+    """Compile the model for batches of any shape, which takes up to minutes."""
+    import torch
+
+    del dtype, file  # the weights have their type already
+    compiled: Run = torch.compile(model, dynamic=True)
+    with torch.inference_mode():
+        compiled(**batch)
+    return compiled
 
 
 ENGINES: dict[str, Engine] = {
-    "torch": Engine(lambda model, *_: model, ("float32", "bfloat16", "float16")),
-    "compile": Engine(compiled.build, ("float32", "bfloat16", "float16"), passes=1),
+    "torch": Engine(lambda model, *_: model, ("float32", "bfloat16", "float16"), ("bfloat16",)),
+    "compile": Engine(_compile, ("float32", "bfloat16", "float16"), ("float32",), passes=1),
     "openvino": Engine(
         openvino.build,
         ("float32", "bfloat16", "int8"),
+        ("float32", "bfloat16", "int8"),
+        devices=("cpu",),
         loads="float32",
         keeps_model=False,
         passes=openvino.PASSES,
@@ -55,35 +77,47 @@ ENGINES: dict[str, Engine] = {
     ),
 }
 
+if TYPE_CHECKING:
+    EngineName = str
+else:  # the flags list the rows
+    EngineName = Literal[tuple(ENGINES)]
+
 FAR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 1.0}
-"""By type: a mean difference from torch, as a part of the largest output, that only a wrong model has.
-How good the answers are in each type is for `jobs/engine.py` to find out."""
+"""Maximum mean difference from torch, as a part of the largest output: above it the model is wrong.
+How good the answers are in each type is for `jobs/engine.py` to measure."""
 
 
 def check_engine(name: str, dtype: str, device: str) -> None:
-    """Refuse an engine that does not compute so, before a model is loaded for it.
+    """Check that an engine supports a number type and a device, before a model is loaded for it.
 
     Raises:
-        UserError: saying what it can run.
+        UserError: naming what it supports.
     """
     engine = ENGINES[name]
     if dtype not in engine.dtypes:
         raise UserError(f"engine {name} computes in {', '.join(engine.dtypes)}, not in {dtype}")
-    if name == "openvino" and device != "cpu":
-        raise UserError(f"engine openvino runs on the CPU, not on {device}; use torch or compile")
+    if engine.devices and device.split(":")[0] not in engine.devices:
+        others = [other for other, row in ENGINES.items() if not row.devices]
+        raise UserError(
+            f"engine {name} runs on {' and '.join(engine.devices)}, not on {device}; use "
+            f"{' or '.join(others)}"
+        )
 
 
 def start(
-    name: str, model: Any, batches: Sequence[Batch], dtype: str, file: Path | None = None
+    name: str,
+    model: "PreTrainedModel",
+    batches: Sequence[Batch],
+    dtype: str,
+    file: Path | None = None,
 ) -> Run:
-    """The engine of this name, made from `model` and compared with it on `batches`.
+    """Build an engine from `model` and compare it with the model on `batches`.
 
-    The first batch shows what the inputs are; it needs rows of several lengths, so that nothing in
-    the model is taken to be constant. Others should have other shapes.
+    The first batch defines the inputs. It needs rows of several lengths, so that no dimension is
+    taken as constant. The others should have other shapes.
 
     Raises:
-        UserError: when the engine is not installed, the model generates, or the engine answers
-            something else than the model.
+        UserError: when the engine is not installed, the model generates, or the answers differ.
     """
     if model.can_generate():
         raise UserError(
@@ -96,7 +130,7 @@ def start(
     passes = engine.passes or 1
     threads = torch.get_num_threads()
     try:
-        for share in {threads, max(1, threads // passes)}:  # alone, and beside others
+        for share in {threads, max(1, threads // passes)}:  # alone, and next to other passes
             torch.set_num_threads(share)
             for batch in batches:
                 _compare(name, dtype, model(**batch), run(**batch))
@@ -105,9 +139,9 @@ def start(
     return run
 
 
-def _compare(name: str, dtype: str, expected: Any, found: Any) -> None:
+def _compare(name: str, dtype: str, expected: "ModelOutput", outputs: Any) -> None:
     for key in openvino.tensors_of(expected):
-        theirs, ours = expected[key].float(), getattr(found, key).float()
+        theirs, ours = expected[key].float(), getattr(outputs, key).float()
         far = float((theirs - ours).abs().mean() / theirs.abs().max().clamp(min=1e-6))
         if not far <= FAR[dtype]:  # also NaN
             raise UserError(

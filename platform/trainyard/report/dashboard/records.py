@@ -20,14 +20,12 @@ from trainyard.storage import (
     time_ledger,
     words,
 )
-from trainyard.tasks import TASKS
+from trainyard.tasks import TASKS, own_headline
 
 if TYPE_CHECKING:
     from trainyard.report.dashboard.sweeps import Sweep
 
 DRIVER_GONE = "its driver is gone; the same command goes on from the last checkpoint"
-_OWN_HEADLINES = ("f1_micro", "f1_macro", "spearmanr")
-"""Of a user's own data (`tasks.own_task`), in the order in which they decide."""
 ENDED: tuple[Status, ...] = ("finished", "pruned", "diverged", "failed")
 _SECRET = re.compile(
     r"(?i)(://)[^/@\s]+(?=@)|\bhf_[a-z0-9]{16,}|\b(\w*(?:token|password|secret|api_?key)\w*[\"']?\s*[=:]\s*)\S+"
@@ -135,8 +133,7 @@ class Run:
         if self.task in TASKS:
             return TASKS[self.task].score
         first = next((line for line in self.lines if "split" in line), {})
-        known = mapping(first.get("metrics"))
-        return next((name for name in (*_OWN_HEADLINES, *known) if name in known), "")
+        return own_headline(mapping(first.get("metrics")))
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:

@@ -108,7 +108,7 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
                     }
             if path == "/models/{name}" and method == "post":
                 answers = [
-                    _typed(f"{_title(task)}Answer", ANSWERS[task], components)
+                    _typed(f"{_title(task)}Answer", ANSWERS.get(task, Any), components)
                     for task in PREDICTORS
                 ]
                 content["application/json"]["schema"] = {"anyOf": answers}
