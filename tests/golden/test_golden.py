@@ -218,7 +218,8 @@ def test_records_of_a_sweep(cluster: Any, check: Check, flags: list[str]) -> Non
                  "--max-concurrent-trials", "1", "--scheduler", "fifo", "--run-name", "sweep")  # fmt: skip
     folder = Path(result["model"]).parent
     found = record(folder / "sweep.json")
-    found["data_fingerprint"] = list(found["data_fingerprint"].values())  # its keys hold a path
+    for name in ("data_fingerprint", "base_model_digest"):  # their keys hold a path
+        found[name] = list(found[name].values())
     check("sweep", found)
     with (folder / "trials.csv").open(newline="") as file:
         check("trials", next(csv.reader(file)))

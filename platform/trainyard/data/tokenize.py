@@ -26,7 +26,7 @@ from trainyard.data.splits import Split, Splits
 from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
 from trainyard.flags import ModelFlags
-from trainyard.models import model_revision
+from trainyard.models import locate_model, model_revision, weights_digest
 from trainyard.storage import RunFolder, sync_tree
 
 if TYPE_CHECKING:
@@ -58,8 +58,12 @@ class PreparedData:
     folders: Mapping[str, Path]
     sources: Mapping[str, str]
     """Digest of the rows of each split, before tokenization."""
+    model: str
+    """The model that tokenized, as every process finds it; workers load its weights."""
     model_revision: str | None = None
     """Commit of a model from the Hub: workers load its weights from the tokenizer's commit."""
+    model_digest: str | None = None
+    """Digest of a local model's weights."""
 
     def table(self, split: str) -> TokenTable:
         return TokenTable(self.folders[split])
@@ -89,8 +93,15 @@ def prepare(
         if not run.find_table(folders[split.name]):
             _build(split, tokenizer, config.max_length, folders[split.name], run.seen_everywhere)
     sources = {split.name: split.digest for split in splits.splits}
-    revision = model_revision(config.model_name_or_path)
-    return PreparedData(digest.hexdigest()[:16], folders, sources, revision)
+    model = config.model_name_or_path
+    return PreparedData(
+        digest.hexdigest()[:16],
+        folders,
+        sources,
+        model=locate_model(model),
+        model_revision=model_revision(model),
+        model_digest=weights_digest(model),
+    )
 
 
 def _serialized(tokenizer: Any) -> bytes:

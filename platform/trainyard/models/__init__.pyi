@@ -40,10 +40,16 @@ from .hub import (
     load_config as load_config,
 )
 from .hub import (
+    locate_model as locate_model,
+)
+from .hub import (
     model_revision as model_revision,
 )
 from .hub import (
     resolve_model as resolve_model,
+)
+from .hub import (
+    weights_digest as weights_digest,
 )
 from .load import Dtype as Dtype
 from .load import load_model as load_model

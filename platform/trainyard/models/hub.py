@@ -1,11 +1,13 @@
 """Resolve and load models and configs: folders, package folders, Hub ids."""
 
+import hashlib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from trainyard.errors import UserError
+from trainyard.storage import file_digest
 
 
 def resolve_model(name: str) -> str:
@@ -38,6 +40,32 @@ def resolve_model(name: str) -> str:
             f"model {name}: {path} holds no config.json; give the folder of a saved model or a Hub id"
         )
     return str(path)
+
+
+def locate_model(name: str) -> str:
+    """Return the name under which processes with another working directory find the same model.
+
+    Folders become absolute. A package may lie elsewhere on another node, so its name stays.
+
+    Raises:
+        UserError: The folder holds no model, or the package is not installed.
+    """
+    found = resolve_model(name)
+    return name if name.startswith("package:") else found
+
+
+def weights_digest(name: str) -> str | None:
+    """Return a digest of a local model's config and weights; None for a model on the Hub.
+
+    A commit stands for the weights of a model on the Hub. Other files of the folder, such as
+    calibration.json, do not decide what training starts from.
+    """
+    folder = Path(resolve_model(name))
+    if not folder.is_dir():
+        return None
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    lines = [f"{path.name} {file_digest(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def from_hub(name: str, load: Any) -> Any:

@@ -70,7 +70,15 @@ def tune(config: SweepConfig) -> SweepResult:
             placement = place(config, budget, nodes_for(config))
             task, data = prepare_all(config, space, folder)
             prints = {str(key): found.fingerprint for key, found in data.items()}
-            before = known.get("data_fingerprint", {})
+            models = {str(key): found.model_digest for key, found in data.items()}
+            before, before_models = (
+                known.get(name, {}) for name in ("data_fingerprint", "base_model_digest")
+            )
+            if any(before_models.get(key, found) != found for key, found in models.items()):
+                raise UserError(
+                    f"the base weights of sweep '{folder.path.name}' have changed since it was started; "
+                    "choose another --run-name, or --fresh to start it anew"
+                )
             if any(before.get(key, found) != found for key, found in prints.items()):
                 raise UserError(
                     f"the data of sweep '{folder.path.name}' has changed since it was started; choose "
@@ -101,6 +109,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 num_trials=budget,
                 started=known.get("started") or now(),
                 data_fingerprint={**before, **prints},
+                base_model_digest={**before_models, **models},
                 versions=versions(),
                 resources_per_trial=dict(placement.per_worker),
                 max_concurrent_trials=placement.concurrent,

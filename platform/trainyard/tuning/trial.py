@@ -19,6 +19,7 @@ from typing import Any
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, Interrupted, UserError
+from trainyard.flags import ModelFlags
 from trainyard.models import build_tokenizer
 from trainyard.storage import (
     ENDED,
@@ -153,10 +154,11 @@ class TrialProcess:
         status, reason = "finished", None
         try:
             _limit_gpu_memory(self._context.per_worker)
+            data = self._context.data[data_key(self._config)]
             trial = Trial(
                 task=self._context.task,
-                data=self._context.data[data_key(self._config)],
-                tokenizer=_tokenizer(*data_key(self._config)),
+                data=data,
+                tokenizer=_tokenizer(data.model, self._config.max_length),
                 record={"sweep": self._context.sweep, "trial": self._spec.as_dict()},
                 on_evaluation=self._ask,
                 watch=self._watch,
@@ -256,10 +258,8 @@ def mean_loss(run: RunFolder, last_step: int) -> float:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(model_name_or_path: str, max_length: int) -> Any:
-    return build_tokenizer(
-        TrainConfig(model_name_or_path=model_name_or_path, max_length=max_length)
-    )
+def _tokenizer(model: str, max_length: int) -> Any:
+    return build_tokenizer(ModelFlags(model_name_or_path=model, max_length=max_length))
 
 
 def _limit_gpu_memory(per_worker: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ from trainyard.errors import UserError
 from trainyard.flags import PLACE_FIELDS, WorkerFlags
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
-from trainyard.models import Dtype, EngineName, resolve_model
+from trainyard.models import Dtype, EngineName, locate_model, resolve_model
 from trainyard.storage import file_digest
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
@@ -98,6 +98,10 @@ class PredictConfig(WorkerFlags):
             device=device,
             revision=self.revision,
         )
+
+    def located(self) -> Self:
+        """The same for a process with another working directory."""
+        return replace(self, model_name_or_path=locate_model(self.model_name_or_path))
 
     def pinned(self) -> Self:
         """The same, with the commit that the Hub has under `revision` now."""

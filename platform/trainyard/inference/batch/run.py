@@ -86,7 +86,7 @@ def _on_ray(config: PredictConfig, parts: Parts, missing: list[Path]) -> Iterato
             ray.data.from_items([str(path) for path in missing], override_num_blocks=len(missing))
             .map_batches(
                 _Worker,
-                fn_constructor_args=(config, parts, int(resources.get("CPU", 1))),
+                fn_constructor_args=(config.located(), parts, int(resources.get("CPU", 1))),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=config.num_workers),
                 num_cpus=resources.get("CPU", 0),

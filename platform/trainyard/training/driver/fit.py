@@ -20,7 +20,7 @@ from trainyard.terminal import StopSignals, say
 from trainyard.training.driver.export import export_model, model_card
 from trainyard.training.driver.launch import run_workers, worker_function
 from trainyard.training.driver.progress_bar import ProgressBar
-from trainyard.training.driver.result import AnotherRun, FitResult, earlier_result
+from trainyard.training.driver.result import AnotherRun, FitResult, check_base_model, earlier_result
 from trainyard.training.worker.strategies import check_strategy
 
 
@@ -63,7 +63,7 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
         folder.fetch()
         if config.fresh:
             folder.clear()
-        if result := earlier_result(config, folder, trial.data.sources if trial else None):
+        if result := earlier_result(config, folder, trial.data if trial else None):
             say(f"run {folder.path.name} is finished; --fresh would train it again")
             return result
         if trial is None:
@@ -113,6 +113,8 @@ def _open_record(
     record = folder.read()
     if record and record["data_fingerprint"] != data.fingerprint:
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was started")
+    if record:
+        check_base_model(record, data.model_digest)
     data = replace(data, model_revision=record.get("model_revision") or data.model_revision)
     folder.update(
         name=folder.path.name,
@@ -123,6 +125,7 @@ def _open_record(
         data_fingerprint=data.fingerprint,
         data_sources=dict(data.sources),
         model_revision=data.model_revision,
+        base_model_digest=data.model_digest,
         versions=versions(),
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(trial.record if trial else {}),

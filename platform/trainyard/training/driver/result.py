@@ -6,8 +6,9 @@ from typing import Any
 
 from trainyard.batching import PLAN_VERSION
 from trainyard.config import TrainConfig
-from trainyard.data import find_splits
+from trainyard.data import PreparedData, find_splits
 from trainyard.errors import UserError
+from trainyard.models import weights_digest
 from trainyard.storage import RunFolder, storage_folder
 
 
@@ -60,12 +61,12 @@ def planned_otherwise(record: Mapping[str, Any]) -> str | None:
 
 
 def earlier_result(
-    config: TrainConfig, folder: RunFolder, sources: Mapping[str, str] | None = None
+    config: TrainConfig, folder: RunFolder, data: PreparedData | None = None
 ) -> FitResult | None:
-    """The result of `config`'s run, if it lies in `folder` finished; touches nothing.
+    """Return the result of `config`'s run, if it lies in `folder` finished; touches nothing.
 
-    `sources` are the digests of the splits, which are found out where they are not given: the name
-    of a run is a function of its config, and not of what its files hold.
+    Without `data` the rows and the base weights are read: the name of a run is a function of its
+    config, not of the content of its files.
 
     Raises:
         AnotherRun: when what lies there is not this run.
@@ -82,12 +83,38 @@ def earlier_result(
     if record.get("status") != "finished" or not folder.has_model():
         return None
     # Data from the Hub is pinned by its revision, so that it need not be asked.
+    sources = data.sources if data else None
     if sources is None and (config.train_file or config.data_dir):
         sources = {split.name: split.digest for split in find_splits(config).splits}
     before = record.get("data_sources")
     if sources is not None and before is not None and dict(sources) != before:
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was trained")
+    digest = data.model_digest if data else _digest_now(config.model_name_or_path)
+    if digest is not None:
+        check_base_model(record, digest)
     return FitResult(**{**record["result"], "model": folder.address("model")})
+
+
+def _digest_now(model: str) -> str | None:
+    """Digest of the base weights; None where they are gone, which leaves the result as it is."""
+    try:
+        return weights_digest(model)
+    except UserError:
+        return None
+
+
+def check_base_model(record: Mapping[str, Any], digest: str | None) -> None:
+    """Refuse base weights other than those that a recorded run started from.
+
+    Raises:
+        AnotherRun: The digest differs from the recorded one.
+    """
+    before = record.get("base_model_digest")
+    if before is not None and digest != before:
+        raise AnotherRun(
+            f"the base weights of run '{record['name']}' "
+            f"({record['config']['model_name_or_path']}) have changed since it was started"
+        )
 
 
 def finished_run(config: TrainConfig) -> FitResult | None:

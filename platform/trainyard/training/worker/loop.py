@@ -40,7 +40,7 @@ def train(
     session = Session(config, task, data, folder, accelerator, on_evaluation)
 
     model = build_model(
-        config.model_name_or_path,
+        data.model,
         task,
         data.model_revision,
         seed=config.seed,

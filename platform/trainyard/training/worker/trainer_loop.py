@@ -34,7 +34,7 @@ def train_by_trainer(
     accelerator = training_accelerator(config)
     session = Session(config, task, data, folder, accelerator, on_evaluation)
     model = build_model(
-        config.model_name_or_path,
+        data.model,
         task,
         data.model_revision,
         seed=config.seed,
