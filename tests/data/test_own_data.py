@@ -33,19 +33,24 @@ def test_a_missing_number_is_no_class(tmp_path: Path, missing: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "drawn by --seed 42 and evenly over the labels, is held out"),
-        ({"data_seed": 7}, "drawn by --data-seed 7 and evenly over the labels, is held out"),
-        ({"problem_type": "regression"}, "drawn by --seed 42, is held out"),
-        ({"problem_type": "multi_label_classification"}, "drawn by --seed 42, is held out"),
+        ({}, "no --validation-file: 4 of the 40 rows of mail.csv (10.0%), drawn by --seed 42"),
+        ({"data_seed": 7}, "4 of the 40 rows of mail.csv (10.0%), drawn by --data-seed 7"),
+        (
+            {"problem_type": "regression"},
+            "4 of the 40 rows of mail.csv (10.0%), drawn by --seed 42",
+        ),
+        ({"split_version": 1}, "4 of the 40 rows of mail.csv (10.0%), drawn by --seed 42"),
     ],
     ids=str,
 )
-def test_how_rows_are_held_out_is_said_as_it_is(
+def test_the_number_of_held_out_rows_is_reported(
     tmp_path: Path, fields: dict[str, Any], said: str
 ) -> None:
     path = write(tmp_path, ["0", "1"] * 20)
-    (note,) = find_splits(TrainConfig(train_file=str(path), **fields)).notes
-    assert note == f"no --validation-file: a tenth of mail.csv, {said}"
+    splits = find_splits(TrainConfig(train_file=str(path), **fields))
+    assert splits.notes[-1].endswith(f"{said}, are held out")
+    rows = [sum(batch.num_rows for batch in split.batches()) for split in splits.splits]
+    assert rows == [36, 4]
 
 
 def test_a_label_that_was_wholly_held_out_is_warned_of(tiny_model: Path, tmp_path: Path) -> None:
@@ -55,7 +60,7 @@ def test_a_label_that_was_wholly_held_out_is_warned_of(tiny_model: Path, tmp_pat
         train_file=str(write(tmp_path, ["a"] * 40)), problem_type=problem, max_length=32,
         model_name_or_path=str(tiny_model),
     )  # fmt: skip
-    held_out = held_out_rows(survey(config), config.held_out_seed)[1]
+    held_out = held_out_rows(survey(config), config.held_out_seed, config.split_version)[1]
     write(tmp_path, ["a|b" if row in held_out else "a" for row in range(40)])
     splits = find_splits(config)
     data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 from trainyard.config import TrainConfig
 from trainyard.data.files import read_rows
-from trainyard.data.labels import discover_labels, hold_out
+from trainyard.data.labels import discover_labels
 from trainyard.data.parquet_files import _base64_spellings
 from trainyard.data.splits import find_splits, split_rows
 from trainyard.errors import UserError
@@ -291,23 +290,30 @@ def test_a_label_that_training_lacks_and_rows_that_keep_their_place(tmp_path: Pa
     )
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 3), min_size=2, max_size=200), st.integers(0, 5))
-def test_the_held_out_part_is_stratified_and_complete(labels: list[int], seed: int) -> None:
-    array = np.array(labels)
-    if np.bincount(array).max() < 2:
-        with pytest.raises(UserError, match="no label has two rows"):
-            hold_out(array, 0.1, seed)
-        return
-    train, validation = hold_out(array, 0.1, seed)
-    assert sorted([*train, *validation]) == list(range(len(labels)))
-    for label in set(labels):
-        count = labels.count(label)
-        assert (array[train] == label).sum() >= 1
-        expected = min(max(round(count * 0.1), 1), count - 1)
-        assert (array[validation] == label).sum() == expected
-    again = hold_out(array, 0.1, seed)
-    assert np.array_equal(train, again[0])
+MULTI: ProblemType = "multi_label_classification"
+
+
+def test_vectors_of_zeros_and_ones_are_not_read_as_names(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "a", "label": [i % 2, 1 - i % 2]}) for i in range(4)]
+    path = write(tmp_path, "onehot.jsonl", "\n".join(lines))
+    with pytest.raises(
+        UserError, match="every row names both labels 0 and 1, which is how vectors"
+    ):
+        discover_labels(read_rows(path, ["text"], "label", MULTI), MULTI)
+    lines.append(json.dumps({"text": "b", "label": [1]}))  # now they are names
+    write(tmp_path, "onehot.jsonl", "\n".join(lines))
+    assert discover_labels(read_rows(path, ["text"], "label", MULTI), MULTI).names == ("0", "1")
+
+
+def test_a_list_written_as_text_is_a_list_and_no_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", """text,label\na,"['x', 'y z']"\nb,[]\nc,x|w\n""")
+    (batch,) = read_rows(path, ["text"], "label", MULTI)
+    assert batch.labels == [["x", "y z"], [], ["x", "w"]]
+    with pytest.raises(
+        UserError, match=r"line 2: label .* is a list written as text, expected one"
+    ):
+        rows_of(path)
+    assert rows_of(write(tmp_path, "b.csv", "text,label\na,[spam]\n")) == [("a", "[spam]")]
 
 
 def test_reading_streams_in_flat_memory(tmp_path: Path) -> None:

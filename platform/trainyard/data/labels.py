@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -15,7 +16,6 @@ from trainyard.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from numpy.typing import NDArray
 
     from trainyard.tasks import ProblemType
 
@@ -91,11 +91,12 @@ def discover_labels(batches: Iterable[Batch], problem_type: ProblemType) -> Labe
     if problem_type == "regression":
         return LabelEncoder(problem_type, (), "")
     first_place: dict[str, str] = {}
-    rows = 0
+    rows = pairs = 0
     source = ""
     for batch in batches:
         source = batch.path.name
         for index, names in enumerate(_name_lists(batch)):
+            pairs += len(names) == 2
             for name in names:
                 if name not in first_place:
                     first_place[name] = batch.place(index)
@@ -114,6 +115,11 @@ def discover_labels(batches: Iterable[Batch], problem_type: ProblemType) -> Labe
         raise UserError(
             f"{source}: none of the {rows} rows has a label, at least one label is needed; add "
             "rows with labels, or check --label-column"
+        )
+    if pairs == rows and first_place.keys() == {"0", "1"}:
+        raise UserError(
+            f"{source}: every row names both labels 0 and 1, which is how vectors of zeros and ones are "
+            "read; list the names of the labels that a row has, such as ['sports', 'politics']"
         )
     is_integer = all(_INTEGER.fullmatch(name) for name in first_place)
     names = sorted(first_place, key=int) if is_integer else sorted(first_place)
@@ -141,34 +147,6 @@ def canonical_labels(batch: Batch, problem_type: ProblemType) -> list[Any] | Non
     return labels
 
 
-def hold_out(
-    labels: NDArray[Any], fraction: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split rows at random into training and validation rows, both in ascending order.
-
-    Integer class ids are stratified: every class of two rows or more has rows in both parts, a
-    single row stays in training. Anything else (targets, multi-hot rows) is split without strata.
-
-    Raises:
-        UserError: There are too few rows to hold any out.
-    """
-    is_class = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
-    strata = labels if is_class else np.zeros(len(labels), np.int64)
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    _, stratum, counts = np.unique(strata[shuffled], return_inverse=True, return_counts=True)
-    grouped = np.argsort(stratum, kind="stable")
-    rank = np.empty(len(labels), np.int64)
-    rank[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    held = np.minimum(np.maximum(np.rint(counts * fraction), 1), counts - 1)
-    is_held = rank < held[stratum]
-    if not is_held.any():
-        raise UserError(
-            f"no validation rows can be held out of {len(labels)} training rows, because no label "
-            "has two rows; add rows or give a --validation-file"
-        )
-    return np.sort(shuffled[~is_held]), np.sort(shuffled[is_held])
-
-
 class _BadLabelError(Exception):
     """An unusable label; the message lacks only the place."""
 
@@ -179,6 +157,11 @@ def _class_name(label: object) -> str:
             whole = _WHOLE_FLOAT.fullmatch(name := label.strip())
             if not name:
                 raise _BadLabelError("the label is empty; fill it in or remove the row")
+            if _list_in_text(name) is not None:
+                raise _BadLabelError(
+                    f"label {name[:60]!r} is a list written as text, expected one name; write the "
+                    "name alone, or add --problem-type multi_label_classification"
+                )
             return whole[1] if whole else name
         case bool() | int():
             return str(label)
@@ -201,7 +184,8 @@ def _target(label: object) -> float:
 
 def _class_names(label: object) -> list[str]:
     if isinstance(label, str):
-        label = label.split("|") if label.strip() else []
+        listed = _list_in_text(label.strip())
+        label = listed if listed is not None else label.split("|") if label.strip() else []
     if not isinstance(label, list):
         raise _unusable(label, "a list of names, because --problem-type is multi-label")
     names = [_class_name(name) for name in label]
@@ -211,6 +195,17 @@ def _class_names(label: object) -> list[str]:
             "once (names, not a vector of zeros and ones)"
         )
     return names
+
+
+def _list_in_text(text: str) -> list[Any] | None:
+    """Parse a list written as text, as pandas writes lists into CSV; None for a plain name."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # "[spam]" is a name
+        return None
+    return found if isinstance(found, list) else None
 
 
 _CANONICAL: dict[ProblemType, Callable[[object], str | float | list[str]]] = {

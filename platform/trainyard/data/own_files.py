@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from trainyard.data.columns import Batch
 from trainyard.data.files import read_rows
-from trainyard.data.labels import LabelEncoder, discover_labels, hold_out
+from trainyard.data.held_out import VERSIONS, Parts, text_hashes
+from trainyard.data.labels import LabelEncoder, discover_labels
 from trainyard.flags import DataFlags
 from trainyard.storage import file_digest
 from trainyard.tasks import ProblemType, Task, own_task
@@ -83,13 +84,6 @@ def survey(config: DataFlags) -> OwnData:
     for further in (validation, test):
         for batch in _counting_empty(further, notes) if further else ():
             encoder.encode(batch)
-    if validation is None:
-        flag = "--seed" if config.held_out_seed == config.seed else "--data-seed"
-        evenly = problem_type == "single_label_classification"  # as `hold_out` can
-        notes.append(
-            f"no --validation-file: a tenth of {train.path.name}, drawn by {flag} "
-            f"{config.held_out_seed}{' and evenly over the labels' if evenly else ''}, is held out"
-        )
     task = own_task(
         text_columns=texts,
         label_column=config.label_column,
@@ -107,15 +101,17 @@ def survey(config: DataFlags) -> OwnData:
     )
 
 
-def held_out_rows(data: OwnData, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the positions of the rows to train on, and of the held-out rows."""
-    labels = [
-        np.asarray(data.encoder.encode(batch).to_pylist())
-        for batch in read_rows(
-            data.train.path, (), data.train.label_column, data.train.problem_type
-        )
-    ]
-    return hold_out(np.concatenate(labels), HELD_OUT, seed)
+def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
+    """Draw the held-out rows by a split version (see `held_out`).
+
+    Raises:
+        UserError: Too few rows to hold any out.
+    """
+    labels, texts = [], []
+    for batch in data.train.batches():
+        labels.append(np.asarray(data.encoder.encode(batch).to_pylist()))
+        texts.append(text_hashes(batch))
+    return VERSIONS[version](np.concatenate(labels), np.concatenate(texts), HELD_OUT, seed)
 
 
 def _counting_empty(file: OwnFile, notes: list[str]) -> Iterator[Batch]:

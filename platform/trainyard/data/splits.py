@@ -153,6 +153,7 @@ def _local_split(task: Task, name: str, data_dir: Path, labeled: bool) -> Split:
 
 def _own_splits(config: DataFlags) -> Splits:
     data = own_data.survey(config)
+    notes = data.notes
     stream = partial(data.train.encoded, data.encoder)
     if data.validation is not None:
         splits = [
@@ -164,25 +165,27 @@ def _own_splits(config: DataFlags) -> Splits:
             ),
         ]
     else:
-        rows = dict(
-            zip(
-                ("train", "validation"),
-                own_data.held_out_rows(data, config.held_out_seed),
-                strict=True,
-            )
-        )
+        version, seed = config.split_version, config.held_out_seed
+        parts = own_data.held_out_rows(data, seed, version)
+        drawn = f"seed {seed}" if version == 1 else f"seed {seed}, split version {version}"
         splits = [
-            Split(
-                name,
-                f"{data.fingerprint} {name} part, seed {config.held_out_seed}",
-                partial(stream, part),
-            )
-            for name, part in rows.items()
+            Split(name, f"{data.fingerprint} {name} part, {drawn}", partial(stream, part))
+            for name, part in zip(("train", "validation"), parts, strict=True)
         ]
+        notes = (*notes, _held_out_note(config, data.train.path.name, *map(len, parts)))
     if data.test is not None:
         digest = data.fingerprint + file_digest(data.test.path)
         splits.append(Split(TEST, digest, partial(data.test.encoded, data.encoder)))
-    return Splits(data.task, splits, data.notes)
+    return Splits(data.task, splits, notes)
+
+
+def _held_out_note(config: TrainConfig, file: str, trained: int, held_out: int) -> str:
+    flag = "--seed" if config.data_seed is None else "--data-seed"
+    rows = trained + held_out
+    return (
+        f"no --validation-file: {held_out:,} of the {rows:,} rows of {file} "
+        f"({held_out / rows:.1%}), drawn by {flag} {config.held_out_seed}, are held out"
+    )
 
 
 def _hub_splits(task: Task, names: Sequence[str], labeled: bool) -> list[Split]:
