@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.tiny import WORDS, write_task
 
 from trainyard.config import TrainConfig
+from trainyard.data import normalize_text
 from trainyard.data.quick_checks import warnings
 from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import prepare
@@ -21,7 +22,7 @@ from trainyard.doctor.data.config import DataDoctorConfig
 from trainyard.doctor.data.duplicates import contradictions, duplicates
 from trainyard.doctor.data.join import near_pairs
 from trainyard.doctor.data.labels import confident_errors, suspicious_labels
-from trainyard.doctor.data.rows import Rows, normalize
+from trainyard.doctor.data.rows import Rows
 from trainyard.doctor.data.run import examine_data
 from trainyard.doctor.data.texts import faulty_texts
 from trainyard.errors import UserError
@@ -131,7 +132,7 @@ def test_duplicates_inside_count_the_later_rows() -> None:
 
 
 def test_normalization() -> None:
-    assert normalize(" Stra\u00dfe \u00a0\ufb01n\n") == "strasse fin"
+    assert normalize_text(" Stra\u00dfe \u00a0\ufb01n\n") == "strasse fin"
 
 
 def test_texts_without_spaces_are_compared_by_characters() -> None:

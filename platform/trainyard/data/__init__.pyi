@@ -1,6 +1,7 @@
 from .columns import Batch as Batch
 from .demo import EXAMPLES as EXAMPLES
 from .files import read_rows as read_rows
+from .held_out import normalize_text as normalize_text
 from .labels import LabelEncoder as LabelEncoder
 from .own_files import OwnFile as OwnFile
 from .parquet_files import open_parquet as open_parquet

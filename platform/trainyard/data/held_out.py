@@ -83,18 +83,20 @@ VERSIONS: dict[int, Callable[[NDArray[np.generic], NDArray[np.uint64], float, in
 
 
 def text_hashes(batch: Batch) -> NDArray[np.uint64]:
-    """Hash the normalized texts of each row to 64 bits; shape [rows].
-
-    Normalization is Unicode NFKC, case folding and single spaces between words.
-    """
+    """Hash the normalized texts of each row to 64 bits; shape [rows]."""
     columns = [text.to_pylist() for text in batch.texts]
     return np.fromiter((_text_hash(row) for row in zip(*columns, strict=True)), np.uint64)
 
 
 def _text_hash(row: Sequence[str]) -> int:
-    texts = (" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in row)
-    digest = hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=8)
+    texts = "\0".join(map(normalize_text, row))
+    digest = hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
+
+
+def normalize_text(text: str) -> str:
+    """Return the text in Unicode NFKC, case-folded, with single spaces between words."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _are_classes(labels: NDArray[np.generic]) -> bool:

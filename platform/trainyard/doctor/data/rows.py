@@ -1,7 +1,6 @@
 """The rows of every split in memory, test splits too, and their words."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data import NO_LABEL, Split, Splits, find_splits, split_rows
+from trainyard.data import NO_LABEL, Split, Splits, find_splits, normalize_text, split_rows
 from trainyard.flags import DataFlags
 from trainyard.tasks import Task, get_task
 
@@ -56,7 +55,7 @@ class Rows:
     @cached_property
     def normalized(self) -> list[tuple[str, ...]]:
         """What makes two rows the same but for case, spacing and Unicode forms."""
-        columns = [[normalize(text) for text in column] for column in self.texts]
+        columns = [[normalize_text(text) for text in column] for column in self.texts]
         return list(zip(*columns, strict=True))
 
     @cached_property
@@ -76,11 +75,6 @@ class Rows:
         """A row as a report shows it, without its label."""
         named = zip(("text", "text_pair"), self.texts, strict=False)
         return {"split": self.name, "row": index, **{name: column[index] for name, column in named}}
-
-
-def normalize(text: str) -> str:
-    """Unicode compatibility form, case folded, runs of white space as one space, none outside."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def all_splits(config: DataFlags) -> tuple[Splits, list[str]]:
