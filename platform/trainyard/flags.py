@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from trainyard.errors import UserError
 from trainyard.tasks import ProblemType
@@ -58,6 +58,14 @@ def added(default: Any, *, before: Any) -> Any:
     return dataclasses.field(default=default, metadata={"before": before})
 
 
+def recorded(default: Any, *, before: Any) -> Any:
+    """Declare a field outside the identity: a job keeps the value that it began with.
+
+    `before` is the value of jobs whose record lacks the field (see `Flags.as_begun`).
+    """
+    return dataclasses.field(default=default, metadata={"before": before, "recorded": True})
+
+
 def flag(name: str) -> str:
     """The command line's spelling of a field."""
     return f"--{name.replace('_', '-')}"
@@ -86,7 +94,7 @@ class Flags:
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in self.not_in_identity
+            if field.name not in self.not_in_identity and "recorded" not in field.metadata
         }
         old = {field.name: field.metadata.get("before", ...) for field in dataclasses.fields(self)}
         return {name: _plain(value) for name, value in fields.items() if value != old[name]}
@@ -95,7 +103,16 @@ class Flags:
         """SHA-256 over all fields that decide the result. The content of data files is not in it."""
         return sha256_of(self.identity_fields())
 
-    def changed_since(self, recorded: Mapping[str, Any]) -> list[str]:
+    def as_begun(self, record: Mapping[str, Any]) -> Self:
+        """Return this config with the `recorded` fields of the job's stored config `record`."""
+        begun = {
+            field.name: record.get(field.name, field.metadata["before"])
+            for field in dataclasses.fields(self)
+            if "recorded" in field.metadata
+        }
+        return dataclasses.replace(self, **begun)
+
+    def changed_since(self, record: Mapping[str, Any]) -> list[str]:
         """List the differences to a recorded config that decide the result, as `name old -> new`.
 
         A field that is missing from the record counts with the value that acts as its version did.
@@ -103,10 +120,10 @@ class Flags:
         before = {
             field.name: field.metadata.get("before", field.default)
             for field in dataclasses.fields(self)
-        } | dict(recorded)
+        } | dict(record)
         return [
             f"{name} {before[name]} -> {value}"
-            for name, value in asdict(self).items()
+            for name, value in asdict(self.as_begun(record)).items()
             if name not in self.not_in_identity and _plain(before[name]) != _plain(value)
         ]
 
@@ -122,7 +139,10 @@ class DataFlags(Flags):
     train_file: str | None = None
     """Own data instead of a task: .csv, .tsv, .jsonl or .parquet."""
     validation_file: str | None = None
-    """Own validation data. Default: a seeded tenth of --train-file, stratified by class."""
+    """Own validation data. Default: a seeded tenth of --train-file."""
+    split_version: Literal[1, 2] = recorded(2, before=1)
+    """Rule that holds out the tenth: by class (1), or no equal texts on both sides (2). A run keeps
+    the rule that it began with."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None

@@ -79,7 +79,8 @@ def test_texts_are_equal_but_for_case_spaces_and_unicode_form() -> None:
     def hashes(*texts: str) -> list[int]:
         column = pa.array(texts)
         places = range(1, len(texts) + 1)
-        return text_hashes(Batch(Path("a.csv"), 0, places, (column,), None)).tolist()
+        found: list[int] = text_hashes(Batch(Path("a.csv"), 0, places, (column,), None)).tolist()
+        return found
 
     first, *others = hashes("Caf\u00e9  au lait", "cafe\u0301 AU\tlait ", "caf\u00e9 au lait!")
     assert first == others[0] != others[1]

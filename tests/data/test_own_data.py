@@ -1,5 +1,6 @@
 """What is said of a user's own files before anything is trained on them."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,20 @@ def test_a_label_that_was_wholly_held_out_is_warned_of(tiny_model: Path, tmp_pat
     splits = find_splits(config)
     data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")
     assert "warning: train has no row with the label b" in warnings(data, splits.task, 32)
+
+
+def test_a_run_keeps_the_split_that_it_began_with(tmp_path: Path) -> None:
+    """Records of the first version hold no split version: their rows were held out by class."""
+    config = TrainConfig(train_file=str(write(tmp_path, ["0", "1"] * 20)))
+    old = {name: value for name, value in asdict(config).items() if name != "split_version"}
+    begun = config.as_begun(old)
+    assert (config.split_version, begun.split_version) == (2, 1)
+    assert begun.identity() == config.identity()
+    assert not config.changed_since(old)
+    assert config.as_begun(asdict(config)) == config
+
+    def held_out(config: TrainConfig) -> list[str]:
+        _, validation = find_splits(config).splits
+        return [text for batch in validation.batches() for text in batch["text"].to_pylist()]
+
+    assert held_out(begun) == held_out(replace(config, split_version=1)) != held_out(config)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from trainyard.data import demo
 from trainyard.data import own_files as own_data
 from trainyard.data.columns import column_as, readable
-from trainyard.data.labels import hold_out
+from trainyard.data.held_out import Parts, by_class
 from trainyard.data.parquet_files import open_parquet
 from trainyard.errors import UserError
 from trainyard.flags import DataFlags
@@ -179,8 +179,8 @@ def _own_splits(config: DataFlags) -> Splits:
     return Splits(data.task, splits, notes)
 
 
-def _held_out_note(config: TrainConfig, file: str, trained: int, held_out: int) -> str:
-    flag = "--seed" if config.data_seed is None else "--data-seed"
+def _held_out_note(config: DataFlags, file: str, trained: int, held_out: int) -> str:
+    flag = "--seed" if config.held_out_seed == config.seed else "--data-seed"
     rows = trained + held_out
     return (
         f"no --validation-file: {held_out:,} of the {rows:,} rows of {file} "
@@ -278,9 +278,7 @@ def canonical(
         seen += batch.num_rows
 
 
-def selection_and_test(
-    labels: NDArray[Any], share: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def selection_and_test(labels: NDArray[Any], share: float) -> Parts:
     """Positions of the rows that choose, and of a `share` that is set aside, of each class alike.
 
     A function of the labels only: all runs and sweeps on a data set keep the same rows apart.
@@ -288,7 +286,7 @@ def selection_and_test(
     Raises:
         UserError: there are too few rows to set any aside.
     """
-    return hold_out(labels, share, seed=0)
+    return by_class(labels, np.zeros(0, np.uint64), share, seed=0)
 
 
 def _with_tests(found: Splits, share: float) -> Splits:

@@ -26,11 +26,16 @@ from trainyard.tuning.space import Space
 
 def best_config(run: RunFolder) -> dict[str, Any]:
     """The fields of a run that differ from the defaults: what decides its result, and no more."""
-    config = run.read()["config"]
+    record = run.read()["config"]
+    config = {
+        field.name: record.get(field.name, field.metadata.get("before", field.default))
+        for field in fields(TrainConfig)
+        if field.name not in PLACE_FIELDS
+    }
     return {
         field.name: config[field.name]
         for field in fields(TrainConfig)
-        if field.name not in PLACE_FIELDS and config[field.name] != field.default
+        if field.name in config and config[field.name] != field.default
     }
 
 

@@ -58,6 +58,8 @@ def tune(config: SweepConfig) -> SweepResult:
         if config.fresh:
             RunFolder(folder.path).clear("sweep.json")
         known = folder.read()
+        if known:
+            config = config.as_begun(known["config"])
         _check_same_sweep(config, known)
         if (result := _finished(config, folder, known)) is not None:
             say(f"sweep {folder.path.name} is finished; more --num-trials or --fresh goes on")

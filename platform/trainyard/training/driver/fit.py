@@ -63,6 +63,8 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
         folder.fetch()
         if config.fresh:
             folder.clear()
+        if begun := folder.read():
+            config = config.as_begun(begun["config"])
         if result := earlier_result(config, folder, trial.data if trial else None):
             say(f"run {folder.path.name} is finished; --fresh would train it again")
             return result

@@ -85,7 +85,8 @@ def earlier_result(
     # Data from the Hub is pinned by its revision, so that it need not be asked.
     sources = data.sources if data else None
     if sources is None and (config.train_file or config.data_dir):
-        sources = {split.name: split.digest for split in find_splits(config).splits}
+        begun = config.as_begun(record["config"])
+        sources = {split.name: split.digest for split in find_splits(begun).splits}
     before = record.get("data_sources")
     if sources is not None and before is not None and dict(sources) != before:
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was trained")
