@@ -26,8 +26,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.metrics import get_metric
-from trainyard.stats import Statistic, statistic_of
+from trainyard.metrics import Statistic, get_metric
+from trainyard.stats import statistic_of
 
 Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "not distinguishable"]
