@@ -18,13 +18,11 @@ from support.sample_runs import write_run, write_sweep
 
 from trainyard.cli import parse
 from trainyard.errors import UserError
-from trainyard.report.dashboard.axes import axis
-from trainyard.report.dashboard.importance import importances
 from trainyard.report.dashboard.job import DashboardConfig, run_dashboard
-from trainyard.report.dashboard.records import DRIVER_GONE, Run
+from trainyard.report.dashboard.records import DRIVER_GONE, Run, Sweep
 from trainyard.report.dashboard.server import Dashboard, build_app
+from trainyard.report.dashboard.sweep_charts import axis, importances
 from trainyard.report.dashboard.sweep_page import compared
-from trainyard.report.dashboard.sweeps import Sweep
 from trainyard.storage.untrusted_files import Files
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +217,7 @@ def ask(port: int, path: str, method: str = "GET", **headers: str) -> http.clien
 def test_nothing_but_runs_is_served(served: int, path: str) -> None:
     reply = ask(served, path)
     assert reply.status == 404
-    assert b"No run or sweep is called" in reply.read()
+    assert b"No run, sweep or report is called" in reply.read()
 
 
 def test_pages_are_kept_to_themselves(served: int) -> None:
@@ -237,7 +235,7 @@ def test_pages_are_kept_to_themselves(served: int) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--storage-path", "nowhere"], r"--storage-path .*nowhere is no folder; give the one"),
+        (["--storage-path", "nowhere"], r"--storage-path .*nowhere is not a folder; give the one"),
         (["--export", "sweeep"], r"--export sweeep: no such run or sweep in .*; it holds a-run"),
         (["--export", "../runs"], r"--export \.\./runs: no such run or sweep"),
         (
@@ -245,8 +243,8 @@ def test_pages_are_kept_to_themselves(served: int) -> None:
             r"--output .*cannot be written \(No",
         ),
         (["--output", "x.html"], "--output is the file of an export; add --export NAME"),
-        (["--port", "99999"], r"--port 99999 cannot be listened at .*choose another --port"),
-        (["--host", "256.1.1.1"], r"--host 256.1.1.1 --port 8600 cannot be listened at"),
+        (["--port", "99999"], r"--port 99999 cannot be listened on .*choose another --port"),
+        (["--host", "256.1.1.1"], r"--host 256.1.1.1 --port 8600 cannot be listened on"),
     ],
 )
 def test_mistakes_are_answered_by_one_sentence(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from support.sample_runs import write_confirming, write_run, write_sweep
 
+from trainyard.report.dashboard.records import Sweep
 from trainyard.report.dashboard.run_page import score_cell
 from trainyard.report.dashboard.server import Dashboard
 from trainyard.report.dashboard.sweep_charts import learning_curves, ranked
 from trainyard.report.dashboard.sweep_page import compared
-from trainyard.report.dashboard.sweeps import Sweep
 from trainyard.storage.untrusted_files import Files
 
 
@@ -23,15 +23,17 @@ def test_a_trial_that_diverged_is_among_the_best_nowhere(tmp_path: Path) -> None
     assert not {trial.name for trial in lost} & {trial.name for trial, *_ in ranked(sweep)}
     assert not [h for h, _ in compared(sweep)[1] if h in [trial.hyperparameters for trial in lost]]
     assert "before it diverged" in str(Dashboard(tmp_path).page("s", site=None))
-    dashed = learning_curves(sweep)["layer"][0]
-    assert {row["trial"] for row in dashed["data"]["values"]} == {trial.name for trial in lost}
+    chart = learning_curves(sweep)
+    assert chart["layer"][0]["data"] == {"name": "diverged"}
+    dashed = chart["datasets"]["diverged"]
+    assert {row["trial"] for row in dashed} == {trial.name for trial in lost}
 
 
 def test_where_the_winner_was_worse_the_default_recipe_is_named(tmp_path: Path) -> None:
     write_sweep(tmp_path / "s", 12, verdict="worse")
     page = str(Dashboard(tmp_path).page("s", site=None))
     shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.partition("<main")[2]))
-    assert "Result default recipe in best.yaml and model/ Its f1 0.8733 0.859 to 0.887" in shown
+    assert "Result Default recipe in best.yaml and model/ Its f1 0.8733 0.859 to 0.887" in shown
     assert (
         "Worse when run again trial-003" in shown
     )  # and not trial-011, which scored most in the search
@@ -46,7 +48,9 @@ def test_confirming_runs_are_seen_before_there_is_a_verdict(tmp_path: Path) -> N
     for seed in range(3):
         assert f'href="/view/s/confirmation/default-seed-{seed}"' in page
     assert "the verdict comes when they have finished" in page
-    assert "No space left on device" in page.partition("Its runs")[2].partition("</table>")[0]
+    assert (
+        "No space left on device" in page.partition("Confirming runs")[2].partition("</table>")[0]
+    )
 
 
 def test_half_characters_foreign_names_and_links_hurt_nobody(tmp_path: Path) -> None:

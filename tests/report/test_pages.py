@@ -126,7 +126,7 @@ def test_every_page_is_drawn_without_a_complaint(
 
 def test_a_table_is_sorted_and_filtered_by_keyboard(browser: Any, address: str) -> None:
     with page_at(browser, f"{address}/view/asha") as page:
-        table = page.locator(".table", has_text="A score is the best evaluation")
+        table = page.locator(".table", has_text="Best evaluation of each trial")
 
         def column(index: int) -> list[str]:
             cells = f"rows => rows.filter(r => !r.hidden).map(r => r.cells[{index}].dataset.sort)"
@@ -147,7 +147,7 @@ def test_a_table_is_sorted_and_filtered_by_keyboard(browser: Any, address: str) 
         page.keyboard.type("pruned cosine")
         shown = table.locator("tbody tr:visible")
         assert 0 < shown.count() < 9
-        assert all("pruned" in text and "cosine" in text for text in shown.all_inner_texts())
+        assert all("Pruned" in text and "cosine" in text for text in shown.all_inner_texts())
         assert table.locator("output").inner_text() == f"{shown.count()} shown"
 
 
@@ -171,7 +171,7 @@ def test_news_come_by_themselves_and_disturb_nothing(
     write_sweep(storage / "live", 14, status="running")
     try:
         with page_at(browser, f"{address}/view/live") as page:
-            table = page.locator(".table", has_text="A score is the best evaluation")
+            table = page.locator(".table", has_text="Best evaluation of each trial")
             table.locator("thead th", has_text="Trial").locator("button").press("Enter")
             table.locator("thead th", has_text="Trial").locator("button").press("Enter")
             table.locator("input").fill("trial-01")
@@ -208,7 +208,7 @@ def test_news_come_by_themselves_and_disturb_nothing(
             page.unroute(page.url)
             page.wait_for_timeout(700)
             assert page.locator("#news").inner_text() == "Updates are paused"
-            assert "finished" not in table.locator("tbody tr", has_text="trial-012").inner_text()
+            assert "Finished" not in table.locator("tbody tr", has_text="trial-012").inner_text()
             page.get_by_role("button", name="Resume updates").press("Enter")
             row = table.locator("tbody tr", has_text="trial-012")
             row.get_by_text("finished").wait_for(timeout=10_000)

@@ -1,4 +1,4 @@
-"""`jobs/dashboard.py`: the dashboard as a server on this machine, or one page of it as a file."""
+"""`trainyard dashboard`: serve the dashboard on this machine, or export one of its pages."""
 
 import contextlib
 import socket
@@ -18,19 +18,19 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class DashboardConfig(StorageFlags):
-    """Look at runs and sweeps in a browser, while they run and long after.
+    """Show runs, sweeps and reports in a browser, while they run and long after.
 
     It reads the folders below --storage-path and needs nothing else: no Ray, no network. Without
     --export it serves pages until Ctrl-C.
     """
 
     host: str = "127.0.0.1"
-    """Address to listen at. There is no password: another one than this machine's own shows the
-    runs to everybody who can reach it."""
+    """Address to listen on. There is no password: any address but this machine's loopback exposes
+    all runs to the network."""
     port: int = 8600
-    """Port to listen at; 0 takes a free one."""
+    """Port to listen on; 0 takes a free one."""
     export: str | None = None
-    """Write the page of this run or sweep (or SWEEP/trials/TRIAL) to a file instead, and end."""
+    """Write the page of this run or sweep (or SWEEP/trials/TRIAL) to a file instead, and exit."""
     output: str | None = None
     """File for --export. Default: <name>.html in the working directory."""
 
@@ -44,7 +44,7 @@ def run_dashboard(config: DashboardConfig) -> dict[str, Any]:
     storage = storage_folder(config.storage_path)
     if not storage.is_dir():
         raise UserError(
-            f"--storage-path {storage} is no folder; give the one that runs were written to"
+            f"--storage-path {storage} is not a folder; give the one that runs were written to"
         )
     if config.export is not None:
         return _export(Dashboard(storage), config.export, config.output)
@@ -58,12 +58,11 @@ def _export(dashboard: Dashboard, key: str, output: str | None) -> dict[str, Any
     if page is None:
         yard = dashboard.yard()
         names = [*yard.sweeps, *yard.runs]
-        known = (
-            f"it holds {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-            if names
-            else "it is empty"
+        listed = f"it holds {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+        raise UserError(
+            f"--export {key}: no such run or sweep in {dashboard.storage}; "
+            f"{listed if names else 'it is empty'}"
         )
-        raise UserError(f"--export {key}: no such run or sweep in {dashboard.storage}; {known}")
     path = Path(output or f"{Path(key).name}.html").expanduser().absolute()
     try:
         write_atomic(path, page)
@@ -83,11 +82,11 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
     shown = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{shown}:{port}/"
     app = build_app(dashboard, [*LOOPBACK, "[::1]"] if local else ["*"])
-    dashboard.page("", site="/")  # all folders are read before the first visitor comes
+    dashboard.page("", site="/")  # read all folders before the first visitor
     threading.Thread(target=_warm_up_later, args=(dashboard,), daemon=True).start()
     if not local:
-        print("everybody who can reach this address can read all runs", file=sys.stderr)  # noqa: T201
-    print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C ends it)", file=sys.stderr)  # noqa: T201
+        print("warning: anyone on the network can read all runs here", file=sys.stderr)  # noqa: T201
+    print(f"dashboard of {dashboard.storage} at {address} (Ctrl-C stops it)", file=sys.stderr)  # noqa: T201
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
@@ -95,7 +94,7 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
 
 
 def _warm_up_later(dashboard: Dashboard) -> None:
-    dashboard.visited.wait()  # else the first page would wait for what only later ones need
+    dashboard.visited.wait()  # else the first page would wait for modules that only later ones need
     warm_up()
 
 
@@ -109,8 +108,8 @@ def _listen(config: DashboardConfig) -> socket.socket:
         found.close()
         why = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--host {config.host} --port {config.port} cannot be listened at ({why}); another "
-            "dashboard may be there: choose another --port, or 0 for a free one"
+            f"--host {config.host} --port {config.port} cannot be listened on ({why}); another "
+            "dashboard may be running there: choose another --port, or 0 for a free one"
         ) from error
     found.listen(128)
     return found

@@ -1,19 +1,23 @@
-"""A run as people see it, from what `reader` finds in its folder."""
+"""Runs, sweeps and reports below a storage path, read from their folders.
+
+Folders are not trusted: they may be half-written, damaged, or from another version.
+"""
 
 import re
 import time
 from calendar import timegm
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 from trainyard.report.kit import Status
 from trainyard.storage import (
     EXPIRY_SECONDS,
     Files,
     Lease,
+    folders,
     mapping,
     newest,
     real,
@@ -22,10 +26,10 @@ from trainyard.storage import (
 )
 from trainyard.tasks import TASKS, own_headline
 
-if TYPE_CHECKING:
-    from trainyard.report.dashboard.sweeps import Sweep
-
-DRIVER_GONE = "its driver is gone; the same command goes on from the last checkpoint"
+DRIVER_GONE = "its driver is gone; the same command resumes it from the last checkpoint"
+SWEEP_DRIVER_GONE = "its driver is gone; the same command resumes it"
+DEFAULT = "default"
+"""Name that a sweep gives the default recipe in place of a trial."""
 ENDED: tuple[Status, ...] = ("finished", "pruned", "diverged", "failed")
 _SECRET = re.compile(
     r"(?i)(://)[^/@\s]+(?=@)|\bhf_[a-z0-9]{16,}|\b(\w*(?:token|password|secret|api_?key)\w*[\"']?\s*[=:]\s*)\S+"
@@ -33,18 +37,13 @@ _SECRET = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """`text` with passwords in addresses, access tokens and the like struck out."""
+    """Strike out passwords in addresses, access tokens and the like."""
     return _SECRET.sub(lambda found: f"{found[1] or found[2] or ''}[hidden]", text)
-
-
-def known(status: Any) -> Status:
-    """A status that pages have a mark for."""
-    return cast("Status", status) if status in get_args(Status) else "unknown"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The headline score after `step` steps, with its 95 % interval where one is known."""
+    """Headline score after `step` steps, with its 95 % interval where one is known."""
 
     step: int
     score: float
@@ -69,17 +68,14 @@ class Run:
 
     @cached_property
     def status(self) -> Status:
-        """As run.json says; "stopped" for one whose driver was lost, "waiting" before its start."""
-        status = self.record.get("status")
-        if status == "running" and self.is_lost:
-            return "stopped"
+        """Status of run.json; "stopped" after the driver was lost, "waiting" before the start."""
         if not self.record and self.trial and not self.problems:
             return "waiting"
-        return known(status)
+        return "stopped" if self.is_lost else _status(self.record.get("status"))
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is never run again; a stretch of a population that came to its exchange is not."""
+        """True for a run that never resumes; a stretch of a population may end before its run."""
         stretch = real(self.trial.get("stretch"))
         made = real(self.record.get("trial_evaluations"))
         return self.status in ENDED or (
@@ -88,22 +84,30 @@ class Run:
 
     @cached_property
     def is_lost(self) -> bool:
-        """Whether nobody has given a sign of life for longer than a lease lasts."""
+        """True for a running run without a sign of life for longer than a lease lasts."""
         signs = [self.path / name for name in (Lease.NAME, "progress.json", "run.json")]
         signs += [] if self.sweep is None else [self.sweep.path / Lease.NAME]
-        return time.time() - newest(*signs) > EXPIRY_SECONDS
+        return self.record.get("status") == "running" and _expired(signs)
 
-    @cached_property
+    @property
     def reason(self) -> str:
-        """Why it ended as it did, in a sentence; empty when there is nothing to say."""
-        if self.record.get("status") == "running" and self.is_lost:
-            return DRIVER_GONE
-        return without_secrets(words(self.record.get("reason") or ""))
+        """Reason for the end, in a sentence; empty when there is nothing to say."""
+        return DRIVER_GONE if self.is_lost else _reason(self.record)
 
     @cached_property
     def task(self) -> str:
-        """Name of the task."""
         return words(self.result.get("task") or self.config.get("task") or "")
+
+    @property
+    def data(self) -> str:
+        """Name of the data set: the task, or the file name of a user's own training data."""
+        file = self.config.get("train_file")
+        return Path(file).name if isinstance(file, str) and file else self.task
+
+    @property
+    def model(self) -> str:
+        """Short name of the pretrained model."""
+        return words(self.config.get("model_name_or_path") or "").rstrip("/").rpartition("/")[2]
 
     @property
     def started(self) -> float | None:
@@ -112,14 +116,14 @@ class Run:
 
     @property
     def ended(self) -> float | None:
-        """Seconds since 1970; of runs that do not say, when their record was last written."""
+        """Seconds since 1970; without a recorded end, the time of the last write of run.json."""
         if self.status in ("running", "waiting"):
             return None
         return instant(self.record.get("ended")) or newest(self.path / "run.json") or None
 
     @cached_property
     def lines(self) -> Sequence[Mapping[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """Lines of metrics.jsonl that have a step."""
         found, wrong = self._files.lines(self.path / "metrics.jsonl")
         if wrong and wrong not in self.problems:
             self.problems.append(wrong)
@@ -137,7 +141,7 @@ class Run:
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
-        """One for each evaluated step: the mean over its splits, an interval if it has one split."""
+        """One entry for each evaluated step: the mean over its splits, an interval if it has one."""
         steps: dict[int, list[Mapping[str, Any]]] = {}
         for line in self.lines:
             if "split" in line:
@@ -156,7 +160,7 @@ class Run:
 
     @cached_property
     def best(self) -> Evaluation | None:
-        """The best evaluation, also of a run that is not at its end."""
+        """Best evaluation, also of an unfinished run."""
         score = real(self.result.get("score"))
         if score is not None:  # metrics.jsonl need not be read
             spans = list(mapping(self.result.get("intervals")).values())
@@ -172,7 +176,7 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps made."""
+        """Optimizer steps done."""
         return _whole(self.progress.get("step")) or _whole(self.result.get("steps"))
 
     @property
@@ -180,16 +184,26 @@ class Run:
         """Optimizer steps of the whole run."""
         return _whole(self.progress.get("last_step")) or _whole(self.result.get("steps"))
 
+    @property
+    def samples_per_second(self) -> float | None:
+        key = "train_samples_per_second"
+        return real(self.result.get(key)) or real(self.progress.get(key))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated training time that is left, of a running run."""
+        rows, speed = real(self.progress.get("rows_per_step")), self.samples_per_second
+        if self.status != "running" or not (rows and speed and self.steps and self.last_step):
+            return None
+        return max(self.last_step - self.steps, 0) * rows / speed
+
     @cached_property
     def ledger(self) -> dict[str, float]:
         """Seconds by account."""
         driver, worker = mapping(self.record.get("seconds")), mapping(self.progress.get("seconds"))
+        startup = real(self.record.get("startup_seconds"))
         return time_ledger(
-            {
-                "seconds": _reals(driver),
-                "startup_seconds": real(self.record.get("startup_seconds")),
-            },
-            {"seconds": _reals(worker)},
+            {"seconds": _reals(driver), "startup_seconds": startup}, {"seconds": _reals(worker)}
         )
 
     @property
@@ -197,25 +211,196 @@ class Run:
         """Wall clock over all attempts: as accounted for, else from start to end."""
         if self.ledger:
             return sum(self.ledger.values())
-        if self.started is None:
-            return None
-        return max((self.ended or time.time()) - self.started, 0.0)
+        return _elapsed(self.started, self.ended)
 
     def error(self) -> str:
-        """The end of error.txt."""
+        """End of error.txt."""
         return without_secrets(self._files.text(self.path / "error.txt"))
+
+    def model_card(self) -> str:
+        """Model card of the exported model; empty before the export."""
+        folder = self.path / "model"
+        return "" if folder.is_symlink() else self._files.text(folder / "README.md")
+
+
+class Sweep:
+    """One sweep folder."""
+
+    def __init__(self, files: Files, path: Path, key: str) -> None:
+        self.path, self.key, self.name = path, key, path.name
+        self._files = files
+        self.record, fault = files.json(path / "sweep.json")
+        self.problems = [fault] if fault else []
+        self.config = mapping(self.record.get("config"))
+        self.task = words(self.record.get("task") or "")
+        self.confirmation = mapping(self.record.get("confirmation"))
+        self.winner = mapping(self.confirmation.get("winner"))
+        self.default = mapping(self.confirmation.get("default"))
+
+    @cached_property
+    def trials(self) -> list[Run]:
+        """Trials in the order in which they were proposed."""
+        return self._runs("trials")
+
+    @cached_property
+    def confirmations(self) -> list[Run]:
+        """Runs with fresh seeds."""
+        return self._runs("confirmation")
+
+    def _runs(self, part: str) -> list[Run]:
+        found = [
+            Run(self._files, self.path / part / name, f"{self.key}/{part}/{name}", self)
+            for name in folders(self.path / part)
+        ]
+        return sorted(found, key=lambda run: (real(run.trial.get("index")) or 0, run.name))
+
+    @property
+    def status(self) -> Status:
+        """Status of sweep.json; "stopped" after the driver was lost."""
+        return "stopped" if self.is_lost else _status(self.record.get("status"))
+
+    @cached_property
+    def is_lost(self) -> bool:
+        """True for a running sweep of which neither driver nor trial gave a recent sign of life."""
+        signs = [self.path / name for name in (Lease.NAME, "sweep.json")]
+        for part in ("trials", "confirmation"):
+            for name in folders(self.path / part):
+                signs += [self.path / part / name / file for file in ("progress.json", "run.json")]
+        return self.record.get("status") == "running" and _expired(signs)
+
+    @property
+    def reason(self) -> str:
+        """Reason for the end, in a sentence; empty when there is nothing to say."""
+        return SWEEP_DRIVER_GONE if self.is_lost else _reason(self.record)
+
+    @property
+    def metric(self) -> str:
+        """Name of the trials' score."""
+        metric = self.record.get("metric")
+        return metric if isinstance(metric, str) else ""
+
+    @property
+    def started(self) -> float | None:
+        """Seconds since 1970."""
+        return instant(self.record.get("started"))
+
+    @property
+    def ended(self) -> float | None:
+        """Seconds since 1970."""
+        return None if self.status == "running" else instant(self.record.get("ended"))
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall clock over all attempts as recorded, else from start to end."""
+        recorded = real(self.record.get("seconds"))
+        if self.started is None or (recorded is not None and self.status != "running"):
+            return recorded
+        return _elapsed(self.started, self.ended)
+
+    @property
+    def num_trials(self) -> int:
+        """Number of trials, those to come included."""
+        return max(_whole(self.record.get("num_trials")) or 0, len(self.trials))
+
+    @cached_property
+    def fields(self) -> list[str]:
+        """Names of the hyperparameters, in the order of the space."""
+        names = dict.fromkeys(mapping(self.record.get("space")))
+        for trial in self.trials:
+            names.update(dict.fromkeys(trial.hyperparameters))
+        return list(names)
+
+    @property
+    def keeps_default(self) -> bool:
+        """True when the winner was worse than the default recipe, which is then the result."""
+        return mapping(self.record.get("result")).get("best_trial") == DEFAULT
+
+    @cached_property
+    def best(self) -> Run | None:
+        """The trial that the sweep chose, or the best so far."""
+        chosen = mapping(self.record.get("result")).get("best_trial")
+        for trial in self.trials:
+            if trial.name == chosen:
+                return trial
+        scored = [trial for trial in self.trials if trial.best and trial.status != "diverged"]
+        return max(scored, key=lambda t: t.best.score if t.best else 0.0, default=None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A folder with a page of its own: an evaluation, a data examination or a GLUE suite."""
+
+    path: Path
+    name: str
+    kind: str
+    record: Mapping[str, Any]
+    written: float | None
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+    @property
+    def result(self) -> str:
+        """Result in a few words."""
+        score = real(self.record.get("score"))
+        average = real(mapping(self.record.get("average")).get("mean"))
+        findings = self.record.get("findings")
+        if score is not None:
+            return f"{words(self.record.get('score_metric') or 'score')} {score:.4f}"
+        if average is not None:
+            return f"average {average:.1f}"
+        if isinstance(findings, list):
+            levels = [mapping(finding).get("severity") for finding in findings]
+            return (
+                f"{len(levels) - levels.count('notice')} severe, {levels.count('notice')} notices"
+            )
+        return "–"
+
+
+REPORTS = {"evaluation.json": "Evaluation", "doctor.json": "Data doctor", "glue.json": "GLUE suite"}
+"""File that marks a folder with a report, and the kind of report."""
+
+
+class Yard:
+    """Everything below one storage path; create another one, with the same `files`, to update."""
+
+    def __init__(self, storage: Path, files: Files) -> None:
+        self.storage = storage
+        self.runs: dict[str, Run] = {}
+        self.sweeps: dict[str, Sweep] = {}
+        self.reports: dict[str, Report] = {}
+        for name in folders(storage.resolve()):  # the storage path itself may be a link
+            path = storage / name
+            if (path / "sweep.json").is_file():
+                self.sweeps[name] = Sweep(files, path, name)
+            elif (path / "run.json").is_file():
+                self.runs[name] = Run(files, path, name)
+            for file, kind in REPORTS.items():
+                record, _ = files.json(path / file)
+                if record and (path / "report.html").is_file():
+                    written = newest(path / file) or None
+                    self.reports[name] = Report(path, name, kind, record, written)
+
+    def find(self, key: str) -> Run | Sweep | None:
+        """Find by key: `run`, `sweep`, `sweep/trials/run` or `sweep/confirmation/run`.
+
+        Only names that were found by listing folders match, so no key can leave the storage path.
+        """
+        name, _, rest = key.partition("/")
+        if not rest:
+            return self.sweeps.get(name) or self.runs.get(name)
+        if (sweep := self.sweeps.get(name)) is None:
+            return None
+        return next((r for r in (*sweep.trials, *sweep.confirmations) if r.key == key), None)
 
 
 def instant(value: Any) -> float | None:
-    """A time as records have it (UTC, "2026-01-31T12:00:00Z") in seconds since 1970, else None."""
+    """Parse a time of a record (UTC, "2026-01-31T12:00:00Z") to seconds since 1970, else None."""
     try:
         return float(timegm(time.strptime(value, "%Y-%m-%dT%H:%M:%SZ")))
     except (TypeError, ValueError):
         return None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def pair(value: Any) -> tuple[float | None, float | None]:
@@ -223,6 +408,27 @@ def pair(value: Any) -> tuple[float | None, float | None]:
     if isinstance(value, list) and len(value) == 2:
         return real(value[0]), real(value[1])
     return None, None
+
+
+def _status(value: Any) -> Status:
+    """Return a status that pages have a mark for."""
+    return cast("Status", value) if value in get_args(Status) else "unknown"
+
+
+def _reason(record: Mapping[str, Any]) -> str:
+    return without_secrets(words(record.get("reason") or ""))
+
+
+def _expired(signs: Iterable[Path]) -> bool:
+    return time.time() - newest(*signs) > EXPIRY_SECONDS
+
+
+def _elapsed(started: float | None, ended: float | None) -> float | None:
+    return None if started is None else max((ended or time.time()) - started, 0.0)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _reals(value: Mapping[str, Any]) -> dict[str, float]:

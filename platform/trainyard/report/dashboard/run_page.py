@@ -1,23 +1,31 @@
-"""The page of one run: its score, its curves, where its time went, what it was made of."""
+"""Page of one run: its score, its curves, the use of its time, its config and versions."""
 
+import dataclasses
 import math
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
-from trainyard.report.dashboard.records import Run, pair, without_secrets
+from trainyard.config import TrainConfig
+from trainyard.report import kit
+from trainyard.report.dashboard.records import Run, Sweep, pair, without_secrets
 from trainyard.report.kit import (
     Cell,
     Facts,
     Figure,
+    Part,
     Section,
     Table,
     Text,
     Value,
-    charts,
     duration,
     number,
-    per_cent,
+    number_cell,
+    percent,
 )
 from trainyard.storage import ACCOUNTS, mapping, real, words
+
+NEVER_EVALUATED = "No step has been logged yet."
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -26,7 +34,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def score_cell(run: Run) -> Cell:
-    """Best score so far, with its interval; one that diverged sorts last, whatever it had before."""
+    """Best score so far, with its interval; a diverged run sorts last, whatever it had before."""
     lost = run.status == "diverged"
     if run.best is None:
         return Cell("NaN" if lost else "–", sort=math.nan)
@@ -35,128 +43,154 @@ def score_cell(run: Run) -> Cell:
     return Cell(f"{run.best.score:.4f}", run.best.score, interval(run.best.low, run.best.high))
 
 
+def steps_cell(run: Run) -> Cell:
+    """Steps done, of all, with a bar."""
+    steps, last = run.steps, run.last_step
+    of_all = f" of {number(last)}" if last and last != steps else ""
+    bar = share(steps, last) if run.status == "running" else None
+    return dataclasses.replace(number_cell(steps, f"{number(steps)}{of_all}"), share=bar)
+
+
+def time_cell(seconds: float | None) -> Cell:
+    return number_cell(seconds, duration(seconds))
+
+
 def share(part: float | None, whole: float | None) -> float | None:
-    """0 to 1; None when it is not known."""
+    """Ratio from 0 to 1; None when it is not known."""
     return min(max(part / whole, 0.0), 1.0) if part is not None and whole else None
 
 
+def problems(found: Run | Sweep) -> list[Part]:
+    """Sentences about damaged files, and about the reason for the end."""
+    parts: list[Part] = [Text(f"{problem}.", "error") for problem in found.problems]
+    if found.reason:
+        parts.append(Text(found.reason, "error" if found.status == "failed" else "warning"))
+    return parts
+
+
+def config_section(config: Mapping[str, Any]) -> Section:
+    """The config as it was written, without secrets."""
+    facts = [(name, without_secrets(words(value))) for name, value in config.items()]
+    content = Facts(facts) if facts else Text("No config has been written yet.", "note")
+    return Section("Config", [content], folded=True)
+
+
 def sections(run: Run) -> list[Section]:
-    """All that is known about a run, top down as people ask."""
+    """Everything known about a run, the result first."""
     found = [
         Section("Result", _result(run)),
         Section("Curves", _curves(run), grid=True),
         Section("Where the time went", _time(run)),
-        Section("Config", [_config(run)], folded=True),
-        Section("Versions", [_versions(run)], folded=True),
     ]
     if error := run.error():
-        found.insert(1, Section("Error", [Text(error, "code")], folded=run.status != "failed"))
-    return found
+        log = Section("Log of the failure", [Text(error, "code")], folded=run.status != "failed")
+        found.insert(1, log)
+    if command := train_command(run.config):
+        note = Text(
+            "Flags that differ from their defaults. It resumes or returns this run.", "note"
+        )
+        found.append(Section("Command", [note, Text(command, "command")]))
+    if card := run.model_card():
+        found.append(Section("Model card", [Text(card, "code")], folded=True))
+    return [*found, config_section(run.config), Section("Versions", [_versions(run)], folded=True)]
 
 
-def _result(run: Run) -> list[Any]:
-    result, steps, last = run.result, run.steps, run.last_step
-    speed = real(result.get("train_samples_per_second")) or real(
-        run.progress.get("train_samples_per_second")
-    )
+def _result(run: Run) -> list[Part]:
+    result = run.result
     padding = real(result.get("padding_efficiency"))
-    best_step = result.get("best_step") or (run.best.step if run.best else None)
-    parts: list[Any] = [
-        Text(f"{problem}.", "error") for problem in run.problems
-    ]  # fmt: skip
-    if run.reason:
-        parts.append(Text(run.reason, "error" if run.status == "failed" else "warning"))
-    score = score_cell(run)
-    facts: list[tuple[str, Any]] = [
-        (f"Best {run.metric or 'score'}", Cell(score.text, score.sort, score.note)),
-        ("Best step", Cell(number(real(best_step)))),
-        ("Steps", Cell(number(steps), note=f"of {number(last)}" if last and last != steps else "")),
-        ("Samples per second", Cell(number(speed, 3))),
-        ("Padding efficiency", Cell(per_cent(padding, 1))),
-        ("Time", Cell(duration(run.seconds))),
+    best_step = real(result.get("best_step")) or (run.best.step if run.best else None)
+    facts: list[tuple[str, Cell | Value]] = [
+        (f"Best {run.metric or 'score'}", score_cell(run)),
+        ("Best step", number(best_step)),
+        ("Steps", dataclasses.replace(steps_cell(run), share=None)),
+        ("Samples per second", number(run.samples_per_second, 3)),
+        ("Padding efficiency", percent(padding, 1)),
+        ("Time", duration(run.seconds)),
     ]
-    parts.append(Facts(facts, wide=True))
-    splits = mapping(result.get("metrics"))
+    if run.seconds_left is not None:
+        facts.append(("Time left", Cell(duration(run.seconds_left), note="estimated")))
+    parts = [*problems(run), Facts(facts, wide=True)]
+    intervals = mapping(result.get("intervals"))
     rows: list[list[Cell | Value]] = [
-        [
-            words(split),
-            words(name),
-            _measured(value, mapping(result.get("intervals")).get(split), name),
-        ]
-        for split, metrics in splits.items()
+        [words(split), words(name), _measured(value, mapping(intervals.get(split)).get(name))]
+        for split, metrics in mapping(result.get("metrics")).items()
         for name, value in mapping(metrics).items()
     ]
     if rows:
-        parts.append(Table("Metrics of the best checkpoint, with 95 % intervals over rows",
-                           ["Split", "Metric", "Value"], rows))  # fmt: skip
+        caption = "Metrics of the best checkpoint, with 95 % intervals over rows"
+        parts.append(Table(caption, ["Split", "Metric", "Value"], rows))
     if run.hyperparameters:
         parts.append(Facts([(name, words(value)) for name, value in run.hyperparameters.items()]))
-    truncated = {k: v for k, v in mapping(result.get("truncated_rows")).items() if v}
+    truncated = {k: v for k, v in mapping(result.get("truncated_rows")).items() if real(v)}
     if truncated:
-        cut = ", ".join(f"{words(count)} of {split}" for split, count in truncated.items())
-        parts.append(Text(f"Rows cut to the maximal length: {cut}.", "note"))
+        counts = ", ".join(
+            f"{number(real(count))} of {split}" for split, count in truncated.items()
+        )
+        parts.append(Text(f"Rows truncated to the maximum length: {counts}.", "note"))
     if result.get("model"):
         parts.append(Text(f"The model is in {words(result['model'])}", "note"))
     return parts
 
 
-def _measured(value: Any, intervals: Any, name: str) -> Cell:
+def _measured(value: Any, span: Any) -> Cell:
     found = real(value)
-    if found is None:
-        return Cell("–", math.nan)
-    span = mapping(intervals).get(name)
-    low, high = pair(span)
-    return Cell(f"{found:.4f}", found, interval(low, high))
+    return number_cell(found, None if found is None else f"{found:.4f}", interval(*pair(span)))
 
 
-def _curves(run: Run) -> list[Any]:
+def _curves(run: Run) -> list[Part]:
     training = [line for line in run.lines if real(line.get("loss")) is not None]
     scores = [
         {"step": line["step"], "series": f"{name} ({words(line['split'])})", "value": real(value)}
         for line in run.lines
         if "split" in line
         for name, value in mapping(line.get("metrics")).items()
+        if name != "loss"
     ]
     if not training and not scores:
-        return [Text("No step has been logged yet.", "note")]
-    parts: list[Any] = []
+        return [Text(NEVER_EVALUATED, "note")]
+    parts: list[Part] = []
+    lines = kit.charts.lines
     if scores:
-        parts.append(Figure("Evaluation", charts.lines(scores, "step", "value", "series", points=True),
-                            f"Each metric by step; the last {_last(scores)}."))  # fmt: skip
+        last = {row["series"]: row["value"] for row in scores}
+        ends = ", ".join(f"{name} {number(value)}" for name, value in last.items())
+        chart = lines(scores, "step", "value", "series", points=True)
+        parts.append(Figure("Evaluation", chart, f"Metrics by step; the last: {ends}."))
     if training:
-        losses = [{"step": line["step"], "loss": real(line["loss"])} for line in training]
+        losses = [
+            {"step": line["step"], "loss": real(line["loss"]), "rows": "training"}
+            for line in training
+        ]
+        validation = [
+            {"step": line["step"], "loss": real(loss), "rows": words(line["split"])}
+            for line in run.lines
+            if "split" in line and (loss := mapping(line.get("metrics")).get("loss")) is not None
+        ]
         rates = [
             {"step": line["step"], "learning rate": real(line.get("learning_rate"))}
             for line in training
         ]
+        chart = lines([*losses, *validation], "step", "loss", "rows" if validation else None)
+        name = "Training and validation loss" if validation else "Training loss"
+        ends = f"Training: from {number(losses[0]['loss'])} to {number(losses[-1]['loss'])}."
         parts += [
-            Figure("Training loss", charts.lines(losses, "step", "loss"),
-                   f"From {number(losses[0]['loss'])} to {number(losses[-1]['loss'])}."),
-            Figure("Learning rate", charts.lines(rates, "step", "learning rate", y_format=".2~e"),
+            Figure(name, chart, ends),
+            Figure("Learning rate", lines(rates, "step", "learning rate", y_format=".2~e"),
                    "Of the next step."),
         ]  # fmt: skip
     return parts
 
 
-def _last(scores: list[dict[str, Any]]) -> str:
-    last = {row["series"]: row["value"] for row in scores}
-    return ", ".join(f"{name} {number(value)}" for name, value in last.items())
-
-
-def _time(run: Run) -> list[Any]:
+def _time(run: Run) -> list[Part]:
     if not run.ledger:
         return [Text("This run has not recorded its time.", "note")]
     total = sum(run.ledger.values())
     rows: list[list[Cell | Value]] = [
-        [ACCOUNTS[account].capitalize(), Cell(f"{seconds:,.1f} s", seconds),
-         Cell(per_cent(seconds / total if total else None, 1), seconds, share=share(seconds, total))]
+        [ACCOUNTS[account].capitalize(), time_cell(seconds),
+         Cell(percent(share(seconds, total), 1), seconds, share=share(seconds, total))]
         for account, seconds in run.ledger.items()
     ]  # fmt: skip
-    return [
-        Table(
-            "Seconds by account, over all attempts at this run", ["Account", "Time", "Share"], rows
-        )
-    ]
+    caption = "Time by account, over all attempts at this run"
+    return [Table(caption, ["Account", "Time", "Share"], rows)]
 
 
 def _versions(run: Run) -> Facts:
@@ -165,7 +199,23 @@ def _versions(run: Run) -> Facts:
     return Facts([*((name, words(value)) for name, value in found.items()), ("data", data)])
 
 
-def _config(run: Run) -> Facts | Text:
-    if not run.config:
-        return Text("No config has been written yet.", "note")
-    return Facts([(name, without_secrets(words(value))) for name, value in run.config.items()])
+def train_command(config: Mapping[str, Any]) -> str:
+    """Return the command that trains a config; empty for a config without a task or file."""
+    if not (config.get("task") or config.get("train_file")):
+        return ""
+    parts = ["python", "jobs/train.py"]
+    for field in dataclasses.fields(TrainConfig):
+        value = config.get(field.name, field.default)
+        flag = f"--{field.name.replace('_', '-')}"
+        if value is None or value == field.default:
+            continue
+        match value:
+            case bool():
+                parts.append(flag if value else f"--no-{flag[2:]}")
+            case dict():
+                parts += [flag, *(words(part) for item in value.items() for part in item)]
+            case list():
+                parts += [flag, *map(words, value)]
+            case _:
+                parts += [flag, words(value)]
+    return without_secrets(shlex.join(parts))

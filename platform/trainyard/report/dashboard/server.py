@@ -1,21 +1,23 @@
-"""The dashboard over HTTP: pages made afresh from run folders, and nothing else."""
+"""The dashboard over HTTP: pages rendered from run folders at each request, read-only."""
 
 import hashlib
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from trainyard.report.dashboard import index_page, run_page, sweep_page
-from trainyard.report.dashboard.importance import FEWEST, importances
-from trainyard.report.dashboard.records import Run
-from trainyard.report.dashboard.sweeps import Sweep, Yard
+from trainyard.report.dashboard import index_page, run_page
+from trainyard.report.dashboard.records import Report, Run, Sweep, Yard
 from trainyard.report.kit import policy, render, static_text, vega_bundle
 from trainyard.storage import Files
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 FAST_SECONDS, SLOW_SECONDS = 3.0, 15.0
-"""Between two looks of an open page, while something of it runs and otherwise."""
+"""Seconds between two updates of an open page, while something on it runs and otherwise."""
 
 HEADERS = {
     "Content-Security-Policy": policy() + "; frame-ancestors 'none'",
@@ -23,43 +25,50 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+SANDBOX = {
+    "Content-Security-Policy": "sandbox allow-scripts allow-downloads; default-src 'none'; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+}
+"""Policy for a report file, which anyone may have written: it has no origin and no network."""
 
 
 class Dashboard:
-    """Pages over one storage path, with what was read of it kept for the next look."""
+    """Pages over one storage path, with a cache of what was read from it."""
 
     def __init__(self, storage: Path) -> None:
         self.storage = storage
         self._files = Files()
         self._lock = threading.Lock()
         self.visited = threading.Event()
-        """Set when the first page has been answered."""
+        """Set after the first response."""
 
     def yard(self) -> Yard:
-        """The folders as they are now."""
+        """The folders in their present state."""
         return Yard(self.storage, self._files)
 
     def page(self, key: str, *, site: str | None) -> str | None:
-        """The page of a run, a sweep, or everything (key ""); None for a key that names nothing.
+        """Render a run, a sweep, or the index (key ""); None for an unknown key.
 
-        Without a `site` it is one file for keeping: no links, no news.
+        Without a `site` it is one file to keep: without links and updates.
         """
-        with self._lock:  # one at a time: they share what was read
+        with self._lock:  # one at a time: they share the cache
             yard = self.yard()
             if not key:
-                known: list[Run | Sweep] = [*yard.sweeps.values(), *yard.runs.values()]
-                busy = any(found.status == "running" for found in known)
+                everything: list[Run | Sweep] = [*yard.sweeps.values(), *yard.runs.values()]
+                busy = any(found.status == "running" for found in everything)
                 return render(
                     "Runs and sweeps",
                     index_page.sections(yard, lambda found: link(found, site)),
                     subtitle=str(self.storage),
                     site=site,
-                    refresh_seconds=_pace(site, busy=busy, ends=False),
+                    refresh_seconds=_pace(site, busy=busy) or (SLOW_SECONDS if site else 0),
                 )
             if (found := yard.find(key)) is None:
                 return None
             crumbs = [("All runs", "/")] if site else []
             if isinstance(found, Sweep):
+                from trainyard.report.dashboard import sweep_page  # loads altair, half a second
+
                 parts, kind = sweep_page.sections(found, lambda run: link(run, site)), "Sweep"
             else:
                 parts, kind = run_page.sections(found), "Run"
@@ -75,40 +84,51 @@ class Dashboard:
                 status=found.status,
                 crumbs=crumbs,
                 site=site,
-                refresh_seconds=_pace(site, busy=found.status in ("running", "waiting"), ends=True),
+                refresh_seconds=_pace(site, busy=found.status in ("running", "waiting")),
             )
+
+    def report(self, name: str) -> str | None:
+        """Return the page that an evaluation, data examination or suite left; None without one."""
+        with self._lock:
+            found = self.yard().reports.get(name)
+            return self._files.text(found.path / "report.html", MAX_REPORT) if found else None
+
+
+MAX_REPORT = 32_000_000
+"""Characters of a report that is served."""
 
 
 def warm_up() -> None:
-    """Load what takes seconds to load while the reader looks at the first page, which needs none."""
+    """Load modules that take seconds while the reader looks at the first page, which needs none."""
+    from trainyard.report.dashboard.sweep_charts import MIN_TRIALS, importances
+
     vega_bundle()
-    importances([({"a": i, "b": -i * i}, float(i)) for i in range(FEWEST)], {})
+    importances([({"a": i, "b": -i * i}, float(i)) for i in range(MIN_TRIALS)], {})
 
 
-def link(found: Run | Sweep, site: str | None) -> str | None:
-    """Where the page of a run or sweep is; nowhere in a file for keeping."""
-    return None if site is None else f"{site}view/{quote(found.key)}"
-
-
-def _pace(site: str | None, *, busy: bool, ends: bool) -> float:
+def link(found: Run | Sweep | Report, site: str | None) -> str | None:
+    """Address of the page of a run, sweep or report; None in a file to keep."""
     if site is None:
-        return 0
-    return FAST_SECONDS if busy else 0 if ends else SLOW_SECONDS
+        return None
+    return f"{site}{'report' if isinstance(found, Report) else 'view'}/{quote(found.key)}"
+
+
+def _pace(site: str | None, *, busy: bool) -> float:
+    return FAST_SECONDS if site and busy else 0
 
 
 def _subtitle(kind: str, found: Run | Sweep) -> str:
-    task = found.task if isinstance(found, Run) else str(found.record.get("task") or "")
-    parts = [kind, f"task {task}" if task else ""]
+    parts = [kind, f"task {found.task}" if found.task else ""]
     if found.started:
         parts.append(time.strftime("started %Y-%m-%d %H:%M:%S", time.localtime(found.started)))
     return ", ".join(part for part in parts if part)
 
 
-def build_app(dashboard: Dashboard, allowed_hosts: list[str]) -> Any:
-    """The pages as an ASGI application; it answers GET and HEAD, and changes nothing.
+def build_app(dashboard: Dashboard, allowed_hosts: Sequence[str]) -> "FastAPI":
+    """Return the pages as an ASGI application; it answers GET and HEAD, and changes nothing.
 
-    `allowed_hosts` are the names under which a browser may ask: another one would be a page on the
-    internet whose name was made to lead to this machine.
+    `allowed_hosts` are the accepted Host headers: any other may belong to a page on the internet
+    whose name was made to resolve to this machine (DNS rebinding).
     """
     from fastapi import FastAPI, Request, Response
     from fastapi.middleware.gzip import GZipMiddleware
@@ -116,7 +136,8 @@ def build_app(dashboard: Dashboard, allowed_hosts: list[str]) -> Any:
 
     app = FastAPI(title="Trainyard", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(GZipMiddleware, minimum_size=2_000, compresslevel=4)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))
+    get = ["GET", "HEAD"]
 
     def answer(request: Request, text: str, kind: str = "text/html", status: int = 200) -> Response:
         dashboard.visited.set()
@@ -128,29 +149,37 @@ def build_app(dashboard: Dashboard, allowed_hosts: list[str]) -> Any:
 
     def missing(request: Request, key: str) -> Response:
         page = render(
-            "Not here", [], subtitle=f"No run or sweep is called {key}.",
+            "Not found", [], subtitle=f"No run, sweep or report is called {key}.",
             crumbs=[("All runs", "/")], site="/",
         )  # fmt: skip
         return answer(request, page, status=404)
 
-    @app.api_route("/", methods=["GET", "HEAD"])
+    @app.api_route("/", methods=get)
     def index(request: Request) -> Response:
         return answer(request, str(dashboard.page("", site="/")))
 
-    @app.api_route("/view/{key:path}", methods=["GET", "HEAD"])
+    @app.api_route("/view/{key:path}", methods=get)
     def view(request: Request, key: str) -> Response:
         page = dashboard.page(key, site="/") if key else None
         return missing(request, key) if page is None else answer(request, page)
 
-    @app.api_route("/page.css", methods=["GET", "HEAD"])
+    @app.api_route("/report/{name}", methods=get)
+    def report(request: Request, name: str) -> Response:
+        if (page := dashboard.report(name)) is None:
+            return missing(request, name)
+        response = answer(request, page)
+        response.headers.update(SANDBOX)
+        return response
+
+    @app.api_route("/page.css", methods=get)
     def css(request: Request) -> Response:
         return answer(request, static_text("page.css"), "text/css")
 
-    @app.api_route("/page.js", methods=["GET", "HEAD"])
+    @app.api_route("/page.js", methods=get)
     def script(request: Request) -> Response:
         return answer(request, static_text("page.js"), "text/javascript")
 
-    @app.api_route("/vega.js", methods=["GET", "HEAD"])
+    @app.api_route("/vega.js", methods=get)
     def vega(request: Request) -> Response:
         return answer(request, vega_bundle(), "text/javascript")
 

@@ -1,252 +1,300 @@
-"""The page of a sweep: its verdict, its trials, and what their scores go with."""
+"""Page of a sweep: the verdict, the trials, and the hyperparameters behind their scores."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from trainyard.report import kit
 from trainyard.report.dashboard import sweep_charts as drawn
-from trainyard.report.dashboard.axes import label
-from trainyard.report.dashboard.confirmation_part import Link, Rows, chosen_score, confirmation
-from trainyard.report.dashboard.importance import FEWEST, importances
-from trainyard.report.dashboard.records import Run, pair, without_secrets
-from trainyard.report.dashboard.run_page import interval, score_cell, share
-from trainyard.report.dashboard.sweeps import Sweep
+from trainyard.report.dashboard.index_page import chosen_score
+from trainyard.report.dashboard.records import Run, Sweep, pair
+from trainyard.report.dashboard.run_page import (
+    config_section,
+    interval,
+    problems,
+    score_cell,
+    share,
+    steps_cell,
+    time_cell,
+)
 from trainyard.report.kit import (
     Cell,
     Facts,
     Figure,
+    Part,
     Section,
     Table,
     Text,
-    charts,
+    Value,
     duration,
     number,
-    per_cent,
+    number_cell,
+    percent,
+    status_cell,
 )
 from trainyard.storage import mapping, real, words
 
+Link = Callable[[Run], str | None]
+Rows = list[list[Cell | Value]]
+
+VERDICTS = {
+    "better": "The winner is better than the default recipe",
+    "worse": "The winner is worse than the default recipe",
+    "not distinguishable": "The winner is not distinguishable from the default recipe",
+}
+
 
 def sections(sweep: Sweep, link: Link) -> list[Section]:
-    """All that is known about a sweep, top down as people ask; `link` leads to a trial's page."""
-    found = [
+    """Everything known about a sweep, the verdict first; `link` leads to the page of a trial."""
+    return [
         Section("Result", _result(sweep, link)),
-        Section("Confirmation", confirmation(sweep, link)),
+        Section("Confirmation", _confirmation(sweep, link)),
         Section("Trials", _trials(sweep, link)),
         Section("Learning curves", _curves(sweep)),
         Section("Hyperparameters", _together(sweep)),
         Section("Score against each hyperparameter", _each(sweep), grid=True),
-        Section("Config", [Facts([(name, without_secrets(words(value)))
-                for name, value in mapping(sweep.record.get("config")).items()])], folded=True),
-    ]  # fmt: skip
-    return found
+        config_section(sweep.config),
+    ]
 
 
-def _result(sweep: Sweep, link: Link) -> list[Any]:
-    parts: list[Any] = [Text(f"{problem}.", "error") for problem in sweep.problems]
-    if sweep.reason:
-        parts.append(Text(sweep.reason, "error" if sweep.status == "failed" else "warning"))
+def _result(sweep: Sweep, link: Link) -> list[Part]:
     states = [trial.status for trial in sweep.trials]
     counts = {state: states.count(state) for state in drawn.ENDS if state in states}
     made = [t.steps for t in sweep.trials if t.steps is not None]
     full = [t.last_step for t in sweep.trials if t.last_step is not None]
-    cost = share(sum(made), sum(full))
-    best = sweep.best
-    asked = max(real(sweep.record.get("num_trials")) or 0, len(states))
     ended = sum(trial.has_ended for trial in sweep.trials)
-    parts.append(
-        Facts(
-            [
-                *_chosen(sweep, link),
-                ("Trials", Cell(number(ended), note=f"ended of {number(asked)}")),
-                ("Verdict", words(sweep.record.get("verdict")) or _no_verdict(sweep)),
-                (
-                    "Steps trained",
-                    Cell(per_cent(cost), note="of training each trial fully"),
-                ),
-                ("Time", duration(sweep.seconds)),
-            ],
-            wide=True,
-        )
-    )  # fmt: skip
-    parts.append(
-        Facts(
-            [
-                ("Searcher", words(sweep.record.get("searcher"))),
-                ("Scheduler", words(sweep.record.get("scheduler"))),
-                *((state.capitalize(), Cell(str(n), status=state)) for state, n in counts.items()),
-            ]
-        )
-    )
-    default = mapping(mapping(sweep.record.get("confirmation")).get("default"))
-    given = best.hyperparameters if best else {}
+    wide = [
+        *_chosen(sweep, link),
+        ("Trials", Cell(number(ended), note=f"ended of {number(sweep.num_trials)}")),
+        ("Steps trained", Cell(percent(share(sum(made), sum(full))),
+                               note="of training each trial fully")),
+        ("Time", Cell(duration(sweep.seconds))),
+    ]  # fmt: skip
+    small = [
+        ("Searcher", Cell(words(sweep.record.get("searcher")))),
+        ("Scheduler", Cell(words(sweep.record.get("scheduler")))),
+        *((state.capitalize(), status_cell(state, text=str(n))) for state, n in counts.items()),
+    ]
+    best = sweep.best
+    chosen = best.hyperparameters if best else {}
+    title = f"In {best.name}" if best else "Best"
     if sweep.keeps_default:
-        given = mapping(default.get("hyperparameters"))
+        chosen, title = mapping(sweep.default.get("hyperparameters")), "In the default recipe"
     space = mapping(sweep.record.get("space"))
-    rows: Rows = [[f, label(space.get(f)), label(given.get(f))] for f in sweep.fields]
-    chosen = f"In {best.name}" if best else "Best"
-    if sweep.keeps_default:
-        chosen = "In the default recipe"
-    parts.append(Table("What was searched", ["Hyperparameter", "Searched", chosen], rows))
-    return parts
+    rows: Rows = [[f, drawn.label(space.get(f)), drawn.label(chosen.get(f))] for f in sweep.fields]
+    return [
+        *([Text(sentence, "headline")] if (sentence := _verdict(sweep)) else []),
+        *problems(sweep),
+        Facts(wide, wide=True),
+        Facts(small),
+        Table("Search space and choice", ["Hyperparameter", "Searched", title], rows),
+    ]
 
 
-def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell | None]]:
-    """What to use, with the score to expect of it."""
+def _verdict(sweep: Sweep) -> str:
+    """Answer in a sentence: is the winner better than the default recipe; empty without a verdict."""
+    gain = mapping(sweep.confirmation.get("difference"))
+    value, low, high = (real(gain.get(name)) for name in ("value", "low", "high"))
+    if value is None:
+        return ""
+    difference = f"{value:+.4f} {sweep.metric} (95 % interval {interval(low, high)})"
+    if withheld := sweep.confirmation.get("withheld"):
+        return f"No verdict: {words(withheld)}. Winner minus default recipe: {difference}."
+    verdict = words(sweep.confirmation.get("verdict"))
+    sentence = VERDICTS.get(verdict, "The winner and the default recipe were run again")
+    return f"{sentence}: {difference}, each run again with fresh seeds."
+
+
+def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell]]:
+    """The recommended configuration, with the score to expect."""
     best, metric = sweep.best, sweep.metric or "score"
-    score = chosen_score(sweep)
-    own = (f"Its {metric}", Cell(score.text, note=score.note))
+    its_score = (f"Its {metric}", chosen_score(sweep))
     if sweep.keeps_default:
-        winner = mapping(mapping(sweep.record.get("confirmation")).get("winner")).get("trial")
-        lost = next((trial for trial in sweep.trials if trial.name == winner), best)
-        return [
-            ("Result", Cell("default recipe", note="in best.yaml and model/")),
-            own,
-            ("Worse when run again", Cell(lost.name, href=link(lost)) if lost else None),
-        ]
-    trial = Cell(best.name, href=link(best)) if best else None
-    return [(_title(sweep), trial), own, *_corrected(sweep)]
-
-
-def _no_verdict(sweep: Sweep) -> str:
-    return "withheld" if sweep.record.get("confirmation") else "not confirmed"
+        name = sweep.winner.get("trial")
+        lost = next((trial for trial in sweep.trials if trial.name == name), best)
+        worse = Cell(lost.name, href=link(lost)) if lost else Cell("–")
+        result = Cell("Default recipe", note="in best.yaml and model/")
+        return [("Result", result), its_score, ("Worse when run again", worse)]
+    trial = Cell(best.name, href=link(best)) if best else Cell("–")
+    found = [(_title(sweep), trial), its_score]
+    if (corrected := real(sweep.winner.get("corrected"))) is not None:
+        span = interval(*pair(sweep.winner.get("interval")))
+        found.append((f"Corrected {sweep.metric}", Cell(f"{corrected:.4f}", note=span)))
+    return found
 
 
 def _title(sweep: Sweep) -> str:
-    """A sweep that is confirmed may have chosen another trial than the one of the best score."""
+    """Name the role of the shown trial: a confirmed sweep may choose another than the best score."""
     chosen = mapping(sweep.record.get("result")).get("best_trial")
     if sweep.best and sweep.best.name == chosen:
         return "Winner"
     return "Best so far" if sweep.status == "running" else "Best trial"
 
 
-def _corrected(sweep: Sweep) -> list[tuple[str, Cell]]:
-    """The winner's score, corrected for having been picked; it is the one to quote."""
-    winner = mapping(mapping(sweep.record.get("confirmation")).get("winner"))
-    score = real(winner.get("corrected"))
-    if score is None:
-        return []
-    return [
-        (
-            f"Corrected {sweep.metric}",
-            Cell(f"{score:.4f}", note=interval(*pair(winner.get("interval")))),
-        )
+def _confirmation(sweep: Sweep, link: Link) -> list[Part]:
+    """The scores behind the verdict, and the runs behind them, also while they are running."""
+    parts: list[Part] = _confirmed(sweep) if sweep.confirmation else [Text(_pending(sweep), "note")]
+    if not sweep.confirmations:
+        return parts
+    rows: Rows = [
+        [Cell(run.name, href=link(run)), status_cell(run.status), score_cell(run), run.reason]
+        for run in sorted(sweep.confirmations, key=lambda run: run.name)
     ]
+    return [*parts, Table("Confirming runs", ["Run", "State", "Score", "Reason"], rows)]
 
 
-def _trials(sweep: Sweep, link: Link) -> list[Table]:
-    default = mapping(mapping(sweep.record.get("confirmation")).get("default")).get(
-        "hyperparameters"
+def _pending(sweep: Sweep) -> str:
+    if sweep.confirmations and sweep.status == "running":
+        return (
+            "The best trials and the default recipe are run again with fresh seeds; the verdict comes "
+            "when they have finished."
+        )
+    if sweep.best is None:
+        return "There is nothing to confirm yet."
+    return (
+        "The best score above belongs to a trial chosen for it, so it is too high. Confirmation runs "
+        "the best trials again with fresh seeds; it has not reached a verdict."
     )
+
+
+def _confirmed(sweep: Sweep) -> list[Part]:
+    found = sweep.confirmation
+    candidates = [c for c in found.get("candidates") or [] if isinstance(c, dict)]
+    named = [("winner", sweep.winner), ("default", sweep.default)]
+    others = [c for c in candidates if c.get("trial") not in (None, sweep.winner.get("trial"))]
+    named += [(words(c["trial"]), c) for c in others]
     rows: Rows = []
-    why: Rows = []
+    dots = []
+    for name, block in named:
+        if not block:
+            continue
+        low, high = pair(block.get("interval"))
+        mean, corrected = real(block.get("mean")), real(block.get("corrected"))
+        span = interval(low, high)
+        scores = [f"{s:.4f}" for v in block.get("scores") or [] if (s := real(v)) is not None]
+        rows.append(
+            [name, words(block.get("trial")),
+             number_cell(mean, note=span if corrected is None else ""),
+             number_cell(corrected, note="" if corrected is None else span), ", ".join(scores)]
+        )  # fmt: skip
+        center = mean if corrected is None else corrected
+        dots.append({"configuration": name, "score": center, "low": low, "high": high})
+    columns = ["Configuration", "Trial", "Mean", "Corrected", "Scores"]
+    parts: list[Part] = [
+        Text(_method(found), "note"),
+        Table("Scores with fresh seeds", columns, rows),
+    ]
+    if any(row["score"] is not None for row in dots):
+        chart = kit.charts.dots(dots, "score", "configuration", low="low", high="high")
+        parts.append(Figure("Score with its interval", chart))
+    return parts
+
+
+def _method(found: Mapping[str, Any]) -> str:
+    """Describe the rows and looks that the verdict rests on."""
+    method = words(found.get("method") or "")
+    if not method:
+        return (
+            "This verdict was made by an earlier version. It corrects for the choice among the "
+            "candidates, not for the choice among all trials, and says “better” too often."
+        )
+    rows = mapping(found.get("rows"))
+    return (
+        f"Decided on {number(real(rows.get('confirmed')))} {method}; the search chose by the other "
+        f"{number(real(rows.get('searched')))}. The intervals cover {words(found.get('covers'))}, and "
+        f"all looks at these rows together (this is look {number(real(found.get('look')))})."
+    )
+
+
+def _trials(sweep: Sweep, link: Link) -> list[Part]:
+    default = sweep.default.get("hyperparameters")
+    rows: Rows = []
+    reasons: Rows = []
     for trial in sweep.trials:
-        steps, last = trial.steps, trial.last_step
-        done = share(steps, last)
-        note = f"at step {number(steps)}" if trial.status == "pruned" and steps else ""
-        if (trial.reason and trial.status != "pruned") or trial.problems:
-            said = " ".join([trial.reason, *trial.problems]).strip()
-            why.append(
-                [Cell(trial.name, href=link(trial)), Cell(trial.status, status=trial.status), said]
-            )
+        name = Cell(trial.name, href=link(trial))
+        note = ""
+        if trial.status == "pruned" and trial.steps:
+            note = f"at step {number(trial.steps)}"
+        elif trial.reason or trial.problems:
+            sentences = " ".join([trial.reason, *trial.problems]).strip()
+            reasons.append([name, status_cell(trial.status), sentences])
         rows.append(
             [
-                Cell(
-                    trial.name,
-                    href=link(trial),
-                    note=_origin(trial, default),
-                ),
-                Cell(trial.status, status=trial.status, note=note),
+                Cell(trial.name, href=name.href, note=_origin(trial, default)),
+                status_cell(trial.status, note),
                 score_cell(trial),
                 *(_value(trial.hyperparameters.get(field)) for field in sweep.fields),
-                Cell("–" if steps is None else f"{number(steps)} of {number(last)}",
-                     sort=math.nan if steps is None else steps, share=done),
-                Cell(duration(trial.seconds), sort=math.nan if trial.seconds is None else trial.seconds),
+                steps_cell(trial),
+                time_cell(trial.seconds),
             ]
-        )  # fmt: skip
-    found = [
-        Table(
-            "A score is the best evaluation so far, with its 95 % interval",
-            ["Trial", "State", sweep.metric or "Score", *sweep.fields, "Steps", "Time"],
-            rows,
-            empty="No trial has been decided yet.",
         )
-    ]
-    return (
-        [*found, Table("Why trials did not end well", ["Trial", "State", "Reason"], why)]
-        if why
-        else found
-    )
+    columns = ["Trial", "State", sweep.metric or "Score", *sweep.fields, "Steps", "Time"]
+    caption = "Best evaluation of each trial so far, with its 95 % interval"
+    found: list[Part] = [Table(caption, columns, rows, empty="No trial has been proposed yet.")]
+    if reasons:
+        found.append(Table("Reasons of other ends", ["Trial", "State", "Reason"], reasons))
+    return found
 
 
 def _origin(trial: Run, default: Mapping[str, Any] | None) -> str:
-    """Where a trial comes from, if that is worth a word."""
     if trial.trial.get("parent"):  # of a population
-        return f"goes on from {words(trial.trial['parent'])}"
+        return f"continues {words(trial.trial['parent'])}"
     return "default recipe" if trial.hyperparameters == default else ""
 
 
 def _value(value: Any) -> Cell:
     found = real(value)
-    return Cell(
-        label(value), sort=math.nan if value is None else words(value) if found is None else found
-    )
+    if found is not None:
+        return Cell(drawn.label(value), sort=found)
+    return Cell(drawn.label(value), sort=math.nan if value is None else words(value))
 
 
-def _curves(sweep: Sweep) -> list[Any]:
+def _curves(sweep: Sweep) -> list[Part]:
     if not any(trial.evaluations for trial in sweep.trials):
         return [Text("No trial has been evaluated yet.", "note")]
     stopped = sum(trial.status == "pruned" for trial in sweep.trials)
-    said = (
-        f"{stopped} of {len(sweep.trials)} trials were stopped by the scheduler, at the triangles. "
-        if stopped
-        else ""
-    )
+    triangles = f"The scheduler stopped {stopped} of {len(sweep.trials)} trials, at the triangles. "
     return [
         Figure(
             f"{sweep.metric or 'Score'} of every trial",
             drawn.learning_curves(sweep),
-            f"{said}The best fifth is on top, dashed lines diverged. Point at a line for its "
-            "hyperparameters.",
+            f"{triangles if stopped else ''}The best fifth is on top, dashed lines diverged. Point at "
+            "a line for its hyperparameters.",
         ),
-        Figure("When each trial ran, and how it ended", drawn.timeline(sweep)),
+        Figure("Time span and end of each trial", drawn.timeline(sweep)),
     ]
 
 
-def _together(sweep: Sweep) -> list[Any]:
-    scored = drawn.ranked(sweep)
-    if not scored:
+def _together(sweep: Sweep) -> list[Part]:
+    if not drawn.ranked(sweep):
         return [Text("No trial has a score yet.", "note")]
-    parts: list[Any] = [
-        Figure(
-            "Parallel coordinates",
-            drawn.parallel_coordinates(sweep),
-            "One line per trial through its hyperparameters to its score. Dashed lines diverged.",
-            min_width=130 * (len(sweep.fields) + 1),
-        )
-    ]
+    parallel = Figure(
+        "Parallel coordinates",
+        drawn.parallel_coordinates(sweep),
+        "One line per trial through its hyperparameters to its score. Dashed lines diverged.",
+        min_width=130 * (len(sweep.fields) + 1),
+    )
     logarithmic = {axis.name: axis.kind == "log" for axis in drawn.axes(sweep)}
     step, rows = compared(sweep)
-    if found := importances(rows, logarithmic):
-        bars = [{"hyperparameter": name, "importance": value} for name, value in found.items()]
-        parts.append(
-            Figure(
-                "Importance",
-                charts.bars(bars, "importance", "hyperparameter"),
-                f"How differently each is distributed among the best of {len(rows)} trials than among "
-                f"all (PED-ANOVA, by Optuna), in sum 1, by their scores at step {step}, the last that "
-                "four fifths of them reached. It tells what good trials share in this space, not what "
-                "causes a score.",
-            )
-        )
-    else:
-        parts.append(Text(f"Importance is told from {FEWEST} trials with a score on.", "note"))
-    return parts
+    found = drawn.importances(rows, logarithmic)
+    if not found:
+        least = f"Importance needs {drawn.MIN_TRIALS} trials with different scores."
+        return [parallel, Text(least, "note")]
+    bars = [{"hyperparameter": name, "importance": value} for name, value in found.items()]
+    importance = Figure(
+        "Importance",
+        kit.charts.bars(bars, "importance", "hyperparameter"),
+        f"Difference between the distribution among the best of {len(rows)} trials and among all "
+        f"(PED-ANOVA, by Optuna); sum 1. Scores are those at step {step}, which four fifths of the "
+        "trials reached. It shows what good trials share in this space, not what causes a score.",
+    )
+    return [parallel, importance]
 
 
 def compared(sweep: Sweep) -> tuple[int, list[tuple[Mapping[str, Any], float]]]:
-    """Hyperparameters and scores of trials at the same step, so that budgets do not tell.
+    """Return a step, and the hyperparameters and scores of the trials at that step.
 
-    A scheduler trains the better trials for longer: their best scores would show that too.
+    A scheduler trains the better trials for longer: their best scores would show the budget too.
     """
     trials = [trial for trial in sweep.trials if trial.status != "diverged"]
     curves = [(t, [e for e in t.evaluations if math.isfinite(e.score)]) for t in trials]
@@ -260,9 +308,9 @@ def compared(sweep: Sweep) -> tuple[int, list[tuple[Mapping[str, Any], float]]]:
     ]
 
 
-def _each(sweep: Sweep) -> list[Any]:
-    known = drawn.axes(sweep)
-    if not drawn.ranked(sweep) or not known:
+def _each(sweep: Sweep) -> list[Part]:
+    axes = drawn.axes(sweep)
+    if not drawn.ranked(sweep) or not axes:
         return [Text("No trial has a score yet.", "note")]
     note = Text("Filled: trained to its end. Hollow: stopped before.", "note")
-    return [note, *(Figure(axis.name, drawn.score_against(sweep, axis)) for axis in known)]
+    return [note, *(Figure(axis.name, drawn.score_against(sweep, axis)) for axis in axes)]

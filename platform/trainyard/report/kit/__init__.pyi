@@ -1,48 +1,22 @@
 from . import charts as charts
-from .assets import static_text as static_text
-from .assets import vega_bundle as vega_bundle
-from .cells import (
-    Cell as Cell,
-)
-from .cells import (
-    Status as Status,
-)
-from .cells import (
-    Value as Value,
-)
-from .cells import (
-    commit as commit,
-)
-from .cells import (
-    duration as duration,
-)
-from .cells import (
-    number as number,
-)
-from .cells import (
-    per_cent as per_cent,
-)
-from .cells import (
-    text_cell as text_cell,
-)
-from .page import (
-    Facts as Facts,
-)
-from .page import (
-    Figure as Figure,
-)
-from .page import (
-    Section as Section,
-)
-from .page import (
-    Table as Table,
-)
-from .page import (
-    Text as Text,
-)
-from .page import (
-    policy as policy,
-)
-from .page import (
-    render as render,
-)
+from .page import Cell as Cell
+from .page import Facts as Facts
+from .page import Figure as Figure
+from .page import Part as Part
+from .page import Section as Section
+from .page import Status as Status
+from .page import Table as Table
+from .page import Text as Text
+from .page import Value as Value
+from .page import commit as commit
+from .page import duration as duration
+from .page import moment_cell as moment_cell
+from .page import number as number
+from .page import number_cell as number_cell
+from .page import percent as percent
+from .page import policy as policy
+from .page import render as render
+from .page import static_text as static_text
+from .page import status_cell as status_cell
+from .page import text_cell as text_cell
+from .page import vega_bundle as vega_bundle

@@ -1,41 +1,45 @@
 """Charts for `page.Figure`: rows of plain values in, a Vega-Lite specification out.
 
-Colors are the page's CSS variables, so a chart follows light, dark and print by itself; shapes or
-direct labels tell series apart as well, for those who do not see the colors. Values that are None
-or NaN are left out of a chart, never drawn as zero.
+Colors are the page's CSS variables, so a chart follows light, dark and print. Shapes or direct
+labels separate series as well, for readers who do not see the colors. Values that are None or NaN
+are left out of a chart, never drawn as zero.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import altair as alt
+
 Rows = Sequence[Mapping[str, Any]]
+Specification = dict[str, Any]
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 
 SERIES = tuple(f"var(--c{i})" for i in range(1, 8))
 LEVELS = tuple(f"var(--q{i})" for i in range(1, 6))
-"""From worst to best; steps and not a gradient, for CSS variables cannot be interpolated."""
+"""Colors from worst to best; steps and not a gradient, for CSS variables cannot be interpolated."""
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'
+_SMALL = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 400}
 
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched
 CONFIG: Mapping[str, Any] = {
-    "background": None,
+    "background": "transparent",
     "font": FONT,
     "view": {"stroke": None},
     "range": {"category": list(SERIES), "symbol": list(SHAPES)},
     "axis": {
-        "labelColor": "var(--muted)", "titleColor": "var(--muted)", "gridColor": "var(--line)",
-        "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 12,
-        "titleFontSize": 12, "titleFontWeight": 400, "titlePadding": 8, "labelLimit": 260,
-        "labelOverlap": "greedy",
+        **_SMALL, "labelColor": "var(--muted)", "titleColor": "var(--muted)",
+        "gridColor": "var(--line)", "domainColor": "var(--line)", "tickColor": "var(--line)",
+        "titlePadding": 8, "labelOverlap": "greedy",
+        "labelLimit": {"expr": "clamp(0.4 * containerSize()[0], 90, 260)"},
     },
     "axisXQuantitative": {
         "tickCount": 8, "grid": False, "domainColor": "var(--muted)", "labelOverlap": "parity",
         "labelSeparation": 10,
     },
     "legend": {
-        "labelColor": "var(--ink)", "titleColor": "var(--muted)", "labelFontSize": 12,
-        "titleFontSize": 12, "titleFontWeight": 400, "orient": "top", "labelLimit": 320,
-        "symbolStrokeWidth": 2,
+        **_SMALL, "labelColor": "var(--ink)", "titleColor": "var(--muted)", "orient": "top",
+        "labelLimit": {"expr": "max(containerSize()[0] - 110, 120)"}, "symbolStrokeWidth": 2,
     },
     "header": {"labelColor": "var(--muted)", "titleColor": "var(--muted)"},
     "text": {"color": "var(--ink)", "fontSize": 12},
@@ -46,15 +50,23 @@ CONFIG: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def specification(chart: Mapping[str, Any], height: int) -> dict[str, Any]:
-    """A Vega-Lite chart as the page draws it: as wide as its place, in the page's colors."""
-    place = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
-    return {"$schema": SCHEMA, "config": CONFIG, "height": height, **place, **chart}
+def specification(
+    chart: Chart, height: int, *, log: bool = False, zoom: bool = False, **rows: Rows
+) -> Specification:
+    """Return a chart as the page draws it: as wide as its column, in the page's colors.
 
-
-def values(rows: Rows) -> dict[str, Any]:
-    """Rows as the data of a chart."""
-    return {"values": [dict(row) for row in rows]}
+    `rows` are the named data sets of the chart. `log` lets the reader switch the y axis to a
+    logarithmic scale. `zoom` lets the reader zoom and pan.
+    """
+    size = alt.AutoSizeParams(type="fit-x", contains="padding")
+    if zoom:
+        # A plain wheel must scroll the page. Browsers report a pinch as Ctrl and wheel.
+        chart = chart.add_params(
+            alt.selection_interval(bind="scales", zoom="wheel![event.ctrlKey]")
+        )
+    chart = chart.properties(width="container", height=height, autosize=size).configure(**CONFIG)
+    found: Specification = chart.to_dict()
+    return {**found, "datasets": rows, "usermeta": {"log": log, "zoom": zoom}}
 
 
 def lines(
@@ -66,20 +78,20 @@ def lines(
     points: bool = False,
     y_format: str = "",
     height: int = 260,
-) -> dict[str, Any]:
-    """`y` along `x`, a line for each value of `series`; columns are named as axes are titled."""
-    axis = {"axis": {"format": y_format}} if y_format else {}
-    chart: dict[str, Any] = {
-        "data": values(_drawn(rows, y)),
-        "mark": {"type": "line", "point": points},
-        "encoding": {
-            "x": quantity(x),
-            "y": {**quantity(y), **axis, "scale": {"zero": False}},
-            "tooltip": _tooltip(rows, series, x, y),
-            **({} if series is None else {"color": category(series, title=None, sort=None)}),
-        },
-    }
-    return specification(chart, height)
+) -> Specification:
+    """Draw `y` along `x`, a line for each value of `series`; axes are titled by their columns."""
+    rows = _drawn(rows, y)
+    axis = alt.Axis(format=y_format) if y_format else alt.Undefined
+    chart = alt.Chart(alt.NamedData("rows")).mark_line(point=points, clip=True)
+    chart = chart.encode(
+        alt.X(**quantity(x), scale=scale(_column(rows, x), nice=False)),
+        alt.Y(**quantity(y), axis=axis, scale=scale(_column(rows, y))),
+        tooltip=_tooltip(rows, series, x, y),
+    )
+    if series is not None:
+        chart = chart.encode(color(rows, series))
+    log = all(value > 0 for value in _column(rows, y))
+    return specification(chart, height, log=log, zoom=True, rows=rows)
 
 
 def dots(
@@ -90,119 +102,126 @@ def dots(
     low: str | None = None,
     high: str | None = None,
     series: str | None = None,
-) -> dict[str, Any]:
-    """One row for each `name`, a dot at `value`, a bar from `low` to `high` (an interval)."""
-    encoding: dict[str, Any] = {"y": category(name, title=None, sort=None)}
+) -> Specification:
+    """Draw one row for each `name`: a dot at `value`, a bar from `low` to `high` (an interval)."""
+    rows = _drawn(rows, value)
+    ends = [value, *(column for column in (low, high) if column)]
+    across = scale([number for column in ends for number in _column(rows, column)], nice=True)
+    base = alt.Chart(alt.NamedData("rows")).encode(alt.Y(**category(name, title=None, sort=None)))
     if series is not None:
-        encoding["yOffset"] = category(series)
-        encoding["color"] = category(series)
-    scale = {"zero": False, "nice": True}
-    layers: list[dict[str, Any]] = [
-        {
-            "mark": {"type": "point"},
-            "encoding": {
-                "x": {**quantity(value), "scale": scale},
-                "tooltip": _tooltip(rows, name, series, value, low, high),
-            },
-        }
-    ]
+        base = base.encode(color(rows, series), alt.YOffset(**category(series)))
+    dot = base.mark_point().encode(
+        alt.X(**quantity(value), scale=across),
+        tooltip=_tooltip(rows, name, series, value, low, high),
+    )
+    layers = [dot]
     if low is not None and high is not None:
-        ends = {"x": {**quantity(low, title=value), "scale": scale}, "x2": {"field": _field(high)}}
-        rule = {"type": "rule", "strokeWidth": 2, "color": "var(--c7)"}
-        layers.insert(0, {"mark": rule, "encoding": ends})
-    chart = {"data": values(_drawn(rows, value)), "encoding": encoding, "layer": layers}
-    return specification(chart, 22 * _places(rows, name, series))
+        bar = base.mark_rule(strokeWidth=2, color="var(--c7)")
+        from_low = alt.X(**quantity(low, title=value), scale=across)
+        layers.insert(0, bar.encode(from_low, alt.X2(field=_field(high))))
+    return specification(alt.layer(*layers), 22 * _places(rows, name, series), rows=rows)
 
 
-def bars(
-    rows: Rows, value: str, name: str, *, series: str | None = None, stack: bool = False
-) -> dict[str, Any]:
-    """A bar from zero to `value` for each `name`; `series` beside each other, or stacked."""
-    encoding: dict[str, Any] = {
-        "x": quantity(value),
-        "y": category(name, title=None, sort=None),
-        "tooltip": _tooltip(rows, name, series, value),
-    }
+def bars(rows: Rows, value: str, name: str, *, series: str | None = None) -> Specification:
+    """Draw a bar from zero to `value` for each `name`; those of different `series` are adjacent."""
+    rows = _drawn(rows, value)
+    chart = alt.Chart(alt.NamedData("rows")).mark_bar().encode(
+        alt.X(**quantity(value)),
+        alt.Y(**category(name, title=None, sort=None)),
+        tooltip=_tooltip(rows, name, series, value),
+    )  # fmt: skip
     if series is not None:
-        encoding["color"] = category(series, sort=None)
-        if not stack:
-            encoding["yOffset"] = category(series, sort=None)
-    chart = {"data": values(_drawn(rows, value)), "mark": {"type": "bar"}, "encoding": encoding}
-    return specification(chart, 24 * _places(rows, name, None if stack else series))
+        chart = chart.encode(color(rows, series), alt.YOffset(**category(series, sort=None)))
+    return specification(chart, 24 * _places(rows, name, series), rows=rows)
 
 
-def histogram(
-    rows: Rows, value: str, *, series: str | None = None, bins: int = 40
-) -> dict[str, Any]:
-    """How often values of `value` occur."""
-    chart = {
-        "data": values(_drawn(rows, value)),
-        "mark": {"type": "bar"},
-        "encoding": {
-            "x": {**quantity(value), "bin": {"maxbins": bins}, "axis": {"tickCount": 8}},
-            "y": {"aggregate": "count", "type": "quantitative", "title": "rows"},
-            **({} if series is None else {"color": category(series)}),
-        },
-    }
-    return specification(chart, 220)
+def matrix(rows: Rows, x: str, y: str, value: str) -> Specification:
+    """Draw a square table of `value` by `x` and `y`, darker where it is larger: a confusion matrix.
 
-
-def matrix(rows: Rows, x: str, y: str, value: str) -> dict[str, Any]:
-    """A table of `value` by `x` and `y`, darker where it is larger: confusion, overlap."""
-    opacity = {**quantity(value), "legend": None, "scale": {"range": [0.04, 0.5]}}
-    chart = {
-        "data": values(_drawn(rows, value)),
-        "encoding": {
-            "x": {**category(x, sort=None), "axis": {"labelAngle": 0}},
-            "y": category(y, sort=None),
-        },
-        "layer": [
-            {
-                "mark": {"type": "rect", "color": "var(--accent)", "stroke": "var(--sheet)"},
-                "encoding": {"opacity": opacity, "tooltip": _tooltip(rows, y, x, value)},
-            },
-            {"mark": {"type": "text"}, "encoding": {"text": quantity(value)}},
-        ],
-    }
-    return specification(chart, 40 * _places(rows, y))
+    A cell is as high as it is wide, up to a limit that keeps two classes from filling the screen.
+    """
+    rows = _drawn(rows, value)
+    shade = alt.Opacity(**quantity(value), legend=None, scale=alt.Scale(range=[0.04, 0.5]))
+    base = alt.Chart(alt.NamedData("rows")).encode(
+        alt.X(**category(x, sort=None), axis=alt.Axis(orient="top", labelAngle=-45 if
+              _longest(rows, x) > 5 else 0)),
+        alt.Y(**category(y, sort=None)),
+    )  # fmt: skip
+    cells = base.mark_rect(color="var(--accent)", stroke="var(--sheet)")
+    cells = cells.encode(shade, tooltip=_tooltip(rows, y, x, value))
+    layers = alt.layer(cells, base.mark_text().encode(alt.Text(**quantity(value))))
+    classes, largest = _places(rows, y), max(map(len, map(str, _column(rows, value))), default=1)
+    side = max(26, 8 * largest + 6, min(80, 480 // classes))
+    found = specification(layers, side * classes, rows=rows)
+    return {**found, "width": side * classes, "autosize": {"type": "pad"}}
 
 
 def quantity(column: str, title: str | None = None) -> dict[str, Any]:
-    """A column of numbers as a channel."""
+    """Return the arguments of a channel that shows a column of numbers."""
     return {"field": _field(column), "type": "quantitative", "title": title or column}
 
 
-_SAME = object()
+def category(column: str, **options: Any) -> dict[str, Any]:
+    """Return the arguments of a channel that shows a column of names."""
+    return {"field": _field(column), "type": "nominal", "title": column, **options}
 
 
-def category(column: str, title: Any = _SAME, **options: Any) -> dict[str, Any]:
-    """A column of names as a channel."""
-    title = column if title is _SAME else title
-    return {"field": _field(column), "type": "nominal", "title": title, **options}
+def color(rows: Rows, column: str, **options: Any) -> alt.Color:
+    """Color by a column, with a legend of as many columns as the page has room for."""
+    pixels = 7 * _longest(rows, column) + 36
+    columns = alt.ExprRef(f"max(1, floor((containerSize()[0] - 60) / {pixels}))")
+    legend = alt.Legend(columns=columns, symbolLimit=0)
+    return alt.Color(
+        **category(column, **{"title": None, "sort": None, "legend": legend, **options})
+    )
+
+
+def scale(values: Iterable[float | None], **options: Any) -> alt.Scale:
+    """Return a scale from the lowest to the highest value, without a forced zero.
+
+    Equal values get room on both sides: an axis of no extent has no readable ticks.
+    """
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    low, high = min(found, default=0.0), max(found, default=1.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        room = 0.1 * abs(high) or 1.0
+        return alt.Scale(**{**options, "domain": [low - room, high + room], "nice": False})
+    return (
+        alt.Scale(**options) if options.get("type") == "log" else alt.Scale(zero=False, **options)
+    )
 
 
 def _field(name: str) -> str:
-    """A column's name as a Vega-Lite field: dots and brackets would be read as paths."""
+    """Escape a column's name: Vega-Lite reads dots and brackets of a field as a path."""
     for mark in ("\\", ".", "[", "]"):
         name = name.replace(mark, f"\\{mark}")
     return name
 
 
+def _column(rows: Rows, column: str) -> list[Any]:
+    return [row[column] for row in rows if row.get(column) is not None]
+
+
+def _longest(rows: Rows, column: str) -> int:
+    return max((len(str(value)) for value in _column(rows, column)), default=1)
+
+
 def _places(rows: Rows, name: str, series: str | None = None) -> int:
-    """How many rows a chart needs that has one for each name, or each name and series."""
-    drawn = {str(row.get(name)) for row in rows}
-    return max(len(drawn) * len({str(row.get(series)) for row in rows} if series else "1"), 1)
+    """Count the rows of a chart that has one for each name, or for each name and series."""
+    names = {str(row.get(name)) for row in rows}
+    parts = {str(row.get(series)) for row in rows} if series else {""}
+    return max(len(names) * len(parts), 1)
 
 
-def _drawn(rows: Rows, value: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row.get(value) is not None and row[value] == row[value]]
+def _drawn(rows: Rows, value: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in rows if row.get(value) is not None and row[value] == row[value]]
 
 
-def _tooltip(rows: Rows, *columns: str | None) -> list[dict[str, Any]]:
-    def channel(column: str) -> dict[str, Any]:
-        seen = [row[column] for row in rows if row.get(column) is not None]
-        if seen and all(isinstance(value, int | float) for value in seen):
-            return {**quantity(column), "format": ".4~g"}
-        return category(column)
+def _tooltip(rows: Rows, *columns: str | None) -> list[alt.Tooltip]:
+    def channel(column: str) -> alt.Tooltip:
+        found = _column(rows, column)
+        if found and all(isinstance(value, int | float) for value in found):
+            return alt.Tooltip(**quantity(column), format=".4~g")
+        return alt.Tooltip(**category(column))
 
     return [channel(column) for column in columns if column is not None]

@@ -1,7 +1,7 @@
-"""One HTML page from a title and sections: the shell of every report, and of the dashboard.
+"""One HTML page from a title and sections: the shell of every report and of the dashboard.
 
-    from trainyard.report import charts
-    from trainyard.report.page import Cell, Facts, Figure, Section, Table, render
+    from trainyard.report import kit
+    from trainyard.report.kit import Cell, Facts, Figure, Section, Table, render
 
     html = render(
         "MRPC, three models",
@@ -13,18 +13,18 @@
                     ["Model", "F1"],
                     [["MiniLM", Cell("0.912", sort=0.912, note="0.890 to 0.931")], ["BERT", None]],
                 ),
-                Figure("F1 by model", chart=charts.dots(rows, x="f1", y="model")),
+                Figure("F1 by model", chart=kit.charts.dots(rows, value="f1", name="model")),
             ]),
         ],
         subtitle="run mrpc-1a2b, commit 3a5e3e0",
     )
     Path("report.html").write_text(html, encoding="utf-8")
 
-The file is whole in itself: it loads nothing, from disk or network, and its Content-Security-Policy
-forbids it to. Whatever is put in is text and is escaped, so names and data from anywhere are safe;
-`Cell(href=…)` takes relative links and https only. It follows the reader's light or dark scheme,
-fits a phone, prints, and every control works by keyboard. A file without figures is about 25 kB,
-one with figures about 1 MB: Vega, which draws them, is put in once.
+The file is self-contained: it loads nothing, from disk or network, and its Content-Security-Policy
+forbids it to. All input is text and is escaped, so names and data from anywhere are safe.
+`Cell(href=…)` takes relative links and https only. The page follows the reader's light or dark
+scheme, fits a phone, prints, and every control works by keyboard. A file without figures is about
+30 kB. One with figures is about 1 MB, because it holds Vega, which draws them.
 """
 
 import base64
@@ -32,36 +32,62 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from trainyard.report.kit.assets import STATIC, static_text, vega_bundle
-from trainyard.report.kit.cells import (
-    Cell,
-    Status,
-    Value,
-    as_cell,
-    cell_html,
-    commit,
-    duration,
-    number,
-    per_cent,
-    row_html,
-    text_cell,
-)
+if TYPE_CHECKING:
+    import jinja2
 
-_TEMPLATES = Path(__file__).parent / "templates"
+Value = str | int | float | bool | None
+Status = Literal[
+    "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed", "unknown"
+]
+"""State of a run or sweep; each has its own color and shape."""
+
+STATIC = Path(__file__).parent / "static"
+MAX_TEXT = 1000
+"""Characters of a text that a page shows: rows may be whole documents, and tables hold hundreds."""
+
+_SAFE_LINK = re.compile(r"(?:https://|/(?!/)|\./|\?|#)")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell or the value of a fact, where plain text or a plain number is not enough.
+
+    `sort` is the sort key (default: the text; None and NaN come last in either order). `note` is
+    small print after the text, such as an interval. `status` puts the mark of a run's state before
+    the text. `share` (0 to 1) draws a bar below it.
+
+    Raises:
+        ValueError: for a link that is neither https nor inside the page's own site.
+    """
+
+    text: str
+    sort: float | str | None = None
+    note: str = ""
+    href: str | None = None
+    status: Status | None = None
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.href is not None and not _SAFE_LINK.match(self.href):
+            raise ValueError(f"link {self.href!r} must start with https://, /, ./, ? or #")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns, sortable by each; from 12 rows on it can be filtered by words.
+    """Rows under named columns, sortable by each, downloadable as CSV, filtered from 12 rows on.
 
     The first column names the row. A column whose cells sort by numbers is aligned right.
     `order` is the column that the rows are already sorted by, with a leading "-" for descending.
+    `choices` are columns with few values: the reader chooses one to see its rows, and can always
+    filter such a table by words.
     """
 
     caption: str
@@ -69,14 +95,15 @@ class Table:
     rows: Sequence[Sequence[Cell | Value]]
     empty: str = "Nothing here yet."
     order: str = ""
+    choices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart: a Vega-Lite specification, as a function of `charts` gives it.
+    """A chart: a Vega-Lite specification, as a function of `charts` returns it.
 
-    `description` says in words what is seen, for those who do not see it. A chart that is narrower
-    than `min_width` pixels could not be read: on a small screen it is panned instead.
+    `description` puts the content in words, for readers who do not see it. A chart that would be
+    unreadable below `min_width` pixels is panned on a small screen.
     """
 
     caption: str
@@ -87,7 +114,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values, as a list; with `wide`, as large figures beside each other."""
+    """Names and values, as a list; with `wide`, as large figures side by side."""
 
     items: Sequence[tuple[str, Cell | Value]]
     wide: bool = False
@@ -95,23 +122,95 @@ class Facts:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `kind` "note" is quiet, "warning" and "error" stand out, "code" keeps lines."""
+    """A paragraph.
+
+    Kinds: "headline" is the answer to the page's question, "note" is quiet, "warning" and "error"
+    stand out, "code" keeps its lines, "command" is code with a button that copies it.
+    """
 
     text: str
-    kind: Literal["plain", "note", "warning", "error", "code"] = "plain"
+    kind: Literal["plain", "headline", "note", "warning", "error", "code", "command"] = "plain"
+
+
+Part = Table | Figure | Facts | Text
 
 
 @dataclass(frozen=True)
 class Section:
     """A headed part of the page; `folded` ones are opened by a click or a key.
 
-    In a `grid`, small figures stand beside each other where there is room.
+    In a `grid`, small figures stand side by side where there is room.
     """
 
     title: str
-    content: Sequence[Table | Figure | Facts | Text]
+    content: Sequence[Part]
     folded: bool = False
     grid: bool = False
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Format a number: thousands separated, `digits` significant ones; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value).replace("nan", "NaN").replace("inf", "∞")
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if 1e-3 <= abs(value) < 1e6:
+        whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+        return f"{value:,.{max(digits - whole, 1 if whole < digits else 0)}f}"
+    return f"{value:.{digits}g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Format a time span: 0.8 s, 12 s, 3 min 04 s, 2 h 05 min; a dash for None."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """Format a share as 12.5%; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f}%"
+
+
+def moment_cell(seconds: float | None) -> Cell:
+    """Local date and time of seconds since 1970."""
+    if seconds is None:
+        return Cell("–", math.nan)
+    return Cell(time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)), seconds)
+
+
+def number_cell(value: float | None, text: str | None = None, note: str = "") -> Cell:
+    """Cell of a number that is shown as `text` (default: as `number` formats it)."""
+    shown = number(value) if text is None or value is None else text
+    return Cell(shown, math.nan if value is None else value, note)
+
+
+def status_cell(status: Status, note: str = "", text: str = "") -> Cell:
+    """Cell of a state, with its mark."""
+    return Cell(text or status.capitalize(), status=status, note=note)
+
+
+def text_cell(row: Mapping[str, Any]) -> Cell:
+    """Text of a data row, followed by the second of a pair; the end of a long one is cut off («…»)."""
+    return Cell(_clipped(row["text"]), note=_clipped(row.get("text_pair") or ""))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+def commit(versions: Mapping[str, str | None]) -> str:
+    """Name the code that made a report, from its `versions`."""
+    found = versions.get("commit")
+    return f"commit {found[:10]}{'+' * found.endswith('+')}" if found else "no commit known"
 
 
 def render(
@@ -124,17 +223,17 @@ def render(
     site: str | None = None,
     refresh_seconds: float = 0,
 ) -> str:
-    """The page as HTML. By default one self-contained file.
+    """Return the page as HTML; by default one self-contained file.
 
-    `crumbs` are (text, link) of the pages above this one. `site`, for a server, is the address
-    prefix under which it serves `STATIC` and `vega.js`, so that browsers keep them; with
-    `refresh_seconds` such a page asks for its news by itself.
+    `crumbs` are (text, link) of the pages above this one. `site` is the address prefix under which
+    a server has the style and the scripts, so that browsers cache them. With `refresh_seconds` such
+    a page fetches its own updates.
     """
     draws = any(isinstance(part, Figure) for section in sections for part in section.content)
     scripts = [static_text("page.js")]
     if site is None and draws:
         scripts.insert(0, vega_bundle())
-    html: str = _template().render(
+    html = _template().render(
         title=title,
         subtitle=subtitle,
         status=status,
@@ -151,7 +250,7 @@ def render(
 
 
 def policy(scripts: Sequence[str] = ()) -> str:
-    """Content-Security-Policy: these inline scripts, else only what the page's own server has."""
+    """Content-Security-Policy: these inline scripts, else only the files of the page's own server."""
     sources = [
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts
@@ -161,6 +260,35 @@ def policy(scripts: Sequence[str] = ()) -> str:
         f"default-src 'none'; script-src {' '.join(sources)}; style-src 'unsafe-inline' 'self'; "
         f"img-src data:; {connect}base-uri 'none'; form-action 'none'"
     )
+
+
+@cache
+def static_text(name: str) -> str:
+    """Return one of the files in `static/`."""
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
+@cache
+def vega_bundle() -> str:
+    """Return Vega, Vega-Lite and vega-embed as one script, 0.9 MB; two seconds the first time."""
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the stub lacks a default
+    return script.replace("</script", "<\\/script")
+
+
+@cache
+def _template() -> "jinja2.Template":
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(STATIC),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
 
 
 def _section(section: Section, index: int) -> dict[str, Any]:
@@ -174,57 +302,95 @@ def _section(section: Section, index: int) -> dict[str, Any]:
     }
 
 
-def _part(part: Table | Figure | Facts | Text) -> dict[str, Any]:
+def _part(part: Part) -> dict[str, Any]:
     match part:
         case Table():
-            rows = [[as_cell(cell) for cell in row] for row in part.rows]
-            numeric = [
-                bool(seen := [row[i].sort for row in rows if row[i].sort == row[i].sort])
-                and all(isinstance(key, int | float) for key in seen)
-                for i in range(len(part.columns))
-            ]
-            order = {
-                part.order.removeprefix("-"): "descending" if part.order[:1] == "-" else "ascending"
-            }
-            columns = [
-                {
-                    "name": name,
-                    "numeric": numeric[i],
-                    "order": order.get(name, "none"),
-                    "width": 0
-                    if numeric[i]
-                    else _width([row[i].text for row in rows], first=not i),
-                }
-                for i, name in enumerate(part.columns)
-            ]
-            body = "\n".join(row_html(row, numeric) for row in rows)
-            return {"kind": "table", "part": part, "columns": columns, "body": body}
+            return {"kind": "table", "part": part, **_table(part)}
         case Figure():
-            return {"kind": "figure", "part": part, "spec": _embedded_json(part.chart)}
+            # A chart of fixed width needs that and room for the names at its left.
+            fixed = part.chart.get("width")
+            width = part.min_width or (fixed + 120 if isinstance(fixed, int) else 0)
+            spec = _embedded_json(part.chart)
+            return {"kind": "figure", "part": part, "spec": spec, "width": width}
         case Facts():
-            return {
-                "kind": "facts",
-                "part": part,
-                "items": [(k, cell_html(as_cell(v))) for k, v in part.items],
-            }
+            items = [(name, _cell_html(_as_cell(value))) for name, value in part.items]
+            return {"kind": "facts", "part": part, "items": items}
         case Text():
             return {"kind": "text", "part": part}
 
 
+def _table(table: Table) -> dict[str, Any]:
+    rows = [[_as_cell(cell) for cell in row] for row in table.rows]
+    numeric = []
+    for i in range(len(table.columns)):
+        keys = [row[i].sort for row in rows if row[i].sort == row[i].sort]
+        numeric.append(bool(keys) and all(isinstance(key, int | float) for key in keys))
+    order = {table.order.removeprefix("-"): "descending" if table.order[:1] == "-" else "ascending"}
+    columns = [
+        {
+            "name": name,
+            "numeric": numeric[i],
+            "order": order.get(name, "none"),
+            "choice": name in table.choices,
+            "width": 0 if numeric[i] else _width([row[i].text for row in rows], first=not i),
+        }
+        for i, name in enumerate(table.columns)
+    ]
+    return {"columns": columns, "body": "\n".join(_row_html(row, numeric) for row in rows)}
+
+
+def _as_cell(value: Cell | Value) -> Cell:
+    match value:
+        case Cell():
+            return value if value.sort is not None else replace(value, sort=value.text)
+        case None:
+            return Cell("–", sort=math.nan)
+        case bool():
+            return Cell("yes" if value else "no", sort=str(value))
+        case int() | float():
+            return Cell(number(value), sort=value)
+        case _:
+            return Cell(value, sort=value)
+
+
+def _cell_html(cell: Cell) -> str:
+    """Return the inside of a cell; not by the template: a page has thousands, and this is faster."""
+    mark = f'<span class="status {escape(cell.status)}"></span>' if cell.status else ""
+    text = escape(cell.text)
+    if cell.href:
+        text = f'<a href="{escape(cell.href)}">{text}</a>'
+    note = f" <small>{escape(cell.note)}</small>" if cell.note else ""
+    return mark + text + note
+
+
+def _row_html(cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
+    """Return a row of a table; its first cell is its name."""
+    parts = []
+    for i, (cell, right) in enumerate(zip(cells, numeric, strict=True)):
+        tag, scope = ("td", "") if i else ("th", ' scope="row"')
+        kind = ' class="number"' if right else ""
+        key = "" if cell.sort == cell.text else f' data-sort="{escape(str(cell.sort))}"'
+        bar = ""
+        if cell.share is not None:
+            bar = f'<meter min="0" max="1" value="{cell.share:.4f}" aria-hidden="true"></meter>'
+        parts.append(f"<{tag}{scope}{kind}{key}>{_cell_html(cell)}{bar}</{tag}>")
+    return f"<tr>{''.join(parts)}</tr>"
+
+
 def _width(texts: Sequence[str], *, first: bool) -> int:
-    """Characters that a column of words is wide at least: short ones are not broken, long ones are."""
+    """Return the minimum width in characters of a column of words: short words are not broken."""
     longest = max(map(len, texts), default=0)
     return min(longest, 14 if first else 22) + 2
 
 
 def _embedded_json(value: Mapping[str, Any]) -> str:
-    """JSON that can stand inside a script element: nothing in it can end that element."""
+    """Return JSON for a script element: nothing in it can end that element."""
     text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinities as null, which Vega leaves out; JSON has no word for them."""
+    """Replace NaN and infinities, which JSON lacks, by null, which Vega leaves out."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -232,23 +398,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-@cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html")
-
-
-__all__ = [
-    "STATIC", "Cell", "Facts", "Figure", "Section", "Status", "Table", "Text", "Value", "commit",
-    "duration", "number", "per_cent", "policy", "render", "text_cell",
-]  # fmt: skip

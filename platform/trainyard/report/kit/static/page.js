@@ -1,8 +1,34 @@
-// What a page does by itself: sort and filter tables, draw figures, and fetch its own news.
+// Behavior of a page: sort, filter and download tables, draw figures, fetch updates.
 "use strict";
 (() => {
-  const state = { sort: {}, filter: {}, drawn: {}, hash: null, pressed: false, paused: false };
+  const state = {
+    sort: {}, filter: {}, choice: {}, log: {}, drawn: {}, hash: null, pressed: false, paused: false,
+  };
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+  function element(tag, properties, ...children) {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...children);
+    return made;
+  }
+
+  function tool(text, label, act) {
+    const made = element("button", { type: "button", className: "tool", textContent: text });
+    made.setAttribute("aria-label", label);
+    made.addEventListener("click", () => act(made));
+    return made;
+  }
+
+  function download(name, suffix, text, type) {
+    const url = URL.createObjectURL(new Blob([text], { type }));
+    element("a", { href: url, download: `${name.replace(/[^\w-]+/g, "-").slice(0, 60)}.${suffix}` }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  }
+
+  function csv(rows) {
+    const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+    return rows.map((row) => row.map((value) => quoted(String(value ?? ""))).join(",")).join("\r\n") + "\r\n";
+  }
 
   function key(row, column) {
     const cell = row.cells[column];
@@ -28,16 +54,28 @@
     state.sort[holder.id] = [column, order];
   }
 
-  function filter(holder, words) {
-    const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+  // Rows that hold every word, and the chosen value of each column of choices.
+  function filter(holder) {
+    const words = (state.filter[holder.id] ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+    const chosen = Object.entries(state.choice[holder.id] ?? {}).filter(([, value]) => value);
     let shown = 0;
     for (const row of holder.querySelector("tbody").rows) {
       const text = row.textContent.toLowerCase();
-      row.hidden = !wanted.every((word) => text.includes(word));
+      row.hidden = !words.every((word) => text.includes(word))
+        || !chosen.every(([column, value]) => row.cells[column].textContent === value);
       shown += !row.hidden;
     }
-    holder.querySelector("output").textContent = words ? `${shown} shown` : "";
-    state.filter[holder.id] = words;
+    holder.querySelector("output").textContent = words.length || chosen.length ? `${shown} shown` : "";
+  }
+
+  function choice(holder, th, column) {
+    const values = [...holder.querySelector("tbody").rows].map((row) => row.cells[column].textContent);
+    const box = element("select", { id: `${holder.id}-choice-${column}` }, new Option("All", ""));
+    box.append(...[...new Set(values)].sort().map((value) => new Option(value, value)));
+    const chosen = (state.choice[holder.id] ??= {});
+    box.value = chosen[column] ?? "";
+    box.addEventListener("change", () => { chosen[column] = box.value; filter(holder); });
+    return element("label", {}, th.textContent, box);
   }
 
   function table(holder) {
@@ -47,38 +85,115 @@
       const other = first === "ascending" ? "descending" : "ascending";
       sort(holder, i, th.getAttribute("aria-sort") === first ? other : first);
     }));
-    if (holder.querySelector("tbody").rows.length >= 12) {
-      const box = document.createElement("label");
-      box.className = "find";
-      box.innerHTML = 'Filter <input type="search" autocomplete="off" spellcheck="false"><output></output>';
-      holder.prepend(box);
-      const input = box.querySelector("input");
-      input.id = `${holder.id}-filter`;
-      input.addEventListener("input", () => filter(holder, input.value));
-      input.value = state.filter[holder.id] ?? "";
-      if (input.value) filter(holder, input.value);
+    const bar = element("div", { className: "tools" });
+    const choices = heads.flatMap((th, i) => (th.dataset.choice === undefined ? [] : [choice(holder, th, i)]));
+    if (choices.length || holder.querySelector("tbody").rows.length >= 12) {
+      const input = element("input", { type: "search", autocomplete: "off", spellcheck: false,
+        id: `${holder.id}-filter`, value: state.filter[holder.id] ?? "" });
+      input.addEventListener("input", () => { state.filter[holder.id] = input.value; filter(holder); });
+      bar.append(element("label", {}, "Filter", input), ...choices, element("output"));
     }
+    bar.append(element("span", { className: "end" },
+      tool("CSV", "Download this table as CSV", () => download(holder.dataset.name, "csv", tableCsv(holder), "text/csv"))));
+    holder.prepend(bar);
     if (state.sort[holder.id]) sort(holder, ...state.sort[holder.id]);
+    if (bar.querySelector("output")) filter(holder);
   }
 
-  // Colors are CSS variables inside the SVG, so light, dark and print need no second drawing.
-  function draw(figure) {
+  // Numbers in full precision, and the small print of a cell in a column of its own.
+  function tableCsv(holder) {
+    const rows = [...holder.querySelector("tbody").rows].filter((row) => !row.hidden);
+    const columns = all("thead th", holder).flatMap((th, i) => {
+      const name = th.textContent;
+      const note = (cell) => cell.querySelector("small")?.textContent ?? "";
+      const value = (cell) => {
+        if (th.classList.contains("number")) return cell.dataset.sort === "nan" ? "" : cell.dataset.sort ?? cell.textContent;
+        const copy = cell.cloneNode(true);
+        copy.querySelector("small")?.remove();
+        return copy.textContent.trim();
+      };
+      const notes = rows.some((row) => note(row.cells[i])) ? [[`${name} (note)`, ...rows.map((row) => note(row.cells[i]))]] : [];
+      return [[name, ...rows.map((row) => value(row.cells[i]))], ...notes];
+    });
+    return csv([0, ...rows].map((_, i) => columns.map((column) => column[i])));
+  }
+
+  function figureCsv(spec) {
+    const rows = Object.entries(spec.datasets ?? {}).flatMap(([name, found]) => found.map((row) => ({ data: name, ...row })));
+    const names = [...new Set(rows.flatMap(Object.keys))];
+    return csv([names, ...rows.map((row) => names.map((name) => row[name]))]);
+  }
+
+  // An SVG file has no page to take the colors from: the CSS variables are replaced by their values.
+  async function figureSvg(view) {
+    const style = getComputedStyle(document.documentElement);
+    return (await view.toSVG()).replace(/var\((--[\w-]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
+  }
+
+  function logarithmic(spec) {
+    const y = spec.encoding.y;
+    return { ...spec, encoding: { ...spec.encoding, y: { ...y, scale: { ...y.scale, type: "log" } } } };
+  }
+
+  function figureTools(figure, drawn, spec) {
+    const name = figure.dataset.name;
+    const bar = element("div", { className: "tools" });
+    const end = element("span", { className: "end" });
+    if (spec.usermeta?.log) {
+      const log = tool("Log scale", "Logarithmic scale", () => {
+        state.log[figure.id] = !state.log[figure.id];
+        bar.remove();
+        draw(figure, true);
+        figure.querySelector(".tool").focus();
+      });
+      log.setAttribute("aria-pressed", String(Boolean(state.log[figure.id])));
+      end.append(log);
+    }
+    if (spec.usermeta?.zoom) {
+      bar.append("Drag to pan, Ctrl and wheel to zoom, double-click to reset.");
+    }
+    end.append(
+      tool("SVG", "Download this figure as SVG", async () => download(name, "svg", await figureSvg(drawn.view), "image/svg+xml")),
+      tool("CSV", "Download the data of this figure as CSV", () => download(name, "csv", figureCsv(spec), "text/csv")));
+    bar.append(end);
+    figure.querySelector("script").before(bar);
+  }
+
+  // Colors are CSS variables inside the SVG: light, dark and print need no second drawing.
+  function draw(figure, again = false) {
     const chart = figure.querySelector(".chart");
     const source = figure.querySelector("script").textContent;
     const kept = state.drawn[figure.id];
-    if (kept?.source === source) {
+    const spec = JSON.parse(source);
+    if (kept?.source === source && !again) {
       chart.replaceWith(kept.chart);
+      figureTools(figure, kept, spec);
       return;
     }
-    if (kept) kept.view?.finalize();
+    kept?.view?.finalize();
     const own = { source, chart };
     state.drawn[figure.id] = own;
     if (kept) chart.style.minHeight = `${kept.chart.offsetHeight}px`;
-    vegaEmbed(chart, JSON.parse(source), {
+    figureTools(figure, own, spec);
+    vegaEmbed(chart, state.log[figure.id] ? logarithmic(spec) : spec, {
       actions: false, renderer: "svg", ast: true, tooltip: { theme: "custom" }, logLevel: 1, // errors
     })
       .then(({ view }) => { own.view = view; chart.style.minHeight = ""; })
       .catch((error) => { chart.textContent = `This figure could not be drawn: ${error.message}`; });
+  }
+
+  function copyable(pre) {
+    const box = element("div", { className: "copy" });
+    pre.replaceWith(box);
+    box.append(pre, tool("Copy", "Copy this text", async (button) => {
+      try {
+        await navigator.clipboard.writeText(pre.textContent);
+        button.textContent = "Copied";
+      } catch { // an address that is not secure has no clipboard
+        getSelection().selectAllChildren(pre);
+        button.textContent = "Selected";
+      }
+    }));
   }
 
   // A figure is drawn when it comes near the screen: a page with many opens at once.
@@ -89,17 +204,18 @@
   }, { rootMargin: "600px" });
   function settle(root) {
     all(".table", root).forEach(table);
+    all("pre", root).forEach(copyable);
     all("figure", root).forEach((figure) => (state.drawn[figure.id] ? draw(figure) : near.observe(figure)));
   }
   addEventListener("beforeprint", () => all("figure").forEach((f) => { if (!state.drawn[f.id]) draw(f); }));
 
   async function refresh() {
     const reply = await fetch(location.href, { headers: state.hash ? { "If-None-Match": state.hash } : {} });
-    const text = await reply.text();  // also of a 304: a reply that is not read counts as aborted
+    const text = await reply.text();  // also of a 304: an unread reply counts as aborted
     if (reply.status === 304) return;
     if (!reply.ok) throw new Error(`the server answered ${reply.status}`);
-    // A click is lost when its element is replaced under the pointer; what was on its way when updates
-    // were paused is not wanted either.
+    // A click is lost when its element is replaced under the pointer. An update that was in flight
+    // when the reader paused is not shown either.
     if (state.pressed || state.paused) return;
     state.hash = reply.headers.get("ETag");
     const page = new DOMParser().parseFromString(text, "text/html");
@@ -141,10 +257,10 @@
     });
     const tick = async () => {
       const seconds = Number(document.body.dataset.refresh);
-      if (!seconds) { news.textContent = "Nothing is running any more"; pause.hidden = true; return; }
+      if (!seconds) { news.textContent = "Nothing is running"; pause.hidden = true; return; }
       if (!busy && !document.hidden && !state.paused) {
         busy = true;
-        try { await refresh(); say(""); } catch (error) { say(`No news: ${error.message}`); }
+        try { await refresh(); say(""); } catch (error) { say(`No update: ${error.message}`); }
         busy = false;
       }
       setTimeout(tick, seconds * 1000);
