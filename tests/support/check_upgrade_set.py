@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,15 @@ def differences(reference: Any, found: Any, path: str) -> Iterator[str]:
         yield f"{path}: {reference!r} -> {found!r}"
 
 
-def check(folder: Path, checkout: Path, python: Path) -> list[str]:
+def check(folder: Path, checkout: Path, python: Path, only: Sequence[str]) -> list[str]:
     record = json.loads((folder / "set.json").read_text())
     if record["home"] != str(folder / "home"):
         raise UpgradeError(f"the set works only at {Path(record['home']).parent}; move it there")
+    if unknown := set(only) - set(record["reference"]):
+        raise UpgradeError(f"no steps: {unknown}; the steps are {list(record['reference'])}")
     say(f"a set made by {record['code']}, with the code of {checkout}:")
     with copy_at_home(folder) as home:
-        found, failures = take_steps(checkout, python, home, record["commands"])
+        found, failures = take_steps(checkout, python, home, record["commands"], only)
     for step, outcome in found.items():
         changes = list(differences(record["reference"][step], outcome, step))
         say(f"{'DIFFERS' if changes else 'ok':8} {step}")
@@ -56,11 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("set", type=Path)
     parser.add_argument("--checkout", type=Path)
+    parser.add_argument("--only", nargs="+", default=[], metavar="STEP")
     given = parser.parse_args()
     checkout = (given.checkout or HERE).absolute()
     python = checkout / ".venv/bin/python" if given.checkout else Path(sys.executable)
     try:
-        failures = check(given.set.absolute(), checkout, python)
+        failures = check(given.set.absolute(), checkout, python, given.only)
     except UpgradeError as error:
         raise SystemExit(str(error)) from None
     if failures:

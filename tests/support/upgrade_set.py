@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,9 +163,16 @@ def copy_at_home(folder: Path) -> Iterator[Path]:
 
 
 def take_steps(
-    checkout: Path, python: Path, home: Path, commands: Mapping[str, Sequence[str]]
+    checkout: Path,
+    python: Path,
+    home: Path,
+    commands: Mapping[str, Sequence[str]],
+    only: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Open, serve, resume and extend a copy of the set; return the outcome by step, and failures."""
+    """Open, serve, resume and extend a copy of the set; return the outcome by step, and failures.
+
+    Take all steps, or `only` some.
+    """
     outcome, failures = {}, []
     (run,) = (path.name for path in (home / "runs").glob("mrpc-*"))
     pages = [run, "stopped", "killed", "sweep", "sweep/trials/trial-0000",
@@ -186,6 +193,8 @@ def take_steps(
             "table of the suite": lambda: table(home / "runs/suite/glue.json"),
         }
         for name, step in steps.items():
+            if only and name not in only:
+                continue
             try:
                 outcome[name] = step()
             except (UpgradeError, OSError) as error:
@@ -229,10 +238,14 @@ def resumed(jobs: Jobs, name: str, command: Sequence[str]) -> dict[str, Any]:
         raise UpgradeError(f"{' '.join(command)} started from the beginning")
     if stable(jobs.run(*command)) != stable(result):
         raise UpgradeError(f"{' '.join(command)} returns another result once it is finished")
+    (last,) = run.glob(f"checkpoints/step-{result['steps']:08d}*/model.safetensors")
     return {
         "result": stable(result),
         "first step": first,
-        "weights": weights_hash(run / "model/model.safetensors"),
+        "best weights": weights_hash(
+            run / "model/model.safetensors"
+        ),  # from before the interruption
+        "last weights": weights_hash(last),
         "metrics.jsonl": [json.dumps(json.loads(line)) for line in (run / "metrics.jsonl").open()],
     }
 
