@@ -4,6 +4,7 @@ Every field is a flag (`learning_rate` is --learning-rate). The config of a job 
 it needs, so a function takes the narrowest group that it reads.
 """
 
+import codecs
 import dataclasses
 import hashlib
 import json
@@ -129,7 +130,32 @@ class Flags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFlags(Flags):
+class FileFlags(Flags):
+    """Format of the user's own text files."""
+
+    delimiter: str | None = added(None, before=None)
+    """Own data: character between the fields of a CSV file. Default: a comma, and a tab in .tsv."""
+    encoding: str = added("utf-8", before="utf-8")
+    """Own data: encoding of text files, by Python's names, such as cp1252 or utf-16."""
+
+    def __post_init__(self) -> None:
+        """Refuse a delimiter of several characters, and an unknown encoding."""
+        super().__post_init__()
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise UserError(
+                f"--delimiter is {self.delimiter!r}; it must be one character, such as ';' or $'\\t'"
+            )
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise UserError(
+                f"--encoding {self.encoding} is unknown; use a name that Python knows, such as utf-8, "
+                "cp1252, latin-1 or utf-16"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(FileFlags):
     """Rows of a known task, or of the user's own files."""
 
     task: str = "demo"
@@ -137,7 +163,7 @@ class DataFlags(Flags):
     data_dir: str | None = None
     """Folder with <task>/<split>.parquet in the Hub's schema. Default: the data set on the Hub."""
     train_file: str | None = None
-    """Own data instead of a task: .csv, .tsv, .jsonl or .parquet."""
+    """Own data instead of a task: .csv, .tsv, .json, .jsonl or .parquet."""
     validation_file: str | None = None
     """Own validation data. Default: a seeded tenth of --train-file."""
     split_version: Literal[1, 2] = recorded(2, before=1)
@@ -159,6 +185,7 @@ class DataFlags(Flags):
         super().__post_init__()
         own = (
             "validation_file", "text_column", "text_pair_column", "label_column", "problem_type",
+            "delimiter", "encoding",
         )  # fmt: skip
         for name in ("data_dir", "task") if self.train_file else own:
             if getattr(self, name) == getattr(DataFlags, name):

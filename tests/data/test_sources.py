@@ -6,6 +6,7 @@ import shutil
 import tracemalloc
 from base64 import b64encode
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.config import TrainConfig
+from trainyard.data.columns import TextFormat
 from trainyard.data.files import read_rows
 from trainyard.data.labels import discover_labels
 from trainyard.data.parquet_files import _base64_spellings
@@ -81,7 +83,6 @@ def test_awkward_files_that_work(tmp_path: Path, name: str, content: str, expect
         ("header.csv", b"text,label\n", r"header\.csv has no rows"),
         ("no-label.csv", b"text,label\na,x\nb,\n", r"no-label\.csv line 3: the label is empty"),
         ("bad.jsonl", b'{"text": "a", "label": "x"}\n{"text"\n', r"bad\.jsonl line 2"),
-        ("array.jsonl", b'[\n{"text": "a"}\n]\n', r"array\.jsonl line 1.*object.*jq -c"),
         ("text.jsonl", b'"text"\n', r"text\.jsonl line 1: expected a JSON object, found a string"),
         ("key.jsonl", b'{"text": "a"}\n', r"key\.jsonl line 1.*'label'"),
         ("null.jsonl", b'{"text": null, "label": "x"}\n', r"null\.jsonl line 1"),
@@ -314,6 +315,54 @@ def test_a_list_written_as_text_is_a_list_and_no_name(tmp_path: Path) -> None:
     ):
         rows_of(path)
     assert rows_of(write(tmp_path, "b.csv", "text,label\na,[spam]\n")) == [("a", "[spam]")]
+
+
+def test_a_delimiter_and_an_encoding_are_read(tmp_path: Path) -> None:
+    text = "text;label\nGr\u00fc\u00dfe, ihr;x\nna;y\n"
+    expected = [("Gr\u00fc\u00dfe, ihr", "x"), ("na", "y")]
+    for encoding in ("cp1252", "utf-16", "utf-8"):
+        path = tmp_path / "a.csv"
+        path.write_bytes(text.encode(encoding))
+        text_format = TextFormat(";", encoding)
+        batches = read_rows(path, ["text"], "label", SINGLE, text_format=text_format)
+        assert [
+            (value.as_py(), label)
+            for batch in batches
+            for value, label in zip(batch.texts[0], batch.labels or [], strict=True)
+        ] == expected
+    path.write_bytes(text.encode("cp1252"))
+    with pytest.raises(UserError, match=r"line 2: byte 0xfc .*such as --encoding cp1252"):
+        rows_of(path, ("text;label",))
+    with pytest.raises(UserError, match=r"separator seems to be ';': add --delimiter ';'"):
+        rows_of(write(tmp_path, "b.csv", "text;label\na;b\n"))
+    with pytest.raises(UserError, match=r"--delimiter is '::'; it must be one character"):
+        TrainConfig(train_file="a.csv", delimiter="::")
+    with pytest.raises(UserError, match=r"--encoding klingon is unknown"):
+        TrainConfig(train_file="a.csv", encoding="klingon")
+
+
+def test_json_is_read_by_its_content(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    array, lines = json.dumps(rows, indent=1), "\n".join(map(json.dumps, rows))
+    for name in ("a.json", "a.jsonl"):
+        for content in (array, lines, "\n" + lines):
+            assert rows_of(write(tmp_path, name, content)) == [("a", "x"), ("b", "y")]
+    with pytest.raises(UserError, match=r"a\.json row 2: 'text' is null, expected a string"):
+        rows_of(write(tmp_path, "a.json", json.dumps([*rows[:1], {"text": None, "label": "y"}])))
+    with pytest.raises(UserError, match=r"a\.json starts with '\[' and is no valid JSON array"):
+        rows_of(write(tmp_path, "a.json", "[1,\n2"))
+    with pytest.raises(
+        UserError, match=r"a\.json row 1: expected a JSON object, found the number 1"
+    ):
+        rows_of(write(tmp_path, "a.json", "[1, 2]"))
+
+
+def test_decimals_of_a_database_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    labels = pa.array([Decimal("1.50"), Decimal("2.00")], pa.decimal128(6, 2))
+    pq.write_table(pa.table({"text": ["a", "b"], "label": labels}), path)
+    assert rows_of(path, problem="regression") == [("a", 1.5), ("b", 2.0)]
+    assert [label for _, label in rows_of(path)] == ["1.50", "2"]
 
 
 def test_reading_streams_in_flat_memory(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from .columns import Batch as Batch
+from .columns import TextFormat as TextFormat
 from .demo import EXAMPLES as EXAMPLES
 from .files import read_rows as read_rows
 from .held_out import normalize_text as normalize_text

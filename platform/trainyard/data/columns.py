@@ -28,11 +28,13 @@ class Batch:
     first_row: int
     """0-based position in the file of the first row."""
     places: Sequence[int]
-    """1-based line on which each row starts; in Parquet, the 1-based row."""
+    """1-based line on which each row starts; in Parquet and JSON arrays, the 1-based row."""
     texts: tuple[pa.Array, ...]
     """One string array per text column; only rows with an error hold nulls."""
     labels: list[Any] | None
     """Label names, numbers or lists of names, by problem type; None without a label column."""
+    unit: str = "line"
+    """Unit of `places` in error sentences: line or row."""
     errors: Mapping[int, str] = field(default_factory=dict)
     """Error sentences by row index, if the reader keeps unusable rows."""
 
@@ -41,8 +43,7 @@ class Batch:
 
     def place(self, index: int) -> str:
         """Name the row at `index` for an error message: `train.csv line 17`."""
-        unit = "row" if self.path.suffix.lower() == ".parquet" else "line"
-        return f"{self.path.name} {unit} {self.places[index]}"
+        return f"{self.path.name} {self.unit} {self.places[index]}"
 
     @property
     def empty_texts(self) -> int:
@@ -63,6 +64,15 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class TextFormat:
+    """Format of a text file."""
+
+    delimiter: str | None = None
+    """None: a comma in CSV, a tab in TSV."""
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True, slots=True)
 class Columns:
     """Columns requested by the user."""
 
@@ -70,6 +80,7 @@ class Columns:
     label: str | None
     keep_bad_rows: bool = False
     """Keep an unusable row with its error instead of refusing the file."""
+    format: TextFormat = TextFormat()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Stream a CSV, TSV, JSONL or Parquet file as batches of texts and labels."""
+"""Stream a CSV, TSV, JSON, JSON Lines or Parquet file as batches of texts and labels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainyard.data.columns import Batch, Columns, did_you_mean, one_line
+from trainyard.data.columns import Batch, Columns, TextFormat, did_you_mean, one_line
 from trainyard.data.labels import canonical_labels
 from trainyard.data.parquet_files import read_parquet
-from trainyard.data.text_files import read_csv, read_jsonl, read_tsv
+from trainyard.data.text_files import read_csv, read_json, read_tsv
 from trainyard.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _READERS = {
     ".csv": read_csv,
     ".tsv": read_tsv,
-    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".jsonl": read_json,
     ".parquet": read_parquet,
 }
 
@@ -31,6 +32,7 @@ def read_rows(
     problem_type: ProblemType,
     *,
     keep_bad_rows: bool = False,
+    text_format: TextFormat = TextFormat(),  # noqa: B008 (frozen)
 ) -> Iterator[Batch]:
     """Yield the rows of a file in order, in batches of bounded size.
 
@@ -46,9 +48,9 @@ def read_rows(
     if reader is None:
         raise UserError(
             f"{path.name} ends in {path.suffix!r}, expected a file that ends in "
-            ".csv, .tsv, .jsonl or .parquet; convert or rename it"
+            ".csv, .tsv, .json, .jsonl or .parquet; convert or rename it"
         )
-    columns = Columns(tuple(text_columns), label_column, keep_bad_rows)
+    columns = Columns(tuple(text_columns), label_column, keep_bad_rows, text_format)
     if len(set(columns.names)) < len(columns.names):
         raise UserError(
             f"one column is asked for twice ({', '.join(columns.names)}); --text-column, "

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,14 +166,14 @@ def _class_name(label: object) -> str:
             return whole[1] if whole else name
         case bool() | int():
             return str(label)
-        case float() if math.isfinite(label):
-            return str(int(label)) if label.is_integer() else repr(label)
+        case float() | Decimal() if math.isfinite(label):
+            return str(int(label)) if label == int(label) else str(label)
     raise _unusable(label, "a name or a whole number")
 
 
 def _target(label: object) -> float:
     target = math.nan
-    if isinstance(label, str | int | float) and not isinstance(label, bool):
+    if isinstance(label, str | int | float | Decimal) and not isinstance(label, bool):
         try:
             target = float(label)
         except (ValueError, OverflowError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data.columns import Batch
+from trainyard.data.columns import Batch, TextFormat
 from trainyard.data.files import read_rows
 from trainyard.data.held_out import VERSIONS, Parts, text_hashes
 from trainyard.data.labels import LabelEncoder, discover_labels
@@ -31,10 +31,17 @@ class OwnFile:
     text_columns: tuple[str, ...]
     label_column: str
     problem_type: ProblemType
+    text_format: TextFormat
 
     def batches(self) -> Iterator[Batch]:
         """Yield the rows."""
-        return read_rows(self.path, self.text_columns, self.label_column, self.problem_type)
+        return read_rows(
+            self.path,
+            self.text_columns,
+            self.label_column,
+            self.problem_type,
+            text_format=self.text_format,
+        )
 
     def encoded(
         self, encoder: LabelEncoder, rows: NDArray[np.int64] | None = None
@@ -71,14 +78,17 @@ def survey(config: DataFlags) -> OwnData:
     """
     texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
     problem_type = config.problem_type or "single_label_classification"
-    train = OwnFile(Path(config.train_file or ""), texts, config.label_column, problem_type)
+    text_format = TextFormat(config.delimiter, config.encoding)
+    train = OwnFile(
+        Path(config.train_file or ""), texts, config.label_column, problem_type, text_format
+    )
     notes: list[str] = []
     rows = _counting_empty(train, notes)
     encoder = discover_labels(rows, problem_type)
     for _ in rows:  # a regression has no labels to discover, but its rows are checked too
         pass
     validation, test = (
-        OwnFile(Path(path), texts, config.label_column, problem_type) if path else None
+        OwnFile(Path(path), texts, config.label_column, problem_type, text_format) if path else None
         for path in (config.validation_file, config.test_rows[0])
     )
     for further in (validation, test):

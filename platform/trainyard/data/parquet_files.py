@@ -55,6 +55,7 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
                     path=path,
                     first_row=0,
                     places=range(row + 1, row + 1 + record_batch.num_rows),
+                    unit="row",
                     texts=tuple(record_batch[name].cast(pa.string()) for name in columns.texts),
                     labels=record_batch[columns.label].to_pylist() if columns.label else None,
                 )

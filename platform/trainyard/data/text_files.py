@@ -1,12 +1,13 @@
-"""Read CSV, TSV and JSONL line by line."""
+"""Read CSV, TSV, JSON Lines and JSON."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,9 +28,9 @@ Row = tuple[Any, ...]
 
 def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
     """Read RFC 4180: commas, fields quoted where needed, quotes inside a field doubled."""
-    with _opened(path) as text:
+    with _opened(path, columns.format.encoding) as text:
         lines = _Lines(text)
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, delimiter=columns.format.delimiter or ",")
         remedy = "put double quotes around fields that contain a comma or a line break"
         yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
 
@@ -40,20 +41,36 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
     GLUE's TSV files are written so: they hold stray quotes, and quoting would silently merge rows.
     A field can hold neither a tab nor a line break.
     """
-    with _opened(path) as text:
+    with _opened(path, columns.format.encoding) as text:
         lines = _Lines(text)
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        delimiter = columns.format.delimiter or "\t"
+        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         remedy = "a field cannot contain a tab or a line break: replace them by spaces or use CSV"
         yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
 
 
-def read_jsonl(path: Path, columns: Columns) -> Iterator[Batch]:
-    """Read one JSON object a line; blank lines are skipped."""
-    with _opened(path) as lines:
-        yield from _batches(path, columns, _objects(path, columns, lines))
+def read_json(path: Path, columns: Columns) -> Iterator[Batch]:
+    """Read one JSON object per line, or one array of objects; the content decides.
+
+    Blank lines are skipped. Lines are streamed; an array is loaded as a whole.
+    """
+    with _opened(path, columns.format.encoding) as lines:
+        leading: list[str] = []
+        for line in lines:
+            leading.append(line)
+            if not line.isspace():
+                break
+        everything = chain(leading, lines)
+        if "".join(leading).lstrip().startswith("["):
+            rows = _elements(path, columns, "".join(everything))
+            yield from _batches(path, columns, rows, unit="row")
+        else:
+            yield from _batches(path, columns, _objects(path, columns, everything))
 
 
-def _batches(path: Path, columns: Columns, rows: Iterator[Row]) -> Iterator[Batch]:
+def _batches(
+    path: Path, columns: Columns, rows: Iterator[Row], unit: str = "line"
+) -> Iterator[Batch]:
     import pyarrow as pa
 
     texts = slice(1, 1 + len(columns.texts))
@@ -75,6 +92,7 @@ def _batches(path: Path, columns: Columns, rows: Iterator[Row]) -> Iterator[Batc
             places=fields[0],
             texts=tuple(pa.array(text, pa.string()) for text in fields[texts]),
             labels=list(fields[-2]) if columns.label else None,
+            unit=unit,
             errors={index: error for index, error in enumerate(fields[-1]) if error},
         )
 
@@ -148,42 +166,73 @@ def _header(path: Path, columns: Columns, names: list[str]) -> list[int]:
         separators = [mark for mark in (",", ";", "\t", "|") if mark in names[0]]
         if separators:
             expected = "tabs" if path.suffix.lower() == ".tsv" else "commas"
-            remedy += f", separated by {expected} (the separator seems to be {separators[0]!r})"
+            remedy += (
+                f", separated by {expected} (the separator seems to be {separators[0]!r}: add "
+                f"--delimiter {separators[0]!r})"
+            )
     return columns.positions(names, path.name, "its first line names", remedy)
 
 
 def _objects(path: Path, columns: Columns, lines: Iterator[str]) -> Iterator[Row]:
+    def parsed(where: str, line: str) -> object:
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{where}: not valid JSON ({error}); every line must hold one complete object, "
+                'such as {"text": "...", "label": "..."}'
+            ) from error
+
     named = False
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
         where = f"{path.name} line {number}"
         try:
-            record = _object(where, line)
+            record = _object(where, parsed(where, line))
         except UserError as error:
             yield columns.bad_row(number, error)
             continue
         if not named:  # a column that the first object lacks is a mistake in its name, not in a row
             _check_keys(where, columns, record)
             named = True
-        try:
-            yield (number, *_values(where, columns, record, line), None)
-        except UserError as error:
-            yield columns.bad_row(number, error)
+        yield _row(where, number, columns, record, escapes="\\u" in line)
 
 
-def _object(where: str, line: str) -> dict[str, Any]:
+def _elements(path: Path, columns: Columns, text: str) -> Iterator[Row]:
     try:
-        record = json.loads(line)
+        records = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{where}: not valid JSON ({error}); every line must hold one complete object, "
-            'such as {"text": "...", "label": "..."}'
+            f"{path.name} starts with '[' and is no valid JSON array ({error}); write one array of "
+            "objects, or one object on every line"
         ) from error
+    for number, record in enumerate(records, 1):
+        where = f"{path.name} row {number}"
+        try:
+            row = _object(where, record)
+        except UserError as error:
+            yield columns.bad_row(number, error)
+            continue
+        if number == 1:
+            _check_keys(where, columns, row)
+        yield _row(where, number, columns, row, escapes=True)
+
+
+def _row(
+    where: str, number: int, columns: Columns, record: dict[str, Any], *, escapes: bool
+) -> Row:
+    try:
+        return (number, *_values(where, columns, record, escapes=escapes), None)
+    except UserError as error:
+        return columns.bad_row(number, error)
+
+
+def _object(where: str, record: object) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(
             f"{where}: expected a JSON object, found {_kind(record)}; write every row as "
-            'one object on one line, such as {"text": "...", "label": "..."}'
+            'one object, such as {"text": "...", "label": "..."}'
         )
     return record
 
@@ -193,7 +242,7 @@ def _check_keys(where: str, columns: Columns, record: dict[str, Any]) -> None:
     columns.positions(list(record), where, "its keys are", remedy)
 
 
-def _values(where: str, columns: Columns, record: dict[str, Any], line: str) -> list[Any]:
+def _values(where: str, columns: Columns, record: dict[str, Any], *, escapes: bool) -> list[Any]:
     if not all(name in record for name in columns.names):
         _check_keys(where, columns, record)
     values = [record[name] for name in columns.names]
@@ -203,7 +252,7 @@ def _values(where: str, columns: Columns, record: dict[str, Any], line: str) -> 
                 f"{where}: {name!r} is {_kind(text)}, expected a string; put the text "
                 "in quotes or remove the row"
             )
-    if "\\u" in line:
+    if escapes:
         _check_surrogates(where, values)
     return values
 
@@ -234,25 +283,22 @@ def _check_surrogates(where: str, values: list[Any]) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Iterator[str]]:
-    with path.open("rb") as binary:
-        head = binary.read(4096)
-    if head.startswith(_UTF16_MARKS):
-        raise UserError(
-            f"{path.name} line 1: the file is UTF-16 (it starts with {head[:2]!r}), expected "
-            f"UTF-8; re-save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}"
-        )
-    is_jsonl = path.suffix.lower() == ".jsonl"
-    if is_jsonl and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        raise UserError(
-            f"{path.name} line 1: the file is one JSON array, expected one JSON object on every "
-            f"line; convert it: jq -c '.[]' {path.name} > rows.jsonl"
-        )
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        yield _lines(path, text)
+def _opened(path: Path, encoding: str) -> Iterator[Iterator[str]]:
+    if codecs.lookup(encoding).name == "utf-8":
+        encoding = "utf-8-sig"
+        with path.open("rb") as binary:
+            mark = binary.read(2)
+        if mark in _UTF16_MARKS:
+            raise UserError(
+                f"{path.name} line 1: the file is UTF-16 (it starts with {mark!r}), expected UTF-8; "
+                f"add --encoding utf-16, or convert it: iconv -f UTF-16 -t UTF-8 {path.name} > "
+                f"utf8-{path.name}"
+            )
+    with path.open(encoding=encoding, newline="") as text:
+        yield _lines(path, text, encoding)
 
 
-def _lines(path: Path, text: Iterator[str]) -> Iterator[str]:
+def _lines(path: Path, text: Iterator[str], encoding: str) -> Iterator[str]:
     try:
         for number, line in enumerate(text, 1):
             if "\0" in line:
@@ -261,7 +307,11 @@ def _lines(path: Path, text: Iterator[str]) -> Iterator[str]:
                     "file is damaged, binary or UTF-16: re-save it as UTF-8, e.g. with iconv"
                 )
             yield line
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise UserError(
+                f"{path.name} is not {encoding} ({error.reason}); give its encoding with --encoding"
+            ) from None
         _raise_undecodable(path)
 
 
@@ -274,7 +324,7 @@ def _raise_undecodable(path: Path) -> NoReturn:
                     raise UserError(
                         f"{path.name} line {number}: byte {ord(character) - 0xDC00:#x} "
                         f"(number {len(line[:position].encode()) + 1} of the line) is not UTF-8; "
-                        "re-save the file as UTF-8: iconv -f WINDOWS-1252 -t UTF-8 "
-                        f"{path.name} > utf8-{path.name}"
+                        "give its encoding, such as --encoding cp1252, or convert it: iconv -f "
+                        f"WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}"
                     ) from None
     raise UserError(f"{path.name} changed while it was read; wait until it is written, then retry")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from trainyard.errors import UserError
 from trainyard.flags import (
     DataFlags,
-    Flags,
+    FileFlags,
     Precision,
     RunFlags,
     ScoringFlags,
@@ -23,7 +23,7 @@ TWO_SOURCES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatedRows(Flags):
+class EvaluatedRows(FileFlags):
     """A model, and the labeled rows that it answers."""
 
     model_name_or_path: str
@@ -33,7 +33,7 @@ class EvaluatedRows(Flags):
     data_dir: str | None = None
     """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
     validation_file: str | None = None
-    """Own data instead of a task: .csv, .tsv, .jsonl or .parquet, labeled as in training."""
+    """Own data instead of a task: .csv, .tsv, .json, .jsonl or .parquet, labeled as in training."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None
@@ -48,7 +48,7 @@ class EvaluatedRows(Flags):
         super().__post_init__()
         if self.validation_file and (self.task or self.data_dir):
             raise UserError(TWO_SOURCES)
-        for name in ("text_column", "text_pair_column", "label_column"):
+        for name in ("text_column", "text_pair_column", "label_column", "delimiter", "encoding"):
             if not self.validation_file and getattr(self, name) != getattr(DataFlags, name):
                 raise UserError(
                     f"{flag(name)} describes your own data, but there is no --validation-file; add it"

@@ -12,6 +12,7 @@ from trainyard.data import (
     OwnFile,
     Split,
     Splits,
+    TextFormat,
     find_splits,
     read_rows,
     split_file,
@@ -61,7 +62,8 @@ def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
     texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
     problem_type = cast("ProblemType", model.problem_type or "single_label_classification")
     path = Path(config.validation_file or "")
-    file = OwnFile(path, texts, config.label_column, problem_type)
+    text_format = TextFormat(config.delimiter, config.encoding)
+    file = OwnFile(path, texts, config.label_column, problem_type, text_format)
     encoder = LabelEncoder(problem_type, model.labels, f"the model {model.name}")
     for batch in file.batches():  # what is wrong with the file is known before anything starts
         encoder.encode(batch)
@@ -107,10 +109,13 @@ def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, li
         path = split_file(splits.task, name, Path(config.data_dir))
     else:
         raise UserError("--slice-columns needs a file: give --data-dir or --validation-file")
+    text_format = TextFormat(config.delimiter, config.encoding)
     found: dict[str, list[str]] = {}
     for column in config.slice_columns:
         try:
-            batches = read_rows(path, (), column, "single_label_classification")
+            batches = read_rows(
+                path, (), column, "single_label_classification", text_format=text_format
+            )
             found[column] = [str(value) for batch in batches for value in batch.labels or []]
         except UserError as error:
             raise UserError(f"--slice-columns {column}: {error}") from error

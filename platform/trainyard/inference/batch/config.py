@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from trainyard.errors import UserError
-from trainyard.flags import PLACE_FIELDS, WorkerFlags
+from trainyard.flags import PLACE_FIELDS, FileFlags, WorkerFlags
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
 from trainyard.models import Dtype, EngineName, locate_model, resolve_model
@@ -21,7 +21,7 @@ OUTPUTS = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(WorkerFlags):
+class PredictConfig(FileFlags, WorkerFlags):
     """Predict every row of a file with a fine-tuned model.
 
     The output has the input's rows in their order, each exactly once. The same command goes on
@@ -35,7 +35,7 @@ class PredictConfig(WorkerFlags):
     revision: str | None = None
     """Commit, tag or branch of a model on the Hub; the same commit to the end of the job."""
     input_file: str
-    """.csv, .tsv, .jsonl or .parquet."""
+    """.csv, .tsv, .json, .jsonl or .parquet."""
     output_file: str
     """.jsonl or .parquet; replaced when all rows are predicted."""
     model_task: str | None = None

@@ -16,7 +16,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainyard.data import Batch, read_rows
+from trainyard.data import Batch, TextFormat, read_rows
 from trainyard.errors import UserError
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.storage import Lease, sync_folder, write_json
@@ -82,7 +82,12 @@ class Parts:
         config = self._config
         columns = [c for c in (config.text_column, config.text_pair_column) if c is not None]
         return read_rows(
-            config.input_file, columns, None, "single_label_classification", keep_bad_rows=True
+            config.input_file,
+            columns,
+            None,
+            "single_label_classification",
+            keep_bad_rows=True,
+            text_format=TextFormat(config.delimiter, config.encoding),
         )
 
     @property
