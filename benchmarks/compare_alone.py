@@ -53,7 +53,7 @@ def alone(config: TrainConfig, threads: int) -> Path:
     from trainyard.data.splits import find_splits
     from trainyard.data.tokenize import prepare
     from trainyard.models.build import build_tokenizer
-    from trainyard.storage.run_folder import RunFolder
+    from trainyard.storage.folder import RunFolder
     from trainyard.training.driver.launch import worker_function
 
     folder = RunFolder(Path(config.storage_path) / "alone")

@@ -116,7 +116,7 @@ def test_a_typo_gets_a_hint_from_the_command_line_and_from_a_file(
     ("raised", "status", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2,
-         "error: No space left on device (/x/y); make room or mend the disk, then run the same command"
+         "error: No space left on device (/x/y); make room or fix the disk, then run the same command"
          " again\n"),
         (KeyboardInterrupt(), 130, "stopped: by Ctrl-C\n"),
     ],

@@ -1,21 +1,48 @@
-"""The exceptions that are not defects: a mistake the user can mend, and a stop that was asked for."""
+"""Exceptions that are not bugs: a mistake that the user can fix, and a requested stop."""
 
+import copy
 import errno
+from typing import Self
 
 STORAGE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-"""Full, over its quota, read-only, broken: the disk's fault wherever it is met, and no defect."""
+"""Error numbers of a disk that is full, over its quota, read-only or broken: no bug of ours."""
 
 
 class UserError(Exception):
-    """A mistake or a condition that the user can mend.
+    """A mistake or a condition that the user can fix.
 
     The message is one sentence: what was found, what was expected, how to fix it. Jobs print it and
     exit with status 2, without a traceback; a Python caller gets it as an exception.
+
+    Args:
+        problem: What was found and what was expected; the whole sentence where `remedy` is empty.
+        remedy: How to fix it, apart from the problem where a caller may know another way.
     """
+
+    def __init__(self, problem: str, *, remedy: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
+
+    def within(self, context: str) -> Self:
+        """Return the same error with `context` in front of its problem."""
+        found = copy.copy(self)
+        found.problem = f"{context}{self.problem}"
+        return found
 
 
 class Diverged(UserError):  # noqa: N818 (a sentence for the user, like its parent)
-    """The loss, or an answer of the model, was no number: the config's fault and nothing else's."""
+    """The loss, or an output of the model, was not a number: the config is the cause."""
+
+
+class DamagedRun(UserError):  # noqa: N818 (a sentence for the user, like its parent)
+    """The files of a run, sweep or suite cannot be used; starting it anew fixes that."""
+
+
+class SupersededError(UserError):
+    """Another driver or attempt has taken the run over: this one must not write anything more."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)
@@ -31,6 +58,6 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 
 
 def storage_fault(error: OSError) -> str:
-    """What to tell people of one of `STORAGE_FAULTS`."""
-    place = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror}{place}; make room or mend the disk, then run the same command again"
+    """Return the sentence for the user about one of `STORAGE_FAULTS`."""
+    path = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror}{path}; make room or fix the disk, then run the same command again"

@@ -15,9 +15,10 @@ from training.test_loop import LAST_STEP
 
 from trainyard import TrainConfig, UserError, fit
 from trainyard.cluster import autoscaler, capacity, ray_train
-from trainyard.storage.checkpoints import CheckpointStore, SupersededError
-from trainyard.storage.lease import Lease
-from trainyard.storage.run_folder import RunFolder
+from trainyard.errors import SupersededError
+from trainyard.storage.checkpoints import CheckpointStore
+from trainyard.storage.folder import RunFolder
+from trainyard.storage.lease import LEASE
 from trainyard.training.driver import launch, node_watch
 from trainyard.training.worker.session import Session
 
@@ -167,7 +168,7 @@ def test_lost_workers_are_started_again_unless_the_driver_leaves(
     folder = RunFolder(tmp_path)
     run: Any = (config, None, None, folder, {"CPU": 1.0}, leaving := threading.Event())
     Lost.attempts = 0
-    reason = launch.run_workers(*run)["reason"]
+    reason = str(launch.run_workers(*run).error)
     assert Lost.attempts == 3
     assert reason.startswith("worker 1: WorkerHealthCheckFailedError: ")
     assert ", after 2 restart(s) (--max-failures)" in reason
@@ -217,10 +218,10 @@ def test_a_full_disk_under_a_worker_is_said_and_not_tried_again(
     monkeypatch.setattr(RunFolder, "append_metrics", full)
     config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=2)
     outcome, _ = run_locally(config)
-    assert outcome == {
-        "outcome": "failed",
-        "reason": "No space left on device; make room or mend the disk, then run the same command again",
-    }
+    assert outcome.status == "failed"
+    assert str(outcome.error) == (
+        "No space left on device; make room or fix the disk, then run the same command again"
+    )
 
 
 def test_an_attempt_that_was_thought_dead_logs_nothing_any_more(
@@ -246,8 +247,12 @@ def test_an_attempt_that_was_thought_dead_logs_nothing_any_more(
 
 
 def test_a_driver_that_was_thought_dead_concludes_nothing(tmp_path: Path) -> None:
-    with Lease(tmp_path) as lease:
+    folder = RunFolder(tmp_path)
+    with folder.lease() as lease:
         lease.check()
-        (tmp_path / Lease.NAME).unlink()
-        with Lease(tmp_path), pytest.raises(UserError, match="is already being run by process"):
-            lease.check()
+        (tmp_path / LEASE).unlink()
+        with RunFolder(tmp_path).lease():
+            for harm in (lease.check, folder.clear, lambda: folder.update(status="failed")):
+                with pytest.raises(SupersededError, match=r"run '.*' was taken over by process"):
+                    harm()
+    assert not (tmp_path / "run.json").exists()

@@ -132,8 +132,8 @@ def test_own_csv_with_names_as_labels_and_a_part_held_out(
     rows = [f'"{t}, ""quoted""",{"spam" if i % 3 else "ham"}' for i, t in enumerate(texts(60))]
     path.write_text("body,kind\n" + "\n".join(rows))
     outcome, folder = run_locally(own(config, path, text_column="body", label_column="kind"))
-    assert outcome["outcome"] == "finished"
-    assert set(outcome["best_evaluation"]["validation"]["metrics"]) == {
+    assert outcome.status == "finished"
+    assert set(outcome.state.best_evaluation["validation"]["metrics"]) == {
         "accuracy", "f1_macro", "matthews_correlation", "f1",
     }  # fmt: skip
     (checkpoint,) = folder.checkpoints.glob("step-*")
@@ -149,7 +149,7 @@ def test_own_regression_and_multi_label(config: TrainConfig, tmp_path: Path) -> 
         "\n".join(json.dumps({"text": t, "label": i / 7}) for i, t in enumerate(texts(50)))
     )
     outcome, _ = run_locally(own(config, numbers, problem_type="regression"))
-    assert set(outcome["best_evaluation"]["validation"]["metrics"]) == {
+    assert set(outcome.state.best_evaluation["validation"]["metrics"]) == {
         "pearson", "spearmanr", "rmse",
     }  # fmt: skip
     topics = tmp_path / "topics.csv"
@@ -160,7 +160,7 @@ def test_own_regression_and_multi_label(config: TrainConfig, tmp_path: Path) -> 
     outcome, _ = run_locally(
         own(config, topics, problem_type="multi_label_classification", validation_file=str(topics))
     )
-    assert set(outcome["best_evaluation"]["validation"]["metrics"]) == {
+    assert set(outcome.state.best_evaluation["validation"]["metrics"]) == {
         "f1_micro", "f1_macro", "accuracy",
     }  # fmt: skip
 

@@ -29,13 +29,13 @@ def model(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> P
     storage = tmp_path_factory.mktemp("judged")
     config = dataclasses.replace(small_run, storage_path=str(storage), run_name="run")
     outcome, folder = run_locally(config)
-    checkpoint = folder.checkpoints / f"step-{outcome['best_step']:08d}"
+    checkpoint = folder.checkpoints / f"step-{outcome.state.best_step:08d}"
     for name in ("config.json", "model.safetensors"):
         (folder.model).mkdir(exist_ok=True)
         shutil.copy(checkpoint / name, folder.model / name)
     AutoTokenizer.from_pretrained(config.model_name_or_path).save_pretrained(folder.model)
     (folder.path / "run.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
-    (folder.path / "outcome.json").write_text(json.dumps(outcome["best_evaluation"]))
+    (folder.path / "outcome.json").write_text(json.dumps(outcome.state.best_evaluation))
     return folder.model
 
 

@@ -20,7 +20,7 @@ from trainyard.glue.config import SuiteConfig
 from trainyard.glue.runner import Outcomes, job_of, without_orphans
 from trainyard.glue.schedule import Job, startable, workers_for
 from trainyard.glue.suite import run_suite
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 

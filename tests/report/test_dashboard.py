@@ -23,7 +23,7 @@ from trainyard.report.dashboard.records import DRIVER_GONE, Run, Sweep
 from trainyard.report.dashboard.server import Dashboard, build_app
 from trainyard.report.dashboard.sweep_charts import axis, importances
 from trainyard.report.dashboard.sweep_page import compared
-from trainyard.storage.untrusted_files import Files
+from trainyard.storage.records import Files
 
 ROOT = Path(__file__).parents[2]
 

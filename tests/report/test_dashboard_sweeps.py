@@ -12,7 +12,7 @@ from trainyard.report.dashboard.run_page import score_cell
 from trainyard.report.dashboard.server import Dashboard
 from trainyard.report.dashboard.sweep_charts import learning_curves, ranked
 from trainyard.report.dashboard.sweep_page import compared
-from trainyard.storage.untrusted_files import Files
+from trainyard.storage.records import Files
 
 
 def test_a_trial_that_diverged_is_among_the_best_nowhere(tmp_path: Path) -> None:

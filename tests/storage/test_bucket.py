@@ -20,11 +20,11 @@ from support.s3_server import BUCKET
 from trainyard import TrainConfig, UserError, fit
 from trainyard.doctor.cluster.nodes import marked
 from trainyard.doctor.cluster.probe import examine
+from trainyard.errors import SupersededError
 from trainyard.storage import lease as leases
-from trainyard.storage.bucket import Bucket, Conflict
-from trainyard.storage.checkpoints import SupersededError
-from trainyard.storage.remote_checkpoints import RemoteCheckpoints
-from trainyard.storage.remote_lease import RemoteLease
+from trainyard.storage.checkpoints import BucketCheckpoints
+from trainyard.storage.lease import LEASE, Lease
+from trainyard.storage.store import Bucket, Conflict
 
 __all__ = ["endpoint", "url"]  # fixtures
 
@@ -88,11 +88,15 @@ def test_a_storage_that_cannot_be_used_is_one_sentence_within_seconds(
     assert "\n" not in str(refused.value)
 
 
+def lease_of(url: str) -> Lease:
+    return Lease(Bucket(url), f"run/{LEASE}", "run 'run'")
+
+
 HOLD = """
 import sys, time
-from trainyard.storage.bucket import Bucket
-from trainyard.storage.remote_lease import RemoteLease
-with RemoteLease(Bucket(sys.argv[1]), "run"):
+from trainyard.storage.store import Bucket
+from trainyard.storage.lease import Lease
+with Lease(Bucket(sys.argv[1]), "run/lease.json", "run 'run'"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -108,15 +112,15 @@ def test_a_second_driver_is_refused_and_a_killed_one_is_succeeded_at_once(url: s
         assert process.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=f"run 'run' is already .* process {process.pid} on"),
-            RemoteLease(Bucket(url), "run"),
+            lease_of(url),
         ):
             pass
     finally:
         process.kill()
         process.wait()
-    with RemoteLease(Bucket(url), "run") as lease:
+    with lease_of(url) as lease:
         lease.check()
-    with RemoteLease(Bucket(url), "run"), pytest.raises(UserError, match="already being run by"):
+    with lease_of(url), pytest.raises(SupersededError, match="was taken over by process"):
         lease.check()
 
 
@@ -125,7 +129,7 @@ def test_of_many_that_take_over_an_expired_lease_one_gets_it(
 ) -> None:
     holder = {"host": "elsewhere", "pid": 1, "started": 0.0, "id": "x"}
     Bucket(url).write("run/lease.json", json.dumps(holder).encode())
-    with pytest.raises(UserError, match="process 1 on elsewhere"), RemoteLease(Bucket(url), "run"):
+    with pytest.raises(UserError, match="process 1 on elsewhere"), lease_of(url):
         pass
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", 1)
     time.sleep(2.1)  # the bucket's clock counts in seconds
@@ -133,7 +137,7 @@ def test_of_many_that_take_over_an_expired_lease_one_gets_it(
 
     def take() -> None:
         try:
-            with RemoteLease(Bucket(url), "run"):
+            with lease_of(url):
                 held.append(1)
                 done.wait(30)
         except UserError:
@@ -151,15 +155,18 @@ def test_of_many_that_take_over_an_expired_lease_one_gets_it(
         thread.join()
 
 
-def checkpoints(url: str, machine: Path) -> RemoteCheckpoints:
+def checkpoints(url: str, machine: Path) -> BucketCheckpoints:
     """The run's checkpoints as a machine with that disk sees them."""
-    return RemoteCheckpoints(
-        machine, Bucket(url), "run/checkpoints", fetch=lambda: None, publish=lambda: None
-    )
+    return BucketCheckpoints(machine, Bucket(url), "run/checkpoints")
+
+
+def start(store: BucketCheckpoints) -> str:
+    assert store.attempt is not None
+    return store.attempt[:8]
 
 
 @pytest.fixture
-def three(url: str, tmp_path: Path) -> RemoteCheckpoints:
+def three(url: str, tmp_path: Path) -> BucketCheckpoints:
     store = checkpoints(url, tmp_path / "first")
     store.claim()
     for step in (10, 20, 30):
@@ -180,7 +187,7 @@ def test_the_doctor_asks_each_node_for_the_bucket(
 
 
 def test_another_machine_finds_the_newest(
-    url: str, three: RemoteCheckpoints, tmp_path: Path
+    url: str, three: BucketCheckpoints, tmp_path: Path
 ) -> None:
     other = checkpoints(url, tmp_path / "other")
     assert other.steps() == [10, 20, 30]
@@ -188,16 +195,16 @@ def test_another_machine_finds_the_newest(
     assert (other.path(30) / "state").read_text() == "step 30"
     three.keep({10, 30})
     assert {name.split("/")[2] for name in Bucket(url).names("run")} == {
-        "index.json", f"step-00000010-{three.attempt[:8]}", f"step-00000030-{three.attempt[:8]}",
+        "index.json", f"step-00000010-{start(three)}", f"step-00000030-{start(three)}",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", ["manifest gone", "file gone", "file changed", "file cut"])
 def test_a_damaged_checkpoint_is_passed_over_and_reported(
-    url: str, three: RemoteCheckpoints, tmp_path: Path, damage: str
+    url: str, three: BucketCheckpoints, tmp_path: Path, damage: str
 ) -> None:
     bucket = Bucket(url)
-    name = f"run/checkpoints/step-00000030-{three.attempt[:8]}"
+    name = f"run/checkpoints/step-00000030-{start(three)}"
     if damage == "manifest gone":
         bucket.delete([f"{name}/MANIFEST.json"])
     elif damage == "file gone":
@@ -215,7 +222,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_reported(
 
 
 def test_a_superseded_attempt_cannot_commit_and_harms_nothing(
-    url: str, three: RemoteCheckpoints, tmp_path: Path
+    url: str, three: BucketCheckpoints, tmp_path: Path
 ) -> None:
     successor = checkpoints(url, tmp_path / "other")
     successor.claim()

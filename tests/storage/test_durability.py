@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from storage.test_checkpoints import writer
 
-from trainyard.storage.checkpoints import MANIFEST, CheckpointStore, SupersededError
+from trainyard.errors import SupersededError
+from trainyard.storage.checkpoints import CheckpointStore
+from trainyard.storage.manifest import MANIFEST
 
 
 @pytest.fixture

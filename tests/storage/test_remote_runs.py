@@ -18,9 +18,9 @@ from training.test_loop import LAST_STEP
 from training.test_training import job, losses, wait_for_step
 
 from trainyard import TrainConfig, UserError, fit
-from trainyard.storage import remote_run
-from trainyard.storage.bucket import Bucket
-from trainyard.storage.remote_run import RemoteRun
+from trainyard.storage import folder as folders
+from trainyard.storage.folder import RunFolder, open_run
+from trainyard.storage.store import Bucket
 
 __all__ = ["endpoint", "url"]  # fixtures
 
@@ -29,25 +29,25 @@ def test_what_driver_and_worker_on_two_nodes_see_of_each_other(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tables and requests go there, progress comes back; each has a disk of its own."""
-    monkeypatch.setattr(remote_run, "ASK_SECONDS", 0.0)
-    monkeypatch.setattr(remote_run, "TELL_SECONDS", 0.0)
-    driver = RemoteRun(url, "run")
+    monkeypatch.setattr(folders, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(folders, "TELL_SECONDS", 0.0)
+    driver = open_run(url, "run")
     driver.create()
     driver.fetch()
     table = driver.path.parent / ".cache/key"
     assert not driver.find_table(table)
     table.mkdir(parents=True)
     (table / "ids.bin").write_bytes(b"tokens")
-    driver.share({"train": table})
+    driver.share_tables({"train": table})
 
     monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / "elsewhere"))
-    worker, tables = pickle.loads(pickle.dumps(driver)).here({"train": table})
+    worker, tables = pickle.loads(pickle.dumps(driver)).on_this_node({"train": table})
     assert worker.path != driver.path
     assert tables["train"] != table
     assert (tables["train"] / "ids.bin").read_bytes() == b"tokens"
 
     worker.set_progress(step=7)
-    driver.relay()
+    driver.sync()
     assert driver.progress() == {"step": 7}
     assert not worker.wants_stop()
     driver.request(driver.restart_request, "room for 4 workers")
@@ -55,7 +55,7 @@ def test_what_driver_and_worker_on_two_nodes_see_of_each_other(
     driver.request(driver.restart_request, None)
     assert not worker.wants_stop()
     driver.stop_request.write_text("SIGTERM")  # by a signal's handler
-    driver.relay()
+    driver.sync()
     assert worker.wants_stop()
     driver.update(status="stopped")
     driver.fetch()  # the next driver
@@ -67,19 +67,19 @@ def test_what_driver_and_worker_on_two_nodes_see_of_each_other(
     Bucket(url).write(".cache/key/ids.bin", b"tokenz")
     shutil.rmtree(tables["train"])
     with pytest.raises(UserError, match=r"/\.cache/key is gone or damaged; delete what is left"):
-        worker.here({"train": table})
+        worker.on_this_node({"train": table})
     shutil.rmtree(table)
     assert not driver.find_table(table)  # so the driver builds it again, and mends the bucket's
     table.mkdir()
     (table / "ids.bin").write_bytes(b"tokens")
-    driver.share({"train": table})
-    worker.here({"train": table})
+    driver.share_tables({"train": table})
+    worker.on_this_node({"train": table})
 
 
-def on_an_empty_machine(config: TrainConfig, machine: Path, patch: pytest.MonkeyPatch) -> RemoteRun:
+def on_an_empty_machine(config: TrainConfig, machine: Path, patch: pytest.MonkeyPatch) -> RunFolder:
     """The run, as fetched by a machine that never saw it."""
     patch.setenv("TRAINYARD_CACHE", str(machine))
-    folder = RemoteRun(config.storage_path, config.resolved_run_name)
+    folder = open_run(config.storage_path, config.resolved_run_name)
     folder.create()
     folder.fetch()
     folder.store().bring(LAST_STEP)
@@ -104,7 +104,7 @@ def test_each_machine_goes_on_where_the_last_one_was_killed(
         )  # fmt: skip
         assert killed.returncode == -9, killed.stderr
     outcome, _ = run_locally(config)
-    assert outcome["outcome"] == "finished"
+    assert outcome.status == "finished"
     found = on_an_empty_machine(config, tmp_path / "empty", monkeypatch)
     assert weights_hash(found, LAST_STEP) == weights_hash(undisturbed, LAST_STEP)
     assert found.metrics() == undisturbed.metrics()
@@ -120,7 +120,7 @@ def test_driver_killed_scratch_deleted_the_same_command(
     _, undisturbed = run_locally(dataclasses.replace(local, run_name="undisturbed"))
     config = dataclasses.replace(local, storage_path=url, run_name="driver", save_steps=1)
     command, environment = job(config)
-    scratch = RemoteRun(url, "driver")
+    scratch = open_run(url, "driver")
     first = subprocess.Popen(
         command, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -10,17 +10,27 @@ import pytest
 
 from trainyard.errors import UserError
 from trainyard.storage import lease as leases
-from trainyard.storage.lease import EXPIRY_SECONDS, Lease
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder
+from trainyard.storage.lease import EXPIRY_SECONDS, LEASE, Lease
+from trainyard.storage.store import Disk
 
-HOLD = "import sys, time; from pathlib import Path; from trainyard.storage.lease import Lease\n"
+HOLD = """
+import sys, time
+from pathlib import Path
+from trainyard.storage.folder import JobFolder
+with JobFolder(Path(sys.argv[1])).lease():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def lease_of(folder: Path) -> Lease:
+    return Lease(Disk(folder), LEASE, "run 'run'")
 
 
 def hold_in_another_process(folder: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c",
-         HOLD + "with Lease(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)",
-         str(folder)],
+        [sys.executable, "-c", HOLD, str(folder)],
         stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
@@ -34,49 +44,49 @@ def test_a_second_driver_is_refused_and_a_killed_one_is_succeeded_at_once(tmp_pa
     try:
         with (
             pytest.raises(UserError, match=f"already being run by process {process.pid} on"),
-            Lease(tmp_path),
+            lease_of(tmp_path),
         ):
             pass
     finally:
         process.kill()
         process.wait()
-    with Lease(tmp_path):
-        assert (tmp_path / Lease.NAME).exists()
+    with lease_of(tmp_path):
+        assert (tmp_path / LEASE).exists()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_lease_of_another_host_expires(tmp_path: Path) -> None:
-    lease = tmp_path / Lease.NAME
+    lease = tmp_path / LEASE
     lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0, "id": "x"}))
-    with pytest.raises(UserError, match="process 1 on elsewhere"), Lease(tmp_path):
+    with pytest.raises(UserError, match="process 1 on elsewhere"), lease_of(tmp_path):
         pass
     long_ago = time.time() - EXPIRY_SECONDS - 1
     os.utime(lease, (long_ago, long_ago))
-    with Lease(tmp_path):
+    with lease_of(tmp_path):
         assert json.loads(lease.read_text())["pid"] == os.getpid()
 
 
 def test_a_reused_process_id_does_not_hold_a_lease(tmp_path: Path) -> None:
     process = hold_in_another_process(tmp_path)
-    record = json.loads((tmp_path / Lease.NAME).read_text())
+    record = json.loads((tmp_path / LEASE).read_text())
     process.kill()
     process.wait()
-    (tmp_path / Lease.NAME).write_text(json.dumps({**record, "pid": os.getpid()}))
-    with Lease(tmp_path):
+    (tmp_path / LEASE).write_text(json.dumps({**record, "pid": os.getpid()}))
+    with lease_of(tmp_path):
         pass
 
 
 def test_a_process_of_another_container_is_not_looked_for_here(tmp_path: Path) -> None:
     """Containers may share the host's name (docker run --network host), not its process ids."""
-    lease = tmp_path / Lease.NAME
-    with Lease(tmp_path):
+    lease = tmp_path / LEASE
+    with lease_of(tmp_path):
         record = json.loads(lease.read_text())
     for changed in ({"processes": "pid:[1]"}, {"host": "elsewhere"}):
         lease.write_text(json.dumps({**record, "pid": 2**22 + 1, **changed}))
-        with pytest.raises(UserError, match="already being run by process"), Lease(tmp_path):
+        with pytest.raises(UserError, match="already being run by process"), lease_of(tmp_path):
             pass
     lease.write_text(json.dumps({**record, "pid": 2**22 + 1}))
-    with Lease(tmp_path):
+    with lease_of(tmp_path):
         pass
 
 
@@ -84,17 +94,17 @@ def test_a_lease_outlives_a_storage_that_fails_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beats: list[str] = []
-    touch = os.utime
+    replace = Path.replace
 
-    def sometimes(path: Path) -> None:
+    def sometimes(path: Path, target: Path) -> Path:
         beats.append("failed" if len(beats) < 2 else "got through")
         if beats[-1] == "failed":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        touch(path)
+        return replace(path, target)
 
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(os, "utime", sometimes)
-    with Lease(tmp_path):
+    with lease_of(tmp_path):
+        monkeypatch.setattr(Path, "replace", sometimes)
         deadline = time.monotonic() + 10
         while "got through" not in beats and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -107,8 +117,8 @@ def test_a_lease_on_a_full_disk_is_one_sentence_and_leaves_none(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(json, "dump", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left"), Lease(tmp_path):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left"), lease_of(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
 

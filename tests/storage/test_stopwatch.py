@@ -11,7 +11,7 @@ import pytest
 from support.runs_locally import run_locally
 
 from trainyard.config import TrainConfig
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder
 from trainyard.storage.stopwatch import ACCOUNTS, Stopwatch, time_ledger
 from trainyard.training.worker import loop
 
@@ -73,9 +73,9 @@ def test_the_loop_is_covered_over_all_attempts(
         folder.create()
         folder.stop_request.touch()
         outcome, _ = run_locally(config)
-        assert (outcome["outcome"], outcome["step"]) == ("stopped", 1)
+        assert (outcome.status, outcome.state.step) == ("stopped", 1)
         folder.stop_request.unlink()
-        assert run_locally(config)[0]["outcome"] == "finished"
+        assert run_locally(config)[0].status == "finished"
     found = time_ledger(folder.read(), folder.progress())
     assert len(spent) == 2
     assert 0.98 * sum(spent) <= sum(found.values()) <= sum(spent) + 0.01

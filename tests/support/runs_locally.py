@@ -8,12 +8,12 @@ from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import prepare
 from trainyard.models.build import build_tokenizer
-from trainyard.storage.remote_run import open_run
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder, open_run
 from trainyard.training.driver.launch import worker_function
+from trainyard.training.outcome import Outcome
 
 
-def run_locally(config: TrainConfig) -> tuple[dict[str, Any], RunFolder]:
+def run_locally(config: TrainConfig) -> tuple[Outcome, RunFolder]:
     """Outcome and folder of one attempt at `config`, by the function that Ray's workers run."""
     folder = open_run(config.storage_path, config.resolved_run_name)
     folder.create()
@@ -21,7 +21,7 @@ def run_locally(config: TrainConfig) -> tuple[dict[str, Any], RunFolder]:
     splits = find_splits(config)
     cache = folder.path.parent / ".cache"
     data = prepare(splits, build_tokenizer(config), config, cache, folder)
-    folder.share(data.folders)
+    folder.share_tables(data.folders)
     outcome = worker_function(config, splits.task, data, folder, threads=1)()
     return outcome, folder
 
@@ -72,7 +72,7 @@ def main() -> None:
     if point == "step":
         torch.optim.AdamW.step = deadly(torch.optim.AdamW.step)
     else:
-        checkpoints.hashes_of = deadly(checkpoints.hashes_of)
+        checkpoints.hashes_of = deadly(checkpoints.hashes_of)  # type: ignore[attr-defined]
     run_locally(parse(TrainConfig, sys.argv[1:]))
 
 

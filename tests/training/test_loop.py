@@ -18,6 +18,7 @@ from support.runs_locally import run_locally, weights_hash
 from support.tiny import read_lines
 
 from trainyard.config import TrainConfig
+from trainyard.training.outcome import Outcome
 
 LAST_STEP = 18  # 90 rows in steps of 16: 6 steps an epoch, the smallest of 10 rows
 
@@ -29,9 +30,9 @@ def base(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(base: TrainConfig) -> tuple[dict[str, Any], str, list[dict[str, Any]]]:
+def uninterrupted(base: TrainConfig) -> tuple[Outcome, str, list[dict[str, Any]]]:
     outcome, folder = run_locally(base)
-    assert outcome["outcome"] == "finished"
+    assert outcome.status == "finished"
     return outcome, weights_hash(folder, LAST_STEP), folder.metrics()
 
 
@@ -60,7 +61,7 @@ def test_a_run_is_what_it_says(base: TrainConfig, uninterrupted: Any) -> None:
     assert [line["step"] for line in training] == list(range(1, LAST_STEP + 1))
     evaluations = [line for line in metrics if "split" in line]
     assert [line["step"] for line in evaluations] == [6, 12, 18]
-    assert outcome["best_score"] == max(line["metrics"]["f1"] for line in evaluations)
+    assert outcome.state.best_score == max(line["metrics"]["f1"] for line in evaluations)
     expected = np.linspace(1e-3, 0, LAST_STEP + 1)[1:]
     assert [line["learning_rate"] for line in training] == pytest.approx(expected.tolist())
     # A step's loss is the sum of its slots' shares in the ledger, to the bit.
@@ -94,7 +95,7 @@ def kill_and_run_again(config: TrainConfig, points: list[str], uninterrupted: An
     expected, expected_hash, expected_metrics = uninterrupted
     assert weights_hash(folder, LAST_STEP) == expected_hash
     assert folder.metrics() == expected_metrics
-    assert outcome["best_evaluation"] == expected["best_evaluation"]
+    assert outcome.state.best_evaluation == expected.state.best_evaluation
     check_each_row_once_per_epoch(folder.path, 90, 3)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == sorted(
         path.name for path in (Path(config.storage_path) / "uninterrupted/checkpoints").iterdir()
@@ -147,7 +148,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     path = folder.checkpoints / f"step-{LAST_STEP:08d}" / damaged
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     outcome, folder = run_locally(config)
-    assert f"step-{LAST_STEP:08d} is damaged" in outcome["skipped_checkpoints"][0]
+    assert f"step-{LAST_STEP:08d} is damaged" in outcome.skipped_checkpoints[0]
     assert weights_hash(folder, LAST_STEP) == uninterrupted[1]
     assert folder.metrics() == uninterrupted[2]
 
@@ -158,10 +159,10 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(base: TrainConfig, uninterru
     folder.mkdir()
     (folder / "stop-request").touch()
     outcome, run = run_locally(config)
-    assert (outcome["outcome"], outcome["step"]) == ("stopped", 1)
+    assert (outcome.status, outcome.state.step) == ("stopped", 1)
     run.stop_request.unlink()
     outcome, run = run_locally(config)
-    assert outcome["outcome"] == "finished"
+    assert outcome.status == "finished"
     assert weights_hash(run, LAST_STEP) == uninterrupted[1]
     assert run.metrics() == uninterrupted[2]
 
@@ -183,9 +184,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(
         base, run_name="nan", model_name_or_path=str(broken), save_steps=1, train_batch_size=4
     )
     outcome, folder = run_locally(config)
-    assert outcome["outcome"] == "failed"
-    failing = outcome["step"]
-    assert f"the loss of step {failing} is nan; lower --learning-rate" in outcome["reason"]
+    assert outcome.status == "failed"
+    failing = outcome.state.step
+    assert f"the loss of step {failing} is nan; lower --learning-rate" in str(outcome.error)
     assert failing > 1
     assert max(int(path.name[5:]) for path in folder.checkpoints.glob("step-*")) < failing
     for path in folder.checkpoints.glob("step-*"):
@@ -202,8 +203,8 @@ def test_weights_that_are_cut_off_are_one_sentence(
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     outcome, _ = run_locally(dataclasses.replace(base, run_name="cut", model_name_or_path=str(cut)))
-    assert outcome["outcome"] == "failed"
-    assert "cut' could not be loaded (Error while deserializing header" in outcome["reason"]
+    assert outcome.status == "failed"
+    assert "cut' could not be loaded (Error while deserializing header" in str(outcome.error)
 
 
 def test_early_stopping_and_the_best_checkpoint(base: TrainConfig) -> None:
@@ -211,15 +212,15 @@ def test_early_stopping_and_the_best_checkpoint(base: TrainConfig) -> None:
         base, run_name="early", eval_steps=2, early_stopping_patience=2, num_train_epochs=20
     )
     outcome, folder = run_locally(config)
-    assert outcome["stopped_early"]
-    assert outcome["step"] < 20 * 6
+    assert outcome.state.stopped_early
+    assert outcome.state.step < 20 * 6
     scores = [line["metrics"]["f1"] for line in folder.metrics() if "split" in line]
-    assert outcome["best_score"] == max(scores)
-    assert outcome["best_step"] == 2 * (scores.index(max(scores)) + 1)
+    assert outcome.state.best_score == max(scores)
+    assert outcome.state.best_step == 2 * (scores.index(max(scores)) + 1)
     assert len(scores) == scores.index(max(scores)) + 3
-    assert (folder.checkpoints / f"step-{outcome['best_step']:08d}").is_dir()
+    assert (folder.checkpoints / f"step-{outcome.state.best_step:08d}").is_dir()
     again, _ = run_locally(config)  # resumed after the end: nothing is done again
-    assert again["step"] == outcome["step"]
+    assert again.state.step == outcome.state.step
 
 
 @pytest.mark.parametrize(
@@ -238,8 +239,10 @@ def test_every_option_trains(base: TrainConfig, changes: dict[str, Any]) -> None
     name = "option-" + "-".join(changes).replace("_", "-")
     config = dataclasses.replace(base, run_name=name, num_train_epochs=1, **changes)
     outcome, folder = run_locally(config)
-    assert outcome["outcome"] == "finished"
-    assert outcome["step"] == {"max_steps": 7, "max_train_samples": 3}.get(next(iter(changes)), 6)
+    assert outcome.status == "finished"
+    assert outcome.state.step == {"max_steps": 7, "max_train_samples": 3}.get(
+        next(iter(changes)), 6
+    )
     losses = [line["loss"] for line in folder.metrics() if "loss" in line]
     assert all(np.isfinite(losses))
 
@@ -267,7 +270,7 @@ def test_padding_does_not_change_the_loss(base: TrainConfig, tiny_model: Path) -
 def test_transformers_trainer_agrees_with_our_loop(base: TrainConfig, uninterrupted: Any) -> None:
     config = dataclasses.replace(base, run_name="trainer", loop="trainer")
     outcome, folder = run_locally(config)
-    assert outcome["outcome"] == "finished"
+    assert outcome.status == "finished"
     ours = [line["loss"] for line in uninterrupted[2] if "loss" in line]
     theirs = [line["loss"] for line in folder.metrics() if "loss" in line]
     assert theirs == pytest.approx(ours, rel=1e-5)

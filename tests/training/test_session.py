@@ -11,6 +11,7 @@ from support.tiny import write_task
 
 from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
+from trainyard.errors import Diverged
 from trainyard.evaluation.scoring import predict
 
 
@@ -34,12 +35,12 @@ def test_answers_that_are_no_numbers_end_the_run_before_they_are_kept(
 
     monkeypatch.setattr("trainyard.training.worker.session.predict", answer)
     outcome, folder = run_locally(config)
-    assert (outcome["outcome"], outcome["diverged"]) == ("failed", True)
-    assert outcome["reason"].startswith(
+    assert (outcome.status, type(outcome.error)) == ("failed", Diverged)
+    assert str(outcome.error).startswith(
         "after step 12 the model answers NaN or infinity on 1 of 37 rows of validation; lower "
         "--learning-rate"
     )
-    assert outcome["best_step"] == 6
+    assert outcome.state.best_step == 6
     assert [line["step"] for line in folder.metrics() if "split" in line] == [6]
     assert [path.name for path in folder.checkpoints.glob("step-*")] == ["step-00000006"]
 
@@ -69,21 +70,24 @@ def test_rows_that_are_set_aside_choose_nothing_and_are_scored_once(
         [line["loss"] for line in run.metrics() if "loss" in line] for run in (before, folder)
     ]
     assert losses[0] == losses[1]  # training is the same
-    assert set(plain["best_evaluation"]) == {"validation"}
+    assert set(plain.state.best_evaluation) == {"validation"}
 
     lines = [line for line in folder.metrics() if "split" in line]
     assert {line["split"] for line in lines} == {"validation"}
     best = max(lines, key=lambda line: (line["metrics"]["f1"], -line["step"]))
-    assert (outcome["best_step"], outcome["best_score"]) == (best["step"], best["metrics"]["f1"])
-    assert set(outcome["best_evaluation"]) == {"validation", "validation_test"}
+    assert (outcome.state.best_step, outcome.state.best_score) == (
+        best["step"],
+        best["metrics"]["f1"],
+    )
+    assert set(outcome.state.best_evaluation) == {"validation", "validation_test"}
     rows = {
         name: len(np.load(folder.predictions / f"{name}.npy"))
-        for name in outcome["best_evaluation"]
+        for name in outcome.state.best_evaluation
     }
     assert rows == {"validation": 22, "validation_test": 15}
     test = np.load(folder.predictions / "validation_test.npy").argmax(axis=1)
     labels = [row["label"] for row in rows_of(config, "validation_test")]
-    assert outcome["best_evaluation"]["validation_test"]["metrics"]["accuracy"] == pytest.approx(
+    assert outcome.state.best_evaluation["validation_test"]["metrics"]["accuracy"] == pytest.approx(
         np.mean(test == labels)
     )
 

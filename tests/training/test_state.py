@@ -13,8 +13,9 @@ from trainyard.errors import UserError
 from trainyard.models.build import build_model
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.tasks import get_task
+from trainyard.training.outcome import TrainState
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
-from trainyard.training.worker.state import TrainState, load_checkpoint, save_checkpoint
+from trainyard.training.worker.state import load_checkpoint, save_checkpoint
 from trainyard.training.worker.strategies import training_accelerator
 
 

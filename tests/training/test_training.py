@@ -18,7 +18,7 @@ from support.tiny import read_lines, write_task
 from training.test_loop import LAST_STEP, check_each_row_once_per_epoch
 
 from trainyard import TrainConfig, UserError, fit
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder
 from trainyard.storage.stopwatch import time_ledger
 
 ROOT = Path(__file__).parents[2]

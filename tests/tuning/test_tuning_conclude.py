@@ -16,8 +16,8 @@ from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.data.splits import selection_and_test
 from trainyard.errors import UserError
-from trainyard.storage.lease import Lease, this_process
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder
+from trainyard.storage.lease import LEASE, this_process
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tasks import TASKS
 from trainyard.tuning.clock import Clock
@@ -25,7 +25,6 @@ from trainyard.tuning.conclude import conclude
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.confirm import (
     DEFAULT,
-    predictions,
     rank_on_searched_rows,
     run_name,
     verdict_of,
@@ -106,14 +105,14 @@ def test_a_trial_killed_while_it_was_stopping_is_closed_and_holds_nothing(
     run = folder.records()[0].run
     run.update(status="running", trial_score=None)
     run.append_metrics({"step": 6, "split": "validation", "metrics": {"f1": 0.6}})
-    lost = {**this_process(), "started": 0.0}
-    (run.path / Lease.NAME).write_text(json.dumps(lost))
+    lost = {**this_process(), "ticks": 0}
+    (run.path / LEASE).write_text(json.dumps(lost))
     run.stop_request.touch()
     splits: Any = SimpleNamespace(folders=("train", "validation"))
-    _settle(run.path, dataclasses.replace(context(folder), data={("model", 32): splits}))
+    _settle(run, dataclasses.replace(context(folder), data={("model", 32): splits}))
     closed = folder.records()[0]
     assert (closed.status, closed.score, closed.evaluations) == ("pruned", 0.6, 1)
-    assert not (run.path / Lease.NAME).exists()
+    assert not (run.path / LEASE).exists()
     assert not run.stop_request.exists()
 
 
@@ -165,11 +164,11 @@ def test_a_damaged_folder_is_refused(folder: SweepFolder) -> None:
 
 @pytest.mark.parametrize("line", [b"{", b"[]", b'{"loss": 1}', b"\xff", b'{"step": "one"}'])
 def test_a_damaged_line_of_metrics_is_one_sentence(folder: SweepFolder, line: bytes) -> None:
-    folder.check()
+    folder.check_records()
     run: TrialRecord = folder.records("confirmation")[0]
     (run.run.path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged; use --fresh to start this"):
-        folder.check()
+        folder.check_records()
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"\x93NUMPY", b"no array"])
@@ -177,12 +176,12 @@ def test_damaged_predictions_are_one_sentence(folder: SweepFolder, damage: bytes
     run = folder.records("confirmation")[0].run
     run.predictions.mkdir()
     np.save(run.predictions / "validation.npy", np.zeros((3, 2), np.float32))
-    assert predictions(run, "validation").shape == (3, 2)
+    assert run.read_predictions("validation").shape == (3, 2)
     (run.predictions / "validation.npy").unlink()
     if damage is not None:
         (run.predictions / "validation.npy").write_bytes(damage)
     with pytest.raises(UserError, match=r"validation.npy is damaged; delete .*, and the same com"):
-        predictions(run, "validation")
+        run.read_predictions("validation")
 
 
 def test_the_confirmation_takes_no_time_from_the_search(

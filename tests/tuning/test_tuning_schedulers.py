@@ -11,7 +11,7 @@ from support.small_sweeps import folder_of, small_sweep, wait_until_free
 
 from trainyard.config import TrainConfig
 from trainyard.errors import Interrupted
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.sweep import tune
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainyard.cli import parse
 from trainyard.errors import UserError
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.placement import SUPERVISOR, place

@@ -18,7 +18,7 @@ from support.small_sweeps import folder_of, small_sweep, wait_until_free
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.storage.run_folder import RunFolder
+from trainyard.storage.folder import RunFolder
 from trainyard.storage.stopwatch import time_ledger
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord
 from trainyard.tuning.conclude import SweepResult

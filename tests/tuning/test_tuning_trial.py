@@ -88,7 +88,7 @@ def test_a_trial_is_the_run_that_train_would_do(
     )
     outcome, alone = run_locally(own)
     assert alone.metrics() == record.run.metrics()
-    assert record.score == outcome["best_score"] == reports[-1]["score"]
+    assert record.score == outcome.state.best_score == reports[-1]["score"]
     known = record.run.read()
     assert known["sweep"] == "sweep"
     assert known["trial"]["hyperparameters"] == {"learning_rate": 1e-3, "seed": 5}

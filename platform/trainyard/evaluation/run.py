@@ -22,7 +22,7 @@ from trainyard.evaluation.scoring import score
 from trainyard.evaluation.slices import slices
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
 from trainyard.models import build_tokenizer
-from trainyard.storage import RunFolder, storage_folder, versions, write_atomic, write_json
+from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
 from trainyard.terminal import say
 
 
@@ -69,7 +69,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         column_order(other, splits.task)  # one that does not fit is known before anything starts
     columns = {split.name: extra_columns(config, splits, split.name) for split in splits.splits}
     name = config.resolved_run_name(splits.task.name)
-    folder = RunFolder(storage_folder(config.storage_path) / name)
+    folder = JobFolder(storage_folder(config.storage_path) / name)
     folder.create()
     for note in splits.notes:
         say(note)

@@ -9,10 +9,10 @@ from typing import Any
 from trainyard.cluster import Node, cause_of, nodes_for, share_out
 from trainyard.config import TrainConfig
 from trainyard.data import split_rows
-from trainyard.errors import Interrupted, UserError
+from trainyard.errors import DamagedRun, Interrupted, UserError
 from trainyard.glue.config import SuiteConfig
 from trainyard.glue.schedule import Job, startable, workers_for
-from trainyard.storage import EXPIRY_SECONDS, RunFolder
+from trainyard.storage import EXPIRY_SECONDS, Fence, SuiteFolder
 from trainyard.terminal import StopSignals, say
 from trainyard.training import fit
 
@@ -34,7 +34,7 @@ def do_runs(
     configs: Mapping[str, TrainConfig],
     waiting: list[Job],
     outcomes: Outcomes,
-    folder: RunFolder,
+    folder: SuiteFolder,
     signals: StopSignals,
 ) -> None:
     """Start runs as workers get free, until none is left; a stop reaches all that are running."""
@@ -47,16 +47,17 @@ def do_runs(
     reported = time.monotonic()
     with signals.training():
         while waiting or running:
+            folder.check()
             stopping = folder.stop_request.exists()
             if not stopping:
                 for job in startable(waiting, workers, free, outcomes.finished):
                     waiting.remove(job)
                     free -= workers[job.name]
                     run = _on_workers(configs[job.name], workers[job.name], resources)
-                    running[_start(run)] = job.name
+                    running[_start(run, folder.fence)] = job.name
                     say(f"{job.name} starts on {workers[job.name]} worker(s)")
             for name in running.values() if stopping else ():
-                _ask_to_stop(configs[name])
+                _ask_to_stop(folder, name)
             if stopping and not running:
                 outcomes.stopped += [job.name for job in waiting]
                 return
@@ -68,7 +69,7 @@ def do_runs(
                 waiting = without_orphans(waiting, outcomes)
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
-                say(_progress(configs, running.values(), len(waiting)))
+                say(_progress(folder, running.values(), len(waiting)))
 
 
 def _capacity(config: SuiteConfig, run: TrainConfig, nodes: Sequence[Node]) -> tuple[Node, int]:
@@ -83,13 +84,13 @@ def _on_workers(run: TrainConfig, count: int, resources: dict[str, float]) -> Tr
     return replace(run, num_workers=count, resources_per_worker=resources)
 
 
-def _start(run: TrainConfig) -> Any:
+def _start(run: TrainConfig, fence: Fence | None) -> Any:
     """`fit` in a process of its own, so that whatever happens to one run happens to it alone."""
     import ray
 
     def one_run() -> tuple[str, Any]:
         try:
-            return "finished", asdict(fit(run, patience=2 * EXPIRY_SECONDS))
+            return "finished", asdict(fit(run, patience=2 * EXPIRY_SECONDS, fence=fence))
         except UserError as error:
             return "failed", reason_of(error, run)
         except Interrupted as stop:
@@ -103,10 +104,10 @@ def _start(run: TrainConfig) -> Any:
 
 
 def reason_of(error: UserError, run: TrainConfig) -> str:
-    """What a run says, with the remedy that a suite has in place of --fresh."""
-    return str(error).replace(
-        "use --fresh", f"use rm -r {Path(run.storage_path) / run.resolved_run_name}"
-    )
+    """Return why a run failed, with the remedy that a suite has in place of --fresh."""
+    if isinstance(error, DamagedRun):
+        return f"{error.problem}; use rm -r {Path(run.storage_path) / run.resolved_run_name}"
+    return str(error)
 
 
 def _note(name: str, reference: Any, outcomes: Outcomes) -> None:
@@ -139,16 +140,16 @@ def without_orphans(waiting: list[Job], outcomes: Outcomes) -> list[Job]:
     return kept
 
 
-def _ask_to_stop(run: TrainConfig) -> None:
-    request = RunFolder(Path(run.storage_path) / run.resolved_run_name).stop_request
+def _ask_to_stop(folder: SuiteFolder, name: str) -> None:
+    request = folder.run(name).stop_request
     if request.parent.is_dir() and not request.exists():
         request.write_text("suite")
 
 
-def _progress(configs: Mapping[str, TrainConfig], running: Iterable[str], waiting: int) -> str:
+def _progress(folder: SuiteFolder, running: Iterable[str], waiting: int) -> str:
     parts = []
     for name in running:
-        found = RunFolder(Path(configs[name].storage_path) / name).progress()
+        found = folder.run(name).progress()
         parts.append(
             f"{name} {found['step']}/{found['last_step']}" if found else f"{name} starting"
         )

@@ -1,6 +1,5 @@
 """`run_suite`: every (task, seed) an ordinary `fit`, as many at once as the cluster holds."""
 
-import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -9,14 +8,14 @@ from typing import Any
 
 from trainyard.cluster import TOKENIZERS, ray_session
 from trainyard.config import TrainConfig
-from trainyard.errors import Interrupted, UserError
+from trainyard.errors import DamagedRun, Interrupted, UserError
 from trainyard.glue.config import SuiteConfig
 from trainyard.glue.page import page
 from trainyard.glue.runner import Outcomes, do_runs, job_of, reason_of, without_orphans
 from trainyard.glue.schedule import Job
 from trainyard.glue.submission import check_submission, write_submission
 from trainyard.glue.table import as_markdown, summary
-from trainyard.storage import Lease, RunFolder, versions, write_atomic, write_json
+from trainyard.storage import SuiteFolder, versions
 from trainyard.terminal import StopSignals, say
 from trainyard.training import AnotherRun, finished_run
 
@@ -33,16 +32,16 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
     started = time.monotonic()
     if config.check_submission:
         return _checked(Path(config.check_submission))
-    folder = RunFolder(config.folder)
+    folder = SuiteFolder(config.folder)
     folder.create()
-    with Lease(folder.path), StopSignals(folder.stop_request) as signals:
+    with folder.lease(), StopSignals(folder.stop_request) as signals:
         configs = {
             run.resolved_run_name: run
             for task in config.tasks
             for seed in config.seeds
             for run in [config.run_config(task, seed)]
         }
-        kept = _runs_in_table(config, configs)
+        kept = _runs_in_table(config, configs, folder)
         outcomes, left = _what_is_left(config, configs, kept)
         if outcomes.finished:
             say(f"{len(outcomes.finished)} of {len(configs)} runs are finished already")
@@ -50,7 +49,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
         if left or config.submission:
             with ray_session(next(iter(configs.values())), TOKENIZERS):
                 do_runs(config, configs, left, outcomes, folder, signals)
-                found = _write_table(config, configs, outcomes)
+                found = _write_table(config, configs, outcomes, folder)
                 if outcomes.stopped:
                     raise Interrupted(
                         f"{len(outcomes.stopped)} run(s) of {config.run_name} are still to be done, what "
@@ -60,7 +59,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
                 if config.submission:
                     extra["submission"] = write_submission(config, outcomes.finished)
         else:
-            found = _write_table(config, configs, outcomes)
+            found = _write_table(config, configs, outcomes, folder)
     if outcomes.failed:
         name, reason = next(iter(outcomes.failed.items()))
         raise UserError(
@@ -82,23 +81,22 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
     }
 
 
-def _runs_in_table(config: SuiteConfig, configs: Mapping[str, TrainConfig]) -> set[str]:
+def _runs_in_table(
+    config: SuiteConfig, configs: Mapping[str, TrainConfig], folder: SuiteFolder
+) -> set[str]:
     """Names of the runs in the table, if there is one.
 
     Raises:
         UserError: for a command that would take from it what an earlier one put there.
     """
-    path = config.folder / "glue.json"
-    if not path.is_file():
-        return set()
     try:
-        rows = json.loads(path.read_text())["tasks"]
+        rows = folder.read().get("tasks", [])
         before = {
             (row["task"], seed): row["recipe"]["warm_start"]
             for row in rows
             for seed in row["seeds"]
         }
-    except (ValueError, LookupError, TypeError):
+    except (DamagedRun, LookupError, TypeError):
         return set()  # it is written anew
     names = {(run.task, run.seed): name for name, run in configs.items()}
     for (task, seed), source in sorted(before.items()):
@@ -133,7 +131,7 @@ def _what_is_left(
                 left.append(job_of(config, run))
         except AnotherRun as error:
             raise UserError(
-                f"{error.reason}; choose another --run-name, and the table of suite "
+                f"{error.problem}; choose another --run-name, and the table of suite "
                 f"'{config.run_name}' stays as it is"
             ) from error
         except UserError as error:
@@ -149,14 +147,15 @@ def _what_is_left(
 
 
 def _write_table(
-    config: SuiteConfig, configs: Mapping[str, TrainConfig], outcomes: Outcomes
+    config: SuiteConfig,
+    configs: Mapping[str, TrainConfig],
+    outcomes: Outcomes,
+    folder: SuiteFolder,
 ) -> dict[str, Any]:
     """glue.json and glue.md in the suite's folder; returns what glue.json holds."""
     found = summary(configs, outcomes.finished, outcomes.failed)
     found = {"model": config.model_name_or_path, **found, "versions": versions()}
-    write_json(config.folder / "glue.json", found)
-    write_atomic(config.folder / "glue.md", as_markdown(found))
-    write_atomic(config.folder / "glue.html", page(found))
+    folder.write_table(found, as_markdown(found), page(found))
     return found
 
 

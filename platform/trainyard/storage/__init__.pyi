@@ -1,76 +1,38 @@
-from .atomic import (
-    sync_folder as sync_folder,
-)
-from .atomic import (
-    sync_tree as sync_tree,
-)
-from .atomic import (
-    write_array as write_array,
-)
-from .atomic import (
-    write_atomic as write_atomic,
-)
-from .atomic import (
-    write_json as write_json,
-)
-from .bucket import Bucket as Bucket
+from .atomic import link_tree as link_tree
+from .atomic import scratch_path as scratch_path
+from .atomic import sync_folder as sync_folder
+from .atomic import sync_tree as sync_tree
+from .atomic import write_array as write_array
+from .atomic import write_atomic as write_atomic
+from .atomic import write_json as write_json
 from .checkpoints import CheckpointStore as CheckpointStore
-from .checkpoints import fault_of as fault_of
 from .digest import file_digest as file_digest
+from .folder import JobFolder as JobFolder
+from .folder import RunFolder as RunFolder
+from .folder import SuiteFolder as SuiteFolder
+from .folder import open_run as open_run
+from .folder import storage_folder as storage_folder
 from .lease import EXPIRY_SECONDS as EXPIRY_SECONDS
+from .lease import LEASE as LEASE
+from .lease import Fence as Fence
 from .lease import Lease as Lease
-from .remote_run import open_run as open_run
-from .run_folder import RunFolder as RunFolder
-from .run_folder import storage_folder as storage_folder
+from .manifest import fault_of as fault_of
+from .records import Files as Files
+from .records import folders as folders
+from .records import mapping as mapping
+from .records import newest as newest
+from .records import real as real
+from .records import words as words
 from .software import versions as versions
-from .stopwatch import (
-    ACCOUNTS as ACCOUNTS,
-)
-from .stopwatch import (
-    Stopwatch as Stopwatch,
-)
-from .stopwatch import (
-    add as add,
-)
-from .stopwatch import (
-    time_ledger as time_ledger,
-)
-from .sweep_folder import (
-    ENDED as ENDED,
-)
-from .sweep_folder import (
-    SweepFolder as SweepFolder,
-)
-from .sweep_folder import (
-    TrialRecord as TrialRecord,
-)
-from .sweep_folder import (
-    TrialSpec as TrialSpec,
-)
-from .sweep_folder import (
-    link_tree as link_tree,
-)
-from .sweep_folder import (
-    now as now,
-)
-from .sweep_folder import (
-    record as record,
-)
-from .untrusted_files import (
-    Files as Files,
-)
-from .untrusted_files import (
-    folders as folders,
-)
-from .untrusted_files import (
-    mapping as mapping,
-)
-from .untrusted_files import (
-    newest as newest,
-)
-from .untrusted_files import (
-    real as real,
-)
-from .untrusted_files import (
-    words as words,
-)
+from .stopwatch import ACCOUNTS as ACCOUNTS
+from .stopwatch import Stopwatch as Stopwatch
+from .stopwatch import add as add
+from .stopwatch import time_ledger as time_ledger
+from .store import Bucket as Bucket
+from .store import Disk as Disk
+from .sweep_folder import ENDED as ENDED
+from .sweep_folder import SweepFolder as SweepFolder
+from .sweep_folder import TrialRecord as TrialRecord
+from .sweep_folder import TrialSpec as TrialSpec
+from .sweep_folder import now as now
+from .sweep_folder import record as record

@@ -1,21 +1,46 @@
-"""Writes that survive a crash: a file or folder is there whole under its name, or not at all."""
+"""Crash-safe writes: a file or folder is complete under its name, or absent."""
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+SCRATCH = ".*.tmp"
+"""Glob pattern of the scratch files below, which a crash may leave behind."""
+
+
+def scratch_path(path: Path) -> Path:
+    """Return a hidden name next to `path`; process ids alone would collide between containers."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text`; after a crash it holds the old text or the new, never a mixture."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    _replace(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Call `write_atomic` with `value` as indented JSON."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_array(path: Path, values: NDArray[Any]) -> None:
+    """Replace `path` (.npy) by `values`, like `write_atomic`; create its folder."""
+    path.parent.mkdir(exist_ok=True)
+    _replace(path, lambda file: np.save(file, values))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    scratch = scratch_path(path)
     try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with scratch.open("wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
@@ -26,18 +51,10 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_atomic`, as JSON for people and machines."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_array(path: Path, values: NDArray[Any]) -> None:
-    """Replace `path` (.npy) by `values`, whole or not at all; its folder is made."""
-    path.parent.mkdir(exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        np.save(file, values)
-    scratch.replace(path)
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -50,9 +67,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make every file below `folder`, and the folder itself, durable."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    """Make every file and folder below `folder`, and `folder` itself, durable."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds, then the folder
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)
     sync_folder(folder)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a folder by hard links where the file system can: weights are large."""
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -5,54 +5,83 @@
 The run folder is the one source of truth: a resumed run takes the newest checkpoint here that
 verifies. Nothing is reported to Ray Train, whose own record of checkpoints is rewritten in place
 (a crash can leave it empty, and then the run can never start again) and is up to two seconds late.
+
+In a bucket a checkpoint is uploaded whole, then entered in an index that one attempt alone may replace.
+
+    checkpoints/index.json                {"attempt": …, "checkpoints": {"120": "step-00000120-4f1c22ab"}}
+    checkpoints/step-00000120-4f1c22ab/   the files of a checkpoint, MANIFEST.json the last
+
+Each attempt uploads under names of its own, so one that comes back from a lost network cannot mix its
+files into its successor's; and its entry is refused, for the index is no longer the one it read.
 """
 
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import UserError
-from trainyard.storage.atomic import sync_folder, sync_tree, write_json
+from typing_extensions import override
 
-MANIFEST = "MANIFEST.json"
+from trainyard.errors import DamagedRun, SupersededError, UserError
+from trainyard.storage.atomic import sync_folder, sync_tree, write_json
+from trainyard.storage.lease import Fence
+from trainyard.storage.manifest import (
+    MANIFEST,
+    download_folder,
+    fault_of,
+    hashes_of,
+    upload_folder,
+)
+from trainyard.storage.store import Bucket, Conflict, Found, replace_own
+
 _NAME = re.compile(r"step-(\d{8})")
 _PROBE_BYTES = 2**20
 
 log = logging.getLogger(__name__)
 
 
-class SupersededError(RuntimeError):
-    """A newer attempt at the run has started: this one must write nothing any more."""
+def nothing() -> None:
+    """Do nothing."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run, as one attempt at it sees them.
+    """The checkpoints of one run.
 
-    Creating a store does not touch the folder; `claim` makes this attempt the only one that may
-    commit, so that a worker that comes back from a lost network cannot write over its successor.
+    Creating a store does not touch the folder. `claim` starts an attempt, the only one that may
+    commit from then on, so that a worker that comes back from a lost network cannot overwrite the
+    checkpoints of its successor.
+
+    Args:
+        folder: Holds the checkpoints.
+        fence: Of the driver that the attempt belongs to; checked before anything is written.
+        publish: Called before a checkpoint counts: makes the records it refers to durable.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, fence: Fence | None = None, publish: Callable[[], None] = nothing
+    ) -> None:
         self.folder = folder
-        self.attempt = uuid.uuid4().hex
+        self.attempt: str | None = None
         self.skipped: list[str] = []
+        self._fence, self._publish = fence, publish
 
     def claim(self) -> None:
-        """Fence off earlier attempts and clear away what they left half-written."""
+        """Start an attempt: fence off earlier ones and delete what they left half-written."""
+        self._check_fence()
+        self.attempt = uuid.uuid4().hex
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "attempt.json", {"attempt": self.attempt})
         for leftover in self.folder.glob(".inprogress-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def check_claim(self) -> None:
-        """Raise SupersededError when a newer attempt has claimed the run."""
+        """Raise SupersededError when another driver or a newer attempt has claimed the run."""
+        self._check_fence()
         current = json.loads((self.folder / "attempt.json").read_text())["attempt"]
         if current != self.attempt:
             raise SupersededError(
@@ -60,20 +89,21 @@ class CheckpointStore:
             )
 
     def commit(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Have `write` fill a folder and make it the checkpoint of `step`, durable on return.
+        """Let `write` fill a folder and make it the checkpoint of `step`, durable on return.
 
         Raises:
             UserError: when the disk is full or the storage cannot be written; older checkpoints
-                are as they were.
+                are unchanged.
             SupersededError: when a newer attempt has claimed the run.
         """
-        final = self.folder / f"step-{step:08d}"
+        final = self.path(step)
         scratch = self.folder / f".inprogress-{step:08d}-{self.attempt}"
         try:
             scratch.mkdir()
             _fill(scratch, write)
             write_json(scratch / MANIFEST, {"step": step, "files": hashes_of(scratch)})
             sync_tree(scratch)
+            self._publish_local()
             self.check_claim()
             # What another attempt made durable is the same by construction, and stays: one that was
             # asleep since its claim was checked must not delete its successor's checkpoint.
@@ -89,7 +119,7 @@ class CheckpointStore:
             raise UserError(
                 f"checkpoint of step {step} could not be written to {self.folder}: "
                 f"{os.strerror(error.errno or 0)}; make room or make it writable, then run the same "
-                "command to go on from the last checkpoint"
+                "command to resume from the last checkpoint"
             ) from error
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -97,32 +127,32 @@ class CheckpointStore:
         return final
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, oldest first, verified or not."""
+        """Return the steps that have a checkpoint, oldest first, verified or not."""
         if not self.folder.is_dir():
             return []
         found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Folder of the checkpoint of `step`."""
+        """Return the folder of the checkpoint of `step`."""
         return self.folder / f"step-{step:08d}"
 
     def bring(self, step: int) -> Path:
-        """Folder of the checkpoint of `step`, on this node."""
+        """Return the folder of the checkpoint of `step`, present on this node."""
         return self.path(step)
 
     def newest(self) -> tuple[int, Path] | None:
-        """The newest checkpoint that verifies, else None. What was passed over is in `skipped`."""
+        """Return the newest checkpoint that verifies; note the ones passed over in `skipped`."""
         for step in reversed(self.steps()):
             path = self.path(step)
             if (fault := fault_of(path)) is None:
                 return step, path
-            self.skipped.append(f"{path.name} is damaged ({fault}); fell back to an older one")
-            log.warning(self.skipped[-1])
+            self._skip(path.name, fault)
         return None
 
     def keep(self, steps: Collection[int]) -> None:
-        """Delete all checkpoints but those of `steps`; the next attempt clears away what cannot go."""
+        """Delete all checkpoints but those of `steps`; the next claim deletes what is still in use."""
+        self._check_fence()
         for step in self.steps():
             if step not in steps:
                 # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
@@ -130,14 +160,179 @@ class CheckpointStore:
                 try:
                     self.path(step).rename(doomed)
                     shutil.rmtree(doomed)
-                except OSError as error:  # NFS keeps what somebody still reads: no reason to stop
+                except (
+                    OSError
+                ) as error:  # NFS keeps files that are open elsewhere: no reason to stop
                     log.warning("%s could not be deleted: %s", self.path(step), error)
+
+    def _publish_local(self) -> None:
+        self._publish()
+
+    def _check_fence(self) -> None:
+        if self._fence is not None:
+            self._fence.check()
+
+    def _skip(self, name: str, fault: str) -> None:
+        self.skipped.append(f"{name} is damaged ({fault}); fell back to an older one")
+        log.warning(self.skipped[-1])
+
+
+class BucketCheckpoints(CheckpointStore):
+    """The checkpoints of one run in a bucket; `folder` is this node's copy.
+
+    Args:
+        folder: See `CheckpointStore`.
+        bucket: Holds the checkpoints.
+        key: Name of their folder in the bucket.
+        fetch: Called by `claim`: brings the run's records to this node.
+        publish: See `CheckpointStore`; uploads the records.
+        fence: See `CheckpointStore`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        bucket: Bucket,
+        key: str,
+        fetch: Callable[[], None] = nothing,
+        publish: Callable[[], None] = nothing,
+        fence: Fence | None = None,
+    ) -> None:
+        super().__init__(folder, fence, publish)
+        self._bucket, self._key, self._fetch = bucket, key, fetch
+        self._names: dict[int, str] | None = None
+
+    @override
+    def claim(self) -> None:
+        super().claim()
+        while True:
+            # Listed before the index is replaced: what came later may be a successor's.
+            listed = self._bucket.names(self._key)
+            found, names = self._read()
+            try:
+                self._version = self._bucket.write(
+                    self._index, self._entry(names), over=found.version if found else "nothing"
+                )
+                break
+            except Conflict:
+                continue
+        self._names = names
+        kept = tuple(f"{self._key}/{name}/" for name in names.values())
+        self._bucket.delete([key for key in listed if not key.startswith((self._index, *kept))])
+        self._fetch()
+
+    @override
+    def commit(self, step: int, write: Callable[[Path], None]) -> Path:
+        path = super().commit(step, write)
+        name = f"{path.name}-{str(self.attempt)[:8]}"
+        try:
+            self._check_index()
+            upload_folder(self._bucket, path, f"{self._key}/{name}")
+            self._check_index()
+            self._publish()
+            self._replace({**self._known(), step: name})
+        except SupersededError:
+            raise
+        except UserError as error:
+            raise UserError(
+                f"the checkpoint of step {step} could not be stored: {error.problem}",
+                remedy=f"{error.remedy or 'check the bucket'}, then run the same command to resume from "
+                "the last stored checkpoint",
+            ) from error
+        return path
+
+    @override
+    def steps(self) -> list[int]:
+        return sorted(self._known())
+
+    @override
+    def newest(self) -> tuple[int, Path] | None:
+        for step in reversed(self.steps()):
+            if (fault := self._download(step)) is None:
+                return step, self.path(step)
+            self._skip(self._known()[step], fault)
+        return None
+
+    @override
+    def bring(self, step: int) -> Path:
+        if (fault := self._download(step)) is not None:
+            raise UserError(
+                f"{self._bucket.url}/{self._key}/{self._known()[step]} is damaged ({fault}); start the "
+                "same command again to resume from an older checkpoint, or use --fresh"
+            )
+        return self.path(step)
+
+    @override
+    def keep(self, steps: Collection[int]) -> None:
+        self._replace({step: name for step, name in self._known().items() if step in steps})
+        for step in super().steps():
+            if step not in steps:
+                shutil.rmtree(self.path(step))
+
+    @override
+    def _publish_local(self) -> None:
+        """Publish nothing yet: the local copy does not count."""
+
+    @property
+    def _index(self) -> str:
+        return f"{self._key}/index.json"
+
+    def _known(self) -> dict[int, str]:
+        if self._names is None:
+            _, self._names = self._read()
+        return self._names
+
+    def _read(self) -> tuple[Found | None, dict[int, str]]:
+        found = self._bucket.read(self._index)
+        if found is None:
+            return None, {}
+        try:
+            names: dict[str, Any] = json.loads(found.content)["checkpoints"]
+        except (ValueError, KeyError) as error:
+            raise DamagedRun(
+                f"{self._bucket.url}/{self._index} is damaged",
+                remedy="use --fresh to start this run anew",
+            ) from error
+        return found, {int(step): name for step, name in names.items()}
+
+    def _entry(self, names: dict[int, str]) -> bytes:
+        return json.dumps({"attempt": self.attempt, "checkpoints": names}, indent=2).encode()
+
+    def _check_index(self) -> None:
+        self._check_fence()
+        found = self._bucket.read(self._index)
+        if found is None or not self._is_own(found.content):
+            raise self._superseded()
+
+    def _replace(self, names: dict[int, str]) -> None:
+        """Replace the index, then delete what it no longer names."""
+        self._check_fence()
+        before = self._known()
+        try:
+            self._version = replace_own(
+                self._bucket, self._index, self._entry(names), self._version, self._is_own
+            )
+        except Conflict as error:
+            raise self._superseded() from error
+        self._names = names
+        for name in set(before.values()) - set(names.values()):
+            self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
+
+    def _download(self, step: int) -> str | None:
+        name = f"{self._key}/{self._known()[step]}"
+        return download_folder(self._bucket, name, self.path(step))
+
+    def _is_own(self, content: bytes) -> bool:
+        return bool(json.loads(content)["attempt"] == self.attempt)
+
+    def _superseded(self) -> SupersededError:
+        return SupersededError(f"attempt {self.attempt} was superseded; it stops here")
 
 
 def _fill(scratch: Path, write: Callable[[Path], None]) -> None:
     """Call `write`; when it fails and the disk is why, raise the disk's OSError.
 
-    torch and safetensors write by themselves, and say "unexpected pos 576 vs 534" of a full disk.
+    torch and safetensors write by themselves, and report "unexpected pos 576 vs 534" for a full disk.
     """
     try:
         write(scratch)
@@ -146,41 +341,3 @@ def _fill(scratch: Path, write: Callable[[Path], None]) -> None:
     except Exception:
         (scratch / "probe").write_bytes(bytes(_PROBE_BYTES))
         raise
-
-
-def fault_of(folder: Path) -> str | None:
-    """Why a committed folder cannot be trusted, or None when every file is as it was written."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"].items()
-        expected = [(folder / name, entry["bytes"], entry["sha256"]) for name, entry in files]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"no valid {MANIFEST}: {type(error).__name__}"
-    for path, size, digest in expected:
-        try:
-            if path.stat().st_size != size:
-                return f"{path.name} has {path.stat().st_size} bytes, not {size}"
-            if sha256_of(path) != digest:
-                return f"{path.name} has changed"
-        except FileNotFoundError:
-            return f"{path.name} is missing"
-        except OSError as error:
-            return f"{path.name} cannot be read: {error.strerror}"
-    return None
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hashes_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below a folder, for its manifest."""
-
-    def files() -> Iterator[Path]:
-        return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in files()
-    }

@@ -1,4 +1,4 @@
-"""Who may run under a name: one driver at a time."""
+"""Leases: one driver at a time may run under a name, and its id fences off all others."""
 
 import json
 import logging
@@ -8,171 +8,244 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trainyard.errors import UserError
+from trainyard.errors import SupersededError, UserError
+from trainyard.storage.store import Conflict, Found, Store, Version, replace_own
 
+LEASE = "lease.json"
 HEARTBEAT_SECONDS = 10
 EXPIRY_SECONDS = 60
+"""Age of a heartbeat after which a driver counts as dead."""
+POLL_SECONDS = 0.2
 
 RENAME = "choose another --run-name"
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Fence:
+    """The id of a held lease; workers receive it and check it before they write.
+
+    `above` is the fence of the sweep or suite that the run belongs to.
+    """
+
+    store: Store
+    name: str
+    id: str
+    what: str
+    above: "Fence | None" = None
+
+    def check(self) -> None:
+        """Raise SupersededError unless the lease, and the one above it, is still held."""
+        if self.above is not None:
+            self.above.check()
+        holder = _holder(self.store.read(self.name))
+        if not _is_held(holder, self.id):
+            raise superseded(self.what, holder)
+
+
 class Lease:
     """The right to run under a name, held by one driver at a time, renewed while it lives.
 
-    A lease whose holder is gone is taken over: at once when it was a process of this host that no
-    longer exists, after `EXPIRY_SECONDS` without a heartbeat when it was elsewhere.
+    Every change replaces the content that was read, or fails: two drivers never both hold it.
+    A lease is taken over at once when its holder was a process of this host that no longer exists. Any
+    other is taken over when it was not renewed for `EXPIRY_SECONDS` by the storage's clock.
 
     Args:
-        folder: Where the lease is kept.
+        store: Where the lease is kept.
+        name: Of the lease in the store.
+        what: What is run, for the sentence that refuses.
         patience: Seconds to wait for another driver.
-        name: Of the lease's file.
-        what: What is run, for the sentence that refuses. Default: the run of the folder's name.
-        remedy: What else can be done about it.
+        remedy: Alternative for the sentence that refuses.
 
     Raises:
-        UserError: on entry, when another driver holds it, and still does after `patience` seconds.
+        UserError: on entry, when another driver still holds it after `patience` seconds.
     """
 
-    NAME = "lease.json"
-
     def __init__(
-        self,
-        folder: Path,
-        patience: float = 0.0,
-        *,
-        name: str = NAME,
-        what: str | None = None,
-        remedy: str = RENAME,
+        self, store: Store, name: str, what: str, patience: float = 0.0, remedy: str = RENAME
     ) -> None:
-        self._path, self._patience = folder / name, patience
-        self._what, self._remedy = what or f"run '{folder.name}'", remedy
+        self._store, self._name, self._what = store, name, what
+        self._patience, self._remedy = patience, remedy
         self._record = this_process()
+        self.id: str = self._record["id"]
+        self._version: Version = {}
         self._released = threading.Event()
+        self._lost = threading.Event()
 
     def __enter__(self) -> Self:
         deadline = time.monotonic() + self._patience
-        while (handle := self._take()) is None:
+        while (holder := self._take()) is not None:
             if time.monotonic() >= deadline:
-                raise self._refusal()
-            time.sleep(0.2)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(self._record, file)
-        except OSError as error:
-            self._path.unlink(missing_ok=True)
-            raise unwritable(self._path.parent, error) from error
-        threading.Thread(target=self._renew, daemon=True).start()
+                raise UserError(
+                    f"{self._what} is already being run by {_named(holder)}; wait for it, stop it, or "
+                    f"{self._remedy}"
+                )
+            time.sleep(POLL_SECONDS)
+        self._heart = threading.Thread(target=self._renew, daemon=True)
+        self._heart.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._released.set()
-        if self._holder().get("id") == self._record["id"]:
-            self._path.unlink(missing_ok=True)
+        self._heart.join(timeout=5)
+        mark = json.dumps({**self._record, "released": True}).encode()
+        while True:
+            try:
+                found = self._store.read(self._name)
+                if found is None or not self._is_own(found.content):
+                    log.warning("the lease of %s was taken over", self._what)
+                else:
+                    self._store.retire(self._name, mark, found.version)
+            except Conflict:
+                continue  # the last heartbeat came in between
+            except UserError as error:  # it expires by itself
+                log.warning("the lease of %s was not given back: %s", self._what, error)
+            return
 
-    def _take(self) -> int | None:
-        self._remove_if_dead()
-        try:
-            return os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return None
+    def fence(self, above: Fence | None = None) -> Fence:
+        """Return what workers check before they write."""
+        return Fence(self._store, self._name, self.id, self._what, above)
 
     def check(self) -> None:
-        """Raise UserError when another driver has taken the run over, this one being thought dead."""
-        if self._holder().get("id") != self._record["id"]:
-            raise self._refusal()
+        """Raise SupersededError when another driver has taken the lease over."""
+        self.fence().check()
+
+    def poll(self) -> None:
+        """Call `check` if the last heartbeat found the lease taken over; asks no storage otherwise."""
+        if self._lost.is_set():
+            self.check()
+
+    def _take(self) -> dict[str, Any] | None:
+        """Take the lease, or return its holder where that is not possible."""
+        found = self._store.read(self._name)
+        holder = _holder(found)
+        if found is not None and not holder.get("released"):
+            age = (self._store.clock() - found.modified).total_seconds()
+            if lives(holder, age):
+                return holder
+        content = json.dumps(self._record).encode()
+        try:
+            self._version = self._store.write(
+                self._name, content, over=found.version if found else "nothing"
+            )
+        except Conflict:
+            found = self._store.read(self._name)
+            if found is None or not self._is_own(found.content):  # else the first answer was lost
+                return _holder(found)
+            self._version = found.version
+        return None
 
     def _renew(self) -> None:
+        beat = 0
         while not self._released.wait(HEARTBEAT_SECONDS):
+            beat += 1
+            content = json.dumps({**self._record, "beat": beat}).encode()
             try:
-                if self._holder().get("id") == self._record["id"]:
-                    os.utime(self._path)
-            except OSError as error:  # shared storage comes and goes: the next beat may get through
-                log.warning("lease %s not renewed: %s", self._path, error)
+                self._version = replace_own(
+                    self._store, self._name, content, self._version, self._is_own
+                )
+            except Conflict:
+                self._lost.set()
+                return
+            except UserError as error:  # the next beat may get through
+                log.warning("the lease of %s was not renewed: %s", self._what, error)
 
-    def _holder(self) -> dict[str, Any]:
-        try:
-            holder: dict[str, Any] = json.loads(self._path.read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return holder
-
-    def _refusal(self) -> UserError:
-        return refusal(self._what, self._holder(), self._remedy)
-
-    def _remove_if_dead(self) -> None:
-        try:
-            age = time.time() - self._path.stat().st_mtime
-        except FileNotFoundError:
-            return
-        holder = self._holder()
-        if lives(holder, age):
-            return
-        # Of several that find it dead, the rename succeeds for one alone. One that was slow may
-        # have taken the new holder's lease instead: it gives that back.
-        taken = self._path.with_name(f".{self._path.name}-{self._record['id']}")
-        try:
-            self._path.rename(taken)
-        except FileNotFoundError:
-            return
-        if json.loads(taken.read_text() or "{}").get("id") != holder.get("id"):
-            os.link(taken, self._path)
-        taken.unlink()
-
-
-def unwritable(folder: Path, error: OSError) -> UserError:
-    """What is said of a folder that cannot be written."""
-    return UserError(
-        f"--storage-path: {folder} cannot be written ({error.strerror}); give a folder that can, seen "
-        "by every node, or make room"
-    )
+    def _is_own(self, content: bytes) -> bool:
+        """Return whether the lease is held by this object; a beat must not undo its release."""
+        return _is_held(_parsed(content), self.id)
 
 
 def this_process() -> dict[str, Any]:
-    """What a lease says of its holder."""
+    """Describe the holder of a lease."""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
         "processes": _process_table(),
         "pid": pid,
-        "started": _start_time(pid),
+        "ticks": _state(pid)[1],
         "id": uuid.uuid4().hex,
     }
 
 
 def lives(holder: Mapping[str, Any], age: float) -> bool:
-    """Whether the holder of a lease, renewed `age` seconds ago, is to be taken for alive."""
-    if (holder.get("host"), holder.get("processes")) == (socket.gethostname(), _process_table()):
-        return bool(_start_time(holder["pid"]) == holder["started"])
-    return age < EXPIRY_SECONDS
+    """Return whether the holder of a lease that was renewed `age` seconds ago counts as alive.
+
+    Its process is looked up where that is possible. One that exists must still renew its lease: it
+    may hang or be suspended.
+    """
+    here = (holder.get("host"), holder.get("processes")) == (socket.gethostname(), _process_table())
+    return age < EXPIRY_SECONDS and not (here and _is_gone(holder))
 
 
-def refusal(what: str, holder: Mapping[str, Any], remedy: str = RENAME) -> UserError:
-    """What the second driver is told."""
-    return UserError(
-        f"{what} is already being run by process {holder.get('pid')} on {holder.get('host')}; "
-        f"wait for it, stop it, or {remedy}"
+def superseded(what: str, holder: Mapping[str, Any]) -> SupersededError:
+    """Return the error for a driver that lost its lease to `holder`."""
+    return SupersededError(
+        f"{what} was taken over by {_named(holder)}, for this driver had not renewed its lease; it "
+        "ends here and writes nothing more"
     )
 
 
-def _start_time(pid: int) -> float | None:
-    """When a process of this host was started; None when there is none. Tells reused ids apart."""
-    import psutil
+def _named(holder: Mapping[str, Any]) -> str:
+    if "pid" not in holder:
+        return "another driver"
+    return f"process {holder['pid']} on {holder.get('host')}"
 
+
+def _holder(found: Found | None) -> dict[str, Any]:
+    return {} if found is None else _parsed(found.content)
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return None
+        holder = json.loads(content)
+    except ValueError:  # the first version created the file before it wrote it
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _is_held(holder: Mapping[str, Any], lease_id: str) -> bool:
+    return holder.get("id") == lease_id and not holder.get("released")
+
+
+def _is_gone(holder: Mapping[str, Any]) -> bool:
+    """Return whether the holder's process id is free on this host, or belongs to a later process."""
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it belongs to another user
+        pass
+    state, ticks = _state(holder["pid"])
+    # The first version wrote no ticks: then the heartbeat decides.
+    return state in {"Z", "X"} or (
+        None not in (ticks, before := holder.get("ticks")) and ticks != before
+    )
+
+
+def _state(pid: int) -> tuple[str, int | None]:
+    """Return the state letter of a process and the clock ticks from boot to its start.
+
+    Ticks do not move when the clock is set, as a time of day does. Both are unknown ("", None) where
+    /proc does not exist or hides processes of other users.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", None
+    return fields[0], int(fields[19])
 
 
 def _process_table() -> str | None:
-    """Names the table that process ids of this host are from: containers have their own, and may
-    share the host's name, as may two machines: the kernel tells what it was called at boot.
-    """  # noqa: D205
+    """Name the table that process ids of this host come from.
+
+    Containers have tables of their own and may share a host name, as two machines may: the id of the
+    boot tells those apart.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{Path('/proc/self/ns/pid').readlink()} {boot}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainyard.storage import RunFolder, SweepFolder, TrialRecord, now
+from trainyard.storage import SweepFolder, TrialRecord, now
 from trainyard.tasks import Task
 from trainyard.terminal import say
 from trainyard.tuning import outputs
@@ -62,11 +62,11 @@ def conclude(
         verdict = confirmation["verdict"]
         winner, default = confirmation["winner"], confirmation["default"]
         name, score, interval = winner["trial"], winner["corrected"], winner["interval"]
-        best = RunFolder(folder.trials / name)
+        best = folder.run("search", name)
         if verdict == "worse":  # the default recipe is what to use
             name, interval = DEFAULT, default["interval"]
             score = default.get("corrected", default["mean"])
-            best = RunFolder(folder.confirmation / run_name(DEFAULT, 0))
+            best = folder.run("confirmation", run_name(DEFAULT, 0))
         low, high = interval
         comment = f"{name}: {task.score} {score:.4f} (95 % interval {low:.4f} to {high:.4f}); "
         if verdict is None:
@@ -76,7 +76,8 @@ def conclude(
             comment += f"the winner is {verdict} {than} the default recipe"
     by_stretches = ranked[0].spec.generation is not None  # no single run has these hyperparameters
     if confirmation is not None and (by_stretches or not best.model.exists()):
-        best = RunFolder(folder.confirmation / run_name(name, 0))
+        best = folder.run("confirmation", run_name(name, 0))
+    folder.check()
     outputs.write_best(folder, best, comment)
     outputs.write_tables(folder, trials, space)
     outputs.write_hparams(folder, trials, space)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.data import is_test, selection_and_test
-from trainyard.errors import UserError
 from trainyard.metrics import decode, get_metric
 from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec, record
 from trainyard.terminal import StopSignals, say
@@ -82,7 +81,7 @@ def run_confirmation(
     def supply() -> TrialSpec | None:
         while specs:
             spec = specs.popleft()
-            trial = record(folder.add(spec).path)
+            trial = record(folder.add(spec))
             if trial.status == "failed":
                 trial.run.update(status="stopped")  # its cause may be mended
             elif trial.ended:
@@ -116,7 +115,7 @@ def verdict_of(
 
     def runs(name: str) -> list[RunFolder]:
         return [
-            RunFolder(folder.confirmation / run_name(name, number))
+            folder.run("confirmation", run_name(name, number))
             for number in range(config.confirm_seeds)
         ]
 
@@ -302,7 +301,7 @@ def _without_predictions(context: Context) -> str | None:
 
 def _answers(context: Context, run: RunFolder, rows: Rows) -> NDArray[Any]:
     """Predicted labels or values of a run."""
-    logits = [predictions(run, name) for name in rows.splits]
+    logits = [run.read_predictions(name) for name in rows.splits]
     return np.asarray(decode(context.task.problem_type, np.concatenate(logits)))
 
 
@@ -316,18 +315,3 @@ def _scores_on_all_rows(splits: Sequence[Judged]) -> NDArray[np.float64]:
         for split in splits
     ]
     return np.asarray(np.mean(totals, axis=0))
-
-
-def predictions(run: RunFolder, split: str) -> Any:
-    """The logits that a confirming run left.
-
-    Raises:
-        UserError: when they are damaged.
-    """
-    path = run.predictions / f"{split}.npy"
-    try:
-        return np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} is damaged; delete {run.path}, and the same command trains that run again"
-        ) from error

@@ -53,8 +53,8 @@ def run_trials(
     limit = math.inf if seconds is None else seconds
     if clock.searching() >= limit:
         return "time"
-    running: dict[str, Path] = {}
-    stopped: list[Path] = []
+    running: dict[str, RunFolder] = {}
+    stopped: list[RunFolder] = []
 
     def next_spec() -> TrialSpec | Literal["later"] | None:
         return supply() if ended == "done" else None
@@ -73,6 +73,7 @@ def run_trials(
         written = time.monotonic()
         while thread.is_alive():
             thread.join(0.3)
+            folder.check()
             if time.monotonic() - written > RECORD_SECONDS:
                 written = time.monotonic()
                 clock.write()
@@ -82,14 +83,14 @@ def run_trials(
                 ended = "time"
                 say("the time is up: saving what runs")
             if ended != "done":
-                for path in list(running.values()):
-                    (path / "stop-request").touch()
+                for run in list(running.values()):
+                    run.stop_request.touch()
     if failures:
         raise failures[0]
     if context.config.worker_counts != [1]:
         release_orphans(patience=30)
-    for path in stopped:
-        _settle(path, context)
+    for run in stopped:
+        _settle(run, context)
     return ended
 
 
@@ -99,8 +100,8 @@ def _tune(
     supply: Supply,
     scheduler: Any,
     placement: Placement,
-    running: dict[str, Path],
-    stopped: list[Path],
+    running: dict[str, RunFolder],
+    stopped: list[RunFolder],
 ) -> None:
     from ray import tune
     from ray.tune.search import Searcher
@@ -145,13 +146,12 @@ def _tune(
         def on_trial_error(self, *, trial: Any, **_: Any) -> None:
             release_orphans()
             running.pop(trial.trial_id, None)
-            path = folder_of(trial)
-            _mark_lost(path, context.config.max_failures)
-            _say_ended(path)
+            run = folder_of(trial)
+            _mark_lost(run, context.config.max_failures)
+            _say_ended(run)
 
-    def folder_of(trial: Any) -> Path:
-        spec = TrialSpec(**trial.config["spec"])
-        return context.folders[spec.kind] / spec.name
+    def folder_of(trial: Any) -> RunFolder:
+        return context.run(TrialSpec(**trial.config["spec"]))
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -191,8 +191,8 @@ def _tune(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _mark_lost(path: Path, restarts: int) -> None:
-    trial = record(path)
+def _mark_lost(run: RunFolder, restarts: int) -> None:
+    trial = record(run)
     if trial.status not in ENDED:
         trial.run.update(
             status="failed",
@@ -202,16 +202,16 @@ def _mark_lost(path: Path, restarts: int) -> None:
         )
 
 
-def _settle(path: Path, context: Context) -> None:
+def _settle(run: RunFolder, context: Context) -> None:
     """Close the record of a trial that was stopped and killed before it could do so.
 
     Tune gives the last processes of a sweep ten seconds to end, and a Ray Train run may need more. The
     lease that such a one leaves is taken over, and with it the certainty that it writes no more.
     """
-    if record(path).ended:
+    if record(run).ended:
         return
-    with RunFolder(path).lease(patience=2 * EXPIRY_SECONDS):
-        trial = record(path)
+    with run.lease(patience=2 * EXPIRY_SECONDS):
+        trial = record(run)
         if not trial.ended:
             scores = evaluations(trial.run, context)
             trial.run.update(
@@ -224,8 +224,8 @@ def _settle(path: Path, context: Context) -> None:
         trial.run.stop_request.unlink(missing_ok=True)
 
 
-def _say_ended(path: Path, status: str | None = None) -> None:
-    trial = record(path)
+def _say_ended(run: RunFolder, status: str | None = None) -> None:
+    trial = record(run)
     score = "" if trial.score is None else f" with {trial.score:.4f}"
     tried = ", ".join(
         f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"

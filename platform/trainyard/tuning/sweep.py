@@ -9,8 +9,6 @@ from trainyard.cluster import TOKENIZERS, nodes_for, ray_session
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.storage import (
-    Lease,
-    RunFolder,
     SweepFolder,
     TrialRecord,
     now,
@@ -53,10 +51,10 @@ def tune(config: SweepConfig) -> SweepResult:
         check_population(config, space)
     budget = budget_of(config, space)
     folder = SweepFolder(storage_folder(config.storage_path) / config.resolved_run_name)
-    RunFolder(folder.path).create()
-    with Lease(folder.path), StopSignals(folder.stop_request) as signals:
+    folder.create()
+    with folder.lease(), StopSignals(folder.stop_request) as signals:
         if config.fresh:
-            RunFolder(folder.path).clear("sweep.json")
+            folder.clear()
         known = folder.read()
         if known:
             config = config.as_begun(known["config"])
@@ -64,7 +62,7 @@ def tune(config: SweepConfig) -> SweepResult:
         if (result := _finished(config, folder, known)) is not None:
             say(f"sweep {folder.path.name} is finished; more --num-trials or --fresh goes on")
             return result
-        folder.check()  # a damaged folder is known before anything is started
+        folder.check_records()  # a damaged folder is known before anything is started
         clock = Clock(folder, known)
         asked, config = config, replace(config, test_share=_test_share(config, known))
         with ray_session(config, TOKENIZERS):
@@ -93,6 +91,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 data=data,
                 per_worker=placement.per_worker,
                 folders={"search": folder.trials, "confirmation": folder.confirmation},
+                fence=folder.fence,
             )
             folder.update(
                 kind="sweep",

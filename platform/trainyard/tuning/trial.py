@@ -18,13 +18,13 @@ from typing import Any
 
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
-from trainyard.errors import Diverged, Interrupted, UserError
+from trainyard.errors import Diverged, Interrupted, SupersededError, UserError
 from trainyard.flags import ModelFlags
 from trainyard.models import build_tokenizer
 from trainyard.storage import (
     ENDED,
     EXPIRY_SECONDS,
-    CheckpointStore,
+    Fence,
     RunFolder,
     Stopwatch,
     TrialSpec,
@@ -57,6 +57,12 @@ class Context:
     per_worker: Mapping[str, float]
     folders: Mapping[str, Path]
     """Where trials of each kind lie."""
+    fence: Fence | None = None
+    """Of the sweep's lease: trials of a sweep that was taken over end."""
+
+    def run(self, spec: TrialSpec) -> RunFolder:
+        """Return the folder of a trial."""
+        return RunFolder(self.folders[spec.kind] / spec.name, fence=self.fence)
 
     def train_config(self, spec: TrialSpec) -> TrainConfig:
         """The run of a trial."""
@@ -84,7 +90,7 @@ class TrialProcess:
         self._started, self._watch = time.time(), Stopwatch()
         self._config = self._context.train_config(spec)
         self._spec = spec
-        self._run = RunFolder(self._context.folders[spec.kind] / spec.name)
+        self._run = self._context.run(spec)
         self._reported: dict[int, float] = {}
         self._thread: threading.Thread | None = None
         self._events: queue.Queue[str] = queue.Queue()
@@ -167,9 +173,13 @@ class TrialProcess:
                 inherit(self._run, RunFolder(self._run.path.parent / self._spec.parent))
             self._watch.lap("start_up")  # imports, in the first trial of a process
             # The node of its predecessor may have died a moment ago.
-            fit(self._config, trial, patience=2 * EXPIRY_SECONDS)
+            fit(self._config, trial, patience=2 * EXPIRY_SECONDS, fence=self._context.fence)
         except Interrupted as stop:
             status, reason = "stopped", str(stop)
+        except SupersededError as error:  # nothing may be written any more
+            self._defect = error
+            self._events.put("ended")
+            return
         except UserError as error:
             status = "diverged" if isinstance(error, Diverged) else "failed"
             reason = str(error)
@@ -206,7 +216,7 @@ class TrialProcess:
             loop_seconds=round(max(until - begun - self._waited, 0.0), 3),
         )
         if status in ENDED:
-            CheckpointStore(self._run.checkpoints).keep(())
+            self._run.store().keep(())
 
     def _ask(self) -> bool:
         """Called by the loop after an evaluation: wait for what the scheduler says."""

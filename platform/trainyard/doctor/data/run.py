@@ -18,7 +18,7 @@ from trainyard.doctor.data.page import page
 from trainyard.doctor.data.rows import Rows, all_splits, read
 from trainyard.doctor.data.texts import faulty_texts
 from trainyard.models import build_tokenizer
-from trainyard.storage import RunFolder, storage_folder, versions, write_atomic, write_json
+from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
 from trainyard.tasks import Task
 from trainyard.terminal import say
 
@@ -55,7 +55,7 @@ def examine_data(config: DataDoctorConfig) -> Examination:
     """
     started = time.monotonic()
     splits, absent = all_splits(config)
-    folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
+    folder = JobFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
     for note in (*splits.notes, *(f"{name} is absent and not looked at" for name in absent)):
         say(note)

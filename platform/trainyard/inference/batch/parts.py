@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from trainyard.data import Batch, TextFormat, read_rows
 from trainyard.errors import UserError
 from trainyard.inference.batch.config import PredictConfig
-from trainyard.storage import Lease, sync_folder, write_json
+from trainyard.storage import Disk, Lease, scratch_path, sync_folder, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ class Parts:
         """The right to write the output file: one job at a time has it."""
         name = f".{self._output.name}-lease.json"
         what, remedy = f"--output-file {self._output}", "choose another --output-file"
-        return Lease(self._output.parent, name=name, what=what, remedy=remedy)
+        return Lease(Disk(self._output.parent), name, what, remedy=remedy)
 
     def read(self) -> None:
         """Cut the input into raw parts, or find them there; reads the file from end to end.
@@ -149,7 +149,7 @@ class Parts:
 def _write(table: "pa.Table", path: Path) -> None:
     import pyarrow.parquet as pq
 
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    scratch = scratch_path(path)
     pq.write_table(table, scratch)
     _sync(scratch)
     scratch.replace(path)

@@ -15,8 +15,8 @@ from typing import Any, cast, get_args
 from trainyard.report.kit import Status
 from trainyard.storage import (
     EXPIRY_SECONDS,
+    LEASE,
     Files,
-    Lease,
     folders,
     mapping,
     newest,
@@ -85,8 +85,8 @@ class Run:
     @cached_property
     def is_lost(self) -> bool:
         """True for a running run without a sign of life for longer than a lease lasts."""
-        signs = [self.path / name for name in (Lease.NAME, "progress.json", "run.json")]
-        signs += [] if self.sweep is None else [self.sweep.path / Lease.NAME]
+        signs = [self.path / name for name in (LEASE, "progress.json", "run.json")]
+        signs += [] if self.sweep is None else [self.sweep.path / LEASE]
         return self.record.get("status") == "running" and _expired(signs)
 
     @property
@@ -262,7 +262,7 @@ class Sweep:
     @cached_property
     def is_lost(self) -> bool:
         """True for a running sweep of which neither driver nor trial gave a recent sign of life."""
-        signs = [self.path / name for name in (Lease.NAME, "sweep.json")]
+        signs = [self.path / name for name in (LEASE, "sweep.json")]
         for part in ("trials", "confirmation"):
             for name in folders(self.path / part):
                 signs += [self.path / part / name / file for file in ("progress.json", "run.json")]

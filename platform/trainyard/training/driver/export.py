@@ -30,6 +30,7 @@ def export_model(
     (scratch / "README.md").write_text(card, encoding="utf-8")
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     sync_tree(scratch)
+    folder.check()
     if folder.model.exists():
         shutil.rmtree(folder.model)
     scratch.rename(folder.model)

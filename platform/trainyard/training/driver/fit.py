@@ -12,15 +12,25 @@ from trainyard.cluster import TOKENIZERS, ray_session, room_asked_for, worker_re
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, find_splits, prepare, warnings
 from trainyard.doctor import preflight
-from trainyard.errors import Diverged, Interrupted, UserError
+from trainyard.errors import DamagedRun, Diverged, Interrupted
 from trainyard.models import build_tokenizer, resolve_model
-from trainyard.storage import RunFolder, Stopwatch, fault_of, open_run, time_ledger, versions
+from trainyard.storage import (
+    Fence,
+    Lease,
+    RunFolder,
+    Stopwatch,
+    fault_of,
+    open_run,
+    time_ledger,
+    versions,
+)
 from trainyard.tasks import Task
 from trainyard.terminal import StopSignals, say
 from trainyard.training.driver.export import export_model, model_card
 from trainyard.training.driver.launch import run_workers, worker_function
 from trainyard.training.driver.progress_bar import ProgressBar
 from trainyard.training.driver.result import AnotherRun, FitResult, check_base_model, earlier_result
+from trainyard.training.outcome import Outcome
 from trainyard.training.worker.strategies import check_strategy
 
 
@@ -43,21 +53,30 @@ class Trial:
     """Runs since the trial was taken up; what `fit` has not written down is left on it."""
 
 
-def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.0) -> FitResult:
+def fit(
+    config: TrainConfig,
+    trial: Trial | None = None,
+    *,
+    patience: float = 5.0,
+    fence: Fence | None = None,
+) -> FitResult:
     """Fine-tune as `config` says, or go on where the same config was interrupted.
 
     A run that is already finished is not done again: its result is returned. For `patience` seconds
     it waits until nobody else runs under the name: what a killed job started on Ray lives on for a
-    second or two, and on another node, which may have died, it counts as alive for a minute.
+    second or two, and on another node, which may have died, it counts as alive for a minute. A sweep
+    or a suite gives the `fence` of its own lease.
 
     Raises:
+        SupersededError: when another driver has taken the run, or what it belongs to, over.
         Diverged: when the loss or an answer of the model was no number.
         UserError: for anything else the user can mend; what was trained so far is kept.
         Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
     """
     watch = trial.watch if trial else Stopwatch()
     check_strategy(config)
-    folder = open_run(config.storage_path, config.resolved_run_name)
+    folder = open_run(config.storage_path, config.resolved_run_name, fence)
+    folder.check()
     folder.create()
     with folder.lease(patience) as lease, StopSignals(folder.stop_request) as signals:
         folder.fetch()
@@ -81,7 +100,7 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
                 watch.lap("start_up")
                 cache = folder.path.parent / ".cache"
                 data = prepare(splits, tokenizer, config, cache, folder)
-                folder.share(data.folders)
+                folder.share_tables(data.folders)
                 for warning in warnings(data, task, config.max_length):
                     say(warning)
                 watch.lap("tokenization")
@@ -95,14 +114,15 @@ def fit(config: TrainConfig, trial: Trial | None = None, *, patience: float = 5.
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
                 )()
             else:
-                outcome = _supervise(config, task, data, folder, resources, signals)
+                outcome = _supervise(config, task, data, folder, resources, signals, lease)
             watch.lap("training")
         lease.check()
         folder.add_seconds(watch.take())
-        if outcome["outcome"] == "stopped":
+        if outcome.status == "stopped":
             folder.update(status="stopped")
             raise Interrupted(
-                f"run {folder.path.name} is saved at step {outcome['step']}; the same command goes on",
+                f"run {folder.path.name} is saved at step {outcome.state.step}; the same command "
+                "resumes it",
                 signals.exit_status,
             )
         return _conclude(config, task, tokenizer, folder, outcome, data, watch)
@@ -142,7 +162,8 @@ def _supervise(
     folder: RunFolder,
     resources: Mapping[str, float],
     signals: StopSignals,
-) -> dict[str, Any]:
+    lease: Lease,
+) -> Outcome:
     """Run the workers from a thread, while this one shows progress and takes signals.
 
     (On the main thread Ray Train would take over Ctrl-C, and exit with status 0.)
@@ -154,7 +175,8 @@ def _supervise(
             workers = pool.submit(run_workers, config, task, data, folder, resources, leaving)
             while not workers.done():
                 wait([workers], timeout=0.2)
-                folder.relay()
+                lease.poll()
+                folder.sync()
                 bar.update()
         return workers.result()
     except Interrupted:
@@ -170,23 +192,28 @@ def _conclude(
     task: Task,
     tokenizer: Any,
     folder: RunFolder,
-    outcome: Mapping[str, Any],
+    outcome: Outcome,
     data: PreparedData,
     watch: Stopwatch,
 ) -> FitResult:
-    for note in outcome.get("skipped_checkpoints", []):
+    for note in outcome.skipped_checkpoints:
         say(note)
-    if outcome["outcome"] == "failed":
-        diverged = outcome.get("diverged", False)
-        folder.update(status="diverged" if diverged else "failed", reason=outcome["reason"])
-        kind = Diverged if diverged else UserError
-        raise kind(f"run {folder.path.name} failed: {outcome['reason']}")
-    best = folder.store().bring(outcome["best_step"])
+    if outcome.error is not None:
+        status = "diverged" if isinstance(outcome.error, Diverged) else "failed"
+        folder.update(status=status, reason=str(outcome.error))
+        raise outcome.error.within(f"run {folder.path.name} failed: ")
+    state = outcome.state
+    assert state.best_step is not None  # the last step of a run is evaluated
+    assert state.best_score is not None
+    best = folder.store().bring(state.best_step)
     if (fault := fault_of(best)) is not None:
-        reason = f"the best checkpoint {best} is damaged ({fault}); use --fresh to train it again"
-        folder.update(status="failed", reason=reason)
-        raise UserError(reason)
-    evaluation = outcome["best_evaluation"]
+        damaged = DamagedRun(
+            f"the best checkpoint {best} is damaged ({fault})",
+            remedy="use --fresh to train it again",
+        )
+        folder.update(status="failed", reason=str(damaged))
+        raise damaged
+    evaluation = state.best_evaluation
     card = model_card(config, task, folder.read(), evaluation)
     export_model(folder, best, tokenizer, card, evaluation)
     folder.publish("model")
@@ -197,18 +224,18 @@ def _conclude(
     result = FitResult(
         run=folder.path.name,
         task=task.name,
-        score=outcome["best_score"],
+        score=state.best_score,
         metrics={split: found["metrics"] for split, found in evaluation.items()},
         intervals={split: found["intervals"] for split, found in evaluation.items()},
         model=folder.address("model"),
         seconds=round(sum(spent.values()), 2),
-        best_step=outcome["best_step"],
-        steps=outcome["step"],
-        train_samples_per_second=outcome["train_samples_per_second"],
-        padding_efficiency=outcome["padding_efficiency"],
+        best_step=state.best_step,
+        steps=state.step,
+        train_samples_per_second=outcome.train_samples_per_second,
+        padding_efficiency=outcome.padding_efficiency,
         truncated_rows={name: table.info["truncated_rows"] for name, table in tables.items()},
         rows={name: len(table) for name, table in tables.items()},
     )
     folder.update(status="finished", result=asdict(result))
-    folder.tidy()
+    folder.clean_up()
     return result

@@ -16,11 +16,12 @@ from trainyard.cluster import (
 )
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
-from trainyard.errors import STORAGE_FAULTS, UserError, storage_fault
+from trainyard.errors import STORAGE_FAULTS, SupersededError, UserError, storage_fault
 from trainyard.storage import RunFolder, write_atomic
 from trainyard.tasks import Task
 from trainyard.terminal import say
 from trainyard.training.driver.node_watch import Watch
+from trainyard.training.outcome import Outcome, failed
 
 
 def run_workers(
@@ -30,13 +31,16 @@ def run_workers(
     folder: RunFolder,
     resources: Mapping[str, float],
     leaving: threading.Event,
-) -> dict[str, Any]:
-    """Start the workers, and start them again while they were lost rather than wrong.
+) -> Outcome:
+    """Start the workers; restart them after a loss, not after a deterministic error.
 
     Restarts are ours and not Ray Train's, which cannot tell a lost worker from a program that
-    fails in the same way every time. One that was asked for, because a node leaves or more
-    workers fit, is no failure. None happens when the driver is `leaving`: Ray, shut down by it,
-    would be started again by itself.
+    fails in the same way every time. A requested one, because a node leaves or more workers fit, is
+    no failure. None happens when the driver is `leaving`, for it would start Ray again, nor when
+    another driver has taken the run over.
+
+    Raises:
+        SupersededError: when another driver has taken the run over.
     """
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
@@ -49,22 +53,22 @@ def run_workers(
         attempt += 1
         try:
             with Watch(config, dict(resources), count, folder) as watch:
-                outcome: dict[str, Any] = trainer.fit().return_value
+                outcome: Outcome = trainer.fit().return_value
         except (TrainingFailedError, RayError) as error:
             if leaving.is_set():
                 raise
+            folder.check()
+            release_orphans()
+            if _was_claimed(error):
+                say("restarting from the last checkpoint: a driver without a lease had claimed it")
+                continue
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
             folder.publish("error.txt")
             failure = (folder.progress().get("step"), cause_of(error))
             lost = dead_ranks(error)
-            release_orphans()
         else:
-            if (
-                outcome["outcome"] == "stopped"
-                and watch.reason
-                and not folder.stop_request.exists()
-            ):
-                say(f"restarting from step {outcome['step']}: {watch.reason}")
+            if outcome.status == "stopped" and watch.reason and not folder.stop_request.exists():
+                say(f"restarting from step {outcome.state.step}: {watch.reason}")
                 continue
             return outcome
         if failure == before and not lost:
@@ -98,12 +102,19 @@ def _trainer(
     )
 
 
-def _failed(reason: str, folder: RunFolder) -> dict[str, Any]:
-    return {
-        "outcome": "failed",
-        "reason": f"{reason}; see {folder.address('error.txt')}; the same command goes on from the "
-        "last checkpoint",
-    }
+def _failed(reason: str, folder: RunFolder) -> Outcome:
+    return failed(
+        UserError(
+            f"{reason}; see {folder.address('error.txt')}; the same command resumes from the last "
+            "checkpoint"
+        )
+    )
+
+
+def _was_claimed(error: Exception) -> bool:
+    """Return whether an attempt ended for another's claim, which this driver's lease overrules."""
+    causes = getattr(error, "worker_failures", {}).values()
+    return any(isinstance(cause, SupersededError) for cause in causes)
 
 
 def worker_function(
@@ -114,24 +125,26 @@ def worker_function(
     *,
     threads: int,
     on_evaluation: Callable[[], bool] | None = None,
-) -> Callable[[], dict[str, Any]]:
-    """What each worker runs: the loop, with as many threads as it has CPUs."""
+) -> Callable[[], Outcome]:
+    """Return the function that each worker runs: the loop, with one thread for each of its CPUs."""
 
-    def work() -> dict[str, Any]:
+    def work() -> Outcome:
         from trainyard.training.worker.loop import train
         from trainyard.training.worker.trainer_loop import train_by_trainer
 
         claim_processor(threads)
         loops = {"accelerate": train, "trainer": train_by_trainer}
         try:
-            place, tables = folder.here(data.folders)
+            place, tables = folder.on_this_node(data.folders)
             here = replace(data, folders=tables)
             return loops[config.loop](config, task, here, place, on_evaluation)
-        except UserError as error:  # returned, not raised: it would be tried again
-            return {"outcome": "failed", "reason": str(error)}
+        except SupersededError:
+            raise
+        except UserError as error:  # returned, not raised: it would be retried
+            return failed(error)
         except OSError as error:
             if error.errno not in STORAGE_FAULTS:
                 raise
-            return {"outcome": "failed", "reason": storage_fault(error)}
+            return failed(UserError(storage_fault(error)))
 
     return work

@@ -41,15 +41,15 @@ class FitResult:
 
 
 class AnotherRun(UserError):  # noqa: N818 (a sentence for the user, like its parent)
-    """What lies under a run's name was made from another config or other data."""
+    """The folder of a run was made from another config or other data."""
 
-    @property
-    def reason(self) -> str:
-        """Without the remedy, which a suite has not."""
-        return str(self.args[0])
-
-    def __str__(self) -> str:
-        return f"{self.reason}; choose another --run-name, or --fresh to start it anew"
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str = "choose another --run-name, or --fresh to start it anew",
+    ) -> None:
+        super().__init__(problem, remedy=remedy)
 
 
 def planned_otherwise(record: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 from trainyard.batching import Rows
 from trainyard.config import TrainConfig
 from trainyard.storage import RunFolder, add
-from trainyard.training.worker.state import TrainState
+from trainyard.training.outcome import TrainState
 
 PROGRESS_SECONDS = 0.5
 

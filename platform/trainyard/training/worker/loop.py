@@ -6,7 +6,6 @@ same order (gradients.py).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from trainyard.batching import share, slot_seed
 from trainyard.config import TrainConfig
@@ -14,6 +13,7 @@ from trainyard.data import PreparedData
 from trainyard.models import build_model
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
+from trainyard.training.outcome import Outcome
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.session import Session
@@ -26,12 +26,12 @@ def train(
     data: PreparedData,
     folder: RunFolder,
     on_evaluation: Callable[[], bool] | None = None,
-) -> dict[str, Any]:
+) -> Outcome:
     """Train from the newest valid checkpoint to the end; evaluate and checkpoint on the way.
 
     In a process of its own, `on_evaluation` is asked after each evaluation whether to go on.
 
-    Returns how it ended, see `Session.outcome`.
+    Returns how it ended.
     """
     import torch
 

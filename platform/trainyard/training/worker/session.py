@@ -7,7 +7,7 @@ a step, and in nothing that surrounds it.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
+from trainyard.errors import Diverged, UserError
 from trainyard.evaluation import not_finite, predict, score
-from trainyard.storage import RunFolder, Stopwatch, write_array
+from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
+from trainyard.training.outcome import Outcome, TrainState
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.journal import Journal
-from trainyard.training.worker.state import TrainState, broadcast, load_checkpoint, save_checkpoint
+from trainyard.training.worker.state import (
+    broadcast,
+    load_checkpoint,
+    save_checkpoint,
+    stored_predictions,
+)
 
 
 class Session:
@@ -52,9 +59,9 @@ class Session:
         )
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
         self._store = folder.store()
-        self._ended = "finished"
-        self._reason: str | None = None
-        self._diverged = False
+        self._status: Literal["finished", "stopped", "failed"] = "finished"
+        self._error: UserError | None = None
+        self._best_predictions: dict[str, NDArray[Any]] = {}
         # Reading a loss makes the host wait for the device: each step where that costs nothing.
         self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
         self._unread: list[Any] = []
@@ -65,6 +72,7 @@ class Session:
         """Take up the run where its newest valid checkpoint left it."""
         self.use(model, optimizer, scheduler)
         self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
+        self._restore_predictions()
         self.journal = Journal(
             self.config,
             self.folder,
@@ -116,53 +124,63 @@ class Session:
         if self.accelerator.is_main_process:
             self._store.check_claim()  # back from a lost network, it must log nothing either
         stop = self._read_losses()
-        if self._ended == "failed":
+        if self._error:
             return False
         self._seconds += time.perf_counter() - self._clock
         self._tell()
         if evaluate:
             self._evaluate()
             self.watch.lap("evaluation")
-            if self._ended == "failed":
+            if self._error:
                 return False
         if save or stop:
-            self._reason = save_checkpoint(
-                config, self.accelerator, self._store, *self._live, self.state
+            self._error = save_checkpoint(
+                config,
+                self.accelerator,
+                self._store,
+                *self._live,
+                self.state,
+                self._best_predictions if self.state.is_best else None,
             )
             self.watch.lap("checkpoint")
             self._tell(at_once=True)
         going_on = done < self.last_step and not self.state.stopped_early
-        if self._reason:
-            self._ended = "failed"
-        elif going_on and (stop or (evaluate and self._is_told_to_stop())):
-            self._ended = "stopped"
+        if not self._error and going_on and (stop or (evaluate and self._is_told_to_stop())):
+            self._status = "stopped"
         self._clock = time.perf_counter()
-        return self._ended == "finished" and not self.state.stopped_early
+        done_here = self._error or self._status == "stopped" or self.state.stopped_early
+        return not done_here
 
-    def outcome(self) -> dict[str, Any]:
-        """How it ended: "finished", "stopped" (asked to) or "failed" (with the `reason`), the
-        `TrainState`, and figures of this attempt.
-        """  # noqa: D205
+    def outcome(self) -> Outcome:
+        """Close the records and return how the attempt ended."""
         self.journal.close()
         self.accelerator.wait_for_everyone()
         self.watch.lap("sync")
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
             self.folder.publish("progress.json", "tensorboard")
-        return {
-            **self.state.as_dict(),
-            "outcome": self._ended,
-            "reason": self._reason,
-            "diverged": self._diverged,
-            "skipped_checkpoints": self._store.skipped,
-            "train_samples_per_second": self._rows / self._seconds if self._seconds else None,
-            "padding_efficiency": padding_efficiency(
+        return Outcome(
+            status="failed" if self._error else self._status,
+            error=self._error,
+            state=self.state,
+            skipped_checkpoints=self._store.skipped,
+            train_samples_per_second=self._rows / self._seconds if self._seconds else None,
+            padding_efficiency=padding_efficiency(
                 self.plan,
                 self.config.padding_multiple,
                 self.config.max_length,
                 fixed=self.config.pad_to_max_length,
             ),
-        }
+        )
+
+    def _restore_predictions(self) -> None:
+        """Replace predictions/ by those of the best checkpoint.
+
+        An attempt that was killed may have written those of an evaluation that is made again now.
+        """
+        best = self.state.best_step
+        if self.accelerator.is_main_process and best is not None:
+            self.folder.write_predictions(stored_predictions(self._store.bring(best)))
 
     def _is_told_to_stop(self) -> bool:
         told = self._on_evaluation is not None and not self._on_evaluation()
@@ -214,8 +232,7 @@ class Session:
         return bool(stop)
 
     def _diverge(self, what: str) -> None:
-        self._ended, self._diverged = "failed", True
-        self._reason = (
+        self._error = Diverged(
             f"{what}; lower --learning-rate or add --warmup-steps (the checkpoints before that step "
             "are kept)"
         )
@@ -227,18 +244,18 @@ class Session:
         """
         splits = [name for name in self.data.folders if name != "train"]
         logits, found = self._scored([name for name in splits if not is_test(name)])
-        if self._ended == "failed":
+        if self._error:
             return
         headline = np.mean([split["metrics"][self.task.score] for split in found.values()])
         self.state.add_evaluation(float(headline), found)
-        if self.state.best_step == self.state.step:
+        if self.state.is_best:
             test_logits, tests = self._scored([name for name in splits if is_test(name)])
-            if self._ended == "failed":
+            if self._error:
                 return
             self.state.best_evaluation = {**found, **tests}
             if self.accelerator.is_main_process:
-                for name, values in (logits | test_logits).items():
-                    write_array(self.folder.predictions / f"{name}.npy", values)
+                self._best_predictions = logits | test_logits
+                self.folder.write_predictions(self._best_predictions)
         patience = self.config.early_stopping_patience
         self.state.stopped_early = (
             patience is not None and self.state.evaluations_without_gain >= patience

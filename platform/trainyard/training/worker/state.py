@@ -1,61 +1,23 @@
-"""Where a run is, beside its weights; and how both become a checkpoint and come back."""
+"""Save weights, optimizer and state as a checkpoint, and load them again."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainyard.config import TrainConfig
-from trainyard.errors import UserError
-from trainyard.storage import CheckpointStore, write_json
+from trainyard.errors import SupersededError, UserError
+from trainyard.storage import CheckpointStore, write_array, write_json
+from trainyard.training.outcome import TrainState
 from trainyard.training.worker.strategies import OPTIMIZER_FILE, STRATEGIES
 
 STATE_FILE = "state.json"
+PREDICTIONS = "predictions"
 KEPT_CHECKPOINTS = 2
-"""The newest ones that are kept beside the best: the second stands in when the first is damaged."""
-
-
-@dataclass
-class TrainState:
-    """All that the rest of a run depends on, besides weights and optimizer.
-
-    There is no random state in it: each slot's seed is a function of (seed, epoch, step, slot).
-    """
-
-    step: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    score: float | None = None
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    best_step: int | None = None
-    best_score: float | None = None
-    best_evaluation: dict[str, Any] = field(default_factory=dict)
-    evaluations_without_gain: int = 0
-    stopped_early: bool = False
-
-    def add_loss(self, loss: float) -> None:
-        """Count one step's loss into the mean that the next logged line shows."""
-        self.loss_sum += loss
-        self.loss_count += 1
-
-    def take_mean_loss(self) -> float:
-        """Mean loss of the steps since it was last taken."""
-        mean = self.loss_sum / self.loss_count
-        self.loss_sum, self.loss_count = 0.0, 0
-        return mean
-
-    def add_evaluation(self, score: float, evaluation: dict[str, Any]) -> None:
-        """Note an evaluation after `step`; of equal scores the first is the best."""
-        self.score, self.evaluation = score, evaluation
-        if self.best_score is None or score > self.best_score:
-            self.best_step, self.best_score, self.best_evaluation = self.step, score, evaluation
-            self.evaluations_without_gain = 0
-        else:
-            self.evaluations_without_gain += 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
+"""Number of newest checkpoints kept next to the best: the second replaces a damaged first."""
 
 
 def save_checkpoint(
@@ -66,16 +28,17 @@ def save_checkpoint(
     optimizer: Any,
     scheduler: Any,
     state: TrainState,
-) -> str | None:
-    """Commit a checkpoint, every process taking part; returns why not, when it could not.
+    predictions: Mapping[str, NDArray[Any]] | None = None,
+) -> UserError | None:
+    """Commit a checkpoint, every process taking part; return the error when it failed.
 
-    The folder is in Hugging Face's format, with the optimizer beside it: the best one becomes
-    `model/` as it is.
+    The folder is in Hugging Face's format, with the optimizer and the logits of the best evaluation
+    next to the weights: the best checkpoint becomes `model/` unchanged.
     """
     import torch
 
     weights, moments = STRATEGIES[config.strategy].state(accelerator, model, optimizer)
-    reason = None
+    failure = None
     if accelerator.is_main_process:
 
         def write(folder: Path) -> None:
@@ -89,14 +52,18 @@ def save_checkpoint(
             if accelerator.scaler is not None:
                 record["scaler"] = accelerator.scaler.state_dict()
             write_json(folder / STATE_FILE, record)
+            for split, values in (predictions or {}).items():
+                write_array(folder / PREDICTIONS / f"{split}.npy", values)
 
         try:
             store.commit(state.step, write)
             newest = store.steps()[-KEPT_CHECKPOINTS:]
             store.keep({*newest, state.best_step or state.step})
+        except SupersededError:
+            raise
         except UserError as error:
-            reason = str(error)
-    return broadcast(accelerator, reason)  # type: ignore[no-any-return]
+            failure = error
+    return broadcast(accelerator, failure)  # type: ignore[no-any-return]
 
 
 def load_checkpoint(
@@ -107,7 +74,7 @@ def load_checkpoint(
     optimizer: Any,
     scheduler: Any,
 ) -> TrainState:
-    """Claim the run and go on from its newest valid checkpoint, or from the start."""
+    """Claim the run and resume from its newest valid checkpoint, or start at step 0."""
     found = None
     if accelerator.is_main_process:
         store.claim()
@@ -129,8 +96,13 @@ def load_checkpoint(
     return state
 
 
+def stored_predictions(folder: Path) -> dict[str, NDArray[Any]]:
+    """Return the logits in a checkpoint by split; the first version stored none."""
+    return {path.stem: np.load(path) for path in (folder / PREDICTIONS).glob("*.npy")}
+
+
 def _use_config(config: TrainConfig, optimizer: Any, scheduler: Any) -> None:
-    """Learning rate and weight decay as the config has them, not the checkpoint.
+    """Use the config's learning rate and weight decay instead of the checkpoint's.
 
     The two differ only where a population takes over another member's checkpoint.
     """
@@ -142,7 +114,7 @@ def _use_config(config: TrainConfig, optimizer: Any, scheduler: Any) -> None:
 
 
 def broadcast(accelerator: Any, value: Any) -> Any:
-    """Rank 0's `value` on every process."""
+    """Return rank 0's `value` on every process."""
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
-from trainyard.errors import UserError
+from trainyard.errors import DamagedRun, UserError
 from trainyard.models import build_accelerator
 from trainyard.training.worker.gradients import MeanOfWorkers, TreeOfSlots
 
@@ -93,7 +93,7 @@ def _stored_weights(model: Any, folder: Path) -> dict[str, Any]:
     """A checkpoint's weights, under all names of `model`: tied ones are stored under one of theirs.
 
     Raises:
-        UserError: when they are not those of the model.
+        DamagedRun: when they are not those of the model.
     """
     from safetensors.torch import load_file
 
@@ -102,9 +102,10 @@ def _stored_weights(model: Any, folder: Path) -> dict[str, Any]:
         if source in weights:
             weights.setdefault(name, weights[source])
     if odd := sorted(weights.keys() ^ model.state_dict().keys()):
-        raise UserError(
+        raise DamagedRun(
             f"checkpoint {folder} does not fit the model: {len(odd)} weights are in only one of the "
-            f"two, such as {odd[0]}; use --fresh to train the run anew"
+            f"two, such as {odd[0]}",
+            remedy="use --fresh to train the run anew",
         )
     return weights
 

@@ -15,6 +15,7 @@ from trainyard.data import PreparedData
 from trainyard.models import build_model
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
+from trainyard.training.outcome import Outcome
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import training_accelerator
@@ -26,7 +27,7 @@ def train_by_trainer(
     data: PreparedData,
     folder: RunFolder,
     on_evaluation: Callable[[], bool] | None = None,
-) -> dict[str, Any]:
+) -> Outcome:
     """As `loop.train`, by `transformers.Trainer`."""
     import torch
     import transformers

@@ -1,26 +1,65 @@
-"""What run folders hold, read again only where a file changed.
+"""Readers of the records in run folders: strict ones for jobs, forgiving ones for pages.
 
-Nothing here trusts a folder: it may be half-written, damaged, from another version, or hostile. A
-file that cannot be read is a `problem` shown on the page, never an exception; links and devices are
-not followed.
+`Files` trusts nothing: a folder may be half-written, damaged, from another version, or hostile. It
+reports an unreadable file as a problem, never as an exception, and reads again only what changed.
+No reader follows links or opens devices.
 """
 
+import errno
 import json
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Parse = Callable[[bytes], Any]
 
 MOST_BYTES = 64 << 20
-"""Of a single file; more is taken for a mistake, and said."""
+"""Bytes read of a single record; a larger one counts as damaged."""
+
+
+class IrregularFile(ValueError):  # noqa: N818 (a kind of damage)
+    """A link, a folder, a pipe or a device where a record should be."""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when it is damaged.
+    """
+    with opened(path) as file:
+        return parse_record(file.read(MOST_BYTES))
+
+
+def parse_record(data: bytes) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        ValueError: saying what `data` is instead.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is no valid JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
+    return value
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a line of a JSONL file, or None when it is damaged."""
+    try:
+        return parse_record(line)
+    except ValueError:
+        return None
 
 
 class Files:
-    """Contents of small files, kept while their size, time and inode stay the same."""
+    """Cached contents of small files, valid while their size, time and inode stay the same."""
 
     def __init__(self) -> None:
         self._kept: dict[Path, tuple[tuple[int, ...], Any]] = {}
@@ -28,27 +67,24 @@ class Files:
         self._lock = threading.RLock()
 
     def json(self, path: Path) -> tuple[dict[str, Any], str | None]:
-        """A JSON object, and what is wrong with the file; ({}, None) when there is none."""
+        """Return a JSON object and what is wrong with the file; ({}, None) when there is none."""
 
         def parse(data: bytes) -> tuple[dict[str, Any], str | None]:
             try:
-                value = json.loads(data)
-            except (ValueError, RecursionError):
-                return {}, f"{path.name} is damaged: it is no valid JSON"
-            if not isinstance(value, dict):
-                return {}, f"{path.name} is damaged: it holds no JSON object"
-            return value, None
+                return parse_record(data), None
+            except ValueError as error:
+                return {}, f"{path.name} is damaged: {error}"
 
         found: tuple[dict[str, Any], str | None] = self._read(path, parse, ({}, None))
         return found
 
     def text(self, path: Path, most: int = 20_000) -> str:
-        """The end of a text file, at most `most` characters; empty when there is none."""
+        """Return the last `most` characters of a text file; empty when there is none."""
         found: str = self._read(path, lambda data: data.decode("utf-8", "replace")[-most:], "")
         return found
 
     def lines(self, path: Path) -> tuple[list[dict[str, Any]], str | None]:
-        """The objects of a JSONL file and what is wrong with it; what was read before is kept."""
+        """Return the objects of a JSONL file and what is wrong with it; read only what was added."""
         with self._lock:
             kept = self._lines.setdefault(path, _Lines())
             try:
@@ -56,8 +92,8 @@ class Files:
                     kept.follow(file)
             except FileNotFoundError:
                 return [], None
-            except OSError as error:
-                return kept.found, f"{path.name} cannot be read: {error.strerror}"
+            except (OSError, IrregularFile) as error:
+                return kept.found, f"{path.name} cannot be read: {_reason(error)}"
             wrong = f"{path.name}: {kept.damaged} damaged line(s) left out"
             return kept.found, wrong if kept.damaged else None
 
@@ -71,14 +107,14 @@ class Files:
                         self._kept[path] = (mark, parse(file.read(MOST_BYTES)))
             except FileNotFoundError:
                 return absent
-            except OSError as error:
-                wrong = f"{path.name} cannot be read: {error.strerror or error}"
+            except (OSError, IrregularFile) as error:
+                wrong = f"{path.name} cannot be read: {_reason(error)}"
                 return wrong if absent == "" else ({}, wrong)
             return self._kept[path][1]
 
 
 class _Lines:
-    """A JSONL file that grows: only what was added is read, unless it was written anew."""
+    """A growing JSONL file: only what was added is read, unless it was rewritten."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, Any]] = []
@@ -100,33 +136,39 @@ class _Lines:
         self._offset += len(whole) + 1
         self._tail = (whole + b"\n")[-64:]
         for line in whole.split(b"\n"):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = None
-            if isinstance(value, dict):
-                self.found.append(value)
-            else:
+            value = parse_line(line)
+            if value is None:
                 self.damaged += 1
+            else:
+                self.found.append(value)
 
 
-def opened(path: Path) -> Any:
-    """A regular file, opened for reading; never a link, a pipe or a device.
+def opened(path: Path) -> BinaryIO:
+    """Open a regular file for reading; never a link, a pipe or a device.
 
     Raises:
-        OSError: when it is none.
+        IrregularFile: when it is none.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise IrregularFile("not a regular file") from error
+        raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(0, "not a regular file")
+        raise IrregularFile("not a regular file")
     return os.fdopen(handle, "rb")
 
 
-def folders(path: Path) -> Iterator[str]:
-    """Names of the folders in `path`, but for hidden ones, links, and what is no UTF-8.
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
-    Nothing is in a `path` that is a link itself: it may lead out of the storage.
+
+def folders(path: Path) -> Iterator[str]:
+    """Yield the names of the folders in `path`, except hidden ones, links, and names not in UTF-8.
+
+    A `path` that is a link itself yields nothing: it may lead out of the storage.
     """
     if path.is_symlink():
         return
@@ -139,7 +181,7 @@ def folders(path: Path) -> Iterator[str]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file name can stand in a page and in a link; Linux takes any bytes for one."""
+    """Return whether a file name can stand in a page and a link; Linux accepts any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -148,7 +190,7 @@ def _is_text(name: str) -> bool:
 
 
 def newest(*paths: Path) -> float:
-    """When the latest of these files was written, in seconds since 1970; 0 when there is none."""
+    """Return the latest modification time in seconds since 1970; 0 when no file exists."""
     times = [0.0]
     for path in paths:
         try:
@@ -159,19 +201,19 @@ def newest(*paths: Path) -> float:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """`value` where it is a JSON object, else an empty one."""
+    """Return `value` where it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def real(value: Any) -> float | None:
-    """`value` where it is a number (NaN is one), else None."""
+    """Return `value` where it is a number (NaN included), else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return None if isinstance(value, int) and abs(value) >= 1 << 63 else value
 
 
 def words(value: Any) -> str:
-    """`value` as short text."""
+    """Return `value` as short text."""
     if isinstance(value, str):
         return value
     return "–" if value is None else json.dumps(value, default=str)

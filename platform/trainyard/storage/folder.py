@@ -1,0 +1,414 @@
+"""The folders of runs, sweeps and suites, and the records in them.
+
+A run, at <storage_path>/<run name>/:
+
+    run.json       config, versions, data fingerprint, status, result
+    metrics.jsonl  one line per logged step and per evaluation
+    progress.json  the current step
+    model/         the best checkpoint, for plain transformers
+    predictions/   SPLIT.npy: logits of the best checkpoint, float32 [rows, labels], in row order
+    checkpoints/ tensorboard/ ledger/
+
+A sweep (trials and confirming runs are run folders with a trial.json, see `sweep_folder`):
+
+    sweep.json  trials/<trial name>/  confirmation/<name>/
+    best.yaml               for `jobs/train.py --config`
+    model/                  the winner's, for plain transformers
+    trials.csv trials.json  one row per trial
+    tensorboard/            hyperparameters and scores (HParams)
+
+A suite holds one run folder a (task, seed), and its table: glue.json glue.md glue.html.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.errors import DamagedRun, UserError
+from trainyard.storage.atomic import (
+    SCRATCH,
+    scratch_path,
+    sync_file,
+    write_array,
+    write_atomic,
+    write_json,
+)
+from trainyard.storage.checkpoints import BucketCheckpoints, CheckpointStore
+from trainyard.storage.lease import LEASE, Fence, Lease
+from trainyard.storage.mirror import ASK_SECONDS, TELL_SECONDS, Mirror, outages_logged
+from trainyard.storage.records import parse_line, read_record
+from trainyard.storage.stopwatch import add
+from trainyard.storage.store import Bucket, Disk, Store, lock_name, unwritable
+
+_GUARDS = {LEASE, lock_name(LEASE)}
+
+
+def storage_folder(path: str) -> Path:
+    """Return `--storage-path` as an absolute folder: workers have another working directory.
+
+    Raises:
+        UserError: for a URL.
+    """
+    if "://" in path:
+        raise UserError(
+            f"--storage-path {path} is a URL, with which only jobs/train.py can work; mount the bucket "
+            "and give the folder"
+        )
+    return Path(path).expanduser().absolute()
+
+
+def open_run(storage_path: str, name: str, fence: Fence | None = None) -> "RunFolder":
+    """Return the run called `name` below `--storage-path`, which is a folder or a URL."""
+    if "://" in storage_path:
+        mirror = Mirror(storage_path, name)
+        return RunFolder(mirror.path, mirror=mirror, fence=fence)
+    return RunFolder(storage_folder(storage_path) / name, fence=fence)
+
+
+class JobFolder:
+    """Paths and the record below `<storage_path>/<name>/`. Creating the object touches nothing.
+
+    Args:
+        path: The folder; with a `mirror` this node's scratch copy.
+        mirror: The bucket that holds the folder.
+        fence: Of the sweep or suite that the job belongs to. Inside `lease` it is the job's own.
+            Every method that writes checks it first.
+    """
+
+    RECORD = "run.json"
+    KIND = "run"
+
+    def __init__(
+        self, path: Path, *, mirror: Mirror | None = None, fence: Fence | None = None
+    ) -> None:
+        self.path, self.mirror, self.fence = path, mirror, fence
+        self.model = path / "model"
+        self.tensorboard = path / "tensorboard"
+        self.stop_request = path / "stop-request"
+
+    def create(self) -> None:
+        """Make the folder, and prove that it can be written.
+
+        Raises:
+            UserError: when it cannot.
+        """
+        try:
+            if self.mirror is not None:
+                Bucket(self.mirror.bucket.url, impatient=True).clock()
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        Disk(self.path).clock()
+
+    def address(self, name: str = "") -> str:
+        """Return the path or URL of a part of the job."""
+        if self.mirror is not None:
+            return f"{self.mirror.bucket.url}/{self.mirror.key(name)}".rstrip("/")
+        return str(self.path / name)
+
+    @contextmanager
+    def lease(self, patience: float = 0.0) -> Iterator[Lease]:
+        """Hold the right to run under this name, see `Lease`."""
+        store: Store = Disk(self.path) if self.mirror is None else self.mirror.bucket
+        name = LEASE if self.mirror is None else self.mirror.key(LEASE)
+        with Lease(store, name, f"{self.KIND} '{self.path.name}'", patience) as lease:
+            above, self.fence = self.fence, lease.fence(self.fence)
+            try:
+                for left in self.path.glob(SCRATCH):
+                    left.unlink(missing_ok=True)
+                yield lease
+            finally:
+                self.fence = above
+
+    def check(self) -> None:
+        """Raise SupersededError when another driver has taken the job over."""
+        if self.fence is not None:
+            self.fence.check()
+
+    def read(self) -> dict[str, Any]:
+        """Return the record; empty when there is none yet.
+
+        Raises:
+            DamagedRun: when it is damaged.
+        """
+        return self.read_json(self.RECORD)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON object of the folder, see `read`."""
+        try:
+            return read_record(self.path / name)
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise self.damaged(name) from error
+
+    def damaged(self, name: str) -> DamagedRun:
+        """Return the error for a damaged file."""
+        return DamagedRun(
+            f"{self.path / name} is damaged",
+            remedy=f"use --fresh to start this {self.KIND} anew, or another --run-name",
+        )
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of the record."""
+        self.check()
+        write_json(self.path / self.RECORD, {**self.read(), **fields})
+        self.publish(self.RECORD)
+
+    def publish(self, *names: str) -> None:
+        """Upload files and folders where the job is kept in a bucket."""
+        if self.mirror is not None:
+            self.check()
+            self.mirror.push(*names)
+
+    def names(self) -> list[str]:
+        """Return what the folder holds, except what a starting driver puts there."""
+        if self.mirror is not None:
+            return sorted({name.partition("/")[0] for name in self.mirror.names()})
+        own = {*_GUARDS, self.stop_request.name}
+        return sorted(
+            path.name
+            for path in self.path.iterdir()
+            if path.name not in own and not path.match(SCRATCH)
+        )
+
+    def clear(self) -> None:
+        """Delete everything in the folder, except the lease that guards it.
+
+        Raises:
+            UserError: when the folder holds something, but no record: then no job left it.
+        """
+        self.check()
+        if (found := self.names()) and self.RECORD not in found:
+            raise UserError(
+                f"{self.address()} holds {found[0]} but no {self.RECORD}, so --fresh does not empty it; "
+                "choose another --run-name"
+            )
+        for path in self.path.iterdir():
+            if path.name not in _GUARDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if self.mirror is not None:
+            self.mirror.delete(self.mirror.names())
+
+
+class RunFolder(JobFolder):
+    """The folder of one training run, possibly mirrored in a bucket."""
+
+    def __init__(
+        self, path: Path, *, mirror: Mirror | None = None, fence: Fence | None = None
+    ) -> None:
+        super().__init__(path, mirror=mirror, fence=fence)
+        self.checkpoints = path / "checkpoints"
+        self.ledger = path / "ledger"
+        self.predictions = path / "predictions"
+        self.restart_request = path / "restart-request"
+        self._metrics = path / "metrics.jsonl"
+        self._seen_request = False
+
+    @property
+    def seen_everywhere(self) -> bool:
+        """Return whether workers on other nodes see the same files."""
+        return self.mirror is None
+
+    def store(self) -> CheckpointStore:
+        """Return the checkpoints of this run; an attempt begins with its `claim`."""
+        if self.mirror is None:
+            return CheckpointStore(self.checkpoints, self.fence, self._sync_metrics)
+        mirror = self.mirror
+        return BucketCheckpoints(
+            self.checkpoints,
+            mirror.bucket,
+            mirror.key("checkpoints"),
+            fetch=lambda: mirror.pull("metrics.jsonl", "progress.json"),
+            publish=lambda: self.publish(
+                "metrics.jsonl", "progress.json", "predictions", "tensorboard"
+            ),
+            fence=self.fence,
+        )
+
+    def has_model(self) -> bool:
+        """Return whether the run has exported its model."""
+        if self.mirror is not None:
+            return self.mirror.bucket.has(self.mirror.key("model/model.safetensors"))
+        return (self.model / "model.safetensors").exists()
+
+    def on_this_node(self, tables: Mapping[str, Path]) -> tuple[Self, Mapping[str, Path]]:
+        """Return this folder and the tokenized splits as the calling worker's node sees them."""
+        if self.mirror is None:
+            return self, tables
+        mirror = self.mirror.on_this_node()
+        mirror.path.mkdir(parents=True, exist_ok=True)
+        run = type(self)(mirror.path, mirror=mirror, fence=self.fence)
+        found = {split: mirror.path.parent / ".cache" / path.name for split, path in tables.items()}
+        for folder in found.values():
+            if not run.find_table(folder):
+                raise UserError(
+                    f"the tokenized data at {mirror.bucket.url}/.cache/{folder.name} is gone or damaged; "
+                    "delete what is left of it and start the same command again"
+                )
+        return run, found
+
+    def fetch(self) -> None:
+        """Bring the records of an earlier driver to this node; call it under the lease."""
+        if self.mirror is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
+            self.mirror.pull("run.json", "metrics.jsonl", "progress.json")
+            self.mirror.delete(self._requests)
+
+    def share_tables(self, tables: Mapping[str, Path]) -> None:
+        """Make the tokenized splits visible to other nodes."""
+        if self.mirror is not None:
+            self.mirror.push_tables(tables)
+
+    def find_table(self, folder: Path) -> bool:
+        """Return whether a tokenized split exists; download it where the bucket has it."""
+        return folder.exists() or (self.mirror is not None and self.mirror.pull_table(folder))
+
+    def request(self, path: Path, reason: str | None) -> None:
+        """Ask the workers to stop or restart; without a reason, withdraw the request."""
+        path.unlink(missing_ok=True) if reason is None else path.write_text(reason)
+        if self.mirror is not None:
+            with outages_logged():
+                if reason is None:
+                    self.mirror.delete([path.name])
+                else:
+                    self.publish(path.name)
+
+    def wants_stop(self) -> bool:
+        """Return whether the workers are to save and stop, for good or for a restart."""
+        if self.stop_request.exists() or self.restart_request.exists():
+            return True
+        if self.mirror is not None and self.mirror.asks.is_due(ASK_SECONDS):
+            with outages_logged():
+                keys = [self.mirror.key(name) for name in self._requests]
+                self._seen_request = any(map(self.mirror.bucket.has, keys))
+        return self._seen_request
+
+    def sync(self) -> None:
+        """Copy stop requests and progress between driver and workers of a bucket. Poll it."""
+        if self.mirror is None:
+            return
+        with outages_logged():
+            self.publish(self.stop_request.name)  # a signal handler only writes the local file
+            if self.mirror.tells.is_due(TELL_SECONDS):
+                found = self.mirror.bucket.read(self.mirror.key("progress.json"))
+                progress: dict[str, Any] = json.loads(found.content) if found else {}
+                if progress.get("step", 0) > self.progress().get("step", 0):
+                    self._write_progress(progress)
+
+    def clean_up(self) -> None:
+        """Delete what a finished run no longer needs."""
+        if self.mirror is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            shutil.rmtree(self.path / "ray", ignore_errors=True)  # Ray Train's; empty of our files
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Add a driver's time by account to that of earlier attempts in run.json."""
+        self.update(seconds=add(self.read().get("seconds", {}), seconds))
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl by a single write.
+
+        Lines of a mirrored run stay on this node until `publish` checks the lease.
+        """
+        if self.mirror is None:
+            self.check()
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, without a last line cut off by a crash.
+
+        Raises:
+            DamagedRun: when another line is damaged.
+        """
+        if not self._metrics.exists():
+            return []
+        whole, _, _ = self._metrics.read_bytes().rpartition(b"\n")
+        lines = [parse_line(line) for line in whole.splitlines()]
+        found = [line for line in lines if line is not None and isinstance(line.get("step"), int)]
+        if len(found) < len(lines):
+            raise self.damaged("metrics.jsonl")
+        return found
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the lines after `step`: the run resumes there and writes them again."""
+        self.check()
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_predictions(self, logits: Mapping[str, NDArray[Any]]) -> None:
+        """Replace predictions/SPLIT.npy of each split."""
+        self.check()
+        for split, values in logits.items():
+            write_array(self.predictions / f"{split}.npy", values)
+
+    def read_predictions(self, split: str) -> NDArray[Any]:
+        """Return the logits of the best checkpoint.
+
+        Raises:
+            UserError: when they are damaged.
+        """
+        path = self.predictions / f"{split}.npy"
+        try:
+            found: NDArray[Any] = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{path} is damaged; delete {self.path}, and the same command trains that run again"
+            ) from error
+        return found
+
+    def progress(self) -> dict[str, Any]:
+        """Return the content of progress.json; empty before the first step."""
+        try:
+            return read_record(self.path / "progress.json")
+        except (OSError, ValueError):  # for people only: no reason to end the run
+            return {}
+
+    def set_progress(self, **fields: Any) -> None:
+        """Replace progress.json; for people only, so it is not made durable."""
+        if self.mirror is None:
+            self.check()
+        self._write_progress(fields)
+        if self.mirror is not None and self.mirror.tells.is_due(TELL_SECONDS):
+            with outages_logged():
+                self.publish("progress.json")
+
+    def _write_progress(self, fields: Mapping[str, Any]) -> None:
+        scratch = scratch_path(self.path / "progress.json")
+        scratch.write_text(json.dumps(fields))
+        scratch.replace(self.path / "progress.json")
+
+    def _sync_metrics(self) -> None:
+        if self._metrics.exists():
+            sync_file(self._metrics)
+
+    @property
+    def _requests(self) -> tuple[str, str]:
+        return self.stop_request.name, self.restart_request.name
+
+
+class SuiteFolder(JobFolder):
+    """The folder of a suite: its table is its record."""
+
+    RECORD = "glue.json"
+    KIND = "suite"
+
+    def run(self, name: str) -> RunFolder:
+        """Return the folder of one of its runs."""
+        return RunFolder(self.path / name, fence=self.fence)
+
+    def write_table(self, table: Mapping[str, Any], markdown: str, page: str) -> None:
+        """Replace the table in its three formats."""
+        self.check()
+        write_json(self.path / self.RECORD, table)
+        write_atomic(self.path / "glue.md", markdown)
+        write_atomic(self.path / "glue.html", page)

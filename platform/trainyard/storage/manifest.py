@@ -1,0 +1,92 @@
+"""Folders with a manifest of hashes: verify them, upload and download them.
+
+The manifest is written and uploaded last, so a folder with a valid manifest is complete.
+"""
+
+import fcntl
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from trainyard.storage.digest import file_digest
+from trainyard.storage.store import Bucket
+
+MANIFEST = "MANIFEST.json"
+
+
+def files(path: Path) -> list[Path]:
+    """Return a file itself, or all files of a folder; none where nothing exists."""
+    found = path.rglob("*") if path.is_dir() else [path]
+    return sorted(file for file in found if file.is_file())
+
+
+def hashes_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every file below a folder, for its manifest."""
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in files(folder)
+    }
+
+
+def fault_of(folder: Path) -> str | None:
+    """Return why a folder does not match its manifest, or None when every file is as written."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text())["files"].items()
+        expected = [(folder / name, entry["bytes"], entry["sha256"]) for name, entry in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"no valid {MANIFEST}: {type(error).__name__}"
+    for path, size, digest in expected:
+        try:
+            if path.stat().st_size != size:
+                return f"{path.name} has {path.stat().st_size} bytes, not {size}"
+            if file_digest(path) != digest:
+                return f"{path.name} has changed"
+        except FileNotFoundError:
+            return f"{path.name} is missing"
+        except OSError as error:
+            return f"{path.name} cannot be read: {error.strerror}"
+    return None
+
+
+def upload_folder(bucket: Bucket, folder: Path, name: str) -> None:
+    """Copy a folder to objects below `name`, the manifest last; durable on return."""
+    for path in sorted(files(folder), key=lambda path: path.name == MANIFEST):
+        bucket.upload(f"{name}/{path.relative_to(folder)}", path)
+
+
+def download_folder(bucket: Bucket, name: str, folder: Path) -> str | None:
+    """Make `folder` a verified copy of the objects below `name`, or return why that failed.
+
+    Only one process of a node downloads at a time; the next one finds the folder complete.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        manifest = bucket.read(f"{name}/{MANIFEST}")
+        if manifest is not None and (folder / MANIFEST).exists():
+            same = (folder / MANIFEST).read_bytes() == manifest.content
+            if same and fault_of(folder) is None:
+                return None
+        scratch = folder.with_name(f".inprogress-{folder.name}-{uuid.uuid4().hex}")
+        try:
+            for key in bucket.names(name):
+                path = scratch / key.removeprefix(f"{name}/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # deleted meanwhile: `fault_of` reports it
+                    bucket.download(key, path)
+            if (fault := fault_of(scratch)) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                scratch.rename(folder)
+            return fault
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

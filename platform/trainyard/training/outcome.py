@@ -1,0 +1,71 @@
+"""The state of a run besides its weights, and how an attempt at it ended."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from trainyard.errors import UserError
+
+
+@dataclass
+class TrainState:
+    """Everything that the rest of a run depends on, besides weights and optimizer.
+
+    It holds no random state: each micro-batch's seed is a function of (seed, epoch, step, micro-batch).
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    score: float | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    best_step: int | None = None
+    best_score: float | None = None
+    best_evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+
+    def add_loss(self, loss: float) -> None:
+        """Count one step's loss into the mean of the next logged line."""
+        self.loss_sum += loss
+        self.loss_count += 1
+
+    def take_mean_loss(self) -> float:
+        """Return the mean loss of the steps since the last call."""
+        mean = self.loss_sum / self.loss_count
+        self.loss_sum, self.loss_count = 0.0, 0
+        return mean
+
+    def add_evaluation(self, score: float, evaluation: dict[str, Any]) -> None:
+        """Note an evaluation after `step`; of equal scores the first is the best."""
+        self.score, self.evaluation = score, evaluation
+        if self.best_score is None or score > self.best_score:
+            self.best_step, self.best_score, self.best_evaluation = self.step, score, evaluation
+            self.evaluations_without_gain = 0
+        else:
+            self.evaluations_without_gain += 1
+
+    @property
+    def is_best(self) -> bool:
+        """Return whether the last evaluation was made at this step and is the best so far."""
+        return self.best_step is not None and self.best_step == self.step
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ended: done, saved and stopped by request, or failed with `error`."""
+
+    status: Literal["finished", "stopped", "failed"]
+    error: UserError | None = None
+    state: TrainState = field(default_factory=TrainState)
+    skipped_checkpoints: list[str] = field(default_factory=list)
+    train_samples_per_second: float | None = None
+    padding_efficiency: float = 0.0
+
+
+def failed(error: UserError) -> Outcome:
+    """Return the outcome of an attempt that failed before it had a state."""
+    return Outcome(status="failed", error=error)
