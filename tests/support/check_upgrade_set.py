@@ -19,6 +19,14 @@ from support.upgrade_set import UpgradeError, copy_at_home, say, take_steps
 
 HERE = next(folder for folder in Path(__file__).resolve().parents if (folder / "jobs").is_dir())
 
+CONFIRMATION = "confirmed on rows that the search did not see; two seeds get no verdict"
+DELIBERATE = {
+    "extended sweep: result: score": CONFIRMATION,
+    "extended sweep: result: interval": CONFIRMATION,
+    "extended sweep: result: verdict": CONFIRMATION,
+}
+"""Values that newer code computes differently on purpose, by path, and the reason."""
+
 
 def differences(reference: Any, found: Any, path: str) -> Iterator[str]:
     """Describe differences. Floats may differ by 1e-5, and `found` may have additional keys."""
@@ -38,6 +46,10 @@ def differences(reference: Any, found: Any, path: str) -> Iterator[str]:
         yield f"{path}: {reference!r} -> {found!r}"
 
 
+def reason_for(change: str) -> str | None:
+    return next((DELIBERATE[path] for path in DELIBERATE if change.startswith(path)), None)
+
+
 def check(folder: Path, checkout: Path, python: Path, only: Sequence[str]) -> list[str]:
     record = json.loads((folder / "set.json").read_text())
     if record["home"] != str(folder / "home"):
@@ -49,8 +61,14 @@ def check(folder: Path, checkout: Path, python: Path, only: Sequence[str]) -> li
         found, failures = take_steps(checkout, python, home, record["commands"], only)
     for step, outcome in found.items():
         changes = list(differences(record["reference"][step], outcome, step))
-        say(f"{'DIFFERS' if changes else 'ok':8} {step}")
-        failures += changes
+        wrong = [change for change in changes if not reason_for(change)]
+        say(f"{'DIFFERS' if wrong else 'ok':8} {step}")
+        for change in changes:
+            if reason := reason_for(change):
+                say(f"           {change} ({reason})")
+        failures += wrong[:8]
+        if len(wrong) > 8:
+            failures.append(f"{step}: {len(wrong) - 8} more differences")
     return failures
 
 
