@@ -106,7 +106,8 @@ def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
 def drip(server: Server, bodies: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
     """Clients that send a byte a second, and one body of 300 MB, beside normal ones."""
     host, port = server.url.removeprefix("http://").split("/")[0].split(":")
-    head = b"POST /models/bench HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /models/bench HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n"
     stop = threading.Event()
     large: list[bytes] = []
 

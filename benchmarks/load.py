@@ -52,7 +52,7 @@ class Connection:
                 self._streams = await asyncio.open_connection(self.host, self.port)
             reader, writer = self._streams
             writer.write(
-                b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n%s" % (self.path.encode(), len(body), body)
             )
             head = (await reader.readuntil(b"\r\n\r\n")).lower()

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.batching import next_batch
-from trainyard.serving.replica.batcher import Batcher
-from trainyard.serving.replica.cost import CostModel
+from trainyard.serving.replica.batcher import Batcher, CostModel
 
 waiting_lengths = st.lists(st.integers(0, 512), min_size=1, max_size=200)
 

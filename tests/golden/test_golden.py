@@ -26,8 +26,8 @@ from support.tiny import read_lines
 from support.weights import weights_hash
 
 from trainyard.config import TrainConfig
-from trainyard.serving.gateway.metrics import RayGatewayWatch
-from trainyard.serving.replica.metrics import RayWatch
+from trainyard.serving.gateway.http import RayGatewayMetrics
+from trainyard.serving.replica.metrics import RayReplicaMetrics
 
 HERE = Path(__file__).parent
 
@@ -122,8 +122,8 @@ def test_prometheus(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for kind in ("Counter", "Gauge", "Histogram"):
         monkeypatch.setattr(f"ray.util.metrics.{kind}", partial(metric, kind))
-    RayWatch("mail")
-    RayGatewayWatch()
+    RayReplicaMetrics("mail")
+    RayGatewayMetrics()
     check("prometheus", found)
 
 

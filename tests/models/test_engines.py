@@ -22,7 +22,7 @@ from trainyard.models.engines.choice import Choice, choose, machine, weights_of
 from trainyard.models.engines.registry import ENGINES, check_engine
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.metrics import Watch
+from trainyard.serving.replica.metrics import ReplicaMetrics
 
 GENERATING = ("summarization", "translation", "text2text-generation", "text-generation")
 ONE_PASS = [task for task in PREDICTORS if task not in GENERATING]
@@ -188,7 +188,7 @@ def test_what_is_measured_is_stored_and_served(chosen: Any) -> None:
     assert stored["machine"] == machine()
     assert (model / "engine/int8.xml").exists() == (stored["dtype"] == "int8")
     assert not list(model.glob(".engine"))
-    host = Host.load(Version(source=str(model)), ModelOptions(), Watch())
+    host = Host.load(Version(source=str(model)), ModelOptions(), ReplicaMetrics())
     try:
         assert host.describe()["engine"] == stored["engine"]
         assert host.describe()["dtype"] == stored["dtype"]

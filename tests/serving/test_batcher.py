@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.serving.errors import RequestError
-from trainyard.serving.replica.batcher import Batcher
-from trainyard.serving.replica.cost import BatchLimits
+from trainyard.serving.replica.batcher import Batcher, BatchLimits
 
 
 class Model:

@@ -15,16 +15,17 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from support.serve_requests import JSON
 from support.serving_locally import serving
 
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
+from trainyard.serving.gateway.http import GatewayMetrics, RayGatewayMetrics
 from trainyard.serving.gateway.keys import KeyRing, new_key
 from trainyard.serving.gateway.limits import access_log
-from trainyard.serving.gateway.metrics import GatewayWatch, RayGatewayWatch
 from trainyard.serving.options import GatewayOptions
-from trainyard.serving.replica.cost import BatchRecord
-from trainyard.serving.replica.metrics import RayWatch
+from trainyard.serving.replica.batcher import BatchRecord
+from trainyard.serving.replica.metrics import RayReplicaMetrics
 
 GOOD = b'{"inputs": "bana"}'
 WITHIN = "x-request-timeout-seconds"
@@ -76,7 +77,7 @@ class Models:
         return {"task": name}
 
 
-class Counted(GatewayWatch):
+class Counted(GatewayMetrics):
     def __init__(self) -> None:
         self.found: list[tuple[str, str]] = []
 
@@ -93,7 +94,7 @@ def ask(
     path: str = "/models/mail",
 ) -> tuple[int, str]:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
-    connection.request(method, path, body, headers or {})
+    connection.request(method, path, body, JSON | (headers or {}))
     response = connection.getresponse()
     text = response.read().decode()
     connection.close()
@@ -104,7 +105,13 @@ def connect(url: str, announced: int, sent: bytes, *headers: str) -> socket.sock
     """A client that announces a body and sends a part of it."""
     address = urlsplit(url)
     one = socket.create_connection((address.hostname, address.port))
-    lines = ["POST /models/mail HTTP/1.1", "Host: x", f"Content-Length: {announced}", *headers]
+    lines = [
+        "POST /models/mail HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        f"Content-Length: {announced}",
+        *headers,
+    ]
     one.sendall("\r\n".join([*lines, "", ""]).encode() + sent)
     return one
 
@@ -294,8 +301,8 @@ def test_each_request_is_one_line_of_the_access_log(
 
 def test_rays_metrics_take_what_they_are_told() -> None:
     """They refuse a tag that they were not made for; no cluster is needed to find that out."""
-    RayGatewayWatch().refused("mail", "late")
-    watch = RayWatch("mail")
+    RayGatewayMetrics().refused("mail", "late")
+    watch = RayReplicaMetrics("mail")
     watch.answered(1.0)
     watch.timed(0.1, 0.0, 0.2)
     watch.refused("late")

@@ -13,8 +13,10 @@ import yaml
 from support.serving_locally import LocalModels, serving
 
 from trainyard.errors import UserError
-from trainyard.serving import app as application
-from trainyard.serving.app import Gateway, gateway_application
+from trainyard.serving.app import gateway_application
+from trainyard.serving.gateway import deployment as module
+from trainyard.serving.gateway import keys as keys_module
+from trainyard.serving.gateway.deployment import Gateway
 from trainyard.serving.gateway.discovery import ServeModels
 from trainyard.serving.gateway.keys import KeyRing
 
@@ -22,8 +24,9 @@ from trainyard.serving.gateway.keys import KeyRing
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     """One with a keys file, whose models are found a thousand times a second."""
-    monkeypatch.setattr(application, "_check_exposure", lambda _: None)
-    monkeypatch.setattr(application, "REFRESH_SECONDS", 0.001)
+    monkeypatch.setattr(module, "_check_exposure", lambda _: None)
+    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.001)
+    monkeypatch.setattr(keys_module, "SETTLE_SECONDS", 0.0)
     keys = tmp_path / "keys.yaml"
     keys.write_text("[]")
     return Gateway({"keys_file": str(keys)})
@@ -93,7 +96,7 @@ def test_a_single_gateway_is_replaced_without_a_gap() -> None:
 def test_an_application_that_failed_to_be_built_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    failed = SimpleNamespace(deployments={}, status="DEPLOY_FAILED")
+    failed = SimpleNamespace(deployments={}, status="DEPLOY_FAILED", last_deployed_time_s=1)
     status = SimpleNamespace(applications={"mail": failed})
     monkeypatch.setattr("ray.serve.status", lambda: status)
     models = ServeModels()

@@ -21,7 +21,7 @@ from trainyard.serving.errors import RequestError
 from trainyard.serving.options import ModelOptions
 from trainyard.serving.replica import host as host_module
 from trainyard.serving.replica.host import SMALL_ANSWER, Host
-from trainyard.serving.replica.metrics import Watch
+from trainyard.serving.replica.metrics import ReplicaMetrics
 
 LONG = {"max_new_tokens": 4000, "min_new_tokens": 4000}
 
@@ -65,7 +65,7 @@ class Slow:
 
 
 def host_of(predictor: Any) -> Host:
-    return Host(predictor, ModelOptions(), {}, Watch())
+    return Host(predictor, ModelOptions(), {}, ReplicaMetrics())
 
 
 async def largest_gap(until: "asyncio.Future[Any]") -> float:
@@ -111,7 +111,7 @@ def test_an_engine_learns_its_share_of_the_cores() -> None:
     async def run() -> None:
         predictor: Any = Counting()
         predictor.shares = []
-        host = Host(predictor, ModelOptions(threads=2), {"engine": "openvino"}, Watch())
+        host = Host(predictor, ModelOptions(threads=2), {"engine": "openvino"}, ReplicaMetrics())
         predictor.gate.clear()
         asked = []
         for number in (1, 2):
@@ -137,7 +137,7 @@ def test_a_stream_behind_a_busy_model_ends_at_its_deadline() -> None:
         told = iter([began])  # when it came; later on it is as late as can be
         host._batcher._clock = lambda: next(told, began + 0.3)
         with pytest.raises(RequestError, match=r"it waited 0\.3 s, longer than this request may"):
-            async for _ in host.stream(b'{"inputs": ""}', 0.3):
+            async for _ in host.stream(b'{"inputs": "", "stream": true}', 0.3):
                 pass
         assert time.monotonic() - began < 3
         assert predictor.cancelled()
@@ -178,7 +178,7 @@ def test_only_what_takes_no_time_is_asked_by_a_line(generates: bool) -> None:
     predictor = Slow()
     predictor.model = SimpleNamespace(can_generate=lambda: generates)
     host = host_of(predictor)
-    assert host.by_line is not generates
+    assert host.uses_connections is not generates
     host.close()
 
 
@@ -186,7 +186,7 @@ def test_a_model_that_fails_on_its_example_leaves_no_threads_behind() -> None:
     """They would hold it in memory, and a version that is refused is tried again and again."""
     before = set(threading.enumerate())
     predictor: Any = Slow()
-    host = Host(predictor, ModelOptions(), {"source": "x"}, Watch())
+    host = Host(predictor, ModelOptions(), {"source": "x"}, ReplicaMetrics())
     started = set(threading.enumerate()) - before
     assert started
     with pytest.raises(UserError, match="the model of x fails on the example of its task"):
@@ -211,7 +211,7 @@ def test_what_a_stream_fails_on_is_in_the_log(monkeypatch: pytest.MonkeyPatch) -
     async def run() -> None:
         host = host_of(predictor)
         with pytest.raises(RequestError, match="its replica's log has the reason"):
-            async for _ in host.stream(b'{"inputs": ""}', 20):
+            async for _ in host.stream(b'{"inputs": "", "stream": true}', 20):
                 pass
         host.close()
 

@@ -10,7 +10,7 @@ import pytest
 from support.serving_locally import LocalModels, serving
 
 from trainyard.inference.registry import PREDICTORS
-from trainyard.serving.gateway.answers import ANSWERS
+from trainyard.serving.gateway.openapi import ANSWERS
 
 MORE: dict[str, list[dict[str, Any]]] = {
     "token-classification": [{"aggregation_strategy": "none"}],

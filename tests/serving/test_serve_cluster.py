@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.serve_requests import BODY, Load, ask, refusal, wait_until
+from support.serve_requests import BODY, JSON, Load, ask, refusal, wait_until
 from support.serving_locally import free_port
 from support.small_models import classifier, encoder_decoder, gpt2
 
@@ -181,6 +183,35 @@ def test_a_replica_that_is_lost_while_a_version_is_refused_comes_back_with_the_o
     deploy(config(models, models["a"]))
 
 
+def test_a_version_that_ends_its_process_ends_one_and_is_refused(
+    url: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its loading hangs at a pipe, until the process that tries it first is killed."""
+    import ray
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+    deadly = tmp_path / "deadly"
+    shutil.copytree(models["a"], deadly)
+    (deadly / "tokenizer.json").unlink()
+    os.mkfifo(deadly / "tokenizer.json")
+    before = replicas()
+    with Load(f"{url}/models/mail") as load:
+        load.wait_for((200, "a"))
+        deploy(config(models, deadly))
+        prefix = "attempt/mail:mail:"
+        wait_until(lambda: bool(_internal_kv_list(prefix, namespace="trainyard")), 30)
+        (attempt,) = _internal_kv_list(prefix, namespace="trainyard")
+        owner = json.loads(_internal_kv_get(attempt, namespace="trainyard"))["owner"]["actor"]
+        assert owner in before
+        ray.kill(ray.get_actor(owner, namespace="serve"))
+        assert "ended the process of the replica" in refusal(f"{url}/models/mail")
+        wait_until(lambda: running("mail", "Model") == 2 and len(replicas()) == 2, 90)
+        load.wait_for((200, "a"), 40)
+    assert set(load.found) == {(200, "a")}
+    assert before - replicas() == {owner}
+    deploy(config(models, models["a"]))
+
+
 def test_killed_replicas_cost_no_request(url: str) -> None:
     import ray
 
@@ -226,7 +257,8 @@ def test_requests_go_to_the_replica_that_has_their_model(url: str) -> None:
 
 def test_tokens_are_streamed_through_both_hops(url: str) -> None:
     body = json.dumps({"inputs": "the", "parameters": {"max_new_tokens": 5}, "stream": True})
-    with urllib.request.urlopen(f"{url}/models/g", body.encode(), timeout=60) as response:
+    request = urllib.request.Request(f"{url}/models/g", body.encode(), JSON)
+    with urllib.request.urlopen(request, timeout=60) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         assert len(response.headers.get_all("x-request-id")) == 1
         events = [line[5:] for line in response.read().decode().splitlines() if line]
@@ -247,7 +279,8 @@ def test_a_client_that_leaves_takes_its_rows_along(url: str) -> None:
         writers = []
         for _ in range(10):
             _, writer = await asyncio.open_connection(host, int(port))
-            head = b"POST /models/t HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            head = b"POST /models/t HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
             writer.write(head % len(body) + body)
             await writer.drain()
             writers.append(writer)

@@ -15,16 +15,18 @@ from urllib.parse import urlsplit
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from support.serve_requests import JSON
 from support.serving_locally import LocalModels, load, serving
 from support.small_models import LABELS, classifier
 
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
-from trainyard.serving.gateway import docs_page
+from trainyard.serving.gateway import openapi
 from trainyard.serving.gateway.keys import KeyRing, new_key
 from trainyard.serving.options import GatewayOptions
 from trainyard.serving.replica.host import Host
 
+HEAD = b"POST /models/mail HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 LONG = "cola bana " * 60
 
 
@@ -58,7 +60,7 @@ def ask(
     """Status, JSON and headers of one request."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    connection.request(method, path, data, headers or {})
+    connection.request(method, path, data, JSON | (headers or {}))
     response = connection.getresponse()
     text = response.read()
     connection.close()
@@ -224,7 +226,7 @@ def test_dripping_clients_cost_a_connection_and_nothing_else(host: Host) -> None
         address = urlsplit(url)
         dripping = [socket.create_connection((address.hostname, address.port)) for _ in range(60)]
         for one in dripping:
-            one.sendall(b"POST /models/mail HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            one.sendall(HEAD + b"Content-Length: 50\r\n\r\n{")
         statuses = [post(url, {"inputs": "bana"})[0] for _ in range(40)]
         assert statuses == [200] * 40
         time.sleep(0.8)
@@ -236,7 +238,7 @@ def test_dripping_clients_cost_a_connection_and_nothing_else(host: Host) -> None
 def test_a_body_that_announces_too_much_is_refused_before_it_is_sent(url: str) -> None:
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port)) as one:
-        one.sendall(b"POST /models/mail HTTP/1.1\r\nHost: x\r\nContent-Length: 300000000\r\n\r\n")
+        one.sendall(HEAD + b"Content-Length: 300000000\r\n\r\n")
         assert one.recv(100).startswith(b"HTTP/1.1 413")
 
 
@@ -244,7 +246,7 @@ def test_a_chunked_body_without_a_length_is_counted(url: str) -> None:
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port)) as one:
         one.sendall(
-            b"POST /models/mail HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
             + b"5000\r\n" + b"x" * 0x5000 + b"\r\n"
         )  # fmt: skip
         assert one.recv(100).startswith(b"HTTP/1.1 413")
@@ -292,10 +294,10 @@ def test_the_page_about_the_api_loads_from_here_alone(url: str) -> None:
 
     response, page = get("docs")
     loaded = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
-    assert sorted(loaded) == sorted(f"docs/{name}" for name in docs_page.FILES)
+    assert sorted(loaded) == sorted(f"docs/{name}" for name in openapi.DOCS_FILES)
     assert "url: 'openapi.json'" in page
     assert "default-src 'none'" in response.headers["content-security-policy"]
-    for name, kind in docs_page.FILES.items():
+    for name, kind in openapi.DOCS_FILES.items():
         assert get(f"docs/{name}")[0].headers["content-type"].startswith(kind)
     assert 'PACKAGE_VERSION:"5.' in get("docs/swagger-ui-bundle.js")[1]  # 4 cannot read OpenAPI 3.1
     assert ask(url, "GET", "/docs/redoc.standalone.js")[0] == 404

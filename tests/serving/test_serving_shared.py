@@ -14,12 +14,12 @@ from support.small_models import LABELS, classifier
 
 from trainyard.errors import UserError
 from trainyard.serving.errors import RequestError
-from trainyard.serving.gateway.discovery import ServeModels, _Known
+from trainyard.serving.gateway.discovery import _handle, _Model
 from trainyard.serving.options import SHARED
 from trainyard.serving.replica import shared as shared_module
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.last_good import Build
 from trainyard.serving.replica.shared import SharedReplica
+from trainyard.serving.replica.versioned_model import Build
 
 TASK = "text-classification"
 
@@ -53,10 +53,8 @@ def test_they_are_kept_by_the_name_that_the_gateway_asks_for(
         del stream
         sent.append(multiplexed_model_id)
 
-    gateway = ServeModels()
-    handle = SimpleNamespace(deployment_name=SHARED, options=options)
-    gateway._known = {"a": _Known(handle)}
-    gateway._handle("a")
+    handle: Any = SimpleNamespace(deployment_name=SHARED, options=options)
+    _handle(_Model(handle), "a")
 
     async def run() -> None:
         replica = shared()
@@ -154,7 +152,7 @@ def test_a_list_with_a_bad_name_is_refused_as_a_whole(monkeypatch: pytest.Monkey
         for bad in lists:
             for one in (replica, shared()):  # also a replica that starts with it
                 await one.reconfigure(bad)
-                assert (await one.offer()).names == ("a",)
+                assert (await one.info()).names == ("a",)
                 assert await loaded(one, "a") == "a"
                 assert (await one.describe("a"))["refused"]["version"] == bad
         await replica.reconfigure(models(a="a"))
@@ -213,8 +211,8 @@ def test_serve_replaces_a_replica_of_which_a_model_can_never_answer_again(
         await replica.reconfigure(models(a="a"))
         await loaded(replica, "a")
         await replica.check_health()
-        loads.hosts[0].healthy = False
-        with pytest.raises(RuntimeError, match="the batcher of model 'a' stopped"):
+        loads.hosts[0].fault = "its batcher stopped"
+        with pytest.raises(RuntimeError, match="model 'a': its batcher stopped"):
             await replica.check_health()
 
     asyncio.run(run())

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import struct
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ from support.small_models import classifier
 
 from trainyard.errors import UserError
 from trainyard.serving.options import ModelOptions, Version
-from trainyard.serving.replica import versioned_model as swap_module
-from trainyard.serving.replica.last_good import KEPT, Build, LastGood
+from trainyard.serving.replica import versioned_model as module
+from trainyard.serving.replica.host import Host
+from trainyard.serving.replica.metrics import ReplicaMetrics
 from trainyard.serving.replica.model_source import locate
-from trainyard.serving.replica.versioned_model import Swap
+from trainyard.serving.replica.versioned_model import KEPT, Build, VersionedModel
 
 TASK = "text-classification"
 DEEP = "[" * 100_000
@@ -30,9 +32,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(monkeypatch)
 
 
-def replica(run: str = "1", args: str = "some", **options: Any) -> Swap:
+def replica(run: str = "1", args: str = "some", **options: Any) -> VersionedModel:
     build = Build(args, run)
-    return Swap("mail", ModelOptions(threads=1, **options), LastGood("app", build, "mail"))
+    return VersionedModel("mail", ModelOptions(threads=1, **options), "app", build)
 
 
 def source(name: str) -> dict[str, str]:
@@ -54,16 +56,16 @@ def test_whatever_a_version_raises_the_one_that_serves_stays(
     loads = Loads(monkeypatch, {"a": TASK, "broken": error, "b": TASK})
 
     async def run() -> None:
-        swap = replica()
-        await swap.want(source("a"))
+        model = replica()
+        await model.want(source("a"))
         for wanted in (source("broken"), {"sorce": "a"}, 7):
-            await swap.want(wanted)
-            about = swap.describe()
+            await model.want(wanted)
+            about = model.describe()
             assert about["source"] == "a"
             assert about["refused"]["version"] == wanted
             assert "\n" not in about["refused"]["error"]
-        await swap.want(source("b"))
-        assert swap.describe() == {"source": "b"}
+        await model.want(source("b"))
+        assert model.describe() == {"source": "b"}
         assert loads.open() == ["b"]
 
     asyncio.run(run())
@@ -122,14 +124,14 @@ def test_a_broken_folder_is_refused_in_one_sentence(
     async def run() -> None:
         with pytest.raises(UserError) as first:
             await replica(task=task).want(source(str(bad)))
-        swap = replica("2", task=task)
-        await swap.want(source(str(good)))
-        await swap.want(source(str(bad)))
-        about = swap.describe()
+        model = replica("2", task=task)
+        await model.want(source(str(good)))
+        await model.want(source(str(bad)))
+        about = model.describe()
         assert about["source"] == str(good)
         assert about["refused"]["error"] == str(first.value)
         assert "\n" not in str(first.value)
-        swap.close()
+        model.close()
 
     asyncio.run(run())
 
@@ -168,9 +170,9 @@ def test_a_version_for_another_task_is_refused_everywhere(
     loads = Loads(monkeypatch, {"a": TASK, "other": "fill-mask"})
 
     async def run() -> None:
-        swap = replica()
-        await swap.want(source("a"))
-        for one in (swap, replica()):  # also a replica that has not seen the old one
+        model = replica()
+        await model.want(source("a"))
+        for one in (model, replica()):  # also a replica that has not seen the old one
             await one.want(source("other"))
             about = one.describe()
             assert about["source"] == "a"
@@ -242,37 +244,158 @@ def test_a_build_after_one_that_failed_knows_what_its_replicas_serve(
 def test_a_refused_version_is_tried_again_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = Loads(monkeypatch, {"a": TASK, "copied": UserError("not there yet")})
     now = [1000.0]
-    monkeypatch.setattr(swap_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     async def run() -> None:
-        swap = replica()
-        await swap.want(source("a"))
-        await swap.want(source("copied"))
+        model = replica()
+        await model.want(source("a"))
+        await model.want(source("copied"))
         waits = []
         for _ in range(8):
-            swap.check_health()  # as Serve's health check does, every ten seconds
-            assert not hasattr(swap, "_retrying")
-            waits.append(swap._retry_at - now[0])
-            now[0] = swap._retry_at
-            swap.check_health()
-            await swap._retrying
-            del swap._retrying
+            await model.check_health()
+            assert not hasattr(model, "_retrying")
+            waits.append(model._retry_at - now[0])
+            now[0] = model._retry_at
+            await model.check_health()
+            await model._retrying
+            del model._retrying
         assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
-        assert swap.describe()["refused"]["tries"] == 9
+        assert model.describe()["refused"]["tries"] == 9
         loads.table["copied"] = TASK
-        now[0] = swap._retry_at
-        swap.check_health()
-        await swap._retrying
-        assert swap.describe() == {"source": "copied"}
+        now[0] = model._retry_at
+        await model.check_health()
+        await model._retrying
+        assert model.describe() == {"source": "copied"}
         assert loads.open() == ["copied"]
         asked = len(loads.asked)
         now[0] += 10_000
-        swap.check_health()
+        await model.check_health()
         await asyncio.sleep(0)
         assert len(loads.asked) == asked
 
     asyncio.run(run())
-    assert swap_module.LONGEST_RETRY_SECONDS == 900
+    assert module.LONGEST_RETRY_SECONDS == 900
+
+
+def test_a_version_that_ends_its_process_ends_no_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One replica tries first, and the others wait; when it is gone, the version is refused."""
+    loads = Loads(monkeypatch, {"a": TASK, "deadly": TASK, "b": TASK})
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+
+    def named(name: str, run: str = "1") -> VersionedModel:
+        store.replica = name
+        store.alive.add(name)
+        return replica(run)
+
+    async def run() -> None:
+        one, two = named("one"), named("two")
+        for model in (one, two):
+            await model.want(source("a"))
+        deadly = Version(source="deadly")
+        attempt = one._attempts.first(deadly, lambda: False)
+        await attempt.__aenter__()  # and its process will end in there
+        waiting = asyncio.create_task(two.want(deadly))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        store.alive.remove("one")
+        await waiting
+        assert loads.asked == ["a", "a"], "nobody else loaded it"
+        about = two.describe()
+        assert about["source"] == "a"
+        assert "ended the process of the replica that loaded it" in about["refused"]["error"]
+        instead = named("three")  # Serve starts another, with what is wanted
+        await instead.want(source("deadly"))
+        assert instead.describe()["source"] == "a"
+        two._retry_at = 0.0
+        await two.check_health()
+        await two._retrying
+        assert two.describe()["source"] == "a"
+        assert "deadly" not in loads.asked
+        await two.want(source("b"))  # wanted again after another one, it is tried again
+        await two.want(source("deadly"))
+        assert two.describe() == {"source": "deadly"}
+
+    asyncio.run(run())
+
+
+def test_an_attempt_counts_only_for_what_its_version_did(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the whole node was lost, the application is another, or Serve ended the replica."""
+    loads = Loads(monkeypatch, {"a": TASK})
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+
+    kept: list[Any] = []
+
+    async def attempted() -> VersionedModel:
+        store.kept.clear()
+        store.replica, store.alive, store.nodes = "one", {"one", "two"}, {"node"}
+        model = replica()
+        kept.append(model._attempts.first(Version(source="a"), lambda: False))
+        await kept[-1].__aenter__()
+        store.replica = "two"
+        store.alive = {"two"}
+        return model
+
+    async def run() -> None:
+        await attempted()
+        store.nodes = {"another"}
+        await replica().want(source("a"))
+        await attempted()
+        await replica("2", "other args").want(source("a"))
+        (await attempted()).abandon()
+        await replica().want(source("a"))
+        await attempted()
+        with pytest.raises(UserError, match="ended the process"):
+            await replica().want(source("a"))
+        await attempted()
+        store.broken = True  # without a store there is no record, but a model
+        await replica().want(source("a"))
+        assert loads.open() == ["a"] * 4
+
+    asyncio.run(run())
+
+
+def test_once_a_version_is_loaded_the_others_load_it_at_the_same_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = Loads(monkeypatch, {"a": TASK})
+    load, gate, at_once = loads._load, threading.Event(), []
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+
+    def slowly(*arguments: Any) -> Any:
+        at_once.append(1)
+        assert gate.wait(10)
+        return load(*arguments)
+
+    monkeypatch.setattr(Host, "load", slowly)
+
+    async def run() -> None:
+        models = []
+        for name in ("one", "two", "three"):
+            store.replica = name
+            store.alive.add(name)
+            models.append(replica())
+        tasks = [asyncio.create_task(model.want(source("a"))) for model in models]
+        await asyncio.sleep(0.2)
+        assert len(at_once) == 1
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert len(at_once) == 3
+        assert not [key for key in store.kept if "attempt" in key]
+
+    asyncio.run(run())
+
+
+def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = classifier(tmp_path)
+    monkeypatch.setattr("ray._private.utils.estimate_available_memory", lambda: 10_000)
+    with pytest.raises(UserError, match=r"needs about 0\.\d GB in float32 and 0\.0 GB are free"):
+        Host.load(Version(source=str(folder)), ModelOptions(threads=1), ReplicaMetrics())
 
 
 def test_what_serves_is_not_loaded_again_when_serve_repeats_itself(
@@ -281,9 +404,9 @@ def test_what_serves_is_not_loaded_again_when_serve_repeats_itself(
     loads = Loads(monkeypatch, {"a": TASK, "broken": UserError("no")})
 
     async def run() -> None:
-        swap = replica()
+        model = replica()
         for name in ("a", "a", "broken", "broken"):
-            await swap.want(source(name))
+            await model.want(source(name))
         assert loads.asked == ["a", "broken"]
 
     asyncio.run(run())
@@ -293,10 +416,10 @@ def test_a_version_that_comes_after_the_end_is_let_go(monkeypatch: pytest.Monkey
     loads = Loads(monkeypatch, {"a": TASK, "b": TASK})
 
     async def run() -> None:
-        swap = replica()
-        await swap.want(source("a"))
-        swap.close()
-        await swap.want(source("b"))
+        model = replica()
+        await model.want(source("a"))
+        model.close()
+        await model.want(source("b"))
         assert loads.open() == []
 
     asyncio.run(run())

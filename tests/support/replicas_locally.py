@@ -9,24 +9,42 @@ import pytest
 
 from trainyard.serving.options import MODEL
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.metrics import Watch
+from trainyard.serving.replica.metrics import ReplicaMetrics
 
 
 class Store:
     """Ray's internal key-value store; `broken`, it does not answer.
 
     And what Serve knows of the application: its `status`, and how many of its replicas are `running`.
+    `replica` names the process that asks; `alive` are the names of those that did not end.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kept: dict[str, Any] = {}
         self.broken = False
         self.status, self.running = "DEPLOYING", 0
-        monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_get", self._get)
-        monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_put", self._put)
+        self.replica, self.alive, self.nodes = "one", {"one"}, {"node"}
+        for name in ("get", "put", "del", "list"):
+            stand_in = getattr(self, f"_{name}")
+            monkeypatch.setattr(f"ray.experimental.internal_kv._internal_kv_{name}", stand_in)
+        monkeypatch.setattr("ray.get_actor", self._get_actor)
+        monkeypatch.setattr("ray.nodes", lambda: [{"NodeID": n, "Alive": True} for n in self.nodes])
+        node = SimpleNamespace(get_node_id=lambda: "node")
+        monkeypatch.setattr("ray.get_runtime_context", lambda: node)
         monkeypatch.setattr("ray.serve.status", self._applications)
-        context = SimpleNamespace(app_name="app")
-        monkeypatch.setattr("ray.serve.get_replica_context", lambda: context)
+        monkeypatch.setattr("ray.serve.get_replica_context", self.context)
+
+    def context(self) -> Any:
+        """Serve's context of the replica that asks."""
+        name = self.replica
+        return SimpleNamespace(
+            app_name="app", replica_id=SimpleNamespace(to_full_id_str=lambda: name)
+        )
+
+    def _get_actor(self, name: str, *, namespace: str) -> None:
+        assert namespace == "serve"
+        if name not in self.alive:
+            raise ValueError(f"there is no actor {name}")
 
     def _applications(self) -> Any:
         deployments = {MODEL: SimpleNamespace(replica_states={"RUNNING": self.running})}
@@ -38,10 +56,26 @@ class Store:
             raise RuntimeError("the store is away")
         return self.kept.get(namespace + key)
 
-    def _put(self, key: str, value: str, *, namespace: str) -> None:
+    def _put(self, key: str, value: str, overwrite: bool = True, *, namespace: str) -> bool:
+        """True when the key existed, as Ray says."""
         if self.broken:
             raise RuntimeError("the store is away")
-        self.kept[namespace + key] = value
+        existed = namespace + key in self.kept
+        if overwrite or not existed:
+            self.kept[namespace + key] = value
+        return existed
+
+    def _del(self, key: str | bytes, *, namespace: str) -> None:
+        if self.broken:
+            raise RuntimeError("the store is away")
+        name = key if isinstance(key, str) else key.decode()
+        self.kept.pop(namespace + name, None)
+
+    def _list(self, prefix: str, *, namespace: str) -> list[bytes]:
+        if self.broken:
+            raise RuntimeError("the store is away")
+        start = namespace + prefix
+        return [key.removeprefix(namespace).encode() for key in self.kept if key.startswith(start)]
 
 
 class Loads:
@@ -53,15 +87,20 @@ class Loads:
         self.hosts: list[Any] = []
         monkeypatch.setattr(Host, "load", self._load)
 
-    def _load(self, version: Any, options: Any, watch: Any) -> Any:
-        del options, watch
+    def _load(self, version: Any, options: Any, metrics: Any) -> Any:
+        del options, metrics
         self.asked.append(version.source)
         found = self.table[version.source]
         if isinstance(found, Exception):
             raise found
         host = SimpleNamespace(
-            source=version.source, predictor=SimpleNamespace(task=found), closed=False, healthy=True
+            source=version.source, predictor=SimpleNamespace(task=found), closed=False, fault=None
         )
+
+        async def find_fault() -> Any:
+            return host.fault
+
+        host.find_fault = find_fault
         host.describe = lambda: {"source": host.source}
         host.close = lambda: setattr(host, "closed", True)
         self.hosts.append(host)
@@ -96,4 +135,6 @@ class Cache:
 
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     """No metrics in Ray."""
-    monkeypatch.setattr("trainyard.serving.replica.versioned_model.RayWatch", lambda _: Watch())
+    monkeypatch.setattr(
+        "trainyard.serving.replica.versioned_model.RayReplicaMetrics", lambda _: ReplicaMetrics()
+    )

@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+JSON = {"content-type": "application/json"}
 BODY = b'{"inputs": "bana cola"}'
 
 
 def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as response:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, JSON), timeout=60
+        ) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)

@@ -1,16 +1,16 @@
-"""What the gateway needs of Serve, without it: a status, handles, and replicas at the end of lines."""
+"""What the gateway needs of Serve, without it: a status, handles, replicas with connections."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from trainyard.serving.answer import Answer
-from trainyard.serving.gateway.discovery import ServeModels, _Known
+from trainyard.serving.gateway.discovery import ServeModels, _Model
 from trainyard.serving.options import MODEL
-from trainyard.serving.transport import Exchange, Place
+from trainyard.serving.transport import Address, ConnectionServer
 
 HOST = "127.0.0.1"
 
@@ -27,7 +27,7 @@ def models(remote: Callable[..., Any]) -> ServeModels:
     handle = SimpleNamespace(
         deployment_name=MODEL, app_name="mail", answer=SimpleNamespace(remote=remote)
     )
-    found._known = {"mail": _Known(handle)}
+    found._models = {"mail": _Model(cast("Any", handle))}
     return found
 
 
@@ -36,9 +36,13 @@ def applications(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any]) -> None
     monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=found))
 
 
-def one_running(monkeypatch: pytest.MonkeyPatch, deployment: str = MODEL) -> None:
-    running = SimpleNamespace(replica_states={"RUNNING": 1})
-    mail = SimpleNamespace(deployments={deployment: running}, status="RUNNING")
+def one_running(
+    monkeypatch: pytest.MonkeyPatch, deployment: str = MODEL, replicas: int = 1
+) -> None:
+    running = SimpleNamespace(replica_states={"RUNNING": replicas})
+    mail = SimpleNamespace(
+        deployments={deployment: running}, status="RUNNING", last_deployed_time_s=1
+    )
     applications(monkeypatch, {"mail": mail})
 
 
@@ -60,22 +64,41 @@ async def echo(_: str, body: bytes, __: float) -> Answer:
     return Answer(200, b"by Ray: " + body)
 
 
-class Exchanges:
-    """Replicas that can be asked by a line, and lost."""
+class Replicas:
+    """Replicas that can be asked by connection, and lost.
 
-    def __init__(self) -> None:
+    Each answers after `seconds`, when the gate is open; the `sick` ones with 500, at once.
+    """
+
+    def __init__(self, seconds: float = 0.0, sick: Collection[int] = ()) -> None:
         self.asked: list[int] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self._seconds, self._sick = seconds, sick
+        self._deadly: bytes | None = None
+        self._killed: list[int] = []
 
-    async def open(self, count: int) -> list[Place]:
-        self.exchanges = [Exchange(self._answer(index)) for index in range(count)]
-        return [await exchange.open(HOST) for exchange in self.exchanges]
+    async def open(self, count: int) -> list[Address]:
+        self.servers = [ConnectionServer(self._answer(index)) for index in range(count)]
+        return [await server.open(HOST) for server in self.servers]
+
+    def kill_on(self, body: bytes) -> list[int]:
+        """Let a body end whichever replica computes it; returns those it ended."""
+        self._deadly = body
+        return self._killed
 
     def _answer(self, index: int) -> Callable[[bytes, float], Any]:
         async def answer(body: bytes, _: float) -> Answer:
             self.asked.append(index)
+            if index in self._sick:
+                return Answer(500, b"{}")
+            if body == self._deadly:
+                await asyncio.sleep(self._seconds / 2)  # until others are in work, too
+                self._killed.append(index)
+                for connection in list(self.servers[index].connections):
+                    connection._transport.abort()
+            await asyncio.sleep(self._seconds)
             await self.gate.wait()
-            return Answer(200, b"by line: " + body)
+            return Answer(200, b"by connection: " + body)
 
         return answer

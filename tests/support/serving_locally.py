@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.serving.answer import Answer
-from trainyard.serving.gateway.gateway import build_gateway
+from trainyard.serving.gateway.http import GatewayMetrics, build_gateway
 from trainyard.serving.gateway.keys import KeyRing
-from trainyard.serving.gateway.metrics import GatewayWatch
 from trainyard.serving.options import GatewayOptions, ModelOptions, Version
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.metrics import Watch
+from trainyard.serving.replica.metrics import ReplicaMetrics
 
 
 def load(source: Path, **options: Any) -> Host:
-    return Host.load(Version(source=str(source)), ModelOptions(threads=1, **options), Watch())
+    return Host.load(
+        Version(source=str(source)), ModelOptions(threads=1, **options), ReplicaMetrics()
+    )
 
 
 def free_port() -> int:
@@ -42,7 +43,7 @@ class LocalModels:
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
         return await self.hosts[name].answer(body, seconds)
 
-    def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
+    def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[Answer | bytes]:
         return self.hosts[name].stream(body, seconds)
 
     async def describe(self, name: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def serving(
     models: Any,
     options: GatewayOptions | None = None,
     keys: KeyRing | None = None,
-    watch: GatewayWatch | None = None,
+    metrics: GatewayMetrics | None = None,
 ) -> Iterator[str]:
     """The URL of a gateway that runs until the block ends."""
     import uvicorn
@@ -62,7 +63,7 @@ def serving(
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(
-            build_gateway(models, options or GatewayOptions(), keys or KeyRing(None), watch),
+            build_gateway(models, options or GatewayOptions(), keys or KeyRing(None), metrics),
             log_level="warning",
             lifespan="off",
         )

@@ -8,13 +8,12 @@ from trainyard.serving.errors import RequestError
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back over HTTP."""
+    """An HTTP response; its body is JSON."""
 
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def to(cls, error: RequestError) -> Self:
-        """What a request gets that fails."""
+    def from_error(cls, error: RequestError) -> Self:
         return cls(error.status, error.body(), error.headers())

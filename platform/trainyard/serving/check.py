@@ -1,14 +1,16 @@
-"""`python serve/app.py`: check a configuration before it is deployed, and make API keys."""
+"""Commands of `python serve/app.py`: check a configuration before it is deployed, and make API keys."""
 
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from trainyard.errors import UserError
-from trainyard.serving.app import GATEWAY
 from trainyard.serving.gateway.keys import new_key
 from trainyard.serving.options import (
+    GATEWAY,
     MODEL,
     SHARED,
     GatewayOptions,
@@ -42,8 +44,6 @@ def main(argv: list[str]) -> None:
 
 
 def _new_key(name: str, *models: str) -> None:
-    import yaml
-
     secret, key = new_key(name, list(models))
     print(f"give this away, it is not kept anywhere: {secret}", file=sys.stderr)  # noqa: T201
     entry = key.model_dump(exclude_none=True) | (
@@ -53,8 +53,6 @@ def _new_key(name: str, *models: str) -> None:
 
 
 def _check(path: str) -> None:
-    import yaml
-
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -65,10 +63,10 @@ def _check(path: str) -> None:
 
 
 def check_config(config: Any, where: str) -> None:
-    """Check a Serve config file as strictly as Serve does not.
+    """Check a Serve config file strictly; Serve ignores unknown keys.
 
     Raises:
-        UserError: one sentence that names the first key that is wrong.
+        UserError: one sentence that names the first wrong key.
     """
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
@@ -76,18 +74,18 @@ def check_config(config: Any, where: str) -> None:
     if not isinstance(config, Mapping):
         raise UserError(f"{where} must hold a Serve config, not {config!r}")
     check_keys(config, ServeDeploySchema, where)
-    places: dict[str, str] = {}
+    applications: dict[str, str] = {}
     for number, application in enumerate(config.get("applications") or []):
         if not isinstance(application, Mapping) or "name" not in application:
             raise UserError(f"{where}: applications.{number} has no name")
-        place = f"application '{application['name']}'"
-        for model in _check_application(application, f"{where}: {place}"):
-            if model in places:
+        owner = f"application '{application['name']}'"
+        for model in _check_application(application, f"{where}: {owner}"):
+            if model in applications:
                 raise UserError(
-                    f"{where}: the model '{model}' is in {places[model]} and in {place}; the name tells "
-                    "callers' requests apart: give one of them another"
+                    f"{where}: the model '{model}' is in {applications[model]} and in {owner}; the "
+                    "name keeps requests apart: give one of them another"
                 )
-            places[model] = place
+            applications[model] = owner
     try:
         ServeDeploySchema.model_validate(config)
     except ValidationError as error:
@@ -97,7 +95,7 @@ def check_config(config: Any, where: str) -> None:
 
 
 def _check_application(application: Mapping[str, Any], where: str) -> list[str]:
-    """Names of its models."""
+    """Check one application; return the names of its models."""
     builder = str(application.get("import_path", "")).rpartition(":")[2]
     if builder not in KINDS:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a request can fail with: one table of HTTP statuses and of `error_type`s in the body."""
+"""Errors of a request: one table of HTTP statuses and of the `error_type` in the body."""
 
 import json
 import math
@@ -8,26 +8,28 @@ STATUSES = {
     "malformed": (400, "validation"),
     "invalid": (422, "validation"),
     "unauthorized": (401, "unauthorized"),
+    "foreign": (403, "unauthorized"),
     "not_found": (404, "not_found"),
     "method": (405, "validation"),
     "slow_body": (408, "timeout"),
     "too_large": (413, "too_large"),
+    "media_type": (415, "validation"),
     "overloaded": (429, "overloaded"),
     "left": (499, "timeout"),
     "failed": (500, "generation"),
     "late": (503, "overloaded"),
     "unavailable": (503, "unavailable"),
 }
-"""Kind of failure -> HTTP status, `error_type` as the Hugging Face client knows it. 499 is nginx's for a
-caller who left, whom nothing reaches any more."""
+"""Kind of error -> HTTP status, `error_type` as the Hugging Face client knows it. 499 is nginx's status for
+a client that disconnected."""
 
 
 class RequestError(Exception):
-    """A request that gets no answer; the message is one sentence for whoever sent it.
+    """A request without an answer; the message is one sentence for the client.
 
     Attributes:
         kind: a key of `STATUSES`.
-        retry_after: seconds after which trying again makes sense, or None.
+        retry_after: seconds after which a retry makes sense, or None.
     """
 
     def __init__(self, kind: str, message: str, retry_after: float | None = None) -> None:
@@ -40,15 +42,13 @@ class RequestError(Exception):
 
     @property
     def status(self) -> int:
-        """HTTP status."""
         return STATUSES[self.kind][0]
 
     def body(self) -> bytes:
-        """The JSON that is sent."""
         return json.dumps({"error": str(self), "error_type": STATUSES[self.kind][1]}).encode()
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After`, in whole seconds as HTTP wants it, where it makes sense."""
+        """`Retry-After`, in the whole seconds that HTTP requires."""
         if self.retry_after is None:
             return {}
         return {"retry-after": str(max(1, math.ceil(self.retry_after)))}

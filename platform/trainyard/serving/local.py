@@ -1,4 +1,4 @@
-"""One model behind HTTP on this machine, for as long as a block lasts."""
+"""Serve one model over HTTP on this machine, inside a `with` block."""
 
 import contextlib
 import socket
@@ -19,7 +19,7 @@ READY_SECONDS = 120
 def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[str]:
     """Serve a model on 127.0.0.1 by Ray Serve; yields its URL, as `InferenceClient(url)` takes it.
 
-    Uses the Ray that this process is connected to, else starts a local one and stops it again.
+    It uses the Ray that this process is connected to, or starts a local one and stops it again.
 
     Args:
         source: run folder, folder of a saved model, or Hub id.
@@ -56,7 +56,7 @@ def _start(application: Any, source: str, port: int) -> None:
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         serve.run(application, name="trainyard", route_prefix="/")
-    except RuntimeError as error:  # what Serve raises for a deployment that failed
+    except RuntimeError as error:  # Serve's error for a deployment that failed
         failed = serve.status().applications.get("trainyard")
         deployment = failed and failed.deployments.get(MODEL)
         reason = _last_line(deployment.message) if deployment else error

@@ -1,7 +1,6 @@
-"""What can be configured: every key of `args` and `user_config` in serve/config.yaml, strictly.
+"""Options: every key of `args` and `user_config` in serve/config.yaml, checked strictly.
 
-Ray Serve ignores keys that it does not know; here a misspelt one is an error that names it and the
-one that was probably meant.
+Ray Serve ignores unknown keys. Here a misspelled key is an error that names it and the likely meant key.
 """
 
 import difflib
@@ -21,18 +20,26 @@ from pydantic import (
 from trainyard.errors import UserError
 from trainyard.models import EngineName
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-"""What a model may be called: a path segment of a URL, and no path of a file system."""
+MODEL, SHARED, GATEWAY = "Model", "SharedModels", "Gateway"
+"""Names of the deployments, by which `deployments:` in serve/config.yaml refers to them."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+"""Valid model names: NAME or ORG/NAME, as a URL path and not a path of a file system."""
+
+SUFFIXES = ("health", "info")
+"""Last parts of `GET /models/{name}/…`, which no model of an organization may have as its name."""
 
 
 class Strict(BaseModel):
-    """Options that know their own keys."""
+    """Options that refuse unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def parse(cls, fields: Any, where: str) -> Self:
-        """Check `fields`, as they come from YAML or the command line.
+        """Check `fields` from YAML or the command line.
 
         Raises:
             UserError: one sentence that names the first key that is wrong.
@@ -54,14 +61,14 @@ def _sentence(options: type[BaseModel], error: ValidationError) -> str:
         return unknown_key(key, str(found["loc"][-1]), options)
     if found["type"] == "missing":
         return f"the key '{key}' is missing"
-    if found["type"] == "value_error":  # a check of ours, which says what it found
+    if found["type"] == "value_error":  # a check of ours, with its own sentence
         return f"'{key}': {found['ctx']['error']}"
     message = found["msg"]
     return f"'{key}' is {found['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
-    """Half a sentence about a key that `options` does not have, with the one that was meant."""
+    """Half a sentence about an unknown key, with the key that was likely meant."""
     known = sorted(options.model_fields)
     close = difflib.get_close_matches(last, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
@@ -69,10 +76,10 @@ def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
 
 
 def check_keys(value: Mapping[str, Any], schema: Any, where: str) -> None:
-    """Refuse keys that `schema`, a model of Serve's, would ignore; also in the models below it.
+    """Refuse keys that `schema`, a model of Serve's, would ignore, and those of the models below it.
 
     Raises:
-        UserError: one sentence that names the first of them.
+        UserError: one sentence that names the first such key.
     """
     for key, item in value.items():
         if key not in schema.model_fields:
@@ -95,17 +102,22 @@ class GatewayOptions(Strict):
     """`args` of the gateway.
 
     Attributes:
-        keys_file: YAML list of API keys (see `keys.py`); without one, only this machine may ask.
-        body_bytes: largest body of a request.
-        body_seconds: time in which a body must have arrived.
-        unread_bytes: bytes of all bodies that have not arrived whole; large ones give way.
-        request_timeout_s: time in which a request must be answered.
-        concurrent_requests: requests that may be in work or wait at once, per gateway replica.
+        keys_file: YAML list of API keys (see `keys.py`); without one, only this machine has access.
+        allowed_hosts: names that the header Host may have, such as a proxy's. Without keys, those
+            of the loopback address are added; with keys and without this list, any name is allowed.
+        cors_origins: origins whose web pages may send requests, or `*`. Default: none.
+        body_bytes: maximum size of a request's body, also once decompressed.
+        body_seconds: maximum time in which a body must arrive.
+        unread_bytes: maximum bytes of all bodies that are still being received.
+        request_timeout_s: maximum time of a request.
+        concurrent_requests: maximum requests in flight, per gateway replica.
         num_replicas: gateways; they hold no model.
-        num_cpus: what Ray reserves for each.
+        num_cpus: CPUs that Ray reserves for each.
     """
 
     keys_file: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     body_bytes: int = Field(default=2_000_000, ge=1)
     body_seconds: float = Field(default=5.0, gt=0)
     unread_bytes: int = Field(default=256_000_000, ge=1)
@@ -129,27 +141,27 @@ class Version(Strict):
 
 
 class ModelOptions(Strict):
-    """`args` of a model: how it is run. Changing them replaces its replicas, one after another.
+    """`args` of a model. Changing them replaces its replicas, one after another.
 
     Attributes:
-        task: the model's pipeline task; by default what its config says it is for.
-        engine: what runs the forward pass: torch, compile, openvino; by default what jobs/engine.py
-            found to be best for the model on such a machine, else torch.
-        dtype: what it computes in.
-        device: `cpu`, `cuda`; by default a GPU when the replica has one.
-        threads: of a forward pass on the CPU; by default as many as `num_cpus` reserves.
-        batch_tokens: rows times longest row of one forward pass.
-        batch_rows: rows of one forward pass.
-        waiting_tokens: tokens that may wait; more are refused with 429.
-        max_items: inputs of one request.
-        max_rows: sequences that one request may become (texts times candidate labels, sentences, chunks
-            of long texts, texts to draw) or be answered by (proposals for masks, spans of a context).
-        max_new_tokens: tokens generated for one text.
-        max_parameters: largest model that is loaded, by its config.
-        num_replicas: replicas; without `autoscaling` 1 by default, with it none can be given.
+        task: pipeline task of the model. Default: the task of its config's architecture.
+        engine: engine of the forward pass: torch, compile, openvino. Default: the engine that
+            jobs/engine.py measured as best for the model on such a machine, else torch.
+        dtype: number format of the computation.
+        device: `cpu` or `cuda`. Default: a GPU when the replica has one.
+        threads: threads of a forward pass on the CPU. Default: `num_cpus`.
+        batch_tokens: maximum rows times longest row of one forward pass.
+        batch_rows: maximum rows of one forward pass.
+        waiting_tokens: maximum tokens in the queue; more are refused with 429.
+        max_items: maximum inputs of one request.
+        max_rows: maximum sequences that one request becomes (texts times candidate labels, sentences,
+            chunks of long texts, texts to draw) or gets (proposals for masks, spans of a context).
+        max_new_tokens: maximum tokens generated for one text.
+        max_parameters: maximum parameters of a model, by its config.
+        num_replicas: replicas. Default: 1; excluded by `autoscaling`.
         autoscaling: Ray Serve's `autoscaling_config`.
-        num_cpus: what Ray reserves for each replica.
-        num_gpus: the same.
+        num_cpus: CPUs that Ray reserves for each replica.
+        num_gpus: GPUs that Ray reserves for each replica.
     """
 
     task: str | None = None
@@ -172,26 +184,26 @@ class ModelOptions(Strict):
     @field_validator("autoscaling")
     @classmethod
     def _autoscaling(
-        cls, given: dict[str, Any] | None, others: ValidationInfo
+        cls, config: dict[str, Any] | None, others: ValidationInfo
     ) -> dict[str, Any] | None:
-        if given is None:
+        if config is None:
             return None
         from ray.serve.config import AutoscalingConfig
 
         if others.data.get("num_replicas") is not None:
             raise ValueError("it sets the number of replicas, and so does num_replicas; give one")
         try:
-            check_keys(given, AutoscalingConfig, "it")
+            check_keys(config, AutoscalingConfig, "it")
         except UserError as error:
             raise ValueError(str(error)) from None
-        return given
+        return config
 
 
 class SharedOptions(ModelOptions):
     """`args` of replicas that many rarely used models share.
 
     Attributes:
-        max_loaded: models that one replica keeps loaded; the least recently used one gives way.
+        max_loaded: maximum models that one replica keeps loaded; the least recently used is evicted.
     """
 
     max_loaded: int = Field(default=3, ge=1)
@@ -215,13 +227,18 @@ class HostOptions(ModelOptions):
 
     Attributes:
         model: source of the model, as `Version.source`.
-        name: under which it is asked; by default that of its run, or the last part of its source.
-        keys_file: as for the gateway.
+        name: name of the model in its URL. Default: the name of its run, or the last part of its
+            source.
+        keys_file: as in `GatewayOptions`, like the next two.
+        allowed_hosts: names that the header Host may have.
+        cors_origins: origins whose web pages may send requests.
     """
 
     model: str
     name: str | None = None
     keys_file: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -230,18 +247,14 @@ class HostOptions(ModelOptions):
 
 
 def check_name(name: str) -> str:
-    """`name`, when a model may be called so.
+    """Return `name` when it is a valid model name.
 
     Raises:
-        ValueError: when it may not.
+        ValueError: when it is not.
     """
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or ("/" in name and name.rpartition("/")[2] in SUFFIXES):
         raise ValueError(
             f"'{name}' is no model name; use up to 96 letters, digits, '.', '_' and '-', starting "
-            "with a letter or a digit"
+            "with a letter or a digit, optionally after an organization and '/'"
         )
     return name
-
-
-MODEL, SHARED = "Model", "SharedModels"
-"""Names of the deployments, by which `deployments:` in serve/config.yaml refers to them."""

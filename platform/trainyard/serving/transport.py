@@ -1,9 +1,10 @@
-"""A direct line from the gateway to a replica: a call through Ray takes as long as a short forward pass.
+"""The TCP connection between a gateway and a replica.
 
-Messages are msgpack, which carries data and no code: `(call, body, seconds)` asks, `(call,)` takes it
-back, `(call, status, body, headers)` answers, `(None,)` says that the replica leaves and takes nothing
-more. A line begins with a secret, which the gateway is told
-through Ray: nobody else can ask. What Ray's calls do for others is not needed here, see `Host.by_line`.
+A call through Ray would take as long as a short forward pass.
+Messages are msgpack, which carries data and no code: `(call, body, seconds)` is a request, `(call,)`
+cancels it, `(call, status, body, headers)` is the answer, `(None,)` announces that the replica takes no
+more requests. A connection begins with a secret that the gateway receives through Ray. Calls that need
+more than that, such as streams, go through Ray: see `Host.uses_connections`.
 """
 
 import asyncio
@@ -11,253 +12,289 @@ import itertools
 import logging
 import secrets
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+from msgpack import Unpacker, packb
+
 from trainyard.serving.answer import Answer
-from trainyard.serving.errors import RequestError
+from trainyard.serving.errors import STATUSES, RequestError
 
 SECRET_BYTES = 32
-PATIENCE_SECONDS = 5.0
-"""For a line to be opened, and for its secret."""
+
+OPEN_SECONDS = 5.0
+"""Seconds to open a connection, and to send its secret."""
 
 HOST_LOST_SECONDS = 20
-"""A host without power says no goodbye: one that acknowledges nothing for so long is lost, and so is a
-process that reads nothing of what fills its buffers."""
+"""Seconds without an acknowledgment after which a host counts as lost: one without power sends no FIN."""
 
 KEPT_BYTES = 1_000_000
-"""msgpack keeps the memory of its largest message: past this it is let go."""
+"""Bytes. msgpack keeps the memory of its largest message; beyond this, the unpacker is replaced."""
 
-Place = tuple[str, int, bytes]
-"""Host, port and secret of a replica's end."""
+FAILURE_PENALTY = 16.0
+"""Requests in flight that one failed answer counts like, when a replica is chosen."""
+
+PENALTY_HALF_LIFE = 10.0
+"""Seconds in which the penalty halves, so that a replica that recovers gets requests again."""
+
+Address = tuple[str, int, bytes]
+"""Host, port and secret of a replica."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What a replica says of itself: its models, and its end of a line, if they are asked by one."""
+class ReplicaInfo:
+    """Models of a replica, and its address when it takes connections."""
 
     names: tuple[str, ...]
-    place: Place | None = None
+    address: Address | None = None
 
 
-class LineError(Exception):
-    """The replica is gone, or its host: it may have computed the answer, or not."""
+class ConnectionLost(Exception):  # noqa: N818  # the replica's state, which is no error of this process
+    """The replica or its host is gone.
+
+    Attributes:
+        in_work: True when the request was sent: the replica may have computed it.
+    """
+
+    def __init__(self, *, in_work: bool) -> None:
+        super().__init__("the connection to a replica was lost")
+        self.in_work = in_work
 
 
-class _Messages(asyncio.Protocol):
-    """Either end: whole messages, in the order in which they were sent."""
+class _MessageProtocol(asyncio.Protocol):
+    """Either end of a connection: whole messages, in order."""
 
     def __init__(self) -> None:
-        self._renew()
-        self._transport: Any = None
+        self._renew_unpacker()
+        self._transport: Any = None  # of asyncio or uvloop, which share no class
 
-    def _renew(self) -> None:
-        from msgpack import Unpacker
-
+    def _renew_unpacker(self) -> None:
         self._unpacker = Unpacker(max_buffer_size=0)  # any size: both ends know their limits
         self._fed = 0
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        plug = transport.get_extra_info("socket")
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (  # what there is of them: Linux has all
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (  # Linux has all of them
             ("TCP_KEEPIDLE", HOST_LOST_SECONDS // 4),
             ("TCP_KEEPINTVL", HOST_LOST_SECONDS // 4),
             ("TCP_USER_TIMEOUT", HOST_LOST_SECONDS * 1000),
         ):
             if hasattr(socket, option):
-                plug.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def data_received(self, data: bytes) -> None:
         self._fed += len(data)
         self._unpacker.feed(data)
         for message in self._unpacker:
-            self._heard(*message)
+            self._receive(*message)
         if self._fed > KEPT_BYTES and self._fed == self._unpacker.tell():
-            self._renew()
+            self._renew_unpacker()
 
-    def _heard(self, call: int | None, *message: Any) -> None:
+    def _receive(self, call: int | None, *message: Any) -> None:
         raise NotImplementedError
 
-    def _say(self, *message: Any) -> None:
-        from msgpack import packb
-
+    def _send(self, *message: Any) -> None:
         if not self._transport.is_closing():
             self._transport.write(packb(message))
 
 
-class Line(_Messages):
-    """The gateway's end of a line to one replica.
+class Connection(_MessageProtocol):
+    """The gateway's end of a connection to one replica.
 
     Attributes:
-        open_to_all: whether it takes requests: it does not once the replica is lost or leaves.
+        usable: False once the replica is lost or leaves.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.open_to_all = True
+        self.usable = True
         self._calls = itertools.count()
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        self._hung_up = False
+        self._pending: dict[int, asyncio.Future[Answer]] = {}
+        self._closing = False
+        self._penalty, self._penalty_at = 0.0, 0.0
 
     @classmethod
-    async def open(cls, place: Place) -> Self:
-        """A line to a replica.
+    async def open(cls, address: Address) -> Self:
+        """Connect to a replica.
 
         Raises:
-            OSError: when there is no way to it (TimeoutError is one).
+            OSError: when it cannot be reached (TimeoutError is one).
         """
-        host, port, secret = place
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        host, port, secret = address
+        async with asyncio.timeout(OPEN_SECONDS):
             loop = asyncio.get_running_loop()
-            transport, line = await loop.create_connection(cls, host, port)
+            transport, connection = await loop.create_connection(cls, host, port)
         transport.write(secret)
-        return line
+        return connection
 
     @property
-    def busy(self) -> int:
-        """Requests that wait for their answers."""
-        return len(self._waiting)
+    def in_flight(self) -> int:
+        return len(self._pending)
+
+    @property
+    def load(self) -> float:
+        """Requests in flight, plus the penalty of recent failures.
+
+        A replica on a broken device answers 500 at once and never has requests in flight. Without a
+        penalty it would get nearly all of them.
+        """
+        return len(self._pending) + self._current_penalty()
+
+    def _current_penalty(self) -> float:
+        if not self._penalty:
+            return 0.0
+        age = time.monotonic() - self._penalty_at
+        return float(self._penalty * 0.5 ** (age / PENALTY_HALF_LIFE))
+
+    def _count(self, status: int) -> None:
+        failed = status == STATUSES["failed"][0]
+        if failed or self._penalty:
+            now = self._current_penalty()
+            self._penalty = now + FAILURE_PENALTY if failed else now / 2
+            self._penalty_at = time.monotonic()
 
     async def ask(self, body: bytes, seconds: float) -> Answer:
-        """The answer to a request's body, wanted within `seconds`. Who leaves takes the request back.
+        """Send a request's body, to be answered within `seconds`. Cancellation cancels the request.
 
         Raises:
-            LineError: when the replica is gone.
+            ConnectionLost: when the replica is gone.
         """
-        if not self.open_to_all or self._transport.is_closing():
-            raise LineError
+        if not self.usable or self._transport.is_closing():
+            raise ConnectionLost(in_work=False)
         call = next(self._calls)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[call] = answer
-        self._say(call, body, seconds)
+        self._pending[call] = answer
+        self._send(call, body, seconds)
         try:
             return await answer
         except asyncio.CancelledError:
-            self._say(call)
+            self._send(call)
             raise
         finally:
-            self._waiting.pop(call, None)
-            if self._hung_up and not self._waiting:
+            self._pending.pop(call, None)
+            if self._closing and not self._pending:
                 self._transport.close()
 
-    def hang_up(self) -> None:
-        """Ask nothing more; what waits is still answered."""
-        self.open_to_all, self._hung_up = False, True
-        if not self._waiting:
+    def close(self) -> None:
+        """Send no more requests; pending ones are still answered."""
+        self.usable, self._closing = False, True
+        if not self._pending:
             self._transport.close()
 
-    def _heard(self, call: int | None, *message: Any) -> None:
+    def _receive(self, call: int | None, *message: Any) -> None:
         if call is None:
-            self.open_to_all = False
+            self.usable = False
             return
         status, body, headers = message
-        if (answer := self._waiting.get(call)) is not None and not answer.done():
+        self._count(status)
+        if (answer := self._pending.get(call)) is not None and not answer.done():
             answer.set_result(Answer(status, body, headers))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Whoever waits is told."""
+        """Fail all pending requests."""
         del error
-        self.open_to_all = False
-        for answer in self._waiting.values():
+        self.usable = False
+        for answer in self._pending.values():
             if not answer.done():
-                answer.set_exception(LineError())
+                answer.set_exception(ConnectionLost(in_work=True))
 
 
-class Exchange:
-    """The replica's end of all lines to it.
+class ConnectionServer:
+    """The replica's end of all its connections.
 
     Attributes:
-        callers: the lines that are open, one for each gateway.
-        requests: how many came by lines.
+        connections: open connections, one for each gateway.
+        requests: number of requests received.
     """
 
     def __init__(self, answer: Callable[[bytes, float], Awaitable[Answer]]) -> None:
         self.answer = answer
         self.secret = secrets.token_bytes(SECRET_BYTES)
-        self.callers: set[_Caller] = set()
+        self.connections: set[_ServerConnection] = set()
         self.requests = 0
-        self._server: Any = None  # uvloop closes one that nobody holds
+        self._server: Any = None  # uvloop closes one without a reference
 
-    async def open(self, host: str) -> Place:
-        """Listen at `host` on any port; returns what a gateway needs to ask here.
+    async def open(self, host: str) -> Address:
+        """Listen at `host` on a free port.
 
         Raises:
             OSError: when that is not possible.
         """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Caller(self), host)
+        self._server = await loop.create_server(lambda: _ServerConnection(self), host)
         return host, self._server.sockets[0].getsockname()[1], self.secret
 
-    async def leave(self) -> None:
-        """Take nothing more; returns when all is answered."""
+    async def close(self) -> None:
+        """Take no more requests; return when all are answered."""
         if self._server is not None:
             self._server.close()
-        for caller in self.callers:
-            caller.leave()
-        while any(caller.tasks for caller in self.callers):
+        for connection in self.connections:
+            connection.announce_end()
+        while any(connection.tasks for connection in self.connections):
             await asyncio.sleep(0.02)
 
 
-class _Caller(_Messages):
-    """The replica's end of one line."""
+class _ServerConnection(_MessageProtocol):
+    """The replica's end of one connection."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, server: ConnectionServer) -> None:
         super().__init__()
         self.tasks: dict[int, asyncio.Task[None]] = {}
-        self._exchange = exchange
-        self._said: bytes | None = b""
+        self._server = server
+        self._unverified: bytes | None = b""
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._end_if_unknown)
+        asyncio.get_running_loop().call_later(OPEN_SECONDS, self._abort_if_unverified)
 
-    def _end_if_unknown(self) -> None:
-        if self._said is not None:
+    def _abort_if_unverified(self) -> None:
+        if self._unverified is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._said is not None:
-            self._said += data
-            if len(self._said) < SECRET_BYTES:
+        if self._unverified is not None:
+            self._unverified += data
+            if len(self._unverified) < SECRET_BYTES:
                 return
-            data = self._said[SECRET_BYTES:]
-            if not secrets.compare_digest(self._said[:SECRET_BYTES], self._exchange.secret):
+            data = self._unverified[SECRET_BYTES:]
+            if not secrets.compare_digest(self._unverified[:SECRET_BYTES], self._server.secret):
                 self._transport.abort()
                 return
-            self._said = None
-            self._exchange.callers.add(self)
+            self._unverified = None
+            self._server.connections.add(self)
         super().data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         del error
-        self._exchange.callers.discard(self)
+        self._server.connections.discard(self)
         for task in self.tasks.values():
             task.cancel()
 
-    def leave(self) -> None:
-        self._say(None)
+    def announce_end(self) -> None:
+        self._send(None)
 
-    def _heard(self, call: int | None, *message: Any) -> None:
+    def _receive(self, call: int | None, *message: Any) -> None:
         assert call is not None
         if message:
-            self._exchange.requests += 1
+            self._server.requests += 1
             task = asyncio.get_running_loop().create_task(self._answer(call, *message))
             self.tasks[call] = task
             task.add_done_callback(lambda _: self.tasks.pop(call))
-        elif (known := self.tasks.get(call)) is not None:
-            known.cancel()
+        elif (running := self.tasks.get(call)) is not None:
+            running.cancel()
 
     async def _answer(self, call: int, body: bytes, seconds: float) -> None:
         try:
-            answer = await self._exchange.answer(body, seconds)
+            answer = await self._server.answer(body, seconds)
         except RequestError as error:
-            answer = Answer.to(error)
+            answer = Answer.from_error(error)
         except Exception:
             log.exception("request failed")
-            answer = Answer.to(RequestError("failed", "the server failed on this request"))
-        self._say(call, answer.status, answer.body, answer.headers)
+            answer = Answer.from_error(RequestError("failed", "the server failed on this request"))
+        self._send(call, answer.status, answer.body, answer.headers)

@@ -1,212 +1,314 @@
-"""The gateway's models: which there are in Serve's other applications, and how they are asked."""
+"""Models in Serve's other applications: find them, choose a replica, retry after a loss."""
 
 import asyncio
+import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray import serve
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.serve.exceptions import ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
 from trainyard.serving.options import MODEL, SHARED
-from trainyard.serving.transport import Line, LineError, Offer, Place
+from trainyard.serving.transport import Address, Connection, ConnectionLost, ReplicaInfo
 
-TRIES = 3
-"""Of one request, when replicas die under it. Two are not enough when they are killed in a row."""
+MAX_ATTEMPTS = 5
+"""Maximum attempts of a request, most of them for replicas that were gone before it was sent."""
+
+MAX_DEATHS = 2
+"""Deaths of replicas with the request in work, after which it counts as their cause: it is retried once."""
+
+INFO_SECONDS = 30.0
+"""Maximum age in seconds of what replicas reported, while Serve reports no change."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
 
+@dataclass(eq=False)
+class _Model:
+    """A model: the handle of its deployment, and connections to its replicas.
+
+    Attributes:
+        unreachable: replicas that should have a connection and have none.
+        through_serve: requests in flight through the handle.
+        suspects: held by one request at a time among those that were in work when a replica died.
+            One of them may be the cause; alone, it takes no other request along the second time.
+    """
+
+    handle: DeploymentHandle[Any]
+    connections: Mapping[Address, Connection] = field(default_factory=dict)
+    unreachable: int = 0
+    through_serve: int = 0
+    suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def choose(self) -> Connection | None:
+        """The connection with the least load; None when Serve is to choose a replica.
+
+        Replicas without a connection get their share through Serve, which knows them all.
+        """
+        targets: list[tuple[float, float, Connection | None]] = [
+            (found.load, random.random(), found)
+            for found in self.connections.values()
+            if found.usable
+        ]
+        if self.unreachable:
+            targets.append((self.through_serve / self.unreachable, random.random(), None))
+        return min(targets)[2] if targets else None
+
+
 @dataclass(frozen=True)
-class _Known:
-    """A model: the handle of its deployment, and the lines to its replicas, if it is asked by lines."""
+class _Snapshot:
+    """State of an application when its replicas were last asked for their models."""
 
-    handle: Any
-    lines: Mapping[Place, Line] = field(default_factory=dict)
-
-    def line(self) -> Line | None:
-        """The one to the replica with the least to do; None when Serve is to find a replica."""
-        there = [line for line in self.lines.values() if line.open_to_all]
-        return min(there, key=lambda line: (line.busy, random.random()), default=None)
+    state: tuple[Any, ...]
+    at: float
 
 
 class ServeModels:
-    """`Models` in other Serve applications, found by their deployments' names."""
+    """`Models` in other Serve applications, found by the names of their deployments."""
 
     def __init__(self) -> None:
-        self._known: dict[str, _Known] = {}
-        self._lines: dict[Place, Line] = {}
+        self._models: dict[str, _Model] = {}
+        self._connections: dict[Address, Connection] = {}
+        self._snapshots: dict[str, _Snapshot] = {}
+        self._descriptions: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._waiting: list[str] = []
 
     def names(self) -> list[str]:
-        """All that can be asked, sorted."""
-        return sorted(self._known)
+        return sorted(self._models)
 
     def waiting_for(self) -> list[str]:
-        """Applications that cannot answer yet."""
         return self._waiting
 
     async def refresh(self) -> None:
-        """Ask Serve what there is; a model whose replicas are lost for a moment stays known."""
-        from ray import serve
-
+        """Ask Serve for its applications; a model whose replicas are lost for a moment stays."""
         applications = (await asyncio.to_thread(serve.status)).applications
         ours = {
-            application: (deployment, found.replica_states.get("RUNNING", 0))
+            application: (name, deployment.replica_states.get("RUNNING", 0))
             for application, status in applications.items()
-            for deployment, found in status.deployments.items()
-            if deployment in (MODEL, SHARED)
+            for name, deployment in status.deployments.items()
+            if name in (MODEL, SHARED)
         }
         found = await asyncio.gather(
-            *(self._find(app, deployment) for app, (deployment, n) in ours.items() if n)
-        )
-        idle = [app for app, (_, replicas) in ours.items() if not replicas]
-        # One that autoscaling has put to rest lacks nothing: the next request wakes it.
+            *(
+                self._find(app, deployment, (applications[app].last_deployed_time_s,
+                           applications[app].status, deployment, running))
+                for app, (deployment, running) in ours.items() if running
+            )
+        )  # fmt: skip
+        idle = [app for app, (_, running) in ours.items() if not running]
+        # An application that autoscaling scaled to zero is ready: the next request starts a replica.
         resting = {
             app for app in idle
-            if applications[app].deployments[ours[app][0]].status == "HEALTHY" and self._known_of(app)
+            if applications[app].deployments[ours[app][0]].status == "HEALTHY" and self._of(app)
         }  # fmt: skip
         # An application has no deployments until its builder has run, also when it is deployed again
         # while its replicas serve.
         bare = {
             app: status.status for app, status in applications.items() if not status.deployments
         }
-        kept = [self._known_of(app) for app in (*idle, *bare)]
+        kept = [self._of(app) for app in (*idle, *bare)]
         never = [
             app for app, status in bare.items()
-            if status in ("NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED") and not self._known_of(app)
+            if status in ("NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED") and not self._of(app)
         ]  # fmt: skip
         parts = [*found, *kept]
-        self._known = {name: known for part in parts for name, known in part.items()}
-        used = {place for part in parts for known in part.values() for place in known.lines}
-        for place in self._lines.keys() - used:
-            self._lines.pop(place).hang_up()
+        self._models = {name: model for part in parts for name, model in part.items()}
+        used = {addr for part in parts for model in part.values() for addr in model.connections}
+        for address in self._connections.keys() - used:
+            self._connections.pop(address).close()
         self._waiting = sorted([*(set(idle) - resting), *never])
 
-    def _known_of(self, application: str) -> dict[str, _Known]:
+    def _of(self, application: str) -> dict[str, _Model]:
         return {
-            n: known for n, known in self._known.items() if known.handle.app_name == application
-        }
-
-    async def _find(self, application: str, deployment: str) -> dict[str, _Known]:
-        """An application's models, by name."""
-        from ray import serve
-
-        known_before = self._known_of(application).items()
-        # Another builder makes another deployment.
-        before = {
-            name: known for name, known in known_before
-            if known.handle.deployment_name == deployment
+            name: model for name, model in self._models.items()
+            if model.handle.app_name == application
         }  # fmt: skip
+
+    async def _find(
+        self, application: str, deployment: str, state: tuple[Any, ...]
+    ) -> dict[str, _Model]:
+        """The models of an application; its replicas are asked only when something changed."""
+        before = {
+            name: model for name, model in self._of(application).items()
+            if model.handle.deployment_name == deployment  # another builder, another deployment
+        }  # fmt: skip
+        last = self._snapshots.get(application)
+        if (
+            before
+            and last is not None
+            and last.state == state
+            and time.monotonic() - last.at < INFO_SECONDS
+            and all(c.usable for model in before.values() for c in model.connections.values())
+        ):
+            return before
         handle = next(
-            (known.handle for known in before.values()), None
+            (model.handle for model in before.values()), None
         ) or serve.get_deployment_handle(deployment, application)
         try:
-            asked = handle.broadcast("offer").results_async(timeout_s=5, return_exceptions=True)
-            offers = [offer for offer in await asked if isinstance(offer, Offer)]
-        except Exception:  # one does not answer now, for whatever reason
-            log.exception("not all replicas of '%s' say what they have", application)
-            offers = []
-        if not offers:  # what was known stays known
-            return before or await self._any(handle)
-        lines = await self._open(offers)
-        return {name: _Known(handle, lines) for offer in offers for name in offer.names}
+            results = handle.broadcast("info").results_async(timeout_s=5, return_exceptions=True)
+            infos = [info for info in await results if isinstance(info, ReplicaInfo)]
+        except Exception:  # a replica does not answer now, for whatever reason
+            log.exception("not all replicas of '%s' report their models", application)
+            infos = []
+        if not infos:  # keep what was there
+            return before or await self._ask_any(handle)
+        connections = await self._connect([info.address for info in infos if info.address])
+        unreachable = len(infos) - len(connections) if any(info.address for info in infos) else 0
+        models = {name: before.get(name) or _Model(handle) for info in infos for name in info.names}
+        for model in models.values():
+            model.connections, model.unreachable = connections, unreachable
+        if len(infos) == state[-1] and not unreachable:
+            self._snapshots[application] = _Snapshot(state, time.monotonic())
+        else:
+            self._snapshots.pop(application, None)
+        return models
 
-    async def _any(self, handle: Any) -> dict[str, _Known]:
-        """What any one replica has, to be asked through Serve."""
+    async def _ask_any(self, handle: DeploymentHandle[Any]) -> dict[str, _Model]:
+        """The models of any one replica, without connections."""
         try:
             async with asyncio.timeout(5):
-                offer: Offer = await handle.offer.remote()
+                info: ReplicaInfo = await handle.info.remote()
         except Exception:  # the next refresh asks again
-            log.exception("the models of '%s' are not known", handle.app_name)
+            log.exception("the models of '%s' are unknown", handle.app_name)
             return {}
-        return {name: _Known(handle) for name in offer.names}
+        return {name: _Model(handle) for name in info.names}
 
-    async def _open(self, offers: Sequence[Offer]) -> Mapping[Place, Line]:
-        """Lines to all replicas; none at all when one cannot be reached, for it would get no work."""
-        places = [offer.place for offer in offers if offer.place]
-        try:
-            for place in places:
-                known = self._lines.get(place)
-                if known is None or not known.open_to_all:
-                    self._lines[place] = await Line.open(place)
-        except OSError as error:
-            log.warning("a replica has no line (%s): requests go through Ray, slower", error)
-            return {}
-        if len(places) < len(offers):
-            return {}
-        return {place: self._lines[place] for place in places}
+    async def _connect(self, addresses: Sequence[Address]) -> dict[Address, Connection]:
+        """Connections to all replicas that can be reached."""
+        new = [
+            address for address in addresses
+            if (former := self._connections.get(address)) is None or not former.usable
+        ]  # fmt: skip
+        opened = await asyncio.gather(*map(Connection.open, new), return_exceptions=True)
+        for address, connection in zip(new, opened, strict=True):
+            if isinstance(connection, Connection):
+                self._connections[address] = connection
+                continue
+            self._connections.pop(address, None)
+            log.warning(
+                "no connection to a replica (%r): its requests go through Serve, slower", connection
+            )
+        return {a: self._connections[a] for a in addresses if a in self._connections}
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        """The answer, from another replica when one dies with the request in its hands."""
+        """See `Models.ask`; a request whose replica dies is retried once."""
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
-        for attempt in range(1, TRIES + 1):
-            known = self._find_known(name)
+        deaths = 0
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            model = self._model(name)
             try:
-                # The last time Serve finds a replica: it knows best when many come and go.
-                if attempt < TRIES and (line := known.line()):
-                    return await line.ask(body, until - clock())
-                return await self._call(name, body, until - clock())
+                async with model.suspects if deaths else contextlib.nullcontext():
+                    # The last attempt leaves the choice to Serve, which knows best when many die.
+                    if attempt < MAX_ATTEMPTS and (connection := model.choose()):
+                        return await connection.ask(body, until - clock())
+                    grpc = bool(model.unreachable) and attempt == 1
+                    return await self._call(model, name, body, until - clock(), grpc=grpc)
             except Exception as error:
-                if attempt == TRIES or not _replica_lost(error):
+                deaths += _is_death(error)
+                if not _is_loss(error) or deaths == MAX_DEATHS or attempt == MAX_ATTEMPTS:
                     raise _unavailable(name, error) from error
-                log.warning("a replica of '%s' was lost (%r); asking again", name, error)
+                log.warning("a replica of '%s' was lost (%r); trying again", name, error)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _call(self, name: str, body: bytes, seconds: float) -> Answer:
-        response = self._handle(name).answer.remote(name, body, seconds)
+    async def _call(
+        self, model: _Model, name: str, body: bytes, seconds: float, *, grpc: bool
+    ) -> Answer:
+        handle = _handle(model, name)
+        if grpc:  # faster than a call of Ray's
+            handle = handle.options(_by_reference=False)
+        response = handle.answer.remote(name, body, seconds)
+        model.through_serve += 1
         try:
-            return await response  # type: ignore[no-any-return]
+            answer: Answer = await response
         except asyncio.CancelledError:
-            response.cancel()  # else the replica computes on: Serve tells it of callers only
+            response.cancel()  # else the replica computes on: Serve does not pass cancellation on
             raise
+        finally:
+            model.through_serve -= 1
+        return answer
 
-    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
-        """Events as they come; not asked again, as some may have been sent already."""
-        try:
-            events = self._handle(name, stream=True).stream.remote(name, body, seconds)
-            async for event in events:
-                yield event
-        except (asyncio.CancelledError, GeneratorExit):
-            events.cancel()
-            raise
-        except Exception as error:
-            raise _unavailable(name, error) from error
+    async def stream(
+        self, name: str, body: bytes, seconds: float
+    ) -> AsyncGenerator[Answer | bytes]:
+        """See `Models.stream`; retried once like `ask`, until the first event."""
+        deaths, begun = 0, False
+        while True:
+            model = self._model(name)
+            events = _handle(model, name, stream=True).stream.remote(name, body, seconds)
+            try:
+                async for event in events:
+                    begun = True
+                    yield event
+                return
+            except (asyncio.CancelledError, GeneratorExit):
+                events.cancel()
+                raise
+            except Exception as error:
+                deaths += _is_death(error)
+                if begun or not _is_loss(error) or deaths == MAX_DEATHS:
+                    raise _unavailable(name, error) from error
+                log.warning("a replica of '%s' was lost (%r); trying again", name, error)
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """What a replica says about the model."""
+        """See `Models.describe`; simultaneous requests share one call to a replica."""
+        task = self._descriptions.get(name)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._describe(name))
+            self._descriptions[name] = task
+            task.add_done_callback(lambda done: self._described(name, done))
+        return await asyncio.shield(task)
+
+    async def _describe(self, name: str) -> dict[str, Any]:
         try:
             async with asyncio.timeout(30):
-                return await self._handle(name).describe.remote(name)  # type: ignore[no-any-return]
+                handle = _handle(self._model(name), name)
+                return await handle.describe.remote(name)  # type: ignore[no-any-return]
         except Exception as error:
             raise _unavailable(name, error) from error
 
-    def _find_known(self, name: str) -> _Known:
-        if (known := self._known.get(name)) is None:  # it went while the request came
+    def _described(self, name: str, task: "asyncio.Task[dict[str, Any]]") -> None:
+        self._descriptions.pop(name)
+        if not task.cancelled():
+            task.exception()  # retrieved: all its clients may have left
+
+    def _model(self, name: str) -> _Model:
+        if (model := self._models.get(name)) is None:  # it went while the request came
             raise RequestError("not_found", "there is no such model any more")
-        return known
-
-    def _handle(self, name: str, *, stream: bool = False) -> Any:
-        handle = self._find_known(name).handle
-        shared = handle.deployment_name == SHARED
-        if not shared and not stream:
-            return handle
-        return handle.options(multiplexed_model_id=name if shared else "", stream=stream)
+        return model
 
 
-def _replica_lost(error: Exception) -> bool:
-    from ray.exceptions import ObjectLostError, RayActorError
-    from ray.serve.exceptions import ReplicaUnavailableError
+def _handle(model: _Model, name: str, *, stream: bool = False) -> DeploymentHandle[Any]:
+    shared = model.handle.deployment_name == SHARED
+    if not shared and not stream:
+        return model.handle
+    return model.handle.options(multiplexed_model_id=name if shared else "", stream=stream)
 
+
+def _is_loss(error: Exception) -> bool:
+    """True when a replica was lost, before or after the request was sent."""
     # A large answer stays on the node of its replica until it is fetched, and is lost with the node.
-    return isinstance(error, LineError | RayActorError | ObjectLostError | ReplicaUnavailableError)
+    return isinstance(
+        error, ConnectionLost | RayActorError | ObjectLostError | ReplicaUnavailableError
+    )
+
+
+def _is_death(error: Exception) -> bool:
+    """True when a replica was lost with the request in work."""
+    if isinstance(error, ConnectionLost):
+        return error.in_work
+    return isinstance(error, RayActorError | ObjectLostError)
 
 
 def _unavailable(name: str, error: Exception) -> RequestError:
-    from ray.exceptions import RayTaskError
-
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, RequestError):
         return cause

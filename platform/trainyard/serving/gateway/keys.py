@@ -1,8 +1,10 @@
-"""API keys: many, stored as hashes, each for some models or all, compared in constant time.
+"""API keys, stored as hashes, each for some models or all, compared in constant time.
 
     - name: reporting
       sha256: 9f86d0…
       models: [sentiment]     # left out: all models
+      requests_per_minute: 600
+      concurrent_requests: 32
 
 A key is 32 random bytes, so its plain SHA-256 cannot be guessed from, unlike a password's.
 """
@@ -10,51 +12,69 @@ A key is 32 random bytes, so its plain SHA-256 cannot be guessed from, unlike a 
 import hashlib
 import hmac
 import secrets
+import time
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError
+import yaml
+from pydantic import Field, ValidationError, field_validator
 
 from trainyard.errors import UserError
 from trainyard.serving.errors import RequestError
 from trainyard.serving.options import Strict
 
+SETTLE_SECONDS = 1.0
+"""Seconds that a keys file must stay unchanged before it is used. A file that is still being written may
+end after a key's hash and before its `models`, and that key would open all of them."""
+
 
 class Key(Strict):
-    """One entry of a keys file."""
+    """One entry of a keys file; quotas hold for each gateway replica."""
 
     name: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     models: frozenset[str] | None = None
+    requests_per_minute: float | None = Field(default=None, ge=1)
+    concurrent_requests: int | None = Field(default=None, ge=1)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _no_null(cls, models: Any) -> Any:
+        """Refuse `models:` without a list: it would open all models."""
+        if models is None:
+            raise ValueError("give a list, or leave the key `models` out for all models")
+        return models
 
     def opens(self, model: str | None) -> bool:
-        """Whether it may use `model`; None stands for what no model is asked for."""
+        """True when the key may use `model`; None stands for a request that names no model."""
         return model is None or self.models is None or model in self.models
 
 
 def new_key(name: str, models: list[str] | None = None) -> tuple[str, Key]:
-    """A fresh secret, to be given away once, and the entry to keep."""
+    """Make a secret to give away, and the entry to keep."""
     secret = f"ty_{secrets.token_urlsafe(32)}"
-    return secret, Key(
-        name=name, sha256=_hash(secret), models=frozenset(models) if models else None
-    )
+    entry = {"name": name, "sha256": _hash(secret)} | ({"models": models} if models else {})
+    return secret, Key.model_validate(entry)
 
 
 class KeyRing:
-    """The keys of a file, read again when the file changes."""
+    """The keys of a file; `refresh` reads it again after a change."""
 
     def __init__(self, path: str | None) -> None:
         self._path = Path(path) if path else None
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
+        self._changed: tuple[tuple[int, ...], float] | None = None
         self._keys: list[Key] = []
-        self.refresh()
+        while self._path is not None and self._stamp is None:
+            self.refresh()
+            time.sleep(0 if self._stamp else SETTLE_SECONDS / 5)
 
     @property
     def required(self) -> bool:
-        """Whether a request needs a key at all."""
         return self._path is not None
 
     def refresh(self) -> None:
-        """Read the file again if it changed.
+        """Read a changed file, once it has not changed for `SETTLE_SECONDS`.
 
         Raises:
             UserError: when it cannot be read; the keys stay as they were.
@@ -62,10 +82,16 @@ class KeyRing:
         if self._path is None:
             return
         try:
-            status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_size)
-            if stamp != self._stamp:
-                self._keys, self._stamp = _read(self._path), stamp
+            stamp, now = _stamp(self._path), time.monotonic()
+            if stamp == self._stamp:
+                return
+            if self._changed is None or self._changed[0] != stamp:
+                self._changed = stamp, now
+            if now - self._changed[1] < SETTLE_SECONDS:
+                return
+            keys = _read(self._path)
+            if _stamp(self._path) == stamp:  # else it changed while it was read
+                self._keys, self._stamp, self._changed = keys, stamp, None
         except OSError as error:
             raise UserError(
                 f"keys_file {self._path} cannot be read ({error.strerror}); give the path of a YAML "
@@ -73,22 +99,22 @@ class KeyRing:
             ) from error
 
     def admit(self, authorization: str | None, model: str | None) -> Key | None:
-        """The key that a request brought; None when none is required.
+        """Find the key of a request; None when no key is required.
 
         Args:
             authorization: the header, `Bearer KEY`.
-            model: what it wants to use.
+            model: the model that the request names.
 
         Raises:
-            RequestError: `unauthorized`, in the same words whether the key is unknown or is not
-                for this model.
+            RequestError: `unauthorized`, in the same words for an unknown key and for a key of
+                other models.
         """
         if not self.required:
             return None
         scheme, _, secret = (authorization or "").partition(" ")
         digest = _hash(secret.strip() if scheme.lower() == "bearer" else "")
         found = None
-        for key in self._keys:  # all of them, so that the time tells nothing
+        for key in self._keys:  # compare with all, so the time does not depend on the key
             if hmac.compare_digest(key.sha256, digest) and key.opens(model):
                 found = key
         if found is None:
@@ -103,16 +129,19 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _read(path: Path) -> list[Key]:
-    import yaml
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
+
+def _read(path: Path) -> list[Key]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-        keys = [Key.model_validate(entry) for entry in entries]
+        return [Key.model_validate(entry) for entry in entries]
     except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
-        # Not the text itself: it could hold a secret that somebody put there in the clear.
+        # Do not quote the text: it could hold a secret in the clear.
         raise UserError(
             f"keys_file {path} is no list of keys ({type(error).__name__}); each entry has a `name`, "
-            "the `sha256` of the key, and optionally `models`"
+            "the `sha256` of the key, and optionally `models`, `requests_per_minute` and "
+            "`concurrent_requests`"
         ) from None
-    return keys

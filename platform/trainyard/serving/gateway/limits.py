@@ -1,4 +1,4 @@
-"""Around the whole application: request ids, the access log, bodies in time and size, places."""
+"""Limits of the gateway: request ids and the access log, bodies, concurrency, quotas, sources."""
 
 import asyncio
 import json
@@ -6,29 +6,36 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainyard.serving.errors import RequestError
+from trainyard.serving.gateway.keys import Key
+from trainyard.serving.options import LOOPBACK, GatewayOptions
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
+CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+
 access_log = logging.getLogger("ray.serve.trainyard.access")
-"""One JSON object per request. A child of Serve's logger, so that it ends up in Serve's files."""
+"""One JSON object per request. A child of Serve's logger, so it is written to Serve's files."""
 
 
-class Shield:
-    """ASGI middleware: names each request, logs it, and never lets an exception out.
+class RequestMiddleware:
+    """ASGI middleware: give each request an id, log it, and turn exceptions into answers.
 
-    What is entered into `request.state.held` is let go once the request is over, however it ends.
+    Contexts entered into `request.state.held` are left when the request ends, however it ends.
     """
 
-    def __init__(self, app: Any, *, tell_id: bool = True) -> None:
+    def __init__(self, app: ASGIApp, *, send_id: bool = True) -> None:
         self.app = app
-        self._tell_id = tell_id
+        self._send_id = send_id
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's start and end."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -38,26 +45,26 @@ class Shield:
         state = scope.setdefault("state", {})
         status = 0
 
-        async def send_named(message: Any) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = [(b"x-request-id", request_id.encode())] if self._tell_id else []
-                message["headers"] = [*message.get("headers", ()), *told]
+                more = [(b"x-request-id", request_id.encode())] if self._send_id else []
+                message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
         try:
             async with AsyncExitStack() as held:
                 state["held"] = held
-                await self.app(scope, receive, send_named)
+                await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:
-            status = status or 499  # the client left; nginx's number for it
+            status = status or 499  # the client disconnected
             raise
         except Exception:
             access_log.exception("request %s failed", request_id)
             if not status:
                 error = RequestError("failed", f"request {request_id} failed; see the log")
-                await send_named(
+                await send_with_id(
                     {
                         "type": "http.response.start",
                         "status": error.status,
@@ -77,40 +84,86 @@ class Shield:
                         "key": state.get("key", ""),
                     }
                 ),
-                extra={"log_to_stderr": False},  # Serve's files have it: as with its own access log
+                extra={"log_to_stderr": False},  # Serve's files have it, like its own access log
             )
 
 
-def _request_id(scope: Any) -> str:
-    """The caller's own, when it is harmless in a log, else a new one."""
+def _request_id(scope: Scope) -> str:
+    """The id that the client sent, when it is safe in a log, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(given := value.decode("latin-1")):
-            return str(given)
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(sent := value.decode("latin-1")):
+            return str(sent)
     return uuid.uuid4().hex
 
 
-class Unread:
-    """Bodies that are still arriving, by the bytes of them that are here.
+class SourceCheck:
+    """Refuse requests that a web page sent through a browser on this machine.
 
-    A body that drips, or came but for its last byte, holds memory and no place among the requests in
-    work. When all of them hold more than `most` bytes, who holds more than an equal share gives way:
-    so a small body always gets through, however many large ones do not end.
+    Without keys, the loopback address is the only protection. A page can reach it by a name that
+    resolves to 127.0.0.1, which `Host` shows, or by a cross-origin request, which `Origin` shows.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, options: GatewayOptions, *, has_keys: bool) -> None:
+        names = {host.lower() for host in options.allowed_hosts}
+        self._hosts = names if has_keys else names | set(LOOPBACK)
+        self._origins = None if has_keys else set(options.cors_origins)
+
+    def check(self, request: Request) -> None:
+        """Compare `Host` and `Origin` with the allowed ones; both are absent outside of browsers.
+
+        Raises:
+            RequestError: `foreign`.
+        """
+        host = request.headers.get("host")
+        if self._hosts and host is not None and _host_name(host) not in self._hosts:
+            raise RequestError(
+                "foreign",
+                f"the header Host names {host[:100]!r}, which is not served here; use "
+                "127.0.0.1, or add the name to the gateway's `allowed_hosts`",
+            )
+        origin = request.headers.get("origin")
+        if self._origins is None or origin is None or origin in self._origins:
+            return
+        if "*" not in self._origins and origin.partition("://")[2] != host:
+            raise RequestError(
+                "foreign",
+                f"pages of {origin[:100]!r} may not send requests; add the origin to the gateway's "
+                "`cors_origins`, or set `keys_file`",
+            )
+
+
+def _host_name(host: str) -> str:
+    """The name in a `Host` header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".").lower()
+
+
+class PendingBodies:
+    """Bytes buffered for request bodies that are still being received.
+
+    When they exceed `limit`, a body larger than an equal share is refused. A small body always gets
+    through, however many large ones never end.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._bodies = self._bytes = 0
 
     @contextmanager
-    def one(self) -> Iterator[Callable[[int], None]]:
-        """Told of each part of a body, by its size; raises RequestError when there is no room."""
+    def receive(self) -> Iterator[Callable[[int], None]]:
+        """Count one body; call the result with the size of each part.
+
+        Raises:
+            RequestError: `overloaded`, when there is no room for a part.
+        """
         held = 0
 
         def arrived(size: int) -> None:
             nonlocal held
             held += size
             self._bytes += size
-            if self._bytes > self._most and held > self._most / self._bodies:
+            if self._bytes > self._limit and held > self._limit / self._bodies:
                 raise RequestError(
                     "overloaded", "too many large bodies arrive at once; try again later", 1
                 )
@@ -123,56 +176,144 @@ class Unread:
             self._bytes -= held
 
 
-class Places:
-    """At most so many at once; more are refused, not queued: the queue is the batcher's."""
+class ConcurrencyLimit:
+    """Refuse requests beyond `limit` in flight; the batcher does the queueing."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._now = 0
+    def __init__(self, limit: int, whose: str = "") -> None:
+        self._limit, self._whose = limit, whose
+        self._active = 0
 
     def check(self) -> None:
-        """Raises RequestError when there is no place now: a body for nothing need not be read."""
-        if self._now >= self._most:
+        """Refuse a request before its body is read.
+
+        Raises:
+            RequestError: `overloaded`, when the limit is reached.
+        """
+        if self._active >= self._limit:
             raise RequestError(
-                "overloaded", f"{self._most} requests are in work already; try again later", 1
-            )
+                "overloaded",
+                f"{self._limit} requests{self._whose} are in work already; try again later", 1,
+            )  # fmt: skip
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """A place, for as long as a block lasts; raises RequestError when there is none."""
+    def hold(self) -> Iterator[None]:
+        """Count one request inside the block; raises like `check`."""
         self.check()
-        self._now += 1
+        self._active += 1
         try:
             yield
         finally:
-            self._now -= 1
+            self._active -= 1
 
 
-async def read_body(request: Any, most: int, seconds: float, unread: Unread) -> bytes:
-    """The whole body of a request.
+class Quotas:
+    """The concurrency limit of a gateway and the quotas of each key, counted per gateway replica."""
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._all = ConcurrencyLimit(limit)
+        self._clock = clock
+        self._limits: dict[tuple[str, int], ConcurrencyLimit] = {}
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def count(self, key: Key | None) -> None:
+        """Take one request from the key's rate, by a token bucket of one minute.
+
+        Raises:
+            RequestError: `overloaded`, when the rate or a concurrency limit is reached.
+        """
+        self._all.check()
+        if key is None:
+            return
+        if (limit := self._limit_of(key)) is not None:
+            limit.check()
+        if key.requests_per_minute is None:
+            return
+        rate, now = key.requests_per_minute, self._clock()
+        tokens, since = self._buckets.get(key.name, (rate, now))
+        tokens = min(rate, tokens + (now - since) * rate / 60)
+        if tokens < 1:
+            raise RequestError(
+                "overloaded",
+                f"the API key '{key.name}' is used up; it allows {rate:g} requests per minute",
+                (1 - tokens) * 60 / rate,
+            )
+        self._buckets[key.name] = tokens - 1, now
+
+    @contextmanager
+    def hold(self, key: Key | None) -> Iterator[None]:
+        """Count one request in flight inside the block.
+
+        Raises:
+            RequestError: `overloaded`, when a concurrency limit is reached.
+        """
+        limit = self._limit_of(key) if key else None
+        if limit is None:
+            with self._all.hold():
+                yield
+        else:
+            with limit.hold(), self._all.hold():
+                yield
+
+    def _limit_of(self, key: Key) -> ConcurrencyLimit | None:
+        if key.concurrent_requests is None:
+            return None
+        found = key.name, key.concurrent_requests
+        if found not in self._limits:
+            self._limits[found] = ConcurrencyLimit(found[1], f" of the API key '{key.name}'")
+        return self._limits[found]
+
+
+def check_media_type(request: Request, *, required: bool) -> None:
+    """Accept JSON bodies only: a browser sends other types across origins without asking.
 
     Raises:
-        RequestError: `too_large` before reading when its length is announced, else as soon as it
-            is; `slow_body` when it does not arrive in time; `overloaded` when there is no room for
-            more of it; `left` when its sender went away.
+        RequestError: `media_type`, also for a body without a type when one is `required`.
     """
-    from starlette.requests import ClientDisconnect
+    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sent == "application/json" or (sent.startswith("application/") and sent.endswith("+json")):
+        return
+    if sent or required:
+        raise RequestError(
+            "media_type",
+            f"the body's content type is {sent[:100] or 'missing'}; send JSON with the header "
+            "`Content-Type: application/json`",
+        )
 
-    too_large = RequestError(
-        "too_large", f"the body is larger than {most} bytes; send fewer or shorter inputs"
-    )
+
+async def read_body(request: Request, limit: int, seconds: float, pending: PendingBodies) -> bytes:
+    """The whole body of a request, decompressed.
+
+    Raises:
+        RequestError: `too_large`, before reading when the length is announced; `slow_body` after
+            `seconds`; `overloaded` when all pending bodies are too large; `left` when the client
+            disconnected; `malformed` or `media_type` for a body that cannot be decoded.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "", "gzip", "x-gzip"):
+        raise RequestError(
+            "media_type", f"the body is encoded as {encoding[:100]}; send it plain or as gzip"
+        )
     announced = request.headers.get("content-length", "0")
-    if not announced.isdigit() or int(announced) > most:
-        raise too_large
+    if not CONTENT_LENGTH.fullmatch(announced):
+        raise RequestError("malformed", "the header Content-Length must be a number of bytes")
+    if int(announced) > limit:
+        raise _too_large(limit)
+    body = await _receive(request.stream(), limit, seconds, pending)
+    return body if encoding in ("identity", "") else await asyncio.to_thread(_gunzip, body, limit)
+
+
+async def _receive(
+    stream: AsyncIterator[bytes], limit: int, seconds: float, pending: PendingBodies
+) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        with unread.one() as arrived:
+        with pending.receive() as arrived:
             async with asyncio.timeout(seconds):
-                async for part in request.stream():
+                async for part in stream:
                     size += len(part)
-                    if size > most:
-                        raise too_large
+                    if size > limit:
+                        raise _too_large(limit)
                     arrived(len(part))
                     parts.append(part)
     except TimeoutError:
@@ -180,5 +321,24 @@ async def read_body(request: Any, most: int, seconds: float, unread: Unread) -> 
             "slow_body", f"the body did not arrive within {seconds:g} s; send it faster"
         ) from None
     except ClientDisconnect:
-        raise RequestError("left", "the caller left before its body was here") from None
+        raise RequestError("left", "the client disconnected while sending its body") from None
     return b"".join(parts)
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    decoder = zlib.decompressobj(wbits=31)
+    try:
+        plain = decoder.decompress(body, limit + 1)
+    except zlib.error:
+        plain = b""
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not decoder.eof or decoder.unused_data:
+        raise RequestError("malformed", "the body is not one whole gzip file; send it again")
+    return plain
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        "too_large", f"the body is larger than {limit} bytes; send fewer or shorter inputs"
+    )

@@ -1,10 +1,177 @@
-"""/openapi.json and /docs: the requests of every task, from the predictors' own parameter types."""
+"""/openapi.json and /docs: requests from the predictors' parameter types, answers as the client reads them.
 
+The answers are our own types and not huggingface_hub's: a name or a key of a schema is part of the API.
+"""
+
+from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
-from trainyard.inference import PREDICTORS, json_schema
-from trainyard.serving.errors import STATUSES
-from trainyard.serving.gateway.answers import ANSWERS, Event
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, Response
+from pydantic import TypeAdapter
+
+from trainyard.inference import PREDICTORS, STRICT, json_schema
+from trainyard.serving.errors import STATUSES, RequestError
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label of the model, or a candidate."""
+
+    __pydantic_config__ = STRICT
+
+    label: str
+    score: float
+    """Its probability; the number itself for a regression."""
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A token, or several that are one entity."""
+
+    __pydantic_config__ = STRICT
+
+    score: float
+    word: str
+    start: int
+    """Its first character in the text."""
+    end: int
+    """The character after its last."""
+    entity: str | None = None
+    """Label of a token: with aggregation_strategy none."""
+    index: int | None = None
+    """Number of the token: with aggregation_strategy none."""
+    entity_group: str | None = None
+    """Label of an entity: with any other aggregation_strategy."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of the context that answers the question; empty for an impossible answer."""
+
+    __pydantic_config__ = STRICT
+
+    score: float
+    start: int
+    """Its first character in the context."""
+    end: int
+    """The character after its last."""
+    answer: str
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A token for a mask."""
+
+    __pydantic_config__ = STRICT
+
+    score: float
+    token: int
+    token_str: str
+    sequence: str
+    """The text with the token in its place."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A text made shorter."""
+
+    __pydantic_config__ = STRICT
+
+    summary_text: str
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A text in another language."""
+
+    __pydantic_config__ = STRICT
+
+    translation_text: str
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token."""
+
+    __pydantic_config__ = STRICT
+
+    id: int
+    logprob: float
+    special: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Details:
+    """Details of a generated text."""
+
+    __pydantic_config__ = STRICT
+
+    finish_reason: str
+    """length, eos_token or stop_sequence."""
+    generated_tokens: int
+    input_length: int
+    seed: int | None
+    """Of the draws, to repeat them; null without draws."""
+    prefill: list[Any]
+    """Always empty."""
+    tokens: list[Token]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated text."""
+
+    __pydantic_config__ = STRICT
+
+    generated_text: str
+    details: Details | None = None
+    """With `"details": true` only."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a streamed text."""
+
+    __pydantic_config__ = STRICT
+
+    finish_reason: str
+    generated_tokens: int
+    input_length: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """A generated token, as a server-sent event; the last one has the whole text."""
+
+    __pydantic_config__ = STRICT
+
+    index: int
+    token: Token
+    generated_text: str | None
+    details: Ending | None
+
+
+Vector = list[float]
+
+ANSWERS: dict[str, Any] = {
+    "text-classification": list[list[Label]],
+    "zero-shot-classification": list[Label] | list[list[Label]],
+    "token-classification": list[Entity] | list[list[Entity]],
+    "question-answering": Span | list[Span] | list[list[Span]],
+    "fill-mask": list[Proposal] | list[list[Proposal]] | list[list[list[Proposal]]],
+    "summarization": list[Summary] | list[list[Summary]],
+    "translation": list[Translated] | list[list[Translated]],
+    "text2text-generation": list[Generated] | list[list[Generated]],
+    "text-generation": list[Generated] | list[list[Generated]],
+    "feature-extraction": list[Vector] | list[list[Vector]] | list[list[list[Vector]]],
+    "sentence-similarity": list[float] | list[list[float]],
+}
+"""Task -> answer to one input or to a list of inputs; more levels where parameters ask for them."""
 
 REFERENCE = "#/components/schemas/{model}"
 
@@ -27,14 +194,14 @@ BRIEF: dict[str, Any] = {
     "type": "object",
     "required": ["name"],
     "properties": {
-        "name": {"type": "string", "description": "What stands in the path."},
+        "name": {"type": "string", "description": "The name in the path."},
         "task": {"type": "string", "enum": list(PREDICTORS)},
         "source": {"type": "string", "description": "Run, folder or Hub id that it comes from."},
         "revision": {
             "type": ["string", "null"],
             "description": "Commit, tag or branch on the Hub.",
         },
-        "error": {"type": "string", "description": "Why it cannot be loaded."},
+        "error": {"type": "string", "description": "The reason why it cannot be loaded."},
     },
 }
 
@@ -48,7 +215,7 @@ MODEL = {
         "example": {"type": "object", "description": "A request that it answers."},
         "parameters": {"type": "object", "description": "JSON schema of a request's parameters."},
         "run": {"type": "object", "description": "The run that trained it, with its config."},
-        "metrics": {"type": "object", "description": "What it scored there."},
+        "metrics": {"type": "object", "description": "Its scores on the validation rows."},
     },
 }
 
@@ -56,33 +223,35 @@ ANSWERED = {
     ("/models", "get"): {"type": "array", "items": {"$ref": REFERENCE.format(model="Brief")}},
     ("/models/{name}", "get"): {"$ref": REFERENCE.format(model="Model")},
 }
-"""Schemas of what is answered with 200; any other GET answers `STATUS`."""
+"""Path and method -> schema of the answer with status 200. Other GETs answer `STATUS`."""
 
 FAILURES = {
     400: "The body is no JSON object.",
     401: "No key that may use this.",
-    404: "No such model; the sentence names those that there are.",
+    403: "The request comes from a page of another site, or names another host.",
+    404: "No such model; the sentence names the models there are.",
     408: "The body came too slowly.",
     413: "Too many bytes, inputs or tokens.",
+    415: "The body is not JSON, or is compressed by something other than gzip.",
     422: "The request cannot be understood.",
     429: "The queue is full; see Retry-After.",
     500: "The model fails on this input.",
     503: "Not ready, or no answer in time; see Retry-After.",
 }
 
-NO_BODY = ("400", "408", "413", "422")
-"""Failures that only a request with a body can have."""
+NO_BODY = ("400", "408", "413", "415", "422")
+"""Statuses that only a request with a body can get."""
 
 
-def describe_api(app: Any) -> None:
-    """Complete what FastAPI finds out by itself: bodies are read late, so it sees none."""
+def describe_api(app: FastAPI) -> None:
+    """Complete FastAPI's own schema, which has no bodies, as they are read late."""
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _complete(type(app).openapi(app))
         return dict(app.openapi_schema)
 
-    app.openapi = schema
+    app.openapi = schema  # type: ignore[method-assign]  # as FastAPI's documentation says
 
 
 def _complete(schema: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +305,7 @@ def _complete(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _request(task: str, components: dict[str, Any]) -> dict[str, str]:
-    """Reference to the request type of a task, put among the components."""
+    """Add the request type of a task to the components; return a reference to it."""
     parameters = json_schema(PREDICTORS[task].parameters, ref_template=REFERENCE)
     components.update(parameters.pop("$defs", {}))
     schema = {
@@ -153,9 +322,9 @@ def _request(task: str, components: dict[str, Any]) -> dict[str, str]:
 
 
 def _event(components: dict[str, Any]) -> dict[str, Any]:
-    """A server-sent event: a token, the failure that ends a stream, or its end."""
-    told = [_typed("Event", Event, components), {"$ref": REFERENCE.format(model="Error")}]
-    payload = {"contentMediaType": "application/json", "contentSchema": {"anyOf": told}}
+    """A server-sent event: a token, the error that ends a stream, or `[DONE]`."""
+    payloads = [_typed("Event", Event, components), {"$ref": REFERENCE.format(model="Error")}]
+    payload = {"contentMediaType": "application/json", "contentSchema": {"anyOf": payloads}}
     return {
         "type": "object",
         "required": ["data"],
@@ -164,9 +333,7 @@ def _event(components: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, wanted: Any, components: dict[str, Any]) -> dict[str, str]:
-    """Reference to a type of what is answered, put among the components."""
-    from pydantic import TypeAdapter
-
+    """Add the type of an answer to the components; return a reference to it."""
     schema = TypeAdapter(wanted).json_schema(ref_template=REFERENCE)
     components.update(schema.pop("$defs", {}))
     return _component(components, name, schema)
@@ -179,3 +346,41 @@ def _title(task: str) -> str:
 def _component(components: dict[str, Any], name: str, schema: dict[str, Any]) -> dict[str, str]:
     components[name] = {"title": name, **schema}
     return {"$ref": REFERENCE.format(model=name)}
+
+
+DOCS_FILES = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon.png": "image/png",
+}
+"""File below /docs/ that the page loads -> its media type."""
+
+DOCS_POLICY = (
+    "default-src 'none'; connect-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def add_docs(app: FastAPI) -> None:
+    """Add /docs: Swagger UI from files of an installed package, so it needs no network."""
+    folder = resources.files("fastapi_offline") / "static"
+    script, style, icon = DOCS_FILES
+    page = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title=app.title,
+        swagger_js_url=f"docs/{script}",
+        swagger_css_url=f"docs/{style}",
+        swagger_favicon_url=f"docs/{icon}",
+    ).body
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": DOCS_POLICY})
+
+    @app.get("/docs/{file}", include_in_schema=False)
+    def docs_file(file: str) -> Response:
+        if file not in DOCS_FILES:
+            raise RequestError("not_found", "there is no such path; see /docs")
+        day = {"cache-control": "max-age=86400"}
+        return Response((folder / file).read_bytes(), media_type=DOCS_FILES[file], headers=day)

@@ -1,59 +1,188 @@
-"""From many requests at once to padded batches, without ever letting a free model wait.
+"""Batch the rows of many requests without ever letting a free model wait.
 
-Threads of its own run the forward passes, each taking the next batch the moment it is free, from
-whatever waits then: a lone request starts at once, and under load batches form by themselves while
-the model is busy. Which rows go together is `batching.next_batch`. Pure asyncio and numpy.
+Worker threads run the forward passes. Each takes the next batch the moment it is free, from the rows that
+wait then. So a lone request starts at once, and batches form under load while the model is busy. The rows
+of a batch are chosen by `batching.next_batch`. Pure asyncio and numpy.
 
-On a CPU two passes beside each other, of one core each, do more than one pass over two cores: no
-core waits for another after each operation. A pass that is alone gets all cores.
+On a CPU, two passes of one core each do more than one pass over two cores, as no core waits for another
+after each operation. A pass that runs alone gets all cores.
 
 Text Generation Inference and Text Embeddings Inference pull batches in the same way
-(text-embeddings-inference, core/src/queue.rs), first come first served; here rows go by length, the
-oldest always among them.
+(text-embeddings-inference, core/src/queue.rs), in order of arrival. Here rows are chosen by length, and the
+oldest row is always among them.
 """
 
 import asyncio
+import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
 from trainyard.batching import next_batch
 from trainyard.serving.errors import RequestError
-from trainyard.serving.replica.cost import (
-    BatchLimits,
-    BatchRecord,
-    CostModel,
-    as_failure,
-    let_go,
-    out_of_memory,
-)
-from trainyard.serving.replica.tickets import Done, Ticket, Waiting, settle, tell_stopped
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 SPLIT_ROWS = 8
-"""Fewer rows than this are not divided among free workers: small batches cost more per row."""
+"""Rows. Fewer are not divided among free workers: small batches cost more per row."""
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Bounds of a batcher.
+
+    `batch_tokens` is the maximum of rows times longest row of a pass, `waiting_tokens` that of the queue.
+    """
+
+    batch_tokens: int = 4096
+    batch_rows: int = 128
+    waiting_tokens: int = 131_072
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """One forward pass, for metrics. `text_tokens` over `padded_tokens` is the padding efficiency."""
+
+    rows: int
+    text_tokens: int
+    padded_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BatchResults(Generic[Result]):
+    """The results of one request, in the order of its rows, and its time in the queue and in the model."""
+
+    results: list[Result]
+    queue_seconds: float
+    forward_seconds: float
+
+
+class CostModel:
+    """Seconds of a forward pass as a straight line over its padded tokens.
+
+    Fitted while it runs, by weighted least squares: a pass counts half after about `MEMORY` newer ones,
+    so the model follows a machine that gets slower.
+    """
+
+    MEMORY = 50
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        x, y = float(tokens), seconds
+        self._sums = self._sums * 0.5 ** (1 / self.MEMORY) + (1.0, x, y, x * x, x * y)
+
+    def line(self) -> tuple[float, float]:
+        """Seconds of an empty pass and seconds per token, neither below zero."""
+        n, x, y, xx, xy = self._sums
+        if n == 0:
+            return 0.0, 0.0
+        spread = n * xx - x * x
+        slope = (n * xy - x * y) / spread if spread > 1e-9 * n * xx else 0.0
+        # A slope through the origin where passes of one size, or noise, leave no other.
+        slope = slope if slope > 0 else y / x
+        return max(0.0, (y - slope * x) / n), slope
+
+    def overhead_tokens(self) -> float:
+        fixed, slope = self.line()
+        return fixed / slope if slope else 0.0
+
+
+@dataclass(eq=False)
+class PendingRequest:
+    """One request; its rows may run in several batches.
+
+    Attributes:
+        submitted: time at which its rows entered the queue.
+        missing: rows without a result.
+        gone: True once the client has its answer or left; its rows are dropped.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[None]"
+    deadline: float
+    submitted: float
+    results: list[Any] = field(default_factory=list)
+    missing: int = 0
+    started: float | None = None
+    finished: float = 0.0
+    failure: Exception | None = None
+    gone: bool = False
+
+    @classmethod
+    def open(cls, deadline: float | None, now: float) -> Self:
+        loop = asyncio.get_running_loop()
+        latest = float("inf") if deadline is None else deadline
+        return cls(loop, loop.create_future(), latest, now)
+
+    def add_rows(
+        self, rows: Sequence[Row], length: Callable[[Row], int], now: float
+    ) -> "list[PendingRow[Row]]":
+        self.submitted = now
+        self.results, self.missing = [None] * len(rows), len(rows)
+        return [PendingRow(self, index, row, length(row)) for index, row in enumerate(rows)]
+
+    def seconds_left(self, now: float) -> float | None:
+        return None if self.deadline == float("inf") else self.deadline - now
+
+    def all_results(self) -> BatchResults[Any]:
+        started = self.submitted if self.started is None else self.started
+        return BatchResults(
+            self.results, started - self.submitted, max(self.finished - started, 0.0)
+        )
+
+    def late(self, now: float, wait: float) -> RequestError:
+        """Build the timeout error; `wait` is the current queueing delay, sent as Retry-After."""
+        spent = "it waited" if self.started is None else "it took"
+        return RequestError(
+            "late",
+            f"{spent} {now - self.submitted:.1f} s, longer than this request may; try again later, or "
+            "ask for less at once", wait,
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """Wake the caller; runs on its event loop."""
+        if self.future.done():
+            return
+        if self.failure is not None:
+            self.future.set_exception(self.failure)
+        else:
+            self.future.set_result(None)
+
+
+@dataclass(eq=False, frozen=True)
+class PendingRow(Generic[Row]):
+    """A row of a request."""
+
+    request: PendingRequest
+    index: int
+    row: Row
+    length: int
 
 
 class Batcher(Generic[Row, Result]):
-    """Runs `forward` over rows of many requests.
+    """Run `forward` over the rows of many requests.
 
     Args:
-        forward: a padded forward pass; results in the order of the rows. Called in the workers'
-            threads, with the number of workers that are busy then.
+        forward: a padded forward pass; results in the order of the rows. Called in the worker
+            threads, with the number of busy workers.
         length: tokens of a row.
-        group: only rows of equal groups may share a pass. Default: all rows may.
+        group: only rows of equal groups share a pass. Default: all rows do.
         limits: see `BatchLimits`.
-        on_batch: told of every forward pass, in a worker's thread.
-        workers: forward passes at once.
-        own_thread: whether a pass beside so many others (itself counted) computes in its worker's
-            thread alone. Its cost then is that thread's processor time: how long it also waited for
-            a core says nothing of which rows should go together. Default: none does.
+        on_batch: callback for every forward pass, in a worker thread.
+        workers: maximum forward passes at once.
+        own_thread: True when a pass next to this number of others (itself counted) computes in its
+            worker's thread alone. Its cost then is that thread's processor time: the time it waited
+            for a core must not change which rows go together. Default: never.
         clock: monotonic seconds.
     """
 
@@ -75,7 +204,7 @@ class Batcher(Generic[Row, Result]):
         self._budget = float(self._limits.batch_tokens)
         self._own_thread = own_thread
         self._seconds, self._cost = CostModel(), CostModel()
-        self._waiting: list[Waiting[Row]] = []
+        self._waiting: list[PendingRow[Row]] = []
         self._waiting_tokens = 0
         self._changed = threading.Condition()
         self._closed = self._broken = False
@@ -85,79 +214,76 @@ class Batcher(Generic[Row, Result]):
 
     @property
     def broken(self) -> bool:
-        """Whether a worker died: a defect, after which only a new batcher helps."""
         return self._broken
 
     @property
     def waiting_rows(self) -> int:
-        """Rows that no forward pass has taken yet."""
         return len(self._waiting)
 
     def expected_wait(self, tokens: int = 0) -> float:
-        """Seconds until `tokens` that came now would be done, as far as past passes tell."""
+        """Seconds until `tokens` that arrive now would be computed, estimated from past passes."""
         fixed, slope = self._seconds.line()
         ahead = self._waiting_tokens + tokens
         return (ahead * slope + fixed * (1 + ahead / self._budget)) / self._workers
 
-    async def submit(self, rows: Sequence[Row], deadline: float | None = None) -> Done[Result]:
-        """The results of `rows`, which may share batches with anybody's.
+    async def submit(
+        self, rows: Sequence[Row], deadline: float | None = None
+    ) -> BatchResults[Result]:
+        """Compute `rows`, which may share batches with rows of other requests.
 
-        A caller that is cancelled, or told that it is late, takes its waiting rows with it. `deadline`
-        is on the batcher's clock.
+        A caller that is cancelled or late takes its waiting rows with it. `deadline` is on the
+        batcher's clock.
 
         Raises:
-            RequestError: `overloaded`, at once, when too much waits already, or for too long to
-                meet the deadline; `late` when the deadline passes before all are done;
+            RequestError: `overloaded`, at once, when the queue is full or too long to meet the
+                deadline; `late` when the deadline passes before all rows are done;
                 `failed` when the forward pass fails on one of these rows, even alone.
         """
-        ticket = Ticket.open(deadline, now := self._clock())
-        self._enter(ticket, rows, now)
-        return await self._done(ticket, now)
+        request = PendingRequest.open(deadline, now := self._clock())
+        self._enter(request, rows, now)
+        return await self._results(request, now)
 
     async def submit_from(
         self, pool: Executor, make: Callable[[], Sequence[Row]], deadline: float | None = None
-    ) -> Done[Result]:
-        """`submit` of the rows that `make` returns, called in `pool`.
+    ) -> BatchResults[Result]:
+        """`submit` the rows that `make` returns, called in `pool`.
 
-        They enter from there: the event loop is not woken in between, which would take a lone request
-        as long as entering does, and hold up its forward pass.
-
-        Raises:
-            Exception: what `make` raises, and what `submit` does.
+        They enter the queue from there. Waking the event loop in between would take as long as
+        entering does, and delay the forward pass of a lone request. Errors of `make` are raised, too.
         """
-        ticket = Ticket.open(deadline, now := self._clock())
+        request = PendingRequest.open(deadline, now := self._clock())
 
         def enter() -> None:
             try:
-                if not ticket.gone:
-                    self._enter(ticket, make(), self._clock())
+                if not request.gone:
+                    self._enter(request, make(), self._clock())
             except Exception as error:
-                ticket.failure = error
-                settle([ticket])
+                request.failure = error
+                settle([request])
 
         pool.submit(enter)
-        return await self._done(ticket, now)
+        return await self._results(request, now)
 
-    async def _done(self, ticket: Ticket, now: float) -> Done[Result]:
+    async def _results(self, request: PendingRequest, now: float) -> BatchResults[Result]:
         try:
-            async with asyncio.timeout(ticket.left(now)):
-                await ticket.future
+            async with asyncio.timeout(request.seconds_left(now)):
+                await request.future
         except TimeoutError:
-            raise ticket.late(self._clock(), self.expected_wait()) from None
+            raise request.late(self._clock(), self.expected_wait()) from None
         finally:
-            self._leave(ticket)
-        return ticket.done()
+            self._drop_rows(request)
+        return request.all_results()
 
     def close(self) -> None:
-        """Take nothing more; the workers end once all that waits is done."""
+        """Take no more requests; the workers end once the queue is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _enter(self, ticket: Ticket, rows: Sequence[Row], now: float) -> None:
-        arriving = ticket.holding(rows, self._length, now)
+    def _enter(self, request: PendingRequest, rows: Sequence[Row], now: float) -> None:
+        arriving = request.add_rows(rows, self._length, now)
         if not rows:
-            settle([ticket])
+            settle([request])
             return
         tokens = sum(item.length for item in arriving)
         with self._changed:
@@ -166,15 +292,15 @@ class Batcher(Generic[Row, Result]):
                     "unavailable", "the model is being replaced; send the request again", 1
                 )
             wait = self.expected_wait(tokens)
-            # However large, a request is let in when nothing else waits: limits of one request
-            # are checked before, and refusing it would never let it through.
+            # An empty queue takes a request of any size: limits of one request are checked before,
+            # and a refusal here would never let it through.
             if self._waiting and self._waiting_tokens + tokens > self._limits.waiting_tokens:
                 raise RequestError(
                     "overloaded",
                     f"{self._waiting_tokens} tokens wait already, at most "
                     f"{self._limits.waiting_tokens} may; try again later", wait,
                 )  # fmt: skip
-            if self._waiting and ticket.submitted + wait > ticket.deadline:
+            if self._waiting and request.submitted + wait > request.deadline:
                 raise RequestError(
                     "overloaded",
                     f"the answer would take about {wait:.1f} s, longer than this request may wait; "
@@ -184,19 +310,19 @@ class Batcher(Generic[Row, Result]):
             self._waiting_tokens += tokens
             self._changed.notify()
 
-    def _leave(self, ticket: Ticket) -> None:
-        """Forget what still waits of a request whose caller was told, or left."""
-        ticket.gone = True
-        if ticket.missing:
+    def _drop_rows(self, request: PendingRequest) -> None:
+        """Drop the waiting rows of a request that was answered or left."""
+        request.gone = True
+        if request.missing:
             with self._changed:
-                self._keep([item for item in self._waiting if item.ticket is not ticket])
+                self._keep([item for item in self._waiting if item.request is not request])
 
-    def _keep(self, waiting: list[Waiting[Row]]) -> None:
+    def _keep(self, waiting: list[PendingRow[Row]]) -> None:
         self._waiting = waiting
         self._waiting_tokens = sum(item.length for item in waiting)
 
     def _guarded_run(self) -> None:
-        """`_run`; were it ever to fail, nobody may wait for ever for a thread that is gone."""
+        """Run a worker; should it ever fail, fail all requests instead of letting them hang."""
         try:
             self._run()
         except BaseException:
@@ -205,7 +331,7 @@ class Batcher(Generic[Row, Result]):
                 waiting = self._waiting
                 self._keep([])
                 self._changed.notify_all()
-            tell_stopped(waiting)
+            fail_stopped(waiting)
             raise
 
     def _run(self) -> None:
@@ -215,31 +341,31 @@ class Batcher(Generic[Row, Result]):
                     self._changed.wait()
                 if not self._waiting:
                     return
-                batch, settled = self._take()
+                batch, late = self._take()
                 self._busy += 1
                 busy = min(self._workers, self._busy + -(-len(self._waiting) // SPLIT_ROWS))
                 if self._waiting:
                     self._changed.notify()
-            settle(settled)
+            settle(late)
             if batch:
                 try:
                     self._execute(batch, busy)
                 except BaseException:
-                    tell_stopped(batch)
+                    fail_stopped(batch)
                     raise
                 del batch  # a waiting thread must not keep the last rows alive
             with self._changed:
                 self._busy -= 1
 
-    def _take(self) -> tuple[list[Waiting[Row]], list[Ticket]]:
-        """The next batch, and the tickets that ran out of time; called with the lock held."""
+    def _take(self) -> tuple[list[PendingRow[Row]], list[PendingRequest]]:
+        """Take the next batch, and the requests past their deadline; called with the lock held."""
         now = self._clock()
-        late = {item.ticket for item in self._waiting if item.ticket.deadline <= now}
-        for ticket in late:
-            ticket.failure = ticket.late(now, self.expected_wait())
-            ticket.gone = True
-        waiting = [item for item in self._waiting if not item.ticket.gone]
-        batch: list[Waiting[Row]] = []
+        late = {item.request for item in self._waiting if item.request.deadline <= now}
+        for request in late:
+            request.failure = request.late(now, self.expected_wait())
+            request.gone = True
+        waiting = [item for item in self._waiting if not item.request.gone]
+        batch: list[PendingRow[Row]] = []
         if waiting:
             group = self._group(waiting[0].row)
             able = [i for i, item in enumerate(waiting) if self._group(item.row) == group]
@@ -254,37 +380,40 @@ class Batcher(Generic[Row, Result]):
             waiting = [item for i, item in enumerate(waiting) if i not in taken]
         self._keep(waiting)
         for item in batch:
-            if item.ticket.started is None:
-                item.ticket.started = now
+            if item.request.started is None:
+                item.request.started = now
         return batch, list(late)
 
     def _attempt(self, rows: list[Row], busy: int) -> tuple[Sequence[Result], Exception | None]:
-        """One forward pass: its results or its failure.
+        """Run one forward pass: its results or its error.
 
-        The failure is given back, as whatever runs inside `except` runs beside what it left.
+        The error is returned, because code inside `except` runs while the failed pass still holds
+        its memory.
         """
         try:
             return self._forward(rows, busy), None
         except Exception as error:
             return [], error
 
-    def _split(self, batch: list[Waiting[Row]], busy: int, padded: int, error: Exception) -> None:
+    def _split(
+        self, batch: list[PendingRow[Row]], busy: int, padded: int, error: Exception
+    ) -> None:
         if out_of_memory(error):
             self._budget = max(padded / 2, 1.0)
         if len(batch) == 1:
-            ticket = batch[0].ticket
-            ticket.failure, ticket.gone = as_failure(error, batch[0].length), True
-            settle([ticket])
+            request = batch[0].request
+            request.failure, request.gone = as_request_error(error, batch[0].length), True
+            settle([request])
             return
-        let_go(error)
+        release_memory(error)
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):
-            left = [item for item in half if not item.ticket.gone]
+            left = [item for item in half if not item.request.gone]
             if left:
                 self._execute(left, busy)
 
-    def _execute(self, batch: list[Waiting[Row]], busy: int) -> None:
-        """One forward pass; when it fails, each half again, down to the row that it is."""
+    def _execute(self, batch: list[PendingRow[Row]], busy: int) -> None:
+        """Run one forward pass; after an error, run each half, down to the row that causes it."""
         padded = len(batch) * max(item.length for item in batch)
         began, computed = self._clock(), time.thread_time()
         results, error = self._attempt([item.row for item in batch], busy)
@@ -296,15 +425,76 @@ class Batcher(Generic[Row, Result]):
         with self._changed:  # rows of one request may end in several workers
             self._seconds.observe(padded, ended - began)
             self._cost.observe(padded, computed if self._own_thread(busy) else ended - began)
-            # A budget cut by memory that ran out grows back slowly: it may have been a neighbor's.
+            # A budget cut by memory that ran out grows back slowly: another process may have used it.
             self._budget = min(self._budget * 1.02, float(self._limits.batch_tokens))
             for item, result in zip(batch, results, strict=True):
-                item.ticket.results[item.index] = result
-                item.ticket.missing -= 1
-                if not item.ticket.missing:
-                    item.ticket.finished = ended
-                    complete.append(item.ticket)
+                item.request.results[item.index] = result
+                item.request.missing -= 1
+                if not item.request.missing:
+                    item.request.finished = ended
+                    complete.append(item.request)
         settle(complete)
         if self._on_batch is not None:
             text = sum(item.length for item in batch)
             self._on_batch(BatchRecord(len(batch), text, padded, ended - began))
+
+
+def settle(requests: Sequence[PendingRequest]) -> None:
+    """Wake the callers, with one wake-up of each event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[PendingRequest]] = {}
+    for request in requests:
+        loops.setdefault(request.loop, []).append(request)
+    for loop, members in loops.items():
+        with contextlib.suppress(RuntimeError):  # a closed loop has no callers left
+            loop.call_soon_threadsafe(_settle_all, members)
+
+
+def _settle_all(requests: list[PendingRequest]) -> None:
+    for request in requests:
+        request.settle()
+
+
+def fail_stopped(items: "Sequence[PendingRow[Any]]") -> None:
+    """Fail the requests of rows that a stopped batcher will not compute."""
+    requests = list({item.request for item in items})
+    for request in requests:
+        request.failure = RequestError("failed", "the batcher stopped; see its replica's log")
+    settle(requests)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """True when a forward pass ran out of memory; torch has a class for it on GPUs only."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
+
+
+def release_memory(error: Exception) -> None:
+    """Free the memory of a failed pass for a smaller one.
+
+    Its tensors are in the frames that the traceback keeps, and then in the cache of CUDA.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__context__
+    torch = sys.modules.get("torch")
+    if torch is not None and out_of_memory(error) and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def as_request_error(error: Exception, length: int) -> RequestError:
+    """Build the error of a row that fails even alone."""
+    if out_of_memory(error):
+        return RequestError(
+            "failed", f"an input of {length} tokens does not fit into memory; shorten it"
+        )
+    failure = RequestError(
+        "failed", "the model failed on this input; its replica's log has the reason"
+    )
+    failure.__cause__ = error
+    return failure

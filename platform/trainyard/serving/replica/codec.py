@@ -1,23 +1,27 @@
-"""Between bytes and what predictors take and give; every mistake in a request is one sentence."""
+"""Between bytes and the predictors' inputs and results; every mistake in a request is one sentence."""
 
 import json
 from typing import Any
+
+from pydantic_core import from_json
 
 from trainyard.errors import UserError
 from trainyard.inference import Predictor, Prepared, TooLargeError
 from trainyard.serving.errors import RequestError
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Bytes that some editors write before UTF-8; JSON allows a reader to skip them."""
+
 
 def read(body: bytes, max_items: int) -> dict[str, Any]:
-    """The request, its parameters in one place, its items counted.
+    """Parse a request: its inputs, its parameters in one place, and `stream`.
 
     Raises:
-        RequestError: when it is none, or too large.
+        RequestError: when it is no request, or too large.
     """
-    from pydantic_core import from_json
-
     try:
-        request = from_json(body, allow_inf_nan=False)  # refuses deep nesting, too
+        # Refuses deep nesting, too.
+        request = from_json(body.removeprefix(BYTE_ORDER_MARK), allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise RequestError(
             "malformed", f"the body is no valid JSON: {' '.join(str(error).split())[:200]}"
@@ -30,8 +34,8 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
     parameters = request.get("parameters")
     if not isinstance(parameters, dict | None):
         raise RequestError("invalid", '"parameters" must be a JSON object')
-    # Some tasks of the Hugging Face client send their parameters beside `inputs`.
-    beside = {
+    # For some tasks, the Hugging Face client sends parameters next to `inputs`.
+    top_level = {
         key: value for key, value in request.items()
         if key not in ("inputs", "parameters", "options", "stream")
     }  # fmt: skip
@@ -42,14 +46,18 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
             f"the request holds {len(inputs)} inputs, at most {max_items} may come "
             "at once; send them in several requests",
         )
-    return {"inputs": inputs, "parameters": {**beside, **(parameters or {})}}
+    return {
+        "inputs": inputs,
+        "parameters": {**top_level, **(parameters or {})},
+        "stream": request.get("stream") is True,
+    }
 
 
 def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> Prepared:
-    """Its rows.
+    """Turn a request into rows.
 
     Raises:
-        RequestError: when it makes no sense to the predictor, or is too large.
+        RequestError: when the predictor refuses it, or it is too large.
     """
     try:
         prepared = predictor.preprocess(request["inputs"], request["parameters"])
@@ -70,10 +78,10 @@ def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> P
 
 
 def dump(result: Any) -> bytes:
-    """The bytes of an answer.
+    """Encode an answer as JSON.
 
     Raises:
-        RequestError: when the model gave what JSON cannot hold.
+        RequestError: when the model's output has no JSON.
     """
     try:
         return json.dumps(result, allow_nan=False, ensure_ascii=False).encode()

@@ -1,15 +1,14 @@
 """One version of one model, loaded and warm: from the bytes of a request to those of the answer.
 
-Reading and tokenizing run in threads of their own, forward passes in others (the batcher's; one
-alone over all cores in that of `threads.py`), large answers are made in yet others, so the event loop is
-always free for whoever asks next. No Ray.
+The event loop stays free for the next request: parsing and tokenizing, forward passes (the batcher's
+workers, or the wide thread of `threads.py`) and large answers each have their own threads. No Ray.
 """
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Self
@@ -20,38 +19,44 @@ from trainyard.models import ENGINES, choose
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
 from trainyard.serving.options import ModelOptions, Version
-from trainyard.serving.replica.batcher import Batcher
+from trainyard.serving.replica.batcher import Batcher, BatchLimits, BatchRecord
 from trainyard.serving.replica.codec import dump, prepare, read
-from trainyard.serving.replica.cost import BatchLimits, BatchRecord
-from trainyard.serving.replica.metrics import Watch
-from trainyard.serving.replica.model_source import locate, task_of
-from trainyard.serving.replica.streams import given_up_on_leaving, token_events
+from trainyard.serving.replica.metrics import ReplicaMetrics
+from trainyard.serving.replica.model_source import check_memory, locate, task_of
+from trainyard.serving.replica.streams import cancelled_on_exit, token_events
 from trainyard.serving.replica.threads import process_threads, run_pass
 
 log = logging.getLogger("ray.serve.trainyard")
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
-"""Default of `batch_tokens`: where a larger batch no longer makes the rows of it cheaper."""
+"""Default of `batch_tokens`: beyond it, a larger batch makes rows no cheaper."""
 
 SMALL_BODY = 16_384
-"""Bytes. Larger ones are read and tokenized in another thread: no short text waits for a megabyte."""
+"""Bytes. Larger bodies are tokenized in another thread, so no short text waits for a megabyte."""
 
 WARM_UP_PASSES = 3
 
 ANSWER_NUMBERS = 8_000_000
-"""Of an answer that holds a vector for each token: some 160 MB of JSON, several times that on the way."""
+"""Maximum numbers of an answer with a vector for each token: 160 MB of JSON, several times that while it
+is made."""
 
 SMALL_ANSWER = 512
-"""Numbers from the model that become an answer on the event loop: for a few labels or one vector that
-takes about as long as waking a thread, and under load a thread also waits for its turn. Whatever is
-larger, or no array, would hold up everybody and goes to a thread."""
+"""Numbers. Results up to this size become an answer on the event loop, which takes about as long as waking
+a thread. Larger ones, and results that are no arrays, would delay all requests and go to a thread."""
+
+FAULT_SECONDS = 20.0
+"""Seconds for the answer to the example in a health check; Serve's own timeout is 30."""
 
 
 class Host:
-    """Answers requests to one predictor. Built by `load`; `close` it when another takes over."""
+    """Answer requests to one predictor. Build it with `load`; `close` it when another takes over."""
 
     def __init__(
-        self, predictor: Predictor, options: ModelOptions, about: Mapping[str, Any], watch: Watch
+        self,
+        predictor: Predictor,
+        options: ModelOptions,
+        about: Mapping[str, Any],
+        metrics: ReplicaMetrics,
     ) -> None:
         self.predictor = predictor
         predictor.limits = Limits(
@@ -59,8 +64,9 @@ class Host:
         )
         self.about = dict(about)
         self._options = options
-        self._watch = watch
-        self._in_work = 0
+        self._metrics = metrics
+        self._in_flight = 0
+        self._failed = False
         self._closed = False
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._large_tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
@@ -69,9 +75,8 @@ class Host:
         device = predictor.device.type
         engine = ENGINES[about.get("engine", "torch")]
         passes = engine.passes or self._cores
-        # Else in an engine's own threads, or on the GPU.
         in_torch = device == "cpu" and engine.keeps_model
-        # Passes of different lengths, as generation makes them, must not starve each other of cores.
+        # Passes of generation differ in length and must not starve each other of cores.
         alone = device != "cpu" or predictor.model.can_generate()
         self.limits = BatchLimits(
             batch_tokens=options.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]),
@@ -91,8 +96,8 @@ class Host:
         )
 
     @classmethod
-    def load(cls, version: Version, options: ModelOptions, watch: Watch) -> Self:
-        """Load and warm up; minutes for a large model, so call it in a thread.
+    def load(cls, version: Version, options: ModelOptions, metrics: ReplicaMetrics) -> Self:
+        """Load and warm up a version. A large model takes minutes, so call it in a thread.
 
         Raises:
             UserError: when the model is missing, unsafe, damaged, or of no known task.
@@ -103,6 +108,7 @@ class Host:
         torch.set_num_threads(options.threads or process_threads())
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder, about = locate(version, options.max_parameters)
+        check_memory(folder, options.dtype, device, version.source)
         task = options.task or task_of(folder)
         if task not in PREDICTORS:
             raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
@@ -110,23 +116,32 @@ class Host:
         predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
         about |= {"task": task, "device": device, **choice.about()}
         about["parameters"] = json_schema(predictor.parameters)
-        host = cls(predictor, options, about, watch)
+        host = cls(predictor, options, about, metrics)
         host.warm_up()
         host.about["load_seconds"] = round(time.perf_counter() - began, 2)
         return host
 
     @property
-    def by_line(self) -> bool:
-        """Whether requests may come past Serve, by a line, see `line.py`: where answers take no time."""
+    def uses_connections(self) -> bool:
+        """True when requests bypass Serve: its call would take a large part of their time."""
         return not self.predictor.model.can_generate()
 
-    @property
-    def healthy(self) -> bool:
-        """Whether it can still answer."""
-        return not self._batcher.broken
+    async def find_fault(self) -> str | None:
+        """The reason why the model cannot answer any more, or None.
+
+        After a failure, the task's example is computed: a bad input fails alone, a broken device fails
+        on the example, too.
+        """
+        if self._batcher.broken:
+            return "its batcher stopped"
+        if not self._failed:
+            return None
+        self._failed = False
+        answer = await self.answer(json.dumps(self.predictor.example).encode(), FAULT_SECONDS)
+        return "it fails on the example of its task" if answer.status == 500 else None
 
     def warm_up(self) -> None:
-        """Run the task's example through everything, so that the first caller does not pay for it.
+        """Run the task's example through everything, so that the first request is fast.
 
         Raises:
             UserError: when the model cannot answer even that.
@@ -134,11 +149,11 @@ class Host:
         example = json.dumps(self.predictor.example).encode()
         try:
             for _ in range(WARM_UP_PASSES):
-                prepared = self._prepare(example)
+                prepared = self._prepare(read(example, self._options.max_items))
                 results = self.predictor.forward_all(prepared.rows)
                 dump(self.predictor.postprocess(prepared, results))
         except Exception as error:
-            self.close()  # its threads would keep the model for ever
+            self.close()  # else its threads would keep the model
             raise UserError(
                 f"the model of {self.about['source']} fails on the example of its task "
                 f"({' '.join(str(error).split())[:200]}); is it really a model for "
@@ -146,40 +161,54 @@ class Host:
             ) from error
 
     async def answer(self, body: bytes, seconds: float) -> Answer:
-        """The answer to a request's body, wanted within `seconds`; failures are answers too."""
+        """Answer a request's body within `seconds`; errors are answers, too."""
+        return await self._answer(
+            lambda: read(body, self._options.max_items), self._pool(body), seconds
+        )
+
+    async def _answer(
+        self, parse: Callable[[], dict[str, Any]], pool: ThreadPoolExecutor, seconds: float
+    ) -> Answer:
         began = time.monotonic()
-        self._in_work += 1
+        self._in_flight += 1
         try:
-            answer = await self._compute(body, began, began + seconds)
+            answer = await self._compute(parse, pool, began, began + seconds)
         except RequestError as error:
             self._refused(error)
-            return Answer.to(error)
+            return Answer.from_error(error)
         except Exception:  # a defect of ours
             log.exception("request failed")
-            return Answer.to(
+            self._failed = True
+            return Answer.from_error(
                 RequestError("failed", "the server failed on this request; see its log")
             )
         finally:
-            self._in_work -= 1
+            self._in_flight -= 1
             self._close_if_idle()
-        self._watch.answered(time.monotonic() - began)
+        self._metrics.answered(time.monotonic() - began)
         return answer
 
-    async def _compute(self, body: bytes, began: float, deadline: float) -> Answer:
+    async def _compute(
+        self,
+        parse: Callable[[], dict[str, Any]],
+        pool: ThreadPoolExecutor,
+        began: float,
+        deadline: float,
+    ) -> Answer:
         made: list[tuple[Prepared, float]] = []
 
         def make() -> Sequence[Row]:
-            prepared = self._prepare(body)
+            prepared = self._prepare(parse())
             mark(prepared)
             made.append((prepared, time.monotonic()))
-            self._watch.waiting(self._batcher.waiting_rows + len(prepared.rows))
+            self._metrics.waiting(self._batcher.waiting_rows + len(prepared.rows))
             return prepared.rows
 
-        with given_up_on_leaving(self.predictor) as mark:
-            done = await self._batcher.submit_from(self._pool(body), make, deadline)
+        with cancelled_on_exit(self.predictor) as mark:
+            done = await self._batcher.submit_from(pool, make, deadline)
         ((prepared, tokenized),) = made
         result = await self._finish(prepared, done.results)
-        self._watch.timed(tokenized - began, done.queue_seconds, done.forward_seconds)
+        self._metrics.timed(tokenized - began, done.queue_seconds, done.forward_seconds)
         headers = {
             "server-timing": f"tokenize;dur={1000 * (tokenized - began):.1f}, "
             f"queue;dur={1000 * done.queue_seconds:.1f}, "
@@ -201,31 +230,38 @@ class Host:
         return self._tokenizer if len(body) <= SMALL_BODY else self._large_tokenizer
 
     def _refused(self, error: RequestError) -> None:
-        self._watch.refused(error.kind)
+        self._failed = self._failed or error.kind == "failed"
+        self._metrics.refused(error.kind)
         if error.__cause__ is not None:
             log.error("request failed", exc_info=error.__cause__)
 
-    async def stream(self, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
-        """Server-sent events of an answer as it is made, token by token, ended by `[DONE]`.
+    async def stream(self, body: bytes, seconds: float) -> AsyncGenerator[Answer | bytes]:
+        """Server-sent events of an answer, token by token, ended by `[DONE]`.
+
+        A body that does not ask for a stream gets its whole answer as the only item.
 
         Raises:
-            RequestError: when there is none; once the first event went out, a last event tells it.
+            RequestError: when there is no answer; after the first event, the last event has the error.
         """
         began, sent = time.monotonic(), 0
         deadline = began + seconds
-        self._in_work += 1
+        self._in_flight += 1
         try:
-            loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self._pool(body), self._prepare, body)
+            loop, pool = asyncio.get_running_loop(), self._pool(body)
+            request = await loop.run_in_executor(pool, read, body, self._options.max_items)
+            if not request["stream"]:
+                yield await self._answer(lambda: request, pool, deadline - time.monotonic())
+                return
+            prepared = await loop.run_in_executor(pool, self._prepare, request)
             events = token_events(
                 self.predictor, prepared, lambda: self._batcher.submit(prepared.rows, deadline)
             )
             async with aclosing(events):
                 async for event in events:
-                    if event["index"] > sent:  # a batch that ran again repeats itself
+                    if event["index"] > sent:  # a batch that ran again repeats its tokens
                         sent = event["index"]
                         yield b"data:" + dump(event) + b"\n\n"
-            self._watch.answered(time.monotonic() - began)
+            self._metrics.answered(time.monotonic() - began)
             yield b"data: [DONE]\n\n"
         except RequestError as error:
             self._refused(error)
@@ -233,18 +269,17 @@ class Host:
                 raise
             yield b"data:" + error.body() + b"\n\n"
         finally:
-            self._in_work -= 1
+            self._in_flight -= 1
             self._close_if_idle()
 
     def _forward(self, rows: list[Row], busy: int) -> list[Any]:
         return run_pass(lambda: self.predictor.forward(rows), self._cores // busy)
 
-    def _prepare(self, body: bytes) -> Prepared:
-        request = read(body, self._options.max_items)
+    def _prepare(self, request: dict[str, Any]) -> Prepared:
         return prepare(self.predictor, request, self._options.waiting_tokens)
 
     def describe(self) -> dict[str, Any]:
-        """What `GET /models/{name}` says."""
+        """The description at `GET /models/{name}`."""
         return {
             **self.about,
             "labels": self.predictor.labels,
@@ -262,16 +297,16 @@ class Host:
         }
 
     def close(self) -> None:
-        """Answer what is in work, then free the threads; the memory goes with the last reference."""
+        """Free the threads once no request is in flight; the last reference frees the memory."""
         self._closed = True
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
-        if self._closed and not self._in_work:
+        if self._closed and not self._in_flight:
             self._batcher.close()
             for pool in (self._tokenizer, self._large_tokenizer, self._finisher):
                 pool.shutdown(wait=False)
 
     def _on_batch(self, record: BatchRecord) -> None:
-        self._watch.batch(record)
-        self._watch.waiting(self._batcher.waiting_rows)
+        self._metrics.batch(record)
+        self._metrics.waiting(self._batcher.waiting_rows)

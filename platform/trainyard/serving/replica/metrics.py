@@ -1,8 +1,8 @@
-"""What is measured of a model, told to Prometheus by Ray: one table of metrics."""
+"""Metrics of a model, exported to Prometheus by Ray: one table."""
 
 from typing import Any
 
-from trainyard.serving.replica.cost import BatchRecord
+from trainyard.serving.replica.batcher import BatchRecord
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 TOKENS = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768]
@@ -23,32 +23,32 @@ COUNTERS = {
 GAUGES = {"waiting_rows": "Rows that no forward pass has taken yet."}
 
 
-class Watch:
-    """Measures nothing: for hosts outside of Ray."""
+class ReplicaMetrics:
+    """Measure nothing: for hosts outside of Ray."""
 
     def answered(self, seconds: float) -> None:
-        """One request got its answer."""
+        """Record a request that got an answer."""
 
     def timed(self, tokenize: float, queue: float, forward: float) -> None:
-        """Where its time went."""
+        """Record the parts of a request's time."""
 
     def refused(self, kind: str) -> None:
-        """One got none."""
+        """Record a request that got an error."""
 
     def batch(self, record: BatchRecord) -> None:
-        """One forward pass."""
+        """Record a forward pass."""
 
     def waiting(self, rows: int) -> None:
-        """So many rows wait for a forward pass."""
+        """Set the number of rows in the queue."""
 
 
-class RayWatch(Watch):
+class RayReplicaMetrics(ReplicaMetrics):
     """Ray's metrics, `trainyard_…` on the node's Prometheus port, by model."""
 
     def __init__(self, model: str) -> None:
         from ray.util.metrics import Counter, Gauge, Histogram
 
-        self._found: dict[str, Any] = {
+        self._metrics: dict[str, Any] = {
             name: Histogram(
                 f"trainyard_{name}", description=text, boundaries=bounds, tag_keys=("model",)
             )
@@ -62,31 +62,26 @@ class RayWatch(Watch):
             name: Gauge(f"trainyard_{name}", description=text, tag_keys=("model",))
             for name, text in GAUGES.items()
         }  # fmt: skip
-        for name, metric in self._found.items():
+        for name, metric in self._metrics.items():
             metric.set_default_tags(
                 {"model": model} | ({"kind": ""} if name in COUNTERS else {})
             )  # fmt: skip
 
     def answered(self, seconds: float) -> None:
-        """One request got its answer."""
-        self._found["total_seconds"].observe(seconds)
+        self._metrics["total_seconds"].observe(seconds)
 
     def timed(self, tokenize: float, queue: float, forward: float) -> None:
-        """Where its time went."""
         for name, seconds in (("tokenize", tokenize), ("queue", queue), ("forward", forward)):
-            self._found[f"{name}_seconds"].observe(max(seconds, 1e-9))
+            self._metrics[f"{name}_seconds"].observe(max(seconds, 1e-9))
 
     def refused(self, kind: str) -> None:
-        """One got none."""
-        self._found["refused"].inc(tags={"kind": kind})
+        self._metrics["refused"].inc(tags={"kind": kind})
 
     def batch(self, record: BatchRecord) -> None:
-        """One forward pass."""
-        self._found["batch_tokens"].observe(record.padded_tokens)
-        self._found["batch_rows"].observe(record.rows)
-        self._found["text_tokens"].inc(record.text_tokens)
-        self._found["padded_tokens"].inc(record.padded_tokens)
+        self._metrics["batch_tokens"].observe(record.padded_tokens)
+        self._metrics["batch_rows"].observe(record.rows)
+        self._metrics["text_tokens"].inc(record.text_tokens)
+        self._metrics["padded_tokens"].inc(record.padded_tokens)
 
     def waiting(self, rows: int) -> None:
-        """So many rows wait for a forward pass."""
-        self._found["waiting_rows"].set(rows)
+        self._metrics["waiting_rows"].set(rows)

@@ -1,10 +1,14 @@
-"""Where a model comes from: a folder on disk, checked before anything of it is built, and its story."""
+"""The folder of a model, its lineage, and checks of its files before anything is built from them."""
 
 import json
-import struct
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import huggingface_hub
+from ray._private import utils as ray_utils
+from safetensors import SafetensorError, safe_open
 
 from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS
@@ -12,23 +16,23 @@ from trainyard.models import resolve_model
 from trainyard.serving.options import Version
 
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-"""Files that are taken from the Hub: weights in safetensors, configs, vocabularies; no code."""
+"""Files fetched from the Hub: weights in safetensors, configs, vocabularies; no code."""
 
-STORY = ("name", "identity", "data_fingerprint", "versions", "status")
-"""What a run's record tells about its model."""
+LINEAGE = ("name", "identity", "data_fingerprint", "versions", "status")
+"""Keys of a run's record that describe its model."""
 
-UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, OverflowError, RecursionError,
-)  # fmt: skip
-"""What reading a broken header can raise."""
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+MEMORY_FACTOR = 1.2
+"""Memory needed for a model, relative to its weights."""
 
 
 def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any]]:
-    """The folder of a version, and what is known about it: source, revision, run, metrics.
+    """Find the folder of a version, and its source, revision, run and metrics.
 
     Raises:
-        UserError: when it is missing, holds no safetensors, or describes a model that is larger
-            than its weights: transformers would build it first, and fill it with random numbers.
+        UserError: when it is missing, holds no safetensors, or its config describes a larger model
+            than its weights: transformers would build it and fill it with random numbers.
     """
     name = version.source
     if Path(name).expanduser().joinpath("run.json").is_file():
@@ -39,7 +43,7 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
     about: dict[str, Any] = {"source": version.source, "revision": version.revision}
     run = _read_json(folder.parent / "run.json")
     if run and folder.name == "model":
-        about["run"] = {key: run[key] for key in STORY if key in run} | {
+        about["run"] = {key: run[key] for key in LINEAGE if key in run} | {
             "config": run.get("config", {})
         }
     metrics = _read_json(folder / "metrics.json")
@@ -49,7 +53,7 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
 
 
 def task_of(folder: Path) -> str:
-    """The task that a model's config says it is for: the first predictor for its architecture.
+    """The task of a model: that of the first predictor for its config's architecture.
 
     Raises:
         UserError: when there is none.
@@ -65,8 +69,6 @@ def task_of(folder: Path) -> str:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    import huggingface_hub
-
     try:
         return Path(
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=PATTERNS)
@@ -87,7 +89,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_size(folder: Path, most: float, source: str) -> None:
+def _check_size(folder: Path, limit: float, source: str) -> None:
     config = _read_json(folder / "config.json")
     if not config:
         raise UserError(f"model {source}: its config.json is missing or no valid JSON")
@@ -99,69 +101,79 @@ def _check_size(folder: Path, most: float, source: str) -> None:
         )
     stored = sum(_parameters_in(file, source) for file in files)
     estimates = [_parameters_of(part) for part in _configs(config)]
-    described, perhaps = (sum(each) for each in zip(*estimates, strict=True))
-    if max(stored, described) > most:
+    described, estimate = (sum(each) for each in zip(*estimates, strict=True))
+    if max(stored, described) > limit:
         raise UserError(
-            f"model {source} has {max(stored, described):.3g} parameters, at most {most:.3g} are "
+            f"model {source} has {max(stored, described):.3g} parameters, at most {limit:.3g} are "
             "loaded; set max_parameters to load it"
         )
-    if described > 2 * stored + 1e6 or perhaps > 2 * stored + 1e8:
+    if described > 2 * stored + 1e6 or estimate > 2 * stored + 1e8:
         raise UserError(
-            f"model {source}: config.json describes about {perhaps:.3g} parameters and the weights "
+            f"model {source}: config.json describes about {estimate:.3g} parameters and the weights "
             f"hold {stored:.3g}; these files do not belong together"
         )
 
 
 def _parameters_in(file: Path, source: str) -> int:
-    """Numbers in a safetensors file, by its header alone (8 bytes of length, then JSON)."""
+    """Parameters in a safetensors file, by its header alone."""
     try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > 100_000_000:  # the format's own limit
-                raise ValueError("its header is too long")
-            header = json.loads(stream.read(length))
-        total = 0
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                numbers = 1
-                for size in tensor["shape"]:
-                    numbers *= int(size)
-                total += int(float(numbers))  # more than a float holds, no file does
-    except UNREADABLE as error:
+        with safe_open(file, framework="numpy") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"model {source}: {file.name} is no valid safetensors file ({error}); copy it again"
         ) from None
-    return total
+
+
+def check_memory(folder: Path, dtype: str, device: str, source: str) -> None:
+    """Refuse a model that does not fit into free memory: loading it would end the process.
+
+    Raises:
+        UserError: with the memory that it needs and the memory that is free.
+    """
+    stored = sum(_parameters_in(file, source) for file in folder.glob("*.safetensors"))
+    needed = stored * DTYPE_BYTES[dtype] * MEMORY_FACTOR
+    if device == "cpu":
+        free = ray_utils.estimate_available_memory()
+    else:
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
+    if needed > free:
+        raise UserError(
+            f"model {source} needs about {needed / 1e9:.1f} GB in {dtype} and {free / 1e9:.1f} GB are free "
+            f"on the {device} of this node; use a smaller dtype, or give the replica more memory"
+        )
 
 
 def _configs(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A config and those inside it: models of several parts have one for each."""
+    """A config and the configs inside it: a model of several parts has one for each."""
     rest = [config]
     while rest:
-        found = rest.pop()
-        yield found
-        rest += [value for value in found.values() if isinstance(value, dict)]
+        part = rest.pop()
+        yield part
+        rest += [value for value in part.values() if isinstance(value, dict)]
 
 
 def _parameters_of(config: dict[str, Any]) -> tuple[float, float]:
-    """Parameters of a transformer with this config, roughly: surely, and if its kind has them.
+    """Lower bound and estimate of the parameters of a transformer with this config.
 
-    Surely: layers of four square projections, an embedding, a head: 4 h^2 layers + (vocabulary +
-    labels) h. ALBERT shares its layers, so it counts one. Many kinds, but not all, learn a vector
-    for each position, or have square feed-forward layers and heads of any size.
+    The lower bound: layers of four square projections, an embedding, a head: 4 h^2 layers +
+    (vocabulary + labels) h. ALBERT shares its layers, so it counts one. The estimate adds what many
+    kinds have, but not all: a vector for each position, feed-forward layers, heads of any size.
     """
 
     def number(*names: str) -> float:
         for name in names:
             value = config.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-                return float(min(value, 1e60))  # a product of several is no infinity
+                return float(min(value, 1e60))  # so that a product is finite
         return 0.0
 
     width = number("hidden_size", "d_model", "n_embd", "dim", "emb_dim")
-    if not width and "model_type" not in config:  # a table of labels, or such
+    if not width and "model_type" not in config:  # a table of labels or similar
         return 0.0, 0.0
-    width = width or 768.0  # what most kinds have that do not say
+    width = width or 768.0  # the default of most kinds
     layers = number("num_hidden_groups") or number(
         "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers"
     ) + number("decoder_layers", "num_decoder_layers")
@@ -171,7 +183,7 @@ def _parameters_of(config: dict[str, Any]) -> tuple[float, float]:
     )
     inner += number("decoder_ffn_dim")
     heads = number("num_attention_heads", "num_heads") * number("head_dim", "d_kv")
-    places = number("max_position_embeddings", "n_positions") + number("type_vocab_size")
-    surely = 4 * width * width * layers + number("vocab_size") * embedding
-    surely += number("num_labels") * width
-    return surely, surely + width * (places + layers * (2 * inner + heads))
+    positions = number("max_position_embeddings", "n_positions") + number("type_vocab_size")
+    least = 4 * width * width * layers + number("vocab_size") * embedding
+    least += number("num_labels") * width
+    return least, least + width * (positions + layers * (2 * inner + heads))

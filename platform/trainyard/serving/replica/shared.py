@@ -1,57 +1,62 @@
-"""What runs inside a Serve replica of several rarely used models, loaded when they are asked for."""
+"""Deployment of several rarely used models, loaded when they are requested."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from ray import serve
+
 from trainyard.errors import UserError
+from trainyard.inference import PREDICTORS, json_schema
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
-from trainyard.serving.options import SharedOptions, SharedVersions, Version
-from trainyard.serving.replica.about import glance
+from trainyard.serving.options import ModelOptions, SharedOptions, SharedVersions, Version
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.last_good import Build, LastGood
-from trainyard.serving.replica.versioned_model import Swap
-from trainyard.serving.transport import Offer
+from trainyard.serving.replica.model_source import locate, task_of
+from trainyard.serving.replica.versioned_model import Build, LastGood, VersionedModel
+from trainyard.serving.transport import ReplicaInfo
 
 FAILED_SECONDS = 60.0
-"""For so long a model that could not be loaded is not tried again: loads wait for each other."""
+"""Seconds until a model that could not be loaded is tried again: loads wait for each other."""
+
+LABELED = ("text-classification", "token-classification")
+"""Tasks whose models name their outputs in `id2label`."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
 
 class SharedReplica:
-    """Rarely used models; the least recently used gives way.
+    """Rarely used models; the least recently used is evicted.
 
-    Serve's multiplexing keeps them by name, and sends requests to a replica that has their model: it
-    compares the names with those that the gateway asks for, see `discovery.py`.
+    Serve's multiplexing keeps them by name, and sends requests to a replica that has their model. It
+    compares the names with the `multiplexed_model_id` that the gateway sends.
     """
 
     def __init__(self, options: Mapping[str, Any], build: Build) -> None:
-        from ray import serve
-
         self._options = SharedOptions.parse(options, "args of shared models")
         self._application, self._build = serve.get_replica_context().app_name, build
-        self._last_good = self._last_good_of("")
+        self._last_good = LastGood(self._application, build, "")
         self._versions: dict[str, Version] = {}
         self._refused: dict[str, Any] = {}
         self._failed: dict[str, float] = {}
-        self._slots: WeakValueDictionary[str, _Slot] = WeakValueDictionary()
-        self._loads: dict[str, asyncio.Task[_Slot]] = {}
+        self._loaded: WeakValueDictionary[str, _LoadedModel] = WeakValueDictionary()
+        self._loads: dict[str, asyncio.Task[_LoadedModel]] = {}
         self._changing = asyncio.Lock()
 
-        async def load(name: str) -> _Slot:
+        async def load(name: str) -> _LoadedModel:
             return await self._load(name)
 
-        self._slot = serve.multiplexed(max_num_models_per_replica=self._options.max_loaded)(load)
+        self._get = serve.multiplexed(max_num_models_per_replica=self._options.max_loaded)(load)
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Take another list of models; new versions of loaded ones replace them, see `Swap.want`.
+        """Take another list of models; new versions replace loaded ones, see `VersionedModel.want`.
 
-        A list that is wrong is refused as a whole, and the one before it stays.
+        A wrong list is refused as a whole, and the one before it stays.
         """
         async with self._changing:
             try:
@@ -60,64 +65,63 @@ class SharedReplica:
                 log.error("the list of shared models stays as it is: %s", error)
                 self._refused = {"refused": {"version": user_config, "error": str(error)}}
                 if not self._versions:
-                    known = await asyncio.to_thread(self._last_good.read)
-                    if not known:
+                    good = await asyncio.to_thread(self._last_good.read)
+                    if not good:
                         raise
-                    self._versions = _parse(known[0])
+                    self._versions = _parse(good[0])
                 return
             self._refused = {}
             self._failed.clear()
             await asyncio.to_thread(self._last_good.write, user_config)
-            for name, slot in list(self._slots.items()):
+            for name, loaded in list(self._loaded.items()):
                 if name in self._versions:
-                    await slot.swap.want(self._versions[name])
+                    await loaded.model.want(self._versions[name])
 
-    async def offer(self) -> Offer:
-        """What can be asked here. By no line: Serve routes calls by their model."""
-        return Offer(tuple(self._versions))
+    async def info(self) -> ReplicaInfo:
+        """Models, without an address: Serve routes calls by their model."""
+        return ReplicaInfo(tuple(self._versions))
 
     async def answer(self, name: str, body: bytes, seconds: float) -> Answer:
-        """See `Host.answer`; loads the model first when need be."""
+        """See `Host.answer`; loads the model first when it is not loaded."""
         try:
             host = await self._host(name)
         except RequestError as error:
-            return Answer.to(error)
+            return Answer.from_error(error)
         return await host.answer(body, seconds)
 
-    async def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[bytes]:
+    async def stream(
+        self, name: str, body: bytes, seconds: float
+    ) -> AsyncGenerator[Answer | bytes]:
         """See `Host.stream`."""
         async for event in (await self._host(name)).stream(body, seconds):
             yield event
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """See `Swap.describe`. A model that is not loaded stays so; its files tell what they can."""
+        """See `VersionedModel.describe`. A model that is not loaded is described by its files."""
         version = self._check(name)
-        slot = self._slots.get(name)
-        if slot is not None:
-            about = slot.swap.describe()
+        loaded = self._loaded.get(name)
+        if loaded is not None:
+            about = loaded.model.describe()
         else:
             try:
-                about = await asyncio.to_thread(glance, version, self._options)
-            except Exception:  # whatever broken files make their readers raise
+                about = await asyncio.to_thread(describe_files, version, self._options)
+            except Exception:  # any error of the readers of broken files
                 log.exception("model '%s' cannot be described", name)
                 raise _cannot_load(name, FAILED_SECONDS) from None
         return about | {"shared": True} | self._refused
 
     async def check_health(self) -> None:
-        """Asked by Serve every ten seconds, which replaces a replica that raises here."""
-        for slot in list(self._slots.values()):
-            slot.swap.check_health()
+        """Called by Serve every ten seconds; Serve replaces a replica that raises here."""
+        for loaded in list(self._loaded.values()):
+            await loaded.model.check_health()
 
     async def _host(self, name: str) -> Host:
         self._check(name)
-        slot: _Slot = await self._slot(name)
-        return slot.host
-
-    def _last_good_of(self, name: str) -> LastGood:
-        return LastGood(self._application, self._build, name)
+        loaded: _LoadedModel = await self._get(name)
+        return loaded.host
 
     def _check(self, name: str) -> Version:
-        """The version of a model that can be asked, as far as is known."""
+        """The version of a model, unless it is unknown or failed a moment ago."""
         version = self._versions.get(name)
         if version is None:
             raise RequestError("not_found", "there is no such model here")
@@ -125,11 +129,10 @@ class SharedReplica:
             raise _cannot_load(name, wait)
         return version
 
-    async def _load(self, name: str) -> "_Slot":
-        """Called for one model after the other; what a caller left behind is there for the next one.
+    async def _load(self, name: str) -> "_LoadedModel":
+        """Load a model in a separate task, which a caller that leaves does not cancel.
 
-        In a task of its own: a caller who leaves would break off what others wait for, and lose the
-        model that a thread goes on to load.
+        Other callers wait for the same load, and its thread would continue in any case.
         """
         if name not in self._loads:
             self._loads[name] = asyncio.get_running_loop().create_task(self._load_now(name))
@@ -140,20 +143,20 @@ class SharedReplica:
             if loading.done():
                 self._loads.pop(name, None)
 
-    async def _load_now(self, name: str) -> "_Slot":
+    async def _load_now(self, name: str) -> "_LoadedModel":
         async with self._changing:
-            # Those for which nobody came again give way.
+            # Drop loads whose callers all left.
             self._loads = {n: load for n, load in self._loads.items() if not load.done()}
             version = self._check(name)  # again: others may have tried while this one waited
-            swap = Swap(name, self._options, self._last_good_of(name))
+            model = VersionedModel(name, self._options, self._application, self._build)
             try:
-                await swap.want(version)
+                await model.want(version)
             except UserError as error:
                 log.error("model '%s' cannot be loaded: %s", name, error)
                 self._failed[name] = time.monotonic() + FAILED_SECONDS
                 raise _cannot_load(name, FAILED_SECONDS) from None
-            slot = self._slots[name] = _Slot(swap)
-            return slot
+            loaded = self._loaded[name] = _LoadedModel(model)
+            return loaded
 
 
 def _cannot_load(name: str, seconds: float) -> RequestError:
@@ -164,17 +167,40 @@ def _parse(user_config: Any) -> dict[str, Version]:
     return SharedVersions.parse(user_config, "user_config of shared models").models
 
 
-class _Slot:
-    """A loaded model in Serve's cache, which says that it drops one by calling `__del__`."""
+def describe_files(version: Version, options: ModelOptions) -> dict[str, Any]:
+    """Describe a model that is not loaded, by its files and options; nothing is fetched from the Hub.
 
-    def __init__(self, swap: Swap) -> None:
-        self.swap = swap
+    Raises:
+        UserError: when the model could not be loaded either.
+    """
+    about: dict[str, Any] = {"source": version.source, "revision": version.revision}
+    about |= {"status": "not loaded", "dtype": options.dtype}
+    local = version.source.startswith("package:") or Path(version.source).expanduser().exists()
+    if not local:
+        return about | ({"task": options.task} if options.task else {})
+    folder, files = locate(version, options.max_parameters)
+    task = options.task or task_of(folder)
+    if task not in PREDICTORS:
+        raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
+    predictor = PREDICTORS[task]
+    about |= files | {"task": task, "example": dict(predictor.example)}
+    about["parameters"] = json_schema(predictor.parameters)
+    if task in LABELED:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
+        about["labels"] = [names[number] for number in sorted(names, key=int)]
+    return about
+
+
+class _LoadedModel:
+    """A loaded model in Serve's cache, which calls `__del__` to evict it."""
+
+    def __init__(self, model: VersionedModel) -> None:
+        self.model = model
 
     @property
     def host(self) -> Host:
-        """What answers; a slot is made once there is something."""
-        assert self.swap.host is not None
-        return self.swap.host
+        assert self.model.host is not None  # it is made once a version is loaded
+        return self.model.host
 
     def __del__(self) -> None:
-        self.swap.close()
+        self.model.close()

@@ -1,4 +1,4 @@
-"""What a generation tells while it runs, and how it learns that nobody listens any more."""
+"""Stream generated tokens; cancel generation when the client disconnects."""
 
 import asyncio
 import threading
@@ -12,10 +12,10 @@ from trainyard.serving.errors import RequestError
 
 
 @contextmanager
-def given_up_on_leaving(predictor: Predictor) -> Iterator[Callable[[Prepared], None]]:
-    """Not a token more for a caller who left the block: gone, or told that it is too late.
+def cancelled_on_exit(predictor: Predictor) -> Iterator[Callable[[Prepared], None]]:
+    """Stop generating for a request when the block ends: the client has its answer, left or is late.
 
-    Gives what is to be told of that caller's request before its rows may run.
+    Yields a function to call with the request before its rows may run.
     """
     left = threading.Event()
     try:
@@ -27,10 +27,10 @@ def given_up_on_leaving(predictor: Predictor) -> Iterator[Callable[[Prepared], N
 async def token_events(
     predictor: Predictor, prepared: Prepared, compute: Callable[[], Coroutine[Any, Any, Any]]
 ) -> AsyncGenerator[dict[str, Any]]:
-    """Events of `prepared`, token by token, while `compute` has its rows in a batch.
+    """Yield an event for each token of `prepared`, while `compute` has its rows in a batch.
 
     Raises:
-        RequestError: when the task, or this request, has none, and what `compute` raises.
+        RequestError: when the task or the request cannot stream, and the errors of `compute`.
     """
     loop = asyncio.get_running_loop()
     prepare_stream = getattr(predictor, "stream", None)
@@ -45,7 +45,7 @@ async def token_events(
         prepare_stream(prepared, emit)
     except UserError as error:
         raise RequestError("invalid", str(error)) from None
-    with given_up_on_leaving(predictor) as mark:
+    with cancelled_on_exit(predictor) as mark:
         mark(prepared)
         task = loop.create_task(compute())
         task.add_done_callback(lambda _: events.put_nowait(None))

@@ -1,51 +1,244 @@
-"""The version of a model that serves: the next one is loaded beside it, takes over, or is refused."""
+"""The version of a model that serves: the next one is loaded next to it, takes over, or is refused.
+
+What a deployment loaded last, and what it is loading now, is kept in Ray's internal key-value store, where
+Serve keeps its own state. The store outlives replicas, the controller and (with Redis) the head.
+"""
 
 import asyncio
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import ray
+from ray import serve
+from ray.experimental import internal_kv
 
 from trainyard.errors import UserError
-from trainyard.serving.options import ModelOptions, Version
+from trainyard.serving.options import MODEL, SHARED, ModelOptions, Version
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.last_good import LastGood
-from trainyard.serving.replica.metrics import RayWatch
+from trainyard.serving.replica.metrics import RayReplicaMetrics
 from trainyard.serving.replica.threads import run_and_end
 
+KEPT = 2
+"""Versions remembered as good: the last one may be good on one node and bad on another."""
+
+NAMESPACE = "trainyard"
+
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 900.0
-"""From a refusal to the next try of the same version, doubled each time: a copy may be on its way, a
-device may have been full. A broken one costs its loading every quarter of an hour."""
+"""Seconds from a refusal to the next attempt at the version, doubled each time: its files may still be
+copied, or the device may have been full."""
+
+POLL_SECONDS = 0.5
+"""Seconds between two looks at another replica's attempt."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
 
-class Swap:
-    """One model in one replica. `want` a version, ask `host`, `close` it in the end.
+@dataclass(frozen=True)
+class Build:
+    """One run of an application's builder, and the hash of its arguments.
 
-    Attributes:
-        host: what answers; None until a version is loaded.
-        refused: the version that is wanted and could not be loaded, why, and how often it was tried.
+    Serve runs the builder when an application is deployed anew: after it was deleted, with other `args`,
+    and with the same ones when the build before failed. Only then do its replicas continue to serve.
     """
 
-    def __init__(self, name: str, options: ModelOptions, last_good: LastGood) -> None:
+    args: str
+    run: str
+
+    @classmethod
+    def of(cls, args: Any) -> Self:
+        text = json.dumps(args, sort_keys=True, default=str)
+        return cls(hashlib.sha256(text.encode()).hexdigest(), uuid.uuid4().hex)
+
+    def continues(self, other: Self, application: str) -> bool:
+        """True when a record of `other` holds for this build.
+
+        A record of other `args`, or of an application that was deleted since, does not.
+        """
+        return other == self or (other.args == self.args and _serves(application))
+
+
+def _serves(application: str) -> bool:
+    """True when replicas of an application serve, or did until they were lost."""
+    status = serve.status().applications.get(application)
+    if status is None:
+        return False
+    return status.status in ("RUNNING", "UNHEALTHY") or any(
+        deployment.replica_states.get("RUNNING", 0)
+        for name, deployment in status.deployments.items()
+        if name in (MODEL, SHARED)
+    )
+
+
+class LastGood:
+    """The versions of one model, or of one list of models, that an application loaded last.
+
+    Serve starts every replica with the wanted version. While that is refused, a replica that replaces a
+    lost one finds here what the others serve.
+    """
+
+    def __init__(self, application: str, build: Build, name: str) -> None:
+        self._application = application
+        self._build = build
+        self._key = f"last-good/{application}/{name}"
+
+    def read(self) -> list[Any]:
+        """The good versions, the newest first; none when the store does not answer."""
+        try:
+            stored = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE)
+            record = json.loads(stored or b"null")
+            if record is None:
+                return []
+            if not self._build.continues(Build(**record["build"]), self._application):
+                return []
+            good: list[Any] = record["good"]
+        except Exception:  # the errors of the store's connection have no common base
+            log.exception("%s cannot be read", self._key)
+            return []
+        return good
+
+    def write(self, good: Any) -> None:
+        """Store a version as the newest; the model also serves when the store does not answer."""
+        kept = [good, *(other for other in self.read() if other != good)][:KEPT]
+        try:
+            record = json.dumps({"build": asdict(self._build), "good": kept})
+            internal_kv._internal_kv_put(self._key, record, namespace=NAMESPACE)
+        except Exception:
+            log.exception("%s cannot be written", self._key)
+
+
+class LoadAttempts:
+    """Attempts to load a version for the first time, recorded before they begin.
+
+    A version can end its process (out of memory, segmentation fault, abort of CUDA). Its attempt then stays
+    unfinished, and the version is refused instead of ending one replica after another. One replica tries
+    first; the others wait for its result.
+    """
+
+    def __init__(self, application: str, build: Build, name: str) -> None:
+        self._application = application
+        self._build = build
+        self._prefix = f"attempt/{application}:{name}:"  # no name has a colon
+        context = ray.get_runtime_context()
+        replica = serve.get_replica_context().replica_id
+        self._owner = {"actor": replica.to_full_id_str(), "node": context.get_node_id()}
+        self._held: str | None = None
+
+    @asynccontextmanager
+    async def first(self, version: Version, is_proven: Callable[[], bool]) -> AsyncIterator[None]:
+        """Hold the only attempt at a version inside the block; wait while another replica holds it.
+
+        Once another replica has loaded the version, all others load it at the same time.
+
+        Raises:
+            UserError: when an earlier attempt ended its process.
+        """
+        key = self._prefix + hashlib.sha256(version.model_dump_json().encode()).hexdigest()
+        try:
+            await asyncio.to_thread(self._forget_others, key)
+            while not await asyncio.to_thread(self._claim, key):
+                if await asyncio.to_thread(self._unfinished, key):
+                    raise UserError(
+                        f"model {version.source} ended the process of the replica that loaded it (out of "
+                        "memory or a crash; see `ray logs`); deploy another version, or give the "
+                        "replicas more memory in `args`"
+                    )
+                await asyncio.sleep(POLL_SECONDS)
+                if await asyncio.to_thread(is_proven):
+                    break
+        except UserError:
+            raise
+        except Exception:  # the store does not answer: load without a record
+            log.exception("%s cannot be recorded", key)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.abandon)
+
+    def abandon(self) -> None:
+        """Remove the attempt: it ended, well or by an exception, or Serve ends the replica."""
+        key, self._held = self._held, None
+        if key is not None:
+            try:
+                internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+            except Exception:
+                log.exception("%s cannot be removed", key)
+
+    def _forget_others(self, key: str) -> None:
+        """Remove attempts at other versions: when one of them is wanted again, it is tried again."""
+        for other in internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE):
+            if other.decode() != key:
+                internal_kv._internal_kv_del(other, namespace=NAMESPACE)
+
+    def _claim(self, key: str) -> bool:
+        """Record the attempt unless there is one, in one step."""
+        record = json.dumps({"build": asdict(self._build), "owner": self._owner})
+        exists = internal_kv._internal_kv_put(key, record, overwrite=False, namespace=NAMESPACE)
+        if not exists:
+            self._held = key
+        return not exists
+
+    def _unfinished(self, key: str) -> bool:
+        """True when the attempt's process ended although its node did not.
+
+        Attempts of a former build, or of a lost node, are removed.
+        """
+        stored = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+        if stored is None:
+            return False
+        record = json.loads(stored)
+        owner = record["owner"]
+        ours = self._build.continues(Build(**record["build"]), self._application)
+        if ours and _is_alive(owner["actor"]):
+            return False
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if ours and owner["node"] in nodes and owner != self._owner:
+            return True
+        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+        return False
+
+
+def _is_alive(actor: str) -> bool:
+    try:
+        ray.get_actor(actor, namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+class VersionedModel:
+    """One model in one replica: load a version with `want`, ask `host`, `close` it in the end.
+
+    Attributes:
+        host: the version that answers; None until one is loaded.
+        refused: the wanted version that could not be loaded, the reason, and the number of attempts.
+    """
+
+    def __init__(self, name: str, options: ModelOptions, application: str, build: Build) -> None:
         self.host: Host | None = None
         self.refused: dict[str, Any] | None = None
         self._name = name
         self._options = options
-        self._last_good = last_good
-        self._watch = RayWatch(name)
+        self._last_good = LastGood(application, build, name)
+        self._attempts = LoadAttempts(application, build, name)
+        self._metrics = RayReplicaMetrics(name)
         self._wanted: Any = None
         self._tries = 0
         self._retry_at = 0.0
-        self._loading = asyncio.Lock()  # of two versions in a row the second stays
+        self._loading = asyncio.Lock()  # of two versions in a row, the second stays
         self._closed = False
 
     async def want(self, version: Any) -> None:
-        """Load a version in a thread, warm it, then let it take over between two requests.
+        """Load a version in a thread, warm it up, then let it take over between two requests.
 
-        While another serves, or is known to have served, one that cannot be loaded is refused: Serve
-        would stop the replica for an exception, and with it the version that works.
+        While another version serves, or is recorded as good, one that cannot be loaded is refused.
+        Serve would stop the replica for an exception, and with it the version that works.
 
         Raises:
             UserError: when it cannot be loaded and there is no other.
@@ -56,14 +249,14 @@ class Swap:
             self._wanted, self._tries = version, 0
             await self._try()
 
-    def check_health(self) -> None:
-        """Asked now and then; also tries a refused version again, in the background, when it is time.
+    async def check_health(self) -> None:
+        """Check the model that serves; also retry a refused version, in the background.
 
         Raises:
-            RuntimeError: when the model that serves can never answer again.
+            RuntimeError: when the model cannot answer any more.
         """
-        if self.host is not None and not self.host.healthy:
-            raise RuntimeError(f"the batcher of model '{self._name}' stopped")
+        if self.host is not None and (reason := await self.host.find_fault()):
+            raise RuntimeError(f"model '{self._name}': {reason}")
         if self._due() and not self._loading.locked():
             self._retrying = asyncio.get_running_loop().create_task(self._retry())
 
@@ -77,45 +270,61 @@ class Swap:
                 await self._try()
 
     def describe(self) -> dict[str, Any]:
-        """See `Host.describe`; with what was refused, if it was."""
+        """See `Host.describe`, with the refused version, if there is one."""
         about = self.host.describe() if self.host else {}
         return about | ({"refused": self.refused} if self.refused else {})
 
+    def abandon(self) -> None:
+        """Remove the record of an attempt that Serve is about to end."""
+        self._attempts.abandon()
+
     def close(self) -> None:
-        """Let the model go, also one that is being loaded."""
+        """Free the model, also one that is being loaded."""
         self._closed = True
+        self.abandon()
         if self.host is not None:
             self.host.close()
 
     async def _try(self) -> None:
-        good = await asyncio.to_thread(self._last_good.read) if self.host is None else []
+        good = await asyncio.to_thread(self._last_good.read)
         task = self.host.predictor.task if self.host else next((g["task"] for g in good), None)
         version = None
         try:
             version = Version.parse(self._wanted, f"user_config of model '{self._name}'")
-            host = await asyncio.to_thread(self._load, version, task)
+            host = await self._load_first(version, task)
         except UserError as error:
-            before = [Version(**g["version"]) for g in good]
-            host = await self._instead([other for other in before if other != version], error)
+            former = [Version(**g["version"]) for g in good]
+            host = await self._fall_back([other for other in former if other != version], error)
             self._refuse(error)
         else:
             self.refused = None
         if self._closed:
             host.close()
         elif host is not self.host:
-            before_it, self.host = self.host, host
-            if before_it is not None:
-                before_it.close()
+            replaced, self.host = self.host, host
+            if replaced is not None:
+                replaced.close()
 
-    async def _instead(self, known: Sequence[Version], error: UserError) -> Host:
-        """What serves while the wanted version does not.
+    async def _load_first(self, version: Version, task: str | None) -> Host:
+        """Load a version; one that no replica has loaded yet, by a recorded attempt."""
+
+        def is_proven() -> bool:
+            return any(good["version"] == version.model_dump() for good in self._last_good.read())
+
+        if await asyncio.to_thread(is_proven):
+            return await asyncio.to_thread(self._load, version, task)
+        async with self._attempts.first(version, is_proven):
+            return await asyncio.to_thread(self._load, version, task)
+
+    async def _fall_back(self, former: Sequence[Version], error: UserError) -> Host:
+        """The host that serves while the wanted version does not.
 
         Raises:
-            UserError: the one that is given, when there is nothing.
+            UserError: `error`, when there is none.
         """
         if self.host is not None:
             return self.host
-        for version in known:
+        for version in former:
             try:
                 return await asyncio.to_thread(self._load, version, None)
             except UserError as another:
@@ -131,10 +340,10 @@ class Swap:
 
     def _load(self, version: Version, task: str | None) -> Host:
         try:
-            host = run_and_end(lambda: Host.load(version, self._options, self._watch))
+            host = run_and_end(lambda: Host.load(version, self._options, self._metrics))
         except UserError:
             raise
-        except Exception as error:  # whatever broken files make their readers raise, or full memory
+        except Exception as error:  # any error of the readers of broken files, or of full memory
             log.exception("model '%s' cannot be loaded", self._name)
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
             raise UserError(
@@ -145,7 +354,7 @@ class Swap:
             host.close()
             raise UserError(
                 f"model {version.source} is for {host.predictor.task} and '{self._name}' answers {task}; "
-                "give it a name of its own, or set `task` in args to replace one by the other"
+                "give it another name, or set `task` in args to replace one by the other"
             )
         self._last_good.write({"version": version.model_dump(), "task": host.predictor.task})
         return host

@@ -1,0 +1,355 @@
+"""The HTTP application in front of all models: keys, limits, routes, errors. It holds no model.
+
+A body is read whole, within a time and a size, before its request counts as in flight, so a slow client
+costs a connection and nothing else. Bodies and answers pass through as bytes.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trainyard import __version__
+from trainyard.serving.answer import Answer
+from trainyard.serving.errors import RequestError
+from trainyard.serving.gateway.keys import Key, KeyRing
+from trainyard.serving.gateway.limits import (
+    PendingBodies,
+    Quotas,
+    RequestMiddleware,
+    SourceCheck,
+    check_media_type,
+    read_body,
+)
+from trainyard.serving.gateway.openapi import add_docs, describe_api
+from trainyard.serving.options import SUFFIXES, GatewayOptions
+
+log = logging.getLogger("ray.serve.trainyard")
+
+Result = TypeVar("Result")
+
+PLAYGROUND_POLICY = (
+    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+"""Content security policy: the page holds its own script and connects to this server alone."""
+
+
+class ModelName(StringConvertor):
+    """NAME or ORG/NAME in a path, where the pages below a model keep their own names."""
+
+    regex = rf"[^/]+(?:/(?!(?:{'|'.join(SUFFIXES)})/?$)[^/]+)?/?"
+
+
+register_url_convertor("model", ModelName())
+
+BRIEF = ("task", "source", "revision", "status", "error")
+"""Keys of a model's description that `GET /models` repeats."""
+
+
+class Models(Protocol):
+    """The models behind the gateway, wherever they run."""
+
+    def names(self) -> list[str]:
+        """Names of all models that take requests, sorted."""
+
+    def waiting_for(self) -> list[str]:
+        """Configured applications that cannot answer yet."""
+
+    async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
+        """Send a request's body to a model.
+
+        Raises:
+            RequestError: when there is no answer.
+        """
+
+    def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[Answer | bytes]:
+        """Send a body that may ask for `"stream": true`.
+
+        Yields server-sent events, or one `Answer` when the replica finds that it does not.
+        """
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """Labels, limits, metrics and lineage of a model."""
+
+
+class GatewayMetrics:
+    """Count nothing: for gateways outside of Ray."""
+
+    def refused(self, model: str, kind: str) -> None:
+        """Count an error of the gateway; `model` is empty where none is known."""
+
+
+class RayGatewayMetrics(GatewayMetrics):
+    """Count the errors that no replica sees: a missing key, name, time, room or body."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter
+
+        self._refused = Counter(
+            "trainyard_gateway_refused_total",
+            description="Requests that the gateway itself answered with an error, by kind.",
+            tag_keys=("model", "kind"),
+        )
+
+    def refused(self, model: str, kind: str) -> None:
+        self._refused.inc(tags={"model": model, "kind": kind})
+
+
+def build_gateway(
+    models: Models,
+    options: GatewayOptions,
+    keys: KeyRing,
+    metrics: GatewayMetrics | None = None,
+    *,
+    behind_serve: bool = False,
+) -> ASGIApp:
+    """Build the ASGI application. Behind Ray Serve, Serve sends the request id to the client."""
+    app = FastAPI(
+        title="Trainyard",
+        version=__version__,
+        description="Fine-tuned models behind the shapes of the Hugging Face Inference API.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
+    metrics = metrics or GatewayMetrics()
+    quotas, pending = Quotas(options.concurrent_requests), PendingBodies(options.unread_bytes)
+    source = SourceCheck(options, has_keys=keys.required)
+
+    def names_for(key: Key | None) -> list[str]:
+        return [name for name in models.names() if key is None or key.opens(name)]
+
+    def admit(request: Request, name: str | None = None) -> Key | None:
+        """Check key, model and quota of a request."""
+        key = keys.admit(request.headers.get("authorization"), name)
+        request.state.key = key.name if key else ""
+        names = names_for(key)
+        if name is not None and name not in names:
+            listed = f"there are {', '.join(names)}" if names else "none yet"
+            raise RequestError("not_found", f"there is no such model; {listed}")
+        quotas.count(key)
+        return key
+
+    async def answer_error(request: Request, error: Exception) -> Response:
+        """Answer any error: the one handler of FastAPI's routes and of the fast path."""
+        headers: dict[str, str] = {}
+        if isinstance(error, HTTPException):
+            if error.status_code == 405:
+                headers["allow"] = _allowed_methods(app, request.scope)
+                error = RequestError("method", f"{request.method} is not for this path; see /docs")
+            else:
+                error = RequestError("not_found", "there is no such path; see /docs")
+        elif not isinstance(error, RequestError):  # logged by the middleware
+            error = RequestError("failed", "the server failed; its log has the reason")
+        name = request.path_params.get("name", "")
+        metrics.refused(name if name in models.names() else "", error.kind)
+        headers |= error.headers()
+        return Response(error.body(), error.status, headers, media_type="application/json")
+
+    for kind in (RequestError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer_error)
+
+    @app.post("/models/{name:model}")
+    async def ask(name: str, request: Request) -> Response:
+        until = time.monotonic() + _seconds(request, options.request_timeout_s)
+        name = name.removesuffix("/")
+        key = admit(request, name)
+        check_media_type(request, required=not keys.required)
+        body = await read_body(request, options.body_bytes, options.body_seconds, pending)
+        if b'"stream"' not in body:  # most bodies need no second transport, and no parser here
+            with quotas.hold(key):
+                answer = await _within(until, models.ask(name, body, until - time.monotonic()))
+            return _response(answer)
+        # Held by the request: the response's own generator never starts when the client left first.
+        held: AsyncExitStack = request.state.held
+        held.enter_context(quotas.hold(key))
+        events = models.stream(name, body, until - time.monotonic())
+        await held.enter_async_context(aclosing(events))
+        first = await _within(until, anext(events))  # so that an error has its status
+        if isinstance(first, Answer):
+            return _response(first)
+        rest = _chain(first, events, until, lambda error: metrics.refused(name, error.kind))
+        return StreamingResponse(rest, media_type="text/event-stream")
+
+    async def brief(name: str) -> dict[str, Any]:
+        try:
+            return await models.describe(name)
+        except RequestError as error:  # a model that cannot be loaded does not hide the others
+            return {"error": str(error)}
+
+    @app.get("/models")
+    @app.get("/models/", include_in_schema=False)
+    async def list_models(request: Request) -> JSONResponse:
+        key = admit(request)
+        names = names_for(key)
+        with quotas.hold(key):
+            found = await asyncio.gather(*(brief(name) for name in names))
+        return JSONResponse(
+            [
+                {"name": name, **{key: about[key] for key in BRIEF if key in about}}
+                for name, about in zip(names, found, strict=True)
+            ]
+        )
+
+    async def describe(name: str, request: Request) -> dict[str, Any]:
+        key = admit(request, name)
+        with quotas.hold(key):
+            return await models.describe(name)
+
+    @app.get("/models/{name:model}/health")
+    async def model_health(name: str, request: Request) -> JSONResponse:
+        await describe(name, request)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/models/{name:model}")
+    @app.get("/models/{name:model}/info", include_in_schema=False)  # matched first
+    async def describe_model(name: str, request: Request) -> JSONResponse:
+        name = name.removesuffix("/")
+        return JSONResponse({"name": name, **await describe(name, request)})
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/playground", include_in_schema=False)
+    async def playground() -> HTMLResponse:
+        return HTMLResponse(page, headers={"content-security-policy": PLAYGROUND_POLICY})
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        waiting = models.waiting_for()
+        if waiting or not models.names():
+            raise RequestError(
+                "unavailable",
+                # Not their names: a client without a key for a model must not learn of it.
+                f"not ready: {len(waiting)} of the applications; `serve status` names them"
+                if waiting
+                else "not ready: no model is loaded",
+                1,
+            )
+        return JSONResponse({"status": "ok"})
+
+    add_docs(app)
+    describe_api(app)
+    fast_path = Route("/models/{name:model}", ask, methods=["POST"])
+
+    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve `POST /models/{name}` without FastAPI's dispatch, which costs 0.2 ms a request."""
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        respond: ASGIApp = partial(_serve, app)
+        try:
+            source.check(request)
+            match, found = fast_path.matches(scope)
+            if match is Match.FULL:
+                request = Request({**scope, **found}, receive)
+                respond = await ask(request.path_params["name"], request)
+        except RequestError as error:
+            respond = await answer_error(request, error)
+        except Exception as error:
+            await (await answer_error(request, error))(scope, receive, send)
+            raise
+        await respond(scope, receive, send)
+
+    outer: ASGIApp = front
+    if options.cors_origins:
+        outer = CORSMiddleware(
+            front, list(options.cors_origins), ["GET", "POST"], ["*"],
+            expose_headers=["x-request-id", "retry-after", "x-truncated-tokens"],
+        )  # fmt: skip
+    return RequestMiddleware(outer, send_id=not behind_serve)
+
+
+async def _serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve a route of FastAPI's; answer HEAD like GET, without the body."""
+    if scope["method"] != "HEAD":
+        await app(scope, receive, send)
+        return
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    await app({**scope, "method": "GET"}, receive, send_headers)
+
+
+def _allowed_methods(app: FastAPI, scope: Scope) -> str:
+    """The methods of all routes that match a path."""
+    found = {
+        method
+        for route in app.routes
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, answer.headers, media_type="application/json")
+
+
+def _seconds(request: Request, limit: float) -> float:
+    """The time that the client sets for an answer, at most `limit`."""
+    try:
+        wanted = float(request.headers.get("x-request-timeout-seconds", limit))
+    except ValueError:
+        raise RequestError(
+            "malformed", "the header x-request-timeout-seconds must be a number of seconds"
+        ) from None
+    return min(wanted, limit) if wanted > 0 else limit
+
+
+async def _within(until: float, coming: Awaitable[Result]) -> Result:
+    """Await a result until the request's deadline.
+
+    Raises:
+        RequestError: `late`, at the deadline.
+    """
+    try:
+        async with asyncio.timeout(until - time.monotonic()):
+            return await coming
+    except TimeoutError:
+        raise RequestError(
+            "late", "no answer in time; try again later, or ask for less at once", 1
+        ) from None
+
+
+async def _chain(
+    first: bytes,
+    rest: AsyncIterator[Answer | bytes],
+    until: float,
+    refused: Callable[[RequestError], None],
+) -> AsyncIterator[bytes]:
+    """All events of a stream. An error is the last event, as the status was sent already."""
+    try:
+        yield first
+        while True:
+            event = await _within(until, anext(rest))
+            assert isinstance(event, bytes)
+            yield event
+    except StopAsyncIteration:
+        return
+    except RequestError as error:
+        failure = error
+    except Exception:
+        log.exception("a stream failed")
+        failure = RequestError("failed", "the stream broke off; the server's log has the reason")
+    refused(failure)
+    yield b"data:" + failure.body() + b"\n\n"
