@@ -15,7 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.convertors import (  # codespell:ignore
+    StringConvertor,
+    register_url_convertor,
+)
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
