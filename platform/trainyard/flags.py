@@ -177,6 +177,10 @@ class DataFlags(FileFlags):
     """Own data: column of the label."""
     problem_type: ProblemType | None = None
     """Own data: kind of the labels. Default: single_label_classification."""
+    drop_labels: tuple[str, ...] = added((), before=())
+    """Own data: leave out the rows with one of these labels, such as -1 for unlabeled ones."""
+    merge_similar_labels: bool = added(False, before=False)
+    """Own data: write label names in lower case and with single spaces, in one Unicode form."""
     seed: int = 42
     """Seed of the held-out rows."""
 
@@ -185,7 +189,7 @@ class DataFlags(FileFlags):
         super().__post_init__()
         own = (
             "validation_file", "text_column", "text_pair_column", "label_column", "problem_type",
-            "delimiter", "encoding",
+            "delimiter", "encoding", "drop_labels", "merge_similar_labels",
         )  # fmt: skip
         for name in ("data_dir", "task") if self.train_file else own:
             if getattr(self, name) == getattr(DataFlags, name):

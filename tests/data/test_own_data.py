@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from trainyard.config import TrainConfig
@@ -83,3 +84,38 @@ def test_a_run_keeps_the_split_that_it_began_with(tmp_path: Path) -> None:
         return [text for batch in validation.batches() for text in batch["text"].to_pylist()]
 
     assert held_out(begun) == held_out(replace(config, split_version=1)) != held_out(config)
+
+
+def test_labels_that_look_alike_are_warned_of_and_merged_on_request(tmp_path: Path) -> None:
+    path = write(tmp_path, ["Spam", "spam ", "ham", "-1", "caf\u00e9", "cafe\u0301"])
+    config = TrainConfig(train_file=str(path), validation_file=str(path))
+    notes = find_splits(config).notes
+    assert (
+        "warning: the labels 'Spam', 'spam' of mail.csv differ only by case, spaces or Unicode form; "
+        "--merge-similar-labels makes them one"
+    ) in notes
+    assert any(note.startswith("warning: -1 is a label in mail.csv") for note in notes)
+    merged = replace(config, merge_similar_labels=True, drop_labels=("-1",))
+    splits = find_splits(merged)
+    assert splits.task.labels == ("caf\u00e9", "ham", "spam")
+    assert not splits.notes
+    (train, _) = splits.splits
+    assert [r for batch in train.batches() for r in batch["label"].to_pylist()] == [2, 2, 1, 0, 0]
+    assert train.fingerprint != find_splits(config).splits[0].fingerprint
+
+
+def test_names_of_class_labels_are_read_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["pos", "neutral", "neg"])
+    )
+    rows = {"text": ["a", "b", "c", "d"], "label": [2, 0, 2, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    config = TrainConfig(train_file=str(path), validation_file=str(path))
+    now, before = find_splits(config), find_splits(replace(config, split_version=1))
+    assert (now.task.labels, before.task.labels) == (("pos", "neg"), ("0", "2"))
+    ids = [
+        [r for batch in found.splits[0].batches() for r in batch["label"].to_pylist()]
+        for found in (now, before)
+    ]
+    assert ids[0] == ids[1] == [1, 0, 1, 0]

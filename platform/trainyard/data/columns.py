@@ -81,6 +81,8 @@ class Columns:
     keep_bad_rows: bool = False
     """Keep an unusable row with its error instead of refusing the file."""
     format: TextFormat = TextFormat()
+    class_names: bool = False
+    """Replace class ids by the names that `datasets` stores in a Parquet file."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ def read_rows(
     *,
     keep_bad_rows: bool = False,
     text_format: TextFormat = TextFormat(),  # noqa: B008 (frozen)
+    class_names: bool = False,
 ) -> Iterator[Batch]:
     """Yield the rows of a file in order, in batches of bounded size.
 
@@ -50,7 +51,7 @@ def read_rows(
             f"{path.name} ends in {path.suffix!r}, expected a file that ends in "
             ".csv, .tsv, .json, .jsonl or .parquet; convert or rename it"
         )
-    columns = Columns(tuple(text_columns), label_column, keep_bad_rows, text_format)
+    columns = Columns(tuple(text_columns), label_column, keep_bad_rows, text_format, class_names)
     if len(set(columns.names)) < len(columns.names):
         raise UserError(
             f"one column is asked for twice ({', '.join(columns.names)}); --text-column, "

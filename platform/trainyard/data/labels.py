@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -80,11 +80,14 @@ class LabelEncoder:
         )
 
 
-def discover_labels(batches: Iterable[Batch], problem_type: ProblemType) -> LabelEncoder:
+def discover_labels(
+    batches: Iterable[Batch], problem_type: ProblemType, order: Sequence[str] = ()
+) -> LabelEncoder:
     """Collect the label names of the training file in one pass.
 
     Integers are sorted as numbers, so that labels 0 to k-1 keep their values as class ids; other
-    names are sorted as strings. A regression has no names: its rows are not read.
+    names are sorted as strings, after those in `order`. A regression has no names: its rows are not
+    read.
 
     Raises:
         UserError: The labels are not those of a classification.
@@ -124,6 +127,9 @@ def discover_labels(batches: Iterable[Batch], problem_type: ProblemType) -> Labe
         )
     is_integer = all(_INTEGER.fullmatch(name) for name in first_place)
     names = sorted(first_place, key=int) if is_integer else sorted(first_place)
+    if order:
+        rank = {name: place for place, name in enumerate(order)}
+        names.sort(key=lambda name: rank.get(name, len(rank)))
     return LabelEncoder(problem_type, tuple(names), source)
 
 

@@ -1,17 +1,19 @@
 """The user's own files as a task: labels from the training file, a held-out part if needed."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data.columns import Batch, TextFormat
+from trainyard.data.columns import Batch, TextFormat, listing
 from trainyard.data.files import read_rows
-from trainyard.data.held_out import VERSIONS, Parts, text_hashes
+from trainyard.data.held_out import VERSIONS, Parts, normalize_text, text_hashes
 from trainyard.data.labels import LabelEncoder, discover_labels
+from trainyard.data.parquet_files import class_label_names
 from trainyard.flags import DataFlags
 from trainyard.storage import file_digest
 from trainyard.tasks import ProblemType, Task, own_task
@@ -32,16 +34,64 @@ class OwnFile:
     label_column: str
     problem_type: ProblemType
     text_format: TextFormat
+    class_names: bool = False
+    """See `Columns`."""
+    drop_labels: tuple[str, ...] = ()
+    merge_similar_labels: bool = False
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows."""
-        return read_rows(
+        """Yield the rows, without those whose labels are dropped."""
+        first_row = 0
+        for batch in read_rows(
             self.path,
             self.text_columns,
             self.label_column,
             self.problem_type,
             text_format=self.text_format,
+            class_names=self.class_names,
+        ):
+            kept = self._without_dropped(batch)
+            yield replace(kept, first_row=first_row)
+            first_row += len(kept)
+
+    def _without_dropped(self, batch: Batch) -> Batch:
+        labels = batch.labels or []
+        if self.merge_similar_labels and self.problem_type != "regression":
+            labels = [
+                list(dict.fromkeys(map(normalize_text, label)))
+                if isinstance(label, list)
+                else normalize_text(label)
+                for label in labels
+            ]
+            batch = replace(batch, labels=labels)
+        dropped = {str(label) for label in self.drop_labels}
+        rows = [
+            row
+            for row, label in enumerate(labels)
+            if dropped.isdisjoint(label if isinstance(label, list) else [str(label)])
+        ]
+        if len(rows) == len(labels):
+            return batch
+        return replace(
+            batch,
+            places=[batch.places[row] for row in rows],
+            texts=tuple(text.take(rows) for text in batch.texts),
+            labels=[labels[row] for row in rows],
         )
+
+    def label_order(self) -> Sequence[str]:
+        """Return the label names stored in the file, in the order of their class ids."""
+        if not (
+            self.class_names and self.path.suffix.lower() == ".parquet" and self.path.is_file()
+        ):
+            return ()
+        return class_label_names(self.path, self.label_column)
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """All that changes how the rows are read and that 29a2e37 did not have."""
+        options = (self.text_format, self.drop_labels, self.merge_similar_labels)
+        return () if options == (TextFormat(), (), False) else options
 
     def encoded(
         self, encoder: LabelEncoder, rows: NDArray[np.int64] | None = None
@@ -78,22 +128,29 @@ def survey(config: DataFlags) -> OwnData:
     """
     texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
     problem_type = config.problem_type or "single_label_classification"
-    text_format = TextFormat(config.delimiter, config.encoding)
-    train = OwnFile(
-        Path(config.train_file or ""), texts, config.label_column, problem_type, text_format
+    read = partial(
+        OwnFile,
+        text_columns=texts,
+        label_column=config.label_column,
+        problem_type=problem_type,
+        text_format=TextFormat(config.delimiter, config.encoding),
+        class_names=config.split_version > 1 and problem_type == "single_label_classification",
+        drop_labels=tuple(config.drop_labels),
+        merge_similar_labels=config.merge_similar_labels,
     )
+    train = read(Path(config.train_file or ""))
     notes: list[str] = []
     rows = _counting_empty(train, notes)
-    encoder = discover_labels(rows, problem_type)
+    encoder = discover_labels(rows, problem_type, train.label_order())
     for _ in rows:  # a regression has no labels to discover, but its rows are checked too
         pass
     validation, test = (
-        OwnFile(Path(path), texts, config.label_column, problem_type, text_format) if path else None
-        for path in (config.validation_file, config.test_rows[0])
+        read(Path(path)) if path else None for path in (config.validation_file, config.test_rows[0])
     )
     for further in (validation, test):
         for batch in _counting_empty(further, notes) if further else ():
             encoder.encode(batch)
+    notes += _label_warnings(encoder)
     task = own_task(
         text_columns=texts,
         label_column=config.label_column,
@@ -107,7 +164,7 @@ def survey(config: DataFlags) -> OwnData:
         validation,
         test,
         tuple(notes),
-        repr((file_digest(train.path), texts, config.label_column, problem_type)),
+        repr((file_digest(train.path), texts, config.label_column, problem_type, *train.options)),
     )
 
 
@@ -122,6 +179,27 @@ def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
         labels.append(np.asarray(data.encoder.encode(batch).to_pylist()))
         texts.append(text_hashes(batch))
     return VERSIONS[version](np.concatenate(labels), np.concatenate(texts), HELD_OUT, seed)
+
+
+def _label_warnings(encoder: LabelEncoder) -> list[str]:
+    """Warn of names that look like one label, and of -1 as a class."""
+    if encoder.problem_type == "regression":
+        return []
+    groups: dict[str, list[str]] = {}
+    for name in encoder.names:
+        groups.setdefault(normalize_text(name), []).append(name)
+    found = [
+        f"warning: the labels {listing(map(repr, names))} of {encoder.source} differ only by case, spaces "
+        "or Unicode form; --merge-similar-labels makes them one"
+        for names in groups.values()
+        if len(names) > 1
+    ]
+    if "-1" in encoder.names:
+        found.append(
+            f"warning: -1 is a label in {encoder.source}, where it often means unlabeled; "
+            "--drop-labels -1 leaves these rows out"
+        )
+    return found
 
 
 def _counting_empty(file: OwnFile, notes: list[str]) -> Iterator[Batch]:

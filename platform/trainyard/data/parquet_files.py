@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainyard.data.columns import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns, one_line
 from trainyard.errors import UserError
@@ -47,6 +48,7 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
             columns.positions(file.schema_arrow.names, path.name, "its columns are", remedy)
             for name in columns.texts:
                 _check_text_type(path, name, file.schema_arrow.field(name).type)
+            names = _names_in(file.schema_arrow, columns.label) if columns.class_names else ()
             row = 0
             for record_batch in file.iter_batches(
                 _batch_rows(file.metadata), columns=columns.names
@@ -57,12 +59,42 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
                     places=range(row + 1, row + 1 + record_batch.num_rows),
                     unit="row",
                     texts=tuple(record_batch[name].cast(pa.string()) for name in columns.texts),
-                    labels=record_batch[columns.label].to_pylist() if columns.label else None,
+                    labels=_labels(record_batch, columns.label, names),
                 )
                 yield _checked(batch, columns)
                 row += record_batch.num_rows
     except pa.ArrowException as error:
         raise _damaged(path, error) from error
+
+
+def _labels(batch: pa.RecordBatch, column: str | None, names: Sequence[str]) -> list[Any] | None:
+    if column is None:
+        return None
+    labels = batch[column].to_pylist()
+    known = range(len(names))
+    return [names[label] if label in known else label for label in labels] if names else labels
+
+
+def class_label_names(path: Path, column: str) -> Sequence[str]:
+    """Return the names that `datasets` stores with a column of class ids; empty without any.
+
+    Raises:
+        UserError: The file is damaged, is not Parquet, or has an Arrow extension type.
+        OSError: The file cannot be read.
+    """
+    with open_parquet(path) as file:
+        return _names_in(file.schema_arrow, column)
+
+
+def _names_in(schema: pa.Schema, column: str | None) -> Sequence[str]:
+    stored = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(stored)["info"]["features"] if stored else {}
+        feature = features.get(column) or {}
+        names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    except (ValueError, KeyError, TypeError, AttributeError):  # another program's metadata
+        return ()
+    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else ()
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
