@@ -21,6 +21,7 @@ PACKAGES = {
         "data",
         "doctor",
         "evaluation",
+        "fleet",
         "glue",
         "inference",
         "models",

@@ -1,4 +1,4 @@
-"""The suite's schedule, which knows no Ray; then the suite itself on a small cluster."""
+"""The suite on a small cluster."""
 
 import dataclasses
 import json
@@ -11,70 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.tiny import write_task
 
 from trainyard.errors import UserError
+from trainyard.fleet import LongestFirst
 from trainyard.glue.config import SuiteConfig
-from trainyard.glue.runner import Outcomes, job_of, without_orphans
-from trainyard.glue.schedule import Job, startable, workers_for
-from trainyard.glue.suite import run_suite
+from trainyard.glue.suite import Outcomes, job_of, run_suite
 from trainyard.storage.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-
-JOBS = st.lists(
-    st.builds(
-        Job,
-        name=st.uuids().map(str),
-        cost=st.floats(1, 1e6),
-        slots=st.sampled_from([1, 2, 4, 6, 8]),
-    ),
-    min_size=1, max_size=12, unique_by=lambda job: job.name,
-)  # fmt: skip
-
-
-@settings(max_examples=60, deadline=None)
-@given(JOBS, st.integers(1, 8), st.data())
-def test_everything_is_done_within_the_capacity(jobs: list[Job], free: int, data: Any) -> None:
-    if len(jobs) > 1:
-        last = jobs[-1]
-        jobs[-1] = Job(last.name, last.cost, last.slots, after=jobs[0].name)
-    workers = workers_for(jobs, free)
-    assert all(job.slots % workers[job.name] == 0 for job in jobs)
-    assert all(1 <= workers[job.name] <= free for job in jobs)
-    waiting, available = list(jobs), free
-    running: list[Job] = []
-    finished: list[str] = []
-    while waiting or running:
-        chosen = startable(waiting, workers, available, finished)
-        for job in chosen:
-            assert job.after is None or job.after in finished
-            waiting.remove(job)
-            running.append(job)
-            available -= workers[job.name]
-        assert available >= 0
-        assert running, "nothing runs, although something waits"
-        done = running.pop(data.draw(st.integers(0, len(running) - 1)))
-        finished.append(done.name)
-        available += workers[done.name]
-    assert sorted(finished) == sorted(job.name for job in jobs)
-
-
-def test_longest_first_and_small_ones_on_what_is_left() -> None:
-    jobs = [
-        Job("small", 1, 4),
-        Job("mnli", 100, 4),
-        Job("rte", 5, 1, after="mnli"),
-        Job("b", 50, 1),
-    ]
-    workers = workers_for(jobs, 4)
-    assert workers == {"small": 1, "mnli": 2, "rte": 1, "b": 1}
-    names = [job.name for job in startable(jobs, workers, 4, ())]
-    assert names == ["mnli", "b", "small"]
-    assert [job.name for job in startable(jobs, workers, 1, ())] == ["b"]
-    assert "rte" in [job.name for job in startable([jobs[2]], workers, 1, {"mnli"})]
 
 
 @pytest.mark.parametrize(
@@ -110,14 +55,15 @@ def test_a_warm_start_waits_for_its_source_and_fails_with_it(tmp_path: Path) -> 
     jobs = [job_of(config, config.run_config(task, 7)) for task in config.tasks]
     assert [job.after for job in jobs] == [None, "mnli-seed-7", None]
     assert [job.cost for job in jobs] == [392_704, 3 * 2_496, 3 * 8_552]  # whole batches
-    outcomes = Outcomes(failed={"mnli-seed-7": "no data"})
-    assert [job.name for job in without_orphans(jobs[1:], outcomes)] == ["cola-seed-7"]
-    assert outcomes.failed["rte-seed-7-from-mnli"] == "it starts from mnli-seed-7, which failed"
-    outcomes = Outcomes(
-        stopped=["mnli-seed-7"]
-    )  # its node left, and the suite was not asked to stop
-    assert [job.name for job in without_orphans(jobs[1:], outcomes)] == ["cola-seed-7"]
-    assert outcomes.stopped == ["mnli-seed-7", "rte-seed-7-from-mnli"]
+    for outcome in (Outcomes(failed={"mnli-seed-7": "no data"}), Outcomes(stopped=["mnli-seed-7"])):
+        schedule = LongestFirst(jobs[1:])
+        outcome.drop(schedule.end("mnli-seed-7", finished=False))
+        assert [job.name for job in schedule.waiting] == ["cola-seed-7"]
+        if outcome.failed:
+            reason = "it starts from mnli-seed-7, which failed"
+            assert outcome.failed["rte-seed-7-from-mnli"] == reason
+        else:  # its node left, and the suite was not asked to stop
+            assert outcome.stopped == ["mnli-seed-7", "rte-seed-7-from-mnli"]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +101,7 @@ def first_pass(cluster: Any, suite: SuiteConfig) -> dict[str, Any]:  # noqa: ARG
         run_suite(suite)
     failed = table_of(suite)["cola"]["failed"]
     assert set(failed) == {"cola-seed-1", "cola-seed-2"}
-    assert "cola/train.parquet cannot be read as Parquet" in failed["cola-seed-1"]
+    assert "cola/train.parquet is not a Parquet file" in failed["cola-seed-1"]
     record.unlink()
     with pytest.raises(UserError, match="2 of 4 runs failed, cola-seed-1 of them"):
         run_suite(suite)

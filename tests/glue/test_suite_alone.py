@@ -14,8 +14,7 @@ import pytest
 from trainyard.batching import PLAN_VERSION
 from trainyard.errors import UserError
 from trainyard.glue.config import SuiteConfig
-from trainyard.glue.runner import _capacity
-from trainyard.glue.suite import run_suite
+from trainyard.glue.suite import run_suite, worker_capacity
 from trainyard.tasks import get_task
 
 
@@ -49,7 +48,7 @@ def test_only_so_many_workers_as_the_nodes_hold(
 ) -> None:
     """Ray gives a run up whose workers find no node, however much is free on all of them together."""
     suite = SuiteConfig(**fields)
-    assert _capacity(suite, suite.run_config("rte", 1), nodes) == expected
+    assert worker_capacity(suite, suite.run_config("rte", 1), nodes) == expected
 
 
 def test_a_worker_that_fits_nowhere_is_refused() -> None:
@@ -58,7 +57,7 @@ def test_a_worker_that_fits_nowhere_is_refused() -> None:
         UserError,
         match=r"workers with 4 CPU each do not fit: .* at most 3 CPU on one, enough for 0",
     ):
-        _capacity(config, config.run_config("rte", 1), [{"CPU": 3.0}, {"CPU": 3.0}])
+        worker_capacity(config, config.run_config("rte", 1), [{"CPU": 3.0}, {"CPU": 3.0}])
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def test_a_run_that_failed_is_said_before_a_submission_that_lacks_it(
 ) -> None:
     (finished.folder / "glue.json").unlink()
     (finished.folder / "rte-seed-1/run.json").write_text("{")
-    monkeypatch.setattr("trainyard.glue.suite.do_runs", lambda *_: None)
+    monkeypatch.setattr("trainyard.glue.suite.train_runs", lambda *_: None)
     monkeypatch.setattr(
         "trainyard.glue.suite.write_submission",
         lambda *_: {"zip": "x", "faults": ["RTE.tsv is missing"]},

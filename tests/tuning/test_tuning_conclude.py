@@ -16,11 +16,12 @@ from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.data.splits import selection_and_test
 from trainyard.errors import UserError
+from trainyard.fleet import Fleet, tokenization_of
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.lease import LEASE, this_process
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tasks import TASKS
-from trainyard.tuning.clock import Clock
+from trainyard.terminal import StopSignals
 from trainyard.tuning.conclude import conclude
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.confirm import (
@@ -29,11 +30,10 @@ from trainyard.tuning.confirm import (
     run_name,
     verdict_of,
 )
-from trainyard.tuning.runner import _settle
 from trainyard.tuning.search import rank
 from trainyard.tuning.space import build_space
-from trainyard.tuning.supply import prepare_all
-from trainyard.tuning.trial import Context, data_key
+from trainyard.tuning.sweep import Clock
+from trainyard.tuning.trials import Context, prepare_all
 
 CONFIG = SweepConfig(task="mrpc", confirm_seeds=2)
 SPACE = build_space("default", ["weight_decay=0"], CONFIG)
@@ -109,7 +109,12 @@ def test_a_trial_killed_while_it_was_stopping_is_closed_and_holds_nothing(
     (run.path / LEASE).write_text(json.dumps(lost))
     run.stop_request.touch()
     splits: Any = SimpleNamespace(folders=("train", "validation"))
-    _settle(run, dataclasses.replace(context(folder), data={("model", 32): splits}))
+    trials = dataclasses.replace(context(folder), data={("model", 32): splits})
+    fleet = Fleet(
+        folder=folder, concurrent=1, restarts=0, signals=StopSignals(folder.stop_request),
+        shared=trials.shared,
+    )  # fmt: skip
+    fleet.settle(trials.run(folder.records()[0].spec))
     closed = folder.records()[0]
     assert (closed.status, closed.score, closed.evaluations) == ("pruned", 0.6, 1)
     assert not (run.path / LEASE).exists()
@@ -124,7 +129,7 @@ def test_the_default_recipe_is_tokenized_though_the_space_leaves_it_out(
     space, folder = build_space("default", config.overrides, config), SweepFolder(tmp_path / "s")
     _, found = prepare_all(config, space, folder)
     assert [length for _, length in found] == [8, 16, 32]
-    assert data_key(config.base) in found
+    assert tokenization_of(config.base) in found
     _, found = prepare_all(dataclasses.replace(config, confirm_seeds=0), space, folder)
     assert [length for _, length in found] == [8, 16]
 

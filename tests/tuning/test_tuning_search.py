@@ -1,8 +1,9 @@
-"""Spaces, searchers and placement: pure functions, no cluster."""
+"""Spaces, searchers and schedulers: pure functions, no cluster."""
 
 import dataclasses
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.cli import parse
+from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.fleet import RunSpec, Supply
+from trainyard.fleet.ray_tune import SUPERVISOR, _resources
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
+from trainyard.tasks import TASKS
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.placement import SUPERVISOR, place
-from trainyard.tuning.population import next_stretch
-from trainyard.tuning.search import check_searcher, rank, suggest
+from trainyard.tuning.schedulers import SCHEDULERS, Scheduler, next_stretch
+from trainyard.tuning.search import SEARCHERS, Point, Searcher, rank, suggest
 from trainyard.tuning.space import SPACES, Domain, build_space, parse_domain
-from trainyard.tuning.supply import search_supply
+from trainyard.tuning.sweep import trial_capacity
+from trainyard.tuning.trials import Context, search_supply
 
 BASE = SweepConfig()
 
@@ -146,12 +151,12 @@ def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
     with pytest.raises(UserError, match="--space wid is unknown; did you mean 'wide'"):
         build_space("wid", (), BASE)
     with pytest.raises(UserError, match="--searcher grid cannot walk learning_rate=loguniform"):
-        check_searcher("grid", build_space("default", (), BASE), None)
+        SEARCHERS["grid"].check("grid", build_space("default", (), BASE), None)
     with pytest.raises(UserError, match="the grid has 18 points, more than --num-trials 4"):
-        check_searcher("grid", build_space("bert", (), BASE), 4)
+        SEARCHERS["grid"].check("grid", build_space("bert", (), BASE), 4)
     space = build_space("default", ["learning_rate=grid:1e-5,2e-5"], BASE)
     with pytest.raises(UserError, match="every point of a grid, which --searcher optuna does not"):
-        check_searcher("optuna", space, None)
+        SEARCHERS["optuna"].check("optuna", space, None)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
         ({"num_trials": 0}, "--num-trials is 0; it must be at least 1"),
         ({"max_seconds": 0.0}, "--max-seconds is 0; it must be more than 0"),
         ({"reduction_factor": 1.0}, "--reduction-factor is 1; it must be more than 1"),
-        ({"confirm_seeds": 1}, "one seed cannot tell a recipe from luck"),
+        ({"confirm_seeds": 1}, "one seed cannot tell a recipe from noise"),
         ({"scheduler": "pbt", "num_workers": 2}, "--scheduler pbt pauses trials in their process"),
         ({"scheduler": "pbt", "searcher": "optuna"}, "--scheduler pbt chooses its own points"),
     ],
@@ -178,17 +183,27 @@ def test_diverged_and_failed_trials_rank_last() -> None:
     assert [record.spec.index for record in rank(trials)] == [4, 5, 2, 1, 0, 3]
 
 
+def context(config: SweepConfig, folder: SweepFolder) -> Context:
+    return Context(
+        sweep="sweep", config=config, task=TASKS["mrpc"], data={}, per_worker={"CPU": 1.0},
+        folders={"search": folder.trials},
+    )  # fmt: skip
+
+
+def taken(supply: Supply) -> Iterator[TrialSpec | None]:
+    while isinstance(run := supply(), RunSpec):
+        yield run.trial
+
+
 @pytest.mark.parametrize(("scheduler", "again"), [("fifo", [2, 3, 4]), ("asha", [0, 1, 2, 3, 4])])
 def test_a_sweep_goes_on_where_it_was(tmp_path: Path, scheduler: Any, again: list[int]) -> None:
     """What ended is not run again (ASHA only hears of it), what failed is, and then come new ones."""
-    config = SweepConfig(scheduler=scheduler)
+    config = SweepConfig(scheduler=scheduler, num_trials=7)
     space = build_space("default", (), config)
 
     def supply_from(folder: SweepFolder) -> list[TrialSpec]:
-        supply, found = search_supply(config, space, folder, {}, 7), []
-        while isinstance(spec := supply(), TrialSpec):
-            found.append(spec)
-        return found
+        supply = search_supply(context(config, folder), space, folder)
+        return [trial for trial in taken(supply) if trial is not None]
 
     undisturbed = supply_from(SweepFolder(tmp_path / "undisturbed"))
     assert [spec.index for spec in undisturbed] == list(range(7))
@@ -216,8 +231,8 @@ def test_a_stretch_that_was_cut_off_has_not_come_to_its_exchange(tmp_path: Path)
     last = folder.records()[-1]
     last.run.update(trial_evaluations=0)
     assert next_stretch(config, space, folder.records(), 2) == "later"
-    supply = search_supply(config, space, folder, {}, 2)
-    assert supply() == last.spec
+    supply = search_supply(context(config, folder), space, folder)
+    assert next(taken(supply)) == last.spec
     last.run.update(trial_evaluations=1)
     following = next_stretch(config, space, folder.records(), 2)
     assert isinstance(following, TrialSpec)
@@ -233,25 +248,22 @@ def test_the_name_is_the_search_and_not_its_budget() -> None:
 
 def test_trials_share_the_cluster_and_never_wait_for_each_other() -> None:
     four = [{"CPU": 4.0}]
-    assert place(BASE, 12, four).concurrent == 4
-    assert place(BASE, 12, four).per_worker == {"CPU": 1.0}
-    assert place(BASE, 2, four).per_worker == {"CPU": 2.0}  # few trials: more CPUs for each
+    assert trial_capacity(BASE, 12, four)[1] == 4
+    assert trial_capacity(BASE, 12, four)[0] == {"CPU": 1.0}
+    assert trial_capacity(BASE, 2, four)[0] == {"CPU": 2.0}  # few trials: more CPUs for each
     nested = SweepConfig(num_workers=2)
-    assert place(nested, 12, four).concurrent == 2
-    assert place(nested, 12, four).per_trial == SUPERVISOR  # no CPU: the workers need them all
-    assert place(nested, 12, [{"CPU": 1.0}, {"CPU": 1.0}]).concurrent == 1
+    assert trial_capacity(nested, 12, four)[1] == 2
+    assert trial_capacity(nested, 12, [{"CPU": 1.0}, {"CPU": 1.0}])[1] == 1
     shared = SweepConfig(use_gpu=True, resources_per_worker={"GPU": 0.25, "CPU": 1})
-    assert place(shared, 12, [{"CPU": 8.0, "GPU": 1.0}]).concurrent == 4
-    assert place(SweepConfig(max_concurrent_trials=3), 12, four).concurrent == 3
+    assert trial_capacity(shared, 12, [{"CPU": 8.0, "GPU": 1.0}])[1] == 4
+    assert trial_capacity(SweepConfig(max_concurrent_trials=3), 12, four)[1] == 3
     labeled = SweepConfig(label_selector={"zone": "a"})
-    assert place(labeled, 12, four).labels == {"zone": "a"}
-    assert place(dataclasses.replace(labeled, num_workers=2), 12, four).labels == {}
     with pytest.raises(
         UserError, match=r"0 CPU on 0 node\(s\) with labels {'zone': 'a'}, enough for 0; use"
     ):
-        place(labeled, 12, [])
+        trial_capacity(labeled, 12, [])
     with pytest.raises(UserError, match=r"trials of --num-workers 8 .* has 4 CPU on 1 node"):
-        place(SweepConfig(num_workers=8, train_batch_size=64), 12, four)
+        trial_capacity(SweepConfig(num_workers=8, train_batch_size=64), 12, four)
 
 
 @given(cpus=st.lists(st.integers(1, 16), min_size=1, max_size=4), workers=st.integers(1, 4),
@@ -262,9 +274,56 @@ def test_what_runs_at_once_fits(cpus: list[int], workers: int, trials: int) -> N
     config = SweepConfig(num_workers=workers, train_batch_size=48)
     if sum(cpus) < workers:
         return
-    found = place(config, trials, nodes)
-    needed = found.per_worker["CPU"]
-    assert 1 <= found.concurrent * workers <= sum(int(count // needed) for count in cpus)
+    needed, concurrent = trial_capacity(config, trials, nodes)
+    assert 1 <= concurrent * workers <= sum(int(count // needed["CPU"]) for count in cpus)
+
+
+def test_what_supervises_workers_takes_no_cpu() -> None:
+    trial = TrialSpec(index=0, name="trial-0000", hyperparameters={})
+    alone = TrainConfig(resources_per_worker={"CPU": 2}, label_selector={"zone": "a"})
+    request = _resources({"spec": RunSpec(config=alone, trial=trial)})
+    assert request.bundles == [{"CPU": 2}]
+    assert request._kwargs["bundle_label_selector"] == [{"zone": "a"}]
+    for spec in (
+        RunSpec(config=dataclasses.replace(alone, num_workers=2), trial=trial),
+        RunSpec(config=alone),  # an ordinary run has workers, also if it is one
+    ):
+        assert _resources({"spec": spec}).bundles == [SUPERVISOR]
+
+
+class First(Searcher):
+    def point(self, space: Any, seed: int, index: int, history: Any) -> Point | None:  # noqa: ARG002
+        return {field: domain.ends[0] for field, domain in space.items()} if index < 2 else None
+
+
+class Shrinking(Scheduler):
+    """Halve the last trial's rate, to three trials."""
+
+    def budget(self, config: SweepConfig, space: Any) -> int:  # noqa: ARG002
+        return 3
+
+    def next_trial(self, config: Any, space: Any, history: Any, rows: int) -> Any:
+        found: Any = super().next_trial(config, space, history, rows)
+        rate = 1e-3 / 2 ** len(history)
+        return found and dataclasses.replace(found, hyperparameters={"learning_rate": rate})
+
+
+def test_a_searcher_and_a_scheduler_are_a_row_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SEARCHERS, "first", First())
+    monkeypatch.setitem(SCHEDULERS, "shrinking", Shrinking())
+    config = SweepConfig(
+        searcher="first", num_trials=9, set=(("learning_rate=uniform:1e-4:1e-3",),)
+    )
+    space, folder = build_space("seed", config.overrides, config), SweepFolder(tmp_path / "first")
+    runs = list(taken(search_supply(context(config, folder), space, folder)))
+    assert [run.hyperparameters["learning_rate"] for run in runs if run] == [1e-4] * 2
+    assert folder.records()[1].spec == runs[1]
+    shrinking = dataclasses.replace(config, scheduler="shrinking", searcher="random")
+    folder = SweepFolder(tmp_path / "shrinking")
+    runs = list(taken(search_supply(context(shrinking, folder), space, folder)))
+    assert [run.hyperparameters["learning_rate"] for run in runs if run] == [1e-3, 5e-4, 2.5e-4]
 
 
 def test_the_commands_of_the_readme_parse() -> None:

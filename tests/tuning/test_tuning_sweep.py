@@ -256,7 +256,7 @@ def test_asked_to_stop_in_search_and_confirmation_then_the_same_command(
         driver.send_signal(signal.SIGTERM)
         _, said = driver.communicate(timeout=100)
         assert driver.returncode == 128 + signal.SIGTERM, said
-        assert "is saved; the same command goes on" in said
+        assert "is saved; the same command resumes it" in said
         assert folder.read()["status"] == "stopped"
         assert {r.status for r in records()} <= {"finished", "stopped", "waiting"}
         assert any(r.status == "stopped" and r.spec.kind == kind for r in records())

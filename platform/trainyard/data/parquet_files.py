@@ -101,7 +101,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
     import pyarrow as pa
 
     return UserError(
-        f"{path.name} is a damaged Parquet file, or uses what pyarrow {pa.__version__} cannot "
+        f"{path} is a damaged Parquet file, or uses what pyarrow {pa.__version__} cannot "
         f"read ({one_line(error)}); write it again, e.g. with pandas or datasets"
     )
 
@@ -122,14 +122,14 @@ def _refuse_extension_types(path: Path) -> None:
         length = int.from_bytes(tail[:4], "little")
         if tail[4:] != _MAGIC or length > size - len(_MAGIC) - _TAIL_BYTES:
             raise UserError(
-                f"{path.name} is not a Parquet file, or is cut short (a whole one ends with "
+                f"{path} is not a Parquet file, or is cut short (a whole one ends with "
                 "PAR1); write it again, or give it the extension of what it is"
             )
         handle.seek(size - _TAIL_BYTES - length)
         footer = handle.read(length)
     if any(spelling in footer for spelling in _base64_spellings(b"ARROW:extension:name")):
         raise UserError(
-            f"{path.name} has a column of an Arrow extension type, which can run code when it is "
+            f"{path} has a column of an Arrow extension type, which can run code when it is "
             "read, so the file is refused; write it again with the text and label columns only, "
             "as plain strings and numbers"
         )

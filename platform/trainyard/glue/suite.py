@@ -1,29 +1,49 @@
-"""`run_suite`: every (task, seed) an ordinary `fit`, as many at once as the cluster holds."""
+"""`run_suite`: every (task, seed) an ordinary `fit`, as many at the same time as the cluster holds."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from trainyard.cluster import TOKENIZERS, ray_session
+from trainyard.cluster import TOKENIZERS, Node, nodes_for, ray_session, share_out
 from trainyard.config import TrainConfig
+from trainyard.data import split_rows
 from trainyard.errors import DamagedRun, Interrupted, UserError
+from trainyard.fleet import Ended, Fleet, Job, LongestFirst, RunSpec, reason_of
 from trainyard.glue.config import SuiteConfig
 from trainyard.glue.page import page
-from trainyard.glue.runner import Outcomes, do_runs, job_of, reason_of, without_orphans
-from trainyard.glue.schedule import Job
 from trainyard.glue.submission import check_submission, write_submission
 from trainyard.glue.table import as_markdown, summary
 from trainyard.storage import SuiteFolder, versions
 from trainyard.terminal import StopSignals, say
 from trainyard.training import AnotherRun, finished_run
 
+REPORT_SECONDS = 60.0
+"""Seconds between two lines of progress."""
+
+
+@dataclass
+class Outcomes:
+    """Outcome of each run, by name: the result of the finished, the reason of the failed."""
+
+    finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+
+    def drop(self, lost: Iterable[Job]) -> None:
+        """Note jobs that cannot start since the run they start from did not finish."""
+        for job in lost:
+            if job.after in self.failed:
+                self.failed[job.name] = f"it starts from {job.after}, which failed"
+            else:
+                self.stopped.append(job.name)
+
 
 def run_suite(config: SuiteConfig) -> dict[str, Any]:
-    """Do what is left to do, then write the table; returns the last line that the job prints.
+    """Train what is not finished, then write the table; returns the last line that the job prints.
 
-    A run that fails takes no other along: the table is made of the rest.
+    A run that fails does not stop the others: the table is made of the rest.
 
     Raises:
         UserError: when runs failed (after the table is written), or for flags that cannot work.
@@ -42,18 +62,19 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
             for run in [config.run_config(task, seed)]
         }
         kept = _runs_in_table(config, configs, folder)
-        outcomes, left = _what_is_left(config, configs, kept)
+        outcomes, schedule = _plan(config, configs, kept, folder)
         if outcomes.finished:
             say(f"{len(outcomes.finished)} of {len(configs)} runs are finished already")
         extra: dict[str, Any] = {}
-        if left or config.submission:
+        if schedule.waiting or config.submission:
             with ray_session(next(iter(configs.values())), TOKENIZERS):
-                do_runs(config, configs, left, outcomes, folder, signals)
+                if schedule.waiting:
+                    train_runs(config, configs, schedule, outcomes, folder, signals)
                 found = _write_table(config, configs, outcomes, folder)
                 if outcomes.stopped:
                     raise Interrupted(
-                        f"{len(outcomes.stopped)} run(s) of {config.run_name} are still to be done, what "
-                        "they had done is saved; the same command goes on",
+                        f"{len(outcomes.stopped)} run(s) of {config.run_name} are still to be done, "
+                        "their progress is saved; the same command resumes them",
                         signals.exit_status,
                     )
                 if config.submission:
@@ -64,7 +85,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
         name, reason = next(iter(outcomes.failed.items()))
         raise UserError(
             f"{len(outcomes.failed)} of {len(configs)} runs failed, {name} of them: {reason}; the "
-            f"others are in {config.folder / 'glue.md'}, and the same command does the failed again"
+            f"others are in {config.folder / 'glue.md'}, and the same command trains the failed again"
         )
     if config.submission:
         _refuse(Path(extra["submission"]["zip"]), extra["submission"]["faults"])
@@ -84,7 +105,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
 def _runs_in_table(
     config: SuiteConfig, configs: Mapping[str, TrainConfig], folder: SuiteFolder
 ) -> set[str]:
-    """Names of the runs in the table, if there is one.
+    """Names of the runs in an earlier table.
 
     Raises:
         UserError: for a command that would take from it what an earlier one put there.
@@ -113,10 +134,13 @@ def _runs_in_table(
     return {names[key] for key in before}
 
 
-def _what_is_left(
-    config: SuiteConfig, configs: Mapping[str, TrainConfig], kept: Collection[str]
-) -> tuple[Outcomes, list[Job]]:
-    """The runs that are finished, those that cannot be done, and jobs for all others.
+def _plan(
+    config: SuiteConfig,
+    configs: Mapping[str, TrainConfig],
+    kept: Collection[str],
+    folder: SuiteFolder,
+) -> tuple[Outcomes, LongestFirst]:
+    """Outcomes that are known before anything starts, and the schedule of all other runs.
 
     Raises:
         UserError: when a run's folder was made from another config or other data, or one of the `kept`,
@@ -135,7 +159,7 @@ def _what_is_left(
                 f"'{config.run_name}' stays as it is"
             ) from error
         except UserError as error:
-            reason = reason_of(error, run)
+            reason = reason_of(error, folder.run(name).path)
             if name in kept:
                 raise UserError(
                     f"{name} is in the table of suite '{config.run_name}', which stays as it is, and "
@@ -143,7 +167,105 @@ def _what_is_left(
                 ) from error
             outcomes.failed[name] = reason
             say(f"{name} failed: {reason}")
-    return outcomes, without_orphans(left, outcomes)
+    schedule = LongestFirst(left, outcomes.finished)
+    for name in list(outcomes.failed):
+        outcomes.drop(schedule.end(name, finished=False))
+    return outcomes, schedule
+
+
+def job_of(config: SuiteConfig, run: TrainConfig) -> Job:
+    """Cost and constraints of a run, for the schedule.
+
+    Raises:
+        UserError: when its training file is damaged.
+    """
+    rows = split_rows(run, "train") or 1
+    steps = -(-rows // run.train_batch_size) * run.num_train_epochs
+    source = config.source_of(run.task)
+    return Job(
+        name=run.resolved_run_name,
+        cost=min(steps, run.max_steps or steps) * run.train_batch_size,
+        micro_batches=run.micro_batches_per_step,
+        after=f"{source}-seed-{run.seed}" if source else None,
+    )
+
+
+def train_runs(
+    config: SuiteConfig,
+    configs: Mapping[str, TrainConfig],
+    schedule: LongestFirst,
+    outcomes: Outcomes,
+    folder: SuiteFolder,
+    signals: StopSignals,
+) -> None:
+    """Start runs as workers become free, until none is left; a stop request reaches all that run."""
+    first = next(iter(configs.values()))
+    resources, capacity = worker_capacity(config, first, nodes_for(first))
+    schedule.share_out(capacity)
+    fleet = Fleet(
+        folder=folder,
+        concurrent=capacity,
+        restarts=config.max_failures,
+        signals=signals,
+        verbose=config.verbose,
+    )
+
+    def supply() -> RunSpec | Literal["later"] | None:
+        job = schedule.start_next()
+        if job is None:
+            return "later" if schedule.waiting else None
+        workers = schedule.workers[job.name]
+        say(f"{job.name} starts on {workers} worker(s)")
+        run = replace(configs[job.name], num_workers=workers, resources_per_worker=resources)
+        return RunSpec(config=run, fence=folder.fence)
+
+    def on_end(run: RunSpec, ended: Ended) -> None:
+        name = str(run)
+        if ended.status == "finished":
+            result = outcomes.finished[name] = run.folder.read()["result"]
+            say(f"{name} is finished: score {result['score']:.4f} in {result['seconds']:.0f} s")
+        elif ended.status == "stopped":
+            outcomes.stopped.append(name)
+        else:
+            outcomes.failed[name] = str(ended.reason)
+            say(f"{name} failed: {outcomes.failed[name]}")
+        outcomes.drop(schedule.end(name, finished=ended.status == "finished"))
+
+    report = _reporter(fleet, schedule)
+
+    fleet.run(supply, report, on_end)
+    outcomes.stopped += [job.name for job in schedule.waiting]
+
+
+def worker_capacity(
+    config: SuiteConfig, run: TrainConfig, nodes: Sequence[Node]
+) -> tuple[Node, int]:
+    """(resources of a worker, workers at the same time) on a cluster of such nodes."""
+    needed, room = share_out(run, nodes, title="workers")
+    if config.use_gpu and not config.resources_per_worker:
+        needed["CPU"] = max(needed["CPU"] - 1, 1.0)  # one of each GPU's share is left to feed it
+    return needed, min(room, config.max_parallel_workers or room)
+
+
+def _reporter(fleet: Fleet, schedule: LongestFirst) -> Callable[[], bool]:
+    """Print the steps of the running runs, once in REPORT_SECONDS."""
+    reported = time.monotonic()
+
+    def report() -> bool:
+        nonlocal reported
+        if time.monotonic() - reported < REPORT_SECONDS:
+            return False
+        reported = time.monotonic()
+        parts = [
+            f"{run} {at['step']}/{at['last_step']}"
+            if (at := run.folder.progress())
+            else f"{run} starting"
+            for run in list(fleet.running.values())
+        ]
+        say(f"running: {', '.join(parts)}; {len(schedule.waiting)} waiting")
+        return False
+
+    return report
 
 
 def _write_table(
@@ -152,7 +274,7 @@ def _write_table(
     outcomes: Outcomes,
     folder: SuiteFolder,
 ) -> dict[str, Any]:
-    """glue.json and glue.md in the suite's folder; returns what glue.json holds."""
+    """Write glue.json, glue.md and glue.html; returns the content of glue.json."""
     found = summary(configs, outcomes.finished, outcomes.failed)
     found = {"model": config.model_name_or_path, **found, "versions": versions()}
     folder.write_table(found, as_markdown(found), page(found))

@@ -1,21 +1,37 @@
-"""What a sweep found, from its folders: the result, and the files for people."""
+"""Result of a sweep, from its folders, and the files for people: best.yaml, model/, tables, HParams."""
 
+import csv
+import io
+import json
+import shutil
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from trainyard.storage import SweepFolder, TrialRecord, now
+from trainyard.config import TrainConfig
+from trainyard.flags import PLACE_FIELDS
+from trainyard.storage import (
+    RunFolder,
+    SweepFolder,
+    TrialRecord,
+    link_tree,
+    now,
+    sync_folder,
+    sync_tree,
+    write_atomic,
+)
 from trainyard.tasks import Task
 from trainyard.terminal import say
-from trainyard.tuning import outputs
 from trainyard.tuning.confirm import DEFAULT, run_name
 from trainyard.tuning.space import Space
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a finished sweep found.
+    """Result of a finished sweep.
 
     `score` is the winner's, corrected for having been picked where it was confirmed; `verdict`
     compares it with the default recipe, and is None without confirmation.
@@ -35,7 +51,7 @@ class SweepResult:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """The last line that the job prints."""
+        """Last line that the job prints."""
         return {"job": "tune", **asdict(self)}
 
 
@@ -78,9 +94,9 @@ def conclude(
     if confirmation is not None and (by_stretches or not best.model.exists()):
         best = folder.run("confirmation", run_name(name, 0))
     folder.check()
-    outputs.write_best(folder, best, comment)
-    outputs.write_tables(folder, trials, space)
-    outputs.write_hparams(folder, trials, space)
+    write_best(folder, best, comment)
+    write_tables(folder, trials, space)
+    write_hparams(folder, trials, space)
     record = best.read()
     result = SweepResult(
         run=folder.path.name,
@@ -107,10 +123,95 @@ def conclude(
     )
     # The first of the search stays, so that a sweep that is given more trials can end with it.
     kept = {best.path, ranked[0].run.path, *_candidate_paths(folder, confirmation)}
-    outputs.free_models(trials, kept)
+    free_models(trials, kept)
     return result
 
 
 def _candidate_paths(folder: SweepFolder, confirmation: Mapping[str, Any] | None) -> list[Any]:
     candidates = confirmation["candidates"] if confirmation else []
     return [folder.trials / candidate["trial"] for candidate in candidates]
+
+
+def best_config(run: RunFolder) -> dict[str, Any]:
+    """Fields of a run that differ from the defaults and decide its result."""
+    record = run.read()["config"]
+    config = {
+        field.name: record.get(field.name, field.metadata.get("before", field.default))
+        for field in fields(TrainConfig)
+        if field.name not in PLACE_FIELDS
+    }
+    return {
+        field.name: config[field.name]
+        for field in fields(TrainConfig)
+        if field.name in config and config[field.name] != field.default
+    }
+
+
+def write_best(folder: SweepFolder, run: RunFolder, comment: str) -> None:
+    """Write best.yaml, whose run is `model/` bit for bit, and `model/` itself."""
+    import yaml
+
+    text = f"# {comment}\n" + yaml.safe_dump(best_config(run), sort_keys=False)
+    write_atomic(folder.best_config, text)
+    scratch = folder.path / f".model-{uuid.uuid4().hex[:8]}"
+    link_tree(run.model, scratch)
+    sync_tree(scratch)
+    if folder.model.exists():
+        shutil.rmtree(folder.model)
+    scratch.rename(folder.model)
+    sync_folder(folder.path)
+
+
+def _row(trial: TrialRecord, known: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    result = known.get("result", {})
+    return {
+        "trial": trial.spec.name,
+        "status": trial.status,
+        "score": trial.score,
+        "evaluations": trial.evaluations,
+        "best_step": result.get("best_step"),
+        "seconds": result.get("seconds"),
+        "startup_seconds": known.get("startup_seconds"),
+        "reason": known.get("reason"),
+        **{field: trial.spec.hyperparameters.get(field) for field in space},
+    }
+
+
+def write_tables(folder: SweepFolder, trials: Sequence[TrialRecord], space: Space) -> None:
+    """Write trials.csv and trials.json, a row for each trial."""
+    rows = [_row(trial, trial.run.read(), space) for trial in trials]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(folder.path / "trials.csv", text.getvalue())
+    write_atomic(folder.path / "trials.json", json.dumps(rows, indent=2) + "\n")
+
+
+def write_hparams(folder: SweepFolder, trials: Sequence[TrialRecord], space: Space) -> None:
+    """Write TensorBoard's HParams: each trial's hyperparameters with its score."""
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    shutil.rmtree(folder.tensorboard, ignore_errors=True)
+    for trial in trials:
+        if trial.score is None:
+            continue
+        with SummaryWriter(str(folder.tensorboard / trial.spec.name)) as board:
+            shown = {field: trial.spec.hyperparameters.get(field) for field in space}
+            known = {k: v if isinstance(v, int | float) else str(v) for k, v in shown.items()}
+            for summary in hparams(known, {"score": trial.score}):
+                board.file_writer.add_summary(summary)  # `add_hparams` opens a second file
+            board.add_scalar("score", trial.score)
+
+
+def free_models(trials: Sequence[TrialRecord], kept: set[Path]) -> None:
+    """Delete the weights of trials that lost: their configs produce the same bits again.
+
+    A trial that was cut off by --max-seconds keeps its checkpoints: given more time, it resumes.
+    """
+    for trial in trials:
+        if trial.ended:
+            shutil.rmtree(trial.run.checkpoints, ignore_errors=True)
+        if trial.run.path not in kept:
+            shutil.rmtree(trial.run.model, ignore_errors=True)

@@ -1,32 +1,35 @@
-"""The flags of a sweep: those of a run, and what to search, how, and for how long."""
+"""Flags of a sweep: those of a run, the search space, the searcher and the budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import tyro
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.flags import PLACE_FIELDS
+from trainyard.tuning.schedulers import SCHEDULERS
+from trainyard.tuning.search import SEARCHERS
 
-Searcher = Literal["random", "grid", "optuna"]
-Scheduler = Literal["fifo", "asha", "pbt"]
+if TYPE_CHECKING:
+    SearcherName: TypeAlias = str
+    SchedulerName: TypeAlias = str
+else:  # the choices that the command line offers
+    SearcherName, SchedulerName = Literal[tuple(SEARCHERS)], Literal[tuple(SCHEDULERS)]
 
 BUDGET_FIELDS = (
     "num_trials", "max_seconds", "max_concurrent_trials", "confirm_top", "confirm_seeds",
 )  # fmt: skip
-"""How much is done. A sweep that is finished can be given more by the same command."""
-
-DEFAULT_TRIALS = 12
+"""Fields of the amount of work. The same command can extend a finished sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(TrainConfig):
-    """Search the hyperparameters of a run, confirm the best with fresh seeds, and say how sure it is.
+    """Search the hyperparameters of a run, confirm the best with fresh seeds, and state how sure it is.
 
-    The flags of jobs/train.py give the default recipe, which is trial 0 and what the winner is
-    compared with. The same command goes on with a sweep that was interrupted.
+    The flags of jobs/train.py give the default recipe. It is trial 0, and the winner is compared with
+    it. The same command resumes a sweep that was interrupted.
     """
 
     not_in_identity: ClassVar[tuple[str, ...]] = (*PLACE_FIELDS, *BUDGET_FIELDS)
@@ -36,25 +39,25 @@ class SweepConfig(TrainConfig):
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Domains of fields, on top of the space: learning_rate=loguniform:1e-6:1e-3,
     num_train_epochs=randint:2:5, train_batch_size=choice:16,32, weight_decay=0.01."""
-    searcher: Searcher = "random"
-    """How the next trial is chosen: random, every point of a grid, or Optuna's TPE."""
-    scheduler: Scheduler = "asha"
-    """Who is stopped early: nobody (fifo), the worse at each rung (asha), or the population's worst,
-    which take over the weights of its best (pbt)."""
+    searcher: SearcherName = "random"
+    """Choice of the next trial: random, every point of a grid, or Optuna's TPE."""
+    scheduler: SchedulerName = "asha"
+    """Early stopping: none (fifo), asynchronous successive halving (asha), or population-based training,
+    where the worst members take over the weights of the best (pbt)."""
     num_trials: int | None = None
     """Trials to run. Default: 12, or the whole grid."""
     max_seconds: float | None = None
-    """Stop searching after this time; trials that run are saved, and confirmed is what finished."""
+    """Stop searching after this time. Running trials are saved; finished ones are confirmed."""
     grace_period: int = 1
     """asha: evaluations before a trial can be stopped. pbt: evaluations between exchanges."""
     reduction_factor: float = 3
-    """asha: of the trials at a rung, one in this many goes on."""
+    """asha: one in this many trials at a rung continues."""
     population: int = 4
-    """pbt: members that train side by side, all to their end; leave out num_trials."""
+    """pbt: members that train at the same time, all to their end; leave out num_trials."""
     max_concurrent_trials: int | None = None
-    """At most this many at once. Default: as many as the cluster holds."""
+    """Maximum number of trials at the same time. Default: all that the cluster holds."""
     confirm_top: int = 2
-    """How many of the best configurations are run again with fresh seeds."""
+    """Number of the best configurations that are run again with fresh seeds."""
     confirm_seeds: int = 3
     """Fresh seeds for each of them and for the default recipe; 0 leaves out the verdict."""
 
@@ -69,35 +72,27 @@ class SweepConfig(TrainConfig):
             )
         if self.confirm_seeds == 1 or self.confirm_seeds < 0:
             raise UserError(
-                f"--confirm-seeds is {self.confirm_seeds}; one seed cannot tell a recipe from luck: "
+                f"--confirm-seeds is {self.confirm_seeds}; one seed cannot tell a recipe from noise: "
                 "use at least 2, or 0 to leave out the verdict"
             )
         if len(self.worker_counts) != 1:
             raise UserError(
                 f"--num-workers {self.num_workers} is a range, which a trial cannot have; give a number"
             )
-        if self.scheduler == "pbt" and self.worker_counts != [1]:
-            raise UserError(
-                f"--scheduler pbt pauses trials in their process, which --num-workers "
-                f"{self.num_workers} cannot; use --num-workers 1, or --scheduler asha"
-            )
-        if self.scheduler == "pbt" and self.searcher != "random":
-            raise UserError(
-                f"--scheduler pbt chooses its own points; drop --searcher {self.searcher}"
-            )
+        SCHEDULERS[self.scheduler].check_flags(self)
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """All that `--set` gave, in order."""
+        """Values of `--set`, in order."""
         return tuple(item for group in self.set for item in group)
 
     @property
     def base(self) -> TrainConfig:
-        """The default recipe."""
+        """Default recipe."""
         return self.train_config({})
 
     def train_config(self, hyperparameters: Mapping[str, Any], **place: Any) -> TrainConfig:
-        """The run of a trial; every trial holds out the same rows, whatever its seed."""
+        """Config of a trial; every trial holds out the same rows, at any seed."""
         own = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
         fixed = {"data_seed": self.held_out_seed, "fresh": False, "run_name": None}
         return TrainConfig(**{**own, **fixed, **hyperparameters, **place})

@@ -1,6 +1,5 @@
 """The best configurations once more, with fresh seeds, against the default recipe."""
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.data import is_test, selection_and_test
+from trainyard.fleet import Supply
 from trainyard.metrics import decode, get_metric
-from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec, record
-from trainyard.terminal import StopSignals, say
-from trainyard.tuning.clock import Clock
+from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec
+from trainyard.terminal import say
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.honesty import CONFIRMATION_SHARE, FEWEST_SEEDS, Judged, confirm
-from trainyard.tuning.placement import Placement
-from trainyard.tuning.runner import Supply, run_trials
-from trainyard.tuning.schedulers import SCHEDULERS
 from trainyard.tuning.search import seed_of
-from trainyard.tuning.trial import Context
+from trainyard.tuning.trials import Context, fixed_supply
 
 DEFAULT = "default"
 SPLIT = "rows that the search did not see"
@@ -49,16 +45,13 @@ def without_seed(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in hyperparameters.items() if name != "seed"}
 
 
-def run_confirmation(
-    folder: SweepFolder,
+def confirmation_supply(
     context: Context,
+    folder: SweepFolder,
     candidates: Sequence[TrialRecord],
     default: Mapping[str, Any],
-    placement: Placement,
-    signals: StopSignals,
-    clock: Clock,
-) -> bool:
-    """Train the candidates and the default recipe with fresh seeds; False when asked to stop."""
+) -> Supply:
+    """Runs of the candidates and the default recipe with fresh seeds."""
     config = context.config
     recipes = {
         DEFAULT: default, **{trial.spec.name: trial.spec.hyperparameters for trial in candidates}
@@ -67,7 +60,7 @@ def run_confirmation(
         f"confirming {' and '.join(list(recipes)[1:])} against the default recipe with "
         f"{config.confirm_seeds} fresh seeds each"
     )
-    specs = deque(
+    trials = [
         TrialSpec(
             index=index * config.confirm_seeds + number,
             name=run_name(name, number),
@@ -76,22 +69,8 @@ def run_confirmation(
         )
         for index, (name, recipe) in enumerate(recipes.items())
         for number, seed in enumerate(seeds_of(config))
-    )
-
-    def supply() -> TrialSpec | None:
-        while specs:
-            spec = specs.popleft()
-            trial = record(folder.add(spec))
-            if trial.status == "failed":
-                trial.run.update(status="stopped")  # its cause may be mended
-            elif trial.ended:
-                continue
-            return spec
-        return None
-
-    wanted: Supply = supply
-    fifo = SCHEDULERS["fifo"](config)
-    return run_trials(folder, context, wanted, fifo, placement, signals, clock) == "done"
+    ]
+    return fixed_supply(context, folder, trials)
 
 
 def seeds_of(config: SweepConfig) -> list[int]:

@@ -1,35 +1,198 @@
-"""Who is stopped early: Ray Tune's schedulers, judged by evaluations and not by Tune's own count."""
+"""Schedulers, a row each: early stopping of trials, and the trial that comes next."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from trainyard.tuning.config import SweepConfig
+import numpy as np
 
+from trainyard.errors import UserError
+from trainyard.storage import TrialRecord, TrialSpec
+from trainyard.tuning.search import SEARCHERS, Point, rank, seed_of, suggest
+from trainyard.tuning.space import Space
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+
+    from trainyard.tuning.config import SweepConfig
+
+DEFAULT_TRIALS = 12
 NO_LIMIT = 10**6
-"""ASHA's last rung, never reached: a trial ends by its own number of epochs. (Tune stops a trial
-at exactly `max_t` reports, which would cut off what it does after its last evaluation.)"""
+"""Evaluations at ASHA's last rung, never reached: a trial ends after its own number of epochs. (Tune
+stops a trial at exactly `max_t` reports, which would cut off what it does after its last evaluation.)"""
+
+CHANGEABLE = ("learning_rate", "weight_decay", "max_grad_norm")
+"""Fields that can change during training: the others decide the batches, the model or the schedule."""
+QUANTILE = 0.25
+"""Share of members that is replaced, and that replaces them."""
+RESAMPLED = 0.25
+"""Probability that a hyperparameter is drawn anew instead of being changed by one of FACTORS."""
+FACTORS = (0.8, 1.2)
 
 
-def _fifo(_: SweepConfig) -> Any:
-    from ray.tune.schedulers import FIFOScheduler
+class Scheduler:
+    """Run the searcher's points one after another, each to its end."""
 
-    return FIFOScheduler()
+    rejudges = False
+    """After a resume, trials that have ended report again: new ones are compared with them."""
+    retries_failed = True
+    """The same command trains failed trials again."""
+
+    def check_flags(self, config: "SweepConfig") -> None:
+        """Raise UserError for flags that do not fit the scheduler."""
+
+    def check_space(self, config: "SweepConfig", space: Space) -> None:
+        """Raise UserError for a space that the scheduler cannot search."""
+
+    def budget(self, config: "SweepConfig", space: Space) -> int:
+        """Trials of the search; of a population, its members."""
+        return config.num_trials or SEARCHERS[config.searcher].size(space) or DEFAULT_TRIALS
+
+    def next_trial(
+        self,
+        config: "SweepConfig",
+        space: Space,
+        history: Sequence[TrialRecord],
+        rows: int,  # noqa: ARG002
+    ) -> TrialSpec | Literal["later"] | None:
+        """Next trial, a function of the trials so far; `rows` are those of the training split.
+
+        Returns "later" when it depends on trials that still run, None when there are no more.
+        """
+        index = history[-1].spec.index + 1 if history else 0
+        if index >= self.budget(config, space):
+            return None
+        point = suggest(config.searcher, space, config.base, index, history)
+        if point is None:
+            return None
+        return TrialSpec(index=index, name=f"trial-{index:04d}", hyperparameters=point)
+
+    def tune_scheduler(self, config: "SweepConfig") -> "TrialScheduler":  # noqa: ARG002
+        """Ray Tune's scheduler; its unit of time is the evaluation."""
+        from ray.tune.schedulers import FIFOScheduler
+
+        return FIFOScheduler()
 
 
-def _asha(config: SweepConfig) -> Any:
-    """Asynchronous successive halving (Li et al. 2020)."""
-    from ray.tune.schedulers import ASHAScheduler
+class SuccessiveHalving(Scheduler):
+    """Stop the worse trials at each rung: asynchronous successive halving (Li et al. 2020)."""
 
-    return ASHAScheduler(
-        time_attr="evaluation",
-        grace_period=config.grace_period,
-        reduction_factor=config.reduction_factor,
-        max_t=NO_LIMIT,
+    rejudges = True
+
+    def tune_scheduler(self, config: "SweepConfig") -> "TrialScheduler":
+        from ray.tune.schedulers import ASHAScheduler
+
+        return ASHAScheduler(
+            time_attr="evaluation",
+            grace_period=config.grace_period,
+            reduction_factor=config.reduction_factor,
+            max_t=NO_LIMIT,
+        )
+
+
+class Population(Scheduler):
+    """Population-based training (Jaderberg et al. 2017) in stretches, each of them a trial.
+
+    A member trains from one exchange to the next as one trial, whose run folder begins with its
+    parent's checkpoint. When all members have reached the exchange, the worst take over the checkpoint
+    and the hyperparameters of one of the best, changed a little. The next stretch is a function of the
+    folders, so a killed population resumes like any sweep.
+    """
+
+    retries_failed = False
+
+    def check_flags(self, config: "SweepConfig") -> None:
+        if config.worker_counts != [1]:
+            raise UserError(
+                f"--scheduler pbt pauses trials in their process, which --num-workers "
+                f"{config.num_workers} cannot; use --num-workers 1, or --scheduler asha"
+            )
+        if config.searcher != "random":
+            raise UserError(
+                f"--scheduler pbt chooses its own points; drop --searcher {config.searcher}"
+            )
+
+    def check_space(self, config: "SweepConfig", space: Space) -> None:
+        fixed = [field for field in space if field not in CHANGEABLE]
+        if fixed:
+            raise UserError(
+                f"--scheduler pbt changes hyperparameters in mid-training, which {fixed[0]} cannot; "
+                f"search {', '.join(CHANGEABLE)}, or use --scheduler asha"
+            )
+        if config.num_trials is not None:
+            raise UserError(
+                f"--scheduler pbt trains --population {config.population} members to their end; drop "
+                f"--num-trials {config.num_trials}"
+            )
+
+    def budget(self, config: "SweepConfig", space: Space) -> int:  # noqa: ARG002
+        return config.population
+
+    def next_trial(
+        self, config: "SweepConfig", space: Space, history: Sequence[TrialRecord], rows: int
+    ) -> TrialSpec | Literal["later"] | None:
+        steps_per_epoch = -(-rows // config.train_batch_size)
+        last_step = config.max_steps or config.num_train_epochs * steps_per_epoch
+        evaluations = -(-last_step // (config.eval_steps or steps_per_epoch))
+        return next_stretch(config, space, history, -(-evaluations // config.grace_period))
+
+
+def next_stretch(
+    config: "SweepConfig", space: Space, history: Sequence[TrialRecord], generations: int
+) -> TrialSpec | Literal["later"] | None:
+    """The next member's next stretch; "later" while others are on the way to the exchange."""
+    index = history[-1].spec.index + 1 if history else 0
+    generation, member = divmod(index, config.population)
+    if generation >= generations:
+        return None
+    point: Point | None
+    if generation == 0:
+        point, parent = suggest("random", space, config.base, index, ()), None
+    else:
+        before = [trial for trial in history if trial.spec.generation == generation - 1]
+        if not all(trial.ended for trial in before):
+            return "later"
+        point, parent = _exchange(config, space, before, member, index)
+    return TrialSpec(
+        index=index,
+        name=f"trial-{index:04d}",
+        hyperparameters=point or {},
+        member=member,
+        generation=generation,
+        parent=parent,
+        stretch=None if generation == generations - 1 else config.grace_period,
     )
 
 
-SCHEDULERS: dict[str, Callable[[SweepConfig], Any]] = {
-    "fifo": _fifo,
-    "asha": _asha,
-    "pbt": _fifo,  # its stretches are trials that end by themselves: see `population`
+def _exchange(
+    config: "SweepConfig", space: Space, before: Sequence[TrialRecord], member: int, index: int
+) -> tuple[Point, str]:
+    """Exploit and explore: a member's next hyperparameters, and the parent of its checkpoint."""
+    ranked = rank_stretches(before)
+    own = next(trial for trial in before if trial.spec.member == member)
+    replaced = max(1, int(len(ranked) * QUANTILE))
+    if own not in ranked[-replaced:] and own.score is not None:
+        return dict(own.spec.hyperparameters), own.spec.name
+    rng = np.random.default_rng(seed_of(config.seed, "exchange", index))
+    donor = ranked[int(rng.integers(replaced))]
+    drawn = suggest("random", space, config.base, index, ()) or {}
+    point: dict[str, Any] = {}
+    for field, domain in space.items():
+        value = donor.spec.hyperparameters[field]
+        if domain.values or rng.random() < RESAMPLED:
+            point[field] = drawn[field]
+        else:
+            point[field] = float(np.clip(value * rng.choice(FACTORS), domain.low, domain.high))
+    return point, donor.spec.name
+
+
+def rank_stretches(stretches: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Best first: those that came to the exchange by score, then those that diverged or failed."""
+    failed = {trial.spec.name for trial in stretches if trial.status in ("diverged", "failed")}
+    return sorted(rank(stretches), key=lambda trial: trial.spec.name in failed)
+
+
+SCHEDULERS: dict[str, Scheduler] = {
+    "fifo": Scheduler(),
+    "asha": SuccessiveHalving(),
+    "pbt": Population(),
 }

@@ -1,19 +1,22 @@
-"""Which point of the space is next: a pure function of the seed and of what is known so far.
+"""Searchers, a row each: the next point of the space, a function of the seed and the trials so far.
 
-A killed sweep therefore goes on as if nothing had happened: no state of a searcher is stored.
+No state of a searcher is stored, so a killed sweep resumes as if nothing had happened.
 """
 
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.storage import TrialRecord
-from trainyard.tuning.config import Searcher
 from trainyard.tuning.space import Space
+
+if TYPE_CHECKING:
+    import optuna
 
 Point = dict[str, Any]
 History = Sequence[TrialRecord]
@@ -22,18 +25,91 @@ STARTUP_TRIALS = 6
 """Random points before Optuna's model of the space is used."""
 
 
-def suggest(
-    searcher: Searcher, space: Space, base: TrainConfig, index: int, history: History
-) -> Point | None:
-    """The hyperparameters of trial `index`, or None when the search is exhausted.
+class Searcher:
+    """Draw each point independently."""
 
-    Unless a grid is walked, trial 0 is the default recipe, where the space holds it.
-    """
-    if index == 0 and searcher != "grid":
+    default_first = True
+    """Trial 0 is the default recipe, where the space holds it."""
+
+    def check(self, name: str, space: Space, num_trials: int | None) -> None:  # noqa: ARG002
+        """Raise UserError for a space that the searcher, called `name`, cannot search."""
+        for field, domain in space.items():
+            if domain.kind == "grid":
+                raise UserError(
+                    f"--set {field}={domain} asks for every point of a grid, which --searcher {name} "
+                    f"does not walk; use --searcher grid, or {field}=choice:…"
+                )
+
+    def size(self, space: Space) -> int | None:  # noqa: ARG002
+        """Number of points; None without a limit."""
+        return None
+
+    def point(self, space: Space, seed: int, index: int, history: History) -> Point | None:  # noqa: ARG002
+        """Hyperparameters of trial `index`; None when the search is exhausted."""
+        import optuna
+
+        return _ask(space, optuna.samplers.RandomSampler(seed), ())
+
+
+class Grid(Searcher):
+    """Visit every point of a grid once."""
+
+    default_first = False
+
+    def check(self, name: str, space: Space, num_trials: int | None) -> None:  # noqa: ARG002
+        size = self.size(space)
+        if num_trials is not None and num_trials < size:
+            raise UserError(
+                f"the grid has {size} points, more than --num-trials {num_trials}; leave out "
+                "--num-trials, list fewer values, or use --searcher random"
+            )
+
+    def size(self, space: Space) -> int:
+        for field, domain in space.items():
+            if not domain.values:
+                raise UserError(
+                    f"--searcher grid cannot walk {field}={domain}; list its values, as in "
+                    f"--set {field}=grid:{domain.low:g},{domain.high:g}, or use --space bert"
+                )
+        return math.prod(len(domain.values) for domain in space.values())
+
+    def point(self, space: Space, seed: int, index: int, history: History) -> Point | None:  # noqa: ARG002
+        points = itertools.product(*(domain.values for domain in space.values()))
+        values = next(itertools.islice(points, index, None), None)
+        return None if values is None else dict(zip(space, values, strict=True))
+
+
+class ParzenEstimator(Searcher):
+    """TPE (Bergstra et al. 2011), multivariate (Falkner et al. 2018), by Optuna."""
+
+    def point(self, space: Space, seed: int, index: int, history: History) -> Point:  # noqa: ARG002
+        import optuna
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
+            )
+        return _ask(space, sampler, history)
+
+
+SEARCHERS: dict[str, Searcher] = {
+    "random": Searcher(),
+    "grid": Grid(),
+    "optuna": ParzenEstimator(),
+}
+
+
+def suggest(
+    searcher: str, space: Space, base: TrainConfig, index: int, history: History
+) -> Point | None:
+    """Hyperparameters of trial `index`, or None when the search is exhausted."""
+    row = SEARCHERS[searcher]
+    if index == 0 and row.default_first:
         default = {field: getattr(base, field) for field in space}
         if all(value in space[field] for field, value in default.items()):
             return default
-    return SEARCHERS[searcher](space, seed_of(base.seed, "trial", index), index, history)
+    return row.point(space, seed_of(base.seed, "trial", index), index, history)
 
 
 def seed_of(*parts: Any) -> int:
@@ -41,77 +117,7 @@ def seed_of(*parts: Any) -> int:
     return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16) >> 1
 
 
-def grid_size(space: Space) -> int:
-    """Points of a grid.
-
-    Raises:
-        UserError: when the space has a range, of which there is no last point.
-    """
-    for field, domain in space.items():
-        if not domain.values:
-            raise UserError(
-                f"--searcher grid cannot walk {field}={domain}; list its values, as in "
-                f"--set {field}=grid:{domain.low:g},{domain.high:g}, or use --space bert"
-            )
-    return math.prod(len(domain.values) for domain in space.values())
-
-
-def check_searcher(searcher: Searcher, space: Space, num_trials: int | None) -> None:
-    """Refuse a searcher that does not fit the space.
-
-    Raises:
-        UserError: for a range in a grid, a grid too large, or a grid under another searcher.
-    """
-    if searcher == "grid":
-        size = grid_size(space)
-        if num_trials is not None and num_trials < size:
-            raise UserError(
-                f"the grid has {size} points, more than --num-trials {num_trials}; leave out "
-                "--num-trials, list fewer values, or use --searcher random"
-            )
-        return
-    for field, domain in space.items():
-        if domain.kind == "grid":
-            raise UserError(
-                f"--set {field}={domain} asks for every point of a grid, which --searcher {searcher} "
-                f"does not walk; use --searcher grid, or {field}=choice:…"
-            )
-
-
-def _grid(space: Space, seed: int, index: int, history: History) -> Point | None:  # noqa: ARG001
-    points = itertools.product(*(domain.values for domain in space.values()))
-    values = next(itertools.islice(points, index, None), None)
-    return None if values is None else dict(zip(space, values, strict=True))
-
-
-def _random(space: Space, seed: int, index: int, history: History) -> Point:  # noqa: ARG001
-    import optuna
-
-    return _ask(space, optuna.samplers.RandomSampler(seed), ())
-
-
-def _optuna(space: Space, seed: int, index: int, history: History) -> Point:  # noqa: ARG001
-    """TPE (Bergstra et al. 2011), multivariate (Falkner et al. 2018), by Optuna."""
-    import warnings
-
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
-        )
-    return _ask(space, sampler, history)
-
-
-SEARCHERS: dict[str, Callable[[Space, int, int, History], Point | None]] = {
-    "random": _random,
-    "grid": _grid,
-    "optuna": _optuna,
-}
-
-
-def _ask(space: Space, sampler: Any, history: History) -> Point:
+def _ask(space: Space, sampler: "optuna.samplers.BaseSampler", history: History) -> Point:
     import optuna
 
     level = optuna.logging.get_verbosity()
@@ -121,32 +127,32 @@ def _ask(space: Space, sampler: Any, history: History) -> Point:
         distributions = {field: domain.distribution() for field, domain in space.items()}
         for trial in history:
             if all(trial.spec.hyperparameters.get(f) in space[f] for f in space):
-                study.add_trial(_told(trial, distributions))
+                study.add_trial(_as_optuna(trial, distributions))
         return dict(study.ask(distributions).params)
     finally:
         optuna.logging.set_verbosity(level)
 
 
-def _told(trial: TrialRecord, distributions: Mapping[str, Any]) -> Any:
-    """A trial as Optuna takes it: what diverged or failed ranks below all that was pruned."""
+def _as_optuna(trial: TrialRecord, distributions: Mapping[str, Any]) -> "optuna.trial.FrozenTrial":
+    """Convert a trial for Optuna; one that diverged or failed ranks below all that were pruned."""
     from optuna.trial import TrialState, create_trial
 
     if trial.status == "finished" and trial.score is not None:
-        told: dict[str, Any] = {"state": TrialState.COMPLETE, "value": trial.score}
+        state: dict[str, Any] = {"state": TrialState.COMPLETE, "value": trial.score}
     elif trial.ended:
-        known = {} if trial.status != "pruned" else {trial.evaluations: trial.score}
-        told = {
+        scores = {} if trial.status != "pruned" else {trial.evaluations: trial.score}
+        state = {
             "state": TrialState.PRUNED,
-            "intermediate_values": {k: v for k, v in known.items() if v is not None},
+            "intermediate_values": {k: v for k, v in scores.items() if v is not None},
         }
     else:
-        told = {"state": TrialState.RUNNING}
+        state = {"state": TrialState.RUNNING}
     params = {field: trial.spec.hyperparameters[field] for field in distributions}
-    return create_trial(params=params, distributions=dict(distributions), **told)
+    return create_trial(params=params, distributions=dict(distributions), **state)
 
 
 def rank(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Best first: finished ones by score, then the others by theirs, diverged and failed ones last.
+    """Sort trials, best first: finished ones by score, then the others, diverged and failed ones last.
 
     Ties go to the earlier trial.
     """

@@ -1,4 +1,4 @@
-"""What is searched: a domain for each field, from a named space and from `--set` overrides."""
+"""Search space: a domain for each field, from a named space and from `--set` overrides."""
 
 import difflib
 import itertools
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.flags import PLACE_FIELDS
+from trainyard.fleet import TOKENIZATION_FIELDS
 
 if TYPE_CHECKING:
     import optuna
@@ -20,12 +21,10 @@ Kind = Literal["uniform", "loguniform", "randint", "choice", "grid"]
 FIXED_FIELDS = (
     *PLACE_FIELDS, "task", "data_dir", "train_file", "validation_file", "text_column",
     "text_pair_column", "label_column", "problem_type", "max_train_samples", "data_seed",
-    "test_file", "test_share", "eval_steps", "early_stopping_patience", "logging_steps", "loop",
+    "test_file", "test_share", "split_version", "eval_steps", "early_stopping_patience",
+    "logging_steps", "loop",
 )  # fmt: skip
-"""Where and how it runs, its data, and when it is judged: the same for all trials of a sweep."""
-
-DATA_FIELDS = ("model_name_or_path", "max_length")
-"""Fields that decide the tokenization, which is done before the first trial: listed values only."""
+"""Fields of the cluster, the data and the evaluation: the same for all trials of a sweep."""
 
 SPACES: dict[str, dict[str, str]] = {
     "default": {"learning_rate": "loguniform:1e-5:5e-4", "weight_decay": "uniform:0:0.1"},
@@ -43,14 +42,14 @@ SPACES: dict[str, dict[str, str]] = {
         "train_batch_size": "choice:16,32",
         "num_train_epochs": "choice:2,3,4",
     },
-    # What chance alone does (Dodge et al. 2020): any "winner" here is luck.
+    # The spread of chance alone (Dodge et al. 2020): any "winner" here is noise.
     "seed": {"seed": "randint:0:100000"},
 }
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The values that a field may take. Ranges include both ends."""
+    """Values that a field may take. Ranges include both ends."""
 
     kind: Kind
     low: float = 0
@@ -64,7 +63,7 @@ class Domain:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """The values of a list, or both ends of a range: what must be valid."""
+        """Values of a list, or both ends of a range: these must be valid."""
         return self.values or (self.low, self.high)
 
     def __contains__(self, value: Any) -> bool:
@@ -73,7 +72,7 @@ class Domain:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def distribution(self) -> "optuna.distributions.BaseDistribution":
-        """As Optuna draws from it."""
+        """Distribution for Optuna."""
         from optuna import distributions
 
         match self.kind:
@@ -91,7 +90,7 @@ Space = Mapping[str, Domain]
 
 
 def build_space(name: str, overrides: Iterable[str], base: TrainConfig) -> dict[str, Domain]:
-    """The named space with `field=domain` overrides, each value tried on `base`.
+    """Build the named space with `field=domain` overrides, each value tried on `base`.
 
     Raises:
         UserError: for an unknown space or field, a domain that does not parse, or a value that
@@ -123,7 +122,7 @@ def build_space(name: str, overrides: Iterable[str], base: TrainConfig) -> dict[
 
 
 def parse_domain(field: str, text: str) -> Domain:
-    """`uniform:LOW:HIGH`, `loguniform:LOW:HIGH`, `randint:LOW:HIGH`, `choice:A,B`, `grid:A,B`.
+    """Parse `uniform:LOW:HIGH`, `loguniform:LOW:HIGH`, `randint:LOW:HIGH`, `choice:A,B`, `grid:A,B`.
 
     A single value, as in `weight_decay=0.01`, is the choice of one.
 
@@ -161,7 +160,7 @@ def _range(field: str, type_: Any, kind: Kind, rest: str, text: str) -> Domain:
             f"--set {field}={text}: '{rest}' is not LOW:HIGH; write for example "
             f"{field}={kind}:{'1:8' if kind == 'randint' else '1e-6:1e-3'}"
         ) from error
-    if field in DATA_FIELDS:
+    if field in TOKENIZATION_FIELDS:
         raise UserError(
             f"--set {field}={text}: {field} decides the tokenization, which is done once for all "
             f"trials; list its values: {field}=choice:{int(low)},{int(high)}"
@@ -183,7 +182,7 @@ def _range(field: str, type_: Any, kind: Kind, rest: str, text: str) -> Domain:
 
 
 def _options(type_: Any) -> Sequence[Any]:
-    """What a union is made of, `Literal`s as they are."""
+    """Members of a union, `Literal`s as they are."""
     if typing.get_origin(type_) in (typing.Union, types.UnionType):
         return typing.get_args(type_)
     return (type_,)

@@ -1,13 +1,16 @@
 """`tune`: a sweep from flags to verdict. Read it top to bottom."""
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from trainyard.batching import PLAN_VERSION
-from trainyard.cluster import TOKENIZERS, nodes_for, ray_session
+from trainyard.cluster import TOKENIZERS, Node, nodes_for, ray_session, share_out
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
+from trainyard.fleet import Fleet
 from trainyard.storage import (
     SweepFolder,
     TrialRecord,
@@ -17,39 +20,37 @@ from trainyard.storage import (
 )
 from trainyard.terminal import StopSignals, say
 from trainyard.training import check_strategy, planned_otherwise
-from trainyard.tuning.clock import Clock
 from trainyard.tuning.conclude import SweepResult, conclude
 from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
 from trainyard.tuning.confirm import (
     candidates_of,
+    confirmation_supply,
     rank_on_searched_rows,
-    run_confirmation,
     verdict_of,
 )
 from trainyard.tuning.honesty import CONFIRMATION_SHARE
-from trainyard.tuning.placement import place
-from trainyard.tuning.population import check_population
-from trainyard.tuning.runner import run_trials
 from trainyard.tuning.schedulers import SCHEDULERS
-from trainyard.tuning.search import check_searcher, rank
+from trainyard.tuning.search import SEARCHERS, rank
 from trainyard.tuning.space import build_space
-from trainyard.tuning.supply import budget_of, prepare_all, search_supply
-from trainyard.tuning.trial import Context
+from trainyard.tuning.trials import Context, prepare_all, say_ended, search_supply
+
+RECORD_SECONDS = 5.0
+"""Seconds between two updates of the time in sweep.json."""
 
 
 def tune(config: SweepConfig) -> SweepResult:
-    """Search, confirm and report as `config` says, or go on where the same sweep was interrupted.
+    """Search, confirm and report as `config` says, or resume the same sweep where it was interrupted.
 
     Raises:
-        UserError: for anything the user can mend; what was done so far is kept.
+        UserError: for anything the user can fix; completed work is kept.
         Interrupted: after SIGTERM or Ctrl-C, when the running trials are saved.
     """
     check_strategy(config)
     space = build_space(config.space, config.overrides, config.base)
-    check_searcher(config.searcher, space, config.num_trials)
-    if config.scheduler == "pbt":
-        check_population(config, space)
-    budget = budget_of(config, space)
+    SEARCHERS[config.searcher].check(config.searcher, space, config.num_trials)
+    scheduler = SCHEDULERS[config.scheduler]
+    scheduler.check_space(config, space)
+    budget = scheduler.budget(config, space)
     folder = SweepFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
     with folder.lease(), StopSignals(folder.stop_request) as signals:
@@ -60,14 +61,14 @@ def tune(config: SweepConfig) -> SweepResult:
             config = config.as_begun(known["config"])
         _check_same_sweep(config, known)
         if (result := _finished(config, folder, known)) is not None:
-            say(f"sweep {folder.path.name} is finished; more --num-trials or --fresh goes on")
+            say(f"sweep {folder.path.name} is finished; more --num-trials extends it")
             return result
         folder.check_records()  # a damaged folder is known before anything is started
         clock = Clock(folder, known)
         asked, config = config, replace(config, test_share=_test_share(config, known))
         with ray_session(config, TOKENIZERS):
             preflight(config)
-            placement = place(config, budget, nodes_for(config))
+            per_worker, concurrent = trial_capacity(config, budget, nodes_for(config))
             task, data = prepare_all(config, space, folder)
             prints = {str(key): found.fingerprint for key, found in data.items()}
             models = {str(key): found.model_digest for key, found in data.items()}
@@ -89,9 +90,17 @@ def tune(config: SweepConfig) -> SweepResult:
                 config=config,
                 task=task,
                 data=data,
-                per_worker=placement.per_worker,
+                per_worker=per_worker,
                 folders={"search": folder.trials, "confirmation": folder.confirmation},
                 fence=folder.fence,
+            )
+            fleet = Fleet(
+                folder=folder,
+                concurrent=concurrent,
+                restarts=config.max_failures,
+                signals=signals,
+                shared=context.shared,
+                verbose=config.verbose,
             )
             folder.update(
                 kind="sweep",
@@ -112,27 +121,23 @@ def tune(config: SweepConfig) -> SweepResult:
                 data_fingerprint={**before, **prints},
                 base_model_digest={**before_models, **models},
                 versions=versions(),
-                resources_per_trial=dict(placement.per_worker),
-                max_concurrent_trials=placement.concurrent,
+                resources_per_trial=dict(per_worker),
+                max_concurrent_trials=concurrent,
             )
             say(
-                f"sweep {folder.path.name}: {budget} trials, {placement.concurrent} at once, "
+                f"sweep {folder.path.name}: {budget} trials, {concurrent} at once, "
                 f"{config.searcher} search of {', '.join(f'{k} {v}' for k, v in space.items())}"
             )
             try:
-                ended = run_trials(
-                    folder,
-                    context,
-                    search_supply(config, space, folder, data, budget),
-                    SCHEDULERS[config.scheduler](config),
-                    placement,
-                    signals,
-                    clock,
-                    seconds=config.max_seconds,
-                )
+                if not clock.expired(config.max_seconds):
+                    fleet.run(
+                        search_supply(context, space, folder),
+                        lambda: clock.tick(config.max_seconds),
+                        say_ended,
+                        scheduler.tune_scheduler(config),
+                    )
                 clock.end_search()
-                if ended == "stopped":
-                    raise _interrupted(folder, signals)
+                _check_not_stopped(folder, signals)
                 ranked = rank(folder.records())
                 _check_any_finished(folder, ranked)
                 best = rank_on_searched_rows(context, ranked)
@@ -140,10 +145,9 @@ def tune(config: SweepConfig) -> SweepResult:
                 candidates = candidates_of(config, best, default)
                 confirmation, unconfirmed = None, ""
                 if config.confirm_seeds and candidates:
-                    if not run_confirmation(
-                        folder, context, candidates, default, placement, signals, clock
-                    ):
-                        raise _interrupted(folder, signals)
+                    supply = confirmation_supply(context, folder, candidates, default)
+                    fleet.run(supply, clock.tick, say_ended)
+                    _check_not_stopped(folder, signals)
                     confirmation, unconfirmed = verdict_of(folder, context, candidates, default)
                 elif config.confirm_seeds:
                     unconfirmed = "no trial finished that differs from the default recipe"
@@ -164,6 +168,68 @@ def _test_share(config: SweepConfig, known: Mapping[str, Any]) -> float:
     if known:
         return float(known.get("test_share", 0.0))
     return CONFIRMATION_SHARE if config.confirm_seeds else 0.0
+
+
+def trial_capacity(config: SweepConfig, trials: int, nodes: Sequence[Node]) -> tuple[Node, int]:
+    """(resources of a worker, trials at the same time) for a search of `trials` on such nodes."""
+    (workers,) = config.worker_counts
+    needed, room = share_out(
+        config,
+        nodes,
+        title=f"trials of --num-workers {workers}",
+        groups=trials,
+        size=workers,
+        least=workers,
+    )
+    return needed, min(room // workers, config.max_concurrent_trials or room)
+
+
+class Clock:
+    """Seconds of a sweep over all attempts: in total, and of the search, which --max-seconds limits.
+
+    They are written while it runs, so a driver that is killed does not get them back.
+    """
+
+    def __init__(self, folder: SweepFolder, known: Mapping[str, Any]) -> None:
+        self._folder, self._started = folder, time.time()
+        self._before = float(known.get("seconds", 0.0))
+        self._searched = float(known.get("search_seconds", self._before))
+        self._search_ended: float | None = None
+        self._written = time.monotonic()
+        self._said = False
+
+    def total(self) -> float:
+        """Seconds in total."""
+        return self._before + time.time() - self._started
+
+    def searching(self) -> float:
+        """Seconds of the search, with the start-up of each attempt at it."""
+        return self._searched + (self._search_ended or time.time()) - self._started
+
+    def end_search(self) -> None:
+        """Stop the time of the search: the confirmation follows."""
+        self._search_ended = time.time()
+
+    def expired(self, limit: float | None) -> bool:
+        """The search has taken `limit` seconds."""
+        return self.searching() >= (math.inf if limit is None else limit)
+
+    def tick(self, limit: float | None = None) -> bool:
+        """Write the time now and then; returns True when the running trials are to be saved."""
+        if time.monotonic() - self._written > RECORD_SECONDS:
+            self._written = time.monotonic()
+            self.write()
+        expired = self.expired(limit)
+        if expired and not self._said:
+            self._said = True
+            say("the time is up: saving what runs")
+        return expired
+
+    def write(self) -> None:
+        """Write both to sweep.json."""
+        self._folder.update(
+            seconds=round(self.total(), 2), search_seconds=round(self.searching(), 2)
+        )
 
 
 def _check_same_sweep(config: SweepConfig, known: Mapping[str, Any]) -> None:
@@ -188,11 +254,12 @@ def _finished(
     return SweepResult(**{**known["result"], **here})
 
 
-def _interrupted(folder: SweepFolder, signals: StopSignals) -> Interrupted:
-    folder.update(status="stopped")
-    return Interrupted(
-        f"sweep {folder.path.name} is saved; the same command goes on", signals.exit_status
-    )
+def _check_not_stopped(folder: SweepFolder, signals: StopSignals) -> None:
+    if folder.stop_request.exists():
+        folder.update(status="stopped")
+        raise Interrupted(
+            f"sweep {folder.path.name} is saved; the same command resumes it", signals.exit_status
+        )
 
 
 def _check_any_finished(folder: SweepFolder, ranked: Sequence[TrialRecord]) -> None:

@@ -14,14 +14,28 @@ from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import prepare
 from trainyard.errors import UserError
+from trainyard.fleet import process as process_module
+from trainyard.fleet import tokenization_of
+from trainyard.fleet.process import WORST, RunProcess
+from trainyard.fleet.spec import Ended
 from trainyard.models.build import build_tokenizer
 from trainyard.storage.stopwatch import time_ledger
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
-from trainyard.tuning import trial as trial_module
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.population import check_population, next_stretch, rank_stretches
+from trainyard.tuning.schedulers import SCHEDULERS, next_stretch, rank_stretches
 from trainyard.tuning.space import build_space
-from trainyard.tuning.trial import WORST, Context, TrialProcess, data_key
+from trainyard.tuning.trials import Context
+
+
+class TrialProcess(RunProcess):
+    """A process that takes trials."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.shared)
+        self.context = context
+
+    def begin(self, trial: TrialSpec) -> None:
+        self.start(self.context.run(trial))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +66,7 @@ def process(
         sweep="sweep",
         config=config,
         task=splits.task,
-        data={data_key(config): data},
+        data={tokenization_of(config): data},
         per_worker={"CPU": 1.0},
         folders={"search": folder.trials, "confirmation": folder.confirmation},
     )
@@ -76,9 +90,9 @@ def test_a_trial_is_the_run_that_train_would_do(
     process: TrialProcess, folder: SweepFolder, config: SweepConfig
 ) -> None:
     """Also with a process that has run another trial before, and restarted from its records."""
-    process.start(spec(folder, 0, learning_rate=3e-4))
+    process.begin(spec(folder, 0, learning_rate=3e-4))
     to_the_end(process)
-    process.start(spec(folder, 1, learning_rate=1e-3, seed=5))
+    process.begin(spec(folder, 1, learning_rate=1e-3, seed=5))
     reports = to_the_end(process)
     assert [report["evaluation"] for report in reports] == [1, 2]
     _, record = folder.records()
@@ -98,7 +112,7 @@ def test_a_trial_is_the_run_that_train_would_do(
     assert (record.run.predictions / "validation.npy").exists()
 
     before = record.run.read()
-    process.start(record.spec)
+    process.begin(record.spec)
     assert [report["score"] for report in to_the_end(process)][-1] == reports[-1]["score"]
     assert record.run.read() == before
 
@@ -106,7 +120,7 @@ def test_a_trial_is_the_run_that_train_would_do(
 def test_a_stopped_trial_is_saved_and_holds_nothing(
     process: TrialProcess, folder: SweepFolder
 ) -> None:
-    process.start(spec(folder, learning_rate=1e-3))
+    process.begin(spec(folder, learning_rate=1e-3))
     first = process.next_report()
     assert (first["evaluation"], first["done"]) == (1, False)
     losses = [line["loss"] for line in folder.records()[0].run.metrics() if "loss" in line]
@@ -122,9 +136,11 @@ def test_a_stopped_trial_is_saved_and_holds_nothing(
     assert not record.run.stop_request.exists()
     lines = record.run.metrics()
     assert max(line["step"] for line in lines) == 6  # it waited for the verdict: one epoch
-    process.start(record.spec)  # a resumed sweep hears of it again, and trains nothing
+    process.begin(record.spec)  # a resumed sweep hears of it again, and trains nothing
     assert process.next_report() == first
-    assert process.next_report() == {**first, "done": True, "by_itself": True}
+    assert process.next_report() == {
+        **first, "done": True, "ended": Ended("pruned", "stopped by the scheduler at evaluation 1")
+    }  # fmt: skip
     assert record.run.metrics() == lines
 
 
@@ -133,7 +149,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
 ) -> None:
     """Its process is gone after the first evaluation; its successor reports that one again."""
     own = spec(folder, learning_rate=1e-3)
-    process.start(own)
+    process.begin(own)
     first = process.next_report()
     run = folder.records()[0].run
     left = tmp_path / "left"
@@ -142,8 +158,8 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
     shutil.rmtree(run.path)
     left.rename(run.path)
     (run.path / "lease.json").unlink()
-    successor = TrialProcess(process._context)
-    successor.start(own)
+    successor = TrialProcess(process.context)
+    successor.begin(own)
     assert successor.next_report() == first
     assert to_the_end(successor)[-1]["done"]
     (record,) = folder.records()
@@ -158,7 +174,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
 
 def test_a_trial_asked_to_stop_can_go_on(process: TrialProcess, folder: SweepFolder) -> None:
     """The driver's way on a signal or when the time is up: not the scheduler's verdict."""
-    process.start(spec(folder, learning_rate=1e-3))
+    process.begin(spec(folder, learning_rate=1e-3))
     process.next_report()
     run = folder.records()[0].run
     run.stop_request.touch()
@@ -173,15 +189,16 @@ def test_a_trial_asked_to_stop_can_go_on(process: TrialProcess, folder: SweepFol
 def test_a_diverged_trial_says_so_and_reports_the_worst(
     process: TrialProcess, folder: SweepFolder
 ) -> None:
-    process.start(spec(folder, learning_rate=0.99, max_grad_norm=0.0, weight_decay=1e6))
+    process.begin(spec(folder, learning_rate=0.99, max_grad_norm=0.0, weight_decay=1e6))
     reports = to_the_end(process)
     (record,) = folder.records()
     assert record.status == "diverged"
     assert "lower --learning-rate" in record.run.read()["reason"]
+    ended = Ended("diverged", record.run.read()["reason"])
     assert reports[-1] == {
-        "score": WORST, "standing": WORST, "evaluation": 0, "done": True, "by_itself": True,
+        "score": WORST, "standing": WORST, "evaluation": 0, "done": True, "ended": ended,
     }  # fmt: skip
-    json.dumps(reports, allow_nan=False)
+    json.dumps([dataclasses.asdict(ended), reports[-1]["standing"]], allow_nan=False)
 
 
 def test_a_defect_fails_the_trial_and_not_its_process(
@@ -191,10 +208,10 @@ def test_a_defect_fails_the_trial_and_not_its_process(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial_module, "fit", broken)
-        process.start(spec(folder, 0, learning_rate=1e-3))
+        patch.setattr(process_module, "fit", broken)
+        process.begin(spec(folder, 0, learning_rate=1e-3))
         assert to_the_end(process)[-1]["score"] == WORST
-    process.start(spec(folder, 1, learning_rate=1e-3))
+    process.begin(spec(folder, 1, learning_rate=1e-3))
     to_the_end(process)
     failed, finished = folder.records()
     assert (failed.status, finished.status) == ("failed", "finished")
@@ -208,7 +225,7 @@ def test_every_trial_reads_the_one_tokenization(
 
     monkeypatch.setattr(data, "tokenize", lambda *_: pytest.fail("a trial tokenized again"))
     for index in range(2):
-        process.start(spec(folder, index, learning_rate=1e-3 * (index + 1)))
+        process.begin(spec(folder, index, learning_rate=1e-3 * (index + 1)))
         to_the_end(process)
     assert [record.status for record in folder.records()] == ["finished", "finished"]
 
@@ -217,14 +234,14 @@ def test_what_a_process_does_before_fit_is_in_the_ledger(
     process: TrialProcess, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the imports of the first trial of a process, which take seconds."""
-    tokenizer = trial_module._tokenizer
+    tokenizer = process_module._tokenizer
 
     def slow(*key: Any) -> Any:
         time.sleep(1.0)
         return tokenizer(*key)
 
-    monkeypatch.setattr(trial_module, "_tokenizer", slow)
-    process.start(spec(folder, learning_rate=1e-3))
+    monkeypatch.setattr(process_module, "_tokenizer", slow)
+    process.begin(spec(folder, learning_rate=1e-3))
     to_the_end(process)
     run = folder.records()[0].run
     known, ledger = run.read(), time_ledger(run.read(), run.progress())
@@ -254,7 +271,7 @@ def test_a_population_exchanges_checkpoints_and_the_rest_trains_as_if_alone(
             continue
         for waiting in folder.records():
             if waiting.status == "waiting":
-                process.start(waiting.spec)
+                process.begin(waiting.spec)
                 to_the_end(process)
     assert next_one() is None
 
@@ -283,7 +300,8 @@ def test_a_population_exchanges_checkpoints_and_the_rest_trains_as_if_alone(
 
 def test_a_population_refuses_what_is_fixed(config: SweepConfig) -> None:
     pbt = dataclasses.replace(config, scheduler="pbt")
+    check = SCHEDULERS["pbt"].check_space
     with pytest.raises(UserError, match="which num_train_epochs cannot; search learning_rate"):
-        check_population(pbt, build_space("default", ["num_train_epochs=randint:1:3"], pbt))
+        check(pbt, build_space("default", ["num_train_epochs=randint:1:3"], pbt))
     with pytest.raises(UserError, match="members to their end; drop --num-trials 3"):
-        check_population(dataclasses.replace(pbt, num_trials=3), build_space("default", (), pbt))
+        check(dataclasses.replace(pbt, num_trials=3), build_space("default", (), pbt))

@@ -1,0 +1,284 @@
+"""The process that trains the runs of a fleet, one after another.
+
+The run folder is the truth. A trial that is started again reports what its folder holds, then resumes
+from its checkpoint; one that had ended reports and ends. When `stop` returns, the thread has ended and
+has released everything: a Ray Train run of several workers is asked to save and ends normally, so that
+Ray Train removes its placement group.
+"""
+
+import gc
+import queue
+import shutil
+import threading
+import time
+import traceback
+from functools import lru_cache
+from typing import Any
+
+from trainyard.errors import Diverged, Interrupted, SupersededError, UserError
+from trainyard.flags import ModelFlags
+from trainyard.fleet.spec import Ended, RunSpec, Shared, pruned, reason_of, tokenization_of
+from trainyard.models import build_tokenizer
+from trainyard.storage import (
+    ENDED,
+    EXPIRY_SECONDS,
+    RunFolder,
+    Stopwatch,
+    TrialSpec,
+    link_tree,
+    now,
+    write_atomic,
+)
+from trainyard.training import Trial, fit
+
+WORST = -1e9
+"""Reported score of a trial without one: finite, since Tune's schedulers take means."""
+TIE_BREAK = 1e-9
+"""Weight of the training loss in the reported standing: of equal scores the lower loss is better. In
+their first steps trials often answer one class for all rows, and schedulers stop no tie."""
+POLL_SECONDS = 0.2
+
+
+class RunProcess:
+    """Train one run at a time in this process.
+
+    Args:
+        shared: Data and task of trials; None for ordinary runs.
+    """
+
+    def __init__(self, shared: Shared | None) -> None:
+        self._shared = shared
+
+    def start(self, spec: RunSpec) -> None:
+        """Take up a run. Training starts with the first `next_report` that needs it."""
+        self._started, self._watch = time.time(), Stopwatch()
+        self._spec, self._trial, self._run = spec, spec.trial, spec.folder
+        self._reported: dict[int, float] = {}
+        self._thread: threading.Thread | None = None
+        self._events: queue.Queue[str] = queue.Queue()
+        self._permits: queue.Queue[bool] = queue.Queue()
+        self._waiting = False
+        self._waited = 0.0
+        self._ended: float | None = None
+        self._outcome: Ended | None = None
+        self._defect: Exception | None = None
+
+    def next_report(self) -> dict[str, Any]:
+        """Train to the next evaluation, or to the end; returns the report for Tune."""
+        if (report := self._unreported()) is not None and self._thread is None:
+            return report
+        if self._thread is None:
+            if self._trial is not None and (ended := self._known_end(self._trial)) is not None:
+                return self._report(ended)
+            self._thread = threading.Thread(target=self._fit, daemon=True)
+            self._thread.start()
+        self._permit()
+        while True:
+            # A loop in other processes does not wait, so its evaluations are polled.
+            event = self._next_event(None if self._spec.trains_in_process else POLL_SECONDS)
+            if event == "ended":
+                self._thread.join()
+                if self._defect is not None:
+                    raise self._defect
+                return self._report(self._outcome)
+            if (report := self._unreported()) is not None:
+                return report
+            self._permit()  # an evaluation repeated after a restart: reported already
+
+    def stop(self) -> None:
+        """End a run that the scheduler stops, saved; returns when it holds nothing any longer."""
+        if self._thread is None:
+            # Compared by what its folder held; a run that had not begun stays as it is.
+            if self._reported and self._run.read()["status"] not in ENDED:
+                self._close(self._pruned())
+            return
+        if not self._thread.is_alive():
+            return
+        while self._thread.is_alive():
+            self._run.stop_request.touch()
+            self._permit(resume=False)
+            self._next_event(POLL_SECONDS)
+        self._run.stop_request.unlink(missing_ok=True)
+        if self._run.read().get("status") not in ENDED:
+            self._close(self._pruned())
+
+    def _known_end(self, trial: TrialSpec) -> Ended | None:
+        """Outcome of a trial that had ended before; None when it is to be trained."""
+        known = self._run.read()
+        status = known.get("status")
+        if status in ENDED or trial.is_over(len(self._reported)):
+            return Ended(status or "stopped", known.get("reason"))
+        return None
+
+    def _pruned(self) -> Ended:
+        return pruned(len(self._reported))
+
+    def _next_event(self, timeout: float | None) -> str | None:
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        self._waiting = event == "evaluation"
+        return event
+
+    def _permit(self, *, resume: bool = True) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._permits.put(resume)
+
+    def _fit(self) -> None:
+        outcome = Ended("finished")
+        try:
+            # The node of its predecessor may have died a moment ago.
+            fit(
+                self._spec.config,
+                self._part(),
+                patience=2 * EXPIRY_SECONDS,
+                fence=self._spec.fence,
+            )
+        except Interrupted as stop:
+            outcome = Ended("stopped", str(stop))
+        except SupersededError as error:  # nothing may be written any longer
+            self._defect = error
+            self._events.put("ended")
+            return
+        except UserError as error:
+            reason = str(error) if self._trial else reason_of(error, self._run.path)
+            outcome = Ended("diverged" if isinstance(error, Diverged) else "failed", reason)
+        except Exception as error:
+            self._run.create()
+            write_atomic(self._run.path / "error.txt", traceback.format_exc())
+            outcome = Ended("failed", f"{type(error).__name__}: {error}; see error.txt")
+        try:
+            if self._trial is not None:
+                while self._unreported() is not None:
+                    pass
+                self._watch.lap("records")
+                self._ended = time.time()
+                self._run.add_seconds(self._watch.take())
+                self._close(outcome)
+            self._outcome = outcome
+            _free_memory()
+        except Exception as error:  # the folder cannot be written: for Tune to try again elsewhere
+            self._defect = error
+        self._events.put("ended")
+
+    def _part(self) -> Trial | None:
+        """The trial's part in its run; None for an ordinary run."""
+        if self._trial is None or self._shared is None:
+            return None
+        config = self._spec.config
+        if self._spec.trains_in_process:
+            _limit_gpu_memory((config.resources_per_worker or {}).get("GPU", 0))
+        data = self._shared.data[tokenization_of(config)]
+        part = Trial(
+            task=self._shared.task,
+            data=data,
+            tokenizer=_tokenizer(data.model, config.max_length),
+            record=self._record(),
+            on_evaluation=self._ask,
+            watch=self._watch,
+        )
+        if self._trial.parent is not None:
+            inherit(self._run, RunFolder(self._run.path.parent / self._trial.parent))
+        self._watch.lap("start_up")  # imports, in the first trial of a process
+        return part
+
+    def _record(self) -> dict[str, Any]:
+        assert self._trial is not None
+        assert self._shared is not None
+        return {"sweep": self._shared.sweep, "trial": self._trial.as_dict()}
+
+    def _close(self, outcome: Ended) -> None:
+        claim = self._run.checkpoints / "attempt.json"
+        begun = claim.stat().st_mtime if claim.exists() else self._started
+        known = self._run.read()
+        until = self._ended or time.time()
+        self._run.update(
+            status=outcome.status,
+            reason=outcome.reason,
+            **self._record(),
+            started=known.get("started", now()),
+            ended=now(),
+            trial_score=max(self._reported.values(), default=None),
+            trial_evaluations=len(self._reported),
+            startup_seconds=round(max(begun - self._started, 0.0), 3),
+            loop_seconds=round(max(until - begun - self._waited, 0.0), 3),
+        )
+        if outcome.status in ENDED:
+            self._run.store().keep(())
+
+    def _ask(self) -> bool:
+        """Wait for the scheduler's decision; the loop calls this after an evaluation."""
+        assert self._trial is not None
+        self._events.put("evaluation")
+        asked = time.monotonic()
+        resume = self._permits.get()
+        self._waited += time.monotonic() - asked
+        return resume and not self._trial.is_over(len(self._reported))
+
+    def _unreported(self) -> dict[str, Any] | None:
+        """Report of the next evaluation in the folder that was not reported yet."""
+        if self._trial is None or self._shared is None:
+            return None
+        for step, score in self._shared.scores(self._run).items():
+            if step not in self._reported:
+                self._reported[step] = score
+                return self._report(None)
+        return None
+
+    def _report(self, ended: Ended | None) -> dict[str, Any]:
+        score = max(self._reported.values(), default=WORST)
+        loss = mean_loss(self._run, max(self._reported, default=0))
+        return {
+            "score": score,
+            "standing": score - TIE_BREAK * loss,
+            "evaluation": len(self._reported),
+            "done": ended is not None,
+            "ended": ended,  # Tune sets `done` too when the scheduler ends a trial; this it leaves
+        }
+
+
+def mean_loss(run: RunFolder, last_step: int) -> float:
+    """Mean of the training losses that metrics.jsonl holds up to a step; 0 when there are none."""
+    losses = [
+        line["loss"] for line in run.metrics() if "loss" in line and line["step"] <= last_step
+    ]
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def inherit(run: RunFolder, parent: RunFolder) -> None:
+    """Let a run begin where its parent ended: the same checkpoints, under a second name."""
+    own, source = run.store(), parent.store()
+    if own.steps():
+        return
+    run.checkpoints.mkdir(exist_ok=True)
+    for step in source.steps():
+        scratch = run.checkpoints / f".inprogress-{step:08d}-inherited"
+        shutil.rmtree(scratch, ignore_errors=True)
+        link_tree(source.path(step), scratch)
+        scratch.rename(own.path(step))
+    if parent.predictions.is_dir() and not run.predictions.exists():
+        link_tree(parent.predictions, run.predictions)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: str, max_length: int) -> Any:
+    return build_tokenizer(ModelFlags(model_name_or_path=model, max_length=max_length))
+
+
+def _limit_gpu_memory(share: float) -> None:
+    """Keep trials that share a GPU to their share of its memory: nothing else separates them."""
+    import torch
+
+    if 0 < share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
+def _free_memory() -> None:
+    """Free what the ended run held, for the next one in this process."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

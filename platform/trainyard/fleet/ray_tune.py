@@ -1,0 +1,161 @@
+"""Ray Tune's side of a fleet: its tuner, and the classes that it calls. Imports Ray."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from trainyard.cluster import release_orphans
+from trainyard.fleet.process import RunProcess
+from trainyard.fleet.spec import Ended, RunSpec, Shared
+from trainyard.terminal import say
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+    from ray.tune.schedulers import TrialScheduler
+
+    from trainyard.fleet.runner import Fleet, Supply
+
+SUPERVISOR = {"node:__internal_head__": 0.001}
+"""Resources of a process whose run has workers of its own. It takes no CPU: a cluster full of
+supervisors would have no room for a worker. Ray refuses to reserve nothing, and every cluster has
+this. Ray Train reserves all workers of a run in one placement group, so that runs wait for room and
+never hold half of it."""
+
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders hold it all
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints tables to stdout at any verbosity
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+
+
+def run_tuner(
+    fleet: "Fleet",
+    supply: "Supply",
+    on_end: Callable[[RunSpec, Ended], None],
+    scheduler: "TrialScheduler | None",
+) -> None:
+    """Run what `supply` returns by Tune; returns when there is no more."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    scratch = fleet.folder.path / ".tune"
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    try:
+        if not fleet.verbose:
+            logger.setLevel(logging.CRITICAL)
+        tune.Tuner(
+            tune.with_resources(build_trainable(fleet.shared), _resources),
+            tune_config=tune.TuneConfig(
+                metric="standing",
+                mode="max",
+                search_alg=_Suggested(supply),
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=fleet.concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[_Watch(fleet, on_end)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=fleet.restarts),
+            ),
+        ).fit()
+    finally:
+        logger.setLevel(level)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def build_trainable(shared: Shared | None) -> type[tune.Trainable]:
+    """Class that Tune runs: a `RunProcess`, kept for run after run."""
+
+    class FleetRun(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            self.process = RunProcess(shared)
+            self.process.start(config["spec"])
+
+        def step(self) -> dict[str, Any]:
+            return self.process.next_report()
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.process.stop()
+            self.process.start(new_config["spec"])
+            return True
+
+        def cleanup(self) -> None:
+            self.process.stop()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002
+            return {}  # the run folder has them
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Load nothing: `start` reads the run folder."""
+
+    return FleetRun
+
+
+def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Resources of the process that Tune starts for a run."""
+    spec: RunSpec = config["spec"]
+    if not spec.trains_in_process:
+        return tune.PlacementGroupFactory([SUPERVISOR])
+    return tune.PlacementGroupFactory(
+        [dict(spec.config.resources_per_worker or {"CPU": 1.0})],
+        bundle_label_selector=[dict(spec.config.label_selector or {})],
+    )
+
+
+class _Suggested(Searcher):
+    """Tune's view of a supply."""
+
+    def __init__(self, supply: "Supply") -> None:
+        super().__init__()
+        self._supply = supply
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002
+        spec = self._supply()
+        if spec is None:
+            return Searcher.FINISHED
+        return None if spec == "later" else {"spec": spec}
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """Learn nothing: the supply reads the folders."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_text("")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called: a fleet resumes from its folders."""
+
+
+class _Watch(tune.Callback):
+    """Keep the list of running runs, pass on outcomes, and clean up after lost ones."""
+
+    def __init__(self, fleet: "Fleet", on_end: Callable[[RunSpec, Ended], None]) -> None:
+        self._fleet, self._on_end = fleet, on_end
+
+    def on_trial_start(self, *, trial: "Trial", **_: Any) -> None:
+        self._fleet.start(trial.trial_id, trial.config["spec"])
+
+    def on_trial_complete(self, *, trial: "Trial", **_: Any) -> None:
+        spec: RunSpec = trial.config["spec"]
+        ended = self._fleet.complete(trial.trial_id, spec, trial.last_result.get("ended"))
+        self._on_end(spec, ended)
+
+    def on_trial_recover(self, *, trial: "Trial", **_: Any) -> None:
+        release_orphans()
+        say(f"{trial.config['spec']}: its process was lost; starting it again")
+
+    def on_trial_error(self, *, trial: "Trial", **_: Any) -> None:
+        release_orphans()
+        spec: RunSpec = trial.config["spec"]
+        self._on_end(spec, self._fleet.lose(trial.trial_id, spec))

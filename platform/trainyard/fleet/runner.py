@@ -1,0 +1,143 @@
+"""Run a fleet on Ray Tune: it finds room for runs, keeps their processes, and restarts lost ones.
+
+The next run comes from a function, and the outcomes lie in the run folders: nothing that Tune stores
+is needed to resume.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from trainyard.cluster import release_orphans
+from trainyard.errors import UserError
+from trainyard.fleet.spec import Ended, RunSpec, Shared, pruned
+from trainyard.storage import ENDED, EXPIRY_SECONDS, JobFolder, now
+from trainyard.terminal import StopSignals
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+
+Supply = Callable[[], RunSpec | Literal["later"] | None]
+"""Returns the next run; "later" when it waits for one that is running; None when there are no more."""
+
+POLL_SECONDS = 0.3
+PATIENCE = 30.0
+"""Seconds that the controllers of Ray Train may take to remove their placement groups."""
+
+
+@dataclass(kw_only=True)
+class Fleet:
+    """Runs at the same time on Ray Tune."""
+
+    folder: JobFolder
+    """Folder of the sweep or suite; its lease is checked while runs train."""
+    concurrent: int
+    """Maximum number of runs at the same time."""
+    restarts: int
+    """Restarts of a run whose process was lost (--max-failures)."""
+    signals: StopSignals
+    shared: Shared | None = None
+    """Data of trials; None for ordinary runs."""
+    verbose: bool = False
+    running: dict[str, RunSpec] = field(default_factory=dict, init=False)
+    """Runs that train now, by Tune's id."""
+    _pruned: list[RunSpec] = field(default_factory=list, init=False)
+    _supervised: bool = field(default=False, init=False)
+
+    def run(
+        self,
+        supply: Supply,
+        stop: Callable[[], bool],
+        on_end: Callable[[RunSpec, Ended], None],
+        scheduler: "TrialScheduler | None" = None,
+    ) -> None:
+        """Run what `supply` returns until there is no more, or until a stop is requested.
+
+        `stop` is polled. When it returns True, or the job's folder has a stop request, running runs
+        save and end, and none is started.
+        """
+        self._pruned.clear()
+        stopping = False
+        failures: list[BaseException] = []
+
+        def next_spec() -> RunSpec | Literal["later"] | None:
+            return None if stopping else supply()
+
+        def work() -> None:
+            try:
+                from trainyard.fleet.ray_tune import run_tuner  # imports Ray, after it was started
+
+                run_tuner(self, next_spec, on_end, scheduler)
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        with self.signals.training():
+            thread.start()
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                self.folder.check()
+                stopping = stop() or self.folder.stop_request.exists() or stopping
+                for spec in list(self.running.values()) if stopping else ():
+                    if spec.folder.path.is_dir():
+                        spec.folder.stop_request.touch()
+        if failures:
+            raise failures[0]
+        if self._supervised:
+            release_orphans(PATIENCE)
+        for spec in self._pruned:
+            self.settle(spec)
+
+    def start(self, trial_id: str, spec: RunSpec) -> None:
+        """Note a run that starts."""
+        self.running[trial_id] = spec
+        self._supervised |= not spec.trains_in_process
+
+    def complete(self, trial_id: str, spec: RunSpec, ended: Ended | None) -> Ended:
+        """Note a run that ended; without an outcome the scheduler stopped it."""
+        self.running.pop(trial_id, None)
+        if ended is not None:
+            return ended
+        known = spec.folder.read()
+        if (status := known.get("status")) in ENDED:  # it ended before the decision reached it
+            return Ended(status, known.get("reason"))
+        self._pruned.append(spec)
+        return Ended("pruned")
+
+    def lose(self, trial_id: str, spec: RunSpec) -> Ended:
+        """Close the record of a run whose process was lost too often."""
+        self.running.pop(trial_id, None)
+        reason = f"its process was lost more than {self.restarts} time(s) (--max-failures)"
+        try:
+            known = spec.folder.read()
+            if (status := known.get("status")) in ENDED:
+                return Ended(status, known.get("reason"))
+            trial = {"trial": spec.trial.as_dict()} if spec.trial else {}
+            spec.folder.create()
+            spec.folder.update(status="failed", reason=reason, ended=now(), **trial)
+        except UserError as error:  # its folder is what is wrong
+            reason = str(error)
+        return Ended("failed", reason)
+
+    def settle(self, spec: RunSpec) -> None:
+        """Close the record of a trial that was stopped and killed before it could do so.
+
+        Tune gives the last processes ten seconds to end, and a Ray Train run may need more. Its lease
+        is taken over, after which it writes nothing more.
+        """
+        run = spec.folder
+        if self.shared is None or run.read().get("status") in ENDED:
+            return
+        with run.lease(patience=2 * EXPIRY_SECONDS):
+            if run.read().get("status") not in ENDED:
+                scores = self.shared.scores(run)
+                ended = pruned(len(scores))
+                run.update(
+                    status=ended.status,
+                    reason=ended.reason,
+                    ended=now(),
+                    trial_score=max(scores.values(), default=None),
+                    trial_evaluations=len(scores),
+                )
+            run.stop_request.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""The trials of a sweep: tokenized data, the run of each trial, and which trials come next."""
+
+import itertools
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainyard.data import PreparedData, find_splits, prepare, warnings
+from trainyard.fleet import (
+    TOKENIZATION_FIELDS,
+    Ended,
+    RunSpec,
+    Shared,
+    Supply,
+    tokenization_of,
+)
+from trainyard.models import build_tokenizer
+from trainyard.storage import Fence, SweepFolder, TrialRecord, TrialSpec, record
+from trainyard.tasks import Task
+from trainyard.terminal import say
+from trainyard.tuning.config import SweepConfig
+from trainyard.tuning.schedulers import SCHEDULERS
+from trainyard.tuning.space import Space
+
+Prepared = Mapping[tuple[Hashable, ...], PreparedData]
+"""Tokenized splits, by the values of TOKENIZATION_FIELDS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all trials of a sweep have in common."""
+
+    sweep: str
+    config: SweepConfig
+    task: Task
+    data: Prepared
+    per_worker: Mapping[str, float]
+    folders: Mapping[str, Path]
+    """Parent folder of the trials of each kind."""
+    fence: Fence | None = None
+    """Of the sweep's lease."""
+
+    @property
+    def shared(self) -> Shared:
+        """The part that travels to the processes of the trials."""
+        return Shared(sweep=self.sweep, task=self.task, data=self.data)
+
+    def run(self, trial: TrialSpec) -> RunSpec:
+        """Run of a trial."""
+        config = self.config.train_config(
+            trial.hyperparameters,
+            storage_path=str(self.folders[trial.kind]),
+            run_name=trial.name,
+            resources_per_worker=dict(self.per_worker),
+        )
+        return RunSpec(config=config, trial=trial, fence=self.fence)
+
+
+def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple[Task, Prepared]:
+    """Tokenize once for all trials, before they hold the CPUs that Ray Data needs."""
+    default = tuple(getattr(config, field) for field in TOKENIZATION_FIELDS)
+    lists = [
+        space[field].values if field in space else (value,)
+        for field, value in zip(TOKENIZATION_FIELDS, default, strict=True)
+    ]
+    points = [*itertools.product(*lists)]
+    if config.confirm_seeds and default not in points:  # the winner is compared with it
+        points.append(default)
+    prepared: dict[tuple[Hashable, ...], PreparedData] = {}
+    for values in points:
+        run = config.train_config(dict(zip(TOKENIZATION_FIELDS, values, strict=True)))
+        splits, tokenizer = find_splits(run), build_tokenizer(run)
+        for note in splits.notes if not prepared else ():
+            say(note)
+        data = prepare(splits, tokenizer, run, folder.path.parent / ".cache")
+        for warning in warnings(data, splits.task, run.max_length) if not prepared else ():
+            say(warning)
+        prepared[tokenization_of(run)] = data
+    return splits.task, prepared
+
+
+def search_supply(context: Context, space: Space, folder: SweepFolder) -> Supply:
+    """Trials that were begun, then new ones."""
+    config = context.config
+    scheduler = SCHEDULERS[config.scheduler]
+    begun = deque(
+        trial.spec
+        for trial in folder.records()
+        if not trial.ended
+        or scheduler.rejudges
+        or (trial.status == "failed" and scheduler.retries_failed)
+    )
+    if scheduler.retries_failed:
+        _retry_failed(folder.records())
+    rows = next((len(data.table("train")) for data in context.data.values()), 0)
+
+    def supply() -> RunSpec | Literal["later"] | None:
+        if begun:
+            return context.run(begun.popleft())
+        trial = scheduler.next_trial(config, space, folder.records(), rows)
+        if not isinstance(trial, TrialSpec):
+            return trial
+        folder.add(trial)
+        return context.run(trial)
+
+    return supply
+
+
+def fixed_supply(context: Context, folder: SweepFolder, trials: Iterable[TrialSpec]) -> Supply:
+    """Trials that are known in advance, without those that have ended."""
+    records = [record(folder.add(trial)) for trial in trials]
+    waiting = deque(r.spec for r in records if not r.ended or r.status == "failed")
+    _retry_failed(records)
+    return lambda: context.run(waiting.popleft()) if waiting else None
+
+
+def _retry_failed(trials: Iterable[TrialRecord]) -> None:
+    """Let the same command train again what failed: the cause may be fixed."""
+    for trial in trials:
+        if trial.status == "failed":
+            trial.run.update(status="stopped")
+
+
+def say_ended(run: RunSpec, ended: Ended) -> None:
+    """Print the outcome of a trial."""
+    trial = record(run.folder)
+    score = "" if trial.score is None else f" with {trial.score:.4f}"
+    point = ", ".join(
+        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"
+        for k, v in trial.spec.hyperparameters.items()
+    )
+    status = "stopped by the scheduler" if ended.status == "pruned" else ended.status
+    say(f"{run}: {status}{score} ({point})")
