@@ -85,5 +85,5 @@ def pruned(evaluations: int) -> Ended:
 def reason_of(error: UserError, folder: Path) -> str:
     """Reason of a failed ordinary run, with the remedy of a fleet, which has no --fresh for one run."""
     if isinstance(error, DamagedRun):
-        return f"{error.problem}; use rm -r {folder}"
+        return f"{error.problem}; use rm -r {folder} to start this run anew"
     return str(error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.flags import PLACE_FIELDS
+from trainyard.flags import PLACE_FIELDS, DataFlags
 from trainyard.fleet import TOKENIZATION_FIELDS
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 Kind = Literal["uniform", "loguniform", "randint", "choice", "grid"]
 
 FIXED_FIELDS = (
-    *PLACE_FIELDS, "task", "data_dir", "train_file", "validation_file", "text_column",
-    "text_pair_column", "label_column", "problem_type", "max_train_samples", "data_seed",
-    "test_file", "test_share", "split_version", "eval_steps", "early_stopping_patience",
-    "logging_steps", "loop",
+    *PLACE_FIELDS, *(field.name for field in fields(DataFlags) if field.name != "seed"),
+    "max_train_samples", "data_seed", "test_file", "test_share", "eval_steps",
+    "early_stopping_patience", "logging_steps", "loop",
 )  # fmt: skip
 """Fields of the cluster, the data and the evaluation: the same for all trials of a sweep."""
 
