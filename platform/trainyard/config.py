@@ -96,7 +96,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     label_selector: dict[str, str] | None = None
     """Run workers on nodes with these labels only, as in --label-selector ray.io/market-type spot."""
     max_failures: int = 3
-    """Restarts after a worker or node was lost."""
+    """Restarts after a lost worker or node; a new checkpoint starts the count anew."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is started."""

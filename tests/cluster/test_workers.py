@@ -171,11 +171,33 @@ def test_lost_workers_are_started_again_unless_the_driver_leaves(
     reason = str(launch.run_workers(*run).error)
     assert Lost.attempts == 3
     assert reason.startswith("worker 1: WorkerHealthCheckFailedError: ")
-    assert ", after 2 restart(s) (--max-failures)" in reason
+    assert ", after 2 restart(s) without a new checkpoint (--max-failures)" in reason
     leaving.set()
     with pytest.raises(WorkerGroupError):
         launch.run_workers(*run)
     assert Lost.attempts == 4
+
+
+def test_a_new_checkpoint_starts_the_count_of_failures_anew(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long run on preemptible nodes loses workers often, and each time further on."""
+    folder = RunFolder(tmp_path)
+
+    class LostFurtherOn(Lost):
+        def fit(self) -> Any:
+            for step in range(1, min(Lost.attempts, 5) + 1):  # the first attempt saves nothing
+                (folder.checkpoints / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
+            return super().fit()
+
+    monkeypatch.setattr(launch, "_trainer", lambda *_: LostFurtherOn())
+    monkeypatch.setattr(node_watch, "_leaving", set)
+    monkeypatch.setattr(launch, "release_orphans", lambda: None)
+    config = dataclasses.replace(small_run, max_failures=1)
+    Lost.attempts = 0
+    launch.run_workers(config, None, None, folder, {"CPU": 1.0}, threading.Event())  # type: ignore[arg-type]
+    assert folder.store().steps() == [1, 2, 3, 4, 5]
+    assert Lost.attempts == 7  # five further on, one restart without progress
 
 
 def test_a_watch_that_does_not_see_the_cluster_looks_again(

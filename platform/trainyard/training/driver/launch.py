@@ -1,4 +1,4 @@
-"""Workers on Ray Train: started, and started again while they were lost rather than wrong."""
+"""Start training workers; restart after a lost worker, not after a deterministic error."""
 
 import threading
 import traceback
@@ -32,7 +32,7 @@ def run_workers(
     resources: Mapping[str, float],
     leaving: threading.Event,
 ) -> Outcome:
-    """Start the workers; restart them after a loss, not after a deterministic error.
+    """Run the workers, with at most `max_failures` restarts between two checkpoints.
 
     Restarts are ours and not Ray Train's, which cannot tell a lost worker from a program that
     fails in the same way every time. A requested one, because a node leaves or more workers fit, is
@@ -45,8 +45,8 @@ def run_workers(
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    before = None
-    failures = attempt = 0
+    before: tuple[object, str] | None = None
+    failures = attempt = saved = 0
     while True:
         count = worker_count(config, dict(resources), attempt=attempt)
         trainer = _trainer(config, task, data, folder, resources, count)
@@ -66,6 +66,9 @@ def run_workers(
             folder.publish("error.txt")
             failure = (folder.progress().get("step"), cause_of(error))
             lost = dead_ranks(error)
+            # Progress is what a restart keeps: steps after the last checkpoint may be lost again.
+            if (newest := max(folder.store().steps(), default=0)) > saved:
+                failures, saved = 0, newest
         else:
             if outcome.status == "stopped" and watch.reason and not folder.stop_request.exists():
                 say(f"restarting from step {outcome.state.step}: {watch.reason}")
@@ -74,7 +77,10 @@ def run_workers(
         if failure == before and not lost:
             return _failed(f"the same failure twice, {failure[1]}", folder)
         if failures == config.max_failures:
-            return _failed(f"{failure[1]}, after {failures} restart(s) (--max-failures)", folder)
+            return _failed(
+                f"{failure[1]}, after {failures} restart(s) without a new checkpoint (--max-failures)",
+                folder,
+            )
         before = failure
         failures += 1
         say(f"restarting from the last checkpoint: {failure[1]}")
