@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainyard.aliases import translate
 from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, storage_fault
 
 Config = TypeVar("Config")
@@ -26,7 +27,7 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     args = sys.argv[1:] if argv is None else argv
     return tyro.cli(  # type: ignore[no-any-return]
         config,
-        args=list(_expand(args)),
+        args=translate(config, list(_expand(args))),
         config=(tyro.conf.OmitArgPrefixes,),
     )
 

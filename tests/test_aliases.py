@@ -1,0 +1,93 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from trainyard.aliases import find_alias
+from trainyard.cli import parse
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.evaluation import EvalConfig
+
+
+def test_every_setting_of_training_arguments_is_known() -> None:
+    """As of the pinned transformers; a new one of the next version is a decision."""
+    ours = {field.name for field in dataclasses.fields(TrainConfig)}
+    special = {"gradient_accumulation_steps"}
+    unknown = [
+        field.name
+        for field in dataclasses.fields(TrainingArguments)
+        if field.name not in ours | special and find_alias(field.name) is None
+    ]
+    assert not unknown
+
+
+def test_no_alias_hides_a_flag() -> None:
+    assert not [f.name for f in dataclasses.fields(TrainConfig) if find_alias(f.name)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "fields"),
+    [
+        (["--bf16"], {"mixed_precision": "bf16"}),
+        (["--bf16", "True"], {"mixed_precision": "bf16"}),
+        (["--bf16=true", "--mixed-precision", "no"], {}),
+        (["--no-bf16", "--fp16", "False"], {}),
+        (["--optim", "adamw_torch", "--max_steps", "3"], {"max_steps": 3}),
+        (["--warmup_ratio", "0.1"], {"warmup_steps": 0.1}),
+        (["--task_name", "mrpc", "--max_seq_length=64"], {"task": "mrpc", "max_length": 64}),
+        (["--do_train", "--do_eval", "--report_to", "none", "--seed", "3"], {"seed": 3}),
+        (["--eval_strategy", "epoch"], {}),
+        (["--evaluation_strategy", "steps", "--eval_steps", "5"], {"eval_steps": 5}),
+        (["--load_best_model_at_end", "--dataloader_num_workers", "None"], {}),
+        (["--gradient_accumulation_steps", "4"], {"train_batch_size": 16}),
+        (["--gradient-accumulation-steps=3", "--per_device_train_batch_size", "2"],
+         {"train_batch_size": 6, "per_device_train_batch_size": 2}),
+    ],
+)  # fmt: skip
+def test_names_of_training_arguments_are_flags(argv: list[str], fields: dict[str, object]) -> None:
+    assert parse(TrainConfig, argv) == TrainConfig(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--fp16"], "--mixed-precision fp16 needs a GPU"),
+        (["--bf16", "maybe"], "--bf16 maybe is a setting of TrainingArguments: give it true or false"),
+        (["--optim", "adafactor"], "--optim adafactor is a setting of TrainingArguments: the optimizer"),
+        (["--output_dir", "out"], "--storage-path is the folder of all runs, and --run-name"),
+        (["--eval_strategy", "steps"], "a run evaluates after every epoch, or every --eval-steps"),
+        (["--dataloader_num_workers", "4"], "without data loaders"),
+        (["--neftune_noise_alpha", "5"], "it has no counterpart here"),
+        (["--gradient_accumulation_steps", "0"], "--gradient-accumulation-steps is 0; it must be at least"),
+        (["--gradient_accumulation_steps", "2", "--train-batch-size", "32"],
+         "--gradient-accumulation-steps 2 and --train-batch-size 32 both set the rows of a step"),
+        (["--gradient_accumulation_steps", "2", "--num_workers", "2"],
+         "a batch here is global, so that it does not change with the workers; give --train-batch-size"),
+    ],
+)  # fmt: skip
+def test_other_settings_name_the_flag_to_use(argv: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(TrainConfig, argv)
+    assert sentence in str(refused.value)
+
+
+def test_a_file_of_training_arguments_is_read(tmp_path: Path) -> None:
+    preset = tmp_path / "arguments.yaml"
+    preset.write_text(
+        "bf16: true\nfp16: false\nlearning_rate: 3e-5\nsave_total_limit: null\n"
+        "gradient_accumulation_steps: 2\nper_device_train_batch_size: 8\n"
+    )
+    assert parse(TrainConfig, ["--config", str(preset)]) == TrainConfig(
+        mixed_precision="bf16",
+        learning_rate=3e-5,
+        train_batch_size=16,
+        per_device_train_batch_size=8,
+    )
+
+
+def test_a_job_that_does_not_train_keeps_its_own_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(EvalConfig, ["--model-name-or-path", "m", "--output-dir", "x"])
+    assert "--output-dir" in capsys.readouterr().err
