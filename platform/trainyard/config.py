@@ -34,6 +34,9 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """Share of each evaluation split that is set aside in the same way, as split NAME_test. The rest
     chooses the epoch. The rows depend on the data only."""
 
+    init: Literal["pretrained", "random"] = added("pretrained", before="pretrained")
+    """Initial weights: those of the model, or random ones of its architecture (--seed)."""
+
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.0

@@ -105,6 +105,25 @@ def test_a_package_that_cannot_be_is_one_sentence(name: str) -> None:
         resolve_model(name)
 
 
+def test_random_weights_come_from_the_seed_and_need_no_checkpoint(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    states = [
+        build_model(str(bare), MNLI, seed=seed, init="random").state_dict() for seed in (1, 1, 2)
+    ]
+    pretrained = build_model(str(tiny_model), MNLI, seed=1).state_dict()
+    name = "bert.embeddings.word_embeddings.weight"
+    first, same, other, learned = (state[name] for state in (*states, pretrained))
+    assert first.dtype == torch.float32
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, learned)
+    assert first.shape == learned.shape
+    assert states[0]["classifier.weight"].shape[0] == 3
+
+
 def test_biases_and_norms_do_not_decay(tiny_model: Path) -> None:
     config = TrainConfig(model_name_or_path=str(tiny_model), weight_decay=0.1, learning_rate=1e-3)
     model = build_model(str(tiny_model), MRPC, seed=42)

@@ -1,6 +1,6 @@
 """Tokenizers and classifiers from a model's files. The only user of Auto*."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.errors import UserError
 from trainyard.flags import ModelFlags
@@ -102,40 +102,57 @@ def build_model(
     revision: str | None = None,
     *,
     seed: int,
+    init: Literal["pretrained", "random"] = "pretrained",
     gradient_checkpointing: bool = False,
 ) -> "PreTrainedModel":
-    """Load the pretrained encoder with a fresh head for `task`, in fp32.
+    """Load the encoder with a fresh head for `task`, in fp32.
 
-    `revision` is the commit of a Hub model, see `model_revision`; `seed` is that of the new weights.
+    `revision` is the commit of a Hub model, see `model_revision`. `seed` is that of all new weights:
+    of the head, or of the whole model where `init` is random.
 
     Raises:
-        UserError: when the weights are not those of the encoder: it would start from random ones.
+        UserError: The weights are not those of the encoder, which would start from random ones.
     """
     import torch
     import transformers
 
     torch.manual_seed(seed)
     labels = task.labels or ("score",)
+    head: dict[str, Any] = {
+        "num_labels": task.num_labels,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": task.problem_type,
+    }
+    classifier = transformers.AutoModelForSequenceClassification
     with quiet(transformers):
-        model, info = from_hub(
-            name,
-            lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
-                resolve_model(name),
-                revision=revision,
-                dtype=torch.float32,  # a checkpoint saved in bf16 would train in bf16 otherwise
-                num_labels=task.num_labels,
-                id2label=dict(enumerate(labels)),
-                label2id={label: i for i, label in enumerate(labels)},
-                problem_type=task.problem_type,
-                use_safetensors=True,
-                trust_remote_code=False,
-                # A fine-tuned checkpoint of another task brings a head of another shape.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            ),
-        )
-    _check_encoder(name, model, info)
-    # The task travels with the weights, so that whoever loads them knows what they answer.
+        if init == "random":
+            model = from_hub(
+                name,
+                lambda: classifier.from_config(
+                    transformers.AutoConfig.from_pretrained(
+                        resolve_model(name), revision=revision, trust_remote_code=False, **head
+                    ),
+                    dtype=torch.float32,
+                ),
+            )
+        else:
+            model, info = from_hub(
+                name,
+                lambda: classifier.from_pretrained(
+                    resolve_model(name),
+                    revision=revision,
+                    dtype=torch.float32,  # a checkpoint saved in bf16 would train in bf16 otherwise
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    # A fine-tuned checkpoint of another task brings a head of another shape.
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **head,
+                ),
+            )
+            _check_encoder(name, model, info)
+    # The task travels with the weights, so that a program that loads them knows what they answer.
     model.config.finetuning_task = task.name
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

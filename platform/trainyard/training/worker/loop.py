@@ -44,6 +44,7 @@ def train(
         task,
         data.model_revision,
         seed=config.seed,
+        init=config.init,
         gradient_checkpointing=config.gradient_checkpointing,
     )
     optimizer = build_optimizer(config, model)

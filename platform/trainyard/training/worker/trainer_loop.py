@@ -39,6 +39,7 @@ def train_by_trainer(
         task,
         data.model_revision,
         seed=config.seed,
+        init=config.init,
         gradient_checkpointing=config.gradient_checkpointing,
     )
     optimizer = build_optimizer(config, model)
