@@ -19,6 +19,7 @@ from trainyard.evaluation.run import store_temperature
 from trainyard.evaluation.slices import column_groups, slices
 from trainyard.inference.tasks.text_classification import stored_temperature
 from trainyard.metrics import f1
+from trainyard.report.kit import Cell, Table, Text
 from trainyard.stats import proportion_interval
 from trainyard.tasks import get_task, own_task
 
@@ -221,8 +222,10 @@ def test_a_page_shows_the_beginning_of_a_long_text() -> None:
          "loss": 1.0},
         {"row": 2, "text": "short", "label": "x", "prediction": "y", "loss": 1.0},
     ]  # fmt: skip
-    cells = [row[1] for row in _worst({"worst": errors})[0].rows]
-    assert [(cell.text, cell.note) for cell in cells] == [
+    [table] = _worst({"worst": errors})
+    assert isinstance(table, Table)
+    cells = [row[1] for row in table.rows]
+    assert [(cell.text, cell.note) for cell in cells if isinstance(cell, Cell)] == [
         ("a" * 1000 + "…", "b" * 1000),
         ("short", ""),
     ]
@@ -286,8 +289,9 @@ def test_one_row_has_no_interval() -> None:
     columns = {"kind": ["alone", *["other"] * 9]}
     found = slices(STSB, np.ones((10, 1)), np.arange(10) / 2, np.full(10, 9), columns, seed=0)
     assert [row["error_interval"] is None for row in found] == [True, False]
-    page = _slices({"slices": [{**found[0], "weak": True}]})
-    assert page[0].text.startswith("1 of 1 slices has a larger error than all other rows")
+    first, _ = _slices({"slices": [{**found[0], "weak": True}]})
+    assert isinstance(first, Text)
+    assert first.text.startswith("1 of 1 slices has a larger error than all other rows")
 
 
 def test_wilson_covers_where_the_bootstrap_collapses() -> None:

@@ -50,7 +50,7 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     assert "**79.0** \\*" in text  # the average counts a sample
     assert "| rte | failed | 0 |" in text
     html = page({"model": "m", "versions": {}, **found})
-    assert "average of 1 tasks *" in html
+    assert "Average of 1 tasks *" in html
     assert "74.0/84.0 *" in html
 
 

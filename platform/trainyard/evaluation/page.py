@@ -1,20 +1,22 @@
-"""The evaluation as one HTML page for people: verdict first, tables and figures behind it."""
+"""The evaluation as one HTML page: the verdict first, then the tables and figures behind it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.metrics import get_metric
+from trainyard.report import kit
 from trainyard.report.kit import (
     Cell,
     Facts,
     Figure,
+    Part,
     Section,
     Table,
     Text,
-    charts,
     commit,
     duration,
     number,
+    number_cell,
     render,
     text_cell,
 )
@@ -23,7 +25,7 @@ Details = Mapping[str, Any]
 
 
 def page(found: Details) -> str:
-    """HTML of what evaluation.json holds."""
+    """Render the content of evaluation.json as HTML."""
     sections = [_results(found)]
     for name, split in found["splits"].items():
         prefix = f"{name}: " if len(found["splits"]) > 1 else ""
@@ -45,52 +47,35 @@ def page(found: Details) -> str:
 
 
 def _results(found: Details) -> Section:
+    splits = found["splits"]
     rows, dots = [], []
-    for name, split in found["splits"].items():
+    for name, split in splits.items():
         for metric, value in split["metrics"].items():
             low, high = split["intervals"][metric]
-            rows.append([name, _title(metric), _with_interval(value, (low, high)), split["rows"]])
-            dots.append(
-                {"metric": f"{name}, {_title(metric)}", "value": value, "low": low, "high": high}
-            )
-    content: list[Any] = [
-        Facts(
-            [
-                (_title(found["score_metric"]), number(found["score"])),
-                ("time", duration(found["seconds"])),
-            ],
-            wide=True,
-        )
+            title = _title(metric)
+            rows.append([name, title, _with_interval(value, (low, high)), split["rows"]])
+            dots.append({"metric": f"{title}, {name}", "value": value, "low": low, "high": high})
+    facts: list[tuple[str, str]] = [
+        (_title(found["score_metric"]), number(found["score"])),
+        ("Rows", number(sum(split["rows"] for split in splits.values()))),
+        ("Time", duration(found["seconds"])),
     ]
-    content += [
-        Text(split["comparison"]["verdict"])
-        for split in found["splits"].values()
-        if "comparison" in split
-    ]
-    content += [
-        Table(
-            "Scores, with 95 % intervals over rows",
-            ["split", "metric", "value", "rows"],
-            rows,
-        ),
-        Figure(
-            "Scores and their intervals",
-            charts.dots(dots, "value", "metric", low="low", high="high"),
-        ),
-    ]
-    content += [
-        Text(
-            f"{split['truncated_rows']} rows of {name} were cut to {found['max_length']} tokens.",
-            "note",
-        )
-        for name, split in found["splits"].items()
-        if split["truncated_rows"]
-    ]
+    figure = kit.charts.dots(dots, "value", "metric", low="low", high="high")
+    content: list[Part] = [
+        *(Text(_sentence(split["comparison"]["verdict"]), "headline")
+          for split in splits.values() if "comparison" in split),
+        Facts(facts, wide=True),
+        Table("Scores, with 95 % intervals over rows", ["Split", "Metric", "Value", "Rows"], rows),
+        Figure("Scores and their intervals", figure),
+        *(Text(f"{number(split['truncated_rows'])} rows of {name} were truncated to "
+               f"{found['max_length']} tokens.", "note")
+          for name, split in splits.items() if split["truncated_rows"]),
+    ]  # fmt: skip
     if found["stored_temperature"]:
         content.append(
             Text(
-                "Calibration below is of the logits as they are; serving and jobs/predict.py divide "
-                f"them by {number(found['stored_temperature'])}, which is stored with the model.",
+                "Calibration below is that of the raw logits. Serving and jobs/predict.py divide them "
+                f"by {number(found['stored_temperature'])}, which is stored with the model.",
                 "note",
             )
         )
@@ -99,25 +84,29 @@ def _results(found: Details) -> Section:
             name, _title(metric), _with_interval(c["difference"], c["interval"]), c["test"],
             c.get("p_value"), c["verdict"],
         ]
-        for name, split in found["splits"].items()
+        for name, split in splits.items()
         for metric, c in split.get("comparison", {}).get("metrics", {}).items()
     ]  # fmt: skip
     if comparisons:
-        columns = ["split", "metric", "difference", "test", "p", "verdict"]
+        columns = ["Split", "Metric", "Difference", "Test", "p", "Verdict"]
         content.append(Table(f"Against {found['against']}", columns, comparisons))
     return Section("Results", content)
 
 
+def _sentence(text: str) -> str:
+    """Capitalize the first letter; a verdict may start with a path, which stays as it is."""
+    return text if "/" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
 def _title(metric: str) -> str:
-    return get_metric(metric).title
+    return _sentence(get_metric(metric).title)
 
 
 def _with_interval(value: float, interval: Sequence[float] | None) -> Cell:
-    note = f"{number(interval[0])} to {number(interval[1])}" if interval else ""
-    return Cell(number(value), sort=value, note=note)
+    return number_cell(value, note=" to ".join(map(number, interval)) if interval else "")
 
 
-def _classes(split: Details) -> list[Any]:
+def _classes(split: Details) -> list[Part]:
     if not split["classes"]:
         return []
     rows = [
@@ -128,8 +117,8 @@ def _classes(split: Details) -> list[Any]:
         ]
         for row in split["classes"]
     ]  # fmt: skip
-    columns = ["class", "rows", "predicted", "precision", "recall", "F1"]
-    content: list[Any] = [Table("Figures of each class", columns, rows)]
+    columns = ["Class", "Rows", "Predicted", "Precision", "Recall", "F1"]
+    content: list[Part] = [Table("Scores of each class", columns, rows)]
     if split["confusion"]:
         names = [row["label"] for row in split["classes"]]
         cells = [
@@ -137,11 +126,12 @@ def _classes(split: Details) -> list[Any]:
             for i, counts in enumerate(split["confusion"])
             for j, count in enumerate(counts)
         ]
-        content.append(Figure("Confusion", charts.matrix(cells, "prediction", "label", "rows")))
+        chart = kit.charts.matrix(cells, "prediction", "label", "rows")
+        content.append(Figure("Confusion matrix, in rows", chart))
     return content
 
 
-def _slices(split: Details) -> list[Any]:
+def _slices(split: Details) -> list[Part]:
     rows = [
         [
             Cell(f"{row['slice']}: {row['value']}", status="failed" if row["weak"] else None),
@@ -153,7 +143,7 @@ def _slices(split: Details) -> list[Any]:
         ]
         for row in split["slices"]
     ]
-    columns = ["slice", "rows", "error", "error of all others", "adjusted p", "score"]
+    columns = ["Slice", "Rows", "Error", "Error of all others", "Adjusted p", "Score"]
     weak = sum(row["weak"] for row in split["slices"])
     verb = "have" if weak > 1 else "has"
     return [
@@ -166,63 +156,68 @@ def _slices(split: Details) -> list[Any]:
 
 
 CALIBRATION = {
-    "ece": "expected calibration error",
-    "log_loss": "log loss",
+    "ece": "Expected calibration error",
+    "log_loss": "Log loss",
     "brier": "Brier score",
-    "mean_confidence": "mean confidence",
-    "accuracy": "accuracy",
+    "mean_confidence": "Mean confidence",
+    "accuracy": "Accuracy",
 }
 
 
-def _calibration(split: Details) -> list[Any]:
+def _calibration(split: Details) -> list[Part]:
     found = split.get("calibration")
     if not found:
         return []
     rows = [
-        [words, found["before"][key], found["after"][key]] for key, words in CALIBRATION.items()
+        [title, found["before"][key], found["after"][key]] for key, title in CALIBRATION.items()
     ]
-    diagram = [
-        {"confidence": bin_["confidence"], "accuracy": bin_["accuracy"], "model": model}
-        for model, bins in (
-            ("as it is", found["reliability"]),
-            ("with temperature", found["reliability_after"]),
-        )
-        for bin_ in bins
-    ]
-    diagram += [{"confidence": x, "accuracy": x, "model": "perfect"} for x in (0.0, 1.0)]
-    limit = number(found["expected_if_calibrated"])
+    bins = {"Raw": found["reliability"], "With temperature": found["reliability_after"]}
+    diagram: list[dict[str, Any]] = [
+        {"confidence": bin_["confidence"], "accuracy": bin_["accuracy"], "rows": bin_["rows"],
+         "model": model}
+        for model, diagram in bins.items()
+        for bin_ in diagram
+    ]  # fmt: skip
+    diagram += [{"confidence": x, "accuracy": x, "rows": 0, "model": "Perfect"} for x in (0.0, 1.0)]
+    counts = [
+        [f"{number(bin_['from'], 2)} to {number(bin_['to'], 2)}", bin_["rows"], bin_["confidence"],
+         _with_interval(bin_["accuracy"], bin_["interval"])]
+        for bin_ in found["reliability"]
+    ]  # fmt: skip
+    chart = kit.charts.lines(diagram, "confidence", "accuracy", "model", size="rows", height=320)
     return [
         Text(
             f"The model is {found['verdict']}: its expected calibration error is "
-            f"{number(found['before']['ece'])}, and a perfectly calibrated one would show up to "
-            f"{limit} on these rows."
+            f"{number(found['before']['ece'])}. A perfectly calibrated one would show up to "
+            f"{number(found['expected_if_calibrated'])} on these rows."
         ),
         Table(
             f"Before and after temperature {number(found['temperature'])} (cross-fitted)",
-            ["figure", "before", "after"],
+            ["Measure", "Before", "After"],
             rows,
         ),
         Figure(
             "Reliability: accuracy by confidence",
-            charts.lines(diagram, "confidence", "accuracy", "model", points=True),
-            "On the diagonal a model is right as often as it says.",
+            chart,
+            "A larger point stands for more rows. On the diagonal a model is right as often as its "
+            "confidence says.",
         ),
+        Table("Rows by confidence, raw", ["Confidence", "Rows", "Mean", "Accuracy"], counts),
     ]
 
 
-def _worst(split: Details) -> list[Any]:
+def _worst(split: Details) -> list[Part]:
     rows = [
         [
-            row["row"], text_cell(row), _words(row["label"]), _words(row["prediction"]), row["loss"],
+            row["row"], text_cell(row), _label(row["label"]), _label(row["prediction"]), row["loss"],
         ]
         for row in split["worst"]
     ]  # fmt: skip
-    columns = ["row", "text", "label", "prediction", "loss"]
-    caption = "Wrong answers, the most confident first"
-    return [Table(caption, columns, rows, empty="No row is wrong.")]
+    columns = ["Row", "Text", "Label", "Prediction", "Loss"]
+    return [Table("Errors, the most confident first", columns, rows, empty="No row is wrong.")]
 
 
-def _words(label: Any) -> str:
+def _label(label: Any) -> str:
     if isinstance(label, list):
         return ", ".join(label)
     return number(label) if isinstance(label, float) else str(label)

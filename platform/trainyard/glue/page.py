@@ -4,25 +4,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainyard.glue.table import average_mark, figures, metric_name, no_figure, notes, percent, span
+from trainyard.report import kit
 from trainyard.report.kit import (
     Cell,
     Facts,
     Figure,
+    Part,
     Section,
     Table,
     Text,
-    charts,
     commit,
     number,
+    number_cell,
     render,
 )
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """HTML of what glue.json holds."""
+    """Render the content of glue.json as HTML."""
     return render(
         f"GLUE: {found['model']}",
-        [_results(found), _seeds(found), _beside(found), _recipes(found)],
+        [_results(found), _seeds(found), _published(found), _recipes(found)],
         subtitle=commit(found["versions"]),
     )
 
@@ -41,8 +43,8 @@ def _results(found: Mapping[str, Any]) -> Section:
                     f"{task['task']}{mark}",
                     metric_name(metric),
                     len(task["seeds"]),
-                    Cell(percent(metric["mean"]), sort=metric["mean"]),
-                    Cell(percent(metric["sd"]), sort=metric["sd"]) if metric["sd"] else None,
+                    number_cell(metric["mean"], percent(metric["mean"])),
+                    number_cell(metric["sd"] or None, percent(metric["sd"])),
                     span(metric["seeds_interval"]) or None,
                     span(metric["rows_interval"]),
                     task["rows"].get("train"),
@@ -53,21 +55,21 @@ def _results(found: Mapping[str, Any]) -> Section:
             dots.append(
                 {
                     "task": f"{task['task']}{mark} {metric_name(metric)}",
-                    "per cent": 100 * metric["mean"], "low": 100 * low, "high": 100 * high,
+                    "score (%)": 100 * metric["mean"], "low": 100 * low, "high": 100 * high,
                 }
             )  # fmt: skip
     columns = [
-        "task", "metric", "seeds", "mean", "sd", "95 % over seeds", "95 % over rows", "train rows",
-        "samples/s", "seconds",
+        "Task", "Metric", "Seeds", "Mean", "SD", "95 % over seeds", "95 % over rows",
+        "Training rows", "Samples/s", "Seconds",
     ]  # fmt: skip
     interval = average["seeds_interval"]
     note = f"{number(interval[0])} to {number(interval[1])} over seeds" if interval else ""
-    content: list[Any] = [
-        Facts([(f"average of {len(average['tasks'])} tasks{average_mark(average, found['tasks'])}",
+    content: list[Part] = [
+        Facts([(f"Average of {len(average['tasks'])} tasks{average_mark(average, found['tasks'])}",
                 Cell(number(average["mean"]), note=note))], wide=True),
-        Table("Validation scores in per cent", columns, rows),
+        Table("Validation scores in percent", columns, rows),
         Figure("Means, with 95 % intervals over rows",
-               charts.dots(dots, "per cent", "task", low="low", high="high")),
+               kit.charts.dots(dots, "score (%)", "task", low="low", high="high")),
         *(Text(note, "error" if " failed: " in note else "note") for note in notes(found["tasks"])),
     ]  # fmt: skip
     return Section("Results", content)
@@ -75,36 +77,42 @@ def _results(found: Mapping[str, Any]) -> Section:
 
 def _seeds(found: Mapping[str, Any]) -> Section:
     rows = [
-        {"run": f"{task['task']} {metric_name(metric)}", "per cent": 100 * value, "seed": str(seed)}
+        {
+            "run": f"{task['task']} {metric_name(metric)}",
+            "score (%)": 100 * value,
+            "seed": str(seed),
+        }
         for task in found["tasks"]
         for metric in task["metrics"]
         for seed, value in metric["values"].items()
     ]
     return Section(
-        "Each seed", [Figure("Scores of single runs", charts.dots(rows, "per cent", "run"))]
+        "Each seed", [Figure("Scores of single runs", kit.charts.dots(rows, "score (%)", "run"))]
     )
 
 
-def _beside(found: Mapping[str, Any]) -> Section:
+def _published(found: Mapping[str, Any]) -> Section:
     names = [task["task"] for task in found["tasks"]]
-    rows = [["this suite", *map(figures, found["tasks"]), ""]]
+    rows = [["This suite", *map(figures, found["tasks"]), ""]]
     for reference in found["references"]:
         scores = ["/".join(f"{v:g}" for v in reference["scores"].get(name, ())) for name in names]
         rows.append([reference["model"], *scores, reference["source"]])
     return Section(
-        "Beside published results", [Table("Validation scores", ["model", *names, "source"], rows)]
+        "Compared with published results",
+        [Table("Validation scores", ["Model", *names, "Source"], rows)],
     )
 
 
 def _recipes(found: Mapping[str, Any]) -> Section:
-    keys = ("learning_rate", "num_train_epochs", "train_batch_size", "max_steps", "max_length",
-            "warm_start")  # fmt: skip
+    keys = {"learning_rate": "Learning rate", "num_train_epochs": "Epochs", "train_batch_size":
+            "Batch size", "max_steps": "Maximum steps", "max_length": "Maximum tokens", "warm_start":
+            "Warm start"}  # fmt: skip
     rows = [
         [task["task"], *(task["recipe"][key] for key in keys), task["recipe"]["source"]]
         for task in found["tasks"]
     ]
     return Section(
         "Recipes",
-        [Table("What each task was trained with", ["task", *keys, "source"], rows)],
+        [Table("Recipe of each task", ["Task", *keys.values(), "Source"], rows)],
         folded=True,
     )

@@ -1,15 +1,17 @@
-"""The examination as one HTML page: findings first, then the rows behind each."""
+"""The examination as one HTML page: a summary, the findings, then the rows behind each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainyard.report import kit
 from trainyard.report.kit import (
     Cell,
+    Facts,
     Figure,
+    Part,
     Section,
     Table,
     Text,
-    charts,
     duration,
     number,
     render,
@@ -18,9 +20,22 @@ from trainyard.report.kit import (
 
 Report = Mapping[str, Any]
 
+FIXES = {
+    "rows": "Label or remove the rows without a label; fill an empty split or leave it out.",
+    "leaks": "Remove these rows from the training split; keep those that are evaluated.",
+    "contradictions": "Correct the labels listed below, or remove every row of such a text.",
+    "texts": "Remove empty rows. Read the source again in its true encoding.",
+    "truncation": "Raise --max-length, or shorten the texts.",
+    "balance": "Add rows of the rare labels, or merge labels. Accuracy hides errors on them.",
+    "drift": "Split at random, unless the splits differ on purpose, as over time.",
+    "repeats": "Remove the repeats: each counts again in training.",
+    "labels": "Read the rows listed below from the top, and correct the wrong labels.",
+}
+"""Remedy for the findings of each check."""
+
 
 def page(report: Report) -> str:
-    """HTML of what doctor.json holds."""
+    """Render the content of doctor.json as HTML."""
     return render(
         f"Data doctor: {report['task']}",
         [
@@ -37,25 +52,31 @@ def page(report: Report) -> str:
 
 
 def _findings(report: Report) -> Section:
+    severe = sum(finding["severity"] != "notice" for finding in report["findings"])
+    notices = len(report["findings"]) - severe
     rows = [
         [
-            Cell(f["severity"], status="failed" if f["severity"] == "grave" else None),
-            f["check"],
-            f["sentence"],
+            Cell("Notice" if f["severity"] == "notice" else "Severe",
+                 status=None if f["severity"] == "notice" else "failed"),
+            f["check"].capitalize(),
+            f["sentence"][:1].upper() + f["sentence"][1:],
+            FIXES.get(f["check"]),
         ]
         for f in report["findings"]
+    ]  # fmt: skip
+    sizes = [(f"Rows of {name}", number(found["rows"])) for name, found in report["rows"].items()]
+    content: list[Part] = [
+        Text(f"{_count(severe, 'severe finding')} and {_count(notices, 'notice')}.", "headline"),
+        Facts(sizes, wide=True),
     ]
-    return Section(
-        "Findings",
-        [
-            Table(
-                "What was found, the grave first",
-                ["severity", "check", "finding"],
-                rows,
-                "Nothing.",
-            )
-        ],
-    )
+    if rows:
+        columns = ["Severity", "Check", "Finding", "Fix"]
+        content.append(Table("Findings, the severe ones first", columns, rows))
+    return Section("Summary", content)
+
+
+def _count(number_of: int, noun: str) -> str:
+    return f"{number_of or 'No'} {noun}{'' if number_of == 1 else 's'}"
 
 
 def _duplicates(report: Report) -> Section:
@@ -63,7 +84,7 @@ def _duplicates(report: Report) -> Section:
     counts = [
         [where, split["rows"], split["exact"], split["normalized"], split["near"]]
         for where, split in (
-            *((f"inside {name}", split) for name, split in found["inside"].items()),
+            *((f"Inside {name}", split) for name, split in found["inside"].items()),
             *((f"{pair['second']} in {pair['first']}", pair) for pair in found["between"]),
         )
     ]
@@ -74,20 +95,18 @@ def _duplicates(report: Report) -> Section:
         ]
         for e in (e for pair in (*found["between"], *found["inside"].values()) for e in pair["examples"])
     ]  # fmt: skip
-    columns = ["where", "rows", "to the letter", "but for case and spacing", "near only"]
+    columns = ["Where", "Rows", "Identical", "Same but for case and spacing", "Near only"]
     return Section(
         "Duplicates",
         [
             Table("Rows that occur twice", columns, counts),
-            Table(
-                "Examples", ["row", "text", "row of the other", "its text", "similarity"], examples
-            ),
+            Table("Examples", ["Row", "Text", "Other row", "Its text", "Similarity"], examples),
         ],
     )
 
 
 def _label(report: Report, label: Any) -> str:
-    """By its name where it has one; several, and values, as they are."""
+    """Name of a class, names of several, or the number of a regression."""
     names = report["label_names"]
     if isinstance(label, list):
         return ", ".join(name for name, on in zip(names, label, strict=True) if on) or "none"
@@ -110,8 +129,8 @@ def _contradictions(report: Report) -> Section:
         "Contradicting labels",
         [
             Table(
-                f"{found['texts']} texts with different labels",
-                ["text no.", "row", "label", "text"],
+                f"{number(found['texts'])} texts with different labels",
+                ["Text no.", "Row", "Label", "Text"],
                 rows,
                 "None.",
             )
@@ -124,7 +143,7 @@ def _labels(report: Report) -> Section:
     if "skipped" in found:
         return Section("Suspicious labels", [Text(found["skipped"], "note")])
     kind = "explained_variance" if "explained_variance" in found else "accuracy"
-    trust = "" if found["trustworthy"] else " It is too weak here for its doubts to mean much."
+    trust = "" if found["trustworthy"] else " It is too weak here to rely on."
     rows = [
         [e["row"], _label(report, e["label"]), e["doubt"], text_cell(e)] for e in found["examples"]
     ]
@@ -133,10 +152,10 @@ def _labels(report: Report) -> Section:
         [
             Text(
                 f"A linear model of words, cross-validated on {found['split']} ({kind.replace('_', ' ')} "
-                f"{number(found[kind])}), doubts about {found['estimated_wrong']} of {found['rows']} "
-                f"labels. It suspects what is rare as well as what is wrong.{trust}"
+                f"{number(found[kind])}), doubts about {number(found['estimated_wrong'])} of "
+                f"{number(found['rows'])} labels. It doubts rare texts as well as wrong labels.{trust}"
             ),
-            Table("Least believed labels", ["row", "label", "doubt", "text"], rows),
+            Table("Labels, the most doubtful first", ["Row", "Label", "Doubt", "Text"], rows),
         ],
     )
 
@@ -152,14 +171,23 @@ def _lengths(report: Report) -> Section:
         ]
         for name, found in report["truncation"].items()
     ]
-    columns = ["split", "rows", "median", "95 %", "99 %", "longest", "rows cut", "tokens lost"]
+    columns = [
+        "Split",
+        "Rows",
+        "Median",
+        "95 %",
+        "99 %",
+        "Longest",
+        "Rows truncated",
+        "Tokens lost",
+    ]
     return Section(
         "Lengths", [Table(f"Tokens per row, at most {report['max_length']}", columns, rows)]
     )
 
 
 def _balance(report: Report) -> Section:
-    content: list[Any] = []
+    content: list[Part] = []
     counted = {name: c for name, c in report["balance"].items() if "mean" not in c}
     if counted:
         shares = [
@@ -168,11 +196,11 @@ def _balance(report: Report) -> Section:
             for label, rows in counts.items()
         ]
         content.append(
-            Figure("Share of each label", charts.bars(shares, "share", "label", series="split"))
+            Figure("Share of each label", kit.charts.bars(shares, "share", "label", series="split"))
         )
     elif report["balance"]:
         rows = [[name, *figures.values()] for name, figures in report["balance"].items()]
-        content.append(Table("Targets", ["split", "mean", "sd", "lowest", "highest"], rows))
+        content.append(Table("Targets", ["Split", "Mean", "SD", "Lowest", "Highest"], rows))
     rows = [
         [
             f"{pair['second']} from {pair['first']}", (pair.get("labels") or {}).get("effect"),
@@ -180,23 +208,18 @@ def _balance(report: Report) -> Section:
         ]
         for pair in report["drift"]
     ]  # fmt: skip
-    columns = [
-        "drift of",
-        "labels (effect)",
-        "lengths (effect)",
-        "unseen words (share)",
-        "told apart (AUC)",
-    ]
+    columns = ["Drift of", "Labels (effect)", "Lengths (effect)", "Unseen words (share)",
+               "Separability (AUC)"]  # fmt: skip
     return Section("Balance and drift", [*content, Table("Drift between splits", columns, rows)])
 
 
 def _texts(report: Report) -> Section:
     rows: list[Sequence[Any]] = [
-        [fault, f"{name} {example['row']}", text_cell(example)]
+        [fault.replace("_", " ").capitalize(), f"{name} {example['row']}", text_cell(example)]
         for name, faults in report["texts"].items()
         for fault, hits in faults.items()
         for example in hits["examples"]
     ]
     return Section(
-        "Faulty texts", [Table("Rows", ["fault", "row", "text"], rows, "None.")], folded=True
+        "Faulty texts", [Table("Rows", ["Fault", "Row", "Text"], rows, "None.")], folded=True
     )

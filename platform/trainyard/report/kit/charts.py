@@ -76,22 +76,33 @@ def lines(
     series: str | None = None,
     *,
     points: bool = False,
+    size: str | None = None,
     y_format: str = "",
     height: int = 260,
 ) -> Specification:
-    """Draw `y` along `x`, a line for each value of `series`; axes are titled by their columns."""
+    """Draw `y` along `x`, a line for each value of `series`; axes are titled by their columns.
+
+    With `size`, a count, each value is a point whose area grows with it.
+    """
     rows = _drawn(rows, y)
     axis = alt.Axis(format=y_format) if y_format else alt.Undefined
-    chart = alt.Chart(alt.NamedData("rows")).mark_line(point=points, clip=True)
+    base = alt.Chart(alt.NamedData("rows"))
+    chart: Chart = base.mark_line(point=points, clip=size is None)
+    if size is not None:
+        area = alt.Scale(range=[20, 500])
+        circles = base.mark_point(opacity=0.7).encode(
+            alt.Size(**quantity(size), scale=area, legend=None)
+        )
+        chart = alt.layer(base.mark_line(), circles)
     chart = chart.encode(
         alt.X(**quantity(x), scale=scale(_column(rows, x), nice=False)),
         alt.Y(**quantity(y), axis=axis, scale=scale(_column(rows, y))),
-        tooltip=_tooltip(rows, series, x, y),
+        tooltip=_tooltip(rows, series, x, y, size),
     )
     if series is not None:
         chart = chart.encode(color(rows, series))
     log = all(value > 0 for value in _column(rows, y))
-    return specification(chart, height, log=log, zoom=True, rows=rows)
+    return specification(chart, height, log=log and not size, zoom=not size, rows=rows)
 
 
 def dots(

@@ -95,6 +95,7 @@
     }
     bar.append(element("span", { className: "end" },
       tool("CSV", "Download this table as CSV", () => download(holder.dataset.name, "csv", tableCsv(holder), "text/csv"))));
+    bar.classList.toggle("corner", bar.children.length === 1);
     holder.prepend(bar);
     if (state.sort[holder.id]) sort(holder, ...state.sort[holder.id]);
     if (bar.querySelector("output")) filter(holder);
@@ -150,7 +151,7 @@
       end.append(log);
     }
     if (spec.usermeta?.zoom) {
-      bar.append("Drag to pan, Ctrl and wheel to zoom, double-click to reset.");
+      bar.append(element("span", { className: "hint" }, "Drag to pan, Ctrl and wheel to zoom, double-click to reset."));
     }
     end.append(
       tool("SVG", "Download this figure as SVG", async () => download(name, "svg", await figureSvg(drawn.view), "image/svg+xml")),
