@@ -1,8 +1,10 @@
 """The dashboard without a browser: what it reads, what it refuses, what it never shows."""
 
+import dataclasses
 import http.client
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -17,9 +19,11 @@ from hypothesis import strategies as st
 from support.sample_runs import write_run, write_sweep
 
 from trainyard.cli import parse
+from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.report.dashboard.job import DashboardConfig, run_dashboard
 from trainyard.report.dashboard.records import DRIVER_GONE, Run, Sweep
+from trainyard.report.dashboard.run_page import train_command
 from trainyard.report.dashboard.server import Dashboard, build_app
 from trainyard.report.dashboard.sweep_charts import axis, importances
 from trainyard.report.dashboard.sweep_page import compared
@@ -102,6 +106,48 @@ def test_a_sweep_says_what_happened(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert said in page
     assert 'href="/view' not in page
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--task", "mrpc"],
+        ["--train-file", "it's mail.csv", "--text-column", "body", "--learning-rate", "3e-5", "--use-gpu",
+         "--resources-per-worker", "CPU", "2", "GPU", "1", "--num-workers", "2", "--max-steps", "12"],
+    ],
+)  # fmt: skip
+def test_the_command_of_a_run_gives_its_config(flags: list[str]) -> None:
+    config = parse(TrainConfig, flags)
+    recorded = json.loads(json.dumps(dataclasses.asdict(config)))
+    command = shlex.split(train_command(recorded))
+    assert command[:2] == ["python", "jobs/train.py"]
+    assert parse(TrainConfig, command[2:]) == config
+    assert train_command({}) == ""
+
+
+def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
+    for name, file, record in (
+        ("eval", "evaluation.json", {"score": 0.91234, "score_metric": "f1", "model": "org/bert"}),
+        ("doctor", "doctor.json", {"findings": [{"severity": "grave"}, {"severity": "notice"}]}),
+        ("suite", "glue.json", {"average": {"mean": 81.26}}),
+        ("unfinished", "evaluation.json", {"score": 1.0}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(json.dumps(record))
+        if name != "unfinished":
+            (tmp_path / name / "report.html").write_text(f"<p>{name}</p>")
+    dashboard = Dashboard(tmp_path)
+    page = str(dashboard.page("", site="/"))
+    for seen in (
+        "f1 0.9123",
+        "1 severe, 1 notices",
+        "average 81.3",
+        'href="/report/eval"',
+        ">bert<",
+    ):
+        assert seen in page
+    assert dashboard.report("suite") == "<p>suite</p>"
+    assert dashboard.report("unfinished") is None
 
 
 def test_importance_finds_what_the_score_depends_on(tmp_path: Path) -> None:

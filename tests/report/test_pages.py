@@ -4,6 +4,7 @@ Both are for tests only. Playwright is in the `dev` extra; the browser is the sy
 (chromium or google-chrome), for Playwright's would have to be downloaded.
 """
 
+import csv
 import re
 import shutil
 import threading
@@ -19,6 +20,7 @@ from support.small_models import classifier
 
 from trainyard.report.dashboard.job import LOOPBACK, DashboardConfig, _listen
 from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
+from trainyard.report.kit import Figure, Section, charts, render
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -226,6 +228,142 @@ def test_an_exported_page_works_from_disk_and_prints(
         assert page.locator("a[href^='/']").count() == 0
         page.locator("thead button").first.press("Enter")
         assert page.pdf()[:4] == b"%PDF"
+
+
+def score_axes(page: Any) -> list[list[str]]:
+    """Tick labels of every axis titled by a score."""
+    titled = "[aria-label*=\"titled 'f1'\"], [aria-label*=\"titled 'score'\"]"
+    return [
+        axis.locator(".role-axis-label text").all_text_contents()
+        for axis in page.locator(titled).all()
+    ]
+
+
+def test_equal_values_have_a_readable_axis(browser: Any, tmp_path: Path) -> None:
+    write_sweep(tmp_path / "runs" / "equal", 8, fixed=0.4631, confirmed=False)
+    rows = [{"step": 0, "score": 0.4631, "name": "a"}, {"step": 9, "score": 0.4631, "name": "b"}]
+    figures = [charts.lines(rows, "step", "score"), charts.dots(rows, "score", "name")]
+    section = Section("Equal", [Figure("Equal values", chart) for chart in figures])
+    pages = {
+        "own.html": render("Equal", [section]),
+        "sweep.html": str(Dashboard(tmp_path / "runs").page("equal", site=None)),
+    }
+    for name, html in pages.items():
+        (tmp_path / name).write_text(html, encoding="utf-8")
+        with page_at(browser, (tmp_path / name).as_uri()) as page:
+            draw_all(page)
+            found = score_axes(page)
+            assert len(found) == {"own.html": 2, "sweep.html": 5}[name], found
+            for labels in found:
+                ticks = [float(label) for label in labels]
+                assert len(set(ticks)) >= 3, labels
+                assert 0.4 < min(ticks) < 0.4631 < max(ticks) < 0.52, labels
+
+
+def test_tables_and_figures_can_be_downloaded(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/view/asha") as page:
+        table = page.locator(".table", has_text="Best evaluation of each trial")
+        table.locator("input").fill("cosine")
+        shown = table.locator("tbody tr:visible").count()
+        with page.expect_download() as found:
+            table.get_by_role("button", name="Download this table as CSV").click()
+        assert found.value.suggested_filename.endswith(".csv")
+        rows = list(csv.DictReader(found.value.path().open(newline="", encoding="utf-8")))
+        assert len(rows) == shown > 0
+        assert all(row["lr_scheduler_type"] == "cosine" for row in rows)
+        best = max(float(row["f1"]) for row in rows if row["f1"])
+        assert len(str(best)) > 8  # not as rounded on the page
+        assert re.fullmatch(r"0\.\d+ to 0\.\d+", rows[0]["f1 (note)"])
+        figure = page.locator("figure", has_text="f1 of every trial")
+        draw_all(page)
+        with page.expect_download() as found:
+            figure.get_by_role("button", name="Download this figure as SVG").click()
+        svg = found.value.path().read_text(encoding="utf-8")
+        assert "<svg" in svg
+        assert "var(" not in svg
+        assert "#c2570c" in svg  # of the best fifth, by its value
+
+
+def test_a_loss_is_shown_on_a_logarithmic_scale(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/view/plain") as page:
+        draw_all(page)
+        figure = page.locator("figure", has_text="Training and validation loss")
+        axis = figure.locator(".role-axis[aria-label*='loss']")
+        assert "linear scale" in str(axis.get_attribute("aria-label"))
+        assert set(figure.locator(".role-legend-label text").all_text_contents()) == {
+            "training",
+            "validation",
+        }
+        figure.get_by_role("button", name="Logarithmic scale").press("Enter")
+        page.wait_for_function(
+            "e => e.querySelector('[aria-label*=\"log scale\"]')", arg=figure.element_handle()
+        )
+        assert (
+            figure.get_by_role("button", name="Logarithmic scale").get_attribute("aria-pressed")
+            == "true"
+        )
+        assert page.evaluate("document.activeElement.textContent") == "Log scale"
+
+
+def test_runs_are_chosen_by_state_and_words(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/") as page:
+        table = page.locator(".table", has_text="Runs outside sweeps")
+        assert table.locator("tbody tr:visible").count() == 3
+        table.get_by_label("State").select_option("Diverged")
+        assert table.locator("tbody tr:visible th").all_inner_texts() == ["nan"]
+        table.get_by_label("State").select_option("All")
+        table.get_by_label("Filter").fill("plain")
+        assert table.locator("tbody tr:visible th").all_inner_texts() == ["plain"]
+
+
+def test_no_legend_is_cut(browser: Any, tmp_path: Path) -> None:
+    names = [f"a rather long name of a metric, number {i}" for i in range(6)]
+    rows = [
+        {"step": x, "value": i + x, "series": name} for i, name in enumerate(names) for x in (0, 1)
+    ]
+    chart = charts.lines(rows, "step", "value", "series")
+    file = tmp_path / "legend.html"
+    file.write_text(render("Legend", [Section("A", [Figure("Lines", chart)])]), encoding="utf-8")
+    for width in (390, 1280):
+        with page_at(browser, file.as_uri(), viewport={"width": width, "height": 800}) as page:
+            draw_all(page)
+            labels = page.locator(".role-legend-label text")
+            assert labels.all_text_contents() == names
+            box = page.locator("figure svg").bounding_box()
+            for each in labels.all():
+                found = each.bounding_box()
+                assert found["x"] + found["width"] <= box["x"] + box["width"] + 1
+
+
+def test_a_report_is_served_without_an_origin(browser: Any, address: str, storage: Path) -> None:
+    """Its scripts run and draw, but cannot read the dashboard's other pages."""
+    chart = charts.dots([{"score": 0.5, "name": "a"}], "score", "name")
+    page_text = render("Report", [Section("A", [Figure("Dots", chart)])])
+    folder = storage / "judged"
+    folder.mkdir()
+    (folder / "evaluation.json").write_text('{"task": "mrpc", "score": 0.8123, "model": "a/b"}')
+    titles = "() => document.title = 'read', () => document.title = 'refused'"
+    probe = f"<script>fetch('/').then({titles})</script>"
+    (folder / "report.html").write_text(page_text)
+    try:
+        with page_at(browser, f"{address}/") as page:
+            row = page.locator(".table", has_text="Evaluations, data examinations").locator(
+                "tbody tr"
+            )
+            assert "0.8123" in row.inner_text()
+            row.get_by_role("link").click()
+            assert draw_all(page) == 1
+            assert page.title() == "Report · Trainyard"
+        (folder / "report.html").write_text(
+            page_text.split("<meta http-equiv")[0] + "</head>" + probe
+        )
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.goto(f"{address}/report/judged")
+            page.wait_for_function("document.title === 'refused'")
+            assert page.evaluate("origin") == "null"
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -25,9 +25,12 @@ def instant(seconds: float) -> str:
 
 def write_run(
     folder: Path, *, status: str = "finished", seed: int = 0, steps: int = 340, started: float = 1.79e9,
-    upto: float = 1.0, quality: float = 0.85, **record: Any,
+    upto: float = 1.0, quality: float = 0.85, fixed: float | None = None, **record: Any,
 ) -> Path:  # fmt: skip
-    """A run of `steps` steps of which a part `upto` is done, scoring about `quality` in the end."""
+    """A run of `steps` steps of which a part `upto` is done, scoring about `quality` in the end.
+
+    With `fixed`, every metric of every evaluation is that.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     done = max(int(steps * upto), 0)
@@ -39,7 +42,8 @@ def write_run(
                       "learning_rate": 5e-5 * (1 - step / steps)})  # fmt: skip
         if step % (steps // 17 * 2 or 10) < 10:
             f1 = quality - 0.3 * math.exp(-4 * step / steps) + 0.01 * rng.random()
-            found = {"accuracy": f1 - 0.06, "f1": f1}
+            found = {"accuracy": f1 - 0.06, "f1": f1, "loss": 1 - f1}
+            found = found if fixed is None else dict.fromkeys(found, fixed)
             spans = {name: [value - 0.03, value + 0.025] for name, value in found.items()}
             line: dict[str, Any] = {
                 "step": step,
@@ -87,7 +91,7 @@ def write_run(
 
 def write_sweep(
     folder: Path, trials: int = 24, *, status: str = "finished", started: float = 1.79e9,
-    confirmed: bool = True, verdict: str = "better",
+    confirmed: bool = True, verdict: str = "better", fixed: float | None = None,
 ) -> Path:  # fmt: skip
     """A sweep whose score depends on the learning rate most, then on the batch size.
 
@@ -122,7 +126,7 @@ def write_sweep(
                   "failed": "worker 0: OSError: No space left on device",
                   "pruned": "the scheduler stopped it"}  # fmt: skip
         write_run(path, status=ended, seed=index, upto=upto, quality=quality, sweep=folder.name,
-                  trial=trial, started=started + 40 * index, startup_seconds=0.2,
+                  trial=trial, started=started + 40 * index, startup_seconds=0.2, fixed=fixed,
                   reason=reasons.get(ended))  # fmt: skip
         if ended == "finished" and quality > best[0]:
             best = (quality, name, given)

@@ -65,7 +65,7 @@ def _results(found: Details) -> Section:
         *(Text(_sentence(split["comparison"]["verdict"]), "headline")
           for split in splits.values() if "comparison" in split),
         Facts(facts, wide=True),
-        Table("Scores, with 95 % intervals over rows", ["Split", "Metric", "Value", "Rows"], rows),
+        Table("Scores, with 95% intervals over rows", ["Split", "Metric", "Value", "Rows"], rows),
         Figure("Scores and their intervals", figure),
         *(Text(f"{number(split['truncated_rows'])} rows of {name} were truncated to "
                f"{found['max_length']} tokens.", "note")
@@ -149,7 +149,7 @@ def _slices(split: Details) -> list[Part]:
     return [
         Text(
             f"{weak or 'None'} of {len(rows)} slices {verb} a larger error than all other rows, at a false "
-            "discovery rate of 5 %."
+            "discovery rate of 5%."
         ),
         Table("Error by length, label and column", columns, rows),
     ]

@@ -59,7 +59,7 @@ def _results(found: Mapping[str, Any]) -> Section:
                 }
             )  # fmt: skip
     columns = [
-        "Task", "Metric", "Seeds", "Mean", "SD", "95 % over seeds", "95 % over rows",
+        "Task", "Metric", "Seeds", "Mean", "SD", "95% over seeds", "95% over rows",
         "Training rows", "Samples/s", "Seconds",
     ]  # fmt: skip
     interval = average["seeds_interval"]
@@ -68,7 +68,7 @@ def _results(found: Mapping[str, Any]) -> Section:
         Facts([(f"Average of {len(average['tasks'])} tasks{average_mark(average, found['tasks'])}",
                 Cell(number(average["mean"]), note=note))], wide=True),
         Table("Validation scores in percent", columns, rows),
-        Figure("Means, with 95 % intervals over rows",
+        Figure("Means, with 95% intervals over rows",
                kit.charts.dots(dots, "score (%)", "task", low="low", high="high")),
         *(Text(note, "error" if " failed: " in note else "note") for note in notes(found["tasks"])),
     ]  # fmt: skip

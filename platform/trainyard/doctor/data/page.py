@@ -100,7 +100,12 @@ def _duplicates(report: Report) -> Section:
         "Duplicates",
         [
             Table("Rows that occur twice", columns, counts),
-            Table("Examples", ["Row", "Text", "Other row", "Its text", "Similarity"], examples),
+            Table(
+                "Examples",
+                ["Row", "Text", "Other row", "Its text", "Similarity"],
+                examples,
+                "None.",
+            ),
         ],
     )
 
@@ -175,8 +180,8 @@ def _lengths(report: Report) -> Section:
         "Split",
         "Rows",
         "Median",
-        "95 %",
-        "99 %",
+        "95%",
+        "99%",
         "Longest",
         "Rows truncated",
         "Tokens lost",

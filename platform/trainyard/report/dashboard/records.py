@@ -43,7 +43,7 @@ def without_secrets(text: str) -> str:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Headline score after `step` steps, with its 95 % interval where one is known."""
+    """Headline score after `step` steps, with its 95% interval where one is known."""
 
     step: int
     score: float

@@ -117,7 +117,7 @@ def _result(run: Run) -> list[Part]:
         for name, value in mapping(metrics).items()
     ]
     if rows:
-        caption = "Metrics of the best checkpoint, with 95 % intervals over rows"
+        caption = "Metrics of the best checkpoint, with 95% intervals over rows"
         parts.append(Table(caption, ["Split", "Metric", "Value"], rows))
     if run.hyperparameters:
         parts.append(Facts([(name, words(value)) for name, value in run.hyperparameters.items()]))

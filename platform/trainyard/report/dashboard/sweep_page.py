@@ -97,7 +97,7 @@ def _verdict(sweep: Sweep) -> str:
     value, low, high = (real(gain.get(name)) for name in ("value", "low", "high"))
     if value is None:
         return ""
-    difference = f"{value:+.4f} {sweep.metric} (95 % interval {interval(low, high)})"
+    difference = f"{value:+.4f} {sweep.metric} (95% interval {interval(low, high)})"
     if withheld := sweep.confirmation.get("withheld"):
         return f"No verdict: {words(withheld)}. Winner minus default recipe: {difference}."
     verdict = words(sweep.confirmation.get("verdict"))
@@ -229,7 +229,7 @@ def _trials(sweep: Sweep, link: Link) -> list[Part]:
             ]
         )
     columns = ["Trial", "State", sweep.metric or "Score", *sweep.fields, "Steps", "Time"]
-    caption = "Best evaluation of each trial so far, with its 95 % interval"
+    caption = "Best evaluation of each trial so far, with its 95% interval"
     found: list[Part] = [Table(caption, columns, rows, empty="No trial has been proposed yet.")]
     if reasons:
         found.append(Table("Reasons of other ends", ["Trial", "State", "Reason"], reasons))

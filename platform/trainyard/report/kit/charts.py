@@ -31,7 +31,7 @@ CONFIG: Mapping[str, Any] = {
         **_SMALL, "labelColor": "var(--muted)", "titleColor": "var(--muted)",
         "gridColor": "var(--line)", "domainColor": "var(--line)", "tickColor": "var(--line)",
         "titlePadding": 8, "labelOverlap": "greedy",
-        "labelLimit": {"expr": "clamp(0.4 * containerSize()[0], 90, 260)"},
+        "labelLimit": {"expr": "clamp(0.45 * containerSize()[0], 110, 260)"},
     },
     "axisXQuantitative": {
         "tickCount": 8, "grid": False, "domainColor": "var(--muted)", "labelOverlap": "parity",
@@ -39,7 +39,7 @@ CONFIG: Mapping[str, Any] = {
     },
     "legend": {
         **_SMALL, "labelColor": "var(--ink)", "titleColor": "var(--muted)", "orient": "top",
-        "labelLimit": {"expr": "max(containerSize()[0] - 110, 120)"}, "symbolStrokeWidth": 2,
+        "labelLimit": {"expr": "max(containerSize()[0] - 80, 120)"}, "symbolStrokeWidth": 2,
     },
     "header": {"labelColor": "var(--muted)", "titleColor": "var(--muted)"},
     "text": {"color": "var(--ink)", "fontSize": 12},

@@ -132,8 +132,9 @@
   }
 
   function logarithmic(spec) {
-    const y = spec.encoding.y;
-    return { ...spec, encoding: { ...spec.encoding, y: { ...y, scale: { ...y.scale, type: "log" } } } };
+    const { zero, ...scale } = spec.encoding.y.scale; // a logarithm has no zero
+    const y = { ...spec.encoding.y, scale: { ...scale, type: "log" } };
+    return { ...spec, encoding: { ...spec.encoding, y } };
   }
 
   function figureTools(figure, drawn, spec) {
