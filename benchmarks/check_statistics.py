@@ -2,6 +2,7 @@
 
     python benchmarks/check_statistics.py --data-dir DIR [--trials 1000]
     python benchmarks/check_statistics.py --only sweeps [--worlds 400]
+    python benchmarks/check_statistics.py --only comparisons [--worlds 400]
 
 Each part replaces its own tables in results/statistics.json and leaves the others.
 
@@ -10,7 +11,7 @@ probability 0.2 another one; a similarity with noise), scored by ours and by sci
 as `evaluate`'s `glue` metric calls them. Coverage: validation sets of GLUE's sizes are drawn from a
 known population, and it is counted how often the interval holds the population's value. Sweeps: see
 `synthetic_sweeps`; a cell may have 5 % wrong verdicts and needs 93 % coverage, judged by the
-simulation's own interval.
+simulation's own interval. Comparisons: see `synthetic_comparisons`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import numpy as np
 from provenance import provenance
 from scipy import stats
 from sklearn import metrics
+from synthetic_comparisons import best_of, grouped
 from synthetic_sweeps import Cell, is_honest, simulate
 
 from trainyard.config import TrainConfig
@@ -135,6 +137,25 @@ def check_sweeps(worlds: int) -> dict[str, Any]:
     return {"method": "search rows and confirmation rows", "cells": found}
 
 
+def check_comparisons(worlds: int) -> dict[str, Any]:
+    """False verdicts of `eval --against` on rows that chose the model, and on dependent rows."""
+    chosen = [
+        best_of(candidates, rows, alike, "rte", worlds, corrected=True)
+        for rows, alike in ((300, 0.0), (300, 0.8), (1000, 0.0))
+        for candidates in (1, 3, 12, 24)
+    ]
+    chosen += [best_of(n, 300, 0.0, "rte", worlds, corrected=False) for n in (1, 3, 12, 24)]
+    chosen += [best_of(n, 300, 0.0, "mrpc", worlds, corrected=True) for n in (1, 12)]
+    dependent = [
+        grouped(groups, each, worlds, by_group=by_group)
+        for groups, each in ((10, 5), (50, 5), (150, 5), (150, 2))
+        for by_group in (False, True)
+    ]
+    for cell in (*chosen, *dependent):
+        print(json.dumps(cell), flush=True)
+    return {"best of candidates": chosen, "dependent rows": dependent}
+
+
 def store(path: Path, **tables: Any) -> None:
     """Replace tables of the stored results."""
     known = json.loads(path.read_text()) if path.exists() else {}
@@ -144,7 +165,7 @@ def store(path: Path, **tables: Any) -> None:
 def main() -> None:
     """Check, print, store."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["metrics", "sweeps"])
+    parser.add_argument("--only", choices=["metrics", "sweeps", "comparisons"])
     parser.add_argument("--data-dir")
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--worlds", type=int, default=400)
@@ -154,6 +175,14 @@ def main() -> None:
         found = check_sweeps(args.worlds)
         store(path, sweeps={**provenance(args.data_dir), **found})
         assert all(map(is_honest, found["cells"]))
+    if args.only in (None, "comparisons"):
+        found = check_comparisons(args.worlds)
+        store(path, comparisons={**provenance(args.data_dir), **found})
+        for cell in found["best of candidates"]:
+            assert cell["better"][1] <= 0.025 or not cell["corrected"]
+        for cell in found["dependent rows"]:
+            honest = cell["covered"][2] >= 0.93 and cell["wrong"][1] <= 0.05
+            assert honest or not cell["by_group"]
     if args.only in (None, "metrics"):
         if args.data_dir is None:
             parser.error("the metrics are checked on real labels: give --data-dir")

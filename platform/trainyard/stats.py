@@ -7,7 +7,7 @@ A thousand resamples are then one small array, and a metric is computed for all 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,13 @@ from trainyard.metrics import (
     repeated,
 )
 
+Groups = NDArray[Any]
+"""The group of each row: rows of a group depend on each other, as questions on one paragraph do."""
+
 _CELLS_AT_ONCE = 1 << 20  # 8 MiB in each temporary array
 _CELLS_IN_ALL = 20_000_000  # a few seconds
 _FEWEST_RESAMPLES = 200
+_MOST_RESAMPLES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ def bootstrap_interval(
     seed: int = 0,
     resamples: int = 1000,
     confidence: float = 0.95,
+    groups: Groups | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a metric over rows (Efron and Tibshirani 1993, chapter 13).
 
@@ -60,13 +65,18 @@ def bootstrap_interval(
         UserError: for an unknown metric, no rows, or unequal numbers of them.
     """
     check_rows(predictions, references)
-    first, counts = distinct_rows(predictions, references)
+    first, draws = _distinct(groups, predictions, references)
     statistic = statistic_of(metric, predictions[first], references[first])
-    return _interval(statistic, counts, seed, resamples, confidence)
+    return _interval(statistic, draws, seed, resamples, _tails(confidence))
 
 
 def metric_interval(
-    metric: str, predictions: NDArray[Any], references: NDArray[Any], *, seed: int = 0
+    metric: str,
+    predictions: NDArray[Any],
+    references: NDArray[Any],
+    *,
+    seed: int = 0,
+    groups: Groups | None = None,
 ) -> tuple[float, float]:
     """95 % interval of a metric over rows: Wilson's for a share of rows, else the bootstrap's.
 
@@ -75,8 +85,8 @@ def metric_interval(
     Raises:
         UserError: as `bootstrap_interval`.
     """
-    if not get_metric(metric).counts_rows:
-        return bootstrap_interval(metric, predictions, references, seed=seed)
+    if groups is not None or not get_metric(metric).counts_rows:
+        return bootstrap_interval(metric, predictions, references, seed=seed, groups=groups)
     check_rows(predictions, references)
     correct = (predictions == references).reshape(len(references), -1).all(axis=1)
     return proportion_interval(int(correct.sum()), len(correct))
@@ -91,28 +101,34 @@ def paired_bootstrap(
     seed: int = 0,
     resamples: int = 1000,
     confidence: float = 0.95,
+    groups: Groups | None = None,
+    candidates: tuple[int, int] = (1, 1),
 ) -> Comparison:
     """Compare `predictions` with a `baseline`, both evaluated on the same resampled rows.
 
-    Higher is better for a `metric` that is a function.
+    Higher is better for a `metric` that is a function. `candidates` are the numbers of models among
+    which the rows chose the first and the second: each end of the interval that the choice moves is
+    corrected by Bonferroni's inequality.
 
     Raises:
         UserError: as `bootstrap_interval`.
     """
     check_rows(predictions, references)
     check_rows(baseline, references)
-    first, counts = distinct_rows(predictions, baseline, references)
+    first, draws = _distinct(groups, predictions, baseline, references)
     ours = statistic_of(metric, predictions[first], references[first])
     theirs = statistic_of(metric, baseline[first], references[first])
 
     def difference(weights: Floats) -> Floats:
         return ours(weights) - theirs(weights)
 
-    low, high = _interval(difference, counts, seed, resamples, confidence)
-    observed = float(difference(counts[None].astype(np.float64))[0])
+    higher_is_better = callable(metric) or get_metric(metric).higher_is_better
+    corrections = candidates if higher_is_better else candidates[::-1]
+    resamples = min(resamples * max(candidates), _MOST_RESAMPLES)
+    low, high = _interval(difference, draws, seed, resamples, _tails(confidence, corrections))
+    observed = float(difference(draws.counts[None].astype(np.float64))[0])
     if low <= 0 <= high:
         return Comparison(observed, low, high, "not distinguishable")
-    higher_is_better = callable(metric) or get_metric(metric).higher_is_better
     return Comparison(observed, low, high, "better" if (low > 0) == higher_is_better else "worse")
 
 
@@ -154,23 +170,72 @@ def distinct_rows(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.
     return first, counts
 
 
+class _Draws(NamedTuple):
+    """What is drawn: distinct rows, or whole groups of them."""
+
+    counts: NDArray[np.int64]
+    """How often each distinct row occurs; of a row in two groups, once for each."""
+    group: NDArray[np.int64] | None
+    """Group of each distinct row, from 0."""
+
+
+def _distinct(groups: Groups | None, *columns: NDArray[Any]) -> tuple[NDArray[np.intp], _Draws]:
+    if groups is None:
+        first, counts = distinct_rows(*columns)
+        return first, _Draws(counts, None)
+    group = group_numbers(groups)
+    first, counts = distinct_rows(*columns, group)
+    return first, _Draws(counts, group[first])
+
+
+def group_numbers(groups: Groups) -> NDArray[np.int64]:
+    """Number the groups of rows from 0.
+
+    Raises:
+        UserError: there are fewer than two groups.
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        raise UserError(
+            "all rows are of one group, so nothing can be said of others; drop the groups"
+        )
+    return numbers.ravel().astype(np.int64)
+
+
+def _tails(confidence: float, candidates: tuple[int, int] = (1, 1)) -> tuple[float, float]:
+    """Probability that is left out below and above an interval."""
+    half = (1 - confidence) / 2
+    return half / candidates[0], half / candidates[1]
+
+
 def _interval(
-    statistic: Statistic, counts: NDArray[np.int64], seed: int, resamples: int, confidence: float
+    statistic: Statistic, draws: _Draws, seed: int, resamples: int, tails: tuple[float, float]
 ) -> tuple[float, float]:
-    values = np.concatenate([statistic(w) for w in _resamples(counts, seed, resamples)])
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    from scipy.special import ndtr, stdtrit
+
+    values = np.concatenate([statistic(w) for w in _resamples(draws, seed, resamples)])
+    if draws.group is not None:
+        # The bootstrap of few groups is too narrow (Hesterberg 2015): by their number, and by t.
+        groups = int(draws.group.max()) + 1
+        wider = np.sqrt(groups / (groups - 1))
+        tails = tuple(float(ndtr(wider * stdtrit(groups - 1, tail))) for tail in tails)  # type: ignore[assignment]
+    low, high = np.quantile(values, [tails[0], 1 - tails[1]])
     return float(low), float(high)
 
 
-def _resamples(counts: NDArray[np.int64], seed: int, resamples: int) -> Iterator[Floats]:
-    rng = np.random.default_rng(seed)
+def _resamples(draws: _Draws, seed: int, resamples: int) -> Iterator[Floats]:
+    rng, counts = np.random.default_rng(seed), draws.counts
     total, distinct = int(counts.sum()), len(counts)
     resamples = min(resamples, max(_CELLS_IN_ALL // distinct, _FEWEST_RESAMPLES))
     at_once = max(1, _CELLS_AT_ONCE // distinct)
     row_of_draw = np.repeat(np.arange(distinct), counts)
+    groups = 0 if draws.group is None else int(draws.group.max()) + 1
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
-        if total > 3 * distinct:
+        if draws.group is not None:
+            drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=size)
+            weights = drawn[:, draws.group] * counts
+        elif total > 3 * distinct:
             weights = rng.multinomial(total, counts / total, size=size)
         else:  # Same distribution; faster when few rows repeat.
             drawn = row_of_draw[rng.integers(total, size=(size, total))]

@@ -110,12 +110,13 @@ def test_own_file_calibrated_and_compared(
     names = ("not_equivalent", "equivalent")
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(
-        json.dumps({"a": r["sentence1"], "b": r["sentence2"], "kind": names[r["label"]], "from": "x"})
+        json.dumps({"a": r["sentence1"], "b": r["sentence2"], "kind": names[r["label"]],
+                    "from": r["idx"] // 3})
         for r in table
     ))  # fmt: skip
     found = judge(
         own, small_run, tmp_path, validation_file=str(path), text_column="a", max_length=32,
-        text_pair_column="b", label_column="kind", calibrate=True, against=str(model),
+        text_pair_column="b", label_column="kind", calibrate=True, against=str(model), group_column="from",
     )  # fmt: skip
     split = found["splits"]["validation"]
     trained = json.loads((model.parent / "outcome.json").read_text())["validation"]
@@ -126,6 +127,9 @@ def test_own_file_calibrated_and_compared(
     assert not (model / "calibration.json").exists()
     assert found["stored_temperature"] is None  # it was stored only now
     assert "cannot be told apart" in split["comparison"]["verdict"]
+    assert split["comparison"]["metrics"]["accuracy"]["test"].endswith("of groups")
+    assert [each["kind"] for each in split["comparison"]["selections"]] == ["unknown", "none"]
+    assert "nothing is known about how" in stored["selection"]
     assert split["comparison"]["metrics"]["accuracy"]["p_value"] == 1.0
 
 
@@ -216,6 +220,7 @@ def test_a_temperature_that_is_stored_is_said(model: Path, tmp_path: Path) -> No
         "truncated_rows": 0,
     }
     found = {"splits": {"validation": split}, "score_metric": "f1", "score": 0.5, "seconds": 1.0}
+    found["group_column"] = None
     for temperature, notes in ((1.7, 1), (None, 0)):
         section = _results({**found, "stored_temperature": temperature})
         said = [part.text for part in section.content if isinstance(part, Text)]

@@ -222,8 +222,8 @@ def searched_all_rows(folder: SweepFolder) -> Context:
     searched[selection_and_test(LABELS, 0.5)[0]] = True
     write_answers(folder.records()[0].run, ~searched)
     write_answers(folder.records()[1].run, searched)
-    for trial in folder.records():
-        trial.run.update(trial_score={"trial-0000": 0.9, "trial-0001": 0.8}[trial.spec.name])
+    for trial, score in zip(folder.records(), (0.9, 0.8), strict=True):
+        trial.run.update(trial_score=score)
     for number in range(3):
         for recipe in (DEFAULT, "trial-0001"):
             if number == 2:

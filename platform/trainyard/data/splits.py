@@ -49,6 +49,10 @@ class Split:
         """Short hash of the fingerprint, for run.json."""
         return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
 
+    def selection_part(self, test_share: float) -> "Split":
+        """The rows that are left when a share is set aside."""
+        return _divided(self, test_share)[0]
+
 
 def is_test(split: str) -> bool:
     """Return whether a split is set aside: scored once, without choosing anything."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.evaluation.selection import Selection
 from trainyard.inference import COLDEST, HOTTEST
 from trainyard.stats import proportion_interval
 
@@ -67,12 +68,21 @@ def calibration_error(confidence: Floats, right: NDArray[Any]) -> float:
 
 
 def calibration(
-    problem_type: str, logits: NDArray[Any], labels: NDArray[Any], *, seed: int
+    problem_type: str,
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    seed: int,
+    selection: Selection | None = None,
 ) -> dict[str, Any]:
     """Calibration of a split: error and reliability diagram, and the same after temperature scaling.
 
     The figures after scaling are cross-fitted: each fold is judged by a temperature that was fitted
     on the others. `temperature` itself is fitted on all rows.
+
+    Rows that chose the model see it more often right than others do. So "overconfident" needs no
+    correction; "underconfident" is corrected for a choice among a run's evaluations (Bonferroni), and
+    without a correction the verdict is withheld (None).
     """
     scores, classes = decisions(problem_type, logits, labels)
     raw = probabilities(scores)
@@ -83,17 +93,24 @@ def calibration(
         others = ~held if folds > 1 else held
         scaled[held] = probabilities(scores[held], fit_temperature(scores[others], classes[others]))
     before = _figures(raw, classes)
-    limit = _expected_if_calibrated(raw.max(axis=1), seed)
+    candidates = selection.candidates if selection else 1
+    limits = _expected_if_calibrated(raw.max(axis=1), seed, candidates or 1)
+    verdict: str | None = "not distinguishable from calibrated"
+    if before["mean_confidence"] > before["accuracy"]:
+        if before["ece"] > limits[0]:
+            verdict = "overconfident"
+    elif before["ece"] > limits[1]:
+        verdict = "underconfident"
+    if candidates is None and verdict != "overconfident":
+        verdict = None
     return {
+        "rows": len(labels),
         "temperature": fit_temperature(scores, classes),
         "before": before,
         "after": _figures(scaled, classes),
-        "expected_if_calibrated": limit,
-        "verdict": "not distinguishable from calibrated"
-        if before["ece"] <= limit
-        else "overconfident"
-        if before["mean_confidence"] > before["accuracy"]
-        else "underconfident",
+        "expected_if_calibrated": limits[0],
+        "verdict": verdict,
+        "selection": selection.sentence if selection and selection.kind != "none" else None,
         "reliability": _reliability(raw, classes),
         "reliability_after": _reliability(scaled, classes),
     }
@@ -112,14 +129,18 @@ def _figures(found: Floats, classes: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def _expected_if_calibrated(confidence: Floats, seed: int) -> float:
-    """95th percentile of the error when each answer is right as often as its confidence says."""
+def _expected_if_calibrated(confidence: Floats, seed: int, candidates: int) -> tuple[float, float]:
+    """Upper percentiles of the error when each answer is right as often as its confidence says.
+
+    The 95th, and that which one of a number of candidates exceeds in 5 % of cases at most.
+    """
     rng = np.random.default_rng(seed)
     drawn = [
         calibration_error(confidence, rng.random(len(confidence)) < confidence)
-        for _ in range(SIMULATIONS)
+        for _ in range(SIMULATIONS * min(candidates, 10))
     ]
-    return float(np.quantile(drawn, 0.95))
+    plain, corrected = np.quantile(drawn, [0.95, 1 - 0.05 / candidates])
+    return float(plain), float(corrected)
 
 
 def _reliability(found: Floats, classes: NDArray[np.int64]) -> list[dict[str, Any]]:

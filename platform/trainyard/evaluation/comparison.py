@@ -1,15 +1,19 @@
 """Two models on the same rows: is the first better, by how much, and how sure is that?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.evaluation.selection import Selection
 from trainyard.metrics import decode, get_metric
-from trainyard.stats import distinct_rows, paired_bootstrap, statistic_of
+from trainyard.stats import distinct_rows, group_numbers, paired_bootstrap, statistic_of
 from trainyard.tasks import Task
 
 LEVEL = 0.05
+WITHHELD = "withheld"
+"""Verdict on a model that these rows favor, because they chose it among many."""
 SWAPS = 10_000
 _CELLS_IN_ALL = 1 << 22  # 32 MiB in each temporary array
 
@@ -22,6 +26,8 @@ def compare(
     *,
     names: tuple[str, str],
     seed: int,
+    selections: Sequence[Selection] = (),
+    groups: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """Paired comparison by every metric of the task, with the verdict in words on its headline.
 
@@ -29,28 +35,73 @@ def compare(
     paired bootstrap over rows. Where labels are compared, few rows differ, and of few the bootstrap
     is too sure: there the permutation test must agree with it. All at the 5 % level. Positive
     differences favor the first model, but for an error.
+
+    `selections` say whether these rows chose the first and the second model. A model that they chose
+    among its run's evaluations must win by more (Bonferroni). One that they chose among trials is
+    not called better. With `groups`, whole groups of rows are drawn and swapped instead of rows.
     """
     ours, theirs = (decode(task.problem_type, found) for found in (logits, other_logits))
     references = np.asarray(labels)
-    metrics: dict[str, dict[str, Any]] = {}
-    for name in task.metrics:
-        found = paired_bootstrap(name, ours, theirs, references, seed=seed)
-        metrics[name] = {
-            "difference": found.difference,
-            "interval": [found.low, found.high],
-            "test": "paired bootstrap",
-            "verdict": found.verdict,
+    metrics = {
+        name: _compare_by(name, ours, theirs, references, seed, selections, groups)
+        for name in task.metrics
+    }
+    return {
+        "metrics": metrics,
+        "rows": len(references),
+        "verdict": _words(task, metrics[task.score], names, selections),
+    }
+
+
+def _compare_by(
+    name: str,
+    ours: NDArray[Any],
+    theirs: NDArray[Any],
+    references: NDArray[Any],
+    seed: int,
+    selections: Sequence[Selection],
+    groups: NDArray[Any] | None,
+) -> dict[str, Any]:
+    metric = get_metric(name)
+    limits = [selection.candidates for selection in selections] or [1, 1]
+    candidates = (limits[0] or 1, limits[1] or 1)
+    plain = paired_bootstrap(name, ours, theirs, references, seed=seed, groups=groups)
+    found: dict[str, Any] = {
+        "difference": plain.difference,
+        "interval": [plain.low, plain.high],
+        "test": "paired bootstrap",
+        "verdict": plain.verdict,
+    }
+    if candidates != (1, 1):
+        corrected = paired_bootstrap(
+            name, ours, theirs, references, seed=seed, groups=groups, candidates=candidates
+        )
+        found |= {
+            "corrected_interval": [corrected.low, corrected.high],
+            "candidates": list(candidates),
+            "verdict": corrected.verdict,
         }
-        if get_metric(name).counts_rows:
-            wrong = [_is_wrong(answers, references) for answers in (ours, theirs)]
-            test = mcnemar(int((~wrong[0] & wrong[1]).sum()), int((wrong[0] & ~wrong[1]).sum()))
-            metrics[name] |= {"test": "McNemar", **test}
-        elif get_metric(name).inputs != ("values",):
-            p = permutation_test(name, ours, theirs, references, seed=seed)
-            metrics[name] |= {"test": "paired bootstrap and permutation", "p_value": p}
-            if p >= LEVEL:
-                metrics[name]["verdict"] = "not distinguishable"
-    return {"metrics": metrics, "verdict": _words(task, metrics[task.score], names)}
+    better = (plain.difference > 0) == metric.higher_is_better
+    if metric.counts_rows and groups is None:
+        wrong = [_is_wrong(answers, references) for answers in (ours, theirs)]
+        test = mcnemar(int((~wrong[0] & wrong[1]).sum()), int((wrong[0] & ~wrong[1]).sum()))
+        found |= {"test": "McNemar", **test}
+    elif metric.inputs != ("values",):
+        p = permutation_test(name, ours, theirs, references, seed=seed, groups=groups)
+        found |= {"test": "paired bootstrap and permutation", "p_value": p}
+    if groups is not None:
+        found["test"] += " of groups"
+    correction = candidates[0 if better else 1]
+    if "p_value" in found:
+        if correction > 1:
+            found["corrected_p_value"] = min(1.0, correction * found["p_value"])
+        if correction * found["p_value"] >= LEVEL:
+            found["verdict"] = "not distinguishable"
+    if found["verdict"] == "better" and limits[0] is None:
+        found["verdict"] = WITHHELD
+    if found["verdict"] == "worse" and limits[1] is None:
+        found["verdict"] = WITHHELD
+    return found
 
 
 def permutation_test(
@@ -60,6 +111,7 @@ def permutation_test(
     references: NDArray[Any],
     *,
     seed: int,
+    groups: NDArray[Any] | None = None,
 ) -> float:
     """Two-sided p-value: how often the difference is as large after coins swapped answers of rows.
 
@@ -67,7 +119,9 @@ def permutation_test(
     randomization: Noreen 1989). With very many distinct rows fewer than 10,000 throws are drawn,
     never under 200.
     """
-    first, counts = distinct_rows(predictions, baseline, references)
+    group = None if groups is None else group_numbers(groups)
+    columns = [predictions, baseline, references, *([] if group is None else [group])]
+    first, counts = distinct_rows(*columns)
     right = references[first]
     statistic = statistic_of(
         metric,
@@ -82,7 +136,12 @@ def permutation_test(
         return np.abs(ours - theirs)
 
     swaps = int(np.clip(_CELLS_IN_ALL // len(counts), 200, SWAPS))
-    drawn = np.random.default_rng(seed).binomial(counts, 0.5, size=(swaps, len(counts)))
+    rng = np.random.default_rng(seed)
+    if group is None:
+        drawn = rng.binomial(counts, 0.5, size=(swaps, len(counts)))
+    else:
+        coins = rng.integers(2, size=(swaps, int(group.max()) + 1))
+        drawn = coins[:, group[first]] * counts
     observed = differences(np.zeros((1, len(counts)), np.int64))
     return float((1 + (differences(drawn) >= observed - 1e-12).sum()) / (1 + swaps))
 
@@ -107,10 +166,22 @@ def _is_wrong(predictions: NDArray[Any], references: NDArray[Any]) -> NDArray[np
     return np.asarray(differs.any(axis=1) if differs.ndim == 2 else differs)
 
 
-def _words(task: Task, found: dict[str, Any], names: tuple[str, str]) -> str:
-    low, high = found["interval"]
+def _words(
+    task: Task, found: dict[str, Any], names: tuple[str, str], selections: Sequence[Selection]
+) -> str:
+    low, high = found.get("corrected_interval", found["interval"])
     by = f"{task.score} {found['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}"
-    by += f", {found['test']}" + (f" p = {found['p_value']:.3g})" if "p_value" in found else ")")
+    if "candidates" in found:
+        by += f", corrected for the best of {' and of '.join(map(str, found['candidates']))}"
+    p = found.get("corrected_p_value", found.get("p_value"))
+    by += f", {found['test']}" + ("" if p is None else f" p = {p:.3g}") + ")"
+    if found["verdict"] == WITHHELD:
+        side = 0 if (found["difference"] > 0) == get_metric(task.score).higher_is_better else 1
+        return (
+            f"no verdict on {names[0]} and {names[1]}: {selections[side].sentence}, so these rows "
+            f"favor it; compare on other rows ({by})"
+        )
+    unknown = "".join(f"; {each.sentence}" for each in selections if each.kind == "unknown")
     if found["verdict"] == "not distinguishable":
         return f"{names[0]} and {names[1]} cannot be told apart on these rows: {by}"
-    return f"{names[0]} is {found['verdict']} than {names[1]}: {by}"
+    return f"{names[0]} is {found['verdict']} than {names[1]}: {by}{unknown}"

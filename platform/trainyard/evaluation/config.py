@@ -10,6 +10,7 @@ from trainyard.flags import (
     RunFlags,
     ScoringFlags,
     WorkerFlags,
+    added,
     check_precision,
     flag,
 )
@@ -73,6 +74,9 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     """A second model, compared row by row: is the first one better?"""
     slice_columns: tuple[str, ...] = ()
     """Further columns of the file to group rows by, besides length and label."""
+    group_column: str | None = added(None, before=None)
+    """Column of the file whose equal values mark rows that depend on each other, such as questions on
+    one paragraph. Intervals and the comparison then draw whole groups."""
     calibrate: bool = False
     """Store the fitted temperature in the model's folder (calibration.json), for predictions to use."""
     num_errors: int = 50

@@ -65,6 +65,11 @@ def _results(found: Details) -> Section:
         *(Text(_sentence(split["comparison"]["verdict"]), "headline")
           for split in splits.values() if "comparison" in split),
         Facts(facts, wide=True),
+        *([Text(
+            f"Rows with the same {found['group_column']} depend on each other: the intervals of scores "
+            "and the comparison draw whole groups. Those of classes, slices and calibration take rows "
+            "as independent.", "note",
+        )] if found["group_column"] else []),
         Table("Scores, with 95% intervals over rows", ["Split", "Metric", "Value", "Rows"], rows),
         Figure("Scores and their intervals", figure),
         *(Text(f"{number(split['truncated_rows'])} rows of {name} were truncated to "
@@ -81,8 +86,9 @@ def _results(found: Details) -> Section:
         )
     comparisons = [
         [
-            name, _title(metric), _with_interval(c["difference"], c["interval"]), c["test"],
-            c.get("p_value"), c["verdict"],
+            name, _title(metric),
+            _with_interval(c["difference"], c.get("corrected_interval", c["interval"])), c["test"],
+            c.get("corrected_p_value", c.get("p_value")), c["verdict"],
         ]
         for name, split in splits.items()
         for metric, c in split.get("comparison", {}).get("metrics", {}).items()
@@ -184,13 +190,18 @@ def _calibration(split: Details) -> list[Part]:
          _with_interval(bin_["accuracy"], bin_["interval"])]
         for bin_ in found["reliability"]
     ]  # fmt: skip
+    verdict = f"The model is {found['verdict']}"
+    if found["verdict"] is None:
+        verdict = "There is no verdict, because these rows favor the model"
+    by = f"{found['rows']} of {split['rows']}" if found["rows"] < split["rows"] else "these"
     chart = kit.charts.lines(diagram, "confidence", "accuracy", "model", size="rows", height=320)
     return [
         Text(
-            f"The model is {found['verdict']}: its expected calibration error is "
-            f"{number(found['before']['ece'])}. A perfectly calibrated one would show up to "
-            f"{number(found['expected_if_calibrated'])} on these rows."
+            f"{verdict}: its expected calibration error is {number(found['before']['ece'])}. A "
+            "perfectly calibrated one would show up to "
+            f"{number(found['expected_if_calibrated'])} on {by} rows."
         ),
+        *([Text(f"Note: {found['selection']}.", "note")] if found["selection"] else []),
         Table(
             f"Before and after temperature {number(found['temperature'])} (cross-fitted)",
             ["Measure", "Before", "After"],

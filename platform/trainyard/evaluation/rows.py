@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainyard.data import (
     LabelEncoder,
@@ -101,22 +102,35 @@ def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, li
     Raises:
         UserError: where there is no file to read them from, or a value is missing.
     """
-    if not config.slice_columns:
-        return {}
+    return {
+        column: _column(config, splits, name, column, "--slice-columns")
+        for column in config.slice_columns
+    }
+
+
+def group_of_rows(config: EvalConfig, splits: Splits, name: str) -> NDArray[Any] | None:
+    """`--group-column` of a split; None without the flag.
+
+    Raises:
+        UserError: as `extra_columns`.
+    """
+    if config.group_column is None:
+        return None
+    return np.asarray(_column(config, splits, name, config.group_column, "--group-column"))
+
+
+def _column(config: EvalConfig, splits: Splits, name: str, column: str, flag: str) -> list[str]:
     if config.validation_file:
         path = Path(config.validation_file)
     elif config.data_dir:
         path = split_file(splits.task, name, Path(config.data_dir))
     else:
-        raise UserError("--slice-columns needs a file: give --data-dir or --validation-file")
+        raise UserError(f"{flag} needs a file: give --data-dir or --validation-file")
     text_format = TextFormat(config.delimiter, config.encoding)
-    found: dict[str, list[str]] = {}
-    for column in config.slice_columns:
-        try:
-            batches = read_rows(
-                path, (), column, "single_label_classification", text_format=text_format
-            )
-            found[column] = [str(value) for batch in batches for value in batch.labels or []]
-        except UserError as error:
-            raise UserError(f"--slice-columns {column}: {error}") from error
-    return found
+    try:
+        batches = read_rows(
+            path, (), column, "single_label_classification", text_format=text_format
+        )
+        return [str(value) for batch in batches for value in batch.labels or []]
+    except UserError as error:
+        raise UserError(f"{flag} {column}: {error}") from error

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from numpy.typing import NDArray
+
 from trainyard.cluster import ray_session
 from trainyard.data import PreparedData, Splits, prepare
 from trainyard.errors import UserError
@@ -17,8 +19,9 @@ from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
 from trainyard.evaluation.measures import confusion, per_class, worst_rows
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
 from trainyard.evaluation.page import page
-from trainyard.evaluation.rows import extra_columns, labeled_splits, texts_of
+from trainyard.evaluation.rows import extra_columns, group_of_rows, labeled_splits, texts_of
 from trainyard.evaluation.scoring import score
+from trainyard.evaluation.selection import Selection, clean_rows, selection_of
 from trainyard.evaluation.slices import slices
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
 from trainyard.models import build_tokenizer
@@ -68,16 +71,30 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if other:
         column_order(other, splits.task)  # one that does not fit is known before anything starts
     columns = {split.name: extra_columns(config, splits, split.name) for split in splits.splits}
+    groups = {split.name: group_of_rows(config, splits, split.name) for split in splits.splits}
     name = config.resolved_run_name(splits.task.name)
     folder = JobFolder(storage_folder(config.storage_path) / name)
     folder.create()
     for note in splits.notes:
         say(note)
     judged = [model, *([other] if other else [])]
+    selections = {
+        split.name: [selection_of(each, config, splits.task.name, split) for each in judged]
+        for split in splits.splits
+    }
     with ray_session(config):
         data, logits = _predict(config, splits, judged, folder.path)
     found = {
-        name: _judge(config, splits, name, data, [each[name] for each in logits], further)
+        name: _judge(
+            config,
+            splits,
+            name,
+            data,
+            [each[name] for each in logits],
+            further,
+            selections[name],
+            groups[name],
+        )
         for name, further in columns.items()
     }
     headlines = [split["metrics"][splits.task.score] for split in found.values()]
@@ -89,6 +106,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         "score_metric": splits.task.score,
         "model": model.name,
         "against": config.against,
+        "group_column": config.group_column,
         "max_length": max_length(model, config.max_length),
         "stored_temperature": stored,
         "splits": found,
@@ -136,8 +154,13 @@ def _judge(
     data: PreparedData,
     logits: list[Any],
     columns: Mapping[str, Sequence[str]],
+    selections: Sequence[Selection],
+    groups: NDArray[Any] | None,
 ) -> dict[str, Any]:
-    """All that is known about the first model on one split, whose slices are by `columns` too."""
+    """All that is known about the first model on one split, whose slices are by `columns` too.
+
+    Calibration and comparison leave out rows that chose the models, where others are left.
+    """
     task, table = splits.task, data.table(name)
     labels = table.labels[:]
     mine, seed = logits[0], config.seed
@@ -146,17 +169,35 @@ def _judge(
     found: dict[str, Any] = {
         "rows": len(labels),
         "truncated_rows": int(table.info["truncated_rows"]),
-        **score(task, mine, labels, seed=seed),
+        **score(task, mine, labels, seed=seed, groups=groups),
         "classes": per_class(task, mine, labels, seed=seed),
         "confusion": confusion(task, mine, labels),
         "slices": slices(task, mine, labels, table.lengths, columns, seed=seed),
         "worst": [{**error, **texts[error["row"]]} for error in worst],
     }
     if task.problem_type != "regression":
-        found["calibration"] = calibration(task.problem_type, mine, labels, seed=seed)
+        rows, (selection,) = clean_rows(selections[:1], labels)
+        kept = slice(None) if rows is None else rows
+        found["calibration"] = calibration(
+            task.problem_type, mine[kept], labels[kept], seed=seed, selection=selection
+        )
     if len(logits) > 1:
         names = (config.model_name_or_path, str(config.against))
-        found["comparison"] = compare(task, mine, logits[1], labels, names=names, seed=seed)
+        rows, on_rows = clean_rows(selections, labels)
+        kept = slice(None) if rows is None else rows
+        found["comparison"] = {
+            **compare(
+                task,
+                mine[kept],
+                logits[1][kept],
+                labels[kept],
+                names=names,
+                seed=seed,
+                selections=on_rows,
+                groups=None if groups is None else groups[kept],
+            ),
+            "selections": [each.as_json() for each in on_rows],
+        }
     return found
 
 
@@ -170,7 +211,8 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
             when the folder cannot be written.
     """
     name, found = next(iter(splits.items()))
-    kept = {key: found["calibration"][key] for key in ("temperature", "before", "after")}
+    fields = ("temperature", "before", "after", "rows", "selection")
+    kept = {key: found["calibration"][key] for key in fields}
     if kept["temperature"] == COLDEST:
         raise UserError(
             f"--calibrate: with {100 * kept['before']['accuracy']:.4g} % of {name} right, any "
@@ -181,10 +223,12 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
         say(f"note: on {name} the model is no better than chance, so its scores are made all alike")
     path = folder / "calibration.json"
     try:
-        write_json(path, {**kept, "split": name, "rows": found["rows"]})
+        write_json(path, {**kept, "split": name})
     except OSError as error:
         raise UserError(
             f"--calibrate: {path} cannot be written ({error.strerror}), so no temperature is stored (the "
             "report is); copy the model to a folder that can"
         ) from error
     say(f"temperature {kept['temperature']:.3f} is stored in {path}")
+    if kept["selection"]:
+        say(f"note: {kept['selection']}; calibrate on other rows where there are some")

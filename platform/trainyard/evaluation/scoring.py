@@ -61,7 +61,14 @@ def not_finite(logits: Mapping[str, NDArray[Any]]) -> str | None:
     return None
 
 
-def score(task: Task, logits: NDArray[Any], labels: NDArray[Any], *, seed: int) -> dict[str, Any]:
+def score(
+    task: Task,
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    seed: int,
+    groups: NDArray[Any] | None = None,
+) -> dict[str, Any]:
     """Metrics of one split, each with its 95 % interval over rows, see `metric_interval`.
 
     Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}.
@@ -69,7 +76,7 @@ def score(task: Task, logits: NDArray[Any], labels: NDArray[Any], *, seed: int) 
     predictions, references = decode(task.problem_type, logits), np.asarray(labels)
     metrics = build_metric(task.metrics).compute(predictions=predictions, references=references)
     intervals = {
-        name: list(metric_interval(name, predictions, references, seed=seed))
+        name: list(metric_interval(name, predictions, references, seed=seed, groups=groups))
         for name in task.metrics
     }
     return {"metrics": metrics, "intervals": intervals}

@@ -26,10 +26,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.metrics import Statistic, get_metric
+from trainyard.metrics import Floats, Statistic, get_metric
 from trainyard.stats import statistic_of
 
-Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 CONFIRMATION_SHARE = 0.5

@@ -20,6 +20,7 @@ from trainyard.storage import (
     RunFolder,
     Stopwatch,
     fault_of,
+    file_digest,
     open_run,
     time_ledger,
     versions,
@@ -146,6 +147,7 @@ def _open_record(
         config=asdict(config),
         data_fingerprint=data.fingerprint,
         data_sources=dict(data.sources),
+        data_files=record.get("data_files") or _file_digests(config),
         model_revision=data.model_revision,
         base_model_digest=data.model_digest,
         versions=versions(),
@@ -153,6 +155,12 @@ def _open_record(
         **(trial.record if trial else {}),
     )
     return data
+
+
+def _file_digests(config: TrainConfig) -> dict[str, str]:
+    """Digest of each of the user's own files: an evaluation recognizes them under any name."""
+    names = ("train_file", "validation_file", "test_file")
+    return {name: file_digest(path) for name in names if (path := getattr(config, name))}
 
 
 def _supervise(

@@ -1,0 +1,237 @@
+"""Rows that chose a model do not call it better; rows that depend on each other count as groups."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_comparisons import best_of, grouped
+
+from trainyard.config import TrainConfig
+from trainyard.data.splits import find_splits, selection_and_test
+from trainyard.errors import UserError
+from trainyard.evaluation.calibration import calibration
+from trainyard.evaluation.comparison import WITHHELD, compare
+from trainyard.evaluation.config import EvalConfig
+from trainyard.evaluation.models import Judged
+from trainyard.evaluation.rows import group_of_rows
+from trainyard.evaluation.selection import Selection, clean_rows, selection_of
+from trainyard.stats import bootstrap_interval, metric_interval
+from trainyard.storage.digest import file_digest
+from trainyard.tasks import get_task
+
+NONE = Selection(kind="none", sentence="other rows chose it")
+TRIALS = Selection(kind="trials", sentence="A was chosen among 24 trials", candidates=None)
+
+
+@pytest.fixture
+def glue(tmp_path: Path) -> Path:
+    """A data folder with a task of two splits."""
+    (tmp_path / "glue/rte").mkdir(parents=True)
+    for name, rows in (("train", 20), ("validation", 40)):
+        columns = {"sentence1": [f"{name} {n}" for n in range(rows)], "sentence2": ["x"] * rows}
+        table = pa.table({**columns, "label": [n % 2 for n in range(rows)]})
+        pq.write_table(table, tmp_path / f"glue/rte/{name}.parquet")
+    return tmp_path / "glue"
+
+
+def write_run(path: Path, config: TrainConfig, evaluations: int = 3, **fields: Any) -> Judged:
+    """The folder of a run, as `train` leaves it."""
+    (path / "model").mkdir(parents=True)
+    sources = {split.name: split.digest for split in find_splits(config).splits}
+    record = {"config": vars(config), "data_sources": sources, **fields}
+    (path / "run.json").write_text(json.dumps(record))
+    lines = [{"step": n, "split": "validation", "metrics": {}} for n in range(evaluations)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return model_in(path)
+
+
+def model_in(path: Path) -> Judged:
+    return Judged(
+        name="A", path=str(path / "model"), task="rte", labels=("a", "b"), problem_type=None,
+        max_length=None,
+    )  # fmt: skip
+
+
+def kinds(model: Judged, glue: Path, *names: str, **flags: Any) -> list[tuple[str, int | None]]:
+    """What is found out about splits of the task."""
+    config = TrainConfig(task="rte", data_dir=str(glue))
+    flags = {"data_dir": str(glue), "task": "rte"} | flags
+    evaluation = EvalConfig(model_name_or_path="A", **flags)
+    splits = find_splits(config, names or ("train", "validation")).splits
+    found = [selection_of(model, evaluation, "rte", split) for split in splits]
+    return [(each.kind, each.candidates) for each in found]
+
+
+def test_a_run_was_trained_on_one_split_and_chosen_by_the_other(tmp_path: Path, glue: Path) -> None:
+    model = write_run(tmp_path / "run", TrainConfig(task="rte", data_dir=str(glue)))
+    assert kinds(model, glue) == [("trained", None), ("epochs", 3)]
+    other = pq.read_table(glue / "rte/validation.parquet").slice(1)
+    pq.write_table(other, glue / "rte/validation.parquet")
+    assert kinds(model, glue, "validation") == [("none", 1)]  # a file of other rows
+
+
+def test_a_model_of_a_sweep_was_chosen_among_its_trials(tmp_path: Path, glue: Path) -> None:
+    sweep, config = tmp_path / "sweep", TrainConfig(task="rte", data_dir=str(glue))
+    for number in range(4):
+        trial = {"kind": "search", "name": f"trial-000{number}"}
+        model = write_run(sweep / f"trials/trial-000{number}", config, trial=trial, sweep="s")
+        (sweep / f"trials/trial-000{number}/trial.json").write_text("{}")
+    again = {"kind": "confirmation", "name": "default-seed-0"}
+    default = write_run(sweep / "confirmation/default-seed-0", config, trial=again, sweep="s")
+    assert kinds(model, glue, "validation") == [("trials", None)]
+    assert kinds(default, glue, "validation") == [("epochs", 3)]
+    (sweep / "model").mkdir()
+    for best, expected in (("trial-0002", ("trials", None)), ("default", ("epochs", 3))):
+        record = {"kind": "sweep", "identity": "", "config": {}, "data_fingerprint": {}}
+        text = json.dumps({**record, "result": {"best_trial": best}})
+        (sweep / "sweep.json").write_text(text)
+        assert kinds(model_in(sweep), glue, "validation") == [expected]
+
+
+def test_rows_that_were_set_aside_judge_without_correction(tmp_path: Path, glue: Path) -> None:
+    config = TrainConfig(task="rte", data_dir=str(glue), test_share=0.5)
+    model = write_run(tmp_path / "run", config, trial={"kind": "search"}, sweep="s")
+    assert kinds(model, glue, "validation") == [("trials", None)]
+    evaluation = EvalConfig(model_name_or_path="A", data_dir=str(glue), task="rte")
+    (split,) = find_splits(TrainConfig(task="rte", data_dir=str(glue)), ["validation"]).splits
+    labels = np.arange(40) % 2
+    found = selection_of(model, evaluation, "rte", split)
+    rows, (on_rows, other) = clean_rows([found, NONE], labels)
+    assert rows is not None
+    assert rows.tolist() == selection_and_test(labels, 0.5)[1].tolist()
+    assert (on_rows.kind, on_rows.candidates, other) == ("none", 1, NONE)
+    assert clean_rows([NONE, TRIALS], labels) == (None, [NONE, TRIALS])
+
+
+def test_own_files_are_recognized_by_their_content(tmp_path: Path, glue: Path) -> None:
+    for name in ("train", "held", "test", "other"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name} 1,a\n{name} 2,b\n")
+    flags = {f"{flag}_file": str(tmp_path / f"{name}.csv") for flag, name in
+             (("train", "train"), ("validation", "held"), ("test", "test"))}  # fmt: skip
+    model = write_run(tmp_path / "run", TrainConfig(**flags))  # type: ignore[arg-type]
+
+    def kind(name: str) -> str:
+        own = {"data_dir": None, "task": None, "validation_file": str(tmp_path / f"{name}.csv")}
+        return kinds(model, glue, "validation", **own)[0][0]
+
+    expected = {"train": "trained", "held": "epochs", "test": "none", "other": "none"}
+    assert {name: kind(name) for name in expected} == expected
+    digests = {flag: file_digest(path) for flag, path in flags.items()}
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "held.csv").rename(tmp_path / "moved.csv")
+    assert kind("moved") == "unknown"  # an older run does not tell, once its file has moved
+    (tmp_path / "run/run.json").write_text(json.dumps({**record, "data_files": digests}))
+    assert kind("moved") == "epochs"
+    assert kinds(model, glue, "validation") == [("none", 1)]  # a task's rows are others
+
+
+def test_nothing_is_known_of_a_model_without_a_run(tmp_path: Path, glue: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert kinds(model_in(tmp_path), glue, "validation") == [("unknown", 1)]
+    hub = Judged(name="A", path="org/model", task="rte", labels=("a", "b"), problem_type=None,
+                 max_length=None)  # fmt: skip
+    assert kinds(hub, glue, "validation") == [("unknown", 1)]
+
+
+LABELS = np.arange(400) % 2
+
+
+def judged(wins: int, *selections: Selection) -> dict[str, Any]:
+    """The first model is right on 300 rows and some more, the second on 300."""
+    first, second = (
+        np.eye(2)[np.where(np.arange(400) < right, LABELS, 1 - LABELS)]
+        for right in (300 + wins, 300)
+    )
+    return compare(
+        get_task("rte"), first, second, LABELS, names=("A", "B"), seed=0, selections=selections
+    )
+
+
+def test_the_best_of_a_runs_evaluations_must_win_by_more() -> None:
+    plain = judged(8, NONE, NONE)
+    assert plain["metrics"]["accuracy"]["verdict"] == "better"
+    chosen = judged(8, Selection(kind="epochs", sentence="", candidates=12), NONE)
+    found = chosen["metrics"]["accuracy"]
+    assert found["verdict"] == "not distinguishable"
+    assert found["p_value"] == plain["metrics"]["accuracy"]["p_value"]  # its meaning stays
+    assert found["corrected_p_value"] == pytest.approx(12 * found["p_value"])
+    assert found["corrected_interval"][0] < found["interval"][0]
+    assert "corrected for the best of 12 and of 1" in chosen["verdict"]
+    against = judged(8, NONE, Selection(kind="epochs", sentence="", candidates=12))
+    assert against["metrics"]["accuracy"]["verdict"] == "better"  # these rows favor the other one
+    assert judged(40, Selection(kind="epochs", sentence="", candidates=12), NONE)[
+        "verdict"
+    ].startswith("A is better than B")
+
+
+def test_the_best_of_trials_is_not_called_better() -> None:
+    found = judged(40, TRIALS, NONE)
+    assert found["metrics"]["accuracy"]["verdict"] == WITHHELD
+    assert found["verdict"].startswith(
+        "no verdict on A and B: A was chosen among 24 trials, so these"
+    )
+    assert judged(-40, TRIALS, NONE)["verdict"].startswith("A is worse than B")
+    assert judged(-40, NONE, TRIALS)["metrics"]["accuracy"]["verdict"] == WITHHELD
+    assert "cannot be told apart" in judged(1, TRIALS, NONE)["verdict"]
+    unknown = judged(40, Selection(kind="unknown", sentence="nothing is known of A"), NONE)
+    assert unknown["verdict"].endswith("nothing is known of A")
+
+
+def test_calibration_on_rows_that_chose_the_model() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 500)
+    right = np.where(rng.random(500) < 0.8, labels, 1 - labels)
+
+    def verdict(confidence: float, selection: Selection | None) -> str | None:
+        logits = np.log([1 - confidence, confidence])[np.eye(2, dtype=int)[right]]
+        found = calibration(
+            "single_label_classification", logits, labels, seed=0, selection=selection
+        )
+        said: str | None = found["verdict"]
+        return said
+
+    for selection in (None, NONE, TRIALS):
+        assert verdict(0.95, selection) == "overconfident"
+    assert (verdict(0.6, None), verdict(0.6, TRIALS)) == ("underconfident", None)
+    epochs = Selection(kind="epochs", sentence="", candidates=20)
+    edge = next(c for c in np.arange(0.8, 0.5, -0.002) if verdict(c, None) == "underconfident")
+    assert verdict(edge, epochs) == "not distinguishable from calibrated"
+    assert verdict(0.6, epochs) == "underconfident"
+
+
+def test_a_false_better_is_as_rare_for_the_best_of_many() -> None:
+    assert best_of(12, 300, 0.0, "rte", 200, corrected=False)["better"][1] > 0.05
+    assert best_of(12, 300, 0.0, "rte", 200, corrected=True)["better"][1] <= 0.025
+
+
+def test_rows_of_a_group_count_together() -> None:
+    assert grouped(50, 5, 150, by_group=False)["covered"][2] < 0.9
+    found = grouped(50, 5, 150, by_group=True)
+    assert found["covered"][2] >= 0.93
+    assert found["wrong"][1] <= 0.05
+    labels = np.arange(60) % 2
+    right = np.where(np.arange(60) % 5 > 0, labels, 1 - labels)
+    every = metric_interval("f1", right, labels, groups=np.arange(60))
+    assert every == pytest.approx(bootstrap_interval("f1", right, labels), abs=0.02)
+    with pytest.raises(UserError, match="all rows are of one group"):
+        metric_interval("f1", right, labels, groups=np.zeros(60))
+
+
+def test_the_group_column_is_read_from_the_file(glue: Path) -> None:
+    config = EvalConfig(
+        model_name_or_path="A", task="rte", data_dir=str(glue), group_column="sentence2"
+    )
+    splits = find_splits(TrainConfig(task="rte", data_dir=str(glue)), ["validation"])
+    groups = group_of_rows(config, splits, "validation")
+    assert groups is not None
+    assert groups.tolist() == ["x"] * 40
+    assert config.resolved_run_name("rte") != EvalConfig(
+        model_name_or_path="A", task="rte", data_dir=str(glue)
+    ).resolved_run_name("rte")
+    wrong = EvalConfig(model_name_or_path="A", task="rte", data_dir=str(glue), group_column="no")
+    with pytest.raises(UserError, match=r"--group-column no: .*has no column 'no'"):
+        group_of_rows(wrong, splits, "validation")
