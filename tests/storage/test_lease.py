@@ -1,0 +1,348 @@
+"""Leases on disk and in a bucket: a live driver keeps its own, and one that lost it writes nothing."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from storage.test_checkpoints import writer
+from support.bucket_here import endpoint, url
+
+from trainyard.errors import SupersededError, UserError
+from trainyard.storage import lease as leases
+from trainyard.storage.folder import RunFolder, SuiteFolder
+from trainyard.storage.lease import EXPIRY_SECONDS, LEASE, Lease, lives, this_process
+from trainyard.storage.store import Bucket, Conflict, Disk, Expected, Store, Version
+from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
+
+__all__ = ["endpoint", "url"]  # fixtures
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from trainyard.errors import SupersededError
+from trainyard.storage import lease as leases
+from trainyard.storage.folder import RunFolder
+
+leases.HEARTBEAT_SECONDS = 0.2
+folder = RunFolder(Path(sys.argv[1]))
+try:
+    with folder.lease() as lease:
+        print("held", flush=True)
+        while True:
+            lease.poll()
+            folder.update(status="held")
+            time.sleep(0.05)
+except SupersededError as error:
+    print(error, flush=True)
+"""
+
+
+def lease_of(store: Store) -> Lease:
+    return Lease(store, LEASE, "run 'run'")
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A driver in another process, which holds the lease of the run at `tmp_path`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "disk":
+        return Disk(tmp_path)
+    address: str = request.getfixturevalue("url")
+    return Bucket(address)
+
+
+def test_a_second_driver_is_refused_and_a_killed_one_is_succeeded_at_once(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    with (
+        pytest.raises(UserError, match=f"already being run by process {holder.pid} on"),
+        RunFolder(tmp_path).lease(),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with RunFolder(tmp_path).lease():
+        assert (tmp_path / LEASE).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_step_of_the_clock_takes_no_lease_away(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NTP moves the boot time, from which psutil computes when a process was started."""
+    assert holder.poll() is None
+    before = psutil.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: before + 1)
+    with pytest.raises(UserError, match="already being run"), RunFolder(tmp_path).lease():
+        pass
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 61.0, 3600.0])
+def test_the_clock_of_a_host_takes_no_lease_away(
+    store: Store, ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage says how old a heartbeat is: the clocks of two hosts may differ by anything."""
+    store.write(LEASE, json.dumps({"host": "elsewhere", "pid": 1, "id": "x"}).encode())
+    there = time.time
+    monkeypatch.setattr(time, "time", lambda: there() + ahead)
+    with pytest.raises(UserError, match="process 1 on elsewhere"), lease_of(store):
+        pass
+
+
+def test_a_suspended_driver_is_succeeded_when_its_lease_expires_and_then_ends(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert holder.stdout is not None
+    holder.send_signal(signal.SIGSTOP)
+    folder = RunFolder(tmp_path)
+    with pytest.raises(UserError, match="already being run"), folder.lease():
+        pass
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 1.0)
+    with folder.lease(patience=10) as lease:
+        folder.update(status="successor's")
+        holder.send_signal(signal.SIGCONT)
+        assert "run '" in (sentence := holder.stdout.readline())
+        assert f"was taken over by process {os.getpid()} on" in sentence
+        assert holder.wait(10) == 0
+        assert folder.read() == {"status": "successor's"}
+        lease.check()
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_a_lease_of_another_host_expires(tmp_path: Path) -> None:
+    lease = tmp_path / LEASE
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0, "id": "x"}))
+    with pytest.raises(UserError, match="process 1 on elsewhere"), lease_of(Disk(tmp_path)):
+        pass
+    long_ago = time.time() - EXPIRY_SECONDS - 1
+    os.utime(lease, (long_ago, long_ago))
+    with lease_of(Disk(tmp_path)):
+        assert json.loads(lease.read_text())["pid"] == os.getpid()
+
+
+def test_who_lives() -> None:
+    """A reused process id is another process; a lease of the first version tells no ticks."""
+    here = this_process()
+    assert lives(here, 0)
+    assert not lives(here, EXPIRY_SECONDS)
+    assert not lives({**here, "ticks": here["ticks"] - 1}, 0)
+    assert not lives({**here, "pid": 2**22 + 1}, 0)
+    first_version = {**here, "started": 0.0}
+    del first_version["ticks"]
+    assert lives(first_version, 0)
+    assert not lives({**first_version, "pid": 2**22 + 1}, 0)
+    # Containers may share the host's name (docker run --network host), not its process ids.
+    for changed in ({"processes": "pid:[1]"}, {"host": "elsewhere"}):
+        assert lives({**here, "pid": 2**22 + 1, **changed}, 0)
+
+
+def test_a_killed_process_that_is_not_waited_for_holds_nothing(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    holder.kill()
+    while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with RunFolder(tmp_path).lease():
+        pass
+
+
+def test_of_many_that_take_over_a_dead_lease_one_gets_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(LEASE, json.dumps({**this_process(), "pid": 2**22 + 1}).encode())
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.0)
+    held, refused, faults = [], [], []
+    done = threading.Event()
+
+    def take() -> None:
+        try:
+            with lease_of(store) as lease:
+                held.append(lease.id)
+                done.wait(60)
+                lease.check()
+        except SupersededError as error:
+            faults.append(error)
+        except UserError as error:
+            refused.append(error)
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while len(held) + len(refused) + len(faults) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert (len(held), len(refused)) == (1, 7)
+
+
+def test_a_slow_taker_does_not_remove_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found the lease dead, then slept while another took it."""
+    disk = Disk(tmp_path)
+    disk.write(LEASE, json.dumps({**this_process(), "pid": 2**22 + 1}).encode())
+    quick = lease_of(Disk(tmp_path))
+    clock = disk.clock
+
+    def asleep() -> datetime:
+        quick.__enter__()
+        return clock()
+
+    monkeypatch.setattr(disk, "clock", asleep)
+    with pytest.raises(UserError, match="already being run"), lease_of(disk):
+        pass
+    quick.check()
+    quick.__exit__()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_late_heartbeat_does_not_undo_the_release(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its write left before the lease was given back, and arrives after."""
+    late, arrived = threading.Event(), threading.Event()
+    write = store.write
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
+    lease = lease_of(store)
+    lease.__enter__()
+
+    def slow(name: str, content: bytes, *, over: Expected = None) -> Version:
+        if b"beat" not in content:
+            return write(name, content, over=over)
+        late.wait(30)
+        try:
+            return write(name, content, over=over)
+        except Conflict:
+            arrived.set()
+            raise
+
+    monkeypatch.setattr(store, "write", slow)
+    time.sleep(0.1)  # the heartbeat is on its way
+    monkeypatch.setattr(lease._heart, "join", lambda timeout: timeout)
+    lease.__exit__()
+    late.set()
+    assert arrived.wait(30)
+    threading.Thread.join(lease._heart, 30)
+    with lease_of(store):
+        pass
+
+
+def test_a_lease_outlives_a_storage_that_fails_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[str] = []
+    replace = Path.replace
+
+    def sometimes(path: Path, target: Path) -> Path:
+        beats.append("failed" if len(beats) < 2 else "got through")
+        if beats[-1] == "failed":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(path, target)
+
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
+    with lease_of(Disk(tmp_path)):
+        monkeypatch.setattr(Path, "replace", sometimes)
+        deadline = time.monotonic() + 10
+        while "got through" not in beats and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert beats[:3] == ["failed", "failed", "got through"]
+
+
+def test_a_lease_on_a_full_disk_is_one_sentence_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with (
+        pytest.raises(UserError, match=r"cannot be written \(No space left"),
+        lease_of(Disk(tmp_path)),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+WRITES: dict[str, Callable[[RunFolder], object]] = {
+    "record": lambda run: run.update(status="failed"),
+    "journal line": lambda run: run.append_metrics({"step": 1}),
+    "rewind": lambda run: run.rewind_metrics(0),
+    "progress": lambda run: run.set_progress(step=1),
+    "predictions": lambda run: run.write_predictions({"validation": np.zeros((2, 2))}),
+    "claim": lambda run: run.store().claim(),
+    "deletion": lambda run: run.store().keep(()),
+    "fresh": RunFolder.clear,
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("level", ["run", "sweep"])
+def test_a_driver_that_lost_its_lease_writes_nothing(
+    tmp_path: Path, write: Callable[[RunFolder], object], level: str
+) -> None:
+    """Its own, or that of the sweep or suite which the run belongs to."""
+    sweep = SweepFolder(tmp_path)
+    with sweep.lease():
+        run = sweep.run("search", "trial-0000")
+        run.create()
+        with run.lease():
+            store = run.store()
+            store.claim()
+            store.commit(10, writer("mine"))
+            run.append_metrics({"step": 10})
+            (({"run": run, "sweep": sweep}[level]).path / LEASE).unlink()  # as if it had expired
+            before = snapshot(run.path)
+            with pytest.raises(SupersededError, match=f"{level} '.*' was taken over"):
+                write(run)
+            with pytest.raises(SupersededError):
+                store.commit(20, writer("mine"))
+            assert snapshot(run.path) == before
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LEASE)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_sweeps_and_suites_that_lost_their_lease_write_nothing(tmp_path: Path) -> None:
+    sweep, suite = SweepFolder(tmp_path / "sweep"), SuiteFolder(tmp_path / "suite")
+    spec = TrialSpec(index=0, name="trial-0000", hyperparameters={})
+    for folder, write in (
+        (sweep, lambda: sweep.add(spec)),
+        (sweep, lambda: sweep.update(status="failed")),
+        (suite, lambda: suite.write_table({"tasks": []}, "", "")),
+    ):
+        folder.create()
+        with folder.lease():
+            (folder.path / LEASE).unlink()
+            with pytest.raises(SupersededError, match="was taken over by another driver"):
+                write()
+            assert not snapshot(folder.path)
