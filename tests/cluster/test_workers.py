@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.lease import LEASE
 from trainyard.training.driver import launch, node_watch
+from trainyard.training.outcome import Outcome
 from trainyard.training.worker.session import Session
 
 
@@ -198,6 +200,45 @@ def test_a_new_checkpoint_starts_the_count_of_failures_anew(
     launch.run_workers(config, None, None, folder, {"CPU": 1.0}, threading.Event())  # type: ignore[arg-type]
     assert folder.store().steps() == [1, 2, 3, 4, 5]
     assert Lost.attempts == 7  # five further on, one restart without progress
+
+
+class Superseded:
+    """A trainer whose worker finds the run claimed by another attempt, twice, then finishes."""
+
+    def __init__(self) -> None:
+        self.attempts = 0
+
+    def fit(self) -> Any:
+        from ray.train import WorkerGroupError
+
+        self.attempts += 1
+        if self.attempts < 3:
+            raise WorkerGroupError("superseded", {0: SupersededError("attempt x was superseded")})
+        return SimpleNamespace(return_value=Outcome(status="finished"))
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_driver_without_its_lease_restarts_nothing_and_the_rightful_one_counts_no_failure(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    trainer = Superseded()
+    monkeypatch.setattr(launch, "_trainer", lambda *_: trainer)
+    monkeypatch.setattr(node_watch, "_leaving", set)
+    monkeypatch.setattr(launch, "release_orphans", lambda: None)  # there is no Ray here
+    config = dataclasses.replace(small_run, max_failures=0)
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    run: Any = (config, None, None, folder, {"CPU": 1.0}, threading.Event())
+    with folder.lease():
+        if lost:
+            (folder.path / LEASE).unlink()
+            with pytest.raises(SupersededError, match="run 'run' was taken over"):
+                launch.run_workers(*run)
+            assert trainer.attempts == 1
+            assert not list(folder.path.iterdir())
+        else:
+            assert launch.run_workers(*run).status == "finished"
+            assert trainer.attempts == 3
 
 
 def test_a_watch_that_does_not_see_the_cluster_looks_again(

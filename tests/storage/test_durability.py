@@ -1,13 +1,17 @@
 """What a commit promises beyond what SIGKILL can show: the order of its writes, and who may undo it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from storage.test_checkpoints import writer
 
 from trainyard.errors import SupersededError
+from trainyard.storage.atomic import sync_tree, write_atomic
 from trainyard.storage.checkpoints import CheckpointStore
+from trainyard.storage.folder import RunFolder
 from trainyard.storage.manifest import MANIFEST
 
 
@@ -60,3 +64,71 @@ def test_an_attempt_that_slept_leaves_what_its_successor_committed(
     assert (successor.path(40) / "state").read_text() == "successor's"
     with pytest.raises(SupersededError):
         store.commit(50, writer("sleeper's"))
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is made durable, and of what is renamed, in order."""
+    seen: list[str] = []
+    fsync, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def traced(handle: int) -> None:
+        seen.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)  # noqa: PTH115
+        fsync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        seen.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    def replaced(path: Path, target: Path) -> Path:
+        seen.append(f"replace {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", traced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    return seen
+
+
+def test_the_journal_is_durable_before_a_checkpoint_that_refers_to_it(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    run = RunFolder(tmp_path)
+    store = run.store()
+    store.claim()
+    run.append_metrics({"step": 10, "loss": 0.5})
+    store.commit(10, writer("new"))
+    assert synced.index("metrics.jsonl") < synced.index("rename to step-00000010")
+
+
+def test_predictions_are_durable_under_their_name(tmp_path: Path, synced: list[str]) -> None:
+    RunFolder(tmp_path).write_predictions({"validation": np.zeros((3, 2), np.float32)})
+    at = synced.index("replace validation.npy")
+    assert synced[at - 1].startswith(".validation.npy.")
+    assert synced[at + 1] == "predictions"
+
+
+def test_folders_inside_a_folder_are_made_durable_too(tmp_path: Path, synced: list[str]) -> None:
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "file").write_text("x")
+    sync_tree(tmp_path)
+    assert synced == ["file", "inner", "outer", tmp_path.name]
+
+
+@pytest.mark.parametrize("write", [write_atomic, Path.write_text], ids=["atomic", "plain"])
+def test_processes_of_one_id_in_two_containers_do_not_share_a_scratch_file(
+    tmp_path: Path, write: Callable[[Path, str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second writes the same file while the first makes its own durable."""
+    fsync, pending = os.fsync, [write]
+
+    def second(handle: int) -> None:
+        if pending:
+            pending.pop()(tmp_path / "run.json", "second")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", second)
+    write_atomic(tmp_path / "run.json", "first")
+    assert (tmp_path / "run.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

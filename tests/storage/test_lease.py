@@ -174,7 +174,9 @@ def test_of_many_that_take_over_a_dead_lease_one_gets_it(
 ) -> None:
     store.write(LEASE, json.dumps({**this_process(), "pid": 2**22 + 1}).encode())
     monkeypatch.setattr(leases, "POLL_SECONDS", 0.0)
-    held, refused, faults = [], [], []
+    held: list[str] = []
+    refused: list[Exception] = []
+    faults: list[Exception] = []
     done = threading.Event()
 
     def take() -> None:

@@ -96,3 +96,18 @@ def rows_of(config: TrainConfig, name: str) -> list[dict[str, Any]]:
     splits = find_splits(dataclasses.replace(config, test_share=0.4)).splits
     (split,) = (split for split in splits if split.name == name)
     return [row for batch in split.batches() for row in batch.to_pylist()]
+
+
+def test_predictions_are_those_of_the_checkpoint_that_a_run_resumes_from(
+    small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """An attempt that was killed between an evaluation and its checkpoint leaves later ones."""
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=4, ledger=False)
+    outcome, folder = run_locally(config)
+    best = outcome.state.best_step
+    kept = {path.name: path.read_bytes() for path in folder.predictions.iterdir()}
+    stored = folder.checkpoints / f"step-{best:08d}" / "predictions"
+    assert {path.name: path.read_bytes() for path in stored.iterdir()} == kept
+    np.save(folder.predictions / "validation.npy", np.zeros((1, 2), np.float32))
+    run_locally(config)
+    assert {path.name: path.read_bytes() for path in folder.predictions.iterdir()} == kept

@@ -127,8 +127,9 @@ class RunProcess:
             self._permits.put(resume)
 
     def _fit(self) -> None:
-        outcome = Ended("finished")
+        outcome, defect = Ended("finished"), ""
         try:
+            self._run.check()
             # The node of its predecessor may have died a moment ago.
             fit(
                 self._spec.config,
@@ -146,10 +147,13 @@ class RunProcess:
             reason = str(error) if self._trial else reason_of(error, self._run.path)
             outcome = Ended("diverged" if isinstance(error, Diverged) else "failed", reason)
         except Exception as error:
-            self._run.create()
-            write_atomic(self._run.path / "error.txt", traceback.format_exc())
+            defect = traceback.format_exc()
             outcome = Ended("failed", f"{type(error).__name__}: {error}; see error.txt")
         try:
+            if defect:
+                self._run.check()
+                self._run.create()
+                write_atomic(self._run.path / "error.txt", defect)
             if self._trial is not None:
                 while self._unreported() is not None:
                     pass

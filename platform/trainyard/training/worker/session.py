@@ -179,7 +179,7 @@ class Session:
         An attempt that was killed may have written those of an evaluation that is made again now.
         """
         best = self.state.best_step
-        if self.accelerator.is_main_process and best is not None:
+        if self.accelerator.is_main_process and best in self._store.steps():
             self.folder.write_predictions(stored_predictions(self._store.bring(best)))
 
     def _is_told_to_stop(self) -> bool:

@@ -1,0 +1,83 @@
+"""A sweep or a suite whose lease was taken over ends at once and writes nothing more."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from trainyard.errors import SupersededError
+from trainyard.fleet import Fleet
+from trainyard.fleet.process import RunProcess
+from trainyard.storage.folder import JobFolder, SuiteFolder
+from trainyard.storage.lease import LEASE
+from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
+from trainyard.tasks import TASKS
+from trainyard.terminal import StopSignals
+from trainyard.tuning.config import SweepConfig
+from trainyard.tuning.trials import Context
+
+SPEC = TrialSpec(index=0, name="trial-0000", hyperparameters={})
+
+
+def lose(folder: JobFolder) -> set[Path]:
+    """Take the lease away, as if it had expired; returns the files that are left."""
+    (folder.path / LEASE).unlink()
+    return {path for path in folder.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("defect", [False, True])
+def test_a_trial_of_a_lost_sweep_trains_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defect: bool
+) -> None:
+    """Also when it meets a defect of the program after the lease was lost."""
+    sweep = SweepFolder(tmp_path / "sweep")
+    sweep.create()
+
+    def part(process: RunProcess) -> None:
+        if defect:
+            lost.append(lose(sweep))
+            raise RuntimeError("a defect")
+
+    lost: list[set[Path]] = []
+    monkeypatch.setattr(RunProcess, "_part", part)
+    with sweep.lease():
+        sweep.add(SPEC)
+        data: Any = {("m", 1): SimpleNamespace(folders=("train", "validation"))}
+        context = Context(
+            sweep="sweep", config=SweepConfig(task="mrpc"), task=TASKS["mrpc"], data=data,
+            per_worker={"CPU": 1.0}, fence=sweep.fence,
+            folders={"search": sweep.trials, "confirmation": sweep.confirmation},
+        )  # fmt: skip
+        process = RunProcess(context.shared)
+        process.start(context.run(SPEC))
+        if not defect:
+            lost.append(lose(sweep))
+        with pytest.raises(SupersededError, match="sweep 'sweep' was taken over"):
+            process.next_report()
+        assert {path for path in sweep.path.rglob("*") if path.is_file()} == lost[0]
+
+
+@pytest.mark.parametrize("kind", [SweepFolder, SuiteFolder])
+def test_a_lost_job_waits_for_none_of_its_runs(
+    kind: type[JobFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kind(tmp_path / "job")
+    folder.create()
+    forever = threading.Event()
+
+    def run_tuner(*_: Any) -> None:
+        lose(folder)
+        forever.wait(60)
+
+    monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", run_tuner)
+    fleet = Fleet(
+        folder=folder, concurrent=1, restarts=0, signals=StopSignals(folder.stop_request)
+    )  # fmt: skip
+    with (
+        folder.lease(),
+        pytest.raises(SupersededError, match=f"{kind.KIND} 'job' was taken over"),
+    ):
+        fleet.run(lambda: None, lambda: False, lambda *_: None)
+    forever.set()
