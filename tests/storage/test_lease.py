@@ -20,6 +20,7 @@ from support.bucket_here import endpoint, url
 
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage import lease as leases
+from trainyard.storage import store as stores
 from trainyard.storage.folder import RunFolder, SuiteFolder
 from trainyard.storage.lease import EXPIRY_SECONDS, LEASE, Lease, lives, this_process
 from trainyard.storage.store import Bucket, Conflict, Disk, Expected, Store, Version
@@ -28,18 +29,23 @@ from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
 __all__ = ["endpoint", "url"]  # fixtures
 
 HOLD = """
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 from trainyard.errors import SupersededError
 from trainyard.storage import lease as leases
+from trainyard.storage import store as stores
 from trainyard.storage.folder import RunFolder
 
 leases.HEARTBEAT_SECONDS = 0.2
 folder = RunFolder(Path(sys.argv[1]))
 try:
     with folder.lease() as lease:
+        folder.update(status="held")
         print("held", flush=True)
         while True:
+            if (folder.path / "suspend").exists():
+                (folder.path / "suspend").unlink()
+                os.kill(os.getpid(), signal.SIGSTOP)
             lease.poll()
             folder.update(status="held")
             time.sleep(0.05)
@@ -86,7 +92,7 @@ def test_a_second_driver_is_refused_and_a_killed_one_is_succeeded_at_once(
     holder.wait()
     with RunFolder(tmp_path).lease():
         assert (tmp_path / LEASE).exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert not (tmp_path / LEASE).exists()
 
 
 def test_a_step_of_the_clock_takes_no_lease_away(
@@ -116,7 +122,9 @@ def test_a_suspended_driver_is_succeeded_when_its_lease_expires_and_then_ends(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert holder.stdout is not None
-    holder.send_signal(signal.SIGSTOP)
+    (tmp_path / "suspend").touch()
+    while psutil.Process(holder.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
     folder = RunFolder(tmp_path)
     with pytest.raises(UserError, match="already being run"), folder.lease():
         pass
@@ -130,6 +138,39 @@ def test_a_suspended_driver_is_succeeded_when_its_lease_expires_and_then_ends(
         assert folder.read() == {"status": "successor's"}
         lease.check()
     assert not (tmp_path / LEASE).exists()
+
+
+def test_a_driver_suspended_while_it_replaced_its_lease_blocks_nobody_and_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "GUARD_SECONDS", 0.2)
+    disk = Disk(tmp_path)
+    version = disk.write(LEASE, b"{}")
+    asleep, awake = threading.Event(), threading.Event()
+    replace = Path.replace
+    faults: list[Exception] = []
+
+    def sleeps(path: Path, target: Path) -> Path:
+        if threading.current_thread() is sleeper:
+            asleep.set()
+            awake.wait(30)
+        return replace(path, target)
+
+    def beat() -> None:
+        try:
+            disk.write(LEASE, b'{"id": "sleeper"}', over=version)
+        except Conflict as error:
+            faults.append(error)
+
+    monkeypatch.setattr(Path, "replace", sleeps)
+    sleeper = threading.Thread(target=beat)
+    sleeper.start()
+    assert asleep.wait(30)
+    Disk(tmp_path).write(LEASE, b'{"id": "successor"}')
+    awake.set()
+    sleeper.join()
+    assert faults
+    assert (tmp_path / LEASE).read_bytes() == b'{"id": "successor"}'
 
 
 def test_a_lease_of_another_host_expires(tmp_path: Path) -> None:

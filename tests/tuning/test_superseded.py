@@ -35,7 +35,7 @@ def test_a_trial_of_a_lost_sweep_trains_and_writes_nothing(
     sweep = SweepFolder(tmp_path / "sweep")
     sweep.create()
 
-    def part(process: RunProcess) -> None:
+    def part(_: RunProcess) -> None:
         if defect:
             lost.append(lose(sweep))
             raise RuntimeError("a defect")

@@ -5,19 +5,22 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCRATCH = ".*.tmp"
-"""Glob pattern of the scratch files below, which a crash may leave behind."""
-
 
 def scratch_path(path: Path) -> Path:
     """Return a hidden name next to `path`; process ids alone would collide between containers."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def scratch_pattern(name: str | None = None) -> str:
+    """Return the glob pattern of scratch files of a name, or of all; a crash leaves them behind."""
+    return f".{'*' if name is None else escape(name)}.*.tmp"
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from trainyard.errors import DamagedRun, UserError
 from trainyard.storage.atomic import (
-    SCRATCH,
     scratch_path,
+    scratch_pattern,
     sync_file,
     write_array,
     write_atomic,
@@ -120,7 +120,7 @@ class JobFolder:
         with Lease(store, name, f"{self.KIND} '{self.path.name}'", patience) as lease:
             above, self.fence = self.fence, lease.fence(self.fence)
             try:
-                for left in self.path.glob(SCRATCH):
+                for left in self.path.glob(scratch_pattern()):
                     left.unlink(missing_ok=True)
                 yield lease
             finally:
@@ -175,7 +175,7 @@ class JobFolder:
         return sorted(
             path.name
             for path in self.path.iterdir()
-            if path.name not in own and not path.match(SCRATCH)
+            if path.name not in own and not path.match(scratch_pattern())
         )
 
     def clear(self) -> None:

@@ -12,9 +12,10 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -26,7 +27,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import from_url
 
 from trainyard.errors import UserError
-from trainyard.storage.atomic import scratch_path
+from trainyard.storage.atomic import scratch_path, scratch_pattern
 
 SCHEMES = {
     "s3": "the bucket's name and AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL",
@@ -35,6 +36,8 @@ SCHEMES = {
 """Supported schemes, and what to check when a bucket does not answer."""
 CHUNK = 8 * 2**20
 """Bytes."""
+GUARD_SECONDS = 10.0
+"""Maximum time to replace a small file."""
 
 Version = dict[str, Any]
 """Identifies an object's content: changes with every write of another content."""
@@ -100,12 +103,16 @@ class Disk:
     def write(self, name: str, content: bytes, *, over: Expected = None) -> Version:
         """See `Store`."""
         scratch = scratch_path(self.folder / name)
-        with self._reported(), self._guarded(name):
-            self._expect(name, over)
+        with self._reported():
             try:
                 scratch.write_bytes(content)
-                scratch.replace(self.folder / name)
-            except OSError:
+                with self._guarded(name, scratch):
+                    self._expect(name, over)
+                    try:
+                        scratch.replace(self.folder / name)
+                    except FileNotFoundError as error:  # deleted by a process that waited too long
+                        raise Conflict from error
+            except BaseException:
                 scratch.unlink(missing_ok=True)
                 raise
         return _content_version(content)
@@ -133,32 +140,33 @@ class Disk:
                 raise Conflict
 
     @contextmanager
-    def _guarded(self, name: str) -> Iterator[None]:
+    def _guarded(self, name: str, own: Path | None = None) -> Iterator[None]:
         """Let one process of all hosts at a time compare and replace an object.
 
         The lock file is removed while it is locked; a process that waited for the removed one sees that
-        the name has another inode, or none, and starts over.
+        the name has another inode, or none, and starts over. A process that holds the lock for longer than
+        `GUARD_SECONDS` is suspended: its scratch file is deleted, so that it cannot replace anything.
         """
         path = self.folder / lock_name(name)
+        deadline = time.monotonic() + GUARD_SECONDS
         while True:
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
             try:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-                except OSError as error:
-                    # File systems without locks still replace atomically; the gap between compare
-                    # and replace is left open there.
-                    if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
-                        raise
-                with suppress(FileNotFoundError):
-                    if path.stat().st_ino == os.fstat(handle).st_ino:
-                        try:
-                            yield
-                        finally:
-                            path.unlink(missing_ok=True)
-                        return
+                if _lock(handle) and _is_at(path, handle):
+                    try:
+                        yield
+                    finally:
+                        path.unlink(missing_ok=True)
+                    return
             finally:
                 os.close(handle)
+            if time.monotonic() > deadline:
+                deadline = time.monotonic() + GUARD_SECONDS
+                for scratch in self.folder.glob(scratch_pattern(name)):
+                    if scratch != own:
+                        scratch.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            time.sleep(0.01)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -166,6 +174,29 @@ class Disk:
             yield
         except OSError as error:
             raise unwritable(self.folder, error) from error
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file without waiting; return False where another process has locked it.
+
+    File systems without locks still replace atomically; the gap between compare and replace is left
+    open there.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
+            raise
+    return True
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(handle).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def lock_name(name: str) -> str:
