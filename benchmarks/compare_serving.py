@@ -2,6 +2,7 @@
 
     python benchmarks/compare_serving.py --data-dir DIR --rounds 2 --seconds 10
 
+`--kinds ours ours-grpc ours-handle` compares what lies between our gateway and its replica.
 Sentences of SST-2 of all lengths, MiniLM with a head of two classes, one request one text. Writes
 every figure, ratios and versions to benchmarks/results/serving.json.
 """
@@ -20,6 +21,8 @@ from provenance import provenance
 from serving_process import running
 
 KINDS = ("ours", "batch", "pipeline")
+TRANSPORTS = ("ours-grpc", "ours-handle")
+"""Ours, with Serve's gRPC transport or its handle between gateway and replica."""
 
 
 def sentences(data_dir: str, count: int = 400) -> list[str]:
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 32, 64])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS + TRANSPORTS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-haproxy", action="store_true")
     parser.add_argument("--engine", default="torch", help="of our server; the others have torch")

@@ -1,6 +1,8 @@
 """A server to be measured, as a process of its own on a free port, with a Ray of its own.
 
-python benchmarks/serving_process.py ours|batch MODEL PORT THREADS [ENGINE DTYPE]
+python benchmarks/serving_process.py ours|ours-grpc|ours-handle|batch MODEL PORT THREADS [ENGINE DTYPE]
+
+ours-grpc and ours-handle have Serve's transports between gateway and replica in place of connections.
 """
 
 import contextlib
@@ -19,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PATHS = {"ours": "/models/bench", "batch": "/models/reference", "pipeline": "/models/reference"}
+PATHS = dict.fromkeys(("ours", "ours-grpc", "ours-handle"), "/models/bench") | {
+    "batch": "/models/reference",
+    "pipeline": "/models/reference",
+}
 
 
 def free_port() -> int:
@@ -137,6 +142,24 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     raise SystemExit(f"{url} did not come up:\n{log.read_text()[-3000:]}")
 
 
+def use_serve_alone(*, grpc: bool) -> None:
+    """Let gateways that are deployed from here ask replicas through Serve, and through nothing else."""
+    from trainyard.serving.answer import Answer
+    from trainyard.serving.gateway import deployment
+    from trainyard.serving.gateway.discovery import ServeModels
+
+    class Models(ServeModels):
+        async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
+            return await self._call(self._model(name), name, body, seconds, grpc=grpc)
+
+    class Gateway(deployment.Gateway):
+        def __init__(self, options: dict[str, Any], *models: Any) -> None:
+            super().__init__(options, *models)
+            self._models = Models()
+
+    deployment.Gateway = Gateway  # type: ignore[misc]
+
+
 def main() -> None:
     """Deploy and stay until SIGTERM."""
     import ray
@@ -145,9 +168,11 @@ def main() -> None:
     kind, model, port, threads, *how = sys.argv[1:]
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port), "request_timeout_s": 120})
-    if kind == "ours":
+    if kind.startswith("ours"):
         from trainyard.serving.app import host_application
 
+        if kind != "ours":
+            use_serve_alone(grpc=kind == "ours-grpc")
         engine, dtype = how or ("torch", "float32")
         application = host_application(
             {"model": model, "name": "bench", "threads": threads, "engine": engine, "dtype": dtype}

@@ -281,3 +281,39 @@ def test_nothing_is_generated_for_a_caller_who_left_or_is_late(
             assert b"longer than this request may" in (await long).body
 
     asyncio.run(run())
+
+
+def test_health_asks_the_example_after_a_failure() -> None:
+    """A bad input fails alone; on a broken device the example fails, too."""
+    predictor: Any = Slow()
+    predictor.example = {"inputs": "example"}
+    broken, asked = [False], []
+    preprocess = predictor.preprocess
+
+    def counted(inputs: Any, parameters: Any) -> Prepared:
+        asked.append(inputs)
+        return preprocess(inputs, parameters)  # type: ignore[no-any-return]
+
+    def forward(rows: Sequence[Row]) -> list[Any]:
+        if broken[0] or asked[-1] == "bad":
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return [np.zeros(1) for _ in rows]
+
+    predictor.preprocess, predictor.forward = counted, forward
+
+    async def run() -> None:
+        host = host_of(predictor)
+        assert await host.find_fault() is None
+        assert asked == []  # nothing failed: nothing is computed
+        assert (await host.answer(b'{"inputs": "bad"}', 20)).status == 500
+        assert await host.find_fault() is None
+        assert asked == ["bad", "example"]
+        assert await host.find_fault() is None
+        assert asked == ["bad", "example"]
+        broken[0] = True
+        assert (await host.answer(b'{"inputs": "good"}', 20)).status == 500
+        for _ in range(3):  # Serve wants to hear it three times
+            assert await host.find_fault() == "it fails on the example of its task"
+        host.close()
+
+    asyncio.run(run())
