@@ -55,7 +55,12 @@ def config(models: dict[str, Path], version: Path, *, limits: Any = None) -> dic
                 "deployments": [
                     {
                         "name": "SharedModels",
-                        "user_config": {"models": {n: {"source": str(models[n])} for n in "bcgt"}},
+                        "user_config": {
+                            "models": {
+                                name: {"source": str(models[name[-1]])}
+                                for name in ("b", "c", "g", "org/c", "t")
+                            }
+                        },
                     }
                 ],
             },
@@ -103,7 +108,7 @@ def url(cluster: Any, models: dict[str, Path]) -> Iterator[str]:
 def _ready(url: str) -> bool:
     with contextlib.suppress(OSError, ValueError):
         names = [model["name"] for model in ask(f"{url}/models")[1]]
-        return ask(f"{url}/ready")[0] == 200 and names == ["b", "c", "g", "mail", "t"]
+        return ask(f"{url}/ready")[0] == 200 and names == ["b", "c", "g", "mail", "org/c", "t"]
     return False
 
 
@@ -130,7 +135,10 @@ def test_models_are_found_and_answer(url: str) -> None:
         load.wait_for((200, "a"))
         wait_until(lambda: ask(f"{url}/models/mail")[1]["lines"]["requests"] > 0, 10)
     status, answer = ask(f"{url}/models/mai", BODY)
-    assert (status, answer["error"]) == (404, "there is no such model; there are b, c, g, mail, t")
+    assert (status, answer["error"]) == (
+        404,
+        "there is no such model; there are b, c, g, mail, org/c, t",
+    )
 
 
 def test_a_new_version_takes_over_without_restart_and_without_a_failed_request(
@@ -199,7 +207,7 @@ def test_a_version_that_ends_its_process_ends_one_and_is_refused(
         load.wait_for((200, "a"))
         deploy(config(models, deadly))
         prefix = "attempt/mail:mail:"
-        wait_until(lambda: bool(_internal_kv_list(prefix, namespace="trainyard")), 30)
+        wait_until(lambda: bool(_internal_kv_list(prefix, namespace="trainyard")), 120)
         (attempt,) = _internal_kv_list(prefix, namespace="trainyard")
         owner = json.loads(_internal_kv_get(attempt, namespace="trainyard"))["owner"]["actor"]
         assert owner in before
@@ -242,8 +250,9 @@ def test_a_single_gateway_is_replaced_without_a_failed_request(
 
 
 def test_rare_models_share_a_replica_and_give_way(url: str) -> None:
-    for name in "bcb":
-        assert ask(f"{url}/models/{name}", BODY)[1][0][0]["label"].startswith(f"{name}-")
+    for name in ("b", "c", "b", "org/c"):
+        label = ask(f"{url}/models/{name}", BODY)[1][0][0]["label"]
+        assert label.startswith(f"{name[-1]}-")
 
 
 def test_requests_go_to_the_replica_that_has_their_model(url: str) -> None:

@@ -15,7 +15,15 @@ from trainyard.errors import UserError
 from trainyard.serving.app import default_name
 from trainyard.serving.check import check_config
 from trainyard.serving.gateway.keys import KeyRing
-from trainyard.serving.options import NAME, ModelOptions, SharedVersions, Version, check_name
+from trainyard.serving.options import (
+    NAME,
+    SUFFIXES,
+    ModelOptions,
+    SharedOptions,
+    SharedVersions,
+    Version,
+    check_name,
+)
 from trainyard.serving.replica.model_source import locate, task_of
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +120,23 @@ def test_what_contradicts_itself_is_told(applications: Any, sentence: str) -> No
         check_config({"applications": applications}, "serve/config.yaml")
 
 
+def test_a_name_with_a_slash_is_one_of_args() -> None:
+    """Serve names files after applications."""
+    model = {"import_path": "serve.app:model", "route_prefix": None}
+    model["deployments"] = [{"name": "Model", "user_config": {"source": "x"}}]
+    named = {**model, "name": "mail", "args": {"name": "org/mail"}}
+    check_config({"applications": [named]}, "FILE")
+    for other, sentence in (
+        ({**model, "name": "org/mail"}, "set `name: org/mail` in args"),
+        ({**model, "name": "other", "args": {"name": "org/mail"}}, "the model 'org/mail' is in"),
+        ({**model, "name": "other", "args": {"name": "org/info"}}, "is no model name"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            check_config({"applications": [named, other]}, "FILE")
+    with pytest.raises(UserError, match="shared models have their names in `user_config`"):
+        SharedOptions.parse({"name": "x"}, "args")
+
+
 def test_a_wrong_value_is_shown() -> None:
     with pytest.raises(UserError, match="args: 'dtype' is 'fp32': input should be 'float32'"):
         ModelOptions.parse({"dtype": "fp32"}, "args")
@@ -123,11 +148,11 @@ def test_a_wrong_value_is_shown() -> None:
 @given(st.text(max_size=100))
 def test_no_name_is_a_path(name: str) -> None:
     if NAME.fullmatch(name):
-        assert "/" not in name
         assert "\\" not in name
-        assert name not in (".", "..")
-        assert Path("/root", name).resolve().parent == Path("/root")
-        check_name(name)
+        organization, _, last = name.rpartition("/")
+        assert last not in (".", "..")
+        assert Path("/root", name).resolve().parent == Path("/root", organization)
+        assert check_name(name) == name or last in SUFFIXES
     else:
         with pytest.raises(ValueError, match="is no model name"):
             check_name(name)

@@ -50,13 +50,13 @@ def gateway_application(args: Any, *models: Any) -> "Application":
 
 
 def model_application(args: Any) -> "Application":
-    """Build one model, named as its application; `user_config` sets its version."""
+    """Build one model; `user_config` sets its version."""
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.versioned_model import Build
 
     options = ModelOptions.parse(args, "args of a model")
     fields = options.model_dump()
-    return _replicas(ModelReplica, MODEL, options).bind(None, fields, Build.of(fields))
+    return _replicas(ModelReplica, MODEL, options).bind(options.name, fields, Build.of(fields))
 
 
 def shared_application(args: Any) -> "Application":

@@ -106,7 +106,11 @@ def _check_application(application: Mapping[str, Any], where: str) -> list[str]:
         name = check_name(str(application["name"]))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
-    args.parse(application.get("args") or {}, f"{where}: args")
+    if "/" in name:
+        raise UserError(
+            f"{where}: Serve has no applications with '/' in their names; set `name: {name}` in args"
+        )
+    options = args.parse(application.get("args") or {}, f"{where}: args")
     deployments = application.get("deployments") or []
     if not all(isinstance(item, Mapping) for item in deployments):
         raise UserError(f"{where}: deployments must be a list of entries with a name")
@@ -121,4 +125,7 @@ def _check_application(application: Mapping[str, Any], where: str) -> list[str]:
     if versions.get(deployment) is None:
         raise UserError(f"{where}: deployments must hold `name: {deployment}` with a user_config")
     wanted = user_config.parse(versions[deployment], f"{where}: user_config")
-    return list(wanted.models) if isinstance(wanted, SharedVersions) else [name]
+    if isinstance(wanted, SharedVersions):
+        return list(wanted.models)
+    assert isinstance(options, ModelOptions)
+    return [options.name or name]

@@ -144,6 +144,7 @@ class ModelOptions(Strict):
     """`args` of a model. Changing them replaces its replicas, one after another.
 
     Attributes:
+        name: name of the model in its URL, NAME or ORG/NAME. Default: the name of its application.
         task: pipeline task of the model. Default: the task of its config's architecture.
         engine: engine of the forward pass: torch, compile, openvino. Default: the engine that
             jobs/engine.py measured as best for the model on such a machine, else torch.
@@ -164,6 +165,7 @@ class ModelOptions(Strict):
         num_gpus: GPUs that Ray reserves for each replica.
     """
 
+    name: str | None = None
     task: str | None = None
     engine: Literal["auto"] | EngineName = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -180,6 +182,11 @@ class ModelOptions(Strict):
     autoscaling: dict[str, Any] | None = None
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str | None) -> str | None:
+        return name if name is None else check_name(name)
 
     @field_validator("autoscaling")
     @classmethod
@@ -208,6 +215,12 @@ class SharedOptions(ModelOptions):
 
     max_loaded: int = Field(default=3, ge=1)
 
+    @field_validator("name")
+    @classmethod
+    def _no_name(cls, name: str | None) -> None:
+        if name is not None:
+            raise ValueError("shared models have their names in `user_config`")
+
 
 class SharedVersions(Strict):
     """`user_config` of shared replicas: their models by name."""
@@ -235,15 +248,9 @@ class HostOptions(ModelOptions):
     """
 
     model: str
-    name: str | None = None
     keys_file: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, name: str | None) -> str | None:
-        return name if name is None else check_name(name)
 
 
 def check_name(name: str) -> str:
