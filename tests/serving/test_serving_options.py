@@ -122,7 +122,7 @@ def test_what_contradicts_itself_is_told(applications: Any, sentence: str) -> No
 
 def test_a_name_with_a_slash_is_one_of_args() -> None:
     """Serve names files after applications."""
-    model = {"import_path": "serve.app:model", "route_prefix": None}
+    model: dict[str, Any] = {"import_path": "serve.app:model", "route_prefix": None}
     model["deployments"] = [{"name": "Model", "user_config": {"source": "x"}}]
     named = {**model, "name": "mail", "args": {"name": "org/mail"}}
     check_config({"applications": [named]}, "FILE")
