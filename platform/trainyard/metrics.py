@@ -107,7 +107,7 @@ def matthews_correlation(predictions: NDArray[Any], references: NDArray[Any]) ->
     from sklearn.metrics import matthews_corrcoef
 
     check_rows(predictions, references)
-    if _constant(predictions) or _constant(references):
+    if is_constant(predictions) or is_constant(references):
         # 0/0. scikit-learn returns 0 too, but may warn.
         return 0.0
     return float(matthews_corrcoef(references, predictions))
@@ -131,7 +131,7 @@ def _correlation(
     function: Callable[..., Any], predictions: NDArray[Any], references: NDArray[Any]
 ) -> float:
     check_rows(predictions, references)
-    if _constant(predictions) or _constant(references):
+    if is_constant(predictions) or is_constant(references):
         # SciPy returns NaN, which no scheduler can compare. A constant prediction carries no
         # information, so it scores as no correlation.
         return 0.0
@@ -395,5 +395,6 @@ def check_rows(predictions: NDArray[Any], references: NDArray[Any]) -> None:
         raise UserError("there are no rows to score; a metric needs at least one")
 
 
-def _constant(values: NDArray[Any]) -> bool:
+def is_constant(values: NDArray[Any]) -> bool:
+    """Return whether all rows are equal."""
     return bool((values == values[0]).all())

@@ -16,6 +16,7 @@ from trainyard.evaluation.comparison import compare, mcnemar, permutation_test
 from trainyard.evaluation.measures import confusion, per_class, worst_rows
 from trainyard.evaluation.page import _slices, _worst
 from trainyard.evaluation.run import store_temperature
+from trainyard.evaluation.scoring import one_answer_words, one_answers, score
 from trainyard.evaluation.slices import column_groups, slices
 from trainyard.inference.tasks.text_classification import stored_temperature
 from trainyard.metrics import f1
@@ -43,6 +44,23 @@ def test_calibration_error_by_hand() -> None:
     right = np.array([1, 1, 1, 0, 1, 0])
     expected = (4 * abs(0.75 - 0.95) + 2 * abs(0.5 - 0.55)) / 6
     assert calibration_error(confidence, right) == pytest.approx(expected)
+
+
+def test_one_answer_for_every_row_is_said_in_words() -> None:
+    labels = np.array([0, 1, 1])
+    always = np.tile([-1.0, 1.0], (3, 1))
+    found = {"validation": score(MRPC, always, labels, seed=0)}
+    words = one_answer_words(one_answers(found))
+    assert words.startswith(
+        "the model answers 'equivalent' for every row of validation, so the score"
+    )
+    assert "one_answer" not in score(MRPC, always * [[1], [1], [-1]], labels, seed=0)
+    assert "one_answer" not in score(MRPC, always, np.array([1, 1, 1]), seed=0)  # it may be right
+    assert score(STSB, np.full((3, 1), 2.5), labels.astype(float), seed=0)["one_answer"] == "2.5"
+    topics = np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]])
+    answer = score(TOPICS, np.tile([1.0, -1.0, 1.0], (3, 1)), topics, seed=0)["one_answer"]
+    assert answer == "a, c"
+    assert one_answer_words({}) == ""
 
 
 @pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])

@@ -14,7 +14,9 @@ import pytest
 from trainyard.batching import PLAN_VERSION
 from trainyard.errors import UserError
 from trainyard.glue.config import SuiteConfig
-from trainyard.glue.suite import run_suite, worker_capacity
+from trainyard.glue.suite import _plan, run_suite, worker_capacity
+from trainyard.models import weights_digest
+from trainyard.storage import SuiteFolder
 from trainyard.tasks import get_task
 
 
@@ -60,21 +62,14 @@ def test_a_worker_that_fits_nowhere_is_refused() -> None:
         worker_capacity(config, config.run_config("rte", 1), [{"CPU": 3.0}, {"CPU": 3.0}])
 
 
-@pytest.fixture
-def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteConfig:
-    """A suite of RTE and MNLI whose runs are finished and in the table; no Ray is started."""
-    monkeypatch.setattr("trainyard.glue.suite.ray_session", lambda *_: contextlib.nullcontext())
-    config = SuiteConfig(
-        tasks=("mnli", "rte"),
-        seeds=(1,),
-        data_dir=str(tmp_path / "data"),
-        storage_path=str(tmp_path),
-    )
+def finish(config: SuiteConfig) -> None:
+    """Write the folders of finished runs."""
     for task in config.tasks:
         run, judged = config.run_config(task, 1), get_task(task).evaluation_splits
-        (tmp_path / "data" / task).mkdir(parents=True)
+        data = Path(str(config.data_dir)) / task
+        data.mkdir(parents=True, exist_ok=True)
         for split in ("train", *judged):
-            pq.write_table(pa.table({"label": [0]}), tmp_path / "data" / task / f"{split}.parquet")
+            pq.write_table(pa.table({"label": [0]}), data / f"{split}.parquet")
         metrics = {split: {"accuracy": 0.5} for split in judged}
         done = {
             "run": run.run_name, "task": task, "score": 0.5, "metrics": metrics, "seconds": 9.0,
@@ -88,6 +83,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteConfig:
         (folder / "run.json").write_text(
             json.dumps(
                 {
+                    "name": run.run_name,
                     "config": dataclasses.asdict(run),
                     "plan_version": PLAN_VERSION,
                     "status": "finished",
@@ -95,6 +91,19 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteConfig:
                 }
             )
         )
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuiteConfig:
+    """A suite of RTE and MNLI whose runs are finished and in the table; no Ray is started."""
+    monkeypatch.setattr("trainyard.glue.suite.ray_session", lambda *_: contextlib.nullcontext())
+    config = SuiteConfig(
+        tasks=("mnli", "rte"),
+        seeds=(1,),
+        data_dir=str(tmp_path / "data"),
+        storage_path=str(tmp_path),
+    )
+    finish(config)
     run_suite(config)
     return config
 
@@ -117,6 +126,34 @@ def test_the_table_is_kept_when_what_it_is_made_of_cannot_be_read(finished: Suit
     ):
         run_suite(finished)
     assert (finished.folder / "glue.json").read_bytes() == table
+
+
+def test_a_warm_start_goes_stale_with_its_source(finished: SuiteConfig) -> None:
+    """Its result is of a model that is gone: not kept in silence, and asked again after a retraining."""
+    warm = dataclasses.replace(finished, warm_start=True, run_name="warm")
+    finish(warm)
+    source, run = (warm.folder / name for name in ("mnli-seed-1", "rte-seed-1-from-mnli"))
+    (source / "model/config.json").write_text("{}")
+    record = json.loads((run / "run.json").read_text())
+    record["base_model_digest"] = weights_digest(str(source / "model"))
+    (run / "run.json").write_text(json.dumps(record))
+    run_suite(warm)
+    table = (warm.folder / "glue.json").read_bytes()
+    (source / "model/model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(
+        UserError,
+        match=r"the base weights of run 'rte-seed-1-from-mnli' .* have changed .*; use rm -r "
+        r"\S*/rte-seed-1-from-mnli to start this run anew, or choose another --run-name; the table",
+    ):
+        run_suite(warm)
+    assert (warm.folder / "glue.json").read_bytes() == table
+    (source / "run.json").unlink()
+    configs = {
+        path.name: warm.run_config(task, 1) for task, path in (("mnli", source), ("rte", run))
+    }
+    outcomes, schedule = _plan(warm, configs, set(), SuiteFolder(warm.folder))
+    assert not outcomes.finished
+    assert [job.after for job in schedule.waiting] == [None, "mnli-seed-1"]
 
 
 def test_a_run_that_failed_is_said_before_a_submission_that_lacks_it(

@@ -17,6 +17,7 @@ def result(seed: int, f1: float, rows: dict[str, int] | None = None) -> dict[str
         "score": f1, "seconds": 10.0 * seed, "train_samples_per_second": 100.0 + seed,
         "metrics": {"validation": {"accuracy": f1 - 0.1, "f1": f1}},
         "intervals": {"validation": {"accuracy": [0.6, 0.9], "f1": [0.7, 0.95]}},
+        "versions": {"torch": "2.13.0", "commit": "a" * 40}, "one_answer": {},
     }  # fmt: skip
 
 
@@ -49,15 +50,53 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     assert "88.85" in text
     assert "**79.0** \\*" in text  # the average counts a sample
     assert "| rte | failed | 0 |" in text
-    html = page({"model": "m", "versions": {}, **found})
+    html = page({"model": "m", **found})
     assert "Average of 1 tasks *" in html
     assert "74.0/84.0 *" in html
+
+
+def test_equal_scores_of_one_answer_are_no_interval(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc",), seeds=(1, 2), storage_path=str(tmp_path))
+    configs = {f"mrpc-seed-{seed}": config.run_config("mrpc", seed) for seed in config.seeds}
+    finished = {name: result(1, 0.812) for name in configs}
+    (equal,) = summary(configs, finished, {})["tasks"]
+    assert equal["metrics"][1]["seeds_interval"] == pytest.approx([0.812, 0.812])
+    for run in finished.values():
+        run["one_answer"] = {"validation": "equivalent"}
+    found = {"model": "m", **summary(configs, finished, {})}
+    (row,) = found["tasks"]
+    for figures in (*row["metrics"], row["score"], row["glue"], found["average"]):
+        assert figures["mean"] is not None
+        assert (figures["sd"], figures["seeds_interval"]) == (None, None)
+    words = (
+        "mrpc-seed-2: the model answers 'equivalent' for every row of validation, so the score says"
+    )
+    assert words in as_markdown(found)
+    finished["mrpc-seed-1"] = result(1, 0.9)  # the other one is a seed like any
+    (row,) = summary(configs, finished, {})["tasks"]
+    assert row["metrics"][1]["seeds_interval"] is not None
+
+
+def test_versions_are_those_of_the_runs(tmp_path: Path) -> None:
+    config = SuiteConfig(tasks=("mrpc",), seeds=(1, 2), storage_path=str(tmp_path))
+    configs = {f"mrpc-seed-{seed}": config.run_config("mrpc", seed) for seed in config.seeds}
+    finished = {name: result(1, 0.8) for name in configs}
+    found = {"model": "m", **summary(configs, finished, {})}
+    assert found["versions"] == {"torch": "2.13.0", "commit": "a" * 40}
+    assert "different versions" not in as_markdown(found)
+    assert "commit aaaaaaaaaa" in page(found)
+    finished["mrpc-seed-2"]["versions"] = {"torch": "2.14.0", "commit": None}
+    found = {"model": "m", **summary(configs, finished, {})}
+    assert found["versions"]["torch"] == "2.13.0, 2.14.0"
+    note = "different versions of torch: 2.13.0 (mrpc-seed-1); 2.14.0 (mrpc-seed-2)."
+    assert note in as_markdown(found)
+    assert "runs of several commits" in page(found)
 
 
 def test_what_is_not_run_yet_is_not_failed(tmp_path: Path) -> None:
     config = SuiteConfig(tasks=("mrpc",), seeds=(1,), storage_path=str(tmp_path))
     found = {"model": "m", **summary({"mrpc-seed-1": config.run_config("mrpc", 1)}, {}, {})}
-    for text in (as_markdown(found), page({**found, "versions": {}})):
+    for text in (as_markdown(found), page(found)):
         assert "not run yet" in text
         assert "failed |" not in text
         assert "failed</" not in text

@@ -12,5 +12,7 @@ from .inference import (
 )
 from .run import evaluate as evaluate
 from .scoring import not_finite as not_finite
+from .scoring import one_answer_words as one_answer_words
+from .scoring import one_answers as one_answers
 from .scoring import predict as predict
 from .scoring import score as score

@@ -20,7 +20,7 @@ from trainyard.evaluation.measures import confusion, per_class, worst_rows
 from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
 from trainyard.evaluation.page import page
 from trainyard.evaluation.rows import extra_columns, group_of_rows, labeled_splits, texts_of
-from trainyard.evaluation.scoring import score
+from trainyard.evaluation.scoring import one_answer_words, one_answers, score
 from trainyard.evaluation.selection import Selection, clean_rows, selection_of
 from trainyard.evaluation.slices import slices
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
@@ -97,6 +97,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
         )
         for name, further in columns.items()
     }
+    if words := one_answer_words(one_answers(found)):
+        say(f"note: {words}")
     headlines = [split["metrics"][splits.task.score] for split in found.values()]
     details = {
         "job": "eval",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from trainyard.batching import evaluation_batches, padded_length
 from trainyard.data import TokenTable
 from trainyard.flags import ScoringFlags
-from trainyard.metrics import build_metric, decode
+from trainyard.metrics import build_metric, decode, is_constant
 from trainyard.stats import metric_interval
 from trainyard.tasks import Task
 
@@ -71,7 +71,8 @@ def score(
 ) -> dict[str, Any]:
     """Metrics of one split, each with its 95 % interval over rows, see `metric_interval`.
 
-    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}.
+    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}, and where the model gives the
+    same answer for every row, {"one_answer": that answer}.
     """
     predictions, references = decode(task.problem_type, logits), np.asarray(labels)
     metrics = build_metric(task.metrics).compute(predictions=predictions, references=references)
@@ -79,4 +80,33 @@ def score(
         name: list(metric_interval(name, predictions, references, seed=seed, groups=groups))
         for name in task.metrics
     }
-    return {"metrics": metrics, "intervals": intervals}
+    found = {"metrics": metrics, "intervals": intervals}
+    if (answer := _one_answer(task, predictions, references)) is not None:
+        found["one_answer"] = answer
+    return found
+
+
+def _one_answer(task: Task, predictions: NDArray[Any], references: NDArray[Any]) -> str | None:
+    """The answer that a model gives for every row although the labels differ; else None."""
+    if is_constant(references) or not is_constant(predictions):
+        return None
+    first = predictions[0]
+    if task.problem_type == "regression":
+        return f"{float(first):.4g}"
+    if task.problem_type == "multi_label_classification":
+        names = [name for name, present in zip(task.labels, first, strict=True) if present]
+        return ", ".join(names) or "no label"
+    return task.labels[int(first)]
+
+
+def one_answers(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The answer for every row, by split, of the splits where `score` found one."""
+    return {name: found["one_answer"] for name, found in splits.items() if "one_answer" in found}
+
+
+def one_answer_words(answers: Mapping[str, str]) -> str:
+    """Sentence about `one_answers`; empty when there are none."""
+    if not answers:
+        return ""
+    listed = ", ".join(f"'{answer}' for every row of {split}" for split, answer in answers.items())
+    return f"the model answers {listed}, so the score says nothing about the texts"

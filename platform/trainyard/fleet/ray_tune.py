@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainyard.fleet.runner import Fleet, Supply
 
 SUPERVISOR = {"node:__internal_head__": 0.001}
-"""Resources of a process whose run has workers of its own. It takes no CPU: a cluster full of
+"""Resources of a process whose run has workers in other processes. It takes no CPU: a cluster full of
 supervisors would have no room for a worker. Ray refuses to reserve nothing, and every cluster has
 this. Ray Train reserves all workers of a run in one placement group, so that runs wait for room and
 never hold half of it."""

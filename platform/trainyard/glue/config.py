@@ -1,4 +1,4 @@
-"""The flags of `jobs/glue.py`, and the run that each (task, seed) is."""
+"""Flags of `jobs/glue.py`, and the run of each (task, seed)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class SuiteConfig(RunFlags, ClusterFlags):
     """Fine-tune one model on every GLUE task with several seeds, and make one table of it.
 
     Each (task, seed) is an ordinary run of `jobs/train.py` in <storage-path>/<run-name>/. The same
-    command goes on where it was interrupted, skips what is finished, and does again what failed.
+    command resumes interrupted runs, skips finished ones, and trains failed ones again.
     """
 
     tasks: tuple[str, ...] = tuple(RECIPES)

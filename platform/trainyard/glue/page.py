@@ -25,8 +25,12 @@ def page(found: Mapping[str, Any]) -> str:
     return render(
         f"GLUE: {found['model']}",
         [_results(found), _seeds(found), _published(found), _recipes(found)],
-        subtitle=commit(found["versions"]),
+        subtitle=_commit(found["versions"]),
     )
+
+
+def _commit(versions: Mapping[str, str]) -> str:
+    return "runs of several commits" if "," in versions.get("commit", "") else commit(versions)
 
 
 def _results(found: Mapping[str, Any]) -> Section:

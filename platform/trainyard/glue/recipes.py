@@ -1,4 +1,4 @@
-"""How each task is trained in the suite: one row each, with where it comes from."""
+"""Training recipes of the suite: one row for each task, with its source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ RECIPES: dict[str, Recipe] = {
     "rte": Recipe(source=COURSE, fields=_SMALL, warm_start="mnli"),
     "wnli": Recipe(source=COURSE, fields=_SMALL, in_average=False),
 }
-"""In GLUE's own order, which is that of the table."""
+"""By task, in the order of GLUE and of the table."""
 
 
 def get_recipe(task: str) -> Recipe:
@@ -73,7 +73,7 @@ def get_recipe(task: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Reference:
-    """What others published for a known model on the validation splits."""
+    """Published validation scores of a known model."""
 
     model: str
     source: str

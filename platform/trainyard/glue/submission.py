@@ -1,4 +1,4 @@
-"""What gluebenchmark.com takes: one TSV of predictions for each test split, zipped; and a checker.
+"""Submissions to gluebenchmark.com: a TSV of predictions for each test split, zipped, and a checker.
 
 File names, headers and label strings are those of the leaderboard's sample submission, as jiant's
 formatter (nyu-mll/jiant, `jiant/scripts/benchmarks/benchmark_submission_formatter.py`) writes them.
@@ -37,7 +37,7 @@ class File:
     trained_on: str
     """Task whose model answers: AX has no training rows and is MNLI's labels."""
     named: bool
-    """Whether labels are written by name, else as 0 and 1."""
+    """Labels are written by name, else as 0 and 1."""
 
 
 FILES: dict[str, File] = {
@@ -118,7 +118,7 @@ def _predict(
 
 
 def row_order(path: Path) -> NDArray[np.int64]:
-    """Positions of a test split's rows in the order of their `idx`, by which they are judged.
+    """Positions of a test split's rows in the order of their `idx`, which the leaderboard uses.
 
     Raises:
         UserError: when the file has no `idx`, or not every number from 0 once.
@@ -168,7 +168,7 @@ def zip_submission(folder: Path) -> Path:
 
 
 def check_submission(path: Path) -> list[str]:
-    """All that the leaderboard would refuse in a zip, one sentence each; empty when it is whole.
+    """List what the leaderboard would refuse in a zip, a sentence each; empty when it is complete.
 
     Names of files, the header, the number and order of rows, and every prediction are checked.
     """

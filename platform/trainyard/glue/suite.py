@@ -15,9 +15,9 @@ from trainyard.glue.config import SuiteConfig
 from trainyard.glue.page import page
 from trainyard.glue.submission import check_submission, write_submission
 from trainyard.glue.table import as_markdown, summary
-from trainyard.storage import SuiteFolder, versions
+from trainyard.storage import RunFolder, SuiteFolder
 from trainyard.terminal import StopSignals, say
-from trainyard.training import AnotherRun, finished_run
+from trainyard.training import AnotherRun, OtherBaseModel, finished_run
 
 REPORT_SECONDS = 60.0
 """Seconds between two lines of progress."""
@@ -147,12 +147,21 @@ def _plan(
             which are in the table, cannot be read again.
     """
     outcomes, left = Outcomes(), []
-    for name, run in configs.items():
+    sources = {job: f"{source}-seed-{run.seed}" for job, run in configs.items()
+               if (source := config.source_of(run.task))}  # fmt: skip
+    for name, run in sorted(configs.items(), key=lambda item: item[0] in sources):
         try:
-            if (done := finished_run(run)) is not None:
-                outcomes.finished[name] = asdict(done)
+            # A run whose source is trained anew is asked again when the source is there.
+            waits = name in sources and sources[name] not in outcomes.finished
+            if not waits and (done := finished_run(run)) is not None:
+                outcomes.finished[name] = {**asdict(done), **_made_by(folder.run(name))}
             else:
                 left.append(job_of(config, run))
+        except OtherBaseModel as error:
+            raise UserError(
+                f"{reason_of(error, folder.run(name).path)}, or choose another --run-name; the table of "
+                f"suite '{config.run_name}' stays as it is"
+            ) from error
         except AnotherRun as error:
             raise UserError(
                 f"{error.problem}; choose another --run-name, and the table of suite "
@@ -222,7 +231,8 @@ def train_runs(
     def on_end(run: RunSpec, ended: Ended) -> None:
         name = str(run)
         if ended.status == "finished":
-            result = outcomes.finished[name] = run.folder.read()["result"]
+            result = {**run.folder.read()["result"], **_made_by(run.folder)}
+            outcomes.finished[name] = result
             say(f"{name} is finished: score {result['score']:.4f} in {result['seconds']:.0f} s")
         elif ended.status == "stopped":
             outcomes.stopped.append(name)
@@ -245,6 +255,12 @@ def worker_capacity(
     if config.use_gpu and not config.resources_per_worker:
         needed["CPU"] = max(needed["CPU"] - 1, 1.0)  # one of each GPU's share is left to feed it
     return needed, min(room, config.max_parallel_workers or room)
+
+
+def _made_by(run: RunFolder) -> dict[str, Any]:
+    """Versions and constant answers of a finished run, from its record."""
+    known = run.read()
+    return {"versions": known.get("versions", {}), "one_answer": known.get("one_answer", {})}
 
 
 def _reporter(fleet: Fleet, schedule: LongestFirst) -> Callable[[], bool]:
@@ -276,7 +292,7 @@ def _write_table(
 ) -> dict[str, Any]:
     """Write glue.json, glue.md and glue.html; returns the content of glue.json."""
     found = summary(configs, outcomes.finished, outcomes.failed)
-    found = {"model": config.model_name_or_path, **found, "versions": versions()}
+    found = {"model": config.model_name_or_path, **found}
     folder.write_table(found, as_markdown(found), page(found))
     return found
 

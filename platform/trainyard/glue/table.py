@@ -1,4 +1,4 @@
-"""The table of a suite: what each task's seeds say together, and how sure that is.
+"""Table of a suite: the scores of each task over its seeds, with intervals.
 
 Two things make a figure uncertain, and each has its interval: the seed (other runs of the same
 recipe; Student's t over the runs) and the rows (another validation set of this size; the mean of the
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trainyard.config import TrainConfig
+from trainyard.evaluation import one_answer_words
 from trainyard.glue.config import SuiteConfig
 from trainyard.glue.recipes import REFERENCES, get_recipe
 from trainyard.stats import mean_interval
@@ -26,7 +27,7 @@ def summary(
     finished: Mapping[str, Mapping[str, Any]],
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
-    """One entry for each task, the average over tasks, and what others published.
+    """Build an entry for each task, the average over tasks, and the published scores.
 
     `finished` holds results of `fit` and `failed` reasons, by run name.
     """
@@ -39,6 +40,10 @@ def summary(
                 "task": task,
                 "seeds": sorted(done),
                 "failed": {name: failed[name] for name in runs.values() if name in failed},
+                "one_answer": {
+                    runs[seed]: run["one_answer"] for seed, run in done.items() if run["one_answer"]
+                },
+                "versions": {runs[seed]: run["versions"] for seed, run in done.items()},
                 **_figures(done),
                 "samples_of": _samples(task, done),
                 "recipe": _recipe(next(c for c in configs.values() if c.task == task)),
@@ -48,13 +53,25 @@ def summary(
         "tasks": tasks,
         "average": _average(tasks),
         "references": [asdict(reference) for reference in REFERENCES],
+        "versions": _versions(tasks),
     }
+
+
+def _versions(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Versions that the runs were made with; several of a package are listed."""
+    found: dict[str, set[str]] = {}
+    for row in tasks:
+        for versions in row["versions"].values():
+            for package, version in versions.items():
+                found.setdefault(package, set()).add(version or "unknown")
+    return {package: ", ".join(sorted(several)) for package, several in found.items()}
 
 
 def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Metrics of every evaluation split over the seeds; `score` is fit's, `glue` their mean in %."""
     metrics: list[dict[str, Any]] = []
     results = list(done.values())
+    constant = any(run["one_answer"] for run in results)
     for split, named in (results[0]["metrics"] if results else {}).items():
         for name in named:
             values = {seed: run["metrics"][split][name] for seed, run in done.items()}
@@ -64,7 +81,7 @@ def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
                     "split": split,
                     "metric": name,
                     "values": values,
-                    **_over_seeds(list(values.values())),
+                    **_over_seeds(list(values.values()), constant=constant),
                     "rows_interval": [float(end) for end in ends],
                 }
             )
@@ -73,20 +90,24 @@ def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     known = [speed for speed in speeds if speed is not None]
     return {
         "metrics": metrics,
-        "score": _over_seeds([run["score"] for run in results]),
-        "glue": {"values": glue, **_over_seeds(list(glue.values()))},
+        "score": _over_seeds([run["score"] for run in results], constant=constant),
+        "glue": {"values": glue, **_over_seeds(list(glue.values()), constant=constant)},
         "seconds": float(sum(run["seconds"] for run in results)),
         "train_samples_per_second": float(np.median(known)) if known else None,
         "rows": dict(results[0]["rows"]) if results else {},
     }
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation and Student interval; the last two need more than one run."""
+def _over_seeds(values: Sequence[float], *, constant: bool = False) -> dict[str, Any]:
+    """Mean, standard deviation and Student interval; the last two need more than one run.
+
+    Equal scores of `constant` runs, which give one answer for every row, are no repeated measurement:
+    they have neither.
+    """
     if not values:
         return {"mean": None, "sd": None, "seeds_interval": None}
     mean, low, high = mean_interval(values)
-    several = len(values) > 1
+    several = len(values) > 1 and not (constant and min(values) == max(values))
     return {
         "mean": mean,
         "sd": float(np.std(values, ddof=1)) if several else None,
@@ -102,7 +123,7 @@ def _samples(task: str, done: Mapping[int, Mapping[str, Any]]) -> dict[str, int]
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
-    """What the runs were trained with, and in what that is not the task's own recipe."""
+    """Fields the runs were trained with, and those that differ from the task's own recipe."""
     recipe = get_recipe(config.task)
     own = {**recipe.fields, **{name: getattr(SuiteConfig, name) for name in _COMMON}}
     shown = {name: getattr(config, name) for name in own}
@@ -130,7 +151,11 @@ def _average(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {
             **found,
             **_over_seeds(
-                [float(np.mean([row["glue"]["values"][seed] for row in counted])) for seed in seeds]
+                [
+                    float(np.mean([row["glue"]["values"][seed] for row in counted]))
+                    for seed in seeds
+                ],
+                constant=any(row["one_answer"] for row in counted),
             ),
         }
     mean = float(np.mean([row["glue"]["mean"] for row in counted]))
@@ -151,7 +176,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "",
         *(f"- {_literal(note)}" for note in notes(found["tasks"])),
         "",
-        "## Beside published results (validation splits)",
+        "## Compared with published results (validation splits)",
         "",
         *_beside(found),
         "",
@@ -209,7 +234,7 @@ def figures(row: Mapping[str, Any]) -> str:
 
 
 def no_figure(row: Mapping[str, Any]) -> str:
-    """Why a task has no figure."""
+    """Reason that a task has no figure."""
     return "failed" if row["failed"] else "not run yet"
 
 
@@ -232,7 +257,7 @@ def _average_words(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]
 
 
 def notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What must be known to read the table, a sentence each; `*` is the mark of a sample."""
+    """Notes to the table, a sentence each; `*` marks a sample."""
     found = [
         "Over seeds: Student's t over runs. Over rows: Wilson's interval of an accuracy, of other "
         "metrics the bootstrap's, and of several runs the mean of the ends. The validation split also "
@@ -248,15 +273,34 @@ def notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
                 "so the figure is not comparable with published ones."
             )
         if changed := row["recipe"]["changed"]:
-            told = ", ".join(f"{name} {value}" for name, value in changed.items())
-            found.append(f"{row['task']} was not trained by its own recipe, but with {told}.")
+            fields = ", ".join(f"{name} {value}" for name, value in changed.items())
+            found.append(f"{row['task']} was not trained by its own recipe, but with {fields}.")
         if source := row["recipe"]["warm_start"]:
             found.append(
                 f"{row['task']} starts from the {source} model of the same seed, and not from "
                 "the pretrained one as those who published did unless they say so."
             )
+        found += [
+            f"{name}: {one_answer_words(answers)}" for name, answers in row["one_answer"].items()
+        ]
         found += [f"{name} failed: {reason}" for name, reason in row["failed"].items()]
-    return found
+    return found + _version_notes(tasks)
+
+
+def _version_notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each package of which the runs had several versions."""
+    made: dict[str, dict[str, list[str]]] = {}
+    for row in tasks:
+        for name, versions in row["versions"].items():
+            for package, version in versions.items():
+                made.setdefault(package, {}).setdefault(version or "unknown", []).append(name)
+    return [
+        f"The runs were made with different versions of {package}: "
+        + "; ".join(f"{version} ({', '.join(names)})" for version, names in several.items())
+        + "."
+        for package, several in made.items()
+        if len(several) > 1
+    ]
 
 
 def metric_name(metric: Mapping[str, Any]) -> str:

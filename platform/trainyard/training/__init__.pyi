@@ -7,6 +7,9 @@ from .driver.result import (
     FitResult as FitResult,
 )
 from .driver.result import (
+    OtherBaseModel as OtherBaseModel,
+)
+from .driver.result import (
     finished_run as finished_run,
 )
 from .driver.result import (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
+from trainyard.evaluation import one_answer_words
 from trainyard.flags import PLACE_FIELDS
 from trainyard.storage import (
     RunFolder,
@@ -93,6 +94,9 @@ def conclude(
     by_stretches = ranked[0].spec.generation is not None  # no single run has these hyperparameters
     if confirmation is not None and (by_stretches or not best.model.exists()):
         best = folder.run("confirmation", run_name(name, 0))
+    words = one_answer_words(best.read().get("one_answer", {}))
+    if words:
+        comment += f"; {words}"
     folder.check()
     write_best(folder, best, comment)
     write_tables(folder, trials, space)

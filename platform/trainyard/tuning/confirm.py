@@ -1,4 +1,4 @@
-"""The best configurations once more, with fresh seeds, against the default recipe."""
+"""Confirmation: the best configurations again, with fresh seeds, against the default recipe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,7 +188,7 @@ def looks_of(folder: SweepFolder) -> list[dict[str, Any]]:
 
 
 def failure(runs: Sequence[RunFolder]) -> str:
-    """Why the runs of a recipe cannot be judged; empty when all have finished."""
+    """Reason that the runs of a recipe cannot be compared; empty when all have finished."""
     for run in runs:
         known = run.read()
         if known.get("status") != "finished":
@@ -207,7 +207,7 @@ class Rows:
 
 
 def searches_all_rows(context: Context) -> bool:
-    """Whether the trials are scored on all rows: no rows were set aside when the sweep began."""
+    """Return True when trials are scored on all rows: none were set aside when the sweep began."""
     return not any(is_test(name) for name in _evaluation_splits(context))
 
 

@@ -1,6 +1,6 @@
 """Statistics of a sweep's claim: the winner's score on rows that the search never saw, and a verdict.
 
-The best of many recipes is picked partly for its luck: on these rows, and with these seeds. Fresh
+The best of many recipes is picked partly by chance: on these rows, and with these seeds. Fresh
 seeds remove only the second kind, because a recipe that suits the validation rows suits them with
 every seed. So the rows are split. Trials, candidates and the winner are chosen on the *searched*
 rows. The winner is compared with the default recipe on the *confirmation* rows, which took no part
@@ -224,7 +224,7 @@ def _seed_variance(scores: Floats, resampled: Floats) -> Floats:
     observed = scores.var(axis=1, ddof=1)
     by_rows = resampled.var(axis=1, ddof=1).mean(axis=1) - observed
     spread = np.maximum(observed - by_rows, 0.0)
-    # A few seeds can agree by luck: none is taken as steadier than the average recipe.
+    # A few seeds can agree by chance: none is taken as steadier than the average recipe.
     variance: Floats = np.maximum(spread, spread.mean()) / scores.shape[1]
     return variance
 

@@ -161,7 +161,7 @@ def tune(config: SweepConfig) -> SweepResult:
 def _test_share(config: SweepConfig, known: Mapping[str, Any]) -> float:
     """Share of the evaluation rows that the search does not see: they confirm.
 
-    A sweep goes on as it began. One that an earlier version began searched all rows.
+    A sweep resumes as it began. One that an earlier version began searched all rows.
     """
     if config.test_share or config.test_file:
         return config.test_share

@@ -30,7 +30,7 @@ Prepared = Mapping[tuple[Hashable, ...], PreparedData]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all trials of a sweep have in common."""
+    """Config, data and folders that all trials of a sweep share."""
 
     sweep: str
     config: SweepConfig

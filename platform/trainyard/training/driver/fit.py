@@ -13,6 +13,7 @@ from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, find_splits, prepare, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted
+from trainyard.evaluation import one_answer_words, one_answers
 from trainyard.models import build_tokenizer, resolve_model
 from trainyard.storage import (
     Fence,
@@ -244,6 +245,10 @@ def _conclude(
         truncated_rows={name: table.info["truncated_rows"] for name, table in tables.items()},
         rows={name: len(table) for name, table in tables.items()},
     )
-    folder.update(status="finished", result=asdict(result))
+    answers = one_answers(evaluation)
+    if words := one_answer_words(answers):
+        say(f"note: {words}")
+    known = {"one_answer": answers} if answers else {}
+    folder.update(status="finished", result=asdict(result), **known)
     folder.clean_up()
     return result

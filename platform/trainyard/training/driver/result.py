@@ -52,6 +52,10 @@ class AnotherRun(UserError):  # noqa: N818 (a sentence for the user, like its pa
         super().__init__(problem, remedy=remedy)
 
 
+class OtherBaseModel(AnotherRun):
+    """The base weights changed since a run started from them."""
+
+
 def planned_otherwise(record: Mapping[str, Any]) -> str | None:
     """Why a recorded run or sweep has other steps than it would have now; None when it has not."""
     before = record.get("plan_version", 1)
@@ -112,7 +116,7 @@ def check_base_model(record: Mapping[str, Any], digest: str | None) -> None:
     """
     before = record.get("base_model_digest")
     if before is not None and digest != before:
-        raise AnotherRun(
+        raise OtherBaseModel(
             f"the base weights of run '{record['name']}' "
             f"({record['config']['model_name_or_path']}) have changed since it was started"
         )
