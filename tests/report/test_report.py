@@ -108,15 +108,29 @@ def test_missing_values_and_nan_are_shown_and_never_drawn() -> None:
     [(0.12345, "0.1235"), (12345.6, "12,346"), (3, "3"), (2e-5, "2e-05"), (None, "–"),
      (1234567, "1,234,567"), (0.0, "0"), (99.5, "99.50")],
 )  # fmt: skip
-def test_numbers_for_people(value: float | None, shown: str) -> None:
+def test_numbers_are_formatted(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [
+        (0.001, 2, "0.001"),
+        (0.085, 2, "0.085"),
+        (0.25, 2, "0.25"),
+        (0.00583, 3, "0.00583"),
+        (340.0, 3, "340"),
+    ],
+)
+def test_few_digits_leave_no_number_at_zero(value: float, digits: int, shown: str) -> None:
+    assert number(value, digits) == shown
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(0.84, "0.8 s"), (59.6, "1 min 00 s"), (184, "3 min 04 s"), (7500, "2 h 05 min"), (None, "–")],
 )
-def test_durations_for_people(seconds: float | None, shown: str) -> None:
+def test_durations_are_formatted(seconds: float | None, shown: str) -> None:
     assert duration(seconds) == shown
 
 

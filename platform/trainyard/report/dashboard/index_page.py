@@ -109,6 +109,7 @@ def chosen_score(sweep: Sweep) -> Cell:
 
 
 def _run(run: Run, href: str | None) -> list[Cell | Value]:
+    rate = real(run.config.get("learning_rate"))
     return [
         Cell(run.name, href=href),
         status_cell(run.status),
@@ -116,7 +117,7 @@ def _run(run: Run, href: str | None) -> list[Cell | Value]:
         run.model or "–",
         run.metric or "–",
         score_cell(run),
-        number_cell(real(run.config.get("learning_rate"))),
+        number_cell(rate, None if rate is None else f"{rate:g}"),
         steps_cell(run),
         moment_cell(run.started),
         time_cell(run.seconds),

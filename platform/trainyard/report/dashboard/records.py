@@ -52,7 +52,7 @@ class Evaluation:
 
 
 class Run:
-    """One run folder: a run of its own, a trial, or a run that confirms one."""
+    """One run folder: a single run, a trial of a sweep, or a run that confirms one."""
 
     def __init__(self, files: Files, path: Path, key: str, sweep: "Sweep | None" = None) -> None:
         self.path, self.key, self.sweep, self.name = path, key, sweep, path.name
@@ -328,7 +328,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Report:
-    """A folder with a page of its own: an evaluation, a data examination or a GLUE suite."""
+    """A folder with a finished page: an evaluation, a data examination or a GLUE suite."""
 
     path: Path
     name: str

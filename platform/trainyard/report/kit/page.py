@@ -156,7 +156,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return str(value).replace("nan", "NaN").replace("inf", "∞")
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    if 1e-3 <= abs(value) < 1e6:
+    if max(1e-3, 10 ** (1 - digits)) <= abs(value) < 1e6:
         whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
         return f"{value:,.{max(digits - whole, 1 if whole < digits else 0)}f}"
     return f"{value:.{digits}g}"
