@@ -350,10 +350,15 @@ def test_an_attempt_counts_only_for_what_its_version_did(
         await attempted()
         with pytest.raises(UserError, match="ended the process"):
             await replica().want(source("a"))
+        store.replica = "one"
+        await kept[-1].__aexit__(None, None, None)
+        model = await attempted()
+        store.alive.add("one")
+        await model.want(source("a"))  # a record of its own that could not be removed
         await attempted()
         store.broken = True  # without a store there is no record, but a model
         await replica().want(source("a"))
-        assert loads.open() == ["a"] * 4
+        assert loads.open() == ["a"] * 5
 
     asyncio.run(run())
 

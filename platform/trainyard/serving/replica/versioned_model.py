@@ -187,7 +187,7 @@ class LoadAttempts:
     def _unfinished(self, key: str) -> bool:
         """True when the attempt's process ended although its node did not.
 
-        Attempts of a former build, or of a lost node, are removed.
+        Attempts of a former build, of a lost node, or of this replica itself are removed.
         """
         stored = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
         if stored is None:
@@ -195,11 +195,11 @@ class LoadAttempts:
         record = json.loads(stored)
         owner = record["owner"]
         ours = self._build.continues(Build(**record["build"]), self._application)
-        if ours and _is_alive(owner["actor"]):
-            return False
-        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if ours and owner["node"] in nodes and owner != self._owner:
-            return True
+        if ours and owner != self._owner:
+            if _is_alive(owner["actor"]):
+                return False
+            if owner["node"] in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+                return True
         internal_kv._internal_kv_del(key, namespace=NAMESPACE)
         return False
 
