@@ -19,7 +19,7 @@ from trainyard.stats import mean_interval
 from trainyard.tasks import get_task
 
 _COMMON = ("max_steps", "max_length", "mixed_precision")
-"""Flags that no recipe sets, and by which a run is yet another one than what was published."""
+"""Flags that no recipe sets, and that make a run differ from a published one."""
 
 
 def summary(
@@ -53,18 +53,18 @@ def summary(
         "tasks": tasks,
         "average": _average(tasks),
         "references": [asdict(reference) for reference in REFERENCES],
-        "versions": _versions(tasks),
+        "versions": {package: ", ".join(made) for package, made in _versions(tasks).items()},
     }
 
 
-def _versions(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Versions that the runs were made with; several of a package are listed."""
-    found: dict[str, set[str]] = {}
+def _versions(tasks: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Names of the runs by package and version."""
+    found: dict[str, dict[str, list[str]]] = {}
     for row in tasks:
-        for versions in row["versions"].values():
+        for name, versions in row["versions"].items():
             for package, version in versions.items():
-                found.setdefault(package, set()).add(version or "unknown")
-    return {package: ", ".join(sorted(several)) for package, several in found.items()}
+                found.setdefault(package, {}).setdefault(version or "unknown", []).append(name)
+    return found
 
 
 def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _average(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """The table for people, with its footnotes; figures in per cent."""
+    """Format the table with its footnotes; figures in per cent."""
     lines = [
         f"# GLUE, `{found['model']}`",
         "",
@@ -178,7 +178,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "",
         "## Compared with published results (validation splits)",
         "",
-        *_beside(found),
+        *_published(found),
         "",
     ]
     return "\n".join(lines)
@@ -213,22 +213,22 @@ def _markdown_rows(row: Mapping[str, Any]) -> list[str]:
 
 
 def percent(share: float | None) -> str:
-    """A share as a figure in per cent; nothing for none."""
+    """Format a share in per cent; nothing for none."""
     return "" if share is None else f"{100 * share:.1f}"
 
 
 def span(interval: Sequence[float] | None) -> str:
-    """An interval of shares, in per cent."""
+    """Format an interval of shares, in per cent."""
     return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def _literal(text: str) -> str:
-    """With stars and angle brackets that Markdown leaves alone: a path may hold <task>."""
+    """Escape stars and angle brackets for Markdown: a path may hold <task>."""
     return text.replace("*", r"\*").replace("<", r"\<")
 
 
 def figures(row: Mapping[str, Any]) -> str:
-    """All of a task's means in one cell, as published rows print them."""
+    """Format all means of a task for one cell, as published rows print them."""
     mark = " *" if row["samples_of"] else ""
     return "/".join(percent(metric["mean"]) for metric in row["metrics"]) + mark
 
@@ -239,7 +239,7 @@ def no_figure(row: Mapping[str, Any]) -> str:
 
 
 def average_mark(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
-    """The mark of a sample, where one is among the tasks of the average."""
+    """Return the mark of a sample when one is among the tasks of the average."""
     sampled = any(row["samples_of"] for row in tasks if row["task"] in average["tasks"])
     return " *" if sampled else ""
 
@@ -284,32 +284,22 @@ def notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{name}: {one_answer_words(answers)}" for name, answers in row["one_answer"].items()
         ]
         found += [f"{name} failed: {reason}" for name, reason in row["failed"].items()]
-    return found + _version_notes(tasks)
-
-
-def _version_notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each package of which the runs had several versions."""
-    made: dict[str, dict[str, list[str]]] = {}
-    for row in tasks:
-        for name, versions in row["versions"].items():
-            for package, version in versions.items():
-                made.setdefault(package, {}).setdefault(version or "unknown", []).append(name)
-    return [
+    return found + [
         f"The runs were made with different versions of {package}: "
-        + "; ".join(f"{version} ({', '.join(names)})" for version, names in several.items())
+        + "; ".join(f"{version} ({', '.join(names)})" for version, names in made.items())
         + "."
-        for package, several in made.items()
-        if len(several) > 1
+        for package, made in _versions(tasks).items()
+        if len(made) > 1
     ]
 
 
 def metric_name(metric: Mapping[str, Any]) -> str:
-    """Of MNLI's two validation splits each by its name, of others the metric alone."""
+    """Name a metric; for MNLI's two validation splits with the split."""
     split = metric["split"].removeprefix("validation").strip("_")
     return f"{metric['metric']} ({split})" if split else str(metric["metric"])
 
 
-def _beside(found: Mapping[str, Any]) -> list[str]:
+def _published(found: Mapping[str, Any]) -> list[str]:
     names = [row["task"] for row in found["tasks"]]
     lines = [
         f"| model | {' | '.join(names)} | source |",
