@@ -38,7 +38,8 @@ RANGES: dict[str, tuple[float, float]] = {
     ),
     "population": (2, inf),
     **dict.fromkeys(
-        ("weight_decay", "warmup_steps", "max_grad_norm", "max_failures", "num_errors", "num_examples"),
+        ("weight_decay", "warmup_steps", "max_grad_norm", "max_failures", "num_errors", "num_examples",
+         "confirm_seeds"),
         (0, inf),
     ),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32)),

@@ -1,5 +1,6 @@
 """`evaluate` on real (tiny) models: every row once at any worker count, whatever the source."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -225,3 +226,28 @@ def test_a_temperature_that_is_stored_is_said(model: Path, tmp_path: Path) -> No
         section = _results({**found, "stored_temperature": temperature})
         said = [part.text for part in section.content if isinstance(part, Text)]
         assert sum("jobs/predict.py divide them by 1.7" in text for text in said) == notes
+
+
+def test_rows_that_were_set_aside_compare_and_calibrate(
+    model: Path, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial of a sweep that set rows aside is compared on these rows, without a correction."""
+    monkeypatch.setattr("trainyard.evaluation.run.ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(
+        "trainyard.evaluation.run.predict_on_ray",
+        lambda jobs, *_: [predict_splits(*job, use_gpu=False) for job in jobs],
+    )
+    for name, share in (("set-aside", 0.4), ("all", 0.0)):
+        run = tmp_path / name
+        shutil.copytree(model, run / "model")
+        config = dataclasses.asdict(dataclasses.replace(small_run, test_share=share))
+        (run / "run.json").write_text(
+            json.dumps({"config": config, "trial": {"kind": "search"}, "sweep": "s"})
+        )
+        (run.parent / name / "trial.json").write_text("{}")
+        found = judge(run / "model", small_run, tmp_path / "runs", against=str(model))
+        split = found["splits"]["validation"]
+        rows = 15 if share else 37
+        assert (split["comparison"]["rows"], split["calibration"]["rows"]) == (rows, rows)
+        kinds = [each["kind"] for each in split["comparison"]["selections"]]
+        assert kinds == (["none", "epochs"] if share else ["trials", "epochs"])

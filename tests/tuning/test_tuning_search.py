@@ -165,7 +165,7 @@ def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
         ({"num_trials": 0}, "--num-trials is 0; it must be at least 1"),
         ({"max_seconds": 0.0}, "--max-seconds is 0; it must be more than 0"),
         ({"reduction_factor": 1.0}, "--reduction-factor is 1; it must be more than 1"),
-        ({"confirm_seeds": 1}, "one seed cannot tell a recipe from noise"),
+        ({"confirm_seeds": -1}, "--confirm-seeds is -1; it must be a number, not negative"),
         ({"scheduler": "pbt", "num_workers": 2}, "--scheduler pbt pauses trials in their process"),
         ({"scheduler": "pbt", "searcher": "optuna"}, "--scheduler pbt chooses its own points"),
     ],

@@ -59,7 +59,8 @@ class SweepConfig(TrainConfig):
     confirm_top: int = 2
     """Number of the best configurations that are run again with fresh seeds."""
     confirm_seeds: int = 3
-    """Fresh seeds for each of them and for the default recipe; 0 leaves out the verdict."""
+    """Fresh seeds for each of them and for the default recipe. With 1 or 2 the interval covers rows
+    only and there is no verdict; 0 leaves the confirmation out."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is started."""
@@ -69,11 +70,6 @@ class SweepConfig(TrainConfig):
         if not self.reduction_factor > 1:
             raise UserError(
                 f"--reduction-factor is {self.reduction_factor:g}; it must be more than 1"
-            )
-        if self.confirm_seeds == 1 or self.confirm_seeds < 0:
-            raise UserError(
-                f"--confirm-seeds is {self.confirm_seeds}; one seed cannot tell a recipe from noise: "
-                "use at least 2, or 0 to leave out the verdict"
             )
         if len(self.worker_counts) != 1:
             raise UserError(

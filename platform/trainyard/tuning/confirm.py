@@ -169,7 +169,7 @@ def _withheld(context: Context, verdict: str | None) -> str | None:
     """Reason for giving no verdict; None when there is one."""
     if verdict is None:
         return (
-            f"{context.config.confirm_seeds} seeds cannot tell a recipe from its seeds; the interval "
+            f"{context.config.confirm_seeds} seed(s) cannot tell a recipe from its seeds; the interval "
             f"covers rows only. Use --confirm-seeds {FEWEST_SEEDS} or more"
         )
     if searches_all_rows(context) and (name := _without_predictions(context)):
