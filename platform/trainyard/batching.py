@@ -96,13 +96,19 @@ def share(slots: int, rank: int, world: int) -> range:
     return range(rank * each, (rank + 1) * each)
 
 
-def evaluation_batches(lengths: NDArray[np.int32], size: int) -> list[Rows]:
-    """Cut all rows into batches of `size`, longest first, so that each pads little.
+def evaluation_batches(
+    lengths: NDArray[np.int32], size: int, *, equal_lengths: bool = False
+) -> list[Rows]:
+    """Cut all rows into batches of at most `size`, longest first, so that each pads little.
 
-    Every row is in exactly one batch. Longest first: a batch too large for memory fails at once.
+    Every row is in exactly one batch. With `equal_lengths` only rows of one length share a batch.
+    Longest first: a batch too large for memory fails at once.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    groups = [order]
+    if equal_lengths:
+        groups = np.split(order, 1 + np.flatnonzero(np.diff(lengths[order])))
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
 def next_batch(

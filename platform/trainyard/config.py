@@ -70,6 +70,8 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     precision, else 1."""
     pad_to_max_length: bool = False
     """Pad every micro-batch to --max-length, for accelerators that want one shape."""
+    resize_embeddings: bool = added(False, before=False)
+    """Add new word vectors when the tokenizer has more tokens than the model."""
     seed: int = 42
     """Seed of the classifier's initial weights, the order of rows and dropout."""
     data_seed: int | None = None
@@ -186,6 +188,11 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     def padding_multiple(self) -> int:
         """`pad_to_multiple_of`, resolved."""
         return self.pad_to_multiple_of or super().padding_multiple
+
+    @property
+    def grows_vocabulary(self) -> bool:
+        """`resize_embeddings`, by the name that all models have."""
+        return self.resize_embeddings
 
     @property
     def fixed_length(self) -> bool:

@@ -233,6 +233,11 @@ class ModelFlags(Flags):
     max_length: int = 128
     """Tokens per row. Longer rows are truncated, counted and reported."""
 
+    @property
+    def grows_vocabulary(self) -> bool:
+        """Add word vectors for token ids that the model does not know."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringFlags(ModelFlags):

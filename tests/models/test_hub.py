@@ -26,7 +26,7 @@ try:
     found = find_splits(config)
     rows = {split.name: sum(b.num_rows for b in split.batches()) for split in found.splits}
     data = prepare(found, build_tokenizer(config), config, Path(sys.argv[3]))
-    model = build_model(config, found.task, data.model_revision)
+    model = build_model(sys.argv[2], found.task, data.model_revision, seed=42)
     print(json.dumps({"rows": rows, "labels": model.config.id2label, "commit": data.model_revision}))
 except UserError as error:
     print(json.dumps({"error": str(error)}))

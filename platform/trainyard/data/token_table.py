@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.batching import Rows
+from trainyard.models import RIGHT, Padding
 
 _HASHED_AT_ONCE = 100_000
 
@@ -64,8 +65,26 @@ class TokenTable:
             )
         return found
 
-    def gather(self, rows: Rows, width: int) -> dict[str, NDArray[Any]]:
-        """Return model inputs for `rows`, padded on the right to `width` tokens.
+    def two_rows(self) -> list[dict[str, list[int]]]:
+        """Return the inputs of a short row and of a longer one; a single row if all have one length."""
+        lengths = self.lengths
+        order = np.argsort(np.where(lengths > 0, lengths, lengths.max()), kind="stable")
+        longer = order[lengths[order] > lengths[order[0]]]
+        clearly = longer[lengths[longer] >= lengths[order[0]] + 8]
+        rows = [order[0], *(clearly if len(clearly) else longer[-1:])[:1]]
+        columns: dict[str, NDArray[Any]] = {"input_ids": self._ids}
+        if self._types is not None:
+            columns["token_type_ids"] = self._types
+        return [
+            {
+                name: values[self.offsets[row] : self.offsets[row + 1]].tolist()
+                for name, values in columns.items()
+            }
+            for row in rows
+        ]
+
+    def gather(self, rows: Rows, width: int, padding: Padding = RIGHT) -> dict[str, NDArray[Any]]:
+        """Return model inputs for `rows`, padded to `width` tokens.
 
         They are int64 `input_ids`, `attention_mask` and, where the model has them,
         `token_type_ids`, of shape [rows, width], and `labels` of shape [rows, …].
@@ -78,10 +97,11 @@ class TokenTable:
             batch["token_type_ids"] = np.zeros((len(rows), width), np.int64)
         for i, row in enumerate(rows):
             start, end = self.offsets[row], self.offsets[row + 1]
-            batch["input_ids"][i, : end - start] = self._ids[start:end]
-            batch["attention_mask"][i, : end - start] = 1
+            span = padding.span(int(end - start), width)
+            batch["input_ids"][i, span] = self._ids[start:end]
+            batch["attention_mask"][i, span] = 1
             if self._types is not None:
-                batch["token_type_ids"][i, : end - start] = self._types[start:end]
+                batch["token_type_ids"][i, span] = self._types[start:end]
         batch["labels"] = np.asarray(self.labels[rows])
         return batch
 

@@ -26,7 +26,7 @@ from trainyard.data.splits import Split, Splits
 from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
 from trainyard.flags import ModelFlags
-from trainyard.models import locate_model, model_revision, weights_digest
+from trainyard.models import locate_model, model_revision, vocabulary_size, weights_digest
 from trainyard.storage import RunFolder, sync_tree
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class PreparedData:
     """Commit of a model from the Hub: workers load its weights from the tokenizer's commit."""
     model_digest: str | None = None
     """Digest of a local model's weights."""
+    padding_side: str = "right"
+    """The tokenizer's."""
+    vocabulary: int | None = None
+    """Least number of word vectors; None: as many as the model has."""
 
     def table(self, split: str) -> TokenTable:
         return TokenTable(self.folders[split])
@@ -101,6 +105,8 @@ def prepare(
         model=locate_model(model),
         model_revision=model_revision(model),
         model_digest=weights_digest(model),
+        padding_side=tokenizer.padding_side,
+        vocabulary=vocabulary_size(tokenizer) if config.grows_vocabulary else None,
     )
 
 
@@ -109,7 +115,9 @@ def _serialized(tokenizer: Any) -> bytes:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
     inputs = [tokenizer.pad_token_id, *tokenizer.model_input_names]
-    return f"{type(tokenizer).__name__}{inputs}{state}".encode()
+    # The backend's state does not hold this one.
+    as_text = "split_special_tokens" if tokenizer.split_special_tokens else ""
+    return f"{type(tokenizer).__name__}{inputs}{state}{as_text}".encode()
 
 
 def _build(

@@ -14,5 +14,6 @@ from .run import evaluate as evaluate
 from .scoring import not_finite as not_finite
 from .scoring import one_answer_words as one_answer_words
 from .scoring import one_answers as one_answers
+from .scoring import padding_of as padding_of
 from .scoring import predict as predict
 from .scoring import score as score

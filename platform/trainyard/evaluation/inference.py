@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from trainyard.cluster import build_trainer, cause_of, claim_processor, worker_resources
 from trainyard.data import PreparedData
 from trainyard.errors import UserError
-from trainyard.evaluation.scoring import not_finite, predict
+from trainyard.evaluation.scoring import not_finite, padding_of, predict
 from trainyard.flags import ScoringFlags, WorkerFlags
+from trainyard.models import CLASSIFIER, build_accelerator, load_model
 
 Logits = dict[str, NDArray[Any]]
 
@@ -60,13 +61,15 @@ def predict_on_ray(
 def predict_splits(
     model: str, data: PreparedData, config: ScoringFlags, *, use_gpu: bool
 ) -> Logits:
-    """What one process does: load the model, predict its share, and sum the shares."""
-    from trainyard.models import build_accelerator, load_classifier
-
+    """Load the model in one process, predict its share of the rows, and sum the shares."""
     accelerator = build_accelerator(config.mixed_precision, use_gpu=use_gpu)
-    classifier = accelerator.prepare_model(load_classifier(model), evaluation_mode=True)
+    classifier, _ = load_model(CLASSIFIER, model, revision=data.model_revision)
+    tables = {name: data.table(name) for name in data.folders}
+    padding = padding_of(classifier, next(iter(tables.values())), data.padding_side)
+    prepared = accelerator.prepare_model(classifier, evaluation_mode=True)
     return {
-        name: predict(accelerator, classifier, data.table(name), config) for name in data.folders
+        name: predict(accelerator, prepared, table, config, padding)
+        for name, table in tables.items()
     }
 
 

@@ -1,7 +1,7 @@
-"""Exact evaluation: every row of a split is predicted once, whoever does it."""
+"""Exact evaluation: every row of a split is predicted once, at any number of processes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,34 +10,55 @@ from trainyard.batching import evaluation_batches, padded_length
 from trainyard.data import TokenTable
 from trainyard.flags import ScoringFlags
 from trainyard.metrics import build_metric, decode, is_constant
+from trainyard.models import RIGHT, Padding, find_padding
 from trainyard.stats import metric_interval
 from trainyard.tasks import Task
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
-def predict(accelerator: Any, model: Any, table: TokenTable, config: ScoringFlags) -> NDArray[Any]:
-    """Logits of all rows in row order, on every process; float32 of shape [rows, labels].
 
-    The batches do not depend on how many processes there are. Process r of N runs the batches r,
-    r+N, … and fills in its rows; the sum over processes is exact, for all others hold zero there.
+def padding_of(model: "PreTrainedModel", table: TokenTable, side: str) -> Padding:
+    """Find the padding for a model in evaluation mode with rows of a table, see `find_padding`."""
+    rows = table.two_rows()
+    if len(rows) == 1:
+        return RIGHT
+    return find_padding(model, rows, {"input_ids": table.info["pad_id"]}, side)
+
+
+def predict(
+    accelerator: "Accelerator",
+    model: Any,
+    table: TokenTable,
+    config: ScoringFlags,
+    padding: Padding = RIGHT,
+) -> NDArray[np.float32]:
+    """Logits of all rows in row order, on every process, of shape [rows, labels].
+
+    The batches do not depend on the number of processes. Process r of N runs the batches r, r+N, …
+    and fills in its rows. The sum over processes is exact, as all others hold zeros there.
     """
     import torch
 
-    batches = evaluation_batches(table.lengths, config.per_device_eval_batch_size)
+    batches = evaluation_batches(
+        table.lengths, config.per_device_eval_batch_size, equal_lengths=padding.equal_lengths
+    )
     world, rank = accelerator.num_processes, accelerator.process_index
     logits: Any = None
     model.eval()
     with torch.no_grad():
         for first in range(0, len(batches), world):
-            # Sharded models need every process in every forward: a spare one repeats a batch.
+            # Sharded models need every process in every pass: a spare process repeats a batch.
             mine = first + rank < len(batches)
             rows = batches[first + rank if mine else 0]
             width = padded_length(
                 int(table.lengths[rows].max()),
-                config.padding_multiple,
+                1 if padding.equal_lengths else config.padding_multiple,
                 config.max_length,
                 fixed=config.fixed_length,
             )
-            inputs = table.gather(rows, width)
+            inputs = table.gather(rows, width, padding)
             del inputs["labels"]
             tensors = {k: torch.from_numpy(v).to(accelerator.device) for k, v in inputs.items()}
             output = model(**tensors).logits.float()
@@ -48,12 +69,12 @@ def predict(accelerator: Any, model: Any, table: TokenTable, config: ScoringFlag
     model.train()
     if world > 1:
         torch.distributed.all_reduce(logits)
-    result: NDArray[Any] = logits.cpu().numpy()
+    result: NDArray[np.float32] = logits.cpu().numpy()
     return result
 
 
 def not_finite(logits: Mapping[str, NDArray[Any]]) -> str | None:
-    """Which split has logits that are no numbers, and how many: every metric would hide it."""
+    """Name the first split with NaN or infinite logits, and their number; None if there is none."""
     for split, found in logits.items():
         bad = int((~np.isfinite(found)).any(axis=1).sum())
         if bad:

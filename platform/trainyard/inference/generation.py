@@ -18,6 +18,7 @@ from trainyard.inference.parameters import STRICT
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.rows import Prepared, Row
 from trainyard.inference.sampling import Generated, Sampler, Wanted, Watcher
+from trainyard.models import Padding
 
 Count = Annotated[int, Ge(1)]
 Fraction = Annotated[float, Gt(0), Le(1)]
@@ -215,7 +216,9 @@ class Generator(Predictor):
             do_sample=False,
         )
         return self.model.generate(
-            **self.pad(rows, left=not self._joint), generation_config=config, **more
+            **self.pad(rows, Padding("right" if self._joint else "left")),
+            generation_config=config,
+            **more,
         )
 
     def _draw(self, rows: Sequence[Row]) -> list[list[Generated]]:

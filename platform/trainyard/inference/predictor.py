@@ -12,7 +12,7 @@ Who serves a predictor sets its `limits` and, for one request, `stop_when`. No R
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -22,7 +22,21 @@ from trainyard.inference.limits import Limits
 from trainyard.inference.parameters import check_parameters
 from trainyard.inference.rows import Item, Prepared, Row
 from trainyard.inference.tokenizing import Tokenizing
-from trainyard.models import ENGINES, check_engine, load_model, max_tokens, pack_linears, start
+from trainyard.models import (
+    ENGINES,
+    RIGHT,
+    Padding,
+    check_engine,
+    find_padding,
+    load_model,
+    max_tokens,
+    pack_linears,
+    pad_rows,
+    start,
+)
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH_TOKENS = 8192
 """Padded tokens of one forward pass, where the caller does not say."""
@@ -64,6 +78,7 @@ class Predictor(Tokenizing, ABC):
         self.device = model.device
         self._run = model
         self.pad_token_id: int = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.padding = RIGHT
         self.check_model()
 
     @classmethod
@@ -94,11 +109,27 @@ class Predictor(Tokenizing, ABC):
         )
         predictor = cls(model, tokenizer)
         predictor.read_more(name, revision)
+        if not model.can_generate():  # `generate` pads decoders on the left, with their positions
+            predictor._find_padding()
         if engine != "torch":
             predictor._start(engine, dtype, engine_file)
         elif not model.can_generate():  # whose steps of a row each would gain little
             predictor._run = pack_linears(model)
         return predictor
+
+    def _find_padding(self) -> None:
+        tokens = self.tokenize(["A row.", "Another row, " * 4], truncation="longest_first")
+        lengths = [len(ids) for ids in tokens.encoding["input_ids"]]
+        if 0 < lengths[0] < lengths[1]:
+            rows = [row.inputs for row in self.rows_of(tokens)]
+            side = self.tokenizer.padding_side
+            self.padding = find_padding(self.model, rows, self._fill, side)
+            self.batches_equal_lengths = self.padding.equal_lengths
+
+    @property
+    def _fill(self) -> dict[str, int]:
+        types = getattr(self.tokenizer, "pad_token_type_id", 0)
+        return {"input_ids": self.pad_token_id, "token_type_ids": types}
 
     def _start(self, engine: str, dtype: str, file: Path | None) -> None:
         """Have `engine` run the model from now on; what it does not need of the weights is freed."""
@@ -182,8 +213,7 @@ class Predictor(Tokenizing, ABC):
 
     def results(self, rows: Sequence[Row], outputs: Any) -> list[Any]:
         """Split the model's output into what each row needs of it. Default: its logits."""
-        logits = outputs.logits.float().cpu().numpy()
-        return [logits[i, : row.length] for i, row in enumerate(rows)]
+        return [logits.numpy() for logits in self.tokens_of(outputs.logits.float().cpu(), rows)]
 
     def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
         """Have `forward` give up the rows of one request once `cancelled` says so.
@@ -192,22 +222,20 @@ class Predictor(Tokenizing, ABC):
         """
         del prepared, cancelled
 
-    def pad(self, rows: Sequence[Row], *, left: bool = False) -> dict[str, Any]:
+    def pad(self, rows: Sequence[Row], padding: Padding | None = None) -> "dict[str, torch.Tensor]":
         """Tensors of shape [rows, longest row], on the model's device, with `attention_mask`."""
         import torch
 
-        lengths = [len(row.inputs["input_ids"]) for row in rows]
-        longest = max(lengths)
-        fill = {"input_ids": self.pad_token_id, "attention_mask": 0}
-        fill["token_type_ids"] = getattr(self.tokenizer, "pad_token_type_id", 0)
-        batch = {}
-        for name in [*rows[0].inputs, "attention_mask"]:
-            values = np.full((len(rows), longest), fill.get(name, 0), np.int64)
-            for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                span = slice(longest - length, None) if left else slice(length)
-                values[i, span] = 1 if name == "attention_mask" else row.inputs[name]
-            batch[name] = torch.from_numpy(values).to(self.device)
-        return batch
+        arrays = pad_rows([row.inputs for row in rows], self._fill, padding or self.padding)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+
+    def tokens_of(self, output: "torch.Tensor", rows: Sequence[Row]) -> "list[torch.Tensor]":
+        """Cut an output of shape [rows, longest row, …] into one of shape [tokens, …] for each row."""
+        width = output.shape[1]
+        return [
+            output[i, self.padding.span(len(row.inputs["input_ids"]), width)]
+            for i, row in enumerate(rows)
+        ]
 
     def forward_all(
         self,

@@ -28,13 +28,15 @@ class Tokenizing:
 
     Attributes:
         tokenizer: As transformers loads it; nothing here changes its state.
-        max_tokens: Tokens that fit, special ones included; None for no limit.
+        max_tokens: Maximum number of tokens, special tokens included; None for no maximum.
+        batches_equal_lengths: Only rows of equal length may share a forward pass.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int | None) -> None:
         tokenizer("")  # forgets the truncation that its file may ask for
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.batches_equal_lengths = False
         self._cutter: Any = None
         self._cutter_lock = threading.RLock()
 
@@ -160,7 +162,9 @@ class Tokenizing:
         if not all(tokens.encoding["input_ids"]):  # not every tokenizer adds tokens of its own
             raise UserError(NO_TOKEN)
         columns = [tokens.encoding[name] for name in names]
-        return [
-            Row(dict(zip(names, values, strict=True)), len(values[0]))
-            for values in zip(*columns, strict=True)
-        ]
+        rows = []
+        for values in zip(*columns, strict=True):
+            length = len(values[0])
+            group = str(length) if self.batches_equal_lengths else ""
+            rows.append(Row(dict(zip(names, values, strict=True)), length, group))
+        return rows

@@ -6,7 +6,7 @@ from .build import (
     build_tokenizer as build_tokenizer,
 )
 from .build import (
-    load_classifier as load_classifier,
+    vocabulary_size as vocabulary_size,
 )
 from .engines.choice import (
     FILE as FILE,
@@ -51,6 +51,13 @@ from .hub import (
 from .hub import (
     weights_digest as weights_digest,
 )
+from .load import (
+    CLASSIFIER as CLASSIFIER,
+)
 from .load import Dtype as Dtype
 from .load import load_model as load_model
 from .load import max_tokens as max_tokens
+from .padding import RIGHT as RIGHT
+from .padding import Padding as Padding
+from .padding import find_padding as find_padding
+from .padding import pad_rows as pad_rows

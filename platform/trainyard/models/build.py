@@ -1,4 +1,4 @@
-"""Tokenizers and classifiers from a model's files. The only user of Auto*."""
+"""Build the tokenizer and the model of a training run from a pretrained model."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,8 @@ from trainyard.models.hub import (
     reserved_positions,
     resolve_model,
 )
+from trainyard.models.load import CLASSIFIER, special_tokens
+from trainyard.models.padding import use_full_attention
 from trainyard.tasks import Task
 
 if TYPE_CHECKING:
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def build_tokenizer(config: ModelFlags) -> Any:
-    """The model's tokenizer; refuses a `max_length` that the model has no positions for."""
+    """Load the model's tokenizer, and check that model, tokenizer and `max_length` fit together.
+
+    Raises:
+        UserError: naming the flag to change.
+    """
     import transformers
 
     model_config = load_config(config.model_name_or_path)
@@ -30,6 +36,7 @@ def build_tokenizer(config: ModelFlags) -> Any:
                 resolve_model(config.model_name_or_path),
                 revision=model_revision(config.model_name_or_path),
                 trust_remote_code=False,
+                **special_tokens(CLASSIFIER, model_config),
             ),
         )
     positions = _positions(config.model_name_or_path, model_config, config.max_length)
@@ -41,7 +48,7 @@ def build_tokenizer(config: ModelFlags) -> Any:
     special = tokenizer.num_special_tokens_to_add(pair=True)
     if config.max_length <= special:
         raise UserError(
-            f"--max-length {config.max_length} leaves no room for text beside {special} special tokens; "
+            f"--max-length {config.max_length} leaves no room for text next to {special} special tokens; "
             f"use more than {special}"
         )
     if tokenizer.pad_token_id is None:
@@ -49,11 +56,24 @@ def build_tokenizer(config: ModelFlags) -> Any:
             f"the tokenizer of {config.model_name_or_path} has no padding token; use an encoder "
             "such as bert-base-uncased"
         )
+    if not config.grows_vocabulary:
+        vectors, tokens = getattr(model_config, "vocab_size", None), vocabulary_size(tokenizer)
+        if vectors is not None and tokens > vectors:
+            raise UserError(
+                f"the tokenizer of {config.model_name_or_path} gives ids up to {tokens - 1} and the model "
+                f"knows {vectors} tokens; train with --resize-embeddings, or give the tokenizer that "
+                "belongs to the model"
+            )
     return tokenizer
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """Number of vectors that a tokenizer's ids need."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def _positions(name: str, settings: Any, wanted: int) -> int | None:
-    """Positions that texts can use, if `settings` limit them; exact where `wanted` comes near."""
+    """Positions for tokens, None without a limit; exact where `wanted` is near the limit."""
     import transformers
 
     positions: int = getattr(settings, "max_position_embeddings", None) or -1
@@ -63,37 +83,9 @@ def _positions(name: str, settings: Any, wanted: int) -> int | None:
         return positions
     import torch
 
-    with torch.device("meta"):  # no weights: only what the model is made of
+    with torch.device("meta"):  # no weights, only modules
         model = from_hub(name, lambda: transformers.AutoModel.from_config(settings))
     return positions - reserved_positions(model)
-
-
-def load_classifier(name: str) -> Any:
-    """A fine-tuned classifier as it is, in fp32.
-
-    Raises:
-        UserError: when it has no head: transformers would make a random one and answer nonsense.
-    """
-    import torch
-    import transformers
-
-    with quiet(transformers):
-        model, info = from_hub(
-            name,
-            lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
-                resolve_model(name),
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            ),
-        )
-    if info["missing_keys"]:
-        raise UserError(
-            f"model {name} is not a fine-tuned classifier ({len(info['missing_keys'])} of its weights "
-            f"are missing, such as {sorted(info['missing_keys'])[0]}); give the model/ folder of a run"
-        )
-    return model
 
 
 def build_model(
@@ -104,11 +96,13 @@ def build_model(
     seed: int,
     init: Literal["pretrained", "random"] = "pretrained",
     gradient_checkpointing: bool = False,
+    vocabulary: int | None = None,
 ) -> "PreTrainedModel":
     """Load the encoder with a fresh head for `task`, in fp32.
 
     `revision` is the commit of a Hub model, see `model_revision`. `seed` is that of all new weights:
-    of the head, or of the whole model where `init` is random.
+    of the head, or of the whole model where `init` is random. `vocabulary` is the least number of
+    word vectors.
 
     Raises:
         UserError: The weights are not those of the encoder, which would start from random ones.
@@ -152,7 +146,10 @@ def build_model(
                 ),
             )
             _check_encoder(name, model, info)
-    # The task travels with the weights, so that a program that loads them knows what they answer.
+    use_full_attention(model)
+    if vocabulary is not None and vocabulary > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    # The task is stored with the weights, for evaluation and serving.
     model.config.finetuning_task = task.name
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -160,7 +157,7 @@ def build_model(
 
 
 def _check_encoder(name: str, model: Any, info: Any) -> None:
-    """Only the head may start from random weights, and a pooler, which not every checkpoint has."""
+    """Refuse random weights anywhere but in the head and the pooler."""
     random = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     encoder = f"{model.base_model_prefix}."
     if lost := sorted(k for k in random if k.startswith(encoder) and "pooler" not in k.split(".")):

@@ -1,12 +1,18 @@
-"""Models for inference: from a folder or the Hub, whole and harmless, or not at all."""
+"""Load models for inference from a folder or the Hub: complete, valid, and without their code."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.errors import UserError
 from trainyard.models.hub import quiet, reserved_positions, resolve_model
+from trainyard.models.padding import use_full_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CLASSIFIER = "AutoModelForSequenceClassification"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -19,26 +25,26 @@ def load_model(
     device: str = "cpu",
     revision: str | None = None,
     optional_weights: Sequence[str] = (),
-) -> tuple[Any, Any]:
+) -> "tuple[PreTrainedModel, Any]":
     """Load a model with its tokenizer, in evaluation mode.
 
-    Nothing of a model is executed: weights come from safetensors alone and code that a repository
-    brings is refused. A head that is missing from the file, which transformers would fill with
-    random numbers, is an error here.
+    Evaluation, batch inference, engines and serving all load here. No code of the model is run:
+    weights come from safetensors only, and models that need their own code are refused. Missing
+    weights, which transformers would fill with random numbers, are an error.
 
     Args:
         auto_model: Name of a class in transformers, such as `AutoModelForSequenceClassification`.
         name: Folder, `package:NAME/FOLDER`, or Hub id.
         dtype: Type of the weights.
-        device: Where they live.
+        device: Device of the weights.
         revision: Commit, tag or branch on the Hub.
-        optional_weights: Prefixes of weights that the task does not use, which may be missing.
+        optional_weights: Prefixes of weights that may be missing, as the task does not use them.
 
     Returns:
         The model and the tokenizer.
 
     Raises:
-        UserError: saying what is wrong with the model.
+        UserError: naming the fault of the model.
     """
     import torch
     import transformers
@@ -49,7 +55,10 @@ def load_model(
     common = {"trust_remote_code": False, "revision": revision}
     with quiet(transformers):
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **common)
+            config = transformers.AutoConfig.from_pretrained(path, **common)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                path, **common, **special_tokens(auto_model, config)
+            )
             model, report = getattr(transformers, auto_model).from_pretrained(
                 path,
                 dtype=getattr(torch, dtype),
@@ -61,8 +70,8 @@ def load_model(
             reason = " ".join(str(error).split())[:240] or type(error).__name__
             raise UserError(
                 f"model {name} could not be loaded as {auto_model} ({reason}); it must be a folder or "
-                "Hub id with config.json, a tokenizer and weights in safetensors, needing no code of "
-                "its own"
+                "Hub id with config.json, a tokenizer and weights in safetensors, and need no code "
+                "from it"
             ) from error
     missing = [
         key for key in sorted(report["missing_keys"]) if not key.startswith(tuple(optional_weights))
@@ -80,11 +89,13 @@ def load_model(
                 "be wrong; train it again with a smaller learning rate or another precision"
             )
     _check_vocabulary(name, model, tokenizer)
+    _check_labels(name, model)
+    use_full_attention(model)
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
 def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """A token without a vector breaks the pass of everybody in its batch."""
+    """Refuse token ids without a vector: they would fail the pass of a whole batch."""
     try:
         vectors = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except NotImplementedError:  # CANINE, for example, hashes characters
@@ -95,6 +106,28 @@ def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
             f"model {name}: its tokenizer gives ids up to {last} and the model knows {vectors} tokens; "
             "save the tokenizer that it was trained with, or resize_token_embeddings and train"
         )
+
+
+def _check_labels(name: str, model: "PreTrainedModel") -> None:
+    """Refuse two ids with one label: an answer by labels could not tell them apart."""
+    labels: dict[str, int] = {}
+    for index, label in sorted((getattr(model.config, "id2label", None) or {}).items()):
+        if label in labels:
+            raise UserError(
+                f"model {name} calls both {labels[label]} and {index} '{label}'; give each id its own "
+                "label in id2label of its config.json"
+            )
+        labels[label] = index
+
+
+def special_tokens(auto_model: str, config: Any) -> dict[str, bool]:
+    """Tokenizer options by which "</s>" in a text is text.
+
+    Encoders with a decoder classify by the last end of the text; a second one in a text would be
+    taken for it.
+    """
+    pools_by_end = auto_model == CLASSIFIER and getattr(config, "is_encoder_decoder", False)
+    return {"split_special_tokens": True} if pools_by_end else {}
 
 
 def check_shards(folder: Path, name: str) -> None:
@@ -121,11 +154,11 @@ def check_shards(folder: Path, name: str) -> None:
 
 
 def max_tokens(model: Any, tokenizer: Any) -> int | None:
-    """Tokens that fit into the model, special ones included; None when nothing limits them."""
+    """Maximum number of tokens of an input, special tokens included; None: no maximum."""
     limits = []
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         limits.append(positions - reserved_positions(model))
-    if tokenizer.model_max_length < 1_000_000:  # larger means that nobody has said
+    if tokenizer.model_max_length < 1_000_000:  # larger: not set
         limits.append(tokenizer.model_max_length)
     return min(limits, default=None)

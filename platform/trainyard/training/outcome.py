@@ -62,6 +62,8 @@ class Outcome:
     error: UserError | None = None
     state: TrainState = field(default_factory=TrainState)
     skipped_checkpoints: list[str] = field(default_factory=list)
+    padding_note: str | None = None
+    """Note on the padding that the model needs; None: padding on the right, as usual."""
     train_samples_per_second: float | None = None
     padding_efficiency: float = 0.0
 

@@ -114,8 +114,10 @@ class Embedder(Predictor):
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
         """Vectors of each row: [size], or [tokens, size] without pooling."""
-        states = outputs.last_hidden_state.float().cpu().numpy()
-        return [POOLINGS[row.wanted](states[i, : row.length]) for i, row in enumerate(rows)]
+        states = self.tokens_of(outputs.last_hidden_state.float().cpu(), rows)
+        return [
+            POOLINGS[row.wanted](vectors.numpy()) for row, vectors in zip(rows, states, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

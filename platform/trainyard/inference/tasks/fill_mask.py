@@ -103,7 +103,8 @@ class FillMask(Predictor):
 
         No more is kept: a vocabulary for each of many masks would fill the memory.
         """
-        return [self._best(outputs.logits[i], row.wanted) for i, row in enumerate(rows)]
+        logits = self.tokens_of(outputs.logits, rows)
+        return [self._best(mine, row.wanted) for row, mine in zip(rows, logits, strict=True)]
 
     def _best(self, logits: Any, wanted: _Masks) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         import torch

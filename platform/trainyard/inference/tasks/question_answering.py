@@ -126,11 +126,11 @@ class QuestionAnswering(Predictor):
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
         """Start and end logits of each row, shape [2, tokens]."""
-        start = outputs.start_logits.float().cpu().numpy()
-        end = outputs.end_logits.float().cpu().numpy()
-        return [
-            np.stack([start[i, : row.length], end[i, : row.length]]) for i, row in enumerate(rows)
-        ]
+        start, end = (
+            self.tokens_of(logits.float().cpu(), rows)
+            for logits in (outputs.start_logits, outputs.end_logits)
+        )
+        return [np.stack([s.numpy(), e.numpy()]) for s, e in zip(start, end, strict=True)]
 
     def decode(
         self, item: Item, results: list[Any], parameters: QuestionAnsweringParameters

@@ -16,6 +16,7 @@ from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
+from trainyard.training.worker.probe import probe
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import STRATEGIES, training_accelerator
 
@@ -46,7 +47,9 @@ def train(
         seed=config.seed,
         init=config.init,
         gradient_checkpointing=config.gradient_checkpointing,
+        vocabulary=data.vocabulary,
     )
+    session.padding = probe(model, config, data)
     optimizer = build_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = build_scheduler(config, optimizer, session.last_step)

@@ -17,6 +17,7 @@ from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
 from trainyard.evaluation import not_finite, predict, score
+from trainyard.models import RIGHT
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome, TrainState
@@ -35,6 +36,8 @@ class Session:
 
     journal: Journal
     state: TrainState
+    padding = RIGHT
+    """Padding of the model, see `probe`."""
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class Session:
             self.config.max_length,
             fixed=self.config.pad_to_max_length,
         )
-        batch = self._table.gather(rows, width)
+        batch = self._table.gather(rows, width, self.padding)
         self.watch.lap("data")
         return batch
 
@@ -163,6 +166,7 @@ class Session:
             status="failed" if self._error else self._status,
             error=self._error,
             state=self.state,
+            padding_note=self.padding.note,
             skipped_checkpoints=self._store.skipped,
             train_samples_per_second=self._rows / self._seconds if self._seconds else None,
             padding_efficiency=padding_efficiency(
@@ -266,7 +270,7 @@ class Session:
         """Logits of some splits, and their scores; all processes predict, rank 0 scores."""
         tables = {name: self.data.table(name) for name in names}
         logits = {
-            name: predict(self.accelerator, self._live[0], table, self.config)
+            name: predict(self.accelerator, self._live[0], table, self.config, self.padding)
             for name, table in tables.items()
         }
         if fault := not_finite(logits):  # every process has all logits, so all of them stop here

@@ -17,6 +17,7 @@ from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
+from trainyard.training.worker.probe import probe
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import training_accelerator
 
@@ -41,7 +42,9 @@ def train_by_trainer(
         seed=config.seed,
         init=config.init,
         gradient_checkpointing=config.gradient_checkpointing,
+        vocabulary=data.vocabulary,
     )
+    session.padding = probe(model, config, data)
     optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, session.last_step)
     session.resume(model, optimizer, scheduler)

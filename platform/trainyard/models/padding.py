@@ -1,0 +1,126 @@
+"""Padding under which a model's answer to a row does not depend on the other rows of its batch.
+
+Most models ignore tokens that the attention mask hides, wherever they are. XLNet reads the last
+position, so it needs padding on the left. FNet, CANINE, MobileBERT, ConvBERT and others mix hidden
+tokens into their answers: only rows of equal length may share a pass. No config says so; a model is
+tried once, when it is loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
+
+Side = Literal["right", "left"]
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
+"""By number type: maximum change of an output by its neighbors, as a part of the largest output."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Side on which rows are padded, and whether rows of different lengths may share a pass."""
+
+    side: Side = "right"
+    equal_lengths: bool = False
+
+    @property
+    def note(self) -> str | None:
+        """One sentence for people; None for padding on the right, which is usual."""
+        if self.equal_lengths:
+            return (
+                "the model's answers depend on padding, so only rows of equal length share a "
+                "forward pass"
+            )
+        return "the model needs padding on the left" if self.side == "left" else None
+
+    def span(self, length: int, width: int) -> slice:
+        """Positions of a row of `length` tokens in a batch of `width` tokens."""
+        return slice(width - length, None) if self.side == "left" else slice(length)
+
+
+RIGHT = Padding()
+
+
+def pad_rows(
+    rows: Sequence[Mapping[str, Sequence[int]]], fill: Mapping[str, int], padding: Padding
+) -> dict[str, NDArray[np.int64]]:
+    """Arrays of shape [rows, longest row] by input name, with `attention_mask`.
+
+    `fill` holds the padding values that are not 0.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    width = max(lengths)
+    batch = {}
+    for name in [*rows[0], "attention_mask"]:
+        values = np.full((len(rows), width), fill.get(name, 0), np.int64)
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            values[i, padding.span(length, width)] = 1 if name == "attention_mask" else row[name]
+        batch[name] = values
+    return batch
+
+
+def find_padding(
+    model: "PreTrainedModel",
+    rows: Sequence[Mapping[str, Sequence[int]]],
+    fill: Mapping[str, int],
+    side: str,
+) -> Padding:
+    """Try a model in evaluation mode on a row alone and next to a longer one.
+
+    Args:
+        model: Any model of one forward pass.
+        rows: A row, and a longer one.
+        fill: As for `pad_rows`.
+        side: The tokenizer's `padding_side`, tried where padding on the right fails.
+    """
+    import torch
+
+    def outputs(some: Sequence[Mapping[str, Sequence[int]]], padding: Padding) -> "ModelOutput":
+        arrays = pad_rows(some, fill, padding)
+        with torch.no_grad():
+            result: ModelOutput = model(
+                **{name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
+            )
+        return result
+
+    short, long = (len(row["input_ids"]) for row in rows)
+    sides: list[Side] = ["right", "left"] if side == "left" else ["right"]
+    alone = outputs(rows[:1], RIGHT)
+    limit = TOLERANCE[str(model.dtype).removeprefix("torch.")]
+    for padding in map(Padding, sides):
+        together = outputs(rows, padding)
+        moved = [
+            _moved(alone[key][0], together[key][0], short, long, padding)
+            for key in alone
+            if isinstance(alone[key], torch.Tensor) and alone[key].is_floating_point()
+        ]
+        if all(change <= limit for change in moved):
+            return padding
+    return Padding(equal_lengths=True)
+
+
+def _moved(
+    alone: "torch.Tensor", together: "torch.Tensor", short: int, long: int, padding: Padding
+) -> float:
+    """Largest change of a row's output, as a part of the largest value; infinite for other shapes."""
+    if alone.ndim and (alone.shape[0], together.shape[0]) == (short, long):  # one output a token
+        together = together[padding.span(short, long)]
+    if alone.shape != together.shape:
+        return float("inf")
+    scale = alone.abs().max().clamp(min=1e-6)
+    return float(((alone - together).abs().max() / scale).nan_to_num(nan=float("inf")))
+
+
+def use_full_attention(model: "PreTrainedModel") -> None:
+    """Fix BigBird's attention: its first short batch would switch block-sparse attention off for good."""
+    base = model.base_model
+    if getattr(base, "attention_type", None) == "block_sparse":
+        base.set_attention_type("original_full")

@@ -1,0 +1,114 @@
+"""Tiny classifiers with random weights of many architectures, with byte-level BPE tokenizers."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+TEXT_WORDS = [
+    "the", "train", "was", "late", "good", "bad", "signal", "station", "platform", "arrived",
+    "left", "track", "red", "green", "slow", "fast", "never", "always", "ticket", "seat",
+]  # fmt: skip
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+BART = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+XLNET = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", SIZES),
+    "roberta": ("roberta", {**SIZES, "max_position_embeddings": 130}),
+    "roformer": ("roformer", SIZES),
+    "xlnet": ("xlnet", XLNET),
+    "fnet": ("fnet", {k: v for k, v in SIZES.items() if k != "num_attention_heads"}),
+    "convbert": ("convbert", {**SIZES, "embedding_size": 32, "head_ratio": 2, "conv_kernel_size": 3}),
+    "mobilebert": ("mobilebert", {**SIZES, "embedding_size": 16, "intra_bottleneck_size": 16,
+                                  "num_feedforward_networks": 1}),
+    "canine": ("canine", SIZES),
+    "big_bird": ("big_bird", {**SIZES, "attention_type": "block_sparse", "block_size": 4,
+                              "num_random_blocks": 1}),
+    "t5": ("t5", {"d_model": 32, "d_kv": 8, "num_layers": 2, "num_heads": 4, "d_ff": 64}),
+    "bart": ("bart", BART),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2-left": ("gpt2", GPT2),
+    "gpt2-no-pad-in-config": ("gpt2", GPT2),
+    "gpt2-pad-not-resized": ("gpt2", GPT2),
+    "gpt2-pad-mismatch": ("gpt2", GPT2),
+}  # fmt: skip
+
+
+def _tokenizer(kind: str) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    names: dict[str, str] = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
+    template = "<s> $A </s>"
+    if kind == "t5":
+        template = "$A </s>"
+    elif kind == "xlnet":
+        template = "$A <sep> <cls>"
+        names |= {"bos_token": "<s>", "cls_token": "<cls>", "sep_token": "<sep>"}
+    elif kind.startswith("gpt2"):
+        template, names = "", {"eos_token": "<|endoftext|>", "pad_token": "<pad>"}
+    else:
+        names |= {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>"}
+    special = list(dict.fromkeys(names.values()))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    draw = random.Random(0)
+    backend.train_from_iterator(
+        [" ".join(draw.choices(TEXT_WORDS, k=draw.randint(3, 25))) for _ in range(100)],
+        trainers.BpeTrainer(
+            vocab_size=500, special_tokens=special, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )  # fmt: skip
+    if template:
+        parts = [(name, backend.token_to_id(name)) for name in special if name in template]
+        backend.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=parts
+        )
+    side = "left" if kind in ("xlnet", "gpt2-left") else "right"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, padding_side=side, model_max_length=128, **names
+    )
+
+
+def architecture(folder: Path, kind: str) -> Path:
+    """Write a two-class model of one of KINDS."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    model_type, sizes = KINDS[kind]
+    tokenizer = _tokenizer(kind)
+    config = AutoConfig.for_model(
+        model_type, vocab_size=len(tokenizer), id2label={0: "no", 1: "yes"},
+        label2id={"no": 0, "yes": 1}, **sizes,
+    )  # fmt: skip
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    if model_type in ("t5", "bart"):
+        config.decoder_start_token_id = tokenizer.pad_token_id
+    if kind in ("gpt2-no-pad-in-config", "gpt2-pad-not-resized"):
+        config.pad_token_id = None
+    if kind == "gpt2-pad-mismatch":
+        config.pad_token_id = 0
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0, 0.15)
+    if kind == "gpt2-pad-not-resized":
+        tokenizer.add_special_tokens({"pad_token": "[PAD_NEW]"})
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
