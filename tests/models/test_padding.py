@@ -10,7 +10,7 @@ from trainyard.inference.registry import PREDICTORS
 
 EQUAL = {"fnet", "canine", "mobilebert", "convbert", "gpt2-pad-mismatch"}
 TEXTS = [
-    "late",
+    "the red signal was never good",
     "the train was late",
     " ".join(TEXT_WORDS),
     " ".join(TEXT_WORDS[::-1]),

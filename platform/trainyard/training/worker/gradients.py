@@ -180,7 +180,10 @@ def _word_embedding(model: Any) -> Any:
     """The model's, if looking up its rows is all that is done with its weight; else None."""
     import torch
 
-    words = getattr(model, "get_input_embeddings", lambda: None)()
+    try:
+        words = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # CANINE hashes characters
+        return None
     if not isinstance(words, torch.nn.Embedding) or not words.weight.requires_grad:
         return None
     owners = [m for m in model.modules() if any(p is words.weight for p in m._parameters.values())]
