@@ -61,7 +61,7 @@ def test_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         {
             "task": "demo", "model": "m", "run": "r", "seconds": 1.0, "versions": {},
             "score": -0.5, "score_metric": "balance", "stored_temperature": None, "against": None,
-            "max_length": 8,
+            "max_length": 8, "group_column": None,
             "splits": {
                 "validation": {
                     **found, "rows": 40, "truncated_rows": 0, "classes": [], "slices": [],
@@ -70,7 +70,7 @@ def test_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             },
         }
     )  # fmt: skip
-    assert "row balance" in html
+    assert "Row balance" in html
 
     monkeypatch.setitem(TASKS, "toy", replace(task, name="toy"))
     (tmp_path / "run.json").write_text('{"config": {"task": "toy"}}')

@@ -207,9 +207,9 @@ def _conclude(
 ) -> FitResult:
     for note in outcome.skipped_checkpoints:
         say(note)
-    if (note := outcome.padding_note) is not None:
-        folder.update(padding=note)
-        say(f"note: {note}; its training batches are padded all the same")
+    if outcome.padding_note is not None:
+        folder.update(padding=outcome.padding_note)
+        say(f"note: {outcome.padding_note}; its training batches are padded all the same")
     if outcome.error is not None:
         status = "diverged" if isinstance(outcome.error, Diverged) else "failed"
         folder.update(status=status, reason=str(outcome.error))
