@@ -1,4 +1,4 @@
-"""Look at runs and sweeps in a browser: python jobs/dashboard.py --help."""
+"""Show runs and sweeps in a browser: `python jobs/dashboard.py --storage-path runs`."""
 
 from trainyard.cli import run_job
 from trainyard.report.dashboard import DashboardConfig, run_dashboard

@@ -1,11 +1,11 @@
-"""Look for what spoils a data set: `python jobs/doctor_data.py --task cola --data-dir DIR`."""
+"""Examine a data set for faults: `python jobs/doctor_data.py --task cola --data-dir DIR`."""
 
 from trainyard.cli import run_job
 from trainyard.doctor import DataDoctorConfig
 
 
 def doctor(config: DataDoctorConfig) -> dict[str, object]:
-    """One examination; imported here so that --help is instant."""
+    """Examine one data set; imported here so that --help is instant."""
     from trainyard.doctor import examine_data
 
     return examine_data(config).as_json()

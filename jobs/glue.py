@@ -5,7 +5,7 @@ from trainyard.glue import SuiteConfig
 
 
 def suite(config: SuiteConfig) -> dict[str, object]:
-    """The whole suite; imported here so that --help is instant."""
+    """Run the whole suite; imported here so that --help is instant."""
     from trainyard.glue import run_suite
 
     return run_suite(config)

@@ -5,7 +5,7 @@ from trainyard.inference import PredictConfig
 
 
 def infer(config: PredictConfig) -> dict[str, object]:
-    """One file; imported here so that --help is instant."""
+    """Predict one file; imported here so that --help is instant."""
     from trainyard.inference import predict
 
     return predict(config)

@@ -1,4 +1,4 @@
-"""Train the embedded demo, serve the model, and ask it over HTTP about sentences it never saw."""
+"""Train the embedded demo, serve the model, and send it new sentences over HTTP."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from trainyard.config import TrainConfig
 
 
 def quickstart(config: TrainConfig) -> dict[str, Any]:
-    """`jobs/train.py`, then Ray Serve and requests as anybody would send them."""
+    """Train as `jobs/train.py` does, then send requests to Ray Serve as any client does."""
     from trainyard.data import EXAMPLES
     from trainyard.serving import served
     from trainyard.training import fit

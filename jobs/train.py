@@ -5,7 +5,7 @@ from trainyard.config import TrainConfig
 
 
 def train(config: TrainConfig) -> dict[str, object]:
-    """One run; imported here so that --help is instant."""
+    """Train one run; imported here so that --help is instant."""
     from trainyard.training import fit
 
     return fit(config).as_json()

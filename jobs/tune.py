@@ -5,7 +5,7 @@ from trainyard.tuning import SweepConfig
 
 
 def tune(config: SweepConfig) -> dict[str, object]:
-    """One sweep; imported here so that --help is instant."""
+    """Run one sweep; imported here so that --help is instant."""
     from trainyard.tuning import tune
 
     return tune(config).as_json()

@@ -73,7 +73,7 @@ def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(tiny_model: Path, task_data: Path) -> TrainConfig:
-    """Three epochs of six steps, four slots each; every step logged, every row in the ledger."""
+    """Three epochs of six steps, four micro-batches each; every step logged, every row in the ledger."""
     return TrainConfig(
         task="mrpc",
         data_dir=str(task_data),

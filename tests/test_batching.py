@@ -8,30 +8,36 @@ from hypothesis import strategies as st
 from trainyard.batching import (
     Plan,
     evaluation_batches,
+    micro_batch_seed,
     padded_length,
     padding_efficiency,
-    slot_seed,
     token_batches,
 )
 
 lengths_of_rows = st.lists(st.integers(1, 128), min_size=1, max_size=300)
 
 
-def make_plan(lengths: list[int], slots: int = 4, slot_size: int = 4, seed: int = 0) -> Plan:
-    return Plan(np.array(lengths, np.int32), slots * slot_size, slot_size, seed)
+def make_plan(
+    lengths: list[int], micro_batches: int = 4, micro_batch_size: int = 4, seed: int = 0
+) -> Plan:
+    return Plan(
+        np.array(lengths, np.int32), micro_batches * micro_batch_size, micro_batch_size, seed
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(lengths_of_rows, st.integers(1, 5), st.integers(1, 7), st.integers(0, 9), st.integers(0, 3))
 def test_every_row_is_in_each_epoch_once(
-    lengths: list[int], slots: int, slot_size: int, seed: int, epoch: int
+    lengths: list[int], micro_batches: int, micro_batch_size: int, seed: int, epoch: int
 ) -> None:
-    plan = make_plan(lengths, slots, slot_size, seed)
+    plan = make_plan(lengths, micro_batches, micro_batch_size, seed)
     steps = list(plan.steps(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch))
     assert [e for _, e, _ in steps] == [epoch] * plan.steps_per_epoch
-    assert all(len(step_slots) == slots for _, _, step_slots in steps)
-    assert all(len(rows) <= slot_size for _, _, step_slots in steps for rows in step_slots)
-    seen = np.concatenate([rows for _, _, step_slots in steps for rows in step_slots])
+    assert all(len(step_batches) == micro_batches for _, _, step_batches in steps)
+    assert all(
+        len(rows) <= micro_batch_size for _, _, step_batches in steps for rows in step_batches
+    )
+    seen = np.concatenate([rows for _, _, step_batches in steps for rows in step_batches])
     assert sorted(seen.tolist()) == list(range(len(lengths)))
 
 
@@ -70,8 +76,10 @@ def test_grouping_by_length_pads_less_than_chance() -> None:
 
 
 def test_a_partial_step_is_shared_out_evenly() -> None:
-    plan = make_plan([5] * 18, slots=4, slot_size=4)  # 16 rows and 2 rows
-    sizes = sorted([len(rows) for rows in slots] for _, _, slots in plan.steps(0, 2))
+    plan = make_plan([5] * 18, micro_batches=4, micro_batch_size=4)  # 16 rows and 2 rows
+    sizes = sorted(
+        [len(rows) for rows in micro_batches] for _, _, micro_batches in plan.steps(0, 2)
+    )
     assert sizes == [[1, 1, 0, 0], [4, 4, 4, 4]]
 
 
@@ -97,13 +105,13 @@ def test_padded_length(longest: int, multiple: int, limit: int, fixed: bool, exp
     assert padded_length(longest, multiple, limit, fixed=fixed) == expected
 
 
-def test_slot_seeds_do_not_collide() -> None:
+def test_seeds_of_micro_batches_do_not_collide() -> None:
     seeds = {
-        slot_seed(seed, epoch, step, slot)
+        micro_batch_seed(seed, epoch, step, micro_batch)
         for seed in range(4)
         for epoch in range(4)
         for step in range(40)
-        for slot in range(8)
+        for micro_batch in range(8)
     }
     assert len(seeds) == 4 * 4 * 40 * 8
 

@@ -1,8 +1,8 @@
-"""The batch plan: which rows make which forward pass of which step. Pure numpy, no worker in sight.
+"""The batch plan: the rows of every forward pass of every step. Pure numpy, independent of workers.
 
-A *step* is one optimizer update over `train_batch_size` rows. It is cut into *slots*, one forward
-pass of `slot_size` rows each. Worker r of N runs the r-th N-th of the slots of every step; nothing
-else about a run depends on N, so neither does its result.
+A *step* is one optimizer update over `train_batch_size` rows. It is cut into *micro-batches*, each one
+forward pass over `micro_batch_size` rows. Worker r of N runs the r-th share of every step's
+micro-batches. Nothing else in a run depends on N, so its result does not either.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW_STEPS = 8
-"""Steps among which rows are sorted by length. Larger pads less; smaller keeps steps more random.
-
-Of 64 steps 0.99 of what is computed is text (MRPC, slots of 8), of 8 steps 0.94, of one 0.74.
-"""
+"""Steps in a window, in which rows are sorted by length. Larger pads less; smaller is more random."""
 
 PLAN_VERSION = 2
-"""To be raised by whoever makes the same lengths and seed give other steps: a run begun with one plan
-cannot go on with another, and is another run."""
+"""Version of the plan; raise it when the same lengths and seed give other steps. A run that began with
+one version cannot resume with another."""
 
 Rows = NDArray[np.int64]
 Item = TypeVar("Item")
@@ -31,78 +28,78 @@ Result = TypeVar("Result")
 class Plan:
     """All steps of a run over rows of the given lengths.
 
-    `lengths` has shape [rows]: tokens per row. A plan is a function of its fields alone, so any
-    step can be asked for at any time: resuming at step k replays nothing.
+    `lengths` has shape [rows]: tokens per row. A plan is a function of its fields alone, so any step
+    can be computed at any time: resuming at step k replays nothing.
     """
 
     lengths: NDArray[np.int32]
     batch_size: int
-    slot_size: int
+    micro_batch_size: int
     seed: int
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps that see every row once; the smallest of them may be a partial one."""
+        """Optimizer steps that use every row once; one of them may be partial."""
         return -(-len(self.lengths) // self.batch_size)
 
     @property
-    def slots_per_step(self) -> int:
+    def micro_batches_per_step(self) -> int:
         """Forward passes of one step, over all workers."""
-        return self.batch_size // self.slot_size
+        return self.batch_size // self.micro_batch_size
 
     def epoch(self, epoch: int) -> "EpochPlan":
-        """Plan of one pass: rows shuffled, sorted by length inside windows, then steps shuffled."""
+        """Plan one epoch: shuffle rows, sort them by length inside windows, then shuffle steps."""
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         order = rng.permutation(len(self.lengths))
         window = self.batch_size * WINDOW_STEPS
-        # One by one and in place: sorting all rows at once takes several copies of them.
+        # Window by window and in place: sorting all rows at once takes several copies of them.
         for start in range(0, len(order), window):
             rows = order[start : start + window]
             rows[:] = rows[np.argsort(self.lengths[rows], kind="stable")]
         return EpochPlan(self, order, rng.permutation(self.steps_per_epoch))
 
     def steps(self, first: int, last: int) -> Iterator[tuple[int, int, list[Rows]]]:
-        """Yield (step, epoch, slots) for the steps `first` (0-based) up to, without, `last`."""
+        """Yield (step, epoch, micro-batches) for steps from `first` (0-based) up to, without, `last`."""
         epoch_plan, planned = None, -1
         for step in range(first, last):
             epoch, index = divmod(step, self.steps_per_epoch)
             if epoch_plan is None or epoch != planned:
                 epoch_plan, planned = self.epoch(epoch), epoch
-            yield step, epoch, epoch_plan.slots(index)
+            yield step, epoch, epoch_plan.micro_batches(index)
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One pass over the rows: `order` holds them all, `starts` says which step comes when."""
+    """One pass over the rows: `order` holds all of them, `starts` the order of the steps."""
 
     plan: Plan
     order: Rows
     starts: Rows
 
-    def slots(self, index: int) -> list[Rows]:
-        """Rows of each slot of the epoch's step `index`.
+    def micro_batches(self, index: int) -> list[Rows]:
+        """Rows of each micro-batch of the epoch's step `index`: `micro_batches_per_step` arrays.
 
-        Always `slots_per_step` arrays. The one partial step of an epoch is shared out evenly, so
-        there some slots are smaller, or empty when it has fewer rows than slots.
+        The partial step of an epoch is shared out evenly. Its micro-batches are smaller, and some are
+        empty when there are fewer rows than micro-batches.
         """
         size = self.plan.batch_size
         start = int(self.starts[index]) * size
-        return np.array_split(self.order[start : start + size], self.plan.slots_per_step)
+        return np.array_split(self.order[start : start + size], self.plan.micro_batches_per_step)
 
 
-def share(slots: int, rank: int, world: int) -> range:
-    """Which slots of a step process `rank` of `world` runs: as many as the others, side by side."""
-    each = slots // world
+def share(micro_batches: int, rank: int, world: int) -> range:
+    """Indices of the micro-batches of a step that process `rank` of `world` runs: an equal share."""
+    each = micro_batches // world
     return range(rank * each, (rank + 1) * each)
 
 
 def evaluation_batches(
     lengths: NDArray[np.int32], size: int, *, equal_lengths: bool = False
 ) -> list[Rows]:
-    """Cut all rows into batches of at most `size`, longest first, so that each pads little.
+    """Cut all rows into batches of at most `size` with little padding; every row is in exactly one.
 
-    Every row is in exactly one batch. With `equal_lengths` only rows of one length share a batch.
-    Longest first: a batch too large for memory fails at once.
+    With `equal_lengths` only rows of one length share a batch. Longest rows first: a batch that is too
+    large for memory fails at once.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     groups = [order]
@@ -114,17 +111,21 @@ def evaluation_batches(
 def next_batch(
     lengths: NDArray[np.int32], token_budget: int, overhead_tokens: float, max_rows: int
 ) -> Rows:
-    """Which of the waiting rows a free model takes now: always the oldest, and what pads well with it.
+    """Choose the next batch from the waiting rows: the oldest, and the rows that pad well with it.
 
-    `lengths` has shape [waiting]: tokens per row, oldest first. All that could share a pass with the
-    oldest is cut, in order of length, into the batches that cost least together, and the oldest's is
-    taken: the others are left such that they pad well too. A batch costs `overhead_tokens` (what a
-    forward pass costs whatever it holds, in tokens) plus rows times the longest, which stays within
-    `token_budget` unless it is one row. As the oldest always goes, no row is ever passed over by more
-    batches than there were rows before it.
+    All rows that could share a pass with the oldest are cut, in order of length, into the batches that
+    cost least together. The batch of the oldest row is returned, so the rest pads well too. A batch
+    costs `overhead_tokens` plus rows times its longest row. As the oldest row always goes, a row waits
+    for at most one batch for each row before it.
 
-    The cheapest cut is found by dynamic programming, as the batch scheduler of TurboTransformers does
-    (Fang et al., PPoPP 2021).
+    Dynamic programming finds the cheapest cut, as in the batch scheduler of TurboTransformers (Fang et
+    al., PPoPP 2021).
+
+    Args:
+        lengths: Tokens per row, oldest row first, shape [waiting].
+        token_budget: Maximum of rows times the longest row, unless a batch is one row.
+        overhead_tokens: Fixed cost of a forward pass, in tokens.
+        max_rows: Maximum rows of a batch.
 
     Returns:
         Indices into `lengths`, shortest row first.
@@ -133,7 +134,7 @@ def next_batch(
         return np.zeros(1, np.int64)
     order = np.argsort(lengths, kind="stable")
     oldest = int(np.flatnonzero(order == 0)[0])
-    # So many rows a batch with the oldest can have at most.
+    # Maximum rows of a batch with the oldest row.
     reach = min(max_rows, max(1, token_budget // max(1, int(lengths[0]))))
     low = max(0, oldest - reach + 1)
     order = order[low : oldest + reach]
@@ -144,7 +145,7 @@ def next_batch(
     padded = rows * longest
     fits = (rows == 1) | ((rows > 1) & (rows <= max_rows) & (padded <= token_budget))
     cost = np.where(fits, overhead_tokens + padded, np.inf)  # of the batch from first to last
-    cheapest = np.zeros(len(order) + 1)  # cost of the best cut of so many rows, the shortest ones
+    cheapest = np.zeros(len(order) + 1)  # cost of the best cut of the n shortest rows
     begin = np.zeros(len(order), np.int64)  # where that cut's last batch begins
     for end in range(len(order)):
         cut = cheapest[: end + 1] + cost[: end + 1, end]
@@ -158,15 +159,15 @@ def next_batch(
 
 
 def token_batches(lengths: NDArray[Any], budget: int, max_rows: int | None = None) -> list[Rows]:
-    """Cut all rows into batches of at most `budget` padded tokens, longest first.
+    """Cut all rows into batches of at most `budget` padded tokens, longest rows first.
 
-    Rows of similar length share a batch, so each pads little. Every row is in exactly one batch; a
-    row longer than the budget is alone in its own.
+    Rows of similar length share a batch. Every row is in exactly one batch; a row that is longer than
+    the budget has a batch alone.
 
     Args:
         lengths: Tokens per row, shape [rows].
-        budget: Rows of a batch times its longest row, at most.
-        max_rows: Rows of a batch, at most.
+        budget: Maximum of a batch's rows times its longest row.
+        max_rows: Maximum rows of a batch.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     batches = []
@@ -179,24 +180,26 @@ def token_batches(lengths: NDArray[Any], budget: int, max_rows: int | None = Non
 
 
 def padded_length(longest: int, multiple: int, max_length: int, *, fixed: bool) -> int:
-    """Tokens to which a slot is padded: its longest row rounded up, or always `max_length`."""
+    """Padded length of a micro-batch: its longest row, rounded up, or always `max_length`."""
     return max_length if fixed else min(-(-longest // multiple) * multiple, max_length)
 
 
-def slot_seed(seed: int, epoch: int, step: int, slot: int) -> int:
-    """Seed of the dropout in one forward pass, whoever runs it.
+def micro_batch_seed(seed: int, epoch: int, step: int, micro_batch: int) -> int:
+    """Dropout seed of one forward pass, on whichever process.
 
-    Numpy's SeedSequence spreads neighboring keys over unrelated streams.
+    Numpy's SeedSequence maps neighboring keys to unrelated streams.
     """
-    return int(np.random.SeedSequence([seed, epoch, step, slot]).generate_state(1, np.uint64)[0])
+    return int(
+        np.random.SeedSequence([seed, epoch, step, micro_batch]).generate_state(1, np.uint64)[0]
+    )
 
 
 def padding_efficiency(plan: Plan, multiple: int, max_length: int, *, fixed: bool) -> float:
-    """Share of the first epoch's computed tokens that are text, not padding: between 0 and 1."""
+    """Share of text among the first epoch's computed tokens, from 0 to 1; the rest is padding."""
     epoch = plan.epoch(0)
     computed: Any = 0
     for index in range(plan.steps_per_epoch):
-        for rows in epoch.slots(index):
+        for rows in epoch.micro_batches(index):
             if len(rows):
                 longest = int(plan.lengths[rows].max())
                 computed += len(rows) * padded_length(longest, multiple, max_length, fixed=fixed)

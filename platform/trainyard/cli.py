@@ -1,4 +1,4 @@
-"""Command lines: flags and --config files into one dataclass, results and mistakes to the terminal."""
+"""Command lines: flags and --config files to a config; results and errors to the terminal."""
 
 import json
 import sys
@@ -15,12 +15,12 @@ Config = TypeVar("Config")
 def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     """Build `config` from flags, reading each `--config FILE.yaml` as more flags; later flags win.
 
-    A file's values pass through the same parser as flags, so `3e-5` is a number (in YAML 1.1 it
-    is a string) and a misspelt key gets the same hint.
+    A file's values pass through the same parser as flags. So `3e-5` is a number (in YAML 1.1 it is a
+    string), and a misspelled key gets the same hint. Names of `TrainingArguments` are translated.
 
     Raises:
-        SystemExit: status 2 for an unknown flag or a value of the wrong type.
-        UserError: for a file that cannot be read, or values that cannot work together.
+        SystemExit: Status 2: a flag is unknown, or a value has the wrong type.
+        UserError: A file cannot be read, or values cannot work together.
     """
     import tyro
 
@@ -82,7 +82,7 @@ def run_job(config: type[Config], job: Callable[[Config], Mapping[str, Any]]) ->
     """Parse the command line, run `job`, print its result as one JSON line, last on stdout.
 
     Exit status: 0 only when the work is done and stored; 1 when the result says `ok: false`; 2 for
-    a mistake that the user can mend, said in one sentence; 143 or 130 when stopped by SIGTERM or
+    a mistake that the user can fix, printed as one sentence; 143 or 130 when stopped by SIGTERM or
     Ctrl-C.
     """
     try:

@@ -1,4 +1,4 @@
-"""The tasks: one row each, holding everything that varies between them, so no code asks which."""
+"""Tasks, one row each: a row holds all that differs, so no code tests for a task's name."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ GLUE_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """What a model is trained to do, and how it is judged."""
+    """A data set with its labels, metrics and splits."""
 
     name: str
     """Name for flags, folders and reports."""
@@ -26,7 +26,7 @@ class Task:
     labels: tuple[str, ...]
     """Names of the classes in the order of their indices; empty for regression."""
     problem_type: ProblemType = "single_label_classification"
-    """What the head predicts, in the words of transformers."""
+    """Kind of the head's output, by transformers' names."""
     metrics: tuple[str, ...]
     """Names in `trainyard.metrics.METRICS`."""
     score: str
@@ -34,7 +34,7 @@ class Task:
     train_split: str | None = "train"
     """Split to train on; None where there is none."""
     evaluation_splits: tuple[str, ...] = ("validation",)
-    """Splits with labels, on which a model is judged."""
+    """Splits with labels, on which a model is evaluated."""
     test_splits: tuple[str, ...] = ("test",)
     """Splits whose labels are withheld or must not be tuned on."""
     hub_path: str | None = "nyu-mll/glue"
@@ -176,10 +176,10 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The row of a known task.
+    """Return the row of a known task.
 
     Raises:
-        UserError: for an unknown name; proposes the nearest one and lists them all.
+        UserError: The name is unknown; proposes the nearest one and lists all of them.
     """
     if name in TASKS:
         return TASKS[name]
@@ -189,10 +189,10 @@ def get_task(name: str) -> Task:
 
 
 def check_data_dir(task: Task, data_dir: str | None) -> None:
-    """Refuse a folder that would not be read.
+    """Refuse a data folder that would be ignored.
 
     Raises:
-        UserError: for a task whose rows are generated.
+        UserError: The rows of the task are generated.
     """
     if data_dir and task.hub_path is None:
         raise UserError(
@@ -209,12 +209,12 @@ def own_task(
     problem_type: ProblemType,
     name: str = "own",
 ) -> Task:
-    """The task of a user's own files, judged by the usual metrics of its problem type.
+    """Build the task of the user's own files, with the usual metrics of its problem type.
 
     Of exactly two classes, the second is the positive one, as in GLUE.
 
     Raises:
-        UserError: for labels that do not fit the problem type.
+        UserError: The labels do not fit the problem type.
     """
     if problem_type == "regression" and labels:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The terminal of a run: sentences and one bar on stderr, and what Ctrl-C and SIGTERM mean."""
+"""Messages on stderr, and the handling of Ctrl-C and SIGTERM."""
 
 import contextlib
 import signal
@@ -12,19 +12,21 @@ from trainyard.errors import Interrupted
 
 
 def say(sentence: str) -> None:
-    """One line for people, without breaking a bar that is being shown."""
+    """Print one line for people on stderr, above a progress bar if there is one."""
     from tqdm import tqdm
 
     tqdm.write(sentence, file=sys.stderr)
 
 
 class StopSignals:
-    """SIGTERM and Ctrl-C: save and stop while training, stop at once before it.
+    """Handle SIGTERM and Ctrl-C: save and stop during training, stop at once before it.
 
     `ray job stop` sends SIGTERM, and SIGKILL three seconds later (RAY_JOB_STOP_WAIT_TIME_S).
-    Only the main thread can take signals; elsewhere, as in a trial of a sweep, this does nothing.
-    `exit_status` is 128 plus the number of the signal that came, as a shell reports it; without
-    one, when the file alone asked for the stop, SIGTERM's.
+    Only the main thread can handle signals; elsewhere, as in a trial of a sweep, this does nothing.
+
+    Attributes:
+        exit_status: 128 plus the number of the received signal, as a shell reports it; SIGTERM's where
+            the file alone requested the stop.
     """
 
     def __init__(self, request: Path) -> None:
@@ -45,8 +47,8 @@ class StopSignals:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """From here a signal asks the workers to save, instead of raising."""
-        self._install()  # Ray installs a SIGTERM handler of its own when it starts
+        """Make a signal request a checkpoint from the workers, instead of raising."""
+        self._install()  # Ray replaces the SIGTERM handler when it starts
         self._training = True
         try:
             yield

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.training.worker.gradients import MeanOfWorkers, TreeOfSlots, tree_sum
+from trainyard.training.worker.gradients import GradientTree, MeanOfWorkers, tree_sum
 
 
 class Alone:
@@ -25,20 +25,20 @@ class Alone:
 
 
 def sum_of(leaves: torch.Tensor) -> torch.Tensor:
-    """`leaves`, shape [slots, n], added up as the gradients of one parameter."""
+    """`leaves`, shape [micro-batches, n], added up as the gradients of one parameter."""
     model = torch.nn.ParameterList([torch.zeros(leaves.shape[1]), torch.zeros(1)])
-    gradients = TreeOfSlots(Alone(), model)
+    gradients = GradientTree(Alone(), model)
     for turn, leaf in enumerate(leaves):
         with gradients.add(turn, len(leaves)):
             (model[0] * leaf).sum().backward()
-    assert model[1].grad is None  # a parameter that no slot used stays without a gradient
+    assert model[1].grad is None  # a parameter that no micro-batch used stays without a gradient
     found: torch.Tensor = model[0].grad
     return found
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 6), st.integers(0, 1000))
-def test_every_split_of_the_slots_over_workers_adds_up_to_the_same_bits(
+def test_every_split_of_the_micro_batches_over_workers_adds_up_to_the_same_bits(
     power: int, seed: int
 ) -> None:
     leaves = torch.randn(2**power, 50, generator=torch.Generator().manual_seed(seed))
@@ -48,9 +48,9 @@ def test_every_split_of_the_slots_over_workers_adds_up_to_the_same_bits(
         assert torch.equal(whole, tree_sum([sum_of(part) for part in leaves.chunk(workers)]))
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 5, 6, 7, 11, 24])
-def test_any_number_of_slots_adds_up(slots: int) -> None:
-    leaves = torch.randn(slots, 50, generator=torch.Generator().manual_seed(slots))
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 5, 6, 7, 11, 24])
+def test_any_number_of_micro_batches_adds_up(micro_batches: int) -> None:
+    leaves = torch.randn(micro_batches, 50, generator=torch.Generator().manual_seed(micro_batches))
     assert torch.allclose(sum_of(leaves), leaves.sum(0), atol=1e-5)
 
 
@@ -74,26 +74,26 @@ class Found(Words):
 
 
 @settings(max_examples=50, deadline=None)
-@given(slots=st.integers(1, 9), seed=st.integers(0, 1000))
+@given(micro_batches=st.integers(1, 9), seed=st.integers(0, 1000))
 def test_rows_that_were_touched_are_all_of_a_word_embeddings_gradient(
-    slots: int, seed: int
+    micro_batches: int, seed: int
 ) -> None:
     """Equal to the bit to autograd's, in several steps: what one touched is zero in the next.
 
-    Words come often enough, in slots large enough, for an order of their own to show.
+    Words come often enough, in micro-batches large enough, for an order of their own to show.
     """
     rng = torch.Generator().manual_seed(seed)
     dense, rows = Words(), Found()
-    ways = [(model, TreeOfSlots(Alone(), model)) for model in (dense, rows)]
+    ways = [(model, GradientTree(Alone(), model)) for model in (dense, rows)]
     assert rows.words.sparse
     for _ in range(3):
-        ids = torch.randint(0, 20, (slots, 8, 16), generator=rng)
+        ids = torch.randint(0, 20, (micro_batches, 8, 16), generator=rng)
         ids[0] = 0  # padding alone: nothing is touched
-        factors = torch.randn(slots, 8, 16, 3, generator=rng)
+        factors = torch.randn(micro_batches, 8, 16, 3, generator=rng)
         for model, gradients in ways:
             model.zero_grad()
-            for turn in range(slots):
-                with gradients.add(turn, slots):
+            for turn in range(micro_batches):
+                with gradients.add(turn, micro_batches):
                     model(ids[turn], factors[turn]).backward()
         assert torch.equal(rows.words.weight.grad, dense.words.weight.grad)
         assert not torch.signbit(rows.words.weight.grad[dense.words.weight.grad == 0]).any()
@@ -103,7 +103,7 @@ def test_rows_that_were_touched_are_all_of_a_word_embeddings_gradient(
 
 def test_a_word_embedding_used_as_a_whole_keeps_its_gradient() -> None:
     model = Found()
-    gradients = TreeOfSlots(Alone(), model)
+    gradients = GradientTree(Alone(), model)
     ids, factors = torch.tensor([[3, 3, 4]]), torch.ones(1, 3, 3)
     for turn in range(2):
         with gradients.add(turn, 2):
@@ -121,11 +121,11 @@ def test_a_word_embedding_that_is_more_than_a_table_is_left_to_autograd() -> Non
             self.head.weight = self.words.weight
 
     tied = Tied()
-    TreeOfSlots(Alone(), tied)
+    GradientTree(Alone(), tied)
     assert not tied.words.sparse
 
 
-def test_only_the_last_slot_of_a_step_makes_the_engine_step() -> None:
+def test_only_the_last_micro_batch_of_a_step_makes_the_engine_step() -> None:
     """DeepSpeed's wrapper steps in each backward pass that finds `sync_gradients` set."""
     accelerator = Alone()
     found: list[bool] = []
@@ -152,7 +152,7 @@ import sys
 import torch
 import torch.distributed as dist
 from trainyard.batching import share
-from trainyard.training.worker.gradients import TreeOfSlots
+from trainyard.training.worker.gradients import GradientTree
 
 def train(rank, world):
     torch.set_num_threads(1)
@@ -168,13 +168,13 @@ def train(rank, world):
         def no_sync(self, model):
             return model.no_sync()
 
-    gradients = TreeOfSlots(Group(), model)
+    gradients = GradientTree(Group(), model)
     for step in range(3):
         model.zero_grad()
         mine = share(16, rank, world)
-        for turn, slot in enumerate(mine):
+        for turn, micro_batch in enumerate(mine):
             with gradients.add(turn, len(mine)):
-                model(inputs[slot]).square().sum().backward()
+                model(inputs[micro_batch]).square().sum().backward()
     torch.save([p.grad for p in model.parameters()], f"{sys.argv[1]}/{world}-{rank}.pt")
     dist.barrier()
 

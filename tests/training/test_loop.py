@@ -37,7 +37,7 @@ def uninterrupted(base: TrainConfig) -> tuple[Outcome, str, list[dict[str, Any]]
 
 
 def ledger(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
-    """Ledger lines of all attempts by (step, slot); what was done twice was done alike."""
+    """Ledger lines of all attempts by (step, micro-batch); what was done twice was done alike."""
     lines: dict[tuple[int, int], dict[str, Any]] = {}
     for path in folder.glob("ledger/*.jsonl"):
         for line in read_lines(path):
@@ -64,7 +64,7 @@ def test_a_run_is_what_it_says(base: TrainConfig, uninterrupted: Any) -> None:
     assert outcome.state.best_score == max(line["metrics"]["f1"] for line in evaluations)
     expected = np.linspace(1e-3, 0, LAST_STEP + 1)[1:]
     assert [line["learning_rate"] for line in training] == pytest.approx(expected.tolist())
-    # A step's loss is the sum of its slots' shares in the ledger, to the bit.
+    # A step's loss is the sum of its micro-batches' shares in the ledger, to the bit.
     shares: dict[int, list[torch.Tensor]] = {}
     for (step, _), line in sorted(ledger(folder).items()):
         share = torch.tensor(float.fromhex(line["loss"]), dtype=torch.float32)

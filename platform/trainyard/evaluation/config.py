@@ -1,4 +1,4 @@
-"""The flags of `jobs/eval.py` and `jobs/engine.py`."""
+"""Flags of `jobs/eval.py` and `jobs/engine.py`."""
 
 from dataclasses import dataclass
 
@@ -30,9 +30,9 @@ class EvaluatedRows(FileFlags):
     model_name_or_path: str
     """Fine-tuned classifier: a run's model/ folder, a Hub id, or package:NAME/FOLDER."""
     task: str | None = None
-    """GLUE task or `demo`. Default: the one the model says it was fine-tuned on."""
+    """GLUE task or `demo`. Default: the task that the model was fine-tuned on."""
     data_dir: str | None = None
-    """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
+    """Folder with <task>/<split>.parquet in the Hub's schema; default: the data set on the Hub."""
     validation_file: str | None = None
     """Own data instead of a task: .csv, .tsv, .json, .jsonl or .parquet, labeled as in training."""
     text_column: str | None = None
@@ -64,14 +64,14 @@ class EvaluatedRows(FileFlags):
 class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     """Evaluate a fine-tuned model on a task's splits or on your own file.
 
-    Every row is scored once, at any number of workers. The report says where the model fails, how
-    sure each figure is, and with --against whether it is better than another one.
+    Every row is scored once, at any number of workers. The report shows the model's errors, an
+    interval for each figure, and with --against the comparison with another model.
     """
 
     splits: tuple[str, ...] = ()
     """Splits with labels. Default: the task's evaluation splits."""
     against: str | None = None
-    """A second model, compared row by row: is the first one better?"""
+    """Second model, which is compared with the first row by row."""
     slice_columns: tuple[str, ...] = ()
     """Further columns of the file to group rows by, besides length and label."""
     group_column: str | None = added(None, before=None)
@@ -80,7 +80,7 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     calibrate: bool = False
     """Store the fitted temperature in the model's folder (calibration.json), for predictions to use."""
     num_errors: int = 50
-    """Worst errors that are listed with their text."""
+    """Number of the worst errors that are listed with their text."""
 
     max_length: int | None = None
     """Tokens per row. Default: as the model was trained, else 128."""
@@ -92,7 +92,7 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     run_name: str | None = None
     """Folder of this evaluation. Default: eval, task and a hash of the flags."""
     num_workers: int = 1
-    """Processes that share the rows."""
+    """Worker processes that share the rows."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work together, before anything is loaded."""
@@ -110,12 +110,12 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
             raise UserError(f"--splits is {' '.join(self.splits)}; name each once")
         if self.calibrate and "train" in self.splits:
             raise UserError(
-                "--calibrate with --splits train: a model is surer of rows it was trained on than of "
-                "others; calibrate on validation"
+                "--calibrate with --splits train: a model is surer of the rows that it was trained "
+                "on; calibrate on validation"
             )
 
     def scoring(self, model: str, max_length: int) -> ScoringFlags:
-        """The forward passes of one model, whose texts have at most `max_length` tokens."""
+        """Flags of one model's forward passes over texts of at most `max_length` tokens."""
         return ScoringFlags(
             model_name_or_path=model,
             max_length=max_length,
@@ -130,18 +130,18 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(EvaluatedRows):
-    """Find out which engine runs a fine-tuned classifier best on this machine, and store it with the model.
+    """Choose the engine that runs a fine-tuned classifier best on this machine; store it with the model.
 
-    torch, torch.compile and OpenVINO (float32, bfloat16, int8) answer the same labeled rows, in turns.
-    Models that are served with `engine: auto` (the default) go by what is stored.
+    torch, torch.compile and OpenVINO (float32, bfloat16, int8) predict the same labeled rows, in turns.
+    Models that are served with `engine: auto` (the default) use the stored engine.
     """
 
     num_rows: int = 1000
-    """Rows that are judged, from the split's start; the 300 after them set the scales of int8."""
+    """Rows that are scored, from the split's start; the 300 after them set the scales of int8."""
     max_loss: float = 0.0
-    """How much lower than torch's the score may be. 0: only engines with torch's own answers."""
+    """Maximum loss of score against torch. 0: only engines with the same predictions as torch."""
     threads: int | None = None
-    """Cores of a forward pass. Default: all; use as many as the model is served with."""
+    """Cores of a forward pass. Default: all. Use the number that the model is served with."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work together, before anything is loaded."""

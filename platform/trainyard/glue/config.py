@@ -17,18 +17,18 @@ _OVERRIDES = (
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig(RunFlags, ClusterFlags):
-    """Fine-tune one model on every GLUE task with several seeds, and make one table of it.
+    """Fine-tune one model on every GLUE task with several seeds, and write one table.
 
     Each (task, seed) is an ordinary run of `jobs/train.py` in <storage-path>/<run-name>/. The same
     command resumes interrupted runs, skips finished ones, and trains failed ones again.
     """
 
     tasks: tuple[str, ...] = tuple(RECIPES)
-    """Tasks of the table, in GLUE's order by default all nine."""
+    """Tasks of the table. Default: all nine, in GLUE's order."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """Each task is trained once with each."""
+    """Seeds; each task is trained once with each of them."""
     data_dir: str | None = None
-    """Folder with <task>/<split>.parquet in the Hub's schema; without it the Hub is asked."""
+    """Folder with <task>/<split>.parquet in the Hub's schema. Default: the data set on the Hub."""
     model_name_or_path: str = DEFAULT_MODEL
     """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package."""
     warm_start: bool = False
@@ -36,20 +36,20 @@ class SuiteConfig(RunFlags, ClusterFlags):
     submission: bool = False
     """Predict the test splits with each task's best seed and write submission.zip."""
     check_submission: str | None = None
-    """Only check a submission zip, and say what the leaderboard would refuse."""
+    """Only check a submission zip for what the leaderboard would refuse."""
 
     learning_rate: float | None = None
-    """For all tasks. Default: the task's recipe; so too the next ones."""
+    """Peak learning rate of all tasks. Default: the task's recipe."""
     num_train_epochs: int | None = None
-    """For all tasks."""
+    """Epochs of all tasks. Default: the task's recipe."""
     train_batch_size: int | None = None
-    """For all tasks."""
+    """Rows per optimizer step of all tasks. Default: the task's recipe."""
     per_device_train_batch_size: int | None = None
-    """For all tasks."""
+    """Rows per micro-batch of all tasks. Default: the task's recipe."""
     max_steps: int | None = None
-    """For all tasks."""
+    """Optimizer steps of each run, instead of epochs."""
     max_train_samples: int | None = None
-    """For all tasks."""
+    """Train each run on the first N rows only."""
     max_length: int = 128
     """Tokens per row."""
     mixed_precision: Precision = "no"
@@ -60,13 +60,13 @@ class SuiteConfig(RunFlags, ClusterFlags):
     run_name: str = "glue"
     """Folder of this suite."""
     max_parallel_workers: int | None = None
-    """Training processes at once, over all runs. Default: one for each CPU, or each GPU."""
+    """Maximum training processes at a time, over all runs. Default: one for each CPU, or each GPU."""
     use_gpu: bool = False
     """One GPU for each worker."""
     resources_per_worker: dict[str, float] | None = None
     """Ray resources of a worker. Default: one CPU, or one GPU and its share of the CPUs."""
     max_failures: int = 3
-    """Restarts of a run whose worker was lost."""
+    """Restarts of a run after a lost worker; a new checkpoint starts the count anew."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have, before anything is started."""

@@ -26,10 +26,10 @@ FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(TrainConfig):
-    """Check, before any expensive minute, whether `train` with the same flags will work here."""
+    """Check that `train` with the same flags works here, before any expensive minute."""
 
     json: bool = False
-    """Print the JSON line only, no list for people."""
+    """Print only the JSON line, without the list for people."""
 
 
 def examine_cluster(config: DoctorConfig) -> dict[str, Any]:

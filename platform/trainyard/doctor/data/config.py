@@ -1,4 +1,4 @@
-"""The flags of `jobs/doctor_data.py`."""
+"""Flags of `jobs/doctor_data.py`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The flags of `jobs/predict.py`."""
+"""Flags of `jobs/predict.py`."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ OUTPUTS = (".jsonl", ".parquet")
 class PredictConfig(FileFlags, WorkerFlags):
     """Predict every row of a file with a fine-tuned model.
 
-    The output has the input's rows in their order, each exactly once. The same command goes on
-    where it was stopped.
+    The output has the input's rows in their order, each exactly once. The same command resumes where
+    it was stopped.
     """
 
     not_in_identity: ClassVar[tuple[str, ...]] = (*PLACE_FIELDS, "output_file")
@@ -33,13 +33,13 @@ class PredictConfig(FileFlags, WorkerFlags):
     model_name_or_path: str
     """A run's model/ folder, a Hub id, or package:NAME/FOLDER."""
     revision: str | None = None
-    """Commit, tag or branch of a model on the Hub; the same commit to the end of the job."""
+    """Commit, tag or branch of a model on the Hub; resolved to a commit once for the job."""
     input_file: str
     """.csv, .tsv, .json, .jsonl or .parquet."""
     output_file: str
     """.jsonl or .parquet; replaced when all rows are predicted."""
     model_task: str | None = None
-    """The model's task, as the Hub names it. Default: what its architecture is for."""
+    """The model's task, by the Hub's names. Default: the task of its architecture."""
     text_column: str = "text"
     """Column of the text (question-answering: of the question)."""
     text_pair_column: str | None = None
@@ -47,15 +47,15 @@ class PredictConfig(FileFlags, WorkerFlags):
     parameters: str = "{}"
     """The task's parameters as in a request, a JSON object: '{"candidate_labels": ["a", "b"]}'."""
     truncation: bool = True
-    """Cut off texts that are too long, and count them; --no-truncation makes errors of such rows."""
+    """Cut off texts that are too long, and count them; with --no-truncation such rows are errors."""
     threshold: float = 0.5
     """Multi-label: labels with at least this score apply."""
     batch_tokens: int = BATCH_TOKENS
     """Padded tokens of a forward pass."""
     engine: EngineName = "torch"
-    """What runs the forward passes; openvino: on a CPU, see jobs/engine.py."""
+    """Engine of the forward passes; openvino runs on CPUs, see jobs/engine.py."""
     dtype: Dtype = "float32"
-    """What it computes in."""
+    """Number format of the forward passes."""
     num_workers: int = 1
     """Processes on Ray. With one and no --address, this process predicts."""
 
@@ -115,7 +115,7 @@ class PredictConfig(FileFlags, WorkerFlags):
         return replace(self, revision=extract_commit_hash(file, None) or self.revision)
 
     def identity(self) -> str:
-        """Hash of all that the predictions are a function of, the file and the weights included.
+        """Hash the flags, the input file and the model's files: all that decides the predictions.
 
         On the Hub a commit stands for the weights, see `pinned`.
         """

@@ -1,7 +1,7 @@
 """The sum of a step's gradients: in one order, whoever computed them.
 
 Floating-point addition is not associative. If the order of a sum depended on the number of workers,
-so would its last bits, and in some hundred steps those grow into another model. So the slots of a
+so would its last bits, and in some hundred steps those grow into another model. So the micro-batches of a
 step are the leaves of a binary tree, ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), which every number
 of workers adds up alike (pairwise summation; Higham, Accuracy and Stability of Numerical
 Algorithms, 2002, section 4.2). Worker r of N computes the r-th N-th of the leaves. With powers of
@@ -32,7 +32,7 @@ class MeanOfWorkers:
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Around the forward and backward pass of this process's `turn` (from 0) of `turns` slots."""
+        """Surround forward and backward of micro-batch `turn` (from 0) of this process's `turns`."""
         last = turn + 1 == turns
         # DeepSpeed makes its optimizer step inside a backward pass: inside every one, if not told.
         self._accelerator.sync_gradients = last
@@ -46,8 +46,8 @@ class MeanOfWorkers:
 class TouchedRows:
     """The tree above for the gradient of a word embedding, of which a step touches few rows.
 
-    Autograd makes the others as zeros, slot by slot: for MiniLM 47 MB, more than all else of it. Here a
-    slot's are kept as the rows that it touched, and one dense gradient is used again in every step.
+    Autograd makes the others as zeros for each micro-batch: for MiniLM 47 MB, more than all else of it.
+    Here a micro-batch keeps the rows that it touched, and every step reuses one dense gradient.
     The sums are those of autograd, in its order, which a sparse tensor's own are not: its `coalesce`
     sorts the rows with a sort that is not stable.
     """
@@ -62,7 +62,7 @@ class TouchedRows:
         self._waiting: list[tuple[Any, Any]] = []
 
     def put_aside(self, turn: int) -> None:
-        """Take slot `turn`'s gradient off the weight, and join the subtrees that end with it."""
+        """Take micro-batch `turn`'s gradient off the weight, and join the subtrees that end with it."""
         import torch
 
         gradient = self._weight.grad
@@ -99,7 +99,7 @@ def _joined(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, Any]:
     return _sum_by_id(torch.cat((left[0], right[0])), torch.cat((left[1], right[1])))
 
 
-class TreeOfSlots(MeanOfWorkers):
+class GradientTree(MeanOfWorkers):
     """The tree above, for models that every worker holds whole (one worker alone, or DDP)."""
 
     def __init__(self, accelerator: Any, model: Any) -> None:
@@ -107,7 +107,7 @@ class TreeOfSlots(MeanOfWorkers):
         self.scale = 1.0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._waiting: list[dict[Any, Any]] = []
-        """Sums of finished subtrees on the left of the path to the present slot, largest first."""
+        """Sums of finished subtrees on the left of the path to the present micro-batch, largest first."""
         self._words: TouchedRows | None = None
         if accelerator.num_processes > 1:
             self._replace_all_reduce()
@@ -155,7 +155,7 @@ class TreeOfSlots(MeanOfWorkers):
             torch._foreach_add_([g for g, _ in known], [other for _, other in known])
 
     def _replace_all_reduce(self) -> None:
-        """Give DDP our sum: it calls for a bucket of gradients as soon as the last slot has them."""
+        """Give DDP our sum: it calls for a bucket of gradients as soon as the last micro-batch has them."""
         import torch
         import torch.distributed as dist
 

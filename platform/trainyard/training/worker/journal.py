@@ -38,10 +38,12 @@ class Journal:
             folder.rewind_metrics(first_step)
             self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
 
-    def record_slot(self, step: int, epoch: int, slot: int, rows: Rows, loss: Any) -> None:
+    def record_micro_batch(
+        self, step: int, epoch: int, micro_batch: int, rows: Rows, loss: Any
+    ) -> None:
         """Ledger: the rows of one forward pass and its share of the step's loss, to the bit."""
         if self._ledger is not None:
-            line = {"step": step, "epoch": epoch, "slot": slot, "rows": rows.tolist()}
+            line = {"step": step, "epoch": epoch, "slot": micro_batch, "rows": rows.tolist()}
             self._ledger.write(json.dumps({**line, "loss": float(loss.detach()).hex()}) + "\n")
 
     def log_step(self, state: TrainState, epoch: float, learning_rate: float) -> None:

@@ -1,13 +1,13 @@
 """The training loop. Read it top to bottom: it is one function, and it knows no Ray.
 
 Every process calls `train` with the same arguments. The plan says which rows make which forward
-pass; a process runs its share of the slots of a step and the gradients are summed, always in the
+pass; a process runs its share of the micro-batches of a step and the gradients are summed, always in the
 same order (gradients.py).
 """
 
 from collections.abc import Callable
 
-from trainyard.batching import share, slot_seed
+from trainyard.batching import micro_batch_seed, share
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.models import build_model
@@ -57,25 +57,29 @@ def train(
     session.resume(model, optimizer, scheduler)
     model.train()
 
-    for step, epoch, slots in session.steps():
-        step_rows = sum(len(rows) for rows in slots)
+    for step, epoch, micro_batches in session.steps():
+        step_rows = sum(len(rows) for rows in micro_batches)
         losses = []
-        mine = share(len(slots), rank, world)
-        for turn, slot in enumerate(mine):
-            # A partial step can leave a slot empty: its process still takes part, at weight zero.
-            rows = slots[slot] if len(slots[slot]) else slots[0][:1]
-            weight = len(slots[slot]) / step_rows
+        mine = share(len(micro_batches), rank, world)
+        for turn, micro_batch in enumerate(mine):
+            # A partial step can leave a micro-batch empty: its process still takes part, at weight zero.
+            rows = (
+                micro_batches[micro_batch]
+                if len(micro_batches[micro_batch])
+                else micro_batches[0][:1]
+            )
+            weight = len(micro_batches[micro_batch]) / step_rows
             batch = {
                 name: torch.from_numpy(array).to(accelerator.device, non_blocking=True)
                 for name, array in session.gather(rows).items()
             }
-            torch.manual_seed(slot_seed(config.seed, epoch, step, slot))
+            torch.manual_seed(micro_batch_seed(config.seed, epoch, step, micro_batch))
             with gradients.add(turn, len(mine)):
                 loss = model(**batch).loss * weight
                 accelerator.backward(loss * gradients.scale)
             losses.append(loss.detach())
             if weight:
-                session.journal.record_slot(step, epoch, slot, rows, loss)
+                session.journal.record_micro_batch(step, epoch, micro_batch, rows, loss)
         if config.max_grad_norm:
             accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()

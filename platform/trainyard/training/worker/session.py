@@ -91,11 +91,11 @@ class Session:
         self._live = (model, optimizer, scheduler)
 
     def steps(self) -> Iterator[tuple[int, int, list[Rows]]]:
-        """(step, epoch, slots) of all that is left to do; steps count from 0."""
+        """(step, epoch, micro-batches) of all that is left to do; steps count from 0."""
         return self.plan.steps(self.state.step, 0 if self.state.stopped_early else self.last_step)
 
     def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        """The padded batch of one slot."""
+        """The padded batch of one micro-batch."""
         self.watch.lap("compute")
         width = padded_length(
             int(self._lengths[rows].max()),

@@ -9,7 +9,7 @@ from typing import Any
 from trainyard.config import TrainConfig
 from trainyard.errors import DamagedRun, UserError
 from trainyard.models import build_accelerator
-from trainyard.training.worker.gradients import MeanOfWorkers, TreeOfSlots
+from trainyard.training.worker.gradients import GradientTree, MeanOfWorkers
 
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -24,7 +24,7 @@ class Strategy:
     load: Callable[[Any, Any, Any, Path], None]
     """(accelerator, model, optimizer, checkpoint folder): the opposite, on every rank."""
     gradients: type[MeanOfWorkers]
-    """How the gradients of a step's slots are added up, over a process's slots and all processes."""
+    """Sum of a step's gradients, over a process's micro-batches and over all processes."""
 
 
 def check_strategy(config: TrainConfig) -> None:
@@ -71,7 +71,7 @@ def _deepspeed(config: TrainConfig) -> dict[str, Any]:
         "deepspeed_plugin": DeepSpeedPlugin(
             hf_ds_config={
                 "train_micro_batch_size_per_gpu": config.per_device_train_batch_size,
-                "gradient_accumulation_steps": 1,  # slots are weighted and summed by the loop
+                "gradient_accumulation_steps": 1,  # micro-batches are weighted and summed by the loop
                 "gradient_clipping": config.max_grad_norm,
                 "zero_optimization": {
                     "stage": config.zero_stage,
@@ -156,7 +156,7 @@ def _zero_load(_accelerator: Any, _model: Any, _optimizer: Any, folder: Path) ->
 
 
 STRATEGIES = {
-    "ddp": Strategy(_ddp, _plain_state, _plain_load, TreeOfSlots),
+    "ddp": Strategy(_ddp, _plain_state, _plain_load, GradientTree),
     "fsdp": Strategy(_fsdp, _sharded_state, _sharded_load, MeanOfWorkers),
     "deepspeed": Strategy(_deepspeed, _zero_state, _zero_load, MeanOfWorkers),
 }

@@ -2,14 +2,14 @@
 
 For those who trust it, or need one of its callbacks; and a check on our loop, with which it must
 agree. Trainer keeps its optimizer step, accumulation, clipping and precision; order, padding,
-dropout seeds and the weights of uneven slots come from the plan.
+dropout seeds and the weights of uneven micro-batches come from the plan.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from trainyard.batching import share, slot_seed
+from trainyard.batching import micro_batch_seed, share
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.models import build_model
@@ -48,8 +48,8 @@ def train_by_trainer(
     optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, session.last_step)
     session.resume(model, optimizer, scheduler)
-    slots = _Slots(session)
-    if not slots:
+    micro_batches = _MicroBatches(session)
+    if not micro_batches:
         return session.outcome()
 
     class PlannedTrainer(transformers.Trainer):
@@ -59,33 +59,33 @@ def train_by_trainer(
         step_loss: Any = None
 
         def get_train_dataloader(self) -> Any:
-            return slots
+            return micro_batches
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-            step, epoch, slot, rows, weight = inputs.pop("slot")
-            torch.manual_seed(slot_seed(config.seed, epoch, step, slot))
+            step, epoch, micro_batch, rows, weight = inputs.pop("micro_batch")
+            torch.manual_seed(micro_batch_seed(config.seed, epoch, step, micro_batch))
             loss = model(**inputs).loss * weight
             self.step_loss = loss.detach() + (0 if self.step_loss is None else self.step_loss)
             if weight:
-                session.journal.record_slot(step, epoch, slot, rows, loss)
+                session.journal.record_micro_batch(step, epoch, micro_batch, rows, loss)
             return loss * accelerator.num_processes
 
     class AfterStep(transformers.TrainerCallback):
         """Hands each finished step to the session."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            done = slots.first + state.global_step
+            done = micro_batches.first + state.global_step
             loss, trainer.step_loss = trainer.step_loss, None
             session.use(trainer.model_wrapped, trainer.optimizer, trainer.lr_scheduler)
-            going_on = session.finish_step(done, loss, slots.rows[done - 1])
+            going_on = session.finish_step(done, loss, micro_batches.rows[done - 1])
             control.should_training_stop = not going_on
 
     trainer = PlannedTrainer(
         model=model,
         args=transformers.TrainingArguments(
             output_dir=str(folder.path / ".trainer"),
-            max_steps=slots.last - slots.first,
-            gradient_accumulation_steps=slots.per_step,
+            max_steps=micro_batches.last - micro_batches.first,
+            gradient_accumulation_steps=micro_batches.per_step,
             per_device_train_batch_size=config.per_device_train_batch_size,
             max_grad_norm=config.max_grad_norm,
             bf16=config.mixed_precision == "bf16",
@@ -99,7 +99,7 @@ def train_by_trainer(
             seed=config.seed,
             report_to=[],
         ),
-        train_dataset=slots,
+        train_dataset=micro_batches,
         optimizers=(optimizer, scheduler),
         callbacks=[AfterStep()],
     )
@@ -110,14 +110,16 @@ def train_by_trainer(
     return session.outcome()
 
 
-class _Slots:
-    """This process's slots of all remaining steps, as the batches of one long epoch."""
+class _MicroBatches:
+    """This process's micro-batches of all remaining steps, as the batches of one long epoch."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.first: int = session.state.step
         self.last = self.first if session.state.stopped_early else session.last_step
-        self.per_step: int = session.plan.slots_per_step // session.accelerator.num_processes
+        self.per_step: int = (
+            session.plan.micro_batches_per_step // session.accelerator.num_processes
+        )
         self.rows: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -128,11 +130,15 @@ class _Slots:
 
         rank = self._session.accelerator.process_index
         world = self._session.accelerator.num_processes
-        for step, epoch, slots in self._session.steps():
-            self.rows[step] = sum(len(rows) for rows in slots)
-            for slot in share(len(slots), rank, world):
-                rows = slots[slot] if len(slots[slot]) else slots[0][:1]
-                weight = len(slots[slot]) / self.rows[step]
+        for step, epoch, micro_batches in self._session.steps():
+            self.rows[step] = sum(len(rows) for rows in micro_batches)
+            for micro_batch in share(len(micro_batches), rank, world):
+                rows = (
+                    micro_batches[micro_batch]
+                    if len(micro_batches[micro_batch])
+                    else micro_batches[0][:1]
+                )
+                weight = len(micro_batches[micro_batch]) / self.rows[step]
                 arrays = self._session.gather(rows)
                 batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-                yield {**batch, "slot": (step, epoch, slot, rows, weight)}
+                yield {**batch, "micro_batch": (step, epoch, micro_batch, rows, weight)}
