@@ -16,6 +16,7 @@ PACKAGE = ROOT / "platform" / "trainyard"
 CLEAN: set[str] = {
     *("aliases", "batching", "cli", "config", "data", "errors", "flags"),
     *("fleet", "glue", "predictors", "report", "serving", "tasks", "terminal", "tuning"),
+    *("cluster", "storage"),
 }
 """Packages and root modules that follow the rules."""
 

@@ -20,7 +20,7 @@ from trainyard.evaluation.models import Judged
 from trainyard.evaluation.rows import group_of_rows
 from trainyard.evaluation.selection import Selection, clean_rows, selection_of
 from trainyard.stats import bootstrap_interval, metric_interval
-from trainyard.storage.digest import file_digest
+from trainyard.storage.manifest import file_digest
 from trainyard.tasks import get_task
 
 NONE = Selection(kind="none", sentence="other rows chose it")

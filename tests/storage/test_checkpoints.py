@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trainyard.errors import SupersededError, UserError
-from trainyard.storage import digest, manifest
+from trainyard.storage import manifest
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.storage.manifest import MANIFEST, fault_of
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return hash_of(path)
 
-    hash_of = digest.file_digest
+    hash_of = manifest.file_digest
     monkeypatch.setattr(manifest, "file_digest", broken)
     assert store.newest() == (20, store.path(20))
     assert "cannot be read: Input/output error" in store.skipped[0]

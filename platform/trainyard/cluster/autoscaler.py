@@ -1,4 +1,4 @@
-"""What an autoscaler may add to the cluster, and how a run asks it for more."""
+"""Nodes that an autoscaler may add to the cluster, and requests for them."""
 
 import os
 from collections import Counter
@@ -14,7 +14,7 @@ Node = dict[str, float]
 
 
 def nodes_to_come(config: WorkerFlags) -> list[Node]:
-    """What `ray up`'s autoscaler may add: up to each group's limit, and the cluster's over all."""
+    """Resources of the nodes that `ray up`'s autoscaler may add, within its limits."""
     launched = _launched()
     if launched is None:
         return []
@@ -35,16 +35,15 @@ def nodes_to_come(config: WorkerFlags) -> list[Node]:
 
 
 def _launched() -> dict[str, Any] | None:
-    """What the cluster was launched from, where `ray up` left it on the head."""
+    """Configuration that `ray up` left on the head; None elsewhere."""
     import yaml
 
     path = Path("~/ray_bootstrap_config.yaml").expanduser()
-    found: dict[str, Any] | None = yaml.safe_load(path.read_text()) if path.exists() else None
-    return found
+    launched: dict[str, Any] | None = yaml.safe_load(path.read_text()) if path.exists() else None
+    return launched
 
 
 def _living_groups() -> Counter[str]:
-    """How many living nodes each group of the cluster has."""
     import ray
 
     labels = ((node.get("Labels") or {}) for node in ray.nodes() if node["Alive"])
@@ -52,16 +51,16 @@ def _living_groups() -> Counter[str]:
 
 
 def may_grow(config: WorkerFlags) -> bool:
-    """Whether an autoscaler may add nodes for the run."""
+    """Return whether an autoscaler may add nodes for the run."""
     return bool(nodes_to_come(config)) or grows_by_itself()
 
 
 @contextmanager
 def room_asked_for(config: WorkerFlags, needed: Mapping[str, float]) -> Iterator[None]:
-    """While a run of MIN:MAX workers goes on, the autoscaler is asked for room for MAX of them.
+    """Request room for MAX workers from the autoscaler while a run of MIN:MAX workers trains.
 
-    Its workers alone would ask for no more than there are. Ray keeps one such wish for a cluster: of
-    two elastic runs the later one's counts.
+    Its present workers would request no more than there are. Ray keeps one such request a cluster: of
+    two elastic runs, the later one's counts.
     """
     counts, labels = config.worker_counts, config.node_labels
     if len(counts) == 1 or not (_launched() or grows_by_itself()):
@@ -77,10 +76,10 @@ def room_asked_for(config: WorkerFlags, needed: Mapping[str, float]) -> Iterator
     try:
         yield
     finally:
-        with suppress(RayError, RuntimeError, OSError):  # without the cluster there is no wish
+        with suppress(RayError, RuntimeError, OSError):  # a lost cluster has no request
             request_resources(bundles=[])
 
 
 def grows_by_itself() -> bool:
-    """Whether KubeRay runs this head: what its autoscaler may add cannot be asked for from here."""
+    """Return whether KubeRay runs this head: its autoscaler's limits are not visible from here."""
     return os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1"

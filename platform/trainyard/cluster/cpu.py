@@ -1,4 +1,4 @@
-"""How a process uses the CPU it computes on: threads, and memory that it keeps."""
+"""Threads and memory of a process that computes on CPUs."""
 
 import ctypes
 import sys
@@ -10,10 +10,9 @@ _KEPT_BYTES = 2**31 - 1  # mallopt takes an int
 def claim_processor(threads: int) -> None:
     """Let torch use `threads` threads, and keep the memory of freed tensors for the next ones.
 
-    The GNU allocator gives every large tensor back to the system when it is freed, and the system
-    then clears the same pages again for the next step: 5 to 10 % of a training step on a CPU.
-    (PyTorch's performance tuning guide says the same, and preloads another allocator; `mallopt`
-    does it from inside, mallopt(3).) Elsewhere than on Linux with glibc only the threads are set.
+    The GNU allocator returns every freed large tensor to the system, which then clears the same pages
+    again for the next step: 5 to 10 % of a training step on a CPU. PyTorch's performance tuning guide
+    preloads another allocator; mallopt(3) needs none. Without glibc only the threads are set.
     """
     import torch
 

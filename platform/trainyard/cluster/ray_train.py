@@ -1,4 +1,4 @@
-"""Ray Train: a lean `TorchTrainer`, its process group, and the cause of its failures."""
+"""Ray Train: a lean `TorchTrainer`, its process group, and the causes of its failures."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -20,17 +20,24 @@ def build_trainer(
     timeout_seconds: int = 600,
     **failures: int,
 ) -> Any:
-    """Ray's trainer that has `count` workers of `resources` run `work`.
+    """Build the trainer that runs `work` on `count` workers of `resources`.
 
-    It keeps its own files in `storage`/`name`; `failures` are the fields of its FailureConfig, and
-    `timeout_seconds` is how long a worker waits for another.
+    Args:
+        config: Flags of the workers.
+        work: Function that each worker runs.
+        count: Number of workers.
+        resources: Ray resources of each worker.
+        storage: Folder for Ray Train's files, in a subfolder `name`.
+        name: See `storage`.
+        timeout_seconds: Maximum time that a worker waits for another.
+        failures: Fields of Ray's FailureConfig.
     """
     import ray.train
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # `Watch` sees nodes leave
     grows = may_grow(config)
-    if grows:  # a machine takes minutes to come and to be set up
+    if grows:  # a new machine takes minutes to start
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     return _lean_trainer(grows)(
         work,
@@ -50,12 +57,12 @@ def build_trainer(
 
 
 def _lean_trainer(grows: bool) -> Any:
-    """Ray's TorchTrainer without processes of its own that have nothing to do.
+    """Return Ray's TorchTrainer without the processes that a run does not need.
 
-    One would hand out data sets: there are none here. One would remove the placement group of a
-    controller that died, as `release_orphans` does. It asks Ray's State API for the controller, which
-    takes as long as it may when two Rays run on a machine: every run would end 12 seconds late. One
-    would ask an autoscaler for room, for which each run would start more than a second later.
+    The first would distribute data sets: there are none. The second would remove the placement group
+    of a controller that died, as `release_orphans` does; it asks Ray's State API, which times out when
+    two Rays run on a machine, so every run would end 12 seconds late. The third would ask an autoscaler
+    for room, so each run would start a second later.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -76,7 +83,7 @@ def _lean_trainer(grows: bool) -> Any:
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [one for one in callbacks if not isinstance(one, left_out)]
+            return [each for each in callbacks if not isinstance(each, left_out)]
 
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
             if not grows:
@@ -87,10 +94,10 @@ def _lean_trainer(grows: bool) -> Any:
 
 
 def torch_config(timeout_seconds: int) -> Any:
-    """Ray's process group, over the network interface that Ray itself uses.
+    """Return Ray's process group over the network interface that Ray itself uses.
 
-    Left alone, gloo and NCCL ask the name service for an address of the host: Debian answers
-    127.0.1.1, which no other host can reach.
+    By default gloo and NCCL ask the name service for the host's address: Debian answers 127.0.1.1,
+    which no other host can reach.
     """
     from dataclasses import dataclass
 
@@ -112,14 +119,14 @@ def torch_config(timeout_seconds: int) -> Any:
 
 
 def name_interface() -> str | None:
-    """Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, unless they are set; returns the interface."""
+    """Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, unless they are set; return the interface."""
     import psutil
     import ray.util
 
     address = ray.util.get_node_ip_address()
     name: str
     for name, addresses in psutil.net_if_addrs().items():
-        if any(known.address == address for known in addresses):
+        if any(entry.address == address for entry in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
             return name
@@ -127,23 +134,23 @@ def name_interface() -> str | None:
 
 
 def cause_of(error: Any) -> str:
-    """What the first failed worker died of, or why there were none, in one line.
+    """Return the failure of the first worker, or why there were no workers, in one line.
 
-    When one dies the others fail too, by a RuntimeError of the connection to it: that is no cause.
+    When one worker dies, the others fail by a RuntimeError of the connection to it: that is no cause.
     """
-    where, cause = "", error
+    worker, cause = "", error
     if failures := getattr(error, "worker_failures", None):
         dead = dead_ranks(error)
         rank = min(
             failures, key=lambda r: (r not in dead, isinstance(failures[r], RuntimeError), r)
         )
-        where, cause = f"worker {rank}: ", failures[rank]
-    said = str(cause).strip().splitlines() or ["no message"]
-    return f"{where}{type(cause).__name__}: {said[-1][:300]}"
+        worker, cause = f"worker {rank}: ", failures[rank]
+    lines = str(cause).strip().splitlines() or ["no message"]
+    return f"{worker}{type(cause).__name__}: {lines[-1][:300]}"
 
 
 def dead_ranks(error: Any) -> set[int]:
-    """Ranks of workers that are gone, by the kernel or with their node, rather than raised."""
+    """Return the ranks of workers that were killed or lost with their node, and raised nothing."""
     from ray.train.v2._internal import exceptions
 
     gone = (exceptions.WorkerHealthCheckFailedError, exceptions.WorkerHealthCheckTimeoutError)

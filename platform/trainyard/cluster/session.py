@@ -1,4 +1,4 @@
-"""Ray for a run: joined or started, and left as it was found."""
+"""Join or start Ray for a run, and leave it as it was found."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ from trainyard.errors import UserError
 from trainyard.flags import ClusterFlags
 
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
-"""What a job that tokenizes needs first: with torch 2 to 3 seconds, as Ray's processes take to start."""
+"""Module that a tokenizing job needs first; its import takes 2 to 3 seconds, like Ray's start."""
 
 
 @contextlib.contextmanager
@@ -41,10 +41,10 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
     if address == "local":
         options["include_dashboard"] = False
         options["_system_config"] = {
-            # Ray would keep as many idle processes as there are CPUs, with all that they hold: one
-            # that has tokenized has half as much memory as the worker that trains.
+            # Ray would keep an idle process for each CPU, with its memory: a process that has
+            # tokenized holds half the memory of the worker that trains.
             "num_workers_soft_limit": 0,
-            # And would start as many at once. None is used: each kind of work has its environment.
+            # It would also start them in advance. Each kind of work has another environment.
             "prestart_worker_first_driver": False,
         }
     _check_answers(address)
@@ -62,24 +62,23 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
 
 
 def _no_ray(address: str, error: Exception) -> str:
-    """The sentence for a Ray that was not to be had."""
-    what = " ".join(str(error).split())[:160]
+    reason = " ".join(str(error).split())[:160]
     if address == "local":
         return (
-            f"Ray did not start on this machine ({what}); end what keeps the machine busy or fills its "
+            f"Ray did not start on this machine ({reason}); end what keeps the machine busy or fills its "
             "memory or disk, and run the same command again"
         )
     return (
-        f"no Ray cluster answers at {address} ({what}); check --address, RAY_ADDRESS and "
+        f"no Ray cluster answers at {address} ({reason}); check --address, RAY_ADDRESS and "
         "RAY_AUTH_MODE, or leave them out for a local Ray"
     )
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address where nobody listens: Ray itself would try for more than a minute."""
+    """Refuse an address without a listener: Ray itself would retry for more than a minute."""
     if "://" in address:
         raise UserError(
-            f"{address} is no address that a run can join: `ray job submit` takes the dashboard's "
+            f"a run cannot join {address}: `ray job submit` takes the dashboard's "
             "(http://HEAD:8265), --address and RAY_ADDRESS here take HEAD:6379, or leave them out "
             "for a local Ray"
         )

@@ -6,7 +6,6 @@ from .atomic import write_array as write_array
 from .atomic import write_atomic as write_atomic
 from .atomic import write_json as write_json
 from .checkpoints import CheckpointStore as CheckpointStore
-from .digest import file_digest as file_digest
 from .folder import JobFolder as JobFolder
 from .folder import RunFolder as RunFolder
 from .folder import SuiteFolder as SuiteFolder
@@ -17,6 +16,7 @@ from .lease import LEASE as LEASE
 from .lease import Fence as Fence
 from .lease import Lease as Lease
 from .manifest import fault_of as fault_of
+from .manifest import file_digest as file_digest
 from .records import Files as Files
 from .records import folders as folders
 from .records import mapping as mapping

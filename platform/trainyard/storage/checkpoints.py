@@ -11,7 +11,7 @@ In a bucket a checkpoint is uploaded whole, then entered in an index that one at
     checkpoints/index.json                {"attempt": …, "checkpoints": {"120": "step-00000120-4f1c22ab"}}
     checkpoints/step-00000120-4f1c22ab/   the files of a checkpoint, MANIFEST.json the last
 
-Each attempt uploads under names of its own, so one that comes back from a lost network cannot mix its
+Each attempt uploads under its own names, so one that comes back from a lost network cannot mix its
 files into its successor's; and its entry is refused, for the index is no longer the one it read.
 """
 
@@ -37,16 +37,12 @@ from trainyard.storage.manifest import (
     hashes_of,
     upload_folder,
 )
-from trainyard.storage.store import Bucket, Conflict, Found, replace_own
+from trainyard.storage.store import Bucket, Conflict, Stored, replace_own
 
 _NAME = re.compile(r"step-(\d{8})")
 _PROBE_BYTES = 2**20
 
 log = logging.getLogger(__name__)
-
-
-def nothing() -> None:
-    """Do nothing."""
 
 
 class CheckpointStore:
@@ -63,7 +59,7 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, folder: Path, fence: Fence | None = None, publish: Callable[[], None] = nothing
+        self, folder: Path, fence: Fence | None = None, publish: Callable[[], None] = lambda: None
     ) -> None:
         self.folder = folder
         self.attempt: str | None = None
@@ -130,11 +126,10 @@ class CheckpointStore:
         """Return the steps that have a checkpoint, oldest first, verified or not."""
         if not self.folder.is_dir():
             return []
-        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
-        """Return the folder of the checkpoint of `step`."""
         return self.folder / f"step-{step:08d}"
 
     def bring(self, step: int) -> Path:
@@ -194,8 +189,8 @@ class BucketCheckpoints(CheckpointStore):
         folder: Path,
         bucket: Bucket,
         key: str,
-        fetch: Callable[[], None] = nothing,
-        publish: Callable[[], None] = nothing,
+        fetch: Callable[[], None] = lambda: None,
+        publish: Callable[[], None] = lambda: None,
         fence: Fence | None = None,
     ) -> None:
         super().__init__(folder, fence, publish)
@@ -208,17 +203,17 @@ class BucketCheckpoints(CheckpointStore):
         while True:
             # Listed before the index is replaced: what came later may be a successor's.
             listed = self._bucket.names(self._key)
-            found, names = self._read()
+            stored, names = self._read()
             try:
                 self._version = self._bucket.write(
-                    self._index, self._entry(names), over=found.version if found else "nothing"
+                    self._index, self._entry(names), over=stored.version if stored else "nothing"
                 )
                 break
             except Conflict:
                 continue
         self._names = names
-        kept = tuple(f"{self._key}/{name}/" for name in names.values())
-        self._bucket.delete([key for key in listed if not key.startswith((self._index, *kept))])
+        prefixes = tuple(f"{self._key}/{name}/" for name in names.values())
+        self._bucket.delete([key for key in listed if not key.startswith((self._index, *prefixes))])
         self._fetch()
 
     @override
@@ -230,7 +225,7 @@ class BucketCheckpoints(CheckpointStore):
             upload_folder(self._bucket, path, f"{self._key}/{name}")
             self._check_index()
             self._publish()
-            self._replace({**self._known(), step: name})
+            self._replace({**self._index_names(), step: name})
         except SupersededError:
             raise
         except UserError as error:
@@ -243,28 +238,28 @@ class BucketCheckpoints(CheckpointStore):
 
     @override
     def steps(self) -> list[int]:
-        return sorted(self._known())
+        return sorted(self._index_names())
 
     @override
     def newest(self) -> tuple[int, Path] | None:
         for step in reversed(self.steps()):
             if (fault := self._download(step)) is None:
                 return step, self.path(step)
-            self._skip(self._known()[step], fault)
+            self._skip(self._index_names()[step], fault)
         return None
 
     @override
     def bring(self, step: int) -> Path:
         if (fault := self._download(step)) is not None:
             raise UserError(
-                f"{self._bucket.url}/{self._key}/{self._known()[step]} is damaged ({fault}); start the "
-                "same command again to resume from an older checkpoint, or use --fresh"
+                f"{self._bucket.url}/{self._key}/{self._index_names()[step]} is damaged ({fault}); start "
+                "the same command again to resume from an older checkpoint, or use --fresh"
             )
         return self.path(step)
 
     @override
     def keep(self, steps: Collection[int]) -> None:
-        self._replace({step: name for step, name in self._known().items() if step in steps})
+        self._replace({step: name for step, name in self._index_names().items() if step in steps})
         for step in super().steps():
             if step not in steps:
                 shutil.rmtree(self.path(step))
@@ -277,37 +272,37 @@ class BucketCheckpoints(CheckpointStore):
     def _index(self) -> str:
         return f"{self._key}/index.json"
 
-    def _known(self) -> dict[int, str]:
+    def _index_names(self) -> dict[int, str]:
         if self._names is None:
             _, self._names = self._read()
         return self._names
 
-    def _read(self) -> tuple[Found | None, dict[int, str]]:
-        found = self._bucket.read(self._index)
-        if found is None:
+    def _read(self) -> tuple[Stored | None, dict[int, str]]:
+        stored = self._bucket.read(self._index)
+        if stored is None:
             return None, {}
         try:
-            names: dict[str, Any] = json.loads(found.content)["checkpoints"]
+            names: dict[str, Any] = json.loads(stored.content)["checkpoints"]
         except (ValueError, KeyError) as error:
             raise DamagedRun(
                 f"{self._bucket.url}/{self._index} is damaged",
                 remedy="use --fresh to start this run anew",
             ) from error
-        return found, {int(step): name for step, name in names.items()}
+        return stored, {int(step): name for step, name in names.items()}
 
     def _entry(self, names: dict[int, str]) -> bytes:
         return json.dumps({"attempt": self.attempt, "checkpoints": names}, indent=2).encode()
 
     def _check_index(self) -> None:
         self._check_fence()
-        found = self._bucket.read(self._index)
-        if found is None or not self._is_own(found.content):
+        stored = self._bucket.read(self._index)
+        if stored is None or not self._is_own(stored.content):
             raise self._superseded()
 
     def _replace(self, names: dict[int, str]) -> None:
         """Replace the index, then delete what it no longer names."""
         self._check_fence()
-        before = self._known()
+        before = self._index_names()
         try:
             self._version = replace_own(
                 self._bucket, self._index, self._entry(names), self._version, self._is_own
@@ -319,7 +314,7 @@ class BucketCheckpoints(CheckpointStore):
             self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
 
     def _download(self, step: int) -> str | None:
-        name = f"{self._key}/{self._known()[step]}"
+        name = f"{self._key}/{self._index_names()[step]}"
         return download_folder(self._bucket, name, self.path(step))
 
     def _is_own(self, content: bytes) -> bool:
@@ -332,7 +327,7 @@ class BucketCheckpoints(CheckpointStore):
 def _fill(scratch: Path, write: Callable[[Path], None]) -> None:
     """Call `write`; when it fails and the disk is why, raise the disk's OSError.
 
-    torch and safetensors write by themselves, and report "unexpected pos 576 vs 534" for a full disk.
+    torch and safetensors open the files, and report "unexpected pos 576 vs 534" for a full disk.
     """
     try:
         write(scratch)

@@ -149,7 +149,6 @@ class JobFolder:
             raise self.damaged(name) from error
 
     def damaged(self, name: str) -> DamagedRun:
-        """Return the error for a damaged file."""
         return DamagedRun(
             f"{self.path / name} is damaged",
             remedy=f"use --fresh to start this {self.KIND} anew, or another --run-name",
@@ -171,11 +170,11 @@ class JobFolder:
         """Return what the folder holds, except what a starting driver puts there."""
         if self.mirror is not None:
             return sorted({name.partition("/")[0] for name in self.mirror.names()})
-        own = {*_GUARDS, self.stop_request.name}
+        ignored = {*_GUARDS, self.stop_request.name}
         return sorted(
             path.name
             for path in self.path.iterdir()
-            if path.name not in own and not path.match(scratch_pattern())
+            if path.name not in ignored and not path.match(scratch_pattern())
         )
 
     def clear(self) -> None:
@@ -185,9 +184,9 @@ class JobFolder:
             UserError: when the folder holds something, but no record: then no job left it.
         """
         self.check()
-        if (found := self.names()) and self.RECORD not in found:
+        if (names := self.names()) and self.RECORD not in names:
             raise UserError(
-                f"{self.address()} holds {found[0]} but no {self.RECORD}, so --fresh does not empty it; "
+                f"{self.address()} holds {names[0]} but no {self.RECORD}, so --fresh does not empty it; "
                 "choose another --run-name"
             )
         for path in self.path.iterdir():
@@ -213,7 +212,6 @@ class RunFolder(JobFolder):
 
     @property
     def seen_everywhere(self) -> bool:
-        """Return whether workers on other nodes see the same files."""
         return self.mirror is None
 
     def store(self) -> CheckpointStore:
@@ -233,7 +231,6 @@ class RunFolder(JobFolder):
         )
 
     def has_model(self) -> bool:
-        """Return whether the run has exported its model."""
         if self.mirror is not None:
             return self.mirror.bucket.has(self.mirror.key("model/model.safetensors"))
         return (self.model / "model.safetensors").exists()
@@ -245,14 +242,14 @@ class RunFolder(JobFolder):
         mirror = self.mirror.on_this_node()
         mirror.path.mkdir(parents=True, exist_ok=True)
         run = type(self)(mirror.path, mirror=mirror, fence=self.fence)
-        found = {split: mirror.path.parent / ".cache" / path.name for split, path in tables.items()}
-        for folder in found.values():
+        local = {split: mirror.path.parent / ".cache" / path.name for split, path in tables.items()}
+        for folder in local.values():
             if not run.find_table(folder):
                 raise UserError(
                     f"the tokenized data at {mirror.bucket.url}/.cache/{folder.name} is gone or damaged; "
                     "delete what is left of it and start the same command again"
                 )
-        return run, found
+        return run, local
 
     def fetch(self) -> None:
         """Bring the records of an earlier driver to this node; call it under the lease."""
@@ -298,8 +295,8 @@ class RunFolder(JobFolder):
         with outages_logged():
             self.publish(self.stop_request.name)  # a signal handler only writes the local file
             if self.mirror.tells.is_due(TELL_SECONDS):
-                found = self.mirror.bucket.read(self.mirror.key("progress.json"))
-                progress: dict[str, Any] = json.loads(found.content) if found else {}
+                stored = self.mirror.bucket.read(self.mirror.key("progress.json"))
+                progress: dict[str, Any] = json.loads(stored.content) if stored else {}
                 if progress.get("step", 0) > self.progress().get("step", 0):
                     self._write_progress(progress)
 
@@ -334,16 +331,18 @@ class RunFolder(JobFolder):
             return []
         whole, _, _ = self._metrics.read_bytes().rpartition(b"\n")
         lines = [parse_line(line) for line in whole.splitlines()]
-        found = [line for line in lines if line is not None and isinstance(line.get("step"), int)]
-        if len(found) < len(lines):
+        whole_lines = [
+            line for line in lines if line is not None and isinstance(line.get("step"), int)
+        ]
+        if len(whole_lines) < len(lines):
             raise self.damaged("metrics.jsonl")
-        return found
+        return whole_lines
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines after `step`: the run resumes there and writes them again."""
         self.check()
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = [line for line in self.metrics() if line["step"] <= step]
+        write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write_predictions(self, logits: Mapping[str, NDArray[Any]]) -> None:
         """Replace predictions/SPLIT.npy of each split."""
@@ -359,12 +358,12 @@ class RunFolder(JobFolder):
         """
         path = self.predictions / f"{split}.npy"
         try:
-            found: NDArray[Any] = np.load(path)
+            logits: NDArray[Any] = np.load(path)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
                 f"{path} is damaged; delete {self.path}, and the same command trains that run again"
             ) from error
-        return found
+        return logits
 
     def progress(self) -> dict[str, Any]:
         """Return the content of progress.json; empty before the first step."""
@@ -403,11 +402,9 @@ class SuiteFolder(JobFolder):
     KIND = "suite"
 
     def run(self, name: str) -> RunFolder:
-        """Return the folder of one of its runs."""
         return RunFolder(self.path / name, fence=self.fence)
 
     def write_table(self, table: Mapping[str, Any], markdown: str, page: str) -> None:
-        """Replace the table in its three formats."""
         self.check()
         write_json(self.path / self.RECORD, table)
         write_atomic(self.path / "glue.md", markdown)

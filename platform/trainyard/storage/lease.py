@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trainyard.errors import SupersededError, UserError
-from trainyard.storage.store import Conflict, Found, Store, Version, replace_own
+from trainyard.storage.store import Conflict, Store, Stored, Version, replace_own
 
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 10
@@ -96,14 +96,14 @@ class Lease:
         mark = json.dumps({**self._record, "released": True}).encode()
         while True:
             try:
-                found = self._store.read(self._name)
-                if found is None or not self._is_own(found.content):
+                stored = self._store.read(self._name)
+                if stored is None or not self._is_own(stored.content):
                     log.warning("the lease of %s was taken over", self._what)
                 else:
-                    self._store.retire(self._name, mark, found.version)
+                    self._store.retire(self._name, mark, stored.version)
             except Conflict:
                 continue  # the last heartbeat came in between
-            except UserError as error:  # it expires by itself
+            except UserError as error:  # it expires
                 log.warning("the lease of %s was not given back: %s", self._what, error)
             return
 
@@ -122,22 +122,22 @@ class Lease:
 
     def _take(self) -> dict[str, Any] | None:
         """Take the lease, or return its holder where that is not possible."""
-        found = self._store.read(self._name)
-        holder = _holder(found)
-        if found is not None and not holder.get("released"):
-            age = (self._store.clock() - found.modified).total_seconds()
+        stored = self._store.read(self._name)
+        holder = _holder(stored)
+        if stored is not None and not holder.get("released"):
+            age = (self._store.clock() - stored.modified).total_seconds()
             if lives(holder, age):
                 return holder
         content = json.dumps(self._record).encode()
         try:
             self._version = self._store.write(
-                self._name, content, over=found.version if found else "nothing"
+                self._name, content, over=stored.version if stored else "nothing"
             )
         except Conflict:
-            found = self._store.read(self._name)
-            if found is None or not self._is_own(found.content):  # else the first answer was lost
-                return _holder(found)
-            self._version = found.version
+            stored = self._store.read(self._name)
+            if stored is None or not self._is_own(stored.content):  # else the first answer was lost
+                return _holder(stored)
+            self._version = stored.version
         return None
 
     def _renew(self) -> None:
@@ -178,8 +178,11 @@ def lives(holder: Mapping[str, Any], age: float) -> bool:
     Its process is looked up where that is possible. One that exists must still renew its lease: it
     may hang or be suspended.
     """
-    here = (holder.get("host"), holder.get("processes")) == (socket.gethostname(), _process_table())
-    return age < EXPIRY_SECONDS and not (here and _is_gone(holder))
+    same_table = (holder.get("host"), holder.get("processes")) == (
+        socket.gethostname(),
+        _process_table(),
+    )
+    return age < EXPIRY_SECONDS and not (same_table and _is_gone(holder))
 
 
 def superseded(what: str, holder: Mapping[str, Any]) -> SupersededError:
@@ -196,8 +199,8 @@ def _named(holder: Mapping[str, Any]) -> str:
     return f"process {holder['pid']} on {holder.get('host')}"
 
 
-def _holder(found: Found | None) -> dict[str, Any]:
-    return {} if found is None else _parsed(found.content)
+def _holder(stored: Stored | None) -> dict[str, Any]:
+    return {} if stored is None else _parsed(stored.content)
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -243,7 +246,7 @@ def _state(pid: int) -> tuple[str, int | None]:
 def _process_table() -> str | None:
     """Name the table that process ids of this host come from.
 
-    Containers have tables of their own and may share a host name, as two machines may: the id of the
+    Each container has its own table and may share a host name, as two machines may: the id of the
     boot tells those apart.
     """
     try:

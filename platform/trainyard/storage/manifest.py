@@ -4,6 +4,7 @@ The manifest is written and uploaded last, so a folder with a valid manifest is 
 """
 
 import fcntl
+import hashlib
 import json
 import shutil
 import uuid
@@ -12,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trainyard.storage.digest import file_digest
 from trainyard.storage.store import Bucket
 
 MANIFEST = "MANIFEST.json"
@@ -20,8 +20,14 @@ MANIFEST = "MANIFEST.json"
 
 def files(path: Path) -> list[Path]:
     """Return a file itself, or all files of a folder; none where nothing exists."""
-    found = path.rglob("*") if path.is_dir() else [path]
-    return sorted(file for file in found if file.is_file())
+    paths = path.rglob("*") if path.is_dir() else [path]
+    return sorted(file for file in paths if file.is_file())
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, without loading the file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -66,14 +66,13 @@ class Mirror:
         return Mirror(self.bucket.url, self.name)
 
     def key(self, name: str = "") -> str:
-        """Return the name of an object in the bucket."""
         return f"{self.name}/{name}" if name else self.name
 
     def names(self) -> list[str]:
         """Return the objects of the run but for its lease, relative to the run."""
         prefix = self.key() + "/"
-        found = (name.removeprefix(prefix) for name in self.bucket.names(self.key()))
-        return sorted(name for name in found if name != LEASE)
+        names = (name.removeprefix(prefix) for name in self.bucket.names(self.key()))
+        return sorted(name for name in names if name != LEASE)
 
     def push(self, *names: str) -> None:
         """Upload files and folders that have changed since they were uploaded from here."""
@@ -89,11 +88,10 @@ class Mirror:
         """Download objects in place of the local files of their names."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
-            if (found := self.bucket.read(self.key(name))) is not None:
-                (self.path / name).write_bytes(found.content)
+            if (stored := self.bucket.read(self.key(name))) is not None:
+                (self.path / name).write_bytes(stored.content)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects of the run."""
         names = list(names)
         for name in names:
             self._sent.pop(name, None)

@@ -62,7 +62,7 @@ class Files:
     """Cached contents of small files, valid while their size, time and inode stay the same."""
 
     def __init__(self) -> None:
-        self._kept: dict[Path, tuple[tuple[int, ...], Any]] = {}
+        self._cache: dict[Path, tuple[tuple[int, ...], Any]] = {}
         self._lines: dict[Path, _Lines] = {}
         self._lock = threading.RLock()
 
@@ -75,49 +75,49 @@ class Files:
             except ValueError as error:
                 return {}, f"{path.name} is damaged: {error}"
 
-        found: tuple[dict[str, Any], str | None] = self._read(path, parse, ({}, None))
-        return found
+        value: tuple[dict[str, Any], str | None] = self._read(path, parse, ({}, None))
+        return value
 
     def text(self, path: Path, most: int = 20_000) -> str:
         """Return the last `most` characters of a text file; empty when there is none."""
-        found: str = self._read(path, lambda data: data.decode("utf-8", "replace")[-most:], "")
-        return found
+        value: str = self._read(path, lambda data: data.decode("utf-8", "replace")[-most:], "")
+        return value
 
     def lines(self, path: Path) -> tuple[list[dict[str, Any]], str | None]:
         """Return the objects of a JSONL file and what is wrong with it; read only what was added."""
         with self._lock:
-            kept = self._lines.setdefault(path, _Lines())
+            follower = self._lines.setdefault(path, _Lines())
             try:
                 with opened(path) as file:
-                    kept.follow(file)
+                    follower.follow(file)
             except FileNotFoundError:
                 return [], None
             except (OSError, IrregularFile) as error:
-                return kept.found, f"{path.name} cannot be read: {_reason(error)}"
-            wrong = f"{path.name}: {kept.damaged} damaged line(s) left out"
-            return kept.found, wrong if kept.damaged else None
+                return follower.objects, f"{path.name} cannot be read: {_reason(error)}"
+            wrong = f"{path.name}: {follower.damaged} damaged line(s) left out"
+            return follower.objects, wrong if follower.damaged else None
 
     def _read(self, path: Path, parse: Parse, absent: Any) -> Any:
         with self._lock:
             try:
-                found = path.lstat()
-                mark = (found.st_mtime_ns, found.st_size, found.st_ino)
-                if path not in self._kept or self._kept[path][0] != mark:
+                status = path.lstat()
+                mark = (status.st_mtime_ns, status.st_size, status.st_ino)
+                if path not in self._cache or self._cache[path][0] != mark:
                     with opened(path) as file:
-                        self._kept[path] = (mark, parse(file.read(MOST_BYTES)))
+                        self._cache[path] = (mark, parse(file.read(MOST_BYTES)))
             except FileNotFoundError:
                 return absent
             except (OSError, IrregularFile) as error:
                 wrong = f"{path.name} cannot be read: {_reason(error)}"
                 return wrong if absent == "" else ({}, wrong)
-            return self._kept[path][1]
+            return self._cache[path][1]
 
 
 class _Lines:
     """A growing JSONL file: only what was added is read, unless it was rewritten."""
 
     def __init__(self) -> None:
-        self.found: list[dict[str, Any]] = []
+        self.objects: list[dict[str, Any]] = []
         self.damaged = 0
         self._offset, self._inode, self._tail = 0, -1, b""
 
@@ -140,7 +140,7 @@ class _Lines:
             if value is None:
                 self.damaged += 1
             else:
-                self.found.append(value)
+                self.objects.append(value)
 
 
 def opened(path: Path) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""What code a run was made by."""
+"""Versions of the code that made a result."""
 
 import platform
 import subprocess
@@ -11,26 +11,26 @@ PACKAGES = ("ray", "torch", "transformers", "accelerate", "datasets", "evaluate"
 
 
 def versions(*optional: str) -> dict[str, str | None]:
-    """Versions of Python and the packages a result depends on, and the commit, where there is one.
+    """Return the versions of Python and of the packages a result depends on, and the commit.
 
-    Those of `optional` packages are None where they are not installed.
+    The version of an `optional` package is None where it is not installed.
     """
-    found: dict[str, str | None] = {
+    result: dict[str, str | None] = {
         "python": platform.python_version(),
         "trainyard": trainyard.__version__,
     }
     for package in PACKAGES:
-        found[package] = version(package)
+        result[package] = version(package)
     for package in optional:
         try:
-            found[package] = version(package)
+            result[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return {**found, "commit": _commit()}
+            result[package] = None
+    return {**result, "commit": _commit()}
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
+    """Return the checkout's commit, with `+` when files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
     try:
         described = subprocess.run(

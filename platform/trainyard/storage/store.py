@@ -50,7 +50,7 @@ class Conflict(Exception):  # noqa: N818 (an answer, not a defect)
 
 
 @dataclass(frozen=True)
-class Found:
+class Stored:
     """An object as it was read; `modified` by the storage's clock."""
 
     content: bytes
@@ -65,7 +65,7 @@ class Store(Protocol):
         UserError: from every method, when the storage refuses or does not answer.
     """
 
-    def read(self, name: str) -> Found | None:
+    def read(self, name: str) -> Stored | None:
         """Return an object, or None when it does not exist."""
 
     def write(self, name: str, content: bytes, *, over: Expected = None) -> Version:
@@ -84,8 +84,7 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def read(self, name: str) -> Found | None:
-        """See `Store`."""
+    def read(self, name: str) -> Stored | None:
         with self._reported():
             for last in (False, False, True):
                 try:
@@ -98,10 +97,9 @@ class Disk:
                         raise
                 else:
                     break
-        return Found(content, _content_version(content), datetime.fromtimestamp(stamp, UTC))
+        return Stored(content, _content_version(content), datetime.fromtimestamp(stamp, UTC))
 
     def write(self, name: str, content: bytes, *, over: Expected = None) -> Version:
-        """See `Store`."""
         scratch = scratch_path(self.folder / name)
         with self._reported():
             try:
@@ -118,7 +116,6 @@ class Disk:
         return _content_version(content)
 
     def retire(self, name: str, mark: bytes, over: Version) -> None:  # noqa: ARG002
-        """See `Store`."""
         with self._reported(), self._guarded(name):
             self._expect(name, over)
             (self.folder / name).unlink()
@@ -135,12 +132,12 @@ class Disk:
 
     def _expect(self, name: str, over: Expected) -> None:
         if over is not None:
-            found = self.read(name)
-            if over != ("nothing" if found is None else found.version):
+            stored = self.read(name)
+            if over != ("nothing" if stored is None else stored.version):
                 raise Conflict
 
     @contextmanager
-    def _guarded(self, name: str, own: Path | None = None) -> Iterator[None]:
+    def _guarded(self, name: str, scratch: Path | None = None) -> Iterator[None]:
         """Let one process of all hosts at a time compare and replace an object.
 
         The lock file is removed while it is locked; a process that waited for the removed one sees that
@@ -162,9 +159,9 @@ class Disk:
                 os.close(handle)
             if time.monotonic() > deadline:
                 deadline = time.monotonic() + GUARD_SECONDS
-                for scratch in self.folder.glob(scratch_pattern(name)):
-                    if scratch != own:
-                        scratch.unlink(missing_ok=True)
+                for other in self.folder.glob(scratch_pattern(name)):
+                    if other != scratch:
+                        other.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
             time.sleep(0.01)
 
@@ -227,9 +224,9 @@ class Bucket:
         self.url, self._impatient = url.rstrip("/"), impatient
         self._scheme = url.partition("://")[0]
         if self._scheme not in SCHEMES:
-            known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
             raise UserError(
-                f"--storage-path {url}: give a folder, or a URL that starts with {known}"
+                f"--storage-path {url}: give a folder, or a URL that starts with {schemes}"
             )
 
     def __reduce__(self) -> tuple[type["Bucket"], tuple[str]]:
@@ -249,18 +246,16 @@ class Bucket:
         with self._reported():
             return from_url(self.url, retry_config=patience, client_options=client)
 
-    def read(self, name: str) -> Found | None:
-        """See `Store`."""
+    def read(self, name: str) -> Stored | None:
         with self._reported():
             try:
                 answer = obstore.get(self._store, name)
                 content = bytes(answer.bytes())
             except FileNotFoundError:
                 return None
-            return Found(content, _version(answer.meta), answer.meta["last_modified"])
+            return Stored(content, _version(answer.meta), answer.meta["last_modified"])
 
     def has(self, name: str) -> bool:
-        """Return whether an object exists."""
         with self._reported():
             try:
                 obstore.head(self._store, name)
@@ -269,7 +264,6 @@ class Bucket:
             return True
 
     def write(self, name: str, content: bytes, *, over: Expected = None) -> Version:
-        """See `Store`; durable on return."""
         mode: Any = "overwrite" if over is None else "create" if over == "nothing" else over
         with self._reported():
             try:
@@ -298,7 +292,7 @@ class Bucket:
     def names(self, folder: str) -> list[str]:
         """Return the names of all objects below `folder`."""
         with self._reported():
-            return [found["path"] for found in obstore.list(self._store, folder).collect()]
+            return [stored["path"] for stored in obstore.list(self._store, folder).collect()]
 
     def delete(self, names: list[str]) -> None:
         """Delete objects; absent ones are ignored."""
@@ -307,7 +301,6 @@ class Bucket:
                 obstore.delete(self._store, names)
 
     def retire(self, name: str, mark: bytes, over: Version) -> None:
-        """See `Store`."""
         self.write(name, mark, over=over)
 
     def clock(self) -> datetime:
@@ -361,7 +354,7 @@ def replace_own(
         try:
             return store.write(name, content, over=version)
         except Conflict:
-            found = store.read(name)
-            if found is None or not is_own(found.content):
+            stored = store.read(name)
+            if stored is None or not is_own(stored.content):
                 raise
-            version = found.version
+            version = stored.version

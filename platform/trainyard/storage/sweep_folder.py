@@ -103,7 +103,6 @@ class TrialRecord:
 
     @property
     def ended(self) -> bool:
-        """Return whether the trial is never run again."""
         return self.status in ENDED or self.spec.is_over(self.evaluations)
 
 
@@ -129,18 +128,16 @@ class SweepFolder(JobFolder):
             raise UserError(
                 f"{self.path} is the folder of a single run, not of a sweep; choose another --run-name"
             )
-        found = super().read()
-        if found and (found.get("kind") != "sweep" or not found.keys() >= NEEDED):
+        sweep = super().read()
+        if sweep and (sweep.get("kind") != "sweep" or not sweep.keys() >= NEEDED):
             raise self.damaged(self.RECORD)
-        return found
+        return sweep
 
     def run(self, kind: Kind, name: str) -> RunFolder:
-        """Return the folder of a trial or a confirming run."""
         parent = self.trials if kind == "search" else self.confirmation
         return RunFolder(parent / name, fence=self.fence)
 
     def add(self, spec: TrialSpec) -> RunFolder:
-        """Make the folder of a trial, with its trial.json."""
         self.check()
         run = self.run(spec.kind, spec.name)
         run.path.mkdir(parents=True, exist_ok=True)
@@ -175,14 +172,14 @@ def record(run: RunFolder) -> TrialRecord:
         spec = TrialSpec(**run.read_json("trial.json"))
     except TypeError as error:
         raise run.damaged("trial.json") from error
-    found = run.read()
-    status = found.get("status", "waiting")
-    score = found.get("trial_score", found.get("result", {}).get("score"))
+    run_record = run.read()
+    status = run_record.get("status", "waiting")
+    score = run_record.get("trial_score", run_record.get("result", {}).get("score"))
     return TrialRecord(
         spec=spec,
         status=status,
         score=None if status == "diverged" else score,
-        evaluations=found.get("trial_evaluations", 0),
+        evaluations=run_record.get("trial_evaluations", 0),
         run=run,
     )
 
