@@ -200,14 +200,13 @@ def test_a_version_that_ends_its_process_ends_one_and_is_refused(
 
     deadly = tmp_path / "deadly"
     shutil.copytree(models["a"], deadly)
-    (deadly / "tokenizer.json").unlink()
-    os.mkfifo(deadly / "tokenizer.json")
+    os.mkfifo(deadly / "metrics.json")
     before = replicas()
     with Load(f"{url}/models/mail") as load:
         load.wait_for((200, "a"))
         deploy(config(models, deadly))
         prefix = "attempt/mail:mail:"
-        wait_until(lambda: bool(_internal_kv_list(prefix, namespace="trainyard")), 120)
+        wait_until(lambda: bool(_internal_kv_list(prefix, namespace="trainyard")), 60)
         (attempt,) = _internal_kv_list(prefix, namespace="trainyard")
         owner = json.loads(_internal_kv_get(attempt, namespace="trainyard"))["owner"]["actor"]
         assert owner in before
