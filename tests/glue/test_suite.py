@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from support.tiny import write_task
 
-from trainyard.errors import UserError
+from trainyard.errors import Interrupted, UserError
 from trainyard.fleet import LongestFirst
 from trainyard.glue.config import SuiteConfig
 from trainyard.glue.suite import Outcomes, job_of, run_suite
@@ -188,6 +189,34 @@ def test_killed_in_the_middle_and_done_again(
     assert (first.path / "run.json").stat().st_mtime_ns == stamp
     assert table_of(config)["mrpc"]["metrics"] == table_of(undisturbed)["mrpc"]["metrics"]
     assert second.read()["result"]["seconds"] > spent  # of both attempts
+
+
+@pytest.mark.long
+def test_asked_to_stop_then_the_same_command(
+    cluster: Any,  # noqa: ARG001
+    suite: SuiteConfig,
+    tmp_path: Path,
+) -> None:
+    """While the first of two runs trains, alone: it is saved, the other one never starts."""
+    config = dataclasses.replace(
+        suite, tasks=("mrpc",), max_steps=80, max_parallel_workers=1, storage_path=str(tmp_path)
+    )
+    first, second = (RunFolder(config.folder / f"mrpc-seed-{seed}") for seed in config.seeds)
+
+    def ask() -> None:
+        while first.progress().get("step", 0) < 3:
+            time.sleep(0.02)
+        (config.folder / "stop-request").touch()
+
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(Interrupted, match=r"2 run\(s\) of glue are still to be done"):
+        run_suite(config)
+    assert first.read()["status"] == "stopped"
+    assert not second.path.exists()
+    steps = [line["step"] for line in first.metrics()]
+    run_suite(config)
+    assert table_of(config)["mrpc"]["seeds"] == [1, 2]
+    assert [line["step"] for line in first.metrics()][: len(steps)] == steps
 
 
 def _first_two(config: SuiteConfig, driver: Any) -> tuple[str, str]:
