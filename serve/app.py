@@ -1,7 +1,7 @@
-"""What `serve run` and serve/config.yaml import: builders of Serve applications, and a check.
+"""Builders of Serve applications, for `serve run` and serve/config.yaml; commands to check a configuration.
 
-serve run serve.app:build model=runs/x/model     # one model at once
-python serve/app.py check serve/config.yaml      # finds misspelt keys, which Serve itself ignores
+serve run serve.app:build model=runs/x/model     # one model, without a configuration
+python serve/app.py check serve/config.yaml      # finds misspelled keys, which Serve ignores
 serve run serve/config.yaml
 python serve/app.py new-key reporting sentiment  # an API key for one model
 """
@@ -13,22 +13,22 @@ from trainyard.serving import app as application
 
 
 def build(args: dict[str, Any]) -> Any:
-    """A gateway and one model."""
+    """Build a gateway and one model."""
     return application.host_application(args)
 
 
 def gateway(args: dict[str, Any]) -> Any:
-    """The HTTP application in front of all models."""
+    """Build the HTTP application in front of all models."""
     return application.gateway_application(args)
 
 
 def model(args: dict[str, Any]) -> Any:
-    """One model with replicas of its own."""
+    """Build one model with its own replicas."""
     return application.model_application(args)
 
 
 def shared(args: dict[str, Any]) -> Any:
-    """Rarely used models that share replicas."""
+    """Build replicas that rarely used models share."""
     return application.shared_application(args)
 
 

@@ -65,7 +65,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """State of an application when its replicas were last asked for their models."""
+    """State of an application when its replicas last reported their models."""
 
     state: tuple[Any, ...]
     at: float
@@ -135,7 +135,7 @@ class ServeModels:
     async def _find(
         self, application: str, deployment: str, state: tuple[Any, ...]
     ) -> dict[str, _Model]:
-        """The models of an application; its replicas are asked only when something changed."""
+        """The models of an application; its replicas report them again only after a change."""
         before = {
             name: model for name, model in self._of(application).items()
             if model.handle.deployment_name == deployment  # another builder, another deployment
