@@ -26,6 +26,7 @@ from trainyard.tuning.conclude import conclude
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.confirm import (
     DEFAULT,
+    confirmation_rows,
     rank_on_searched_rows,
     run_name,
     verdict_of,
@@ -265,3 +266,29 @@ def test_without_the_predictions_of_all_trials_there_is_no_verdict(
     result = conclude(folder, TASKS["mrpc"], SPACE, ranked, confirmation, "", 12.0)
     assert (result.verdict, result.best_trial) == (None, "trial-0001")
     assert "no verdict: the search saw all rows" in folder.best_config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("tables", "pairs"),
+    [
+        ({"validation": 5, "validation_test": 3}, [("validation", "validation_test")]),
+        ({"validation": 5, "test": 9}, [("validation", "test")]),  # --test-file confirms
+        (
+            {"m": 4, "m_test": 3, "mm": 2, "mm_test": 6},
+            [("m", "m_test"), ("mm", "mm_test")],
+        ),
+    ],
+)
+def test_splits_that_were_set_aside_confirm(
+    folder: SweepFolder, tables: dict[str, int], pairs: list[tuple[str, str]]
+) -> None:
+    labels = {name: np.full(rows, i) for i, (name, rows) in enumerate(tables.items())}
+    data: Any = SimpleNamespace(
+        folders=("train", *tables), table=lambda name: SimpleNamespace(labels=labels[name])
+    )
+    found = confirmation_rows(dataclasses.replace(context(folder), data={("model", 32): data}))
+    assert [part.splits for part in found] == pairs
+    for part in found:
+        searched, confirming = (labels[name] for name in part.splits)
+        assert part.references[part.searched].tolist() == searched.tolist()
+        assert part.references[~part.searched].tolist() == confirming.tolist()
