@@ -246,6 +246,38 @@ def test_of_many_that_take_over_a_dead_lease_one_gets_it(
     assert (len(held), len(refused)) == (1, 7)
 
 
+def test_compare_and_replace_are_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two of one writer no other replaces the object."""
+    slow, quick = Disk(tmp_path), Disk(tmp_path)
+    version = slow.write(LEASE, b"old")
+    expect, compared, resume = slow._expect, threading.Event(), threading.Event()
+    outcomes: dict[str, str] = {}
+
+    def paused(name: str, over: Expected) -> None:
+        expect(name, over)
+        compared.set()
+        resume.wait(30)
+
+    def write(store: Disk, content: str) -> None:
+        try:
+            store.write(LEASE, content.encode(), over=version)
+            outcomes[content] = "written"
+        except Conflict:
+            outcomes[content] = "conflict"
+
+    monkeypatch.setattr(slow, "_expect", paused)
+    first = threading.Thread(target=write, args=(slow, "slow"))
+    second = threading.Thread(target=write, args=(quick, "quick"))
+    first.start()
+    assert compared.wait(30)
+    second.start()
+    second.join(0.5)
+    resume.set()
+    first.join()
+    second.join()
+    assert outcomes == {"slow": "written", "quick": "conflict"}
+
+
 def test_a_slow_taker_does_not_remove_its_successor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from support.tiny import read_lines, write_task
 from training.test_loop import LAST_STEP, check_each_row_once_per_epoch
 
 from trainyard import TrainConfig, UserError, fit
+from trainyard.storage import lease as leases
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.stopwatch import time_ledger
 
@@ -264,6 +265,41 @@ def test_driver_killed_or_asked_to_stop_then_the_same_command(
     assert losses(folder.path) == losses(undisturbed.path)
     check_each_row_once_per_epoch(folder.path, 90, epochs)
     assert not (folder.path / "lease.json").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_suspended_driver_that_was_succeeded_ends_at_once(
+    cluster: Any, base: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers train on until they see the lease; it restarts nothing and changes nothing."""
+    epochs, last_step = 60, 360
+    config = dataclasses.replace(base, run_name="slept", save_steps=1, num_train_epochs=epochs)
+    _, undisturbed = run_locally(dataclasses.replace(config, run_name="awake", save_steps=None))
+    folder = RunFolder(Path(config.storage_path) / "slept")
+    command, environment = job(config)
+    first = subprocess.Popen(
+        [*command, "--address", cluster.get_runtime_context().gcs_address], env=environment,
+        text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        wait_for_step(folder, 2, first)
+        os.kill(first.pid, signal.SIGSTOP)
+        monkeypatch.setattr(leases, "EXPIRY_SECONDS", 2.0)
+        result = fit(config, patience=60.0)
+        record = folder.read()
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    stdout, stderr = first.communicate(timeout=120)
+    assert (first.returncode, stdout) == (2, "")
+    assert "error: run 'slept' was taken over by another driver" in stderr  # which has ended
+    assert "restarting" not in stderr
+    assert "Traceback" not in stderr
+    assert folder.read() == record
+    assert result.steps == last_step
+    assert weights_hash(folder, last_step) == weights_hash(undisturbed, last_step)
+    assert losses(folder.path) == losses(undisturbed.path)
+    check_each_row_once_per_epoch(folder.path, 90, epochs)
 
 
 def test_changed_data_under_a_running_name_is_refused(
