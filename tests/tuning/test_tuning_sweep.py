@@ -168,9 +168,9 @@ def test_a_space_that_leaves_out_the_default_recipe_is_confirmed_against_it(
     elsewhere = dataclasses.replace(
         config, run_name="elsewhere", num_trials=2, set=(("max_length=choice:8,16",),)
     )
-    result = tune(elsewhere)
-    assert result.verdict in ("better", "worse", "not distinguishable")
+    tune(elsewhere)
     known = folder_of(elsewhere).read()
+    assert known["confirmation"]["default"]["runs"] == ["default-seed-0", "default-seed-1"]
     assert known["confirmation"]["default"]["hyperparameters"]["max_length"] == 32
     assert known["reason"] is None
     wait_until_free(cluster, 4)
