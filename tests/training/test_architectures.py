@@ -1,25 +1,35 @@
 """Training over architectures: unused parameters, missing padding tokens, special tokens in texts."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.architectures import TEXT_WORDS, architecture
 from support.runs_locally import run_locally, weights_hash
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.inference.registry import PREDICTORS
 from trainyard.models.build import build_tokenizer
+from trainyard.training.driver.export import export_model
 
 
-def config_for(folder: Path, kind: str, texts: list[str] | None = None, **more: Any) -> TrainConfig:
+def config_for(
+    folder: Path,
+    kind: str,
+    texts: list[str] | None = None,
+    labels: tuple[str, str] = ("no", "yes"),
+    **more: Any,
+) -> TrainConfig:
     """A run of two steps on 24 rows of many lengths."""
     file = folder / "rows.csv"
     rows = texts or [" ".join(TEXT_WORDS[i % 7 : i % 7 + 6 + i % 11]) for i in range(24)]
     with file.open("w", newline="") as stream:
         csv.writer(stream).writerows(
-            [("text", "label"), *((text, ("no", "yes")[i % 2]) for i, text in enumerate(rows))]
+            [("text", "label"), *((text, labels[i % 2]) for i, text in enumerate(rows))]
         )
     return TrainConfig(
         train_file=str(file), model_name_or_path=str(architecture(folder / "model", kind)),
@@ -56,3 +66,33 @@ def test_special_tokens_in_texts_are_text(kind: str, tmp_path: Path) -> None:
     assert '"split_special_tokens": true' in (tmp_path / "saved/tokenizer_config.json").read_text()
     outcome, _ = run_locally(config)
     assert outcome.status == "finished"
+
+
+def test_a_model_is_exported_only_if_it_answers(tmp_path: Path) -> None:
+    config = config_for(tmp_path, "bart", labels=("LABEL_0", "LABEL_1"))
+    outcome, folder = run_locally(config)
+    assert outcome.state.best_step == 2
+    checkpoint = folder.checkpoints / "step-00000002"
+    assert "id2label" not in json.loads((checkpoint / "config.json").read_text())
+    tokenizer = build_tokenizer(config)
+    export_model(folder, checkpoint, tokenizer, "card", {}, ("LABEL_0", "LABEL_1"))
+    predictor = PREDICTORS["text-classification"].load(str(folder.model))
+    assert predictor.labels == ["LABEL_0", "LABEL_1"]
+
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["classification_head.out_proj.bias"].fill_(float("nan"))
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    before = (folder.model / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="hold NaN or infinite values"):
+        export_model(folder, checkpoint, tokenizer, "card", {}, ("LABEL_0", "LABEL_1"))
+    assert (folder.model / "model.safetensors").read_bytes() == before
+    assert not list(folder.path.glob(".model-*"))
+
+
+def test_two_ids_with_one_label_are_refused(tmp_path: Path) -> None:
+    folder = architecture(tmp_path, "bert")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "yes", "1": "yes"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="calls both 0 and 1 'yes'; give each id its own label"):
+        PREDICTORS["text-classification"].load(str(folder))

@@ -115,6 +115,8 @@ class Host:
         choice = choose(options.engine, options.dtype, folder, device)
         predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
         about |= {"task": task, "device": device, **choice.about()}
+        if predictor.padding.note is not None:
+            about["padding_note"] = predictor.padding.note
         about["parameters"] = json_schema(predictor.parameters)
         host = cls(predictor, options, about, metrics)
         host.warm_up()

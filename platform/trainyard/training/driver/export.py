@@ -1,13 +1,16 @@
 """From the best checkpoint to `model/`: what plain transformers loads, with a card that says how."""
 
 import json
+import math
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.inference import PREDICTORS
 from trainyard.storage import RunFolder, sync_folder, sync_tree
 from trainyard.tasks import Task
 
@@ -15,20 +18,34 @@ MODEL_FILES = ("config.json", "model.safetensors")
 
 
 def export_model(
-    folder: RunFolder, checkpoint: Path, tokenizer: Any, card: str, metrics: Mapping[str, Any]
+    folder: RunFolder,
+    checkpoint: Path,
+    tokenizer: Any,
+    card: str,
+    metrics: Mapping[str, Any],
+    labels: Sequence[str] = (),
 ) -> None:
-    """Make `checkpoint` the run's `model/`, whole or not at all.
+    """Make `checkpoint` the run's `model/`, complete or not at all.
 
-    A crash can come at any point: what is exported is a function of the run, so the same command
-    does it again.
+    The model is loaded and answers one request before it gets its place. After a crash at any
+    point the same command exports again, as the export is a function of the run.
+
+    Raises:
+        UserError: when the model cannot be loaded, or answers no numbers.
     """
     scratch = folder.path / f".model-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
     for name in MODEL_FILES:
         shutil.copyfile(checkpoint / name, scratch / name)
+    _name_labels(scratch / "config.json", labels)
     tokenizer.save_pretrained(scratch)
     (scratch / "README.md").write_text(card, encoding="utf-8")
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    try:
+        _check_answer(scratch)
+    except UserError:
+        shutil.rmtree(scratch)
+        raise
     sync_tree(scratch)
     folder.check()
     if folder.model.exists():
@@ -37,6 +54,30 @@ def export_model(
     sync_folder(folder.path)
     for leftover in folder.path.glob(".model-*"):
         shutil.rmtree(leftover)
+
+
+def _name_labels(path: Path, labels: Sequence[str]) -> None:
+    """Write labels that transformers left out of config.json.
+
+    It omits LABEL_0 and LABEL_1 as defaults; architectures with another default, such as BART, then
+    expect another number of labels.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if labels and "id2label" not in config:
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_answer(model: Path) -> None:
+    """Load a model as every user of it does, and ask it once."""
+    predictor = PREDICTORS["text-classification"].load(str(model))
+    (scores,) = predictor(predictor.example["inputs"])
+    if not all(math.isfinite(label["score"]) for label in scores):
+        raise UserError(
+            "the exported model answers its example with NaN or infinity; lower --learning-rate, or "
+            "use --mixed-precision no"
+        )
 
 
 def model_card(

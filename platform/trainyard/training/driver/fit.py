@@ -12,7 +12,7 @@ from trainyard.cluster import TOKENIZERS, ray_session, room_asked_for, worker_re
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, find_splits, prepare, warnings
 from trainyard.doctor import preflight
-from trainyard.errors import DamagedRun, Diverged, Interrupted
+from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
 from trainyard.evaluation import one_answer_words, one_answers
 from trainyard.models import build_tokenizer, resolve_model
 from trainyard.storage import (
@@ -227,7 +227,11 @@ def _conclude(
         raise damaged
     evaluation = state.best_evaluation
     card = model_card(config, task, folder.read(), evaluation)
-    export_model(folder, best, tokenizer, card, evaluation)
+    try:
+        export_model(folder, best, tokenizer, card, evaluation, task.labels)
+    except UserError as error:
+        folder.update(status="failed", reason=str(error))
+        raise
     folder.publish("model")
     watch.lap("export")
     folder.add_seconds(watch.take())
