@@ -302,6 +302,13 @@ def test_mistakes_are_answered_by_one_sentence(
         run_dashboard(parse(DashboardConfig, flags))
 
 
+@pytest.mark.parametrize("module", ["report.dashboard.job", "evaluation.run", "doctor.data.run"])
+def test_charts_are_loaded_only_where_they_are_drawn(module: str) -> None:
+    code = f"import sys, trainyard.{module}; assert 'altair' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 def test_the_job_exports_a_page(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs" / "sweep", 12)
     done = subprocess.run(
