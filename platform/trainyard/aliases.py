@@ -174,13 +174,13 @@ def _meaning(name: str, alias: Alias, value: str, args: Sequence[str]) -> Sequen
         return ()
     if alias.same_as:
         return (alias.same_as, value)
-    found = alias.values.get(value.lower())
+    flags = alias.values.get(value.lower())
     needed = alias.needs.get(value.lower())
-    if found is None or (needed and _last(args, needed) is None):
-        known = " or ".join(alias.values)
-        sentence = alias.sentence or f"give it {known}"
+    if flags is None or (needed and _last(args, needed) is None):
+        accepted = " or ".join(alias.values)
+        sentence = alias.sentence or f"give it {accepted}"
         raise UserError(f"{flag(name)} {value} is a setting of TrainingArguments: {sentence}")
-    return found
+    return flags
 
 
 def _accumulation(args: list[str], config: type[Any]) -> list[str]:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from trainyard.errors import UserError
 from trainyard.storage import TrialRecord, TrialSpec
 from trainyard.tuning.search import SEARCHERS, Point, rank, seed_of, suggest
@@ -172,6 +170,8 @@ def _exchange(
     replaced = max(1, int(len(ranked) * QUANTILE))
     if own not in ranked[-replaced:] and own.score is not None:
         return dict(own.spec.hyperparameters), own.spec.name
+    import numpy as np  # here: --help reads the table of schedulers without it
+
     rng = np.random.default_rng(seed_of(config.seed, "exchange", index))
     donor = ranked[int(rng.integers(replaced))]
     drawn = suggest("random", space, config.base, index, ()) or {}
