@@ -23,8 +23,7 @@ from trainyard.doctor.data.balance import drift
 from trainyard.doctor.data.duplicates import contradictions, duplicates
 from trainyard.doctor.data.features import features
 from trainyard.doctor.data.labels import out_of_fold, suspicious_labels
-from trainyard.doctor.data.rows import Rows, all_splits, read
-from trainyard.doctor.data.texts import faulty_texts
+from trainyard.doctor.data.rows import Rows, all_splits, faulty_texts, read
 from trainyard.storage.software import versions
 from trainyard.tasks import get_task
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from trainyard.config import TrainConfig
-from trainyard.doctor.data.join import _numbered, near_pairs
+from trainyard.doctor.data.duplicates import _numbered, near_pairs
 from trainyard.doctor.data.rows import all_splits, read
 
 SIMILARITY = 0.8

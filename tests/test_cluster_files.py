@@ -15,7 +15,7 @@ import yaml
 
 from trainyard.cli import parse
 from trainyard.config import TrainConfig
-from trainyard.doctor.cluster.upload import upload_bytes, weigh
+from trainyard.doctor.cluster.preflight import check_upload, upload_bytes
 
 ROOT = Path(__file__).parents[1]
 LAUNCHED = ["cluster.yaml", "cluster-onpremises.yaml"]
@@ -170,19 +170,19 @@ def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
     ).stdout.split()  # fmt: skip
     sources = sum((ROOT / name).stat().st_size for name in needed)
     assert sources < upload_bytes(ROOT) < 1.06 * sources  # Ray's zip does not compress
-    assert [finding.level for finding in weigh(ROOT)] == ["ok"]
-    assert not list(weigh(tmp_path))
+    assert [finding.level for finding in check_upload(ROOT)] == ["ok"]
+    assert not list(check_upload(tmp_path))
 
 
 def test_an_upload_that_ray_would_refuse_is_named_first(tmp_path: Path) -> None:
     (tmp_path / "runtime_env.yaml").write_text("excludes: [kept-here]\n")
     (tmp_path / "weights.bin").write_bytes(os.urandom(11 * 2**20))
-    (finding,) = weigh(tmp_path)
+    (finding,) = check_upload(tmp_path)
     assert finding.level == "warning"
     assert finding.sentence == (
-        "--working-dir . uploads 11.0 MiB: name what jobs do not need under `excludes` in "
+        "--working-dir . uploads 11.0 MiB: list the files that jobs do not need under `excludes` in "
         "runtime_env.yaml"
     )
     (tmp_path / "kept-here").mkdir()
     (tmp_path / "weights.bin").rename(tmp_path / "kept-here/weights.bin")
-    assert [finding.level for finding in weigh(tmp_path)] == ["ok"]
+    assert [finding.level for finding in check_upload(tmp_path)] == ["ok"]

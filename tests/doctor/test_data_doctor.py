@@ -19,12 +19,10 @@ from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import prepare
 from trainyard.doctor.data.balance import drift
 from trainyard.doctor.data.config import DataDoctorConfig
-from trainyard.doctor.data.duplicates import contradictions, duplicates
-from trainyard.doctor.data.join import near_pairs
+from trainyard.doctor.data.duplicates import contradictions, duplicates, near_pairs
 from trainyard.doctor.data.labels import confident_errors, suspicious_labels
-from trainyard.doctor.data.rows import Rows
+from trainyard.doctor.data.rows import Rows, faulty_texts
 from trainyard.doctor.data.run import examine_data
-from trainyard.doctor.data.texts import faulty_texts
 from trainyard.errors import UserError
 from trainyard.models.build import build_tokenizer
 from trainyard.tasks import get_task
@@ -71,7 +69,7 @@ def test_the_join_is_exact(rows: list[list[str]], others: list[list[str]], t: fl
 def test_many_candidates_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [text.split() for text in sentences(400, seed=1, low=3, high=6)]
     whole = near_pairs(rows, None, 0.5)
-    monkeypatch.setattr("trainyard.doctor.data.join._CANDIDATES_AT_ONCE", 50)
+    monkeypatch.setattr("trainyard.doctor.data.duplicates._CANDIDATES_AT_ONCE", 50)
     parts = near_pairs(rows, None, 0.5)
     assert len(whole.first) > 10
     assert sorted(zip(parts.first, parts.second, strict=True)) == sorted(
@@ -238,7 +236,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> TrainC
     )  # fmt: skip
 
 
-def test_train_is_warned_of_the_grave(spoilt: TrainConfig, tmp_path: Path) -> None:
+def test_train_warns_of_severe_faults(spoilt: TrainConfig, tmp_path: Path) -> None:
     data = prepare(find_splits(spoilt), build_tokenizer(spoilt), spoilt, tmp_path)
     found = warnings(data, MRPC, 40)
     assert [sentence.partition(" (")[0] for sentence in found] == [
@@ -280,12 +278,16 @@ def test_the_whole_examination(cluster: Any, spoilt: TrainConfig, tmp_path: Path
     )  # fmt: skip
     found = examine_data(config)
     path.unlink()
-    grave = " ".join(found.as_json()["grave"])
-    assert "2 of 37 rows of validation occur in train too (2 to the letter)" in grave
-    assert "37 of 37 rows of test occur in validation too" in grave
-    assert "1 texts occur with different labels (2 rows)" in grave
-    assert "1 rows of train have an empty text" in grave
+    severe = " ".join(found.as_json()["severe"])
+    assert found.as_json()["grave"] == found.as_json()["severe"]
+    assert "2 of 37 rows of validation also occur in train (2 identical)" in severe
+    assert "37 of 37 rows of test also occur in validation" in severe
+    assert "1 texts occur with different labels (2 rows)" in severe
+    assert "1 rows of train have an empty text" in severe
     report = json.loads((found.folder / "doctor.json").read_text())
+    assert {(f["level"], f["severity"]) for f in report["findings"]} == {
+        ("severe", "grave"), ("notice", "notice"),
+    }  # fmt: skip
     assert report["truncation"]["train"]["truncated_rows"] == 1
     assert report["balance"]["train"] == {"not_equivalent": 45, "equivalent": 45}
     assert set(report["seconds_of"]) >= {"duplicates", "labels", "truncation"}

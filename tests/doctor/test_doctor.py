@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from trainyard import TrainConfig, UserError
-from trainyard.doctor.cluster.checks import CHECKS, GIB, judge
+from trainyard.doctor.cluster.checks import CHECKS, GIB, run_checks
 from trainyard.doctor.cluster.nodes import Facts, ask, marked
 from trainyard.doctor.cluster.preflight import DoctorConfig, examine_cluster, preflight
 
@@ -58,18 +58,18 @@ ILLS = {
                        "trainyard cannot be imported on 10.0.0.2 (ModuleNotFoundError): submit the job"),
     "other code": ("package", "failure", set_in("trainyard", "digest", to="def"), "different code"),
     "storage unseen": ("storage", "failure", set_in("reads", to="No such file or directory"),
-                       "is not shared with 10.0.0.2 (read: No such file or directory): give a folder"),
+                       "is not shared with 10.0.0.2 (read: No such file or directory): use a folder"),
     "storage read-only": ("storage", "failure", set_in("writes", to="Read-only file system"),
                           "(write: Read-only file system)"),
-    "model absent": ("model", "failure", set_in("model", to="/m holds no config.json"),
-                     "cannot be loaded on 10.0.0.2 (/m holds no config.json)"),
+    "model absent": ("model", "failure", set_in("model", to="/m has no config.json"),
+                     "cannot be loaded on 10.0.0.2 (/m has no config.json)"),
     "clock a little off": ("clocks", "warning", set_in("clock", "ahead", to=-4.0),
                            "the clock of 10.0.0.2 is off by 4 s"),
     "clock far off": ("clocks", "failure", set_in("clock", "ahead", to=90.0), "is off by 90 s"),
     "disk full": ("space", "warning", set_in("disk", to={"free": GIB, "total": 9 * GIB}),
-                  "disk of 10.0.0.2: 1.0 GiB free of 9.0, 5 are wise"),
+                  "disk of 10.0.0.2: 1.0 GiB free of 9.0; free at least 5 GiB"),
     "container": ("space", "warning", set_in("shared_memory", to={"free": 2**26, "total": 2**26}),
-                  "shared memory of 10.0.0.2: 0.1 GiB free of 0.1, 1 are wise: make room (containers"),
+                  "shared memory of 10.0.0.2: 0.1 GiB free of 0.1; free at least 1 GiB (containers"),
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_an_ill_is_named_with_its_node_and_remedy(ill: str) -> None:
     nodes = well()
     change(nodes["b"])
     complaints = [
-        found for found in judge(nodes, TrainConfig(), {"CPU": 1}, CHECKS)
+        found for found in run_checks(nodes, TrainConfig(), {"CPU": 1}, CHECKS)
         if found.level != "ok" and found.check != "authentication"
     ]  # fmt: skip
     assert [(found.check, found.level) for found in complaints] == [(check, level)]
@@ -87,7 +87,7 @@ def test_an_ill_is_named_with_its_node_and_remedy(ill: str) -> None:
 
 
 def test_nothing_is_said_against_nodes_in_good_health() -> None:
-    found = judge(well(), TrainConfig(), {"CPU": 1}, CHECKS)
+    found = run_checks(well(), TrainConfig(), {"CPU": 1}, CHECKS)
     assert {finding.level for finding in found if finding.check != "authentication"} == {"ok"}
     assert "8 worker(s) of {'CPU': 1} fit" in next(
         f.sentence for f in found if f.check == "resources"
@@ -96,7 +96,7 @@ def test_nothing_is_said_against_nodes_in_good_health() -> None:
 
 @pytest.mark.parametrize(
     ("grows", "level", "sentence"),
-    [(True, "warning", "no node has a CPU yet: the autoscaler must bring one first"),
+    [(True, "warning", "no node has a CPU yet: the autoscaler must start one first"),
      (False, "failure", "no node has a CPU for Ray Data: start one with --num-cpus")],
 )  # fmt: skip
 def test_nodes_that_are_still_to_come_are_no_failure(
@@ -105,14 +105,14 @@ def test_nodes_that_are_still_to_come_are_no_failure(
     """Right after `ray up` there is the head alone, and no work runs on it."""
     monkeypatch.setattr("trainyard.doctor.cluster.checks.may_grow", lambda _: grows)
     head = {"a": {**well()["a"], "resources": {"CPU": 0.0}}}
-    (finding,) = judge(head, TrainConfig(), {"CPU": 1}, ["resources"])
+    (finding,) = run_checks(head, TrainConfig(), {"CPU": 1}, ["resources"])
     assert (finding.level, sentence in finding.sentence) == (level, True)
 
 
 def test_the_clock_is_only_blamed_beyond_what_the_question_took() -> None:
     nodes = well()
     nodes["b"]["clock"] = {"ahead": 20.0, "uncertainty": 20.0}
-    (finding,) = judge(nodes, TrainConfig(), {}, ["clocks"])
+    (finding,) = run_checks(nodes, TrainConfig(), {}, ["clocks"])
     assert finding.level == "ok"
 
 
@@ -127,7 +127,7 @@ def test_every_node_is_asked_and_the_marker_is_gone_afterwards(
     assert facts["packages"]["ray"] == cluster.__version__
     assert facts["trainyard"]["folder"] == str(ROOT / "platform/trainyard")
     assert (facts["reads"], facts["writes"]) == (None, None)
-    assert facts["model"] == "/absent holds no config.json"
+    assert facts["model"] == "/absent has no config.json"
     assert abs(facts["clock"]["ahead"]) <= 1
 
 
@@ -153,7 +153,7 @@ def test_a_marker_goes_though_a_late_node_writes_beside_it(tmp_path: Path) -> No
     ("flags", "check", "sentence"),
     [
         ({"model_name_or_path": "package:absent/model"}, "model", "'absent' is not installed here"),
-        ({"model_name_or_path": "./absent"}, "model", "holds no config.json"),
+        ({"model_name_or_path": "./absent"}, "model", "has no config.json"),
         ({"storage_path": "s3://bucket/runs"}, "storage", "s3://bucket/runs cannot be used"),
         ({"storage_path": "/proc/runs"}, "storage", "cannot be written from here"),
         ({"task": "mrpc", "data_dir": "gleu"}, "data", "gleu"),
@@ -192,7 +192,7 @@ def test_a_healthy_cluster_passes_and_its_workers_meet(
     assert report["ok"], report
     assert {finding["check"] for finding in report["findings"]} >= {*CHECKS, "workers"}
     met = next(f["sentence"] for f in report["findings"] if f["check"] == "workers")
-    assert met.startswith("2 worker(s) met and added up by gloo over ")
+    assert met.startswith("2 worker(s) connected and summed by gloo over ")
     assert not list(tmp_path.iterdir())
 
 
@@ -219,7 +219,7 @@ def test_preflight_stops_fit_on_several_nodes_only(
     preflight(config)
     monkeypatch.setattr(cluster, "nodes", lambda: [{"Alive": True}, {"Alive": True}])
     with pytest.raises(
-        UserError, match=r"is not shared with 10\.0\.0\.2 \(read: x\): give a folder"
+        UserError, match=r"is not shared with 10\.0\.0\.2 \(read: x\): use a folder"
     ):
         preflight(config)
 

@@ -14,9 +14,8 @@ from support.tiny import WORDS
 
 from trainyard.doctor.data.balance import drift
 from trainyard.doctor.data.config import DataDoctorConfig
-from trainyard.doctor.data.duplicates import duplicates
+from trainyard.doctor.data.duplicates import _verified, duplicates
 from trainyard.doctor.data.findings import CHECKS
-from trainyard.doctor.data.join import _verified
 from trainyard.doctor.data.page import FIXES
 from trainyard.doctor.data.rows import Rows
 from trainyard.doctor.data.run import examine_data
@@ -119,8 +118,8 @@ CASES: dict[str, tuple[str, dict[str, Split], str, dict[str, Any]]] = {
 def test_what_is_broken_is_reported(case: str, tmp_path: Path, tiny_model: Path) -> None:
     task, splits, sentence, labels = CASES[case]
     report = examined(tmp_path, tiny_model, task, **splits)
-    grave = [f["sentence"] for f in report["findings"] if f["severity"] == "grave"]
-    assert any(sentence in found for found in grave) == bool(sentence), grave
+    severe = [f["sentence"] for f in report["findings"] if f["level"] == "severe"]
+    assert any(sentence in found for found in severe) == bool(sentence), severe
     assert report["labels"] == {**report["labels"], **labels}
 
 
@@ -150,7 +149,7 @@ def test_rows_that_repeat_are_joined_once(monkeypatch: pytest.MonkeyPatch) -> No
     def rows(name: str, texts: list[str]) -> Rows:
         return Rows(name, (texts,), np.zeros(len(texts), np.int64))
 
-    monkeypatch.setattr("trainyard.doctor.data.join._verified", counting)
+    monkeypatch.setattr("trainyard.doctor.data.duplicates._verified", counting)
     text, near = " ".join(WORDS[:10]), [" ".join([*WORDS[:9], f"new{i}"]) for i in range(4)]
     train = rows("train", [text] * 20_000 + near[:3] + [f"word{i}" for i in range(97)])
     validation = rows("validation", [near[3]] * 5_000 + [text.upper()] * 5_000)

@@ -1,4 +1,4 @@
-"""What the facts mean: each check looks at all of them and says what it found, in sentences."""
+"""Checks of the nodes' facts. Each yields sentences about what works, may fail or will fail."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,63 +12,65 @@ GIB = 2**30
 LEAST_DISK = 5 * GIB
 LEAST_SHARED_MEMORY = GIB
 WARN_SKEW, FAIL_SKEW = 1.0, 30.0
-"""Seconds. A run's lease is given up after a minute without a heartbeat, by the clocks of two nodes."""
+"""Seconds. A lease expires after a minute without a heartbeat, by the clocks of two nodes."""
 
 Level = Literal["ok", "warning", "failure"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about the cluster; a `failure` means that a run will not work."""
+    """One sentence about the cluster. A `failure` means that a run will not work."""
 
     check: str
     level: Level
     sentence: str
 
     def as_json(self) -> dict[str, str]:
-        """As the report holds it."""
         return asdict(self)
 
 
-Said = Iterator[tuple[Level, str]]
+Sentences = Iterator[tuple[Level, str]]
 Nodes = dict[str, Facts]
 
 
-def _answers(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: ARG001
+def _answers(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
     for facts in nodes.values():
         if "fault" in facts:
             yield "failure", f"node {facts['address']} cannot run a task: {facts['fault']}"
     yield "ok", f"{len(nodes)} node(s): {_list(facts['address'] for facts in nodes.values())}"
 
 
-def _versions(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: ARG001
-    seen: dict[str, dict[str, list[str]]] = {}
+def _versions(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
+    addresses_of: dict[str, dict[str, list[str]]] = {}
     for facts in _answering(nodes):
         for name, version in {"python": facts["python"], **facts["packages"]}.items():
-            seen.setdefault(name, {}).setdefault(str(version), []).append(facts["address"])
-    for name, versions in seen.items():
+            by_version = addresses_of.setdefault(name, {})
+            by_version.setdefault(str(version), []).append(facts["address"])
+    for name, versions in addresses_of.items():
         if len(versions) > 1:
-            found = "; ".join(f"{version} on {_list(where)}" for version, where in versions.items())
+            where = "; ".join(
+                f"{version} on {_list(addresses)}" for version, addresses in versions.items()
+            )
             yield (
                 "failure",
-                f"{name} differs between nodes ({found}): install with constraints.txt everywhere",
+                f"{name} differs between nodes ({where}): install with constraints.txt everywhere",
             )
         elif "None" in versions:
             yield "failure", f"{name} is not installed on any node: install with constraints.txt"
     yield "ok", "the same Python and packages everywhere"
 
 
-def _package(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: ARG001
+def _package(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
     digests = set()
     for facts in _answering(nodes):
-        found = facts["trainyard"]
-        if "fault" in found:
+        package = facts["trainyard"]
+        if "fault" in package:
             yield (
                 "failure",
-                f"trainyard cannot be imported on {facts['address']} ({found['fault']}): submit the "
+                f"trainyard cannot be imported on {facts['address']} ({package['fault']}): submit the "
                 "job with --runtime-env runtime_env.yaml --working-dir .",
             )
-        digests.add(found.get("digest"))
+        digests.add(package.get("digest"))
     if len(digests - {None}) > 1:
         yield (
             "failure",
@@ -78,48 +80,51 @@ def _package(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: 
     yield "ok", "trainyard is imported everywhere, the same code"
 
 
-def _storage(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: ARG001
+def _storage(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
     for facts in _answering(nodes):
         for verb in ("reads", "writes"):
             if facts[verb] is not None:
                 yield (
                     "failure",
                     f"--storage-path {config.storage_path} is not shared with {facts['address']} "
-                    f"({verb[:-1]}: {facts[verb]}): give a folder that every node sees at the same path",
+                    f"({verb[:-1]}: {facts[verb]}): use a folder that every node sees at the same path",
                 )
     yield "ok", f"{config.storage_path} can be read and written everywhere"
 
 
-def _model(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: ARG001
+def _model(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
     for facts in _answering(nodes):
         if facts["model"] is not None:
             yield (
                 "failure",
                 f"model {config.model_name_or_path} cannot be loaded on {facts['address']} "
-                f"({facts['model']}): give --model-name-or-path a folder that every node sees",
+                f"({facts['model']}): set --model-name-or-path to a folder that every node sees",
             )
-    yield "ok", f"model {config.model_name_or_path} is there, or the Hub answers, everywhere"
+    yield (
+        "ok",
+        f"model {config.model_name_or_path} can be loaded, or the Hub answers, on every node",
+    )
 
 
-def _space(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: ARG001
+def _space(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
     for facts in _answering(nodes):
-        for what, least in (
+        for name, least in (
             ("disk", LEAST_DISK),
             ("temporary", LEAST_DISK),
             ("shared_memory", LEAST_SHARED_MEMORY),
         ):
-            space = facts[what]
+            space = facts[name]
             if space is not None and space["free"] < least:
                 yield (
                     "warning",
-                    f"{what.replace('_', ' ')} of {facts['address']}: {space['free'] / GIB:.1f} GiB free "
-                    f"of {space['total'] / GIB:.1f}, {least / GIB:.0f} are wise: make room"
-                    + (" (containers: --shm-size)" if what == "shared_memory" else ""),
+                    f"{name.replace('_', ' ')} of {facts['address']}: {space['free'] / GIB:.1f} GiB free "
+                    f"of {space['total'] / GIB:.1f}; free at least {least / GIB:.0f} GiB"
+                    + (" (containers: --shm-size)" if name == "shared_memory" else ""),
                 )
-    yield "ok", "room on the disks and in shared memory"
+    yield "ok", "enough space on the disks and in shared memory"
 
 
-def _clocks(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: ARG001
+def _clocks(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
     for facts in _answering(nodes):
         if facts["clock"] is None:
             continue
@@ -133,7 +138,7 @@ def _clocks(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: A
     yield "ok", "the clocks agree"
 
 
-def _authentication(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  # noqa: ARG001
+def _authentication(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     if is_token_auth_enabled():
@@ -141,19 +146,19 @@ def _authentication(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:  #
     elif len(nodes) > 1:
         yield (
             "warning",
-            "token authentication is off: whoever reaches a port of this cluster can run code on it; "
-            "export RAY_AUTH_MODE=token before `ray start` on every node, and here",
+            "token authentication is off: any client that reaches a port of this cluster can run code on "
+            "it; export RAY_AUTH_MODE=token before `ray start` on every node, and on this machine",
         )
     else:
         yield "ok", "one node, token authentication off"
 
 
-def _data(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:
-    """Tokenization is done before the workers start, so it needs one CPU and not one beside them."""
+def _data(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:
+    """Tokenization ends before the workers start, so it needs no CPU in addition to theirs."""
     resources = [facts["resources"] for facts in nodes.values()]
     if not any(node.get("CPU", 0) >= 1 for node in resources):
         if may_grow(config):
-            yield "warning", "no node has a CPU yet: the autoscaler must bring one first"
+            yield "warning", "no node has a CPU yet: the autoscaler must start one first"
         else:
             yield (
                 "failure",
@@ -162,11 +167,11 @@ def _data(nodes: Nodes, config: TrainConfig, needed: Node) -> Said:
     yield (
         "ok",
         f"{fitting(resources, needed)} worker(s) of {needed} fit, --num-workers {config.num_workers} "
-        "asked; tokenizing comes before them",
+        "requested; tokenization runs before them",
     )
 
 
-CHECKS: dict[str, Callable[[Nodes, TrainConfig, Node], Said]] = {
+CHECKS: dict[str, Callable[[Nodes, TrainConfig, Node], Sentences]] = {
     "nodes": _answers,
     "versions": _versions,
     "package": _package,
@@ -178,16 +183,18 @@ CHECKS: dict[str, Callable[[Nodes, TrainConfig, Node], Said]] = {
     "authentication": _authentication,
 }
 CHEAP = ("nodes", "versions", "package", "storage", "model")
-"""What `fit` asks of a cluster of several nodes before it starts anything."""
+"""Checks that `fit` makes on a cluster of several nodes before it starts anything."""
 
 
-def judge(nodes: Nodes, config: TrainConfig, needed: Node, checks: Iterable[str]) -> list[Finding]:
-    """Findings of the named checks; a check that has nothing to complain of says what is well."""
+def run_checks(
+    nodes: Nodes, config: TrainConfig, needed: Node, checks: Iterable[str]
+) -> list[Finding]:
+    """Run the named checks. A check without complaint yields one finding of level `ok`."""
     findings = []
     for name in checks:
-        said = list(CHECKS[name](nodes, config, needed))
-        complaints = [one for one in said if one[0] != "ok"] or said
-        findings += [Finding(name, level, sentence) for level, sentence in complaints]
+        sentences = list(CHECKS[name](nodes, config, needed))
+        complaints = [(level, text) for level, text in sentences if level != "ok"]
+        findings += [Finding(name, level, text) for level, text in complaints or sentences]
     return findings
 
 

@@ -1,4 +1,4 @@
-"""Ask every node of the cluster the same question, at once, within a time."""
+"""Run the probe on every node of the cluster at the same time."""
 
 import shutil
 import time
@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 
 @contextmanager
 def marked(storage_path: str) -> Iterator[Question]:
-    """A question with a marker in the storage; it and the nodes' answers are removed at the end."""
+    """Write a marker file to the storage for the nodes to read; remove it and their files at exit."""
     name, content = f".doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
     if "://" in storage_path:
         bucket = Bucket(storage_path, impatient=True)
@@ -35,13 +35,13 @@ def marked(storage_path: str) -> Iterator[Question]:
         marker.write_text(content)
         yield Question(str(storage), str(marker), content)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # a node that was late may be writing still
+        shutil.rmtree(folder, ignore_errors=True)  # a late node may still be writing
 
 
 def ask(question: Question, *, timeout: float) -> dict[str, Facts]:
-    """Facts of each living node by its id; {"fault": …} for one that does not answer.
+    """Return the facts of each living node by its id; {"fault": …} for a node that does not answer.
 
-    One that is gone by the time the others have answered is left out.
+    A node that is gone when the others have answered is left out.
     """
     import ray
     from ray import cloudpickle
@@ -58,22 +58,25 @@ def ask(question: Question, *, timeout: float) -> dict[str, Facts]:
             for name in nodes
         }
         deadline = time.monotonic() + timeout
-        found = {}
+        facts_of = {}
         for name, answer in answers.items():
             facts = _take(answer, deadline)
             if "fault" not in facts:
                 started = time.time()
-                there = _take(
+                node_time = _take(
                     clock.options(scheduling_strategy=pinned[name]).remote(),
                     time.monotonic() + 10,
                 )
-                facts["clock"] = _skew(started, there, time.time())
-            found[name] = {**facts, "resources": nodes[name]["Resources"]}
-            found[name]["address"] = nodes[name]["NodeManagerAddress"]
+                facts["clock"] = _skew(started, node_time, time.time())
+            facts_of[name] = {
+                **facts,
+                "resources": nodes[name]["Resources"],
+                "address": nodes[name]["NodeManagerAddress"],
+            }
     finally:
         cloudpickle.unregister_pickle_by_value(probe)
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return _read_back(question, {name: facts for name, facts in found.items() if name in alive})
+    return _read_back(question, {name: facts_of[name] for name in facts_of if name in alive})
 
 
 def _take(answer: Any, deadline: float) -> Any:
@@ -87,18 +90,18 @@ def _take(answer: Any, deadline: float) -> Any:
         return {"fault": " ".join(str(error).split())[-300:]}
 
 
-def _skew(started: float, there: Any, ended: float) -> dict[str, float] | None:
-    """Seconds by which the node's clock is ahead of the driver's, and how sure that is."""
-    if not isinstance(there, float):
+def _skew(started: float, node_time: Any, ended: float) -> dict[str, float] | None:
+    """Seconds by which the node's clock is ahead of the driver's, and their uncertainty."""
+    if not isinstance(node_time, float):
         return None
-    return {"ahead": there - (started + ended) / 2, "uncertainty": (ended - started) / 2}
+    return {"ahead": node_time - (started + ended) / 2, "uncertainty": (ended - started) / 2}
 
 
-def _read_back(question: Question, found: dict[str, Facts]) -> dict[str, Facts]:
-    """Read here what each node wrote; shared file systems may show it a few seconds late."""
+def _read_back(question: Question, facts_of: dict[str, Facts]) -> dict[str, Facts]:
+    """Read the file that each node wrote. Shared file systems may show it some seconds late."""
     folder = Path(question.marker).parent
     deadline = time.monotonic() + 10
-    for facts in found.values():
+    for facts in facts_of.values():
         if facts.get("wrote") is None:
             continue
         path = folder / facts["wrote"]
@@ -106,5 +109,5 @@ def _read_back(question: Question, found: dict[str, Facts]) -> dict[str, Facts]:
             list(folder.iterdir())
             time.sleep(0.2)
         if not path.exists() or path.read_text() != question.content:
-            facts["writes"] = "what it wrote is not seen by the driver"
-    return found
+            facts["writes"] = "the driver does not see the file that it wrote"
+    return facts_of

@@ -1,39 +1,46 @@
-"""Before any expensive minute: will a run with these flags work on this cluster?
+"""Check that a run with the same flags would work on the cluster, before it starts.
 
-`probe` is what a node says of itself, `nodes` asks all of them, `checks` judges the answers,
-`upload` weighs what `ray job submit` would send, and `rendezvous` has the workers meet for real.
+`nodes` runs `probe` on every node, and `checks` evaluates the facts. Then the upload of `ray job
+submit` is measured, and the workers are started once, for one all-reduce.
 """
 
+import logging
+import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainyard.cluster import ray_session, worker_resources
+from trainyard.cluster import Node, build_trainer, ray_session, worker_count, worker_resources
 from trainyard.config import TrainConfig
 from trainyard.data import find_splits
-from trainyard.doctor.cluster.checks import CHEAP, CHECKS, Finding, judge
+from trainyard.doctor.cluster.checks import CHEAP, CHECKS, Finding, run_checks
 from trainyard.doctor.cluster.nodes import Facts, ask, marked
-from trainyard.doctor.cluster.rendezvous import meet
-from trainyard.doctor.cluster.upload import weigh
 from trainyard.errors import UserError
 from trainyard.models import resolve_model
+from trainyard.storage import open_run
 from trainyard.terminal import say
 
 FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
-"""Seconds for a node's answer: more than Ray takes to notice that a node is gone."""
+"""Seconds to wait for a node's answer: more than Ray needs to notice a dead node."""
+
+RUNTIME_ENV = "runtime_env.yaml"
+WARN_BYTES = 10 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(TrainConfig):
-    """Check that `train` with the same flags works here, before any expensive minute."""
+    """Check that `train` with the same flags would work on this cluster, before it starts."""
 
     json: bool = False
-    """Print only the JSON line, without the list for people."""
+    """Print only the JSON line, not the list of findings."""
 
 
 def examine_cluster(config: DoctorConfig) -> dict[str, Any]:
-    """All findings about the cluster and the request, as the job's JSON; `ok` without failures."""
+    """Return all findings as the job's JSON; `ok` is true when none is a failure."""
     findings = list(_examine(config))
     if not config.json:
         marks = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE"}
@@ -47,24 +54,24 @@ def examine_cluster(config: DoctorConfig) -> dict[str, Any]:
 
 
 def preflight(config: TrainConfig) -> None:
-    """The cheap part, for `fit`: on several nodes, the same code, and a storage and a model that all see.
+    """Make the cheap checks before `fit` starts workers on several nodes.
 
     Raises:
-        UserError: with the first thing that will fail.
+        UserError: A check fails.
     """
     import ray
 
     if sum(node["Alive"] for node in ray.nodes()) == 1:
         return
     model = resolve_model(config.model_name_or_path)
-    nodes = _asked(config, model, FIT_TIMEOUT)
-    for finding in judge(nodes, config, {}, CHEAP):
+    nodes = _facts(config, model, FIT_TIMEOUT)
+    for finding in run_checks(nodes, config, {}, CHEAP):
         if finding.level == "failure":
             raise UserError(finding.sentence)
 
 
 def _examine(config: DoctorConfig) -> Iterator[Finding]:
-    yield from weigh(Path.cwd())
+    yield from check_upload(Path.cwd())
     try:
         with ray_session(config):
             yield from _examine_cluster(config)
@@ -74,41 +81,135 @@ def _examine(config: DoctorConfig) -> Iterator[Finding]:
 
 def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
     needed: dict[str, float] = {}
-    refused: dict[str, str] = {}
+    rejected: dict[str, str] = {}
     try:
         needed = worker_resources(config)
     except UserError as error:
-        refused["resources"] = str(error)
+        rejected["resources"] = str(error)
     model = None
     try:
         model = resolve_model(config.model_name_or_path)
     except UserError as error:
-        refused["model"] = str(error)
+        rejected["model"] = str(error)
     try:
         names = ", ".join(split.name for split in find_splits(config).splits)
-        yield Finding("data", "ok", f"found here: {names}")
+        yield Finding("data", "ok", f"splits: {names}")
     except UserError as error:
-        refused["data"] = str(error)
-    for check, sentence in refused.items():
+        rejected["data"] = str(error)
+    for check, sentence in rejected.items():
         yield Finding(check, "failure", sentence)
     try:
-        nodes = _asked(config, model, TIMEOUT)
+        nodes = _facts(config, model, TIMEOUT)
     except UserError as error:
         yield Finding("storage", "failure", str(error))
         return
-    findings = judge(nodes, config, needed, (name for name in CHECKS if name not in refused))
+    findings = run_checks(nodes, config, needed, (name for name in CHECKS if name not in rejected))
     yield from findings
-    if not refused and all(finding.level != "failure" for finding in findings):
-        yield meet(config, needed)
+    if not rejected and all(finding.level != "failure" for finding in findings):
+        yield check_workers(config, needed)
 
 
-def _asked(config: TrainConfig, model: str | None, timeout: float) -> dict[str, Facts]:
+def _facts(config: TrainConfig, model: str | None, timeout: float) -> dict[str, Facts]:
     hub = model == config.model_name_or_path and not Path(model).exists()
     try:
         with marked(config.storage_path) as question:
             return ask(replace(question, model=model, hub=hub), timeout=timeout)
     except OSError as error:
         raise UserError(
-            f"--storage-path {config.storage_path} cannot be written from here ({error.strerror}): give "
-            "a folder that every node sees"
+            f"--storage-path {config.storage_path} cannot be written from here ({error.strerror}): "
+            "use a folder that every node sees"
         ) from error
+
+
+def check_upload(folder: Path) -> Iterator[Finding]:
+    """Measure the upload of `ray job submit`, when `folder` is a checkout with a runtime env."""
+    if not (folder / RUNTIME_ENV).is_file():
+        return
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    size = upload_bytes(folder)
+    upload = f"--working-dir . uploads {size / 2**20:.1f} MiB"
+    remedy = f"list the files that jobs do not need under `excludes` in {RUNTIME_ENV}"
+    if size > DASHBOARD_CLIENT_MAX_SIZE:
+        limit = DASHBOARD_CLIENT_MAX_SIZE // 2**20
+        yield Finding("upload", "failure", f"{upload}, Ray accepts at most {limit} MiB: {remedy}")
+    elif size > WARN_BYTES:
+        yield Finding("upload", "warning", f"{upload}: {remedy}")
+    else:
+        yield Finding("upload", "ok", upload)
+
+
+def upload_bytes(folder: Path) -> int:
+    """Bytes of the zip file that Ray makes of `folder`, without its `excludes`."""
+    import yaml
+    from ray._private.runtime_env.packaging import create_package
+
+    environment = yaml.safe_load((folder / RUNTIME_ENV).read_text())
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "working_dir.zip"
+        create_package(
+            str(folder),
+            package,
+            include_gitignore=True,
+            excludes=environment.get("excludes", []),
+            logger=logging.getLogger(__name__),
+        )
+        return package.stat().st_size
+
+
+def check_workers(config: TrainConfig, needed: Node) -> Finding:
+    """Start the workers of a run on the requested devices, and have them exchange a number."""
+    import ray.train
+
+    count = worker_count(config, needed, attempt=1)
+    run = open_run(config.storage_path, f".doctor-{uuid.uuid4().hex}")
+    trainer = build_trainer(
+        config,
+        sum_ones,
+        count,
+        needed,
+        run.path.parent,
+        name=run.path.name,
+        timeout_seconds=60,
+        max_failures=0,
+        controller_failure_limit=0,
+    )
+    try:
+        result: dict[str, Any] = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        reason = " ".join(str(error).split())[-300:]
+        return Finding(
+            "workers",
+            "failure",
+            f"{count} worker(s) did not start or could not reach each other ({reason}): open the "
+            "ports between the nodes, or set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to the interface",
+        )
+    finally:
+        shutil.rmtree(run.path, ignore_errors=True)
+    transport = f"{result['backend']} over {result['interface']} on {result['device']}"
+    if result["sum"] != count:
+        return Finding(
+            "workers", "failure", f"{count} workers summed to {result['sum']} by {transport}"
+        )
+    return Finding("workers", "ok", f"{count} worker(s) connected and summed by {transport}")
+
+
+def sum_ones() -> dict[str, Any]:
+    """Sum ones over all workers; runs on each of them."""
+    import ray.train
+    import ray.train.torch
+    import torch
+    import torch.distributed as dist
+
+    device = ray.train.torch.get_device()
+    ones = torch.ones((), device=device)
+    backend = "one process"
+    if ray.train.get_context().get_world_size() > 1:
+        dist.all_reduce(ones)
+        backend = dist.get_backend()
+    if device.type == "cuda":
+        version = ".".join(map(str, torch.cuda.nccl.version()))
+        backend += f" (NCCL {version}, CUDA {torch.version.cuda})"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    return {"sum": ones.item(), "backend": backend, "interface": interface, "device": name}

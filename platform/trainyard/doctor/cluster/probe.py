@@ -1,6 +1,6 @@
-"""What one node is like. Sent to each node as it stands, so it imports nothing of ours at the top.
+"""Facts about one node. Ray sends this module's source, so it imports nothing of ours at the top.
 
-A node where the package cannot be imported can so still say why.
+A node that cannot import the package then still reports why.
 """
 
 import hashlib
@@ -23,21 +23,19 @@ PACKAGES = ("ray", "torch", "transformers", "accelerate", "datasets", "pyarrow",
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of each node.
-
-    `marker` is a file that the driver wrote below the storage path, `content` what it holds;
-    `model` the folder that holds the model, or a Hub id when `hub` is true, or None.
-    """
+    """Arguments of `examine`."""
 
     storage: str
     marker: str
+    """File that the driver wrote below the storage path, with `content`."""
     content: str
     model: str | None = None
+    """Folder of the model, or its Hub id when `hub` is true."""
     hub: bool = False
 
 
 def examine(question: Question) -> dict[str, Any]:
-    """Facts about the node that this runs on, as JSON."""
+    """Return facts about the node that runs this, as JSON."""
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
@@ -53,7 +51,7 @@ def examine(question: Question) -> dict[str, Any]:
 
 
 def clock() -> float:
-    """Seconds since the epoch, by this node."""
+    """Return the node's time, in seconds since the epoch."""
     return time.time()
 
 
@@ -65,11 +63,11 @@ def _version(package: str) -> str | None:
 
 
 def _trainyard() -> dict[str, Any]:
-    """Where the package is imported from, and a hash of its sources; or why it is not."""
+    """Folder of the imported package and a digest of its sources, or the error of the import."""
     try:
         package = importlib.import_module("trainyard")
         importlib.import_module("trainyard.training.driver.launch")
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # any error is the finding
         return {"fault": f"{type(error).__name__}: {error}"}
     folder = Path(str(package.__file__)).parent
     digest = hashlib.sha256()
@@ -79,37 +77,37 @@ def _trainyard() -> dict[str, Any]:
 
 
 def _storage(question: Question) -> dict[str, Any]:
-    """Whether the driver's marker is there, and the name of the one written here; or why not."""
+    """Read the driver's marker and write another one; return its name, or the errors."""
     marker = Path(question.marker)
-    found: dict[str, Any] = {"reads": None, "writes": None, "wrote": None}
+    facts: dict[str, Any] = {"reads": None, "writes": None, "wrote": None}
     if "://" in question.storage:
-        return {**found, **_bucket(question)}
+        return {**facts, **_bucket(question)}
     try:
         if marker.read_text() != question.content:
-            found["reads"] = "the driver's file has another content"
+            facts["reads"] = "the driver's file has different content"
     except OSError as error:
-        found["reads"] = error.strerror or str(error)
-    own = marker.with_name(f"{marker.name}-{uuid.uuid4().hex}")
+        facts["reads"] = error.strerror or str(error)
+    answer = marker.with_name(f"{marker.name}-{uuid.uuid4().hex}")
     try:
-        own.write_text(question.content)
-        found["wrote"] = own.name
+        answer.write_text(question.content)
+        facts["wrote"] = answer.name
     except OSError as error:
-        found["writes"] = error.strerror or str(error)
-    return found
+        facts["writes"] = error.strerror or str(error)
+    return facts
 
 
 def _bucket(question: Question) -> dict[str, Any]:
-    """Whether the driver's marker can be read from here, and one written; or why not."""
+    """Read the driver's marker from the bucket and write another one; return the errors."""
     try:
         from trainyard.storage import Bucket
 
         bucket = Bucket(question.storage, impatient=True)
         marker = bucket.read(question.marker)
         bucket.write(f"{question.marker}-{uuid.uuid4().hex}", question.content.encode())
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # any error is the finding
         return {"reads": f"{type(error).__name__}: {error}"}
     if marker is None or marker.content.decode() != question.content:
-        return {"reads": "the driver's object has another content"}
+        return {"reads": "the driver's object has different content"}
     return {}
 
 
@@ -125,10 +123,10 @@ def _space(folder: str) -> dict[str, int] | None:
 
 
 def _model(name: str, *, hub: bool) -> str | None:
-    """Why the model cannot be loaded here, or None."""
+    """Return the reason why the model cannot be loaded on this node, or None."""
     if not hub:
-        found = (Path(name) / "config.json").is_file()
-        return None if found else f"{name} holds no config.json"
+        has_config = (Path(name) / "config.json").is_file()
+        return None if has_config else f"{name} has no config.json"
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -137,6 +135,6 @@ def _model(name: str, *, hub: bool) -> str | None:
         return "HF_HUB_OFFLINE is set and the model is not in the cache"
     try:
         HfApi().model_info(name, timeout=10)
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # any error is the finding
         return f"not in the cache, and the Hub answers {type(error).__name__}"
     return None

@@ -11,37 +11,35 @@ from trainyard.tasks import check_data_dir, get_task
 class DataDoctorConfig(RunFlags, ClusterFlags, ModelFlags, DataFlags):
     """Examine a data set for faults.
 
-    It looks for leaks between splits, duplicates, contradicting and suspicious labels, empty and
-    truncated rows, imbalance and drift. The data flags are those of `jobs/train.py`.
+    It reports leaks between splits, duplicates, contradicting and suspicious labels, empty and
+    truncated rows, imbalance and drift. The data flags are the same as in `jobs/train.py`.
     """
 
     model_name_or_path: str = DEFAULT_MODEL
-    """Model whose tokenizer counts the tokens that are cut off."""
+    """Model whose tokenizer counts the truncated tokens."""
     max_length: int = 128
-    """Tokens per row that training would keep."""
+    """Maximum tokens per row in training."""
     near_duplicate_similarity: float = 0.8
-    """Near duplicates share at least this part of their words (Jaccard)."""
+    """Minimum Jaccard similarity of the words of two near duplicates."""
     num_examples: int = 50
-    """Rows listed for each kind of finding."""
+    """Maximum rows listed for each kind of finding."""
     seed: int = 42
-    """Seed of the cross-validated model's folds, and of the held-out rows."""
+    """Seed of the cross-validation folds and of the held-out rows."""
 
     run_name: str | None = None
-    """Folder of this examination. Default: doctor, task and a hash of the flags."""
+    """Folder of the report. Default: doctor, task and a hash of the flags."""
     address: str | None = None
-    """Ray cluster to tokenize on. Default: RAY_ADDRESS, else a local Ray for this job."""
+    """Ray cluster to tokenize on. Default: RAY_ADDRESS, or a local Ray for this job."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, before anything is read."""
         super().__post_init__()
         if not 0.5 <= self.near_duplicate_similarity <= 1:
             raise UserError(
                 f"--near-duplicate-similarity is {self.near_duplicate_similarity}; it must lie "
-                "between 0.5 and 1 (0.8 is usual)"
+                "between 0.5 and 1 (typically 0.8)"
             )
         check_data_dir(get_task(self.task), self.data_dir)
 
     @property
     def resolved_run_name(self) -> str:
-        """`run_name`, or the data and a hash."""
         return self.name_after(f"doctor-{self.source}")

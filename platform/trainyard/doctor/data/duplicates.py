@@ -1,26 +1,36 @@
-"""Rows that occur twice: to the letter, but for case and spacing, or nearly."""
+"""Duplicate rows: identical, equal except for case and spacing, or near duplicates.
 
-from collections.abc import Hashable, Sequence
+Near duplicates are found by an exact set-similarity join. Two word sets of Jaccard similarity t or more
+share at least one of the rarest words of each (prefix filtering: Bayardo et al., Scaling Up All Pairs
+Similarity Search, WWW 2007). The number of rare words that they share bounds the number that they can
+share in all (Xiao et al., PPJoin, WWW 2008). So few pairs are compared in full and, unlike MinHash with
+LSH, no pair is missed. benchmarks/compare_near_duplicates.py measures both.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.doctor.data.join import NearPairs, near_pairs
 from trainyard.doctor.data.rows import Rows
 
+_CANDIDATES_AT_ONCE = 4_000_000
 
-def repeated(keys: Sequence[Hashable]) -> NDArray[np.int64]:
-    """Row of the first occurrence of each row's key; shape [rows]."""
+
+def first_rows(keys: Sequence[Hashable]) -> NDArray[np.int64]:
+    """First row with the same key, for each row; shape [rows]."""
     first: dict[Hashable, int] = {}
     return np.fromiter(
         (first.setdefault(key, i) for i, key in enumerate(keys)), np.int64, len(keys)
     )
 
 
-def found_in(keys: Sequence[Hashable], others: Sequence[Hashable]) -> NDArray[np.int64]:
-    """For each row the first row of `others` with the same key, else -1; shape [rows]."""
+def matches(keys: Sequence[Hashable], others: Sequence[Hashable]) -> NDArray[np.int64]:
+    """First row of `others` with the same key, for each row, or -1; shape [rows]."""
     first: dict[Hashable, int] = {}
     for i, key in enumerate(others):
         first.setdefault(key, i)
@@ -28,12 +38,11 @@ def found_in(keys: Sequence[Hashable], others: Sequence[Hashable]) -> NDArray[np
 
 
 def duplicates(splits: Sequence[Rows], similarity: float, examples: int) -> dict[str, Any]:
-    """Duplicates inside each split and between each two, with examples.
+    """Count duplicates inside each split and between each two splits, with examples.
 
-    `exact` and `normalized` count rows that repeat an earlier row (inside), or rows of the second
-    split that occur in the first (between). `near` counts rows that have a near duplicate which is
-    not equal when normalized (of the second split, between: rows that do not occur in the first);
-    every pair of different rows of at least `similarity` is found, see `near_pairs`.
+    Inside a split, `exact` and `normalized` count rows that repeat an earlier row. Between splits, they
+    count rows of the second split that occur in the first. `near` counts rows with a near duplicate that
+    differs after normalization; between splits, only rows that do not occur in the first.
     """
     inside = {rows.name: _inside(rows, similarity, examples) for rows in splits}
     between = [
@@ -44,27 +53,27 @@ def duplicates(splits: Sequence[Rows], similarity: float, examples: int) -> dict
 
 def _inside(rows: Rows, similarity: float, examples: int) -> dict[str, Any]:
     position = np.arange(len(rows))
-    exact, normalized = repeated(rows.exact), repeated(rows.normalized)
+    exact, normalized = first_rows(rows.exact), first_rows(rows.normalized)
     near = _near(rows, np.flatnonzero(normalized == position), None, similarity)
-    again = np.flatnonzero(normalized != position)
+    repeats = np.flatnonzero(normalized != position)
     return {
         "rows": len(rows),
         "exact": int((exact != position).sum()),
-        "normalized": len(again),
+        "normalized": len(repeats),
         "near": int(np.isin(normalized, [near.first, near.second]).sum()),
         "examples": [
             *({"first": rows.row(int(normalized[i])), "second": rows.row(int(i)), "similarity": 1.0}
-              for i in again[:examples]),
+              for i in repeats[:examples]),
             *_examples(near, rows, rows, examples),
         ],
     }  # fmt: skip
 
 
 def _between(first: Rows, second: Rows, similarity: float, examples: int) -> dict[str, Any]:
-    exact = found_in(second.exact, first.exact)
-    normalized = found_in(second.normalized, first.normalized)
-    again = repeated(second.normalized)
-    different = np.flatnonzero((again == np.arange(len(second))) & (normalized < 0))
+    exact = matches(second.exact, first.exact)
+    normalized = matches(second.normalized, first.normalized)
+    first_of = first_rows(second.normalized)
+    different = np.flatnonzero((first_of == np.arange(len(second))) & (normalized < 0))
     near = _near(second, different, first, similarity)
     leaked = np.flatnonzero(normalized >= 0)
     return {
@@ -73,7 +82,7 @@ def _between(first: Rows, second: Rows, similarity: float, examples: int) -> dic
         "rows": len(second),
         "exact": int((exact >= 0).sum()),
         "normalized": len(leaked),
-        "near": int(np.isin(again, near.first).sum()),
+        "near": int(np.isin(first_of, near.first).sum()),
         "examples": [
             *({"first": first.row(int(normalized[i])), "second": second.row(int(i)),
                "similarity": 1.0} for i in leaked[:examples]),
@@ -83,21 +92,21 @@ def _between(first: Rows, second: Rows, similarity: float, examples: int) -> dic
 
 
 def _near(
-    rows: Rows, places: NDArray[np.int64], others: Rows | None, similarity: float
-) -> NearPairs:
-    """`near_pairs` of the rows at `places`, all different; of `others` each text counts once too.
+    rows: Rows, indices: NDArray[np.int64], others: Rows | None, similarity: float
+) -> "NearPairs":
+    """`near_pairs` of the rows at `indices`, all different, with the distinct rows of `others`.
 
-    Of n equal rows, all n² pairs would be found.
+    Repeated rows are left out: n equal rows would yield n² pairs.
     """
-    words, other_words, other_places = [rows.words[i] for i in places], None, places
+    words, other_words, other_indices = [rows.words[i] for i in indices], None, indices
     if others is not None:
-        other_places = np.flatnonzero(repeated(others.normalized) == np.arange(len(others)))
-        other_words = [others.words[i] for i in other_places]
-    found = near_pairs(words, other_words, similarity)
-    return NearPairs(places[found.first], other_places[found.second], found.similarity)
+        other_indices = np.flatnonzero(first_rows(others.normalized) == np.arange(len(others)))
+        other_words = [others.words[i] for i in other_indices]
+    pairs = near_pairs(words, other_words, similarity)
+    return NearPairs(indices[pairs.first], other_indices[pairs.second], pairs.similarity)
 
 
-def _examples(near: NearPairs, rows: Rows, others: Rows, limit: int) -> list[dict[str, Any]]:
+def _examples(near: "NearPairs", rows: Rows, others: Rows, limit: int) -> list[dict[str, Any]]:
     order = np.argsort(-near.similarity, kind="stable")[:limit]
     return [
         {
@@ -110,30 +119,150 @@ def _examples(near: NearPairs, rows: Rows, others: Rows, limit: int) -> list[dic
 
 
 def contradictions(splits: Sequence[Rows], regression: bool, examples: int) -> dict[str, Any]:
-    """Rows with the same text (normalized) and different labels, over all rows with labels.
+    """Find rows with the same normalized text and different labels, over all splits with labels.
 
-    Of a regression, labels differ when they are more than a fifth of the label's range apart.
+    Labels of a regression differ when they are more than a fifth of the range of labels apart.
     """
     labeled = [rows for rows in splits if rows.labeled]
     groups: dict[Hashable, list[tuple[Rows, int]]] = {}
     for rows in labeled:
-        for i in np.flatnonzero(rows.known).tolist():
+        for i in np.flatnonzero(rows.has_label).tolist():
             groups.setdefault(rows.normalized[i], []).append((rows, i))
     limit = 0.0
     if regression:
-        ranges = [float(np.ptp(rows.labels[rows.known])) for rows in labeled]
+        ranges = [float(np.ptp(rows.labels[rows.has_label])) for rows in labeled]
         limit = 0.2 * max(ranges, default=0.0)
-    found = []
+    contradicting = []
     for members in groups.values():
         if len(members) > 1:
             labels = np.asarray([rows.labels[i] for rows, i in members], np.float64)
             if (np.ptp(labels, axis=0) > limit).any():
-                found.append(members)
+                contradicting.append(members)
     return {
-        "texts": len(found),
-        "rows": sum(len(members) for members in found),
+        "texts": len(contradicting),
+        "rows": sum(len(members) for members in contradicting),
         "examples": [
             [{**rows.row(i), "label": rows.labels[i].tolist()} for rows, i in members]
-            for members in found[:examples]
+            for members in contradicting[:examples]
         ],
     }
+
+
+@dataclass(frozen=True)
+class NearPairs:
+    """Pairs of rows (first, second) and their similarity; three arrays of shape [pairs]."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+
+
+def near_pairs(
+    words: Sequence[Sequence[str]], others: Sequence[Sequence[str]] | None, similarity: float
+) -> NearPairs:
+    """Find every pair (row of `words`, row of `others`) of at least this Jaccard similarity.
+
+    Without `others`, pairs are formed inside `words`, each once with first > second. A word that occurs
+    twice in a row counts twice. Rows without words form no pair.
+    """
+    left = [_numbered(row) for row in words]
+    right = left if others is None else [_numbered(row) for row in others]
+    order = _rarest_first(left, right)
+    a = _Sets(left, order, similarity)
+    b = a if others is None else _Sets(right, order, similarity)
+    parts = [
+        _verified(a, b, first, second, similarity)
+        for first, second in _candidates(a, b, similarity)
+    ]
+    if not parts:
+        none = np.empty(0, np.int64)
+        return NearPairs(none, none, np.empty(0))
+    return NearPairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _numbered(words: Sequence[str]) -> list[str]:
+    """Number the repeats of a word, so that a bag of words becomes a set."""
+    if len(set(words)) == len(words):
+        return list(words)
+    count: Counter[str] = Counter()
+    numbered = []
+    for word in words:
+        numbered.append(f"{word} {count[word]}" if count[word] else word)
+        count[word] += 1
+    return numbered
+
+
+def _rarest_first(*sides: Sequence[Sequence[str]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for side in sides:
+        for row in side:
+            counts.update(row)
+    ranked = sorted(counts.items(), key=lambda item: (item[1], item[0]))
+    return {word: i for i, (word, _) in enumerate(ranked)}
+
+
+class _Sets:
+    """Sparse 0/1 matrices of rows over words, rarest word first: whole rows, and their prefixes."""
+
+    def __init__(self, rows: Sequence[Sequence[str]], order: dict[str, int], t: float) -> None:
+        from scipy.sparse import csr_matrix
+
+        ids = [sorted(order[word] for word in row) for row in rows]
+        self.sizes = np.fromiter(map(len, ids), np.int64, len(ids))
+        # At least t n of n words are shared, so at least one of the n - ceil(t n) + 1 rarest is.
+        self.needed = np.ceil(t * self.sizes - 1e-9).astype(np.int64)
+        prefixes = [
+            row[: n - needed + 1]
+            for row, n, needed in zip(ids, self.sizes.tolist(), self.needed.tolist(), strict=True)
+        ]
+
+        self.last = np.array([prefix[-1] if prefix else -1 for prefix in prefixes], np.int64)
+
+        def matrix(lists: list[list[int]]) -> Any:
+            offsets = np.concatenate([[0], np.cumsum([len(row) for row in lists])])
+            flat = np.fromiter((i for row in lists for i in row), np.int32, int(offsets[-1]))
+            return csr_matrix(
+                (np.ones(len(flat), np.int32), flat, offsets), shape=(len(lists), len(order))
+            )
+
+        self.whole, self.prefix = matrix(ids), matrix(prefixes)
+
+
+def _candidates(
+    a: _Sets, b: _Sets, t: float
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield pairs that share enough words of their prefixes, in parts of bounded size."""
+    transposed = b.prefix.T.tocsr()
+    frequencies = np.asarray(b.prefix.sum(axis=0)).ravel()
+    work = np.asarray(a.prefix @ frequencies).ravel()  # pairs of each row of a
+    ends = np.searchsorted(
+        np.cumsum(work), np.arange(1, work.sum() // _CANDIDATES_AT_ONCE + 2) * _CANDIDATES_AT_ONCE
+    )
+    start = 0
+    for end in [*np.unique(ends), len(work)]:
+        stop = min(int(end) + 1, len(work))
+        if stop <= start:
+            continue
+        common = (a.prefix[start:stop] @ transposed).tocoo()
+        first, second = common.row.astype(np.int64) + start, common.col.astype(np.int64)
+        # After the prefix that ends first, its row has needed - 1 words: no more can be shared.
+        beyond = np.where(a.last[first] <= b.last[second], a.needed[first], b.needed[second]) - 1
+        shared = np.ceil(t / (1 + t) * (a.sizes[first] + b.sizes[second]) - 1e-9)
+        near = common.data + beyond >= shared
+        if a is b:
+            near &= second < first
+        yield first[near], second[near]
+        start = stop
+
+
+def _verified(
+    a: _Sets, b: _Sets, first: NDArray[np.int64], second: NDArray[np.int64], t: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    small = np.minimum(a.sizes[first], b.sizes[second])
+    large = np.maximum(a.sizes[first], b.sizes[second])
+    possible = small >= t * large - 1e-9
+    first, second = first[possible], second[possible]
+    shared = np.asarray(a.whole[first].multiply(b.whole[second]).sum(axis=1)).ravel()
+    jaccard = shared / (a.sizes[first] + b.sizes[second] - shared)
+    near = jaccard >= t - 1e-9
+    return first[near], second[near], jaccard[near]

@@ -1,4 +1,4 @@
-"""Words of a row as a sparse vector: what the doctor's quick models see."""
+"""Sparse word features of rows, the inputs of the doctor's linear models."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,9 +10,8 @@ DIMENSIONS = 1 << 20
 def features(words: Sequence[Sequence[str]]) -> Any:
     """TF-IDF of words and pairs of neighbors; sparse, shape [rows, features], unit length.
 
-    Of a pair of texts each word also counts by where it stands: in both texts, or in one alone.
-    What occurs in one row only is left out: no other row can tell anything about it. Where nothing
-    else occurs, there are no features.
+    For a pair of texts, further features mark words of both texts, and of one text only. Features of a
+    single row are left out, since they cannot generalize to other rows; none may remain.
     """
     import numpy as np
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
@@ -31,9 +30,9 @@ def _grams(words: Sequence[str]) -> list[str]:
     second = {word[1:] for word in words if word[0] == "1"}
     if not second:
         return [*words, *pairs]
-    where = [
+    membership = [
         *(f"= {word}" for word in first & second),
         *(f"< {word}" for word in first - second),
         *(f"> {word}" for word in second - first),
     ]
-    return [*words, *pairs, *where]
+    return [*words, *pairs, *membership]

@@ -1,4 +1,4 @@
-"""The examination as one HTML page: a summary, the findings, then the rows behind each."""
+"""HTML page of the report: a summary, the findings, then the rows of each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,19 +52,18 @@ def page(report: Report) -> str:
 
 
 def _findings(report: Report) -> Section:
-    severe = sum(finding["severity"] != "notice" for finding in report["findings"])
+    severe = sum(finding["level"] == "severe" for finding in report["findings"])
     notices = len(report["findings"]) - severe
     rows = [
         [
-            Cell("Notice" if f["severity"] == "notice" else "Severe",
-                 status=None if f["severity"] == "notice" else "failed"),
+            Cell(f["level"].capitalize(), status="failed" if f["level"] == "severe" else None),
             f["check"].capitalize(),
             f["sentence"][:1].upper() + f["sentence"][1:],
             FIXES.get(f["check"]),
         ]
         for f in report["findings"]
     ]  # fmt: skip
-    sizes = [(f"Rows of {name}", number(found["rows"])) for name, found in report["rows"].items()]
+    sizes = [(f"Rows of {name}", number(counts["rows"])) for name, counts in report["rows"].items()]
     content: list[Part] = [
         Text(f"{_count(severe, 'severe finding')} and {_count(notices, 'notice')}.", "headline"),
         Facts(sizes, wide=True),
@@ -80,12 +79,12 @@ def _count(number_of: int, noun: str) -> str:
 
 
 def _duplicates(report: Report) -> Section:
-    found = report["duplicates"]
+    duplicates = report["duplicates"]
     counts = [
         [where, split["rows"], split["exact"], split["normalized"], split["near"]]
         for where, split in (
-            *((f"Inside {name}", split) for name, split in found["inside"].items()),
-            *((f"{pair['second']} in {pair['first']}", pair) for pair in found["between"]),
+            *((f"Inside {name}", split) for name, split in duplicates["inside"].items()),
+            *((f"{pair['second']} in {pair['first']}", pair) for pair in duplicates["between"]),
         )
     ]
     examples = [
@@ -93,7 +92,8 @@ def _duplicates(report: Report) -> Section:
             f"{e['first']['split']} {e['first']['row']}", text_cell(e["first"]),
             f"{e['second']['split']} {e['second']['row']}", text_cell(e["second"]), e["similarity"],
         ]
-        for e in (e for pair in (*found["between"], *found["inside"].values()) for e in pair["examples"])
+        for splits in (*duplicates["between"], *duplicates["inside"].values())
+        for e in splits["examples"]
     ]  # fmt: skip
     columns = ["Where", "Rows", "Identical", "Same but for case and spacing", "Near only"]
     return Section(
@@ -111,7 +111,7 @@ def _duplicates(report: Report) -> Section:
 
 
 def _label(report: Report, label: Any) -> str:
-    """Name of a class, names of several, or the number of a regression."""
+    """Name of the class, names of several labels, or the target of a regression."""
     names = report["label_names"]
     if isinstance(label, list):
         return ", ".join(name for name, on in zip(names, label, strict=True) if on) or "none"
@@ -119,7 +119,7 @@ def _label(report: Report, label: Any) -> str:
 
 
 def _contradictions(report: Report) -> Section:
-    found = report["contradictions"]
+    contradictions = report["contradictions"]
     rows: list[Sequence[Any]] = [
         [
             i + 1,
@@ -127,14 +127,14 @@ def _contradictions(report: Report) -> Section:
             _label(report, member["label"]),
             text_cell(member),
         ]
-        for i, group in enumerate(found["examples"])
+        for i, group in enumerate(contradictions["examples"])
         for member in group
     ]
     return Section(
         "Contradicting labels",
         [
             Table(
-                f"{number(found['texts'])} texts with different labels",
+                f"{number(contradictions['texts'])} texts with different labels",
                 ["Text no.", "Row", "Label", "Text"],
                 rows,
                 "None.",
@@ -144,21 +144,21 @@ def _contradictions(report: Report) -> Section:
 
 
 def _labels(report: Report) -> Section:
-    found = report["labels"]
-    if "skipped" in found:
-        return Section("Suspicious labels", [Text(found["skipped"], "note")])
-    kind = "explained_variance" if "explained_variance" in found else "accuracy"
-    trust = "" if found["trustworthy"] else " It is too weak here to rely on."
+    labels = report["labels"]
+    if "skipped" in labels:
+        return Section("Suspicious labels", [Text(labels["skipped"], "note")])
+    kind = "explained_variance" if "explained_variance" in labels else "accuracy"
+    trust = "" if labels["trustworthy"] else " It is too weak here to rely on."
     rows = [
-        [e["row"], _label(report, e["label"]), e["doubt"], text_cell(e)] for e in found["examples"]
+        [e["row"], _label(report, e["label"]), e["doubt"], text_cell(e)] for e in labels["examples"]
     ]
     return Section(
         "Suspicious labels",
         [
             Text(
-                f"A linear model of words, cross-validated on {found['split']} ({kind.replace('_', ' ')} "
-                f"{number(found[kind])}), doubts about {number(found['estimated_wrong'])} of "
-                f"{number(found['rows'])} labels. It doubts rare texts as well as wrong labels.{trust}"
+                f"A linear model of words, cross-validated on {labels['split']} ({kind.replace('_', ' ')} "
+                f"{number(labels[kind])}), doubts about {number(labels['estimated_wrong'])} of "
+                f"{number(labels['rows'])} labels. It doubts rare texts as well as wrong labels.{trust}"
             ),
             Table("Labels, the most doubtful first", ["Row", "Label", "Doubt", "Text"], rows),
         ],
@@ -169,12 +169,12 @@ def _lengths(report: Report) -> Section:
     rows = [
         [
             name,
-            found["rows"],
-            *found["tokens"].values(),
-            found["truncated_rows"],
-            found["lost_tokens"],
+            figures["rows"],
+            *figures["tokens"].values(),
+            figures["truncated_rows"],
+            figures["lost_tokens"],
         ]
-        for name, found in report["truncation"].items()
+        for name, figures in report["truncation"].items()
     ]
     columns = [
         "Split",

@@ -1,7 +1,7 @@
-"""The rows of every split in memory, test splits too, and their words."""
+"""Rows of every split in memory, test splits included; their words, and faults of their texts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from sys import intern
@@ -17,9 +17,18 @@ from trainyard.tasks import Task, get_task
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Thai to Tibetan, Burmese, Khmer, kana, Chinese characters: written without spaces between words.
+# Thai to Tibetan, Burmese, Khmer, kana, Chinese characters: scripts without spaces between words.
 _UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+_CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\ufeff\\ufffe]")
+
+FAULTS: dict[str, Callable[[tuple[str, ...]], bool]] = {
+    "empty": lambda texts: any(not text.strip() for text in texts),
+    "same_text_twice": lambda texts: len(texts) == 2 and texts[0].strip() == texts[1].strip(),
+    "control_characters": lambda texts: any(_CONTROL.search(text) for text in texts),
+    "undecodable": lambda texts: any("\ufffd" in text for text in texts),
+}
+"""Faults of a row's texts that need no other row to detect."""
 
 
 @dataclass(frozen=True)
@@ -30,40 +39,39 @@ class Rows:
     texts: tuple[Sequence[str], ...]
     labels: NDArray[Any]
     withholds: bool = True
-    """Whether -1 is no label, as in GLUE, and not a target."""
+    """-1 marks a withheld label, as in GLUE, and is not a target."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
-    def known(self) -> NDArray[np.bool_]:
-        """The rows whose label is known: GLUE withholds those of most test splits; shape [rows]."""
+    def has_label(self) -> NDArray[np.bool_]:
+        """Mask of the rows with a label: GLUE withholds those of most test splits; shape [rows]."""
         if self.labels.ndim == 2 or not self.withholds:
             return np.ones(len(self), bool)
         return np.asarray(self.labels != NO_LABEL)
 
     @property
     def labeled(self) -> bool:
-        """Whether any label is known."""
-        return bool(self.known.any())
+        return bool(self.has_label.any())
 
     @cached_property
     def exact(self) -> list[tuple[str, ...]]:
-        """What makes two rows the same to the letter."""
+        """Keys that are equal for identical rows."""
         return list(zip(*self.texts, strict=True))
 
     @cached_property
     def normalized(self) -> list[tuple[str, ...]]:
-        """What makes two rows the same but for case, spacing and Unicode forms."""
+        """Keys that are equal for rows that differ in case, spacing and Unicode forms only."""
         columns = [[normalize_text(text) for text in column] for column in self.texts]
         return list(zip(*columns, strict=True))
 
     @cached_property
     def words(self) -> list[list[str]]:
-        """Words and punctuation marks of each row, each marked with the text that it is from.
+        """Words and punctuation marks of each row, each after the index of its text ("0the").
 
-        Where words are written without spaces between them, each character counts as one.
-        Interned: of ten million words there are only as many strings as there are different ones.
+        In scripts without spaces between words, each character counts as a word. Strings are interned,
+        so equal words of millions of rows share one object.
         """
         columns = [
             [[intern(f"{i}{word}") for word in _WORD.findall(text)] for text in column]
@@ -72,13 +80,13 @@ class Rows:
         return [[word for part in parts for word in part] for parts in zip(*columns, strict=True)]
 
     def row(self, index: int) -> dict[str, Any]:
-        """A row as a report shows it, without its label."""
+        """Return a row as the report shows it, without its label."""
         named = zip(("text", "text_pair"), self.texts, strict=False)
         return {"split": self.name, "row": index, **{name: column[index] for name, column in named}}
 
 
 def all_splits(config: DataFlags) -> tuple[Splits, list[str]]:
-    """Every split of the data, those without labels too, and the names of those that are absent."""
+    """Return every split of the data, labeled or not, and the names of absent splits."""
     if config.train_file:
         return find_splits(config), []
     task = get_task(config.task)
@@ -93,7 +101,7 @@ def all_splits(config: DataFlags) -> tuple[Splits, list[str]]:
 
 
 def read(split: Split, task: Task) -> Rows:
-    """All rows of a split; there may be none."""
+    """Read all rows of a split into memory."""
     import pyarrow as pa
 
     batches = list(split.batches())
@@ -104,7 +112,7 @@ def read(split: Split, task: Task) -> Rows:
     else:
         labels = label.to_numpy()
     texts = tuple(table[name].to_pylist() for name in _text_names(task))
-    # Whoever brings files of their own labels every row, and may have a target of -1.
+    # Users' own files label every row, and a target may be -1.
     return Rows(split.name, texts, np.asarray(labels), withholds=task.hub_path is not None)
 
 
@@ -113,7 +121,7 @@ def _text_names(task: Task) -> tuple[str, ...]:
 
 
 def _schema(task: Task) -> "pa.Schema":
-    """Of canonical rows, for a split that has none to tell."""
+    """Schema of canonical rows, for a split without rows."""
     import pyarrow as pa
 
     label = {
@@ -123,3 +131,17 @@ def _schema(task: Task) -> "pa.Schema":
     }
     texts = [(name, pa.string()) for name in _text_names(task)]
     return pa.schema([*texts, ("label", label[task.problem_type])])
+
+
+def faulty_texts(splits: Sequence[Rows], examples: int) -> dict[str, Any]:
+    """Find the rows with each fault in each split, with examples."""
+    faults: dict[str, Any] = {}
+    for rows in splits:
+        faults[rows.name] = {}
+        for name, is_faulty in FAULTS.items():
+            hits = [i for i, texts in enumerate(rows.exact) if is_faulty(texts)]
+            faults[rows.name][name] = {
+                "rows": len(hits),
+                "examples": [rows.row(i) for i in hits[:examples]],
+            }
+    return faults

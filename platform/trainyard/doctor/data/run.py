@@ -1,9 +1,10 @@
-"""`examine_data`: every check on every split of a data set, and what the doctor says about it."""
+"""`examine_data`: run every check on every split of a data set, and write the report."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,49 +16,51 @@ from trainyard.doctor.data.duplicates import contradictions, duplicates
 from trainyard.doctor.data.findings import findings
 from trainyard.doctor.data.labels import suspicious_labels
 from trainyard.doctor.data.page import page
-from trainyard.doctor.data.rows import Rows, all_splits, read
-from trainyard.doctor.data.texts import faulty_texts
+from trainyard.doctor.data.rows import Rows, all_splits, faulty_texts, read
 from trainyard.models import build_tokenizer
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
 from trainyard.tasks import Task
 from trainyard.terminal import say
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found; `report` is what doctor.json holds."""
+    """Result of `examine_data`; `report` is the content of doctor.json."""
 
     folder: Path
     report: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """The last line that the job prints."""
-        grave = [f["sentence"] for f in self.report["findings"] if f["severity"] == "grave"]
+        """Return the job's JSON; `severe` also has its former name for one release."""
+        severe = [f["sentence"] for f in self.report["findings"] if f["level"] == "severe"]
         return {
             "job": "doctor_data",
             "run": self.folder.name,
             "task": self.report["task"],
-            "grave": grave,
-            "notices": len(self.report["findings"]) - len(grave),
-            "rows": {name: found["rows"] for name, found in self.report["rows"].items()},
+            "grave": severe,
+            "severe": severe,
+            "notices": len(self.report["findings"]) - len(severe),
+            "rows": {name: counts["rows"] for name, counts in self.report["rows"].items()},
             "seconds": self.report["seconds"],
             "report": str(self.folder / "report.html"),
         }
 
 
 def examine_data(config: DataDoctorConfig) -> Examination:
-    """Look at all splits; say what was found, and write doctor.json and report.html.
+    """Examine all splits, print the findings, and write doctor.json and report.html.
 
-    What cannot be told of a split without rows or labels is left out.
+    Checks that need rows or labels are left out for a split that has none.
 
     Raises:
-        UserError: for data that cannot be read at all.
+        UserError: The data cannot be read.
     """
     started = time.monotonic()
     splits, absent = all_splits(config)
     folder = JobFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     folder.create()
-    for note in (*splits.notes, *(f"{name} is absent and not looked at" for name in absent)):
+    for note in (*splits.notes, *(f"{name} is absent and not examined" for name in absent)):
         say(note)
     clock: dict[str, float] = {}
     task, n, regression = splits.task, config.num_examples, splits.task.problem_type == "regression"
@@ -112,32 +115,32 @@ def examine_data(config: DataDoctorConfig) -> Examination:
     write_json(folder.path / "doctor.json", report)
     write_atomic(folder.path / "report.html", page(report))
     for finding in report["findings"]:
-        say(f"{finding['severity']}: {finding['sentence']}")
+        say(f"{finding['level']}: {finding['sentence']}")
     return Examination(folder.path, report)
 
 
-def _timed(clock: dict[str, float], name: str, check: Any) -> Any:
-    began = time.monotonic()
-    found = check()
-    clock[name] = round(time.monotonic() - began, 2)
-    return found
+def _timed(clock: dict[str, float], name: str, check: Callable[[], Result]) -> Result:
+    started = time.monotonic()
+    result = check()
+    clock[name] = round(time.monotonic() - started, 2)
+    return result
 
 
 def _missing_labels(task: Task, rows: Rows) -> int:
-    """Rows without label; of a test split GLUE withholds all, and misses none."""
+    """Count rows without a label; in a test split whose labels are all withheld, none is missing."""
     withheld = rows.name in task.test_splits and not rows.labeled
-    return 0 if withheld else int((~rows.known).sum())
+    return 0 if withheld else int((~rows.has_label).sum())
 
 
 def _truncation(splits: Splits, config: DataDoctorConfig, folder: Path) -> dict[str, Any]:
-    """What tokenization cuts off, by tables as training makes them: they stay in the cache."""
+    """Count truncated tokens, by the tables that training would use; they stay in the cache."""
     with ray_session(config):
         data = prepare(splits, build_tokenizer(config), config, folder.parent / ".cache")
-    found = {}
+    truncation = {}
     for name in data.folders:
         table = data.table(name)
         quantiles = np.quantile(table.lengths, [0.5, 0.95, 0.99, 1.0])
-        found[name] = {
+        truncation[name] = {
             "rows": len(table),
             "truncated_rows": int(table.info["truncated_rows"]),
             "lost_tokens": int(table.info["lost_tokens"]),
@@ -145,4 +148,4 @@ def _truncation(splits: Splits, config: DataDoctorConfig, folder: Path) -> dict[
                 q: int(v) for q, v in zip(("50%", "95%", "99%", "max"), quantiles, strict=True)
             },
         }
-    return found
+    return truncation
