@@ -11,6 +11,7 @@ from .inference import (
     predict_on_ray as predict_on_ray,
 )
 from .run import evaluate as evaluate
+from .scoring import figures as figures
 from .scoring import not_finite as not_finite
 from .scoring import one_answer_words as one_answer_words
 from .scoring import one_answers as one_answers

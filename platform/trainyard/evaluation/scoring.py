@@ -120,6 +120,11 @@ def _one_answer(task: Task, predictions: NDArray[Any], references: NDArray[Any])
     return task.labels[int(first)]
 
 
+def figures(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics and intervals of a `score`: what journals, models and servers hold of it."""
+    return {"metrics": found["metrics"], "intervals": found["intervals"]}
+
+
 def one_answers(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The answer for every row, by split, of the splits where `score` found one."""
     return {name: found["one_answer"] for name, found in splits.items() if "one_answer" in found}

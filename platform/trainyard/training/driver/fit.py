@@ -13,7 +13,7 @@ from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, find_splits, prepare, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
-from trainyard.evaluation import one_answer_words, one_answers
+from trainyard.evaluation import figures, one_answer_words, one_answers
 from trainyard.models import build_tokenizer, resolve_model
 from trainyard.storage import (
     Fence,
@@ -226,6 +226,8 @@ def _conclude(
         folder.update(status="failed", reason=str(damaged))
         raise damaged
     evaluation = state.best_evaluation
+    answers = one_answers(evaluation)
+    evaluation = {split: figures(found) for split, found in evaluation.items()}
     card = model_card(config, task, folder.read(), evaluation)
     try:
         export_model(folder, best, tokenizer, card, evaluation, task.labels)
@@ -252,7 +254,6 @@ def _conclude(
         truncated_rows={name: table.info["truncated_rows"] for name, table in tables.items()},
         rows={name: len(table) for name, table in tables.items()},
     )
-    answers = one_answers(evaluation)
     if words := one_answer_words(answers):
         say(f"note: {words}")
     known = {"one_answer": answers} if answers else {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainyard.batching import Rows
 from trainyard.config import TrainConfig
+from trainyard.evaluation import figures
 from trainyard.storage import RunFolder, add
 from trainyard.training.outcome import TrainState
 
@@ -61,7 +62,7 @@ class Journal:
         if not self._main:
             return
         for split, found in state.evaluation.items():
-            self._folder.append_metrics({"step": state.step, "split": split, **found})
+            self._folder.append_metrics({"step": state.step, "split": split, **figures(found)})
             for name, value in found["metrics"].items():
                 self._board.add_scalar(f"{split}/{name}", value, state.step)
         self._board.flush()
