@@ -16,7 +16,7 @@ PACKAGE = ROOT / "platform" / "trainyard"
 CLEAN: set[str] = {
     *("aliases", "batching", "cli", "config", "data", "errors", "flags"),
     *("fleet", "glue", "predictors", "report", "serving", "tasks", "terminal", "tuning"),
-    *("cluster", "doctor", "storage"),
+    *("cluster", "doctor", "metrics", "models", "stats", "storage"),
 }
 """Packages and root modules that follow the rules."""
 

@@ -171,10 +171,10 @@ def distinct_rows(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.
 
 
 class _Draws(NamedTuple):
-    """What is drawn: distinct rows, or whole groups of them."""
+    """Units of the bootstrap: distinct rows, or whole groups of them."""
 
     counts: NDArray[np.int64]
-    """How often each distinct row occurs; of a row in two groups, once for each."""
+    """Occurrences of each distinct row; a row in two groups counts once for each."""
     group: NDArray[np.int64] | None
     """Group of each distinct row, from 0."""
 

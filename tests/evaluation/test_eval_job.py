@@ -127,7 +127,7 @@ def test_own_file_calibrated_and_compared(
     assert stored["rows"] == 37
     assert not (model / "calibration.json").exists()
     assert found["stored_temperature"] is None  # it was stored only now
-    assert "cannot be told apart" in split["comparison"]["verdict"]
+    assert "cannot be distinguished" in split["comparison"]["verdict"]
     assert split["comparison"]["metrics"]["accuracy"]["test"].endswith("of groups")
     assert [each["kind"] for each in split["comparison"]["selections"]] == ["unknown", "none"]
     assert "nothing is known about how" in stored["selection"]

@@ -145,7 +145,7 @@ def test_the_verdict_in_words() -> None:
     assert found["verdict"].startswith("A is better than B: accuracy +0.1500 (95 % interval +0.")
     assert found["metrics"]["accuracy"]["only_first_right"] == 60
     same = compare(MRPC, good, good, labels, names=("A", "B"), seed=0)
-    assert same["verdict"].startswith("A and B cannot be told apart on these rows: f1 +0.0000")
+    assert same["verdict"].startswith("A and B cannot be distinguished on these rows: f1 +0.0000")
     assert same["metrics"]["f1"]["test"] == "paired bootstrap and permutation"
     assert same["metrics"]["f1"]["p_value"] == 1.0
 
@@ -183,7 +183,7 @@ def test_few_rows_that_differ_decide_nothing_too_often(name: str, discordant: in
         found = compare(
             get_task(name), one_hot(first), one_hot(second), labels, names=("A", "B"), seed=0
         )
-        told += "cannot be told apart" not in found["verdict"]
+        told += "cannot be distinguished" not in found["verdict"]
     assert told / 2**discordant <= 0.05
 
 
@@ -196,7 +196,7 @@ def test_equal_models_are_rarely_told_apart() -> None:
             one_hot(np.where(rng.random(300) < 0.8, labels, 1 - labels)) for _ in range(2)
         )
         found = compare(MRPC, first, second, labels, names=("A", "B"), seed=0)
-        told += "cannot be told apart" not in found["verdict"]
+        told += "cannot be distinguished" not in found["verdict"]
     assert told <= 9
 
 

@@ -176,7 +176,7 @@ def test_the_best_of_trials_is_not_called_better() -> None:
     )
     assert judged(-40, TRIALS, NONE)["verdict"].startswith("A is worse than B")
     assert judged(-40, NONE, TRIALS)["metrics"]["accuracy"]["verdict"] == WITHHELD
-    assert "cannot be told apart" in judged(1, TRIALS, NONE)["verdict"]
+    assert "cannot be distinguished" in judged(1, TRIALS, NONE)["verdict"]
     unknown = judged(40, Selection(kind="unknown", sentence="nothing is known of A"), NONE)
     assert unknown["verdict"].endswith("nothing is known of A")
 

@@ -75,9 +75,9 @@ def test_a_model_that_brings_code_is_refused_and_its_code_not_run(
     settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (folder / "config.json").write_text(json.dumps(settings))
     config = TrainConfig(model_name_or_path=str(folder), max_length=32)
-    with pytest.raises(UserError, match="needs code of its own, which is never run here"):
+    with pytest.raises(UserError, match="needs its repository's code, which is never run here"):
         build_tokenizer(config)
-    with pytest.raises(UserError, match="needs code of its own, which is never run here"):
+    with pytest.raises(UserError, match="needs its repository's code, which is never run here"):
         load_config(str(folder))
     assert not ran.exists()
 

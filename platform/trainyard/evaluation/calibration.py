@@ -1,4 +1,4 @@
-"""How far a model's probabilities can be believed, and the temperature that mends them.
+"""Calibration of a model's probabilities, and the temperature that corrects them.
 
 Expected calibration error and temperature scaling as in Guo et al., On Calibration of Modern Neural
 Networks (ICML 2017). The error is never 0 on a finite sample: `expected_if_calibrated` says what
@@ -77,7 +77,7 @@ def calibration(
 ) -> dict[str, Any]:
     """Calibration of a split: error and reliability diagram, and the same after temperature scaling.
 
-    The figures after scaling are cross-fitted: each fold is judged by a temperature that was fitted
+    The figures after scaling are cross-fitted: each fold is scored with a temperature that was fitted
     on the others. `temperature` itself is fitted on all rows.
 
     Rows that chose the model see it more often right than others do. So "overconfident" needs no

@@ -183,5 +183,5 @@ def _words(
         )
     unknown = "".join(f"; {each.sentence}" for each in selections if each.kind == "unknown")
     if found["verdict"] == "not distinguishable":
-        return f"{names[0]} and {names[1]} cannot be told apart on these rows: {by}"
+        return f"{names[0]} and {names[1]} cannot be distinguished on these rows: {by}"
     return f"{names[0]} is {found['verdict']} than {names[1]}: {by}{unknown}"

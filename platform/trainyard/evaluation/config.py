@@ -73,7 +73,7 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     against: str | None = None
     """Second model, which is compared with the first row by row."""
     slice_columns: tuple[str, ...] = ()
-    """Further columns of the file to group rows by, besides length and label."""
+    """Further columns of the file to group rows by, in addition to length and label."""
     group_column: str | None = added(None, before=None)
     """Column of the file whose equal values mark rows that depend on each other, such as questions on
     one paragraph. Intervals and the comparison then draw whole groups."""

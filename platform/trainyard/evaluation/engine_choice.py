@@ -1,7 +1,7 @@
-"""Which engine runs a model best on this machine, and what its answers are worth: measured, stored.
+"""Measure which engine runs a model best on this machine, and how good its answers are; store it.
 
-Each candidate stands beside torch in float32: its speed in the same minutes, its answers to the same
-labeled rows. Serving with `engine: auto` goes by what is stored.
+Each candidate is compared with torch in float32: its speed in alternating rounds, its answers on the
+same labeled rows. Serving with `engine: auto` goes by what is stored.
 """
 
 import math
@@ -30,7 +30,7 @@ from trainyard.terminal import say
 SAME = 1e-4
 """Outputs that differ from torch's by no more than this part of the largest are the same answers."""
 WORTH = 1.05
-"""So many times as fast as torch an engine must be to take its place."""
+"""Minimum speed of an engine that replaces torch, as a multiple of torch's."""
 CALIBRATION_ROWS = 300
 TIMED_ROWS = 256
 ALONE_ROWS = 64
@@ -109,7 +109,7 @@ class Bench:
     """The rows that every candidate answers, and what torch in float32 answers.
 
     Attributes:
-        rows: tokenized rows that are judged and timed.
+        rows: tokenized rows that are scored and timed.
         expected: torch's logits in the task's order, shape [rows, labels].
     """
 
@@ -127,7 +127,7 @@ class Bench:
             labels += batch["label"].to_pylist()
             if len(labels) >= config.num_rows + CALIBRATION_ROWS:
                 break
-        # Scales are taken from rows that are not judged, where there are any.
+        # Scales are taken from rows that are not scored, if there are any.
         self._spare = (
             self.rows[config.num_rows :][:CALIBRATION_ROWS] or self.rows[:CALIBRATION_ROWS]
         )
@@ -143,7 +143,7 @@ class Bench:
         return float(found[self._task.score])
 
     def measure(self, engine: str, dtype: str, scratch: Path) -> dict[str, Any]:
-        """One candidate beside torch, in turns; int8 is made in `scratch`."""
+        """Measure a candidate and torch in turns; int8 is made in `scratch`."""
         about: dict[str, Any] = {"engine": engine, "dtype": dtype}
         try:
             file = self._quantized(engine, scratch) if dtype == "int8" else None

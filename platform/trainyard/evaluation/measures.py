@@ -1,4 +1,4 @@
-"""What is behind a score: confusion matrix, figures of each class, the worst errors."""
+"""Details of a score: confusion matrix, figures of each class, the worst errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +56,7 @@ def per_class(
 
 
 def row_errors(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """How wrong each row is, shape [rows]: absolute error of a regression, else 0 or 1."""
+    """Error of each row, shape [rows]: absolute error of a regression, else 0 or 1."""
     predictions, references = decode(task.problem_type, logits), np.asarray(labels)
     if task.problem_type == "regression":
         return np.asarray(np.abs(predictions.astype(np.float64) - references), np.float64)
@@ -66,7 +66,7 @@ def row_errors(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArra
 
 
 def row_losses(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """What orders the worst errors, shape [rows]: absolute error, or the log loss of a row."""
+    """Order of the worst errors, shape [rows]: absolute error, or the log loss of a row."""
     if task.problem_type == "regression":
         return row_errors(task, logits, labels)
     scores, classes = decisions(task.problem_type, logits, labels)

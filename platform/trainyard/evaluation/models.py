@@ -21,7 +21,7 @@ _GENERIC = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True)
 class Judged:
-    """What a fine-tuned model says about itself; its weights are loaded where they are needed."""
+    """Description of a fine-tuned model by its config, without its weights."""
 
     name: str
     path: str
@@ -32,7 +32,7 @@ class Judged:
 
     @property
     def folder(self) -> Path | None:
-        """Where it lies, if it is not on the Hub."""
+        """Local folder; None for a model on the Hub."""
         return Path(self.path) if Path(self.path).is_dir() else None
 
 

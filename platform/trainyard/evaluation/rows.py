@@ -1,4 +1,4 @@
-"""The labeled rows a model is judged on: a task's splits, or one file of the user's own."""
+"""The labeled rows that a model is scored on: a task's splits, or one file of the user's own."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

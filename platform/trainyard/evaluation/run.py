@@ -1,4 +1,4 @@
-"""`evaluate`: from flags to a report. What it computes is in the modules beside it."""
+"""`evaluate`: from flags to a report. The other modules compute its parts."""
 
 import shutil
 import time
@@ -31,7 +31,7 @@ from trainyard.terminal import say
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found; `details` is what evaluation.json holds."""
+    """Result; `details` is the content of evaluation.json."""
 
     folder: Path
     details: Mapping[str, Any]
@@ -51,10 +51,10 @@ class Evaluation:
 
 
 def evaluate(config: EvalConfig) -> Evaluation:
-    """Judge a model; write evaluation.json and report.html.
+    """Evaluate a model; write evaluation.json and report.html.
 
     Raises:
-        UserError: for anything the user can mend, such as a model that does not fit the task.
+        UserError: for anything the user can fix, such as a model that does not fit the task.
     """
     started = time.monotonic()
     model = describe(config.model_name_or_path)
@@ -123,7 +123,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
 
 
 def _stored_temperature(model: Judged) -> float | None:
-    """What predictions of the model divide its logits by, if anything but 1."""
+    """Temperature stored with the model; None for 1."""
     found = stored_temperature(model.folder) if model.folder else 1.0
     return None if found == 1 else found
 
@@ -204,7 +204,7 @@ def _judge(
 
 
 def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
-    """Write calibration.json beside the weights: what `TextClassification` divides the logits by.
+    """Write calibration.json next to the weights: the temperature of `TextClassification`.
 
     Of several splits (MNLI's two) the first is taken.
 

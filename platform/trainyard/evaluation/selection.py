@@ -24,7 +24,7 @@ Kind = Literal["none", "epochs", "trials", "trained", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How the rows of a split took part in making or choosing a model."""
+    """Part of a split's rows in training or choosing a model."""
 
     kind: Kind
     sentence: str

@@ -1,4 +1,4 @@
-"""Where a model is weak: the same figures on groups of rows, compared with all the other rows."""
+"""Weaknesses of a model: the same figures on groups of rows, compared with all other rows."""
 
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What all tasks that generate text share: parameters, defaults of the model, batches.
+"""Common parts of all tasks that generate text: parameters, defaults of the model, batches.
 
 Rows of different requests share a batch when their options agree; seeds, stop texts and (without
 beams) lengths may differ. A row's text does not depend on its neighbors: see `sampling`.
@@ -39,13 +39,13 @@ KEPT = (
     "bos_token_id", "eos_token_id", "decoder_start_token_id", "bad_words_ids", "suppress_tokens",
     "begin_suppress_tokens",
 )  # fmt: skip
-"""What stays of a model's generation_config.json. The file can also ask for caches, assistants and
+"""Options kept of a model's generation_config.json. The file can also ask for caches, assistants and
 decoding loops from the Hub; none of that is for a server to follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateParameters:
-    """What every task that generates text may be told; defaults are the model's own."""
+    """Parameters of every task that generates text; defaults are the model's."""
 
     __pydantic_config__ = STRICT
 
@@ -76,7 +76,7 @@ class GenerateParameters:
     num_return_sequences: Annotated[int, Ge(1), Le(64)] = 1
     """Texts per input; more than one needs do_sample or as many beams."""
     seed: Annotated[int, Ge(0)] | None = None
-    """Makes draws repeatable, whatever else is served. Default: a new one, told in details."""
+    """Makes draws repeatable, whatever else is served. Default: a new one, sent in details."""
 
 
 class Generator(Predictor):
@@ -102,7 +102,7 @@ class Generator(Predictor):
         self._end = set(end if isinstance(end, list) else [] if end is None else [end])
 
     def options(self, given: Mapping[str, Any], base: Mapping[str, Any] = {}) -> dict[str, Any]:
-        """What a batch is told: the model's defaults, the task's, then the request's.
+        """Options of a batch: the model's defaults, the task's, then the request's.
 
         Raises:
             UserError: for options that contradict each other.
@@ -260,5 +260,5 @@ def _present(config: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def given(parameters: Any) -> dict[str, Any]:
-    """What a request set of the parameters above."""
+    """Parameters that a request set."""
     return {name: value for name, value in asdict(parameters).items() if value is not None}

@@ -1,4 +1,4 @@
-"""What one request may grow into: counted before it is built, so that a small body is small work."""
+"""Limits of one request, counted before its rows are built: a small body must be small work."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Limits:
 
 
 class Budget:
-    """What is left for one request."""
+    """Remaining budget of one request."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

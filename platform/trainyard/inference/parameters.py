@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar
 from trainyard.errors import UserError
 
 STRICT = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
-"""What each class of parameters gives pydantic as `__pydantic_config__`: "2" is no number, and a
+"""`__pydantic_config__` of each class of parameters: "2" is no number, and a
 name that is not known is a mistake, not something to ignore."""
 
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
-"""What to do with texts longer than the model takes: refuse them (False), or cut them off."""
+"""Treatment of texts longer than the model takes: refuse them (False), or cut them off."""
 
 Parameters = TypeVar("Parameters")
 

@@ -1,4 +1,4 @@
-"""What every predictor is: a request becomes rows, rows of many requests share a forward pass.
+"""Base of all predictors: a request becomes rows, rows of many requests share a forward pass.
 
     prepared = predictor.preprocess(inputs, parameters)     # UserError: the request is at fault
     results = predictor.forward(prepared.rows)              # or any mixture of rows of one group

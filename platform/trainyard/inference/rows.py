@@ -15,7 +15,7 @@ class Row:
     group: str = ""
     """Only rows of equal groups may share a forward pass."""
     wanted: Any = None
-    """What `forward` is to pick from the model's output, or how it is to generate."""
+    """Selection from the model's output, or options of generation, for `forward`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Item:
     truncated: int = 0
     """Tokens that were cut off."""
     context: Any = None
-    """What `postprocess` needs to know."""
+    """Context for `postprocess`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Prepared:
 
     items: list[Item]
     listed: bool
-    """Whether `inputs` was a list, so that a list is the answer."""
+    """True if `inputs` was a list: the answer is a list, too."""
     parameters: Any
     """The task's dataclass of parameters."""
 

@@ -1,7 +1,7 @@
 """One token at a time for a batch of unrelated rows: choosing it, watching it, handing it out.
 
 `transformers.generate` draws all rows of a batch from one random stream, so a request's text would
-depend on who else is served. Here every row has a stream of its own: Exp(1) noise turns the argmax
+depend on who else is served. Here every row has its own stream: Exp(1) noise turns the argmax
 over scores into an exact draw from their softmax (the Gumbel-max trick, Maddison et al. 2014, "A*
 Sampling", section 2), and generate runs greedily over the result.
 """
@@ -15,15 +15,15 @@ import numpy as np
 
 @dataclass(slots=True)
 class Wanted:
-    """How one row is to be continued. Rows of a batch share `options` and differ in the rest."""
+    """Continuation of one row. Rows of a batch share `options` and differ in the rest."""
 
     options: dict[str, Any]
-    """What generate and the sampler are told, but for the fields below."""
+    """Options of generate and of the sampler, except the fields below."""
     max_new_tokens: int
     seed: int = 0
     """The request's."""
     index: int = 0
-    """Which of the request's texts this is: each has a random stream of its own."""
+    """Index among the request's texts; each has its own random stream."""
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     emit: Callable[["Generated"], None] | None = None
@@ -33,13 +33,13 @@ class Wanted:
 
     @property
     def gone(self) -> bool:
-        """Whether nobody wants the rest."""
+        """True if the client has disconnected."""
         return self.cancelled is not None and self.cancelled()
 
 
 @dataclass(slots=True)
 class Generated:
-    """What was generated for a row so far."""
+    """Tokens generated for a row so far."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Generated:
     """Per token: the text it added (empty for half a character and for special tokens). Empty
     unless a stop text, log-probabilities or a stream are wanted."""
     finish_reason: str | None = None
-    """length, eos_token, stop_sequence or cancelled; None while it goes on."""
+    """length, eos_token, stop_sequence or cancelled; None while it is generated."""
 
 
 class Detokenizer:
@@ -149,7 +149,7 @@ class Watcher:
         ]
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Which rows are done, shape [rows]."""
+        """Mark the rows that are done, shape [rows]."""
         del scores, kwargs
         import torch
 

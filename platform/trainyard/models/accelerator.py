@@ -24,7 +24,7 @@ def build_accelerator(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    # Accelerate keeps the first settings of a process for ever; one process can run many trials.
+    # Accelerate keeps the first settings of a process; one process can run many trials.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=not use_gpu,

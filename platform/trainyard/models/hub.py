@@ -77,7 +77,7 @@ def from_hub(name: str, load: Any) -> Any:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model '{name}' needs code of its own, which is never run here; give one of an "
+                f"model '{name}' needs its repository's code, which is never run here; give one of an "
                 "architecture that transformers has"
             ) from error
         reason = " ".join(str(error).split())[:200]

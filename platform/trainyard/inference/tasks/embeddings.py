@@ -122,7 +122,7 @@ class Embedder(Predictor):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExtractionParameters:
-    """What a request may set; the real client sends these beside `inputs`, not in `parameters`."""
+    """Parameters of a request: the real client sends these beside `inputs`, not in `parameters`."""
 
     __pydantic_config__ = STRICT
 
@@ -207,7 +207,7 @@ class FeatureExtraction(Embedder):
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceSimilarityParameters:
-    """What a request may set."""
+    """Parameters of a request."""
 
     __pydantic_config__ = STRICT
 

@@ -29,7 +29,7 @@ class _Masks:
 
 @dataclass(frozen=True, kw_only=True)
 class FillMaskParameters:
-    """What a request may set."""
+    """Parameters of a request."""
 
     __pydantic_config__ = STRICT
 

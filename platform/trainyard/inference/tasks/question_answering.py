@@ -29,7 +29,7 @@ PART = 256
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnsweringParameters:
-    """What a request may set."""
+    """Parameters of a request."""
 
     __pydantic_config__ = STRICT
 

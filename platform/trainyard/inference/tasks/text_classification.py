@@ -23,7 +23,7 @@ COLDEST, HOTTEST = 0.05, 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassificationParameters:
-    """What a request may set."""
+    """Parameters of a request."""
 
     __pydantic_config__ = STRICT
 

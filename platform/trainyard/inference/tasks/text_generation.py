@@ -25,7 +25,7 @@ Stop = Annotated[str, MinLen(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class TextGenerationParameters(GenerateParameters):
-    """What a request may set: the words of text-generation-inference and of transformers."""
+    """Parameters of a request: the words of text-generation-inference and of transformers."""
 
     __pydantic_config__ = STRICT
 

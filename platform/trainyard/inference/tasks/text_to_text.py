@@ -35,7 +35,7 @@ class DecodingParameters(GenerateParameters):
 
 @dataclass(frozen=True, kw_only=True)
 class TextToTextParameters(DecodingParameters):
-    """What a request may set: generation parameters here, or inside `generate_parameters`."""
+    """Parameters of a request: generation parameters here, or inside `generate_parameters`."""
 
     __pydantic_config__ = STRICT
 
@@ -49,7 +49,7 @@ class TextToTextParameters(DecodingParameters):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationParameters(TextToTextParameters):
-    """What a request may set."""
+    """Parameters of a request."""
 
     __pydantic_config__ = STRICT
 

@@ -20,7 +20,7 @@ IGNORED_LABELS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassificationParameters:
-    """What a request may set."""
+    """Parameters of a request."""
 
     __pydantic_config__ = STRICT
 

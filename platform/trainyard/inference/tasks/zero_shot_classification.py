@@ -24,7 +24,7 @@ LABEL_CHARACTERS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotClassificationParameters:
-    """What a request may set."""
+    """Parameters of a request."""
 
     __pydantic_config__ = STRICT
 

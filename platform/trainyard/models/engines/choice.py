@@ -1,4 +1,4 @@
-"""Which engine runs a model: what the options say, or what was measured and stored with the model."""
+"""Choose the engine of a model: by the options, or by the measurement stored with the model."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ class Choice:
         return {"engine": self.engine, "dtype": self.dtype, "engine_file": self.file}
 
     def about(self) -> dict[str, str]:
-        """For whoever asks how a model is run."""
+        """Describe the choice, for GET /models/{name}."""
         note = {"engine_note": f"{self.why}, so torch runs it"} if self.why else {}
         return {"engine": self.engine, "dtype": self.dtype, **note}
 
@@ -62,7 +62,7 @@ def choose(engine: str, dtype: str, folder: Path, device: str) -> Choice:
 
 
 def read(folder: Path) -> Mapping[str, Any] | None:
-    """What is stored in a model's folder; None when nothing is.
+    """Read the choice stored in a model's folder; None if there is none.
 
     Raises:
         UserError: for a file that cannot be read.

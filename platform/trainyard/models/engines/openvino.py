@@ -1,7 +1,7 @@
 """OpenVINO: the traced model on a CPU, in float32, in bfloat16 where it has that, in int8.
 
-Compiled twice: for a pass that has all cores, and for two beside each other with half of them each,
-which do more as no core waits for the others after each operation. The weights are there twice then.
+Compiled twice: for a pass that has all cores, and for two concurrent passes with half of them
+each, which do more as no core waits for the others after each operation. The weights are there twice.
 
 Why this one and not ONNX Runtime: as fast in float32, and rows do not depend on their neighbors in
 any type, while ONNX Runtime's dynamic int8 scales a whole batch by its largest value.
@@ -137,7 +137,7 @@ def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
     nncf.set_log_level("ERROR")
     examples = list(batches)
     inputs = [[tensor.numpy() for tensor in batch.values()] for batch in examples]
-    with contextlib.redirect_stdout(io.StringIO()):  # bars of its own
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         quantized = nncf.quantize(
             convert(model, examples[0]),
             nncf.Dataset(inputs),

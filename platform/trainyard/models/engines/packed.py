@@ -16,8 +16,8 @@ from typing import Any
 def pack_linears(model: Any) -> Any:
     """A copy of a model whose linear layers oneDNN computes; weights must not change any more.
 
-    It shares the model's weights, beside the packed ones, as some architectures read them: they are
-    pages of the model's file, which the system takes back when nobody does.
+    It shares the model's own weights, as some architectures read them: they are pages of the model's
+    file, which the system takes back when they are not read.
 
     Returns:
         The model itself on other processors, and with weights of a type that oneDNN does not pack.
