@@ -16,7 +16,7 @@ PACKAGE = ROOT / "platform" / "trainyard"
 CLEAN: set[str] = {
     *("aliases", "batching", "cli", "config", "data", "errors", "flags"),
     *("fleet", "glue", "predictors", "report", "serving", "tasks", "terminal", "tuning"),
-    *("cluster", "doctor", "metrics", "models", "stats", "storage"),
+    *("cluster", "doctor", "metrics", "models", "stats", "storage", "training"),
 }
 """Packages and root modules that follow the rules."""
 

@@ -1,4 +1,4 @@
-"""The state of a run besides its weights, and how an attempt at it ended."""
+"""The state of a run without its weights, and the outcome of an attempt at it."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from trainyard.errors import UserError
 
 @dataclass
 class TrainState:
-    """Everything that the rest of a run depends on, besides weights and optimizer.
+    """Everything that the rest of a run depends on, except weights and optimizer.
 
     It holds no random state: each micro-batch's seed is a function of (seed, epoch, step, micro-batch).
     """
@@ -56,7 +56,7 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended: done, saved and stopped by request, or failed with `error`."""
+    """The outcome of an attempt: done, saved and stopped by request, or failed with `error`."""
 
     status: Literal["finished", "stopped", "failed"]
     error: UserError | None = None

@@ -38,7 +38,7 @@ from trainyard.training.worker.strategies import check_strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How a sweep takes part in a run of its own: what it prepared, and when it ends the run.
+    """The part of a sweep in one of its trials: prepared data, and the decision to end the run.
 
     A trial of one worker runs in the calling process; one of several starts Ray Train as any run.
     """
@@ -62,17 +62,16 @@ def fit(
     patience: float = 5.0,
     fence: Fence | None = None,
 ) -> FitResult:
-    """Fine-tune as `config` says, or go on where the same config was interrupted.
+    """Fine-tune as `config` says, or resume where the same config was interrupted.
 
-    A run that is already finished is not done again: its result is returned. For `patience` seconds
-    it waits until nobody else runs under the name: what a killed job started on Ray lives on for a
-    second or two, and on another node, which may have died, it counts as alive for a minute. A sweep
-    or a suite gives the `fence` of its own lease.
+    A finished run is not repeated: its result is returned. For `patience` seconds `fit` waits for
+    another driver of the run: processes of a killed job live for a second or two, and those of a dead
+    node count as alive for a minute. A sweep or a suite passes the `fence` of its lease.
 
     Raises:
         SupersededError: when another driver has taken the run, or what it belongs to, over.
-        Diverged: when the loss or an answer of the model was no number.
-        UserError: for anything else the user can mend; what was trained so far is kept.
+        Diverged: when the loss or an output of the model was not a number.
+        UserError: for anything else the user can fix; what was trained so far is kept.
         Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
     """
     watch = trial.watch if trial else Stopwatch()

@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """While `count` workers train: has them save and stop when a node is about to leave, or more fit.
+    """Make `count` workers save and stop when a node is about to leave, or when more workers fit.
 
-    Training then goes on from that checkpoint with as many as fit. The batches do not depend on
+    Training then resumes from that checkpoint with the workers that fit. The batches do not depend on
     the number of workers, so neither does the result.
     """
 

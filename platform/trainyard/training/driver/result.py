@@ -1,4 +1,4 @@
-"""What a run found, and whether the run that lies in a folder is the one that is asked for."""
+"""The result of a run, and the check that the run in a folder is the requested one."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ from trainyard.storage import RunFolder, storage_folder
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a finished run found; `score` is the task's headline metric, higher is better.
+    """The result of a finished run; `score` is the task's headline metric, higher is better.
 
     `metrics` holds {split: {metric: value}} of the best checkpoint, `intervals` those of 95 % over
     rows, `model` the folder that transformers loads, `seconds` those of all attempts.
@@ -33,7 +33,7 @@ class FitResult:
     padding_efficiency: float
     truncated_rows: Mapping[str, int]
     rows: Mapping[str, int] = field(default_factory=dict)
-    """Of each split, as it was trained or judged on."""
+    """Number of rows of each split, as it was trained or evaluated on."""
 
     def as_json(self) -> dict[str, Any]:
         """The last line that the job prints."""
@@ -57,7 +57,7 @@ class OtherBaseModel(AnotherRun):
 
 
 def planned_otherwise(record: Mapping[str, Any]) -> str | None:
-    """Why a recorded run or sweep has other steps than it would have now; None when it has not."""
+    """Return why a recorded run or sweep has other steps than it would have now, or None."""
     before = record.get("plan_version", 1)
     if before == PLAN_VERSION:
         return None

@@ -1,11 +1,11 @@
-"""The sum of a step's gradients: in one order, whoever computed them.
+"""The sum of a step's gradients, in an order that does not depend on the workers.
 
 Floating-point addition is not associative. If the order of a sum depended on the number of workers,
 so would its last bits, and in some hundred steps those grow into another model. So the micro-batches of a
 step are the leaves of a binary tree, ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), which every number
 of workers adds up alike (pairwise summation; Higham, Accuracy and Stability of Numerical
 Algorithms, 2002, section 4.2). Worker r of N computes the r-th N-th of the leaves. With powers of
-two that is a subtree, and equal to the bit; other numbers differ in the last bits.
+two that is a subtree, and bit-exact; other numbers differ in the last bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def tree_sum(parts: Sequence[Any]) -> Any:
-    """Neighbors are added until one is left; shapes are equal, `parts` is left as it is."""
+    """Add neighbors until one part is left; shapes are equal, and `parts` is not changed."""
     while len(parts) > 1:
         odd = parts[len(parts) & ~1 :]
         parts = [*(a + b for a, b in zip(parts[::2], parts[1::2], strict=False)), *odd]
@@ -23,18 +23,18 @@ def tree_sum(parts: Sequence[Any]) -> Any:
 
 
 class MeanOfWorkers:
-    """How FSDP and DeepSpeed add: they average over the workers, in an order of their own."""
+    """The sum of FSDP and DeepSpeed: the mean over the workers, in an order that they choose."""
 
     def __init__(self, accelerator: Any, model: Any) -> None:
         self._accelerator, self._model = accelerator, model
         self.scale = float(accelerator.num_processes)
-        """What a loss is multiplied by before its backward pass, to make that mean a sum."""
+        """Factor of a loss before its backward pass, which makes that mean a sum."""
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
         """Surround forward and backward of micro-batch `turn` (from 0) of this process's `turns`."""
         last = turn + 1 == turns
-        # DeepSpeed makes its optimizer step inside a backward pass: inside every one, if not told.
+        # By default DeepSpeed makes its optimizer step inside every backward pass.
         self._accelerator.sync_gradients = last
         try:
             with nullcontext() if last else self._accelerator.no_sync(self._model):
@@ -133,7 +133,7 @@ class GradientTree(MeanOfWorkers):
     def _put_aside(self, pair: int) -> None:
         """Take the gradients off the model, and join the subtrees that end with this pair.
 
-        As in a binary counter: as many as `pair` has ones at its end.
+        As in a binary counter, their number is that of the trailing ones of `pair`.
         """
         import torch
 

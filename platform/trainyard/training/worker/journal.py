@@ -1,4 +1,4 @@
-"""What a run tells while it runs: metrics.jsonl, TensorBoard, progress.json, and the ledger."""
+"""The records of a running run: metrics.jsonl, TensorBoard, progress.json, and the ledger."""
 
 import json
 import time
@@ -42,7 +42,7 @@ class Journal:
     def record_micro_batch(
         self, step: int, epoch: int, micro_batch: int, rows: Rows, loss: Any
     ) -> None:
-        """Ledger: the rows of one forward pass and its share of the step's loss, to the bit."""
+        """Ledger: the rows of one forward pass and its share of the step's loss, bit-exact."""
         if self._ledger is not None:
             line = {"step": step, "epoch": epoch, "slot": micro_batch, "rows": rows.tolist()}
             self._ledger.write(json.dumps({**line, "loss": float(loss.detach()).hex()}) + "\n")
@@ -75,7 +75,7 @@ class Journal:
         *,
         at_once: bool = False,
     ) -> None:
-        """Where the run is, for people, at most twice a second; `seconds` are this attempt's."""
+        """Write progress.json, at most twice a second; `seconds` are this attempt's."""
         now = time.monotonic()
         if self._main and (at_once or now - self._shown >= PROGRESS_SECONDS):
             self._shown = now

@@ -30,9 +30,7 @@ def train(
 ) -> Outcome:
     """Train from the newest valid checkpoint to the end; evaluate and checkpoint on the way.
 
-    In a process of its own, `on_evaluation` is asked after each evaluation whether to go on.
-
-    Returns how it ended.
+    In a run of one process, `on_evaluation` is called after each evaluation; False stops the run.
     """
     import torch
 

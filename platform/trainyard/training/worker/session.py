@@ -1,4 +1,4 @@
-"""What happens between the steps of a run: reading losses, evaluating, saving, stopping.
+"""Work between the steps of a run: reading losses, evaluating, saving, stopping.
 
 Both loops, ours and transformers' Trainer, train inside a `Session`; they differ in how they make
 a step, and in nothing that surrounds it.
@@ -108,7 +108,7 @@ class Session:
         return batch
 
     def finish_step(self, done: int, loss: Any, rows: int) -> bool:
-        """After the optimizer made step `done` (from 1); returns whether to go on.
+        """Read, evaluate and save after optimizer step `done` (from 1); return whether to continue.
 
         `loss` is this process's share of the step's loss, on its device. It is read, logged and
         checked together with those of the steps before when there is a reason to look.

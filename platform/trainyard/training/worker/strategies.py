@@ -1,4 +1,4 @@
-"""How workers share a model: Accelerate's wrapper, and the state to save, for each --strategy."""
+"""The ways in which workers share a model: a row with wrapper and saved state for each --strategy."""
 
 import importlib.util
 from collections.abc import Callable

@@ -105,7 +105,7 @@ def train_by_trainer(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    with suppress(OSError):  # Trainer makes the folder whatever it is told to save
+    with suppress(OSError):  # Trainer makes the folder even when it saves nothing
         (folder.path / ".trainer").rmdir()
     return session.outcome()
 
