@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+from storage.test_checkpoints import writer
 from support.bucket_here import endpoint, url
 from support.runs_locally import run_locally, weights_hash
 from training.test_loop import LAST_STEP
 from training.test_training import job, losses, wait_for_step
 
 from trainyard import TrainConfig, UserError, fit
+from trainyard.errors import SupersededError
 from trainyard.storage import folder as folders
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.storage.store import Bucket
@@ -74,6 +76,40 @@ def test_what_driver_and_worker_on_two_nodes_see_of_each_other(
     (table / "ids.bin").write_bytes(b"tokens")
     driver.share_tables({"train": table})
     worker.on_this_node({"train": table})
+
+
+def test_a_driver_that_lost_its_lease_changes_nothing_in_the_bucket(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does its worker on another node, which got the lease's id with the folder."""
+    driver = open_run(url, "run")
+    driver.create()
+    with driver.lease():
+        driver.fetch()
+        driver.update(status="running")
+        monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / "elsewhere"))
+        worker, _ = pickle.loads(pickle.dumps(driver)).on_this_node({})
+        store = worker.store()
+        store.claim()
+        store.commit(10, writer("mine"))
+        bucket = Bucket(url)
+        bucket.write("run/lease.json", b'{"id": "successor", "pid": 7, "host": "elsewhere"}')
+        before = {name: bucket.read(name) for name in bucket.names("run")}
+        worker.append_metrics(
+            {"step": 20}
+        )  # on its own disk: no line counts before it is published
+        for harm in (
+            lambda: driver.update(status="failed"),
+            lambda: worker.publish("metrics.jsonl"),
+            lambda: store.commit(20, writer("mine")),
+            lambda: store.keep(()),
+            lambda: worker.store().claim(),
+            driver.clear,
+        ):
+            with pytest.raises(SupersededError, match="run 'run' was taken over by process 7 on"):
+                harm()
+        assert {name: bucket.read(name) for name in bucket.names("run")} == before
+    assert bucket.read("run/lease.json") == before["run/lease.json"]
 
 
 def on_an_empty_machine(config: TrainConfig, machine: Path, patch: pytest.MonkeyPatch) -> RunFolder:
