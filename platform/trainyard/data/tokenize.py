@@ -67,7 +67,7 @@ class PreparedData:
     padding_side: str = "right"
     """The tokenizer's."""
     vocabulary: int | None = None
-    """Least number of word vectors; None: as many as the model has."""
+    """Minimum number of word vectors; None keeps the size of the model."""
 
     def table(self, split: str) -> TokenTable:
         return TokenTable(self.folders[split])
