@@ -50,7 +50,6 @@ class TrainState:
         return self.best_step is not None and self.best_step == self.step
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
         return asdict(self)
 
 

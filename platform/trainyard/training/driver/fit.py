@@ -47,12 +47,12 @@ class Trial:
     data: PreparedData
     tokenizer: Any
     record: Mapping[str, Any]
-    """Joins run.json."""
+    """Further keys of run.json."""
     on_evaluation: Callable[[], bool]
     """Called in a run of one worker after each evaluation but the last, when its checkpoint is
     stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
     watch: Stopwatch
-    """Runs since the trial was taken up; what `fit` has not written down is left on it."""
+    """Started with the trial. Time that `fit` has not recorded remains on it."""
 
 
 def fit(

@@ -15,7 +15,7 @@ from trainyard.storage import RunFolder
 
 WATCH_SECONDS = 2.0
 GROW_AFTER = 5
-"""Looks in a row that must find room for more workers before a run is restarted with them."""
+"""Consecutive checks that must find room for more workers before a restart with them."""
 
 log = logging.getLogger(__name__)
 

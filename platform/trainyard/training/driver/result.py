@@ -16,8 +16,8 @@ from trainyard.storage import RunFolder, storage_folder
 class FitResult:
     """The result of a finished run; `score` is the task's headline metric, higher is better.
 
-    `metrics` holds {split: {metric: value}} of the best checkpoint, `intervals` those of 95 % over
-    rows, `model` the folder that transformers loads, `seconds` those of all attempts.
+    `metrics` holds {split: {metric: value}} of the best checkpoint, and `intervals` the 95 % intervals
+    over rows. `model` is the folder for transformers, and `seconds` the time of all attempts.
     """
 
     run: str
@@ -36,7 +36,6 @@ class FitResult:
     """Number of rows of each split, as it was trained or evaluated on."""
 
     def as_json(self) -> dict[str, Any]:
-        """The last line that the job prints."""
         return {"job": "train", **asdict(self)}
 
 

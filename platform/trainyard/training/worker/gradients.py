@@ -1,7 +1,7 @@
 """The sum of a step's gradients, in an order that does not depend on the workers.
 
 Floating-point addition is not associative. If the order of a sum depended on the number of workers,
-so would its last bits, and in some hundred steps those grow into another model. So the micro-batches of a
+so would its last bits, and after some hundred steps the models would differ. So the micro-batches of a
 step are the leaves of a binary tree, ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), which every number
 of workers adds up alike (pairwise summation; Higham, Accuracy and Stability of Numerical
 Algorithms, 2002, section 4.2). Worker r of N computes the r-th N-th of the leaves. With powers of
@@ -44,12 +44,11 @@ class MeanOfWorkers:
 
 
 class TouchedRows:
-    """The tree above for the gradient of a word embedding, of which a step touches few rows.
+    """Gradient tree for a word embedding, of which a step touches few rows.
 
-    Autograd makes the others as zeros for each micro-batch: for MiniLM 47 MB, more than all else of it.
-    Here a micro-batch keeps the rows that it touched, and every step reuses one dense gradient.
-    The sums are those of autograd, in its order, which a sparse tensor's own are not: its `coalesce`
-    sorts the rows with a sort that is not stable.
+    Autograd allocates the whole gradient for each micro-batch, mostly zeros: 47 MB for MiniLM. This class
+    keeps only the touched rows of each micro-batch, and reuses one dense gradient for every step. Sums
+    have the order of autograd. The order of a sparse tensor's `coalesce` differs: its sort is not stable.
     """
 
     def __init__(self, embedding: Any) -> None:
@@ -86,11 +85,11 @@ class TouchedRows:
 
 
 def _sum_by_id(ids: Any, rows: Any) -> tuple[Any, Any]:
-    """Each id once, and the sum of its rows in the order in which they stand."""
+    """Return the distinct ids, and the sum of the rows of each, in their order."""
     import torch
 
-    each, place = torch.unique(ids, return_inverse=True)
-    return each, torch.ops.aten.embedding_dense_backward(rows, place, len(each), -1, False)
+    distinct, index = torch.unique(ids, return_inverse=True)
+    return distinct, torch.ops.aten.embedding_dense_backward(rows, index, len(distinct), -1, False)
 
 
 def _joined(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -116,7 +115,7 @@ class GradientTree(MeanOfWorkers):
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """As above. Autograd itself adds the right leaf of a pair to the left one."""
+        """Surround a micro-batch. Autograd adds the right leaf of a pair to the left one."""
         with super().add(turn, turns):
             yield
         if self._words is not None:
@@ -151,8 +150,8 @@ class GradientTree(MeanOfWorkers):
         import torch
 
         for left in reversed(self._waiting):
-            known = [(g, left[p]) for p, g in zip(parameters, gradients, strict=True) if p in left]
-            torch._foreach_add_([g for g, _ in known], [other for _, other in known])
+            pairs = [(g, left[p]) for p, g in zip(parameters, gradients, strict=True) if p in left]
+            torch._foreach_add_([g for g, _ in pairs], [other for _, other in pairs])
 
     def _replace_all_reduce(self) -> None:
         """Give DDP our sum: it calls for a bucket of gradients as soon as the last micro-batch has them."""
@@ -177,7 +176,7 @@ class GradientTree(MeanOfWorkers):
 
 
 def _word_embedding(model: Any) -> Any:
-    """The model's, if looking up its rows is all that is done with its weight; else None."""
+    """Return the model's word embedding if its weight has no other use than look-ups, else None."""
     import torch
 
     try:
@@ -192,7 +191,7 @@ def _word_embedding(model: Any) -> Any:
 
 
 def _all_reduce_as_tree(buffer: Any, world: int, future: Any) -> None:
-    """Each worker adds up one part of the buffer for all: as many bytes as a ring all-reduce sends."""
+    """Let each worker sum one part of the buffer for all; sends the bytes of a ring all-reduce."""
     import torch
     import torch.distributed as dist
 

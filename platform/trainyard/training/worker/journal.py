@@ -15,10 +15,10 @@ PROGRESS_SECONDS = 0.5
 
 
 class Journal:
-    """The records of one attempt. Rank 0 writes them; each rank writes its own ledger.
+    """Records of one attempt. Rank 0 writes them; each rank writes its own ledger.
 
-    Lines after `first_step` are left from an attempt that got further than its checkpoint: they
-    are dropped, for this one writes them again.
+    Lines after `first_step` are from an attempt that got further than its checkpoint. They are
+    dropped, since this attempt writes them again.
     """
 
     def __init__(
@@ -90,7 +90,6 @@ class Journal:
             )
 
     def close(self) -> None:
-        """Flush and close what is open."""
         for writer in (self._ledger, self._board):
             if writer is not None:
                 writer.close()

@@ -1,11 +1,13 @@
-"""The training loop. Read it top to bottom: it is one function, and it knows no Ray.
+"""The training loop: one function, independent of Ray.
 
-Every process calls `train` with the same arguments. The plan says which rows make which forward
-pass; a process runs its share of the micro-batches of a step and the gradients are summed, always in the
+Every process calls `train` with the same arguments. The plan assigns the rows to forward passes. A
+process runs its share of the micro-batches of a step and the gradients are summed, always in the
 same order (gradients.py).
 """
 
 from collections.abc import Callable
+
+import torch
 
 from trainyard.batching import micro_batch_seed, share
 from trainyard.config import TrainConfig
@@ -32,8 +34,6 @@ def train(
 
     In a run of one process, `on_evaluation` is called after each evaluation; False stops the run.
     """
-    import torch
-
     accelerator = training_accelerator(config)
     rank, world = accelerator.process_index, accelerator.num_processes
     session = Session(config, task, data, folder, accelerator, on_evaluation)

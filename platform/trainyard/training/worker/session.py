@@ -1,7 +1,7 @@
 """Work between the steps of a run: reading losses, evaluating, saving, stopping.
 
-Both loops, ours and transformers' Trainer, train inside a `Session`; they differ in how they make
-a step, and in nothing that surrounds it.
+Both loops, ours and transformers' Trainer, train inside a `Session`. They differ only in the way they
+make a step.
 """
 
 import math
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
@@ -111,7 +112,7 @@ class Session:
         """Read, evaluate and save after optimizer step `done` (from 1); return whether to continue.
 
         `loss` is this process's share of the step's loss, on its device. It is read, logged and
-        checked together with those of the steps before when there is a reason to look.
+        checked together with the losses of earlier steps, when one of these is due.
         """
         config = self.config
         self.watch.lap("compute")
@@ -211,8 +212,6 @@ class Session:
 
         One message carries both, so that all processes stop at the same step.
         """
-        import torch
-
         main = self.accelerator.is_main_process
         wish = float(main and self.folder.wants_stop())
         message = torch.stack([*self._unread, torch.full_like(self._unread[0], wish)])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
@@ -35,8 +36,6 @@ def save_checkpoint(
     The folder is in Hugging Face's format, with the optimizer and the logits of the best evaluation
     next to the weights: the best checkpoint becomes `model/` unchanged.
     """
-    import torch
-
     weights, moments = STRATEGIES[config.strategy].state(accelerator, model, optimizer)
     failure = None
     if accelerator.is_main_process:

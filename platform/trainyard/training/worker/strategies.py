@@ -16,7 +16,7 @@ OPTIMIZER_FILE = "optimizer.pt"
 
 @dataclass(frozen=True)
 class Strategy:
-    """One row: Accelerator arguments, and how all ranks together give and take the whole state."""
+    """One --strategy: arguments of the Accelerator, and functions to save and load the full state."""
 
     accelerator_arguments: Callable[[TrainConfig], dict[str, Any]]
     state: Callable[[Any, Any, Any], tuple[dict[str, Any], dict[str, Any]]]

@@ -1,13 +1,16 @@
 """`--loop trainer`: the same plan, weights and seeds through transformers' `Trainer`.
 
-For those who trust it, or need one of its callbacks; and a check on our loop, with which it must
-agree. Trainer keeps its optimizer step, accumulation, clipping and precision; order, padding,
-dropout seeds and the weights of uneven micro-batches come from the plan.
+It serves runs that need one of Trainer's callbacks, and it checks our loop: both must agree. Trainer
+keeps its optimizer step, accumulation, clipping and precision. Order, padding, dropout seeds and the
+weights of uneven micro-batches come from the plan.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
+
+import torch
+import transformers
 
 from trainyard.batching import micro_batch_seed, share
 from trainyard.config import TrainConfig
@@ -29,10 +32,7 @@ def train_by_trainer(
     folder: RunFolder,
     on_evaluation: Callable[[], bool] | None = None,
 ) -> Outcome:
-    """As `loop.train`, by `transformers.Trainer`."""
-    import torch
-    import transformers
-
+    """Train like `loop.train`, with `transformers.Trainer`."""
     accelerator = training_accelerator(config)
     session = Session(config, task, data, folder, accelerator, on_evaluation)
     model = build_model(
@@ -126,8 +126,6 @@ class _MicroBatches:
         return (self.last - self.first) * self.per_step
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        import torch
-
         rank = self._session.accelerator.process_index
         world = self._session.accelerator.num_processes
         for step, epoch, micro_batches in self._session.steps():
