@@ -82,6 +82,8 @@ def kill_and_run_again(config: TrainConfig, points: list[str], uninterrupted: An
         flag = f"--{field.name.replace('_', '-')}"
         if isinstance(value, bool):
             flags += [flag] if value else []
+        elif isinstance(value, tuple):
+            flags += [flag, *map(str, value)]
         elif value is not None:
             flags += [flag, str(value)]
     for point in points:
