@@ -15,9 +15,8 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
-from trainyard.inference.inputs import fields_of, text_of
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT
+from trainyard.inference.parameters import STRICT, fields_of, text_of
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.rows import Item
 from trainyard.models import resolve_model

@@ -14,9 +14,8 @@ from trainyard.inference.generation import (
     Generator,
     given,
 )
-from trainyard.inference.inputs import text_of
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT
+from trainyard.inference.parameters import STRICT, text_of
 from trainyard.inference.rows import Item, Prepared
 from trainyard.inference.sampling import Generated
 

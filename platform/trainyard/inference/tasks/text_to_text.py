@@ -14,9 +14,8 @@ from trainyard.inference.generation import (
     Generator,
     given,
 )
-from trainyard.inference.inputs import text_of
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, Truncation, check_parameters
+from trainyard.inference.parameters import STRICT, Truncation, check_parameters, text_of
 from trainyard.inference.rows import Item
 from trainyard.inference.tokenizing import NO_TOKEN
 

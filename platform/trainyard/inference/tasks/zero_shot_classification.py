@@ -12,9 +12,8 @@ import numpy as np
 from annotated_types import MaxLen
 
 from trainyard.errors import UserError
-from trainyard.inference.inputs import text_of
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, Truncation
+from trainyard.inference.parameters import STRICT, Truncation, text_of
 from trainyard.inference.rows import Item
 from trainyard.inference.tasks.text_classification import SequenceClassifier, softmax
 
