@@ -168,7 +168,7 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     )
     refuse(r"--text-pair-column describes your own data", text_pair_column="b")
     refuse(r"--splits is validation validation; name each once", splits=("validation",) * 2)
-    refuse(r"surer of rows it was trained on .*; calibrate on validation", splits=("train",),
+    refuse(r"surer of the rows that it was trained on; calibrate on validation", splits=("train",),
            calibrate=True)  # fmt: skip
     refuse(r"--max-length is 0; it must be at least 1", max_length=0)
     refuse(r"--data-dir .* would not be read: the rows of task 'demo' are", task="demo")
