@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from support.tiny import write_task
@@ -83,5 +83,7 @@ def test_nobody_asks_an_autoscaler_that_is_not_there(
     small_run: TrainConfig, tmp_path: Path
 ) -> None:
     """The process that would takes a second to start, and its memory all the time."""
-    config = {**asdict(small_run), "storage_path": str(tmp_path), "max_steps": 1}
+    given = ((field, getattr(small_run, field.name)) for field in fields(TrainConfig))
+    config = {field.name: value for field, value in given if value != field.default}
+    config |= {"storage_path": str(tmp_path), "max_steps": 1}
     assert json.loads(run_here(FIT, json.dumps(config))) == []
