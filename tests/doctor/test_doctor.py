@@ -153,7 +153,7 @@ def test_a_marker_goes_though_a_late_node_writes_beside_it(tmp_path: Path) -> No
     ("flags", "check", "sentence"),
     [
         ({"model_name_or_path": "package:absent/model"}, "model", "'absent' is not installed here"),
-        ({"model_name_or_path": "./absent"}, "model", "has no config.json"),
+        ({"model_name_or_path": "./absent"}, "model", "holds no config.json"),
         ({"storage_path": "s3://bucket/runs"}, "storage", "s3://bucket/runs cannot be used"),
         ({"storage_path": "/proc/runs"}, "storage", "cannot be written from here"),
         ({"task": "mrpc", "data_dir": "gleu"}, "data", "gleu"),
