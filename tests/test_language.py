@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "trainyard"
 
 CLEAN: set[str] = {
-    *("aliases", "batching", "cli", "config", "data", "errors", "flags"),
+    *("aliases", "batching", "cli", "config", "data", "errors", "evaluation", "flags", "inference"),
     *("fleet", "glue", "predictors", "report", "serving", "tasks", "terminal", "tuning"),
     *("cluster", "doctor", "metrics", "models", "stats", "storage", "training"),
 }

@@ -1,9 +1,8 @@
 """Calibration of a model's probabilities, and the temperature that corrects them.
 
 Expected calibration error and temperature scaling as in Guo et al., On Calibration of Modern Neural
-Networks (ICML 2017). The error is never 0 on a finite sample: `expected_if_calibrated` says what
-rows of this number would show of a model that is calibrated perfectly (consistency resampling,
-Bröcker and Smith 2007).
+Networks (ICML 2017). The error is never 0 on a finite sample. `expected_if_calibrated` is the error of
+a perfectly calibrated model on the same number of rows (consistency resampling, Bröcker and Smith 2007).
 """
 
 from typing import Any
@@ -23,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 def decisions(problem_type: str, logits: NDArray[Any], labels: NDArray[Any]) -> tuple[Any, Any]:
-    """(logits [decisions, classes], class of each): of a multi-label row, each label is a decision."""
+    """Return (logits [decisions, classes], classes); each label of a multi-label row is a decision."""
     if problem_type == "multi_label_classification":
         flat = logits.astype(np.float64).reshape(-1, 1)
         return np.hstack([np.zeros_like(flat), flat]), labels.astype(np.int64).ravel()
@@ -45,9 +44,9 @@ def log_loss(logits: Floats, labels: NDArray[np.int64], temperature: float = 1.0
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
-    """The temperature of least log loss from COLDEST to HOTTEST (bounded Brent search).
+    """Find the temperature of least log loss from COLDEST to HOTTEST (bounded Brent search).
 
-    It is one of the two where none between them is better: of rows that are all right, COLDEST.
+    It is a bound if none between the bounds is better; COLDEST if all rows are right.
     """
     from scipy.optimize import minimize_scalar
 
@@ -61,7 +60,7 @@ def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
 
 
 def calibration_error(confidence: Floats, right: NDArray[Any]) -> float:
-    """Mean over rows of |accuracy - confidence| of the row's bin, of 15 bins of equal width."""
+    """Mean over rows of |accuracy - confidence| of the row's bin, with 15 bins of equal width."""
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     gap = np.bincount(bins, right - confidence, BINS)
     return float(np.abs(gap).sum() / len(confidence))
@@ -75,14 +74,14 @@ def calibration(
     seed: int,
     selection: Selection | None = None,
 ) -> dict[str, Any]:
-    """Calibration of a split: error and reliability diagram, and the same after temperature scaling.
+    """Calibration of a split: error and reliability diagram, before and after temperature scaling.
 
-    The figures after scaling are cross-fitted: each fold is scored with a temperature that was fitted
-    on the others. `temperature` itself is fitted on all rows.
+    The figures after scaling are cross-fitted: each fold is scored with a temperature fitted on the
+    others. `temperature` itself is fitted on all rows.
 
-    Rows that chose the model see it more often right than others do. So "overconfident" needs no
-    correction; "underconfident" is corrected for a choice among a run's evaluations (Bonferroni), and
-    without a correction the verdict is withheld (None).
+    Accuracy is too high on rows that chose the model. So "overconfident" needs no correction.
+    "underconfident" is corrected for a choice among a run's evaluations (Bonferroni); when no
+    correction is possible, the verdict is withheld (None).
     """
     scores, classes = decisions(problem_type, logits, labels)
     raw = probabilities(scores)
@@ -130,9 +129,9 @@ def _figures(found: Floats, classes: NDArray[np.int64]) -> dict[str, float]:
 
 
 def _expected_if_calibrated(confidence: Floats, seed: int, candidates: int) -> tuple[float, float]:
-    """Upper percentiles of the error when each answer is right as often as its confidence says.
+    """Upper percentiles of the error if confidence equals the probability of a right answer.
 
-    The 95th, and that which one of a number of candidates exceeds in 5 % of cases at most.
+    The 95th, and the one that any of `candidates` models exceeds with probability 5 % at most.
     """
     rng = np.random.default_rng(seed)
     drawn = [

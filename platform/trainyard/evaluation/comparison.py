@@ -1,4 +1,4 @@
-"""Two models on the same rows: is the first better, by how much, and how sure is that?"""
+"""Paired comparison of two models on the same rows, with tests and intervals."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ LEVEL = 0.05
 WITHHELD = "withheld"
 """Verdict on a model that these rows favor, because they chose it among many."""
 SWAPS = 10_000
-_CELLS_IN_ALL = 1 << 22  # 32 MiB in each temporary array
+_CELLS_IN_ALL = 1 << 22  # 32 MiB per temporary array
 
 
 def compare(
@@ -31,14 +31,14 @@ def compare(
 ) -> dict[str, Any]:
     """Paired comparison by every metric of the task, with the verdict in words on its headline.
 
-    Accuracy is decided by McNemar's exact test (McNemar 1947), of a regression every metric by the
-    paired bootstrap over rows. Where labels are compared, few rows differ, and of few the bootstrap
-    is too sure: there the permutation test must agree with it. All at the 5 % level. Positive
-    differences favor the first model, but for an error.
+    Accuracy is decided by McNemar's exact test (McNemar 1947), metrics of a regression by the paired
+    bootstrap over rows. Metrics over labels need the bootstrap and the permutation test to agree:
+    few rows differ, and the bootstrap is too confident on few. All tests are at the 5 % level.
+    Positive differences favor the first model, except for errors.
 
-    `selections` say whether these rows chose the first and the second model. A model that they chose
-    among its run's evaluations must win by more (Bonferroni). One that they chose among trials is
-    not called better. With `groups`, whole groups of rows are drawn and swapped instead of rows.
+    `selections` describe the part of these rows in choosing the first and the second model. A model
+    chosen among its run's evaluations must win by more (Bonferroni). A model chosen among trials
+    is never called better. With `groups`, whole groups of rows are drawn and swapped instead of rows.
     """
     ours, theirs = (decode(task.problem_type, found) for found in (logits, other_logits))
     references = np.asarray(labels)
@@ -113,11 +113,10 @@ def permutation_test(
     seed: int,
     groups: NDArray[Any] | None = None,
 ) -> float:
-    """Two-sided p-value: how often the difference is as large after coins swapped answers of rows.
+    """Two-sided p-value of the difference, from random swaps of the models' answers per row.
 
-    Of two models that are equally good, either could have given either answer (approximate
-    randomization: Noreen 1989). With very many distinct rows fewer than 10,000 throws are drawn,
-    never under 200.
+    Under the null hypothesis the models' answers are exchangeable (approximate randomization: Noreen
+    1989). With very many distinct rows fewer than 10,000 swaps are drawn, but at least 200.
     """
     group = None if groups is None else group_numbers(groups)
     columns = [predictions, baseline, references, *([] if group is None else [group])]
@@ -147,7 +146,7 @@ def permutation_test(
 
 
 def mcnemar(only_first_right: int, only_second_right: int) -> dict[str, Any]:
-    """McNemar's exact test on the rows that one model has right and the other wrong."""
+    """McNemar's exact test on the rows that only one model has right."""
     from scipy.stats import binomtest
 
     discordant = only_first_right + only_second_right

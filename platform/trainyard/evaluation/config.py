@@ -17,7 +17,7 @@ from trainyard.flags import (
 
 BUILT_IN_SLICES = ("length", "label")
 DEFAULT_LENGTH = 128
-"""Tokens per row, where neither the flag nor the model says how many."""
+"""Tokens per row, if neither the flag nor the model sets a number."""
 TWO_SOURCES = (
     "--validation-file is evaluated alone; drop --task, --data-dir and --splits, or drop it"
 )
@@ -25,14 +25,14 @@ TWO_SOURCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedRows(FileFlags):
-    """A model, and the labeled rows that it answers."""
+    """Flags of a model and of the labeled rows that it is evaluated on."""
 
     model_name_or_path: str
     """Fine-tuned classifier: a run's model/ folder, a Hub id, or package:NAME/FOLDER."""
     task: str | None = None
     """GLUE task or `demo`. Default: the task that the model was fine-tuned on."""
     data_dir: str | None = None
-    """Folder with <task>/<split>.parquet in the Hub's schema; default: the data set on the Hub."""
+    """Folder with <task>/<split>.parquet in the Hub's schema. Default: the data set on the Hub."""
     validation_file: str | None = None
     """Own data instead of a task: .csv, .tsv, .json, .jsonl or .parquet, labeled as in training."""
     text_column: str | None = None
@@ -42,7 +42,7 @@ class EvaluatedRows(FileFlags):
     label_column: str = "label"
     """Own data: column of the label."""
     seed: int = 42
-    """Seed of the bootstrap's draws."""
+    """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
         """Refuse two sources of data, and own columns without own data."""
@@ -71,19 +71,19 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     splits: tuple[str, ...] = ()
     """Splits with labels. Default: the task's evaluation splits."""
     against: str | None = None
-    """Second model, which is compared with the first row by row."""
+    """Second model, compared with the first row by row."""
     slice_columns: tuple[str, ...] = ()
     """Further columns of the file to group rows by, in addition to length and label."""
     group_column: str | None = added(None, before=None)
     """Column of the file whose equal values mark rows that depend on each other, such as questions on
     one paragraph. Intervals and the comparison then draw whole groups."""
     calibrate: bool = False
-    """Store the fitted temperature in the model's folder (calibration.json), for predictions to use."""
+    """Store the fitted temperature in the model's folder (calibration.json); predictions then use it."""
     num_errors: int = 50
-    """Number of the worst errors that are listed with their text."""
+    """Number of worst errors listed with their text."""
 
     max_length: int | None = None
-    """Tokens per row. Default: as the model was trained, else 128."""
+    """Maximum tokens per row. Default: the value of the model's training, else 128."""
     per_device_eval_batch_size: int = 64
     """Rows per forward pass."""
     mixed_precision: Precision = "no"
@@ -95,7 +95,7 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     """Worker processes that share the rows."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work together, before anything is loaded."""
+        """Refuse invalid combinations before anything is loaded."""
         super().__post_init__()
         check_precision(self.mixed_precision, use_gpu=self.use_gpu)
         for column in self.slice_columns:
@@ -115,7 +115,7 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
             )
 
     def scoring(self, model: str, max_length: int) -> ScoringFlags:
-        """Flags of one model's forward passes over texts of at most `max_length` tokens."""
+        """Build the flags of one model's forward passes, with at most `max_length` tokens per row."""
         return ScoringFlags(
             model_name_or_path=model,
             max_length=max_length,
@@ -124,7 +124,7 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
         )
 
     def resolved_run_name(self, task: str) -> str:
-        """`run_name`, or the task and a hash."""
+        """Return `run_name`. Default: the task and a hash of the flags."""
         return self.name_after(f"eval-{task}")
 
 
@@ -144,7 +144,7 @@ class EngineConfig(EvaluatedRows):
     """Cores of a forward pass. Default: all. Use the number that the model is served with."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work together, before anything is loaded."""
+        """Refuse invalid combinations before anything is loaded."""
         super().__post_init__()
         if not 0 <= self.max_loss < 1:
             raise UserError(f"--max-loss is {self.max_loss:g}; it must be from 0 to below 1")

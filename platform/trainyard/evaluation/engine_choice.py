@@ -1,7 +1,7 @@
-"""Measure which engine runs a model best on this machine, and how good its answers are; store it.
+"""Choose the best engine for a model on this machine by speed and accuracy; store the choice.
 
-Each candidate is compared with torch in float32: its speed in alternating rounds, its answers on the
-same labeled rows. Serving with `engine: auto` goes by what is stored.
+Each candidate is compared with torch in float32: speed in alternating rounds, answers on the same
+labeled rows. Serving with `engine: auto` uses the stored choice.
 """
 
 import math
@@ -28,7 +28,7 @@ from trainyard.storage import versions, write_json
 from trainyard.terminal import say
 
 SAME = 1e-4
-"""Outputs that differ from torch's by no more than this part of the largest are the same answers."""
+"""Tolerance, relative to the largest output: smaller differences from torch count as equal."""
 WORTH = 1.05
 """Minimum speed of an engine that replaces torch, as a multiple of torch's."""
 CALIBRATION_ROWS = 300
@@ -90,12 +90,12 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
 
 
 def candidates() -> list[tuple[str, str]]:
-    """List engine and number type of everything that is compared with torch in float32."""
+    """List the engines and number types that are compared with torch in float32."""
     return [(name, dtype) for name, engine in ENGINES.items() for dtype in engine.measured]
 
 
 def best_of(found: Sequence[Mapping[str, Any]], max_loss: float) -> Mapping[str, Any]:
-    """The fastest candidate that answers as torch does, or whose score is at most `max_loss` lower."""
+    """Select the fastest candidate with torch's answers, or with a score at most `max_loss` lower."""
     able = [
         one for one in found
         if "refused" not in one and one["speed"] >= WORTH
@@ -106,11 +106,11 @@ def best_of(found: Sequence[Mapping[str, Any]], max_loss: float) -> Mapping[str,
 
 
 class Bench:
-    """The rows that every candidate answers, and what torch in float32 answers.
+    """Benchmark rows, and the answers of torch in float32.
 
     Attributes:
-        rows: tokenized rows that are scored and timed.
-        expected: torch's logits in the task's order, shape [rows, labels].
+        rows: Tokenized rows that are scored and timed.
+        expected: Logits of torch in the task's order, shape [rows, labels].
     """
 
     def __init__(self, model: Judged, splits: Splits, config: EngineConfig) -> None:
@@ -127,7 +127,7 @@ class Bench:
             labels += batch["label"].to_pylist()
             if len(labels) >= config.num_rows + CALIBRATION_ROWS:
                 break
-        # Scales are taken from rows that are not scored, if there are any.
+        # The int8 scales come from rows that are not scored, if there are any.
         self._spare = (
             self.rows[config.num_rows :][:CALIBRATION_ROWS] or self.rows[:CALIBRATION_ROWS]
         )
@@ -138,12 +138,12 @@ class Bench:
         self.expected = self._logits(self._torch)
 
     def score(self, logits: NDArray[Any]) -> float:
-        """The task's headline metric."""
+        """Compute the task's headline metric."""
         found = score(self._task, logits, self._labels, seed=self._seed)["metrics"]
         return float(found[self._task.score])
 
     def measure(self, engine: str, dtype: str, scratch: Path) -> dict[str, Any]:
-        """Measure a candidate and torch in turns; int8 is made in `scratch`."""
+        """Measure a candidate and torch in turns; the int8 model is written to `scratch`."""
         about: dict[str, Any] = {"engine": engine, "dtype": dtype}
         try:
             file = self._quantized(engine, scratch) if dtype == "int8" else None
@@ -178,7 +178,7 @@ class Bench:
         return found
 
     def load(self, engine: str, dtype: str, file: Path | None = None) -> Predictor:
-        """The model, run by an engine."""
+        """Load the model with an engine."""
         return PREDICTORS["text-classification"].load(
             self._model.path, engine=engine, dtype=dtype, engine_file=file
         )
@@ -194,12 +194,12 @@ class Bench:
         return in_task_order(np.stack(predictor.forward_all(self.rows)), self._order)
 
     def _changed(self, logits: NDArray[Any]) -> int:
-        """Rows of which something else is said: another class or label, a number 0.01 away."""
+        """Count rows with another answer: another class or label, or a number that differs by 0.01."""
         said, before = (decode(self._task.problem_type, each) for each in (logits, self.expected))
         return int((np.abs(said - before) >= 0.01).reshape(len(logits), -1).any(axis=1).sum())
 
     def _times(self, predictor: Predictor) -> tuple[float, float]:
-        """Seconds of a row that is alone (the median), and of each of many in batches."""
+        """Seconds per row: of single rows (the median), and of rows in batches."""
         alone = []
         for row in self._timed[:: max(1, len(self._timed) // ALONE_ROWS)]:
             began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Exact predictions on Ray: every row of every split once, by the function that training uses."""
+"""Exact predictions on Ray: every row of every split once, by the same function as in training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ Logits = dict[str, NDArray[Any]]
 def predict_on_ray(
     jobs: Sequence[tuple[str, PreparedData, ScoringFlags]], config: WorkerFlags, storage: Path
 ) -> list[Logits]:
-    """Logits by split, of shape [rows, labels], for each (model path, its tokenized splits, settings).
+    """Predict each (model path, tokenized splits, settings); logits by split, shape [rows, labels].
 
-    All models are run by the same `num_workers` processes, one model after another.
+    The same `num_workers` processes run all models, one after another.
 
     Raises:
-        UserError: when the workers fail; names what the first of them died of.
+        UserError: when the workers fail, with the cause of the first failure.
     """
     import ray.train
 
@@ -35,7 +35,7 @@ def predict_on_ray(
         claim_processor(threads)
         try:
             return [predict_splits(*job, use_gpu=config.use_gpu) for job in jobs]
-        except UserError as error:  # returned, not raised: Ray would try again
+        except UserError as error:  # returned, not raised: Ray would retry
             return str(error)
 
     trainer = build_trainer(
@@ -74,10 +74,10 @@ def predict_splits(
 
 
 def check_finite(logits: Mapping[str, NDArray[Any]], model: str) -> None:
-    """Refuse a model that answers no numbers: every metric would hide it.
+    """Refuse a model with NaN or infinite logits: every metric would hide them.
 
     Raises:
-        UserError: naming the split and how many rows.
+        UserError: naming the split and the number of rows.
     """
     if fault := not_finite(logits):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Details of a score: confusion matrix, figures of each class, the worst errors."""
+"""Details of a score: confusion matrix, figures per class, worst errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from trainyard.tasks import Task
 
 
 def confusion(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> list[list[int]] | None:
-    """Rows counted by [label][prediction]; None where labels are not one class each."""
+    """Count rows by [label][prediction]; None unless each row has exactly one class."""
     from sklearn.metrics import confusion_matrix
 
     if task.problem_type != "single_label_classification":
@@ -66,7 +66,7 @@ def row_errors(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArra
 
 
 def row_losses(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """Order of the worst errors, shape [rows]: absolute error, or the log loss of a row."""
+    """Loss of each row, shape [rows]: absolute error of a regression, else log loss."""
     if task.problem_type == "regression":
         return row_errors(task, logits, labels)
     scores, classes = decisions(task.problem_type, logits, labels)
@@ -78,7 +78,7 @@ def row_losses(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArra
 def worst_rows(
     task: Task, logits: NDArray[Any], labels: NDArray[Any], limit: int
 ) -> list[dict[str, Any]]:
-    """The rows that were answered wrongly with most confidence, worst first, without their texts."""
+    """Select the wrong answers of highest confidence, worst first, without texts."""
     losses = row_losses(task, logits, labels)
     losses[row_errors(task, logits, labels) == 0] = -1.0
     order = np.argsort(-losses, kind="stable")[:limit]
@@ -96,7 +96,7 @@ def worst_rows(
 
 
 def label_words(task: Task, label: Any) -> Any:
-    """A label as people read it: a name, a list of names, or a number."""
+    """Readable form of a label: a name, a list of names, or a number."""
     if task.problem_type == "regression":
         return round(float(label), 3)
     if task.problem_type == "multi_label_classification":

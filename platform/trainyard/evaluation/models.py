@@ -1,4 +1,4 @@
-"""A fine-tuned model as a thing to judge: whose labels it speaks, and in which order."""
+"""Description of a fine-tuned model, and the mapping of its outputs to a task's labels."""
 
 import re
 import unicodedata
@@ -37,7 +37,7 @@ class Judged:
 
 
 def describe(name: str) -> Judged:
-    """Read a model's config (and its run's, where it lies in a run folder), not its weights."""
+    """Read a model's config, and its run's if it is in a run folder, but not its weights."""
     settings = load_config(name)
     path = resolve_model(name)
     labels = tuple(settings.id2label[i] for i in sorted(settings.id2label))
@@ -55,7 +55,7 @@ def describe(name: str) -> Judged:
 
 
 def _trained_length(folder: Path) -> int | None:
-    """`--max-length` of the run that a model lies in; None of one from the Hub, whose path is an id."""
+    """Read `--max-length` of the model's run; None for a model on the Hub."""
     if not folder.is_dir():
         return None
     run = RunFolder(folder.parent)
@@ -71,19 +71,19 @@ def _trained_length(folder: Path) -> int | None:
 
 
 def max_length(model: Judged, asked: int | None) -> int:
-    """`--max-length`, else what the model was trained with, else 128."""
+    """Return `--max-length`, else the value of the model's training, else 128."""
     return asked or model.max_length or DEFAULT_LENGTH
 
 
 def column_order(model: Judged, task: Task) -> list[int]:
-    """For each of the task's labels, the model's output that stands for it.
+    """Find the index of the model's output for each of the task's labels.
 
-    Names are matched to the letter, or else whatever their case and punctuation if all still differ,
-    so a model from the Hub whose labels stand in another order is scored right; `LABEL_0`, `LABEL_1`
-    are taken in the task's order.
+    Names are matched exactly, else without case and punctuation if they stay distinct. So a model
+    with another order of labels is scored correctly. `LABEL_0`, `LABEL_1` are taken in the task's
+    order.
 
     Raises:
-        UserError: when the model does not answer what the task asks.
+        UserError: when the model's labels do not match the task's.
     """
     expected = list(task.labels)
     if task.problem_type == "regression" or not expected:
@@ -109,12 +109,12 @@ def column_order(model: Judged, task: Task) -> list[int]:
 
 
 def in_task_order(logits: NDArray[Any], order: list[int]) -> NDArray[Any]:
-    """Outputs of shape [rows, labels], one column for each of the task's labels."""
+    """Reorder outputs, shape [rows, labels]: one column per label of the task."""
     return np.ascontiguousarray(logits[:, order])
 
 
 def _folded(label: str) -> str:
-    """Letters, marks, digits and symbols ("+1" is not "-1") of any script, words a space apart."""
+    """Keep letters, marks, digits and symbols ("+1" is not "-1"), with single spaces between words."""
     text = unicodedata.normalize("NFKC", label).casefold()
     kept = (c if unicodedata.category(c)[0] in "LMNS" else " " for c in text)
     return " ".join("".join(kept).split())

@@ -1,4 +1,4 @@
-"""The evaluation as one HTML page: the verdict first, then the tables and figures behind it."""
+"""HTML report of an evaluation: the verdict first, then tables and figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The labeled rows that a model is scored on: a task's splits, or one file of the user's own."""
+"""Labeled rows that a model is scored on: a task's splits, or the user's file."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,13 +28,13 @@ OWN_SPLIT = "validation"
 
 
 def labeled_splits(config: EvaluatedRows, model: Judged, wanted: Sequence[str] = ()) -> Splits:
-    """The splits of `--task`, or the file of `--validation-file` with the model's own labels.
+    """Read the splits of `--task`, or the file of `--validation-file` with the model's labels.
 
     `wanted` names the splits. Default: the evaluation splits of the task.
 
     Raises:
-        UserError: when neither flags nor model say which rows to judge, labels are withheld, or the
-            model does not fit the task.
+        UserError: when neither flags nor model name a task, the split has no labels, or the model
+            does not fit the task.
     """
     if config.validation_file:
         return _own_file(config, model)
@@ -66,7 +66,7 @@ def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
     text_format = TextFormat(config.delimiter, config.encoding)
     file = OwnFile(path, texts, config.label_column, problem_type, text_format)
     encoder = LabelEncoder(problem_type, model.labels, f"the model {model.name}")
-    for batch in file.batches():  # what is wrong with the file is known before anything starts
+    for batch in file.batches():  # reports errors in the file before anything starts
         encoder.encode(batch)
     task = own_task(
         text_columns=texts,
@@ -79,7 +79,7 @@ def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
 
 
 def texts_of(splits: Splits, name: str, rows: Sequence[int]) -> Mapping[int, dict[str, Any]]:
-    """The texts of a few rows of a split, by row."""
+    """Read the texts of a few rows of a split, by row."""
     wanted = np.asarray(sorted(rows), np.int64)
     found: dict[int, dict[str, Any]] = {}
     first = 0
@@ -97,10 +97,10 @@ def texts_of(splits: Splits, name: str, rows: Sequence[int]) -> Mapping[int, dic
 
 
 def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, list[str]]:
-    """`--slice-columns` of a split, read as a column of labels is: as names.
+    """Read `--slice-columns` of a split, as names, like a column of labels.
 
     Raises:
-        UserError: where there is no file to read them from, or a value is missing.
+        UserError: without --validation-file, or for a missing value.
     """
     return {
         column: _column(config, splits, name, column, "--slice-columns")
@@ -109,7 +109,7 @@ def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, li
 
 
 def group_of_rows(config: EvalConfig, splits: Splits, name: str) -> NDArray[Any] | None:
-    """`--group-column` of a split; None without the flag.
+    """Read `--group-column` of a split; None without the flag.
 
     Raises:
         UserError: as `extra_columns`.

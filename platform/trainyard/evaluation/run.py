@@ -1,4 +1,4 @@
-"""`evaluate`: from flags to a report. The other modules compute its parts."""
+"""Entry point of an evaluation: from flags to a report. The other modules compute its parts."""
 
 import shutil
 import time
@@ -31,13 +31,13 @@ from trainyard.terminal import say
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result; `details` is the content of evaluation.json."""
+    """Result of an evaluation; `details` is the content of evaluation.json."""
 
     folder: Path
     details: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """The last line that the job prints: the figures without the tables behind them."""
+        """Build the job's last line of output: the figures without the tables."""
         splits = self.details["splits"]
         found = {name: self.details[name] for name in ("run", "task", "score", "model", "seconds")}
         found["metrics"] = {name: split["metrics"] for name, split in splits.items()}
@@ -69,7 +69,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
     if other:
-        column_order(other, splits.task)  # one that does not fit is known before anything starts
+        column_order(other, splits.task)  # refuses a model that does not fit before anything starts
     columns = {split.name: extra_columns(config, splits, split.name) for split in splits.splits}
     groups = {split.name: group_of_rows(config, splits, split.name) for split in splits.splits}
     name = config.resolved_run_name(splits.task.name)
@@ -131,7 +131,7 @@ def _stored_temperature(model: Judged) -> float | None:
 def _predict(
     config: EvalConfig, splits: Splits, judged: list[Judged], folder: Path
 ) -> tuple[PreparedData, list[Logits]]:
-    """Token tables of the first model, and the logits of all, columns in the task's order."""
+    """Return token tables of the first model, and logits of all, columns in the task's order."""
     orders = [column_order(model, splits.task) for model in judged]
     jobs = []
     for model in judged:
@@ -159,9 +159,9 @@ def _judge(
     selections: Sequence[Selection],
     groups: NDArray[Any] | None,
 ) -> dict[str, Any]:
-    """All that is known about the first model on one split, whose slices are by `columns` too.
+    """Compute all results of the first model on one split; `columns` define further slices.
 
-    Calibration and comparison leave out rows that chose the models, where others are left.
+    Calibration and comparison leave out rows that chose the models, if other rows remain.
     """
     task, table = splits.task, data.table(name)
     labels = table.labels[:]
@@ -206,10 +206,10 @@ def _judge(
 def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
     """Write calibration.json next to the weights: the temperature of `TextClassification`.
 
-    Of several splits (MNLI's two) the first is taken.
+    With several splits (MNLI has two), the first one is used.
 
     Raises:
-        UserError: when none fits best, as where all rows are right: the colder, the better; and
+        UserError: when no temperature fits best (if all rows are right, colder is always better), or
             when the folder cannot be written.
     """
     name, found = next(iter(splits.items()))

@@ -34,7 +34,7 @@ def predict(
     config: ScoringFlags,
     padding: Padding = RIGHT,
 ) -> NDArray[np.float32]:
-    """Logits of all rows in row order, on every process, of shape [rows, labels].
+    """Predict all rows; every process returns the logits in row order, shape [rows, labels].
 
     The batches do not depend on the number of processes. Process r of N runs the batches r, r+N, …
     and fills in its rows. The sum over processes is exact, as all others hold zeros there.
@@ -92,8 +92,8 @@ def score(
 ) -> dict[str, Any]:
     """Metrics of one split, each with its 95 % interval over rows, see `metric_interval`.
 
-    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}, and where the model gives the
-    same answer for every row, {"one_answer": that answer}.
+    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}. If the model gives the same
+    answer for every row, the result also has {"one_answer": that answer}.
     """
     predictions, references = decode(task.problem_type, logits), np.asarray(labels)
     metrics = build_metric(task.metrics).compute(predictions=predictions, references=references)
@@ -108,7 +108,7 @@ def score(
 
 
 def _one_answer(task: Task, predictions: NDArray[Any], references: NDArray[Any]) -> str | None:
-    """The answer that a model gives for every row although the labels differ; else None."""
+    """Find the constant answer of a model although the labels differ; else None."""
     if is_constant(references) or not is_constant(predictions):
         return None
     first = predictions[0]
@@ -121,12 +121,12 @@ def _one_answer(task: Task, predictions: NDArray[Any], references: NDArray[Any])
 
 
 def figures(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics and intervals of a `score`: what journals, models and servers hold of it."""
+    """Metrics and intervals of a `score`, as stored in journals, models and servers."""
     return {"metrics": found["metrics"], "intervals": found["intervals"]}
 
 
 def one_answers(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The answer for every row, by split, of the splits where `score` found one."""
+    """Collect the constant answers that `score` found, by split."""
     return {name: found["one_answer"] for name, found in splits.items() if "one_answer" in found}
 
 

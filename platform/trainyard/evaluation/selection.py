@@ -1,8 +1,8 @@
-"""Relation between a model and the rows that it is evaluated on: did these rows choose it?
+"""Relation between a model and its evaluation rows: none, selection or training.
 
-The best of several candidates is partly the luckiest one on the rows that compared them. On these
-rows it beats an equally good model too often. A model's run folder says what was compared: run.json
-has the splits, the sweep and the trial, metrics.jsonl the evaluations.
+The best of several candidates owes part of its score to noise in the rows that compared them. On these
+rows it beats an equally good model too often. The run folder records the comparison: run.json has
+the splits, the sweep and the trial; metrics.jsonl has the evaluations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ class Selection:
     candidates: int | None = 1
     """Number of models that these rows compared; None when no correction is possible."""
     test_share: float = 0.0
-    """Share of these rows that took no part in it (`selection_and_test`)."""
+    """Share of these rows that took no part in the selection (`selection_and_test`)."""
 
     def as_json(self) -> dict[str, Any]:
-        """The entry in evaluation.json."""
+        """Build the entry in evaluation.json."""
         return {"kind": self.kind, "sentence": self.sentence, "candidates": self.candidates}
 
 
@@ -87,7 +87,7 @@ def _unknown(model: Judged) -> Selection:
 
 
 def _run_of(model: Judged) -> tuple[RunFolder, Mapping[str, Any]] | None:
-    """The run that a model's folder lies in; of a sweep's, the run that it is a copy of."""
+    """Find the run of a model's folder; for a sweep's model, the run that it was copied from."""
     if model.folder is None:
         return None
     parent = model.folder.absolute().parent
@@ -112,7 +112,7 @@ def _role(
     if trained.get("train_file") or trained.get("task") != task:
         return "other"
     sources = record.get("data_sources")
-    if sources is None:  # of a version that did not note them
+    if sources is None:  # runs of earlier versions have no record of them
         return "trained" if split.name == "train" else "selection"
     if split.name not in sources:
         return "other"
@@ -121,7 +121,7 @@ def _role(
         return "trained"
     share = float(trained.get("test_share") or 0.0)
     same = sources[split.name] == (split.selection_part(share) if share else split).digest
-    # A digest from the Hub and one from a file differ though the rows are the same.
+    # A digest from the Hub and one from a file differ even for the same rows.
     both_files = bool(trained.get("data_dir") and config.data_dir)
     return "selection" if same or not both_files else "other"
 
@@ -153,9 +153,9 @@ def _role_of_file(
 def clean_rows(
     selections: Sequence[Selection], labels: NDArray[Any]
 ) -> tuple[NDArray[np.int64] | None, list[Selection]]:
-    """Rows of a split that chose none of the models that were chosen on a part of it.
+    """Find the rows of a split that took no part in choosing the models.
 
-    Returns the rows (None for all) and the selections as they are on these rows.
+    Returns the rows (None for all) and the selections on these rows.
     """
     shares = {selection.test_share for selection in selections if selection.test_share}
     if len(shares) != 1:

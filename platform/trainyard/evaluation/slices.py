@@ -1,4 +1,4 @@
-"""Weaknesses of a model: the same figures on groups of rows, compared with all other rows."""
+"""Weak slices of a model: groups of rows with larger errors than all other rows."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ def slices(
     *,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Figures of each group of rows: by length in tokens, by label and by further `columns`.
+    """Compute figures per group of rows: by length in tokens, by label and by further `columns`.
 
     `error` is the share of wrong rows (Wilson interval), for a regression the mean absolute error
-    (Student-t interval); `score` is the task's headline with its interval over rows. A slice is
-    `weak` when its rows are wrong more than all others (Fisher's exact test, for a regression
-    Mann-Whitney), at a false discovery rate of 5 % over all slices (Benjamini and Hochberg 1995).
+    (Student-t interval). `score` is the headline metric with its interval over rows. A `weak`
+    slice has a larger error than all other rows, at a false discovery rate of 5 % (Benjamini and
+    Hochberg 1995). The test is Fisher's exact test, for a regression Mann-Whitney.
     """
     errors = row_errors(task, logits, labels)
     predictions, references = decode(task.problem_type, logits), np.asarray(labels)
@@ -50,7 +50,7 @@ def slices(
             entry = {"slice": column, "value": value, "rows": int(inside.sum())}
             entry |= _error(task, errors[inside])
             entry["error_of_others"] = float(errors[~inside].mean())
-            if column != "label":  # of rows that share a label, most headlines say nothing
+            if column != "label":  # most headline metrics mean nothing on rows of a single label
                 mine = predictions[inside], references[inside]
                 interval = metric_interval(task.score, *mine, seed=seed)
                 entry |= {"score": _score(task, *mine), "score_interval": list(interval)}
@@ -63,7 +63,7 @@ def slices(
 
 
 def numeric_groups(values: NDArray[np.float64], unit: str = "") -> dict[str, NDArray[np.bool_]]:
-    """Rows grouped by quarters of a number; fewer where values repeat much. NaN and infinities apart."""
+    """Group rows by quartiles of a number; fewer if values repeat. NaN and infinity are a group."""
     known = np.isfinite(values)
     edges = np.unique(np.quantile(values[known], np.linspace(0, 1, BINS + 1)))
     shown = _told_apart(edges)
@@ -78,13 +78,13 @@ def numeric_groups(values: NDArray[np.float64], unit: str = "") -> dict[str, NDA
 
 
 def _told_apart(numbers: NDArray[np.float64]) -> list[str]:
-    """Different numbers in so few digits as tell them apart: groups of equal names would be one."""
+    """Format numbers with the fewest digits that keep them distinct: equal names would merge groups."""
     told = ([f"{number:.{digits}g}" for number in numbers] for digits in range(6, 18))
     return next(words for words in told if len(set(words)) == len(numbers))
 
 
 def column_groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Rows grouped by value; many numbers by quarters; of many names the rarest together."""
+    """Group rows by value; many numbers by quartiles; the rarest of many names in one group."""
     array = np.asarray(values, dtype=object)
     names, codes, counts = np.unique(array.astype(str), return_inverse=True, return_counts=True)
     if len(names) <= MOST_VALUES:
@@ -104,7 +104,7 @@ def column_groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
 def _error(task: Task, errors: NDArray[np.float64]) -> dict[str, Any]:
     if task.problem_type == "regression":
         mean, low, high = mean_interval(errors.tolist())
-        interval = [max(low, 0.0), high] if len(errors) > 1 else None  # one row tells no spread
+        interval = [max(low, 0.0), high] if len(errors) > 1 else None  # one row has no spread
         return {"error": mean, "error_interval": interval}
     wrong = int(errors.sum())
     return {

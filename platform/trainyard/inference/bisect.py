@@ -8,10 +8,10 @@ from trainyard.batching import Item, Result
 def isolated(
     forward: Callable[[list[Item]], Sequence[Result]], batch: list[Item]
 ) -> list[Result | Exception]:
-    """`forward` of a batch; where it fails, each half again, down to the item at fault.
+    """Run `forward` on a batch; after a failure, retry each half, down to the item at fault.
 
     Returns:
-        A result for each item, or what `forward` raised for it alone.
+        A result for each item, or the exception of `forward` on this item alone.
     """
     try:
         return list(forward(batch))

@@ -24,7 +24,7 @@ Count = Annotated[int, Ge(1)]
 Fraction = Annotated[float, Gt(0), Le(1)]
 
 DEFAULT_NEW_TOKENS = 100
-"""Tokens generated where neither the request nor the model says."""
+"""Tokens generated when neither the request nor the model sets a number."""
 
 GENERATE = (
     "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "num_beams", "length_penalty",
@@ -39,8 +39,8 @@ KEPT = (
     "bos_token_id", "eos_token_id", "decoder_start_token_id", "bad_words_ids", "suppress_tokens",
     "begin_suppress_tokens",
 )  # fmt: skip
-"""Options kept of a model's generation_config.json. The file can also ask for caches, assistants and
-decoding loops from the Hub; none of that is for a server to follow."""
+"""Options kept of a model's generation_config.json. The file can also request caches, assistants and
+decoding loops from the Hub; a server must not follow these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,40 +50,40 @@ class GenerateParameters:
     __pydantic_config__ = STRICT
 
     max_new_tokens: Count | None = None
-    """Tokens to generate, at most."""
+    """Maximum number of tokens to generate."""
     min_new_tokens: Annotated[int, Ge(0)] | None = None
-    """Tokens to generate, at least."""
+    """Minimum number of tokens to generate."""
     do_sample: bool | None = None
-    """Draw tokens at random. Default: as the model says, or when one of the next four is given."""
+    """Sample tokens. Default: the model's setting; true if one of the next four is set."""
     temperature: Annotated[float, Gt(0)] | None = None
-    """Below 1 the likely become likelier."""
+    """Sampling temperature; below 1, likely tokens become more likely."""
     top_k: Annotated[int, Ge(0)] | None = None
-    """Draw from the K likeliest tokens only; 0 is no limit."""
+    """Sample from the K most likely tokens only; 0 means no limit."""
     top_p: Fraction | None = None
-    """Draw from the likeliest tokens that make up this probability."""
+    """Sample from the most likely tokens that make up this probability."""
     typical_p: Fraction | None = None
-    """Draw from the most typical tokens that make up this probability (Meister et al. 2022)."""
+    """Sample from the most typical tokens that make up this probability (Meister et al. 2022)."""
     repetition_penalty: Annotated[float, Gt(0)] | None = None
-    """Above 1, tokens that occurred become less likely (Keskar et al. 2019)."""
+    """Above 1, repeated tokens become less likely (Keskar et al. 2019)."""
     no_repeat_ngram_size: Annotated[int, Ge(0)] | None = None
-    """N-grams of this size occur only once."""
+    """Size of the n-grams that may occur only once."""
     num_beams: Annotated[int, Ge(1), Le(64)] | None = None
-    """Width of beam search; 1 is none."""
+    """Width of beam search; 1 means no beam search."""
     length_penalty: float | None = None
-    """With beams: above 0 longer texts win."""
+    """With beams: above 0, longer texts are preferred."""
     early_stopping: bool | None = None
-    """With beams: stop at the first complete ones."""
+    """With beams: stop when `num_beams` texts are complete."""
     num_return_sequences: Annotated[int, Ge(1), Le(64)] = 1
-    """Texts per input; more than one needs do_sample or as many beams."""
+    """Texts per input; more than one needs do_sample, or num_beams of at least this number."""
     seed: Annotated[int, Ge(0)] | None = None
-    """Makes draws repeatable, whatever else is served. Default: a new one, sent in details."""
+    """Seed of sampling; results do not depend on other requests. Default: random, sent in details."""
 
 
 class Generator(Predictor):
-    """A model that continues text (decoder), or answers it (encoder and decoder)."""
+    """Base of tasks that generate text, with a decoder or an encoder-decoder."""
 
     def check_model(self) -> None:
-        """Take what is harmless and useful of the model's generation_config.json."""
+        """Keep the safe options of the model's generation_config.json."""
         from transformers import GenerationConfig
 
         config = self.model.generation_config
@@ -92,7 +92,7 @@ class Generator(Predictor):
         if self._joint:
             defaults.append("max_length")
             kept.append("forced_eos_token_id")
-        else:  # there it counts the prompt with its padding
+        else:  # for decoders it counts the prompt with its padding
             defaults.remove("min_length")
         self.defaults = _present(config, defaults)
         self._kept = {**_present(config, kept), "pad_token_id": self.pad_token_id}
@@ -102,7 +102,7 @@ class Generator(Predictor):
         self._end = set(end if isinstance(end, list) else [] if end is None else [end])
 
     def options(self, given: Mapping[str, Any], base: Mapping[str, Any] = {}) -> dict[str, Any]:
-        """Options of a batch: the model's defaults, the task's, then the request's.
+        """Merge the options of a batch: the model's defaults, the task's, then the request's.
 
         Raises:
             UserError: for options that contradict each other.
@@ -112,7 +112,7 @@ class Generator(Predictor):
             asked.setdefault("do_sample", True)
         every = {**self.defaults, **base, **asked}
         options = {name: every[name] for name in (*GENERATE, *SAMPLE) if name in every}
-        # Beams and draws exclude each other: what the request asks for wins over a default.
+        # Beams and sampling exclude each other: the request wins over a default.
         if asked.get("do_sample") and "num_beams" not in asked:
             options["num_beams"] = 1
         beams = options.get("num_beams") or 1
@@ -131,7 +131,7 @@ class Generator(Predictor):
         return options | ({"num_return_sequences": many} if beams > 1 else {})
 
     def check_new_tokens(self, wanted: int) -> None:
-        """Refuse an answer that is longer than anybody may have.
+        """Refuse a request for more new tokens than the limit.
 
         Raises:
             UserError: naming the limit.
@@ -151,7 +151,7 @@ class Generator(Predictor):
         budget: Budget,
         **wanted: Any,
     ) -> list[Row]:
-        """The rows of one input: one for each text to be drawn; beams give theirs from one row."""
+        """Build the rows of one input: one per sampled text; beam search needs only one."""
         beams = options.get("num_beams", 1)
         seed = secrets.randbits(32) if parameters.seed is None else parameters.seed
         length = wanted["max_new_tokens"]
@@ -170,12 +170,12 @@ class Generator(Predictor):
         ]
 
     def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
-        """Asked after each token, in the thread of `forward`."""
+        """Cancel the rows of one request; `cancelled` is called after each token, in `forward`'s thread."""
         for row in prepared.rows:
             row.wanted.cancelled = cancelled
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
-        """Generate for rows of one group; a list of `Generated` for each."""
+        """Generate for rows of one group; returns a list of `Generated` per row."""
         import torch
 
         results: list[Any] = [None] * len(rows)
@@ -189,7 +189,7 @@ class Generator(Predictor):
         return results
 
     def _parts(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Rows that fit together: a row that is done counts positions until the last one is done."""
+        """Group rows that fit in one pass: a finished row uses positions until the last row finishes."""
         if self.max_tokens is None or self._joint:
             return [list(range(len(rows)))]
         parts: list[list[int]] = []
@@ -260,5 +260,5 @@ def _present(config: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def given(parameters: Any) -> dict[str, Any]:
-    """Parameters that a request set."""
+    """Parameters set by a request."""
     return {name: value for name, value in asdict(parameters).items() if value is not None}

@@ -1,4 +1,4 @@
-"""Limits of one request, counted before its rows are built: a small body must be small work."""
+"""Limits of one request, checked before its rows are built: a small body must not cause much work."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ from trainyard.errors import UserError
 
 
 class TooLargeError(UserError):
-    """A request that would become more than may be computed at once."""
+    """Error for a request that exceeds the limits."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request. None is no limit: batch inference works for one caller, a server for all.
+    """Limits of one request. None means no limit, as in batch inference; a server sets limits.
 
     Attributes:
-        rows: Sequences that a request becomes, or is answered by.
-        tokens: Tokens of all its rows.
+        rows: Sequences in the request or in its answer.
+        tokens: Tokens of all rows.
         new_tokens: Tokens generated for one text.
-        numbers: Of vectors in an answer.
+        numbers: Elements of all vectors in the answer.
     """
 
     rows: int | None = None
@@ -34,10 +34,10 @@ class Budget:
         self._rows = self._tokens = self._numbers = 0
 
     def spend(self, rows: int, what: str, tokens: int = 0, numbers: int = 0) -> None:
-        """Count `rows`, which are `what` to the caller, before they are built.
+        """Count `rows` before they are built; `what` names them in the error.
 
         Raises:
-            TooLargeError: when the request has no more to spend.
+            TooLargeError: when the request exceeds a limit.
         """
         self._rows += rows
         self._tokens += tokens

@@ -1,6 +1,6 @@
-"""Checks of requests: parameters are frozen dataclasses, one a task, checked by pydantic; and inputs.
+"""Validation of requests: inputs, and parameters (one frozen dataclass per task, by pydantic).
 
-The same dataclasses describe themselves to OpenAPI: `json_schema`.
+The same dataclasses give the OpenAPI schemas, see `json_schema`.
 """
 
 import difflib
@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar
 from trainyard.errors import UserError
 
 STRICT = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
-"""`__pydantic_config__` of each class of parameters: "2" is no number, and a
-name that is not known is a mistake, not something to ignore."""
+"""`__pydantic_config__` of each class of parameters: "2" is not a number, and an
+unknown name is an error."""
 
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
-"""Treatment of texts longer than the model takes: refuse them (False), or cut them off."""
+"""Treatment of texts longer than the model's maximum: refuse (False) or truncate them."""
 
 Parameters = TypeVar("Parameters")
 
@@ -28,7 +28,7 @@ def check_parameters(
     """Build `cls` from the `parameters` of a request.
 
     Raises:
-        UserError: for a name or a value that the task does not know; proposes the nearest name.
+        UserError: for an unknown name or an invalid value; suggests the nearest name.
     """
     import pydantic
 
@@ -44,9 +44,9 @@ def check_parameters(
 
 
 def json_schema(cls: Any, **options: Any) -> dict[str, Any]:
-    """JSON schema of a class of parameters, with what the docstrings of its fields say.
+    """Build the JSON schema of a parameters class; field docstrings become descriptions.
 
-    Pydantic reads the docstrings of a class itself, not those of the classes it extends.
+    Pydantic reads only the docstrings of the class, not those of its bases.
     """
     schema: dict[str, Any] = _adapter(cls).json_schema(**options)
     for base in cls.__mro__[1:]:
@@ -80,10 +80,10 @@ def _sentence(fault: Mapping[str, Any], cls: type[Any], task: str) -> str:
 
 
 def text_of(value: Any, place: str = "inputs") -> str:
-    """`value`, if it is a text that can be tokenized.
+    """Return `value` if it is a text that can be tokenized.
 
     Raises:
-        UserError: naming the place of the request.
+        UserError: naming the part of the request.
     """
     if not isinstance(value, str):
         shown = repr(value)
@@ -99,10 +99,10 @@ def text_of(value: Any, place: str = "inputs") -> str:
 
 
 def fields_of(value: Any, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """`value`, if it is an object with the fields that a task reads.
+    """Return `value` if it is an object with the fields of the task.
 
     Raises:
-        UserError: naming the fields that are missing or not known.
+        UserError: naming the missing or unknown fields.
     """
     wanted = f"an object with {' and '.join(required)}" + (
         f" (and {', '.join(optional)} if need be)" if optional else ""

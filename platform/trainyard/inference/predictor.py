@@ -1,12 +1,12 @@
 """Base of all predictors: a request becomes rows, rows of many requests share a forward pass.
 
     prepared = predictor.preprocess(inputs, parameters)     # UserError: the request is at fault
-    results = predictor.forward(prepared.rows)              # or any mixture of rows of one group
+    results = predictor.forward(prepared.rows)              # or rows of several requests, of one group
     answer = predictor.postprocess(prepared, results)       # JSON in the Inference API's shape
 
-`preprocess` and `postprocess` are CPU work of one request, `forward` is the model's. Each of them may
-run in several threads at once: on a CPU the server has a pass on each core, unless the model generates.
-Who serves a predictor sets its `limits` and, for one request, `stop_when`. No Ray in here.
+`preprocess` and `postprocess` do the CPU work of one request; `forward` runs the model. All three are
+thread-safe: on a CPU the server runs one pass per core, unless the model generates. The caller
+sets `limits` and, for a request, `stop_when`. This package does not use Ray.
 """
 
 from abc import ABC, abstractmethod
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = 8192
-"""Padded tokens of one forward pass, where the caller does not say."""
+"""Default maximum of padded tokens per forward pass."""
 
 
 class Predictor(Tokenizing, ABC):
-    """One task of the Inference API over one model. A row of `PREDICTORS`.
+    """Base of the tasks of the Inference API, each over one model. Registered in `PREDICTORS`.
 
     Attributes:
         task: The task's name on the Hub.
-        auto_model: The class of transformers that loads its models.
-        architectures: Endings of the names in a config's `architectures` that it serves.
-        parameters: Dataclass of what a request may set.
+        auto_model: Transformers class that loads the models.
+        architectures: Suffixes of the supported names in a config's `architectures`.
+        parameters: Dataclass of a request's parameters.
         example: Body of a request that any model of the task can answer.
-        optional_weights: Prefixes of weights that the task does not use.
-        has_label_columns: Batch inference writes label and score columns instead of one of JSON.
-        pair: Names of the two texts of an input that is a pair.
-        limits: What one request may grow into.
+        optional_weights: Name prefixes of weights that the task does not use.
+        has_label_columns: Batch inference writes label and score columns instead of one JSON column.
+        pair: Field names of the two texts of a pair.
+        limits: Maximum size of one request.
     """
 
     task: ClassVar[str]
@@ -92,11 +92,11 @@ class Predictor(Tokenizing, ABC):
         engine: str = "torch",
         engine_file: Path | None = None,
     ) -> Self:
-        """Build from a folder, `package:NAME/FOLDER` or a Hub id, to be run by an engine in `dtype`.
+        """Load from a folder, `package:NAME/FOLDER` or a Hub id; the engine runs it in `dtype`.
 
         Raises:
-            UserError: for weights that are no safetensors, missing, NaN or infinite, for code that
-                the model brings, a model of another task, or an engine that cannot run it.
+            UserError: for weights that are not safetensors, missing, NaN or infinite. Also for a model
+                with custom code or of another task, and for an engine that cannot run it.
         """
         check_engine(engine, dtype, device)
         model, tokenizer = load_model(
@@ -113,7 +113,7 @@ class Predictor(Tokenizing, ABC):
             predictor._find_padding()
         if engine != "torch":
             predictor._start(engine, dtype, engine_file)
-        elif not model.can_generate():  # whose steps of a row each would gain little
+        elif not model.can_generate():  # generation would gain little
             predictor._run = pack_linears(model)
         return predictor
 
@@ -132,7 +132,7 @@ class Predictor(Tokenizing, ABC):
         return {"input_ids": self.pad_token_id, "token_type_ids": types}
 
     def _start(self, engine: str, dtype: str, file: Path | None) -> None:
-        """Have `engine` run the model from now on; what it does not need of the weights is freed."""
+        """Switch the model to `engine`; weights that the engine does not need are freed."""
         import torch
 
         with torch.inference_mode():
@@ -141,7 +141,7 @@ class Predictor(Tokenizing, ABC):
             self.model.to("meta")
 
     def _batches_to_compare(self) -> list[dict[str, Any]]:
-        """The task's example, in rows of two lengths; alone; and longer, in three rows."""
+        """Build three batches of the task's example: rows of two lengths, one row, three longer rows."""
         body = self.example
         prepared = self.preprocess(body["inputs"], body.get("parameters"))
         alone = self.pad(prepared.rows[:1])
@@ -152,10 +152,10 @@ class Predictor(Tokenizing, ABC):
         return [two, alone, long]
 
     def read_more(self, name: str, revision: str | None) -> None:
-        """Take what else the model's folder says about the task; called once, by `load`.
+        """Read further files of the model's folder; called once, by `load`.
 
         Raises:
-            UserError: for a file that cannot be what it should.
+            UserError: for an invalid file.
         """
         del name, revision
 
@@ -168,10 +168,10 @@ class Predictor(Tokenizing, ABC):
         return []
 
     def preprocess(self, inputs: Any, parameters: Mapping[str, Any] | None = None) -> Prepared:
-        """Check and tokenize one request. A list as `inputs` asks for a list of answers.
+        """Check and tokenize one request. A list as `inputs` gives a list of answers.
 
         Raises:
-            UserError: one sentence about what is wrong with the request.
+            UserError: one sentence about the error in the request.
         """
         checked = check_parameters(self.parameters, parameters, self.task)
         listed = isinstance(inputs, list)
@@ -181,7 +181,7 @@ class Predictor(Tokenizing, ABC):
         return Prepared(items, listed, checked)
 
     def postprocess(self, prepared: Prepared, results: Sequence[Any]) -> Any:
-        """The answer to one request, from the results of `prepared.rows` in their order."""
+        """Build the answer to one request from the results of `prepared.rows`, in the same order."""
         rest = iter(results)
         answers = [
             self.decode(item, [next(rest) for _ in item.rows], prepared.parameters)
@@ -191,18 +191,18 @@ class Predictor(Tokenizing, ABC):
 
     @abstractmethod
     def encode(self, inputs: list[Any], parameters: Any) -> list[Item]:
-        """Items of the inputs, one each."""
+        """Build one item per input."""
 
     @abstractmethod
     def decode(self, item: Item, results: list[Any], parameters: Any) -> Any:
-        """The answer to one item."""
+        """Build the answer to one item."""
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
-        """The whole answer: a list for a list."""
+        """Build the whole answer: a list if `inputs` was a list."""
         return answers if listed else answers[0]
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
-        """Run the model once over rows of one group; one result per row, whatever their requests.
+        """Run the model once over rows of one group, of any requests; returns one result per row.
 
         A row's result does not depend on its neighbors (fp32: to 1e-5).
         """
@@ -212,25 +212,25 @@ class Predictor(Tokenizing, ABC):
             return self.results(rows, self._run(**self.pad(rows)))
 
     def results(self, rows: Sequence[Row], outputs: Any) -> list[Any]:
-        """Split the model's output into what each row needs of it. Default: its logits."""
+        """Extract each row's result from the model's output. Default: the logits."""
         return [logits.numpy() for logits in self.tokens_of(outputs.logits.float().cpu(), rows)]
 
     def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
-        """Have `forward` give up the rows of one request once `cancelled` says so.
+        """Cancel the rows of one request in `forward` once `cancelled()` is true.
 
-        Only passes of many steps ask; a single one is over before it could be given up.
+        Only generation checks it; a single pass is too short to cancel.
         """
         del prepared, cancelled
 
     def pad(self, rows: Sequence[Row], padding: Padding | None = None) -> "dict[str, torch.Tensor]":
-        """Tensors of shape [rows, longest row], on the model's device, with `attention_mask`."""
+        """Build tensors of shape [rows, longest row] on the model's device, with `attention_mask`."""
         import torch
 
         arrays = pad_rows([row.inputs for row in rows], self._fill, padding or self.padding)
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
     def tokens_of(self, output: "torch.Tensor", rows: Sequence[Row]) -> "list[torch.Tensor]":
-        """Cut an output of shape [rows, longest row, …] into one of shape [tokens, …] for each row."""
+        """Split an output of shape [rows, longest row, …] into arrays of shape [tokens, …] per row."""
         width = output.shape[1]
         return [
             output[i, self.padding.span(len(row.inputs["input_ids"]), width)]
@@ -243,7 +243,7 @@ class Predictor(Tokenizing, ABC):
         batch_tokens: int = BATCH_TOKENS,
         forward: Callable[[list[Row]], Sequence[Any]] | None = None,
     ) -> list[Any]:
-        """`forward` over any number of rows of any groups, in batches of rows of similar length."""
+        """Run `forward` over rows of any number and group, in batches of similar length."""
         forward = forward or self.forward
         results: list[Any] = [None] * len(rows)
         groups: dict[str, list[int]] = {}
@@ -260,10 +260,10 @@ class Predictor(Tokenizing, ABC):
         return results
 
     def __call__(self, inputs: Any, **parameters: Any) -> Any:
-        """Answer one request, here and now.
+        """Answer one request synchronously.
 
         Raises:
-            UserError: one sentence about what is wrong with it.
+            UserError: one sentence about the error in the request.
         """
         prepared = self.preprocess(inputs, parameters)
         return self.postprocess(prepared, self.forward_all(prepared.rows))

@@ -1,4 +1,4 @@
-"""The tasks of the Inference API, each a Predictor; shared by batch inference and the server."""
+"""Registry of the tasks of the Inference API; shared by batch inference and the server."""
 
 from trainyard.errors import UserError
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
@@ -29,14 +29,14 @@ PREDICTORS: dict[str, type[Predictor]] = {
         SentenceSimilarity,
     )
 }
-"""By the task's name on the Hub."""
+"""Predictors by the task's name on the Hub."""
 
 
 def task_of(model: str, revision: str | None = None) -> str:
-    """The task that a model's architecture is for, read from its config.json.
+    """Find the task of a model's architecture, from its config.json.
 
     Raises:
-        UserError: when no task here is served by such a model.
+        UserError: when no supported task has this architecture.
     """
     from transformers import PreTrainedConfig
 

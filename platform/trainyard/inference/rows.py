@@ -1,4 +1,4 @@
-"""A request between its HTTP body and the model: items, made of rows, which are what is batched."""
+"""Representation of a request between its HTTP body and the model: items that consist of rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One sequence for the model: what a batch is made of."""
+    """One sequence of a batch."""
 
     inputs: dict[str, list[int]]
     """Unpadded values by the model's input names, without the attention mask."""
     length: int
-    """Tokens that the row occupies in a batch, those still to be generated included."""
+    """Tokens that the row occupies in a batch, including those to be generated."""
     group: str = ""
     """Only rows of equal groups may share a forward pass."""
     wanted: Any = None
@@ -23,9 +23,9 @@ class Item:
     """One input of a request."""
 
     rows: list[Row]
-    """Its sequences: one, or several for long texts and candidate labels."""
+    """One sequence, or several for long texts and candidate labels."""
     truncated: int = 0
-    """Tokens that were cut off."""
+    """Number of tokens cut off."""
     context: Any = None
     """Context for `postprocess`."""
 
@@ -36,13 +36,13 @@ class Prepared:
 
     items: list[Item]
     listed: bool
-    """True if `inputs` was a list: the answer is a list, too."""
+    """True if `inputs` was a list; then the answer is a list, too."""
     parameters: Any
-    """The task's dataclass of parameters."""
+    """Instance of the task's parameters dataclass."""
 
     @property
     def rows(self) -> list[Row]:
-        """The rows of all items, in the order in which `postprocess` wants their results."""
+        """Rows of all items, in the order that `postprocess` expects."""
         return [row for item in self.items for row in item.rows]
 
     @property

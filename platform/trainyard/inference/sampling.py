@@ -1,9 +1,9 @@
-"""One token at a time for a batch of unrelated rows: choosing it, watching it, handing it out.
+"""Sampling, stop conditions and streaming of tokens for a batch of unrelated rows.
 
 `transformers.generate` draws all rows of a batch from one random stream, so a request's text would
-depend on who else is served. Here every row has its own stream: Exp(1) noise turns the argmax
+depend on the other requests. `Sampler` gives every row its own stream. Exp(1) noise turns the argmax
 over scores into an exact draw from their softmax (the Gumbel-max trick, Maddison et al. 2014, "A*
-Sampling", section 2), and generate runs greedily over the result.
+Sampling", section 2). `generate` then decodes greedily.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ class Wanted:
     """Options of generate and of the sampler, except the fields below."""
     max_new_tokens: int
     seed: int = 0
-    """The request's."""
+    """Seed of the request."""
     index: int = 0
     """Index among the request's texts; each has its own random stream."""
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     emit: Callable[["Generated"], None] | None = None
-    """Called in the model's thread after each token; must return at once and not raise."""
+    """Callback after each token, in the model's thread; must not block or raise."""
     cancelled: Callable[[], bool] | None = None
-    """Asked after each token; True ends the row."""
+    """Callback after each token; True ends the row."""
 
     @property
     def gone(self) -> bool:
@@ -43,20 +43,20 @@ class Generated:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    """Per token: its log-probability after penalties, before temperature and truncation of the
-    distribution. Empty unless wanted."""
+    """Log-probability per token, after penalties, before temperature and truncation of the
+    distribution. Empty unless requested."""
     pieces: list[str] = field(default_factory=list)
-    """Per token: the text it added (empty for half a character and for special tokens). Empty
-    unless a stop text, log-probabilities or a stream are wanted."""
+    """Added text per token (empty for half a character and for special tokens). No entries
+    unless stop texts, log-probabilities or a stream are requested."""
     finish_reason: str | None = None
-    """length, eos_token, stop_sequence or cancelled; None while it is generated."""
+    """length, eos_token, stop_sequence or cancelled; None during generation."""
 
 
 class Detokenizer:
-    """From tokens to the text that each adds, as text-generation-inference does it.
+    """Incremental detokenizer, as in text-generation-inference.
 
-    A token's text depends on what stands before it (spaces) and after it (characters of several
-    bytes), so a short window is decoded with and without the new token.
+    A token's text depends on its neighbors: spaces before it, characters of several bytes after it.
+    So a short window is decoded with and without the new token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -65,7 +65,7 @@ class Detokenizer:
         self._start = self._read = 0
 
     def add(self, token: int) -> str:
-        """The text that `token` adds."""
+        """Return the text that `token` adds."""
         self._tokens.append(token)
         before = self._decode(self._tokens[self._start : self._read], skip_special_tokens=True)
         after = self._decode(self._tokens[self._start :], skip_special_tokens=True)
@@ -76,7 +76,7 @@ class Detokenizer:
 
 
 class Sampler:
-    """A logits processor: penalties, the truncated distribution, and each row's own draw from it."""
+    """Logits processor: penalties, truncated distribution and an independent draw per row."""
 
     def __init__(self, wanted: Sequence[Wanted]) -> None:
         import torch
@@ -92,7 +92,7 @@ class Sampler:
             self._streams = [torch.Generator().manual_seed(_stream(row)) for row in wanted]
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Scores, shape [rows, vocabulary], whose argmax is the next token of each row."""
+        """Compute scores, shape [rows, vocabulary], whose argmax is the next token of each row."""
         import torch
 
         self._prompt = input_ids.shape[1] if self._prompt is None else self._prompt
@@ -117,7 +117,7 @@ class Sampler:
 
 
 def warpers(options: dict[str, Any]) -> list[Any]:
-    """Transformers' own processors for a truncated distribution, in its order."""
+    """Build the transformers processors for a truncated distribution, in transformers' order."""
     import transformers
 
     return [
@@ -134,7 +134,7 @@ def warpers(options: dict[str, Any]) -> list[Any]:
 
 
 class Watcher:
-    """A stopping criterion: keeps each row's tokens and ends each row for its own reason."""
+    """Stopping criterion: collects each row's tokens and ends each row independently."""
 
     def __init__(
         self, wanted: Sequence[Wanted], sampler: Sampler, tokenizer: Any, end: set[int]
@@ -149,7 +149,7 @@ class Watcher:
         ]
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Mark the rows that are done, shape [rows]."""
+        """Mark the finished rows, shape [rows]."""
         del scores, kwargs
         import torch
 
@@ -196,5 +196,5 @@ class Watcher:
 
 
 def _stream(row: Wanted) -> int:
-    """Seed of the row's random stream: SeedSequence makes those of neighbors unrelated."""
+    """Seed of the row's random stream; SeedSequence makes neighboring streams independent."""
     return int(np.random.SeedSequence([row.seed, row.index]).generate_state(1, np.uint64)[0])

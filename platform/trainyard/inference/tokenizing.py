@@ -1,4 +1,4 @@
-"""Texts to tokens: cut off only when asked to, and counted; in any number of threads at once."""
+"""Thread-safe tokenization: texts are truncated only on request, and truncation is counted."""
 
 import contextlib
 import copy
@@ -17,23 +17,23 @@ NO_TOKEN = "the text has no token that the model knows; send a text"
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokenized texts: `encoding` as the tokenizer gives it, and what was cut off of each."""
+    """Tokenized texts: the tokenizer's `encoding`, and the number of tokens cut off per text."""
 
     encoding: Any
     truncated: list[int] = field(default_factory=list)
 
 
 class Tokenizing:
-    """A tokenizer and the number of tokens that its model takes.
+    """Tokenizer and the maximum number of tokens of its model.
 
     Attributes:
-        tokenizer: As transformers loads it; nothing here changes its state.
+        tokenizer: As loaded by transformers; its state never changes.
         max_tokens: Maximum number of tokens, special tokens included; None for no maximum.
         batches_equal_lengths: Only rows of equal length may share a forward pass.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int | None) -> None:
-        tokenizer("")  # forgets the truncation that its file may ask for
+        tokenizer("")  # resets the truncation that its file may enable
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.batches_equal_lengths = False
@@ -51,19 +51,19 @@ class Tokenizing:
         tokenizer: Any = None,
         **options: Any,
     ) -> Tokens:
-        """Tokenize unpadded, cutting off what does not fit only when asked to.
+        """Tokenize without padding; truncate only if `truncation` allows it.
 
         Args:
             texts: One text per item.
             pairs: Their second texts.
-            truncation: Whether and how to cut.
-            side: Which end is cut off.
-            limit: Tokens that fit; default: those of the model.
+            truncation: Treatment of texts that are too long.
+            side: End that is cut off.
+            limit: Maximum number of tokens; default: the model's.
             tokenizer: Default: the model's, unchanged.
-            options: More of what the tokenizer takes.
+            options: Further options of the tokenizer.
 
         Raises:
-            UserError: when a text is too long and may not be cut.
+            UserError: when a text is too long and may not be truncated.
         """
         limit = self.max_tokens if limit is None else limit
         options |= {"return_attention_mask": False, "verbose": False}
@@ -104,13 +104,13 @@ class Tokenizing:
         budget: Budget,
         **options: Any,
     ) -> Tokens:
-        """Tokenize unpadded, cutting long texts into rows that overlap by `stride` tokens.
+        """Tokenize without padding; split long texts into rows that overlap by `stride` tokens.
 
-        With `pairs` it is the second text that is cut up, and the first is in every row. The
-        encoding's `overflow_to_sample_mapping` says which text a row belongs to.
+        With `pairs` the second text is split, and every row has the first one. The encoding's
+        `overflow_to_sample_mapping` maps rows to texts.
 
         Raises:
-            TooLargeError: when that would be more than the budget has left; found out before cutting.
+            TooLargeError: when the rows would exceed the budget; checked before splitting.
         """
         options |= {"return_attention_mask": False, "verbose": False}
         whole = self.tokenizer(texts, pairs, truncation=False, **options)
@@ -139,10 +139,10 @@ class Tokenizing:
 
     @contextlib.contextmanager
     def cutter(self) -> Iterator[Any]:
-        """The tokenizer that may be told to truncate, for one thread at a time.
+        """Lend a copy of the tokenizer that may truncate, to one thread at a time.
 
-        Fast tokenizers keep truncation as state. The one in `tokenizer` never changes, so that any
-        number of threads use it at once; texts that are too long wait for this copy.
+        Fast tokenizers keep truncation as state. `tokenizer` never changes, so any number of threads
+        can use it; only texts that are too long wait for the copy.
         """
         with self._cutter_lock:
             if self._cutter is None:
@@ -150,16 +150,16 @@ class Tokenizing:
             yield self._cutter
 
     def rows_of(self, tokens: Tokens) -> list[Row]:
-        """One row per tokenized text, with the inputs that the model takes.
+        """Build one row per tokenized text, with the inputs of the model.
 
         Raises:
-            UserError: for a text of which nothing is left.
+            UserError: for a text without tokens.
         """
         names = [
             name for name in self.tokenizer.model_input_names
             if name != "attention_mask" and name in tokens.encoding
         ]  # fmt: skip
-        if not all(tokens.encoding["input_ids"]):  # not every tokenizer adds tokens of its own
+        if not all(tokens.encoding["input_ids"]):  # not every tokenizer adds special tokens
             raise UserError(NO_TOKEN)
         columns = [tokens.encoding[name] for name in names]
         rows = []

@@ -14,18 +14,18 @@ from trainyard.models import Dtype, EngineName, locate_model, resolve_model
 from trainyard.storage import file_digest
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
-"""Endings of what a model and its tokenizer are loaded from."""
+"""Name endings of the files that a model and its tokenizer are loaded from."""
 
 OUTPUTS = (".jsonl", ".parquet")
-"""Endings of the files that can be written."""
+"""Name endings of the supported output files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(FileFlags, WorkerFlags):
     """Predict every row of a file with a fine-tuned model.
 
-    The output has the input's rows in their order, each exactly once. The same command resumes where
-    it was stopped.
+    The output has each row of the input exactly once, in the input's order. After an interruption,
+    the same command resumes the job.
     """
 
     not_in_identity: ClassVar[tuple[str, ...]] = (*PLACE_FIELDS, "output_file")
@@ -37,27 +37,27 @@ class PredictConfig(FileFlags, WorkerFlags):
     input_file: str
     """.csv, .tsv, .json, .jsonl or .parquet."""
     output_file: str
-    """.jsonl or .parquet; replaced when all rows are predicted."""
+    """.jsonl or .parquet; an existing file is replaced when all rows are predicted."""
     model_task: str | None = None
-    """The model's task, by the Hub's names. Default: the task of its architecture."""
+    """Task name as on the Hub. Default: the task of the model's architecture."""
     text_column: str = "text"
     """Column of the text (question-answering: of the question)."""
     text_pair_column: str | None = None
     """Column of the second text of a pair (question-answering: of the context)."""
     parameters: str = "{}"
-    """The task's parameters as in a request, a JSON object: '{"candidate_labels": ["a", "b"]}'."""
+    """Task parameters as in a request, a JSON object: '{"candidate_labels": ["a", "b"]}'."""
     truncation: bool = True
-    """Cut off texts that are too long, and count them; with --no-truncation such rows are errors."""
+    """Truncate texts that are too long, and count them; with --no-truncation such rows are errors."""
     threshold: float = 0.5
-    """Multi-label: labels with at least this score apply."""
+    """Multi-label: minimum score of the labels that apply."""
     batch_tokens: int = BATCH_TOKENS
-    """Padded tokens of a forward pass."""
+    """Maximum padded tokens per forward pass."""
     engine: EngineName = "torch"
     """Engine of the forward passes; openvino runs on CPUs, see jobs/engine.py."""
     dtype: Dtype = "float32"
     """Number format of the forward passes."""
     num_workers: int = 1
-    """Processes on Ray. With one and no --address, this process predicts."""
+    """Worker processes on Ray. With one and no --address, the job's process predicts."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is loaded."""
@@ -75,10 +75,10 @@ class PredictConfig(FileFlags, WorkerFlags):
 
     @property
     def request(self) -> Any:
-        """`parameters`, read.
+        """Parse `parameters`.
 
         Raises:
-            UserError: when it is no JSON.
+            UserError: for invalid JSON.
         """
         try:
             return json.loads(self.parameters)
@@ -88,7 +88,7 @@ class PredictConfig(FileFlags, WorkerFlags):
             ) from error
 
     def predictor(self) -> Predictor:
-        """The model, loaded for its task."""
+        """Load the model for its task."""
         task = self.model_task or task_of(self.model_name_or_path, self.revision)
         device = "cuda" if self.use_gpu else "cpu"
         return PREDICTORS[task].load(
@@ -100,22 +100,22 @@ class PredictConfig(FileFlags, WorkerFlags):
         )
 
     def located(self) -> Self:
-        """The same for a process with another working directory."""
+        """Make the model's path absolute, for a process with another working directory."""
         return replace(self, model_name_or_path=locate_model(self.model_name_or_path))
 
     def pinned(self) -> Self:
-        """The same, with the commit that the Hub has under `revision` now."""
+        """Replace `revision` by the commit that it names on the Hub now."""
         from transformers.utils import cached_file, extract_commit_hash
 
         model = resolve_model(self.model_name_or_path)
         try:
             file = cached_file(model, "config.json", revision=self.revision)
-        except OSError:  # loading the model says what is wrong with it
+        except OSError:  # loading the model reports the error
             return self
         return replace(self, revision=extract_commit_hash(file, None) or self.revision)
 
     def identity(self) -> str:
-        """Hash the flags, the input file and the model's files: all that decides the predictions.
+        """Hash everything that decides the predictions: flags, input file, model files.
 
         On the Hub a commit stands for the weights, see `pinned`.
         """

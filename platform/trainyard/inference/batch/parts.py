@@ -1,11 +1,11 @@
-"""The rows of one batch inference on disk: raw parts, done parts, and the file made of them.
+"""Rows of one batch inference job on disk: raw parts, done parts and the output file.
 
-    .scores.jsonl-lease.json                  who writes scores.jsonl
+    .scores.jsonl-lease.json                  lease of the writer of scores.jsonl
     .scores.jsonl-3f1c…/raw/000000.parquet    row, text, text_pair, error
     .scores.jsonl-3f1c…/done/000000.parquet   the same rows with their predictions
 
-A part is there whole or not at all. The folder's name holds a hash of all that the predictions
-depend on, so another model or another file never finds these; the next job that ends removes it.
+Parts are written atomically. The folder's name contains the job's identity, a hash, so another model
+or input file never reuses its parts. The next job that finishes removes it.
 """
 
 import json
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_PER_PART = 4_096
-"""Rows that are predicted and stored together: what a kill can cost."""
+"""Rows per part: the most that a killed job has to predict again."""
 
 
 class Parts:
-    """The parts of one job, in a hidden folder beside its output file."""
+    """Parts of one job, in a hidden folder next to its output file."""
 
     def __init__(self, config: PredictConfig) -> None:
         output = Path(config.output_file).absolute()
@@ -38,24 +38,24 @@ class Parts:
                 f"the folder {output.parent} of --output-file does not exist; create it"
             )
         self._config = config
-        next(self._batches())  # what is wrong with the file's name or columns is said at once
+        next(self._batches())  # reports a wrong file name or column before any work
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
         self._raw, self._done = self._folder / "raw", self._folder / "done"
 
     def lease(self) -> Lease:
-        """The right to write the output file: one job at a time has it."""
+        """Build the lease on the output file: one job at a time writes it."""
         name = f".{self._output.name}-lease.json"
         what, remedy = f"--output-file {self._output}", "choose another --output-file"
         return Lease(Disk(self._output.parent), name, what, remedy=remedy)
 
     def read(self) -> None:
-        """Cut the input into raw parts, or find them there; reads the file from end to end.
+        """Split the input into raw parts, unless they exist; reads the whole file.
 
-        Rows that cannot be used are kept with their error.
+        Invalid rows are kept with their error.
 
         Raises:
-            UserError: with file, line and remedy.
+            UserError: with file, line and fix.
         """
         import pyarrow as pa
 
@@ -101,24 +101,24 @@ class Parts:
 
     @property
     def rows_done(self) -> int:
-        """Rows that an earlier attempt has stored."""
+        """Rows stored by earlier attempts."""
         import pyarrow.parquet as pq
 
         return sum(pq.read_metadata(path).num_rows for path in self._done.glob("[0-9]*.parquet"))
 
     def missing(self) -> list[Path]:
-        """Raw parts that have no predictions yet, in order."""
+        """Raw parts without predictions, in order."""
         return [p for p in sorted(self._raw.iterdir()) if not (self._done / p.name).exists()]
 
     def store(self, raw: Path, table: "pa.Table") -> None:
-        """Keep the predictions of a raw part."""
+        """Store the predictions of a raw part."""
         _write(table, self._done / raw.name)
 
     def assemble(self) -> dict[str, int]:
         """Join all parts into the output file and delete them; returns counts of rows.
 
         Raises:
-            RuntimeError: if a row were missing, doubled or out of place.
+            RuntimeError: if a row is missing, duplicated or out of order.
         """
         import pyarrow.parquet as pq
 
@@ -142,7 +142,7 @@ class Parts:
         scratch.replace(self._output)
         sync_folder(self._output.parent)
         for left in self._output.parent.glob(f".{escape(self._output.name)}-" + "[0-9a-f]" * 16):
-            shutil.rmtree(left)  # ours, and those of jobs that were killed and then changed
+            shutil.rmtree(left)  # this job's, and those of killed jobs whose flags changed
         return counts
 
 
@@ -162,7 +162,7 @@ def _sync(path: Path) -> None:
 
 
 class JsonlWriter:
-    """One JSON object per line; what is nested in an answer stays nested."""
+    """Writer of one JSON object per line; nested answers stay nested."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
@@ -174,7 +174,7 @@ class JsonlWriter:
         self._file.close()
 
     def write(self, table: "pa.Table") -> None:
-        """Append rows, without what they do not have."""
+        """Append rows; empty fields are left out."""
         for line in self._lines(table):
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -187,7 +187,7 @@ class JsonlWriter:
 
 
 class ParquetWriter:
-    """Typed columns; answers that are nested in many ways are JSON texts."""
+    """Writer of typed columns; answers without a fixed type become JSON texts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,6 +1,6 @@
-"""Batch inference over a file, by this process alone or by workers on Ray Data.
+"""Batch inference over a file, in this process or in workers on Ray Data.
 
-file ──► raw parts ──► Predictor, here or in Ray Data's actors ──► done parts ──► one file
+file ──► raw parts ──► Predictor, local or in Ray Data's actors ──► done parts ──► one file
 """
 
 import sys
@@ -20,8 +20,8 @@ from trainyard.inference.predictor import Predictor
 def predict(config: PredictConfig) -> dict[str, Any]:
     """Predict all rows of the input into the output file; returns the job's JSON line.
 
-    A run that was killed goes on where it stopped when the same command is given again. Rows that
-    cannot be read or answered keep their place, with the reason in `error`.
+    After a kill, the same command resumes the job. Rows that cannot be read or answered stay in the
+    output, with the reason in `error`.
 
     Raises:
         UserError: for a file, column, parameter or model that cannot be used.
@@ -58,7 +58,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
 
 
 def _predicted(config: PredictConfig, predictor: Predictor, parts: Parts) -> Iterator[int]:
-    """Predict the parts that are missing; how many rows each of them had."""
+    """Predict the missing parts; return the number of rows of each."""
     missing = parts.missing()
     if config.num_workers == 1 and config.address is None:
         for path in missing:
@@ -77,7 +77,7 @@ def _predict_part(predictor: Predictor, config: PredictConfig, parts: Parts, raw
 
 
 def _on_ray(config: PredictConfig, parts: Parts, missing: list[Path]) -> Iterator[int]:
-    """Ray Data's actors take parts as they come; a lost one is predicted again by another."""
+    """Distribute the parts to Ray Data's actors; the part of a lost actor is predicted again."""
     import ray
 
     with ray_session(config), quiet_ray_data():
@@ -99,7 +99,7 @@ def _on_ray(config: PredictConfig, parts: Parts, missing: list[Path]) -> Iterato
 
 
 class _Worker:
-    """One copy of the model; stores what it predicts itself, so that nothing large is sent."""
+    """One copy of the model. It stores its predictions itself, so that nothing large is sent."""
 
     def __init__(self, config: PredictConfig, parts: Parts, threads: int) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""From a table of texts to the same table with predictions."""
+"""Add predictions to a table of texts."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str, Any]:
-    """The parameters of every row: those of --parameters, and --truncation where a task has it.
+    """Parameters of every row: --parameters, and --truncation where a task has it.
 
     Raises:
         UserError: for parameters that the task does not know.
@@ -26,7 +26,7 @@ def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str,
     given = {}
     for field in fields(predictor.parameters):
         if field.name in ("truncation", "truncate") and isinstance(field.default, bool | str):
-            # Where a task cuts in a way of its own (only texts, never labels), that way stays.
+            # Some tasks have a special default (truncate only texts, never labels): keep it.
             given[field.name] = config.truncation and (field.default or True)
     parameters = {**given, **config.request}
     check_parameters(predictor.parameters, parameters, predictor.task)
@@ -36,11 +36,11 @@ def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str,
 def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table") -> "pa.Table":
     """Add predictions, `truncated_tokens` and `error` to a table of `row`, `text`, `text_pair`.
 
-    Rows of similar length share forward passes, whatever their order in the table. A row on which
-    the model fails gets an error and no prediction, like those that have one already.
+    Rows of similar length share forward passes. A row on which the model fails gets an error and no
+    prediction, like rows that already have an error.
 
     Raises:
-        Exception: the model's own, when it cannot answer its own example any more either.
+        Exception: of the model, when it fails on its built-in example too.
     """
     import pyarrow as pa
 
@@ -71,7 +71,7 @@ def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table"
 def _answer(
     predictor: Predictor, request: Prepared | str, results: Iterator[Any]
 ) -> tuple[Any, str | None]:
-    """The answer to a row, or the sentence that it keeps instead; takes its part of `results`."""
+    """Decode the answer to a row, or its error sentence; consumes the row's part of `results`."""
     if isinstance(request, str):
         return None, request
     mine = [next(results) for _ in request.rows]
@@ -85,13 +85,13 @@ def _answer(
 
 
 def _finite(answer: Any) -> Any:
-    """`answer`; ValueError for one with NaN or infinite numbers, which looks like any other."""
+    """Return `answer`; raise ValueError if it contains NaN or infinite numbers."""
     json.dumps(answer, allow_nan=False)
     return answer
 
 
 def _failure(error: Exception) -> str:
-    """The sentence that a row keeps."""
+    """Error sentence stored with a row."""
     if isinstance(error, UserError):
         return str(error)
     reason = " ".join(str(error).split())[:200]
@@ -99,7 +99,7 @@ def _failure(error: Exception) -> str:
 
 
 def _check_alive(predictor: Predictor) -> None:
-    """Ask what any model of the task can answer: rows are not to be blamed for a broken device."""
+    """Run the task's example: an error there is the device's or the model's, not the rows'."""
     example = predictor.example
     _finite(predictor(example["inputs"], **example.get("parameters", {})))
 
@@ -107,7 +107,7 @@ def _check_alive(predictor: Predictor) -> None:
 def _prepare(
     predictor: Predictor, config: PredictConfig, table: "pa.Table"
 ) -> Sequence[Prepared | str]:
-    """One prepared request per row, or the sentence that says what is wrong with it."""
+    """Prepare one request per row; an invalid row gives its error sentence."""
     parameters = request_parameters(predictor, config)
     first, errors = table["text"].to_pylist(), table["error"].to_pylist()
     inputs: list[Any] = first
@@ -122,7 +122,7 @@ def _prepare(
 def _prepare_all(
     predictor: Predictor, inputs: list[Any], parameters: dict[str, Any]
 ) -> Sequence[Prepared | str]:
-    try:  # at once: fast tokenizers work on many texts in parallel
+    try:  # in one call: fast tokenizers process many texts in parallel
         whole = predictor.preprocess(inputs, parameters)
         return [Prepared([item], False, whole.parameters) for item in whole.items]
     except Exception:
@@ -216,4 +216,4 @@ _COLUMNS: dict[str, Callable[[Predictor, PredictConfig, Sequence[Any]], dict[str
     "multi_label_classification": _multi_label,
     "regression": _regression,
 }
-"""Columns of the answers by what a classifier predicts; any other answer is a JSON text."""
+"""Types of the answer columns by problem type; any other answer is a JSON text."""

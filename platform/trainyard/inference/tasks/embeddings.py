@@ -1,7 +1,7 @@
 """Embeddings: feature extraction and sentence similarity.
 
-A model in the format of sentence-transformers says itself how token vectors become a sentence's
-(Reimers & Gurevych 2019, "Sentence-BERT"); its files are read, no code of it is run.
+A model in the format of sentence-transformers defines the pooling of token vectors itself (Reimers &
+Gurevych 2019, "Sentence-BERT"). Its files are read; no code of it is run.
 """
 
 import json
@@ -30,12 +30,12 @@ POOLINGS: dict[str, Callable[[Vectors], Vectors]] = {
     "lasttoken": lambda tokens: tokens[-1],
     "none": lambda tokens: tokens,
 }
-"""From a text's token vectors, shape [tokens, size], to its own, shape [size]."""
+"""Poolings of token vectors, shape [tokens, size], to one vector, shape [size]."""
 
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """What a model in the format of sentence-transformers says about itself."""
+    """Settings of a model in the format of sentence-transformers."""
 
     pooling: str | None = None
     normalize: bool = False
@@ -44,10 +44,10 @@ class SentenceSettings:
 
 
 def sentence_settings(name: str, revision: str | None = None) -> SentenceSettings:
-    """Read modules.json and what it names; a model without it has no settings.
+    """Read modules.json and the files it names; a model without it has default settings.
 
     Raises:
-        UserError: when the model has modules that are not known here.
+        UserError: when the model has unsupported modules.
     """
     modules = _json(name, "modules.json", revision)
     if modules is None:
@@ -99,14 +99,14 @@ def _json(name: str, file: str, revision: str | None) -> Any:
 
 
 class Embedder(Predictor):
-    """A model without head, whose vectors are the answer."""
+    """Base of tasks that answer with the vectors of a model without head."""
 
     auto_model = "AutoModel"
     optional_weights = ("pooler.",)
     settings = SentenceSettings()
 
     def read_more(self, name: str, revision: str | None) -> None:
-        """What the model says about sentences."""
+        """Read the settings of sentence-transformers."""
         self.settings = sentence_settings(name, revision)
         limits = [n for n in (self.settings.max_tokens, self.max_tokens) if n is not None]
         self.max_tokens = min(limits, default=None)
@@ -121,28 +121,28 @@ class Embedder(Predictor):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExtractionParameters:
-    """Parameters of a request: the real client sends these beside `inputs`, not in `parameters`."""
+    """Parameters of a request; `InferenceClient` sends them next to `inputs`, not in `parameters`."""
 
     __pydantic_config__ = STRICT
 
     normalize: bool | None = None
-    """Scale vectors to length 1. Default: as the model says."""
+    """Scale vectors to length 1. Default: the model's setting."""
     pooling: Literal["mean", "cls", "max", "lasttoken", "none"] | None = None
-    """How token vectors become a text's; none gives all of them. Default: as the model says."""
+    """Pooling of token vectors; none returns all of them. Default: the model's setting."""
     prompt_name: str | None = None
     """Put the model's prompt of this name before the texts."""
     truncate: bool = False
-    """Cut off texts that are too long for the model, instead of refusing them."""
+    """Truncate texts that are too long for the model instead of refusing them."""
     truncation_direction: Literal["left", "right"] = "right"
-    """Which end is cut off."""
+    """End of the text that is cut off."""
     dimensions: Annotated[int, Ge(1)] | None = None
-    """Keep the first so many numbers of each vector, before it is scaled; for models made for it."""
+    """Size to which each vector is cut before scaling; for models trained for shorter vectors."""
     encoding_format: Literal["float"] = "float"
-    """Vectors are lists of numbers; base64 is not there."""
+    """Vectors are lists of numbers; base64 is not supported."""
 
 
 class FeatureExtraction(Embedder):
-    """A vector per text, or one per token of each where the model names no pooling.
+    """One vector per text, or one per token if the model defines no pooling.
 
     The answer is nested for a single text, too: [1, size] or [1, tokens, size].
     """
@@ -153,7 +153,7 @@ class FeatureExtraction(Embedder):
     example: Mapping[str, Any] = {"inputs": "A sentence."}
 
     def encode(self, inputs: list[Any], parameters: FeatureExtractionParameters) -> list[Item]:
-        """One row per text."""
+        """Build one row per text."""
         size = self.model.config.hidden_size
         if (parameters.dimensions or 0) > size:
             raise UserError(
@@ -189,7 +189,7 @@ class FeatureExtraction(Embedder):
     def decode(
         self, item: Item, results: list[Any], parameters: FeatureExtractionParameters
     ) -> Any:
-        """The vectors as lists."""
+        """Convert the vectors to lists."""
         del item
         vectors = results[0][..., : parameters.dimensions]
         wanted = self.settings.normalize and self._pooling(parameters) != "none"
@@ -199,7 +199,7 @@ class FeatureExtraction(Embedder):
         return [answer] if self._pooling(parameters) == "none" else answer
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
-        """As transformers' pipeline nests token vectors, and text-embeddings-inference those of texts."""
+        """Nest vectors as transformers' pipeline (tokens) and text-embeddings-inference (texts) do."""
         single_tokens = not listed and isinstance(answers[0][0], list)
         return answers[0] if single_tokens else answers
 
@@ -211,14 +211,14 @@ class SentenceSimilarityParameters:
     __pydantic_config__ = STRICT
 
     truncation: bool = False
-    """Cut off texts that are too long for the model, instead of refusing them."""
+    """Truncate texts that are too long for the model instead of refusing them."""
 
 
 class SentenceSimilarity(Embedder):
     """Cosines between one sentence and others, between -1 and 1.
 
-    `inputs` is `{"source_sentence": …, "sentences": […]}` or a list of such. A model that names no
-    pooling is pooled by the mean, as sentence-transformers does.
+    `inputs` is `{"source_sentence": …, "sentences": […]}` or a list of such objects. The default
+    pooling is the mean, as in sentence-transformers.
     """
 
     task = "sentence-similarity"
@@ -230,7 +230,7 @@ class SentenceSimilarity(Embedder):
     }
 
     def encode(self, inputs: list[Any], parameters: SentenceSimilarityParameters) -> list[Item]:
-        """One row for the source sentence, then one for each other."""
+        """Build one row for the source sentence, then one per other sentence."""
         budget = Budget(self.limits)
         items = []
         for value in inputs:
@@ -258,6 +258,6 @@ class SentenceSimilarity(Embedder):
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Vectors along the last axis, scaled to length 1 (zero vectors stay zero)."""
+    """Scale vectors along the last axis to length 1 (zero vectors stay zero)."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-12))

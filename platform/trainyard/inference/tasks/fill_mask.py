@@ -1,4 +1,4 @@
-"""Fill-mask: the words that fit best where a text has a mask."""
+"""Fill-mask: the most probable words for each mask of a text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from trainyard.inference.rows import Item
 
 @dataclass(frozen=True, slots=True)
 class _Masks:
-    """What is to be kept of the output for one text."""
+    """Selection from the model's output for one text."""
 
     places: NDArray[np.intp]
-    """Of its masks among the tokens."""
+    """Token positions of the masks."""
     top_k: int
     targets: NDArray[np.int64] | None
     """Tokens to choose from; None for all."""
@@ -33,15 +33,15 @@ class FillMaskParameters:
     __pydantic_config__ = STRICT
 
     top_k: Annotated[int, Ge(1)] = 5
-    """Proposals for each mask."""
+    """Number of proposals per mask."""
     targets: list[str] | str | None = None
-    """Choose among these words only; of a word that is several tokens, its first token counts."""
+    """Candidate words. Default: the whole vocabulary. Only the first token of a word counts."""
     truncation: Truncation = False
-    """Cut off texts that are too long for the model, instead of refusing them."""
+    """Truncate texts that are too long for the model instead of refusing them."""
 
 
 class FillMask(Predictor):
-    """Proposals, the best first; a list for each mask where a text has several."""
+    """Proposals, best first; one list per mask if a text has several masks."""
 
     task = "fill-mask"
     auto_model = "AutoModelForMaskedLM"
@@ -50,13 +50,13 @@ class FillMask(Predictor):
     example: Mapping[str, Any] = {"inputs": "Trains run on [MASK].", "parameters": {}}
 
     def check_model(self) -> None:
-        """The tokenizer must have a mask."""
+        """Refuse a tokenizer without mask token."""
         if self.tokenizer.mask_token_id is None:
             raise UserError(f"the tokenizer has no mask token, which {self.task} needs")
         self.example = {"inputs": f"Trains run on {self.tokenizer.mask_token}.", "parameters": {}}
 
     def encode(self, inputs: list[Any], parameters: FillMaskParameters) -> list[Item]:
-        """One row per text; of its output only the masks' places are kept."""
+        """Build one row per text; only the output at the masks is kept."""
         mask = self.tokenizer.mask_token
         texts = [text_of(value) for value in inputs]
         proposals = Budget(self.limits)
@@ -98,9 +98,9 @@ class FillMask(Predictor):
         return np.unique(ids)
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
-        """Tokens and probabilities of each row's proposals, each of shape [masks, top_k].
+        """Select tokens and probabilities of each row's proposals, each of shape [masks, top_k].
 
-        No more is kept: a vocabulary for each of many masks would fill the memory.
+        A whole vocabulary per mask would fill the memory.
         """
         logits = self.tokens_of(outputs.logits, rows)
         return [self._best(mine, row.wanted) for row, mine in zip(rows, logits, strict=True)]
@@ -116,7 +116,7 @@ class FillMask(Predictor):
         return wanted.targets[order.cpu().numpy()], best.cpu().numpy()
 
     def decode(self, item: Item, results: list[Any], parameters: FillMaskParameters) -> Any:
-        """Proposals with probability, token and the text they make."""
+        """Build the proposals, with probability, token and resulting text."""
         del parameters
         places = item.rows[0].wanted.places
         answers = [
@@ -138,6 +138,6 @@ class FillMask(Predictor):
             "score": score,
             "token": token,
             "token_str": self.tokenizer.decode([token]),
-            # Where there are more masks, they stay to be seen.
+            # Other masks stay visible in the text.
             "sequence": self.tokenizer.decode(filled, skip_special_tokens=only),
         }

@@ -1,7 +1,7 @@
 """Extractive question answering: the span of a context that answers a question.
 
-transformers 5 has no such pipeline any more; the scores here are those its version 4 gave: start and
-end probabilities over the context, multiplied (Chen et al. 2017, "Reading Wikipedia to Answer
+transformers 5 dropped this pipeline; scores are as in version 4: the product of start and end
+probabilities over the context (Chen et al. 2017, "Reading Wikipedia to Answer
 Open-Domain Questions").
 """
 
@@ -23,7 +23,7 @@ from trainyard.inference.tasks.text_classification import softmax
 Count = Annotated[int, Ge(1)]
 
 PART = 256
-"""Tokens of a context whose spans are looked through at once."""
+"""Tokens of a context whose spans are searched in one step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +33,24 @@ class QuestionAnsweringParameters:
     __pydantic_config__ = STRICT
 
     top_k: Count = 1
-    """Answers to return; with more than one, the answer is a list."""
+    """Number of answers; with more than one, the answer is a list."""
     doc_stride: Annotated[int, Ge(0)] | None = None
     """Tokens by which the chunks of a long context overlap. Default: at most 128."""
     max_answer_len: Count = 15
-    """Tokens of an answer, at most."""
+    """Maximum number of tokens of an answer."""
     max_seq_len: Count | None = None
-    """Tokens of question and chunk together. Default: at most 384."""
+    """Maximum number of tokens of question and chunk together. Default: at most 384."""
     max_question_len: Count = 64
-    """Tokens of the question; what is more is cut off."""
+    """Maximum number of tokens of the question; longer questions are truncated."""
     handle_impossible_answer: bool = False
-    """Let the empty answer compete: its score is that of «not in this text»."""
+    """Allow the empty answer; its score is the probability of no answer in the text."""
     align_to_words: bool = True
     """Widen answers to whole words."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Where a row's context stands: its tokens, and the encoding that knows their characters."""
+    """Context of a row: its token range, and the encoding that maps tokens to characters."""
 
     encoding: Any
     first: int
@@ -59,7 +59,7 @@ class _Chunk:
 
 
 class QuestionAnswering(Predictor):
-    """Answers with score and place. `inputs` is `{"question": …, "context": …}` or a list of such."""
+    """Answers with score and position. `inputs`: `{"question": …, "context": …}` or a list of these."""
 
     task = "question-answering"
     auto_model = "AutoModelForQuestionAnswering"
@@ -72,14 +72,14 @@ class QuestionAnswering(Predictor):
     }
 
     def check_model(self) -> None:
-        """Answers are cut out of the context by offsets, which fast tokenizers give."""
+        """Refuse slow tokenizers: they give no character offsets."""
         if not self.tokenizer.is_fast:
             raise UserError(
                 f"{self.task} needs a fast tokenizer (tokenizer.json); convert the model"
             )
 
     def encode(self, inputs: list[Any], parameters: QuestionAnsweringParameters) -> list[Item]:
-        """One row per chunk of a context."""
+        """Build one row per chunk of a context."""
         Budget(self.limits).spend(parameters.top_k * len(inputs), "answers")
         chunks = Budget(self.limits)
         return [self._item(value, parameters, chunks) for value in inputs]
@@ -102,7 +102,7 @@ class QuestionAnswering(Predictor):
         stride = parameters.doc_stride
         if room < 1 or (stride is not None and stride >= room):
             raise UserError(
-                f"beside the {length} tokens of the question there is room for {max(room, 0)} of the "
+                f"next to the {length} tokens of the question there is room for {max(room, 0)} of the "
                 f"context, less than doc_stride needs; send a smaller doc_stride, a smaller "
                 f"max_question_len or a max_seq_len larger than {limit}"
             )
@@ -124,7 +124,7 @@ class QuestionAnswering(Predictor):
         return _Chunk(encoding, inside[0], inside[-1], ids.index(cls) if cls in ids else None)
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
-        """Start and end logits of each row, shape [2, tokens]."""
+        """Extract start and end logits of each row, shape [2, tokens]."""
         start, end = (
             self.tokens_of(logits.float().cpu(), rows)
             for logits in (outputs.start_logits, outputs.end_logits)
@@ -134,10 +134,10 @@ class QuestionAnswering(Predictor):
     def decode(
         self, item: Item, results: list[Any], parameters: QuestionAnsweringParameters
     ) -> Any:
-        """The best answers of all chunks."""
+        """Select the best answers of all chunks."""
         context, chunks = item.context
-        # Widened to words, different spans of a chunk can become one answer: these are disjoint
-        # events, so their probabilities add up. Chunks overlap: there it is the same event again.
+        # After widening to words, several spans of a chunk can be one answer: these are disjoint
+        # events, so their probabilities add up. In overlapping chunks it is the same event.
         wanted = parameters.top_k * 2 + 10 if parameters.align_to_words else parameters.top_k
         best: dict[tuple[int, int], float] = {}
         nothing = 1.0
@@ -167,15 +167,15 @@ class QuestionAnswering(Predictor):
 def best_spans(
     logits: NDArray[np.float32], first: int, last: int, cls: int | None, top_k: int, longest: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], float]:
-    """The most probable spans among the tokens `first` to `last` of a row.
+    """Find the most probable spans among the tokens `first` to `last` of a row.
 
     Args:
         logits: Start and end logits, shape [2, tokens].
         first: First token of the context.
         last: Last token of the context.
-        cls: The token at which models put «no answer».
-        top_k: Spans, at most.
-        longest: Tokens of a span, at most.
+        cls: Position of the token that stands for no answer.
+        top_k: Maximum number of spans.
+        longest: Maximum number of tokens of a span.
 
     Returns:
         First tokens, last tokens and probabilities of the spans, best first, and the probability
@@ -186,7 +186,7 @@ def best_spans(
     probabilities = softmax(logits[:, places])
     null = 0.0 if cls is None else float(probabilities[0, -1] * probabilities[1, -1])
     start, end = probabilities[:, : len(inside)]
-    # Part by part: all spans of a context of thousands of tokens would fill the memory.
+    # In parts: all spans of a context of thousands of tokens would fill the memory.
     parts = [
         _likeliest(*_spans(start, end, begin, longest), top_k)
         for begin in range(0, len(inside), PART)
@@ -198,7 +198,7 @@ def best_spans(
 
 
 def _spans(start: Any, end: Any, begin: int, longest: int) -> tuple[Any, Any, Any]:
-    """First tokens, last tokens and probabilities of the spans that begin in one part of a context."""
+    """Compute first and last tokens and probabilities of the spans that begin in one part."""
     first = np.arange(begin, min(begin + PART, len(start)))
     last = np.arange(begin, min(begin + PART + longest, len(end)))
     offset = last[None, :] - first[:, None]
@@ -215,7 +215,7 @@ def _likeliest(starts: Any, ends: Any, scores: Any, top_k: int) -> tuple[Any, An
 
 
 def _characters(encoding: Any, start: int, end: int, *, words: bool) -> tuple[int, int]:
-    """Where a span of tokens begins and ends in the context, widened to words if asked."""
+    """Find first and last character of a token span, widened to words if `words`."""
     if words:
         first, last = encoding.token_to_word(start), encoding.token_to_word(end)
         if first is not None and last is not None:

@@ -17,7 +17,7 @@ from trainyard.inference.rows import Item
 from trainyard.models import resolve_model
 
 COLDEST, HOTTEST = 0.05, 20.0
-"""Bounds of a temperature: by one beyond them all scores would be 0 and 1, or all the same."""
+"""Bounds of a temperature: beyond them all scores would be 0 and 1, or equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +27,21 @@ class TextClassificationParameters:
     __pydantic_config__ = STRICT
 
     top_k: Annotated[int, Ge(1)] | None = None
-    """Answer with the K most probable labels only. Default: all of them."""
+    """Number of labels in the answer, most probable first. Default: all."""
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
-    """What turns the model's outputs into scores. Default: by the model's problem type."""
+    """Function from the model's outputs to scores. Default: by the model's problem type."""
     truncation: Truncation = False
-    """Cut off texts that are too long for the model, instead of refusing them."""
+    """Truncate texts that are too long for the model instead of refusing them."""
 
 
 class SequenceClassifier(Predictor):
-    """A model with one output vector per sequence."""
+    """Base of tasks with one output vector per sequence."""
 
     auto_model = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
 
     def check_model(self) -> None:
-        """Without padding token a decoder does not find the end of a sequence in a batch."""
+        """Set the padding token: decoders use it to find the end of a sequence in a batch."""
         if self.tokenizer.pad_token_id is None:
             raise UserError(
                 f"the tokenizer has no padding token, which {self.task} needs to batch texts; set "
@@ -49,7 +49,7 @@ class SequenceClassifier(Predictor):
             )
         if getattr(self.model.config, "pad_token_id", None) is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model.config.use_cache = False  # nothing is generated
+        self.model.config.use_cache = False  # a classifier generates no tokens
 
     @property
     def labels(self) -> list[str]:
@@ -58,17 +58,17 @@ class SequenceClassifier(Predictor):
         return [names[i] for i in range(len(names))]
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
-        """Logits of each row, shape [labels]."""
+        """Extract the logits of each row, shape [labels]."""
         del rows
         return list(outputs.logits.float().cpu().numpy())
 
 
 class TextClassification(SequenceClassifier):
-    """Labels with scores, the best first.
+    """Labels with scores, best first.
 
-    `inputs` is a text, `{"text": …, "text_pair": …}`, or a list of such. The answer is a list of
-    lists, one per input, also for a single one: that is what `InferenceClient` reads. Scores are
-    those of transformers' pipeline, but of a model that was calibrated: see `stored_temperature`.
+    `inputs` is a text, `{"text": …, "text_pair": …}`, or a list of these. The answer is a list of
+    lists, one per input, even for a single input, as `InferenceClient` expects. Scores equal those
+    of transformers' pipeline, except for calibrated models, see `stored_temperature`.
     """
 
     task = "text-classification"
@@ -78,12 +78,12 @@ class TextClassification(SequenceClassifier):
     temperature = 1.0
 
     def read_more(self, name: str, revision: str | None) -> None:
-        """The temperature that is stored with the model."""
-        del revision  # only of a folder: nobody calibrates in a cache of the Hub
+        """Read the temperature stored with the model."""
+        del revision  # only from a folder: models in the Hub's cache are not calibrated
         self.temperature = stored_temperature(Path(resolve_model(name)))
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
-        """One row per text or pair."""
+        """Build one row per text or pair."""
         texts, pairs = zip(*map(_pair, inputs), strict=True)
         if any((pair is None) != (pairs[0] is None) for pair in pairs):
             raise UserError("inputs mixes single texts with pairs; send them in two requests")
@@ -98,7 +98,7 @@ class TextClassification(SequenceClassifier):
     def decode(
         self, item: Item, results: list[Any], parameters: TextClassificationParameters
     ) -> list[dict[str, Any]]:
-        """Sorted labels with scores; `none` asks for the logits as they are."""
+        """Sort labels by score; the function `none` gives the raw logits."""
         del item
         function = parameters.function_to_apply or self._usual_function()
         logits = results[0] if function == "none" else results[0] / self.temperature
@@ -108,12 +108,12 @@ class TextClassification(SequenceClassifier):
         return [{"label": names[i], "score": float(scores[i])} for i in order]
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
-        """Nested always."""
+        """Return the answers as a nested list, even for a single input."""
         del listed
         return answers
 
     def _usual_function(self) -> str:
-        """As transformers' pipeline chooses it."""
+        """Default function, as in transformers' pipeline."""
         config = self.model.config
         if config.problem_type == "regression":
             return "none"
@@ -135,10 +135,10 @@ def _pair(value: Any) -> tuple[str, str | None]:
 
 
 def stored_temperature(folder: Path) -> float:
-    """What to divide a model's logits by: from the calibration.json of jobs/eval.py, else 1.
+    """Read a model's temperature from the calibration.json of jobs/eval.py; 1 without the file.
 
     Raises:
-        UserError: for a file that holds no usable temperature.
+        UserError: for a file without valid temperature.
     """
     path = folder / "calibration.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Text generation by decoders: drawn, greedy or by beams; whole, or token by token."""
+"""Text generation by decoders: sampling, greedy or beam search; whole or streamed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,35 +24,35 @@ Stop = Annotated[str, MinLen(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class TextGenerationParameters(GenerateParameters):
-    """Parameters of a request: the words of text-generation-inference and of transformers."""
+    """Parameters of a request, named as in text-generation-inference and transformers."""
 
     __pydantic_config__ = STRICT
 
     stop: Annotated[list[Stop], MaxLen(16)] | None = None
-    """End at the first of these texts, which stays part of the answer."""
+    """Texts that end generation; the one found stays in the answer."""
     return_full_text: bool | None = None
     """Put the prompt before the answer."""
     details: bool | None = None
-    """Tell every token with its log-probability, and why the text ended."""
+    """Return every token with its log-probability, and the finish reason."""
     frequency_penalty: Annotated[float, Ge(-2), Le(2)] | None = None
-    """Above 0, tokens become less likely with every time they were generated."""
+    """Above 0, tokens become less likely with each earlier occurrence in the generated text."""
     truncate: Count | None = None
-    """Keep the last so many tokens of the prompt only."""
+    """Maximum number of prompt tokens; the prompt's end is kept."""
     best_of: Count | None = None
-    """Only 1: a number of candidates is num_return_sequences here."""
+    """Only 1: use num_return_sequences for several candidates."""
     decoder_input_details: bool | None = None
     """Only false: log-probabilities of the prompt are not computed."""
     top_n_tokens: Annotated[int, Ge(0)] | None = None
-    """Only 0: other tokens than the chosen one are not told."""
+    """Only 0: alternatives to the chosen token are not returned."""
     watermark: bool | None = None
     """Only false."""
     adapter_id: str | None = None
-    """Only none: adapters are models of their own here."""
+    """Only none: serve an adapter as a separate model."""
     grammar: dict[str, Any] | None = None
     """Only none."""
 
     def check(self) -> None:
-        """Refuse what the real client can ask for and nobody here can do.
+        """Refuse values that `InferenceClient` can send but the server does not support.
 
         Raises:
             UserError: naming the parameter.
@@ -68,7 +68,7 @@ class TextGenerationParameters(GenerateParameters):
 class TextGeneration(Generator):
     """Continuations of a prompt. `inputs` is a text or a list of texts.
 
-    The answer is a list of texts, also of one: that is what `InferenceClient` reads.
+    The answer is a list of texts, even for a single one, as `InferenceClient` expects.
     """
 
     task = "text-generation"
@@ -81,7 +81,7 @@ class TextGeneration(Generator):
     }
 
     def encode(self, inputs: list[Any], parameters: TextGenerationParameters) -> list[Item]:
-        """As many rows per prompt as texts are to be drawn."""
+        """Build the rows of each prompt: one per sampled text."""
         parameters.check()
         options = self.options(given(parameters))
         budget = Budget(self.limits)
@@ -107,7 +107,7 @@ class TextGeneration(Generator):
         return items
 
     def _begin(self) -> list[int]:
-        """The empty prompt."""
+        """Tokens of an empty prompt."""
         if self.tokenizer.bos_token_id is None:
             raise UserError(
                 "the prompt has no token, and the model none to begin with; send a text"
@@ -130,7 +130,7 @@ class TextGeneration(Generator):
     def decode(
         self, item: Item, results: list[Any], parameters: TextGenerationParameters
     ) -> list[dict[str, Any]]:
-        """One answer per sequence."""
+        """Build one answer per sequence."""
         sequences = [generated for result in results for generated in result]
         return [
             self._answer(item, item.rows[i % len(item.rows)], generated, parameters)
@@ -171,14 +171,14 @@ class TextGeneration(Generator):
         }
 
     def stream(self, prepared: Prepared, emit: Callable[[dict[str, Any]], None]) -> None:
-        """Have `forward` tell each token of `prepared` as it comes, while it runs its batch.
+        """Send each token of `prepared` to `emit` while `forward` generates it.
 
-        `emit` gets what the real client reads from a server-sent event; the last one carries
-        `generated_text`, which is the texts of all of them joined. It is called in the model's
-        thread, must return at once and must not raise.
+        `emit` receives the data of one server-sent event. The last event has `generated_text`, the
+        joined texts of all events. `emit` is called in the model's thread and must not block or
+        raise.
 
         Raises:
-            UserError: for a request of several texts, or by beams.
+            UserError: for a request of several texts, or with beam search.
         """
         rows = prepared.rows
         if len(rows) != 1 or rows[0].wanted.options.get("num_beams", 1) > 1 or prepared.listed:
@@ -195,7 +195,7 @@ class TextGeneration(Generator):
             last = generated.finish_reason is not None
             text = self.text(generated) if last else None
             token = self._token(generated, -1)
-            if text is not None:  # half a character at the end is told as what it is
+            if text is not None:  # half a character at the end is sent as it is
                 token["text"] = text[len(sent) :]
             sent += token["text"]
             whole = prepared.items[0].context if prepared.parameters.return_full_text else ""

@@ -1,4 +1,4 @@
-"""Summarization, translation and other tasks of encoder-decoders: a text in, a text out."""
+"""Summarization, translation and other text-to-text tasks of encoder-decoders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -22,28 +22,28 @@ from trainyard.inference.tokenizing import NO_TOKEN
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingParameters(GenerateParameters):
-    """Parameters of generation, in transformers' words for encoder-decoders."""
+    """Parameters of generation, named as in transformers for encoder-decoders."""
 
     __pydantic_config__ = STRICT
 
     max_length: Count | None = None
-    """Tokens of the answer with the one it starts from, at most; max_new_tokens wins over it."""
+    """Maximum tokens of the answer, including the start token; max_new_tokens has precedence."""
     min_length: Annotated[int, Ge(0)] | None = None
-    """Tokens of the answer with the one it starts from, at least."""
+    """Minimum tokens of the answer, including the start token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextToTextParameters(DecodingParameters):
-    """Parameters of a request: generation parameters here, or inside `generate_parameters`."""
+    """Parameters of a request; generation parameters are accepted in `generate_parameters`, too."""
 
     __pydantic_config__ = STRICT
 
     truncation: Truncation = False
-    """Cut off texts that are too long for the model, instead of refusing them."""
+    """Truncate texts that are too long for the model instead of refusing them."""
     clean_up_tokenization_spaces: bool | None = None
-    """Remove spaces before punctuation. Default: as the tokenizer says."""
+    """Remove spaces before punctuation. Default: the tokenizer's setting."""
     generate_parameters: dict[str, Any] | None = None
-    """Parameters of generation; these win."""
+    """Parameters of generation; they have precedence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ class TranslationParameters(TextToTextParameters):
     __pydantic_config__ = STRICT
 
     src_lang: str | None = None
-    """Language of the text, as the model writes it."""
+    """Language of the text, as the model names it."""
     tgt_lang: str | None = None
-    """Language of the answer, as the model writes it."""
+    """Language of the answer, as the model names it."""
 
 
 class TextToText(Generator):
-    """One answer per text (`num_return_sequences`: that many). `inputs` is a text or a list."""
+    """`num_return_sequences` answers per text. `inputs` is a text or a list of texts."""
 
     task = "text2text-generation"
     auto_model = "AutoModelForSeq2SeqLM"
@@ -69,8 +69,8 @@ class TextToText(Generator):
     answer = "generated_text"
 
     def encode(self, inputs: list[Any], parameters: TextToTextParameters) -> list[Item]:
-        """As many rows per text as answers are to be drawn."""
-        # The model's own recipe for the task: T5 and its kin need a prefix such as `summarize: `.
+        """Build the rows of each text: one per sampled answer."""
+        # The model's recipe for the task: T5 models need a prefix such as `summarize: `.
         recipe = self.recipe(parameters)
         prefix = recipe.get("prefix") or ""
         decoding = check_parameters(DecodingParameters, self._asked(parameters), self.task)
@@ -113,13 +113,13 @@ class TextToText(Generator):
         return length
 
     def recipe(self, parameters: Any) -> dict[str, Any]:
-        """The model's own defaults for this task, by `task_specific_params` of its config."""
+        """Defaults for this task, from `task_specific_params` of the model's config."""
         del parameters
         every = getattr(self.model.config, "task_specific_params", None) or {}
         return dict(every.get(self.task) or {})
 
     def forced(self, parameters: Any) -> dict[str, Any]:
-        """Options that follow from the request's other parameters."""
+        """Options derived from the request's other parameters."""
         del parameters
         return {}
 
@@ -128,7 +128,7 @@ class TextToText(Generator):
         return self.tokenize([text], truncation=parameters.truncation)
 
     def decode(self, item: Item, results: list[Any], parameters: TextToTextParameters) -> Any:
-        """Answers under the task's own name."""
+        """Build the answers, with the task's field name."""
         del item
         options = {}
         if parameters.clean_up_tokenization_spaces is not None:
@@ -140,14 +140,14 @@ class TextToText(Generator):
         ]
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
-        """As transformers 4: flat, but nested for a list whose inputs have several answers each."""
+        """Flatten as transformers 4 does: nested only for lists of inputs with several answers each."""
         if not listed:
             return answers[0]
         return answers if len(answers[0]) > 1 else [answer for [answer] in answers]
 
 
 class Summarization(TextToText):
-    """A summary per text."""
+    """One summary per text."""
 
     task = "summarization"
     architectures = ()
@@ -155,7 +155,7 @@ class Summarization(TextToText):
 
 
 class Translation(TextToText):
-    """A translation per text; models of many languages need `src_lang` and `tgt_lang`."""
+    """One translation per text; multilingual models need `src_lang` and `tgt_lang`."""
 
     task = "translation"
     architectures = ()
@@ -163,7 +163,7 @@ class Translation(TextToText):
     answer = "translation_text"
 
     def recipe(self, parameters: TranslationParameters) -> dict[str, Any]:
-        """The recipe of the two languages, or the only one for translation that there is."""
+        """Recipe of the two languages, or the model's only recipe for translation."""
         every = getattr(self.model.config, "task_specific_params", None) or {}
         known = {name: value for name, value in every.items() if name.startswith("translation")}
         source, target = parameters.src_lang, parameters.tgt_lang
@@ -184,7 +184,7 @@ class Translation(TextToText):
         return hasattr(self.tokenizer, "src_lang")
 
     def forced(self, parameters: TranslationParameters) -> dict[str, Any]:
-        """The first token of the answer says its language."""
+        """Force the first token of the answer: the target language."""
         if not self._multilingual:
             return {}
         if parameters.tgt_lang is None:

@@ -1,4 +1,4 @@
-"""Token classification: entities in a text, with the places where they stand."""
+"""Token classification: entities in a text, with their positions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from trainyard.inference.predictor import Predictor
 from trainyard.inference.rows import Item
 
 IGNORED_LABELS = 1000
-"""Of a request; each token's label is looked for among them."""
+"""Maximum per request; each token's label is compared with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +24,17 @@ class TokenClassificationParameters:
     __pydantic_config__ = STRICT
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "none"
-    """How tokens are fused into entities."""
+    """Strategy that merges tokens into entities."""
     ignore_labels: Annotated[list[str], MaxLen(IGNORED_LABELS)] | None = None
-    """Labels that are left out of the answer. Default: O."""
+    """Labels to leave out of the answer. Default: O."""
     stride: Annotated[int, Ge(0)] | None = None
-    """Read long texts whole, in chunks that overlap by so many tokens."""
+    """Tokens by which the chunks of a long text overlap. Default: no chunks."""
     truncation: Truncation = True
-    """Without stride: cut off texts that are too long for the model, or refuse them (false)."""
+    """Without stride: truncate texts that are too long for the model, or refuse them (false)."""
 
 
 class TokenClassification(Predictor):
-    """Tokens or entities with label, score and place. `inputs` is a text or a list of texts."""
+    """Tokens or entities with label, score and position. `inputs` is a text or a list of texts."""
 
     task = "token-classification"
     auto_model = "AutoModelForTokenClassification"
@@ -46,7 +46,7 @@ class TokenClassification(Predictor):
     }
 
     def check_model(self) -> None:
-        """Offsets come from fast tokenizers only; the pipeline is needed for its fusing of tokens."""
+        """Refuse slow tokenizers (no offsets); build the pipeline that merges tokens."""
         from transformers import TokenClassificationPipeline
 
         if not self.tokenizer.is_fast:
@@ -64,7 +64,7 @@ class TokenClassification(Predictor):
         return [names[i] for i in range(len(names))]
 
     def encode(self, inputs: list[Any], parameters: TokenClassificationParameters) -> list[Item]:
-        """One row per text, or one per chunk of it."""
+        """Build one row per text, or one per chunk of it."""
         texts = [text_of(value) for value in inputs]
         wanted: dict[str, Any] = {
             "return_offsets_mapping": True,
@@ -118,7 +118,7 @@ class TokenClassification(Predictor):
     def decode(
         self, item: Item, results: list[Any], parameters: TokenClassificationParameters
     ) -> list[dict[str, Any]]:
-        """Tokens or entities, by transformers' own rules."""
+        """Build tokens or entities by the rules of transformers."""
         import torch
         from transformers.pipelines.token_classification import AggregationStrategy
 

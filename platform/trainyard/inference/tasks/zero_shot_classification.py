@@ -1,7 +1,7 @@
-"""Zero-shot classification: labels chosen by the request, judged by a model of entailment.
+"""Zero-shot classification: labels chosen by the request, scored by an entailment model.
 
-Each text with each candidate label is one row, so that all pairs of all waiting requests can share
-a forward pass (Yin et al. 2019, "Benchmarking Zero-shot Text Classification").
+Each pair of text and candidate label is one row, so pairs of all queued requests can share a
+forward pass (Yin et al. 2019, "Benchmarking Zero-shot Text Classification").
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from trainyard.inference.rows import Item
 from trainyard.inference.tasks.text_classification import SequenceClassifier, softmax
 
 LABEL_CHARACTERS = 1000
-"""Of a label, and of the sentence around it: they are read with each text anew."""
+"""Maximum of a label and of the template: both are tokenized again with each text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,17 @@ class ZeroShotClassificationParameters:
     __pydantic_config__ = STRICT
 
     candidate_labels: list[str] | str
-    """The labels to choose from: a list, or one text with commas."""
+    """Candidate labels: a list, or one text with commas."""
     multi_label: bool = False
-    """Judge each label by itself. Default: the scores of all labels sum to 1."""
+    """Score each label independently. Default: the scores of all labels sum to 1."""
     hypothesis_template: Annotated[str, MaxLen(LABEL_CHARACTERS)] = "This example is {}."
-    """Sentence that a label makes true or false; {} is where the label goes."""
+    """Hypothesis that the model tests against the text; {} is replaced by the label."""
     truncation: Truncation = "only_first"
-    """Cut off texts (never labels) that are too long for the model, or refuse them (false)."""
+    """Truncate texts (never labels) that are too long for the model, or refuse them (false)."""
 
     @property
     def labels(self) -> list[str]:
-        """The candidate labels, one by one."""
+        """Candidate labels as a list."""
         given = self.candidate_labels
         return (
             [label.strip() for label in given.split(",") if label.strip()]
@@ -48,7 +48,7 @@ class ZeroShotClassificationParameters:
 
 
 class ZeroShotClassification(SequenceClassifier):
-    """Candidate labels with scores, the best first. `inputs` is a text or a list of texts."""
+    """Candidate labels with scores, best first. `inputs` is a text or a list of texts."""
 
     task = "zero-shot-classification"
     parameters = ZeroShotClassificationParameters
@@ -58,7 +58,7 @@ class ZeroShotClassification(SequenceClassifier):
     }
 
     def check_model(self) -> None:
-        """The model must know which of its outputs means entailment."""
+        """Find the model's entailment output; refuse a model without one."""
         super().check_model()
         found = [i for i, name in enumerate(self.labels) if name.lower().startswith("entail")]
         if not found or len(self.labels) < 2:
@@ -71,7 +71,7 @@ class ZeroShotClassification(SequenceClassifier):
         self.contradiction = len(self.labels) - 1 if self.entailment == 0 else 0
 
     def encode(self, inputs: list[Any], parameters: ZeroShotClassificationParameters) -> list[Item]:
-        """One row per candidate label of each text."""
+        """Build one row per candidate label of each text."""
         template, labels = parameters.hypothesis_template, parameters.labels
         if not labels:
             raise UserError("parameters.candidate_labels is empty; send at least one label")
@@ -99,15 +99,15 @@ class ZeroShotClassification(SequenceClassifier):
         return items
 
     def _shortened(self, text: str, truncation: Truncation) -> tuple[str, int, int]:
-        """A text without most of what is cut off later, its tokens, and how many went.
+        """Shorten a text before truncation; return it, its tokens and the number removed.
 
-        It is tokenized with each label anew: not a megabyte of which a page is kept.
+        The text is tokenized again with each label: this avoids the cost of a long tail.
         """
         options: dict[str, Any] = {"limit": 2**31, "add_special_tokens": False}
         fast = self.tokenizer.is_fast
         whole = self.tokenize([text], return_offsets_mapping=fast, **options).encoding
         length = len(whole["input_ids"][0])
-        # How the last tokens come out depends on what follows, so some more than fit are kept.
+        # The last tokens depend on the text after them, so keep some more than fit.
         kept = (self.max_tokens or 2**31) + 64
         if not fast or truncation not in (True, "only_first", "longest_first") or length <= kept:
             return text, length, 0
@@ -118,7 +118,7 @@ class ZeroShotClassification(SequenceClassifier):
     def decode(
         self, item: Item, results: list[Any], parameters: ZeroShotClassificationParameters
     ) -> list[dict[str, Any]]:
-        """Sorted labels with scores."""
+        """Sort the labels by score."""
         del item
         logits = np.stack(results)
         if parameters.multi_label or len(results) == 1:
