@@ -28,6 +28,11 @@ from trainyard.storage import (
 )
 from trainyard.tasks import Task
 from trainyard.terminal import StopSignals, say
+from trainyard.training.driver.environment import (
+    differences,
+    environment,
+    recorded_environment,
+)
 from trainyard.training.driver.export import export_model, model_card
 from trainyard.training.driver.launch import run_workers, worker_function
 from trainyard.training.driver.progress_bar import ProgressBar
@@ -87,6 +92,10 @@ def fit(
             config = config.as_begun(begun["config"])
         if result := earlier_result(config, folder, trial.data if trial else None):
             say(f"run {folder.path.name} is finished; --fresh would train it again")
+            if changed := differences(recorded_environment(begun), environment(config)):
+                say(
+                    f"it was trained in another environment ({', '.join(changed)}); its result is kept"
+                )
             return result
         if trial is None:
             splits = find_splits(config)
@@ -108,9 +117,9 @@ def fit(
             else:
                 task, tokenizer, data = trial.task, trial.tokenizer, trial.data
                 watch.lap("start_up")
-            data = _open_record(folder, config, data, trial)
+            threads = int(resources.get("CPU", 1))
+            data = _open_record(folder, config, data, trial, environment(config, threads))
             if trial is not None and config.worker_counts == [1]:
-                threads = int(resources.get("CPU", 1))
                 outcome = worker_function(
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
                 )()
@@ -130,14 +139,26 @@ def fit(
 
 
 def _open_record(
-    folder: RunFolder, config: TrainConfig, data: PreparedData, trial: Trial | None
+    folder: RunFolder,
+    config: TrainConfig,
+    data: PreparedData,
+    trial: Trial | None,
+    here: Mapping[str, Any],
 ) -> PreparedData:
-    """Note what is about to run; returns `data` with the model's commit of the first attempt."""
+    """Record the attempt and its environment; return `data` with the model's commit of the first one."""
     record = folder.read()
     if record and record["data_fingerprint"] != data.fingerprint:
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was started")
     if record:
         check_base_model(record, data.model_digest)
+    attempts = record.get("environments", [])
+    if record and (changed := differences(recorded_environment(record), here)):
+        say(
+            f"warning: this attempt runs in another environment ({', '.join(changed)}); the result need "
+            "not be bit-identical to that of an undisturbed run"
+        )
+    if not attempts or differences(attempts[-1], here):
+        attempts = [*attempts, here]
     data = replace(data, model_revision=record.get("model_revision") or data.model_revision)
     folder.update(
         name=folder.path.name,
@@ -151,6 +172,7 @@ def _open_record(
         model_revision=data.model_revision,
         base_model_digest=data.model_digest,
         versions=versions(),
+        environments=attempts,
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **(trial.record if trial else {}),
     )

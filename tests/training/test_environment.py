@@ -1,0 +1,58 @@
+"""A run is a function of its config, and its bits also of packages and processor: both are recorded."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard.config import TrainConfig
+from trainyard.data.splits import find_splits
+from trainyard.data.tokenize import PreparedData, prepare
+from trainyard.models.build import build_tokenizer
+from trainyard.storage.folder import RunFolder
+from trainyard.training.driver.environment import (
+    differences,
+    environment,
+    recorded_environment,
+)
+from trainyard.training.driver.fit import _open_record
+
+
+@pytest.fixture(scope="module")
+def data(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    splits, tokenizer = find_splits(small_run), build_tokenizer(small_run)
+    return prepare(splits, tokenizer, small_run, tmp_path_factory.mktemp("cache"))
+
+
+def other(here: dict[str, Any], **packages: str) -> dict[str, Any]:
+    return {**here, "packages": {**here["packages"], **packages}}
+
+
+def test_an_attempt_in_another_environment_warns_and_is_recorded(
+    small_run: TrainConfig, data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, here = RunFolder(tmp_path), environment(small_run, 1)
+    folder.create()
+    for _ in range(2):  # the same environment again is no news
+        _open_record(folder, small_run, data, None, here)
+    assert folder.read()["environments"] == [here]
+    assert not capsys.readouterr().err
+    changed = other(here, torch="9.9")
+    _open_record(folder, small_run, data, None, changed)
+    assert folder.read()["environments"] == [here, changed]
+    said = capsys.readouterr().err
+    assert f"another environment (torch {here['packages']['torch']} -> 9.9)" in said
+    assert "need not be bit-identical" in said
+
+
+def test_device_and_processor_count_and_unknown_values_do_not(small_run: TrainConfig) -> None:
+    here = environment(small_run)
+    assert differences(here, {**here, "threads": 2}) == []
+    assert differences(here, environment(replace(small_run, use_gpu=True))) == ["device cpu -> gpu"]
+    assert differences({**here, "processor": "another"}, here)[0].startswith(
+        "processor another -> "
+    )
+    first_version = {"versions": {"torch": "1.0", "python": here["packages"]["python"]}}
+    torch = here["packages"]["torch"]
+    assert differences(recorded_environment(first_version), here) == [f"torch 1.0 -> {torch}"]
