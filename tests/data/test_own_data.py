@@ -102,6 +102,35 @@ def test_labels_that_look_alike_are_warned_of_and_merged_on_request(tmp_path: Pa
     (train, _) = splits.splits
     assert [r for batch in train.batches() for r in batch["label"].to_pylist()] == [2, 2, 1, 0, 0]
     assert train.fingerprint != find_splits(config).splits[0].fingerprint
+    dropped = replace(config, merge_similar_labels=True, drop_labels=("SPAM", "-1"))
+    assert find_splits(dropped).task.labels == ("caf\u00e9", "ham")
+
+
+def test_targets_are_dropped_as_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, ["-1", "0.5", "-1.0", "2"])
+    config = TrainConfig(
+        train_file=str(path),
+        validation_file=str(path),
+        problem_type="regression",
+        drop_labels=("-1",),
+    )
+    train, _ = find_splits(config).splits
+    assert [r for batch in train.batches() for r in batch["label"].to_pylist()] == [0.5, 2.0]
+    with pytest.raises(UserError, match="--drop-labels x is no number"):
+        find_splits(replace(config, drop_labels=("x",)))
+
+
+def test_a_run_of_the_first_version_reads_labels_as_it_did(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("""text,label\na,"['x', 'y']"\nb,x\n""")
+    config = TrainConfig(
+        train_file=str(path), validation_file=str(path), problem_type="multi_label_classification"
+    )
+    first = replace(config, split_version=1)
+    assert find_splits(config).task.labels == ("x", "y")
+    assert find_splits(first).task.labels == ("['x', 'y']", "x")
+    one, other = (find_splits(each).splits[0].fingerprint for each in (config, first))
+    assert one != other  # else one would read the other's tokenized labels
 
 
 def test_names_of_class_labels_are_read_from_the_file(tmp_path: Path) -> None:
@@ -114,6 +143,7 @@ def test_names_of_class_labels_are_read_from_the_file(tmp_path: Path) -> None:
     config = TrainConfig(train_file=str(path), validation_file=str(path))
     now, before = find_splits(config), find_splits(replace(config, split_version=1))
     assert (now.task.labels, before.task.labels) == (("pos", "neg"), ("0", "2"))
+    assert now.splits[0].fingerprint != before.splits[0].fingerprint
     ids = [
         [r for batch in found.splits[0].batches() for r in batch["label"].to_pylist()]
         for found in (now, before)

@@ -12,7 +12,7 @@ from support.serve_stand_ins import Replicas, echo, models, until
 
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
-from trainyard.serving.gateway.discovery import MAX_DEATHS, ServeModels
+from trainyard.serving.gateway.discovery import MAX_DEATHS, ServeModels, _alone
 from trainyard.serving.transport import Connection
 
 
@@ -243,3 +243,20 @@ def test_a_stream_is_begun_again_when_its_replica_dies_before_the_first_event() 
         assert calls == [0, 1]
 
     asyncio.run(run())
+
+
+def test_a_request_does_not_wait_long_for_the_others_of_a_lost_replica() -> None:
+    """Sixteen long generations in work at a death would not all be answered in turns."""
+
+    async def waits() -> tuple[float, bool]:
+        lock = asyncio.Lock()
+        clock = asyncio.get_running_loop().time
+        async with _alone(lock, 5):
+            began = clock()
+            async with _alone(lock, 0.05):
+                waited = clock() - began
+        return waited, lock.locked()
+
+    waited, locked = asyncio.run(waits())
+    assert 0.04 < waited < 2
+    assert not locked

@@ -17,6 +17,7 @@ from trainyard.training.driver.environment import (
     recorded_environment,
 )
 from trainyard.training.driver.fit import _open_record
+from trainyard.training.driver.result import earlier_result
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,12 @@ def test_device_and_processor_count_and_unknown_values_do_not(small_run: TrainCo
     first_version = {"versions": {"torch": "1.0", "python": here["packages"]["python"]}}
     torch = here["packages"]["torch"]
     assert differences(recorded_environment(first_version), here) == [f"torch 1.0 -> {torch}"]
+
+
+def test_a_run_that_failed_before_its_record_was_made_is_no_earlier_result(
+    small_run: TrainConfig, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create()
+    folder.update(status="failed", reason="the Hub did not answer", seconds={"start_up": 1.0})
+    assert earlier_result(small_run, folder) is None

@@ -5,6 +5,7 @@ from .files import read_rows as read_rows
 from .held_out import normalize_text as normalize_text
 from .labels import LabelEncoder as LabelEncoder
 from .own_files import OwnFile as OwnFile
+from .parquet_files import class_label_names as class_label_names
 from .parquet_files import open_parquet as open_parquet
 from .quick_checks import warnings as warnings
 from .splits import (

@@ -34,12 +34,14 @@ def read_rows(
     keep_bad_rows: bool = False,
     text_format: TextFormat = TextFormat(),  # noqa: B008 (frozen)
     class_names: bool = False,
+    text_lists: bool = True,
 ) -> Iterator[Batch]:
     """Yield the rows of a file in order, in batches of bounded size.
 
     Without text columns only the labels are read, which is fast in Parquet. `keep_bad_rows`, for
     files read without labels, keeps an unusable row and its error (`Batch.errors`). Faults of the
-    whole file are refused in any case: its encoding, its columns, a quote left open.
+    whole file are refused in any case: its encoding, its columns, a quote left open. `class_names`
+    is described at `Columns`, `text_lists` at `canonical_labels`.
 
     Raises:
         UserError: The file or a row cannot be used; names the place and the fix.
@@ -61,7 +63,7 @@ def read_rows(
         _check_file(path)
         first_row = 0
         for batch in reader(path, columns):
-            labels = canonical_labels(batch, problem_type)
+            labels = canonical_labels(batch, problem_type, text_lists=text_lists)
             yield replace(batch, first_row=first_row, labels=labels)
             first_row += len(batch)
     except OSError as error:

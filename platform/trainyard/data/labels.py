@@ -133,11 +133,14 @@ def discover_labels(
     return LabelEncoder(problem_type, tuple(names), source)
 
 
-def canonical_labels(batch: Batch, problem_type: ProblemType) -> list[Any] | None:
+def canonical_labels(
+    batch: Batch, problem_type: ProblemType, *, text_lists: bool = True
+) -> list[Any] | None:
     """Return the raw labels of a batch as names, floats or lists of names, by problem type.
 
     Strings mean the same in every format: numbers written as text are numbers, names are stripped
-    of outer white space, and `a|b` is a list of two names where lists are expected.
+    of outer white space, and `a|b` is a list of two names where lists are expected. `text_lists` reads
+    lists written as text as lists.
 
     Raises:
         UserError: A label is missing or does not fit the problem type.
@@ -148,7 +151,7 @@ def canonical_labels(batch: Batch, problem_type: ProblemType) -> list[Any] | Non
     labels = []
     for index, label in enumerate(batch.labels):
         try:
-            labels.append(canonical(label))
+            labels.append(canonical(label, text_lists))
         except _BadLabelError as error:
             raise UserError(f"{batch.place(index)}: {error}") from None
     return labels
@@ -158,13 +161,13 @@ class _BadLabelError(Exception):
     """An unusable label; the message lacks only the place."""
 
 
-def _class_name(label: object) -> str:
+def _class_name(label: object, text_lists: bool) -> str:
     match label:
         case str():
             whole = _WHOLE_FLOAT.fullmatch(name := label.strip())
             if not name:
                 raise _BadLabelError("the label is empty; fill it in or remove the row")
-            if _list_in_text(name) is not None:
+            if text_lists and _list_in_text(name) is not None:
                 raise _BadLabelError(
                     f"label {name[:60]!r} is a list written as text, expected one name; write the "
                     "name alone, or add --problem-type multi_label_classification"
@@ -177,7 +180,7 @@ def _class_name(label: object) -> str:
     raise _unusable(label, "a name or a whole number")
 
 
-def _target(label: object) -> float:
+def _target(label: object, _: bool) -> float:
     target = math.nan
     if isinstance(label, str | int | float | Decimal) and not isinstance(label, bool):
         try:
@@ -189,13 +192,13 @@ def _target(label: object) -> float:
     raise _unusable(label, "a finite number, because --problem-type is regression")
 
 
-def _class_names(label: object) -> list[str]:
+def _class_names(label: object, text_lists: bool) -> list[str]:
     if isinstance(label, str):
-        listed = _list_in_text(label.strip())
+        listed = _list_in_text(label.strip()) if text_lists else None
         label = listed if listed is not None else label.split("|") if label.strip() else []
     if not isinstance(label, list):
         raise _unusable(label, "a list of names, because --problem-type is multi-label")
-    names = [_class_name(name) for name in label]
+    names = [_class_name(name, text_lists) for name in label]
     if len(set(names)) < len(names):
         raise _BadLabelError(
             f"the label list {listing(names)} names one label twice; list every label of the row "
@@ -215,7 +218,7 @@ def _list_in_text(text: str) -> list[Any] | None:
     return found if isinstance(found, list) else None
 
 
-_CANONICAL: dict[ProblemType, Callable[[object], str | float | list[str]]] = {
+_CANONICAL: dict[ProblemType, Callable[[object, bool], str | float | list[str]]] = {
     "single_label_classification": _class_name,
     "multi_label_classification": _class_names,
     "regression": _target,

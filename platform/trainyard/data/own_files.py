@@ -14,6 +14,7 @@ from trainyard.data.files import read_rows
 from trainyard.data.held_out import VERSIONS, Parts, normalize_text, text_hashes
 from trainyard.data.labels import LabelEncoder, discover_labels
 from trainyard.data.parquet_files import class_label_names
+from trainyard.errors import UserError
 from trainyard.flags import DataFlags
 from trainyard.storage import file_digest
 from trainyard.tasks import ProblemType, Task, own_task
@@ -36,6 +37,8 @@ class OwnFile:
     text_format: TextFormat
     class_names: bool = False
     """See `Columns`."""
+    text_lists: bool = True
+    """See `canonical_labels`."""
     drop_labels: tuple[str, ...] = ()
     merge_similar_labels: bool = False
 
@@ -49,6 +52,7 @@ class OwnFile:
             self.problem_type,
             text_format=self.text_format,
             class_names=self.class_names,
+            text_lists=self.text_lists,
         ):
             kept = self._without_dropped(batch)
             yield replace(kept, first_row=first_row)
@@ -64,11 +68,11 @@ class OwnFile:
                 for label in labels
             ]
             batch = replace(batch, labels=labels)
-        dropped = {str(label) for label in self.drop_labels}
+        dropped = {self._canonical(name) for name in self.drop_labels}
         rows = [
             row
             for row, label in enumerate(labels)
-            if dropped.isdisjoint(label if isinstance(label, list) else [str(label)])
+            if dropped.isdisjoint(label if isinstance(label, list) else [label])
         ]
         if len(rows) == len(labels):
             return batch
@@ -78,6 +82,16 @@ class OwnFile:
             texts=tuple(text.take(rows) for text in batch.texts),
             labels=[labels[row] for row in rows],
         )
+
+    def _canonical(self, name: str) -> str | float:
+        if self.problem_type == "regression":
+            try:
+                return float(name)
+            except ValueError:
+                raise UserError(
+                    f"--drop-labels {name} is no number, but --problem-type is regression; give numbers"
+                ) from None
+        return normalize_text(name) if self.merge_similar_labels else name
 
     def label_order(self) -> Sequence[str]:
         """Return the label names stored in the file, in the order of their class ids."""
@@ -91,7 +105,12 @@ class OwnFile:
     def options(self) -> tuple[Any, ...]:
         """All that changes how the rows are read and that 29a2e37 did not have."""
         options = (self.text_format, self.drop_labels, self.merge_similar_labels)
-        return () if options == (TextFormat(), (), False) else options
+        several = self.problem_type == "multi_label_classification"
+        return (
+            *(() if options == (TextFormat(), (), False) else options),
+            *(["class names"] if self.label_order() else []),
+            *(["lists in text"] if self.text_lists and several else []),
+        )
 
     def encoded(
         self, encoder: LabelEncoder, rows: NDArray[np.int64] | None = None
@@ -135,6 +154,7 @@ def survey(config: DataFlags) -> OwnData:
         problem_type=problem_type,
         text_format=TextFormat(config.delimiter, config.encoding),
         class_names=config.split_version > 1 and problem_type == "single_label_classification",
+        text_lists=config.split_version > 1,
         drop_labels=tuple(config.drop_labels),
         merge_similar_labels=config.merge_similar_labels,
     )

@@ -70,9 +70,13 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
 def _labels(batch: pa.RecordBatch, column: str | None, names: Sequence[str]) -> list[Any] | None:
     if column is None:
         return None
-    labels = batch[column].to_pylist()
-    known = range(len(names))
-    return [names[label] if label in known else label for label in labels] if names else labels
+    labels: list[Any] = batch[column].to_pylist()
+    if not names:
+        return labels
+    return [
+        names[label] if isinstance(label, int) and 0 <= label < len(names) else label
+        for label in labels
+    ]
 
 
 def class_label_names(path: Path, column: str) -> Sequence[str]:

@@ -14,6 +14,7 @@ from trainyard.data import (
     Split,
     Splits,
     TextFormat,
+    class_label_names,
     find_splits,
     read_rows,
     split_file,
@@ -64,7 +65,14 @@ def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
     problem_type = cast("ProblemType", model.problem_type or "single_label_classification")
     path = Path(config.validation_file or "")
     text_format = TextFormat(config.delimiter, config.encoding)
-    file = OwnFile(path, texts, config.label_column, problem_type, text_format)
+    names = (
+        class_label_names(path, config.label_column)
+        if path.suffix == ".parquet" and path.is_file()
+        else ()
+    )
+    # A model of the first version has class ids as its labels.
+    by_name = any(name in model.labels for name in names)
+    file = OwnFile(path, texts, config.label_column, problem_type, text_format, by_name)
     encoder = LabelEncoder(problem_type, model.labels, f"the model {model.name}")
     for batch in file.batches():  # reports errors in the file before anything starts
         encoder.encode(batch)

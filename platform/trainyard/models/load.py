@@ -89,7 +89,8 @@ def load_model(
                 "be wrong; train it again with a smaller learning rate or another precision"
             )
     _check_vocabulary(name, model, tokenizer)
-    _check_labels(name, model)
+    if auto_model.endswith("Classification"):
+        _check_labels(name, model)
     use_full_attention(model)
     return model.eval().requires_grad_(False).to(device), tokenizer
 

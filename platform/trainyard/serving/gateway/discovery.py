@@ -25,6 +25,9 @@ MAX_ATTEMPTS = 5
 MAX_DEATHS = 2
 """Deaths of replicas with the request in work, after which it counts as their cause: it is retried once."""
 
+SUSPECT_SECONDS = 1.0
+"""Maximum seconds that a request whose replica died waits for other such requests to be answered alone."""
+
 INFO_SECONDS = 30.0
 """Maximum age in seconds of what replicas reported, while Serve reports no change."""
 
@@ -206,7 +209,8 @@ class ServeModels:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             model = self._model(name)
             try:
-                async with model.suspects if deaths else contextlib.nullcontext():
+                patience = min(SUSPECT_SECONDS, (until - clock()) / 4)
+                async with _alone(model.suspects, patience) if deaths else contextlib.nullcontext():
                     # The last attempt leaves the choice to Serve, which knows best when many die.
                     if attempt < MAX_ATTEMPTS and (connection := model.choose()):
                         return await connection.ask(body, until - clock())
@@ -291,6 +295,24 @@ def _handle(model: _Model, name: str, *, stream: bool = False) -> DeploymentHand
     if not shared and not stream:
         return model.handle
     return model.handle.options(multiplexed_model_id=name if shared else "", stream=stream)
+
+
+@contextlib.asynccontextmanager
+async def _alone(lock: asyncio.Lock, patience: float) -> AsyncGenerator[None]:
+    """Hold `lock`, or after `patience` seconds continue without it.
+
+    Most requests in work at a death did not cause it. Long ones would not be answered in time if
+    each waited for all others.
+    """
+    try:
+        await asyncio.wait_for(lock.acquire(), patience)
+    except TimeoutError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_loss(error: Exception) -> bool:

@@ -133,12 +133,14 @@ def check_memory(folder: Path, dtype: str, device: str, source: str) -> None:
     """
     stored = sum(_parameters_in(file, source) for file in folder.glob("*.safetensors"))
     needed = stored * DTYPE_BYTES[dtype] * MEMORY_FACTOR
-    if device == "cpu":
-        free = ray_utils.estimate_available_memory()
-    else:
+    if device.startswith("cuda"):
         import torch
 
-        free = torch.cuda.mem_get_info(device)[0]
+        # Memory that torch keeps for reuse is free for the next model, too.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + cached
+    else:
+        free = ray_utils.estimate_available_memory()
     if needed > free:
         raise UserError(
             f"model {source} needs about {needed / 1e9:.1f} GB in {dtype} and {free / 1e9:.1f} GB are free "

@@ -88,8 +88,11 @@ def fit(
         folder.fetch()
         if config.fresh:
             folder.clear()
-        if begun := folder.read():
-            config = config.as_begun(begun["config"])
+        # A run that failed before its first attempt was recorded has no config.
+        if "config" in (begun := folder.read()):
+            asked, config = config, config.as_begun(begun["config"])
+            if config != asked:
+                say(f"run {folder.path.name} keeps the split version that it began with")
         if result := earlier_result(config, folder, trial.data if trial else None):
             say(f"run {folder.path.name} is finished; --fresh would train it again")
             if changed := differences(recorded_environment(begun), environment(config)):
@@ -147,7 +150,7 @@ def _open_record(
 ) -> PreparedData:
     """Record the attempt and its environment; return `data` with the model's commit of the first one."""
     record = folder.read()
-    if record and record["data_fingerprint"] != data.fingerprint:
+    if record.get("data_fingerprint", data.fingerprint) != data.fingerprint:
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was started")
     if record:
         check_base_model(record, data.model_digest)

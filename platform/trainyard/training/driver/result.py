@@ -76,7 +76,7 @@ def earlier_result(
         UserError: when it is damaged, or the data is gone.
     """
     record = folder.read()
-    if not record:
+    if "config" not in record:  # none, or it failed before its first attempt was recorded
         return None
     another = f"run '{folder.path.name}' was started with another"
     if changed := config.changed_since(record["config"]):
