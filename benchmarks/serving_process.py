@@ -169,12 +169,12 @@ def main() -> None:
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port), "request_timeout_s": 120})
     if kind.startswith("ours"):
-        from trainyard.serving.app import host_application
+        from trainyard.serving.app import build
 
         if kind != "ours":
             use_serve_alone(grpc=kind == "ours-grpc")
         engine, dtype = how or ("torch", "float32")
-        application = host_application(
+        application = build(
             {"model": model, "name": "bench", "threads": threads, "engine": engine, "dtype": dtype}
         )
     else:

@@ -1,7 +1,6 @@
-"""Show runs and sweeps in a browser: `python jobs/dashboard.py --storage-path runs`."""
+"""Show runs and sweeps in a browser: `trainyard dashboard` as a script, for `ray job submit`."""
 
-from trainyard.cli import run_job
-from trainyard.report.dashboard import DashboardConfig, run_dashboard
+from trainyard.command import main
 
 if __name__ == "__main__":
-    run_job(DashboardConfig, run_dashboard)
+    main("dashboard")

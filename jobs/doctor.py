@@ -1,15 +1,6 @@
-"""Check that `train` with these flags works on this cluster: `python jobs/doctor.py --num-workers 8 …`."""
+"""Check a cluster: `trainyard doctor` as a script, for `ray job submit`."""
 
-from trainyard.cli import run_job
-from trainyard.doctor import DoctorConfig
-
-
-def doctor(config: DoctorConfig) -> dict[str, object]:
-    """Examine the cluster; exit status 1 when something will fail."""
-    from trainyard.doctor import examine_cluster
-
-    return examine_cluster(config)
-
+from trainyard.command import main
 
 if __name__ == "__main__":
-    run_job(DoctorConfig, doctor)
+    main("doctor")

@@ -1,15 +1,6 @@
-"""Examine a data set for faults: `python jobs/doctor_data.py --task cola --data-dir DIR`."""
+"""Examine a data set for faults: `trainyard data-doctor` as a script, for `ray job submit`."""
 
-from trainyard.cli import run_job
-from trainyard.doctor import DataDoctorConfig
-
-
-def doctor(config: DataDoctorConfig) -> dict[str, object]:
-    """Examine one data set; imported here so that --help is instant."""
-    from trainyard.doctor import examine_data
-
-    return examine_data(config).as_json()
-
+from trainyard.command import main
 
 if __name__ == "__main__":
-    run_job(DataDoctorConfig, doctor)
+    main("data-doctor")

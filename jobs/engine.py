@@ -1,15 +1,6 @@
-"""Choose the engine that serves a model: `python jobs/engine.py --model-name-or-path runs/NAME/model`."""
+"""Choose the engine that serves a model: `trainyard engine` as a script, for `ray job submit`."""
 
-from trainyard.cli import run_job
-from trainyard.evaluation import EngineConfig
-
-
-def measure(config: EngineConfig) -> dict[str, object]:
-    """Measure one model on this machine; imported here so that --help is instant."""
-    from trainyard.evaluation import choose_engine
-
-    return choose_engine(config)
-
+from trainyard.command import main
 
 if __name__ == "__main__":
-    run_job(EngineConfig, measure)
+    main("engine")

@@ -1,15 +1,6 @@
-"""Evaluate a model: `python jobs/eval.py --model-name-or-path runs/NAME/model`, see --help."""
+"""Evaluate a model: `trainyard eval` as a script, for `ray job submit`."""
 
-from trainyard.cli import run_job
-from trainyard.evaluation import EvalConfig
-
-
-def run_evaluation(config: EvalConfig) -> dict[str, object]:
-    """Evaluate one model; imported here so that --help is instant."""
-    from trainyard.evaluation import evaluate
-
-    return evaluate(config).as_json()
-
+from trainyard.command import main
 
 if __name__ == "__main__":
-    run_job(EvalConfig, run_evaluation)
+    main("eval")

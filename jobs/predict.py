@@ -1,15 +1,6 @@
-"""Predict every row of a file: `python jobs/predict.py --model-name-or-path runs/NAME/model …`."""
+"""Predict every row of a file: `trainyard predict` as a script, for `ray job submit`."""
 
-from trainyard.cli import run_job
-from trainyard.inference import PredictConfig
-
-
-def infer(config: PredictConfig) -> dict[str, object]:
-    """Predict one file; imported here so that --help is instant."""
-    from trainyard.inference import predict
-
-    return predict(config)
-
+from trainyard.command import main
 
 if __name__ == "__main__":
-    run_job(PredictConfig, infer)
+    main("predict")

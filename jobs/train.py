@@ -1,15 +1,6 @@
-"""Fine-tune a model: `python jobs/train.py --task mrpc --data-dir DIR`, see --help for all flags."""
+"""Fine-tune a model: `trainyard train` as a script, for `ray job submit`."""
 
-from trainyard.cli import run_job
-from trainyard.config import TrainConfig
-
-
-def train(config: TrainConfig) -> dict[str, object]:
-    """Train one run; imported here so that --help is instant."""
-    from trainyard.training import fit
-
-    return fit(config).as_json()
-
+from trainyard.command import main
 
 if __name__ == "__main__":
-    run_job(TrainConfig, train)
+    main("train")

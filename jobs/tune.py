@@ -1,15 +1,6 @@
-"""Search hyperparameters: `python jobs/tune.py --task mrpc --data-dir DIR`, see --help for all flags."""
+"""Search hyperparameters: `trainyard tune` as a script, for `ray job submit`."""
 
-from trainyard.cli import run_job
-from trainyard.tuning import SweepConfig
-
-
-def tune(config: SweepConfig) -> dict[str, object]:
-    """Run one sweep; imported here so that --help is instant."""
-    from trainyard.tuning import tune
-
-    return tune(config).as_json()
-
+from trainyard.command import main
 
 if __name__ == "__main__":
-    run_job(SweepConfig, tune)
+    main("tune")

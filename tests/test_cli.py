@@ -1,8 +1,9 @@
 import errno
 import json
+import shlex
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from trainyard.cli import parse, run_job
 from trainyard.cluster.session import ray_session
+from trainyard.command import JOBS, Job, load, main
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.flags import PLACE_FIELDS
@@ -164,6 +166,41 @@ def test_help_is_instant_in_what_it_imports(job: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout
     assert ("--learning-rate" in done.stdout) == (job.stem in TRAINING)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
+def test_help_of_the_command_is_instant(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom trainyard.command import main\n"
+        f"try: main(argv={words!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        f"heavy = {HEAVY | {'numpy', 'fastapi'}} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Commands:" in done.stdout or "--learning-rate" in done.stdout or "FILE" in done.stdout
+
+
+def test_an_unknown_command_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv=["trian"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: trainyard has no command 'trian'; did you mean 'train'?\n"
+    )
+
+
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
+def test_every_name_of_the_table_exists(job: Job) -> None:
+    assert is_dataclass(job.config_class())
+    assert job.config_class().__doc__
+    assert callable(load(job.function))
+    for example in job.examples:
+        name, *flags = shlex.split(example.partition(">")[0])
+        if flags[:1] and flags[0] in (job.verbs or {}):
+            assert callable(load((job.verbs or {})[flags[0]]))
+        elif "--config" not in flags:
+            assert isinstance(parse(JOBS[name].config_class(), flags), job.config_class())
 
 
 def test_identity_ignores_the_place_and_nothing_else() -> None:

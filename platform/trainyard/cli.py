@@ -12,7 +12,9 @@ from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, storage_fau
 Config = TypeVar("Config")
 
 
-def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
+def parse(
+    config: type[Config], argv: Sequence[str] | None = None, *, prog: str | None = None
+) -> Config:
     """Build `config` from flags, reading each `--config FILE.yaml` as more flags; later flags win.
 
     A file's values pass through the same parser as flags. So `3e-5` is a number (in YAML 1.1 it is a
@@ -27,6 +29,7 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     args = sys.argv[1:] if argv is None else argv
     return tyro.cli(  # type: ignore[no-any-return]
         config,
+        prog=prog,
         args=translate(config, list(_expand(args))),
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -78,7 +81,13 @@ def _flags(fields: Any, path: Path) -> Iterator[str]:
                 yield f"{flag}={value}"
 
 
-def run_job(config: type[Config], job: Callable[[Config], Mapping[str, Any]]) -> None:
+def run_job(
+    config: type[Config],
+    job: Callable[[Config], Mapping[str, Any]],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+) -> None:
     """Parse the command line, run `job`, print its result as one JSON line, last on stdout.
 
     Exit status: 0 only when the work is done and stored; 1 when the result says `ok: false`; 2 for
@@ -86,7 +95,7 @@ def run_job(config: type[Config], job: Callable[[Config], Mapping[str, Any]]) ->
     Ctrl-C.
     """
     try:
-        result = job(parse(config))
+        result = job(parse(config, argv, prog=prog))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None

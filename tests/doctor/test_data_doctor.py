@@ -244,7 +244,7 @@ def test_train_warns_of_severe_faults(spoilt: TrainConfig, tmp_path: Path) -> No
         "warning: 2 of 37 rows of validation occur in train too, so its score is too good",
         "warning: 1 texts of train occur with different labels",
         "warning: 1 of 90 rows of train hold no text at all",
-        "jobs/doctor_data.py with the same data flags shows the rows",
+        "`trainyard data-doctor` with the same data flags shows the rows",
     ]
 
 

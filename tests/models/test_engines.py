@@ -109,7 +109,7 @@ def test_what_an_engine_cannot_run_is_one_sentence(
     with pytest.raises(UserError, match="openvino runs on cpu, not on cuda; use torch or comp"):
         check_engine("openvino", "float32", "cuda")
     classify = PREDICTORS["text-classification"]
-    with pytest.raises(UserError, match=r"int8 needs weights that jobs/engine.py has stored"):
+    with pytest.raises(UserError, match=r"int8 needs weights that `trainyard engine` has stored"):
         classify.load(str(models["text-classification"]), engine="openvino", dtype="int8")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"install it by `pip install 'trainyard\[openvino\]'`"):
@@ -155,7 +155,7 @@ def test_the_fastest_is_chosen_of_those_that_are_good_enough() -> None:
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Any:
-    """A classifier with a file of rows, and what jobs/engine.py says of it, int8 allowed."""
+    """A classifier with a file of rows, and what `trainyard engine` says of it, int8 allowed."""
     folder = tmp_path_factory.mktemp("chosen")
     model = folder / "model"
     shutil.copytree(models["text-classification"], model)
@@ -225,7 +225,7 @@ def test_a_stored_choice_is_gone_by_only_where_it_was_measured(
     assert auto() == Choice(why="engine.json was measured on another processor")
     store(engine="tensorrt")
     with pytest.raises(
-        UserError, match=r"engine.json cannot be read .*; measure again by jobs/eng"
+        UserError, match=r"engine.json cannot be read .*; measure again by `trainyard eng"
     ):
         auto()
     (model / "engine.json").unlink()

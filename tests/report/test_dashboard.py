@@ -120,7 +120,7 @@ def test_the_command_of_a_run_gives_its_config(flags: list[str]) -> None:
     config = parse(TrainConfig, flags)
     recorded = json.loads(json.dumps(dataclasses.asdict(config)))
     command = shlex.split(train_command(recorded))
-    assert command[:2] == ["python", "jobs/train.py"]
+    assert command[:2] == ["trainyard", "train"]
     assert parse(TrainConfig, command[2:]) == config
     assert train_command({}) == ""
 

@@ -27,7 +27,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_fails_inside_the_block_is_no_failure_to_serve(
     monkeypatch: pytest.MonkeyPatch, done: list[str]
 ) -> None:
-    monkeypatch.setattr(locally, "host_application", dict)
+    monkeypatch.setattr(locally, "build", dict)
 
     def block() -> None:
         with locally.served("mail") as url:

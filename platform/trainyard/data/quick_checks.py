@@ -26,7 +26,7 @@ def warnings(data: PreparedData, task: Task, max_length: int) -> list[str]:
         *_absent_labels(tables, task),
     ]
     if found:
-        found.append("jobs/doctor_data.py with the same data flags shows the rows")
+        found.append("`trainyard data-doctor` with the same data flags shows the rows")
     return [*_truncated(tables, max_length), *found]
 
 

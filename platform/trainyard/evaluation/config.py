@@ -1,4 +1,4 @@
-"""Flags of `jobs/eval.py` and `jobs/engine.py`."""
+"""Flags of `trainyard eval` and `trainyard engine`."""
 
 from dataclasses import dataclass
 

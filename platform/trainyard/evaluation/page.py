@@ -79,7 +79,7 @@ def _results(found: Details) -> Section:
     if found["stored_temperature"]:
         content.append(
             Text(
-                "Calibration below is that of the raw logits. Serving and jobs/predict.py divide them "
+                "Calibration below is that of the raw logits. Serving and `trainyard predict` divide them "
                 f"by {number(found['stored_temperature'])}, which is stored with the model.",
                 "note",
             )

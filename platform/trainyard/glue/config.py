@@ -1,4 +1,4 @@
-"""Flags of `jobs/glue.py`, and the run of each (task, seed)."""
+"""Flags of `trainyard glue`, and the run of each (task, seed)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ _OVERRIDES = (
 class SuiteConfig(RunFlags, ClusterFlags):
     """Fine-tune one model on every GLUE task with several seeds, and write one table.
 
-    Each (task, seed) is an ordinary run of `jobs/train.py` in <storage-path>/<run-name>/. The same
+    Each (task, seed) is an ordinary run of `trainyard train` in <storage-path>/<run-name>/. The same
     command resumes interrupted runs, skips finished ones, and trains failed ones again.
     """
 

@@ -66,7 +66,7 @@ def get_recipe(task: str) -> Recipe:
     if task not in RECIPES:
         raise UserError(
             f"task '{task}' is not one of the suite's ({', '.join(RECIPES)}); train it by "
-            "jobs/train.py"
+            "`trainyard train`"
         )
     return RECIPES[task]
 

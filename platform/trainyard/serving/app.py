@@ -49,8 +49,13 @@ def gateway_application(args: Any, *models: Any) -> "Application":
     return deployment.bind(options.model_dump(), *models)
 
 
-def model_application(args: Any) -> "Application":
-    """Build one model; `user_config` sets its version."""
+def gateway(args: dict[str, Any]) -> "Application":
+    """Build the HTTP application in front of all models: `import_path: trainyard.serving.app:gateway`."""
+    return gateway_application(args)
+
+
+def model(args: dict[str, Any]) -> "Application":
+    """Build one model with its own replicas; `user_config` sets its version."""
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.versioned_model import Build
 
@@ -59,7 +64,7 @@ def model_application(args: Any) -> "Application":
     return _replicas(ModelReplica, MODEL, options).bind(options.name, fields, Build.of(fields))
 
 
-def shared_application(args: Any) -> "Application":
+def shared(args: dict[str, Any]) -> "Application":
     """Build replicas that several models share; `user_config` lists them."""
     from trainyard.serving.replica.shared import SharedReplica
     from trainyard.serving.replica.versioned_model import Build
@@ -69,24 +74,24 @@ def shared_application(args: Any) -> "Application":
     return _replicas(SharedReplica, SHARED, options).bind(fields, Build.of(fields))
 
 
-def host_application(args: Any) -> "Application":
-    """Build a gateway and one model: `serve run serve.app:build model=runs/x/model`."""
+def build(args: dict[str, Any]) -> "Application":
+    """Build a gateway and one model: `serve run trainyard.serving.app:build model=runs/x/model`."""
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.model_source import locate
     from trainyard.serving.replica.versioned_model import Build
 
-    wanted = HostOptions.parse(args, "serve.app:build")
-    gateway = {"keys_file", "allowed_hosts", "cors_origins"}
-    options = ModelOptions(**wanted.model_dump(exclude={"model", "name", *gateway}))
+    wanted = HostOptions.parse(args, "trainyard.serving.app:build")
+    of_gateway = {"keys_file", "allowed_hosts", "cors_origins"}
+    options = ModelOptions(**wanted.model_dump(exclude={"model", "name", *of_gateway}))
     if options.threads is None:  # it has the machine to itself
         options = options.model_copy(update={"threads": os.cpu_count()})
     if Path(wanted.model).exists():  # else it may be a folder that only the cluster's nodes see
         locate(Version(source=wanted.model), options.max_parameters)
-    model = _replicas(ModelReplica, MODEL, options, user_config={"source": wanted.model})
+    replicas = _replicas(ModelReplica, MODEL, options, user_config={"source": wanted.model})
     name = wanted.name or default_name(wanted.model)
     return gateway_application(
-        wanted.model_dump(include=gateway),
-        model.bind(name, options.model_dump(), Build.of(wanted.model_dump())),
+        wanted.model_dump(include=of_gateway),
+        replicas.bind(name, options.model_dump(), Build.of(wanted.model_dump())),
     )
 
 

@@ -1,4 +1,4 @@
-"""Commands of `python serve/app.py`: check a configuration before it is deployed, and make API keys."""
+"""Words of `trainyard serve`: check a configuration before its deployment, make keys, show an example."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -28,16 +28,15 @@ KINDS: dict[str, tuple[str, type[Strict], type[Strict] | None]] = {
     "model": (MODEL, ModelOptions, Version),
     "shared": (SHARED, SharedOptions, SharedVersions),
 }
-"""Builder in serve/app.py -> its deployment, its `args`, its `user_config`."""
+"""Builder in `trainyard.serving.app` -> its deployment, its `args`, its `user_config`."""
 
 
 def main(argv: list[str]) -> None:
     """Run one command; a mistake is one sentence and exit status 2."""
-    commands: dict[str, Callable[..., None]] = {"check": _check, "new-key": _new_key}
     try:
-        if not argv or argv[0] not in commands or len(argv) < 2:
-            raise UserError("use `check FILE.yaml` or `new-key NAME [MODEL …]`")
-        commands[argv[0]](*argv[1:])
+        if not argv or argv[0] not in WORDS or (len(argv) < 2) != (argv[0] == "example"):
+            raise UserError("use `check FILE.yaml`, `new-key NAME [MODEL …]` or `example`")
+        WORDS[argv[0]](*argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
@@ -60,6 +59,17 @@ def _check(path: str) -> None:
     check_config(config, path)
     names = ", ".join(application["name"] for application in config["applications"])
     print(f"{path} is valid: {names}", file=sys.stderr)  # noqa: T201
+
+
+def _example() -> None:
+    print(Path(__file__).with_name("example.yaml").read_text(encoding="utf-8"), end="")  # noqa: T201
+
+
+WORDS: dict[str, Callable[..., None]] = {
+    "check": _check,
+    "new-key": _new_key,
+    "example": _example,
+}
 
 
 def check_config(config: Any, where: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainyard.errors import UserError
-from trainyard.serving.app import default_name, host_application
+from trainyard.serving.app import build, default_name
 from trainyard.serving.options import MODEL
 
 READY_SECONDS = 120
@@ -24,7 +24,7 @@ def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[
     Args:
         source: run folder, folder of a saved model, or Hub id.
         port: of the HTTP server; by default one that is free.
-        options: as for `serve run serve.app:build`.
+        options: as for `serve run trainyard.serving.app:build`.
 
     Raises:
         UserError: when the model cannot be loaded.
@@ -32,7 +32,7 @@ def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[
     import ray
     from ray import serve
 
-    application = host_application({"model": source, **options})
+    application = build({"model": source, **options})
     ours = not ray.is_initialized()
     if ours:
         ray.init(

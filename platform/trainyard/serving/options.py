@@ -147,7 +147,7 @@ class ModelOptions(Strict):
         name: name of the model in its URL, NAME or ORG/NAME. Default: the name of its application.
         task: pipeline task of the model. Default: the task of its config's architecture.
         engine: engine of the forward pass: torch, compile, openvino. Default: the engine that
-            jobs/engine.py measured as best for the model on such a machine, else torch.
+            `trainyard engine` measured as best for the model on such a machine, else torch.
         dtype: number format of the computation.
         device: `cpu` or `cuda`. Default: a GPU when the replica has one.
         threads: threads of a forward pass on the CPU. Default: `num_cpus`.
@@ -236,7 +236,7 @@ class SharedVersions(Strict):
 
 
 class HostOptions(ModelOptions):
-    """Arguments of `serve run serve.app:build model=…`.
+    """Arguments of `serve run trainyard.serving.app:build model=…`.
 
     Attributes:
         model: source of the model, as `Version.source`.

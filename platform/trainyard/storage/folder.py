@@ -12,7 +12,7 @@ A run, at <storage_path>/<run name>/:
 A sweep (trials and confirming runs are run folders with a trial.json, see `sweep_folder`):
 
     sweep.json  trials/<trial name>/  confirmation/<name>/
-    best.yaml               for `jobs/train.py --config`
+    best.yaml               for `trainyard train --config`
     model/                  the winner's, for plain transformers
     trials.csv trials.json  one row per trial
     tensorboard/            hyperparameters and scores (HParams)
@@ -57,7 +57,7 @@ def storage_folder(path: str) -> Path:
     """
     if "://" in path:
         raise UserError(
-            f"--storage-path {path} is a URL, with which only jobs/train.py can work; mount the bucket "
+            f"--storage-path {path} is a URL, with which only `trainyard train` can work; mount the bucket "
             "and give the folder"
         )
     return Path(path).expanduser().absolute()

@@ -28,7 +28,7 @@ BUDGET_FIELDS = (
 class SweepConfig(TrainConfig):
     """Search the hyperparameters of a run, confirm the best with fresh seeds, and state how sure it is.
 
-    The flags of jobs/train.py give the default recipe. It is trial 0, and the winner is compared with
+    The flags of `trainyard train` give the default recipe. It is trial 0, and the winner is compared with
     it. The same command resumes a sweep that was interrupted.
     """
 

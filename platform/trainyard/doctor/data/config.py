@@ -1,4 +1,4 @@
-"""Flags of `jobs/doctor_data.py`."""
+"""Flags of `trainyard data-doctor`."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class DataDoctorConfig(RunFlags, ClusterFlags, ModelFlags, DataFlags):
     """Examine a data set for faults.
 
     It reports leaks between splits, duplicates, contradicting and suspicious labels, empty and
-    truncated rows, imbalance and drift. The data flags are the same as in `jobs/train.py`.
+    truncated rows, imbalance and drift. The data flags are the same as in `trainyard train`.
     """
 
     model_name_or_path: str = DEFAULT_MODEL

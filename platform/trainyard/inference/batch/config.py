@@ -1,4 +1,4 @@
-"""Flags of `jobs/predict.py`."""
+"""Flags of `trainyard predict`."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ class PredictConfig(FileFlags, WorkerFlags):
     batch_tokens: int = BATCH_TOKENS
     """Maximum padded tokens per forward pass."""
     engine: EngineName = "torch"
-    """Engine of the forward passes; openvino runs on CPUs, see jobs/engine.py."""
+    """Engine of the forward passes; openvino runs on CPUs, see `trainyard engine`."""
     dtype: Dtype = "float32"
     """Number format of the forward passes."""
     num_workers: int = 1

@@ -135,7 +135,7 @@ def _pair(value: Any) -> tuple[str, str | None]:
 
 
 def stored_temperature(folder: Path) -> float:
-    """Read a model's temperature from the calibration.json of jobs/eval.py; 1 without the file.
+    """Read a model's temperature from the calibration.json of `trainyard eval`; 1 without the file.
 
     Raises:
         UserError: for a file without valid temperature.
@@ -150,7 +150,7 @@ def stored_temperature(folder: Path) -> float:
     if type(found) not in (int, float) or not COLDEST <= found <= HOTTEST:
         raise UserError(
             f"{path} holds the temperature {repr(found)[:40]}, expected a number from {COLDEST:g} to "
-            f"{HOTTEST:g}; store it again by jobs/eval.py --calibrate, or remove the file"
+            f"{HOTTEST:g}; store it again by `trainyard eval --calibrate`, or remove the file"
         )
     return float(found)
 

@@ -13,7 +13,7 @@ from trainyard.models.engines.registry import ENGINES
 from trainyard.storage import file_digest
 
 FILE = "engine.json"
-"""In the model's folder: what `jobs/engine.py` measured there, and what it chose."""
+"""In the model's folder: what `trainyard engine` measured there, and what it chose."""
 INT8 = Path("engine/int8.xml")
 """In the model's folder: the model in int8, of OpenVINO's own format."""
 
@@ -77,8 +77,8 @@ def read(folder: Path) -> Mapping[str, Any] | None:
             raise ValueError(f"no dtype {known['dtype']}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); measure again by jobs/engine.py, "
-            "or remove the file"
+            f"{path} cannot be read ({type(error).__name__}: {error}); measure again by "
+            "`trainyard engine`, or remove the file"
         ) from None
     return known
 

@@ -40,7 +40,7 @@ def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[.
     if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UserError("this CPU does not compute in bfloat16; use float32")
     if dtype == "int8" and file is None:
-        raise UserError("engine openvino in int8 needs weights that jobs/engine.py has stored")
+        raise UserError("engine openvino in int8 needs weights that `trainyard engine` has stored")
     names = list(batch)
     keys = tensors_of(model(**batch))
     threads = torch.get_num_threads()

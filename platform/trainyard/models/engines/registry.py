@@ -1,7 +1,7 @@
 """Engines of forward passes: torch, torch.compile, and OpenVINO on a CPU.
 
 An engine is one row of ENGINES. Each is built from a torch model that was loaded and checked, and is
-compared with it before it answers a request. `choice.py` reads which engine `jobs/engine.py`
+compared with it before it answers a request. `choice.py` reads which engine `trainyard engine`
 measured as the best for a model.
 """
 
@@ -32,7 +32,7 @@ class Engine:
     Attributes:
         build: Makes a `Run` of (model, batch, dtype, file of stored weights).
         dtypes: Number types that it computes in.
-        measured: Those of them that `jobs/engine.py` compares with torch in float32.
+        measured: Those of them that `trainyard engine` compares with torch in float32.
         devices: Kinds of device that it runs on; empty: any.
         loads: Number type in which torch loads the weights; None: the same.
         keeps_model: True if it still needs the torch model after `build`.
@@ -84,7 +84,7 @@ else:  # the flags list the rows
 
 FAR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 1.0}
 """Maximum mean difference from torch, as a part of the largest output: above it the model is wrong.
-How good the answers are in each type is for `jobs/engine.py` to measure."""
+How good the answers are in each type is for `trainyard engine` to measure."""
 
 
 def check_engine(name: str, dtype: str, device: str) -> None:
@@ -146,5 +146,5 @@ def _compare(name: str, dtype: str, expected: "ModelOutput", outputs: Any) -> No
         if not far <= FAR[dtype]:  # also NaN
             raise UserError(
                 f"engine {name} in {dtype} answers something else than the model (its {key} differ by "
-                f"{far:.2g} of the largest); measure again by jobs/engine.py, or set engine to torch"
+                f"{far:.2g} of the largest); measure again by `trainyard engine`, or set engine to torch"
             )

@@ -203,7 +203,7 @@ def train_command(config: Mapping[str, Any]) -> str:
     """Return the command that trains a config; empty for a config without a task or file."""
     if not (config.get("task") or config.get("train_file")):
         return ""
-    parts = ["python", "jobs/train.py"]
+    parts = ["trainyard", "train"]
     for field in dataclasses.fields(TrainConfig):
         value = config.get(field.name, field.default)
         flag = f"--{field.name.replace('_', '-')}"

@@ -1,0 +1,186 @@
+"""The `trainyard` command: a table of jobs, and the choice of one by the first word of a command line."""
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainyard.cli import run_job
+
+
+@dataclass(frozen=True)
+class Job:
+    """One subcommand. Its names are loaded when it runs, so that --help stays instant."""
+
+    about: str
+    """Its line in `trainyard --help`."""
+    config: str
+    """Class of its flags, as MODULE:NAME."""
+    function: str
+    """Function from the config to its result: a mapping, or an object with `as_json`."""
+    examples: tuple[str, ...]
+    """Command lines for its --help, without the word `trainyard`."""
+    preset: str | None = None
+    """File of the package with flags that are read before the given ones."""
+    verbs: Mapping[str, str] | None = None
+    """First words that call a function of the remaining words instead."""
+
+    def config_class(self) -> type[Any]:
+        """Load the class of the flags."""
+        found: type[Any] = load(self.config)
+        return found
+
+    def run(self, config: Any) -> Mapping[str, Any]:
+        """Do the job; return its JSON line."""
+        result = load(self.function)(config)
+        found: Mapping[str, Any] = result if isinstance(result, Mapping) else result.as_json()
+        return found
+
+    def flags(self, argv: Sequence[str]) -> list[str]:
+        """Return the given flags behind those of the preset."""
+        path = Path(__file__).with_name(self.preset) if self.preset else None
+        return [*((f"--config={path}",) if path else ()), *argv]
+
+
+JOBS: dict[str, Job] = {
+    "quickstart": Job(
+        "Train the built-in demo, serve it, and ask it about new sentences.",
+        "trainyard.config:TrainConfig",
+        "trainyard.quickstart:quickstart",
+        ("quickstart",),
+        preset="quickstart.yaml",
+    ),
+    "train": Job(
+        "Fine-tune a model on your own file or a known task.",
+        "trainyard.config:TrainConfig",
+        "trainyard.training:fit",
+        (
+            "train --train-file mail.csv",
+            "train --config mail.yaml --seed 1",
+            "train --task mrpc --num-workers 2 --train-batch-size 32",
+        ),
+    ),
+    "tune": Job(
+        "Search hyperparameters, and say how sure the winner is.",
+        "trainyard.tuning:SweepConfig",
+        "trainyard.tuning:tune",
+        (
+            "tune --train-file mail.csv --num-trials 8",
+            "tune --config mail.yaml --space wide --searcher optuna",
+        ),
+    ),
+    "eval": Job(
+        "Evaluate a model on labeled rows: intervals, errors, calibration, comparison.",
+        "trainyard.evaluation:EvalConfig",
+        "trainyard.evaluation:evaluate",
+        (
+            "eval --model-name-or-path runs/mail/model --validation-file more.csv",
+            "eval --model-name-or-path runs/mail/model --validation-file more.csv "
+            "--against runs/other/model",
+        ),
+    ),
+    "predict": Job(
+        "Predict every row of a file.",
+        "trainyard.inference:PredictConfig",
+        "trainyard.inference:predict",
+        (
+            "predict --model-name-or-path runs/mail/model --input-file new.csv "
+            "--output-file answers.jsonl",
+        ),
+    ),
+    "glue": Job(
+        "Train every GLUE task with several seeds, and fill the table.",
+        "trainyard.glue:SuiteConfig",
+        "trainyard.glue:run_suite",
+        ("glue --data-dir glue --tasks cola mrpc rte --seeds 0 1 2",),
+    ),
+    "serve": Job(
+        "Serve a model over HTTP, as the Hugging Face Inference API does.",
+        "trainyard.serving:ServeConfig",
+        "trainyard.serving:serve_model",
+        (
+            "serve --model-name-or-path runs/mail",
+            "serve example > models.yaml",
+            "serve check models.yaml",
+            "serve new-key NAME",
+        ),
+        verbs=dict.fromkeys(("example", "check", "new-key"), "trainyard.serving:main"),
+    ),
+    "engine": Job(
+        "Measure the engines that can serve a model here, and store the best one.",
+        "trainyard.evaluation:EngineConfig",
+        "trainyard.evaluation:choose_engine",
+        ("engine --model-name-or-path runs/mail/model --validation-file more.csv",),
+    ),
+    "doctor": Job(
+        "Check that `train` with the same flags works on this machine or cluster.",
+        "trainyard.doctor:DoctorConfig",
+        "trainyard.doctor:examine_cluster",
+        ("doctor --train-file mail.csv --num-workers 2",),
+    ),
+    "data-doctor": Job(
+        "Examine a data set for wrong labels, duplicates, leaks and drift.",
+        "trainyard.doctor:DataDoctorConfig",
+        "trainyard.doctor:examine_data",
+        ("data-doctor --train-file mail.csv",),
+    ),
+    "dashboard": Job(
+        "Show runs and sweeps in a browser.",
+        "trainyard.report.dashboard:DashboardConfig",
+        "trainyard.report.dashboard:run_dashboard",
+        ("dashboard", "dashboard --export mail --output mail.html"),
+    ),
+}  # fmt: skip
+
+
+def load(name: str) -> Any:
+    """Import what MODULE:NAME names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
+    """Run the job `name`, else the one that the first word of the command line names.
+
+    Raises:
+        SystemExit: with the job's exit status, see `run_job`; 2 for an unknown word.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if name is None:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(overview())  # noqa: T201
+            return
+        name = words.pop(0)
+    if name not in JOBS:
+        _refuse(name)
+    job = JOBS[name]
+    if words and words[0] in (job.verbs or {}):
+        load((job.verbs or {})[words[0]])(words)
+        return
+    run_job(job.config_class(), job.run, job.flags(words), prog=f"trainyard {name}")
+
+
+def overview() -> str:
+    """Build the text of `trainyard --help`."""
+    width = max(map(len, JOBS))
+    jobs = "\n".join(f"  {name:{width}}  {job.about}" for name, job in JOBS.items())
+    return (
+        "Take text data to a fine-tuned, tuned and served Hugging Face model.\n\n"
+        "First steps:\n"
+        "  trainyard quickstart                      the built-in demo, in two minutes\n"
+        "  trainyard train --train-file mail.csv     your own rows: columns text and label\n"
+        "  trainyard dashboard                       its curves, in a browser\n\n"
+        f"Commands:\n{jobs}\n\n"
+        "`trainyard COMMAND --help` lists the flags of a command."
+    )
+
+
+def _refuse(name: str) -> NoReturn:
+    import difflib
+
+    close = difflib.get_close_matches(name, JOBS, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(JOBS)}"
+    print(f"error: trainyard has no command '{name}'; {hint}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(2)
