@@ -269,6 +269,34 @@ def test_without_the_predictions_of_all_trials_there_is_no_verdict(
 
 
 @pytest.mark.parametrize(
+    ("default", "winner", "withheld"),
+    [(0, 0, True), (0, 1, True), (0, None, False)],  # a class for every row, or half of the rows
+)
+def test_recipes_that_give_one_answer_for_every_row_get_no_verdict(
+    folder: SweepFolder,
+    searched_all_rows: Context,
+    default: int,
+    winner: int | None,
+    withheld: bool,
+) -> None:
+    for number in range(3):
+        for recipe, answer in ((DEFAULT, default), ("trial-0001", winner)):
+            run = RunFolder(folder.confirmation / run_name(recipe, number))
+            write_answers(run, np.arange(200) < 150 if answer is None else answer == LABELS)
+    ranked = rank_on_searched_rows(searched_all_rows, rank(folder.records()))
+    confirmation, _ = verdict_of(folder, searched_all_rows, ranked[:1], {})
+    assert confirmation is not None
+    assert (confirmation["verdict"] is None) == withheld
+    assert (confirmation["difference"]["low"] is None) == withheld
+    if withheld:
+        conclude(folder, TASKS["mrpc"], SPACE, ranked, confirmation, "", 12.0)
+        said = (
+            "no verdict: the winner and the default recipe give one answer for every row with each"
+        )
+        assert said in folder.best_config.read_text()
+
+
+@pytest.mark.parametrize(
     ("tables", "pairs"),
     [
         ({"validation": 5, "validation_test": 3}, [("validation", "validation_test")]),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trainyard.data import is_test, selection_and_test
 from trainyard.fleet import Supply
-from trainyard.metrics import decode, get_metric
+from trainyard.metrics import decode, get_metric, is_constant
 from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec
 from trainyard.terminal import say
 from trainyard.tuning.config import SweepConfig
@@ -24,6 +24,12 @@ SPLIT_LATER = "rows set aside after a search that saw them"
 """`method` of a sweep that began without setting rows aside: its finished trials are ranked anew, by
 their stored predictions on a part of the rows. What the searcher and the choice of epochs learned
 from the other rows stays in."""
+
+ONE_ANSWER = (
+    "the winner and the default recipe give one answer for every row with each seed, so their scores "
+    "say nothing about the texts; train for more steps, or search other values"
+)
+"""Reason for no verdict: rows and seeds do not vary, so the interval of the difference has no width."""
 
 
 def candidates_of(
@@ -120,7 +126,8 @@ def verdict_of(
         looks.append(this)
     look = 1 + looks.index(this)
     found = confirm(judged, seed=config.seed, look=look)
-    withheld = _withheld(context, found.verdict)
+    uninformative = _give_one_answer(judged, 1 + found.winner)
+    withheld = ONE_ANSWER if uninformative else _withheld(context, found.verdict)
     scores = _scores_on_all_rows(judged)
     shown = [
         {
@@ -132,7 +139,7 @@ def verdict_of(
         }
         for trial, own, group in zip(complete, scores[1:], every[1:], strict=True)
     ]
-    low, high = found.difference_interval
+    low, high = (None, None) if uninformative else found.difference_interval
     confirmation = {
         "seeds": seeds_of(config),
         "verdict": None if withheld else found.verdict,
@@ -163,6 +170,16 @@ def verdict_of(
     }
     folder.update(looks=looks)
     return confirmation, ""
+
+
+def _give_one_answer(splits: Sequence[Judged], winner: int) -> bool:
+    """Return whether each run of the default recipe and the winner has equal predictions on all rows."""
+    return all(
+        is_constant(run)
+        for split in splits
+        for recipe in (0, winner)
+        for run in split.predictions[recipe]
+    )
 
 
 def _withheld(context: Context, verdict: str | None) -> str | None:
