@@ -29,7 +29,7 @@ ONE_ANSWER = (
     "the winner and the default recipe give one answer for every row with each seed, so their scores "
     "say nothing about the texts; train for more steps, or search other values"
 )
-"""Reason for no verdict: rows and seeds do not vary, so the interval of the difference has no width."""
+"""Reason for no verdict: rows and seeds do not vary, so the interval of the difference means nothing."""
 
 
 def candidates_of(
@@ -126,8 +126,9 @@ def verdict_of(
         looks.append(this)
     look = 1 + looks.index(this)
     found = confirm(judged, seed=config.seed, look=look)
-    uninformative = _give_one_answer(judged, 1 + found.winner)
-    withheld = ONE_ANSWER if uninformative else _withheld(context, found.verdict)
+    withheld = _withheld(context, found.verdict)
+    if _give_one_answer(judged, 1 + found.winner):
+        withheld = ONE_ANSWER
     scores = _scores_on_all_rows(judged)
     shown = [
         {
@@ -139,7 +140,7 @@ def verdict_of(
         }
         for trial, own, group in zip(complete, scores[1:], every[1:], strict=True)
     ]
-    low, high = (None, None) if uninformative else found.difference_interval
+    low, high = found.difference_interval
     confirmation = {
         "seeds": seeds_of(config),
         "verdict": None if withheld else found.verdict,

@@ -97,9 +97,7 @@ def _verdict(sweep: Sweep) -> str:
     value, low, high = (real(gain.get(name)) for name in ("value", "low", "high"))
     if value is None:
         return ""
-    difference = f"{value:+.4f} {sweep.metric}"
-    if span := interval(low, high):
-        difference += f" (95% interval {span})"
+    difference = f"{value:+.4f} {sweep.metric} (95% interval {interval(low, high)})"
     if withheld := sweep.confirmation.get("withheld"):
         return f"No verdict: {words(withheld)}. Winner minus default recipe: {difference}."
     verdict = words(sweep.confirmation.get("verdict"))
