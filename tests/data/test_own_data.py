@@ -91,8 +91,8 @@ def test_labels_that_look_alike_are_warned_of_and_merged_on_request(tmp_path: Pa
     config = TrainConfig(train_file=str(path), validation_file=str(path))
     notes = find_splits(config).notes
     assert (
-        "warning: the labels 'Spam', 'spam' of mail.csv differ only by case, spaces or Unicode form; "
-        "--merge-similar-labels makes them one"
+        "warning: the labels 'Spam', 'spam' of mail.csv differ only by case, spaces, invisible "
+        "characters or Unicode form; --merge-similar-labels makes them one"
     ) in notes
     assert any(note.startswith("warning: -1 is a label in mail.csv") for note in notes)
     merged = replace(config, merge_similar_labels=True, drop_labels=("-1",))

@@ -60,7 +60,7 @@ def read_rows(
             "--text-pair-column and --label-column must name different columns"
         )
     try:
-        _check_file(path)
+        check_file(path)
         first_row = 0
         for batch in reader(path, columns):
             labels = canonical_labels(batch, problem_type, text_lists=text_lists)
@@ -78,7 +78,21 @@ def read_rows(
         )
 
 
-def _check_file(path: Path) -> None:
+_NOT_DATA = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the data; fetch the data with git lfs pull",
+    b"\x1f\x8b": "is compressed; unpack it with gunzip",
+    b"\x28\xb5\x2f\xfd": "is compressed; unpack it with unzstd",
+    b"PK\x03\x04": "is a ZIP archive or a workbook; unpack it, or save the sheet as CSV",
+}
+"""Faults of files by their first bytes."""
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file of data.
+
+    Raises:
+        UserError: The path is a folder or leads nowhere, or the file is empty, packed or a pointer.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file; name one file inside it")
     if not path.exists():
@@ -90,3 +104,8 @@ def _check_file(path: Path) -> None:
         )
     if path.stat().st_size == 0:
         raise UserError(f"{path.name} is empty (0 bytes); expected rows of data, so write it again")
+    with path.open("rb") as file:
+        start = file.read(max(map(len, _NOT_DATA)))
+    for mark, fault in _NOT_DATA.items():
+        if start.startswith(mark):
+            raise UserError(f"{path.name} {fault}")

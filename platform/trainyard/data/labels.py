@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 _WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0+")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-_MISSING = {"nan", "na", "n/a", "null", "none", "<na>"}
+_MISSING = {
+    "nan", "-nan", "na", "#na", "n/a", "#n/a", "#n/a n/a", "null", "none", "<na>", "1.#ind", "-1.#ind",
+    "1.#qnan", "-1.#qnan",
+}  # fmt: skip
+"""Case-folded spellings of a missing value, as pandas reads them."""
+_ITEM = r"""'[^']*'|"[^"]*"|[-+.\deE]+"""
+_ARRAY = re.compile(rf"\[\s*(?:{_ITEM})(?:\s+(?:{_ITEM}))+\s*\]")
+"""Numpy's text of an array."""
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
 
 _MANY_LABELS = 1_000
@@ -194,7 +201,7 @@ def _target(label: object, _: bool) -> float:
 
 def _class_names(label: object, text_lists: bool) -> list[str]:
     if isinstance(label, str):
-        listed = _list_in_text(label.strip()) if text_lists else None
+        listed = _list_in_text(label.strip(), expected=True) if text_lists else None
         label = listed if listed is not None else label.split("|") if label.strip() else []
     if not isinstance(label, list):
         raise _unusable(label, "a list of names, because --problem-type is multi-label")
@@ -207,15 +214,31 @@ def _class_names(label: object, text_lists: bool) -> list[str]:
     return names
 
 
-def _list_in_text(text: str) -> list[Any] | None:
-    """Parse a list written as text, as pandas writes lists into CSV; None for a plain name."""
-    if not (text.startswith("[") and text.endswith("]")):
+def _list_in_text(text: str, *, expected: bool = False) -> list[Any] | None:
+    """Parse a list written as text, as pandas writes lists into CSV; None for a plain name.
+
+    "[spam]" is a name, unless lists are `expected`.
+
+    Raises:
+        _BadLabelError: The text is an array without commas, as numpy writes it, or no list.
+    """
+    if _ARRAY.fullmatch(text):
+        raise _BadLabelError(
+            f"label {text[:60]!r} is an array written as text without commas; write lists as "
+            "['a', 'b'], or separate the names by |"
+        )
+    if not text.startswith(("[", "(", "{")):
         return None
     try:
         found = ast.literal_eval(text)
-    except (ValueError, SyntaxError):  # "[spam]" is a name
+    except (ValueError, SyntaxError):
+        if expected and text.startswith("[") and text.endswith("]"):
+            raise _BadLabelError(
+                f"label {text[:60]!r} is no list of quoted names; write lists as ['a', 'b'], or "
+                "separate the names by |"
+            ) from None
         return None
-    return found if isinstance(found, list) else None
+    return list(found) if isinstance(found, list | tuple | set) else None
 
 
 _CANONICAL: dict[ProblemType, Callable[[object, bool], str | float | list[str]]] = {

@@ -1,5 +1,7 @@
 """The user's own files as a task: labels from the training file, a held-out part if needed."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data.columns import Batch, TextFormat, listing
-from trainyard.data.files import read_rows
+from trainyard.data.columns import Batch, TextFormat, did_you_mean, listing
+from trainyard.data.files import check_file, read_rows
 from trainyard.data.held_out import VERSIONS, Parts, normalize_text, text_hashes
 from trainyard.data.labels import LabelEncoder, discover_labels
 from trainyard.data.parquet_files import class_label_names
@@ -22,6 +24,8 @@ from trainyard.tasks import ProblemType, Task, own_task
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_SEPARATORS = (",", ";", "#", "/", "\t", "\n")
+"""Characters that other programs write between the names of a list, apart from |."""
 HELD_OUT = 0.1
 """Fraction of the training rows held out when there is no validation file."""
 
@@ -42,8 +46,9 @@ class OwnFile:
     drop_labels: tuple[str, ...] = ()
     merge_similar_labels: bool = False
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield the rows, without those whose labels are dropped."""
+    def batches(self, dropped: set[str | float] | None = None) -> Iterator[Batch]:
+        """Yield the rows without those whose labels are dropped; collect these labels in `dropped`."""
+        dropped = set() if dropped is None else dropped
         first_row = 0
         for batch in read_rows(
             self.path,
@@ -54,26 +59,27 @@ class OwnFile:
             class_names=self.class_names,
             text_lists=self.text_lists,
         ):
-            kept = self._without_dropped(batch)
+            kept = self._without_dropped(batch, dropped)
             yield replace(kept, first_row=first_row)
             first_row += len(kept)
 
-    def _without_dropped(self, batch: Batch) -> Batch:
+    def _without_dropped(self, batch: Batch, dropped: set[str | float]) -> Batch:
         labels = batch.labels or []
         if self.merge_similar_labels and self.problem_type != "regression":
             labels = [
-                list(dict.fromkeys(map(normalize_text, label)))
+                list(dict.fromkeys(map(fold_label, label)))
                 if isinstance(label, list)
-                else normalize_text(label)
+                else fold_label(label)
                 for label in labels
             ]
             batch = replace(batch, labels=labels)
-        dropped = {self._canonical(name) for name in self.drop_labels}
-        rows = [
-            row
-            for row, label in enumerate(labels)
-            if dropped.isdisjoint(label if isinstance(label, list) else [label])
-        ]
+        unwanted = {self.canonical(name) for name in self.drop_labels}
+        rows = []
+        for row, label in enumerate(labels):
+            found = unwanted.intersection(label if isinstance(label, list) else [label])
+            dropped |= found
+            if not found:
+                rows.append(row)
         if len(rows) == len(labels):
             return batch
         return replace(
@@ -83,7 +89,12 @@ class OwnFile:
             labels=[labels[row] for row in rows],
         )
 
-    def _canonical(self, name: str) -> str | float:
+    def canonical(self, name: str) -> str | float:
+        """Return a label of --drop-labels as rows have it.
+
+        Raises:
+            UserError: The labels are numbers, and it is none.
+        """
         if self.problem_type == "regression":
             try:
                 return float(name)
@@ -91,14 +102,13 @@ class OwnFile:
                 raise UserError(
                     f"--drop-labels {name} is no number, but --problem-type is regression; give numbers"
                 ) from None
-        return normalize_text(name) if self.merge_similar_labels else name
+        return fold_label(name) if self.merge_similar_labels else name
 
     def label_order(self) -> Sequence[str]:
         """Return the label names stored in the file, in the order of their class ids."""
-        if not (
-            self.class_names and self.path.suffix.lower() == ".parquet" and self.path.is_file()
-        ):
+        if not self.class_names or self.path.suffix.lower() != ".parquet":
             return ()
+        check_file(self.path)
         return class_label_names(self.path, self.label_column)
 
     @property
@@ -108,6 +118,7 @@ class OwnFile:
         several = self.problem_type == "multi_label_classification"
         return (
             *(() if options == (TextFormat(), (), False) else options),
+            *(["without invisible characters"] if self.merge_similar_labels else []),
             *(["class names"] if self.label_order() else []),
             *(["lists in text"] if self.text_lists and several else []),
         )
@@ -153,14 +164,15 @@ def survey(config: DataFlags) -> OwnData:
         label_column=config.label_column,
         problem_type=problem_type,
         text_format=TextFormat(config.delimiter, config.encoding),
-        class_names=config.split_version > 1 and problem_type == "single_label_classification",
+        class_names=config.split_version > 1 and problem_type != "regression",
         text_lists=config.split_version > 1,
         drop_labels=tuple(config.drop_labels),
         merge_similar_labels=config.merge_similar_labels,
     )
     train = read(Path(config.train_file or ""))
     notes: list[str] = []
-    rows = _counting_empty(train, notes)
+    dropped: set[str | float] = set()
+    rows = _counting_empty(train, notes, dropped)
     encoder = discover_labels(rows, problem_type, train.label_order())
     for _ in rows:  # a regression has no labels to discover, but its rows are checked too
         pass
@@ -168,9 +180,15 @@ def survey(config: DataFlags) -> OwnData:
         read(Path(path)) if path else None for path in (config.validation_file, config.test_rows[0])
     )
     for further in (validation, test):
-        for batch in _counting_empty(further, notes) if further else ():
+        for batch in _counting_empty(further, notes, dropped) if further else ():
             encoder.encode(batch)
     notes += _label_warnings(encoder)
+    notes += [
+        f"warning: --drop-labels {name}: no row has this label"
+        f"{did_you_mean(name, encoder.names) or '; correct it, or leave it out'}"
+        for name in config.drop_labels
+        if train.canonical(name) not in dropped
+    ]
     task = own_task(
         text_columns=texts,
         label_column=config.label_column,
@@ -207,13 +225,14 @@ def _label_warnings(encoder: LabelEncoder) -> list[str]:
         return []
     groups: dict[str, list[str]] = {}
     for name in encoder.names:
-        groups.setdefault(normalize_text(name), []).append(name)
+        groups.setdefault(fold_label(name), []).append(name)
     found = [
-        f"warning: the labels {listing(map(repr, names))} of {encoder.source} differ only by case, spaces "
-        "or Unicode form; --merge-similar-labels makes them one"
+        f"warning: the labels {listing(map(repr, names))} of {encoder.source} differ only by case, "
+        "spaces, invisible characters or Unicode form; --merge-similar-labels makes them one"
         for names in groups.values()
         if len(names) > 1
     ]
+    found += _joined_names(encoder)
     if "-1" in encoder.names:
         found.append(
             f"warning: -1 is a label in {encoder.source}, where it often means unlabeled; "
@@ -222,9 +241,30 @@ def _label_warnings(encoder: LabelEncoder) -> list[str]:
     return found
 
 
-def _counting_empty(file: OwnFile, notes: list[str]) -> Iterator[Batch]:
+def _joined_names(encoder: LabelEncoder) -> Iterator[str]:
+    """Warn of names made of other names: they are lists with another separator than |."""
+    several = encoder.problem_type == "multi_label_classification"
+    remedy = "" if several else "add --problem-type multi_label_classification, and "
+    for separator in _SEPARATORS if several else ("|", *_SEPARATORS):
+        parts = {name: [p.strip() for p in name.split(separator)] for name in encoder.names}
+        occurrences = Counter(part for found in parts.values() for part in set(found))
+        for name, found in parts.items():
+            if len(found) > 1 and all(part and occurrences[part] > 1 for part in found):
+                yield (
+                    f"warning: the label {name!r} of {encoder.source} is made of other labels; if it "
+                    f"is a list, {remedy}separate the names of a row by |"
+                )
+                break
+
+
+def fold_label(name: str) -> str:
+    """Return a label name as `normalize_text` does, without invisible characters."""
+    return normalize_text("".join(c for c in name if unicodedata.category(c) != "Cf"))
+
+
+def _counting_empty(file: OwnFile, notes: list[str], dropped: set[str | float]) -> Iterator[Batch]:
     rows = empty = 0
-    for batch in file.batches():
+    for batch in file.batches(dropped):
         rows, empty = rows + len(batch), empty + batch.empty_texts
         yield batch
     if empty:

@@ -73,10 +73,13 @@ def _labels(batch: pa.RecordBatch, column: str | None, names: Sequence[str]) -> 
     labels: list[Any] = batch[column].to_pylist()
     if not names:
         return labels
-    return [
-        names[label] if isinstance(label, int) and 0 <= label < len(names) else label
-        for label in labels
-    ]
+
+    def named(label: Any) -> Any:
+        if isinstance(label, list):
+            return [named(each) for each in label]
+        return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
+
+    return [named(label) for label in labels]
 
 
 def class_label_names(path: Path, column: str) -> Sequence[str]:
@@ -95,6 +98,7 @@ def _names_in(schema: pa.Schema, column: str | None) -> Sequence[str]:
     try:
         features = json.loads(stored)["info"]["features"] if stored else {}
         feature = features.get(column) or {}
+        feature = feature.get("feature") or feature  # a list of class ids
         names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     except (ValueError, KeyError, TypeError, AttributeError):  # another program's metadata
         return ()

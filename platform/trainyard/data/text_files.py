@@ -162,13 +162,17 @@ def _records(
 
 def _header(path: Path, columns: Columns, names: list[str]) -> list[int]:
     remedy = "the first line of the file must name the columns"
-    if len(names) == 1:
+    if names[0].startswith("sep="):
+        remedy = "remove this line, which only Excel reads, and name the separator with --delimiter"
+    elif len(names) == 1:
         separators = [mark for mark in (",", ";", "\t", "|") if mark in names[0]]
         if separators:
             expected = "tabs" if path.suffix.lower() == ".tsv" else "commas"
+            found = repr(separators[0])
+            typed = f"${found}" if separators[0] == "\t" else found  # as a shell reads it
             remedy += (
-                f", separated by {expected} (the separator seems to be {separators[0]!r}: add "
-                f"--delimiter {separators[0]!r})"
+                f", separated by {expected} (the separator seems to be {found}: add "
+                f"--delimiter {typed})"
             )
     return columns.positions(names, path.name, "its first line names", remedy)
 
@@ -284,11 +288,17 @@ def _check_surrogates(where: str, values: list[Any]) -> None:
 
 @contextmanager
 def _opened(path: Path, encoding: str) -> Iterator[Iterator[str]]:
-    if codecs.lookup(encoding).name == "utf-8":
+    codec = codecs.lookup(encoding).name
+    with path.open("rb") as binary:
+        mark = binary.read(len(codecs.BOM_UTF8))
+    if mark == codecs.BOM_UTF8 and not codec.startswith("utf-8"):
+        raise UserError(
+            f"{path.name} line 1: the file starts with the mark of UTF-8, but --encoding is {encoding}; "
+            "leave out --encoding"
+        )
+    if codec == "utf-8":
         encoding = "utf-8-sig"
-        with path.open("rb") as binary:
-            mark = binary.read(2)
-        if mark in _UTF16_MARKS:
+        if mark[:2] in _UTF16_MARKS:
             raise UserError(
                 f"{path.name} line 1: the file is UTF-16 (it starts with {mark!r}), expected UTF-8; "
                 f"add --encoding utf-16, or convert it: iconv -f UTF-16 -t UTF-8 {path.name} > "
@@ -301,6 +311,8 @@ def _opened(path: Path, encoding: str) -> Iterator[Iterator[str]]:
 def _lines(path: Path, text: Iterator[str], encoding: str) -> Iterator[str]:
     try:
         for number, line in enumerate(text, 1):
+            if number == 1:
+                line = line.removeprefix("\ufeff")
             if "\0" in line:
                 raise UserError(
                     f"{path.name} line {number}: a NUL byte, which no text file contains; the "
