@@ -20,6 +20,9 @@ from typing import Self
 import psutil
 
 SUBNET = "10.77.0"
+STORAGE = f"{SUBNET}.254"
+"""Address of the machine itself, as the hosts see it: a storage server for them listens there."""
+
 BOOT = """
 set -e
 hostname {name}
@@ -84,7 +87,7 @@ class Network:
     def __enter__(self) -> Self:
         take_down_what_is_left()
         ip(f"link add {self.bridge} type bridge")
-        ip(f"addr add {SUBNET}.254/24 dev {self.bridge}")
+        ip(f"addr add {STORAGE}/24 dev {self.bridge}")
         ip(f"link set {self.bridge} up")
         return self
 
@@ -162,16 +165,18 @@ class Host:
         """Plug it in again."""
         ip(f"link set {self._cable} up")
 
-    def lose_what_is_sent_to(self, other: "Host") -> None:
-        """One-way loss: frames for `other` leave with an address that nobody has."""
-        nobody = "02:00:00:00:00:99"
-        self.run(
-            ["ip", *f"neigh replace {other.address} lladdr {nobody} nud permanent dev eth0".split()]
-        )
+    def lose_what_is_sent_to(self, address: str) -> None:
+        """One-way loss: frames for `address` leave with a hardware address that no host has."""
+        unused = "02:00:00:00:00:99"
+        self.run(["ip", *f"neigh replace {address} lladdr {unused} nud permanent dev eth0".split()])
 
-    def find_again(self, other: "Host") -> None:
-        """End of the one-way loss."""
-        self.run(["ip", *f"neigh delete {other.address} dev eth0".split()])
+    def restore(self) -> None:
+        """Switch it on where it is off, plug its cable in and end every loss."""
+        if not self.on:
+            self.power_on()
+            return
+        self.heal()
+        self.run(["ip", "neigh", "flush", "dev", "eth0", "nud", "permanent"])
 
     def command(self, command: Sequence[str]) -> list[str]:
         """`command` as this machine runs it on the host."""

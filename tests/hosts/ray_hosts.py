@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-from hosts import Host, Network, until
+from hosts import STORAGE, Host, Network, until
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.s3_server import BUCKET, KEY, serve
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -25,17 +28,24 @@ HEALTH = {  # a node that does not answer is given up after about 6 s instead of
 
 
 class RayCluster:
-    """A head that does no work, `workers` hosts with one CPU each, and a client without Ray."""
+    """A head that does no work, `workers` hosts with one CPU each, and a client without Ray.
+
+    They share a disk, `folder`/shared, and reach a bucket by their network.
+    """
 
     def __init__(self, folder: Path, workers: int) -> None:
         self.folder = folder
         self.network = Network(folder)
         self._workers = workers
         self.token = folder / "auth_token"
+        self.bucket = folder / "s3" / BUCKET
+        self._servers = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self.network.__enter__()
         try:
+            self.bucket.parent.mkdir(exist_ok=True)
+            self._endpoint = self._servers.enter_context(serve(self.bucket.parent, STORAGE))
             self.token.write_text(secrets.token_hex(32))
             self.token.chmod(0o600)
             self.head = self.network.host("head")
@@ -50,7 +60,34 @@ class RayCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._servers.close()
         self.network.__exit__()
+
+    def bring_back(self) -> None:
+        """Leave every host on, connected, in the cluster and without a job, whatever happened before."""
+        try:
+            self._mend()
+        except AssertionError:  # as an operator would at last: everything off and on again
+            for host in (self.head, *self.workers):
+                host.power_off()
+            self._mend()
+
+    def _mend(self) -> None:
+        for host in (self.head, *self.workers, self.client):
+            host.restore()
+            for process in (*host.processes("jobs/train.py"), *host.processes("job submit")):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()  # a suspended one, too
+        if self.nodes() is None:
+            self.start_head()
+        for worker in self.workers:
+            if worker.address not in (self.nodes() or {}):
+                self.join(worker)
+        until(
+            lambda: not any(worker.processes("RayTrainWorker") for worker in self.workers), 90,
+            "no worker of an earlier run is left",
+        )  # fmt: skip
+        self.wait_for_nodes(1 + len(self.workers))
 
     def environment(self, host: Host) -> dict[str, str]:
         """What a login on the host sees: no PYTHONPATH, so the package is not there."""
@@ -63,6 +100,10 @@ class RayCluster:
             "RAY_raylet_start_wait_time_s": "120",  # five hosts start at once, on few cores
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            "AWS_ENDPOINT_URL": self._endpoint,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
             **HEALTH,
         }
 
@@ -121,9 +162,9 @@ class RayCluster:
         """Wait until `count` nodes are alive; returns when they were."""
         return until(lambda: len(self.nodes() or {}) == count, 120, f"{count} nodes are alive")
 
-    def submit(self, name: str, flags: list[str]) -> "Job":
-        """`ray job submit` of jobs/train.py from the client."""
-        return Job(self, name, flags)
+    def submit(self, name: str, flags: list[str], on: Host | None = None) -> "Job":
+        """`ray job submit` of jobs/train.py from the client; its driver runs on the head, or on `on`."""
+        return Job(self, name, flags, on)
 
     def job_command(self, *words: str) -> list[str]:
         """A `ray job …` command for this cluster."""
@@ -140,14 +181,26 @@ class RayCluster:
 class Job:
     """One submission: its process on the client, its log, and the run folder it writes."""
 
-    def __init__(self, cluster: RayCluster, name: str, flags: list[str]) -> None:
-        self.cluster, self.run = cluster, cluster.folder / "shared/runs" / name
+    def __init__(
+        self, cluster: RayCluster, name: str, flags: list[str], on: Host | None = None
+    ) -> None:
+        self.cluster, self.run = cluster, run_folder(cluster, name)
+        where = (
+            []
+            if on is None
+            else [
+                "--entrypoint-num-cpus",
+                "1",  # no worker of the run comes there, too
+                "--entrypoint-resources",
+                json.dumps({f"node:{on.address}": 0.001}),
+            ]
+        )
         self.id = f"{name}-{time.time_ns()}"
         self.log = cluster.folder / f"{self.id}.log"
         self.started = time.time()
         self._process = cluster.client.start(
             cluster.job_command("submit", "--submission-id", self.id, "--runtime-env",
-                                "runtime_env.yaml", "--working-dir", ".", "--",
+                                "runtime_env.yaml", "--working-dir", ".", *where, "--",
                                 "python", "jobs/train.py", *flags, "--run-name", name),
             self.log, cluster.environment(cluster.client), ROOT,
         )  # fmt: skip
@@ -171,18 +224,22 @@ class Job:
 
     def progress(self) -> dict[str, Any]:
         """progress.json, as it is now."""
-        try:
-            found: dict[str, Any] = json.loads((self.run / "progress.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return found
+        return read_json(self.run / "progress.json")
 
     def attempt(self) -> str | None:
         """Which attempt holds the run."""
-        try:
-            return str(json.loads((self.run / "checkpoints/attempt.json").read_text())["attempt"])
-        except (OSError, ValueError):
-            return None
+        found = read_json(self._claim).get("attempt")
+        return None if found is None else str(found)
+
+    def holder(self) -> str | None:
+        """Id of the lease that the run is held by."""
+        return read_json(self.run / "lease.json").get("id")
+
+    @property
+    def _claim(self) -> Path:
+        checkpoints = self.run / "checkpoints"
+        in_bucket = checkpoints / "index.json"
+        return in_bucket if in_bucket.exists() else checkpoints / "attempt.json"
 
     def wait_for_step(self, step: int, seconds: float = 240) -> float:
         """Wait until the run has made `step` steps."""
@@ -202,10 +259,10 @@ class Job:
             assert self.status is None, (
                 f"{self.id} ended too early:\n{self.log.read_text()[-3000:]}"
             )
-            claim = self.run / "checkpoints/attempt.json"
+            progress = self.run / "progress.json"
             return (
                 self.attempt() not in {None, before}
-                and (self.run / "progress.json").stat().st_mtime > claim.stat().st_mtime
+                and progress.stat().st_mtime > self._claim.stat().st_mtime
             )
 
         return until(going_on, seconds, f"{self.id} goes on")
@@ -227,6 +284,20 @@ class Job:
         first = self.rank_0()
         found = (one for one in self.cluster.workers if one.on and one.processes("RayTrainWorker"))
         return [one for one in found if one is not first]
+
+
+def run_folder(cluster: RayCluster, name: str) -> Path:
+    """Where a run is: in the bucket if its name ends in `-bucket`, else on the shared disk."""
+    return (cluster.bucket if name.endswith("-bucket") else cluster.folder / "shared/runs") / name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where it cannot be read."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def make_root_only(folder: Path) -> None:

@@ -9,22 +9,25 @@ the number of workers is the same. Times go to benchmarks/results/cluster.json w
 import argparse
 import contextlib
 import json
+import math
+import re
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hosts import end_in_order, missing
-from ray_hosts import RayCluster, make_root_only
-from scenarios import SCENARIOS, logged
-from workload import STEPS, flags_for, weights, write_workload
+from ray_hosts import RayCluster, make_root_only, read_json, run_folder
+from scenarios import EARLY, LONG, LONG_SECONDS, SCENARIOS, logged, undisturbed
+from support.s3_server import BUCKET
+from workload import BATCH, STEPS, flags_for, weights, write_workload
 
 WORKERS = 3
-BASELINE = "undisturbed"
-"""The run by two workers that all others must equal, also those with one, and with first two, then one."""
+ROUNDED = 500
+"""Steps of a long run are a multiple of it, so that a kept baseline can serve again."""
 
 
 def main() -> None:
@@ -35,7 +38,9 @@ def main() -> None:
         "--folder", type=Path, help="keep everything here; finished baselines are used"
     )
     parser.add_argument("--json", type=Path, help="merge the results into this file")
-    parser.add_argument("--steps", type=int, default=STEPS, help="length of the run")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="length of most runs; some need longer ones"
+    )
     args = parser.parse_args()
     if reason := missing():
         print(f"skipped: {reason}")
@@ -45,27 +50,44 @@ def main() -> None:
     with folder(args.folder) as where:
         make_root_only(where)
         write_workload(where / "shared")
-        names = list(dict.fromkeys([BASELINE, *args.only]))
         with RayCluster(where, WORKERS) as cluster:
-            for name in names:
-                results[name] = attempt(cluster, name, args.steps)
+            for name, steps in lengths(args.only, args.steps, where / "shared/runs"):
+                results[name] = attempt(cluster, name, steps)
                 if args.json:
                     merge(args.json, args.steps, {name: results[name]})
     print(json.dumps(results, indent=2))
     raise SystemExit(0 if all(found["ok"] for found in results.values()) else 1)
 
 
+def lengths(names: Sequence[str], steps: int, runs: Path) -> Iterator[tuple[str, int]]:
+    """Each scenario and its steps, the baselines among them; the long runs by the measured step time."""
+    yield baseline(steps), steps
+    yield from ((name, steps) for name in names if name not in LONG)
+    if long := [name for name in names if name in LONG]:
+        result = read_json(runs / baseline(steps) / "run.json")["result"]
+        needed = EARLY + LONG_SECONDS * result["train_samples_per_second"] / BATCH
+        more = max(steps, math.ceil(needed / ROUNDED) * ROUNDED)
+        yield from ((name, more) for name in dict.fromkeys([baseline(more), *long]))
+
+
+def baseline(steps: int) -> str:
+    """Name of the run by two workers that all others of `steps` must equal, whoever trains them."""
+    return f"undisturbed-{steps}"
+
+
 def attempt(cluster: RayCluster, name: str, steps: int) -> dict[str, Any]:
-    """One scenario and its verdict."""
+    """One scenario, which begins on a whole cluster, and its verdict."""
     print(f"{name} …", file=sys.stderr, flush=True)
     started = time.monotonic()
-    runs = cluster.folder / "shared/runs"
-    found: dict[str, Any] = {"ok": False}
+    found: dict[str, Any] = {"ok": False, "steps": steps}
     try:
-        alone = name.endswith("-alone")
-        flags = flags_for(cluster.folder / "shared", steps, alone=alone)
-        found |= SCENARIOS[name](cluster, name, flags)
-        found |= compare(runs / name, runs / BASELINE, steps)
+        cluster.bring_back()
+        flags = flags_for(
+            cluster.folder / "shared", steps, alone=name.endswith("-alone"),
+            storage=f"s3://{BUCKET}" if name.endswith("-bucket") else None,
+        )  # fmt: skip
+        found |= SCENARIOS.get(name, undisturbed)(cluster, name, flags)
+        found |= compare(run_folder(cluster, name), run_folder(cluster, baseline(steps)), steps)
         found["ok"] = True
     except Exception as error:  # the others are still to be tried
         traceback.print_exc()
@@ -75,7 +97,7 @@ def attempt(cluster: RayCluster, name: str, steps: int) -> dict[str, Any]:
     return found
 
 
-def compare(run: Path, undisturbed: Path, steps: int) -> dict[str, Any]:
+def compare(run: Path, other: Path, steps: int) -> dict[str, Any]:
     """Compare weights, optimizer state and every logged line with the undisturbed run's.
 
     All equal to the bit, whatever number of workers trained.
@@ -84,15 +106,19 @@ def compare(run: Path, undisturbed: Path, steps: int) -> dict[str, Any]:
 
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished", record["status"]
-    ours, theirs = weights(run, steps), weights(undisturbed, steps)
+    ours, theirs = weights(run, steps), weights(other, steps)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs), "other weights"
-    assert logged(run) == logged(undisturbed), "metrics.jsonl differs from the undisturbed run's"
-    left = sorted(path.name for path in (run / "checkpoints").iterdir())
-    kept = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
+    assert logged(run) == logged(other), "metrics.jsonl differs from the undisturbed run's"
+    left, kept = checkpoints(run), checkpoints(other)
     assert left == kept, (left, kept)
-    assert not [name for name in left if name.startswith(".")], left
     return {"weights_equal": True}
+
+
+def checkpoints(run: Path) -> list[str]:
+    """Checkpoints and leftovers of a run; in a bucket each has the id of its attempt in its name."""
+    files = (path for path in (run / "checkpoints").glob("*/*") if path.is_file())
+    return sorted({re.sub(r"^(step-\d+)-\w{8}$", r"\1", path.parent.name) for path in files})
 
 
 @contextlib.contextmanager

@@ -12,14 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hosts import Host
+from hosts import STORAGE, Host, until
 from ray_hosts import Job, RayCluster
+from workload import SAVE_STEPS
 
 Found = dict[str, Any]
 Scenario = Callable[[RayCluster, str, list[str]], Found]
 
 EARLY = 150
 """Step of the damage: some checkpoints are behind it, most of the run is before it."""
+
+
+LONG_SECONDS = 150
+"""Training time after the damage in scenarios that wait for an expiry or a long recovery."""
 
 
 def finish(job: Job) -> None:
@@ -66,15 +71,13 @@ def power_off(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     host.power_off()
     found = recovery(job, fault, before)
     finish(job)
-    host.power_on()
-    cluster.join(host)
     return found
 
 
 def partition(cluster: RayCluster, name: str, flags: list[str]) -> Found:
-    """The only worker's host is cut off for 60 s, sees the storage, and trains on meanwhile.
+    """The only worker's host is cut off, sees the storage, and trains on meanwhile.
 
-    When it comes back, its successor is at work: nothing that it writes may count.
+    It comes back when its successor has stored a checkpoint: nothing that it writes may count.
     """
     job = cluster.submit(name, flags)
     job.wait_for_step(EARLY)
@@ -83,15 +86,10 @@ def partition(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     fault = time.time()
     host.cut()
     found = recovery(job, fault, before)
-    found["zombie_seconds"] = 0.0
-    while time.time() < fault + 60:
-        if zombie.is_running() and zombie.status() != "zombie":
-            found["zombie_seconds"] = round(time.time() - fault, 1)
-        time.sleep(0.2)
-    assert job.status is None, "the run was over before the network came back: more steps"
+    job.wait_for_step(job.progress()["step"] + SAVE_STEPS)
+    found["zombie_lives"] = zombie.is_running() and zombie.status() != "zombie"
     host.heal()
     finish(job)
-    cluster.join(host)
     return found
 
 
@@ -101,11 +99,9 @@ def one_way_loss(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     job.wait_for_step(EARLY)
     before, (host,) = job.attempt(), job.others()
     fault = time.time()
-    host.lose_what_is_sent_to(cluster.head)
+    host.lose_what_is_sent_to(cluster.head.address)
     found = recovery(job, fault, before)
     finish(job)
-    host.find_again(cluster.head)
-    cluster.join(host)
     return found
 
 
@@ -150,7 +146,6 @@ def leave(
     said = re.search(r"restarting from step (\d+): a node is about to leave", job.log.read_text())
     assert said, "the driver did not say that it was restarting for the drain"
     assert int(said[1]) >= step, "the checkpoint is older than the notice"
-    cluster.join(host)
     return {**found, "steps_lost": 0}
 
 
@@ -168,6 +163,79 @@ def driver_kill(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     found = recovery(again, fault, before)
     finish(again)
     return {**found, "detected_seconds": round(told - fault, 1)}
+
+
+def driver_suspend(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """SIGSTOP of the driver until a second one, of the same command, has finished the run."""
+    job = cluster.submit(name, flags)
+    job.wait_for_step(EARLY)
+    before, first = job.attempt(), cluster.head.processes("jobs/train.py")
+    fault = time.time()
+    for process in first:
+        process.suspend()
+    again, found = take_over(cluster, name, flags, job)
+    found |= recovery(again, fault, before)
+    finish(again)
+    left = content(job.run)
+    found["ended_seconds"] = come_back(job, lambda: [process.resume() for process in first])
+    assert content(job.run) == left, "the first driver changed what the second one left"
+    return found
+
+
+def driver_partition(cluster: RayCluster, name: str, flags: list[str]) -> Found:
+    """The driver's host loses the storage, not the cluster, until a second driver trains in its place."""
+    (host,) = cluster.workers[2:]
+    job = cluster.submit(name, flags, on=host)
+    job.wait_for_step(EARLY)
+    before = job.attempt()
+    fault = time.time()
+    host.lose_what_is_sent_to(STORAGE)
+    again, found = take_over(cluster, name, flags, job)
+    found |= recovery(again, fault, before)
+    attempt = again.attempt()
+    found["ended_seconds"] = come_back(job, host.restore)
+    finish(again)
+    assert again.attempt() == attempt, "the first driver made the second one start again"
+    return found
+
+
+def take_over(cluster: RayCluster, name: str, flags: list[str], first: Job) -> tuple[Job, Found]:
+    """Give the same command until the lease of the `first` driver has expired."""
+    started, refused, holder = time.time(), 0, first.holder()
+    while True:
+        job = cluster.submit(name, flags)
+        until(
+            lambda job=job: job.status is not None or job.holder() not in {None, holder}, 120,
+            f"{job.id} is refused or takes over",
+        )  # fmt: skip
+        if job.status is None:
+            break
+        said = job.log.read_text()
+        refusal = rf"run '{name}' is already being run by process \d+ on"
+        assert re.search(refusal, said), said[-3000:]
+        refused += 1
+    assert refused, "the second driver did not wait for the lease to expire"
+    return job, {"refused": refused, "expired_seconds": round(time.time() - started, 1)}
+
+
+def come_back(job: Job, bring: Callable[[], object]) -> float:
+    """Seconds until a driver ends that comes back after its lease was taken over, with one sentence."""
+    assert job.status is None, f"{job.id} ended before it came back:\n{job.log.read_text()[-3000:]}"
+    back = time.time()
+    bring()
+    assert job.wait(60) != 0
+    ended = time.time() - back
+    said = job.log.read_text()
+    sentence = "was taken over by process .*; it ends here and writes nothing more"
+    assert len(re.findall(sentence, said)) == 1, said[-3000:]
+    assert "Traceback" not in said, said[-3000:]
+    return round(ended, 1)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def job_stop(cluster: RayCluster, name: str, flags: list[str]) -> Found:
@@ -229,9 +297,6 @@ def elastic(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     grown = job.wait_for_another_attempt(alone)
     finish(job)
     assert "room for 2 workers" in job.log.read_text()
-    for spare in cluster.workers[2:]:
-        spare.power_on()
-        cluster.join(spare)
     return {**found, "grown_seconds": round(grown - back, 1)}
 
 
@@ -241,7 +306,6 @@ def logged(run: Path) -> list[dict[str, Any]]:
 
 
 SCENARIOS: dict[str, Scenario] = {
-    "undisturbed": undisturbed,
     "undisturbed-alone": undisturbed,
     "worker-kill": worker_kill,
     "power-off": power_off,
@@ -250,8 +314,13 @@ SCENARIOS: dict[str, Scenario] = {
     "drain": drain,
     "sigterm": sigterm,
     "driver-kill": driver_kill,
+    "driver-suspend": driver_suspend,
+    "driver-partition-bucket": driver_partition,
     "job-stop": job_stop,
     "elastic": elastic,
     "head-restart": head_restart,
 }
-"""By run name. Those that end in `-alone` have one worker, the others two."""
+"""By run name. Those that end in `-alone` have one worker, the others two; `-bucket` stores in a bucket."""
+
+LONG = ("partition-alone", "driver-suspend", "driver-partition-bucket")
+"""Scenarios whose run must last for LONG_SECONDS after the damage, on a fast machine, too."""

@@ -60,17 +60,17 @@ class Handler(S3Handler):
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[str]:
+def serve(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
     """Serve `folder`, which gets a bucket unless it has one; yields the endpoint."""
     if endpoint := os.environ.get("TRAINYARD_TEST_S3"):
         yield endpoint
         return
     (folder / BUCKET).mkdir(exist_ok=True)
     handler = type("HandlerHere", (Handler,), {"data_root": folder})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer((address, 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{address}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
