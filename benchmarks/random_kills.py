@@ -167,7 +167,7 @@ def hurt_job(kind: str, folder: Path, kills: int, rng: random.Random) -> dict[st
     compared = 0
     while len(log) < kills or not compared:
         name = f"killed-{compared}"
-        status = None
+        status: int | None = None
         while status != 0:
             victim, delay = rng.choice(("driver", "process", "all")), rng.uniform(0, length)
             process, hurt = job.start(name), len(log) < kills
