@@ -293,6 +293,7 @@ def test_a_suspended_driver_that_was_succeeded_ends_at_once(
     stdout, stderr = first.communicate(timeout=120)
     assert (first.returncode, stdout) == (2, "")
     assert "error: run 'slept' was taken over by another driver" in stderr  # which has ended
+    assert stderr.count("taken over") == 1
     assert "restarting" not in stderr
     assert "Traceback" not in stderr
     assert folder.read() == record
