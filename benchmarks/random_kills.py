@@ -159,9 +159,9 @@ def hurt_job(kind: str, folder: Path, kills: int, rng: random.Random) -> dict[st
     """Jobs until `kills` of them were killed; each that ends is compared with the undisturbed one."""
     job = Job(kind, folder)
     began = time.monotonic()
-    status = job.start("undisturbed").wait()
+    ended = job.start("undisturbed").wait()
     length = time.monotonic() - began
-    assert status == 0, job.said("undisturbed")
+    assert ended == 0, job.said("undisturbed")
     expected = job.outcome("undisturbed")
     log: list[dict[str, Any]] = []
     compared = 0

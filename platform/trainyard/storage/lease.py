@@ -90,7 +90,7 @@ class Lease:
         self._heart.start()
         return self
 
-    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._released.set()
         self._heart.join(timeout=5)
         mark = json.dumps({**self._record, "released": True}).encode()
@@ -98,7 +98,7 @@ class Lease:
             try:
                 stored = self._store.read(self._name)
                 if stored is None or not self._is_own(stored.content):
-                    if not isinstance(error, SupersededError):  # which says it
+                    if not any(isinstance(part, SupersededError) for part in raised):
                         log.warning("the lease of %s was taken over", self._what)
                 else:
                     self._store.retire(self._name, mark, stored.version)
