@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support import hub_stand_in
 from support.hub_stand_in import COMMIT, hub
+from support.small_models import marian
 from support.tiny import write_task
 
 CODE = """
@@ -129,3 +130,24 @@ def test_another_commit_is_another_prediction(
     assert found[0][1] != found[1][1]
     # Without the Hub the cache's newest commit goes on where it stopped.
     assert run(PREDICT, arguments, endpoint, tmp_path, HF_HUB_OFFLINE="1").split() == found[1]
+
+
+TRANSLATE = """
+import sys
+from trainyard.inference import PREDICTORS
+from trainyard.serving.options import Version
+from trainyard.serving.replica.model_source import locate, task_of
+
+folder, _ = locate(Version(source="acme/opus-mt-fr-en"), 1e9)
+assert task_of(folder) == "text2text-generation"
+for source in (folder, "acme/opus-mt-fr-en"):
+    translator = PREDICTORS["translation"].load(str(source))
+    print(translator("Ce cours est produit par Hugging Face."))
+"""
+
+
+def test_a_marian_model_comes_with_its_sentencepiece_files(tmp_path: Path) -> None:
+    marian(tmp_path / "hub/models/acme/opus-mt-fr-en")
+    with hub(tmp_path / "hub") as (endpoint, requests):
+        assert "translation_text" in run(TRANSLATE, [], endpoint, tmp_path / "home")
+    assert any(request.endswith("target.spm") for request in requests)

@@ -3,6 +3,7 @@
 Random weights prove wiring and decoding: every output differs from every other.
 """
 
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,50 @@ def encoder_decoder(folder: Path, kind: str, **config: Any) -> Path:
         )
     )  # fmt: skip
     _with_defaults(model, generation).save_pretrained(folder)
+    return folder
+
+
+FRENCH_AND_ENGLISH = (
+    "Ce cours est produit par Hugging Face.", "This course is produced by Hugging Face.",
+    "Le train part à midi.", "The train leaves at noon.", "Nous avons mangé du pain.",
+    "We ate bread.", "La réunion commence demain.", "The meeting starts tomorrow.",
+)  # fmt: skip
+
+
+def marian(folder: Path) -> Path:
+    """A translator with a SentencePiece vocabulary, in the files of Helsinki-NLP/opus-mt-fr-en."""
+    import io
+
+    import sentencepiece
+    import torch
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(FRENCH_AND_ENGLISH), model_writer=file, vocab_size=64,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    for name in ("source.spm", "target.spm"):
+        (folder / name).write_bytes(file.getvalue())
+    spm = sentencepiece.SentencePieceProcessor(model_proto=file.getvalue())
+    pieces = [spm.id_to_piece(i) for i in range(3, len(spm))]
+    vocabulary = {piece: i for i, piece in enumerate(["</s>", "<unk>", *pieces, "<pad>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    settings = {"tokenizer_class": "MarianTokenizer", "source_lang": "fr", "target_lang": "en"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    pad = vocabulary["<pad>"]
+    torch.manual_seed(0)
+    model = transformers.MarianMTModel(
+        transformers.MarianConfig(
+            vocab_size=len(vocabulary), d_model=32, encoder_layers=2, decoder_layers=2,
+            encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_attention_heads=2,
+            decoder_attention_heads=2, max_position_embeddings=64, init_std=0.4, pad_token_id=pad,
+            eos_token_id=0, decoder_start_token_id=pad, forced_eos_token_id=0,
+        )
+    )  # fmt: skip
+    defaults = {"num_beams": 2, "max_length": 16, "bad_words_ids": [[pad]]}
+    _with_defaults(model, defaults).save_pretrained(folder)
     return folder
 
 

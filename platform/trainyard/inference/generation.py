@@ -54,7 +54,8 @@ class GenerateParameters:
     min_new_tokens: Annotated[int, Ge(0)] | None = None
     """Minimum number of tokens to generate."""
     do_sample: bool | None = None
-    """Sample tokens. Default: the model's setting; true if one of the next four is set."""
+    """Sample tokens. Default: the model's setting; true if one of the next four is set, or if several
+    texts are requested without beams."""
     temperature: Annotated[float, Gt(0)] | None = None
     """Sampling temperature; below 1, likely tokens become more likely."""
     top_k: Annotated[int, Ge(0)] | None = None
@@ -74,7 +75,7 @@ class GenerateParameters:
     early_stopping: bool | None = None
     """With beams: stop when `num_beams` texts are complete."""
     num_return_sequences: Annotated[int, Ge(1), Le(64)] = 1
-    """Texts per input; more than one needs do_sample, or num_beams of at least this number."""
+    """Texts per input; more than one are sampled, or need num_beams of at least this number."""
     seed: Annotated[int, Ge(0)] | None = None
     """Seed of sampling; results do not depend on other requests. Default: random, sent in details."""
 
@@ -118,14 +119,17 @@ class Generator(Predictor):
         beams = options.get("num_beams") or 1
         if beams > 1 and "do_sample" not in asked:
             options["do_sample"] = False
-        sample, many = bool(options.get("do_sample")), asked.get("num_return_sequences", 1)
+        many = asked.get("num_return_sequences", 1)
+        if many > 1 and beams == 1 and "do_sample" not in asked:
+            options["do_sample"] = True
+        sample = bool(options.get("do_sample"))
         fault = None
         if beams > 1 and sample:
             fault = "num_beams above 1 and do_sample exclude each other"
         elif beams > 1 and many > beams:
             fault = f"num_return_sequences is {many}, but num_beams only {beams}"
         elif beams == 1 and many > 1 and not sample:
-            fault = f"num_return_sequences is {many}, but without do_sample or beams all were equal"
+            fault = f"num_return_sequences is {many}, but do_sample is false, so all would be equal"
         if fault:
             raise UserError(f"parameters: {fault}; change one of the two")
         return options | ({"num_return_sequences": many} if beams > 1 else {})

@@ -1,6 +1,7 @@
 """Load models for inference from a folder or the Hub: complete, valid, and without their code."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,6 +53,8 @@ def load_model(
     path = resolve_model(name)
     if Path(path).is_dir():
         check_shards(Path(path), name)
+    # Marian's tokenizer recommends a package that it does not call.
+    warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
     common = {"trust_remote_code": False, "revision": revision}
     with quiet(transformers):
         try:

@@ -28,6 +28,8 @@ class TextGenerationParameters(GenerateParameters):
 
     __pydantic_config__ = STRICT
 
+    max_length: Count | None = None
+    """Maximum tokens of prompt and answer together; max_new_tokens has precedence."""
     stop: Annotated[list[Stop], MaxLen(16)] | None = None
     """Texts that end generation; the one found stays in the answer."""
     return_full_text: bool | None = None
@@ -117,6 +119,13 @@ class TextGeneration(Generator):
     def _new_tokens(self, prompt: int, parameters: TextGenerationParameters) -> int:
         room = 2**31 if self.max_tokens is None else self.max_tokens - prompt
         wanted = parameters.max_new_tokens
+        if wanted is None and parameters.max_length is not None:
+            wanted = parameters.max_length - prompt
+            if wanted < 1:
+                raise UserError(
+                    f"parameters.max_length is {parameters.max_length}, and the prompt alone has {prompt} "
+                    "tokens; send a larger one, or max_new_tokens, which does not count the prompt"
+                )
         if room < (wanted or 1):
             raise UserError(
                 f"the prompt has {prompt} tokens, and with max_new_tokens {wanted or 1} more than the "

@@ -25,12 +25,20 @@ class TokenClassificationParameters:
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "none"
     """Strategy that merges tokens into entities."""
+    grouped_entities: bool | None = None
+    """Older name of aggregation_strategy: true means simple, unless a strategy is sent."""
     ignore_labels: Annotated[list[str], MaxLen(IGNORED_LABELS)] | None = None
     """Labels to leave out of the answer. Default: O."""
     stride: Annotated[int, Ge(0)] | None = None
     """Tokens by which the chunks of a long text overlap. Default: no chunks."""
     truncation: Truncation = True
     """Without stride: truncate texts that are too long for the model, or refuse them (false)."""
+
+    @property
+    def strategy(self) -> str:
+        """Strategy by either name."""
+        grouped = self.grouped_entities and self.aggregation_strategy == "none"
+        return "simple" if grouped else self.aggregation_strategy
 
 
 class TokenClassification(Predictor):
@@ -103,7 +111,7 @@ class TokenClassification(Predictor):
         return items
 
     def _check_stride(self, parameters: TokenClassificationParameters) -> None:
-        if parameters.aggregation_strategy == "none":
+        if parameters.strategy == "none":
             raise UserError(
                 "parameters.stride fuses chunks by their entities; send an aggregation_strategy "
                 "other than none with it"
@@ -132,7 +140,7 @@ class TokenClassification(Predictor):
         ]
         found = self._pipeline.postprocess(
             outputs,
-            aggregation_strategy=AggregationStrategy(parameters.aggregation_strategy),
+            aggregation_strategy=AggregationStrategy(parameters.strategy),
             ignore_labels=parameters.ignore_labels,
         )
         return [{**entity, "score": float(entity["score"])} for entity in found]

@@ -15,7 +15,7 @@ from trainyard.inference import PREDICTORS
 from trainyard.models import resolve_model
 from trainyard.serving.options import Version
 
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
 """Files fetched from the Hub: weights in safetensors, configs, vocabularies; no code."""
 
 LINEAGE = ("name", "identity", "data_fingerprint", "versions", "status")
