@@ -278,7 +278,10 @@ def test_a_models_own_defaults_count_and_its_tricks_do_not(tmp_path: Path) -> No
     [
         ({"num_beams": 2, "do_sample": True}, "num_beams above 1 and do_sample exclude each other"),
         ({"num_beams": 2, "num_return_sequences": 3}, "is 3, but num_beams only 2"),
-        ({"num_return_sequences": 2, "do_sample": False}, "do_sample is false, so all would be equal"),
+        (
+            {"num_return_sequences": 2, "do_sample": False},
+            "do_sample is false, so all would be equal",
+        ),
         ({"max_length": 1}, "the prompt alone has"),
         ({"num_beams": 2, "stop": ["a"]}, "stop and details need num_beams 1"),
         ({"stop": [""]}, "parameters.stop is ''"),

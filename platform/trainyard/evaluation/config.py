@@ -1,5 +1,6 @@
 """Flags of `trainyard eval` and `trainyard engine`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trainyard.errors import UserError
@@ -41,6 +42,9 @@ class EvaluatedRows(FileFlags):
     """Own data: column of the second text of a pair."""
     label_column: str = "label"
     """Own data: column of the label."""
+    label_mapping: Mapping[str, str] | None = added(None, before=None)
+    """Model's label for labels of the rows, as in --label-mapping 0 NEGATIVE 1 POSITIVE. Default: equal
+    names, or numbers for LABEL_0, LABEL_1 and so on."""
     seed: int = 42
     """Seed of the bootstrap."""
 

@@ -52,6 +52,8 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
             "download it and give its folder"
         )
     splits = labeled_splits(config, model)
+    for note in splits.notes:
+        say(note)
     if config.threads:
         torch.set_num_threads(config.threads)
     bench = Bench(model, splits, config)
@@ -115,7 +117,7 @@ class Bench:
 
     def __init__(self, model: Judged, splits: Splits, config: EngineConfig) -> None:
         self._model, self._task, self._seed = model, splits.task, config.seed
-        self._order = column_order(model, splits.task)
+        self._order = column_order(model, splits.task, config.label_mapping)
         self._torch = self.load("torch", "float32")
         self.rows: list[Row] = []
         labels: list[Any] = []

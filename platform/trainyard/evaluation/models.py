@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from trainyard.models import load_config, resolve_model
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 
-_GENERIC = re.compile(r"LABEL_\d+")
+_GENERIC = re.compile(r"LABEL_([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -75,42 +75,82 @@ def max_length(model: Judged, asked: int | None) -> int:
     return asked or model.max_length or DEFAULT_LENGTH
 
 
-def column_order(model: Judged, task: Task) -> list[int]:
-    """Find the index of the model's output for each of the task's labels.
+def match_labels(
+    labels: Sequence[str], model: Judged, given: Mapping[str, str] | None = None
+) -> dict[str, str] | None:
+    """Match each of the rows' `labels` with one of the model's; None if a label has no match.
 
-    Names are matched exactly, else without case and punctuation if they stay distinct. So a model
-    with another order of labels is scored correctly. `LABEL_0`, `LABEL_1` are taken in the task's
-    order.
+    `given` (--label-mapping) decides, for a model that has these labels. Else all names are equal, or
+    equal but for case and punctuation, or numbers on one side and LABEL_0, LABEL_1, … on the other. No
+    two labels may become equal.
+    """
+    if given and set(given.values()) <= set(model.labels):
+        found = {label: given.get(label, label) for label in labels}
+        return found if set(found.values()) <= set(model.labels) else None
+    keys: tuple[Callable[[str], str], ...] = (str, _folded, _number)
+    for key in keys:
+        names = {key(label): label for label in model.labels}
+        keyed = {label: key(label) for label in labels}
+        distinct = len(names) == len(model.labels) and len(set(keyed.values())) == len(keyed)
+        if distinct and set(keyed.values()) <= names.keys():
+            return {label: names[key] for label, key in keyed.items()}
+    return None
+
+
+def match_task(model: Judged, task: Task, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Match the labels of a task with the model's, see `match_labels`.
+
+    A model of LABEL_0, LABEL_1, … has the labels in the task's order.
 
     Raises:
         UserError: when the model's labels do not match the task's.
     """
-    expected = list(task.labels)
-    if task.problem_type == "regression" or not expected:
+    if task.problem_type == "regression" or not task.labels:
         if model.labels:
             raise UserError(
                 f"model {model.name} is a classifier ({', '.join(model.labels[:5])}), but task "
                 f"'{task.name}' asks for a number; give a model that was fine-tuned on it"
             )
-        return [0]
-    if len(model.labels) == len(expected):
-        if all(_GENERIC.fullmatch(label) for label in model.labels):
-            return list(range(len(expected)))
-        keys: tuple[Callable[[str], str], ...] = (str, _folded)
-        for key in keys:
-            places = {key(label): i for i, label in enumerate(model.labels)}
-            if len(places) == len(expected) and set(places) == set(map(key, expected)):
-                return [places[key(label)] for label in expected]
+        return {}
+    if len(model.labels) == len(task.labels):
+        if not given and all(_GENERIC.fullmatch(label) for label in model.labels):
+            return dict(zip(task.labels, model.labels, strict=True))
+        found = match_labels(task.labels, model, given)
+        if found and len(set(found.values())) == len(found):
+            return found
     raise UserError(
         f"model {model.name} answers {', '.join(model.labels[:5]) or 'a number'}, but task "
-        f"'{task.name}' has the labels {', '.join(expected[:5])}; give a model that was fine-tuned "
-        "on it, or --task for another task"
+        f"'{task.name}' has the labels {', '.join(task.labels[:5])}; give a model that was fine-tuned "
+        "on it, --label-mapping with the model's label for each of the task's, or another --task"
     )
+
+
+def column_order(model: Judged, task: Task, given: Mapping[str, str] | None = None) -> list[int]:
+    """Find the index of the model's output for each of the task's labels, see `match_task`.
+
+    Raises:
+        UserError: when the model's labels do not match the task's.
+    """
+    found = match_task(model, task, given)
+    return [model.labels.index(label) for label in found.values()] or [0]
+
+
+def mapping_note(found: Mapping[str, str]) -> list[str]:
+    """Say which label stands for which one of the model's; nothing where all names are equal."""
+    if all(label == name for label, name in found.items()):
+        return []
+    pairs = ", ".join(f"{label} is {name}" for label, name in found.items())
+    return [f"note: the labels of the rows are matched with the model's: {pairs}"]
 
 
 def in_task_order(logits: NDArray[Any], order: list[int]) -> NDArray[Any]:
     """Reorder outputs, shape [rows, labels]: one column per label of the task."""
     return np.ascontiguousarray(logits[:, order])
+
+
+def _number(label: str) -> str:
+    found = _GENERIC.fullmatch(label)
+    return found[1] if found else label
 
 
 def _folded(label: str) -> str:

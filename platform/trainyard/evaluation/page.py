@@ -76,6 +76,9 @@ def _results(found: Details) -> Section:
                f"{found['max_length']} tokens.", "note")
           for name, split in splits.items() if split["truncated_rows"]),
     ]  # fmt: skip
+    content += [
+        Text(_sentence(note.removeprefix("note: ")) + ".", "note") for note in found["notes"]
+    ]
     if found["stored_temperature"]:
         content.append(
             Text(

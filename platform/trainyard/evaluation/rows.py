@@ -1,14 +1,16 @@
 """Labeled rows that a model is scored on: a task's splits, or the user's file."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.data import (
+    Batch,
     LabelEncoder,
     OwnFile,
     Split,
@@ -21,9 +23,12 @@ from trainyard.data import (
 )
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EvalConfig, EvaluatedRows
-from trainyard.evaluation.models import Judged, column_order
+from trainyard.evaluation.models import Judged, mapping_note, match_labels, match_task
 from trainyard.storage import file_digest
 from trainyard.tasks import ProblemType, get_task, own_task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 OWN_SPLIT = "validation"
 
@@ -37,6 +42,12 @@ def labeled_splits(config: EvaluatedRows, model: Judged, wanted: Sequence[str] =
         UserError: when neither flags nor model name a task, the split has no labels, or the model
             does not fit the task.
     """
+    unknown = set((config.label_mapping or {}).values()) - set(model.labels)
+    if unknown:
+        raise UserError(
+            f"--label-mapping names the label {min(unknown)}, but model {model.name} answers "
+            f"{', '.join(model.labels[:5]) or 'a number'}; give a label of the rows and then one of these"
+        )
     if config.validation_file:
         return _own_file(config, model)
     name = config.task or model.task
@@ -56,8 +67,9 @@ def labeled_splits(config: EvaluatedRows, model: Judged, wanted: Sequence[str] =
                 f"--splits {split}: task '{task.name}' has no such split; it has "
                 f"{', '.join((*known, *task.test_splits))}"
             )
-    column_order(model, task)
-    return find_splits(config.data(task.name), names)
+    found = match_task(model, task, config.label_mapping)
+    splits = find_splits(config.data(task.name), names)
+    return replace(splits, notes=(*splits.notes, *mapping_note(found)))
 
 
 def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
@@ -73,17 +85,56 @@ def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
     # A model of the first version has class ids as its labels.
     by_name = any(name in model.labels for name in names)
     file = OwnFile(path, texts, config.label_column, problem_type, text_format, by_name)
-    encoder = LabelEncoder(problem_type, model.labels, f"the model {model.name}")
-    for batch in file.batches():  # reports errors in the file before anything starts
-        encoder.encode(batch)
+    encoder, notes = _encoder(file, model, config.label_mapping)
     task = own_task(
         text_columns=texts,
         label_column=config.label_column,
         labels=model.labels,
         problem_type=problem_type,
     )
-    digest = repr((file_digest(path), texts, config.label_column, problem_type, model.labels))
-    return Splits(task, [Split(OWN_SPLIT, digest, partial(file.encoded, encoder))])
+    parts = (file_digest(path), texts, config.label_column, problem_type, model.labels)
+    digest = repr((*parts, *sorted(encoder.mapping.items()))) if notes else repr(parts)
+    return Splits(task, [Split(OWN_SPLIT, digest, partial(file.encoded, encoder))], notes)
+
+
+@dataclass(frozen=True)
+class _MappedLabels(LabelEncoder):
+    """Encoder of labels that a mapping translates to the model's."""
+
+    mapping: Mapping[str, str]
+
+    def encode(self, batch: Batch) -> "pa.Array":
+        """Encode the model's names of the labels."""
+        name = self.mapping.get
+        labels = [
+            [name(each, each) for each in label] if isinstance(label, list) else name(label, label)
+            for label in batch.labels or []
+        ]
+        return LabelEncoder.encode(self, replace(batch, labels=labels))
+
+
+def _encoder(
+    file: OwnFile, model: Judged, given: Mapping[str, str] | None
+) -> tuple[_MappedLabels, list[str]]:
+    """Read the file once, which reports its faults, and match its labels with the model's."""
+    found: dict[str, None] = {}
+    for batch in file.batches():
+        for label in batch.labels or []:
+            found |= dict.fromkeys(label if isinstance(label, list) else [label])
+    known = file.problem_type == "regression"
+    mapping = {} if known else match_labels(list(found), model, given)
+    if mapping is None and not given and found.keys().isdisjoint(model.labels):
+        raise UserError(
+            f"{file.path.name} has the labels {', '.join(list(found)[:5])}, but the model {model.name} "
+            f"answers {', '.join(model.labels[:5])}; give --label-mapping with the model's label for "
+            f"each, as in --label-mapping {next(iter(found))} {model.labels[0]}"
+        )
+    source = f"the model {model.name}"
+    names = (given or {}) if mapping is None else mapping
+    encoder = _MappedLabels(file.problem_type, model.labels, source, names)
+    for batch in file.batches() if mapping is None else ():
+        encoder.encode(batch)  # names the row of the label that has no match
+    return encoder, mapping_note(names)
 
 
 def texts_of(splits: Splits, name: str, rows: Sequence[int]) -> Mapping[int, dict[str, Any]]:

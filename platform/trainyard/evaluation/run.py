@@ -69,7 +69,9 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
     if other:
-        column_order(other, splits.task)  # refuses a model that does not fit before anything starts
+        column_order(
+            other, splits.task, config.label_mapping
+        )  # refuses a model that does not fit before anything starts
     columns = {split.name: extra_columns(config, splits, split.name) for split in splits.splits}
     groups = {split.name: group_of_rows(config, splits, split.name) for split in splits.splits}
     name = config.resolved_run_name(splits.task.name)
@@ -111,6 +113,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         "group_column": config.group_column,
         "max_length": max_length(model, config.max_length),
         "stored_temperature": stored,
+        "notes": list(splits.notes),
         "splits": found,
         "seconds": round(time.monotonic() - started, 2),
         "versions": versions(),
@@ -132,7 +135,7 @@ def _predict(
     config: EvalConfig, splits: Splits, judged: list[Judged], folder: Path
 ) -> tuple[PreparedData, list[Logits]]:
     """Return token tables of the first model, and logits of all, columns in the task's order."""
-    orders = [column_order(model, splits.task) for model in judged]
+    orders = [column_order(model, splits.task, config.label_mapping) for model in judged]
     jobs = []
     for model in judged:
         scoring = config.scoring(model.name, max_length(model, config.max_length))
