@@ -37,6 +37,9 @@ from .engines.registry import (
     start as start,
 )
 from .hub import (
+    MODEL_FILES as MODEL_FILES,
+)
+from .hub import (
     load_config as load_config,
 )
 from .hub import (
@@ -61,3 +64,4 @@ from .padding import RIGHT as RIGHT
 from .padding import Padding as Padding
 from .padding import find_padding as find_padding
 from .padding import pad_rows as pad_rows
+from .pickled import with_safetensors as with_safetensors

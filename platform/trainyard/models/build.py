@@ -10,10 +10,10 @@ from trainyard.models.hub import (
     model_revision,
     quiet,
     reserved_positions,
-    resolve_model,
 )
 from trainyard.models.load import CLASSIFIER, special_tokens
 from trainyard.models.padding import use_full_attention
+from trainyard.models.pickled import with_safetensors
 from trainyard.tasks import Task
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ def build_tokenizer(config: ModelFlags) -> Any:
     import transformers
 
     model_config = load_config(config.model_name_or_path)
+    # In the driver, so that a conversion of the weights is reported there.
+    source, revision = with_safetensors(
+        config.model_name_or_path, model_revision(config.model_name_or_path)
+    )
     with quiet(transformers):
         tokenizer = from_hub(
             config.model_name_or_path,
             lambda: transformers.AutoTokenizer.from_pretrained(
-                resolve_model(config.model_name_or_path),
-                revision=model_revision(config.model_name_or_path),
+                source,
+                revision=revision,
                 trust_remote_code=False,
                 **special_tokens(CLASSIFIER, model_config),
             ),
@@ -119,13 +123,14 @@ def build_model(
         "problem_type": task.problem_type,
     }
     classifier = transformers.AutoModelForSequenceClassification
+    source, revision = with_safetensors(name, revision)
     with quiet(transformers):
         if init == "random":
             model = from_hub(
                 name,
                 lambda: classifier.from_config(
                     transformers.AutoConfig.from_pretrained(
-                        resolve_model(name), revision=revision, trust_remote_code=False, **head
+                        source, revision=revision, trust_remote_code=False, **head
                     ),
                     dtype=torch.float32,
                 ),
@@ -134,7 +139,7 @@ def build_model(
             model, info = from_hub(
                 name,
                 lambda: classifier.from_pretrained(
-                    resolve_model(name),
+                    source,
                     revision=revision,
                     dtype=torch.float32,  # a checkpoint saved in bf16 would train in bf16 otherwise
                     use_safetensors=True,

@@ -9,11 +9,15 @@ from typing import Any
 from trainyard.errors import UserError
 from trainyard.storage import file_digest
 
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".spm", ".jinja", ".tiktoken")
+"""Name endings of the files that a model and its tokenizer are loaded from; no code."""
+
 
 def resolve_model(name: str) -> str:
     """A `model_name_or_path` as transformers takes it: a folder, or a Hub id left as it is.
 
-    `package:NAME/FOLDER` is a folder inside an installed Python package.
+    `package:NAME/FOLDER` is a folder inside an installed Python package. The folder of a run or sweep
+    stands for the `model/` in it.
 
     Raises:
         UserError: when the package is not installed or the folder is missing.
@@ -35,11 +39,13 @@ def resolve_model(name: str) -> str:
         path = Path(name).expanduser().absolute()
     else:
         return name
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"model {name}: {path} holds no config.json; give the folder of a saved model or a Hub id"
-        )
-    return str(path)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    raise UserError(
+        f"model {name}: {path} holds no config.json; give the folder of a run or of a saved model, or a "
+        "Hub id"
+    )
 
 
 def locate_model(name: str) -> str:
@@ -63,7 +69,8 @@ def weights_digest(name: str) -> str | None:
     folder = Path(resolve_model(name))
     if not folder.is_dir():
         return None
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    files = [folder / "config.json", *weights]
     lines = [f"{path.name} {file_digest(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.errors import UserError
-from trainyard.models.hub import quiet, reserved_positions, resolve_model
+from trainyard.models.hub import quiet, reserved_positions
 from trainyard.models.padding import use_full_attention
+from trainyard.models.pickled import with_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,8 +31,8 @@ def load_model(
     """Load a model with its tokenizer, in evaluation mode.
 
     Evaluation, batch inference, engines and serving all load here. No code of the model is run:
-    weights come from safetensors only, and models that need their own code are refused. Missing
-    weights, which transformers would fill with random numbers, are an error.
+    weights come from safetensors, see `with_safetensors`, and models that need their own code are
+    refused. Missing weights, which transformers would fill with random numbers, are an error.
 
     Args:
         auto_model: Name of a class in transformers, such as `AutoModelForSequenceClassification`.
@@ -50,7 +51,7 @@ def load_model(
     import torch
     import transformers
 
-    path = resolve_model(name)
+    path, revision = with_safetensors(name, revision)
     if Path(path).is_dir():
         check_shards(Path(path), name)
     # Marian's tokenizer recommends a package that it does not call.

@@ -10,11 +10,8 @@ from trainyard.errors import UserError
 from trainyard.flags import PLACE_FIELDS, FileFlags, WorkerFlags
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
-from trainyard.models import Dtype, EngineName, locate_model, resolve_model
+from trainyard.models import MODEL_FILES, Dtype, EngineName, locate_model, resolve_model
 from trainyard.storage import file_digest
-
-MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
-"""Name endings of the files that a model and its tokenizer are loaded from."""
 
 OUTPUTS = (".jsonl", ".parquet")
 """Name endings of the supported output files."""
@@ -120,7 +117,7 @@ class PredictConfig(FileFlags, WorkerFlags):
         On the Hub a commit stands for the weights, see `pinned`.
         """
         model = Path(resolve_model(self.model_name_or_path))
-        files = sorted(path for path in model.rglob("*") if path.suffix in MODEL_FILES)
+        files = sorted(path for path in model.rglob("*") if path.suffix in (*MODEL_FILES, ".bin"))
         digests = {str(path.relative_to(model)): file_digest(path) for path in files}
         parts = [self.identity_fields(), file_digest(self.input_file), digests]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

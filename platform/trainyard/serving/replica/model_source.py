@@ -12,11 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS
-from trainyard.models import resolve_model
+from trainyard.models import MODEL_FILES, with_safetensors
 from trainyard.serving.options import Version
-
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
-"""Files fetched from the Hub: weights in safetensors, configs, vocabularies; no code."""
 
 LINEAGE = ("name", "identity", "data_fingerprint", "versions", "status")
 """Keys of a run's record that describe its model."""
@@ -34,11 +31,8 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
         UserError: when it is missing, holds no safetensors, or its config describes a larger model
             than its weights: transformers would build it and fill it with random numbers.
     """
-    name = version.source
-    if Path(name).expanduser().joinpath("run.json").is_file():
-        name = str(Path(name).expanduser() / "model")  # a run folder stands for its model
-    path = resolve_model(name)
-    folder = Path(path) if Path(path).is_dir() else _from_hub(path, version.revision)
+    path, revision = with_safetensors(version.source, version.revision)
+    folder = Path(path) if Path(path).is_dir() else _from_hub(path, revision)
     _check_size(folder, max_parameters, version.source)
     about: dict[str, Any] = {"source": version.source, "revision": version.revision}
     run = _read_json(folder.parent / "run.json")
@@ -69,9 +63,10 @@ def task_of(folder: Path) -> str:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
+    patterns = [f"*{ending}" for ending in MODEL_FILES]
     try:
         return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=PATTERNS)
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
         )
     except Exception as error:  # its errors have no common base but Exception
         reason = " ".join(str(error).split())[:200]
@@ -96,8 +91,8 @@ def _check_size(folder: Path, limit: float, source: str) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(
-            f"model {source}: there are no weights in safetensors; pickled weights (.bin, .pt) can run "
-            "code and are never loaded: convert them with transformers' save_pretrained"
+            f"model {source}: there are no weights in safetensors; pickled ones are read from "
+            "pytorch_model.bin only; save the model with transformers' save_pretrained"
         )
     stored = sum(_parameters_in(file, source) for file in files)
     estimates = [_parameters_of(part) for part in _configs(config)]

@@ -1,0 +1,148 @@
+"""Checkpoints that exist only as pickled `.bin` files: convert them to safetensors once, into a cache.
+
+Nothing is run of such a file: torch reads tensors alone. The original folder stays as it is.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from trainyard.errors import UserError
+from trainyard.models.hub import MODEL_FILES, resolve_model
+from trainyard.terminal import say
+
+WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SAFE_WEIGHTS, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
+SMALL_FILES = tuple(suffix for suffix in MODEL_FILES if suffix != ".safetensors")
+
+
+def with_safetensors(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Find a model's folder or Hub id, and revision, under which its weights are safetensors.
+
+    A model that has only pickled weights is converted; any other one is what `resolve_model` finds.
+
+    Raises:
+        UserError: when the pickled weights hold anything but tensors, or are damaged.
+    """
+    found = resolve_model(name)
+    if not _only_pickled(found, revision):
+        return found, revision
+    if Path(found).is_dir():
+        folder = Path(found)
+    else:
+        from huggingface_hub import snapshot_download
+
+        wanted = [f"*{suffix}" for suffix in SMALL_FILES] + ["pytorch_model*.bin"]
+        folder = Path(snapshot_download(found, revision=revision, allow_patterns=wanted))
+    return str(_converted(folder, name)), None
+
+
+def _only_pickled(model: str, revision: str | None) -> bool:
+    from transformers.utils import has_file
+
+    if any(Path(model).glob("*.safetensors")):
+        return False
+    has = partial(has_file, model, revision=revision)
+    try:
+        return not (has(SAFE_WEIGHTS) or has(SAFE_INDEX)) and (has(WEIGHTS) or has(INDEX))
+    except Exception:  # a model that cannot be found or reached: loading it says so
+        return False
+
+
+def _converted(folder: Path, name: str) -> Path:
+    from huggingface_hub.constants import HF_HOME
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (*SMALL_FILES, ".bin"))
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    key = hashlib.sha256(json.dumps([str(folder), facts]).encode()).hexdigest()[:16]
+    cache = Path(HF_HOME) / "trainyard" / "safetensors"
+    target = cache / key
+    if target.is_dir():
+        return target
+    say(f"{name} has only pickled weights: converting them to safetensors once, in {target}")
+    cache.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}-"))
+    try:
+        for path in files:
+            if path.suffix != ".bin" and path.name != INDEX:
+                copy = scratch / path.relative_to(folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        _convert(folder, scratch, name)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():  # another process was faster
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _convert(folder: Path, target: Path, name: str) -> None:
+    shards = list(_shards(folder, name))
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = SAFE_WEIGHTS
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(_save(folder / shard, target / file, name), file)
+    if len(shards) > 1:
+        index = {"metadata": {}, "weight_map": weight_map}
+        (target / SAFE_INDEX).write_text(json.dumps(index))
+
+
+def _shards(folder: Path, name: str) -> Iterator[str]:
+    if (folder / WEIGHTS).is_file():
+        yield WEIGHTS
+        return
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shards = sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"model {name}: {INDEX} is no valid index of weights; copy it again"
+        ) from None
+    for shard in shards:
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise UserError(
+                f"model {name}: {INDEX} names the weights {shard!r}, which are no file of the model's "
+                "own folder; copy the whole model again"
+            )
+        yield shard
+
+
+def _save(source: Path, target: Path, name: str) -> list[str]:
+    """Write the tensors of a pickled file as safetensors; return their names."""
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        state = torch.load(
+            source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source)
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"model {name}: {source.name} is damaged or holds more than tensors, which could run code "
+            f"({reason}); get its weights as safetensors"
+        ) from error
+    others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UserError(
+            f"model {name}: {source.name} holds {others[0]!r}, which is no tensor, so it is not the "
+            "weights of a transformers model; get its weights as safetensors"
+        )
+    # Tied weights share memory, which safetensors refuses: each gets a copy, tied again on loading.
+    copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
+    save_file(copies, target, metadata={"format": "pt"})
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+    return list(copies)
