@@ -221,7 +221,7 @@ def test_a_temperature_that_is_stored_is_said(model: Path, tmp_path: Path) -> No
         "truncated_rows": 0,
     }
     found = {"splits": {"validation": split}, "score_metric": "f1", "score": 0.5, "seconds": 1.0}
-    found["group_column"] = None
+    found |= {"group_column": None, "notes": []}
     for temperature, notes in ((1.7, 1), (None, 0)):
         section = _results({**found, "stored_temperature": temperature})
         said = [part.text for part in section.content if isinstance(part, Text)]

@@ -121,7 +121,7 @@ def match_task(model: Judged, task: Task, given: Mapping[str, str] | None = None
     raise UserError(
         f"model {model.name} answers {', '.join(model.labels[:5]) or 'a number'}, but task "
         f"'{task.name}' has the labels {', '.join(task.labels[:5])}; give a model that was fine-tuned "
-        "on it, --label-mapping with the model's label for each of the task's, or another --task"
+        "on it, or --task for another task, or --label-mapping with the model's label for each of these"
     )
 
 
