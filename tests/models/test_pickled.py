@@ -37,7 +37,7 @@ def pickled(source: Path, target: Path, shards: int = 1) -> Path:
     if shards == 1:
         torch.save(dict(weights), target / "pytorch_model.bin")
         return target
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"pytorch_model-{shard + 1:05d}-of-{shards:05d}.bin"
         part = dict(weights[shard::shards])

@@ -39,9 +39,9 @@ def resolve_model(name: str) -> str:
         path = Path(name).expanduser().absolute()
     else:
         return name
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return str(folder)
+    for found in (path, path / "model"):
+        if (found / "config.json").is_file():
+            return str(found)
     raise UserError(
         f"model {name}: {path} holds no config.json; give the folder of a run or of a saved model, or a "
         "Hub id"
