@@ -25,10 +25,9 @@ from provenance import provenance
 from trainyard.cli import parse
 from trainyard.evaluation.config import EngineConfig
 from trainyard.evaluation.engine_choice import Bench, candidates
-from trainyard.evaluation.models import describe
-from trainyard.evaluation.rows import labeled_splits
+from trainyard.evaluation.inputs import describe, labeled_splits
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.rows import Row
+from trainyard.inference.tokenizing import Row
 from trainyard.models.engines.registry import ENGINES, Engine
 
 TOGETHER = 8

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import binomtest
 
-from trainyard.evaluation.comparison import compare
-from trainyard.evaluation.selection import Selection
+from trainyard.evaluation.comparison import Selection, compare
 from trainyard.stats import metric_interval
 from trainyard.tasks import get_task
 

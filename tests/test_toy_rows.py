@@ -19,11 +19,11 @@ from trainyard.evaluation.scoring import score
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.run import predict
 from trainyard.inference.registry import PREDICTORS
-from trainyard.inference.rows import Item
 from trainyard.inference.tasks.text_classification import (
     SequenceClassifier,
     TextClassificationParameters,
 )
+from trainyard.inference.tokenizing import Item
 from trainyard.metrics import METRICS, Metric
 from trainyard.models.engines.registry import ENGINES, Engine, check_engine
 from trainyard.report.dashboard.records import Run

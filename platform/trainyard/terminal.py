@@ -18,6 +18,28 @@ def say(sentence: str) -> None:
     tqdm.write(sentence, file=sys.stderr)
 
 
+def stage(sentence: str) -> None:
+    """Name the next step of a job on stderr, so that no job is silent while it works."""
+    say(f"· {sentence}")
+
+
+def progress_bar(total: int, *, unit: str, title: str, done: int = 0) -> Any:
+    """Build a tqdm bar on stderr with the time left; in a notebook it is a widget.
+
+    A log file gets a line now and then, a terminal a moving bar.
+    """
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=unit,
+        desc=title,
+        file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+
+
 class StopSignals:
     """Handle SIGTERM and Ctrl-C: save and stop during training, stop at once before it.
 

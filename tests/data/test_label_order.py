@@ -11,8 +11,14 @@ from support.small_models import classifier
 
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.models import Judged, column_order, describe, match_labels, match_task
-from trainyard.evaluation.rows import labeled_splits
+from trainyard.evaluation.inputs import (
+    Judged,
+    column_order,
+    describe,
+    labeled_splits,
+    match_labels,
+    match_task,
+)
 from trainyard.tasks import get_task
 
 MRPC, STSB, MNLI = get_task("mrpc"), get_task("stsb"), get_task("mnli")
@@ -98,7 +104,7 @@ def test_a_mapping_decides() -> None:
     assert match_task(judged("yes", "no"), MRPC, ours) == ours
     assert column_order(judged("yes", "no"), MRPC, ours) == [1, 0]
     # The other model of a comparison has labels of its own.
-    assert column_order(judged("LABEL_0", "LABEL_1"), MRPC) == [0, 1]
+    assert column_order(judged("LABEL_0", "LABEL_1"), MRPC, ours) == [0, 1]
     assert column_order(judged("equivalent", "not_equivalent"), MRPC, ours) == [1, 0]
     same = {"not_equivalent": "yes", "equivalent": "yes"}
     with pytest.raises(UserError, match="--label-mapping with the model's label for each"):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from support.runs_locally import run_locally
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.evaluation import run as evaluation
 from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.inference import predict_splits
-from trainyard.evaluation.models import _trained_length, describe
+from trainyard.evaluation.inputs import _trained_length, describe
 from trainyard.evaluation.page import _results
-from trainyard.evaluation.run import _stored_temperature, evaluate
+from trainyard.evaluation.run import _stored_temperature, evaluate, predict_splits
 from trainyard.report.kit.page import Text
 
 
@@ -78,12 +79,16 @@ def test_one_worker_two_and_a_plain_pipeline_agree(
 ) -> None:
     """The one is this process, by the function that workers run: their start takes seconds."""
     two = judge(model, small_run, tmp_path, run_name="two", slice_columns=("idx",), num_workers=2)
+    counted: list[int] = []
     monkeypatch.setattr(
         "trainyard.evaluation.run.predict_on_ray",
-        lambda jobs, *_: [predict_splits(*job, use_gpu=False) for job in jobs],
+        lambda jobs, *_: [
+            predict_splits(*job, use_gpu=False, progress=counted.append) for job in jobs
+        ],
     )
     one = judge(model, small_run, tmp_path, run_name="one", slice_columns=("idx",))
     assert one["splits"] == two["splits"]
+    assert sum(counted) == 37
     found = one["splits"]["validation"]
     trained = json.loads((model.parent / "outcome.json").read_text())["validation"]
     assert found["metrics"] == trained["metrics"]
@@ -251,3 +256,27 @@ def test_rows_that_were_set_aside_compare_and_calibrate(
         assert (split["comparison"]["rows"], split["calibration"]["rows"]) == (rows, rows)
         kinds = [each["kind"] for each in split["comparison"]["selections"]]
         assert kinds == (["none", "epochs"] if share else ["trials", "epochs"])
+
+
+def test_the_bar_follows_the_workers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bar(contextlib.AbstractContextManager["Bar"]):
+        n = 0
+
+        def update(self, rows: int) -> None:
+            self.n += rows
+            seen.append(self.n)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    seen: list[int] = []
+    monkeypatch.setattr(evaluation, "progress_bar", lambda *_, **__: Bar())
+    counted = tmp_path / "counted"
+    count = evaluation._RowCount(counted)
+    with evaluation._bar(counted, 5):
+        count(3)
+        while 3 not in seen:
+            time.sleep(0.05)
+        count(2)  # within half a second of the first: not written
+    assert seen[-1] == 5
+    assert not counted.exists()

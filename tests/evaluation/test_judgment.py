@@ -11,13 +11,20 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from trainyard.errors import UserError
-from trainyard.evaluation.calibration import calibration, calibration_error, fit_temperature
 from trainyard.evaluation.comparison import compare, mcnemar, permutation_test
-from trainyard.evaluation.measures import confusion, per_class, worst_rows
+from trainyard.evaluation.details import (
+    calibration,
+    calibration_error,
+    column_groups,
+    confusion,
+    fit_temperature,
+    per_class,
+    slices,
+    worst_rows,
+)
 from trainyard.evaluation.page import _slices, _worst
 from trainyard.evaluation.run import store_temperature
 from trainyard.evaluation.scoring import one_answer_words, one_answers, score
-from trainyard.evaluation.slices import column_groups, slices
 from trainyard.inference.tasks.text_classification import stored_temperature
 from trainyard.metrics import f1
 from trainyard.report.kit import Cell, Table, Text

@@ -13,12 +13,10 @@ from synthetic_comparisons import best_of, grouped
 from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits, selection_and_test
 from trainyard.errors import UserError
-from trainyard.evaluation.calibration import calibration
-from trainyard.evaluation.comparison import WITHHELD, compare
+from trainyard.evaluation.comparison import WITHHELD, Selection, clean_rows, compare, selection_of
 from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.models import Judged
-from trainyard.evaluation.rows import group_of_rows
-from trainyard.evaluation.selection import Selection, clean_rows, selection_of
+from trainyard.evaluation.details import calibration
+from trainyard.evaluation.inputs import Judged, group_of_rows
 from trainyard.stats import bootstrap_interval, metric_interval
 from trainyard.storage.manifest import file_digest
 from trainyard.tasks import get_task

@@ -1,5 +1,8 @@
+from .columns import AS_JSON as AS_JSON
 from .columns import Batch as Batch
 from .columns import TextFormat as TextFormat
+from .columns import did_you_mean as did_you_mean
+from .columns import listing as listing
 from .demo import EXAMPLES as EXAMPLES
 from .files import read_rows as read_rows
 from .held_out import normalize_text as normalize_text

@@ -17,6 +17,9 @@ BATCH_ROWS = 10_000
 BATCH_CHARACTERS = 1 << 25
 """Maximum characters of a batch: bounds memory when documents are long."""
 
+AS_JSON = {b"trainyard": b"json"}
+"""Metadata of a column whose strings are JSON values."""
+
 _SHOWN = 10
 
 
@@ -37,6 +40,8 @@ class Batch:
     """Unit of `places` in error sentences: line or row."""
     errors: Mapping[int, str] = field(default_factory=dict)
     """Error sentences by row index, if the reader keeps unusable rows."""
+    others: pa.Table | None = None
+    """`Columns.others` of the rows; values of JSON files are JSON texts, with AS_JSON as metadata."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -83,6 +88,8 @@ class Columns:
     format: TextFormat = TextFormat()
     class_names: bool = False
     """Replace class ids by the names that `datasets` stores in a Parquet file."""
+    others: tuple[str, ...] | None = ()
+    """Further columns to keep, where the file has them; None for all."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,15 +122,29 @@ class Columns:
                 )
         return [found.index(name) for name in self.names]
 
-    def bad_row(self, place: int, error: UserError) -> tuple[Any, ...]:
-        """Return the place, empty values and the error sentence of an unusable row.
+    def others_of(self, found: Sequence[str]) -> list[str]:
+        """Return the further columns among those `found`. A name that occurs twice names none."""
+        if self.others == ():
+            return []
+        return [
+            name
+            for name in found
+            if name not in self.names
+            and (self.others is None or name in self.others)
+            and found.count(name) == 1
+        ]
+
+    def bad_row(
+        self, place: int, error: UserError, others: Mapping[str, Any] | None = None
+    ) -> tuple[Any, ...]:
+        """Return the place, empty values, others and the error sentence of an unusable row.
 
         Raises:
             UserError: `error`, unless such rows are kept.
         """
         if not self.keep_bad_rows:
             raise error
-        return (place, *[None] * len(self.names), str(error))
+        return (place, *[None] * len(self.names), others, str(error))
 
 
 def listing(names: Iterable[str]) -> str:

@@ -35,13 +35,14 @@ def read_rows(
     text_format: TextFormat = TextFormat(),  # noqa: B008 (frozen)
     class_names: bool = False,
     text_lists: bool = True,
+    others: tuple[str, ...] | None = (),
 ) -> Iterator[Batch]:
     """Yield the rows of a file in order, in batches of bounded size.
 
     Without text columns only the labels are read, which is fast in Parquet. `keep_bad_rows`, for
     files read without labels, keeps an unusable row and its error (`Batch.errors`). Faults of the
-    whole file are refused in any case: its encoding, its columns, a quote left open. `class_names`
-    is described at `Columns`, `text_lists` at `canonical_labels`.
+    whole file are refused in any case: its encoding, its columns, a quote left open. `class_names` and
+    `others` are described at `Columns`, `text_lists` at `canonical_labels`.
 
     Raises:
         UserError: The file or a row cannot be used; names the place and the fix.
@@ -53,7 +54,9 @@ def read_rows(
             f"{path.name} ends in {path.suffix!r}, expected a file that ends in "
             ".csv, .tsv, .json, .jsonl or .parquet; convert or rename it"
         )
-    columns = Columns(tuple(text_columns), label_column, keep_bad_rows, text_format, class_names)
+    columns = Columns(
+        tuple(text_columns), label_column, keep_bad_rows, text_format, class_names, others
+    )
     if len(set(columns.names)) < len(columns.names):
         raise UserError(
             f"one column is asked for twice ({', '.join(columns.names)}); --text-column, "

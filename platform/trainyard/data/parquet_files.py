@@ -49,9 +49,10 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
             for name in columns.texts:
                 _check_text_type(path, name, file.schema_arrow.field(name).type)
             names = _names_in(file.schema_arrow, columns.label) if columns.class_names else ()
+            others = columns.others_of(file.schema_arrow.names)
             row = 0
             for record_batch in file.iter_batches(
-                _batch_rows(file.metadata), columns=columns.names
+                _batch_rows(file.metadata), columns=[*columns.names, *others]
             ):
                 batch = Batch(
                     path=path,
@@ -60,6 +61,7 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
                     unit="row",
                     texts=tuple(record_batch[name].cast(pa.string()) for name in columns.texts),
                     labels=_labels(record_batch, columns.label, names),
+                    others=pa.Table.from_batches([record_batch]).select(others) if others else None,
                 )
                 yield _checked(batch, columns)
                 row += record_batch.num_rows

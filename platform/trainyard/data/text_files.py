@@ -5,14 +5,17 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainyard.data.columns import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns
+from trainyard.data.columns import AS_JSON, BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns
 from trainyard.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _FIELD_CHARACTERS = 1 << 26
 """Maximum characters of a CSV field. The csv module's default, 128 KiB, refuses long documents;
@@ -23,7 +26,7 @@ _FIRST_SURROGATE = 0xDC80
 _LAST_SURROGATE = 0xDCFF
 
 Row = tuple[Any, ...]
-"""First line of a row, its texts, its label, and its error sentence or None."""
+"""First line of a row, its texts, its label, its other values by column, its error sentence or None."""
 
 
 def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
@@ -63,13 +66,13 @@ def read_json(path: Path, columns: Columns) -> Iterator[Batch]:
         everything = chain(leading, lines)
         if "".join(leading).lstrip().startswith("["):
             rows = _elements(path, columns, "".join(everything))
-            yield from _batches(path, columns, rows, unit="row")
+            yield from _batches(path, columns, rows, unit="row", encoded=True)
         else:
-            yield from _batches(path, columns, _objects(path, columns, everything))
+            yield from _batches(path, columns, _objects(path, columns, everything), encoded=True)
 
 
 def _batches(
-    path: Path, columns: Columns, rows: Iterator[Row], unit: str = "line"
+    path: Path, columns: Columns, rows: Iterator[Row], unit: str = "line", *, encoded: bool = False
 ) -> Iterator[Batch]:
     import pyarrow as pa
 
@@ -91,10 +94,23 @@ def _batches(
             first_row=0,
             places=fields[0],
             texts=tuple(pa.array(text, pa.string()) for text in fields[texts]),
-            labels=list(fields[-2]) if columns.label else None,
+            labels=list(fields[-3]) if columns.label else None,
             unit=unit,
             errors={index: error for index, error in enumerate(fields[-1]) if error},
+            others=None if columns.others == () else _others(fields[-2], encoded=encoded),
         )
+
+
+def _others(rows: Sequence[dict[str, Any] | None], *, encoded: bool) -> pa.Table:
+    """Build the other columns; `encoded` values are JSON texts."""
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(name for row in rows for name in row or ()))
+    metadata = AS_JSON if encoded else None
+    return pa.table(
+        [pa.array([(row or {}).get(name) for row in rows], pa.string()) for name in names],
+        pa.schema([pa.field(name, pa.string(), metadata=metadata) for name in names]),
+    )
 
 
 @contextmanager
@@ -127,6 +143,7 @@ def _records(
 ) -> Iterator[Row]:
     start = 1
     positions: list[int] = []
+    others: dict[str, int] = {}
     width = 0
     while True:
         try:
@@ -149,8 +166,10 @@ def _records(
         elif not positions:
             positions = _header(path, columns, record)
             width = len(record)
+            others = {name: record.index(name) for name in columns.others_of(record)}
         elif len(record) == width:
-            yield (start, *[record[position] for position in positions], None)
+            kept = {name: record[position] for name, position in others.items()}
+            yield (start, *[record[position] for position in positions], kept, None)
         else:
             wrong = UserError(
                 f"{path.name} line {start}: {len(record)} fields, expected {width} as in "
@@ -226,10 +245,15 @@ def _elements(path: Path, columns: Columns, text: str) -> Iterator[Row]:
 def _row(
     where: str, number: int, columns: Columns, record: dict[str, Any], *, escapes: bool
 ) -> Row:
+    others = {
+        name: json.dumps(record[name])
+        for name in columns.others_of(list(record))
+        if record[name] is not None
+    }
     try:
-        return (number, *_values(where, columns, record, escapes=escapes), None)
+        return (number, *_values(where, columns, record, escapes=escapes), others, None)
     except UserError as error:
-        return columns.bad_row(number, error)
+        return columns.bad_row(number, error, others)
 
 
 def _object(where: str, record: object) -> dict[str, Any]:

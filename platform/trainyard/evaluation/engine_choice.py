@@ -13,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trainyard.data import Splits
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EngineConfig
-from trainyard.evaluation.models import Judged, column_order, describe, in_task_order
-from trainyard.evaluation.rows import labeled_splits
+from trainyard.evaluation.inputs import (
+    Judged,
+    column_order,
+    describe,
+    in_task_order,
+    labeled_splits,
+)
 from trainyard.evaluation.scoring import score
 from trainyard.inference import PREDICTORS, Predictor, Row
 from trainyard.metrics import decode
 from trainyard.models import ENGINES, FILE, INT8, machine, weights_of
 from trainyard.storage import versions, write_json
-from trainyard.terminal import say
+from trainyard.terminal import progress_bar, say, stage
 
 SAME = 1e-4
 """Tolerance, relative to the largest output: smaller differences from torch count as equal."""
@@ -43,23 +49,27 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
     Raises:
         UserError: for a model that is no local folder, or rows that do not fit it.
     """
-    import torch
-
     model = describe(config.model_name_or_path)
     if model.folder is None:
         raise UserError(
             f"what is measured is stored with the model, but {model.name} is not a local folder; "
             "download it and give its folder"
         )
+    stage(f"reading the labeled rows for {model.name}")
     splits = labeled_splits(config, model)
     for note in splits.notes:
         say(note)
     if config.threads:
         torch.set_num_threads(config.threads)
+    stage("predicting them with torch in float32")
     bench = Bench(model, splits, config)
-    scratch = model.folder / f".{INT8.parent.name}"
+    scratch, found = model.folder / f".{INT8.parent.name}", []
     try:
-        found = [bench.measure(engine, dtype, scratch) for engine, dtype in candidates()]
+        every = candidates()
+        with progress_bar(len(every), unit="engine", title="measure") as bar:
+            for engine, dtype in every:
+                found.append(bench.measure(engine, dtype, scratch))
+                bar.update()
         best = best_of(found, config.max_loss)
         shutil.rmtree(model.folder / INT8.parent, ignore_errors=True)
         int8 = best["dtype"] == "int8"

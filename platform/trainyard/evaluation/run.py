@@ -1,32 +1,169 @@
-"""Entry point of an evaluation: from flags to a report. The other modules compute its parts."""
+"""Entry point of an evaluation: from flags to a report, over exact predictions on Ray."""
 
+import contextlib
 import shutil
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import ray.train
 from numpy.typing import NDArray
 
-from trainyard.cluster import ray_session
+from trainyard.cluster import (
+    build_trainer,
+    cause_of,
+    claim_processor,
+    ray_session,
+    worker_resources,
+)
 from trainyard.data import PreparedData, Splits, prepare
 from trainyard.errors import UserError
-from trainyard.evaluation.calibration import calibration
-from trainyard.evaluation.comparison import compare
+from trainyard.evaluation.comparison import Selection, clean_rows, compare, selection_of
 from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.inference import Logits, check_finite, predict_on_ray
-from trainyard.evaluation.measures import confusion, per_class, worst_rows
-from trainyard.evaluation.models import Judged, column_order, describe, in_task_order, max_length
+from trainyard.evaluation.details import calibration, confusion, per_class, slices, worst_rows
+from trainyard.evaluation.inputs import (
+    Judged,
+    column_order,
+    describe,
+    extra_columns,
+    group_of_rows,
+    in_task_order,
+    labeled_splits,
+    max_length,
+    texts_of,
+)
 from trainyard.evaluation.page import page
-from trainyard.evaluation.rows import extra_columns, group_of_rows, labeled_splits, texts_of
-from trainyard.evaluation.scoring import one_answer_words, one_answers, score
-from trainyard.evaluation.selection import Selection, clean_rows, selection_of
-from trainyard.evaluation.slices import slices
+from trainyard.evaluation.scoring import (
+    not_finite,
+    one_answer_words,
+    one_answers,
+    padding_of,
+    predict,
+    score,
+)
+from trainyard.flags import ScoringFlags, WorkerFlags
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
-from trainyard.models import build_tokenizer
+from trainyard.models import CLASSIFIER, build_accelerator, build_tokenizer, load_model
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
-from trainyard.terminal import say
+from trainyard.terminal import progress_bar, say, stage
+
+Logits = dict[str, NDArray[Any]]
+
+
+def predict_on_ray(
+    jobs: Sequence[tuple[str, PreparedData, ScoringFlags]], config: WorkerFlags, storage: Path
+) -> list[Logits]:
+    """Predict each (model path, tokenized splits, settings); logits by split, shape [rows, labels].
+
+    The same `num_workers` processes run all models, one after another.
+
+    Raises:
+        UserError: when the workers fail, with the cause of the first failure.
+    """
+    resources = worker_resources(config)
+    counted = storage / ".predicted_rows"
+    threads = max(int(resources.get("CPU", 1)), 1)
+
+    def work() -> list[Logits] | str:
+        claim_processor(threads)
+        try:
+            count = _RowCount(counted)
+            return [predict_splits(*job, use_gpu=config.use_gpu, progress=count) for job in jobs]
+        except UserError as error:  # returned, not raised: Ray would retry
+            return str(error)
+
+    trainer = build_trainer(
+        config,
+        work,
+        config.worker_counts[0],
+        resources,
+        storage,
+        max_failures=1,
+        controller_failure_limit=3,
+    )
+    rows = sum(len(data.table(name)) for _, data, _ in jobs for name in data.folders)
+    try:
+        with _bar(counted, rows):
+            found: list[Logits] | str = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise UserError(
+            f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
+        ) from error
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
+class _RowCount:
+    """Count predicted rows in a file, which the driver reads; written twice a second at most."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._rows, self._next = file, 0, 0.0
+
+    def __call__(self, rows: int) -> None:
+        """Add to the count."""
+        self._rows += rows
+        if time.monotonic() >= self._next:
+            write_atomic(self._file, str(self._rows))
+            self._next = time.monotonic() + 0.5
+
+
+@contextlib.contextmanager
+def _bar(file: Path, rows: int) -> Iterator[None]:
+    """Show a progress bar of the rows that workers count in `file`."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(0.5):
+            if file.exists():
+                bar.update(int(file.read_text()) - bar.n)
+
+    with progress_bar(rows, unit="row", title="predict") as bar:
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            file.unlink(missing_ok=True)
+        bar.update(rows - bar.n)
+
+
+def predict_splits(
+    model: str,
+    data: PreparedData,
+    config: ScoringFlags,
+    *,
+    use_gpu: bool,
+    progress: Callable[[int], None] | None = None,
+) -> Logits:
+    """Load the model in one process, predict its share of the rows, and sum the shares."""
+    accelerator = build_accelerator(config.mixed_precision, use_gpu=use_gpu)
+    classifier, _ = load_model(CLASSIFIER, model, revision=data.model_revision)
+    tables = {name: data.table(name) for name in data.folders}
+    padding = padding_of(classifier, next(iter(tables.values())), data.padding_side)
+    prepared = accelerator.prepare_model(classifier, evaluation_mode=True)
+    return {
+        name: predict(accelerator, prepared, table, config, padding, progress)
+        for name, table in tables.items()
+    }
+
+
+def check_finite(logits: Mapping[str, NDArray[Any]], model: str) -> None:
+    """Refuse a model with NaN or infinite logits: every metric would hide them.
+
+    Raises:
+        UserError: naming the split and the number of rows.
+    """
+    if fault := not_finite(logits):
+        raise UserError(
+            f"model {model} answers {fault}; its training diverged, or --mixed-precision is too "
+            "coarse for it"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +177,8 @@ class Evaluation:
         """Build the job's last line of output: the figures without the tables."""
         splits = self.details["splits"]
         found = {name: self.details[name] for name in ("run", "task", "score", "model", "seconds")}
+        found["score_metric"] = self.details["score_metric"]
+        found["rows"] = {name: split["rows"] for name, split in splits.items()}
         found["metrics"] = {name: split["metrics"] for name, split in splits.items()}
         found["intervals"] = {name: split["intervals"] for name, split in splits.items()}
         if self.details["against"]:
@@ -65,6 +204,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
             f"--calibrate stores the temperature with the model, but {model.name} is not a local "
             "folder; download it and give its folder"
         )
+    stage(f"reading the labeled rows for {model.name}")
     splits = labeled_splits(config, model, config.splits)
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
@@ -84,8 +224,10 @@ def evaluate(config: EvalConfig) -> Evaluation:
         split.name: [selection_of(each, config, splits.task.name, split) for each in judged]
         for split in splits.splits
     }
+    stage(f"starting {config.num_workers} worker process(es)")
     with ray_session(config):
         data, logits = _predict(config, splits, judged, folder.path)
+    stage("computing intervals, slices and calibration")
     found = {
         name: _judge(
             config,

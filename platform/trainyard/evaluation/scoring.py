@@ -1,9 +1,10 @@
 """Exact evaluation: every row of a split is predicted once, at any number of processes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trainyard.batching import evaluation_batches, padded_length
@@ -33,14 +34,15 @@ def predict(
     table: TokenTable,
     config: ScoringFlags,
     padding: Padding = RIGHT,
+    progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Predict all rows; every process returns the logits in row order, shape [rows, labels].
+
+    Process 0 calls `progress` after each pass with the number of rows that all processes predicted.
 
     The batches do not depend on the number of processes. Process r of N runs the batches r, r+N, …
     and fills in its rows. The sum over processes is exact, as all others hold zeros there.
     """
-    import torch
-
     batches = evaluation_batches(
         table.lengths, config.per_device_eval_batch_size, equal_lengths=padding.equal_lengths
     )
@@ -66,6 +68,8 @@ def predict(
                 logits = torch.zeros(len(table), output.shape[1], device=accelerator.device)
             if mine:
                 logits[torch.from_numpy(rows).to(accelerator.device)] = output
+            if progress is not None and rank == 0:
+                progress(sum(map(len, batches[first : first + world])))
     model.train()
     if world > 1:
         torch.distributed.all_reduce(logits)

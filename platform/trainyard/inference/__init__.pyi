@@ -6,8 +6,6 @@ from .parameters import STRICT as STRICT
 from .parameters import json_schema as json_schema
 from .predictor import Predictor as Predictor
 from .registry import PREDICTORS as PREDICTORS
-from .rows import Prepared as Prepared
-from .rows import Row as Row
 from .tasks.text_classification import (
     COLDEST as COLDEST,
 )
@@ -17,3 +15,5 @@ from .tasks.text_classification import (
 from .tasks.text_classification import (
     stored_temperature as stored_temperature,
 )
+from .tokenizing import Prepared as Prepared
+from .tokenizing import Row as Row

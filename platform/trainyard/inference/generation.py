@@ -14,10 +14,10 @@ from annotated_types import Ge, Gt, Le
 
 from trainyard.errors import UserError
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT
+from trainyard.inference.parameters import StrictParameters
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.rows import Prepared, Row
 from trainyard.inference.sampling import Generated, Sampler, Wanted, Watcher
+from trainyard.inference.tokenizing import Prepared, Row
 from trainyard.models import Padding
 
 Count = Annotated[int, Ge(1)]
@@ -44,10 +44,8 @@ decoding loops from the Hub; a server must not follow these."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateParameters:
+class GenerateParameters(StrictParameters):
     """Parameters of every task that generates text; defaults are the model's."""
-
-    __pydantic_config__ = STRICT
 
     max_new_tokens: Count | None = None
     """Maximum number of tokens to generate."""

@@ -1,13 +1,14 @@
 """Validation of requests: inputs, and parameters (one frozen dataclass per task, by pydantic).
 
-The same dataclasses give the OpenAPI schemas, see `json_schema`.
+A parameter of the HTTP interface is one field, with its docstring, of the dataclass in
+`tasks/<task>.py`. The same dataclasses give the OpenAPI schemas, see `json_schema`.
 """
 
 import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 from trainyard.errors import UserError
@@ -15,6 +16,14 @@ from trainyard.errors import UserError
 STRICT = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 """`__pydantic_config__` of each class of parameters: "2" is not a number, and an
 unknown name is an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrictParameters:
+    """Base of the parameters of a task's requests; each field is a parameter, its docstring the help."""
+
+    __pydantic_config__ = STRICT
+
 
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
 """Treatment of texts longer than the model's maximum: refuse (False) or truncate them."""

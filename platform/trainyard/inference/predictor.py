@@ -20,8 +20,7 @@ from trainyard.batching import token_batches
 from trainyard.errors import UserError
 from trainyard.inference.limits import Limits
 from trainyard.inference.parameters import check_parameters
-from trainyard.inference.rows import Item, Prepared, Row
-from trainyard.inference.tokenizing import Tokenizing
+from trainyard.inference.tokenizing import Item, Prepared, Row, Tokenizing
 from trainyard.models import (
     ENGINES,
     RIGHT,
@@ -37,6 +36,8 @@ from trainyard.models import (
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils import ModelOutput
 
 BATCH_TOKENS = 8192
 """Default maximum of padded tokens per forward pass."""
@@ -53,6 +54,7 @@ class Predictor(Tokenizing, ABC):
         example: Body of a request that any model of the task can answer.
         optional_weights: Name prefixes of weights that the task does not use.
         has_label_columns: Batch inference writes label and score columns instead of one JSON column.
+        needs_offsets: The task needs the characters of each token, which slow tokenizers do not give.
         pair: Field names of the two texts of a pair.
         limits: Maximum size of one request.
     """
@@ -64,10 +66,11 @@ class Predictor(Tokenizing, ABC):
     example: Mapping[str, Any]
     optional_weights: ClassVar[tuple[str, ...]] = ()
     has_label_columns: ClassVar[bool] = False
+    needs_offsets: ClassVar[bool] = False
     pair: ClassVar[tuple[str, str]] = ("text", "text_pair")
     limits = Limits()
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         """Take a model in evaluation mode and its tokenizer, see `load`.
 
         Raises:
@@ -79,6 +82,10 @@ class Predictor(Tokenizing, ABC):
         self._run = model
         self.pad_token_id: int = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.padding = RIGHT
+        if self.needs_offsets and not tokenizer.is_fast:
+            raise UserError(
+                f"{self.task} needs a fast tokenizer (tokenizer.json); convert the model"
+            )
         self.check_model()
 
     @classmethod
@@ -211,7 +218,7 @@ class Predictor(Tokenizing, ABC):
         with torch.inference_mode():
             return self.results(rows, self._run(**self.pad(rows)))
 
-    def results(self, rows: Sequence[Row], outputs: Any) -> list[Any]:
+    def results(self, rows: Sequence[Row], outputs: "ModelOutput") -> list[Any]:
         """Extract each row's result from the model's output. Default: the logits."""
         return [logits.numpy() for logits in self.tokens_of(outputs.logits.float().cpu(), rows)]
 

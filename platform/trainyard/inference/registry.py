@@ -1,8 +1,7 @@
 """Registry of the tasks of the Inference API; shared by batch inference and the server."""
 
 from trainyard.errors import UserError
-from trainyard.inference.predictor import BATCH_TOKENS, Predictor
-from trainyard.inference.rows import Item, Prepared, Row
+from trainyard.inference.predictor import Predictor
 from trainyard.inference.tasks.embeddings import FeatureExtraction, SentenceSimilarity
 from trainyard.inference.tasks.fill_mask import FillMask
 from trainyard.inference.tasks.question_answering import QuestionAnswering
@@ -54,6 +53,3 @@ def task_of(model: str, revision: str | None = None) -> str:
         f"model {model} is a {' '.join(config.get('architectures') or ['model without a name'])}, "
         f"which tells no task; name one of {', '.join(PREDICTORS)}"
     )
-
-
-__all__ = ["BATCH_TOKENS", "PREDICTORS", "Item", "Predictor", "Prepared", "Row", "task_of"]

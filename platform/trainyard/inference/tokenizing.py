@@ -1,25 +1,77 @@
-"""Thread-safe tokenization: texts are truncated only on request, and truncation is counted."""
+"""Requests as items that consist of rows of tokens.
+
+Tokenization is thread-safe. Texts are truncated only on request, and truncation is counted.
+"""
 
 import contextlib
 import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainyard.errors import UserError
 from trainyard.inference.limits import Budget
 from trainyard.inference.parameters import Truncation
-from trainyard.inference.rows import Row
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 NO_TOKEN = "the text has no token that the model knows; send a text"
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sequence of a batch."""
+
+    inputs: dict[str, list[int]]
+    """Unpadded values by the model's input names, without the attention mask."""
+    length: int
+    """Tokens that the row occupies in a batch, including those to be generated."""
+    group: str = ""
+    """Only rows of equal groups may share a forward pass."""
+    wanted: Any = None
+    """Selection from the model's output, or options of generation, for `forward`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input of a request."""
+
+    rows: list[Row]
+    """One sequence, or several for long texts and candidate labels."""
+    truncated: int = 0
+    """Number of tokens cut off."""
+    context: Any = None
+    """Context for `postprocess`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request, checked and tokenized."""
+
+    items: list[Item]
+    listed: bool
+    """True if `inputs` was a list; then the answer is a list, too."""
+    parameters: Any
+    """Instance of the task's parameters dataclass."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of all items, in the order that `postprocess` expects."""
+        return [row for item in self.items for row in item.rows]
+
+    @property
+    def truncated(self) -> list[int]:
+        """Tokens cut off from each input."""
+        return [item.truncated for item in self.items]
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """Tokenized texts: the tokenizer's `encoding`, and the number of tokens cut off per text."""
 
-    encoding: Any
+    encoding: "BatchEncoding"
     truncated: list[int] = field(default_factory=list)
 
 
@@ -32,12 +84,12 @@ class Tokenizing:
         batches_equal_lengths: Only rows of equal length may share a forward pass.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int | None) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_tokens: int | None) -> None:
         tokenizer("")  # resets the truncation that its file may enable
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.batches_equal_lengths = False
-        self._cutter: Any = None
+        self._cutter: PreTrainedTokenizerBase | None = None
         self._cutter_lock = threading.RLock()
 
     def tokenize(
@@ -48,7 +100,7 @@ class Tokenizing:
         truncation: Truncation = False,
         side: str = "right",
         limit: int | None = None,
-        tokenizer: Any = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
         **options: Any,
     ) -> Tokens:
         """Tokenize without padding; truncate only if `truncation` allows it.
@@ -138,7 +190,7 @@ class Tokenizing:
         return Tokens(cut)
 
     @contextlib.contextmanager
-    def cutter(self) -> Iterator[Any]:
+    def cutter(self) -> "Iterator[PreTrainedTokenizerBase]":
         """Lend a copy of the tokenizer that may truncate, to one thread at a time.
 
         Fast tokenizers keep truncation as state. `tokenizer` never changes, so any number of threads

@@ -33,7 +33,7 @@ def build_tokenizer(config: ModelFlags) -> Any:
     source, revision = with_safetensors(
         config.model_name_or_path, model_revision(config.model_name_or_path)
     )
-    with quiet(transformers):
+    with quiet():
         tokenizer = from_hub(
             config.model_name_or_path,
             lambda: transformers.AutoTokenizer.from_pretrained(
@@ -124,7 +124,7 @@ def build_model(
     }
     classifier = transformers.AutoModelForSequenceClassification
     source, revision = with_safetensors(name, revision)
-    with quiet(transformers):
+    with quiet():
         if init == "random":
             model = from_hub(
                 name,

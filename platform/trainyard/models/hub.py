@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,7 @@ def load_config(name: str) -> Any:
     """The transformers config of a model, without its weights."""
     import transformers
 
-    with quiet(transformers):
+    with quiet():
         return from_hub(
             name,
             lambda: transformers.AutoConfig.from_pretrained(
@@ -124,21 +126,17 @@ def model_revision(name: str) -> str | None:
     return getattr(resolve_revision(resolve_model(name)), "resolved", None)
 
 
-def quiet(transformers: Any) -> Any:
-    """No loading bars and reports: a missing head is what fine-tuning starts from."""
-    from contextlib import contextmanager
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide the bars and reports of loading: fine-tuning starts from a model without its head."""
+    from transformers.utils import logging
 
-    @contextmanager
-    def quiet() -> Any:
-        level = transformers.logging.get_verbosity()
-        bars = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            transformers.logging.set_verbosity(level)
-            if bars:
-                transformers.utils.logging.enable_progress_bar()
-
-    return quiet()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

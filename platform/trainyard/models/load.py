@@ -57,7 +57,7 @@ def load_model(
     # Marian's tokenizer recommends a package that it does not call.
     warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
     common = {"trust_remote_code": False, "revision": revision}
-    with quiet(transformers):
+    with quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(path, **common)
             tokenizer = transformers.AutoTokenizer.from_pretrained(

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from trainyard.errors import UserError
-from trainyard.flags import PLACE_FIELDS, FileFlags, WorkerFlags
+from trainyard.flags import PLACE_FIELDS, FileFlags, WorkerFlags, added
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
 from trainyard.models import MODEL_FILES, Dtype, EngineName, locate_model, resolve_model
 from trainyard.storage import file_digest
 
-OUTPUTS = (".jsonl", ".parquet")
+OUTPUTS = (".csv", ".jsonl", ".parquet")
 """Name endings of the supported output files."""
+
+
+PARTS_VERSION = 2
+"""Version of the columns in a job's parts: another version's parts are not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +32,15 @@ class PredictConfig(FileFlags, WorkerFlags):
     not_in_identity: ClassVar[tuple[str, ...]] = (*PLACE_FIELDS, "output_file")
 
     model_name_or_path: str
-    """A run's model/ folder, a Hub id, or package:NAME/FOLDER."""
+    """Folder of a run or of a model, a Hub id, or package:NAME/FOLDER."""
     revision: str | None = None
     """Commit, tag or branch of a model on the Hub; resolved to a commit once for the job."""
     input_file: str
     """.csv, .tsv, .json, .jsonl or .parquet."""
     output_file: str
-    """.jsonl or .parquet; an existing file is replaced when all rows are predicted."""
+    """.csv, .jsonl or .parquet; an existing file is replaced when all rows are predicted."""
+    keep_columns: tuple[str, ...] | None = added(None, before=None)
+    """Columns of the input that the output keeps. Default: all whose name occurs once."""
     model_task: str | None = None
     """Task name as on the Hub. Default: the task of the model's architecture."""
     text_column: str = "text"
@@ -61,7 +67,7 @@ class PredictConfig(FileFlags, WorkerFlags):
         super().__post_init__()
         if Path(self.output_file).suffix not in OUTPUTS:
             raise UserError(
-                f"--output-file {self.output_file} must end in .jsonl or .parquet; rename it"
+                f"--output-file {self.output_file} must end in {', '.join(OUTPUTS)}; rename it"
             )
         if self.model_task is not None and self.model_task not in PREDICTORS:
             raise UserError(
@@ -69,6 +75,11 @@ class PredictConfig(FileFlags, WorkerFlags):
             )
         if not isinstance(self.request, dict):
             raise UserError(f"--parameters is {self.parameters}; it must be a JSON object")
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Names of the input's text columns."""
+        return [name for name in (self.text_column, self.text_pair_column) if name is not None]
 
     @property
     def request(self) -> Any:
@@ -119,5 +130,5 @@ class PredictConfig(FileFlags, WorkerFlags):
         model = Path(resolve_model(self.model_name_or_path))
         files = sorted(path for path in model.rglob("*") if path.suffix in (*MODEL_FILES, ".bin"))
         digests = {str(path.relative_to(model)): file_digest(path) for path in files}
-        parts = [self.identity_fields(), file_digest(self.input_file), digests]
+        parts = [PARTS_VERSION, self.identity_fields(), file_digest(self.input_file), digests]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

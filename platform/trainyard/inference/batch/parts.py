@@ -1,7 +1,7 @@
 """Rows of one batch inference job on disk: raw parts, done parts and the output file.
 
     .scores.jsonl-lease.json                  lease of the writer of scores.jsonl
-    .scores.jsonl-3f1c…/raw/000000.parquet    row, text, text_pair, error
+    .scores.jsonl-3f1c…/raw/000000.parquet    row, text, text_pair, error, the input's other columns
     .scores.jsonl-3f1c…/done/000000.parquet   the same rows with their predictions
 
 Parts are written atomically. The folder's name contains the job's identity, a hash, so another model
@@ -14,15 +14,15 @@ import shutil
 from collections.abc import Iterator
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from trainyard.data import Batch, TextFormat, read_rows
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainyard.data import AS_JSON, Batch, TextFormat, did_you_mean, listing, read_rows
 from trainyard.errors import UserError
 from trainyard.inference.batch.config import PredictConfig
+from trainyard.inference.batch.output import WRITERS, Layout, as_input, json_kind
 from trainyard.storage import Disk, Lease, scratch_path, sync_folder, write_json
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ROWS_PER_PART = 4_096
 """Rows per part: the most that a killed job has to predict again."""
@@ -38,7 +38,8 @@ class Parts:
                 f"the folder {output.parent} of --output-file does not exist; create it"
             )
         self._config = config
-        next(self._batches())  # reports a wrong file name or column before any work
+        # Reports a wrong file name or column before any work.
+        self._check_kept(next(self._batches(every=True)))
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
         self._raw, self._done = self._folder / "raw", self._folder / "done"
@@ -57,18 +58,24 @@ class Parts:
         Raises:
             UserError: with file, line and fix.
         """
-        import pyarrow as pa
-
         if self._complete.exists():
             return
         shutil.rmtree(self._folder, ignore_errors=True)
         for folder in (self._raw, self._done):
             folder.mkdir(parents=True)
         rows = number = 0
+        kinds: dict[str, set[str]] = {}
         try:
             for batch in self._batches():
                 errors = pa.array(map(batch.errors.get, range(len(batch))), pa.string())
                 table = pa.Table.from_batches([batch.to_arrow(None)]).append_column("error", errors)
+                others = batch.others or pa.table({})
+                for field in others.schema:
+                    if field.metadata and AS_JSON.items() <= field.metadata.items():
+                        texts = others[field.name].drop_null().to_pylist()
+                        kinds.setdefault(field.name, set()).update(map(json_kind, texts))
+                for name, column in zip(as_input(others).schema, others.columns, strict=True):
+                    table = table.append_column(name, column)
                 for start in range(0, table.num_rows, ROWS_PER_PART):
                     part = table.slice(start, ROWS_PER_PART)
                     _write(part, self._raw / f"{number:06d}.parquet")
@@ -76,18 +83,30 @@ class Parts:
         except UserError:
             shutil.rmtree(self._folder)
             raise
-        write_json(self._complete, {"rows": rows})
+        write_json(
+            self._complete,
+            {"rows": rows, "kinds": {name: sorted(each) for name, each in kinds.items()}},
+        )
 
-    def _batches(self) -> Iterator[Batch]:
+    def _check_kept(self, first: Batch) -> None:
+        found = [*self._config.text_columns, *(first.others.column_names if first.others else ())]
+        for name in self._config.keep_columns or ():
+            if name not in found:
+                raise UserError(
+                    f"--keep-columns names {name!r}, but the columns of {first.path.name} are "
+                    f"{listing(map(repr, found))}{did_you_mean(name, found)}; give some of them"
+                )
+
+    def _batches(self, *, every: bool = False) -> Iterator[Batch]:
         config = self._config
-        columns = [c for c in (config.text_column, config.text_pair_column) if c is not None]
         return read_rows(
             config.input_file,
-            columns,
+            config.text_columns,
             None,
             "single_label_classification",
             keep_bad_rows=True,
             text_format=TextFormat(config.delimiter, config.encoding),
+            others=None if every else config.keep_columns,
         )
 
     @property
@@ -102,15 +121,13 @@ class Parts:
     @property
     def rows_done(self) -> int:
         """Rows stored by earlier attempts."""
-        import pyarrow.parquet as pq
-
         return sum(pq.read_metadata(path).num_rows for path in self._done.glob("[0-9]*.parquet"))
 
     def missing(self) -> list[Path]:
         """Raw parts without predictions, in order."""
         return [p for p in sorted(self._raw.iterdir()) if not (self._done / p.name).exists()]
 
-    def store(self, raw: Path, table: "pa.Table") -> None:
+    def store(self, raw: Path, table: pa.Table) -> None:
         """Store the predictions of a raw part."""
         _write(table, self._done / raw.name)
 
@@ -120,12 +137,20 @@ class Parts:
         Raises:
             RuntimeError: if a row is missing, duplicated or out of order.
         """
-        import pyarrow.parquet as pq
-
         scratch = self._folder / self._output.name
         counts = {"rows": 0, "errors": 0, "truncated_rows": 0}
-        with WRITERS[self._output.suffix](scratch) as writer:
-            for path in sorted(self._done.glob("[0-9]*.parquet")):
+        parts = sorted(self._done.glob("[0-9]*.parquet"))
+        config = self._config
+        names = zip(config.text_columns, ("text", "text_pair"), strict=False)
+        texts = {
+            name: column
+            for name, column in names
+            if name != column and (config.keep_columns is None or name in config.keep_columns)
+        }
+        kinds = json.loads(self._complete.read_text())["kinds"]
+        layout = Layout(map(pq.read_schema, parts), kinds, texts)
+        with WRITERS[self._output.suffix](scratch, layout.encoded) as writer:
+            for path in parts:
                 table = pq.read_table(path)
                 expected = range(counts["rows"], counts["rows"] + table.num_rows)
                 if table["row"].to_pylist() != list(expected):
@@ -135,7 +160,7 @@ class Parts:
                 counts["truncated_rows"] += sum(
                     n > 0 for n in table["truncated_tokens"].to_pylist()
                 )
-                writer.write(table)
+                writer.write(layout.arrange(table))
         if counts["rows"] != self.rows:
             raise RuntimeError(f"{counts['rows']} of {self.rows} rows were predicted")
         _sync(scratch)
@@ -146,9 +171,7 @@ class Parts:
         return counts
 
 
-def _write(table: "pa.Table", path: Path) -> None:
-    import pyarrow.parquet as pq
-
+def _write(table: pa.Table, path: Path) -> None:
     scratch = scratch_path(path)
     pq.write_table(table, scratch)
     _sync(scratch)
@@ -159,57 +182,3 @@ def _write(table: "pa.Table", path: Path) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-class JsonlWriter:
-    """Writer of one JSON object per line; nested answers stay nested."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> "JsonlWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, table: "pa.Table") -> None:
-        """Append rows; empty fields are left out."""
-        for line in self._lines(table):
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    @staticmethod
-    def _lines(table: "pa.Table") -> Iterator[dict[str, Any]]:
-        for row in table.to_pylist():
-            if row.get("prediction") is not None:
-                row["prediction"] = json.loads(row["prediction"])
-            yield {name: value for name, value in row.items() if value is not None}
-
-
-class ParquetWriter:
-    """Writer of typed columns; answers without a fixed type become JSON texts."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: Any = None
-
-    def __enter__(self) -> "ParquetWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, table: "pa.Table") -> None:
-        """Append rows."""
-        import pyarrow.parquet as pq
-
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
-        self._writer.write_table(table)
-
-
-WRITERS: dict[str, type[JsonlWriter] | type[ParquetWriter]] = {
-    ".jsonl": JsonlWriter,
-    ".parquet": ParquetWriter,
-}

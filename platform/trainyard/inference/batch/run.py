@@ -3,11 +3,14 @@
 file ──► raw parts ──► Predictor, local or in Ray Data's actors ──► done parts ──► one file
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
 
 from trainyard.cluster import ray_session, worker_resources
 from trainyard.data import quiet_ray_data
@@ -15,6 +18,7 @@ from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.parts import Parts
 from trainyard.inference.batch.table import predict_table, request_parameters
 from trainyard.inference.predictor import Predictor
+from trainyard.terminal import progress_bar, stage
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
@@ -26,18 +30,17 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     Raises:
         UserError: for a file, column, parameter or model that cannot be used.
     """
-    from tqdm import tqdm
-
     started = time.monotonic()
     config = config.pinned()
     parts = Parts(config)
     with parts.lease():
+        stage(f"loading {config.model_name_or_path}")
         predictor = config.predictor()
         request_parameters(predictor, config)
+        stage(f"reading {config.input_file}")
         parts.read()
         resumed = parts.rows_done
-        bar = tqdm(total=parts.rows, initial=resumed, unit="row", desc="predict", file=sys.stderr)
-        with bar:
+        with progress_bar(parts.rows, unit="row", title="predict", done=resumed) as bar:
             for rows in _predicted(config, predictor, parts):
                 bar.update(rows)
         counts = parts.assemble()
@@ -69,8 +72,6 @@ def _predicted(config: PredictConfig, predictor: Predictor, parts: Parts) -> Ite
 
 
 def _predict_part(predictor: Predictor, config: PredictConfig, parts: Parts, raw: Path) -> int:
-    import pyarrow.parquet as pq
-
     table = predict_table(predictor, config, pq.read_table(raw))
     parts.store(raw, table)
     return int(table.num_rows)
@@ -102,15 +103,11 @@ class _Worker:
     """One copy of the model. It stores its predictions itself, so that nothing large is sent."""
 
     def __init__(self, config: PredictConfig, parts: Parts, threads: int) -> None:
-        import torch
-
         torch.set_num_threads(max(threads, 1))
         self._config, self._parts = config, parts
         self._predictor = config.predictor()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        import numpy as np
-
         rows = [
             _predict_part(self._predictor, self._config, self._parts, Path(path))
             for path in batch["item"]

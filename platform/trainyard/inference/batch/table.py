@@ -4,17 +4,21 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+
+from trainyard.batching import Item, Result
 from trainyard.errors import UserError
 from trainyard.inference.batch.config import PredictConfig
-from trainyard.inference.bisect import isolated
 from trainyard.inference.parameters import check_parameters
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.rows import Prepared
+from trainyard.inference.tokenizing import Prepared
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+Columns = dict[str, pa.Array]
+
+Answers = Sequence[Any]
+"""Answer to each row; None for a row with an error."""
 
 
 def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str,
     return parameters
 
 
-def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table") -> "pa.Table":
+def predict_table(predictor: Predictor, config: PredictConfig, table: pa.Table) -> pa.Table:
     """Add predictions, `truncated_tokens` and `error` to a table of `row`, `text`, `text_pair`.
 
     Rows of similar length share forward passes. A row on which the model fails gets an error and no
@@ -42,8 +46,6 @@ def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table"
     Raises:
         Exception: of the model, when it fails on its built-in example too.
     """
-    import pyarrow as pa
-
     requests = _prepare(predictor, config, table)
     good = [request for request in requests if isinstance(request, Prepared)]
     results = iter(
@@ -66,6 +68,23 @@ def predict_table(predictor: Predictor, config: PredictConfig, table: "pa.Table"
     cut = [sum(r.truncated) if isinstance(r, Prepared) else 0 for r in requests]
     table = table.append_column("truncated_tokens", pa.array(cut, pa.int32()))
     return table.append_column("error", pa.array(errors, pa.string()))
+
+
+def isolated(
+    forward: Callable[[list[Item]], Sequence[Result]], batch: list[Item]
+) -> list[Result | Exception]:
+    """Run `forward` on a batch; after a failure, retry each half, down to the item at fault.
+
+    Returns:
+        A result for each item, or the exception of `forward` on this item alone.
+    """
+    try:
+        return list(forward(batch))
+    except Exception as error:
+        if len(batch) == 1:
+            return [error.with_traceback(None)]  # its frames would keep the tensors
+    middle = len(batch) // 2
+    return [*isolated(forward, batch[:middle]), *isolated(forward, batch[middle:])]
 
 
 def _answer(
@@ -105,7 +124,7 @@ def _check_alive(predictor: Predictor) -> None:
 
 
 def _prepare(
-    predictor: Predictor, config: PredictConfig, table: "pa.Table"
+    predictor: Predictor, config: PredictConfig, table: pa.Table
 ) -> Sequence[Prepared | str]:
     """Prepare one request per row; an invalid row gives its error sentence."""
     parameters = request_parameters(predictor, config)
@@ -136,82 +155,56 @@ def _one(predictor: Predictor, value: Any, parameters: dict[str, Any]) -> Prepar
         return _failure(error)
 
 
-def _scores(predictor: Predictor, answers: Sequence[Any]) -> list[dict[str, float] | None]:
-    """Scores by label of each row."""
-    del predictor
-    return [
-        None if answer is None else {found["label"]: found["score"] for found in answer[0]}
-        for answer in answers
-    ]
-
-
-def _single_label(
-    predictor: Predictor, config: PredictConfig, answers: Sequence[Any]
-) -> dict[str, Any]:
-    import pyarrow as pa
-
+def _single_label(predictor: Predictor, config: PredictConfig, answers: Answers) -> Columns:
     del config
-    scores = _scores(predictor, answers)
-    best = [None if row is None else max(row, key=lambda label: row[label]) for row in scores]
+    best = [None if answer is None else answer[0][0] for answer in answers]  # sorted by score
     return {
-        "label": pa.array(best, pa.string()),
-        "score": pa.array(
-            [
-                None if row is None or label is None else row[label]
-                for row, label in zip(scores, best, strict=True)
-            ],
-            pa.float64(),
-        ),
-        **_every_score(predictor, scores),
+        "label": pa.array([top and top["label"] for top in best], pa.string()),
+        "score": pa.array([top and top["score"] for top in best], pa.float64()),
+        **_every_score(predictor, answers),
     }
 
 
-def _multi_label(
-    predictor: Predictor, config: PredictConfig, answers: Sequence[Any]
-) -> dict[str, Any]:
-    import pyarrow as pa
-
-    scores = _scores(predictor, answers)
+def _multi_label(predictor: Predictor, config: PredictConfig, answers: Answers) -> Columns:
+    columns = _every_score(predictor, answers)
     apply = [
-        None
-        if row is None
-        else [label for label in predictor.labels if row.get(label, 0) >= config.threshold]
-        for row in scores
+        row and [label for label, score in zip(predictor.labels, row, strict=True)
+                 if (score or 0) >= config.threshold]
+        for row in columns["scores"].to_pylist()
+    ]  # fmt: skip
+    return {"labels": pa.array(apply, pa.list_(pa.string())), **columns}
+
+
+def _every_score(predictor: Predictor, answers: Answers) -> Columns:
+    """Scores in the order of the model's labels, as in its config.json, and one column each."""
+    labels = predictor.labels
+    by_label = [
+        None if answer is None else {found["label"]: found["score"] for found in answer[0]}
+        for answer in answers
     ]
-    return {"labels": pa.array(apply, pa.list_(pa.string())), **_every_score(predictor, scores)}
+    every = [row and [row.get(label) for label in labels] for row in by_label]
+    return {
+        "scores": pa.array(every, pa.list_(pa.float64())),
+        **{
+            f"score_{label}": pa.array([row and row[i] for row in every], pa.float64())
+            for i, label in enumerate(labels)
+        },
+    }
 
 
-def _every_score(predictor: Predictor, scores: Sequence[dict[str, float] | None]) -> dict[str, Any]:
-    """Scores in the order of the model's labels, as in its config.json."""
-    import pyarrow as pa
-
-    every = [
-        None if row is None else [row.get(label) for label in predictor.labels] for row in scores
-    ]
-    return {"scores": pa.array(every, pa.list_(pa.float64()))}
-
-
-def _regression(
-    predictor: Predictor, config: PredictConfig, answers: Sequence[Any]
-) -> dict[str, Any]:
-    import pyarrow as pa
-
+def _regression(predictor: Predictor, config: PredictConfig, answers: Answers) -> Columns:
     del predictor, config
     values = [None if answer is None else answer[0][0]["score"] for answer in answers]
     return {"score": pa.array(values, pa.float64())}
 
 
-def _json_column(
-    predictor: Predictor, config: PredictConfig, answers: Sequence[Any]
-) -> dict[str, Any]:
-    import pyarrow as pa
-
+def _json_column(predictor: Predictor, config: PredictConfig, answers: Answers) -> Columns:
     del predictor, config
     texts = [None if answer is None else json.dumps(answer) for answer in answers]
     return {"prediction": pa.array(texts, pa.string())}
 
 
-_COLUMNS: dict[str, Callable[[Predictor, PredictConfig, Sequence[Any]], dict[str, Any]]] = {
+_COLUMNS: dict[str, Callable[[Predictor, PredictConfig, Answers], Columns]] = {
     "single_label_classification": _single_label,
     "multi_label_classification": _multi_label,
     "regression": _regression,

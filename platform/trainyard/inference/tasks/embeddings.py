@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from trainyard.errors import UserError
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, fields_of, text_of
+from trainyard.inference.parameters import StrictParameters, fields_of, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.rows import Item
+from trainyard.inference.tokenizing import Item
 from trainyard.models import resolve_model
 
 Vectors = NDArray[np.float32]
@@ -120,10 +120,8 @@ class Embedder(Predictor):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureExtractionParameters:
+class FeatureExtractionParameters(StrictParameters):
     """Parameters of a request; `InferenceClient` sends them next to `inputs`, not in `parameters`."""
-
-    __pydantic_config__ = STRICT
 
     normalize: bool | None = None
     """Scale vectors to length 1. Default: the model's setting."""
@@ -205,10 +203,8 @@ class FeatureExtraction(Embedder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentenceSimilarityParameters:
+class SentenceSimilarityParameters(StrictParameters):
     """Parameters of a request."""
-
-    __pydantic_config__ = STRICT
 
     truncation: bool = False
     """Truncate texts that are too long for the model instead of refusing them."""

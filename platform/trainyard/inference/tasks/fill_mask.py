@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from trainyard.errors import UserError
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, Truncation, text_of
+from trainyard.inference.parameters import StrictParameters, Truncation, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.rows import Item
+from trainyard.inference.tokenizing import Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,8 @@ class _Masks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillMaskParameters:
+class FillMaskParameters(StrictParameters):
     """Parameters of a request."""
-
-    __pydantic_config__ = STRICT
 
     top_k: Annotated[int, Ge(1)] = 5
     """Number of proposals per mask."""

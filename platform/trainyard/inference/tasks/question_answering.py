@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from trainyard.errors import UserError
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, fields_of, text_of
+from trainyard.inference.parameters import StrictParameters, fields_of, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.rows import Item
 from trainyard.inference.tasks.text_classification import softmax
+from trainyard.inference.tokenizing import Item
 
 Count = Annotated[int, Ge(1)]
 
@@ -27,10 +27,8 @@ PART = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionAnsweringParameters:
+class QuestionAnsweringParameters(StrictParameters):
     """Parameters of a request."""
-
-    __pydantic_config__ = STRICT
 
     top_k: Count = 1
     """Number of answers; with more than one, the answer is a list."""
@@ -65,18 +63,12 @@ class QuestionAnswering(Predictor):
     auto_model = "AutoModelForQuestionAnswering"
     architectures = ("ForQuestionAnswering",)
     parameters = QuestionAnsweringParameters
+    needs_offsets = True
     pair = ("question", "context")
     example: Mapping[str, Any] = {
         "inputs": {"question": "Where does Ada live?", "context": "Ada lives in London."},
         "parameters": {},
     }
-
-    def check_model(self) -> None:
-        """Refuse slow tokenizers: they give no character offsets."""
-        if not self.tokenizer.is_fast:
-            raise UserError(
-                f"{self.task} needs a fast tokenizer (tokenizer.json); convert the model"
-            )
 
     def encode(self, inputs: list[Any], parameters: QuestionAnsweringParameters) -> list[Item]:
         """Build one row per chunk of a context."""

@@ -11,9 +11,9 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
-from trainyard.inference.parameters import STRICT, Truncation, fields_of, text_of
+from trainyard.inference.parameters import StrictParameters, Truncation, fields_of, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.rows import Item
+from trainyard.inference.tokenizing import Item
 from trainyard.models import resolve_model
 
 COLDEST, HOTTEST = 0.05, 20.0
@@ -21,10 +21,8 @@ COLDEST, HOTTEST = 0.05, 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextClassificationParameters:
+class TextClassificationParameters(StrictParameters):
     """Parameters of a request."""
-
-    __pydantic_config__ = STRICT
 
     top_k: Annotated[int, Ge(1)] | None = None
     """Number of labels in the answer, most probable first. Default: all."""

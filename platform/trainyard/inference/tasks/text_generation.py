@@ -15,9 +15,9 @@ from trainyard.inference.generation import (
     given,
 )
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, text_of
-from trainyard.inference.rows import Item, Prepared
+from trainyard.inference.parameters import text_of
 from trainyard.inference.sampling import Generated
+from trainyard.inference.tokenizing import Item, Prepared
 
 Stop = Annotated[str, MinLen(1)]
 
@@ -25,8 +25,6 @@ Stop = Annotated[str, MinLen(1)]
 @dataclass(frozen=True, kw_only=True)
 class TextGenerationParameters(GenerateParameters):
     """Parameters of a request, named as in text-generation-inference and transformers."""
-
-    __pydantic_config__ = STRICT
 
     max_length: Count | None = None
     """Maximum tokens of prompt and answer together; max_new_tokens has precedence."""

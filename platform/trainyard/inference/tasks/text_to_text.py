@@ -15,16 +15,13 @@ from trainyard.inference.generation import (
     given,
 )
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, Truncation, check_parameters, text_of
-from trainyard.inference.rows import Item
-from trainyard.inference.tokenizing import NO_TOKEN
+from trainyard.inference.parameters import Truncation, check_parameters, text_of
+from trainyard.inference.tokenizing import NO_TOKEN, Item
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingParameters(GenerateParameters):
     """Parameters of generation, named as in transformers for encoder-decoders."""
-
-    __pydantic_config__ = STRICT
 
     max_length: Count | None = None
     """Maximum tokens of the answer, including the start token; max_new_tokens has precedence."""
@@ -35,8 +32,6 @@ class DecodingParameters(GenerateParameters):
 @dataclass(frozen=True, kw_only=True)
 class TextToTextParameters(DecodingParameters):
     """Parameters of a request; generation parameters are accepted in `generate_parameters`, too."""
-
-    __pydantic_config__ = STRICT
 
     truncation: Truncation = False
     """Truncate texts that are too long for the model instead of refusing them."""
@@ -49,8 +44,6 @@ class TextToTextParameters(DecodingParameters):
 @dataclass(frozen=True, kw_only=True)
 class TranslationParameters(TextToTextParameters):
     """Parameters of a request."""
-
-    __pydantic_config__ = STRICT
 
     src_lang: str | None = None
     """Language of the text, as the model names it."""

@@ -9,19 +9,17 @@ from annotated_types import Ge, MaxLen
 
 from trainyard.errors import UserError
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, Truncation, text_of
+from trainyard.inference.parameters import StrictParameters, Truncation, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.rows import Item
+from trainyard.inference.tokenizing import Item
 
 IGNORED_LABELS = 1000
 """Maximum per request; each token's label is compared with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassificationParameters:
+class TokenClassificationParameters(StrictParameters):
     """Parameters of a request."""
-
-    __pydantic_config__ = STRICT
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "none"
     """Strategy that merges tokens into entities."""
@@ -47,6 +45,7 @@ class TokenClassification(Predictor):
     task = "token-classification"
     auto_model = "AutoModelForTokenClassification"
     architectures = ("ForTokenClassification",)
+    needs_offsets = True
     parameters = TokenClassificationParameters
     example: Mapping[str, Any] = {
         "inputs": "Ada Lovelace lived in London.",
@@ -54,13 +53,9 @@ class TokenClassification(Predictor):
     }
 
     def check_model(self) -> None:
-        """Refuse slow tokenizers (no offsets); build the pipeline that merges tokens."""
+        """Build the pipeline that merges tokens."""
         from transformers import TokenClassificationPipeline
 
-        if not self.tokenizer.is_fast:
-            raise UserError(
-                f"{self.task} needs a fast tokenizer (tokenizer.json); convert the model"
-            )
         self._pipeline = TokenClassificationPipeline(
             model=self.model, tokenizer=self.tokenizer, device=self.model.device
         )

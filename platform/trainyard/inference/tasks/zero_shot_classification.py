@@ -13,19 +13,17 @@ from annotated_types import MaxLen
 
 from trainyard.errors import UserError
 from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import STRICT, Truncation, text_of
-from trainyard.inference.rows import Item
+from trainyard.inference.parameters import StrictParameters, Truncation, text_of
 from trainyard.inference.tasks.text_classification import SequenceClassifier, softmax
+from trainyard.inference.tokenizing import Item
 
 LABEL_CHARACTERS = 1000
 """Maximum of a label and of the template: both are tokenized again with each text."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotClassificationParameters:
+class ZeroShotClassificationParameters(StrictParameters):
     """Parameters of a request."""
-
-    __pydantic_config__ = STRICT
 
     candidate_labels: list[str] | str
     """Candidate labels: a list, or one text with commas."""

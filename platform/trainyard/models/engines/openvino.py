@@ -99,7 +99,6 @@ def load() -> Any:
 def convert(model: Any, batch: Batch) -> Any:
     """OpenVINO's form of the model, for batches of any shape; `batch` is what it is traced with."""
     import torch
-    import transformers
 
     openvino = load()
     names, keys = list(batch), tensors_of(model(**batch))
@@ -113,7 +112,7 @@ def convert(model: Any, batch: Batch) -> Any:
             found = self.model(**dict(zip(names, tensors, strict=True)))
             return tuple(found[key] for key in keys)
 
-    with torch.inference_mode(), warnings.catch_warnings(), quiet(transformers):
+    with torch.inference_mode(), warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # of tracing; what it got wrong, `start` finds
         return openvino.convert_model(Flat(), example_input=tuple(batch.values()))
 

@@ -1,0 +1,194 @@
+"""Columns and formats of the output file of batch inference."""
+
+import base64
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainyard.data import AS_JSON
+
+INPUT = "input:"
+"""Prefix of the input's columns in a part: they may have any name."""
+
+JSON_TYPES: dict[frozenset[str], pa.DataType] = {
+    frozenset({"bool"}): pa.bool_(),
+    frozenset({"int"}): pa.int64(),
+    frozenset({"long"}): pa.int64(),
+    frozenset({"int", "long"}): pa.int64(),
+    frozenset({"int", "float"}): pa.float64(),
+    frozenset({"float"}): pa.float64(),
+    frozenset({"str"}): pa.string(),
+}
+"""Types of a column by the kinds of its JSON values; any other column stays JSON text."""
+
+
+def json_kind(text: str) -> str:
+    """Kind of a JSON value, see `JSON_TYPES`; a number or text that Arrow cannot hold is `json`.
+
+    A float cannot hold every `long`.
+    """
+    value = json.loads(text)
+    if isinstance(value, int) and abs(value) >= 2**53:
+        return "long" if -(2**63) <= value < 2**63 else "json"
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        return "json"
+    return type(value).__name__
+
+
+def as_input(table: pa.Table) -> pa.Table:
+    """Mark the columns of a table as those of the input."""
+    return table.rename_columns([f"{INPUT}{name}" for name in table.column_names])
+
+
+class Layout:
+    """Columns of the output: the row's number, those of the input, then the answers.
+
+    A column of the input that is named like an answer gets the prefix `input_`.
+
+    Attributes:
+        encoded: Columns whose strings are JSON values.
+    """
+
+    def __init__(
+        self,
+        parts: Iterable[pa.Schema],
+        kinds: Mapping[str, Sequence[str]],
+        texts: Mapping[str, str],
+    ) -> None:
+        """Take the schemas of all parts, kinds of JSON columns, and copied text columns.
+
+        `texts` maps names of the input's text columns to their columns in a part.
+        """
+        fields = {field.name: field for schema in parts for field in schema}
+        self._texts = texts
+        self._inputs = {name: field for name, field in fields.items() if name.startswith(INPUT)}
+        self._ours = [name for name in fields if name not in self._inputs]
+        self._types = {
+            f"{INPUT}{name}": JSON_TYPES.get(frozenset(each)) for name, each in kinds.items()
+        }
+        self._names: dict[str, str] = {}
+        taken = {*self._ours, *texts}
+        for name in self._inputs:
+            plain = name.removeprefix(INPUT)
+            while plain in taken:
+                plain = f"input_{plain}"
+            self._names[name] = plain
+            taken.add(plain)
+        self.encoded = {"prediction"} | {
+            self._names[name]
+            for name, field in self._inputs.items()
+            if field.metadata
+            and AS_JSON.items() <= field.metadata.items()
+            and not self._types[name]
+        }
+
+    def arrange(self, part: pa.Table) -> pa.Table:
+        """Order and name the columns of a part; every part gets the same schema."""
+        columns = {"row": part["row"]}
+        columns |= {name: part[column] for name, column in self._texts.items()}
+        for name, field in self._inputs.items():
+            columns[self._names[name]] = self._input(part, name, field)
+        return pa.table(columns | {name: part[name] for name in self._ours if name != "row"})
+
+    def _input(self, part: pa.Table, name: str, field: pa.Field) -> Any:
+        if name not in part.column_names:
+            return pa.nulls(part.num_rows, self._types.get(name) or field.type)
+        if (wanted := self._types.get(name)) is None:
+            return part[name]
+        values = [None if text is None else json.loads(text) for text in part[name].to_pylist()]
+        return pa.array(values, wanted)
+
+
+class _TextWriter:
+    def __init__(self, path: Path, encoded: set[str]) -> None:
+        self._file: IO[str] = path.open("w", encoding="utf-8", newline="")
+        self._encoded = encoded
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class JsonlWriter(_TextWriter):
+    """Writer of one JSON object per line; nested values stay nested, empty fields are left out."""
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        for row in table.to_pylist():
+            line = {
+                name: json.loads(value) if name in self._encoded else value
+                for name, value in row.items()
+                if value is not None
+            }
+            text = json.dumps(line, ensure_ascii=False, default=_plain)
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
+                text = json.dumps(line, default=_plain)
+            self._file.write(text + "\n")
+
+
+class CsvWriter(_TextWriter):
+    """Writer of one line per row, below one with the names; nested values are JSON texts."""
+
+    _names: list[str] | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        lines = csv.writer(self._file, lineterminator="\n")
+        if self._names is None:
+            self._names = table.column_names
+            lines.writerow(self._names)
+        columns = [table[name].to_pylist() for name in self._names]
+        lines.writerows(
+            [
+                json.dumps(value, ensure_ascii=False, default=_plain)
+                if isinstance(value, list | dict)
+                else _plain(value)
+                if isinstance(value, bytes)
+                else value
+                for value in row
+            ]
+            for row in zip(*columns, strict=True)
+        )
+
+
+class ParquetWriter:
+    """Writer of typed columns; values without a fixed type are JSON texts."""
+
+    def __init__(self, path: Path, encoded: set[str]) -> None:
+        del encoded
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        self._writer = self._writer or pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+
+def _plain(value: Any) -> str:
+    """Write a date, a decimal or bytes (as base64), which JSON does not have, as text."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+WRITERS: dict[str, type[CsvWriter | JsonlWriter | ParquetWriter]] = {
+    ".csv": CsvWriter,
+    ".jsonl": JsonlWriter,
+    ".parquet": ParquetWriter,
+}
+"""Writers by the name ending of the output file."""

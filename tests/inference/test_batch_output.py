@@ -1,0 +1,163 @@
+"""The output of `predict`: the input's columns, one score a label, and three formats."""
+
+import csv
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.small_models import LABELS, bert, classifier
+from support.tiny import read_lines
+
+from trainyard.errors import UserError
+from trainyard.inference import PredictConfig, predict
+from trainyard.inference.batch import parts
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classifier(tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 2)
+
+
+def answers(model: Path, source: Path, output: str = "out.jsonl", **fields: Any) -> Any:
+    path = source.with_name(output)
+    predict(
+        PredictConfig(
+            model_name_or_path=str(model), input_file=str(source), output_file=str(path), **fields
+        )
+    )
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    return read_lines(path)
+
+
+SCORES = [f"score_{label}" for label in LABELS]
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.csv", "out.parquet"])
+def test_the_inputs_columns_are_kept_next_to_the_answers(
+    model: Path, tmp_path: Path, output: str
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text('id,text,label,note\n7,bana,ham,"a, b"\n8,cola,spam,\n9,"ba ""ba""",ham,c\n')
+    found = answers(model, source, output)
+    rows = found.to_pylist() if output.endswith("parquet") else found
+    assert [row["id"] for row in rows] == ["7", "8", "9"]
+    assert [row["input_label"] for row in rows] == ["ham", "spam", "ham"]
+    assert [row["note"] for row in rows] == ["a, b", "", "c"]
+    assert rows[2]["text"] == 'ba "ba"'
+    for row in rows:
+        scores = row["scores"] if isinstance(row["scores"], list) else json.loads(row["scores"])
+        assert [float(row[name]) for name in SCORES] == scores
+        assert row["label"] == LABELS[scores.index(max(scores))]
+    names = list(rows[0]) if output != "out.jsonl" else None
+    assert names is None or names == [
+        "row", "id", "input_label", "note", "text", "label", "score", "scores", *SCORES,
+        "truncated_tokens", "error",
+    ]  # fmt: skip
+
+
+def test_json_values_keep_their_types(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    lines = [
+        {"text": "bana", "n": 1, "x": 1, "long": 2**60, "yes": True, "tags": ["a"], "mixed": 1},
+        {
+            "text": "cola",
+            "n": 2,
+            "x": 0.5,
+            "long": 1,
+            "yes": False,
+            "tags": {"b": None},
+            "mixed": "1",
+        },
+        {"text": 3, "n": None, "late": "é", "half": "\ud800"},
+    ]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = answers(model, source)
+    for line, row in zip(lines, found, strict=True):
+        kept = {name: value for name, value in line.items() if value is not None and name != "text"}
+        assert {name: row[name] for name in kept} == kept
+    assert "is the number 3" in found[2]["error"]
+    table = answers(model, source, "out.parquet")
+    types = {name: str(table.schema.field(name).type) for name in table.column_names}
+    assert {name: types[name] for name in lines[1] if name != "text"} == {
+        "n": "int64", "x": "double", "long": "int64", "yes": "bool", "tags": "string",
+        "mixed": "string",
+    }  # fmt: skip
+    assert table["tags"].to_pylist() == ['["a"]', '{"b": null}', None]
+    assert table["late"].to_pylist() == [None, None, "é"]
+    texts = [row["tags"] for row in answers(model, source, "out.csv")]
+    assert texts == ['["a"]', '{"b": null}', ""]
+
+
+def test_parquet_columns_keep_their_types(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.parquet"
+    day = datetime.date(2026, 11, 30)
+    table = pa.table(
+        {"text": ["bana", "cola", "fele"], "day": [day] * 3, "raw": [b"\x00", b"\xff", None],
+         "list": [[1], [], None], "scores": [1.5, 2.5, None]}
+    )  # fmt: skip
+    pq.write_table(table, source)
+    found = answers(model, source, "out.parquet")
+    for name in ("day", "raw", "list"):
+        assert found.schema.field(name).type == table.schema.field(name).type
+        assert found[name].to_pylist() == table[name].to_pylist()
+    assert found["input_scores"].to_pylist() == [1.5, 2.5, None]
+    lines = answers(model, source)
+    assert lines[0]["day"] == "2026-11-30"
+    assert lines[1]["raw"] == "/w=="
+    assert [line.get("list") for line in lines] == [[1], [], None]
+
+
+def test_columns_are_narrowed_by_name(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("review,id,other\nbana,1,x\n")
+    (row,) = answers(model, source, text_column="review")
+    assert (row["review"], row["text"], row["id"], row["other"]) == ("bana", "bana", "1", "x")
+    (row,) = answers(model, source, text_column="review", keep_columns=("id",))
+    assert row["id"] == "1"
+    assert not row.keys() & {"review", "other"}
+    (row,) = answers(model, source, text_column="review", keep_columns=())
+    assert row.keys() == {
+        "row", "text", "label", "score", "scores", *SCORES, "truncated_tokens"
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"--keep-columns names 'ids', but .*; did you mean 'id'"):
+        answers(model, source, text_column="review", keep_columns=("ids",))
+
+
+def test_a_row_that_cannot_be_read_keeps_its_other_columns(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"text": ["bana", None], "id": [1, 2]}), source)
+    rows = answers(model, source)
+    assert [row["id"] for row in rows] == [1, 2]
+    assert "is null" in rows[1]["error"]
+
+
+def test_a_run_folder_and_a_foreign_file_are_accepted(model: Path, tmp_path: Path) -> None:
+    """The file is as a spreadsheet writes it in Western Europe."""
+    source = tmp_path / "in.csv"
+    source.write_bytes("text;größe\nbana cola;\u20ac 1,5\n".encode("cp1252"))
+    (row,) = answers(model.parent, source, delimiter=";", encoding="cp1252")
+    assert row["größe"] == "€ 1,5"
+    with pytest.raises(UserError, match=r"add --encoding|such as --encoding cp1252|--delimiter"):
+        answers(model, source)
+
+
+def test_two_ids_with_one_label_are_refused(tmp_path: Path) -> None:
+    """`score_<label>` could not say which of the two it is."""
+    twice = bert(tmp_path / "twice", "ForSequenceClassification", id2label={0: "a", 1: "b", 2: "a"})
+    source = tmp_path / "in.csv"
+    source.write_text("text\nbana\n")
+    with pytest.raises(UserError, match="calls both 0 and 2 'a'; give each id its own label"):
+        answers(twice, source)
