@@ -221,7 +221,7 @@ def test_the_job_prints_its_line_and_its_mistakes(model: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"output_file": "scores.csv"}, "scores.csv must end in .jsonl or .parquet; rename it"),
+        ({"output_file": "scores.txt"}, "scores.txt must end in .csv, .jsonl, .parquet; rename it"),
         ({"parameters": "top_k=1"}, "--parameters is no valid JSON"),
         ({"parameters": "[1]"}, "it must be a JSON object"),
         ({"parameters": '{"topk": 1}'}, "no parameter of text-classification; did you mean top_k"),

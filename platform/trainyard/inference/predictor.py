@@ -172,7 +172,10 @@ class Predictor(Tokenizing, ABC):
     @property
     def labels(self) -> list[str]:
         """Names of the model's outputs, in their order; empty for tasks without labels."""
-        return []
+        if not self.auto_model.endswith("Classification"):
+            return []
+        names = self.model.config.id2label
+        return [names[i] for i in range(len(names))]
 
     def preprocess(self, inputs: Any, parameters: Mapping[str, Any] | None = None) -> Prepared:
         """Check and tokenize one request. A list as `inputs` gives a list of answers.

@@ -106,7 +106,6 @@ class Embedder(Predictor):
     settings = SentenceSettings()
 
     def read_more(self, name: str, revision: str | None) -> None:
-        """Read the settings of sentence-transformers."""
         self.settings = sentence_settings(name, revision)
         limits = [n for n in (self.settings.max_tokens, self.max_tokens) if n is not None]
         self.max_tokens = min(limits, default=None)
@@ -151,7 +150,6 @@ class FeatureExtraction(Embedder):
     example: Mapping[str, Any] = {"inputs": "A sentence."}
 
     def encode(self, inputs: list[Any], parameters: FeatureExtractionParameters) -> list[Item]:
-        """Build one row per text."""
         size = self.model.config.hidden_size
         if (parameters.dimensions or 0) > size:
             raise UserError(
@@ -187,7 +185,6 @@ class FeatureExtraction(Embedder):
     def decode(
         self, item: Item, results: list[Any], parameters: FeatureExtractionParameters
     ) -> Any:
-        """Convert the vectors to lists."""
         del item
         vectors = results[0][..., : parameters.dimensions]
         wanted = self.settings.normalize and self._pooling(parameters) != "none"
@@ -247,7 +244,6 @@ class SentenceSimilarity(Embedder):
     def decode(
         self, item: Item, results: list[Any], parameters: SentenceSimilarityParameters
     ) -> list[float]:
-        """Cosines, in the order of the sentences."""
         del item, parameters
         source, *others = map(unit, results)
         return [float(np.clip(source @ other, -1, 1)) for other in others]

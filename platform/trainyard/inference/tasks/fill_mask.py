@@ -48,7 +48,6 @@ class FillMask(Predictor):
     example: Mapping[str, Any] = {"inputs": "Trains run on [MASK].", "parameters": {}}
 
     def check_model(self) -> None:
-        """Refuse a tokenizer without mask token."""
         if self.tokenizer.mask_token_id is None:
             raise UserError(f"the tokenizer has no mask token, which {self.task} needs")
         self.example = {"inputs": f"Trains run on {self.tokenizer.mask_token}.", "parameters": {}}
@@ -114,7 +113,6 @@ class FillMask(Predictor):
         return wanted.targets[order.cpu().numpy()], best.cpu().numpy()
 
     def decode(self, item: Item, results: list[Any], parameters: FillMaskParameters) -> Any:
-        """Build the proposals, with probability, token and resulting text."""
         del parameters
         places = item.rows[0].wanted.places
         answers = [

@@ -71,7 +71,6 @@ class QuestionAnswering(Predictor):
     }
 
     def encode(self, inputs: list[Any], parameters: QuestionAnsweringParameters) -> list[Item]:
-        """Build one row per chunk of a context."""
         Budget(self.limits).spend(parameters.top_k * len(inputs), "answers")
         chunks = Budget(self.limits)
         return [self._item(value, parameters, chunks) for value in inputs]
@@ -126,7 +125,6 @@ class QuestionAnswering(Predictor):
     def decode(
         self, item: Item, results: list[Any], parameters: QuestionAnsweringParameters
     ) -> Any:
-        """Select the best answers of all chunks."""
         context, chunks = item.context
         # After widening to words, several spans of a chunk can be one answer: these are disjoint
         # events, so their probabilities add up. In overlapping chunks it is the same event.

@@ -49,12 +49,6 @@ class SequenceClassifier(Predictor):
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.config.use_cache = False  # a classifier generates no tokens
 
-    @property
-    def labels(self) -> list[str]:
-        """Names of the classes."""
-        names = self.model.config.id2label
-        return [names[i] for i in range(len(names))]
-
     def results(self, rows: Any, outputs: Any) -> list[Any]:
         """Extract the logits of each row, shape [labels]."""
         del rows
@@ -76,12 +70,10 @@ class TextClassification(SequenceClassifier):
     temperature = 1.0
 
     def read_more(self, name: str, revision: str | None) -> None:
-        """Read the temperature stored with the model."""
         del revision  # only from a folder: models in the Hub's cache are not calibrated
         self.temperature = stored_temperature(Path(resolve_model(name)))
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
-        """Build one row per text or pair."""
         texts, pairs = zip(*map(_pair, inputs), strict=True)
         if any((pair is None) != (pairs[0] is None) for pair in pairs):
             raise UserError("inputs mixes single texts with pairs; send them in two requests")

@@ -81,7 +81,6 @@ class TextGeneration(Generator):
     }
 
     def encode(self, inputs: list[Any], parameters: TextGenerationParameters) -> list[Item]:
-        """Build the rows of each prompt: one per sampled text."""
         parameters.check()
         options = self.options(given(parameters))
         budget = Budget(self.limits)
@@ -137,7 +136,6 @@ class TextGeneration(Generator):
     def decode(
         self, item: Item, results: list[Any], parameters: TextGenerationParameters
     ) -> list[dict[str, Any]]:
-        """Build one answer per sequence."""
         sequences = [generated for result in results for generated in result]
         return [
             self._answer(item, item.rows[i % len(item.rows)], generated, parameters)

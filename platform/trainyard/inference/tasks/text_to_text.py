@@ -62,7 +62,6 @@ class TextToText(Generator):
     answer = "generated_text"
 
     def encode(self, inputs: list[Any], parameters: TextToTextParameters) -> list[Item]:
-        """Build the rows of each text: one per sampled answer."""
         # The model's recipe for the task: T5 models need a prefix such as `summarize: `.
         recipe = self.recipe(parameters)
         prefix = recipe.get("prefix") or ""
@@ -121,7 +120,6 @@ class TextToText(Generator):
         return self.tokenize([text], truncation=parameters.truncation)
 
     def decode(self, item: Item, results: list[Any], parameters: TextToTextParameters) -> Any:
-        """Build the answers, with the task's field name."""
         del item
         options = {}
         if parameters.clean_up_tokenization_spaces is not None:

@@ -60,12 +60,6 @@ class TokenClassification(Predictor):
             model=self.model, tokenizer=self.tokenizer, device=self.model.device
         )
 
-    @property
-    def labels(self) -> list[str]:
-        """Names of the token classes."""
-        names = self.model.config.id2label
-        return [names[i] for i in range(len(names))]
-
     def encode(self, inputs: list[Any], parameters: TokenClassificationParameters) -> list[Item]:
         """Build one row per text, or one per chunk of it."""
         texts = [text_of(value) for value in inputs]

@@ -36,7 +36,6 @@ class ZeroShotClassificationParameters(StrictParameters):
 
     @property
     def labels(self) -> list[str]:
-        """Candidate labels as a list."""
         given = self.candidate_labels
         return (
             [label.strip() for label in given.split(",") if label.strip()]
@@ -116,7 +115,6 @@ class ZeroShotClassification(SequenceClassifier):
     def decode(
         self, item: Item, results: list[Any], parameters: ZeroShotClassificationParameters
     ) -> list[dict[str, Any]]:
-        """Sort the labels by score."""
         del item
         logits = np.stack(results)
         if parameters.multi_label or len(results) == 1:
