@@ -14,7 +14,7 @@ from support.tiny import read_lines
 
 from trainyard.errors import UserError
 from trainyard.inference import PredictConfig, predict
-from trainyard.inference.batch import parts
+from trainyard.inference.batch import config, output, parts
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +161,7 @@ def test_two_ids_with_one_label_are_refused(tmp_path: Path) -> None:
     source.write_text("text\nbana\n")
     with pytest.raises(UserError, match="calls both 0 and 2 'a'; give each id its own label"):
         answers(twice, source)
+
+
+def test_every_format_of_the_flags_has_a_writer() -> None:
+    assert tuple(output.WRITERS) == config.OUTPUTS

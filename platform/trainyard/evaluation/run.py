@@ -121,6 +121,7 @@ def _bar(file: Path, rows: int) -> Iterator[None]:
             if file.exists():
                 bar.update(int(file.read_text()) - bar.n)
 
+    file.unlink(missing_ok=True)  # of a driver that was killed
     with progress_bar(rows, unit="row", title="predict") as bar:
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
