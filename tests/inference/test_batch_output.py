@@ -70,7 +70,7 @@ def test_the_inputs_columns_are_kept_next_to_the_answers(
 
 def test_json_values_keep_their_types(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"text": "bana", "n": 1, "x": 1, "long": 2**60, "yes": True, "tags": ["a"], "mixed": 1},
         {
             "text": "cola",

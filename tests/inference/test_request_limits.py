@@ -12,7 +12,7 @@ import pytest
 from support.serving_locally import load
 from support.small_models import bert, classifier, encoder_decoder, gpt2
 
-from trainyard.inference import rows
+from trainyard.inference import tokenizing
 from trainyard.inference.limits import Budget, Limits, TooLargeError
 from trainyard.inference.registry import PREDICTORS
 from trainyard.inference.tasks.zero_shot_classification import ZeroShotClassification
@@ -164,9 +164,9 @@ def test_the_worst_body_is_refused_before_it_is_built(
     host, built = hosts[task], [0]
     read: list[int] = []
 
-    def row(*values: Any) -> rows.Row:
+    def row(*values: Any) -> tokenizing.Row:
         built[0] += 1
-        return rows.Row(*values)
+        return tokenizing.Row(*values)
 
     monkeypatch.setattr("trainyard.inference.tokenizing.Row", row)
     monkeypatch.setattr("trainyard.inference.generation.Row", row)
