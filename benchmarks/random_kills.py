@@ -27,6 +27,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ TIMED = {"seconds", "train_samples_per_second"}
 """Keys of a result that differ between equal runs."""
 
 
-def started() -> list[psutil.Process]:
-    """Living processes below this one, orphans included."""
+def started(word: str = "") -> list[psutil.Process]:
+    """Living processes below this one, orphans included, whose command line holds `word`."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE:
+            if process.status() != psutil.STATUS_ZOMBIE and word in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
@@ -277,7 +278,8 @@ def hurt_server(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
         for number in range(kills):
             time.sleep(rng.uniform(0, 5))
             part = list(PARTS)[number % len(PARTS)]
-            alive = [process for process in started() if PARTS[part] in " ".join(process.cmdline())]
+            while not (alive := started(PARTS[part])):  # it was killed before, and is not back yet
+                time.sleep(0.1)
             client.phase = part
             for process in alive if part == "all" else [rng.choice(alive)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -309,18 +311,24 @@ def main() -> None:
     args = parser.parse_args()
     ctypes.CDLL(None).prctl(ADOPT_ORPHANS, 1, 0, 0, 0)
     for kind in args.kinds:
-        rng = random.Random(args.seed)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
-            folder = args.folder or Path(made)
-            if kind == "server":
-                found = hurt_server(folder, args.kills, rng)
-            else:
-                found = hurt_job(kind, folder, args.kills, rng)
-            found["gone_after_seconds"] = wait_until_gone()
+        try:
+            found = hurt(kind, args.folder, args.kills, random.Random(args.seed))
+        finally:
+            for process in started():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         kept[kind] = {**provenance(), "seed": args.seed, **found}
         RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
         print(json.dumps({kind: found}))
+
+
+def hurt(kind: str, kept: Path | None, kills: int, rng: random.Random) -> dict[str, Any]:
+    """Hurt one kind in the folder `kept`, or in one that is deleted again."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
+        folder = kept or Path(made)
+        work = hurt_server if kind == "server" else partial(hurt_job, kind)
+        return {**work(folder, kills, rng), "gone_after_seconds": wait_until_gone()}
 
 
 if __name__ == "__main__":
