@@ -10,7 +10,6 @@ file calls, ends what it finds in the host's own process namespace.
 import argparse
 import contextlib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -22,10 +21,10 @@ from typing import Any
 
 from hosts import SUBNET, Host, Network, end_in_order, missing, until
 from ray_hosts import RAY, ROOT, make_root_only
-from workload import flags_for, write_workload
+from support.every_job import check_answer, every_job
+from workload import write_workload
 
 USER = "trainyard"
-STEPS = 60
 SSHD = """
 Port 22
 HostKey {home}/host_key
@@ -133,29 +132,6 @@ class Client:
         return 0
 
 
-def jobs(shared: Path) -> dict[str, list[str]]:
-    """Every kind of job, in the order in which one makes what the next one needs."""
-    runs, model, pairs = shared / "runs", shared / "runs/up/model", shared / "glue/mrpc"
-    data = ["--data-dir", str(shared / "glue"), "--storage-path", str(runs)]
-    short = [*data, "--model-name-or-path", str(shared / "model"), "--max-length", "32",
-             "--max-steps", "4", "--resources-per-worker", "CPU", "1"]  # fmt: skip
-    train = flags_for(shared, STEPS, alone=False)
-    return {
-        "doctor": train,
-        "train": [*train, "--run-name", "up"],
-        "eval": [*data, "--model-name-or-path", str(model), "--run-name", "up-eval",
-                 "--num-workers", "2"],
-        "predict": ["--model-name-or-path", str(model), "--input-file",
-                    str(pairs / "validation.parquet"), "--text-column", "sentence1",
-                    "--text-pair-column", "sentence2", "--output-file", str(shared / "scored.jsonl")],
-        "tune": [*short, "--task", "mrpc", "--num-trials", "2", "--scheduler", "fifo",
-                 "--confirm-seeds", "0", "--run-name", "up-sweep"],
-        "glue": [*short, "--tasks", "mrpc", "--seeds", "1", "--run-name", "up-glue"],
-        "dashboard": ["--storage-path", str(runs), "--export", "up-sweep", "--output",
-                      str(shared / "sweep.html")],
-    }  # fmt: skip
-
-
 def keep_secret(token: bytes, folder: Path, machines: list[Host]) -> None:
     """Assert that the token is in no log, no command line and no other file of the cluster."""
     for path in folder.rglob("*"):
@@ -211,10 +187,10 @@ def live_through(folder: Path) -> dict[str, Any]:
                 ".",
                 "--",
             )
-            for job, words in jobs(folder / "shared").items():
+            for job, words in every_job(folder / "shared").items():
                 with timed(job):
                     said = client.run(*submit, "python", f"jobs/{job}.py", *words)
-                assert re.search(rf'^\{{"job": "{job}".*\}}$', said, re.MULTILINE), said[-4000:]
+                check_answer(job, said)
             keep_secret(client.token(), folder, [*machines, client.host])
         with timed("ray down"):
             client.run("down", "--yes", config)

@@ -1,0 +1,41 @@
+"""Flags of every kind of job on small data, for those that submit them to a cluster."""
+
+import re
+from pathlib import Path
+
+
+def every_job(shared: Path) -> dict[str, list[str]]:
+    """Script of jobs/ and flags, in the order in which one makes what the next one needs.
+
+    `shared` holds model/ and glue/, see `tiny`.
+    """
+    runs, model, pairs = shared / "runs", shared / "runs/trained/model", shared / "glue/mrpc"
+    data = ["--data-dir", str(shared / "glue"), "--storage-path", str(runs)]
+    short = [*data, "--model-name-or-path", str(shared / "model"), "--max-length", "32",
+             "--max-steps", "4", "--resources-per-worker", "CPU", "1"]  # fmt: skip
+    train = [*short, "--task", "mrpc", "--num-workers", "2"]
+    return {
+        "doctor": train,
+        "train": [*train, "--run-name", "trained"],
+        "eval": [*data, "--model-name-or-path", str(model), "--run-name", "evaluated",
+                 "--num-workers", "2"],
+        "predict": ["--model-name-or-path", str(model), "--input-file",
+                    str(pairs / "validation.parquet"), "--text-column", "sentence1",
+                    "--text-pair-column", "sentence2", "--output-file", str(shared / "scored.jsonl")],
+        "engine": [*data[:2], "--model-name-or-path", str(model), "--num-rows", "20", "--threads", "1"],
+        "doctor_data": [*data, "--task", "mrpc", "--model-name-or-path", str(shared / "model"),
+                        "--run-name", "examined"],
+        "tune": [*short, "--task", "mrpc", "--num-trials", "2", "--scheduler", "fifo",
+                 "--confirm-seeds", "0", "--run-name", "sweep"],
+        "glue": [*short, "--tasks", "mrpc", "--seeds", "1", "--run-name", "suite"],
+        "quickstart": ["--config", "jobs/configs/quickstart.yaml", "--max-steps", "4",
+                       "--storage-path", str(runs)],
+        "dashboard": ["--storage-path", str(runs), "--export", "sweep", "--output",
+                      str(shared / "sweep.html")],
+    }  # fmt: skip
+
+
+def check_answer(job: str, said: str) -> None:
+    """Assert that the output of `ray job submit` has the job's JSON line."""
+    name = {"quickstart": "train"}.get(job, job)  # its answer is that of its run
+    assert re.search(rf'^\{{"job": "{name}".*\}}$', said, re.MULTILINE), said[-4000:]

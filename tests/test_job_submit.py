@@ -1,0 +1,64 @@
+"""Every job by `ray job submit` to a local cluster, as the README has it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.every_job import check_answer, every_job
+from support.serving_locally import free_port
+from support.tiny import write_task, write_tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    write_tiny_model(folder / "model")
+    write_task(folder / "glue")
+    return folder
+
+
+CLUSTER = """
+import ray, signal, sys
+ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_port=int(sys.argv[1]),
+         object_store_memory=200_000_000)
+print("up", flush=True)
+signal.pause()
+"""
+"""Another process's, with a dashboard: the session's Ray has none."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    port = free_port()
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, str(port)], stdout=subprocess.PIPE, text=True
+    )
+    assert cluster.stdout is not None
+    assert cluster.stdout.readline() == "up\n"
+    yield f"http://127.0.0.1:{port}"
+    cluster.terminate()
+    cluster.wait(60)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_every_job(address: str, shared: Path) -> None:
+    jobs = every_job(shared)
+    assert jobs.keys() == {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    for job, flags in jobs.items():
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", address,
+             "--runtime-env", "runtime_env.yaml", "--working-dir", ".", "--",
+             "python", f"jobs/{job}.py", *flags],
+            cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{job}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
+        check_answer(job, done.stdout)
+    assert len((shared / "scored.jsonl").read_text().splitlines()) == 37
+    assert "<html" in (shared / "sweep.html").read_text()
