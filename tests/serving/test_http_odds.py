@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import http.client
 import json
+import re
 import threading
 import time
 import zlib
@@ -17,13 +18,14 @@ from support.serve_requests import JSON
 from support.serving_locally import LocalModels, load, serving
 from support.small_models import classifier
 
+from trainyard.errors import UserError
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway import keys as keys_module
 from trainyard.serving.gateway.http import build_gateway
 from trainyard.serving.gateway.keys import Key, KeyRing, new_key
 from trainyard.serving.gateway.limits import Quotas
-from trainyard.serving.options import GatewayOptions, check_name
+from trainyard.serving.options import GatewayOptions, HostOptions, check_name
 
 BODY = b'{"inputs": "bana"}'
 EVIL = "http://evil.example"
@@ -136,6 +138,65 @@ def test_hosts_and_origins_are_allowed_by_name(tmp_path: Path) -> None:
         assert ask(url, authorization=bearer)[0] == 403
 
 
+def test_probes_by_address_are_answered_whatever_names_are_allowed(tmp_path: Path) -> None:
+    """A kubelet or a load balancer knows the address alone, and has no key."""
+    _, ring = with_keys(tmp_path)
+    options = GatewayOptions(allowed_hosts=("models.example",))
+    for keys in (ring, KeyRing(None)):
+        with serving(Echo("mail"), options, keys) as url:
+            for path in ("/health", "/ready"):
+                for method in ("GET", "HEAD"):
+                    assert ask(url, method, path, None, host="10.1.2.3:8000")[0] == 200
+            assert ask(url, "GET", "/models", host="10.1.2.3:8000")[0] == 403
+            assert ask(url, "GET", "/health/", host="10.1.2.3:8000")[0] == 403
+
+
+def test_pages_behind_a_proxy_that_replaces_the_host_are_this_servers_own() -> None:
+    with serving(Echo("mail"), GatewayOptions(allowed_hosts=("models.example",))) as url:
+        for origin in ("https://models.example", "https://models.example:8443"):
+            assert ask(url, origin=origin)[0] == 200
+            assert ask(url, origin=origin, host="127.0.0.1")[0] == 200
+        for origin in (EVIL, "null", "https://models.example.evil.example", "http://127.0.0.1:1"):
+            status, answer, _ = ask(url, origin=origin)
+            assert (status, "`allowed_hosts`" in answer["error"]) == (403, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "sentence"),
+    [
+        ("allowed_hosts", "models.example:8000", "without scheme, port or wildcard"),
+        ("allowed_hosts", "*", "with `keys_file`, leave the list out to allow any name"),
+        ("allowed_hosts", "*.example", "is no host name"),
+        ("allowed_hosts", "https://models.example", "is no host name"),
+        ("allowed_hosts", "", "is no host name"),
+        ("cors_origins", "a.example", "is no origin as browsers send it"),
+        ("cors_origins", "https://a.example/", "without a path"),
+        ("cors_origins", "https://A.example", "in lower case"),
+        ("cors_origins", "https://a.example:443", "a default port"),
+        ("cors_origins", "https://*.example", "is no origin"),
+        ("cors_origins", "null", "is no origin"),
+    ],
+)
+def test_an_entry_that_could_never_match_is_refused(key: str, entry: str, sentence: str) -> None:
+    for options in (GatewayOptions, HostOptions):
+        fields = {key: [entry]} | ({"model": "m"} if options is HostOptions else {})
+        with pytest.raises(UserError, match=re.escape(sentence)) as found:
+            options.parse(fields, "args")
+        assert repr(entry) in str(found.value)
+
+
+def test_names_are_compared_without_case_port_and_brackets() -> None:
+    names = ("Models.Example.", "[::2]", "fe80::1", "10.1.2.3")
+    assert GatewayOptions(allowed_hosts=names).allowed_hosts == (
+        "models.example", "::2", "fe80::1", "10.1.2.3",
+    )  # fmt: skip
+    with serving(Echo("mail"), GatewayOptions(allowed_hosts=names)) as url:
+        hosts = ("models.example", "MODELS.example.:80", "[::2]:8000", "[fe80::1]", "10.1.2.3:1")
+        assert [ask(url, host=host)[0] for host in hosts] == [200] * len(hosts)
+        port = urlsplit(url).port
+        assert ask(url, host=f"LOCALHOST:{port}", origin=f"http://localhost:{port}")[0] == 200
+
+
 def test_only_json_is_read(url: str, tmp_path: Path) -> None:
     for kind in ("application/json", "application/json; charset=utf-8", "application/x+json"):
         assert ask(url, content_type=kind)[0] == 200
@@ -165,6 +226,20 @@ def test_gzip_is_read_within_the_limits_and_other_encodings_are_named(url: str) 
     for encoding in ("br", "zstd", "gzip, gzip"):
         status, answer, _ = ask(url, content_encoding=encoding)
         assert (status, encoding in answer["error"]) == (415, True)
+
+
+def test_a_list_beyond_the_limit_is_answered_with_the_limit_and_the_way_out(tmp_path: Path) -> None:
+    host = load(classifier(tmp_path), max_items=4)
+    with serving(LocalModels({"mail": host}), GatewayOptions(body_bytes=20_000)) as url:
+        for inputs, sentence in (
+            (["bana"] * 9, "9 inputs, at most 4 may come at once; split the list over 3 requests"),
+            (["a" * 12_000] * 2, "larger than 20000 bytes; split a list over several requests"),
+        ):
+            status, answer, _ = ask(url, body=json.dumps({"inputs": inputs}).encode())
+            assert (status, answer["error_type"]) == (413, "too_large")
+            assert sentence in answer["error"]
+        assert ask(url, "GET")[1]["limits"]["max_items"] == 4
+    host.close()
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:

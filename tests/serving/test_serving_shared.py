@@ -216,3 +216,26 @@ def test_serve_replaces_a_replica_of_which_a_model_can_never_answer_again(
             await replica.check_health()
 
     asyncio.run(run())
+
+
+def test_the_health_of_all_models_takes_as_long_as_that_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Serve waits 30 seconds, and one model may take 20 for its example."""
+    loads = Loads(monkeypatch, {"a": TASK, "b": TASK, "c": TASK})
+
+    async def run() -> None:
+        replica = shared(max_loaded=3)
+        await replica.reconfigure(models(a="a", b="b", c="c"))
+        for name in "abc":
+            await loaded(replica, name)
+        together = asyncio.Barrier(3)  # passed only by all at once
+
+        async def find_fault() -> None:
+            await together.wait()
+
+        for host in loads.hosts:
+            host.find_fault = find_fault
+        await asyncio.wait_for(replica.check_health(), 5)
+
+    asyncio.run(run())

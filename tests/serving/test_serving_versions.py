@@ -18,7 +18,7 @@ from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica import versioned_model as module
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import ReplicaMetrics
-from trainyard.serving.replica.model_source import locate
+from trainyard.serving.replica.model_source import locate, weight_files
 from trainyard.serving.replica.versioned_model import KEPT, Build, VersionedModel
 
 TASK = "text-classification"
@@ -320,6 +320,77 @@ def test_a_version_that_ends_its_process_ends_no_other(
     asyncio.run(run())
 
 
+def test_a_version_that_was_cut_off_is_tried_again_after_a_while_and_not_for_ever(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else may have ended the process; a version that does so each time stays refused."""
+    loads = Loads(monkeypatch, {"a": TASK, "unlucky": TASK})
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0])
+    monkeypatch.setattr(module, "time", clock)
+    unlucky, begun = Version(source="unlucky"), list[Any]()
+
+    def named(name: str) -> VersionedModel:
+        store.replica = name
+        store.alive.add(name)
+        return replica()
+
+    async def cut_off(name: str) -> None:
+        begun.append(named(name)._attempts.first(unlucky, lambda: False))
+        await begun[-1].__aenter__()  # and its process ends in there
+        store.alive.remove(name)
+
+    async def refusal() -> str | None:
+        model = named("asks")
+        await model.want(source("a"))  # that is loaded already, so it forgets nothing
+        await model.want(source("unlucky"))
+        return model.refused and model.refused["error"]
+
+    async def run() -> None:
+        await named("first").want(source("a"))
+        await cut_off("one")
+        assert "1 of at most 3 times" in (error := await refusal() or "")
+        assert "it is tried again in 10 min; deploy another version" in error
+        now[0] += 599
+        assert "it is tried again in 1 min" in (await refusal() or "")
+        now[0] += 2
+        await cut_off("two")
+        assert "2 of at most 3 times" in (error := await refusal() or "")
+        assert "it is tried again in 20 min" in error
+        now[0] -= 5000  # the clock of another host
+        assert "it is tried again in 20 min" in (await refusal() or "")
+        now[0] += 5000 + 1201
+        records = dict(store.kept)
+        assert await refusal() is None
+        assert loads.asked[-1] == "unlucky"
+        store.kept = {key: value for key, value in records.items() if "last-good" not in key}
+        store.kept["trainyardlast-good/app/mail"] = records["trainyardlast-good/app/mail"]
+        await cut_off("three")
+        now[0] += 1e6
+        error = await refusal() or ""
+        assert "3 of at most 3 times" in error
+        assert "it is not tried again; deploy another version" in error
+
+    asyncio.run(run())
+
+
+def test_no_replica_waits_for_ever_for_the_first_load_of_another(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = Loads(monkeypatch, {"a": TASK})
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "FIRST_LOAD_SECONDS", 0.2)
+
+    async def run() -> None:
+        attempt = replica()._attempts.first(Version(source="a"), lambda: False)
+        await attempt.__aenter__()  # and it hangs in there
+        store.replica = "two"
+        await asyncio.wait_for(replica().want(source("a")), 5)
+        assert loads.asked == ["a"]
+
+    asyncio.run(run())
+
+
 def test_an_attempt_counts_only_for_what_its_version_did(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +463,34 @@ def test_once_a_version_is_loaded_the_others_load_it_at_the_same_time(
         assert not [key for key in store.kept if "attempt" in key]
 
     asyncio.run(run())
+
+
+def test_weights_that_a_folder_holds_twice_are_counted_once(tmp_path: Path) -> None:
+    """As a whole file, as shards with an index, and as another program's copy."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForSequenceClassification
+
+    whole = classifier(tmp_path / "whole")
+    stored = sum(
+        p.numel() for p in AutoModelForSequenceClassification.from_pretrained(whole).parameters()
+    )
+    both, sharded = tmp_path / "both", tmp_path / "sharded"
+    AutoModelForSequenceClassification.from_pretrained(whole).save_pretrained(
+        sharded, max_shard_size="20KB"
+    )
+    shards = sorted(file.name for file in sharded.glob("*.safetensors"))
+    assert len(shards) > 1
+    shutil.copytree(whole, both)
+    for file in sharded.glob("model*.safetensors*"):
+        shutil.copy(file, both)
+    for folder in (whole, both, sharded):
+        save_file({"copy": torch.zeros(100_000)}, folder / "consolidated.safetensors")
+        files = ["model.safetensors"] if folder != sharded else shards
+        assert [file.name for file in weight_files(folder)] == files
+        locate(Version(source=str(folder)), stored)
+        with pytest.raises(UserError, match="parameters, at most"):
+            locate(Version(source=str(folder)), stored - 1)
 
 
 def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_loaded(

@@ -21,11 +21,20 @@ if TYPE_CHECKING:
 
 
 def padding_of(model: "PreTrainedModel", table: TokenTable, side: str) -> Padding:
-    """Find the padding for a model in evaluation mode with rows of a table, see `find_padding`."""
+    """Find the padding for a model in evaluation mode with rows of a table, see `find_padding`.
+
+    All processes of a group take the first one's result: their batches must be the same, and their
+    devices may round differently.
+    """
+    import torch.distributed as group
+
     rows = table.two_rows()
     if len(rows) == 1:
         return RIGHT
-    return find_padding(model, rows, {"input_ids": table.info["pad_id"]}, side)
+    found = [find_padding(model, rows, {"input_ids": table.info["pad_id"]}, side)]
+    if group.is_available() and group.is_initialized():
+        group.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def predict(

@@ -60,6 +60,7 @@ from .load import (
 from .load import Dtype as Dtype
 from .load import load_model as load_model
 from .load import max_tokens as max_tokens
+from .padding import FLOAT32_PARAMETERS as FLOAT32_PARAMETERS
 from .padding import RIGHT as RIGHT
 from .padding import Padding as Padding
 from .padding import find_padding as find_padding

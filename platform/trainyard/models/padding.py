@@ -6,7 +6,8 @@ tokens into their answers: only rows of equal length may share a pass. No config
 tried once, when it is loaded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,9 @@ Side = Literal["right", "left"]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """By number type: maximum change of an output by its neighbors, as a part of the largest output."""
+
+FLOAT32_PARAMETERS = 600_000_000
+"""Maximum parameters of a half-precision model that is tried in float32, which needs twice its memory."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ def find_padding(
 ) -> Padding:
     """Try a model in evaluation mode on a row alone and next to a longer one.
 
+    A half-precision model is tried in float32. The rounding of one small output, such as a
+    regression's near zero, would look like a change by its neighbors.
+
     Args:
         model: Any model of one forward pass.
         rows: A row, and a longer one.
@@ -98,29 +105,49 @@ def find_padding(
     rows = [first, rows[1]]
     short, long = (len(row["input_ids"]) for row in rows)
     sides: list[Side] = ["right", "left"] if side == "left" else ["right"]
-    alone = outputs(rows[:1], RIGHT)
-    limit = TOLERANCE[str(model.dtype).removeprefix("torch.")]
-    for padding in map(Padding, sides):
-        together = outputs(rows, padding)
-        moved = [
-            _moved(alone[key][0], together[key][0], short, long, padding)
-            for key in alone
-            if isinstance(alone[key], torch.Tensor) and alone[key].is_floating_point()
-        ]
-        if all(change <= limit for change in moved):
-            return padding
+    with _in_float32(model):
+        alone = outputs(rows[:1], RIGHT)
+        limit = TOLERANCE[str(model.dtype).removeprefix("torch.")]
+        for padding in map(Padding, sides):
+            together = outputs(rows, padding)
+            moved = [
+                _moved(alone[key][0], together[key], short, long, padding)
+                for key in alone
+                if isinstance(alone[key], torch.Tensor) and alone[key].is_floating_point()
+            ]
+            if all(change <= limit for change in moved):
+                return padding
     return Padding(equal_lengths=True)
+
+
+@contextmanager
+def _in_float32(model: "PreTrainedModel") -> Iterator[None]:
+    """Hold a model in float32 inside the block, unless it is large; the way back is exact."""
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    dtypes = [tensor.dtype for tensor in tensors]
+    small = sum(tensor.numel() for tensor in tensors) <= FLOAT32_PARAMETERS
+    try:
+        for tensor in tensors if small else ():
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _moved(
     alone: "torch.Tensor", together: "torch.Tensor", short: int, long: int, padding: Padding
 ) -> float:
-    """Largest change of a row's output, as a part of the largest value; infinite for other shapes."""
+    """Largest change of the first row's output, as a part of the largest value of both rows.
+
+    Infinite for an output of another shape.
+    """
+    scale = together.abs().max().clamp(min=1e-6)
+    together = together[0]
     if alone.ndim and (alone.shape[0], together.shape[0]) == (short, long):  # one output a token
         together = together[padding.span(short, long)]
     if alone.shape != together.shape:
         return float("inf")
-    scale = alone.abs().max().clamp(min=1e-6)
     return float(((alone - together).abs().max() / scale).nan_to_num(nan=float("inf")))
 
 

@@ -4,11 +4,13 @@ Ray Serve ignores unknown keys. Here a misspelled key is an error that names it 
 """
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,6 +29,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 """Valid model names: NAME or ORG/NAME, as a URL path and not a path of a file system."""
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
+"""Valid origins of web pages, as browsers send them."""
 
 SUFFIXES = ("health", "info")
 """Last parts of `GET /models/{name}/…`, which no model of an organization may have as its name."""
@@ -98,6 +103,40 @@ def _model_in(annotation: Any) -> Any:
     return next((model for model in found if model is not None), None)
 
 
+def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not _is_address(name) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(
+                f"{name!r} is no host name; give names without scheme, port or wildcard, such as "
+                "models.example.com; with `keys_file`, leave the list out to allow any name"
+            )
+    return tuple(name.strip("[]").rstrip(".").lower() for name in names)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        scheme, _, host = origin.partition("://")
+        port = {"http": ":80", "https": ":443"}.get(scheme)
+        if origin != "*" and (not ORIGIN.fullmatch(origin) or (port and host.endswith(port))):
+            raise ValueError(
+                f"{origin!r} is no origin as browsers send it; give `*`, or scheme and host in lower "
+                "case, without a path and a default port, such as https://app.example.com"
+            )
+    return origins
+
+
+HostNames = Annotated[tuple[str, ...], AfterValidator(_host_names)]
+Origins = Annotated[tuple[str, ...], AfterValidator(_origins)]
+
+
 class GatewayOptions(Strict):
     """`args` of the gateway.
 
@@ -105,6 +144,8 @@ class GatewayOptions(Strict):
         keys_file: YAML list of API keys (see `keys.py`); without one, only this machine has access.
         allowed_hosts: names that the header Host may have, such as a proxy's. Without keys, those
             of the loopback address are added; with keys and without this list, any name is allowed.
+            `/health` and `/ready` answer under any name. Pages under one of these names count as
+            this server's own, also when a proxy rewrites Host.
         cors_origins: origins whose web pages may send requests, or `*`. Default: none.
         body_bytes: maximum size of a request's body, also once decompressed.
         body_seconds: maximum time in which a body must arrive.
@@ -116,8 +157,8 @@ class GatewayOptions(Strict):
     """
 
     keys_file: str | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: HostNames = ()
+    cors_origins: Origins = ()
     body_bytes: int = Field(default=2_000_000, ge=1)
     body_seconds: float = Field(default=5.0, gt=0)
     unread_bytes: int = Field(default=256_000_000, ge=1)
@@ -249,8 +290,8 @@ class HostOptions(ModelOptions):
 
     model: str
     keys_file: str | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: HostNames = ()
+    cors_origins: Origins = ()
 
 
 def check_name(name: str) -> str:

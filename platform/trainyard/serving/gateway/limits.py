@@ -96,6 +96,10 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
+PROBES = ("/health", "/ready")
+"""Paths for probes, which know a server's address and not its name."""
+
+
 class SourceCheck:
     """Refuse requests that a web page sent through a browser on this machine.
 
@@ -104,8 +108,8 @@ class SourceCheck:
     """
 
     def __init__(self, options: GatewayOptions, *, has_keys: bool) -> None:
-        names = {host.lower() for host in options.allowed_hosts}
-        self._hosts = names if has_keys else names | set(LOOPBACK)
+        self._own = set(options.allowed_hosts)
+        self._hosts = self._own if has_keys else self._own | set(LOOPBACK)
         self._origins = None if has_keys else set(options.cors_origins)
 
     def check(self, request: Request) -> None:
@@ -114,6 +118,8 @@ class SourceCheck:
         Raises:
             RequestError: `foreign`.
         """
+        if request.scope["path"] in PROBES:
+            return
         host = request.headers.get("host")
         if self._hosts and host is not None and _host_name(host) not in self._hosts:
             raise RequestError(
@@ -122,13 +128,16 @@ class SourceCheck:
                 "127.0.0.1, or add the name to the gateway's `allowed_hosts`",
             )
         origin = request.headers.get("origin")
-        if self._origins is None or origin is None or origin in self._origins:
+        if self._origins is None or origin is None or {origin, "*"} & self._origins:
             return
-        if "*" not in self._origins and origin.partition("://")[2] != host:
+        page = origin.partition("://")[2].lower()
+        # A proxy may replace Host, and the browser sends the name that it knows as Origin.
+        if page != (host or "").lower() and _host_name(page) not in self._own:
             raise RequestError(
                 "foreign",
                 f"pages of {origin[:100]!r} may not send requests; add the origin to the gateway's "
-                "`cors_origins`, or set `keys_file`",
+                "`cors_origins` (or its name to `allowed_hosts`, if it is this server behind a "
+                "proxy), or set `keys_file`",
             )
 
 
@@ -340,5 +349,6 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 
 def _too_large(limit: int) -> RequestError:
     return RequestError(
-        "too_large", f"the body is larger than {limit} bytes; send fewer or shorter inputs"
+        "too_large",
+        f"the body is larger than {limit} bytes; split a list over several requests, or shorten it",
     )

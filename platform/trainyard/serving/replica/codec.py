@@ -43,8 +43,8 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
     if isinstance(inputs, list) and len(inputs) > max_items:
         raise RequestError(
             "too_large",
-            f"the request holds {len(inputs)} inputs, at most {max_items} may come "
-            "at once; send them in several requests",
+            f"the request holds {len(inputs)} inputs, at most {max_items} may come at once; split the "
+            f"list over {-(-len(inputs) // max_items)} requests, or raise `max_items` of the server",
         )
     return {
         "inputs": inputs,
@@ -71,8 +71,8 @@ def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> P
     if tokens > max_tokens:
         raise RequestError(
             "too_large",
-            f"the request holds {tokens} tokens, at most {max_tokens} may come "
-            "at once; send fewer or shorter inputs",
+            f"the request holds {tokens} tokens, at most {max_tokens} may come at once; split a list "
+            "over several requests, or send shorter inputs",
         )
     return prepared
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS
-from trainyard.models import MODEL_FILES, with_safetensors
+from trainyard.models import FLOAT32_PARAMETERS, MODEL_FILES, with_safetensors
 from trainyard.serving.options import Version
 
 LINEAGE = ("name", "identity", "data_fingerprint", "versions", "status")
@@ -88,7 +88,7 @@ def _check_size(folder: Path, limit: float, source: str) -> None:
     config = _read_json(folder / "config.json")
     if not config:
         raise UserError(f"model {source}: its config.json is missing or no valid JSON")
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         raise UserError(
             f"model {source}: there are no weights in safetensors; pickled ones are read from "
@@ -109,6 +109,21 @@ def _check_size(folder: Path, limit: float, source: str) -> None:
         )
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads: one file, else the shards of an index.
+
+    A folder may hold both, and a copy under another name (`consolidated.safetensors`).
+    """
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    shards = _read_json(folder / "model.safetensors.index.json").get("weight_map")
+    if isinstance(shards, dict):
+        found = {folder / Path(str(name)).name for name in shards.values()}
+        return sorted(file for file in found if file.is_file())
+    return sorted(folder.glob("*.safetensors"))
+
+
 def _parameters_in(file: Path, source: str) -> int:
     """Parameters in a safetensors file, by its header alone."""
     try:
@@ -126,8 +141,9 @@ def check_memory(folder: Path, dtype: str, device: str, source: str) -> None:
     Raises:
         UserError: with the memory that it needs and the memory that is free.
     """
-    stored = sum(_parameters_in(file, source) for file in folder.glob("*.safetensors"))
-    needed = stored * DTYPE_BYTES[dtype] * MEMORY_FACTOR
+    stored = sum(_parameters_in(file, source) for file in weight_files(folder))
+    tried = DTYPE_BYTES["float32"] if stored <= FLOAT32_PARAMETERS else 0  # see `find_padding`
+    needed = stored * max(DTYPE_BYTES[dtype], tried) * MEMORY_FACTOR
     if device.startswith("cuda"):
         import torch
 

@@ -111,9 +111,12 @@ class SharedReplica:
         return about | {"shared": True} | self._refused
 
     async def check_health(self) -> None:
-        """Called by Serve every ten seconds; Serve replaces a replica that raises here."""
-        for loaded in list(self._loaded.values()):
-            await loaded.model.check_health()
+        """Called by Serve every ten seconds; Serve replaces a replica that raises here.
+
+        All models are asked at once, as Serve waits for the sum.
+        """
+        checks = (loaded.model.check_health() for loaded in list(self._loaded.values()))
+        await asyncio.gather(*checks)
 
     async def _host(self, name: str) -> Host:
         self._check(name)

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -36,6 +37,15 @@ copied, or the device may have been full."""
 
 POLL_SECONDS = 0.5
 """Seconds between two looks at another replica's attempt."""
+
+FIRST_LOAD_SECONDS = 900.0
+"""Maximum seconds that a replica waits for another one's attempt; then it loads the version, too."""
+
+MAX_CUT_OFF = 3
+"""Attempts that ended their process, after which a version is not tried again."""
+
+COOL_DOWN_SECONDS = 600.0
+"""Seconds from the start of an attempt that ended its process to the next one, doubled each time."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
@@ -119,6 +129,10 @@ class LoadAttempts:
     A version can end its process (out of memory, segmentation fault, abort of CUDA). Its attempt then stays
     unfinished, and the version is refused instead of ending one replica after another. One replica tries
     first; the others wait for its result.
+
+    Something else may have ended the process, such as another process that took the memory. So a version is
+    tried again after a cool-down, `MAX_CUT_OFF` times in all. Wanting another version in between, or other
+    `args`, clears the count.
     """
 
     def __init__(self, application: str, build: Build, name: str) -> None:
@@ -134,28 +148,24 @@ class LoadAttempts:
     async def first(self, version: Version, is_proven: Callable[[], bool]) -> AsyncIterator[None]:
         """Hold the only attempt at a version inside the block; wait while another replica holds it.
 
-        Once another replica has loaded the version, all others load it at the same time.
+        Once another replica has loaded the version, all others load it at the same time. They also do
+        when that takes longer than `FIRST_LOAD_SECONDS`.
 
         Raises:
-            UserError: when an earlier attempt ended its process.
+            UserError: when earlier attempts ended their process, until the cool-down is over.
         """
-        key = self._prefix + hashlib.sha256(version.model_dump_json().encode()).hexdigest()
+        prefix = self._prefix + hashlib.sha256(version.model_dump_json().encode()).hexdigest() + ":"
+        until = time.monotonic() + FIRST_LOAD_SECONDS
         try:
-            await asyncio.to_thread(self._forget_others, key)
-            while not await asyncio.to_thread(self._claim, key):
-                if await asyncio.to_thread(self._unfinished, key):
-                    raise UserError(
-                        f"model {version.source} ended the process of the replica that loaded it (out of "
-                        "memory or a crash; see `ray logs`); deploy another version, or give the "
-                        "replicas more memory in `args`"
-                    )
+            await asyncio.to_thread(self._forget_others, prefix)
+            while not await asyncio.to_thread(self._claim, prefix, version.source):
                 await asyncio.sleep(POLL_SECONDS)
-                if await asyncio.to_thread(is_proven):
+                if await asyncio.to_thread(is_proven) or time.monotonic() > until:
                     break
         except UserError:
             raise
         except Exception:  # the store does not answer: load without a record
-            log.exception("%s cannot be recorded", key)
+            log.exception("%s cannot be recorded", prefix)
         try:
             yield
         finally:
@@ -170,38 +180,75 @@ class LoadAttempts:
             except Exception:
                 log.exception("%s cannot be removed", key)
 
-    def _forget_others(self, key: str) -> None:
+    def _forget_others(self, prefix: str) -> None:
         """Remove attempts at other versions: when one of them is wanted again, it is tried again."""
-        for other in internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE):
-            if other.decode() != key:
-                internal_kv._internal_kv_del(other, namespace=NAMESPACE)
+        for key in internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE):
+            if not key.decode().startswith(prefix):
+                internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
-    def _claim(self, key: str) -> bool:
-        """Record the attempt unless there is one, in one step."""
-        record = json.dumps({"build": asdict(self._build), "owner": self._owner})
-        exists = internal_kv._internal_kv_put(key, record, overwrite=False, namespace=NAMESPACE)
+    def _claim(self, prefix: str, source: str) -> bool:
+        """Record an attempt unless another replica's is running; attempts have numbers, so in one step.
+
+        Raises:
+            UserError: when the version is not to be tried now.
+        """
+        cut_off: list[float] = []
+        number = 0
+        for name in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE):
+            key = name.decode()
+            number = max(number, int(key.removeprefix(prefix)) + 1)
+            stored = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+            record = json.loads(stored) if stored else None
+            if record is None or not self._counts(record):
+                internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+            elif _is_alive(record["owner"]["actor"]):
+                return False
+            else:
+                cut_off.append(record["at"])
+        if cut_off:
+            _check_cut_off(cut_off, source)
+        key = f"{prefix}{number}"
+        record = {"build": asdict(self._build), "owner": self._owner, "at": time.time()}
+        exists = internal_kv._internal_kv_put(
+            key, json.dumps(record), overwrite=False, namespace=NAMESPACE
+        )
         if not exists:
             self._held = key
         return not exists
 
-    def _unfinished(self, key: str) -> bool:
-        """True when the attempt's process ended although its node did not.
-
-        Attempts of a former build, of a lost node, or of this replica itself are removed.
-        """
-        stored = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
-        if stored is None:
-            return False
-        record = json.loads(stored)
+    def _counts(self, record: dict[str, Any]) -> bool:
+        """False for an attempt of a former build, of a lost node, or of this replica itself."""
         owner = record["owner"]
         ours = self._build.continues(Build(**record["build"]), self._application)
-        if ours and owner != self._owner:
-            if _is_alive(owner["actor"]):
-                return False
-            if owner["node"] in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
-                return True
-        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
-        return False
+        return bool(
+            ours
+            and owner != self._owner
+            and (
+                _is_alive(owner["actor"])
+                or owner["node"] in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            )
+        )
+
+
+def _check_cut_off(times: Sequence[float], source: str) -> None:
+    """Refuse a version whose attempts, begun at `times`, ended their process.
+
+    Raises:
+        UserError: with the number of attempts and the time of the next one.
+    """
+    cool_down = COOL_DOWN_SECONDS * 2 ** (len(times) - 1)
+    wait = min(max(times) + cool_down - time.time(), cool_down)  # hosts' clocks differ
+    if len(times) >= MAX_CUT_OFF:
+        following = "it is not tried again"
+    elif wait > 0:
+        following = f"it is tried again in {math.ceil(wait / 60)} min"
+    else:
+        return
+    raise UserError(
+        f"model {source} ended the process of the replica that loaded it, {len(times)} of at most "
+        f"{MAX_CUT_OFF} times (out of memory or a crash; see `ray logs`); {following}; deploy another "
+        "version, or give the replicas more memory in `args`"
+    )
 
 
 def _is_alive(actor: str) -> bool:
