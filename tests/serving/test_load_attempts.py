@@ -1,0 +1,219 @@
+"""Attempts to load a version for the first time: one replica tries first, and a deadly version is refused."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.replicas_locally import Loads, Store, unwatched
+
+from trainyard.errors import UserError
+from trainyard.serving.options import ModelOptions, Version
+from trainyard.serving.replica import versioned_model as module
+from trainyard.serving.replica.host import Host
+from trainyard.serving.replica.versioned_model import Build, VersionedModel
+
+TASK = "text-classification"
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    unwatched(monkeypatch)
+    return Store(monkeypatch)
+
+
+def replica(run: str = "1", args: str = "some") -> VersionedModel:
+    return VersionedModel("mail", ModelOptions(threads=1), "app", Build(args, run))
+
+
+def source(name: str) -> dict[str, str]:
+    return {"source": name}
+
+
+def test_a_version_that_ends_its_process_ends_no_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One replica tries first, and the others wait; when it is gone, the version is refused."""
+    loads = Loads(monkeypatch, {"a": TASK, "deadly": TASK, "b": TASK})
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+
+    def named(name: str, run: str = "1") -> VersionedModel:
+        store.replica = name
+        store.alive.add(name)
+        return replica(run)
+
+    async def run() -> None:
+        one, two = named("one"), named("two")
+        for model in (one, two):
+            await model.want(source("a"))
+        deadly = Version(source="deadly")
+        attempt = one._attempts.first(deadly, lambda: False)
+        await attempt.__aenter__()  # and its process will end in there
+        waiting = asyncio.create_task(two.want(deadly))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        store.alive.remove("one")
+        await waiting
+        assert loads.asked == ["a", "a"], "nobody else loaded it"
+        about = two.describe()
+        assert about["source"] == "a"
+        assert "ended the process of the replica that loaded it" in about["refused"]["error"]
+        instead = named("three")  # Serve starts another, with what is wanted
+        await instead.want(source("deadly"))
+        assert instead.describe()["source"] == "a"
+        two._retry_at = 0.0
+        await two.check_health()
+        await two._retrying
+        assert two.describe()["source"] == "a"
+        assert "deadly" not in loads.asked
+        await two.want(source("b"))  # wanted again after another one, it is tried again
+        await two.want(source("deadly"))
+        assert two.describe() == {"source": "deadly"}
+
+    asyncio.run(run())
+
+
+def test_a_version_that_was_cut_off_is_tried_again_after_a_while_and_not_for_ever(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else may have ended the process; a version that does so each time stays refused."""
+    loads = Loads(monkeypatch, {"a": TASK, "unlucky": TASK})
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0])
+    monkeypatch.setattr(module, "time", clock)
+    unlucky, begun = Version(source="unlucky"), list[Any]()
+
+    def named(name: str) -> VersionedModel:
+        store.replica = name
+        store.alive.add(name)
+        return replica()
+
+    async def cut_off(name: str) -> None:
+        begun.append(named(name)._attempts.first(unlucky, lambda: False))
+        await begun[-1].__aenter__()  # and its process ends in there
+        store.alive.remove(name)
+
+    async def refusal() -> str | None:
+        model = named("asks")
+        await model.want(source("a"))  # that is loaded already, so it forgets nothing
+        await model.want(source("unlucky"))
+        return model.refused and model.refused["error"]
+
+    async def run() -> None:
+        await named("first").want(source("a"))
+        await cut_off("one")
+        assert "1 of at most 3 times" in (error := await refusal() or "")
+        assert "it is tried again in 10 min; deploy another version" in error
+        now[0] += 599
+        assert "it is tried again in 1 min" in (await refusal() or "")
+        now[0] += 2
+        await cut_off("two")
+        assert "2 of at most 3 times" in (error := await refusal() or "")
+        assert "it is tried again in 20 min" in error
+        now[0] -= 5000  # the clock of another host
+        assert "it is tried again in 20 min" in (await refusal() or "")
+        now[0] += 5000 + 1201
+        records = dict(store.kept)
+        assert await refusal() is None
+        assert loads.asked[-1] == "unlucky"
+        store.kept = {key: value for key, value in records.items() if "last-good" not in key}
+        store.kept["trainyardlast-good/app/mail"] = records["trainyardlast-good/app/mail"]
+        await cut_off("three")
+        now[0] += 1e6
+        error = await refusal() or ""
+        assert "3 of at most 3 times" in error
+        assert "it is not tried again; deploy another version" in error
+
+    asyncio.run(run())
+
+
+def test_no_replica_waits_for_ever_for_the_first_load_of_another(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = Loads(monkeypatch, {"a": TASK})
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "FIRST_LOAD_SECONDS", 0.2)
+
+    async def run() -> None:
+        attempt = replica()._attempts.first(Version(source="a"), lambda: False)
+        await attempt.__aenter__()  # and it hangs in there
+        store.replica = "two"
+        await asyncio.wait_for(replica().want(source("a")), 5)
+        assert loads.asked == ["a"]
+
+    asyncio.run(run())
+
+
+def test_an_attempt_counts_only_for_what_its_version_did(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the whole node was lost, the application is another, or Serve ended the replica."""
+    loads = Loads(monkeypatch, {"a": TASK})
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+
+    kept: list[Any] = []
+
+    async def attempted() -> VersionedModel:
+        store.kept.clear()
+        store.replica, store.alive, store.nodes = "one", {"one", "two"}, {"node"}
+        model = replica()
+        kept.append(model._attempts.first(Version(source="a"), lambda: False))
+        await kept[-1].__aenter__()
+        store.replica = "two"
+        store.alive = {"two"}
+        return model
+
+    async def run() -> None:
+        await attempted()
+        store.nodes = {"another"}
+        await replica().want(source("a"))
+        await attempted()
+        await replica("2", "other args").want(source("a"))
+        (await attempted()).abandon()
+        await replica().want(source("a"))
+        await attempted()
+        with pytest.raises(UserError, match="ended the process"):
+            await replica().want(source("a"))
+        store.replica = "one"
+        await kept[-1].__aexit__(None, None, None)
+        model = await attempted()
+        store.alive.add("one")
+        await model.want(source("a"))  # a record of its own that could not be removed
+        await attempted()
+        store.broken = True  # without a store there is no record, but a model
+        await replica().want(source("a"))
+        assert loads.open() == ["a"] * 5
+
+    asyncio.run(run())
+
+
+def test_once_a_version_is_loaded_the_others_load_it_at_the_same_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = Loads(monkeypatch, {"a": TASK})
+    load, gate, at_once = loads._load, threading.Event(), []
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+
+    def slowly(*arguments: Any) -> Any:
+        at_once.append(1)
+        assert gate.wait(10)
+        return load(*arguments)
+
+    monkeypatch.setattr(Host, "load", slowly)
+
+    async def run() -> None:
+        models = []
+        for name in ("one", "two", "three"):
+            store.replica = name
+            store.alive.add(name)
+            models.append(replica())
+        tasks = [asyncio.create_task(model.want(source("a"))) for model in models]
+        await asyncio.sleep(0.2)
+        assert len(at_once) == 1
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert len(at_once) == 3
+        assert not [key for key in store.kept if "attempt" in key]
+
+    asyncio.run(run())
