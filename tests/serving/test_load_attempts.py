@@ -1,4 +1,4 @@
-"""Attempts to load a version for the first time: one replica tries first, and a deadly version is refused."""
+"""Attempts to load a version for the first time: one replica tries, and a deadly version is refused."""
 
 import asyncio
 import threading
@@ -94,7 +94,7 @@ def test_a_version_that_was_cut_off_is_tried_again_after_a_while_and_not_for_eve
         await begun[-1].__aenter__()  # and its process ends in there
         store.alive.remove(name)
 
-    async def refusal() -> str | None:
+    async def refusal() -> Any:
         model = named("asks")
         await model.want(source("a"))  # that is loaded already, so it forgets nothing
         await model.want(source("unlucky"))
