@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import TrainingArguments
@@ -85,6 +86,40 @@ def test_a_file_of_training_arguments_is_read(tmp_path: Path) -> None:
         train_batch_size=16,
         per_device_train_batch_size=8,
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({"bf16": True, "warmup_ratio": 0.1}, {"mixed_precision": "bf16", "warmup_steps": 0.1}),
+        ({"no_cuda": True, "max_seq_length": 64}, {"use_gpu": False, "max_length": 64}),
+        ({"gradient_accumulation_steps": 4}, {"train_batch_size": 16}),
+        ({"fp16": False, "seed": 3}, {"seed": 3}),
+        ({"save_strategy": "steps", "save_steps": 5}, {"save_steps": 5}),
+    ],
+)
+def test_python_takes_the_same_names(given: dict[str, Any], fields: dict[str, Any]) -> None:
+    assert TrainConfig(**given) == TrainConfig(**fields)
+
+
+def test_a_misspelled_keyword_gets_a_hint() -> None:
+    misspelled: dict[str, Any] = {"learning_rat": 1e-4}
+    with pytest.raises(
+        UserError, match=r"has no field 'learning_rat'; did you mean 'learning_rate'"
+    ):
+        TrainConfig(**misspelled)
+    with pytest.raises(TypeError):
+        TrainConfig(**misspelled)
+    optimizer: dict[str, Any] = {"optim": "adafactor"}
+    with pytest.raises(UserError, match="--optim adafactor is a setting of TrainingArguments"):
+        TrainConfig(**optimizer)
+
+
+def test_help_of_a_config_explains_its_fields() -> None:
+    text = str(TrainConfig.__doc__)
+    assert text.startswith("Fine-tune a pretrained")
+    assert "  learning_rate: Peak learning rate of AdamW. (default: 5e-05)" in text
+    assert "  label_column: Own data: column of the label. (default: 'label')" in text
 
 
 def test_a_job_that_does_not_train_keeps_its_own_answer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,32 @@ def test_a_full_disk_and_ctrl_c_are_no_defects(
     assert capsys.readouterr() == ("", said)
 
 
+@pytest.mark.parametrize(
+    ("words", "terminal", "printed"),
+    [([], False, True), ([], True, False), (["--json"], True, True)],
+)
+def test_the_json_line_is_for_programs(
+    words: list[str], terminal: bool, printed: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    result = {"job": "engine", "engine": "torch", "dtype": "float32", "speed": 1.0}
+    run_job(TrainConfig, lambda _: result, words)
+    out, err = capsys.readouterr()
+    assert out == (json.dumps(result) + "\n" if printed else "")
+    assert err.startswith("best engine here: torch in float32, 1.00 times torch;")
+
+
+def test_help_shows_examples_first_and_flags_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(argv=["train", "--help"])
+    text = capsys.readouterr().out
+    marks = ["Examples:", "trainyard train --train-file mail.csv", "data options", "--train-file",
+             "model options", "training options", "--learning-rate", "worker options",
+             "output options", "--run-name"]  # fmt: skip
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)
+
+
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def job(_: TrainConfig) -> dict[str, Any]:
         raise FileNotFoundError(errno.ENOENT, "a defect")

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "platform" / "trainyard"
 CLEAN: set[str] = {
     *("aliases", "batching", "cli", "config", "data", "errors", "evaluation", "flags", "inference"),
     *("fleet", "glue", "predictors", "report", "serving", "tasks", "terminal", "tuning"),
-    *("command", "quickstart"),
+    *("command", "quickstart", "starter", "summary", "usage"),
     *("cluster", "doctor", "metrics", "models", "stats", "storage", "training"),
 }
 """Packages and root modules that follow the rules."""

@@ -12,6 +12,7 @@ from support.tiny import write_task
 ROOT = Path(__file__).parents[1]
 
 MISTAKES = {
+    "no data": ([], "there is no data to train on; give --train-file FILE.csv with columns text and"),
     "unknown task": (["--task", "sst"], "unknown task 'sst'; did you mean 'sst2'?"),
     "task without training split": (["--task", "ax"], "has no training split; train on mnli"),
     "flag typo": (["--learning-rat", "1"], "Perhaps you meant"),
@@ -98,22 +99,53 @@ def test_a_mistake_is_answered_by_one_sentence(
 ) -> None:
     flags, sentence = MISTAKES[mistake]
     flags = [str(tiny_model) if flag == "MODEL" else flag for flag in flags]
+    if flags and not {"--task", "--train-file", "--data-dir"} & set(flags):
+        flags = ["--task", "demo", *flags]
     assert sentence in refusal("train", flags, folder)
+
+
+OF_OTHER_JOBS = {
+    ("tune", "--train-file", "good.csv", "--space", "huge"): "unknown search space",
+    ("tune", "--train-file", "god.csv"): "god.csv does not exist; did you mean 'good.csv'",
+    ("eval", "--model-name-or-path", "absent"): "absent",
+    ("eval", "--validation-file", "good.csv"): "--model-name-or-path",
+    ("predict", "--model-name-or-path", "MODEL", "--input-file", "absent.csv", "--output-file",
+     "out.jsonl"): "absent.csv does not exist",
+    ("predict", "--model-name-or-path", "MODEL", "--input-file", "good.csv", "--output-file",
+     "out.xls"): "--output-file out.xls must end in",
+    ("serve", "--model-name-or-path", "./absent"): "holds no config.json",
+    ("engine", "--model-name-or-path", "./absent"): "absent",
+    ("data-doctor", "--train-file", "absent.csv"): "absent.csv does not exist",
+    ("dashboard", "--storage-path", "absent"): "absent is not a folder",
+    ("glue", "--data-dir", "absent", "--tasks", "rt"): "rt",
+    ("trian",): "trainyard has no command 'trian'; did you mean 'train'?",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", OF_OTHER_JOBS, ids=lambda words: "-".join(words[:1]))
+def test_a_mistake_with_another_job(words: tuple[str, ...], folder: Path, tiny_model: Path) -> None:
+    job, *flags = (str(tiny_model) if word == "MODEL" else word for word in words)
+    assert OF_OTHER_JOBS[words] in refusal(job, flags, folder)
 
 
 def refusal(job: str, flags: Sequence[str], folder: Path) -> str:
     """What a job says of a mistake in `folder`: one sentence, nothing else, status 2."""
+    code = "from trainyard.command import main; main()"
+    before = sorted(folder.rglob("*"))
     done = subprocess.run(
-        [sys.executable, str(ROOT / f"jobs/{job}.py"), *flags],
+        [sys.executable, "-c", code, job, *flags],
         cwd=folder, capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "platform")},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    said = " ".join(done.stderr.split())
+    lines = done.stderr.strip().splitlines()
+    lines = [line for line in lines if not line.startswith((f"trainyard {job}: ", "· "))]
+    said = " ".join(" ".join(lines).split())
     assert "Traceback" not in said
     assert done.stdout == ""
+    assert sorted(folder.rglob("*")) == before
     if said.startswith("error: "):  # our own; the rest is tyro's box with its hint
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert len(lines) == 1, done.stderr
     else:
         assert "─" in said
     return said

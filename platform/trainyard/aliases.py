@@ -4,13 +4,23 @@ A name means a flag of ours, or is answered by one sentence that names the flag 
 """
 
 import dataclasses
+import difflib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
 from trainyard.errors import UserError
-from trainyard.flags import flag
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+class UnknownField(UserError, TypeError):  # noqa: N818 (a sentence for the user, like its parent)
+    """A config was given a keyword that is none of its fields."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,38 @@ def translate(config: type[Any], args: Sequence[str]) -> list[str]:
     if "learning_rate" not in names:
         return list(args)
     return _accumulation(list(_translated(args, names)), config)
+
+
+def keywords(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace names of `TrainingArguments` among the keywords of a config, as `translate` does.
+
+    Raises:
+        UnknownField: A keyword is no field; the sentence names the likely one.
+        UserError: A setting has no equivalent field; the sentence names what to use.
+    """
+    names = [field.name for field in dataclasses.fields(config)]
+    found = {name: value for name, value in given.items() if name in names}
+    args: list[str] = []
+    for name in given.keys() - found.keys():
+        known = name == "gradient_accumulation_steps" or find_alias(name) is not None
+        if not (known and "learning_rate" in names):
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names)}"
+            raise UnknownField(f"{config.__name__} has no field '{name}'; {hint}")
+        args.append(f"{flag(name)}={given[name]}")
+    spelled = [f"{flag(name)}={value}" for name, value in found.items() if value is not None]
+    meant = [arg for arg in translate(config, [*spelled, *args]) if arg not in spelled]
+    values = {str(value): value for value in given.values()}
+    for arg, following in itertools.pairwise([*meant, "--"]):
+        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
+        value = value or ("" if following.startswith("--") else following)
+        if not arg.startswith("--"):
+            continue
+        if value:
+            found[name] = values.get(value, int(value) if value.isdecimal() else value)
+        else:
+            found[name.removeprefix("no_")] = not name.startswith("no_")
+    return found
 
 
 def _translated(args: Sequence[str], names: set[str]) -> Iterator[str]:

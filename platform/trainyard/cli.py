@@ -1,5 +1,6 @@
 """Command lines: flags and --config files to a config; results and errors to the terminal."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,12 +9,20 @@ from typing import Any, TypeVar
 
 from trainyard.aliases import translate
 from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, storage_fault
+from trainyard.flags import flag
+from trainyard.summary import summary
+from trainyard.usage import description, flattened, grouped
 
 Config = TypeVar("Config")
 
 
 def parse(
-    config: type[Config], argv: Sequence[str] | None = None, *, prog: str | None = None
+    config: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    examples: Sequence[str] = (),
+    needs: Sequence[str] = (),
 ) -> Config:
     """Build `config` from flags, reading each `--config FILE.yaml` as more flags; later flags win.
 
@@ -27,12 +36,25 @@ def parse(
     import tyro
 
     args = sys.argv[1:] if argv is None else argv
-    return tyro.cli(  # type: ignore[no-any-return]
-        config,
+    words = translate(config, list(_expand(args)))
+    values = tyro.cli(
+        grouped(config),
         prog=prog,
-        args=translate(config, list(_expand(args))),
-        config=(tyro.conf.OmitArgPrefixes,),
+        description=description(config, prog, examples),
+        args=words,
     )
+    _check_given(needs, words)
+    return config(**flattened(values))
+
+
+def _check_given(needs: Sequence[str], words: Sequence[str]) -> None:
+    """Refuse a command line without any of the flags that it needs."""
+    given = {word.partition("=")[0].replace("_", "-") for word in words}
+    if needs and given.isdisjoint(map(flag, needs)):
+        raise UserError(
+            "there is no data to train on; give --train-file FILE.csv with columns text and label, "
+            "--task NAME for a known task, or --task demo to try it on generated rows"
+        )
 
 
 def _expand(args: Sequence[str]) -> Iterator[str]:
@@ -87,15 +109,37 @@ def run_job(
     argv: Sequence[str] | None = None,
     *,
     prog: str | None = None,
+    examples: Sequence[str] = (),
+    needs: Sequence[str] = (),
+    opening: str | None = None,
 ) -> None:
-    """Parse the command line, run `job`, print its result as one JSON line, last on stdout.
+    """Parse the command line, run `job`, print its end in words and its result as JSON.
+
+    The words go to stderr. The JSON is the last line of stdout, if stdout is no terminal or with
+    --json.
+
+    Args:
+        config: Class of the flags.
+        job: The work.
+        argv: Flags; by default those of the process.
+        prog: Name of the command in its --help.
+        examples: Command lines in its --help.
+        needs: Flags of which one must be given.
+        opening: First line on stderr.
 
     Exit status: 0 only when the work is done and stored; 1 when the result says `ok: false`; 2 for
     a mistake that the user can fix, printed as one sentence; 143 or 130 when stopped by SIGTERM or
     Ctrl-C.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words or not sys.stdout.isatty()
+    if "json" not in {field.name for field in dataclasses.fields(config)}:  # type: ignore[arg-type]
+        words = [word for word in words if word != "--json"]
     try:
-        result = job(parse(config, argv, prog=prog))
+        parsed = parse(config, words, prog=prog, examples=examples, needs=needs)
+        if opening:
+            print(opening, file=sys.stderr, flush=True)  # noqa: T201
+        result = job(parsed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
@@ -110,7 +154,10 @@ def run_job(
             raise
         print(f"error: {storage_fault(error)}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+    for line in summary(result):
+        print(line, file=sys.stderr)  # noqa: T201
     sys.stderr.flush()
-    print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201
+    if as_json:
+        print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201
     if not result.get("ok", True):
         raise SystemExit(1)

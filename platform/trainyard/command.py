@@ -22,6 +22,10 @@ class Job:
     """Function from the config to its result: a mapping, or an object with `as_json`."""
     examples: tuple[str, ...]
     """Command lines for its --help, without the word `trainyard`."""
+    opening: str = "loading torch and Ray, which takes some seconds"
+    """End of the first line on stderr."""
+    needs: tuple[str, ...] = ()
+    """Fields of which one must be given as a flag."""
     preset: str | None = None
     """File of the package with flags that are read before the given ones."""
     verbs: Mapping[str, str] | None = None
@@ -52,6 +56,13 @@ JOBS: dict[str, Job] = {
         ("quickstart",),
         preset="quickstart.yaml",
     ),
+    "init": Job(
+        "Look into a file, and write a starter config for it.",
+        "trainyard.starter:InitConfig",
+        "trainyard.starter:write_starter",
+        ("init mail.csv", "train --config mail.yaml"),
+        opening="reading the file",
+    ),
     "train": Job(
         "Fine-tune a model on your own file or a known task.",
         "trainyard.config:TrainConfig",
@@ -61,6 +72,7 @@ JOBS: dict[str, Job] = {
             "train --config mail.yaml --seed 1",
             "train --task mrpc --num-workers 2 --train-batch-size 32",
         ),
+        needs=("train_file", "task", "data_dir"),
     ),
     "tune": Job(
         "Search hyperparameters, and say how sure the winner is.",
@@ -70,6 +82,7 @@ JOBS: dict[str, Job] = {
             "tune --train-file mail.csv --num-trials 8",
             "tune --config mail.yaml --space wide --searcher optuna",
         ),
+        needs=("train_file", "task", "data_dir"),
     ),
     "eval": Job(
         "Evaluate a model on labeled rows: intervals, errors, calibration, comparison.",
@@ -131,6 +144,7 @@ JOBS: dict[str, Job] = {
         "trainyard.report.dashboard:DashboardConfig",
         "trainyard.report.dashboard:run_dashboard",
         ("dashboard", "dashboard --export mail --output mail.html"),
+        opening="reading the runs",
     ),
 }  # fmt: skip
 
@@ -159,7 +173,15 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
     if words and words[0] in (job.verbs or {}):
         load((job.verbs or {})[words[0]])(words)
         return
-    run_job(job.config_class(), job.run, job.flags(words), prog=f"trainyard {name}")
+    run_job(
+        job.config_class(),
+        job.run,
+        job.flags(words),
+        prog=f"trainyard {name}",
+        examples=job.examples,
+        needs=job.needs,
+        opening=f"trainyard {name}: {job.opening}",
+    )
 
 
 def overview() -> str:
@@ -170,7 +192,8 @@ def overview() -> str:
         "Take text data to a fine-tuned, tuned and served Hugging Face model.\n\n"
         "First steps:\n"
         "  trainyard quickstart                      the built-in demo, in two minutes\n"
-        "  trainyard train --train-file mail.csv     your own rows: columns text and label\n"
+        "  trainyard init mail.csv                   a config for your own rows: mail.yaml\n"
+        "  trainyard train --config mail.yaml        fine-tune\n"
         "  trainyard dashboard                       its curves, in a browser\n\n"
         f"Commands:\n{jobs}\n\n"
         "`trainyard COMMAND --help` lists the flags of a command."

@@ -4,15 +4,20 @@ Every field is a flag (`learning_rate` is --learning-rate). The config of a job 
 it needs, so a function takes the narrowest group that it reads.
 """
 
+import ast
 import codecs
 import dataclasses
 import hashlib
+import inspect
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from trainyard.aliases import flag as flag
+from trainyard.aliases import keywords
 from trainyard.errors import UserError
 from trainyard.tasks import ProblemType
 
@@ -68,13 +73,48 @@ def recorded(default: Any, *, before: Any) -> Any:
     return dataclasses.field(default=default, metadata={"before": before, "recorded": True})
 
 
-def flag(name: str) -> str:
-    """The command line's spelling of a field."""
-    return f"--{name.replace('_', '-')}"
+def field_help(config: type[Any]) -> dict[str, str]:
+    """Read the docstrings under the fields of a config and of its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(inspect.cleandoc(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in itertools.pairwise(body.body):
+            match field, text:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(words))),
+                ):
+                    found[name] = " ".join(words.split())
+    return found
+
+
+class FlagsType(type):
+    """The class of configs: their keywords have hints and aliases, and `help` lists their fields."""
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, **given: Any) -> Any:
+            return super().__call__(**keywords(cls, given))
+
+        @property
+        def __doc__(cls) -> str:
+            about = inspect.cleandoc(vars(cls).get("__doc__") or cls.__name__)
+            if "__match_args__" not in vars(cls):  # the decorator asks whether there is a docstring
+                return about
+            words = field_help(cls)
+            fields = "\n".join(
+                f"  {field.name}: {words.get(field.name, '')}"
+                + ("" if field.default is dataclasses.MISSING else f" (default: {field.default!r})")
+                for field in dataclasses.fields(cls)
+            )
+            return f"{about}\n\nFields:\n{fields}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(metaclass=FlagsType):
     """Base of all groups: ranges, the identity, and the difference to a recorded config."""
 
     not_in_identity: ClassVar[tuple[str, ...]] = PLACE_FIELDS

@@ -177,7 +177,9 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """Build the job's last line of output: the figures without the tables."""
         splits = self.details["splits"]
-        found = {name: self.details[name] for name in ("run", "task", "score", "model", "seconds")}
+        names = ("run", "task", "score", "score_metric", "model", "seconds")
+        found = {name: self.details[name] for name in names}
+        found["rows"] = {name: split["rows"] for name, split in splits.items()}
         found["score_metric"] = self.details["score_metric"]
         found["rows"] = {name: split["rows"] for name, split in splits.items()}
         found["metrics"] = {name: split["metrics"] for name, split in splits.items()}

@@ -18,7 +18,7 @@ from trainyard.storage import (
     storage_folder,
     versions,
 )
-from trainyard.terminal import StopSignals, say
+from trainyard.terminal import StopSignals, say, stage
 from trainyard.training import check_strategy, planned_otherwise
 from trainyard.tuning.conclude import SweepResult, conclude
 from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
@@ -32,7 +32,7 @@ from trainyard.tuning.honesty import CONFIRMATION_SHARE
 from trainyard.tuning.schedulers import SCHEDULERS
 from trainyard.tuning.search import SEARCHERS, rank
 from trainyard.tuning.space import build_space
-from trainyard.tuning.trials import Context, prepare_all, say_ended, search_supply
+from trainyard.tuning.trials import Context, bar_of_runs, prepare_all, search_supply
 
 RECORD_SECONDS = 5.0
 """Seconds between two updates of the time in sweep.json."""
@@ -66,6 +66,7 @@ def tune(config: SweepConfig) -> SweepResult:
         folder.check_records()  # a damaged folder is known before anything is started
         clock = Clock(folder, known)
         asked, config = config, replace(config, test_share=_test_share(config, known))
+        stage("starting Ray")
         with ray_session(config, TOKENIZERS):
             preflight(config)
             per_worker, concurrent = trial_capacity(config, budget, nodes_for(config))
@@ -130,12 +131,13 @@ def tune(config: SweepConfig) -> SweepResult:
             )
             try:
                 if not clock.expired(config.max_seconds):
-                    fleet.run(
-                        search_supply(context, space, folder),
-                        lambda: clock.tick(config.max_seconds),
-                        say_ended,
-                        scheduler.tune_scheduler(config),
-                    )
+                    with bar_of_runs(folder.path.name, budget) as ended:
+                        fleet.run(
+                            search_supply(context, space, folder),
+                            lambda: clock.tick(config.max_seconds),
+                            ended,
+                            scheduler.tune_scheduler(config),
+                        )
                 clock.end_search()
                 _check_not_stopped(folder, signals)
                 ranked = rank(folder.records())
@@ -146,7 +148,10 @@ def tune(config: SweepConfig) -> SweepResult:
                 confirmation, unconfirmed = None, ""
                 if config.confirm_seeds and candidates:
                     supply = confirmation_supply(context, folder, candidates, default)
-                    fleet.run(supply, clock.tick, say_ended)
+                    stage("confirming the best with fresh seeds")
+                    runs = (len(candidates) + 1) * config.confirm_seeds
+                    with bar_of_runs("confirmation", runs) as ended:
+                        fleet.run(supply, clock.tick, ended)
                     _check_not_stopped(folder, signals)
                     confirmation, unconfirmed = verdict_of(folder, context, candidates, default)
                 elif config.confirm_seeds:

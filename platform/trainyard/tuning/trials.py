@@ -2,7 +2,8 @@
 
 import itertools
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from trainyard.fleet import (
 from trainyard.models import build_tokenizer
 from trainyard.storage import Fence, SweepFolder, TrialRecord, TrialSpec, record
 from trainyard.tasks import Task
-from trainyard.terminal import say
+from trainyard.terminal import progress_bar, say
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.schedulers import SCHEDULERS
 from trainyard.tuning.space import Space
@@ -121,6 +122,18 @@ def _retry_failed(trials: Iterable[TrialRecord]) -> None:
     for trial in trials:
         if trial.status == "failed":
             trial.run.update(status="stopped")
+
+
+@contextmanager
+def bar_of_runs(title: str, runs: int) -> Iterator[Callable[[RunSpec, Ended], None]]:
+    """Show a bar over `runs`; yields the function to call with each run that has ended."""
+    with progress_bar(runs, unit="run", title=title) as bar:
+
+        def ended(run: RunSpec, how: Ended) -> None:
+            say_ended(run, how)
+            bar.update()
+
+        yield ended
 
 
 def say_ended(run: RunSpec, ended: Ended) -> None:

@@ -27,7 +27,7 @@ from trainyard.storage import (
     versions,
 )
 from trainyard.tasks import Task
-from trainyard.terminal import StopSignals, say
+from trainyard.terminal import StopSignals, say, stage
 from trainyard.training.driver.environment import (
     differences,
     environment,
@@ -35,6 +35,7 @@ from trainyard.training.driver.environment import (
 )
 from trainyard.training.driver.export import export_model, model_card
 from trainyard.training.driver.launch import run_workers, worker_function
+from trainyard.training.driver.pace import slow_settings
 from trainyard.training.driver.progress_bar import ProgressBar
 from trainyard.training.driver.result import AnotherRun, FitResult, check_base_model, earlier_result
 from trainyard.training.outcome import Outcome
@@ -101,27 +102,34 @@ def fit(
                 )
             return result
         if trial is None:
+            stage("reading the data")
             splits = find_splits(config)
             resolve_model(config.model_name_or_path)
             for note in splits.notes:
                 say(note)
+            stage("starting Ray")
         with ray_session(config, TOKENIZERS):
             resources = worker_resources(config)
             if trial is None:
                 task, tokenizer = splits.task, build_tokenizer(config)
                 preflight(config)
                 watch.lap("start_up")
+                stage("tokenizing")
                 cache = folder.path.parent / ".cache"
                 data = prepare(splits, tokenizer, config, cache, folder)
                 folder.share_tables(data.folders)
-                for warning in warnings(data, task, config.max_length):
+                alerts = warnings(data, task, config.max_length)
+                for warning in (*alerts, *slow_settings(config, len(data.table("train")))):
                     say(warning)
                 watch.lap("tokenization")
             else:
                 task, tokenizer, data = trial.task, trial.tokenizer, trial.data
+                alerts = []
                 watch.lap("start_up")
             threads = int(resources.get("CPU", 1))
             data = _open_record(folder, config, data, trial, environment(config, threads))
+            if alerts:
+                folder.update(warnings=alerts)
             if trial is not None and config.worker_counts == [1]:
                 outcome = worker_function(
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
@@ -204,7 +212,9 @@ def _supervise(
     pool = ThreadPoolExecutor(1)
     leaving = threading.Event()
     try:
-        with signals.training(), room_asked_for(config, resources), ProgressBar(folder) as bar:
+        stage(f"training {folder.path.name}: {len(data.table('train'))} rows")
+        bar = ProgressBar(folder, task.score)
+        with signals.training(), room_asked_for(config, resources), bar:
             workers = pool.submit(run_workers, config, task, data, folder, resources, leaving)
             while not workers.done():
                 wait([workers], timeout=0.2)
@@ -263,6 +273,8 @@ def _conclude(
     folder.add_seconds(watch.take())
     spent = time_ledger(folder.read(), folder.progress())  # of all attempts
     tables = {name: data.table(name) for name in data.folders}
+    words = one_answer_words(answers)
+    alerts = [*folder.read().get("warnings", []), *([words] if words else [])]
     result = FitResult(
         run=folder.path.name,
         task=task.name,
@@ -277,10 +289,12 @@ def _conclude(
         padding_efficiency=outcome.padding_efficiency,
         truncated_rows={name: table.info["truncated_rows"] for name, table in tables.items()},
         rows={name: len(table) for name, table in tables.items()},
+        score_metric=task.score,
+        warnings=alerts,
     )
-    if words := one_answer_words(answers):
+    if words:
         say(f"note: {words}")
     known = {"one_answer": answers} if answers else {}
-    folder.update(status="finished", result=asdict(result), **known)
+    folder.update(status="finished", result=asdict(result), warnings=alerts, **known)
     folder.clean_up()
     return result

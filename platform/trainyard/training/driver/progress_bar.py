@@ -1,9 +1,45 @@
 """The progress bar of a run, read from the run's folder."""
 
-import sys
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from trainyard.storage import RunFolder
+from trainyard.terminal import progress_bar, say
+
+
+class Lines:
+    """Lines that a file gets after this object was made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._end = path.stat().st_size if path.exists() else 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Read what was appended since the last call, without a line that is being written."""
+        if not self._path.exists():
+            return
+        size = self._path.stat().st_size
+        self._end = min(self._end, size)  # a resumed run drops the lines after its checkpoint
+        if size == self._end:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._end)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._end += len(whole) + len(newline)
+        for line in whole.splitlines():
+            yield json.loads(line)
+
+
+def evaluation_words(line: Mapping[str, Any], score: str, last_step: int) -> str:
+    """Return the sentence about an evaluation line of metrics.jsonl."""
+    ends = line.get("intervals", {}).get(score)
+    behind = " (95 % interval {:.3f} to {:.3f})".format(*ends) if ends else ""
+    return (
+        f"step {line['step']} of {last_step}: {line['split']} {score} "
+        f"{line['metrics'][score]:.4f}{behind}"
+    )
 
 
 class ProgressBar:
@@ -13,9 +49,10 @@ class ProgressBar:
     nothing waits for it.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, score: str) -> None:
+        self._folder, self._score = folder, score
         self._bar: Any = None
+        self._lines = Lines(folder.path / "metrics.jsonl")
 
     def __enter__(self) -> Self:
         return self
@@ -26,23 +63,21 @@ class ProgressBar:
             self._bar.close()
 
     def update(self) -> None:
-        """Show where the run is."""
-        from tqdm import tqdm
-
+        """Show where the run is, and each new evaluation in a line."""
         found = self._folder.progress()
         if not found:
             return
         size = found["rows_per_step"]
         if self._bar is None:
-            self._bar = tqdm(
-                total=found["last_step"] * size,
-                initial=(found["step"] - 1) * size,
+            self._bar = progress_bar(
+                found["last_step"] * size,
                 unit="row",
-                desc=self._folder.path.name,
-                file=sys.stderr,
-                # A log file gets a line now and then, a terminal a moving bar.
-                mininterval=0.5 if sys.stderr.isatty() else 30,
+                title=self._folder.path.name,
+                done=(found["step"] - 1) * size,
             )
+        for line in self._lines.new():
+            if self._score in line.get("metrics", {}):
+                say(evaluation_words(line, self._score, found["last_step"]))
         self._bar.set_postfix_str(
             ", ".join(
                 f"{name} {value:.4g}"

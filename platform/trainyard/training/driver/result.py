@@ -1,6 +1,6 @@
 """The result of a run, and the check that the run in a folder is the requested one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,6 +34,10 @@ class FitResult:
     truncated_rows: Mapping[str, int]
     rows: Mapping[str, int] = field(default_factory=dict)
     """Number of rows of each split, as it was trained or evaluated on."""
+    score_metric: str = ""
+    """Name of the metric that `score` is."""
+    warnings: Sequence[str] = ()
+    """Sentences about the data and the result that the run has printed."""
 
     def as_json(self) -> dict[str, Any]:
         return {"job": "train", **asdict(self)}

@@ -1,0 +1,247 @@
+"""`trainyard init`: look into a file of texts and labels, and write a starter config for it."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.flags import Flags
+
+SAMPLE = 2000
+"""Rows that are looked at."""
+
+TEXTS = ("text", "sentence", "sentence1", "body", "content", "review", "message", "comment",
+         "question", "premise", "description", "title")  # fmt: skip
+SECOND_TEXTS = {"sentence1": "sentence2", "question": "answer", "premise": "hypothesis",
+                "question1": "question2", "text_a": "text_b", "text": "text_pair"}  # fmt: skip
+LABELS = ("label", "labels", "class", "category", "target", "sentiment", "tag", "tags", "intent",
+          "topic", "rating", "score")  # fmt: skip
+"""Usual names of columns, the likeliest first."""
+
+MANY_CLASSES = 20
+"""Distinct numbers above which a column of numbers is a quantity, not a class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig(Flags):
+    """Look into a file, and write a commented config that `trainyard train --config` reads.
+
+    The columns are guessed from their names and contents; check them in the written file.
+    """
+
+    train_file: Annotated[str, tyro.conf.Positional]
+    """.csv, .tsv, .json, .jsonl or .parquet."""
+    output: str | None = None
+    """Config to write. Default: the name of the file, with .yaml."""
+    force: bool = False
+    """Replace an existing config."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Columns and kind of the labels of a file."""
+
+    text: str
+    pair: str | None
+    label: str
+    problem_type: str | None
+    encoding: str
+    delimiter: str | None
+    longest: int
+    """Characters of the longest texts, but for one in a hundred."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the config's fields about the data, without those that have their default."""
+        found = {
+            "text_column": self.text,
+            "text_pair_column": self.pair,
+            "label_column": self.label,
+            "problem_type": self.problem_type,
+            "delimiter": self.delimiter,
+            "encoding": self.encoding,
+        }
+        usual = {**{name: getattr(TrainConfig, name) for name in found}, "text_column": "text"}
+        return {name: value for name, value in found.items() if value != usual[name]}
+
+
+def write_starter(config: InitConfig) -> dict[str, Any]:
+    """Write the config, and return the job's JSON.
+
+    Raises:
+        UserError: The file cannot be used for training, or the config exists.
+    """
+    from trainyard.data import find_splits
+
+    source = Path(config.train_file)
+    path = Path(config.output or f"{source.stem}.yaml")
+    if path.exists() and not config.force:
+        raise UserError(f"{path} exists; give another --output, or --force to replace it")
+    if not source.is_file():
+        raise UserError(f"{source} does not exist; give the path of a file")
+    guess = guess_columns(source)
+    run = TrainConfig(train_file=str(source), **guess.fields())
+    splits = find_splits(run)
+    labels = splits.task.labels or ()
+    rows = {split.name: sum(len(b) for b in split.batches()) for split in splits.splits}
+    path.write_text(starter(source, guess, rows, labels), encoding="utf-8")
+    return {
+        "job": "init",
+        "config": str(path),
+        "rows": rows,
+        "labels": list(labels),
+        **{f"{name}_column": value for name, value in
+           (("text", guess.text), ("text_pair", guess.pair), ("label", guess.label))},
+    }  # fmt: skip
+
+
+def starter(source: Path, guess: Guess, rows: Mapping[str, int], labels: Sequence[str]) -> str:
+    """Build the text of the config: guessed columns, and settings that are fast on few rows."""
+    counts = ", ".join(f"{count} rows of {name}" for name, count in rows.items())
+    shown = ", ".join(labels[:12]) + (" …" if len(labels) > 12 else "")
+    data = "".join(f"{name}: {json.dumps(value)}\n" for name, value in guess.fields().items())
+    length = next((size for size in (128, 256) if guess.longest / 3 < size), 512)
+    few = rows["train"] < 2000
+    return f"""\
+# trainyard train --config THIS_FILE          trainyard train --help explains every line
+# {counts}{f"; labels: {shown}" if labels else ""}
+train_file: {json.dumps(str(source))}
+# validation_file: more.csv                   # else a seeded tenth of the rows is held out
+{data}
+# The model: a Hub id such as microsoft/deberta-v3-small, or a folder.
+# model_name_or_path: distilbert-base-uncased
+max_length: {length}                               # tokens per row; longer rows are truncated
+
+# Faster than the defaults, which are those of transformers.
+learning_rate: 1e-4
+train_batch_size: 32
+per_device_train_batch_size: 16
+num_train_epochs: {5 if few else 3}
+# mixed_precision: bf16                       # on processors and GPUs that compute in it
+# use_gpu: true
+
+run_name: {json.dumps(_run_name(source))}
+# early_stopping_patience: 2
+# seed: 42
+"""
+
+
+def _run_name(source: Path) -> str:
+    kept = "".join(char if char.isascii() and char.isalnum() else "-" for char in source.stem)
+    return kept.strip("-") or "own"
+
+
+def guess_columns(path: Path) -> Guess:
+    """Guess the columns of a file by their names, else by their contents.
+
+    Raises:
+        UserError: No column holds texts, or none could be the label.
+    """
+    columns, encoding, delimiter = _sample(path)
+    if not columns or not next(iter(columns.values())):
+        raise UserError(f"{path} has no rows; expected a column of texts and one of labels")
+    names = {name.lower(): name for name in columns}
+    texts = [name for name in columns if any(isinstance(value, str) for value in columns[name])]
+    label = next((names[name] for name in LABELS if name in names), None)
+    text = next((names[name] for name in TEXTS if name in names and names[name] != label), None)
+    if label is None:
+        rest = [name for name in columns if name != text]
+        label = min(rest, key=lambda name: _distinct(columns[name]), default=None)
+    if text is None:
+        rest = [name for name in texts if name != label]
+        text = max(rest, key=lambda name: _length(columns[name]), default=None)
+    if text is None or label is None:
+        listed = ", ".join(map(repr, columns))
+        raise UserError(f"{path} has the columns {listed}; expected one of texts and one of labels")
+    pair = names.get(SECOND_TEXTS.get(text.lower(), ""))
+    lengths = sorted(
+        sum(len(str(columns[name][row])) for name in (text, pair) if name)
+        for row in range(len(columns[text]))
+    )
+    return Guess(
+        text,
+        pair,
+        label,
+        _problem_type(columns[label]),
+        encoding,
+        delimiter,
+        lengths[int(0.99 * (len(lengths) - 1))],
+    )
+
+
+def _distinct(values: Sequence[Any]) -> int:
+    return len({str(value) for value in values})
+
+
+def _length(values: Sequence[Any]) -> int:
+    return sum(len(str(value)) for value in values)
+
+
+def _problem_type(values: Sequence[Any]) -> str | None:
+    """Return the kind of the labels; None for classes."""
+    if any(isinstance(value, list) or str(value).startswith("[") for value in values):
+        return "multi_label_classification"
+    try:
+        numbers = {float(value) for value in values}
+    except (TypeError, ValueError):
+        return None
+    whole = all(number.is_integer() for number in numbers)
+    return None if whole and len(numbers) <= MANY_CLASSES else "regression"
+
+
+def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:
+    """Return the first rows by column, the encoding, and a delimiter that is not the usual one."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        from trainyard.data import open_parquet
+
+        with open_parquet(path) as file:
+            batch = next(file.iter_batches(SAMPLE), None)
+        return ({} if batch is None else batch.to_pydict()), "utf-8", None
+    if kind not in (".csv", ".tsv", ".json", ".jsonl"):
+        raise UserError(
+            f"{path.name} ends in {path.suffix!r}, expected a file that ends in "
+            ".csv, .tsv, .json, .jsonl or .parquet; convert or rename it"
+        )
+    text, encoding = _decoded(path)
+    if kind in (".json", ".jsonl"):
+        return _by_column(_objects(path, text)), encoding, None
+    lines = text.splitlines(keepends=True)
+    usual = "," if kind == ".csv" else "\t"
+    head = lines[0] if lines else ""
+    delimiter = max((usual, ",", ";", "\t", "|"), key=head.count)
+    rows = list(islice(csv.DictReader(lines, delimiter=delimiter), SAMPLE))
+    return _by_column(rows), encoding, None if delimiter == usual else delimiter
+
+
+def _decoded(path: Path) -> tuple[str, str]:
+    content = path.read_bytes()
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return content.decode(encoding).removeprefix("\ufeff"), encoding
+        except UnicodeDecodeError:
+            continue
+    return content.decode("latin-1"), "latin-1"
+
+
+def _objects(path: Path, text: str) -> list[Any]:
+    try:
+        if text.lstrip().startswith("["):
+            found = json.loads(text)[:SAMPLE]
+        else:
+            lines = (line for line in text.splitlines() if line.strip())
+            found = [json.loads(line) for line in islice(lines, SAMPLE)]
+    except ValueError as error:
+        raise UserError(f"{path} is no valid JSON ({error}); expected one object a line") from error
+    return [row for row in found if isinstance(row, dict)]
+
+
+def _by_column(rows: Sequence[Mapping[Any, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(str(name) for row in rows for name in row if name is not None)
+    return {name: [row.get(name) for row in rows] for name in names}

@@ -1,0 +1,145 @@
+"""The end of a job in words, from its JSON line: the score, where things lie, and what to do next."""
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def summary(result: Result) -> list[str]:
+    """Return the lines for people; none for a job that has said everything already."""
+    words = SUMMARIES.get(str(result.get("job")))
+    return [] if words is None else list(words(result))
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them: 41 s, 4 min 16 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def short(path: str) -> str:
+    """Write a path relative to the working directory, where it lies below it."""
+    here = str(Path.cwd()) + os.sep
+    return path.removeprefix(here)
+
+
+def scores(result: Result) -> Iterator[str]:
+    """Return the headline score of each split: `validation accuracy 0.933 (95 % interval …)`."""
+    rows = result.get("rows", {})
+    for split, metrics in result["metrics"].items():
+        name = result.get("score_metric") or next(iter(metrics))
+        if name not in metrics:
+            continue
+        about = []
+        if ends := result.get("intervals", {}).get(split, {}).get(name):
+            about.append("95 % interval {:.3f} to {:.3f}".format(*ends))
+        if split in rows:
+            about.append(f"{rows[split]} rows")
+        behind = f" ({', '.join(about)})" if about else ""
+        yield f"{split} {name} {metrics[name]:.3f}{behind}"
+
+
+def _next(**commands: str) -> Iterator[str]:
+    width = max(map(len, commands))
+    for name, command in commands.items():
+        yield f"  {name:{width}}  {command}"
+
+
+def _after_model(model: str) -> Iterator[str]:
+    path = shlex.quote(short(model))
+    yield from _next(
+        model=short(model),
+        predict=f"trainyard predict --model-name-or-path {path} --input-file FILE "
+        "--output-file answers.jsonl",
+        serve=f"trainyard serve --model-name-or-path {path}",
+        curves=_dashboard(short(str(Path(model).parents[1]))),
+    )
+
+
+def _dashboard(storage: str) -> str:
+    return "trainyard dashboard" + ("" if storage == "runs" else f" --storage-path {storage}")
+
+
+def _train(result: Result) -> Iterator[str]:
+    yield f"trained {result['run']}: {result['steps']} steps in {duration(result['seconds'])}"
+    yield from (f"  {line}" for line in scores(result))
+    yield from _after_model(result["model"])
+
+
+def _eval(result: Result) -> Iterator[str]:
+    yield f"evaluated {result['model']} in {duration(result['seconds'])}"
+    yield from (f"  {line}" for line in scores(result))
+    for split, verdict in result.get("verdict", {}).items():
+        yield f"  {split}, compared with {result['against']}: {verdict}"
+    yield from _next(report=short(result["report"]))
+
+
+def _tune(result: Result) -> Iterator[str]:
+    ends = result["interval"]
+    behind = " (95 % interval {:.3f} to {:.3f})".format(*ends) if ends else ""
+    best = ", ".join(f"{name} {value}" for name, value in result["best_hyperparameters"].items())
+    yield f"tuned {result['run']} in {duration(result['seconds'])}: score {result['score']:.3f}{behind}"
+    yield f"  best of {sum(result['trials'].values())} trials: {best or 'the default recipe'}"
+    if result["verdict"]:
+        yield f"  compared with the default recipe: {result['verdict']}"
+    yield from _next(config=f"trainyard train --config {shlex.quote(short(result['best_config']))}")
+    yield from _after_model(result["model"])
+
+
+def _predict(result: Result) -> Iterator[str]:
+    errors = f", {result['errors']} of them with an error" if result.get("errors") else ""
+    yield (
+        f"predicted {result['rows']} rows{errors} in {duration(result['seconds'])}: "
+        f"{short(result['output_file'])}"
+    )
+
+
+def _glue(result: Result) -> Iterator[str]:
+    mean = (
+        "not every task is finished" if result["score"] is None else f"{100 * result['score']:.1f}"
+    )
+    yield f"suite {result['run']} in {duration(result['seconds'])}; average: {mean}"
+    yield from _next(table=short(result["table"]), curves="trainyard dashboard")
+
+
+def _engine(result: Result) -> Iterator[str]:
+    yield (
+        f"best engine here: {result['engine']} in {result['dtype']}, {result['speed']:.2f} times torch; "
+        "serving with `engine: auto` uses it"
+    )
+
+
+def _data_doctor(result: Result) -> Iterator[str]:
+    found = f"{len(result['severe'])} severe findings, {result['notices']} notices"
+    yield f"examined {result['run']} in {duration(result['seconds'])}: {found}"
+    yield from _next(report=short(result["report"]))
+
+
+def _init(result: Result) -> Iterator[str]:
+    columns = [result["text_column"], result["text_pair_column"], result["label_column"]]
+    yield (
+        f"wrote {result['config']}: columns {', '.join(name for name in columns if name)}; "
+        f"{result['rows']['train']} rows to train on"
+    )
+    yield from _next(train=f"trainyard train --config {shlex.quote(result['config'])}")
+
+
+SUMMARIES: Mapping[str, Callable[[Result], Iterator[str]]] = {
+    "init": _init,
+    "train": _train,
+    "eval": _eval,
+    "tune": _tune,
+    "predict": _predict,
+    "glue": _glue,
+    "engine": _engine,
+    "doctor_data": _data_doctor,
+}
+"""Words by the `job` of a JSON line."""

@@ -1,0 +1,87 @@
+"""The --help of a job: examples first, then its flags in groups."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from operator import getitem
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from trainyard.flags import field_help
+
+Config = TypeVar("Config")
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "data": (
+        "train_file", "validation_file", "test_file", "input_file", "task", "data_dir", "splits",
+        "text_column", "text_pair_column", "label_column", "problem_type", "drop_labels",
+        "merge_similar_labels", "delimiter", "encoding", "test_share", "data_seed",
+        "split_version", "max_train_samples",
+    ),
+    "model": (
+        "model_name_or_path", "revision", "max_length", "init", "resize_embeddings", "model_task",
+        "engine", "dtype", "threads",
+    ),
+    "training": (
+        "num_train_epochs", "max_steps", "learning_rate", "train_batch_size",
+        "per_device_train_batch_size", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm",
+        "mixed_precision", "gradient_checkpointing", "pad_to_multiple_of", "pad_to_max_length",
+        "seed", "loop", "eval_steps", "save_steps", "early_stopping_patience", "logging_steps",
+        "per_device_eval_batch_size",
+    ),
+    "worker": (
+        "num_workers", "use_gpu", "resources_per_worker", "strategy", "zero_stage",
+        "address", "label_selector", "max_failures", "verbose",
+    ),
+    "output": ("run_name", "storage_path", "fresh", "ledger", "output_file", "output"),
+}  # fmt: skip
+"""Flags that several jobs have, by the box of --help that shows them. A job's own come first."""
+
+
+def grouped(config: type[Any]) -> type[Any]:
+    """Build the type that tyro parses: a nested dataclass for each group of `config`'s fields."""
+    import tyro
+
+    home = {name: title for title, names in GROUPS.items() for name in names}
+    order = {name: place for place, name in enumerate(home)}
+    hints, words = get_type_hints(config, include_extras=True), field_help(config)
+    boxes: dict[str, list[Any]] = {"": [], **{title: [] for title in GROUPS}}
+    for field in sorted(dataclasses.fields(config), key=lambda field: order.get(field.name, -1)):
+        about = tyro.conf.arg(
+            name=field.name.replace("_", "-"),
+            prefix_name=False,
+            help=words.get(field.name),
+            metavar="FILE" if tyro.conf.Positional in get_args(hints[field.name]) else None,
+        )
+        kind = getitem(Annotated, (hints[field.name], about))
+        missing = field.default is dataclasses.MISSING
+        default = dataclasses.field() if missing else dataclasses.field(default=field.default)
+        boxes[home.get(field.name, "")].append((field.name, kind, default))
+    groups = [(title, _plain(title, fields)) for title, fields in boxes.items() if title and fields]
+    found: type[Any] = dataclasses.make_dataclass(
+        config.__name__, [*boxes[""], *groups], kw_only=True
+    )
+    return found
+
+
+def _plain(title: str, fields: list[Any]) -> Any:
+    import tyro
+
+    kind = dataclasses.make_dataclass(title, fields, kw_only=True)
+    return Annotated[kind, tyro.conf.arg(help="", prefix_name=False)]
+
+
+def flattened(values: Any) -> dict[str, Any]:
+    """Return the fields of all groups of a parsed object."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        found |= flattened(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return found
+
+
+def description(config: type[Any], prog: str | None, examples: Sequence[str]) -> str:
+    """Build the text above the flags: examples, then the class's docstring."""
+    about = inspect.cleandoc(vars(config)["__doc__"] or "")
+    command = (prog or "").partition(" ")[0]
+    lines = "".join(f"  {command} {example}\n" for example in examples)
+    return f"Examples:\n{lines}\n{about}" if examples else about

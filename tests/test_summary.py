@@ -1,0 +1,93 @@
+"""The end of a job in words, and advice before it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard.config import TrainConfig
+from trainyard.summary import duration, summary
+from trainyard.training.driver.pace import slow_settings
+from trainyard.training.driver.progress_bar import Lines, evaluation_words
+
+TRAINED: dict[str, Any] = {
+    "job": "train", "run": "mail", "task": "own", "score": 0.9, "score_metric": "accuracy",
+    "metrics": {"validation": {"f1": 0.7, "accuracy": 0.9}}, "seconds": 256.3, "steps": 102,
+    "intervals": {"validation": {"accuracy": [0.84, 0.95]}}, "rows": {"validation": 30},
+    "model": "runs/mail/model",
+}  # fmt: skip
+
+
+def test_a_training_ends_in_words() -> None:
+    lines = summary({**TRAINED, "model": str(Path.cwd() / "runs/mail/model")})
+    assert lines[:2] == [
+        "trained mail: 102 steps in 4 min 16 s",
+        "  validation accuracy 0.900 (95 % interval 0.840 to 0.950, 30 rows)",
+    ]
+    assert "trainyard serve --model-name-or-path runs/mail/model" in lines[4]
+    assert lines[5].endswith("trainyard dashboard")
+
+
+def test_a_path_with_a_space_is_quoted() -> None:
+    lines = summary({**TRAINED, "model": "my runs/mail/model"})
+    assert any(line.endswith("--model-name-or-path 'my runs/mail/model'") for line in lines)
+
+
+def test_a_job_without_words_prints_none() -> None:
+    assert summary({"job": "doctor", "ok": True}) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(4.25, "4.2 s"), (41, "41 s"), (256.3, "4 min 16 s"), (7500, "2 h 5 min")],
+)
+def test_seconds_read_as_people_say_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "advice"),
+    [
+        ({}, 100, None),
+        ({}, 1000, "--per-device-train-batch-size 8 computes a step in fewer passes"),
+        ({}, 50_000, "--train-batch-size 32"),
+        ({"train_batch_size": 32, "per_device_train_batch_size": 16}, 50_000, None),
+        ({"per_device_train_batch_size": 4, "num_workers": 2}, 1000, None),
+    ],
+)
+def test_a_setting_that_is_needlessly_slow_gets_one_sentence(
+    fields: dict[str, Any], rows: int, advice: str | None
+) -> None:
+    found = slow_settings(TrainConfig(**fields), rows)
+    assert len(found) == (advice is not None)
+    assert all(advice in sentence for sentence in found if advice)
+
+
+def test_lines_of_a_file_are_read_once_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    lines = Lines(path)
+    assert not list(lines.new())
+    with path.open("a") as file:
+        file.write('{"step": 2}\n{"ste')
+    assert list(lines.new()) == [{"step": 2}]
+    with path.open("a") as file:
+        file.write('p": 3}\n')
+    assert list(lines.new()) == [{"step": 3}]
+    path.write_text('{"step": 1}\n')  # as a resumed run drops lines
+    assert not list(lines.new())
+    with path.open("a") as file:
+        file.write('{"step": 2}\n')
+    assert list(lines.new()) == [{"step": 2}]
+
+
+def test_an_evaluation_names_its_metric() -> None:
+    line = {
+        "step": 34,
+        "split": "validation",
+        "metrics": {"f1": 0.5},
+        "intervals": {"f1": [0.4, 0.6]},
+    }
+    assert evaluation_words(line, "f1", 102) == (
+        "step 34 of 102: validation f1 0.5000 (95 % interval 0.400 to 0.600)"
+    )
