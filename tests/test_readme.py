@@ -16,7 +16,7 @@ from trainyard.serving.options import HostOptions
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 COMMANDS = re.findall(
-    rf"python jobs/({'|'.join(JOBS)})\.py ((?:.*\\\n)*.*)",
+    rf"(?:python jobs/|trainyard )({'|'.join(JOBS)})(?:\.py)?\b ?((?:.*\\\n)*.*)",
     f"{README}\n{MAKEFILE}".replace("`", "\n"),
 )
 

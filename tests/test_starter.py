@@ -1,6 +1,5 @@
 """`trainyard init`: the columns that it guesses, and the config that it writes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,29 @@ from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.starter import InitConfig, write_starter
 
-FILES: dict[str, tuple[str, bytes, dict[str, Any]]] = {
-    "usual names": ("mail.csv", b"text,label\n" + b"ba,x\nco,y\n" * 20, {}),
+
+def rows(pattern: str, count: int) -> str:
+    return "".join(pattern.format(row) for row in range(count))
+
+
+FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "usual names": ("mail.csv", "text,label\n" + rows("ba {0},x\nco {0},y\n", 20), {}),
     "semicolons and cp1252": (
-        "de.csv",
-        b"Id;Kommentar;Kategorie\n" + "1;schön war es;gut\n2;na ja;schlecht\n".encode("cp1252") * 20,
+        "de.csv", "Id;Kommentar;Kategorie\n" + rows("1;schön war es {0};gut\n2;na ja {0};schlecht\n", 20),
         {"text_column": "Kommentar", "label_column": "Kategorie", "delimiter": ";",
          "encoding": "cp1252"},
     ),
     "pairs": (
-        "pairs.tsv", b"sentence1\tsentence2\tlabel\n" + b"ba\tco\t0\nda\tfo\t1\n" * 20,
+        "pairs.tsv", "sentence1\tsentence2\tlabel\n" + rows("ba {0}\tco\t0\nda {0}\tfo\t1\n", 20),
         {"text_column": "sentence1", "text_pair_column": "sentence2"},
     ),
     "a quantity": (
-        "stars.jsonl",
-        b"".join(json.dumps({"review": f"so {i}", "rating": i / 7}).encode() + b"\n"
-                 for i in range(40)),
+        "stars.jsonl", rows('{{"review": "so {0}", "rating": {0}.5}}\n', 40),
         {"text_column": "review", "label_column": "rating", "problem_type": "regression"},
     ),
     "several labels": (
         "tags.jsonl",
-        b"".join(json.dumps({"body": f"so {i}", "tags": ["a", "b"][: 1 + i % 2]}).encode() + b"\n"
-                 for i in range(40)),
+        rows('{{"body": "so {0}", "tags": ["a"]}}\n{{"body": "na {0}", "tags": ["a", "b"]}}\n', 20),
         {"text_column": "body", "label_column": "tags",
          "problem_type": "multi_label_classification"},
     ),
@@ -45,7 +45,7 @@ def test_a_starter_config_trains_its_file(
 ) -> None:
     name, content, fields = FILES[kind]
     monkeypatch.chdir(tmp_path)
-    Path(name).write_bytes(content)
+    Path(name).write_bytes(content.encode(fields.get("encoding", "utf-8")))
     written = write_starter(InitConfig(train_file=name))
     config = parse(TrainConfig, ["--config", written["config"]])
     wanted = TrainConfig(train_file=name, **fields)

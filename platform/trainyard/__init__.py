@@ -1,7 +1,10 @@
 """Trainyard: from a text data set to a fine-tuned, tuned and served Hugging Face model, by Ray.
 
-    from trainyard import TrainConfig, fit
-    result = fit(TrainConfig(task="mrpc", data_dir="glue"))
+    from trainyard import TrainConfig, fit, serve
+    result = fit(TrainConfig(train_file="mail.csv"))
+    result.predict(["where is my order?"])
+    with serve(result.model) as server:
+        print(server.url)
 
 Every package loads its public names on first use, so importing one costs nothing.
 """

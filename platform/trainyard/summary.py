@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,36 @@ def summary(result: Result) -> list[str]:
     """Return the lines for people; none for a job that has said everything already."""
     words = SUMMARIES.get(str(result.get("job")))
     return [] if words is None else list(words(result))
+
+
+class Readable:
+    """Base of results: words for a notebook or a prompt, from `as_json`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the job's JSON."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return "\n".join(summary(self.as_json()))
+
+    def _repr_html_(self) -> str:
+        """Build the scores as a table under the first line; notebooks call it."""
+        found = self.as_json()
+        title, *_ = summary(found)
+        intervals = found.get("intervals", {})
+        rows = [
+            (split, name, f"{value:.4f}", _ends(intervals.get(split, {}).get(name)))
+            for split, metrics in found.get("metrics", {}).items()
+            for name, value in metrics.items()
+        ]
+        cells = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in row)}</tr>" for row in rows)
+        head = "<tr><th>split</th><th>metric</th><th>value</th><th>95 % interval</th></tr>"
+        table = f"<table>{head}{cells}</table>" if rows else ""
+        return f"<p><b>{escape(title)}</b></p>{table}<p>{escape(short(str(found.get('model', ''))))}</p>"
+
+
+def _ends(interval: Any) -> str:
+    return "{:.4f} to {:.4f}".format(*interval) if interval else ""
 
 
 def duration(seconds: float) -> str:
@@ -72,6 +103,8 @@ def _train(result: Result) -> Iterator[str]:
     yield f"trained {result['run']}: {result['steps']} steps in {duration(result['seconds'])}"
     yield from (f"  {line}" for line in scores(result))
     yield from _after_model(result["model"])
+    if "open" in result:  # the quickstart has served the model, and ended the server
+        yield f"`trainyard serve` starts the server again; then open {result['open']} in a browser"
 
 
 def _eval(result: Result) -> Iterator[str]:

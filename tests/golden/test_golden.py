@@ -58,7 +58,7 @@ def flags_of(job: str) -> dict[str, Any]:
     """Read the type and default of each flag from --help, without the prose."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"],
-        env={**os.environ, "COLUMNS": "1000", "PYTHONPATH": str(ROOT / "platform")},
+        env={**os.environ, "COLUMNS": "129", "PYTHONPATH": str(ROOT / "platform")},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     boxed = [line for line in done.stdout.splitlines() if line.startswith("│")]

@@ -48,6 +48,7 @@ from trainyard.flags import ScoringFlags, WorkerFlags
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
 from trainyard.models import CLASSIFIER, build_accelerator, build_tokenizer, load_model
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
+from trainyard.summary import Readable
 from trainyard.terminal import progress_bar, say, stage
 
 Logits = dict[str, NDArray[Any]]
@@ -167,8 +168,8 @@ def check_finite(logits: Mapping[str, NDArray[Any]], model: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Readable):
     """Result of an evaluation; `details` is the content of evaluation.json."""
 
     folder: Path
@@ -177,9 +178,7 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """Build the job's last line of output: the figures without the tables."""
         splits = self.details["splits"]
-        names = ("run", "task", "score", "score_metric", "model", "seconds")
-        found = {name: self.details[name] for name in names}
-        found["rows"] = {name: split["rows"] for name, split in splits.items()}
+        found = {name: self.details[name] for name in ("run", "task", "score", "model", "seconds")}
         found["score_metric"] = self.details["score_metric"]
         found["rows"] = {name: split["rows"] for name, split in splits.items()}
         found["metrics"] = {name: split["metrics"] for name, split in splits.items()}

@@ -2,8 +2,9 @@
 
 import contextlib
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from trainyard.flags import Flags
 from trainyard.models import Dtype, EngineName
@@ -30,6 +31,44 @@ class ServeConfig(Flags):
     """Number format of the forward passes."""
     threads: int | None = None
     """Threads of a forward pass. Default: all of the machine."""
+
+
+class Server:
+    """A model that is served by this process, until `stop` or the end of a `with` block.
+
+    Attributes:
+        url: Address of the model, as `InferenceClient(model=url)` takes it.
+    """
+
+    def __init__(self, source: str, port: int | None, options: Mapping[str, Any]) -> None:
+        from trainyard.serving.local import served
+
+        self._stack = contextlib.ExitStack()
+        self.url: str = self._stack.enter_context(served(source, port=port, **options))
+
+    def stop(self) -> None:
+        """End the server."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"model served at {self.url}; stop() ends it"
+
+
+def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
+    """Serve a run, a folder of a saved model or a Hub id from this process, without blocking it.
+
+    `options` are those of `trainyard.serving.app:build`; without a `port` a free one is taken.
+
+    Raises:
+        UserError: The model cannot be loaded.
+    """
+    return Server(source, port, options)
 
 
 def serve_model(config: ServeConfig) -> dict[str, Any]:

@@ -24,14 +24,15 @@ from trainyard.storage import (
     sync_tree,
     write_atomic,
 )
+from trainyard.summary import Readable
 from trainyard.tasks import Task
 from trainyard.terminal import say
 from trainyard.tuning.confirm import DEFAULT, run_name
 from trainyard.tuning.space import Space
 
 
-@dataclass(frozen=True)
-class SweepResult:
+@dataclass(frozen=True, repr=False)
+class SweepResult(Readable):
     """Result of a finished sweep.
 
     `score` is the winner's, corrected for having been picked where it was confirmed; `verdict`

@@ -19,14 +19,15 @@ from trainyard.doctor.data.page import page
 from trainyard.doctor.data.rows import Rows, all_splits, faulty_texts, read
 from trainyard.models import build_tokenizer
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
+from trainyard.summary import Readable
 from trainyard.tasks import Task
 from trainyard.terminal import say
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Examination:
+@dataclass(frozen=True, repr=False)
+class Examination(Readable):
     """Result of `examine_data`; `report` is the content of doctor.json."""
 
     folder: Path

@@ -33,7 +33,6 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = config.pinned()
     parts = Parts(config)
-    stage(f"loading {config.model_name_or_path}")
     with parts.lease():
         stage(f"loading {config.model_name_or_path}")
         predictor = config.predictor()

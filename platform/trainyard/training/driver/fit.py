@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -65,6 +65,7 @@ def fit(
     config: TrainConfig,
     trial: Trial | None = None,
     *,
+    callbacks: Sequence[Any] = (),
     patience: float = 5.0,
     fence: Fence | None = None,
 ) -> FitResult:
@@ -73,6 +74,8 @@ def fit(
     A finished run is not repeated: its result is returned. For `patience` seconds `fit` waits for
     another driver of the run: processes of a killed job live for a second or two, and those of a dead
     node count as alive for a minute. A sweep or a suite passes the `fence` of its lease.
+    `callbacks` are `TrainerCallback`s of transformers, for a config with `loop="trainer"`. They run in
+    the workers, and no identity holds them.
 
     Raises:
         SupersededError: when another driver has taken the run, or what it belongs to, over.
@@ -82,6 +85,11 @@ def fit(
     """
     watch = trial.watch if trial else Stopwatch()
     check_strategy(config)
+    if callbacks and config.loop != "trainer":
+        raise UserError(
+            f"callbacks are called by transformers' Trainer, but the loop is {config.loop}; set "
+            "loop='trainer', or leave them out"
+        )
     folder = open_run(config.storage_path, config.resolved_run_name, fence)
     folder.check()
     folder.create()
@@ -135,7 +143,9 @@ def fit(
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
                 )()
             else:
-                outcome = _supervise(config, task, data, folder, resources, signals, lease)
+                outcome = _supervise(
+                    config, task, data, folder, resources, signals, lease, callbacks
+                )
             watch.lap("training")
         lease.check()
         folder.add_seconds(watch.take())
@@ -204,6 +214,7 @@ def _supervise(
     resources: Mapping[str, float],
     signals: StopSignals,
     lease: Lease,
+    callbacks: Sequence[Any],
 ) -> Outcome:
     """Run the workers from a thread, while this one shows progress and takes signals.
 
@@ -215,7 +226,9 @@ def _supervise(
         stage(f"training {folder.path.name}: {len(data.table('train'))} rows")
         bar = ProgressBar(folder, task.score)
         with signals.training(), room_asked_for(config, resources), bar:
-            workers = pool.submit(run_workers, config, task, data, folder, resources, leaving)
+            workers = pool.submit(
+                run_workers, config, task, data, folder, resources, leaving, callbacks
+            )
             while not workers.done():
                 wait([workers], timeout=0.2)
                 lease.poll()

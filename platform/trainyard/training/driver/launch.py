@@ -2,7 +2,7 @@
 
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ def run_workers(
     folder: RunFolder,
     resources: Mapping[str, float],
     leaving: threading.Event,
+    callbacks: Sequence[Any] = (),
 ) -> Outcome:
     """Run the workers, with at most `max_failures` restarts between two checkpoints.
 
@@ -49,7 +50,15 @@ def run_workers(
     failures = attempt = saved = 0
     while True:
         count = worker_count(config, dict(resources), attempt=attempt)
-        trainer = _trainer(config, task, data, folder, resources, count)
+        work = worker_function(
+            config,
+            task,
+            data,
+            folder,
+            threads=int(resources.get("CPU", 1)),
+            callbacks=callbacks,
+        )
+        trainer = _trainer(config, work, folder, resources, count)
         attempt += 1
         try:
             with Watch(config, dict(resources), count, folder) as watch:
@@ -88,13 +97,11 @@ def run_workers(
 
 def _trainer(
     config: TrainConfig,
-    task: Task,
-    data: PreparedData,
+    work: Callable[[], Outcome],
     folder: RunFolder,
     resources: Mapping[str, float],
     count: int,
 ) -> Any:
-    work = worker_function(config, task, data, folder, threads=int(resources.get("CPU", 1)))
     return build_trainer(
         config,
         work,
@@ -131,6 +138,7 @@ def worker_function(
     *,
     threads: int,
     on_evaluation: Callable[[], bool] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Callable[[], Outcome]:
     """Return the function that each worker runs: the loop, with one thread for each of its CPUs."""
 
@@ -139,11 +147,12 @@ def worker_function(
         from trainyard.training.worker.trainer_loop import train_by_trainer
 
         claim_processor(threads)
-        loops = {"accelerate": train, "trainer": train_by_trainer}
         try:
             place, tables = folder.on_this_node(data.folders)
             here = replace(data, folders=tables)
-            return loops[config.loop](config, task, here, place, on_evaluation)
+            if config.loop == "trainer":
+                return train_by_trainer(config, task, here, place, on_evaluation, callbacks)
+            return train(config, task, here, place, on_evaluation)
         except SupersededError:
             raise
         except UserError as error:  # returned, not raised: it would be retried

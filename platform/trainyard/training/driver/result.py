@@ -2,18 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trainyard.batching import PLAN_VERSION
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, find_splits
 from trainyard.errors import UserError
+from trainyard.inference import PREDICTORS, Predictor
 from trainyard.models import weights_digest
 from trainyard.storage import RunFolder, storage_folder
+from trainyard.summary import Readable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, repr=False)
+class FitResult(Readable):
     """The result of a finished run; `score` is the task's headline metric, higher is better.
 
     `metrics` holds {split: {metric: value}} of the best checkpoint, and `intervals` the 95 % intervals
@@ -40,7 +47,54 @@ class FitResult:
     """Sentences about the data and the result that the run has printed."""
 
     def as_json(self) -> dict[str, Any]:
+        """Return the job's JSON."""
         return {"job": "train", **asdict(self)}
+
+    @property
+    def history(self) -> "pd.DataFrame":
+        """Losses and metrics of the run by step, from its metrics.jsonl.
+
+        Columns are `epoch`, `loss`, `learning_rate` and SPLIT_METRIC; a step without a value has NaN.
+
+        Raises:
+            UserError: The run lies in a bucket, or its metrics.jsonl is damaged.
+        """
+        import pandas as pd
+
+        by_step: dict[int, dict[str, Any]] = {}
+        for line in RunFolder(self._model_folder().parent).metrics():
+            row = by_step.setdefault(line["step"], {})
+            if "split" in line:
+                row |= {f"{line['split']}_{name}": x for name, x in line["metrics"].items()}
+            else:
+                row |= {name: value for name, value in line.items() if name != "step"}
+        return pd.DataFrame.from_dict(by_step, orient="index").rename_axis("step").sort_index()
+
+    def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+        """Predict texts, or pairs of them, with the trained model in this process.
+
+        Returns:
+            {"label": …, "score": …} of each text: the likeliest label.
+
+        Raises:
+            UserError: A text cannot be used.
+        """
+        inputs = [
+            text if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True))
+            for text in texts
+        ]
+        answers = _predictor(str(self._model_folder()))(inputs, truncation=True) if inputs else []
+        return [best for best, *_ in answers]
+
+    def _model_folder(self) -> Path:
+        if "://" in self.model:
+            raise UserError(f"{self.model} lies in a bucket; copy the run to a folder first")
+        return Path(self.model)
+
+
+@lru_cache(1)
+def _predictor(model: str) -> Predictor:
+    return PREDICTORS["text-classification"].load(model)
 
 
 class AnotherRun(UserError):  # noqa: N818 (a sentence for the user, like its parent)

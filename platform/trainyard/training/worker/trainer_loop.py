@@ -5,7 +5,7 @@ keeps its optimizer step, accumulation, clipping and precision. Order, padding, 
 weights of uneven micro-batches come from the plan.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,8 +31,9 @@ def train_by_trainer(
     data: PreparedData,
     folder: RunFolder,
     on_evaluation: Callable[[], bool] | None = None,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> Outcome:
-    """Train like `loop.train`, with `transformers.Trainer`."""
+    """Train like `loop.train`, with `transformers.Trainer` and the user's callbacks."""
     accelerator = training_accelerator(config)
     session = Session(config, task, data, folder, accelerator, on_evaluation)
     model = build_model(
@@ -101,7 +102,7 @@ def train_by_trainer(
         ),
         train_dataset=micro_batches,
         optimizers=(optimizer, scheduler),
-        callbacks=[AfterStep()],
+        callbacks=[AfterStep(), *callbacks],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
