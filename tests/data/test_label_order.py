@@ -12,7 +12,7 @@ from support.small_models import classifier
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inputs import (
-    Judged,
+    EvaluatedModel,
     column_order,
     describe,
     labeled_splits,
@@ -24,8 +24,8 @@ from trainyard.tasks import get_task
 MRPC, STSB, MNLI = get_task("mrpc"), get_task("stsb"), get_task("mnli")
 
 
-def judged(*labels: str) -> Judged:
-    return Judged("m", "m", None, labels, None, None)
+def judged(*labels: str) -> EvaluatedModel:
+    return EvaluatedModel("m", "m", None, labels, None, None)
 
 
 def test_labels_in_another_order_are_put_right() -> None:
@@ -147,3 +147,11 @@ def test_a_file_of_numbers_is_read_with_the_labels_of_a_generic_model(tmp_path: 
         1, 0, 1,
     ]  # fmt: skip
     assert not splits_of(model, rows(tmp_path / "same.csv", "LABEL_1", "LABEL_0")).notes
+
+
+def test_a_file_of_several_labels_a_row_is_matched(tmp_path: Path) -> None:
+    labels = ("LABEL_0", "LABEL_1", "LABEL_2")
+    model = classifier(tmp_path / "model", labels, problem_type="multi_label_classification")
+    (split,) = splits_of(model, rows(tmp_path / "rows.csv", "0|2", "1")).splits
+    found = [label for batch in split.batches() for label in batch["label"].to_pylist()]
+    assert found == [[1, 0, 1], [0, 1, 0]]

@@ -16,7 +16,7 @@ from trainyard.errors import UserError
 from trainyard.evaluation.comparison import WITHHELD, Selection, clean_rows, compare, selection_of
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.details import calibration
-from trainyard.evaluation.inputs import Judged, group_of_rows
+from trainyard.evaluation.inputs import EvaluatedModel, group_of_rows
 from trainyard.stats import bootstrap_interval, metric_interval
 from trainyard.storage.manifest import file_digest
 from trainyard.tasks import get_task
@@ -36,7 +36,9 @@ def glue(tmp_path: Path) -> Path:
     return tmp_path / "glue"
 
 
-def write_run(path: Path, config: TrainConfig, evaluations: int = 3, **fields: Any) -> Judged:
+def write_run(
+    path: Path, config: TrainConfig, evaluations: int = 3, **fields: Any
+) -> EvaluatedModel:
     """The folder of a run, as `train` leaves it."""
     (path / "model").mkdir(parents=True)
     sources = {split.name: split.digest for split in find_splits(config).splits}
@@ -47,14 +49,16 @@ def write_run(path: Path, config: TrainConfig, evaluations: int = 3, **fields: A
     return model_in(path)
 
 
-def model_in(path: Path) -> Judged:
-    return Judged(
+def model_in(path: Path) -> EvaluatedModel:
+    return EvaluatedModel(
         name="A", path=str(path / "model"), task="rte", labels=("a", "b"), problem_type=None,
         max_length=None,
     )  # fmt: skip
 
 
-def kinds(model: Judged, glue: Path, *names: str, **flags: Any) -> list[tuple[str, int | None]]:
+def kinds(
+    model: EvaluatedModel, glue: Path, *names: str, **flags: Any
+) -> list[tuple[str, int | None]]:
     """What is found out about splits of the task."""
     config = TrainConfig(task="rte", data_dir=str(glue))
     flags = {"data_dir": str(glue), "task": "rte"} | flags
@@ -130,7 +134,7 @@ def test_own_files_are_recognized_by_their_content(tmp_path: Path, glue: Path) -
 def test_nothing_is_known_of_a_model_without_a_run(tmp_path: Path, glue: Path) -> None:
     (tmp_path / "model").mkdir()
     assert kinds(model_in(tmp_path), glue, "validation") == [("unknown", 1)]
-    hub = Judged(name="A", path="org/model", task="rte", labels=("a", "b"), problem_type=None,
+    hub = EvaluatedModel(name="A", path="org/model", task="rte", labels=("a", "b"), problem_type=None,
                  max_length=None)  # fmt: skip
     assert kinds(hub, glue, "validation") == [("unknown", 1)]
 

@@ -12,10 +12,10 @@ import pytest
 from support.serving_locally import load
 from support.small_models import bert, classifier, encoder_decoder, gpt2
 
-from trainyard.inference import tokenizing
 from trainyard.inference.limits import Budget, Limits, TooLargeError
 from trainyard.inference.registry import PREDICTORS
 from trainyard.inference.tasks.zero_shot_classification import ZeroShotClassification
+from trainyard.inference.tokenizing import Row
 from trainyard.serving.replica.host import Host
 
 MODELS: dict[str, Any] = {
@@ -164,9 +164,9 @@ def test_the_worst_body_is_refused_before_it_is_built(
     host, built = hosts[task], [0]
     read: list[int] = []
 
-    def row(*values: Any) -> tokenizing.Row:
+    def row(*values: Any) -> Row:
         built[0] += 1
-        return tokenizing.Row(*values)
+        return Row(*values)
 
     monkeypatch.setattr("trainyard.inference.tokenizing.Row", row)
     monkeypatch.setattr("trainyard.inference.generation.Row", row)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ class LabelEncoder:
     """Empty for a regression."""
     source: str
     """Name of the training file, for error sentences."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other labels of rows, and the name that each stands for."""
 
     def encode(self, batch: Batch) -> pa.Array:
         """Return int64 class ids, float32 targets or list<float32> multi-hot rows.
@@ -61,19 +63,20 @@ class LabelEncoder:
         if self.problem_type == "regression":
             return pa.array(labels, pa.float32())
         ids = {name: index for index, name in enumerate(self.names)}
+        ids |= {alias: ids[name] for alias, name in self.aliases.items()}
         try:
             if self.problem_type == "single_label_classification":
                 return pa.array([ids[name] for name in labels], pa.int64())
-            multi_hot = np.zeros((len(labels), len(ids)), np.float32)
+            multi_hot = np.zeros((len(labels), len(self.names)), np.float32)
             for row, names in enumerate(labels):
                 multi_hot[row, [ids[name] for name in names]] = 1
         except KeyError:
             raise self._unknown(batch) from None
-        offsets = np.arange(len(labels) + 1, dtype=np.int32) * len(ids)
+        offsets = np.arange(len(labels) + 1, dtype=np.int32) * len(self.names)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(multi_hot.ravel()))
 
     def _unknown(self, batch: Batch) -> UserError:
-        known = set(self.names)
+        known = {*self.names, *self.aliases}
         index, name = next(
             (index, name)
             for index, names in enumerate(_name_lists(batch))

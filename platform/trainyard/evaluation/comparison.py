@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from trainyard.data import Split, selection_and_test
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.inputs import Judged
+from trainyard.evaluation.inputs import EvaluatedModel
 from trainyard.metrics import decode, get_metric
 from trainyard.stats import distinct_rows, group_numbers, paired_bootstrap, statistic_of
 from trainyard.storage import RunFolder, SweepFolder, file_digest
@@ -42,7 +42,7 @@ class Selection:
         return {"kind": self.kind, "sentence": self.sentence, "candidates": self.candidates}
 
 
-def selection_of(model: Judged, config: EvalConfig, task: str, split: Split) -> Selection:
+def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
     """Find out from a model's run folder whether a split chose it."""
     found = _run_of(model)
     if found is None:
@@ -80,7 +80,7 @@ def selection_of(model: Judged, config: EvalConfig, task: str, split: Split) -> 
     )
 
 
-def _unknown(model: Judged) -> Selection:
+def _unknown(model: EvaluatedModel) -> Selection:
     return Selection(
         kind="unknown",
         sentence=(
@@ -90,7 +90,7 @@ def _unknown(model: Judged) -> Selection:
     )
 
 
-def _run_of(model: Judged) -> tuple[RunFolder, Mapping[str, Any]] | None:
+def _run_of(model: EvaluatedModel) -> tuple[RunFolder, Mapping[str, Any]] | None:
     """Find the run of a model's folder; for a sweep's model, the run that it was copied from."""
     if model.folder is None:
         return None

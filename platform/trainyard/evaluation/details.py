@@ -170,7 +170,7 @@ def numeric_groups(values: NDArray[np.float64], unit: str = "") -> dict[str, NDA
     """Group rows by quartiles of a number; fewer if values repeat. NaN and infinity are a group."""
     known = np.isfinite(values)
     edges = np.unique(np.quantile(values[known], np.linspace(0, 1, QUARTERS + 1)))
-    shown = _told_apart(edges)
+    shown = _distinct_names(edges)
     groups = {f"{shown[0]}{unit}": known}
     if len(edges) > 1:
         groups = {}
@@ -181,7 +181,7 @@ def numeric_groups(values: NDArray[np.float64], unit: str = "") -> dict[str, NDA
     return groups if known.all() else {**groups, "(no number)": ~known}
 
 
-def _told_apart(numbers: NDArray[np.float64]) -> list[str]:
+def _distinct_names(numbers: NDArray[np.float64]) -> list[str]:
     """Format numbers with the fewest digits that keep them distinct: equal names would merge groups."""
     told = ([f"{number:.{digits}g}" for number in numbers] for digits in range(6, 18))
     return next(words for words in told if len(set(words)) == len(numbers))

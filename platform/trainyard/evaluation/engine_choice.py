@@ -20,7 +20,7 @@ from trainyard.data import Splits
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EngineConfig
 from trainyard.evaluation.inputs import (
-    Judged,
+    EvaluatedModel,
     column_order,
     describe,
     in_task_order,
@@ -125,7 +125,7 @@ class Bench:
         expected: Logits of torch in the task's order, shape [rows, labels].
     """
 
-    def __init__(self, model: Judged, splits: Splits, config: EngineConfig) -> None:
+    def __init__(self, model: EvaluatedModel, splits: Splits, config: EngineConfig) -> None:
         self._model, self._task, self._seed = model, splits.task, config.seed
         self._order = column_order(model, splits.task, config.label_mapping)
         self._torch = self.load("torch", "float32")

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.data import (
-    Batch,
     LabelEncoder,
     OwnFile,
     Split,
@@ -29,14 +28,11 @@ from trainyard.models import load_config, resolve_model
 from trainyard.storage import RunFolder, file_digest
 from trainyard.tasks import ProblemType, Task, get_task, own_task
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 _GENERIC = re.compile(r"LABEL_([0-9]+)")
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedModel:
     """Description of a fine-tuned model by its config, without its weights."""
 
     name: str
@@ -52,13 +48,13 @@ class Judged:
         return Path(self.path) if Path(self.path).is_dir() else None
 
 
-def describe(name: str) -> Judged:
+def describe(name: str) -> EvaluatedModel:
     """Read a model's config, and its run's if it is in a run folder, but not its weights."""
     settings = load_config(name)
     path = resolve_model(name)
     labels = tuple(settings.id2label[i] for i in sorted(settings.id2label))
     regression = settings.problem_type == "regression" or len(labels) == 1
-    return Judged(
+    return EvaluatedModel(
         name=name,
         path=path,
         task=getattr(settings, "finetuning_task", None),
@@ -86,13 +82,13 @@ def _trained_length(folder: Path) -> int | None:
     return length
 
 
-def max_length(model: Judged, asked: int | None) -> int:
+def max_length(model: EvaluatedModel, asked: int | None) -> int:
     """Return `--max-length`, else the value of the model's training, else 128."""
     return asked or model.max_length or DEFAULT_LENGTH
 
 
 def match_labels(
-    labels: Sequence[str], model: Judged, given: Mapping[str, str] | None = None
+    labels: Sequence[str], model: EvaluatedModel, given: Mapping[str, str] | None = None
 ) -> dict[str, str] | None:
     """Match each of the rows' `labels` with one of the model's; None if a label has no match.
 
@@ -113,7 +109,9 @@ def match_labels(
     return None
 
 
-def match_task(model: Judged, task: Task, given: Mapping[str, str] | None = None) -> dict[str, str]:
+def match_task(
+    model: EvaluatedModel, task: Task, given: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Match the labels of a task with the model's, see `match_labels`.
 
     A model of LABEL_0, LABEL_1, … has the labels in the task's order.
@@ -142,7 +140,9 @@ def match_task(model: Judged, task: Task, given: Mapping[str, str] | None = None
     )
 
 
-def column_order(model: Judged, task: Task, given: Mapping[str, str] | None = None) -> list[int]:
+def column_order(
+    model: EvaluatedModel, task: Task, given: Mapping[str, str] | None = None
+) -> list[int]:
     """Find the index of the model's output for each of the task's labels, see `match_task`.
 
     Raises:
@@ -180,7 +180,9 @@ def _folded(label: str) -> str:
 OWN_SPLIT = "validation"
 
 
-def labeled_splits(config: EvaluatedRows, model: Judged, wanted: Sequence[str] = ()) -> Splits:
+def labeled_splits(
+    config: EvaluatedRows, model: EvaluatedModel, wanted: Sequence[str] = ()
+) -> Splits:
     """Read the splits of `--task`, or the file of `--validation-file` with the model's labels.
 
     `wanted` names the splits. Default: the evaluation splits of the task.
@@ -219,7 +221,7 @@ def labeled_splits(config: EvaluatedRows, model: Judged, wanted: Sequence[str] =
     return replace(splits, notes=(*splits.notes, *mapping_note(found)))
 
 
-def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
+def _own_file(config: EvaluatedRows, model: EvaluatedModel) -> Splits:
     texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
     problem_type = cast("ProblemType", model.problem_type or "single_label_classification")
     path = Path(config.validation_file or "")
@@ -240,29 +242,13 @@ def _own_file(config: EvaluatedRows, model: Judged) -> Splits:
         problem_type=problem_type,
     )
     parts = (file_digest(path), texts, config.label_column, problem_type, model.labels)
-    digest = repr((*parts, *sorted(encoder.mapping.items()))) if notes else repr(parts)
+    digest = repr((*parts, *sorted(encoder.aliases.items()))) if notes else repr(parts)
     return Splits(task, [Split(OWN_SPLIT, digest, partial(file.encoded, encoder))], notes)
 
 
-@dataclass(frozen=True)
-class _MappedLabels(LabelEncoder):
-    """Encoder of labels that a mapping translates to the model's."""
-
-    mapping: Mapping[str, str]
-
-    def encode(self, batch: Batch) -> "pa.Array":
-        """Encode the model's names of the labels."""
-        name = self.mapping.get
-        labels = [
-            [name(each, each) for each in label] if isinstance(label, list) else name(label, label)
-            for label in batch.labels or []
-        ]
-        return LabelEncoder.encode(self, replace(batch, labels=labels))
-
-
 def _encoder(
-    file: OwnFile, model: Judged, given: Mapping[str, str] | None
-) -> tuple[_MappedLabels, list[str]]:
+    file: OwnFile, model: EvaluatedModel, given: Mapping[str, str] | None
+) -> tuple[LabelEncoder, list[str]]:
     """Read the file once, which reports its faults, and match its labels with the model's."""
     found: dict[str, None] = {}
     for batch in file.batches():
@@ -278,7 +264,7 @@ def _encoder(
         )
     source = f"the model {model.name}"
     names = (given or {}) if mapping is None else mapping
-    encoder = _MappedLabels(file.problem_type, model.labels, source, names)
+    encoder = LabelEncoder(file.problem_type, model.labels, source, names)
     for batch in file.batches() if mapping is None else ():
         encoder.encode(batch)  # names the row of the label that has no match
     return encoder, mapping_note(names)

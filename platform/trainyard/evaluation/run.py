@@ -25,7 +25,7 @@ from trainyard.evaluation.comparison import Selection, clean_rows, compare, sele
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.details import calibration, confusion, per_class, slices, worst_rows
 from trainyard.evaluation.inputs import (
-    Judged,
+    EvaluatedModel,
     column_order,
     describe,
     extra_columns,
@@ -210,38 +210,31 @@ def evaluate(config: EvalConfig) -> Evaluation:
     splits = labeled_splits(config, model, config.splits)
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
-    if other:
-        column_order(
-            other, splits.task, config.label_mapping
-        )  # refuses a model that does not fit before anything starts
-    columns = {split.name: extra_columns(config, splits, split.name) for split in splits.splits}
-    groups = {split.name: group_of_rows(config, splits, split.name) for split in splits.splits}
+    models = [model, *([other] if other else [])]
+    for each in models:  # refuses one that does not fit before anything starts
+        column_order(each, splits.task, config.label_mapping)
+    facts = {
+        split.name: _Facts(
+            extra_columns(config, splits, split.name),
+            group_of_rows(config, splits, split.name),
+            [selection_of(each, config, splits.task.name, split) for each in models],
+        )
+        for split in splits.splits
+    }
     name = config.resolved_run_name(splits.task.name)
     folder = JobFolder(storage_folder(config.storage_path) / name)
     folder.create()
     for note in splits.notes:
         say(note)
-    judged = [model, *([other] if other else [])]
-    selections = {
-        split.name: [selection_of(each, config, splits.task.name, split) for each in judged]
-        for split in splits.splits
-    }
     stage(f"starting {config.num_workers} worker process(es)")
     with ray_session(config):
-        data, logits = _predict(config, splits, judged, folder.path)
+        data, logits = _predict(config, splits, models, folder.path)
     stage("computing intervals, slices and calibration")
     found = {
-        name: _judge(
-            config,
-            splits,
-            name,
-            data,
-            [each[name] for each in logits],
-            further,
-            selections[name],
-            groups[name],
+        name: _evaluate_split(
+            config, splits, name, data, [each[name] for each in logits], facts[name]
         )
-        for name, further in columns.items()
+        for name in facts
     }
     if words := one_answer_words(one_answers(found)):
         say(f"note: {words}")
@@ -269,25 +262,25 @@ def evaluate(config: EvalConfig) -> Evaluation:
     return Evaluation(folder.path, details)
 
 
-def _stored_temperature(model: Judged) -> float | None:
+def _stored_temperature(model: EvaluatedModel) -> float | None:
     """Temperature stored with the model; None for 1."""
     found = stored_temperature(model.folder) if model.folder else 1.0
     return None if found == 1 else found
 
 
 def _predict(
-    config: EvalConfig, splits: Splits, judged: list[Judged], folder: Path
+    config: EvalConfig, splits: Splits, models: list[EvaluatedModel], folder: Path
 ) -> tuple[PreparedData, list[Logits]]:
     """Return token tables of the first model, and logits of all, columns in the task's order."""
-    orders = [column_order(model, splits.task, config.label_mapping) for model in judged]
+    orders = [column_order(model, splits.task, config.label_mapping) for model in models]
     jobs = []
-    for model in judged:
+    for model in models:
         scoring = config.scoring(model.name, max_length(model, config.max_length))
         data = prepare(splits, build_tokenizer(scoring), scoring, folder.parent / ".cache")
         jobs.append((model.path, data, scoring))
     found = predict_on_ray(jobs, config, folder)
     shutil.rmtree(folder / "ray", ignore_errors=True)
-    for model, logits in zip(judged, found, strict=True):
+    for model, logits in zip(models, found, strict=True):
         check_finite(logits, model.name)
     ordered = [
         {name: in_task_order(logits, order) for name, logits in each.items()}
@@ -296,22 +289,29 @@ def _predict(
     return jobs[0][1], ordered
 
 
-def _judge(
+@dataclass(frozen=True)
+class _Facts:
+    """Facts of a split that are read before any model runs."""
+
+    columns: Mapping[str, Sequence[str]]
+    groups: NDArray[Any] | None
+    selections: Sequence[Selection]
+
+
+def _evaluate_split(
     config: EvalConfig,
     splits: Splits,
     name: str,
     data: PreparedData,
-    logits: list[Any],
-    columns: Mapping[str, Sequence[str]],
-    selections: Sequence[Selection],
-    groups: NDArray[Any] | None,
+    logits: list[NDArray[Any]],
+    facts: _Facts,
 ) -> dict[str, Any]:
-    """Compute all results of the first model on one split; `columns` define further slices.
+    """Compute all results of the first model on one split; `facts.columns` define further slices.
 
     Calibration and comparison leave out rows that chose the models, if other rows remain.
     """
     task, table = splits.task, data.table(name)
-    labels = table.labels[:]
+    labels, groups = table.labels[:], facts.groups
     mine, seed = logits[0], config.seed
     worst = worst_rows(task, mine, labels, config.num_errors)
     texts = texts_of(splits, name, [error["row"] for error in worst])
@@ -321,18 +321,18 @@ def _judge(
         **score(task, mine, labels, seed=seed, groups=groups),
         "classes": per_class(task, mine, labels, seed=seed),
         "confusion": confusion(task, mine, labels),
-        "slices": slices(task, mine, labels, table.lengths, columns, seed=seed),
+        "slices": slices(task, mine, labels, table.lengths, facts.columns, seed=seed),
         "worst": [{**error, **texts[error["row"]]} for error in worst],
     }
     if task.problem_type != "regression":
-        rows, (selection,) = clean_rows(selections[:1], labels)
+        rows, (selection,) = clean_rows(facts.selections[:1], labels)
         kept = slice(None) if rows is None else rows
         found["calibration"] = calibration(
             task.problem_type, mine[kept], labels[kept], seed=seed, selection=selection
         )
     if len(logits) > 1:
         names = (config.model_name_or_path, str(config.against))
-        rows, on_rows = clean_rows(selections, labels)
+        rows, on_rows = clean_rows(facts.selections, labels)
         kept = slice(None) if rows is None else rows
         found["comparison"] = {
             **compare(

@@ -129,10 +129,9 @@ def _save(source: Path, target: Path, name: str) -> list[str]:
             source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source)
         )
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"model {name}: {source.name} is damaged or holds more than tensors, which could run code "
-            f"({reason}); get its weights as safetensors"
+            f"model {name}: {source.name} is damaged or holds more than tensors, which could run code; get "
+            "its weights as safetensors"
         ) from error
     others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
