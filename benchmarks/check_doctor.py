@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 
 from trainyard.config import TrainConfig
-from trainyard.doctor.data.balance import drift
 from trainyard.doctor.data.duplicates import contradictions, duplicates
-from trainyard.doctor.data.features import features
-from trainyard.doctor.data.labels import out_of_fold, suspicious_labels
+from trainyard.doctor.data.labels import drift, features, out_of_fold, suspicious_labels
 from trainyard.doctor.data.rows import Rows, all_splits, faulty_texts, read
 from trainyard.storage.software import versions
 from trainyard.tasks import get_task

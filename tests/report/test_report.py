@@ -16,6 +16,7 @@ from trainyard.report.kit.page import (
     Table,
     Text,
     duration,
+    markdown,
     number,
     render,
     static_text,
@@ -103,6 +104,22 @@ def test_missing_values_and_nan_are_shown_and_never_drawn() -> None:
     assert charts.lines(rows, "x", "y")["datasets"]["rows"] == [{"x": 2.0, "y": 0.5}]
 
 
+def test_a_page_is_markdown_too() -> None:
+    table = Table(
+        "Scores", ["model", "f1"], [["a|b", Cell("0.91", note="0.8 to 0.9")], ["*", None]]
+    )
+    figure = Figure("F1", charts.dots([{"f1": 0.5, "name": "a"}], "f1", "name"))
+    sections = [
+        Section("Results", [Facts([("Rows", 1200)]), table, Text("Of <task>.", "note")]),
+        Section("Charts", [figure]),
+    ]
+    assert markdown("T", sections).splitlines() == [
+        "# T", "", "## Results", "", "- Rows: **1,200**", "",
+        "| model | f1 |", "| --- | --- |", r"| a\|b | 0.91 (0.8 to 0.9) |", r"| \* | – |", "",
+        r"Of \<task>.",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.12345, "0.1235"), (12345.6, "12,346"), (3, "3"), (2e-5, "2e-05"), (None, "–"),
@@ -132,6 +149,14 @@ def test_few_digits_leave_no_number_at_zero(value: float, digits: int, shown: st
 )
 def test_durations_are_formatted(seconds: float | None, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize("items", range(2, 20))
+def test_no_fact_stands_alone_in_its_row(items: int) -> None:
+    html = render("T", [Section("A", [Facts([(str(n), n) for n in range(items)], wide=True)])])
+    columns = int(re.findall(r"--columns:(\d+)", html)[0])
+    assert 2 <= columns <= 6
+    assert items % columns != 1
 
 
 def palettes() -> dict[str, dict[str, str]]:

@@ -90,6 +90,20 @@ def test_the_time_of_a_run_is_accounted_for(timed: dict[int, tuple[Path, float]]
         assert ("sync" in found) >= (count > 1)
 
 
+def test_a_run_records_the_use_of_its_node_and_what_the_driver_said(
+    by_workers: dict[int, Path],
+) -> None:
+    for folder in by_workers.values():
+        rows = read_lines(folder / "usage.jsonl")
+        assert rows
+        assert all(row["memory_bytes"] > row["worker_memory_bytes"] > 0 for row in rows)
+        assert all(0 <= row["cpu_percent"] <= 100 for row in rows)
+        assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+        log = (folder / "log.txt").read_text().splitlines()
+        assert log[0].endswith(" started")
+        assert log[-1].endswith(" ended")
+
+
 def test_the_model_is_plain_transformers(by_workers: dict[int, Path]) -> None:
     from transformers import pipeline
 

@@ -33,7 +33,7 @@ from trainyard.tuning.confirm import (
 )
 from trainyard.tuning.search import rank
 from trainyard.tuning.space import build_space
-from trainyard.tuning.sweep import Clock
+from trainyard.tuning.sweep import Clock, rows_set_aside
 from trainyard.tuning.trials import Context, prepare_all
 
 CONFIG = SweepConfig(task="mrpc", confirm_seeds=2)
@@ -266,6 +266,22 @@ def test_without_the_predictions_of_all_trials_there_is_no_verdict(
     result = conclude(folder, TASKS["mrpc"], SPACE, ranked, confirmation, "", 12.0)
     assert (result.verdict, result.best_trial) == (None, "trial-0001")
     assert "no verdict: the search saw all rows" in folder.best_config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "known", "share"),
+    [
+        ({}, {}, 0.5),  # half of the rows confirm
+        ({"test_share": 0.3}, {}, 0.3),
+        ({"confirm_seeds": 0}, {}, 0.0),
+        ({}, {"identity": "x"}, 0.0),  # an earlier version searched all rows
+        ({}, {"identity": "x", "test_share": 0.5}, 0.5),
+    ],
+)
+def test_a_search_does_not_see_the_rows_that_confirm(
+    flags: dict[str, Any], known: dict[str, Any], share: float
+) -> None:
+    assert rows_set_aside(dataclasses.replace(CONFIG, **flags), known) == share
 
 
 @pytest.mark.parametrize(

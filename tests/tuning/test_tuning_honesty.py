@@ -92,6 +92,28 @@ def test_searched_rows_choose_and_only_the_others_are_scored() -> None:
     assert found.verdict == "worse"
 
 
+def test_a_candidate_is_scored_with_seeds_that_did_not_pick_it() -> None:
+    """Each of two equal candidates is right with every other seed: whichever is picked was lucky."""
+    labels = np.arange(400) % 2
+    good, bad = labels, np.where(np.arange(400) % 4 < 2, labels, 1 - labels)
+    runs = [[bad] * 4, [good, bad, good, bad], [bad, good, bad, good]]
+    found = confirm([Judged("accuracy", runs, labels, np.arange(400) < 200)])
+    assert found.corrected == 0.5  # 0.75 is the mean, and 1.0 the score with the seeds that picked
+
+
+def test_a_winner_among_several_has_a_wider_interval() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    runs = [np.where(rng.random(400) < share, labels, 1 - labels) for share in (0.6, 0.7, 0.8, 0.9)]
+    one, two = (
+        confirm([Judged("accuracy", [runs] * (1 + n), labels, np.arange(400) < 200)])
+        for n in (1, 2)
+    )
+    assert one.corrected == two.corrected
+    assert two.interval[0] < one.interval[0] < one.interval[1] < two.interval[1]
+    assert two.default_interval == one.default_interval
+
+
 def test_runs_that_agree_on_all_rows_do_not_prove_that_they_are_equal() -> None:
     labels = np.arange(100) % 2
     runs = [[labels] * 3, [labels] * 3]

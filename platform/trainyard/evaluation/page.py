@@ -91,7 +91,7 @@ def _results(found: Details) -> Section:
         [
             name, _title(metric),
             _with_interval(c["difference"], c.get("corrected_interval", c["interval"])), c["test"],
-            c.get("corrected_p_value", c.get("p_value")), c["verdict"],
+            c.get("corrected_p_value", c.get("p_value")), _sentence(c["verdict"]),
         ]
         for name, split in splits.items()
         for metric, c in split.get("comparison", {}).get("metrics", {}).items()
@@ -143,7 +143,10 @@ def _classes(split: Details) -> list[Part]:
 def _slices(split: Details) -> list[Part]:
     rows = [
         [
-            Cell(f"{row['slice']}: {row['value']}", status="failed" if row["weak"] else None),
+            Cell(
+                _sentence(f"{row['slice']}: {row['value']}"),
+                status="failed" if row["weak"] else None,
+            ),
             row["rows"],
             _with_interval(row["error"], row["error_interval"]),
             row["error_of_others"],
@@ -188,8 +191,13 @@ def _calibration(split: Details) -> list[Part]:
         for bin_ in diagram
     ]  # fmt: skip
     diagram += [{"confidence": x, "accuracy": x, "rows": 0, "model": "Perfect"} for x in (0.0, 1.0)]
+    answers = [
+        {"confidence": _span(bin_), "rows": round(share * bin_["rows"]), "answers": name}
+        for bin_ in found["reliability"]
+        for name, share in (("right", bin_["accuracy"]), ("wrong", 1 - bin_["accuracy"]))
+    ]
     counts = [
-        [f"{number(bin_['from'], 2)} to {number(bin_['to'], 2)}", bin_["rows"], bin_["confidence"],
+        [_span(bin_), bin_["rows"], bin_["confidence"],
          _with_interval(bin_["accuracy"], bin_["interval"])]
         for bin_ in found["reliability"]
     ]  # fmt: skip
@@ -217,7 +225,16 @@ def _calibration(split: Details) -> list[Part]:
             "confidence says.",
         ),
         Table("Rows by confidence, raw", ["Confidence", "Rows", "Mean", "Accuracy"], counts),
+        Figure(
+            "Confidence of right and wrong answers, raw",
+            kit.charts.bars(answers, "rows", "confidence", series="answers"),
+            "Errors at high confidence are those that a threshold cannot catch.",
+        ),
     ]
+
+
+def _span(bin_: Mapping[str, Any]) -> str:
+    return f"{number(bin_['from'], 2)} to {number(bin_['to'], 2)}"
 
 
 def _worst(split: Details) -> list[Part]:

@@ -141,5 +141,6 @@ class SuiteConfig(RunFlags, ClusterFlags):
             max_failures=self.max_failures,
             address=self.address,
             verbose=self.verbose,
+            tags=self.tags,
             **fields,
         )

@@ -12,9 +12,9 @@ from trainyard.data import split_rows
 from trainyard.errors import DamagedRun, Interrupted, UserError
 from trainyard.fleet import Ended, Fleet, Job, LongestFirst, RunSpec, reason_of
 from trainyard.glue.config import SuiteConfig
-from trainyard.glue.page import page
+from trainyard.glue.page import as_markdown, page
 from trainyard.glue.submission import check_submission, write_submission
-from trainyard.glue.table import as_markdown, summary
+from trainyard.glue.table import summary
 from trainyard.storage import RunFolder, SuiteFolder
 from trainyard.terminal import StopSignals, say
 from trainyard.training import AnotherRun, OtherBaseModel, finished_run

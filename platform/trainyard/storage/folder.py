@@ -4,6 +4,8 @@ A run, at <storage_path>/<run name>/:
 
     run.json       config, versions, data fingerprint, status, result
     metrics.jsonl  one line per logged step and per evaluation
+    usage.jsonl    CPU, memory and GPU of the first worker's node, a row every few seconds
+    log.txt        what the driver said
     progress.json  the current step
     model/         the best checkpoint, for plain transformers
     predictions/   SPLIT.npy: logits of the best checkpoint, float32 [rows, labels], in row order
@@ -170,7 +172,7 @@ class JobFolder:
         """Return what the folder holds, except what a starting driver puts there."""
         if self.mirror is not None:
             return sorted({name.partition("/")[0] for name in self.mirror.names()})
-        ignored = {*_GUARDS, self.stop_request.name}
+        ignored = {*_GUARDS, self.stop_request.name, "log.txt"}
         return sorted(
             path.name
             for path in self.path.iterdir()
@@ -320,6 +322,11 @@ class RunFolder(JobFolder):
             self.check()
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def append_usage(self, row: Mapping[str, Any]) -> None:
+        """Add one row to usage.jsonl, which is for people: nothing of the run depends on it."""
+        with (self.path / "usage.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, without a last line cut off by a crash.

@@ -84,7 +84,6 @@ class SweepConfig(TrainConfig):
 
     @property
     def base(self) -> TrainConfig:
-        """Default recipe."""
         return self.train_config({})
 
     def train_config(self, hyperparameters: Mapping[str, Any], **place: Any) -> TrainConfig:
@@ -95,5 +94,4 @@ class SweepConfig(TrainConfig):
 
     @property
     def resolved_run_name(self) -> str:
-        """`run_name`, or the data and a hash."""
         return self.name_after(f"{self.source}-sweep")

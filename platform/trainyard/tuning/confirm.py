@@ -85,7 +85,6 @@ def seeds_of(config: SweepConfig) -> list[int]:
 
 
 def run_name(recipe: str, number: int) -> str:
-    """Folder of a confirming run."""
     return f"{recipe}-seed-{number}"
 
 
@@ -297,7 +296,6 @@ def _without_predictions(context: Context) -> str | None:
 
 
 def _answers(context: Context, run: RunFolder, rows: Rows) -> NDArray[Any]:
-    """Predicted labels or values of a run."""
     logits = [run.read_predictions(name) for name in rows.splits]
     return np.asarray(decode(context.task.problem_type, np.concatenate(logits)))
 

@@ -74,17 +74,11 @@ class Confirmation:
     winner: int
     """Index of the candidate, from 0, with the best mean score on the searched rows."""
     corrected: float
-    """Score of the winner."""
     interval: tuple[float, float]
-    """Interval of `corrected`."""
     default: float
-    """Score of the default recipe."""
     default_interval: tuple[float, float]
-    """Interval of `default`."""
     difference: float
-    """`corrected` minus `default`."""
     difference_interval: tuple[float, float]
-    """Interval of `difference`."""
     verdict: Verdict | None
     """Winner compared with the default: whether the interval leaves out 0. None with too few seeds."""
     confidence: float

@@ -71,7 +71,6 @@ class Domain:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def distribution(self) -> "optuna.distributions.BaseDistribution":
-        """Distribution for Optuna."""
         from optuna import distributions
 
         match self.kind:

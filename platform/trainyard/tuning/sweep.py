@@ -65,7 +65,7 @@ def tune(config: SweepConfig) -> SweepResult:
             return result
         folder.check_records()  # a damaged folder is known before anything is started
         clock = Clock(folder, known)
-        asked, config = config, replace(config, test_share=_test_share(config, known))
+        asked, config = config, replace(config, test_share=rows_set_aside(config, known))
         stage("starting Ray")
         with ray_session(config, TOKENIZERS):
             preflight(config)
@@ -76,16 +76,15 @@ def tune(config: SweepConfig) -> SweepResult:
             before, before_models = (
                 known.get(name, {}) for name in ("data_fingerprint", "base_model_digest")
             )
-            if any(before_models.get(key, found) != found for key, found in models.items()):
-                raise UserError(
-                    f"the base weights of sweep '{folder.path.name}' have changed since it was started; "
-                    "choose another --run-name, or --fresh to start it anew"
-                )
-            if any(before.get(key, found) != found for key, found in prints.items()):
-                raise UserError(
-                    f"the data of sweep '{folder.path.name}' has changed since it was started; choose "
-                    "another --run-name, or --fresh to start it anew"
-                )
+            for changed, known_digests, digests in (
+                ("base weights", before_models, models),
+                ("data", before, prints),
+            ):
+                if any(known_digests.get(key, found) != found for key, found in digests.items()):
+                    raise UserError(
+                        f"the {changed} of sweep '{folder.path.name}' changed since it was started; "
+                        "choose another --run-name, or --fresh to start it anew"
+                    )
             context = Context(
                 sweep=folder.path.name,
                 config=config,
@@ -163,7 +162,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 clock.write()
 
 
-def _test_share(config: SweepConfig, known: Mapping[str, Any]) -> float:
+def rows_set_aside(config: SweepConfig, known: Mapping[str, Any]) -> float:
     """Share of the evaluation rows that the search does not see: they confirm.
 
     A sweep resumes as it began. One that an earlier version began searched all rows.
@@ -204,7 +203,6 @@ class Clock:
         self._said = False
 
     def total(self) -> float:
-        """Seconds in total."""
         return self._before + time.time() - self._started
 
     def searching(self) -> float:
@@ -216,7 +214,6 @@ class Clock:
         self._search_ended = time.time()
 
     def expired(self, limit: float | None) -> bool:
-        """The search has taken `limit` seconds."""
         return self.searching() >= (math.inf if limit is None else limit)
 
     def tick(self, limit: float | None = None) -> bool:
@@ -231,7 +228,6 @@ class Clock:
         return expired
 
     def write(self) -> None:
-        """Write both to sweep.json."""
         self._folder.update(
             seconds=round(self.total(), 2), search_seconds=round(self.searching(), 2)
         )

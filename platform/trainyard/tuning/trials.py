@@ -41,7 +41,6 @@ class Context:
     folders: Mapping[str, Path]
     """Parent folder of the trials of each kind."""
     fence: Fence | None = None
-    """Of the sweep's lease."""
 
     @property
     def shared(self) -> Shared:
@@ -49,7 +48,6 @@ class Context:
         return Shared(sweep=self.sweep, task=self.task, data=self.data)
 
     def run(self, trial: TrialSpec) -> RunSpec:
-        """Run of a trial."""
         config = self.config.train_config(
             trial.hyperparameters,
             storage_path=str(self.folders[trial.kind]),
@@ -137,7 +135,6 @@ def bar_of_runs(title: str, runs: int) -> Iterator[Callable[[RunSpec, Ended], No
 
 
 def say_ended(run: RunSpec, ended: Ended) -> None:
-    """Print the outcome of a trial."""
     trial = record(run.folder)
     score = "" if trial.score is None else f" with {trial.score:.4f}"
     point = ", ".join(

@@ -1,16 +1,16 @@
 """Checks of the nodes' facts. Each yields sentences about what works, may fail or will fail."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from trainyard.cluster import Node, fitting, may_grow
 from trainyard.config import TrainConfig
 from trainyard.doctor.cluster.nodes import Facts
 
 GIB = 2**30
-LEAST_DISK = 5 * GIB
-LEAST_SHARED_MEMORY = GIB
+LEAST_SPACE = {"disk": 5 * GIB, "temporary": 5 * GIB, "shared_memory": GIB}
+"""Bytes that must be free, by the name of the fact."""
 WARN_SKEW, FAIL_SKEW = 1.0, 30.0
 """Seconds. A lease expires after a minute without a heartbeat, by the clocks of two nodes."""
 
@@ -25,125 +25,110 @@ class Finding:
     level: Level
     sentence: str
 
-    def as_json(self) -> dict[str, str]:
-        return asdict(self)
-
 
 Sentences = Iterator[tuple[Level, str]]
-Nodes = dict[str, Facts]
 
 
-def _answers(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
-    for facts in nodes.values():
+class Cluster(NamedTuple):
+    """Facts of all nodes, and the run that is to start on them."""
+
+    nodes: dict[str, Facts]
+    config: TrainConfig
+    needed: Node
+    """Resources of one worker."""
+
+    @property
+    def answering(self) -> list[Facts]:
+        return [facts for facts in self.nodes.values() if "fault" not in facts]
+
+
+def _answers(cluster: Cluster) -> Sentences:
+    for facts in cluster.nodes.values():
         if "fault" in facts:
             yield "failure", f"node {facts['address']} cannot run a task: {facts['fault']}"
-    yield "ok", f"{len(nodes)} node(s): {_list(facts['address'] for facts in nodes.values())}"
+    addresses = _list(facts["address"] for facts in cluster.nodes.values())
+    yield "ok", f"{len(cluster.nodes)} node(s): {addresses}"
 
 
-def _versions(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
-    addresses_of: dict[str, dict[str, list[str]]] = {}
-    for facts in _answering(nodes):
+def _versions(cluster: Cluster) -> Sentences:
+    found: dict[str, dict[str, list[str]]] = {}
+    for facts in cluster.answering:
         for name, version in {"python": facts["python"], **facts["packages"]}.items():
-            by_version = addresses_of.setdefault(name, {})
-            by_version.setdefault(str(version), []).append(facts["address"])
-    for name, versions in addresses_of.items():
-        if len(versions) > 1:
-            where = "; ".join(
-                f"{version} on {_list(addresses)}" for version, addresses in versions.items()
-            )
-            yield (
-                "failure",
-                f"{name} differs between nodes ({where}): install with constraints.txt everywhere",
-            )
-        elif "None" in versions:
+            found.setdefault(name, {}).setdefault(str(version), []).append(facts["address"])
+    for name, nodes_of in found.items():
+        if len(nodes_of) > 1:
+            where = "; ".join(f"{version} on {_list(nodes)}" for version, nodes in nodes_of.items())
+            differs = f"{name} differs between nodes ({where})"
+            yield "failure", f"{differs}: install with constraints.txt everywhere"
+        elif "None" in nodes_of:
             yield "failure", f"{name} is not installed on any node: install with constraints.txt"
     yield "ok", "the same Python and packages everywhere"
 
 
-def _package(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
-    digests = set()
-    for facts in _answering(nodes):
-        package = facts["trainyard"]
-        if "fault" in package:
-            yield (
-                "failure",
-                f"trainyard cannot be imported on {facts['address']} ({package['fault']}): submit the "
-                "job with --runtime-env runtime_env.yaml --working-dir .",
-            )
-        digests.add(package.get("digest"))
-    if len(digests - {None}) > 1:
-        yield (
-            "failure",
-            "nodes import different code of trainyard: submit the job with --working-dir ., or "
-            "install one version everywhere",
-        )
+def _package(cluster: Cluster) -> Sentences:
+    for facts in cluster.answering:
+        if fault := facts["trainyard"].get("fault"):
+            failed = f"trainyard cannot be imported on {facts['address']} ({fault})"
+            remedy = "submit the job with --runtime-env runtime_env.yaml --working-dir ."
+            yield "failure", f"{failed}: {remedy}"
+    if len({facts["trainyard"].get("digest") for facts in cluster.answering} - {None}) > 1:
+        remedy = "submit the job with --working-dir ., or install one version everywhere"
+        yield "failure", f"nodes import different code of trainyard: {remedy}"
     yield "ok", "trainyard is imported everywhere, the same code"
 
 
-def _storage(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
-    for facts in _answering(nodes):
+def _storage(cluster: Cluster) -> Sentences:
+    path = cluster.config.storage_path
+    for facts in cluster.answering:
         for verb in ("reads", "writes"):
             if facts[verb] is not None:
-                yield (
-                    "failure",
-                    f"--storage-path {config.storage_path} is not shared with {facts['address']} "
-                    f"({verb[:-1]}: {facts[verb]}): use a folder that every node sees at the same path",
-                )
-    yield "ok", f"{config.storage_path} can be read and written everywhere"
+                failed = f"--storage-path {path} is not shared with {facts['address']}"
+                remedy = "use a folder that every node sees at the same path"
+                yield "failure", f"{failed} ({verb[:-1]}: {facts[verb]}): {remedy}"
+    yield "ok", f"{path} can be read and written everywhere"
 
 
-def _model(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
-    for facts in _answering(nodes):
+def _model(cluster: Cluster) -> Sentences:
+    model = f"model {cluster.config.model_name_or_path}"
+    for facts in cluster.answering:
         if facts["model"] is not None:
-            yield (
-                "failure",
-                f"model {config.model_name_or_path} cannot be loaded on {facts['address']} "
-                f"({facts['model']}): set --model-name-or-path to a folder that every node sees",
-            )
-    yield (
-        "ok",
-        f"model {config.model_name_or_path} can be loaded, or the Hub answers, on every node",
-    )
+            failed = f"{model} cannot be loaded on {facts['address']} ({facts['model']})"
+            remedy = "set --model-name-or-path to a folder that every node sees"
+            yield "failure", f"{failed}: {remedy}"
+    yield "ok", f"{model} can be loaded, or the Hub answers, on every node"
 
 
-def _space(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
-    for facts in _answering(nodes):
-        for name, least in (
-            ("disk", LEAST_DISK),
-            ("temporary", LEAST_DISK),
-            ("shared_memory", LEAST_SHARED_MEMORY),
-        ):
+def _space(cluster: Cluster) -> Sentences:
+    for facts in cluster.answering:
+        for name, least in LEAST_SPACE.items():
             space = facts[name]
             if space is not None and space["free"] < least:
-                yield (
-                    "warning",
-                    f"{name.replace('_', ' ')} of {facts['address']}: {space['free'] / GIB:.1f} GiB free "
-                    f"of {space['total'] / GIB:.1f}; free at least {least / GIB:.0f} GiB"
-                    + (" (containers: --shm-size)" if name == "shared_memory" else ""),
-                )
+                free, total = (space[key] / GIB for key in ("free", "total"))
+                found = f"{name.replace('_', ' ')} of {facts['address']}: {free:.1f} GiB free"
+                remedy = f"free at least {least / GIB:.0f} GiB"
+                if name == "shared_memory":
+                    remedy += " (containers: --shm-size)"
+                yield "warning", f"{found} of {total:.1f}; {remedy}"
     yield "ok", "enough space on the disks and in shared memory"
 
 
-def _clocks(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
-    for facts in _answering(nodes):
-        if facts["clock"] is None:
-            continue
-        off = abs(facts["clock"]["ahead"]) - facts["clock"]["uncertainty"]
-        if off > WARN_SKEW:
-            level: Level = "failure" if off > FAIL_SKEW else "warning"
-            yield (
-                level,
-                f"the clock of {facts['address']} is off by {off:.0f} s: run an NTP client there",
-            )
+def _clocks(cluster: Cluster) -> Sentences:
+    for facts in cluster.answering:
+        if (clock := facts["clock"]) is not None:
+            off = abs(clock["ahead"]) - clock["uncertainty"]
+            if off > WARN_SKEW:
+                level: Level = "failure" if off > FAIL_SKEW else "warning"
+                found = f"the clock of {facts['address']} is off by {off:.0f} s"
+                yield level, f"{found}: run an NTP client there"
     yield "ok", "the clocks agree"
 
 
-def _authentication(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:  # noqa: ARG001
+def _authentication(cluster: Cluster) -> Sentences:
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
     if is_token_auth_enabled():
         yield "ok", "token authentication is on"
-    elif len(nodes) > 1:
+    elif len(cluster.nodes) > 1:
         yield (
             "warning",
             "token authentication is off: any client that reaches a port of this cluster can run code on "
@@ -153,25 +138,21 @@ def _authentication(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentence
         yield "ok", "one node, token authentication off"
 
 
-def _data(nodes: Nodes, config: TrainConfig, needed: Node) -> Sentences:
+def _data(cluster: Cluster) -> Sentences:
     """Tokenization ends before the workers start, so it needs no CPU in addition to theirs."""
-    resources = [facts["resources"] for facts in nodes.values()]
+    resources = [facts["resources"] for facts in cluster.nodes.values()]
     if not any(node.get("CPU", 0) >= 1 for node in resources):
-        if may_grow(config):
+        if may_grow(cluster.config):
             yield "warning", "no node has a CPU yet: the autoscaler must start one first"
         else:
-            yield (
-                "failure",
-                "no node has a CPU for Ray Data: start one with --num-cpus of at least 1",
-            )
-    yield (
-        "ok",
-        f"{fitting(resources, needed)} worker(s) of {needed} fit, --num-workers {config.num_workers} "
-        "requested; tokenization runs before them",
-    )
+            remedy = "start one with --num-cpus of at least 1"
+            yield "failure", f"no node has a CPU for Ray Data: {remedy}"
+    fit = f"{fitting(resources, cluster.needed)} worker(s) of {cluster.needed} fit"
+    requested = f"--num-workers {cluster.config.num_workers} requested"
+    yield "ok", f"{fit}, {requested}; tokenization runs before them"
 
 
-CHECKS: dict[str, Callable[[Nodes, TrainConfig, Node], Sentences]] = {
+CHECKS: dict[str, Callable[[Cluster], Sentences]] = {
     "nodes": _answers,
     "versions": _versions,
     "package": _package,
@@ -187,20 +168,16 @@ CHEAP = ("nodes", "versions", "package", "storage", "model")
 
 
 def run_checks(
-    nodes: Nodes, config: TrainConfig, needed: Node, checks: Iterable[str]
+    nodes: dict[str, Facts], config: TrainConfig, needed: Node, checks: Iterable[str]
 ) -> list[Finding]:
     """Run the named checks. A check without complaint yields one finding of level `ok`."""
     findings = []
     for name in checks:
-        sentences = list(CHECKS[name](nodes, config, needed))
+        sentences = list(CHECKS[name](Cluster(nodes, config, needed)))
         complaints = [(level, text) for level, text in sentences if level != "ok"]
         findings += [Finding(name, level, text) for level, text in complaints or sentences]
     return findings
 
 
-def _answering(nodes: Nodes) -> list[Facts]:
-    return [facts for facts in nodes.values() if "fault" not in facts]
-
-
-def _list(names: Iterable[Any]) -> str:
+def _list(names: Iterable[object]) -> str:
     return ", ".join(sorted(map(str, names)))

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def examine_cluster(config: DoctorConfig) -> dict[str, Any]:
     return {
         "job": "doctor",
         "ok": all(finding.level != "failure" for finding in findings),
-        "findings": [finding.as_json() for finding in findings],
+        "findings": [asdict(finding) for finding in findings],
     }
 
 

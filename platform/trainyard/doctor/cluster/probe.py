@@ -51,7 +51,6 @@ def examine(question: Question) -> dict[str, Any]:
 
 
 def clock() -> float:
-    """Return the node's time, in seconds since the epoch."""
     return time.time()
 
 

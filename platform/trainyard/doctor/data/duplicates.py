@@ -123,6 +123,19 @@ def contradictions(splits: Sequence[Rows], regression: bool, examples: int) -> d
 
     Labels of a regression differ when they are more than a fifth of the range of labels apart.
     """
+    contradicting = _contradicting(splits, regression)
+    return {
+        "texts": len(contradicting),
+        "rows": sum(len(members) for members in contradicting),
+        "examples": [
+            [{**rows.row(i), "label": rows.labels[i].tolist()} for rows, i in members]
+            for members in contradicting[:examples]
+        ],
+    }
+
+
+def _contradicting(splits: Sequence[Rows], regression: bool) -> list[list[tuple[Rows, int]]]:
+    """Groups of rows with the same normalized text and different labels."""
     labeled = [rows for rows in splits if rows.labeled]
     groups: dict[Hashable, list[tuple[Rows, int]]] = {}
     for rows in labeled:
@@ -138,13 +151,26 @@ def contradictions(splits: Sequence[Rows], regression: bool, examples: int) -> d
             labels = np.asarray([rows.labels[i] for rows, i in members], np.float64)
             if (np.ptp(labels, axis=0) > limit).any():
                 contradicting.append(members)
+    return contradicting
+
+
+def faulty_rows(
+    train: Rows, others: Sequence[Rows], *, regression: bool
+) -> dict[str, NDArray[np.bool_]]:
+    """Masks of the rows of `train` that a cleaned copy leaves out, by reason; shape [rows]."""
+    groups = _contradicting([train], regression)
+    contradicting = [i for group in groups for _, i in group]
+    position = np.arange(len(train))
     return {
-        "texts": len(contradicting),
-        "rows": sum(len(members) for members in contradicting),
-        "examples": [
-            [{**rows.row(i), "label": rows.labels[i].tolist()} for rows, i in members]
-            for members in contradicting[:examples]
-        ],
+        "with an empty text": np.array([not all(map(str.strip, t)) for t in train.exact], bool),
+        "without a label": ~train.has_label,
+        "that occur in another split": np.any(
+            [matches(train.normalized, rows.normalized) >= 0 for rows in others]
+            or [np.zeros(len(train), bool)],
+            axis=0,
+        ),
+        "with contradicting labels": np.isin(position, contradicting),
+        "that repeat an earlier row": first_rows(train.normalized) != position,
     }
 
 

@@ -1,20 +1,158 @@
-"""Probably wrong labels: labels to which a model trained on the other rows gives a low probability.
+"""Labels and words of rows: balance, drift between splits, and probably wrong labels.
 
 Confident learning ranks rows by the out-of-sample probability of their label, and estimates the number of
 wrong labels (Northcutt, Jiang and Chuang, JAIR 2021). The model is a logistic regression over words, which
 stochastic gradients train in seconds. It also ranks rare texts high, so the list needs human review.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.doctor.data.features import features
 from trainyard.doctor.data.rows import Rows
 from trainyard.tasks import Task
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 FOLDS = 5
+CLASSIFIER_ROWS = 20_000
+"""Maximum rows of each split for the classifier that tells splits apart."""
+DIMENSIONS = 1 << 20
+"""Columns of the hashed word features."""
+
+
+def features(words: Sequence[Sequence[str]]) -> "csr_matrix":
+    """TF-IDF of words and pairs of neighbors; sparse, shape [rows, features], unit length.
+
+    For a pair of texts, further features mark words of both texts, and of one text only. Features of a
+    single row are left out, since they cannot generalize to other rows; none may remain.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    hashed = HashingVectorizer(
+        analyzer=_grams, n_features=DIMENSIONS, alternate_sign=False, norm=None
+    ).transform(words)
+    rows_with = np.bincount(hashed.indices, minlength=DIMENSIONS)
+    shared = hashed[:, rows_with > 1]
+    return TfidfTransformer(sublinear_tf=True).fit_transform(shared) if shared.shape[1] else shared
+
+
+def _grams(words: Sequence[str]) -> list[str]:
+    pairs = [f"{a} {b}" for a, b in pairwise(words)]
+    first = {word[1:] for word in words if word[0] == "0"}
+    second = {word[1:] for word in words if word[0] == "1"}
+    if not second:
+        return [*words, *pairs]
+    membership = [
+        *(f"= {word}" for word in first & second),
+        *(f"< {word}" for word in first - second),
+        *(f"> {word}" for word in second - first),
+    ]
+    return [*words, *pairs, *membership]
+
+
+def balance(task: Task, splits: Sequence[Rows]) -> dict[str, Any]:
+    """Count the rows of each label in each labeled split; describe the targets of a regression."""
+    balance_of: dict[str, Any] = {}
+    for rows in splits:
+        if not rows.labeled:
+            continue
+        if task.problem_type == "regression":
+            values = rows.labels[rows.has_label].astype(np.float64)
+            balance_of[rows.name] = {
+                "mean": float(values.mean()),
+                "sd": float(values.std()),
+                "low": float(values.min()),
+                "high": float(values.max()),
+            }
+            continue
+        if rows.labels.ndim == 2:
+            counts = rows.labels.sum(axis=0)
+        else:
+            counts = np.bincount(rows.labels[rows.has_label], minlength=task.num_labels)
+        balance_of[rows.name] = {n: int(c) for n, c in zip(task.labels, counts, strict=True)}
+    return balance_of
+
+
+def drift(task: Task, train: Rows, other: Rows, *, seed: int) -> dict[str, Any]:
+    """Measure differences between `other` and `train` as effect sizes: large sets make any p small.
+
+    - `labels`: Cramér's V with a chi-squared test; for a regression, Kolmogorov-Smirnov.
+    - `lengths`: Kolmogorov-Smirnov of the words per row.
+    - `unseen_words`: Share of the words of `other` that never occur in `train`.
+    - `told_apart`: Cross-validated area under the ROC curve of a classifier of a row's split. 0.5 means
+      no drift of the words (Lopez-Paz and Oquab 2017).
+    """
+    # Without the index of its text: a word of a first text also counts as seen in a second one.
+    train_words = {word[1:] for word in {word for row in train.words for word in row}}
+    words = [word for row in other.words for word in row]
+    unseen = {word for word in set(words) if word[1:] not in train_words}
+    figures: dict[str, Any] = {
+        "first": train.name,
+        "second": other.name,
+        "lengths": _ks([len(row) for row in train.words], [len(row) for row in other.words]),
+        "unseen_words": sum(word in unseen for word in words) / max(len(words), 1),
+        "told_apart": _separability(train, other, seed),
+    }
+    if train.labeled and other.labeled and train.labels.ndim == 1:
+        first, second = (rows.labels[rows.has_label] for rows in (train, other))
+        if task.problem_type == "regression":
+            figures["labels"] = _ks(first, second)
+        else:
+            figures["labels"] = _cramers_v(first, second, task.num_labels)
+    return figures
+
+
+def _ks(
+    first: Sequence[float] | NDArray[Any], second: Sequence[float] | NDArray[Any]
+) -> dict[str, float]:
+    from scipy.stats import ks_2samp
+
+    test = ks_2samp(first, second)
+    return {"effect": float(test.statistic), "p_value": float(test.pvalue)}
+
+
+def _cramers_v(first: NDArray[Any], second: NDArray[Any], labels: int) -> dict[str, float]:
+    from scipy.stats import chi2_contingency
+
+    counts = np.stack([np.bincount(values, minlength=labels) for values in (first, second)])
+    counts = counts[:, counts.sum(axis=0) > 0]
+    if counts.shape[1] < 2:
+        return {"effect": 0.0, "p_value": 1.0}
+    test = chi2_contingency(counts, correction=False)
+    effect = float(np.sqrt(test.statistic / counts.sum()))
+    return {"effect": effect, "p_value": float(test.pvalue)}
+
+
+def _separability(first: Rows, second: Rows, seed: int) -> float | None:
+    """Area under the ROC curve; None when rows are too few to cross-validate or share no word."""
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    rng = np.random.default_rng(seed)
+    chosen = [
+        [rows.words[i] for i in rng.permutation(len(rows))[:CLASSIFIER_ROWS]]
+        for rows in (first, second)
+    ]
+    if min(map(len, chosen)) < 50:
+        return None
+    inputs = features([*chosen[0], *chosen[1]])
+    if not inputs.shape[1]:
+        return None
+    origin = np.repeat([0, 1], [len(part) for part in chosen])
+    scores = cross_val_predict(
+        SGDClassifier(loss="log_loss", class_weight="balanced", random_state=seed),
+        inputs,
+        origin,
+        cv=StratifiedKFold(3, shuffle=True, random_state=seed),
+        method="decision_function",
+    )
+    return float(roc_auc_score(origin, scores))
 
 
 def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> dict[str, Any]:
@@ -72,7 +210,7 @@ def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> di
     }
 
 
-def out_of_fold(inputs: Any, labels: NDArray[Any], seed: int) -> NDArray[np.float64]:
+def out_of_fold(inputs: "csr_matrix", labels: NDArray[Any], seed: int) -> NDArray[np.float64]:
     """Probabilities of each label by a model that was not trained on the row; shape [rows, labels].
 
     `inputs` are the rows' features. Each label from 0 on must occur.
@@ -104,7 +242,9 @@ def confident_errors(probabilities: NDArray[np.float64], labels: NDArray[Any]) -
     return np.asarray((confident.max(axis=1) >= 0) & (best != labels))
 
 
-def _residuals(inputs: Any, labels: NDArray[Any], seed: int) -> tuple[NDArray[np.float64], float]:
+def _residuals(
+    inputs: "csr_matrix", labels: NDArray[np.float32], seed: int
+) -> tuple[NDArray[np.float64], float]:
     """Absolute residuals, in units of three robust standard deviations, and R squared."""
     from scipy.stats import median_abs_deviation
     from sklearn.linear_model import Ridge

@@ -101,7 +101,6 @@ def all_splits(config: DataFlags) -> tuple[Splits, list[str]]:
 
 
 def read(split: Split, task: Task) -> Rows:
-    """Read all rows of a split into memory."""
     import pyarrow as pa
 
     batches = list(split.batches())

@@ -1,29 +1,67 @@
 """`examine_data`: run every check on every split of a data set, and write the report."""
 
+import json
+import shlex
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from trainyard.cluster import ray_session
 from trainyard.data import Splits, prepare
-from trainyard.doctor.data.balance import balance, drift
-from trainyard.doctor.data.config import DataDoctorConfig
-from trainyard.doctor.data.duplicates import contradictions, duplicates
-from trainyard.doctor.data.findings import findings
-from trainyard.doctor.data.labels import suspicious_labels
-from trainyard.doctor.data.page import page
+from trainyard.doctor.data.duplicates import contradictions, duplicates, faulty_rows
+from trainyard.doctor.data.labels import balance, drift, suspicious_labels
+from trainyard.doctor.data.page import findings, page
 from trainyard.doctor.data.rows import Rows, all_splits, faulty_texts, read
+from trainyard.errors import UserError
+from trainyard.flags import DEFAULT_MODEL, ClusterFlags, DataFlags, ModelFlags, RunFlags
 from trainyard.models import build_tokenizer
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
 from trainyard.summary import Readable
-from trainyard.tasks import Task
+from trainyard.tasks import Task, check_data_dir, get_task
 from trainyard.terminal import say
 
-Result = TypeVar("Result")
+
+@dataclass(frozen=True, kw_only=True)
+class DataDoctorConfig(RunFlags, ClusterFlags, ModelFlags, DataFlags):
+    """Examine a data set for faults.
+
+    It reports leaks between splits, duplicates, contradicting and suspicious labels, empty and
+    truncated rows, imbalance and drift. The data flags are the same as in `trainyard train`.
+    """
+
+    model_name_or_path: str = DEFAULT_MODEL
+    """Model whose tokenizer counts the truncated tokens."""
+    max_length: int = 128
+    """Maximum tokens per row in training."""
+    near_duplicate_similarity: float = 0.8
+    """Minimum Jaccard similarity of the words of two near duplicates."""
+    num_examples: int = 50
+    """Maximum rows listed for each kind of finding."""
+    seed: int = 42
+    """Seed of the cross-validation folds and of the held-out rows."""
+
+    run_name: str | None = None
+    """Folder of the report. Default: doctor, task and a hash of the flags."""
+    address: str | None = None
+    """Ray cluster to tokenize on. Default: RAY_ADDRESS, or a local Ray for this job."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.5 <= self.near_duplicate_similarity <= 1:
+            raise UserError(
+                f"--near-duplicate-similarity is {self.near_duplicate_similarity}; it must lie "
+                "between 0.5 and 1 (typically 0.8)"
+            )
+        check_data_dir(get_task(self.task), self.data_dir)
+
+    @property
+    def resolved_run_name(self) -> str:
+        return self.name_after(f"doctor-{self.source}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,12 +101,19 @@ def examine_data(config: DataDoctorConfig) -> Examination:
     folder.create()
     for note in (*splits.notes, *(f"{name} is absent and not examined" for name in absent)):
         say(note)
-    clock: dict[str, float] = {}
-    task, n, regression = splits.task, config.num_examples, splits.task.problem_type == "regression"
-    all_rows = _timed(clock, "reading", lambda: [read(split, task) for split in splits.splits])
-    train, *others = all_rows
-    tokenized = [split for split, rows in zip(splits.splits, all_rows, strict=True) if len(rows)]
-    similarity = config.near_duplicate_similarity
+    seconds: dict[str, float] = {}
+    task, n, similarity = splits.task, config.num_examples, config.near_duplicate_similarity
+
+    def timed(name: str, found: Any) -> Any:
+        """Note the seconds since the last check; `found` is its result."""
+        seconds[name] = round(time.monotonic() - started - sum(seconds.values()), 2)
+        return found
+
+    every = timed("reading", [read(split, task) for split in splits.splits])
+    train, *others = every
+    pairs = [(train, rows) for rows in others if len(train) and len(rows)]
+    tokenized = [split for split, rows in zip(splits.splits, every, strict=True) if len(rows)]
+    regression = task.problem_type == "regression"
     report: dict[str, Any] = {
         "job": "doctor_data",
         "run": folder.path.name,
@@ -78,53 +123,76 @@ def examine_data(config: DataDoctorConfig) -> Examination:
         "absent": absent,
         "rows": {
             rows.name: {"rows": len(rows), "missing_labels": _missing_labels(task, rows)}
-            for rows in all_rows
+            for rows in every
         },
-        "duplicates": _timed(clock, "duplicates", lambda: duplicates(all_rows, similarity, n)),
-        "contradictions": _timed(
-            clock, "contradictions", lambda: contradictions(all_rows, regression, n)
+        "duplicates": timed("duplicates", duplicates(every, similarity, n)),
+        "contradictions": timed("contradictions", contradictions(every, regression, n)),
+        "texts": timed("texts", faulty_texts(every, n)),
+        "truncation": timed(
+            "truncation", _truncation(replace(splits, splits=tokenized), config, folder.path)
         ),
-        "texts": _timed(clock, "texts", lambda: faulty_texts(all_rows, n)),
-        "truncation": _timed(
-            clock,
-            "truncation",
-            lambda: _truncation(replace(splits, splits=tokenized), config, folder.path),
-        ),
-        "balance": balance(task, all_rows),
-        "drift": _timed(
-            clock,
-            "drift",
-            lambda: [
-                drift(task, train, rows, seed=config.seed)
-                for rows in others
-                if len(train) and len(rows)
-            ],
-        ),
+        "balance": balance(task, every),
+        "drift": timed("drift", [drift(task, *pair, seed=config.seed) for pair in pairs]),
         "labels": {
             "split": train.name,
-            **_timed(
-                clock,
-                "labels",
-                lambda: suspicious_labels(task, train, seed=config.seed, examples=n),
-            ),
+            **timed("labels", suspicious_labels(task, train, seed=config.seed, examples=n)),
         },
+        "cleaned": _write_cleaned(folder.path, config, task, train, others),
         "versions": versions(),
     }
     report["findings"] = findings(report)
-    report["seconds_of"] = clock
+    report["seconds_of"] = seconds
     report["seconds"] = round(time.monotonic() - started, 2)
     write_json(folder.path / "doctor.json", report)
     write_atomic(folder.path / "report.html", page(report))
     for finding in report["findings"]:
         say(f"{finding['level']}: {finding['sentence']}")
+    if report["cleaned"]:
+        say(f"{report['cleaned']['file']} has the rows of {train.name} without severe faults")
     return Examination(folder.path, report)
 
 
-def _timed(clock: dict[str, float], name: str, check: Callable[[], Result]) -> Result:
-    started = time.monotonic()
-    result = check()
-    clock[name] = round(time.monotonic() - started, 2)
-    return result
+def _write_cleaned(
+    folder: Path, config: DataDoctorConfig, task: Task, train: Rows, others: Sequence[Rows]
+) -> dict[str, Any] | None:
+    """Write the training rows without severe faults as JSON lines; None where all rows stay, or none."""
+    faults = faulty_rows(train, others, regression=task.problem_type == "regression")
+    removed = np.any(list(faults.values()), axis=0)
+    path = folder / f"{train.name}-cleaned.jsonl"
+    if removed.all() or not removed.any():
+        path.unlink(missing_ok=True)
+        return None
+    names = task.text_columns
+    lines = [
+        json.dumps({**dict(zip(names, texts, strict=True)), task.label_column: _named(task, label)})
+        for texts, label, left_out in zip(train.exact, train.labels, removed, strict=True)
+        if not left_out
+    ]
+    write_atomic(path, "\n".join(lines) + "\n")
+    flags = {"text-column": names[0], "text-pair-column": names[1] if len(names) > 1 else None,
+             "label-column": task.label_column, "problem-type": task.problem_type,
+             "validation-file": config.validation_file}  # fmt: skip
+    command = ["trainyard", "train", "--train-file", str(path)]
+    for flag, value in flags.items():
+        command += [f"--{flag}", value] if value else []
+    first = np.argmax(list(faults.values()), axis=0)[removed]
+    counts = Counter(list(faults)[reason] for reason in first.tolist())
+    return {
+        "file": path.name,
+        "split": train.name,
+        "rows": len(lines),
+        "removed": {reason: counts[reason] for reason in faults},
+        "command": shlex.join(command),
+    }
+
+
+def _named(task: Task, label: Any) -> str | list[str] | float:
+    """Label as a file of one's own has it: the name of a class, names of several, or a target."""
+    if not task.labels:
+        return float(label)
+    if task.problem_type == "multi_label_classification":
+        return [name for name, on in zip(task.labels, label.tolist(), strict=True) if on]
+    return task.labels[int(label)]
 
 
 def _missing_labels(task: Task, rows: Rows) -> int:

@@ -1,15 +1,27 @@
-"""Index page: every sweep, run and report below the storage path."""
+"""Index of everything below the storage path, and the comparison of several runs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
-from trainyard.report.dashboard.records import Report, Run, Sweep, Yard, pair
-from trainyard.report.dashboard.run_page import interval, score_cell, steps_cell, time_cell
-from trainyard.report.kit import (
+from trainyard.report import kit
+from trainyard.report.dashboard.records import Job, Report, Run, Sweep, Yard, pair, short_name
+from trainyard.report.dashboard.run_page import (  # fmt: skip
+    interval,
+    label,
+    loss_rows,
+    score_cell,
+    steps_cell,
+    time_cell,
+)
+from trainyard.report.kit import (  # fmt: skip
     Cell,
     Facts,
+    Figure,
+    Part,
     Section,
     Table,
+    Text,
     Value,
     moment_cell,
     number,
@@ -18,84 +30,65 @@ from trainyard.report.kit import (
 )
 from trainyard.storage import real, words
 
+Entry = TypeVar("Entry", bound=Run | Sweep | Report)
+Running = TypeVar("Running", bound=Run | Sweep)
 Link = Callable[[Run | Sweep | Report], str | None]
+Columns = dict[str, Callable[[Entry], Cell | Value]]
+
+MOST_COMPARED = 7
+"""Runs on one page of comparison: a chart has as many colors."""
 
 
-def sections(yard: Yard, link: Link) -> list[Section]:
-    """Counts, sweeps, runs and reports; the newest first."""
+def sections(yard: Yard, link: Link, compare: str) -> list[Section]:
+    """Counts, sweeps, runs and reports, the newest first; `compare` is the page that compares runs."""
     everything: list[Run | Sweep] = [*yard.sweeps.values(), *yard.runs.values()]
     states = [found.status for found in everything]
-    counts = {
-        "Running": states.count("running"),
-        "Finished": states.count("finished"),
-        "Stopped": states.count("stopped"),
-        "Failed": states.count("failed") + states.count("diverged"),
-    }
-    sweeps = sorted(yard.sweeps.values(), key=_newest_first)
-    runs = sorted(yard.runs.values(), key=_newest_first)
-    reports = sorted(
-        yard.reports.values(), key=lambda report: (-(report.written or 0), report.name)
-    )
-    data, model, rate = "Data set", "Model", "Learning rate"
+    counts = {name: states.count(name) for name in ("running", "finished", "stopped")}
+    counts["failed"] = states.count("failed") + states.count("diverged")
+    now = Facts([(name.capitalize(), number(count)) for name, count in counts.items()], wide=True)
+    tags = any(run.tags for run in yard.runs.values())
+    runs = {name: column for name, column in RUNS.items() if tags or name != "Tags"}
+    reports = sorted(yard.reports.values(), key=lambda report: (-(report.written or 0), report.key))
     tables = {
         "Sweeps": Table(
             "Searches for hyperparameters",
-            [
-                "Sweep",
-                "State",
-                data,
-                model,
-                "Metric",
-                "Best",
-                "Trials",
-                "Verdict",
-                "Started",
-                "Time",
-            ],
-            [_sweep(sweep, link(sweep)) for sweep in sweeps],
+            ["Sweep", *SWEEPS],
+            _rows(_newest_first(yard.sweeps), SWEEPS, link),
             empty="None yet: trainyard tune starts one.",
             order="-Started",
-            choices=["State", data, model],
+            choices=CHOICES,
         ),
         "Runs": Table(
             "Runs outside sweeps",
-            ["Run", "State", data, model, "Metric", "Best", rate, "Steps", "Started", "Time"],
-            [_run(run, link(run)) for run in runs],
+            ["Run", *runs],
+            _rows(_newest_first(yard.runs), runs, link),
             empty="None yet: trainyard train starts one.",
             order="-Started",
-            choices=["State", data, model],
+            choices=CHOICES,
+            select=compare,
         ),
         "Reports": Table(
             "Evaluations, data examinations and GLUE suites",
-            ["Report", "Kind", data, model, "Result", "Written"],
-            [_report(report, link(report)) for report in reports],
+            ["Report", *REPORTS],
+            _rows(reports, REPORTS, link),
             empty="None yet: trainyard eval and trainyard data-doctor write them.",
             order="-Written",
-            choices=["Kind", data, model],
+            choices=CHOICES,
         ),
     }
-    now = Facts([(name, number(count)) for name, count in counts.items()], wide=True)
     return [Section("Now", [now]), *(Section(title, [table]) for title, table in tables.items())]
 
 
-def _newest_first(found: Run | Sweep) -> tuple[float, str]:
-    return -(found.started or 0.0), found.name
+def _newest_first(found: Mapping[str, Running]) -> list[Running]:
+    return sorted(found.values(), key=lambda job: (-(job.started or 0.0), job.key))
 
 
-def _sweep(sweep: Sweep, href: str | None) -> list[Cell | Value]:
-    ended = sum(trial.has_ended for trial in sweep.trials)
-    first = sweep.trials[0] if sweep.trials else None
+def _rows(
+    entries: Sequence[Entry], columns: Columns[Entry], link: Link
+) -> list[list[Cell | Value]]:
     return [
-        Cell(sweep.name, href=href),
-        status_cell(sweep.status),
-        first.data if first and first.data else sweep.task or "–",
-        first.model if first and first.model else "–",
-        sweep.metric or "–",
-        chosen_score(sweep),
-        number_cell(ended, f"{ended} of {sweep.num_trials}"),
-        words(sweep.record.get("verdict") or ("withheld" if sweep.confirmation else None)),
-        moment_cell(sweep.started),
-        time_cell(sweep.seconds),
+        [Cell(entry.key, href=link(entry)), *(value(entry) for value in columns.values())]
+        for entry in entries
     ]
 
 
@@ -108,29 +101,103 @@ def chosen_score(sweep: Sweep) -> Cell:
     return score_cell(sweep.best) if sweep.best else Cell("–", math.nan)
 
 
-def _run(run: Run, href: str | None) -> list[Cell | Value]:
+def _of_trials(sweep: Sweep, name: str) -> str:
+    first = sweep.trials[0] if sweep.trials else None
+    return str(getattr(first, name)) if first else ""
+
+
+def _state(job: Job) -> Cell:
+    return status_cell(job.status)
+
+
+def _started(job: Job) -> Cell:
+    return moment_cell(job.started)
+
+
+def _ended_trials(sweep: Sweep) -> Cell:
+    ended = sum(trial.has_ended for trial in sweep.trials)
+    return number_cell(ended, f"{ended} of {sweep.num_trials}")
+
+
+def _learning_rate(run: Run) -> Cell:
     rate = real(run.config.get("learning_rate"))
+    return number_cell(rate, label(rate))
+
+
+CHOICES = ("State", "Kind", "Data set", "Model", "Tags")
+"""Columns by whose values the reader chooses rows."""
+SWEEPS: Columns[Sweep] = {
+    "State": _state,
+    "Data set": lambda sweep: _of_trials(sweep, "data") or sweep.task or "–",
+    "Model": lambda sweep: _of_trials(sweep, "model") or "–",
+    "Metric": lambda sweep: sweep.metric or "–",
+    "Best": chosen_score,
+    "Trials": _ended_trials,
+    "Verdict": lambda sweep: words(
+        sweep.record.get("verdict") or ("withheld" if sweep.confirmation else None)
+    ).capitalize(),
+    "Started": _started,
+    "Time": lambda sweep: time_cell(sweep.seconds),
+}
+RUNS: Columns[Run] = {
+    "State": _state,
+    "Data set": lambda run: run.data or "–",
+    "Model": lambda run: run.model or "–",
+    "Metric": lambda run: run.metric or "–",
+    "Best": score_cell,
+    "Learning rate": _learning_rate,
+    "Tags": lambda run: ", ".join(run.tags) or "–",
+    "Steps": steps_cell,
+    "Started": _started,
+    "Time": lambda run: time_cell(run.seconds),
+}
+REPORTS: Columns[Report] = {
+    "Kind": lambda report: report.kind,
+    "Data set": lambda report: words(report.record.get("task") or None),
+    "Model": lambda report: short_name(report.record.get("model")) or "–",
+    "Result": lambda report: report.result,
+    "Written": lambda report: moment_cell(report.written),
+}
+
+
+def comparison(runs: Sequence[Run], link: Link) -> list[Section]:
+    """Results, overlaid curves and config differences of several runs."""
+    columns = {name: column for name, column in RUNS.items() if name != "Tags"}
+    results = Table("Results", ["Run", *columns], _rows(runs, columns, link))
+    scores = [
+        {"step": e.step, "score": e.score, "run": run.key} for run in runs for e in run.evaluations
+    ]
+    losses = {
+        name: [
+            {**row, "run": run.key} for run in runs for row in loss_rows(run) if row["rows"] == name
+        ]
+        for name in ("training", "validation")
+    }
+    metrics = " or ".join(dict.fromkeys(run.metric for run in runs if run.metric)) or "Score"
+    lines = kit.charts.lines
+    curves: list[Part] = []
+    if scores:
+        chart = lines(scores, "step", "score", "run", points=True)
+        curves.append(Figure(f"Evaluation: {metrics}", chart))
+    curves += [
+        Figure(f"{name.capitalize()} loss", lines(rows, "step", "loss", "run"))
+        for name, rows in losses.items()
+        if rows
+    ]
     return [
-        Cell(run.name, href=href),
-        status_cell(run.status),
-        run.data or "–",
-        run.model or "–",
-        run.metric or "–",
-        score_cell(run),
-        number_cell(rate, None if rate is None else f"{rate:g}"),
-        steps_cell(run),
-        moment_cell(run.started),
-        time_cell(run.seconds),
+        Section("Results", [results]),
+        Section("Curves", curves or [Text("No step has been logged yet.", "note")], grid=True),
+        Section("Config differences", [_differences(runs)]),
     ]
 
 
-def _report(report: Report, href: str | None) -> list[Cell | Value]:
-    model = words(report.record.get("model") or None)
-    return [
-        Cell(report.name, href=href),
-        report.kind,
-        words(report.record.get("task") or None),
-        model.rstrip("/").rpartition("/")[2],
-        report.result,
-        moment_cell(report.written),
-    ]
+def _differences(runs: Sequence[Run]) -> Part:
+    fields = dict.fromkeys(field for run in runs for field in run.config)
+    rows: list[list[Cell | Value]] = []
+    for field in fields:
+        values = [label(run.config.get(field)) for run in runs]
+        if len(set(values)) > 1:
+            rows.append([field, *map(Cell, values)])
+    if not rows:
+        return Text("The configs of these runs are equal.", "note")
+    return Table("Fields with different values", ["Field", *(run.key for run in runs)], rows)

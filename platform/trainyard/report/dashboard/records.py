@@ -6,7 +6,7 @@ Folders are not trusted: they may be half-written, damaged, or from another vers
 import re
 import time
 from calendar import timegm
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,27 +51,75 @@ class Evaluation:
     high: float | None = None
 
 
-class Run:
-    """One run folder: a single run, a trial of a sweep, or a run that confirms one."""
+class Job:
+    """A folder of one job, read forgivingly: its record, its state and when it ran."""
+
+    lost_reason = DRIVER_GONE
+
+    def __init__(self, files: Files, path: Path, key: str, file: str) -> None:
+        self.path, self.key, self.name = path, key, path.name
+        self._files = files
+        self.record, fault = files.json(path / file)
+        self.problems = [fault] if fault else []
+        self.config = mapping(self.record.get("config"))
+
+    @property
+    def status(self) -> Status:
+        """Recorded status; "stopped" after the driver was lost."""
+        if self.is_lost:
+            return "stopped"
+        found = self.record.get("status")
+        return cast("Status", found) if found in get_args(Status) else "unknown"
+
+    @cached_property
+    def is_lost(self) -> bool:
+        """True for a running job without a sign of life for longer than a lease lasts."""
+        return self.record.get("status") == "running" and (
+            time.time() - newest(*self._signs()) > EXPIRY_SECONDS
+        )
+
+    def _signs(self) -> list[Path]:
+        raise NotImplementedError
+
+    @property
+    def reason(self) -> str:
+        """Reason for the end, in a sentence; empty when there is nothing to say."""
+        if self.is_lost:
+            return self.lost_reason
+        return without_secrets(words(self.record.get("reason") or ""))
+
+    @property
+    def started(self) -> float | None:
+        """Seconds since 1970."""
+        return instant(self.record.get("started"))
+
+    def _elapsed(self, ended: float | None) -> float | None:
+        return None if self.started is None else max((ended or time.time()) - self.started, 0.0)
+
+
+class Run(Job):
+    """A single run, a trial of a sweep, or a run that confirms one."""
 
     def __init__(self, files: Files, path: Path, key: str, sweep: "Sweep | None" = None) -> None:
-        self.path, self.key, self.sweep, self.name = path, key, sweep, path.name
-        self._files = files
-        self.record, fault = files.json(path / "run.json")
-        decided, trial_fault = files.json(path / "trial.json")
+        super().__init__(files, path, key, "run.json")
+        self.sweep = sweep
+        decided, fault = files.json(path / "trial.json")
+        self.problems += [fault] if fault else []
         self.trial = mapping(self.record.get("trial")) or decided
         self.progress, _ = files.json(path / "progress.json")
-        self.problems = [fault for fault in (fault, trial_fault) if fault]
-        self.config = mapping(self.record.get("config"))
         self.result = mapping(self.record.get("result"))
         self.hyperparameters = mapping(self.trial.get("hyperparameters"))
 
     @cached_property
     def status(self) -> Status:
-        """Status of run.json; "stopped" after the driver was lost, "waiting" before the start."""
+        """Recorded status; "waiting" before the start."""
         if not self.record and self.trial and not self.problems:
             return "waiting"
-        return "stopped" if self.is_lost else _status(self.record.get("status"))
+        return super().status
+
+    def _signs(self) -> list[Path]:
+        signs = [self.path / name for name in (LEASE, "progress.json", "run.json")]
+        return signs if self.sweep is None else [*signs, self.sweep.path / LEASE]
 
     @property
     def has_ended(self) -> bool:
@@ -81,18 +129,6 @@ class Run:
         return self.status in ENDED or (
             stretch is not None and made is not None and made >= stretch
         )
-
-    @cached_property
-    def is_lost(self) -> bool:
-        """True for a running run without a sign of life for longer than a lease lasts."""
-        signs = [self.path / name for name in (LEASE, "progress.json", "run.json")]
-        signs += [] if self.sweep is None else [self.sweep.path / LEASE]
-        return self.record.get("status") == "running" and _expired(signs)
-
-    @property
-    def reason(self) -> str:
-        """Reason for the end, in a sentence; empty when there is nothing to say."""
-        return DRIVER_GONE if self.is_lost else _reason(self.record)
 
     @cached_property
     def task(self) -> str:
@@ -106,13 +142,12 @@ class Run:
 
     @property
     def model(self) -> str:
-        """Short name of the pretrained model."""
-        return words(self.config.get("model_name_or_path") or "").rstrip("/").rpartition("/")[2]
+        return short_name(self.config.get("model_name_or_path"))
 
     @property
-    def started(self) -> float | None:
-        """Seconds since 1970."""
-        return instant(self.record.get("started"))
+    def tags(self) -> list[str]:
+        found = self.config.get("tags")
+        return [words(tag) for tag in found] if isinstance(found, list) else []
 
     @property
     def ended(self) -> float | None:
@@ -124,10 +159,20 @@ class Run:
     @cached_property
     def lines(self) -> Sequence[Mapping[str, Any]]:
         """Lines of metrics.jsonl that have a step."""
-        found, wrong = self._files.lines(self.path / "metrics.jsonl")
+        return [
+            line for line in self._lines("metrics.jsonl") if _whole(line.get("step")) is not None
+        ]
+
+    @property
+    def usage(self) -> Sequence[Mapping[str, Any]]:
+        """Rows of usage.jsonl: the processor, memory and GPU of the first worker's node over time."""
+        return [row for row in self._lines("usage.jsonl") if real(row.get("seconds")) is not None]
+
+    def _lines(self, name: str) -> Sequence[Mapping[str, Any]]:
+        found, wrong = self._files.lines(self.path / name)
         if wrong and wrong not in self.problems:
             self.problems.append(wrong)
-        return [line for line in found if _whole(line.get("step")) is not None]
+        return found
 
     @cached_property
     def metric(self) -> str:
@@ -160,14 +205,11 @@ class Run:
 
     @cached_property
     def best(self) -> Evaluation | None:
-        """Best evaluation, also of an unfinished run."""
         score = real(self.result.get("score"))
         if score is not None:  # metrics.jsonl need not be read
             spans = list(mapping(self.result.get("intervals")).values())
-            low, high = (
-                pair(mapping(spans[0]).get(self.metric)) if len(spans) == 1 else (None, None)
-            )
-            return Evaluation(_whole(self.result.get("best_step")) or 0, score, low, high)
+            span = mapping(spans[0]).get(self.metric) if len(spans) == 1 else None
+            return Evaluation(_whole(self.result.get("best_step")) or 0, score, *pair(span))
         finite = [e for e in self.evaluations if e.score == e.score]
         if finite:
             return max(finite, key=lambda e: (e.score, -e.step))
@@ -176,12 +218,10 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps done."""
         return _whole(self.progress.get("step")) or _whole(self.result.get("steps"))
 
     @property
     def last_step(self) -> int | None:
-        """Optimizer steps of the whole run."""
         return _whole(self.progress.get("last_step")) or _whole(self.result.get("steps"))
 
     @property
@@ -199,43 +239,38 @@ class Run:
 
     @cached_property
     def ledger(self) -> dict[str, float]:
-        """Seconds by account."""
-        driver, worker = mapping(self.record.get("seconds")), mapping(self.progress.get("seconds"))
-        startup = real(self.record.get("startup_seconds"))
-        return time_ledger(
-            {"seconds": _reals(driver), "startup_seconds": startup}, {"seconds": _reals(worker)}
+        driver, worker = (
+            {name: float(found) for name, found in books.items() if real(found) is not None}
+            for books in (
+                mapping(self.record.get("seconds")),
+                mapping(self.progress.get("seconds")),
+            )
         )
+        startup = real(self.record.get("startup_seconds"))
+        return time_ledger({"seconds": driver, "startup_seconds": startup}, {"seconds": worker})
 
     @property
     def seconds(self) -> float | None:
         """Wall clock over all attempts: as accounted for, else from start to end."""
-        if self.ledger:
-            return sum(self.ledger.values())
-        return _elapsed(self.started, self.ended)
+        return sum(self.ledger.values()) if self.ledger else self._elapsed(self.ended)
 
-    def error(self) -> str:
-        """End of error.txt."""
-        return without_secrets(self._files.text(self.path / "error.txt"))
-
-    def model_card(self) -> str:
-        """Model card of the exported model; empty before the export."""
-        folder = self.path / "model"
-        return "" if folder.is_symlink() else self._files.text(folder / "README.md")
+    def text(self, name: str) -> str:
+        """End of a text file of the run without secrets; empty when there is none."""
+        if (self.path / name).parent.is_symlink():
+            return ""
+        return without_secrets(self._files.text(self.path / name))
 
 
-class Sweep:
-    """One sweep folder."""
+class Sweep(Job):
+    lost_reason = SWEEP_DRIVER_GONE
 
     def __init__(self, files: Files, path: Path, key: str) -> None:
-        self.path, self.key, self.name = path, key, path.name
-        self._files = files
-        self.record, fault = files.json(path / "sweep.json")
-        self.problems = [fault] if fault else []
-        self.config = mapping(self.record.get("config"))
+        super().__init__(files, path, key, "sweep.json")
         self.task = words(self.record.get("task") or "")
         self.confirmation = mapping(self.record.get("confirmation"))
         self.winner = mapping(self.confirmation.get("winner"))
         self.default = mapping(self.confirmation.get("default"))
+        self.result = mapping(self.record.get("result"))
 
     @cached_property
     def trials(self) -> list[Run]:
@@ -244,7 +279,6 @@ class Sweep:
 
     @cached_property
     def confirmations(self) -> list[Run]:
-        """Runs with fresh seeds."""
         return self._runs("confirmation")
 
     def _runs(self, part: str) -> list[Run]:
@@ -254,35 +288,17 @@ class Sweep:
         ]
         return sorted(found, key=lambda run: (real(run.trial.get("index")) or 0, run.name))
 
-    @property
-    def status(self) -> Status:
-        """Status of sweep.json; "stopped" after the driver was lost."""
-        return "stopped" if self.is_lost else _status(self.record.get("status"))
-
-    @cached_property
-    def is_lost(self) -> bool:
-        """True for a running sweep of which neither driver nor trial gave a recent sign of life."""
+    def _signs(self) -> list[Path]:
         signs = [self.path / name for name in (LEASE, "sweep.json")]
         for part in ("trials", "confirmation"):
             for name in folders(self.path / part):
                 signs += [self.path / part / name / file for file in ("progress.json", "run.json")]
-        return self.record.get("status") == "running" and _expired(signs)
-
-    @property
-    def reason(self) -> str:
-        """Reason for the end, in a sentence; empty when there is nothing to say."""
-        return SWEEP_DRIVER_GONE if self.is_lost else _reason(self.record)
+        return signs
 
     @property
     def metric(self) -> str:
-        """Name of the trials' score."""
         metric = self.record.get("metric")
         return metric if isinstance(metric, str) else ""
-
-    @property
-    def started(self) -> float | None:
-        """Seconds since 1970."""
-        return instant(self.record.get("started"))
 
     @property
     def ended(self) -> float | None:
@@ -295,7 +311,7 @@ class Sweep:
         recorded = real(self.record.get("seconds"))
         if self.started is None or (recorded is not None and self.status != "running"):
             return recorded
-        return _elapsed(self.started, self.ended)
+        return self._elapsed(self.ended)
 
     @property
     def num_trials(self) -> int:
@@ -313,14 +329,13 @@ class Sweep:
     @property
     def keeps_default(self) -> bool:
         """True when the winner was worse than the default recipe, which is then the result."""
-        return mapping(self.record.get("result")).get("best_trial") == DEFAULT
+        return self.result.get("best_trial") == DEFAULT
 
     @cached_property
     def best(self) -> Run | None:
         """The trial that the sweep chose, or the best so far."""
-        chosen = mapping(self.record.get("result")).get("best_trial")
         for trial in self.trials:
-            if trial.name == chosen:
+            if trial.name == self.result.get("best_trial"):
                 return trial
         scored = [trial for trial in self.trials if trial.best and trial.status != "diverged"]
         return max(scored, key=lambda t: t.best.score if t.best else 0.0, default=None)
@@ -331,14 +346,10 @@ class Report:
     """A folder with a finished page: an evaluation, a data examination or a GLUE suite."""
 
     path: Path
-    name: str
+    key: str
     kind: str
     record: Mapping[str, Any]
     written: float | None
-
-    @property
-    def key(self) -> str:
-        return self.name
 
     @property
     def result(self) -> str:
@@ -347,14 +358,13 @@ class Report:
         average = real(mapping(self.record.get("average")).get("mean"))
         findings = self.record.get("findings")
         if score is not None:
-            return f"{words(self.record.get('score_metric') or 'score')} {score:.4f}"
+            return f"{words(self.record.get('score_metric') or 'Score').capitalize()} {score:.4f}"
         if average is not None:
-            return f"average {average:.1f}"
+            return f"Average {average:.1f}"
         if isinstance(findings, list):
             levels = [mapping(finding).get("severity") for finding in findings]
-            return (
-                f"{len(levels) - levels.count('notice')} severe, {levels.count('notice')} notices"
-            )
+            notices = levels.count("notice")
+            return f"{len(levels) - notices} severe, {notices} notice{'s' * (notices != 1)}"
         return "–"
 
 
@@ -410,26 +420,10 @@ def pair(value: Any) -> tuple[float | None, float | None]:
     return None, None
 
 
-def _status(value: Any) -> Status:
-    """Return a status that pages have a mark for."""
-    return cast("Status", value) if value in get_args(Status) else "unknown"
-
-
-def _reason(record: Mapping[str, Any]) -> str:
-    return without_secrets(words(record.get("reason") or ""))
-
-
-def _expired(signs: Iterable[Path]) -> bool:
-    return time.time() - newest(*signs) > EXPIRY_SECONDS
-
-
-def _elapsed(started: float | None, ended: float | None) -> float | None:
-    return None if started is None else max((ended or time.time()) - started, 0.0)
-
-
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _reals(value: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(found) for name, found in value.items() if real(found) is not None}
+def short_name(model: Any) -> str:
+    """Last part of a model's path or Hub id; empty for none."""
+    return words(model or "").rstrip("/").rpartition("/")[2]

@@ -9,7 +9,7 @@ from typing import Any
 from trainyard.config import TrainConfig
 from trainyard.report import kit
 from trainyard.report.dashboard.records import Run, Sweep, pair, without_secrets
-from trainyard.report.kit import (
+from trainyard.report.kit import (  # fmt: skip
     Cell,
     Facts,
     Figure,
@@ -26,6 +26,14 @@ from trainyard.report.kit import (
 from trainyard.storage import ACCOUNTS, mapping, real, words
 
 NEVER_EVALUATED = "No step has been logged yet."
+LOG_LINES = 200
+"""Lines of a run's log that its page shows."""
+
+
+def label(value: Any) -> str:
+    """Format a hyperparameter, a number with three significant digits."""
+    found = real(value)
+    return words(value) if found is None else number(found, 3)
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -44,7 +52,6 @@ def score_cell(run: Run) -> Cell:
 
 
 def steps_cell(run: Run) -> Cell:
-    """Steps done, of all, with a bar."""
     steps, last = run.steps, run.last_step
     of_all = f" of {number(last)}" if last and last != steps else ""
     bar = share(steps, last) if run.status == "running" else None
@@ -82,15 +89,22 @@ def sections(run: Run) -> list[Section]:
         Section("Curves", _curves(run), grid=True),
         Section("Where the time went", _time(run)),
     ]
-    if error := run.error():
-        log = Section("Log of the failure", [Text(error, "code")], folded=run.status != "failed")
-        found.insert(1, log)
+    if usage := _usage(run):
+        found.insert(2, Section("Resources", usage, grid=True))
+    if log := run.text("log.txt"):
+        tail = "\n".join(log.splitlines()[-LOG_LINES:])
+        found.append(Section("Log", [Text(tail, "code")], folded=run.status != "running"))
+    if error := run.text("error.txt"):
+        folded = run.status != "failed"
+        found.insert(1, Section("Log of the failure", [Text(error, "code")], folded=folded))
     if command := train_command(run.config):
         note = Text(
             "Flags that differ from their defaults. It resumes or returns this run.", "note"
         )
         found.append(Section("Command", [note, Text(command, "command")]))
-    if card := run.model_card():
+    if run.result.get("model"):
+        found.append(Section("Model", _model(run)))
+    if card := run.text("model/README.md"):
         found.append(Section("Model card", [Text(card, "code")], folded=True))
     return [*found, config_section(run.config), Section("Versions", [_versions(run)], folded=True)]
 
@@ -120,16 +134,25 @@ def _result(run: Run) -> list[Part]:
         caption = "Metrics of the best checkpoint, with 95% intervals over rows"
         parts.append(Table(caption, ["Split", "Metric", "Value"], rows))
     if run.hyperparameters:
-        parts.append(Facts([(name, words(value)) for name, value in run.hyperparameters.items()]))
+        parts.append(Facts([(name, label(value)) for name, value in run.hyperparameters.items()]))
     truncated = {k: v for k, v in mapping(result.get("truncated_rows")).items() if real(v)}
     if truncated:
         counts = ", ".join(
             f"{number(real(count))} of {split}" for split, count in truncated.items()
         )
         parts.append(Text(f"Rows truncated to the maximum length: {counts}.", "note"))
-    if result.get("model"):
-        parts.append(Text(f"The model is in {words(result['model'])}", "note"))
     return parts
+
+
+def _model(run: Run) -> list[Part]:
+    """Folder and card of the exported model, and the command that serves it with a playground."""
+    path = words(run.result["model"])
+    facts: list[tuple[str, Cell | Value]] = [("Folder", path)]
+    if run.text("model/README.md"):
+        facts.append(("Model card", Cell("On this page", href="#model-card")))
+    command = shlex.join(["serve", "run", "serve.app:build", f"model={run.path}"])
+    note = f"This command serves it; its playground is then /playground#{run.name} on the server."
+    return [Facts(facts), Text(note, "note"), Text(command, "command")]
 
 
 def _measured(value: Any, span: Any) -> Cell:
@@ -156,27 +179,59 @@ def _curves(run: Run) -> list[Part]:
         chart = lines(scores, "step", "value", "series", points=True)
         parts.append(Figure("Evaluation", chart, f"Metrics by step; the last: {ends}."))
     if training:
-        losses = [
-            {"step": line["step"], "loss": real(line["loss"]), "rows": "training"}
-            for line in training
-        ]
-        validation = [
-            {"step": line["step"], "loss": real(loss), "rows": words(line["split"])}
-            for line in run.lines
-            if "split" in line and (loss := mapping(line.get("metrics")).get("loss")) is not None
-        ]
+        losses = loss_rows(run)
+        kinds = {row["rows"] for row in losses}
         rates = [
             {"step": line["step"], "learning rate": real(line.get("learning_rate"))}
             for line in training
         ]
-        chart = lines([*losses, *validation], "step", "loss", "rows" if validation else None)
-        name = "Training and validation loss" if validation else "Training loss"
-        ends = f"Training: from {number(losses[0]['loss'])} to {number(losses[-1]['loss'])}."
+        chart = lines(losses, "step", "loss", "rows" if len(kinds) > 1 else None)
+        name = "Training and validation loss" if len(kinds) > 1 else "Training loss"
+        before, after = (number(real(line["loss"])) for line in (training[0], training[-1]))
+        ends = f"Training: from {before} to {after}."
         parts += [
             Figure(name, chart, ends),
             Figure("Learning rate", lines(rates, "step", "learning rate", y_format=".2~e"),
                    "Of the next step."),
         ]  # fmt: skip
+    return parts
+
+
+def loss_rows(run: Run) -> list[dict[str, Any]]:
+    """Training and validation loss by step; `rows` names the rows that a loss is of."""
+    found = []
+    for line in run.lines:
+        validation = "split" in line
+        loss = real(mapping(line.get("metrics")).get("loss") if validation else line.get("loss"))
+        if loss is not None:
+            name = "validation" if validation else "training"
+            found.append({"step": line["step"], "loss": loss, "rows": name})
+    return found
+
+
+USAGE = {
+    "Processor and GPU in use": ("percent", 1, {"cpu_percent": "CPU", "gpu_percent": "GPU"}),
+    "Memory in use": (
+        "GiB", 2**30,
+        {"memory_bytes": "node", "worker_memory_bytes": "worker", "gpu_memory_bytes": "GPU"},
+    ),
+}  # fmt: skip
+"""By figure: unit, divisor, and the columns of usage.jsonl with their titles."""
+
+
+def _usage(run: Run) -> list[Part]:
+    parts: list[Part] = []
+    for caption, (unit, divisor, columns) in USAGE.items():
+        rows = [
+            {"minutes": row["seconds"] / 60, unit: value / divisor, "of": title}
+            for row in run.usage
+            for column, title in columns.items()
+            if (value := real(row.get(column))) is not None
+        ]
+        if rows:
+            chart = kit.charts.lines(rows, "minutes", unit, "of")
+            about = "Of the node of the first worker, over the training time of all attempts."
+            parts.append(Figure(caption, chart, about))
     return parts
 
 
@@ -207,7 +262,8 @@ def train_command(config: Mapping[str, Any]) -> str:
     for field in dataclasses.fields(TrainConfig):
         value = config.get(field.name, field.default)
         flag = f"--{field.name.replace('_', '-')}"
-        if value is None or value == field.default:
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        if value is None or value == default:
             continue
         match value:
             case bool():

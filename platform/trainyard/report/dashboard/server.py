@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -30,6 +30,12 @@ SANDBOX = {
     "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 }
 """Policy for a report file, which anyone may have written: it has no origin and no network."""
+SHARED: dict[str, tuple[str, Callable[[], str]]] = {
+    "page.css": ("text/css", lambda: static_text("page.css")),
+    "page.js": ("text/javascript", lambda: static_text("page.js")),
+    "vega.js": ("text/javascript", vega_bundle),
+}
+"""Media type and content of the files that all pages load."""
 
 
 class Dashboard:
@@ -43,7 +49,6 @@ class Dashboard:
         """Set after the first response."""
 
     def yard(self) -> Yard:
-        """The folders in their present state."""
         return Yard(self.storage, self._files)
 
     def page(self, key: str, *, site: str | None) -> str | None:
@@ -58,7 +63,9 @@ class Dashboard:
                 busy = any(found.status == "running" for found in everything)
                 return render(
                     "Runs and sweeps",
-                    index_page.sections(yard, lambda found: link(found, site)),
+                    index_page.sections(
+                        yard, lambda found: link(found, site), f"{site}compare" if site else ""
+                    ),
                     subtitle=str(self.storage),
                     site=site,
                     refresh_seconds=_pace(site, busy=busy) or (SLOW_SECONDS if site else 0),
@@ -85,6 +92,26 @@ class Dashboard:
                 crumbs=crumbs,
                 site=site,
                 refresh_seconds=_pace(site, busy=found.status in ("running", "waiting")),
+            )
+
+    def comparison(self, keys: Sequence[str], *, site: str) -> str | None:
+        """Render several runs on one page; None where one of them is unknown."""
+        with self._lock:
+            yard = self.yard()
+            runs = [
+                found for key in dict.fromkeys(keys) if isinstance(found := yard.find(key), Run)
+            ]
+            if not runs or len(runs) < len(set(keys)):
+                return None
+            shown = runs[: index_page.MOST_COMPARED]
+            left_out = len(runs) - len(shown)
+            return render(
+                f"{len(shown)} runs compared",
+                index_page.comparison(shown, lambda run: link(run, site)),
+                subtitle=f"{left_out} more are left out" if left_out else "",
+                crumbs=[("All runs", "/")],
+                site=site,
+                refresh_seconds=_pace(site, busy=any(run.status == "running" for run in shown)),
             )
 
     def report(self, name: str) -> str | None:
@@ -163,6 +190,12 @@ def build_app(dashboard: Dashboard, allowed_hosts: Sequence[str]) -> "FastAPI":
         page = dashboard.page(key, site="/") if key else None
         return missing(request, key) if page is None else answer(request, page)
 
+    @app.api_route("/compare", methods=get)
+    def compare(request: Request) -> Response:
+        keys = request.query_params.getlist("run")
+        page = dashboard.comparison(keys, site="/") if keys else None
+        return missing(request, ", ".join(keys)) if page is None else answer(request, page)
+
     @app.api_route("/report/{name}", methods=get)
     def report(request: Request, name: str) -> Response:
         if (page := dashboard.report(name)) is None:
@@ -171,17 +204,12 @@ def build_app(dashboard: Dashboard, allowed_hosts: Sequence[str]) -> "FastAPI":
         response.headers.update(SANDBOX)
         return response
 
-    @app.api_route("/page.css", methods=get)
-    def css(request: Request) -> Response:
-        return answer(request, static_text("page.css"), "text/css")
-
-    @app.api_route("/page.js", methods=get)
-    def script(request: Request) -> Response:
-        return answer(request, static_text("page.js"), "text/javascript")
-
-    @app.api_route("/vega.js", methods=get)
-    def vega(request: Request) -> Response:
-        return answer(request, vega_bundle(), "text/javascript")
+    @app.api_route("/{file}", methods=get)
+    def shared(request: Request, file: str) -> Response:
+        if file not in SHARED:
+            return missing(request, file)
+        kind, text = SHARED[file]
+        return answer(request, text(), kind)
 
     @app.exception_handler(404)
     def nothing(request: Request, _: Exception) -> Response:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import altair as alt
 
 from trainyard.report.dashboard.records import Run, Sweep
+from trainyard.report.dashboard.run_page import label
 from trainyard.report.kit import Status, charts, number
 from trainyard.storage import mapping, real, words
 
@@ -53,7 +54,6 @@ def ranked(sweep: Sweep) -> list[tuple[Run, float, str]]:
 
 
 def hyperparameters(trial: Run) -> str:
-    """All hyperparameters of a trial, in one line."""
     return ", ".join(f"{name} {label(value)}" for name, value in trial.hyperparameters.items())
 
 
@@ -93,7 +93,6 @@ def learning_curves(sweep: Sweep) -> charts.Specification:
 
 
 def timeline(sweep: Sweep) -> charts.Specification:
-    """Time span and end of each trial."""
     begun = [(t, t.started) for t in sweep.trials if t.started is not None]
     first = min((started for _, started in begun), default=0.0)
     latest = max((t.ended or started for t, started in begun), default=0.0)
@@ -182,7 +181,6 @@ def score_against(sweep: Sweep, across: "Axis") -> charts.Specification:
 
 
 def _evaluated(trial: Run, fifth: str) -> list[Row]:
-    """Points of a trial's learning curve."""
     return [
         {"trial": trial.name, "step": e.step, "score": e.score, "fifth": fifth,
          "hyperparameters": hyperparameters(trial)}
@@ -275,12 +273,6 @@ def axes(sweep: Sweep) -> list[Axis]:
         if values:
             found.append(axis(name, space.get(name), values))
     return found
-
-
-def label(value: Any) -> str:
-    """Format a value for its axis."""
-    found = real(value)
-    return words(value) if found is None else number(found, 3)
 
 
 def _order(value: Any) -> tuple[bool, float, str]:

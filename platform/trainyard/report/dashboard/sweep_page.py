@@ -8,16 +8,17 @@ from trainyard.report import kit
 from trainyard.report.dashboard import sweep_charts as drawn
 from trainyard.report.dashboard.index_page import chosen_score
 from trainyard.report.dashboard.records import Run, Sweep, pair
-from trainyard.report.dashboard.run_page import (
+from trainyard.report.dashboard.run_page import (  # fmt: skip
     config_section,
     interval,
+    label,
     problems,
     score_cell,
     share,
     steps_cell,
     time_cell,
 )
-from trainyard.report.kit import (
+from trainyard.report.kit import (  # fmt: skip
     Cell,
     Facts,
     Figure,
@@ -81,7 +82,7 @@ def _result(sweep: Sweep, link: Link) -> list[Part]:
     if sweep.keeps_default:
         chosen, title = mapping(sweep.default.get("hyperparameters")), "In the default recipe"
     space = mapping(sweep.record.get("space"))
-    rows: Rows = [[f, drawn.label(space.get(f)), drawn.label(chosen.get(f))] for f in sweep.fields]
+    rows: Rows = [[f, label(space.get(f)), label(chosen.get(f))] for f in sweep.fields]
     return [
         *([Text(sentence, "headline")] if (sentence := _verdict(sweep)) else []),
         *problems(sweep),
@@ -125,7 +126,7 @@ def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell]]:
 
 def _title(sweep: Sweep) -> str:
     """Name the role of the shown trial: a confirmed sweep may choose another than the best score."""
-    chosen = mapping(sweep.record.get("result")).get("best_trial")
+    chosen = sweep.result.get("best_trial")
     if sweep.best and sweep.best.name == chosen:
         return "Winner"
     return "Best so far" if sweep.status == "running" else "Best trial"
@@ -245,8 +246,8 @@ def _origin(trial: Run, default: Mapping[str, Any] | None) -> str:
 def _value(value: Any) -> Cell:
     found = real(value)
     if found is not None:
-        return Cell(drawn.label(value), sort=found)
-    return Cell(drawn.label(value), sort=math.nan if value is None else words(value))
+        return Cell(label(value), sort=found)
+    return Cell(label(value), sort=math.nan if value is None else words(value))
 
 
 def _curves(sweep: Sweep) -> list[Part]:

@@ -19,6 +19,8 @@ SERIES = tuple(f"var(--c{i})" for i in range(1, 8))
 LEVELS = tuple(f"var(--q{i})" for i in range(1, 6))
 """Colors from worst to best; steps and not a gradient, for CSS variables cannot be interpolated."""
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
+FEWEST_SMOOTHED = 20
+"""Rows of a curve from which its moving average is offered."""
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'
 _SMALL = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 400}
 
@@ -31,7 +33,7 @@ CONFIG: Mapping[str, Any] = {
         **_SMALL, "labelColor": "var(--muted)", "titleColor": "var(--muted)",
         "gridColor": "var(--line)", "domainColor": "var(--line)", "tickColor": "var(--line)",
         "titlePadding": 8, "labelOverlap": "greedy",
-        "labelLimit": {"expr": "clamp(0.45 * containerSize()[0], 110, 260)"},
+        "labelLimit": {"expr": "clamp(0.5 * containerSize()[0], 130, 320)"},
     },
     "axisXQuantitative": {
         "tickCount": 8, "grid": False, "domainColor": "var(--muted)", "labelOverlap": "parity",
@@ -51,12 +53,19 @@ CONFIG: Mapping[str, Any] = {
 
 
 def specification(
-    chart: Chart, height: int, *, log: bool = False, zoom: bool = False, **rows: Rows
+    chart: Chart,
+    height: int,
+    *,
+    log: bool = False,
+    zoom: bool = False,
+    smooth: Mapping[str, str | None] | None = None,
+    **rows: Rows,
 ) -> Specification:
     """Return a chart as the page draws it: as wide as its column, in the page's colors.
 
     `rows` are the named data sets of the chart. `log` lets the reader switch the y axis to a
-    logarithmic scale. `zoom` lets the reader zoom and pan.
+    logarithmic scale. `zoom` lets the reader zoom and pan. `smooth` names the columns `y` and `series`
+    of a curve that the reader may replace by its moving average.
     """
     size = alt.AutoSizeParams(type="fit-x", contains="padding")
     if zoom:
@@ -66,7 +75,7 @@ def specification(
         )
     chart = chart.properties(width="container", height=height, autosize=size).configure(**CONFIG)
     found: Specification = chart.to_dict()
-    return {**found, "datasets": rows, "usermeta": {"log": log, "zoom": zoom}}
+    return {**found, "datasets": rows, "usermeta": {"log": log, "zoom": zoom, "smooth": smooth}}
 
 
 def lines(
@@ -95,14 +104,16 @@ def lines(
         )
         chart = alt.layer(base.mark_line(), circles)
     chart = chart.encode(
-        alt.X(**quantity(x), scale=scale(_column(rows, x), nice=False)),
+        alt.X(**quantity(x), scale=scale(_column(rows, x), nice=False, padding=6 if points else 0)),
         alt.Y(**quantity(y), axis=axis, scale=scale(_column(rows, y))),
         tooltip=_tooltip(rows, series, x, y, size),
     )
     if series is not None:
         chart = chart.encode(color(rows, series))
-    log = all(value > 0 for value in _column(rows, y))
-    return specification(chart, height, log=log and not size, zoom=not size, rows=rows)
+    curve = size is None
+    log = curve and all(value > 0 for value in _column(rows, y))
+    smooth = {"y": y, "series": series} if curve and len(rows) >= FEWEST_SMOOTHED else None
+    return specification(chart, height, log=log, zoom=curve, smooth=smooth, rows=rows)
 
 
 def dots(

@@ -87,7 +87,8 @@ class Table:
     The first column names the row. A column whose cells sort by numbers is aligned right.
     `order` is the column that the rows are already sorted by, with a leading "-" for descending.
     `choices` are columns with few values: the reader chooses one to see its rows, and can always
-    filter such a table by words.
+    filter such a table by words. `select` is the address of a page about several rows: each row gets
+    a check box, and the page gets their first cells as `run` parameters.
     """
 
     caption: str
@@ -96,6 +97,7 @@ class Table:
     empty: str = "Nothing here yet."
     order: str = ""
     choices: Sequence[str] = ()
+    select: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,35 @@ def render(
     return html.encode("utf-8", "replace").decode()  # JSON can hold half a character, a page cannot
 
 
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """Return the tables, facts and texts of a page as Markdown, which has no figures."""
+    blocks = [f"# {_literal(title)}"]
+    for section in sections:
+        found = [_markdown_part(part) for part in section.content if not isinstance(part, Figure)]
+        blocks += [f"## {_literal(section.title)}", *found] if found else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_part(part: "Table | Facts | Text") -> str:
+    def text(value: Cell | Value) -> str:
+        cell = _as_cell(value)
+        return _literal(f"{cell.text} ({cell.note})" if cell.note else cell.text)
+
+    match part:
+        case Text():
+            return _literal(part.text)
+        case Facts():
+            return "\n".join(f"- {text(name)}: **{text(value)}**" for name, value in part.items)
+        case Table():
+            rows = [part.columns, ["---"] * len(part.columns), *part.rows]
+            return "\n".join(f"| {' | '.join(map(text, row))} |" for row in rows)
+
+
+def _literal(text: str) -> str:
+    """Escape what Markdown would read as markup: a path may hold <task>."""
+    return re.sub(r"([*<|])", r"\\\1", text)
+
+
 def policy(scripts: Sequence[str] = ()) -> str:
     """Content-Security-Policy: these inline scripts, else only the files of the page's own server."""
     sources = [
@@ -295,7 +326,7 @@ def _section(section: Section, index: int) -> dict[str, Any]:
     slug = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
     return {
         "title": section.title,
-        "id": f"{slug or 'section'}-{index + 1}",
+        "id": slug or f"section-{index + 1}",
         "folded": section.folded,
         "grid": section.grid,
         "content": [_part(part) for part in section.content],
@@ -314,9 +345,15 @@ def _part(part: Part) -> dict[str, Any]:
             return {"kind": "figure", "part": part, "spec": spec, "width": width}
         case Facts():
             items = [(name, _cell_html(_as_cell(value))) for name, value in part.items]
-            return {"kind": "facts", "part": part, "items": items}
+            return {"kind": "facts", "part": part, "items": items, "columns": _balanced(len(items))}
         case Text():
             return {"kind": "text", "part": part}
+
+
+def _balanced(items: int) -> int:
+    """Columns of a list of facts, so that its last row is about as full as the others."""
+    rows = -(-items // 6)
+    return -(-items // max(rows, 1)) or 1
 
 
 def _table(table: Table) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from trainyard.storage import (
     versions,
 )
 from trainyard.tasks import Task
-from trainyard.terminal import StopSignals, say, stage
+from trainyard.terminal import StopSignals, logged, say, stage
 from trainyard.training.driver.environment import (
     differences,
     environment,
@@ -93,7 +93,11 @@ def fit(
     folder = open_run(config.storage_path, config.resolved_run_name, fence)
     folder.check()
     folder.create()
-    with folder.lease(patience) as lease, StopSignals(folder.stop_request) as signals:
+    with (
+        folder.lease(patience) as lease,
+        StopSignals(folder.stop_request) as signals,
+        logged(folder.path / "log.txt"),
+    ):
         folder.fetch()
         if config.fresh:
             folder.clear()
@@ -281,7 +285,7 @@ def _conclude(
     except UserError as error:
         folder.update(status="failed", reason=str(error))
         raise
-    folder.publish("model")
+    folder.publish("model", "log.txt")
     watch.lap("export")
     folder.add_seconds(watch.take())
     spent = time_ledger(folder.read(), folder.progress())  # of all attempts

@@ -1,5 +1,6 @@
 """The records of a running run: metrics.jsonl, TensorBoard, progress.json, and the ledger."""
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from trainyard.storage import RunFolder, add
 from trainyard.training.outcome import TrainState
 
 PROGRESS_SECONDS = 0.5
+USAGE_SECONDS = 5.0
 
 
 class Journal:
@@ -25,7 +27,7 @@ class Journal:
         self, config: TrainConfig, folder: RunFolder, *, rank: int, first_step: int, last_step: int
     ) -> None:
         self._folder, self._main, self._last_step = folder, rank == 0, last_step
-        self._batch_size, self._shown = config.train_batch_size, 0.0
+        self._batch_size, self._shown, self._used = config.train_batch_size, 0.0, 0.0
         self._ledger: Any = None
         self._board: Any = None
         if config.ledger:
@@ -75,8 +77,15 @@ class Journal:
         *,
         at_once: bool = False,
     ) -> None:
-        """Write progress.json, at most twice a second; `seconds` are this attempt's."""
+        """Write progress.json, at most twice a second; `seconds` are this attempt's.
+
+        Every few seconds usage.jsonl gets a row.
+        """
         now = time.monotonic()
+        if self._main and now - self._used >= USAGE_SECONDS:
+            self._used = now
+            trained = sum(add(self._seconds_before, seconds).values())
+            self._folder.append_usage({"step": state.step, "seconds": trained, **usage()})
         if self._main and (at_once or now - self._shown >= PROGRESS_SECONDS):
             self._shown = now
             self._folder.set_progress(
@@ -93,3 +102,21 @@ class Journal:
         for writer in (self._ledger, self._board):
             if writer is not None:
                 writer.close()
+
+
+def usage() -> dict[str, float]:
+    """Use of this node's processor, memory and first GPU; the processor's is since the last call."""
+    import psutil
+    import torch
+
+    found = {
+        "cpu_percent": psutil.cpu_percent(),
+        "memory_bytes": psutil.virtual_memory().used,
+        "worker_memory_bytes": psutil.Process().memory_info().rss,
+    }
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found["gpu_memory_bytes"] = total - free
+        with contextlib.suppress(ModuleNotFoundError, RuntimeError):  # it needs NVIDIA's library
+            found["gpu_percent"] = torch.cuda.utilization()
+    return found

@@ -162,7 +162,7 @@ class Session:
         self.watch.lap("sync")
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
-            self.folder.publish("progress.json", "tensorboard")
+            self.folder.publish("progress.json", "tensorboard", "usage.jsonl")
         return Outcome(
             status="failed" if self._error else self._status,
             error=self._error,

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const state = {
-    sort: {}, filter: {}, choice: {}, log: {}, drawn: {}, hash: null, pressed: false, paused: false,
+    sort: {}, filter: {}, choice: {}, chosen: {}, log: {}, smooth: {}, drawn: {}, hash: null, pressed: false, paused: false,
   };
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
@@ -78,6 +78,28 @@
     return element("label", {}, th.textContent, box);
   }
 
+  // Check boxes in the first column, and a link to the page about the chosen rows.
+  function selectable(holder, bar) {
+    const chosen = (state.chosen[holder.id] ??= new Set());
+    const go = tool("Compare", "Compare the chosen rows", () => {
+      const query = new URLSearchParams([...chosen].map((name) => ["run", name]));
+      location.href = `${holder.dataset.select}?${query}`;
+    });
+    const count = () => {
+      go.disabled = chosen.size < 2;
+      go.textContent = chosen.size ? `Compare ${chosen.size}` : "Compare";
+    };
+    for (const row of holder.querySelector("tbody").rows) {
+      const name = row.cells[0].textContent.trim();
+      const box = element("input", { type: "checkbox", checked: chosen.has(name), id: `${holder.id}-${name}` });
+      box.setAttribute("aria-label", `Choose ${name}`);
+      box.addEventListener("change", () => { chosen[box.checked ? "add" : "delete"](name); count(); });
+      row.cells[0].prepend(box);
+    }
+    count();
+    bar.append(go);
+  }
+
   function table(holder) {
     const heads = all("thead th", holder);
     heads.forEach((th, i) => th.firstElementChild.addEventListener("click", () => {
@@ -93,6 +115,7 @@
       input.addEventListener("input", () => { state.filter[holder.id] = input.value; filter(holder); });
       bar.append(element("label", {}, "Filter", input), ...choices, element("output"));
     }
+    if (holder.dataset.select) selectable(holder, bar);
     bar.append(element("span", { className: "end" },
       tool("CSV", "Download this table as CSV", () => download(holder.dataset.name, "csv", tableCsv(holder), "text/csv"))));
     bar.classList.toggle("corner", bar.children.length === 1);
@@ -137,6 +160,33 @@
     return { ...spec, encoding: { ...spec.encoding, y } };
   }
 
+  // Moving average of each series with exponentially decreasing weights, without a bias to its start.
+  function smoothed(spec, weight) {
+    const { y, series } = spec.usermeta.smooth;
+    const sums = {};
+    const average = (row) => {
+      const kept = (sums[row[series]] ??= { value: 0, total: 0 });
+      kept.value = weight * kept.value + row[y];
+      kept.total = weight * kept.total + 1;
+      return { ...row, [y]: kept.value / kept.total };
+    };
+    const datasets = Object.fromEntries(Object.entries(spec.datasets).map(([name, rows]) => [name, rows.map(average)]));
+    return { ...spec, datasets };
+  }
+
+  function smoothing(figure, bar) {
+    const box = element("select", { id: `${figure.id}-smooth` });
+    box.append(new Option("none", ""), new Option("light", "0.6"), new Option("strong", "0.9"));
+    box.value = state.smooth[figure.id] ?? "";
+    box.addEventListener("change", () => {
+      state.smooth[figure.id] = box.value;
+      bar.remove();
+      draw(figure, true);
+      figure.querySelector("select").focus();
+    });
+    return element("label", {}, "Smoothing", box);
+  }
+
   function figureTools(figure, drawn, spec) {
     const name = figure.dataset.name;
     const bar = element("div", { className: "tools" });
@@ -151,6 +201,7 @@
       log.setAttribute("aria-pressed", String(Boolean(state.log[figure.id])));
       end.append(log);
     }
+    if (spec.usermeta?.smooth) bar.append(smoothing(figure, bar));
     if (spec.usermeta?.zoom) {
       bar.append(element("span", { className: "hint" }, "Drag to pan, Ctrl and wheel to zoom, double-click to reset."));
     }
@@ -177,7 +228,8 @@
     state.drawn[figure.id] = own;
     if (kept) chart.style.minHeight = `${kept.chart.offsetHeight}px`;
     figureTools(figure, own, spec);
-    vegaEmbed(chart, state.log[figure.id] ? logarithmic(spec) : spec, {
+    const even = state.smooth[figure.id] ? smoothed(spec, Number(state.smooth[figure.id])) : spec;
+    vegaEmbed(chart, state.log[figure.id] ? logarithmic(even) : even, {
       actions: false, renderer: "svg", ast: true, tooltip: { theme: "custom" }, logLevel: 1, // errors
     })
       .then(({ view }) => { own.view = view; chart.style.minHeight = ""; })
@@ -270,9 +322,18 @@
     setTimeout(tick, Number(document.body.dataset.refresh) * 1000);
   }
 
+  // A link into a folded section opens it.
+  function unfold() {
+    const found = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const folded = found && found.querySelector("details");
+    if (folded) folded.open = true;
+  }
+  addEventListener("hashchange", unfold);
+
   for (const kind of ["pointerdown", "pointerup", "pointercancel"]) {
     addEventListener(kind, () => { state.pressed = kind === "pointerdown"; }, { capture: true });
   }
   settle(document);
+  unfold();
   live();
 })();

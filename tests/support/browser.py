@@ -1,0 +1,89 @@
+"""Pages in headless Chromium, driven by Playwright, and what each of them must fulfill.
+
+Both are for tests only. Playwright is in the `dev` extra; the browser is the system's own
+(chromium or google-chrome), for Playwright's would have to be downloaded.
+"""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainyard.report.dashboard.job import LOOPBACK, DashboardConfig, _listen
+from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(
+            executable_path=BROWSER,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                  "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+        )  # fmt: skip
+        yield found
+        found.close()
+
+
+@contextmanager
+def dashboard_of(storage: Path) -> Iterator[str]:
+    """Address of a dashboard over a storage path."""
+    import uvicorn
+
+    warm_up()
+    listening = _listen(DashboardConfig(port=0))
+    app = build_app(Dashboard(storage), list(LOOPBACK))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+@contextmanager
+def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
+    """A page that must say nothing on its console and ask nobody but its own server."""
+    complaints: list[str] = []
+    with browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}) as opened:
+        page = opened.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda r: complaints.append(f"{r.url} {r.failure}"))
+        own = (
+            url.split("/view")[0].split("/playground")[0].split("/compare")[0].split("/report/")[0]
+        )
+        page.on(
+            "request", lambda r: complaints.append(r.url) if not r.url.startswith(own) else None
+        )
+        page.goto(url)
+        yield page
+        said = [text for text in complaints if not text.startswith("data:")]
+    assert not said
+
+
+def draw_all(page: Any) -> int:
+    """Scroll to each figure until it is drawn; how many there are."""
+    figures = page.locator("figure")
+    for i in range(figures.count()):
+        # At once: a figure that is replaced by news while its place is waited for would be an error.
+        figures.nth(i).evaluate("figure => figure.scrollIntoView()")
+        figures.nth(i).locator("svg .mark-group").first.wait_for(state="attached", timeout=20_000)
+    return int(figures.count())
+
+
+FAULTS = Path(__file__).with_name("accessibility.js").read_text()
+
+
+def accessibility_faults(page: Any) -> list[str]:
+    """Sentences about names, headings, tables, identifiers and contrast, as axe's rules ask for them."""
+    found: list[str] = page.evaluate(FAULTS)
+    return found
