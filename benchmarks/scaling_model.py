@@ -14,6 +14,7 @@ Nothing here was measured: it says which term grows. What was measured is in res
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 UTILIZATION = 0.4
@@ -69,25 +70,22 @@ def total(parts: dict[str, float]) -> float:
     return parts["forward"] + hidden + parts["optimizer"]
 
 
-def main() -> None:
-    """Print one Markdown row for each model and kind of machine."""
-    print("| model | machines | tokens of a step | gain of 8 | gain of 64 | bound at 64 by |")
-    print("| --- | --- | --- | --- | --- | --- |")
+def gains() -> Iterator[list[str]]:
+    """Yield a row for each model, kind of machine and size of a step: gains and the largest part."""
     for machines in MACHINES:
         for model in MODELS:
             for label, of_all in (("8,192 in all", 8192), ("8,192 a worker", None)):
-                gains, bound = [], ""
+                row, bound = [model.name, machines.name, label], ""
                 for workers in (8, 64):
                     each = 8192 if of_all is None else of_all / workers
                     parts = step_seconds(model, machines, workers, each)
                     alone = step_seconds(model, machines, 1, each * workers)
-                    gains.append(f"{total(alone) / total(parts):.1f}")
+                    row.append(f"{total(alone) / total(parts):.1f}")
                     name = max(parts, key=lambda part: parts[part])
                     bound = f"{name}, {1000 * parts[name]:.0f} of {1000 * total(parts):.0f} ms"
-                print(
-                    f"| {model.name} | {machines.name} | {label} | {' | '.join(gains)} | {bound} |"
-                )
+                yield [*row, bound]
 
 
 if __name__ == "__main__":
-    main()
+    for row in gains():
+        print(*row, sep=" | ")

@@ -1,0 +1,460 @@
+"""Rewrite the tables of results/*.json in the pages that have a place for them.
+
+    python benchmarks/result_tables.py docs/benchmarks.md README.md
+
+A place is the text between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of TABLES. Each
+table ends with the command, the date, the machine and the commit that it was measured with.
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling_model import gains
+
+RESULTS = Path(__file__).parent / "results"
+PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Result = Mapping[str, Any]
+
+
+def rewrite(text: str) -> str:
+    """Return a page with the present tables in its places.
+
+    Raises:
+        KeyError: for a place whose name is unknown.
+    """
+
+    def table(place: re.Match[str]) -> str:
+        head, name, end = place.groups()
+        return f"{head}{TABLES[name]()}{end}"
+
+    return PLACE.sub(table, text)
+
+
+def load(name: str) -> Any:
+    """Read results/`name`.json."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Format a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def source(*results: Result) -> str:
+    """State where the figures of a table come from, a line for each result."""
+    lines = []
+    for result in results:
+        facts = [f"`{result['command']}`"] if "command" in result else []
+        facts += [str(result[key]) for key in ("processor", "machine", "date") if key in result]
+        if "versions" in result:
+            facts.append(f"commit {result['versions']['commit'][:10]}")
+        lines.append(", ".join(facts) + ".")
+    return "\n" + "<br>\n".join(lines) + "\n"
+
+
+def percent(share: float) -> str:
+    """Format a share as a percentage with one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def share(rate: Sequence[float]) -> str:
+    """Format a rate with its interval, as percentages."""
+    value, low, high = rate
+    return f"{percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+# Training
+
+
+def steps() -> str:
+    """Compare training throughput with Hugging Face's Trainer."""
+    results = {name: load(f"steps-{name}") for name in ("mrpc", "sst2")}
+    rows = [
+        [
+            name.upper(),
+            f"{found['samples_per_second']['ours']:.1f}",
+            f"{found['samples_per_second']['peer']:.1f}",
+            "{:.2f} [{:.2f}, {:.2f}]".format(found["speed_ratio"], *found["interval"]),
+        ]
+        for name, found in results.items()
+    ]
+    columns = ["Task", "Samples per second", "`Trainer`", "Ratio [95 %]"]
+    return table(columns, rows) + source(*results.values())
+
+
+def first_step() -> str:
+    """List the seconds from the command to the first step."""
+    found = load("first-step-mrpc")
+    names = {"tokenizes": "tokenizes first", "tokenized": "tokenized before"}
+    parts = ["seconds", "driver_start_up", "tokenization", "worker_start_up", "first_step", "other"]
+    rows = [
+        [label, *(f"{found['medians'][name][part]:.1f}" for part in parts)]
+        for name, label in names.items()
+    ]
+    columns = ["MRPC", "Seconds", "Driver", "Tokenization", "Worker", "First step", "Other"]
+    return table(columns, rows) + source(found)
+
+
+def memory() -> str:
+    """List peak memory by the number of rows."""
+    found = load("scale")
+    rows = [
+        [
+            f"{int(count):,}",
+            *(f"{run['peak_mib'][part] / 1024:.2f}" for part in ("all", "anon", "shmem", "file")),
+            f"{run['seconds']:.0f}",
+        ]
+        for count, run in found["runs"].items()
+    ]
+    columns = ["Rows", "Peak, GiB", "Processes", "Object store", "Mapped files", "Seconds"]
+    return table(columns, rows) + source(found)
+
+
+def tokenization() -> str:
+    """Compare tokenization with `datasets.map`."""
+    found = load("tokenize-sst2")
+    seconds = found["median_seconds"]
+    row = [
+        "SST-2",
+        f"{seconds['ours']:.1f}",
+        f"{seconds['peer']:.1f}",
+        f"{found['speed_ratio']:.2f}",
+    ]
+    return table(["Split", "Seconds", "`datasets.map`", "Ratio"], [row]) + source(found)
+
+
+def quality() -> str:
+    """Compare scores with Hugging Face's Trainer, task by task."""
+    rows, commits = [], set()
+    for task, found in load("quality").items():
+        commits.add(found["versions"]["commit"][:10])
+        for name, metric in found["metrics"].items():
+            ours = list(metric["ours"].values())
+            rows.append(
+                [
+                    f"{task.upper()}, {name}",
+                    _scores(ours),
+                    "{:.4f} to {:.4f}".format(*metric["rows_interval"]),
+                    _scores(list(metric["peer"].values())),
+                    _signed(metric),
+                ]
+            )
+    columns = ["Task, split and metric", "By seed", "95 % over rows", "`Trainer`, by seed",
+               "Difference of the last epochs' means [95 % over seeds]"]  # fmt: skip
+    return table(columns, rows) + f"\nCommits {', '.join(sorted(commits))}.\n"
+
+
+def _scores(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _signed(metric: Result) -> str:
+    if not metric["peer"]:
+        return ""
+    interval = " [{:+.3f}, {:+.3f}]".format(*metric["interval"]) if "interval" in metric else ""
+    return f"{metric['difference']:+.3f}{interval}"
+
+
+def workers() -> str:
+    """List throughput by the number of workers on two cores."""
+    found = load("scaling")
+    rows = [
+        [
+            number,
+            ", ".join(f"{run['samples_per_second']:.1f}" for run in workers["runs"]),
+            "; ".join(f"{run['compute']:.2f}, {run['sync']:.2f}" for run in workers["runs"]),
+            f"{workers['bytes_per_step'] / 1e6:.0f} MB",
+            f"{workers['speed']:.2f}",
+        ]
+        for number, workers in found["workers"].items()
+    ]
+    columns = ["Workers", "Samples per second", "Compute, exchange: seconds a step",
+               "Sent per worker and step", "Speed against one"]  # fmt: skip
+    return table(columns, rows) + source(found)
+
+
+def ray_overhead() -> str:
+    """List the throughput in Ray over the throughput of the loop alone."""
+    found = load("alone-mrpc-1")
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in found["speed_ratios"])
+    return table(["Pairs of runs", "In Ray over alone"], [[len(found["runs"]), ratios]]) + source(
+        found
+    )
+
+
+def scaling_model() -> str:
+    """List the gains that the model of scaling_model.py predicts; nothing here is measured."""
+    columns = ["Model", "Machines", "Tokens of a step", "Gain of 8", "Gain of 64", "Bound at 64 by"]
+    return table(columns, list(gains()))
+
+
+# Tuning and data
+
+
+def one_sweep() -> str:
+    """Summarize one sweep of MRPC."""
+    found = load("sweep-mrpc")
+    startup = found["startup_seconds"]
+    reused = startup["in a process that is there"]
+    rows = [
+        ["steps of all trials, of those in full",
+         f"{found['steps']} of {found['steps_of_all_trials_in_full']}: {found['cost']:.2f}"],
+        ["trials finished, stopped early",
+         f"{found['trials']['finished']}, {found['trials']['pruned']}"],
+        ["seconds to a trial's first step in a warm process",
+         f"{statistics.median(reused):.2f} ({min(reused):.2f} to {max(reused):.2f})"],
+        ["the same, first trial of a process",
+         ", ".join(f"{value:.1f}" for value in startup["first in its process"])],
+        ["winner's score with fresh seeds, corrected",
+         f"{found['winner']['mean']:.3f}, {found['winner']['corrected']:.3f}"
+         + " [{:.3f}, {:.3f}]".format(*found["winner"]["interval"])],
+        ["default recipe's", f"{found['default']['mean']:.3f}"
+         + " [{:.3f}, {:.3f}]".format(*found["default"]["interval"])],
+        ["verdict", f"*{found['verdict']}*: {found['difference']['value']:.3f} "
+         f"[{found['difference']['low']:.3f}, {found['difference']['high']:.3f}]"],
+    ]  # fmt: skip
+    return table(["ASHA, 12 trials, two at once", "Found"], rows) + source(found)
+
+
+def coverage() -> str:
+    """List how often the intervals of scores hold the truth."""
+    found = load("statistics")
+    rows = [
+        [
+            name,
+            f"{cell['rows']:,}",
+            f"{cell['trials']:,}",
+            share([cell["covered"], *cell["interval"]]),
+        ]
+        for name, cell in found["coverage"].items()
+    ]
+    columns = ["Metric, task", "Rows", "Simulated sets", "The 95 % interval holds the truth"]
+    return table(columns, rows) + source({"versions": found["versions"]})
+
+
+def near_duplicates() -> str:
+    """Compare the near-duplicate join with MinHash LSH."""
+    rows = []
+    for task in ("cola", "sst2", "stsb"):
+        found = load(f"near-duplicates-{task}")
+        ours, peer = found["exact join"], found["datasketch"]
+        rows.append(
+            [
+                task.upper(),
+                f"{ours['pairs']} in {ours['seconds']:.1f} s",
+                f"{peer['pairs']} in {peer['seconds']:.1f} s",
+            ]
+        )
+    return table(["Validation rows near a training row", "Exact join", "datasketch's LSH"], rows)
+
+
+def flipped_labels() -> str:
+    """List the precision of suspicious labels where 5 % of the labels are flipped."""
+    found = load("doctor")["flips"]
+    shares = list(found["found"][0]["precision_at_recall"])
+    rows = [
+        [run["seed"], run["planted"], *(f"{run['precision_at_recall'][s]:.2f}" for s in shares)]
+        for run in found["found"]
+    ]
+    columns = ["Seed", "Flipped", *(f"Precision at recall {s}" for s in shares)]
+    return table(columns, rows) + source(found)
+
+
+# Faults
+
+SCENARIOS = {
+    "worker-kill": "a worker is killed",
+    "power-off": "a host loses power",
+    "partition-alone": "a host is cut off for 60 s and comes back",
+    "one-way-loss": "a host hears and is not heard",
+    "drain": "a host drains, SIGTERM 30 s later",
+    "sigterm": "a host is shut down by SIGTERM",
+    "driver-kill": "the driver is killed; the same command again",
+    "job-stop": "`ray job stop`; the same command again",
+    "elastic": "one of two workers leaves and comes back (`--num-workers 1:2`)",
+    "head-restart": "the head loses power and comes back empty; the same command again",
+}
+
+
+def faults() -> str:
+    """List how runs recover from faults of nodes."""
+    found = load("cluster")
+    rows = [
+        [
+            SCENARIOS[name],
+            *(
+                f"{scenario[key]:.1f}" if key in scenario else ""
+                for key in ("detected_seconds", "recovered_seconds")
+            ),
+            "yes" if scenario["weights_equal"] else "no",
+        ]
+        for name, scenario in found["scenarios"].items()
+        if name in SCENARIOS
+    ]
+    columns = ["Fault", "Seconds until the driver knew", "Until it trained again", "Same bits"]
+    return table(columns, rows) + source(found)
+
+
+# Serving
+
+
+def serving() -> str:
+    """Compare serving throughput and latency with the references."""
+    names = {
+        "ours, torch": ("serving-sst2", "ours"),
+        "ours, OpenVINO float32": ("serving-sst2-openvino", "ours"),
+        "ours, OpenVINO bfloat16": ("serving-sst2-bfloat16", "ours"),
+        "`@serve.batch`": ("serving-sst2", "batch"),
+        "FastAPI + `pipeline`": ("serving-sst2", "pipeline"),
+    }
+    results = {file: load(file) for file, _ in names.values()}
+    rows: list[list[str]] = []
+    for clients in (1, 32, 64):
+        row = [str(clients)]
+        for file, server in names.values():
+            runs = [run for run in results[file]["runs"]
+                    if run["server"] == server and run["clients"] == clients]  # fmt: skip
+            row.append(", ".join(f"{statistics.median(run[key] for run in runs):.0f}"
+                                 for key in ("per_second", "p50_ms", "p99_ms")))  # fmt: skip
+        rows.append(row)
+    for peer, label in (("pipeline", "times `pipeline`"), ("batch", "times `@serve.batch`")):
+        cells = []
+        for file, server in names.values():
+            summary = results[file]["summary"] if server == "ours" else {}
+            ratios = [
+                summary.get(f"ours_{clients}", {}).get(f"times_{peer}") for clients in (32, 64)
+            ]
+            cells.append(", ".join(f"{ratio:.2f}" for ratio in ratios if ratio))
+        rows.append([f"{label}, 32 and 64", *cells])
+    columns = ["Clients: requests per second, p50, p99 in ms", *names]
+    return table(columns, rows) + source(*results.values())
+
+
+def engines() -> str:
+    """Compare engines with Torch in float32."""
+    found = load("engines")
+    rows = [
+        [
+            f"{engine['engine']} {engine['dtype']}",
+            f"{engine['torch_one_ms'] / engine['one_ms']:.2f}",
+            f"{engine['rows_per_second'] / engine['torch_rows_per_second']:.2f}",
+            engine["changed_answers"],
+            f"{engine['score']:.4f}",
+            f"{engine['neighbours']:.1g}",
+        ]
+        for engine in found["engines"]
+        if "one_ms" in engine
+    ]
+    columns = ["Engine", "Times Torch, one row", "Many rows", "Answers changed", "F1",
+               "Largest influence of neighbors"]  # fmt: skip
+    return table(columns, rows) + source(found)
+
+
+def start_up() -> str:
+    """List the seconds from the command to a server's first answer."""
+    found = load("ready")
+    rows = [
+        [name, f"{model['parameters'] / 1e6:.0f}", f"{model['median_seconds']:.1f}",
+         f"{statistics.median(run['load_seconds'] for run in model['runs']):.1f}"]
+        for name, model in found.items() if isinstance(model, dict) and "runs" in model
+    ]  # fmt: skip
+    columns = ["Model", "Million parameters", "Seconds to the first answer", "Of them loading"]
+    return table(columns, rows) + source(found)
+
+
+def hurt() -> str:
+    """List what serving withstands."""
+    columns = ["What happens under load", "Requests", "Not 200", "p99, ms", "Longest, ms"]
+    names = {"swap": "versions swapped", "kill": "replicas killed", "redeploy": "redeployments",
+             "drip_60": "60 dripping clients", "drip_400": "400 dripping clients"}  # fmt: skip
+    found = load("hurt-serving")[0]
+    rows = []
+    for key, label in names.items():
+        cell = found["results"][key]
+        number = cell.get(f"{key}s", "")
+        failed = cell["requests"] - cell["by_status"].get("200", 0)
+        rows.append([f"{number} {label}".strip(), f"{cell['requests']:,}", failed,
+                     f"{cell['p99_ms']:.0f}", f"{cell['max_ms']:.0f}"])  # fmt: skip
+    return table(columns, rows) + source(found)
+
+
+def overload() -> str:
+    """List throughput beyond capacity."""
+    rows = []
+    results = {
+        "Ray's fast ingress": load("hurt-haproxy")[0],
+        "Serve's own proxy": load("hurt-serving")[0],
+    }
+    for ingress, found in results.items():
+        for times in (2, 5, 10):
+            cell = found["results"][f"overload_{times}"]
+            rows.append([ingress, times, f"{cell['goodput_over_capacity']:.2f}",
+                         f"{cell['p99_ms'] / 1000:.1f}", f"{cell['recovery_s']:.1f}"])  # fmt: skip
+    columns = ["Ingress", "Times capacity", "Goodput over capacity", "p99 of accepted, s",
+               "Seconds to recover"]  # fmt: skip
+    return table(columns, rows) + source(*results.values())
+
+
+def soak() -> str:
+    """List the memory of each process over an hour of requests."""
+    found = load("soak-serving")
+    rows = [
+        [name.rsplit(" ", 1)[0],
+         *(f"{growth[key]:.1f}" for key in ("first_mib", "half_way_mib", "last_mib", "mib_an_hour"))]
+        for name, growth in found["growth"].items()
+    ]  # fmt: skip
+    answered = ", ".join(f"{count:,} × {status}" for status, count in found["by_status"].items())
+    columns = ["Process", "MiB at first", "Half-way", "At the end", "Growth, MiB an hour"]
+    return table(columns, rows) + f"\nAnswers: {answered}.\n" + source(found)
+
+
+def dashboard() -> str:
+    """List the seconds until the dashboard's pages are open."""
+    found = load("dashboard")
+    names = {"runs_1000": "1,000 runs", "sweep_200": "a sweep of 200 trials"}
+    rows = [
+        [label, *(f"{found[key][part]['median']:.2f}" for part in ("load", "first_figure"))]
+        for key, label in names.items()
+    ]
+    return table(["Page", "Seconds to open", "To the first figure"], rows) + source(found)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "steps": steps,
+    "first-step": first_step,
+    "memory": memory,
+    "tokenization": tokenization,
+    "quality": quality,
+    "workers": workers,
+    "ray-overhead": ray_overhead,
+    "scaling-model": scaling_model,
+    "one-sweep": one_sweep,
+    "coverage": coverage,
+    "near-duplicates": near_duplicates,
+    "flipped-labels": flipped_labels,
+    "faults": faults,
+    "serving": serving,
+    "engines": engines,
+    "start-up": start_up,
+    "hurt": hurt,
+    "overload": overload,
+    "soak": soak,
+    "dashboard": dashboard,
+}
+
+
+def main() -> None:
+    """Rewrite the pages that are named."""
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(rewrite(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
