@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help install quickstart serve test test-long test-wheel test-cluster check format clean
+.PHONY: help install quickstart serve test test-long test-wheel test-cluster check docs format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -50,6 +50,10 @@ test-cluster: install  ## hosts on this machine, and what can happen to them (ro
 	$(BIN)/python tests/hosts/run.py
 	$(BIN)/python tests/hosts/up.py
 	$(BIN)/python tests/hosts/ports.py
+
+docs: install  ## the docs site, in build/docs: open index.html
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --strict -f mkdocs.yml
 
 format: install  ## rewrite the files as `check` wants them
 	$(BIN)/ruff check --fix .

@@ -6,20 +6,17 @@ A place is the text between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a
 table ends with the command, the date, the machine and the commit that it was measured with.
 """
 
-import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import statistics_tables
+from markdown_tables import Result, load, source, table
 from scaling_model import gains
 
-RESULTS = Path(__file__).parent / "results"
 PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Result = Mapping[str, Any]
 
 
 def rewrite(text: str) -> str:
@@ -29,45 +26,11 @@ def rewrite(text: str) -> str:
         KeyError: for a place whose name is unknown.
     """
 
-    def table(place: re.Match[str]) -> str:
+    def fill(place: re.Match[str]) -> str:
         head, name, end = place.groups()
         return f"{head}{TABLES[name]()}{end}"
 
-    return PLACE.sub(table, text)
-
-
-def load(name: str) -> Any:
-    """Read results/`name`.json."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Format a Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def source(*results: Result) -> str:
-    """State where the figures of a table come from, a line for each result."""
-    lines = []
-    for result in results:
-        facts = [f"`{result['command']}`"] if "command" in result else []
-        facts += [str(result[key]) for key in ("processor", "machine", "date") if key in result]
-        if "versions" in result:
-            facts.append(f"commit {result['versions']['commit'][:10]}")
-        lines.append(", ".join(facts) + ".")
-    return "\n" + "<br>\n".join(lines) + "\n"
-
-
-def percent(share: float) -> str:
-    """Format a share as a percentage with one decimal."""
-    return f"{100 * share:.1f} %"
-
-
-def share(rate: Sequence[float]) -> str:
-    """Format a rate with its interval, as percentages."""
-    value, low, high = rate
-    return f"{percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
+    return PLACE.sub(fill, text)
 
 
 # Training
@@ -195,7 +158,7 @@ def scaling_model() -> str:
     return table(columns, list(gains()))
 
 
-# Tuning and data
+# Tuning
 
 
 def one_sweep() -> str:
@@ -221,50 +184,6 @@ def one_sweep() -> str:
          f"[{found['difference']['low']:.3f}, {found['difference']['high']:.3f}]"],
     ]  # fmt: skip
     return table(["ASHA, 12 trials, two at once", "Found"], rows) + source(found)
-
-
-def coverage() -> str:
-    """List how often the intervals of scores hold the truth."""
-    found = load("statistics")
-    rows = [
-        [
-            name,
-            f"{cell['rows']:,}",
-            f"{cell['trials']:,}",
-            share([cell["covered"], *cell["interval"]]),
-        ]
-        for name, cell in found["coverage"].items()
-    ]
-    columns = ["Metric, task", "Rows", "Simulated sets", "The 95 % interval holds the truth"]
-    return table(columns, rows) + source({"versions": found["versions"]})
-
-
-def near_duplicates() -> str:
-    """Compare the near-duplicate join with MinHash LSH."""
-    rows = []
-    for task in ("cola", "sst2", "stsb"):
-        found = load(f"near-duplicates-{task}")
-        ours, peer = found["exact join"], found["datasketch"]
-        rows.append(
-            [
-                task.upper(),
-                f"{ours['pairs']} in {ours['seconds']:.1f} s",
-                f"{peer['pairs']} in {peer['seconds']:.1f} s",
-            ]
-        )
-    return table(["Validation rows near a training row", "Exact join", "datasketch's LSH"], rows)
-
-
-def flipped_labels() -> str:
-    """List the precision of suspicious labels where 5 % of the labels are flipped."""
-    found = load("doctor")["flips"]
-    shares = list(found["found"][0]["precision_at_recall"])
-    rows = [
-        [run["seed"], run["planted"], *(f"{run['precision_at_recall'][s]:.2f}" for s in shares)]
-        for run in found["found"]
-    ]
-    columns = ["Seed", "Flipped", *(f"Precision at recall {s}" for s in shares)]
-    return table(columns, rows) + source(found)
 
 
 # Faults
@@ -427,6 +346,7 @@ def dashboard() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    **statistics_tables.TABLES,
     "steps": steps,
     "first-step": first_step,
     "memory": memory,
@@ -436,9 +356,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "ray-overhead": ray_overhead,
     "scaling-model": scaling_model,
     "one-sweep": one_sweep,
-    "coverage": coverage,
-    "near-duplicates": near_duplicates,
-    "flipped-labels": flipped_labels,
     "faults": faults,
     "serving": serving,
     "engines": engines,

@@ -1,53 +1,26 @@
-"""Rewrite the tables of results/statistics.json in the pages that have a place for them.
+"""Tables of the simulations and of the data doctor."""
 
-    python benchmarks/statistics_tables.py README.md docs/*.md
+from collections.abc import Sequence
 
-A place is the text between `<!-- statistics: NAME -->` and `<!-- end -->`; NAME is a key of TABLES.
-"""
-
-import json
-import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-RESULTS = Path(__file__).parent / "results" / "statistics.json"
-PLACE = re.compile(r"(<!-- statistics: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Cell = Mapping[str, Any]
+from markdown_tables import Result, load, percent, share, source, table
 
 
-def rewrite(text: str, results: Mapping[str, Any]) -> str:
-    """Return a page with the present tables in its places.
-
-    Raises:
-        KeyError: for a place whose name is unknown.
-    """
-
-    def table(place: re.Match[str]) -> str:
-        head, name, end = place.groups()
-        return f"{head}{TABLES[name](results)}{end}"
-
-    return PLACE.sub(table, text)
-
-
-def sweeps(results: Mapping[str, Any]) -> str:
+def sweeps() -> str:
     """Summarize the simulated sweeps: the worst cell of each kind."""
-    found = results["sweeps"]
-    kinds: dict[str, list[Cell]] = {}
+    found = load("statistics")["sweeps"]
+    kinds: dict[str, list[Result]] = {}
     for cell in found["cells"]:
         kinds.setdefault(_kind(cell), []).append(cell)
     rows = [
         [
             kind,
             len(cells),
-            _percent(max(cell["wrong"][0] for cell in cells)),
+            percent(max(cell["wrong"][0] for cell in cells)),
             *(
-                _percent(min(cell[name][0] for cell in cells))
+                percent(min(cell[name][0] for cell in cells))
                 for name in ("winner", "default", "difference")
             ),
-            _span([cell["better"][0] for cell in cells]),
+            span([cell["better"][0] for cell in cells]),
         ]
         for kind, cells in kinds.items()
     ]
@@ -55,10 +28,10 @@ def sweeps(results: Mapping[str, Any]) -> str:
         "Simulated sweeps", "Cells", "Wrong verdicts, at most", "Winner's interval holds, at least",
         "Default's, at least", "Difference's, at least", "Verdict “better”",
     ]  # fmt: skip
-    return _table(columns, rows) + _source(found, found["cells"])
+    return table(columns, rows) + worlds(found["cells"]) + source(found)
 
 
-def _kind(cell: Cell) -> str:
+def _kind(cell: Result) -> str:
     if cell["seeds"] < 3:
         return "fewer than 3 seeds: no verdict"
     if cell["skill_spread"]:
@@ -66,96 +39,116 @@ def _kind(cell: Cell) -> str:
     return "recipes are equal, extended once" if "extended_to" in cell else "recipes are equal"
 
 
-def sweep_cells(results: Mapping[str, Any]) -> str:
+def sweep_cells() -> str:
     """List every simulated sweep."""
+    found = load("statistics")["sweeps"]
     names = {"trials": "Trials", "taste": "Taste", "top": "Candidates", "seeds": "Seeds",
              "rows": "Rows", "seed_spread": "Seed noise", "skill_spread": "Recipe spread"}  # fmt: skip
     rows = [
         [
             *(_extended(cell) if name == "trials" else f"{cell[name]:g}" for name in names),
-            *(_with_interval(cell[name]) for name in ("wrong", "better", "winner", "difference")),
+            *(share(cell[name]) for name in ("wrong", "better", "winner", "difference")),
         ]
-        for cell in results["sweeps"]["cells"]
+        for cell in found["cells"]
     ]
     columns = [*names.values(), "Wrong verdicts", "“Better”", "Winner's interval holds",
                "Difference's holds"]  # fmt: skip
-    return _table(columns, rows) + _source(results["sweeps"], results["sweeps"]["cells"])
+    return table(columns, rows) + worlds(found["cells"]) + source(found)
 
 
-def _extended(cell: Cell) -> str:
+def _extended(cell: Result) -> str:
     return f"{cell['trials']} to {cell['extended_to']}" if "extended_to" in cell else cell["trials"]
 
 
-def selections(results: Mapping[str, Any]) -> str:
+def selections() -> str:
     """List false verdicts of `eval --against` on the rows that chose the model."""
-    cells = results["comparisons"]["best of candidates"]
+    found = load("statistics")["comparisons"]
+    cells = found["best of candidates"]
     rows = [
         [cell["best_of"], cell["rows"], cell["metric"], f"{cell['alike']:g}",
-         "yes" if cell["corrected"] else "no", _with_interval(cell["better"]),
-         _with_interval(cell["worse"])]
+         "yes" if cell["corrected"] else "no", share(cell["better"]),
+         share(cell["worse"])]
         for cell in cells
     ]  # fmt: skip
     columns = ["Best of", "Rows", "Metric", "Correlation", "Corrected", "False “better”",
                "False “worse”"]  # fmt: skip
-    return _table(columns, rows) + _source(results["comparisons"], cells)
+    return table(columns, rows) + worlds(cells) + source(found)
 
 
-def groups(results: Mapping[str, Any]) -> str:
+def groups() -> str:
     """List intervals and verdicts on rows that depend on each other, with and without groups."""
-    cells = results["comparisons"]["dependent rows"]
+    found = load("statistics")["comparisons"]
+    cells = found["dependent rows"]
     rows = [
         [cell["groups"], cell["rows_each"], "yes" if cell["by_group"] else "no",
-         _with_interval(cell["covered"]), _with_interval(cell["wrong"])]
+         share(cell["covered"]), share(cell["wrong"])]
         for cell in cells
     ]  # fmt: skip
     columns = ["Groups", "Rows of each", "`--group-column`", "Interval holds", "Wrong verdicts"]
-    return _table(columns, rows) + _source(results["comparisons"], cells)
+    return table(columns, rows) + worlds(cells) + source(found)
 
 
-TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+def worlds(cells: Sequence[Result]) -> str:
+    """State the number of simulated worlds of each cell."""
+    counts = " to ".join(f"{count:,}" for count in sorted({cell["worlds"] for cell in cells}))
+    return f"\n{counts} simulated worlds a cell.\n"
+
+
+def span(shares: Sequence[float]) -> str:
+    """Format the smallest and the largest of some shares."""
+    return " to ".join(dict.fromkeys(map(percent, (min(shares), max(shares)))))
+
+
+def coverage() -> str:
+    """List how often the intervals of scores hold the truth."""
+    found = load("statistics")
+    rows = [
+        [
+            name,
+            f"{cell['rows']:,}",
+            f"{cell['trials']:,}",
+            share([cell["covered"], *cell["interval"]]),
+        ]
+        for name, cell in found["coverage"].items()
+    ]
+    columns = ["Metric, task", "Rows", "Simulated sets", "The 95 % interval holds the truth"]
+    return table(columns, rows) + source({"versions": found["versions"]})
+
+
+def near_duplicates() -> str:
+    """Compare the near-duplicate join with MinHash LSH."""
+    rows = []
+    for task in ("cola", "sst2", "stsb"):
+        found = load(f"near-duplicates-{task}")
+        ours, peer = found["exact join"], found["datasketch"]
+        rows.append(
+            [
+                task.upper(),
+                f"{ours['pairs']} in {ours['seconds']:.1f} s",
+                f"{peer['pairs']} in {peer['seconds']:.1f} s",
+            ]
+        )
+    return table(["Validation rows near a training row", "Exact join", "datasketch's LSH"], rows)
+
+
+def flipped_labels() -> str:
+    """List the precision of suspicious labels where 5 % of the labels are flipped."""
+    found = load("doctor")["flips"]
+    shares = list(found["found"][0]["precision_at_recall"])
+    rows = [
+        [run["seed"], run["planted"], *(f"{run['precision_at_recall'][s]:.2f}" for s in shares)]
+        for run in found["found"]
+    ]
+    columns = ["Seed", "Flipped", *(f"Precision at recall {s}" for s in shares)]
+    return table(columns, rows) + source(found)
+
+
+TABLES = {
     "sweeps": sweeps,
     "sweep-cells": sweep_cells,
     "selections": selections,
     "groups": groups,
+    "coverage": coverage,
+    "near-duplicates": near_duplicates,
+    "flipped-labels": flipped_labels,
 }
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _span(shares: Sequence[float]) -> str:
-    return " to ".join(dict.fromkeys(map(_percent, (min(shares), max(shares)))))
-
-
-def _with_interval(rate: Sequence[float]) -> str:
-    value, low, high = rate
-    return f"{_percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _source(found: Mapping[str, Any], cells: Sequence[Cell]) -> str:
-    worlds = _numbers(cell["worlds"] for cell in cells)
-    return (
-        f"\n{worlds} simulated worlds a cell; `{found['command']}`, {found['date']}, "
-        f"commit {found['versions']['commit'][:10]}.\n"
-    )
-
-
-def _numbers(values: Any) -> str:
-    return " to ".join(f"{value:,}" for value in sorted(set(values)))
-
-
-def main() -> None:
-    """Rewrite the pages that are named."""
-    results = json.loads(RESULTS.read_text())
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(rewrite(path.read_text(), results))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,10 @@
 """The README's commands parse, and the files it names exist."""
 
-import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
-from statistics_tables import RESULTS, TABLES, rewrite
 from support.job_scripts import JOBS, ROOT, config_of, script
 
 from trainyard.serving.check import check_config
@@ -48,24 +45,6 @@ def test_files_that_are_named_exist() -> None:
     named = re.findall(r"\]\(([a-z_/]+\.[a-z]+)\)", README)
     assert len(named) >= 5
     assert [name for name in named if not (ROOT / name).is_file()] == []
-
-
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *ROOT.glob("docs/**/*.md")], ids=lambda page: page.name
-)
-def test_tables_are_those_of_the_stored_results(page: Path) -> None:
-    text = page.read_text()
-    assert rewrite(text, json.loads(RESULTS.read_text())) == text
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_replaces_what_was_in_its_place(name: str) -> None:
-    results = json.loads(RESULTS.read_text())
-    place = f"a\n<!-- statistics: {name} -->\nstale row\n<!-- end -->\nb"
-    text = rewrite(place, results)
-    assert "stale row" not in text
-    assert (text[:2], text[-2:]) == ("a\n", "\nb")
-    assert rewrite(text, results) == text
 
 
 def test_presets_are_configs() -> None:

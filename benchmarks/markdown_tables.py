@@ -1,0 +1,44 @@
+"""Markdown tables of stored results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+Result = Mapping[str, Any]
+
+
+def load(name: str) -> Any:
+    """Read results/`name`.json."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Format a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def source(*results: Result) -> str:
+    """State where the figures of a table come from, a line for each result."""
+    lines = []
+    for result in results:
+        facts = [f"`{result['command']}`"] if "command" in result else []
+        facts += [str(result[key]) for key in ("processor", "machine", "date") if key in result]
+        if "versions" in result:
+            facts.append(f"commit {result['versions']['commit'][:10]}")
+        lines.append(", ".join(facts) + ".")
+    return "\n" + "<br>\n".join(lines) + "\n"
+
+
+def percent(share: float) -> str:
+    """Format a share as a percentage with one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def share(rate: Sequence[float]) -> str:
+    """Format a rate with its interval, as percentages."""
+    value, low, high = rate
+    return f"{percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
