@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 from result_tables import TABLES, rewrite
-from support.job_scripts import ROOT
+from support.job_scripts import JOBS as SCRIPTS
+from support.job_scripts import ROOT, config_of, script
 
 from trainyard.cli import parse
 from trainyard.command import JOBS
+from trainyard.serving.check import check_config
+from trainyard.serving.options import HostOptions
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))
@@ -40,6 +43,38 @@ def test_a_command_parses(page: str, job: str, flags: str, monkeypatch: pytest.M
         return
     config = JOBS[job].config_class()
     assert isinstance(parse(config, JOBS[job].flags(words)), config)
+
+
+SUBMITTED = [
+    (page.name, job, flags)
+    for page in [*PAGES, ROOT / "Makefile"]
+    for job, flags in re.findall(
+        rf"python jobs/({'|'.join(SCRIPTS)})\.py ((?:.*\\\n)*.*)",
+        page.read_text().replace("`", "\n"),
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "job", "flags"), SUBMITTED)
+def test_a_submitted_command_parses(
+    page: str, job: str, flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(flags.replace("\\\n", " "), comments=True)
+    assert isinstance(config_of(job, *words), script(job)[0]), page
+
+
+def test_serve_commands_parse() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    hosted = re.findall(r"serve run serve\.app:build (.*)", text)
+    assert hosted
+    for arguments in hosted:
+        given = dict(argument.split("=", 1) for argument in shlex.split(arguments))
+        assert HostOptions.parse(given, "the docs").model
+    checked = re.findall(r"serve/app\.py check (\S+)", text)
+    assert checked
+    for path in checked:
+        check_config(yaml.safe_load((ROOT / path).read_text()), "the docs")
 
 
 def test_every_job_is_taught() -> None:
@@ -104,3 +139,17 @@ def test_the_site_builds_and_asks_no_other_host(tmp_path: Path) -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 170
+
+
+def test_presets_are_configs() -> None:
+    presets = list((ROOT / "jobs/configs").glob("*.yaml"))
+    assert presets
+    for preset in presets:
+        assert config_of("train", "--config", str(preset)).task
+
+
+def test_the_runtime_environment_is_what_ray_takes() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    environment = RuntimeEnv(**yaml.safe_load((ROOT / "runtime_env.yaml").read_text()))
+    assert environment["env_vars"]["PYTHONPATH"] == "platform"
