@@ -32,7 +32,7 @@ check: install  ## lint, import directions and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/codespell platform jobs serve tests benchmarks *.md
+	$(BIN)/codespell platform jobs serve tests benchmarks docs examples *.md
 	$(BIN)/mypy
 
 # Two at a time, for they wait more than they compute; a file's tests stay together, and share its Ray.

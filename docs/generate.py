@@ -7,11 +7,9 @@ The tests fail when a page is not what this writes.
 
 import contextlib
 import io
-import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from trainyard.cli import parse
@@ -22,12 +20,12 @@ sys.path.insert(0, str(HERE.parent / "benchmarks"))
 
 from result_tables import rewrite  # noqa: E402
 
-WIDTH = "1000"
-"""Columns of a terminal in which every help text is one line."""
+WIDTH = "129"
+"""Columns of a terminal too narrow for two groups of flags next to each other."""
 
 
 def flags() -> str:
-    """Write the flags reference: a table for each command."""
+    """Write the flags reference: a section for each command, a table for each group of flags."""
     page = [
         "# Flags\n\nThis page is generated from `trainyard COMMAND --help`. Any flag can stand in a "
         "file for `--config FILE.yaml`, without its dashes.\n"
@@ -37,13 +35,34 @@ def flags() -> str:
         page.append(
             "```\n" + "".join(f"trainyard {example}\n" for example in job.examples) + "```\n"
         )
-        rows = "".join(f"| `{usage}` | {_cell(words)} |\n" for usage, words in flags_of(job))
-        page.append(f"| Flag | Meaning |\n| --- | --- |\n{rows}")
+        for group, rows in groups_of(job).items():
+            table = "".join(f"| `{_cell(usage)}` | {_cell(words)} |\n" for usage, words in rows)
+            page.append(f"**{group}**\n\n| Flag | Meaning |\n| --- | --- |\n{table}")
     return "\n".join(page)
 
 
-def flags_of(job: Job) -> Iterator[tuple[str, str]]:
-    """Yield the usage and the help text of each flag of a command."""
+def groups_of(job: Job) -> dict[str, list[tuple[str, str]]]:
+    """Return usage and help text of each flag of a command, by its group."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    rows: list[tuple[str, str]] = []
+    for line in help_of(job).splitlines():
+        text = line.strip("│")
+        if title := re.match(r"(?:╭─ | )([a-z][\w ,/-]*?)[ ─]*╮?$", line):
+            rows = groups.setdefault(title[1].capitalize(), [])
+        elif re.match(r" {1,2}--?[a-z]", text):
+            usage, _, words = text.strip().partition("  ")
+            rows.append((usage, words.strip()))
+        elif rows and re.match(r" {3,}\S", text):
+            rows[-1] = (rows[-1][0], f"{rows[-1][1]} {text.strip()}".strip())
+    return {
+        title: [row for row in rows if not row[0].startswith("-h")]
+        for title, rows in groups.items()
+        if any(not usage.startswith("-h") for usage, _ in rows)
+    }
+
+
+def help_of(job: Job) -> str:
+    """Return the text of --help."""
     out = io.StringIO()
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = WIDTH
@@ -54,17 +73,7 @@ def flags_of(job: Job) -> Iterator[tuple[str, str]]:
         os.environ.pop("COLUMNS")
         if before is not None:
             os.environ["COLUMNS"] = before
-    lines = [line.strip("│") for line in out.getvalue().splitlines()]
-    starts = [i for i, line in enumerate(lines) if re.match(r" {1,2}--?[a-z]", line)]
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        usage, _, first = lines[start].strip().partition("  ")
-        if usage != "-h, --help":
-            words = itertools.takewhile(_is_text, (first, *lines[start + 1 : end]))
-            yield usage, " ".join(word.strip() for word in words).strip()
-
-
-def _is_text(line: str) -> bool:
-    return not re.match(r"[ ╰╭]*[-─]{3}", line)
+    return out.getvalue()
 
 
 def _cell(words: str) -> str:
