@@ -104,7 +104,7 @@ def draw(result: dict[str, Any]) -> None:
     widths = [9, 6, 3.5, 1.5]
     colors = ["#c6dbef", "#6baed6", "#2171b5", "#e6550d"]
     curves = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart({"values": rows})
         .mark_line()
         .encode(
             x=alt.X("step:Q", title="step"),
@@ -115,7 +115,7 @@ def draw(result: dict[str, Any]) -> None:
         )
     )  # fmt: skip
     kills = (
-        alt.Chart(alt.Data(values=[{"step": step, "label": "killed"} for step in result["kills"]]))
+        alt.Chart({"values": [{"step": step, "label": "killed"} for step in result["kills"]]})
         .mark_rule(strokeDash=[4, 4], color="#888888")
         .encode(x="step:Q")
     )
