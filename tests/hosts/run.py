@@ -67,7 +67,9 @@ def lengths(names: Sequence[str], steps: int, runs: Path) -> Iterator[tuple[str,
         result = read_json(runs / baseline(steps) / "run.json")["result"]
         needed = EARLY + LONG_SECONDS * result["train_samples_per_second"] / BATCH
         more = max(steps, math.ceil(needed / ROUNDED) * ROUNDED)
-        yield from ((name, more) for name in dict.fromkeys([baseline(more), *long]))
+        if more > steps:
+            yield baseline(more), more
+        yield from ((name, more) for name in long)
 
 
 def baseline(steps: int) -> str:
