@@ -26,6 +26,9 @@ EARLY = 150
 LONG_SECONDS = 120
 """Training time after the damage in scenarios that wait for an expiry or a long recovery."""
 
+ENDED = "was taken over by .*; it ends here and writes nothing more"
+"""The sentence of a driver that has lost its lease."""
+
 
 def finish(job: Job) -> None:
     """Wait for the job, which must succeed."""
@@ -196,9 +199,11 @@ def driver_partition(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     found["zombie_lives"] = any(process.is_running() for process in first)
     back = time.time()
     host.restore()
-    # Its Ray ends it when it was marked dead, with or without the sentence of `come_back`.
+    # Its Ray may end it first, as its host was marked dead.
     until(lambda: not any(process.is_running() for process in first), 60, "the first driver ends")
     found["ended_seconds"] = round(time.time() - back, 1)
+    (log,) = (host.home / "ray").rglob(f"job-driver-{job.id}.log")
+    found["says_so"] = re.search(ENDED, log.read_text()) is not None
     finish(again)
     assert again.attempt() == attempt, "the first driver made the second one start again"
     return found
@@ -233,8 +238,7 @@ def come_back(job: Job, bring: Callable[[], object]) -> float:
     said, _, _ = job.log.read_text().partition(
         "Status message:"
     )  # which repeats the driver's output
-    sentence = "was taken over by .*; it ends here and writes nothing more"
-    assert len(re.findall(sentence, said)) == said.count("taken over") == 1, said[-3000:]
+    assert len(re.findall(ENDED, said)) == said.count("taken over") == 1, said[-3000:]
     assert "Traceback" not in said, said[-3000:]
     return round(ended, 1)
 
