@@ -207,6 +207,19 @@ def test_help_of_the_command_is_instant(words: list[str]) -> None:
     assert "Commands:" in done.stdout or "--learning-rate" in done.stdout or "FILE" in done.stdout
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_and_flags(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(argv=["completion", shell])
+    script = capsys.readouterr().out
+    assert "data-doctor" in script
+    assert "--learning-rate" in script
+    with pytest.raises(SystemExit):
+        main(argv=["completion", "fish"])
+    assert "with one of bash, zsh, tcsh" in capsys.readouterr().err
+
+
 def test_an_unknown_command_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(argv=["trian"])

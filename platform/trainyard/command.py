@@ -1,6 +1,8 @@
 """The `trainyard` command: a table of jobs, and the choice of one by the first word of a command line."""
 
+import contextlib
 import importlib
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainyard.cli import run_job
+from trainyard.usage import grouped
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Job:
         path = Path(__file__).with_name(self.preset) if self.preset else None
         return [*((f"--config={path}",) if path else ()), *argv]
 
+
+SHELLS = ("bash", "zsh", "tcsh")
 
 JOBS: dict[str, Job] = {
     "quickstart": Job(
@@ -167,6 +172,9 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
             print(overview())  # noqa: T201
             return
         name = words.pop(0)
+    if name == "completion":
+        print(completion(words[0] if words else ""))  # noqa: T201
+        return
     if name not in JOBS:
         _refuse(name)
     job = JOBS[name]
@@ -184,6 +192,21 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
     )
 
 
+def completion(shell: str) -> str:
+    """Build the completion script of a shell, for all commands and their flags."""
+    import tyro
+
+    if shell not in SHELLS:
+        _stop(f"use `trainyard completion SHELL` with one of {', '.join(SHELLS)}")
+    commands = {name: grouped(job.config_class()) for name, job in JOBS.items()}
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="trainyard", args=["--tyro-print-completion", shell]
+        )
+    return script.getvalue()
+
+
 def overview() -> str:
     """Build the text of `trainyard --help`."""
     width = max(map(len, JOBS))
@@ -196,7 +219,8 @@ def overview() -> str:
         "  trainyard train --config mail.yaml        fine-tune\n"
         "  trainyard dashboard                       its curves, in a browser\n\n"
         f"Commands:\n{jobs}\n\n"
-        "`trainyard COMMAND --help` lists the flags of a command."
+        "`trainyard COMMAND --help` lists the flags of a command, and `trainyard completion SHELL` "
+        "prints a\nscript that completes them."
     )
 
 
@@ -205,5 +229,9 @@ def _refuse(name: str) -> NoReturn:
 
     close = difflib.get_close_matches(name, JOBS, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(JOBS)}"
-    print(f"error: trainyard has no command '{name}'; {hint}", file=sys.stderr)  # noqa: T201
+    _stop(f"trainyard has no command '{name}'; {hint}")
+
+
+def _stop(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
     raise SystemExit(2)

@@ -151,7 +151,7 @@ def guess_columns(path: Path) -> Guess:
     label = next((names[name] for name in LABELS if name in names), None)
     text = next((names[name] for name in TEXTS if name in names and names[name] != label), None)
     if label is None:
-        rest = [name for name in columns if name != text]
+        rest = [name for name in reversed(columns) if name != text]  # the label is rarely the first
         label = min(rest, key=lambda name: _distinct(columns[name]), default=None)
     if text is None:
         rest = [name for name in texts if name != label]

@@ -84,4 +84,5 @@ def description(config: type[Any], prog: str | None, examples: Sequence[str]) ->
     about = inspect.cleandoc(vars(config)["__doc__"] or "")
     command = (prog or "").partition(" ")[0]
     lines = "".join(f"  {command} {example}\n" for example in examples)
-    return f"Examples:\n{lines}\n{about}" if examples else about
+    more = "--config FILE.yaml reads more flags from a file; --json prints the result as JSON."
+    return f"Examples:\n{lines}\n{about}\n\n{more}" if examples else about
