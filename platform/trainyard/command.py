@@ -107,6 +107,7 @@ JOBS: dict[str, Job] = {
             "predict --model-name-or-path runs/mail/model --input-file new.csv "
             "--output-file answers.jsonl",
         ),
+        opening="loading torch, which takes some seconds",
     ),
     "glue": Job(
         "Train every GLUE task with several seeds, and fill the table.",
@@ -131,6 +132,7 @@ JOBS: dict[str, Job] = {
         "trainyard.evaluation:EngineConfig",
         "trainyard.evaluation:choose_engine",
         ("engine --model-name-or-path runs/mail/model --validation-file more.csv",),
+        opening="loading torch, which takes some seconds",
     ),
     "doctor": Job(
         "Check that `train` with the same flags works on this machine or cluster.",

@@ -118,7 +118,10 @@ def _eval(result: Result) -> Iterator[str]:
 def _tune(result: Result) -> Iterator[str]:
     ends = result["interval"]
     behind = " (95 % interval {:.3f} to {:.3f})".format(*ends) if ends else ""
-    best = ", ".join(f"{name} {value}" for name, value in result["best_hyperparameters"].items())
+    best = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in result["best_hyperparameters"].items()
+    )
     yield f"tuned {result['run']} in {duration(result['seconds'])}: score {result['score']:.3f}{behind}"
     yield f"  best of {sum(result['trials'].values())} trials: {best or 'the default recipe'}"
     if result["verdict"]:

@@ -147,7 +147,6 @@ def tune(config: SweepConfig) -> SweepResult:
                 confirmation, unconfirmed = None, ""
                 if config.confirm_seeds and candidates:
                     supply = confirmation_supply(context, folder, candidates, default)
-                    stage("confirming the best with fresh seeds")
                     runs = (len(candidates) + 1) * config.confirm_seeds
                     with bar_of_runs("confirmation", runs) as ended:
                         fleet.run(supply, clock.tick, ended)
