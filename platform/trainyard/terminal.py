@@ -39,9 +39,11 @@ def logged(path: Path) -> Iterator[None]:
 
 
 def _append(path: Path, sentence: str) -> None:
-    if path.parent.is_dir():  # not so after the local copy of a run in a bucket is deleted
-        with path.open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {sentence}\n")
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {sentence}\n"
+    # The job says the same on stderr. A full disk must not replace the error that is logged, and the
+    # local copy of a run in a bucket is deleted at its end.
+    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as log:
+        log.write(line)
 
 
 def stage(sentence: str) -> None:

@@ -27,7 +27,7 @@ class Journal:
         self, config: TrainConfig, folder: RunFolder, *, rank: int, first_step: int, last_step: int
     ) -> None:
         self._folder, self._main, self._last_step = folder, rank == 0, last_step
-        self._batch_size, self._shown, self._used = config.train_batch_size, 0.0, 0.0
+        self._batch_size, self._shown = config.train_batch_size, 0.0
         self._ledger: Any = None
         self._board: Any = None
         if config.ledger:
@@ -37,6 +37,8 @@ class Journal:
         if self._main:
             from torch.utils.tensorboard import SummaryWriter
 
+            usage()  # the first row is of the time since now
+            self._used = time.monotonic()
             self._seconds_before = folder.progress().get("seconds", {})
             folder.rewind_metrics(first_step)
             self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
@@ -82,7 +84,7 @@ class Journal:
         Every few seconds usage.jsonl gets a row.
         """
         now = time.monotonic()
-        if self._main and now - self._used >= USAGE_SECONDS:
+        if self._main and (at_once or now - self._used >= USAGE_SECONDS):
             self._used = now
             trained = sum(add(self._seconds_before, seconds).values())
             self._folder.append_usage({"step": state.step, "seconds": trained, **usage()})
