@@ -152,14 +152,16 @@ def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
 
 
 def test_a_page_compares_runs_by_their_curves_and_configs(tmp_path: Path) -> None:
-    write_run(tmp_path / "one", config={"task": "mrpc", "learning_rate": 5e-5, "seed": 1})
-    write_run(tmp_path / "two", config={"task": "mrpc", "learning_rate": 2e-5, "seed": 1})
+    config = {"task": "mrpc", "seed": 1}
+    write_run(tmp_path / "one", config={**config, "learning_rate": 2e-5, "warmup_steps": 0.12341})
+    write_run(tmp_path / "two", config={**config, "learning_rate": 5e-5, "warmup_steps": 0.12342})
     dashboard = Dashboard(tmp_path)
     page = str(dashboard.comparison(["one", "two", "one"], site="/"))
     assert "2 runs compared" in page
     differences = page.partition("Fields with different values")[2].partition("</table>")[0]
     assert "learning_rate" in differences
     assert "2e-05" in differences
+    assert "0.12342" in differences
     assert "seed" not in differences
     charts = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
     assert len(charts) == 3  # score, training and validation loss

@@ -5,7 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from trainyard.report import kit
-from trainyard.report.dashboard.records import Job, Report, Run, Sweep, Yard, pair, short_name
+from trainyard.report.dashboard.records import (  # fmt: skip
+    Job,
+    Report,
+    Run,
+    Sweep,
+    Yard,
+    pair,
+    short_name,
+    without_secrets,
+)
 from trainyard.report.dashboard.run_page import (  # fmt: skip
     interval,
     label,
@@ -195,7 +204,7 @@ def _differences(runs: Sequence[Run]) -> Part:
     fields = dict.fromkeys(field for run in runs for field in run.config)
     rows: list[list[Cell | Value]] = []
     for field in fields:
-        values = [label(run.config.get(field)) for run in runs]
+        values = [without_secrets(words(run.config.get(field))) for run in runs]
         if len(set(values)) > 1:
             rows.append([field, *map(Cell, values)])
     if not rows:
