@@ -45,6 +45,10 @@ class SupersededError(UserError):
     """Another driver or attempt has taken the run over: this one must not write anything more."""
 
 
+class HeldError(UserError):
+    """Another driver holds the lease of the run, sweep or suite: nothing may be written here."""
+
+
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)
     """The run was asked to stop; what it had done is saved.
 

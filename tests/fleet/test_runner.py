@@ -1,19 +1,31 @@
 """Outcomes of runs whose process was lost or stopped, from folders alone: no cluster."""
 
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainyard.config import TrainConfig
+from trainyard.errors import UserError
 from trainyard.fleet import Ended, Fleet, RunSpec
 from trainyard.storage import SuiteFolder
+from trainyard.storage import lease as leases
 from trainyard.terminal import StopSignals
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
     folder = SuiteFolder(tmp_path)
-    return Fleet(folder=folder, concurrent=1, restarts=2, signals=StopSignals(folder.stop_request))
+    with folder.lease() as lease:
+        yield Fleet(
+            folder=folder, lease=lease, concurrent=1, restarts=2,
+            signals=StopSignals(folder.stop_request),
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -56,3 +68,51 @@ def test_a_run_without_an_outcome_was_stopped_by_the_scheduler(fleet: Fleet, run
     fleet.start("a", run)
     assert fleet.complete("a", run, Ended("stopped", "saved")) == Ended("stopped", "saved")
     assert fleet.running == {}
+
+
+def test_a_run_that_another_process_still_holds_is_closed_when_that_has_ended(
+    fleet: Fleet, run: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a node that lost its network; until then its record is that process's."""
+    with run.folder.lease():
+        run.folder.update(status="running")
+        assert fleet.lose("a", run).status == "failed"
+        assert run.folder.read() == {"status": "running"}
+    monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", lambda *_: None)
+    monkeypatch.setattr(Fleet, "start", lambda *_: None)
+    fleet.run(lambda: None, lambda: False, lambda *_: None)
+    assert run.folder.read()["status"] == "running"  # of an earlier phase of the sweep
+
+    def loses(*_: Any) -> None:
+        with run.folder.lease():
+            fleet.lose("a", run)
+
+    monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", loses)
+    fleet.run(lambda: None, lambda: False, lambda *_: None)
+    assert run.folder.read()["status"] == "failed"
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_storage_that_fails_ends_a_fleet_only_when_its_lease_expires(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, passes: bool
+) -> None:
+    """Each read of the lease fails, for less than the lease's time or for longer."""
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 60.0 if passes else 0.5)
+    done = threading.Event()
+
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def run_tuner(*_: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", broken)
+            done.wait(1.5)
+
+    monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", run_tuner)
+    if passes:
+        fleet.run(lambda: None, lambda: False, lambda *_: None)
+    else:
+        with pytest.raises(UserError, match="Input/output error"):
+            fleet.run(lambda: None, lambda: False, lambda *_: None)
+    done.set()
+    time.sleep(0.1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from storage.test_checkpoints import writer
 from support.runs_locally import run_locally
 
 from trainyard.config import TrainConfig
@@ -19,8 +20,11 @@ from trainyard.fleet import tokenization_of
 from trainyard.fleet.process import WORST, RunProcess
 from trainyard.fleet.spec import Ended
 from trainyard.models.build import build_tokenizer
+from trainyard.storage.lease import this_process
 from trainyard.storage.stopwatch import time_ledger
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
+from trainyard.training.outcome import TrainState
+from trainyard.training.worker import session as session_module
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.schedulers import SCHEDULERS, next_stretch, rank_stretches
 from trainyard.tuning.space import build_space
@@ -216,6 +220,76 @@ def test_a_defect_fails_the_trial_and_not_its_process(
     failed, finished = folder.records()
     assert (failed.status, finished.status) == ("failed", "finished")
     assert failed.run.read()["reason"] == "RuntimeError: out of memory; see error.txt"
+
+
+def test_a_failed_trial_is_tried_again_from_its_last_checkpoint(
+    process: TrialProcess, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the disk was full in its second epoch."""
+    own = spec(folder, learning_rate=1e-3)
+    run = folder.records()[0].run
+    save, load, begun = session_module.save_checkpoint, session_module.load_checkpoint, []
+
+    def full(*parts: Any) -> UserError | None:
+        return UserError("the disk is full") if run.store().steps() else save(*parts)
+
+    def loaded(*parts: Any) -> TrainState:
+        state = load(*parts)
+        begun.append(state.step)
+        return state
+
+    monkeypatch.setattr(session_module, "load_checkpoint", loaded)
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "save_checkpoint", full)
+        process.begin(own)
+        to_the_end(process)
+    assert run.read()["status"] == "failed"
+    assert run.store().steps() == [6]
+    run.update(status="stopped")  # as the same command does
+    process.begin(own)
+    to_the_end(process)
+    assert run.read()["status"] == "finished"
+    assert begun == [0, 6]
+    assert not run.store().steps()
+
+
+def test_a_trial_that_another_process_runs_is_left_alone(
+    process: TrialProcess, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoints and records are that process's, whatever becomes of it."""
+    own = spec(folder, learning_rate=1e-3)
+    run = folder.records()[0].run
+    monkeypatch.setattr(process_module, "TAKEOVER_SECONDS", 0.1)
+    with run.lease():
+        store = run.store()
+        store.claim()
+        store.commit(6, writer("its own"))
+        run.update(status="running")
+        process.begin(own)
+        ended = to_the_end(process)[-1]["ended"]
+        assert "already being run by process" in ended.reason
+        assert store.steps() == [6]
+        assert run.read() == {"status": "running"}
+        store.check_claim()
+
+
+def test_a_trial_stopped_for_what_its_killed_process_left_gives_the_lease_back(
+    process: TrialProcess, folder: SweepFolder
+) -> None:
+    """The scheduler hears of the evaluation from the folder, and decides before anything trains."""
+    own = spec(folder, learning_rate=1e-3)
+    process.begin(own)
+    process.next_report()
+    process.stop()
+    run = folder.records()[0].run
+    run.update(status="running")
+    (run.path / "lease.json").write_text(json.dumps({**this_process(), "ticks": 0}))
+    successor = TrialProcess(process.context)
+    successor.begin(own)
+    assert successor.next_report()["evaluation"] == 1
+    successor.stop()
+    assert run.read()["status"] == "pruned"
+    assert not (run.path / "lease.json").exists()
 
 
 def test_every_trial_reads_the_one_tokenization(

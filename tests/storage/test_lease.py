@@ -21,7 +21,7 @@ from support.bucket_here import endpoint, url
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage import lease as leases
 from trainyard.storage import store as stores
-from trainyard.storage.folder import RunFolder, SuiteFolder
+from trainyard.storage.folder import RunFolder, SuiteFolder, open_run
 from trainyard.storage.lease import EXPIRY_SECONDS, LEASE, Lease, lives, this_process
 from trainyard.storage.store import Bucket, Conflict, Disk, Expected, Store, Version
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
@@ -173,6 +173,84 @@ def test_a_driver_suspended_while_it_replaced_its_lease_blocks_nobody_and_replac
     assert (tmp_path / LEASE).read_bytes() == b'{"id": "successor"}'
 
 
+def test_a_driver_suspended_while_it_gave_its_lease_back_takes_none_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw its own lease, then slept until another held it."""
+    monkeypatch.setattr(stores, "GUARD_SECONDS", 0.2)
+    disk = Disk(tmp_path)
+    version = disk.write(LEASE, b"mine")
+    expect, asleep, awake = disk._expect, threading.Event(), threading.Event()
+    outcomes: list[str] = []
+
+    def sleeps(name: str, over: Expected) -> None:
+        expect(name, over)
+        asleep.set()
+        awake.wait(30)
+
+    def retire() -> None:
+        try:
+            disk.retire(LEASE, b"", version)
+            outcomes.append("deleted")
+        except Conflict:
+            outcomes.append("conflict")
+
+    monkeypatch.setattr(disk, "_expect", sleeps)
+    sleeper = threading.Thread(target=retire)
+    sleeper.start()
+    assert asleep.wait(30)
+    Disk(tmp_path).write(LEASE, b"successor's")
+    awake.set()
+    sleeper.join()
+    assert outcomes == ["conflict"]
+    assert (tmp_path / LEASE).read_bytes() == b"successor's"
+
+
+def test_the_clock_is_read_while_starting_drivers_delete_scratch_files(tmp_path: Path) -> None:
+    """Theirs, and the probe of one that asks for the time."""
+    disk, done = Disk(tmp_path), threading.Event()
+
+    def clean() -> None:
+        while not done.is_set():
+            for left in tmp_path.glob(".probe.*"):
+                left.unlink(missing_ok=True)
+
+    cleaner = threading.Thread(target=clean)
+    cleaner.start()
+    try:
+        for _ in range(300):
+            assert abs(disk.clock().timestamp() - time.time()) < 5
+    finally:
+        done.set()
+        cleaner.join()
+
+
+@pytest.mark.parametrize("kept", ["disk", "bucket"])
+def test_a_driver_suspended_before_it_wrote_its_record_overwrites_none(
+    kept: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It checked its lease, then slept while a successor took it and wrote."""
+    where = str(tmp_path) if kept == "disk" else request.getfixturevalue("url")
+    sleeper, successor = open_run(where, "run"), open_run(where, "run")
+    with sleeper.lease() as lease:
+        sleeper.update(status="running", seconds=1)
+        check = sleeper.check
+
+        def sleeps() -> None:
+            monkeypatch.setattr(sleeper, "check", check)
+            check()
+            lease._store.write(lease._name, b'{"released": true}')  # as if it had expired
+            with successor.lease():
+                successor.fetch()
+                successor.update(status="finished")
+
+        monkeypatch.setattr(sleeper, "check", sleeps)
+        with pytest.raises(SupersededError, match="run 'run' was taken over"):
+            sleeper.update(status="failed")
+    successor.fetch()
+    assert successor.read() == {"status": "finished", "seconds": 1}
+
+
 def test_a_lease_of_another_host_expires(tmp_path: Path) -> None:
     lease = tmp_path / LEASE
     lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0, "id": "x"}))
@@ -182,6 +260,22 @@ def test_a_lease_of_another_host_expires(tmp_path: Path) -> None:
     os.utime(lease, (long_ago, long_ago))
     with lease_of(Disk(tmp_path)):
         assert json.loads(lease.read_text())["pid"] == os.getpid()
+
+
+def test_a_dead_lease_from_before_the_clock_was_set_back_expires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dated an hour ahead, it would block for an hour and a minute."""
+    content = json.dumps({"host": "elsewhere", "pid": 1, "id": "x"})
+    (tmp_path / LEASE).write_text(content)
+    ahead = time.time() + 3600
+    os.utime(tmp_path / LEASE, (ahead, ahead))
+    with pytest.raises(UserError, match="process 1 on elsewhere"), lease_of(Disk(tmp_path)):
+        pass
+    assert (tmp_path / LEASE).read_text() == content  # a holder that lives renews it as before
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.5)
+    with Lease(Disk(tmp_path), LEASE, "run 'run'", patience=10) as lease:
+        lease.check()
 
 
 def test_who_lives() -> None:
@@ -357,7 +451,7 @@ def test_a_lease_on_a_full_disk_is_one_sentence_and_leaves_none(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(stores, "write_durable", full)
     with (
         pytest.raises(UserError, match=r"cannot be written \(No space left"),
         lease_of(Disk(tmp_path)),

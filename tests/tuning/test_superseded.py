@@ -1,5 +1,6 @@
 """A sweep or a suite whose lease was taken over ends at once and writes nothing more."""
 
+import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ import pytest
 from trainyard.errors import SupersededError
 from trainyard.fleet import Fleet
 from trainyard.fleet.process import RunProcess
+from trainyard.fleet.ray_tune import run_tuner
+from trainyard.storage import lease as leases
 from trainyard.storage.folder import JobFolder, SuiteFolder
-from trainyard.storage.lease import LEASE
+from trainyard.storage.lease import LEASE, Lease
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
 from trainyard.tasks import TASKS
 from trainyard.terminal import StopSignals
@@ -72,12 +75,42 @@ def test_a_lost_job_waits_for_none_of_its_runs(
         forever.wait(60)
 
     monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", run_tuner)
-    fleet = Fleet(
-        folder=folder, concurrent=1, restarts=0, signals=StopSignals(folder.stop_request)
-    )  # fmt: skip
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.1)
     with (
-        folder.lease(),
+        folder.lease() as lease,
         pytest.raises(SupersededError, match=f"{kind.KIND} 'job' was taken over"),
     ):
-        fleet.run(lambda: None, lambda: False, lambda *_: None)
+        fleet_of(folder, lease).run(lambda: None, lambda: False, lambda *_: None)
     forever.set()
+
+
+def fleet_of(folder: JobFolder, lease: Lease) -> Fleet:
+    return Fleet(
+        folder=folder, lease=lease, concurrent=1, restarts=0,
+        signals=StopSignals(folder.stop_request),
+    )  # fmt: skip
+
+
+def test_a_superseded_driver_leaves_its_successors_files_and_requests(tmp_path: Path) -> None:
+    """Scratch files of Tune, and requests to stop the job or one of its runs."""
+    first, second = SweepFolder(tmp_path), SweepFolder(tmp_path)
+    with first.lease() as lost:
+        (tmp_path / LEASE).unlink()
+        with second.lease() as lease, StopSignals(second.stop_request):
+            scratch = tmp_path / ".tune" / lease.id
+            scratch.mkdir(parents=True)
+            with pytest.raises(SupersededError):
+                run_tuner(fleet_of(first, lost), lambda: None, lambda *_: None, None)
+            assert scratch.is_dir()
+            with StopSignals(first.stop_request) as signals, signals.training():
+                signals._handle(signal.SIGTERM, None)
+                assert first.is_asked_to_stop()
+                assert not second.is_asked_to_stop()
+                run = second.run("search", "trial-0000")
+                with run.lease():
+                    first.run("search", "trial-0000").stop_request.touch()
+                    assert not run.wants_stop()
+                    second.run("search", "trial-0000").stop_request.touch()
+                    assert run.wants_stop()
+                second.stop_request.touch()
+            assert second.is_asked_to_stop()

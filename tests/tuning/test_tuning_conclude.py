@@ -111,11 +111,12 @@ def test_a_trial_killed_while_it_was_stopping_is_closed_and_holds_nothing(
     run.stop_request.touch()
     splits: Any = SimpleNamespace(folders=("train", "validation"))
     trials = dataclasses.replace(context(folder), data={("model", 32): splits})
-    fleet = Fleet(
-        folder=folder, concurrent=1, restarts=0, signals=StopSignals(folder.stop_request),
-        shared=trials.shared,
-    )  # fmt: skip
-    fleet.settle(trials.run(folder.records()[0].spec))
+    with folder.lease() as lease:
+        fleet = Fleet(
+            folder=folder, lease=lease, concurrent=1, restarts=0, shared=trials.shared,
+            signals=StopSignals(folder.stop_request),
+        )  # fmt: skip
+        fleet.settle(trials.run(folder.records()[0].spec), None)
     closed = folder.records()[0]
     assert (closed.status, closed.score, closed.evaluations) == ("pruned", 0.6, 1)
     assert not (run.path / LEASE).exists()

@@ -15,13 +15,20 @@ import traceback
 from functools import lru_cache
 from typing import Any
 
-from trainyard.errors import Diverged, Interrupted, SupersededError, UserError
+from trainyard.errors import Diverged, HeldError, Interrupted, SupersededError, UserError
 from trainyard.flags import ModelFlags
-from trainyard.fleet.spec import Ended, RunSpec, Shared, pruned, reason_of, tokenization_of
+from trainyard.fleet.spec import (
+    TAKEOVER_SECONDS,
+    Ended,
+    RunSpec,
+    Shared,
+    pruned,
+    reason_of,
+    tokenization_of,
+)
 from trainyard.models import build_tokenizer
 from trainyard.storage import (
     ENDED,
-    EXPIRY_SECONDS,
     RunFolder,
     Stopwatch,
     TrialSpec,
@@ -88,19 +95,20 @@ class RunProcess:
     def stop(self) -> None:
         """End a run that the scheduler stops, saved; returns when it holds nothing any longer."""
         if self._thread is None:
-            # Compared by what its folder held; a run that had not begun stays as it is.
-            if self._reported and self._run.read()["status"] not in ENDED:
+            if not self._reported:  # it had not begun; else it was compared by its folder
+                return
+        elif not self._thread.is_alive():
+            return
+        else:
+            while self._thread.is_alive():
+                self._run.stop_request.touch()
+                self._permit(resume=False)
+                self._next_event(POLL_SECONDS)
+            self._run.stop_request.unlink(missing_ok=True)
+        # A predecessor that was killed may have left its lease, and workers that still train.
+        with self._run.lease(TAKEOVER_SECONDS):
+            if self._run.read().get("status") not in ENDED:
                 self._close(self._pruned())
-            return
-        if not self._thread.is_alive():
-            return
-        while self._thread.is_alive():
-            self._run.stop_request.touch()
-            self._permit(resume=False)
-            self._next_event(POLL_SECONDS)
-        self._run.stop_request.unlink(missing_ok=True)
-        if self._run.read().get("status") not in ENDED:
-            self._close(self._pruned())
 
     def _known_end(self, trial: TrialSpec) -> Ended | None:
         """Outcome of a trial that had ended before; None when it is to be trained."""
@@ -134,11 +142,15 @@ class RunProcess:
             fit(
                 self._spec.config,
                 self._part(),
-                patience=2 * EXPIRY_SECONDS,
+                patience=TAKEOVER_SECONDS,
                 fence=self._spec.fence,
             )
         except Interrupted as stop:
             outcome = Ended("stopped", str(stop))
+        except HeldError as error:  # the records and checkpoints are another process's
+            self._outcome = Ended("failed", str(error))
+            self._events.put("ended")
+            return
         except SupersededError as error:  # nothing may be written any longer
             self._defect = error
             self._events.put("ended")
@@ -150,17 +162,9 @@ class RunProcess:
             defect = traceback.format_exc()
             outcome = Ended("failed", f"{type(error).__name__}: {error}; see error.txt")
         try:
-            if defect:
-                self._run.check()
-                self._run.create()
-                write_atomic(self._run.path / "error.txt", defect)
-            if self._trial is not None:
-                while self._unreported() is not None:
-                    pass
-                self._watch.lap("records")
-                self._ended = time.time()
-                self._run.add_seconds(self._watch.take())
-                self._close(outcome)
+            if defect or self._trial is not None:
+                with self._run.lease(TAKEOVER_SECONDS):
+                    self._record_end(outcome, defect)
             self._outcome = outcome
             _free_memory()
         except Exception as error:  # the folder cannot be written: for Tune to try again elsewhere
@@ -193,6 +197,17 @@ class RunProcess:
         assert self._shared is not None
         return {"sweep": self._shared.sweep, "trial": self._trial.as_dict()}
 
+    def _record_end(self, outcome: Ended, defect: str) -> None:
+        if defect:
+            write_atomic(self._run.path / "error.txt", defect)
+        if self._trial is not None:
+            while self._unreported() is not None:
+                pass
+            self._watch.lap("records")
+            self._ended = time.time()
+            self._run.add_seconds(self._watch.take())
+            self._close(outcome)
+
     def _close(self, outcome: Ended) -> None:
         claim = self._run.checkpoints / "attempt.json"
         begun = claim.stat().st_mtime if claim.exists() else self._started
@@ -209,7 +224,7 @@ class RunProcess:
             startup_seconds=round(max(begun - self._started, 0.0), 3),
             loop_seconds=round(max(until - begun - self._waited, 0.0), 3),
         )
-        if outcome.status in ENDED:
+        if outcome.status in ENDED and outcome.status != "failed":  # a failed one is tried again
             self._run.store().keep(())
 
     def _ask(self) -> bool:

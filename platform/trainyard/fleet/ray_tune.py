@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,11 @@ def run_tuner(
     """Run what `supply` returns by Tune; returns when there is no more."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    scratch = fleet.folder.path / ".tune"
+    scratches = fleet.folder.path / ".tune"
+    # One a lease: a driver that lost its own may still write there, and deletes only that.
+    fleet.lease.check()
+    shutil.rmtree(scratches, ignore_errors=True)
+    scratch = scratches / fleet.lease.id
     logger = logging.getLogger("ray.tune")
     level = logger.level
     try:
@@ -73,6 +78,8 @@ def run_tuner(
     finally:
         logger.setLevel(level)
         shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # it holds that of a successor
+            scratches.rmdir()
 
 
 def build_trainable(shared: Shared | None) -> type[tune.Trainable]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from trainyard.cluster import release_orphans
-from trainyard.errors import UserError
-from trainyard.fleet.spec import Ended, RunSpec, Shared, pruned
-from trainyard.storage import ENDED, EXPIRY_SECONDS, JobFolder, now
+from trainyard.errors import HeldError, UserError
+from trainyard.fleet.spec import TAKEOVER_SECONDS, Ended, RunSpec, Shared, pruned
+from trainyard.storage import ENDED, JobFolder, Lease, now
 from trainyard.terminal import StopSignals
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ class Fleet:
     """Runs at the same time on Ray Tune."""
 
     folder: JobFolder
-    """Folder of the sweep or suite; its lease is checked while runs train."""
+    """Folder of the sweep or suite."""
+    lease: Lease
+    """The job's own; polled while runs train."""
     concurrent: int
     """Maximum number of runs at the same time."""
     restarts: int
@@ -42,7 +44,7 @@ class Fleet:
     verbose: bool = False
     running: dict[str, RunSpec] = field(default_factory=dict, init=False)
     """Runs that train now, by Tune's id."""
-    _pruned: list[RunSpec] = field(default_factory=list, init=False)
+    _unsettled: list[tuple[RunSpec, Ended | None]] = field(default_factory=list, init=False)
     _supervised: bool = field(default=False, init=False)
 
     def run(
@@ -57,7 +59,7 @@ class Fleet:
         `stop` is polled. When it returns True, or the job's folder has a stop request, running runs
         save and end, and none is started.
         """
-        self._pruned.clear()
+        self._unsettled.clear()
         stopping = False
         failures: list[BaseException] = []
 
@@ -77,8 +79,8 @@ class Fleet:
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
-                self.folder.check()
-                stopping = stop() or self.folder.stop_request.exists() or stopping
+                self.lease.poll()
+                stopping = stop() or self.folder.is_asked_to_stop() or stopping
                 for spec in list(self.running.values()) if stopping else ():
                     if spec.folder.path.is_dir():
                         spec.folder.stop_request.touch()
@@ -86,8 +88,8 @@ class Fleet:
             raise failures[0]
         if self._supervised:
             release_orphans(PATIENCE)
-        for spec in self._pruned:
-            self.settle(spec)
+        for spec, ended in self._unsettled:
+            self.settle(spec, ended, patience=TAKEOVER_SECONDS)
 
     def start(self, trial_id: str, spec: RunSpec) -> None:
         """Note a run that starts."""
@@ -99,45 +101,57 @@ class Fleet:
         self.running.pop(trial_id, None)
         if ended is not None:
             return ended
-        known = spec.folder.read()
-        if (status := known.get("status")) in ENDED:  # it ended before the decision reached it
-            return Ended(status, known.get("reason"))
-        self._pruned.append(spec)
+        if (known := _ended(spec)) is not None:  # it ended before the decision reached it
+            return known
+        self._unsettled.append((spec, None))
         return Ended("pruned")
 
     def lose(self, trial_id: str, spec: RunSpec) -> Ended:
         """Close the record of a run whose process was lost too often."""
         self.running.pop(trial_id, None)
-        reason = f"its process was lost more than {self.restarts} time(s) (--max-failures)"
+        ended = Ended(
+            "failed", f"its process was lost more than {self.restarts} time(s) (--max-failures)"
+        )
         try:
-            known = spec.folder.read()
-            if (status := known.get("status")) in ENDED:
-                return Ended(status, known.get("reason"))
-            trial = {"trial": spec.trial.as_dict()} if spec.trial else {}
-            spec.folder.create()
-            spec.folder.update(status="failed", reason=reason, ended=now(), **trial)
+            return self.settle(spec, ended)
+        except HeldError:  # the processes of a lost node may live for a while
+            self._unsettled.append((spec, ended))
+            return ended
         except UserError as error:  # its folder is what is wrong
-            reason = str(error)
-        return Ended("failed", reason)
+            return Ended("failed", str(error))
 
-    def settle(self, spec: RunSpec) -> None:
-        """Close the record of a trial that was stopped and killed before it could do so.
+    def settle(self, spec: RunSpec, ended: Ended | None, patience: float = 0.0) -> Ended:
+        """Close the record of a run that was lost or killed before it could do so.
 
-        Tune gives the last processes ten seconds to end, and a Ray Train run may need more. Its lease
-        is taken over, after which it writes nothing more.
+        Its lease is taken over, after which its processes write nothing more. Tune gives the last
+        processes ten seconds to end, and a Ray Train run may need more.
+
+        Args:
+            spec: The run.
+            ended: Its outcome, unless its record has one; None for a trial that the scheduler stopped.
+            patience: Seconds to wait for its lease.
+
+        Raises:
+            HeldError: a process still holds the lease.
         """
         run = spec.folder
-        if self.shared is None or run.read().get("status") in ENDED:
-            return
-        with run.lease(patience=2 * EXPIRY_SECONDS):
-            if run.read().get("status") not in ENDED:
+        with run.lease(patience):
+            if (known := _ended(spec)) is not None:
+                return known
+            trial = {}
+            if self.shared is not None and spec.trial is not None:
                 scores = self.shared.scores(run)
-                ended = pruned(len(scores))
-                run.update(
-                    status=ended.status,
-                    reason=ended.reason,
-                    ended=now(),
-                    trial_score=max(scores.values(), default=None),
-                    trial_evaluations=len(scores),
-                )
-            run.stop_request.unlink(missing_ok=True)
+                trial = {
+                    "trial": spec.trial.as_dict(),
+                    "trial_score": max(scores.values(), default=None),
+                    "trial_evaluations": len(scores),
+                }
+            ended = ended or pruned(trial.get("trial_evaluations", 0))
+            run.update(status=ended.status, reason=ended.reason, ended=now(), **trial)
+            return ended
+
+
+def _ended(spec: RunSpec) -> Ended | None:
+    """Return the outcome on a run's record, if it has ended."""
+    known = spec.folder.read()
+    return Ended(status, known.get("reason")) if (status := known.get("status")) in ENDED else None

@@ -15,7 +15,7 @@ from trainyard.glue.config import SuiteConfig
 from trainyard.glue.page import as_markdown, page
 from trainyard.glue.submission import check_submission, write_submission
 from trainyard.glue.table import summary
-from trainyard.storage import RunFolder, SuiteFolder
+from trainyard.storage import Lease, RunFolder, SuiteFolder
 from trainyard.terminal import StopSignals, say
 from trainyard.training import AnotherRun, OtherBaseModel, finished_run
 
@@ -53,8 +53,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
     if config.check_submission:
         return _checked(Path(config.check_submission))
     folder = SuiteFolder(config.folder)
-    folder.create()
-    with folder.lease(), StopSignals(folder.stop_request) as signals:
+    with folder.lease() as lease, StopSignals(folder.stop_request) as signals:
         configs = {
             run.resolved_run_name: run
             for task in config.tasks
@@ -69,7 +68,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
         if schedule.waiting or config.submission:
             with ray_session(next(iter(configs.values())), TOKENIZERS):
                 if schedule.waiting:
-                    train_runs(config, configs, schedule, outcomes, folder, signals)
+                    train_runs(config, configs, schedule, outcomes, folder, lease, signals)
                 found = _write_table(config, configs, outcomes, folder)
                 if outcomes.stopped:
                     raise Interrupted(
@@ -205,6 +204,7 @@ def train_runs(
     schedule: LongestFirst,
     outcomes: Outcomes,
     folder: SuiteFolder,
+    lease: Lease,
     signals: StopSignals,
 ) -> None:
     """Start runs as workers become free, until none is left; a stop request reaches all that run."""
@@ -213,6 +213,7 @@ def train_runs(
     schedule.share_out(capacity)
     fleet = Fleet(
         folder=folder,
+        lease=lease,
         concurrent=capacity,
         restarts=config.max_failures,
         signals=signals,

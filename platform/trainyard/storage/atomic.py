@@ -23,14 +23,27 @@ def scratch_pattern(name: str | None = None) -> str:
     return f".{'*' if name is None else escape(name)}.*.tmp"
 
 
+def discard(path: Path) -> None:
+    """Delete a scratch file, or a scratch folder with what it holds."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text`; after a crash it holds the old text or the new, never a mixture."""
     _replace(path, lambda file: file.write(text.encode()))
 
 
+def as_json(value: Mapping[str, Any]) -> str:
+    """Return the content of a record: indented JSON."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Call `write_atomic` with `value` as indented JSON."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_atomic(path, as_json(value))
 
 
 def write_array(path: Path, values: NDArray[Any]) -> None:
@@ -39,13 +52,18 @@ def write_array(path: Path, values: NDArray[Any]) -> None:
     _replace(path, lambda file: np.save(file, values))
 
 
+def write_durable(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a new file and make its content durable."""
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     scratch = scratch_path(path)
     try:
-        with scratch.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durable(scratch, write)
         scratch.replace(path)
         sync_folder(path.parent)
     except OSError as error:

@@ -34,6 +34,8 @@ from numpy.typing import NDArray
 
 from trainyard.errors import DamagedRun, UserError
 from trainyard.storage.atomic import (
+    as_json,
+    discard,
     scratch_path,
     scratch_pattern,
     sync_file,
@@ -44,11 +46,12 @@ from trainyard.storage.atomic import (
 from trainyard.storage.checkpoints import BucketCheckpoints, CheckpointStore
 from trainyard.storage.lease import LEASE, Fence, Lease
 from trainyard.storage.mirror import ASK_SECONDS, TELL_SECONDS, Mirror, outages_logged
-from trainyard.storage.records import parse_line, read_record
+from trainyard.storage.records import parse_line, parse_record, read_record
 from trainyard.storage.stopwatch import add
-from trainyard.storage.store import Bucket, Disk, Store, lock_name, unwritable
+from trainyard.storage.store import Bucket, Conflict, Disk, Store, lock_name, unwritable
 
 _GUARDS = {LEASE, lock_name(LEASE)}
+_REQUESTS = "*-request*"
 
 
 def storage_folder(path: str) -> Path:
@@ -92,7 +95,18 @@ class JobFolder:
         self.path, self.mirror, self.fence = path, mirror, fence
         self.model = path / "model"
         self.tensorboard = path / "tensorboard"
-        self.stop_request = path / "stop-request"
+
+    @property
+    def stop_request(self) -> Path:
+        """File that asks the holder of `fence`, and runs below it, to save and stop.
+
+        Without a fence, whoever holds the lease.
+        """
+        return self.path / _request("stop", self.fence)
+
+    def is_asked_to_stop(self) -> bool:
+        """Return whether a stop request for this job, or what it belongs to, lies here."""
+        return any((self.path / _request("stop", one)).exists() for one in _and_above(self.fence))
 
     def create(self) -> None:
         """Make the folder, and prove that it can be written.
@@ -100,6 +114,7 @@ class JobFolder:
         Raises:
             UserError: when it cannot.
         """
+        self.check()
         try:
             if self.mirror is not None:
                 Bucket(self.mirror.bucket.url, impatient=True).clock()
@@ -116,14 +131,14 @@ class JobFolder:
 
     @contextmanager
     def lease(self, patience: float = 0.0) -> Iterator[Lease]:
-        """Hold the right to run under this name, see `Lease`."""
-        store: Store = Disk(self.path) if self.mirror is None else self.mirror.bucket
-        name = LEASE if self.mirror is None else self.mirror.key(LEASE)
-        with Lease(store, name, f"{self.KIND} '{self.path.name}'", patience) as lease:
+        """Create the folder and hold the right to run under its name, see `Lease`."""
+        self.create()
+        with Lease(*self._stored(LEASE), f"{self.KIND} '{self.path.name}'", patience) as lease:
             above, self.fence = self.fence, lease.fence(self.fence)
             try:
-                for left in self.path.glob(scratch_pattern()):
-                    left.unlink(missing_ok=True)
+                for pattern in (scratch_pattern(), _REQUESTS):
+                    for left in self.path.glob(pattern):
+                        discard(left)
                 yield lease
             finally:
                 self.fence = above
@@ -157,10 +172,31 @@ class JobFolder:
         )
 
     def update(self, **fields: Any) -> None:
-        """Change fields of the record."""
-        self.check()
-        write_json(self.path / self.RECORD, {**self.read(), **fields})
-        self.publish(self.RECORD)
+        """Change fields of the record, unless another writer changed it since the lease was checked."""
+        store, name = self._stored(self.RECORD)
+        while True:
+            stored = store.read(name)
+            try:
+                before = {} if stored is None else parse_record(stored.content)
+            except ValueError as error:
+                raise self.damaged(self.RECORD) from error
+            record = {**before, **fields}
+            self.check()
+            try:
+                store.write(
+                    name, as_json(record).encode(), over=stored.version if stored else "nothing"
+                )
+                break
+            except Conflict:
+                continue
+        if self.mirror is not None:
+            write_json(self.path / self.RECORD, record)
+
+    def _stored(self, name: str) -> tuple[Store, str]:
+        """Return the storage of a file that several drivers may write, and its name there."""
+        if self.mirror is None:
+            return Disk(self.path), name
+        return self.mirror.bucket, self.mirror.key(name)
 
     def publish(self, *names: str) -> None:
         """Upload files and folders where the job is kept in a bucket."""
@@ -172,11 +208,11 @@ class JobFolder:
         """Return what the folder holds, except what a starting driver puts there."""
         if self.mirror is not None:
             return sorted({name.partition("/")[0] for name in self.mirror.names()})
-        ignored = {*_GUARDS, self.stop_request.name, "log.txt"}
         return sorted(
             path.name
             for path in self.path.iterdir()
-            if path.name not in ignored and not path.match(scratch_pattern())
+            if path.name not in {LEASE, "log.txt"}
+            and not any(path.match(p) for p in (scratch_pattern(), lock_name("*"), _REQUESTS))
         )
 
     def clear(self) -> None:
@@ -208,9 +244,13 @@ class RunFolder(JobFolder):
         self.checkpoints = path / "checkpoints"
         self.ledger = path / "ledger"
         self.predictions = path / "predictions"
-        self.restart_request = path / "restart-request"
         self._metrics = path / "metrics.jsonl"
         self._seen_request = False
+
+    @property
+    def restart_request(self) -> Path:
+        """File by which the driver asks its workers to save and stop for a restart."""
+        return self.path / _request("restart", self.fence)
 
     @property
     def seen_everywhere(self) -> bool:
@@ -259,7 +299,7 @@ class RunFolder(JobFolder):
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
             self.mirror.pull("run.json", "metrics.jsonl", "progress.json")
-            self.mirror.delete(self._requests)
+            self.mirror.delete(name for name in self.mirror.names() if Path(name).match(_REQUESTS))
 
     def share_tables(self, tables: Mapping[str, Path]) -> None:
         """Make the tokenized splits visible to other nodes."""
@@ -282,11 +322,11 @@ class RunFolder(JobFolder):
 
     def wants_stop(self) -> bool:
         """Return whether the workers are to save and stop, for good or for a restart."""
-        if self.stop_request.exists() or self.restart_request.exists():
+        if self.is_asked_to_stop() or self.restart_request.exists():
             return True
         if self.mirror is not None and self.mirror.asks.is_due(ASK_SECONDS):
             with outages_logged():
-                keys = [self.mirror.key(name) for name in self._requests]
+                keys = [self.mirror.key(p.name) for p in (self.stop_request, self.restart_request)]
                 self._seen_request = any(map(self.mirror.bucket.has, keys))
         return self._seen_request
 
@@ -397,9 +437,21 @@ class RunFolder(JobFolder):
         if self._metrics.exists():
             sync_file(self._metrics)
 
-    @property
-    def _requests(self) -> tuple[str, str]:
-        return self.stop_request.name, self.restart_request.name
+
+def _request(kind: str, fence: Fence | None) -> str:
+    """Return the name of a request, addressed to the holder of one lease.
+
+    So a driver that lost its lease asks nothing of its successor.
+    """
+    return f"{kind}-request" if fence is None else f"{kind}-request-{fence.id[:12]}"
+
+
+def _and_above(fence: Fence | None) -> Iterator[Fence | None]:
+    """Yield a fence, those above it, and None."""
+    while fence is not None:
+        yield fence
+        fence = fence.above
+    yield None
 
 
 class SuiteFolder(JobFolder):

@@ -8,11 +8,12 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trainyard.errors import SupersededError, UserError
+from trainyard.errors import HeldError, SupersededError, UserError
 from trainyard.storage.store import Conflict, Store, Stored, Version, replace_own
 
 LEASE = "lease.json"
@@ -63,7 +64,7 @@ class Lease:
         remedy: Alternative for the sentence that refuses.
 
     Raises:
-        UserError: on entry, when another driver still holds it after `patience` seconds.
+        HeldError: on entry, when another driver still holds it after `patience` seconds.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Lease:
         deadline = time.monotonic() + self._patience
         while (holder := self._take()) is not None:
             if time.monotonic() >= deadline:
-                raise UserError(
+                raise HeldError(
                     f"{self._what} is already being run by {_named(holder)}; wait for it, stop it, or "
                     f"{self._remedy}"
                 )
             time.sleep(POLL_SECONDS)
+        self._renewed = time.monotonic()
         self._heart = threading.Thread(target=self._renew, daemon=True)
         self._heart.start()
         return self
@@ -117,8 +119,11 @@ class Lease:
         self.fence().check()
 
     def poll(self) -> None:
-        """Call `check` if the last heartbeat found the lease taken over; asks no storage otherwise."""
-        if self._lost.is_set():
+        """Call `check` unless the lease was renewed within `EXPIRY_SECONDS`; asks no storage otherwise.
+
+        So a storage that fails for a moment ends nothing.
+        """
+        if self._lost.is_set() or time.monotonic() - self._renewed > EXPIRY_SECONDS:
             self.check()
 
     def _take(self) -> dict[str, Any] | None:
@@ -128,6 +133,8 @@ class Lease:
         if stored is not None and not holder.get("released"):
             age = (self._store.clock() - stored.modified).total_seconds()
             if lives(holder, age):
+                if age < -HEARTBEAT_SECONDS:
+                    self._stamp(stored)
                 return holder
         content = json.dumps(self._record).encode()
         try:
@@ -140,6 +147,14 @@ class Lease:
                 return _holder(stored)
             self._version = stored.version
         return None
+
+    def _stamp(self, stored: Stored) -> None:
+        """Give a lease from before its storage's clock was set back the present time.
+
+        A holder that lives renews it as before; a dead one's expires from now on.
+        """
+        with suppress(Conflict):
+            self._store.write(self._name, stored.content, over=stored.version)
 
     def _renew(self) -> None:
         beat = 0
@@ -155,6 +170,8 @@ class Lease:
                 return
             except UserError as error:  # the next beat may get through
                 log.warning("the lease of %s was not renewed: %s", self._what, error)
+            else:
+                self._renewed = time.monotonic()
 
     def _is_own(self, content: bytes) -> bool:
         """Return whether the lease is held by this object; a beat must not undo its release."""

@@ -27,7 +27,13 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import from_url
 
 from trainyard.errors import UserError
-from trainyard.storage.atomic import scratch_path, scratch_pattern
+from trainyard.storage.atomic import (
+    discard,
+    scratch_path,
+    scratch_pattern,
+    sync_folder,
+    write_durable,
+)
 
 SCHEMES = {
     "s3": "the bucket's name and AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL",
@@ -103,32 +109,42 @@ class Disk:
         scratch = scratch_path(self.folder / name)
         with self._reported():
             try:
-                scratch.write_bytes(content)
+                write_durable(scratch, lambda file: file.write(content))
                 with self._guarded(name, scratch):
                     self._expect(name, over)
-                    try:
+                    with _conflict_if_deleted():
                         scratch.replace(self.folder / name)
-                    except FileNotFoundError as error:  # deleted by a process that waited too long
-                        raise Conflict from error
+                sync_folder(self.folder)
             except BaseException:
-                scratch.unlink(missing_ok=True)
+                discard(scratch)
                 raise
         return _content_version(content)
 
     def retire(self, name: str, mark: bytes, over: Version) -> None:  # noqa: ARG002
-        with self._reported(), self._guarded(name):
-            self._expect(name, over)
-            (self.folder / name).unlink()
+        # Renamed into a scratch folder: once that is deleted, a suspended process deletes nothing.
+        scratch = scratch_path(self.folder / name)
+        with self._reported():
+            try:
+                scratch.mkdir()
+                with self._guarded(name, scratch):
+                    self._expect(name, over)
+                    with _conflict_if_deleted():
+                        (self.folder / name).rename(scratch / name)
+            finally:
+                discard(scratch)
 
     def clock(self) -> datetime:
         """Return the time that the file system gives a new file: on NFS, the server's."""
         probe = scratch_path(self.folder / "probe")
         with self._reported():
             try:
-                probe.write_bytes(b"probe")
-                return datetime.fromtimestamp(probe.stat().st_mtime, UTC)
+                with probe.open("wb") as file:  # a driver that starts may delete its name
+                    file.write(b"probe")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
             finally:
-                probe.unlink(missing_ok=True)
+                discard(probe)
 
     def _expect(self, name: str, over: Expected) -> None:
         if over is not None:
@@ -137,12 +153,12 @@ class Disk:
                 raise Conflict
 
     @contextmanager
-    def _guarded(self, name: str, scratch: Path | None = None) -> Iterator[None]:
+    def _guarded(self, name: str, scratch: Path) -> Iterator[None]:
         """Let one process of all hosts at a time compare and replace an object.
 
         The lock file is removed while it is locked; a process that waited for the removed one sees that
         the name has another inode, or none, and starts over. A process that holds the lock for longer than
-        `GUARD_SECONDS` is suspended: its scratch file is deleted, so that it cannot replace anything.
+        `GUARD_SECONDS` is suspended: its scratch file is deleted, so that it cannot change anything.
         """
         path = self.folder / lock_name(name)
         deadline = time.monotonic() + GUARD_SECONDS
@@ -161,7 +177,7 @@ class Disk:
                 deadline = time.monotonic() + GUARD_SECONDS
                 for other in self.folder.glob(scratch_pattern(name)):
                     if other != scratch:
-                        other.unlink(missing_ok=True)
+                        discard(other)
                 path.unlink(missing_ok=True)
             time.sleep(0.01)
 
@@ -171,6 +187,15 @@ class Disk:
             yield
         except OSError as error:
             raise unwritable(self.folder, error) from error
+
+
+@contextmanager
+def _conflict_if_deleted() -> Iterator[None]:
+    """Raise Conflict where a process that waited too long has deleted the scratch file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Conflict from error
 
 
 def _lock(handle: int) -> bool:

@@ -15,6 +15,7 @@ from trainyard.storage import (
     SweepFolder,
     TrialRecord,
     now,
+    outages_logged,
     storage_folder,
     versions,
 )
@@ -52,8 +53,7 @@ def tune(config: SweepConfig) -> SweepResult:
     scheduler.check_space(config, space)
     budget = scheduler.budget(config, space)
     folder = SweepFolder(storage_folder(config.storage_path) / config.resolved_run_name)
-    folder.create()
-    with folder.lease(), StopSignals(folder.stop_request) as signals:
+    with folder.lease() as lease, StopSignals(folder.stop_request) as signals:
         if config.fresh:
             folder.clear()
         known = folder.read()
@@ -96,6 +96,7 @@ def tune(config: SweepConfig) -> SweepResult:
             )
             fleet = Fleet(
                 folder=folder,
+                lease=lease,
                 concurrent=concurrent,
                 restarts=config.max_failures,
                 signals=signals,
@@ -219,7 +220,8 @@ class Clock:
         """Write the time now and then; returns True when the running trials are to be saved."""
         if time.monotonic() - self._written > RECORD_SECONDS:
             self._written = time.monotonic()
-            self.write()
+            with outages_logged():
+                self.write()
         expired = self.expired(limit)
         if expired and not self._said:
             self._said = True
@@ -255,7 +257,7 @@ def _finished(
 
 
 def _check_not_stopped(folder: SweepFolder, signals: StopSignals) -> None:
-    if folder.stop_request.exists():
+    if folder.is_asked_to_stop():
         folder.update(status="stopped")
         raise Interrupted(
             f"sweep {folder.path.name} is saved; the same command resumes it", signals.exit_status

@@ -91,8 +91,6 @@ def fit(
             "loop='trainer', or leave them out"
         )
     folder = open_run(config.storage_path, config.resolved_run_name, fence)
-    folder.check()
-    folder.create()
     with (
         folder.lease(patience) as lease,
         StopSignals(folder.stop_request) as signals,

@@ -79,7 +79,7 @@ def run_workers(
             if (newest := max(folder.store().steps(), default=0)) > saved:
                 failures, saved = 0, newest
         else:
-            if outcome.status == "stopped" and watch.reason and not folder.stop_request.exists():
+            if outcome.status == "stopped" and watch.reason and not folder.is_asked_to_stop():
                 say(f"restarting from step {outcome.state.step}: {watch.reason}")
                 continue
             return outcome
