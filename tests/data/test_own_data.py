@@ -72,12 +72,16 @@ def test_a_label_that_was_wholly_held_out_is_warned_of(tiny_model: Path, tmp_pat
 def test_a_run_keeps_the_split_that_it_began_with(tmp_path: Path) -> None:
     """Records of the first version hold no split version: their rows were held out by class."""
     config = TrainConfig(train_file=str(write(tmp_path, ["0", "1"] * 20)))
-    old = {name: value for name, value in asdict(config).items() if name != "split_version"}
+    new = config.as_begun(None)
+    old = {name: value for name, value in asdict(new).items() if name != "split_version"}
     begun = config.as_begun(old)
-    assert (config.split_version, begun.split_version) == (2, 1)
-    assert begun.identity() == config.identity()
+    assert (new.split_version, begun.split_version) == (2, 1)
+    assert begun.identity() == new.identity() == config.identity()
     assert not config.changed_since(old)
-    assert config.as_begun(asdict(config)) == config
+    assert config.as_begun(asdict(new)) == new
+    # Asked for by name, another split is another run.
+    assert new.changed_since(old) == ["split_version 1 -> 2"]
+    assert replace(config, split_version=1).changed_since(asdict(new)) == ["split_version 2 -> 1"]
 
     def held_out(config: TrainConfig) -> list[str]:
         _, validation = find_splits(config).splits

@@ -15,7 +15,7 @@ from trainyard.batching import PLAN_VERSION
 from trainyard.errors import UserError
 from trainyard.glue.config import SuiteConfig
 from trainyard.glue.suite import _plan, run_suite, worker_capacity
-from trainyard.models import weights_digest
+from trainyard.models import base_digests
 from trainyard.storage import SuiteFolder
 from trainyard.tasks import get_task
 
@@ -135,7 +135,7 @@ def test_a_warm_start_goes_stale_with_its_source(finished: SuiteConfig) -> None:
     source, run = (warm.folder / name for name in ("mnli-seed-1", "rte-seed-1-from-mnli"))
     (source / "model/config.json").write_text("{}")
     record = json.loads((run / "run.json").read_text())
-    record["base_model_digest"] = weights_digest(str(source / "model"))
+    record |= base_digests(str(source / "model"))
     (run / "run.json").write_text(json.dumps(record))
     run_suite(warm)
     table = (warm.folder / "glue.json").read_bytes()

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from trainyard.config import TrainConfig
@@ -13,7 +14,9 @@ from trainyard.training.driver.launch import worker_function
 from trainyard.training.outcome import Outcome
 
 
-def run_locally(config: TrainConfig) -> tuple[Outcome, RunFolder]:
+def run_locally(
+    config: TrainConfig, on_evaluation: Callable[[], bool] | None = None
+) -> tuple[Outcome, RunFolder]:
     """Outcome and folder of one attempt at `config`, by the function that Ray's workers run."""
     folder = open_run(config.storage_path, config.resolved_run_name)
     folder.create()
@@ -22,8 +25,10 @@ def run_locally(config: TrainConfig) -> tuple[Outcome, RunFolder]:
     cache = folder.path.parent / ".cache"
     data = prepare(splits, build_tokenizer(config), config, cache, folder)
     folder.share_tables(data.folders)
-    outcome = worker_function(config, splits.task, data, folder, threads=1)()
-    return outcome, folder
+    work = worker_function(
+        config, splits.task, data, folder, threads=1, on_evaluation=on_evaluation
+    )
+    return work(), folder
 
 
 def weights_hash(folder: RunFolder, step: int) -> str:

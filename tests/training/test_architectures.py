@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ from support.architectures import TEXT_WORDS, architecture
 from support.runs_locally import run_locally, weights_hash
 
 from trainyard.config import TrainConfig
+from trainyard.data import find_splits, prepare
 from trainyard.errors import UserError
 from trainyard.inference.registry import PREDICTORS
 from trainyard.models.build import build_tokenizer
+from trainyard.storage import RunFolder
+from trainyard.training.driver.environment import environment
 from trainyard.training.driver.export import export_model
+from trainyard.training.driver.fit import _open_record
 
 
 def config_for(
@@ -96,3 +102,31 @@ def test_two_ids_with_one_label_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="calls both 0 and 1 'yes'; give each id its own label"):
         PREDICTORS["text-classification"].load(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["bert", "bart", "xlnet", "big_bird"])
+def test_an_unfinished_run_that_would_be_computed_otherwise_is_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    """Records of the first version hold no numerics version; other models resume as before."""
+    config = config_for(tmp_path, kind).as_begun({})
+    folder = RunFolder(tmp_path / "runs" / kind)
+    folder.create()
+    data = prepare(find_splits(config), build_tokenizer(config), config, tmp_path / ".cache")
+    folder.update(name=kind, config=asdict(config), status="stopped", data_fingerprint="another")
+    sentence = (
+        "the data of run 'bert' has changed"
+        if kind == "bert"
+        else f"run '{kind}' was started with another version of Trainyard, which computed {kind} models "
+        "otherwise (numerics 1, now 2); choose another --run-name, or --fresh"
+    )
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        _open_record(folder, config, data, None, environment(config))
+    folder.update(data_fingerprint=data.fingerprint)
+    if kind == "bert":
+        _open_record(folder, config, data, None, environment(config))
+        assert folder.read()["numerics_version"] == 1
+    folder.clear()
+    for _ in range(2):
+        _open_record(folder, config, data, None, environment(config))
+        assert folder.read()["numerics_version"] == 2

@@ -1,6 +1,7 @@
 """Base models in a local folder: relative paths, and weights that change."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ def test_a_relative_folder_trains_and_its_weights_are_recorded(
 
     (here / "my-model/calibration.json").write_text("{}")  # decides nothing about training
     assert fit(config) == result
+    settings = here / "my-model/tokenizer_config.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps({**json.loads(before), "do_lower_case": True}))
+    for status in ("stopped", "finished"):
+        RunFolder(here / "runs/relative").update(status=status)
+        with pytest.raises(
+            UserError,
+            match=r"the tokenizer of run 'relative' \(my-model\) has changed since it was",
+        ):
+            fit(config)
+    settings.write_text(before)
     change_weights(here / "my-model")
     sentence = r"the base weights of run 'relative' \(my-model\) have changed since it was started"
     with pytest.raises(UserError, match=sentence):

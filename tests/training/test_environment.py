@@ -11,11 +11,13 @@ from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import PreparedData, prepare
 from trainyard.models.build import build_tokenizer
 from trainyard.storage.folder import RunFolder
+from trainyard.tasks import TASKS
 from trainyard.training.driver.environment import (
     differences,
     environment,
     recorded_environment,
 )
+from trainyard.training.driver.export import model_card
 from trainyard.training.driver.fit import _open_record
 from trainyard.training.driver.result import earlier_result
 
@@ -66,3 +68,18 @@ def test_a_run_that_failed_before_its_record_was_made_is_no_earlier_result(
     folder.create()
     folder.update(status="failed", reason="the Hub did not answer", seconds={"start_up": 1.0})
     assert earlier_result(small_run, folder) is None
+
+
+def test_the_model_card_says_which_splits_chose_the_checkpoint(small_run: TrainConfig) -> None:
+    run = {"name": "r", "data_fingerprint": "d", "identity": "i", "versions": {"commit": None}}
+    found = {"metrics": {"f1": 0.5}, "intervals": {"f1": [0.4, 0.6]}}
+    for splits, sentence in (
+        (["validation"], "validation also chose this checkpoint among those of the run."),
+        (
+            ["validation_matched", "validation_matched_test"],
+            "validation_matched also chose this checkpoint among those of the run; "
+            "validation_matched_test took no part in it.",
+        ),
+    ):
+        card = model_card(small_run, TASKS["mrpc"], run, dict.fromkeys(splits, found))
+        assert sentence in card.splitlines()

@@ -9,10 +9,14 @@ import pytest
 from support.runs_locally import run_locally
 from support.tiny import write_task
 
+from trainyard.batching import EpochPlan, Plan
 from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
 from trainyard.errors import Diverged
 from trainyard.evaluation.scoring import predict
+from trainyard.storage import RunFolder
+from trainyard.training.driver.environment import with_workers
+from trainyard.training.worker import session
 
 
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])
@@ -111,3 +115,55 @@ def test_predictions_are_those_of_the_checkpoint_that_a_run_resumes_from(
     np.save(folder.predictions / "validation.npy", np.zeros((1, 2), np.float32))
     run_locally(config)
     assert {path.name: path.read_bytes() for path in folder.predictions.iterdir()} == kept
+
+
+def test_a_run_resumes_on_other_machines_and_says_so(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An elastic run on a mixed cluster does not stop for it."""
+    config = dataclasses.replace(
+        small_run, storage_path=str(tmp_path), max_steps=12, eval_steps=6, ledger=False
+    )
+    folder = RunFolder(tmp_path / config.resolved_run_name)
+    monkeypatch.setattr(session, "machine", lambda: "EPYC")
+    stopped, _ = run_locally(dataclasses.replace(config, max_steps=12), lambda: False)
+    assert (stopped.status, stopped.notes, stopped.state.workers) == ("stopped", [], ["EPYC"])
+    monkeypatch.setattr(session, "machine", lambda: "Xeon")
+    outcome, _ = run_locally(config)
+    assert (outcome.status, outcome.state.workers) == ("finished", ["Xeon"])
+    (note,) = outcome.notes
+    assert note.startswith(
+        "warning: the workers of step 6 and later are other machines (Xeon) than before (EPYC)"
+    )
+    here = {"packages": {}}
+    recorded = with_workers([here], ["EPYC"])
+    assert with_workers(recorded, ["EPYC"]) == recorded == [{**here, "workers": ["EPYC"]}]
+    assert with_workers(recorded, ["Xeon"]) == [*recorded, {**here, "workers": ["Xeon"]}]
+    assert folder.store().steps()
+
+
+def test_another_order_of_rows_is_refused(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a numpy whose generator draws other numbers: rows would be trained on twice."""
+    config = dataclasses.replace(
+        small_run,
+        storage_path=str(tmp_path),
+        run_name="run",
+        max_steps=12,
+        eval_steps=6,
+        ledger=False,
+    )
+    run_locally(config, lambda: False)
+    epoch = Plan.epoch
+
+    def another(plan: Plan, number: int) -> EpochPlan:
+        planned = epoch(plan, number)
+        return dataclasses.replace(planned, order=planned.order[::-1].copy())
+
+    monkeypatch.setattr(Plan, "epoch", another)
+    outcome, folder = run_locally(config)
+    assert outcome.status == "failed"
+    assert "the rows of run 'run' are in another order than before" in str(outcome.error)
+    assert "use --fresh to start it anew" in str(outcome.error)
+    assert folder.store().steps() == [6]

@@ -164,8 +164,8 @@ def survey(config: DataFlags) -> OwnData:
         label_column=config.label_column,
         problem_type=problem_type,
         text_format=TextFormat(config.delimiter, config.encoding),
-        class_names=config.split_version > 1 and problem_type != "regression",
-        text_lists=config.split_version > 1,
+        class_names=config.split_rules > 1 and problem_type != "regression",
+        text_lists=config.split_rules > 1,
         drop_labels=tuple(config.drop_labels),
         merge_similar_labels=config.merge_similar_labels,
     )

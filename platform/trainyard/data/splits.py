@@ -169,7 +169,7 @@ def _own_splits(config: DataFlags) -> Splits:
             ),
         ]
     else:
-        version, seed = config.split_version, config.held_out_seed
+        version, seed = config.split_rules, config.held_out_seed
         parts = own_data.held_out_rows(data, seed, version)
         drawn = f"seed {seed}" if version == 1 else f"seed {seed}, split version {version}"
         splits = [

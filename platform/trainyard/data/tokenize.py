@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from trainyard.data.splits import Split, Splits
 from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
 from trainyard.flags import ModelFlags
-from trainyard.models import locate_model, model_revision, vocabulary_size, weights_digest
+from trainyard.models import base_digests, locate_model, model_revision, vocabulary_size
 from trainyard.storage import RunFolder, sync_tree
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class PreparedData:
     """The model that tokenized, as every process finds it; workers load its weights."""
     model_revision: str | None = None
     """Commit of a model from the Hub: workers load its weights from the tokenizer's commit."""
-    model_digest: str | None = None
-    """Digest of a local model's weights."""
+    base_digests: Mapping[str, str | None] = field(default_factory=dict)
+    """Digests of a local model's files, by their names in run.json."""
     padding_side: str = "right"
     """The tokenizer's."""
     vocabulary: int | None = None
@@ -104,7 +104,7 @@ def prepare(
         sources,
         model=locate_model(model),
         model_revision=model_revision(model),
-        model_digest=weights_digest(model),
+        base_digests=base_digests(model),
         padding_side=tokenizer.padding_side,
         vocabulary=vocabulary_size(tokenizer) if config.grows_vocabulary else None,
     )

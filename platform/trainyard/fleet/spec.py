@@ -10,7 +10,7 @@ from trainyard.data import PreparedData, is_test
 from trainyard.errors import DamagedRun, UserError
 from trainyard.storage import EXPIRY_SECONDS, Fence, RunFolder, TrialSpec
 from trainyard.tasks import Task
-from trainyard.training import OtherBaseModel
+from trainyard.training import AnotherRun
 
 TOKENIZATION_FIELDS = ("model_name_or_path", "max_length")
 """Fields of a run that decide its tokenization."""
@@ -88,6 +88,6 @@ def pruned(evaluations: int) -> Ended:
 
 def reason_of(error: UserError, folder: Path) -> str:
     """Reason of a failed ordinary run, with the remedy of a fleet, which has no --fresh for one run."""
-    if isinstance(error, DamagedRun | OtherBaseModel):
+    if isinstance(error, DamagedRun | AnotherRun):
         return f"{error.problem}; use rm -r {folder} to start this run anew"
     return str(error)

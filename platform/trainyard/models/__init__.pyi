@@ -40,6 +40,9 @@ from .hub import (
     MODEL_FILES as MODEL_FILES,
 )
 from .hub import (
+    base_digests as base_digests,
+)
+from .hub import (
     load_config as load_config,
 )
 from .hub import (
@@ -50,9 +53,6 @@ from .hub import (
 )
 from .hub import (
     resolve_model as resolve_model,
-)
-from .hub import (
-    weights_digest as weights_digest,
 )
 from .load import (
     CLASSIFIER as CLASSIFIER,

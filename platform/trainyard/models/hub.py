@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,12 @@ from trainyard.storage import file_digest
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".spm", ".jinja", ".tiktoken")
 """Name endings of the files that a model and its tokenizer are loaded from; no code."""
+
+TOKENIZER_FILES = (
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+"""Patterns of the files that a tokenizer is made from."""
 
 
 def resolve_model(name: str) -> str:
@@ -62,17 +68,27 @@ def locate_model(name: str) -> str:
     return name if name.startswith("package:") else found
 
 
-def weights_digest(name: str) -> str | None:
-    """Return a digest of a local model's config and weights; None for a model on the Hub.
+def base_digests(name: str) -> dict[str, str | None]:
+    """Return digests of what a run starts from, by their names in run.json; None for the Hub's.
 
-    A commit stands for the weights of a model on the Hub. Other files of the folder, such as
+    A commit stands for the files of a model on the Hub. Other files of a folder, such as
     calibration.json, do not decide what training starts from.
+
+    Raises:
+        UserError: the model is gone.
     """
     folder = Path(resolve_model(name))
     if not folder.is_dir():
-        return None
+        return {"base_model_digest": None, "tokenizer_digest": None}
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    files = [folder / "config.json", *weights]
+    tokenizer = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+    return {
+        "base_model_digest": _digest([folder / "config.json", *weights]),
+        "tokenizer_digest": _digest(tokenizer),
+    }
+
+
+def _digest(files: Sequence[Path]) -> str:
     lines = [f"{path.name} {file_digest(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

@@ -1,5 +1,6 @@
 from .driver.fit import Trial as Trial
 from .driver.fit import fit as fit
+from .driver.result import NUMERICS_VERSION as NUMERICS_VERSION
 from .driver.result import (
     AnotherRun as AnotherRun,
 )
@@ -9,6 +10,7 @@ from .driver.result import (
 from .driver.result import (
     OtherBaseModel as OtherBaseModel,
 )
+from .driver.result import computed_otherwise as computed_otherwise
 from .driver.result import (
     finished_run as finished_run,
 )

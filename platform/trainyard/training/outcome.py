@@ -23,6 +23,10 @@ class TrainState:
     best_evaluation: dict[str, Any] = field(default_factory=dict)
     evaluations_without_gain: int = 0
     stopped_early: bool = False
+    row_order: str | None = None
+    """Hash of the order of rows in the first epoch; the first version stored none."""
+    workers: list[str] = field(default_factory=list)
+    """Kinds of processors and GPUs of the workers."""
 
     def add_loss(self, loss: float) -> None:
         """Count one step's loss into the mean of the next logged line."""
@@ -60,7 +64,8 @@ class Outcome:
     status: Literal["finished", "stopped", "failed"]
     error: UserError | None = None
     state: TrainState = field(default_factory=TrainState)
-    skipped_checkpoints: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Sentences for people: damaged checkpoints that were passed over, other machines."""
     padding_note: str | None = None
     """Note on the padding that the model needs; None: padding on the right, as usual."""
     train_samples_per_second: float | None = None

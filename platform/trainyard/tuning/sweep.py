@@ -20,7 +20,12 @@ from trainyard.storage import (
     versions,
 )
 from trainyard.terminal import StopSignals, say, stage
-from trainyard.training import check_strategy, planned_otherwise
+from trainyard.training import (
+    NUMERICS_VERSION,
+    check_strategy,
+    computed_otherwise,
+    planned_otherwise,
+)
 from trainyard.tuning.conclude import SweepResult, conclude
 from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
 from trainyard.tuning.confirm import (
@@ -57,8 +62,7 @@ def tune(config: SweepConfig) -> SweepResult:
         if config.fresh:
             folder.clear()
         known = folder.read()
-        if known:
-            config = config.as_begun(known["config"])
+        config = config.as_begun(known["config"] if known else None)
         _check_same_sweep(config, known)
         if (result := _finished(config, folder, known)) is not None:
             say(f"sweep {folder.path.name} is finished; more --num-trials extends it")
@@ -72,13 +76,21 @@ def tune(config: SweepConfig) -> SweepResult:
             per_worker, concurrent = trial_capacity(config, budget, nodes_for(config))
             task, data = prepare_all(config, space, folder)
             prints = {str(key): found.fingerprint for key, found in data.items()}
-            models = {str(key): found.model_digest for key, found in data.items()}
+            models = {
+                str(key): found.base_digests["base_model_digest"] for key, found in data.items()
+            }
+            for found in data.values():
+                if (reason := computed_otherwise(known, found.model)) is not None:
+                    raise UserError(
+                        f"sweep '{folder.path.name}' was started with another {reason}; choose another "
+                        "--run-name, or --fresh to start it anew"
+                    )
             before, before_models = (
                 known.get(name, {}) for name in ("data_fingerprint", "base_model_digest")
             )
             for changed, known_digests, digests in (
                 ("base weights", before_models, models),
-                ("data", before, prints),
+                ("data or tokenizer", before, prints),
             ):
                 if any(known_digests.get(key, found) != found for key, found in digests.items()):
                     raise UserError(
@@ -110,6 +122,7 @@ def tune(config: SweepConfig) -> SweepResult:
                 reason=None,
                 identity=asked.identity(),
                 plan_version=PLAN_VERSION,
+                numerics_version=known.get("numerics_version", 1 if known else NUMERICS_VERSION),
                 config=asdict(asked),
                 test_share=config.test_share,
                 space={field: str(domain) for field, domain in space.items()},

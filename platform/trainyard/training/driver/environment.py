@@ -1,6 +1,6 @@
 """Packages, processor, device and threads: a run's bits depend on them, too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.config import TrainConfig
@@ -20,7 +20,10 @@ PACKAGES = (
 
 
 def environment(config: TrainConfig, threads: int | None = None) -> dict[str, Any]:
-    """Describe the environment of an attempt: package versions, device, the driver's processor, threads."""
+    """Describe the environment of an attempt: package versions, device, the driver's processor, threads.
+
+    The `workers` join at its end: kinds of processors and GPUs.
+    """
     installed = versions("tokenizers", "numpy")
     return {
         "packages": {name: installed[name] for name in PACKAGES},
@@ -35,6 +38,18 @@ def recorded_environment(record: Mapping[str, Any]) -> Mapping[str, Any]:
     attempts = record.get("environments") or [{"packages": record.get("versions", {})}]
     last: Mapping[str, Any] = attempts[-1]
     return last
+
+
+def with_workers(
+    attempts: Sequence[Mapping[str, Any]], workers: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """Return the environments of a run with the kinds of workers of its last attempt.
+
+    An attempt that resumes on other machines has an entry of its own.
+    """
+    *earlier, last = attempts
+    same = last.get("workers", workers) == workers
+    return [*(earlier if same else attempts), {**last, "workers": workers}]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

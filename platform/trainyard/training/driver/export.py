@@ -4,11 +4,12 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
+from trainyard.data import is_test
 from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS
 from trainyard.storage import RunFolder, sync_folder, sync_tree
@@ -80,6 +81,14 @@ def _check_answer(model: Path) -> None:
         )
 
 
+def _selection(splits: Collection[str]) -> str:
+    """Say which splits chose the checkpoint: their figures flatter it."""
+    chose = " and ".join(split for split in splits if not is_test(split))
+    tests = " and ".join(split for split in splits if is_test(split))
+    apart = f"; {tests} took no part in it" if tests else ""
+    return f"{chose} also chose this checkpoint among those of the run{apart}."
+
+
 def model_card(
     config: TrainConfig, task: Task, run: Mapping[str, Any], evaluation: Mapping[str, Any]
 ) -> str:
@@ -115,7 +124,7 @@ def model_card(
             "| --- | --- | --- | --- |",
             *rows,
             "",
-            "The split also chose this checkpoint among those of the run.",
+            _selection(evaluation),
             "",
             "## Training",
             "",

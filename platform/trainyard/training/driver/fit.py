@@ -14,6 +14,7 @@ from trainyard.data import PreparedData, find_splits, prepare, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
 from trainyard.evaluation import figures, one_answer_words, one_answers
+from trainyard.flags import SPLIT_VERSION
 from trainyard.models import build_tokenizer, resolve_model
 from trainyard.storage import (
     Fence,
@@ -32,12 +33,20 @@ from trainyard.training.driver.environment import (
     differences,
     environment,
     recorded_environment,
+    with_workers,
 )
 from trainyard.training.driver.export import export_model, model_card
 from trainyard.training.driver.launch import run_workers, worker_function
 from trainyard.training.driver.pace import slow_settings
 from trainyard.training.driver.progress_bar import ProgressBar
-from trainyard.training.driver.result import AnotherRun, FitResult, check_base_model, earlier_result
+from trainyard.training.driver.result import (
+    NUMERICS_VERSION,
+    AnotherRun,
+    FitResult,
+    check_base_model,
+    computed_otherwise,
+    earlier_result,
+)
 from trainyard.training.outcome import Outcome
 from trainyard.training.worker.strategies import check_strategy
 
@@ -99,11 +108,14 @@ def fit(
         folder.fetch()
         if config.fresh:
             folder.clear()
+        begun = folder.read()
         # A run that failed before its first attempt was recorded has no config.
-        if "config" in (begun := folder.read()):
-            asked, config = config, config.as_begun(begun["config"])
-            if config != asked:
-                say(f"run {folder.path.name} keeps the split version that it began with")
+        config = config.as_begun(begun.get("config"))
+        if config.train_file and config.split_rules < SPLIT_VERSION:
+            say(
+                f"run {folder.path.name} keeps split version {config.split_rules}, with which it began; "
+                f"--fresh splits its rows by version {SPLIT_VERSION}"
+            )
         if result := earlier_result(config, folder, trial.data if trial else None):
             say(f"run {folder.path.name} is finished; --fresh would train it again")
             if changed := differences(recorded_environment(begun), environment(config)):
@@ -151,6 +163,8 @@ def fit(
             watch.lap("training")
         lease.check()
         folder.add_seconds(watch.take())
+        if workers := outcome.state.workers:
+            folder.update(environments=with_workers(folder.read()["environments"], workers))
         if outcome.status == "stopped":
             folder.update(status="stopped")
             raise Interrupted(
@@ -170,10 +184,12 @@ def _open_record(
 ) -> PreparedData:
     """Record the attempt and its environment; return `data` with the model's commit of the first one."""
     record = folder.read()
+    if "config" in record:
+        if (reason := computed_otherwise(record, data.model)) is not None:
+            raise AnotherRun(f"run '{folder.path.name}' was started with another {reason}")
+        check_base_model(record, data.base_digests)
     if record.get("data_fingerprint", data.fingerprint) != data.fingerprint:
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was started")
-    if record:
-        check_base_model(record, data.model_digest)
     attempts = record.get("environments", [])
     if record and (changed := differences(recorded_environment(record), here)):
         say(
@@ -188,12 +204,15 @@ def _open_record(
         status="running",
         identity=config.identity(),
         plan_version=PLAN_VERSION,
+        numerics_version=record.get(
+            "numerics_version", 1 if "config" in record else NUMERICS_VERSION
+        ),
         config=asdict(config),
         data_fingerprint=data.fingerprint,
         data_sources=dict(data.sources),
         data_files=record.get("data_files") or _file_digests(config),
         model_revision=data.model_revision,
-        base_model_digest=data.model_digest,
+        **data.base_digests,
         versions=versions(),
         environments=attempts,
         started=record.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -254,8 +273,6 @@ def _conclude(
     data: PreparedData,
     watch: Stopwatch,
 ) -> FitResult:
-    for note in outcome.skipped_checkpoints:
-        say(note)
     if outcome.padding_note is not None:
         folder.update(padding=outcome.padding_note)
         say(f"note: {outcome.padding_note}; its training batches are padded all the same")

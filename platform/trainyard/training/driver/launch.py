@@ -63,6 +63,8 @@ def run_workers(
         try:
             with Watch(config, dict(resources), count, folder) as watch:
                 outcome: Outcome = trainer.fit().return_value
+            for note in outcome.notes:
+                say(note)
         except (TrainingFailedError, RayError) as error:
             if leaving.is_set():
                 raise

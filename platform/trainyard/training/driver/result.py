@@ -1,6 +1,6 @@
 """The result of a run, and the check that the run in a folder is the requested one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, find_splits
 from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS, Predictor
-from trainyard.models import weights_digest
+from trainyard.models import base_digests, load_config
 from trainyard.storage import RunFolder, storage_folder
 from trainyard.summary import Readable
 
@@ -110,7 +110,36 @@ class AnotherRun(UserError):  # noqa: N818 (a sentence for the user, like its pa
 
 
 class OtherBaseModel(AnotherRun):
-    """The base weights changed since a run started from them."""
+    """The base weights, or the tokenizer next to them, changed since a run started from them."""
+
+
+NUMERICS_VERSION = 2
+"""Version of tokens and arithmetic; raise it with a row in `COMPUTED_OTHERWISE` when they change."""
+
+COMPUTED_OTHERWISE: Mapping[int, Collection[str]] = {
+    2: ("encoder-decoder", "big_bird", "canine", "convbert", "fnet", "mobilebert", "xlnet", "yoso"),
+}
+"""By numerics version: the model types that the version before computed otherwise.
+
+2: special tokens in texts are text (encoder-decoders), padding on the left or rows of equal length
+only, full attention from the first step (BigBird).
+"""
+
+
+def computed_otherwise(record: Mapping[str, Any], model: str) -> str | None:
+    """Return why an unfinished run or sweep would be computed otherwise from now on, or None."""
+    before = record.get("numerics_version", 1)
+    if not record or before == NUMERICS_VERSION:
+        return None
+    config = load_config(model)
+    kinds = {config.model_type, "encoder-decoder" if config.is_encoder_decoder else ""}
+    changed = [v for v, types in COMPUTED_OTHERWISE.items() if v > before and kinds & {*types}]
+    if not changed:
+        return None
+    return (
+        f"version of Trainyard, which computed {config.model_type} models otherwise (numerics "
+        f"{before}, now {NUMERICS_VERSION})"
+    )
 
 
 def planned_otherwise(record: Mapping[str, Any]) -> str | None:
@@ -151,32 +180,32 @@ def earlier_result(
     before = record.get("data_sources")
     if sources is not None and before is not None and dict(sources) != before:
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was trained")
-    digest = data.model_digest if data else _digest_now(config.model_name_or_path)
-    if digest is not None:
-        check_base_model(record, digest)
+    try:
+        digests = data.base_digests if data else base_digests(config.model_name_or_path)
+    except UserError:  # without its base model the result stays as it is
+        digests = {}
+    if digests:
+        check_base_model(record, digests)
     return FitResult(**{**record["result"], "model": folder.address("model")})
 
 
-def _digest_now(model: str) -> str | None:
-    """Digest of the base weights; None where they are gone, which leaves the result as it is."""
-    try:
-        return weights_digest(model)
-    except UserError:
-        return None
-
-
-def check_base_model(record: Mapping[str, Any], digest: str | None) -> None:
-    """Refuse base weights other than those that a recorded run started from.
+def check_base_model(record: Mapping[str, Any], digests: Mapping[str, str | None]) -> None:
+    """Refuse a base model other than the one that a recorded run started from.
 
     Raises:
-        AnotherRun: The digest differs from the recorded one.
+        OtherBaseModel: a digest differs from the recorded one.
     """
-    before = record.get("base_model_digest")
-    if before is not None and digest != before:
-        raise OtherBaseModel(
-            f"the base weights of run '{record['name']}' "
-            f"({record['config']['model_name_or_path']}) have changed since it was started"
-        )
+    words = {
+        "base_model_digest": ("base weights", "have"),
+        "tokenizer_digest": ("tokenizer", "has"),
+    }
+    for key, (what, verb) in words.items():
+        before = record.get(key)
+        if before is not None and digests.get(key) != before:
+            raise OtherBaseModel(
+                f"the {what} of run '{record['name']}' "
+                f"({record['config']['model_name_or_path']}) {verb} changed since it was started"
+            )
 
 
 def finished_run(config: TrainConfig) -> FitResult | None:

@@ -4,6 +4,7 @@ Both loops, ours and transformers' Trainer, train inside a `Session`. They diffe
 make a step.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
@@ -18,7 +20,7 @@ from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
 from trainyard.evaluation import not_finite, predict, score
-from trainyard.models import RIGHT
+from trainyard.models import RIGHT, machine
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome, TrainState
@@ -63,6 +65,7 @@ class Session:
         )
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
         self._store = folder.store()
+        self._notes: list[str] = []
         self._status: Literal["finished", "stopped", "failed"] = "finished"
         self._error: UserError | None = None
         self._best_predictions: dict[str, NDArray[Any]] = {}
@@ -76,6 +79,7 @@ class Session:
         """Take up the run where its newest valid checkpoint left it."""
         self.use(model, optimizer, scheduler)
         self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
+        self._compare_with_checkpoint()
         self._restore_predictions()
         self.journal = Journal(
             self.config,
@@ -168,7 +172,7 @@ class Session:
             error=self._error,
             state=self.state,
             padding_note=self.padding.note,
-            skipped_checkpoints=self._store.skipped,
+            notes=[*self._store.skipped, *self._notes],
             train_samples_per_second=self._rows / self._seconds if self._seconds else None,
             padding_efficiency=padding_efficiency(
                 self.plan,
@@ -177,6 +181,30 @@ class Session:
                 fixed=self.config.pad_to_max_length,
             ),
         )
+
+    def _compare_with_checkpoint(self) -> None:
+        """Note other kinds of workers, whose bits may differ; refuse another order of rows.
+
+        Raises:
+            UserError: the order differs, so rows would be trained on twice or never.
+        """
+        order = hashlib.sha256(self.plan.epoch(0).order.tobytes()).hexdigest()[:16]
+        if self.state.row_order not in (None, order):
+            raise UserError(
+                f"the rows of run '{self.folder.path.name}' are in another order than before (hash "
+                f"{order}, was {self.state.row_order}); install the packages that it began with, or use "
+                "--fresh to start it anew"
+            )
+        device = self.accelerator.device
+        gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+        workers = sorted(set(gather_object([f"{machine()}{gpu}"])))
+        if self.state.workers not in ([], workers):
+            self._notes.append(
+                f"warning: the workers of step {self.state.step} and later are other machines "
+                f"({'; '.join(workers)}) than before ({'; '.join(self.state.workers)}); the result need "
+                "not be bit-identical to that of an undisturbed run"
+            )
+        self.state.row_order, self.state.workers = order, workers
 
     def _restore_predictions(self) -> None:
         """Replace predictions/ by those of the best checkpoint.
