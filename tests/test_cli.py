@@ -172,7 +172,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HEAVY = {"torch", "ray", "transformers", "datasets", "evaluate", "pyarrow", "scipy"}
-WITHOUT_NUMPY = {"train", "quickstart"}
+WITHOUT_NUMPY = {"train", "tune", "glue", "eval", "quickstart"}
 TRAINING = {"train", "tune", "doctor", "glue", "quickstart"}
 
 

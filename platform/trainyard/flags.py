@@ -34,6 +34,9 @@ PLACE_FIELDS = (
 )  # fmt: skip
 """Fields that place, store or log a job. They do not change its result, so no identity holds them."""
 
+TOKENIZATION_FIELDS = ("model_name_or_path", "max_length")
+"""Fields of a run that decide its tokenization."""
+
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         (

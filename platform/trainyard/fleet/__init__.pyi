@@ -2,7 +2,6 @@ from .runner import Fleet as Fleet
 from .runner import Supply as Supply
 from .schedule import Job as Job
 from .schedule import LongestFirst as LongestFirst
-from .spec import TOKENIZATION_FIELDS as TOKENIZATION_FIELDS
 from .spec import Ended as Ended
 from .spec import RunSpec as RunSpec
 from .spec import Shared as Shared

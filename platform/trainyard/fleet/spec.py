@@ -8,12 +8,10 @@ from typing import Literal
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import DamagedRun, UserError
+from trainyard.flags import TOKENIZATION_FIELDS
 from trainyard.storage import EXPIRY_SECONDS, Fence, RunFolder, TrialSpec
 from trainyard.tasks import Task
 from trainyard.training import AnotherRun
-
-TOKENIZATION_FIELDS = ("model_name_or_path", "max_length")
-"""Fields of a run that decide its tokenization."""
 
 TAKEOVER_SECONDS = 2 * EXPIRY_SECONDS
 """Maximum wait for the lease of a run whose last process is dead or about to end."""

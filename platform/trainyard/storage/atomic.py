@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def scratch_path(path: Path) -> Path:
@@ -46,8 +46,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomic(path, as_json(value))
 
 
-def write_array(path: Path, values: NDArray[Any]) -> None:
+def write_array(path: Path, values: "NDArray[Any]") -> None:
     """Replace `path` (.npy) by `values`, like `write_atomic`; create its folder."""
+    import numpy as np  # which --help does without
+
     path.parent.mkdir(exist_ok=True)
     _replace(path, lambda file: np.save(file, values))
 

@@ -27,10 +27,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Self
 
 from trainyard.errors import DamagedRun, UserError
 from trainyard.storage.atomic import (
@@ -49,6 +46,9 @@ from trainyard.storage.mirror import ASK_SECONDS, TELL_SECONDS, Mirror, outages_
 from trainyard.storage.records import parse_line, parse_record, read_record
 from trainyard.storage.stopwatch import add
 from trainyard.storage.store import Bucket, Conflict, Disk, Store, lock_name, unwritable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _GUARDS = {LEASE, lock_name(LEASE)}
 _REQUESTS = "*-request*"
@@ -391,18 +391,20 @@ class RunFolder(JobFolder):
         lines = [line for line in self.metrics() if line["step"] <= step]
         write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def write_predictions(self, logits: Mapping[str, NDArray[Any]]) -> None:
+    def write_predictions(self, logits: Mapping[str, "NDArray[Any]"]) -> None:
         """Replace predictions/SPLIT.npy of each split."""
         self.check()
         for split, values in logits.items():
             write_array(self.predictions / f"{split}.npy", values)
 
-    def read_predictions(self, split: str) -> NDArray[Any]:
+    def read_predictions(self, split: str) -> "NDArray[Any]":
         """Return the logits of the best checkpoint.
 
         Raises:
             UserError: when they are damaged.
         """
+        import numpy as np  # which --help does without
+
         path = self.predictions / f"{split}.npy"
         try:
             logits: NDArray[Any] = np.load(path)

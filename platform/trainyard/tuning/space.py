@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.flags import PLACE_FIELDS, DataFlags
-from trainyard.fleet import TOKENIZATION_FIELDS
+from trainyard.flags import PLACE_FIELDS, TOKENIZATION_FIELDS, DataFlags
 
 if TYPE_CHECKING:
     import optuna

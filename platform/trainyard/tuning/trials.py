@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from trainyard.data import PreparedData, find_splits, prepare, warnings
+from trainyard.flags import TOKENIZATION_FIELDS
 from trainyard.fleet import (
-    TOKENIZATION_FIELDS,
     Ended,
     RunSpec,
     Shared,
