@@ -62,7 +62,7 @@ def test_a_label_that_was_wholly_held_out_is_warned_of(tiny_model: Path, tmp_pat
         train_file=str(write(tmp_path, ["a"] * 40)), problem_type=problem, max_length=32,
         model_name_or_path=str(tiny_model),
     )  # fmt: skip
-    held_out = held_out_rows(survey(config), config.held_out_seed, config.split_version)[1]
+    held_out = held_out_rows(survey(config), config.held_out_seed, config.split_rules)[1]
     write(tmp_path, ["a|b" if row in held_out else "a" for row in range(40)])
     splits = find_splits(config)
     data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")
