@@ -100,7 +100,7 @@ class JobFolder:
     def stop_request(self) -> Path:
         """File that asks the holder of `fence`, and runs below it, to save and stop.
 
-        Without a fence, whoever holds the lease.
+        Without a fence, any holder of the lease.
         """
         return self.path / _request("stop", self.fence)
 
