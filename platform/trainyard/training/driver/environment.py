@@ -45,7 +45,7 @@ def with_workers(
 ) -> list[Mapping[str, Any]]:
     """Return the environments of a run with the kinds of workers of its last attempt.
 
-    An attempt that resumes on other machines has an entry of its own.
+    An attempt that resumes on other machines has a separate entry.
     """
     *earlier, last = attempts
     same = last.get("workers", workers) == workers
