@@ -25,6 +25,7 @@ from trainyard.storage.stopwatch import time_ledger
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
 from trainyard.training.outcome import TrainState
 from trainyard.training.worker import session as session_module
+from trainyard.training.worker.state import load_checkpoint, save_checkpoint
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.schedulers import SCHEDULERS, next_stretch, rank_stretches
 from trainyard.tuning.space import build_space
@@ -228,13 +229,13 @@ def test_a_failed_trial_is_tried_again_from_its_last_checkpoint(
     """As when the disk was full in its second epoch."""
     own = spec(folder, learning_rate=1e-3)
     run = folder.records()[0].run
-    save, load, begun = session_module.save_checkpoint, session_module.load_checkpoint, []
+    begun: list[int] = []
 
     def full(*parts: Any) -> UserError | None:
-        return UserError("the disk is full") if run.store().steps() else save(*parts)
+        return UserError("the disk is full") if run.store().steps() else save_checkpoint(*parts)
 
     def loaded(*parts: Any) -> TrainState:
-        state = load(*parts)
+        state = load_checkpoint(*parts)
         begun.append(state.step)
         return state
 

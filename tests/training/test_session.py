@@ -135,7 +135,7 @@ def test_a_run_resumes_on_other_machines_and_says_so(
     assert note.startswith(
         "warning: the workers of step 6 and later are other machines (Xeon) than before (EPYC)"
     )
-    here = {"packages": {}}
+    here: dict[str, Any] = {"packages": {}}
     recorded = with_workers([here], ["EPYC"])
     assert with_workers(recorded, ["EPYC"]) == recorded == [{**here, "workers": ["EPYC"]}]
     assert with_workers(recorded, ["Xeon"]) == [*recorded, {**here, "workers": ["Xeon"]}]

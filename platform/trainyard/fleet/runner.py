@@ -7,7 +7,7 @@ is needed to resume.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.cluster import release_orphans
 from trainyard.errors import HeldError, UserError
@@ -138,7 +138,7 @@ class Fleet:
         with run.lease(patience):
             if (known := _ended(spec)) is not None:
                 return known
-            trial = {}
+            trial: dict[str, Any] = {}
             if self.shared is not None and spec.trial is not None:
                 scores = self.shared.scores(run)
                 trial = {
