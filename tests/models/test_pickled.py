@@ -14,7 +14,7 @@ from support.small_models import bert, classifier, encoder_decoder
 
 from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS
-from trainyard.models import build_model, resolve_model, weights_digest, with_safetensors
+from trainyard.models import base_digests, build_model, resolve_model, with_safetensors
 from trainyard.tasks import get_task
 
 TEXT = "bana cola fele"
@@ -66,12 +66,12 @@ def test_a_bin_model_answers_like_its_safetensors(
     assert {path: path.read_bytes() for path in model.iterdir()} == before
     build_model(str(model), get_task("mrpc"), seed=0)
     # Other labels are another model, although its weights are the same.
-    digest = weights_digest(str(model))
+    digest = base_digests(str(model))
     config = json.loads((model / "config.json").read_text())
     config["id2label"]["0"] = "renamed"
     (model / "config.json").write_text(json.dumps(config))
     assert "renamed" in str(load(str(model))(TEXT))
-    assert weights_digest(str(model)) != digest
+    assert base_digests(str(model)) != digest
 
 
 def test_tied_weights_are_converted(tmp_path: Path) -> None:
