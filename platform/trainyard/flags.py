@@ -170,6 +170,16 @@ class Flags(metaclass=FlagsType):
         }
         return dataclasses.replace(self, **begun)
 
+    @classmethod
+    def non_defaults(cls, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a recorded config that differ from the defaults of today."""
+        found = {}
+        for field in dataclasses.fields(cls):
+            value = record.get(field.name, field.metadata.get("before", field.default))
+            if _plain(value) != _plain(field.default):
+                found[field.name] = value
+        return found
+
     def changed_since(self, record: Mapping[str, Any]) -> list[str]:
         """List the differences to a recorded config that decide the result, as `name old -> new`.
 

@@ -7,7 +7,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,26 +137,13 @@ def _candidate_paths(folder: SweepFolder, confirmation: Mapping[str, Any] | None
     return [folder.trials / candidate["trial"] for candidate in candidates]
 
 
-def best_config(run: RunFolder) -> dict[str, Any]:
-    """Fields of a run that differ from the defaults and decide its result."""
-    record = run.read()["config"]
-    config = {
-        field.name: record.get(field.name, field.metadata.get("before", field.default))
-        for field in fields(TrainConfig)
-        if field.name not in PLACE_FIELDS
-    }
-    return {
-        field.name: config[field.name]
-        for field in fields(TrainConfig)
-        if field.name in config and config[field.name] != field.default
-    }
-
-
 def write_best(folder: SweepFolder, run: RunFolder, comment: str) -> None:
     """Write best.yaml, whose run is `model/` bit for bit, and `model/` itself."""
     import yaml
 
-    text = f"# {comment}\n" + yaml.safe_dump(best_config(run), sort_keys=False)
+    config = TrainConfig.non_defaults(run.read()["config"])
+    config = {name: value for name, value in config.items() if name not in PLACE_FIELDS}
+    text = f"# {comment}\n" + yaml.safe_dump(config, sort_keys=False)
     write_atomic(folder.best_config, text)
     scratch = folder.path / f".model-{uuid.uuid4().hex[:8]}"
     link_tree(run.model, scratch)

@@ -259,13 +259,11 @@ def train_command(config: Mapping[str, Any]) -> str:
     if not (config.get("task") or config.get("train_file")):
         return ""
     parts = ["trainyard", "train"]
-    for field in dataclasses.fields(TrainConfig):
-        value = config.get(field.name, field.default)
-        flag = f"--{field.name.replace('_', '-')}"
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
-        if value is None or value == default:
-            continue
+    for name, value in TrainConfig.non_defaults(config).items():
+        flag = f"--{name.replace('_', '-')}"
         match value:
+            case None:
+                continue
             case bool():
                 parts.append(flag if value else f"--no-{flag[2:]}")
             case dict():
