@@ -168,6 +168,8 @@ def train(case: Mapping[str, Any], folder: Path) -> Outcome:
     }  # fmt: skip
     flags |= case["input"].get("flags", {})
     outcome, run = run_locally(replace(config_of(case, folder), **flags))
+    if outcome.error is not None:
+        raise outcome.error
     return {
         "status": outcome.status,
         "steps": outcome.state.step,
@@ -219,8 +221,8 @@ def predict(case: Mapping[str, Any], folder: Path) -> Outcome:
     predict_file(config)
     lines = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     return {
-        "predicted": [line["text"] for line in lines if line["error"] is None],
-        "said": [line["error"] for line in lines if line["error"] is not None],
+        "predicted": [line["text"] for line in lines if "error" not in line],
+        "said": [line["error"] for line in lines if "error" in line],
     }
 
 

@@ -14,11 +14,14 @@ from scipy import stats as scipy_stats
 from sklearn import metrics as sklearn_metrics
 
 from trainyard.errors import UserError
-from trainyard.metrics import METRICS, build_metric, decode, get_metric
+from trainyard.metrics import METRICS, answers, build_metric, decode, get_metric, with_metrics
+from trainyard.tasks import get_task
 
 LABELS = [name for name, row in METRICS.items() if "labels" in row.inputs]
 VALUES = [name for name, row in METRICS.items() if "values" in row.inputs]
 MULTI_LABEL = [name for name, row in METRICS.items() if "multi_label" in row.inputs]
+SCORES = [name for name, row in METRICS.items() if row.of_scores]
+ERRORS = {"rmse", "mae", "mse", "log_loss", "brier_score"}
 
 few = settings(max_examples=50, deadline=None)
 
@@ -38,8 +41,8 @@ def compute(name: str, predictions: NDArray[Any], references: NDArray[Any]) -> f
 
 def test_names_are_those_of_evaluates_glue_metric() -> None:
     assert {"accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"} <= set(METRICS)
-    assert set(LABELS) | set(VALUES) | set(MULTI_LABEL) == set(METRICS)
-    assert [name for name, row in METRICS.items() if not row.higher_is_better] == ["rmse"]
+    assert set(LABELS) | set(VALUES) | set(MULTI_LABEL) | set(SCORES) == set(METRICS)
+    assert {name for name, row in METRICS.items() if not row.higher_is_better} == ERRORS
     assert all(row.title for row in METRICS.values())
 
 
@@ -128,13 +131,13 @@ def test_values_agree_with_scipy(rows: NDArray[np.float32]) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in SCORES])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_constant_input_has_a_finite_value(name: str, rows: int) -> None:
-    best = {"matthews_correlation": 0.0, "pearson": 0.0, "spearmanr": 0.0, "rmse": 0.0}
+    undefined = {"matthews_correlation", "pearson", "spearmanr", "cohen_kappa", "r2"}
     ones = np.ones(rows, np.float64 if name in VALUES else np.int64)
-    assert compute(name, ones, ones) == best.get(name, 1.0)
-    assert compute(name, ones * 0, ones) == (1.0 if name == "rmse" else 0.0)
+    assert compute(name, ones, ones) == (0.0 if name in undefined | ERRORS else 1.0)
+    assert compute(name, ones * 0, ones) == (1.0 if name in ERRORS else 0.0)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -150,6 +153,110 @@ def test_no_rows_and_unequal_rows_are_refused(name: str) -> None:
         METRICS[name].function(np.zeros(2, np.int64), np.zeros(3, np.int64))
 
 
+def probabilities(rows: int, labels: int, seed: int) -> NDArray[np.float64]:
+    """Distributions with many ties."""
+    exponential = np.exp(np.random.default_rng(seed).normal(size=(rows, labels)).round(1))
+    return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("rows", [8, 60, 400])
+def test_one_label_a_row_agrees_with_scikit_learn(classes: int, rows: int) -> None:
+    scores = probabilities(rows, classes, rows)
+    references = np.random.default_rng(rows).integers(0, classes, rows)
+    references[:classes] = range(classes)
+    predictions = scores.argmax(axis=1)
+    of_second: Any = {"zero_division": 0.0}
+    expected = {
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(references, predictions),
+        "cohen_kappa": sklearn_metrics.cohen_kappa_score(references, predictions),
+        **{
+            name: getattr(sklearn_metrics, f"{name.split('_')[0]}_score")(
+                references, predictions, average=name.split("_")[1], **of_second
+            )
+            for name in ("precision_macro", "recall_macro", "f1_weighted")
+        },
+    }
+    one_hot = np.eye(classes)[references]
+    from_scores = {
+        "log_loss": sklearn_metrics.log_loss(references, scores),
+        "roc_auc": sklearn_metrics.roc_auc_score(one_hot, scores),
+        "average_precision": sklearn_metrics.average_precision_score(one_hot, scores),
+        "brier_score": ((scores - one_hot) ** 2).sum(axis=1).mean(),
+    }
+    if classes == 2:
+        positive = scores[:, 1]
+        expected |= {
+            "precision": sklearn_metrics.precision_score(references, predictions, **of_second),
+            "recall": sklearn_metrics.recall_score(references, predictions, **of_second),
+        }
+        from_scores |= {
+            "roc_auc": sklearn_metrics.roc_auc_score(references, positive),
+            "average_precision": sklearn_metrics.average_precision_score(references, positive),
+            "brier_score": sklearn_metrics.brier_score_loss(references, positive),
+        }
+    for name, value in expected.items():
+        assert compute(name, predictions, references) == pytest.approx(value, abs=1e-12), name
+    for name, value in from_scores.items():
+        assert compute(name, scores, references) == pytest.approx(value, abs=1e-9), name
+
+
+def test_several_labels_a_row_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    references = (rng.random((200, 5)) < 0.2).astype(np.int64)
+    references[:, 4] = 0  # ranks nothing, so it takes no part
+    scores = (rng.random((200, 5)) * 0.5 + references * 0.2).round(2)
+    defined = references[:, :4], scores[:, :4]
+    assert compute("roc_auc", scores, references) == pytest.approx(
+        sklearn_metrics.roc_auc_score(*defined)
+    )
+    assert compute("average_precision", scores, references) == pytest.approx(
+        sklearn_metrics.average_precision_score(*defined)
+    )
+    losses = [
+        sklearn_metrics.log_loss(references[:, i], scores[:, i], labels=[0, 1]) for i in range(5)
+    ]
+    assert compute("log_loss", scores, references) == pytest.approx(np.mean(losses), abs=1e-6)
+    assert compute("brier_score", scores, references) == pytest.approx(
+        ((scores - references) ** 2).mean()
+    )
+    nothing = np.zeros_like(references)
+    assert compute("roc_auc", scores, nothing) == 0.5
+    assert compute("average_precision", scores, nothing) == 0.0
+
+
+def test_values_agree_with_scikit_learn() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 50))
+    assert compute("r2", x, y) == pytest.approx(sklearn_metrics.r2_score(y, x))
+    assert compute("mae", x, y) == pytest.approx(sklearn_metrics.mean_absolute_error(y, x))
+    assert compute("mse", x, y) == pytest.approx(sklearn_metrics.mean_squared_error(y, x))
+
+
+def test_further_metrics_fit_the_task_or_are_refused() -> None:
+    mrpc, mnli, stsb = map(get_task, ("mrpc", "mnli", "stsb"))
+    found = with_metrics(mrpc, ["roc_auc", "f1"], "log_loss")
+    assert (found.metrics, found.score) == (("accuracy", "f1", "roc_auc", "log_loss"), "log_loss")
+    assert with_metrics(mrpc, []) == mrpc
+    with pytest.raises(
+        UserError, match=r"metric 'f1' \(F1 of the second class\) does not fit .* 3 labels"
+    ):
+        with_metrics(mnli, ["f1"])
+    with pytest.raises(
+        UserError, match=r"metric 'roc_auc' .* does not fit regression .*use one of pear"
+    ):
+        with_metrics(stsb, ["roc_auc"])
+    with pytest.raises(UserError, match="unknown metric 'auc'"):
+        with_metrics(mrpc, ["auc"])
+
+
+def test_answers_are_decisions_or_probabilities() -> None:
+    logits = np.array([[0.0, 2.0]], np.float32)
+    one, several = "single_label_classification", "multi_label_classification"
+    assert answers("accuracy", one, logits).tolist() == [1]
+    assert answers("roc_auc", one, logits)[0, 1] == pytest.approx(1 / (1 + np.exp(-2)))
+    assert answers("roc_auc", several, logits)[0] == pytest.approx([0.5, 1 / (1 + np.exp(-2))])
+
+
 def test_unknown_metric() -> None:
     with pytest.raises(UserError, match=r"^unknown metric 'f2'; known metrics: accuracy, f1, "):
         get_metric("f2")
@@ -163,6 +270,8 @@ def test_unknown_metric() -> None:
         (MULTI_LABEL, np.array([[1, 0], [1, 1]]), np.array([[1, 0], [0, 1]], np.float32)),
         (MULTI_LABEL, np.array([[1], [1]]), np.array([[1], [0]])),
         (["accuracy"], np.array([1]), np.array([1])),
+        (SCORES, np.array([[0.4, 0.6], [0.7, 0.3]]), np.array([1, 0])),
+        (SCORES, np.array([[0.4, 0.6], [0.7, 0.3]]), np.array([[0, 1], [1, 1]])),
     ],
 )
 def test_build_metric_gives_what_the_functions_give(

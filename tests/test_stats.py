@@ -40,13 +40,22 @@ def agree(names: list[str], predictions: NDArray[Any], references: NDArray[Any])
 @few
 @given(pairs(st.integers(0, 3), np.int64))
 def test_labels_agree_with_the_functions(rows: NDArray[np.int64]) -> None:
-    agree([name for name in LABELS if name != "f1"], *rows)
+    agree([name for name in LABELS if not METRICS[name].two_classes], *rows)
 
 
 @few
 @given(pairs(st.integers(0, 1), np.int64))
 def test_two_classes_agree_with_the_functions(rows: NDArray[np.int64]) -> None:
-    agree(["f1"], *rows)
+    agree([name for name in LABELS if METRICS[name].two_classes], *rows)
+
+
+@few
+@given(st.integers(2, 40), st.integers(2, 4), st.booleans(), st.integers(0, 9))
+def test_scores_agree_with_the_functions(rows: int, labels: int, several: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.random((rows, labels)).round(1)
+    references = rng.integers(0, 2, (rows, labels)) if several else rng.integers(0, labels, rows)
+    agree([name for name, row in METRICS.items() if row.of_scores], scores, references)
 
 
 @few

@@ -14,6 +14,7 @@ from trainyard.flags import (
     check_precision,
     sha256_of,
 )
+from trainyard.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,16 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     init: Literal["pretrained", "random"] = added("pretrained", before="pretrained")
     """Initial weights: those of the model, or random ones of its architecture (--seed)."""
+
+    metrics: tuple[str, ...] = added((), before=())
+    """Further metrics by name, such as roc_auc, log_loss or balanced_accuracy."""
+    metric_for_best_model: str | None = added(None, before=None)
+    """Metric that chooses the best epoch and stops early. Default: the task's headline."""
+    class_weights: Literal["balanced"] | Mapping[str, float] | None = added(None, before=None)
+    """Weights of the classes in the loss: `balanced`, or as in --class-weights spam 2 ham 0.5. They
+    are scaled to mean 1 over the training rows."""
+    label_smoothing_factor: float = added(0.0, before=0.0)
+    """Share of each target that is spread over all labels, in training only."""
 
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""
@@ -110,6 +121,10 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
             raise UserError(
                 f"--learning-rate is {self.learning_rate}; it must lie between 0 and 1 (5e-5 is usual)"
             )
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise UserError(
+                f"--label-smoothing-factor is {self.label_smoothing_factor:g}; it must be from 0 to below 1"
+            )
         self._check_batches()
         self._check_test_rows()
         check_precision(self.mixed_precision, use_gpu=self.use_gpu)
@@ -183,6 +198,34 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     def test_rows(self) -> tuple[str | None, float]:
         """`test_file` and `test_share`."""
         return self.test_file, self.test_share
+
+    @property
+    def further_metrics(self) -> tuple[tuple[str, ...], str | None]:
+        """`metrics` and `metric_for_best_model`."""
+        return self.metrics, self.metric_for_best_model
+
+    def check_loss(self, task: Task) -> None:
+        """Refuse a loss that does not fit the task.
+
+        Raises:
+            UserError: The task is a regression, or a class weight names no label of it.
+        """
+        if task.problem_type == "regression" and (
+            self.class_weights or self.label_smoothing_factor
+        ):
+            raise UserError(
+                "--class-weights and --label-smoothing-factor are for classes, but the task is a "
+                "regression; leave them out"
+            )
+        if isinstance(self.class_weights, Mapping):
+            for name, weight in self.class_weights.items():
+                if name not in task.labels:
+                    raise UserError(
+                        f"--class-weights names the label '{name}', but the labels are "
+                        f"{', '.join(task.labels[:10])}; correct it"
+                    )
+                if not 0 < weight < float("inf"):
+                    raise UserError(f"--class-weights {name} {weight:g}: give a number above 0")
 
     @property
     def padding_multiple(self) -> int:

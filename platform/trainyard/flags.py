@@ -294,6 +294,11 @@ class DataFlags(FileFlags):
         """File of the rows that are set aside, and share of the evaluation splits that is."""
         return None, 0.0
 
+    @property
+    def further_metrics(self) -> tuple[tuple[str, ...], str | None]:
+        """Metrics in addition to those of the task, and the headline; None keeps the task's."""
+        return (), None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags(Flags):

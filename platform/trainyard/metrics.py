@@ -6,25 +6,48 @@ scalars in a worker's report cannot be stored as JSON.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
+from trainyard.resampled import (
+    Builder,
+    Statistic,
+    average_precision,
+    brier_score,
+    by_rank,
+    correlation,
+    f1_by_class,
+    kappa,
+    log_loss,
+    matthews,
+    mean_over_classes,
+    of_counts,
+    of_second_class,
+    of_values,
+    precision_by_class,
+    r2,
+    ranks,
+    ratio,
+    recall_by_class,
+    roc_auc,
+)
+from trainyard.tasks import ProblemType, Task
 
 if TYPE_CHECKING:
     import evaluate
 
-    from trainyard.tasks import ProblemType
-
-Floats = NDArray[np.float64]
 MetricFunction = Callable[[NDArray[Any], NDArray[Any]], float]
-Input = Literal["labels", "values", "multi_label"]
-
-Statistic = Callable[[Floats], Floats]
-"""Weights of shape [resamples, distinct rows] -> metric values of shape [resamples]."""
+Input = Literal["labels", "values", "multi_label", "scores", "multi_label_scores"]
+INPUTS: dict["ProblemType", tuple[Input, ...]] = {
+    "single_label_classification": ("labels", "scores"),
+    "multi_label_classification": ("multi_label", "multi_label_scores"),
+    "regression": ("values",),
+}
+"""Inputs of the metrics of each problem type."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +59,17 @@ class Metric:
     function: MetricFunction
     """(predictions, references) -> value; raises UserError for no rows or unequal numbers."""
     inputs: tuple[Input, ...]
-    """Accepted inputs: class indices or values of shape [rows], or 0/1 of [rows, labels]."""
+    """Accepted inputs: class indices or values of shape [rows], 0/1 of [rows, labels], or
+    probabilities of [rows, labels]."""
     bounds: tuple[float, float] = (0.0, 1.0)
     """Least and greatest possible value; intervals are clipped to them."""
     higher_is_better: bool = True
     """False for an error."""
     counts_rows: bool = False
     """True for a share of correct rows: Wilson's interval and McNemar's test apply to it."""
-    statistic: Callable[[NDArray[Any], NDArray[Any]], Statistic] | None = None
+    two_classes: bool = False
+    """True for a metric of the second class against the first."""
+    statistic: Builder | None = None
     """(predictions, references) of distinct rows -> Statistic, for the bootstrap interval.
     Default: call `function` on each resample, which is slower."""
 
@@ -52,8 +78,23 @@ class Metric:
         build = self.statistic or repeated(self.function)
         return build(predictions, references)
 
+    @property
+    def of_scores(self) -> bool:
+        """Whether the metric reads probabilities instead of decisions."""
+        return self.inputs[0] in ("scores", "multi_label_scores")
 
-def repeated(function: MetricFunction) -> Callable[[NDArray[Any], NDArray[Any]], Statistic]:
+
+def once(statistic: Builder) -> MetricFunction:
+    """Turn a `Metric.statistic` into a metric function: each row has the weight 1."""
+
+    def function(predictions: NDArray[Any], references: NDArray[Any]) -> float:
+        check_rows(predictions, references)
+        return float(statistic(predictions, references)(np.ones((1, len(references))))[0])
+
+    return function
+
+
+def repeated(function: MetricFunction) -> Builder:
     """Turn a metric function into a `Metric.statistic` that repeats each row by its weight."""
 
     def build(predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
@@ -149,99 +190,10 @@ def rmse(predictions: NDArray[Any], references: NDArray[Any]) -> float:
     )
 
 
-class Counts(NamedTuple):
-    """Counts of each resample: shapes [resamples] and [resamples, classes]."""
-
-    rows: Floats
-    exact: Floats  # correct rows
-    hits: Floats
-    predicted: Floats
-    actual: Floats
-    positive: slice  # the column of class 1
-    every_class: bool  # average also over classes that a resample lacks
-
-
-def of_counts(
-    value: Callable[[Counts], Floats],
-) -> Callable[[NDArray[Any], NDArray[Any]], Statistic]:
-    """Build a `Metric.statistic` from a function of the resamples' class counts."""
-
-    def build(predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
-        count = _counter(predictions, references)
-        return lambda weights: value(count(weights))
-
-    return build
-
-
-def of_values(
-    value: Callable[[Floats, Floats, Floats], Floats],
-) -> Callable[[NDArray[Any], NDArray[Any]], Statistic]:
-    """Build a `Metric.statistic` from a function of (weights, predictions, references)."""
-
-    def build(predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
-        x, y = predictions.astype(np.float64), references.astype(np.float64)
-        return lambda weights: value(weights, x, y)
-
-    return build
-
-
-def _counter(predictions: NDArray[Any], references: NDArray[Any]) -> Callable[[Floats], Counts]:
-    multi_label, positive = references.ndim == 2, slice(0)
-    if not multi_label:
-        classes = np.union1d(predictions, references)
-        positive = slice(*np.searchsorted(classes, [1, 2]))
-        predictions, references = (v[:, None] == classes for v in (predictions, references))
-    exact = (predictions == references).all(axis=1).astype(np.float64)
-    predicted, actual = predictions.astype(np.float64), references.astype(np.float64)
-    hits = predicted * actual
-    return lambda w: Counts(
-        w.sum(axis=1), w @ exact, w @ hits, w @ predicted, w @ actual, positive, multi_label
-    )
-
-
-def _f1_weighted(counts: Counts) -> Floats:
-    return _ratio(2 * counts.hits, counts.predicted + counts.actual)
-
-
-def _f1_macro_weighted(counts: Counts) -> Floats:
-    # As in scikit-learn: the classes that occur, but all labels of multi-label rows.
-    averaged = (counts.predicted + counts.actual > 0) | counts.every_class
-    return np.asarray(_f1_weighted(counts).sum(axis=1) / averaged.sum(axis=1))
-
-
-def _matthews_weighted(counts: Counts) -> Floats:
-    rows, predicted, actual = counts.rows, counts.predicted, counts.actual
-    covariance = counts.exact * rows - (predicted * actual).sum(axis=1)
-    spread = (rows**2 - (predicted**2).sum(axis=1)) * (rows**2 - (actual**2).sum(axis=1))
-    return _ratio(covariance, np.sqrt(spread))
-
-
-def _correlation_weighted(weights: Floats, x: Floats, y: Floats) -> Floats:
-    """Compute Pearson's correlation in each resample; 0 where either side is constant."""
-    rows = weights.sum(axis=1, keepdims=True)
-    dx, dy = (v - (weights * v).sum(axis=1, keepdims=True) / rows for v in (x, y))
-    spread = np.ones(len(weights))  # the product of both variances
-    for values, deviations in ((x, dx), (y, dy)):
-        variance = (weights * deviations**2).sum(axis=1) / rows[:, 0]
-        # Rounding leaves about this much variance for a constant.
-        noise = (4 * np.spacing(np.abs(values).max())) ** 2
-        spread *= np.where(variance > noise, variance, 0.0)
-    return _ratio((weights * dx * dy).sum(axis=1) / rows[:, 0], np.sqrt(spread))
-
-
-def _ranks(weights: Floats, values: Floats) -> Floats:
-    """Rank of each distinct row in each resample; ties share their mean rank."""
-    _, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    starts = np.cumsum(sizes) - sizes
-    tied = np.add.reduceat(weights[:, np.argsort(codes)], starts, axis=1)
-    shared: Floats = np.cumsum(tied, axis=1) - (tied - 1) / 2
-    return shared[:, codes]
-
-
-def _ratio(top: Floats, bottom: Floats) -> Floats:
-    """Divide; 0/0 is 0."""
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-
+_SHARE, _ERROR = (0.0, 1.0), (0.0, np.inf)
+_LABELS: tuple[Input, ...] = ("labels",)
+_DECISIONS: tuple[Input, ...] = ("labels", "multi_label")
+_SCORES: tuple[Input, ...] = ("scores", "multi_label_scores")
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
@@ -255,20 +207,21 @@ METRICS: dict[str, Metric] = {
         title="F1 of the second class",
         function=f1,
         inputs=("labels",),
-        statistic=of_counts(lambda c: _f1_weighted(c)[:, c.positive].sum(axis=1)),
+        two_classes=True,
+        statistic=of_second_class(f1_by_class),
     ),
     "f1_macro": Metric(
         title="F1, mean over classes",
         function=f1_macro,
         inputs=("labels", "multi_label"),
-        statistic=of_counts(_f1_macro_weighted),
+        statistic=mean_over_classes(f1_by_class),
     ),
     "f1_micro": Metric(
         title="F1 over all decisions",
         function=f1_micro,
         inputs=("labels", "multi_label"),
         statistic=of_counts(
-            lambda c: _ratio(2 * c.hits.sum(axis=1), (c.predicted + c.actual).sum(axis=1))
+            lambda c: ratio(2 * c.hits.sum(axis=1), (c.predicted + c.actual).sum(axis=1))
         ),
     ),
     "matthews_correlation": Metric(
@@ -276,21 +229,21 @@ METRICS: dict[str, Metric] = {
         function=matthews_correlation,
         inputs=("labels",),
         bounds=(-1.0, 1.0),
-        statistic=of_counts(_matthews_weighted),
+        statistic=of_counts(matthews),
     ),
     "pearson": Metric(
         title="Pearson correlation",
         function=pearson,
         inputs=("values",),
         bounds=(-1.0, 1.0),
-        statistic=of_values(_correlation_weighted),
+        statistic=of_values(correlation),
     ),
     "spearmanr": Metric(
         title="Spearman rank correlation",
         function=spearmanr,
         inputs=("values",),
         bounds=(-1.0, 1.0),
-        statistic=of_values(lambda w, x, y: _correlation_weighted(w, _ranks(w, x), _ranks(w, y))),
+        statistic=of_values(lambda w, x, y: correlation(w, ranks(w, x), ranks(w, y))),
     ),
     "rmse": Metric(
         title="root mean squared error",
@@ -303,6 +256,46 @@ METRICS: dict[str, Metric] = {
 }
 
 
+METRICS |= {
+    name: Metric(
+        title=title,
+        function=once(statistic),
+        statistic=statistic,
+        inputs=inputs,
+        bounds=bounds,
+        higher_is_better=higher,
+        two_classes=two_classes,
+    )
+    for name, title, statistic, inputs, bounds, higher, two_classes in (
+        ("precision", "precision of the second class", of_second_class(precision_by_class), _LABELS,
+         _SHARE, True, True),
+        ("recall", "recall of the second class", of_second_class(recall_by_class), _LABELS,
+         _SHARE, True, True),
+        ("precision_macro", "precision, mean over classes", mean_over_classes(precision_by_class),
+         _DECISIONS, _SHARE, True, False),
+        ("recall_macro", "recall, mean over classes", mean_over_classes(recall_by_class),
+         _DECISIONS, _SHARE, True, False),
+        ("f1_weighted", "F1, weighted by rows of the class",
+         of_counts(lambda c: ratio((c.actual * f1_by_class(c)).sum(axis=1), c.actual.sum(axis=1))),
+         _DECISIONS, _SHARE, True, False),
+        ("balanced_accuracy", "balanced accuracy",
+         of_counts(lambda c: recall_by_class(c).sum(axis=1) / (c.actual > 0).sum(axis=1)),
+         _LABELS, _SHARE, True, False),
+        ("cohen_kappa", "Cohen's kappa", of_counts(kappa), _LABELS, (-1.0, 1.0), True, False),
+        ("roc_auc", "area under the ROC curve", by_rank(roc_auc, 0.5), _SCORES, _SHARE, True, False),
+        ("average_precision", "average precision", by_rank(average_precision, 0.0), _SCORES,
+         _SHARE, True, False),
+        ("log_loss", "log loss", log_loss, _SCORES, _ERROR, False, False),
+        ("brier_score", "Brier score", brier_score, _SCORES, (0.0, 2.0), False, False),
+        ("mae", "mean absolute error",
+         of_values(lambda w, x, y: w @ np.abs(x - y) / w.sum(axis=1)), ("values",), _ERROR, False, False),
+        ("mse", "mean squared error",
+         of_values(lambda w, x, y: w @ (x - y) ** 2 / w.sum(axis=1)), ("values",), _ERROR, False, False),
+        ("r2", "coefficient of determination", of_values(r2), ("values",), (-np.inf, 1.0), True, False),
+    )
+}  # fmt: skip
+
+
 def get_metric(name: str) -> Metric:
     """Return the row of a metric.
 
@@ -312,6 +305,29 @@ def get_metric(name: str) -> Metric:
     if name not in METRICS:
         raise UserError(f"unknown metric '{name}'; known metrics: {', '.join(METRICS)}")
     return METRICS[name]
+
+
+def with_metrics(task: Task, further: Sequence[str], headline: str | None = None) -> Task:
+    """Return a task with `further` metrics, and with `headline` as its score.
+
+    Raises:
+        UserError: A name is unknown, or the metric does not fit the task's labels.
+    """
+    names = list(dict.fromkeys((*task.metrics, *further, *([headline] if headline else []))))
+    for name in names[len(task.metrics) :]:
+        metric = get_metric(name)
+        fitting = [
+            other
+            for other, row in METRICS.items()
+            if set(row.inputs) & set(INPUTS[task.problem_type])
+            and not (row.two_classes and task.num_labels != 2)
+        ]
+        if name not in fitting:
+            raise UserError(
+                f"metric '{name}' ({metric.title}) does not fit {task.problem_type} with "
+                f"{task.num_labels} labels; use one of {', '.join(fitting)}"
+            )
+    return replace(task, metrics=tuple(names), score=headline or task.score)
 
 
 def build_metric(names: Sequence[str]) -> "evaluate.Metric":
@@ -328,10 +344,17 @@ def build_metric(names: Sequence[str]) -> "evaluate.Metric":
 
     rows = {name: get_metric(name) for name in names}
     label, value = datasets.Value("int64"), datasets.Value("float64")
-    types = {"labels": label, "values": value, "multi_label": datasets.List(label)}
+    labels, values = datasets.List(label), datasets.List(value)
+    types: dict[Input, tuple[Any, Any]] = {
+        "labels": (label, label),
+        "values": (value, value),
+        "multi_label": (labels, labels),
+        "scores": (values, label),
+        "multi_label_scores": (values, labels),
+    }
     features = [
-        datasets.Features(predictions=type_, references=type_)
-        for kind, type_ in types.items()
+        datasets.Features(predictions=predictions, references=references)
+        for kind, (predictions, references) in types.items()
         if all(kind in row.inputs for row in rows.values())
     ]
     if not rows or not features:
@@ -380,13 +403,26 @@ def decode(problem_type: "ProblemType", logits: NDArray[Any]) -> NDArray[Any]:
     return classes
 
 
+def answers(metric: str, problem_type: "ProblemType", logits: NDArray[Any]) -> NDArray[Any]:
+    """Turn logits of shape [rows, labels] into what a metric reads: decisions or probabilities."""
+    if not get_metric(metric).of_scores:
+        return decode(problem_type, logits)
+    from scipy.special import expit, softmax
+
+    wide = logits.astype(np.float64)
+    return np.asarray(
+        expit(wide) if problem_type == "multi_label_classification" else softmax(wide, axis=1)
+    )
+
+
 def check_rows(predictions: NDArray[Any], references: NDArray[Any]) -> None:
     """Check that a metric is defined.
 
     Raises:
         UserError: for no rows, or for predictions and references of different shapes.
     """
-    if predictions.shape != references.shape:
+    of_scores = predictions.ndim == 2 and references.ndim == 1
+    if (predictions.shape[:1] if of_scores else predictions.shape) != references.shape:
         raise UserError(
             f"predictions have shape {list(predictions.shape)} but references "
             f"{list(references.shape)}; give one prediction for each reference"

@@ -43,6 +43,31 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-pad-mismatch": ("gpt2", GPT2),
 }  # fmt: skip
 
+DECODER = {**SIZES, "num_key_value_heads": 4}
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "bloom": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "llama": ("llama", DECODER),
+    "qwen2": ("qwen2", DECODER),
+    "qwen2-left": ("qwen2", DECODER),
+    "electra": ("electra", {**SIZES, "embedding_size": 16}),
+    "longformer": ("longformer", {**SIZES, "attention_window": 8, "max_position_embeddings": 140}),
+    "funnel": ("funnel", {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "block_sizes": [1, 1]}),
+    "nystromformer": ("nystromformer", {**SIZES, "num_landmarks": 4, "segment_means_seq_len": 16,
+                                        "max_position_embeddings": 130}),
+    "gpt_neox": ("gpt_neox", SIZES),
+    "gpt_neo": ("gpt_neo", {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 8,
+                            "attention_types": [[["global", "local"], 1]],
+                            "max_position_embeddings": 130}),
+    "mbart": ("mbart", BART),
+    "mt5": ("mt5", {"d_model": 32, "d_kv": 8, "num_layers": 2, "num_heads": 4, "d_ff": 64}),
+    "reformer": ("reformer", {"hidden_size": 32, "num_attention_heads": 2, "attention_head_size": 16,
+                              "feed_forward_size": 64, "attn_layers": ["local", "lsh"],
+                              "axial_pos_embds": False, "is_decoder": False, "num_buckets": 2,
+                              "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
+                              "max_position_embeddings": 130}),
+}  # fmt: skip
+"""Architectures of the bug reports (benchmarks/bug_reports.py)."""
+
 
 def _tokenizer(kind: str) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -76,18 +101,18 @@ def _tokenizer(kind: str) -> Any:
         backend.post_processor = processors.TemplateProcessing(
             single=template, special_tokens=parts
         )
-    side = "left" if kind in ("xlnet", "gpt2-left") else "right"
+    side = "left" if kind in ("xlnet", "gpt2-left", "qwen2-left", "bloom") else "right"
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, padding_side=side, model_max_length=128, **names
     )
 
 
 def architecture(folder: Path, kind: str) -> Path:
-    """Write a two-class model of one of KINDS."""
+    """Write a two-class model of one of KINDS or FURTHER."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    model_type, sizes = KINDS[kind]
+    model_type, sizes = (KINDS | FURTHER)[kind]
     tokenizer = _tokenizer(kind)
     config = AutoConfig.for_model(
         model_type, vocab_size=len(tokenizer), id2label={0: "no", 1: "yes"},

@@ -23,6 +23,7 @@ from trainyard.data.held_out import Parts, by_class
 from trainyard.data.parquet_files import open_parquet
 from trainyard.errors import UserError
 from trainyard.flags import DataFlags
+from trainyard.metrics import with_metrics
 from trainyard.storage import file_digest
 from trainyard.tasks import Task, check_data_dir, get_task
 
@@ -80,8 +81,10 @@ def find_splits(
             row cannot be used.
     """
     if config.train_file:
-        return _with_tests(_limit(_own_splits(config), config), config.test_rows[1])
-    task = get_task(config.task)
+        own = _own_splits(config)
+        own = replace(own, task=with_metrics(own.task, *config.further_metrics))
+        return _with_tests(_limit(own, config), config.test_rows[1])
+    task = with_metrics(get_task(config.task), *config.further_metrics)
     check_data_dir(task, config.data_dir)
     if names is None and task.train_split is None:
         raise UserError(

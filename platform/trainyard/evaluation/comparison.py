@@ -18,7 +18,7 @@ from trainyard.data import Split, selection_and_test
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inputs import EvaluatedModel
-from trainyard.metrics import decode, get_metric
+from trainyard.metrics import answers, get_metric
 from trainyard.stats import distinct_rows, group_numbers, paired_bootstrap, statistic_of
 from trainyard.storage import RunFolder, SweepFolder, file_digest
 from trainyard.tasks import Task
@@ -207,12 +207,11 @@ def compare(
     chosen among its run's evaluations must win by more (Bonferroni). A model chosen among trials
     is never called better. With `groups`, whole groups of rows are drawn and swapped instead of rows.
     """
-    ours, theirs = (decode(task.problem_type, found) for found in (logits, other_logits))
     references = np.asarray(labels)
-    metrics = {
-        name: _compare_by(name, ours, theirs, references, seed, selections, groups)
-        for name in task.metrics
-    }
+    metrics = {}
+    for name in task.metrics:
+        ours, theirs = (answers(name, task.problem_type, each) for each in (logits, other_logits))
+        metrics[name] = _compare_by(name, ours, theirs, references, seed, selections, groups)
     return {
         "metrics": metrics,
         "rows": len(references),

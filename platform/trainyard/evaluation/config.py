@@ -85,6 +85,8 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     """Store the fitted temperature in the model's folder (calibration.json); predictions then use it."""
     num_errors: int = 50
     """Number of worst errors listed with their text."""
+    metrics: tuple[str, ...] = added((), before=())
+    """Further metrics by name, such as roc_auc, log_loss or balanced_accuracy."""
 
     max_length: int | None = None
     """Maximum tokens per row. Default: the value of the model's training, else 128."""

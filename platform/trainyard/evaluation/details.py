@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix
 
 from trainyard.evaluation.comparison import Selection, wrong_rows
 from trainyard.inference import COLDEST, HOTTEST
-from trainyard.metrics import decode, get_metric
+from trainyard.metrics import answers, decode, get_metric
 from trainyard.stats import (
     bootstrap_interval,
     mean_interval,
@@ -138,7 +138,8 @@ def slices(
     Hochberg 1995). The test is Fisher's exact test, for a regression Mann-Whitney.
     """
     errors = row_errors(task, logits, labels)
-    predictions, references = decode(task.problem_type, logits), np.asarray(labels)
+    predictions = answers(task.score, task.problem_type, logits)
+    references = np.asarray(labels)
     groups = {"length": numeric_groups(lengths.astype(np.float64), " tokens")}
     if task.problem_type == "single_label_classification":
         groups["label"] = {

@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +46,7 @@ from trainyard.evaluation.scoring import (
 )
 from trainyard.flags import ScoringFlags, WorkerFlags
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
+from trainyard.metrics import with_metrics
 from trainyard.models import CLASSIFIER, build_accelerator, build_tokenizer, load_model
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
 from trainyard.summary import Readable
@@ -208,6 +209,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         )
     stage(f"reading the labeled rows for {model.name}")
     splits = labeled_splits(config, model, config.splits)
+    splits = replace(splits, task=with_metrics(splits.task, config.metrics))
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
     models = [model, *([other] if other else [])]

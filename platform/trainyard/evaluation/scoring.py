@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from trainyard.batching import evaluation_batches, padded_length
 from trainyard.data import TokenTable
 from trainyard.flags import ScoringFlags
-from trainyard.metrics import build_metric, decode, is_constant
+from trainyard.metrics import answers, build_metric, decode, get_metric, is_constant
 from trainyard.models import RIGHT, Padding, find_padding
 from trainyard.stats import metric_interval
 from trainyard.tasks import Task
@@ -108,13 +108,23 @@ def score(
     Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}. If the model gives the same
     answer for every row, the result also has {"one_answer": that answer}.
     """
-    predictions, references = decode(task.problem_type, logits), np.asarray(labels)
-    metrics = build_metric(task.metrics).compute(predictions=predictions, references=references)
-    intervals = {
-        name: list(metric_interval(name, predictions, references, seed=seed, groups=groups))
-        for name in task.metrics
+    references = np.asarray(labels)
+    values: dict[str, float] = {}
+    intervals = {}
+    for of_scores in (False, True):
+        names = [name for name in task.metrics if get_metric(name).of_scores == of_scores]
+        if not names:
+            continue
+        read = answers(names[0], task.problem_type, logits)
+        values |= build_metric(names).compute(predictions=read, references=references)
+        for name in names:
+            interval = metric_interval(name, read, references, seed=seed, groups=groups)
+            intervals[name] = list(interval)
+    found: dict[str, Any] = {
+        "metrics": {name: values[name] for name in task.metrics},
+        "intervals": {name: intervals[name] for name in task.metrics},
     }
-    found = {"metrics": metrics, "intervals": intervals}
+    predictions = decode(task.problem_type, logits)
     if (answer := _one_answer(task, predictions, references)) is not None:
         found["one_answer"] = answer
     return found

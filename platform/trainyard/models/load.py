@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.errors import UserError
 from trainyard.models.hub import quiet, reserved_positions
-from trainyard.models.padding import use_full_attention
+from trainyard.models.padding import use_fixed_hashes, use_full_attention
 from trainyard.models.pickled import with_safetensors
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def load_model(
     if auto_model.endswith("Classification"):
         _check_labels(name, model)
     use_full_attention(model)
+    use_fixed_hashes(model)
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -87,6 +89,9 @@ def find_padding(
         rows: A row, and a longer one.
         fill: As for `pad_rows`.
         side: The tokenizer's `padding_side`, tried where padding on the right fails.
+
+    Raises:
+        UserError: The model accepts rows of some lengths only.
     """
     import torch
 
@@ -106,7 +111,15 @@ def find_padding(
     short, long = (len(row["input_ids"]) for row in rows)
     sides: list[Side] = ["right", "left"] if side == "left" else ["right"]
     with _in_float32(model):
-        alone = outputs(rows[:1], RIGHT)
+        try:
+            alone = outputs(rows[:1], RIGHT)
+        except RuntimeError as error:
+            if "shape" not in str(error):  # a fault of the device
+                raise
+            raise UserError(
+                f"the model cannot run on rows of {short} tokens ({' '.join(str(error).split())}); use a "
+                "model that takes rows of any length"
+            ) from error
         limit = TOLERANCE[str(model.dtype).removeprefix("torch.")]
         for padding in map(Padding, sides):
             together = outputs(rows, padding)
@@ -149,6 +162,13 @@ def _moved(
     if alone.shape != together.shape:
         return float("inf")
     return float(((alone - together).abs().max() / scale).nan_to_num(nan=float("inf")))
+
+
+def use_fixed_hashes(model: "PreTrainedModel") -> None:
+    """Give Reformer's random hashes a seed, so that equal rows get equal answers."""
+    for module in model.modules():
+        if getattr(module, "hash_seed", ...) is None:
+            module.hash_seed = 0  # type: ignore[assignment]  # no tensor, but the model's own field
 
 
 def use_full_attention(model: "PreTrainedModel") -> None:

@@ -39,10 +39,13 @@ class TrainState:
         self.loss_sum, self.loss_count = 0.0, 0
         return mean
 
-    def add_evaluation(self, score: float, evaluation: dict[str, Any]) -> None:
+    def add_evaluation(
+        self, score: float, evaluation: dict[str, Any], *, higher_is_better: bool = True
+    ) -> None:
         """Note an evaluation after `step`; of equal scores the first is the best."""
         self.score, self.evaluation = score, evaluation
-        if self.best_score is None or score > self.best_score:
+        best = self.best_score
+        if best is None or (score > best if higher_is_better else score < best):
             self.best_step, self.best_score, self.best_evaluation = self.step, score, evaluation
             self.evaluations_without_gain = 0
         else:

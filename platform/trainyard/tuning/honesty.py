@@ -26,7 +26,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.metrics import Floats, Statistic, get_metric
+from trainyard.metrics import get_metric
+from trainyard.resampled import Floats, Statistic
 from trainyard.stats import statistic_of
 
 Verdict = Literal["better", "worse", "not distinguishable"]

@@ -126,6 +126,7 @@ def fit(
         if trial is None:
             stage("reading the data")
             splits = find_splits(config)
+            config.check_loss(splits.task)
             resolve_model(config.model_name_or_path)
             for note in splits.notes:
                 say(note)

@@ -17,6 +17,7 @@ from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome
 from trainyard.training.worker.gradients import tree_sum
+from trainyard.training.worker.objective import Objective
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.probe import probe
 from trainyard.training.worker.session import Session
@@ -52,6 +53,7 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = build_scheduler(config, optimizer, session.last_step)
     gradients = STRATEGIES[config.strategy].gradients(accelerator, model)
+    objective = Objective(config, task, data.table("train").labels)
     session.resume(model, optimizer, scheduler)
     model.train()
 
@@ -73,7 +75,7 @@ def train(
             }
             torch.manual_seed(micro_batch_seed(config.seed, epoch, step, micro_batch))
             with gradients.add(turn, len(mine)):
-                loss = model(**batch).loss * weight
+                loss = objective(model, batch) * weight
                 accelerator.backward(loss * gradients.scale)
             losses.append(loss.detach())
             if weight:

@@ -20,6 +20,7 @@ from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
 from trainyard.evaluation import not_finite, predict, score
+from trainyard.metrics import get_metric
 from trainyard.models import RIGHT, machine
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
@@ -278,7 +279,8 @@ class Session:
         if self._error:
             return
         headline = np.mean([split["metrics"][self.task.score] for split in found.values()])
-        self.state.add_evaluation(float(headline), found)
+        higher_is_better = get_metric(self.task.score).higher_is_better
+        self.state.add_evaluation(float(headline), found, higher_is_better=higher_is_better)
         if self.state.is_best:
             test_logits, tests = self._scored([name for name in splits if is_test(name)])
             if self._error:

@@ -19,6 +19,7 @@ from trainyard.models import build_model
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome
+from trainyard.training.worker.objective import Objective
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.probe import probe
 from trainyard.training.worker.session import Session
@@ -50,6 +51,7 @@ def train_by_trainer(
     scheduler = build_scheduler(config, optimizer, session.last_step)
     session.resume(model, optimizer, scheduler)
     micro_batches = _MicroBatches(session)
+    objective = Objective(config, task, data.table("train").labels)
     if not micro_batches:
         return session.outcome()
 
@@ -65,7 +67,7 @@ def train_by_trainer(
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             step, epoch, micro_batch, rows, weight = inputs.pop("micro_batch")
             torch.manual_seed(micro_batch_seed(config.seed, epoch, step, micro_batch))
-            loss = model(**inputs).loss * weight
+            loss = objective(model, inputs) * weight
             self.step_loss = loss.detach() + (0 if self.step_loss is None else self.step_loss)
             if weight:
                 session.journal.record_micro_batch(step, epoch, micro_batch, rows, loss)
