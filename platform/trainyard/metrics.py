@@ -80,7 +80,7 @@ class Metric:
 
     @property
     def of_scores(self) -> bool:
-        """Whether the metric reads probabilities instead of decisions."""
+        """Return whether the metric reads probabilities instead of decisions."""
         return self.inputs[0] in ("scores", "multi_label_scores")
 
 
