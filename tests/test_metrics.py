@@ -15,7 +15,7 @@ from sklearn import metrics as sklearn_metrics
 
 from trainyard.errors import UserError
 from trainyard.metrics import METRICS, answers, build_metric, decode, get_metric, with_metrics
-from trainyard.tasks import get_task
+from trainyard.tasks import ProblemType, get_task
 
 LABELS = [name for name, row in METRICS.items() if "labels" in row.inputs]
 VALUES = [name for name, row in METRICS.items() if "values" in row.inputs]
@@ -251,7 +251,8 @@ def test_further_metrics_fit_the_task_or_are_refused() -> None:
 
 def test_answers_are_decisions_or_probabilities() -> None:
     logits = np.array([[0.0, 2.0]], np.float32)
-    one, several = "single_label_classification", "multi_label_classification"
+    one: ProblemType = "single_label_classification"
+    several: ProblemType = "multi_label_classification"
     assert answers("accuracy", one, logits).tolist() == [1]
     assert answers("roc_auc", one, logits)[0, 1] == pytest.approx(1 / (1 + np.exp(-2)))
     assert answers("roc_auc", several, logits)[0] == pytest.approx([0.5, 1 / (1 + np.exp(-2))])

@@ -168,7 +168,7 @@ def use_fixed_hashes(model: "PreTrainedModel") -> None:
     """Give Reformer's random hashes a seed, so that equal rows get equal answers."""
     for module in model.modules():
         if getattr(module, "hash_seed", ...) is None:
-            module.hash_seed = 0  # type: ignore[assignment]  # no tensor, but the model's own field
+            module.hash_seed = 0
 
 
 def use_full_attention(model: "PreTrainedModel") -> None:
