@@ -17,7 +17,7 @@ from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.evaluation import run as evaluation
 from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.inputs import _trained_length, describe
+from trainyard.evaluation.inputs import _trained_length, describe, max_length
 from trainyard.evaluation.page import _results
 from trainyard.evaluation.run import _stored_temperature, evaluate, predict_splits
 from trainyard.report.kit.page import Text
@@ -183,6 +183,8 @@ def test_what_a_model_lies_in(model: Path, tmp_path: Path, monkeypatch: pytest.M
     run = tmp_path / "run"
     shutil.copytree(model, run / "model")
     assert describe(str(run / "model")).max_length is None
+    assert max_length(describe(str(run / "model")), None) == 64  # its positions, fewer than 128
+    assert max_length(describe(str(run / "model")), 32) == 32
     (run / "run.json").write_text(json.dumps({"config": {"max_length": 77}}))
     assert describe(str(run / "model")).max_length == 77
     monkeypatch.chdir(run)  # a Hub id without a slash is no file beside it

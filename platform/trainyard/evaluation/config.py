@@ -89,7 +89,7 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     """Further metrics by name, such as roc_auc, log_loss or balanced_accuracy."""
 
     max_length: int | None = None
-    """Maximum tokens per row. Default: the value of the model's training, else 128."""
+    """Maximum tokens per row. Default: the value of the model's training, else up to 128."""
     per_device_eval_batch_size: int = 64
     """Rows per forward pass."""
     mixed_precision: Precision = "no"

@@ -41,6 +41,9 @@ class EvaluatedModel:
     labels: tuple[str, ...]
     problem_type: str | None
     max_length: int | None
+    """Of the model's training; None for a model without a run."""
+    positions: int | None = None
+    """Maximum tokens of the model; None without a maximum."""
 
     @property
     def folder(self) -> Path | None:
@@ -63,6 +66,7 @@ def describe(name: str) -> EvaluatedModel:
         else labels,
         problem_type=settings.problem_type or ("regression" if regression else None),
         max_length=_trained_length(Path(path)),
+        positions=getattr(settings, "max_position_embeddings", None),
     )
 
 
@@ -83,8 +87,10 @@ def _trained_length(folder: Path) -> int | None:
 
 
 def max_length(model: EvaluatedModel, asked: int | None) -> int:
-    """Return `--max-length`, else the value of the model's training, else 128."""
-    return asked or model.max_length or DEFAULT_LENGTH
+    """Return `--max-length`, else the value of the model's training, else 128 or fewer that fit."""
+    positions = model.positions or -1  # XLNet says -1
+    usual = min(DEFAULT_LENGTH, positions) if positions > 0 else DEFAULT_LENGTH
+    return asked or model.max_length or usual
 
 
 def match_labels(
