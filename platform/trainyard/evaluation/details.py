@@ -27,6 +27,17 @@ from trainyard.stats import (
 )
 from trainyard.tasks import Task
 
+QUARTERS = 4
+MOST_VALUES = 20
+"""Maximum groups of a column."""
+FALSE_DISCOVERY_RATE = 0.05
+BINS = 15
+"""Bins of the confidence, of equal width."""
+FOLDS = 5
+SIMULATIONS = 200
+
+Floats = NDArray[np.float64]
+
 
 def confusion(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> list[list[int]] | None:
     """Count rows by [label][prediction]; None unless each row has exactly one class."""
@@ -116,11 +127,6 @@ def label_words(task: Task, label: Any) -> Any:
     return task.labels[int(label)] if label >= 0 else None
 
 
-QUARTERS = 4
-MOST_VALUES = 20
-FALSE_DISCOVERY_RATE = 0.05
-
-
 def slices(
     task: Task,
     logits: NDArray[Any],
@@ -158,11 +164,12 @@ def slices(
             if column != "label":  # most headline metrics mean nothing on rows of a single label
                 mine = predictions[inside], references[inside]
                 interval = metric_interval(task.score, *mine, seed=seed)
-                entry |= {"score": _score(task, *mine), "score_interval": list(interval)}
+                headline = get_metric(task.score).function(*mine)
+                entry |= {"score": headline, "score_interval": list(interval)}
             found.append(entry)
             p_values.append(_p_value(task, errors[inside], errors[~inside]))
     if found:
-        for entry, p in zip(found, _adjusted(p_values), strict=True):
+        for entry, p in zip(found, false_discovery_control(p_values).tolist(), strict=True):
             entry |= {"p_value": p, "weak": p < FALSE_DISCOVERY_RATE}
     return found
 
@@ -184,8 +191,8 @@ def numeric_groups(values: NDArray[np.float64], unit: str = "") -> dict[str, NDA
 
 def _distinct_names(numbers: NDArray[np.float64]) -> list[str]:
     """Format numbers with the fewest digits that keep them distinct: equal names would merge groups."""
-    told = ([f"{number:.{digits}g}" for number in numbers] for digits in range(6, 18))
-    return next(words for words in told if len(set(words)) == len(numbers))
+    words = ([f"{number:.{digits}g}" for number in numbers] for digits in range(6, 18))
+    return next(names for names in words if len(set(names)) == len(numbers))
 
 
 def column_groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
@@ -218,28 +225,11 @@ def _error(task: Task, errors: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
-def _score(task: Task, predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    return get_metric(task.score).function(predictions, references)
-
-
 def _p_value(task: Task, inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
-
     if task.problem_type == "regression":
         return float(mannwhitneyu(inside, outside, alternative="greater").pvalue)
     table = [[int(group.sum()), len(group) - int(group.sum())] for group in (inside, outside)]
     return float(fisher_exact(table, alternative="greater").pvalue)
-
-
-def _adjusted(p_values: list[float]) -> list[float]:
-
-    return [float(p) for p in false_discovery_control(p_values)]
-
-
-BINS = 15
-FOLDS = 5
-SIMULATIONS = 200
-
-Floats = NDArray[np.float64]
 
 
 def decisions(problem_type: str, logits: NDArray[Any], labels: NDArray[Any]) -> tuple[Any, Any]:
