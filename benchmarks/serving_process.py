@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,10 @@ def use_serve_alone(*, grpc: bool) -> None:
             return await self._call(self._model(name), name, body, seconds, grpc=grpc)
 
     class Gateway(deployment.Gateway):
-        def __init__(self, options: dict[str, Any], *models: Any) -> None:
-            super().__init__(options, *models)
+        def __init__(
+            self, options: dict[str, Any], names: Sequence[str] = (), *models: Any
+        ) -> None:
+            super().__init__(options, names, *models)
             self._models = Models()
 
     deployment.Gateway = Gateway  # type: ignore[misc]

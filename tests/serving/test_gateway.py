@@ -45,6 +45,9 @@ class Models:
     def waiting_for(self) -> list[str]:
         return []
 
+    def loading(self) -> dict[str, str]:
+        return {}
+
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
         del name, seconds
         self.asked.release()

@@ -10,21 +10,23 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from support.serving_locally import LocalModels, serving
+from support.serve_stand_ins import applications
+from support.serving_locally import LocalModels, free_port, serving
 
 from trainyard.errors import UserError
 from trainyard.serving.app import gateway_application
 from trainyard.serving.gateway import deployment as module
 from trainyard.serving.gateway import keys as keys_module
 from trainyard.serving.gateway.deployment import Gateway
-from trainyard.serving.gateway.discovery import ServeModels
+from trainyard.serving.gateway.discovery import FAILED, ServeModels
 from trainyard.serving.gateway.keys import KeyRing
 
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     """One with a keys file, whose models are found a thousand times a second."""
-    monkeypatch.setattr(module, "_check_exposure", lambda _: None)
+    listens = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1", port=free_port()))
+    monkeypatch.setattr(module, "_get_global_client", lambda: listens)
     monkeypatch.setattr(module, "REFRESH_SECONDS", 0.001)
     monkeypatch.setattr(keys_module, "SETTLE_SECONDS", 0.0)
     keys = tmp_path / "keys.yaml"
@@ -97,11 +99,11 @@ def test_an_application_that_failed_to_be_built_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failed = SimpleNamespace(deployments={}, status="DEPLOY_FAILED", last_deployed_time_s=1)
-    status = SimpleNamespace(applications={"mail": failed})
-    monkeypatch.setattr("ray.serve.status", lambda: status)
-    models = ServeModels()
+    applications(monkeypatch, {"mail": failed})
+    models = ServeModels(["sentiment"])
     asyncio.run(models.refresh())
     assert models.waiting_for() == ["mail"]
+    assert models.loading() == {"sentiment": FAILED}
 
 
 def test_who_is_waited_for_is_no_public_matter() -> None:

@@ -46,6 +46,9 @@ class Echo:
     def waiting_for(self) -> list[str]:
         return []
 
+    def loading(self) -> dict[str, str]:
+        return {}
+
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
         del seconds
         return Answer(200, json.dumps([name, body.decode("utf-8", "replace")]).encode())

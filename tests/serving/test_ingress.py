@@ -41,6 +41,9 @@ class Nothing:
     def waiting_for(self) -> list[str]:
         return []
 
+    def loading(self) -> dict[str, str]:
+        return {}
+
 
 def ray_config(folder: Path, backend: str) -> tuple[Path, SimpleNamespace]:
     """The file that Ray writes for one application at `backend`, and the ports in it."""

@@ -72,7 +72,7 @@ def test_an_answer_that_is_lost_with_its_node_is_asked_for_again() -> None:
 
 
 def test_a_model_that_went_meanwhile_is_not_found() -> None:
-    with pytest.raises(RequestError, match="no such model"):
+    with pytest.raises(RequestError, match="no model named"):
         asyncio.run(ServeModels().ask("mail", b"x", 9))
 
 

@@ -137,7 +137,7 @@ def test_models_are_found_and_answer(url: str) -> None:
     status, answer = ask(f"{url}/models/mai", BODY)
     assert (status, answer["error"]) == (
         404,
-        "there is no such model; there are b, c, g, mail, org/c, t",
+        "no model named 'mai'; available: b, c, g, mail, org/c, t",
     )
 
 

@@ -82,7 +82,7 @@ def test_to_tell_about_a_model_does_not_load_it(
         assert about["example"]["inputs"]
         assert "top_k" in json.dumps(about["parameters"])
         assert (await replica.describe("hub"))["source"] == "org/hub"
-        with pytest.raises(RequestError, match="there is no such model"):
+        with pytest.raises(RequestError, match="no model named"):
             await replica.describe("unknown")
         assert (loads.asked, list(cache.kept)) == ([], [])
         assert await loaded(replica, "a") == folder

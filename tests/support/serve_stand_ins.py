@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from trainyard.serving.answer import Answer
+from trainyard.serving.gateway import discovery
 from trainyard.serving.gateway.discovery import ServeModels, _Model
 from trainyard.serving.options import MODEL
 from trainyard.serving.transport import Address, ConnectionServer
@@ -32,7 +33,10 @@ def models(remote: Callable[..., Any]) -> ServeModels:
 
 
 def applications(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any]) -> None:
-    """What `serve.status` says."""
+    """What `serve.status` says; no application has a configuration."""
+    details = {"applications": {name: {"deployed_app_config": None} for name in found}}
+    client = SimpleNamespace(get_serve_details=lambda: details)
+    monkeypatch.setattr(discovery, "_get_global_client", lambda: client)
     monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=found))
 
 

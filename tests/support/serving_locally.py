@@ -40,6 +40,9 @@ class LocalModels:
     def waiting_for(self) -> list[str]:
         return []
 
+    def loading(self) -> dict[str, str]:
+        return {}
+
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
         return await self.hosts[name].answer(body, seconds)
 

@@ -172,10 +172,13 @@ class Predictor(Tokenizing, ABC):
     @property
     def labels(self) -> list[str]:
         """Names of the model's outputs, in their order; empty for tasks without labels."""
-        if not self.auto_model.endswith("Classification"):
-            return []
-        names = self.model.config.id2label
-        return [names[i] for i in range(len(names))]
+        return self.label_names(self.model.config.id2label)
+
+    @classmethod
+    def label_names(cls, id2label: Mapping[Any, str]) -> list[str]:
+        """Names of a model's outputs by the `id2label` of its config; empty for tasks without labels."""
+        labeled = cls.auto_model.endswith("Classification")
+        return [id2label[number] for number in sorted(id2label, key=int)] if labeled else []
 
     def preprocess(self, inputs: Any, parameters: Mapping[str, Any] | None = None) -> Prepared:
         """Check and tokenize one request. A list as `inputs` gives a list of answers.

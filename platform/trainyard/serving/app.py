@@ -7,6 +7,7 @@ and in jobs, never in a gateway or a replica: only here both sides meet.
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,10 @@ ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 and of its answer wakes another thread (0.3 to 0.6 ms a request behind the fast ingress)."""
 
 
-def gateway_application(args: Any, *models: Any) -> "Application":
-    """Build the gateway from its `args`; `models` are deployed with it."""
+def gateway_application(
+    args: Any, models: Mapping[str, "Application"] | None = None
+) -> "Application":
+    """Build the gateway from its `args`; `models` are deployed with it, by their names."""
     from ray import serve
 
     from trainyard.serving.gateway.deployment import Gateway
@@ -46,7 +49,8 @@ def gateway_application(args: Any, *models: Any) -> "Application":
         max_surge_percent=100,  # also a single one is replaced only when the next is ready
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind(options.model_dump(), *models)
+    models = models or {}
+    return deployment.bind(options.model_dump(), list(models), *models.values())
 
 
 def gateway(args: dict[str, Any]) -> "Application":
@@ -91,7 +95,7 @@ def build(args: dict[str, Any]) -> "Application":
     name = wanted.name or default_name(wanted.model)
     return gateway_application(
         wanted.model_dump(include=of_gateway),
-        replicas.bind(name, options.model_dump(), Build.of(wanted.model_dump())),
+        {name: replicas.bind(name, options.model_dump(), Build.of(wanted.model_dump()))},
     )
 
 

@@ -1,6 +1,7 @@
 """Serve one model over HTTP on this machine, inside a `with` block."""
 
 import contextlib
+import logging
 import socket
 import time
 import urllib.error
@@ -13,6 +14,9 @@ from trainyard.serving.app import build, default_name
 from trainyard.serving.options import MODEL
 
 READY_SECONDS = 120
+
+STOP_SECONDS = 30
+"""Maximum seconds until Serve's controller has ended everything."""
 
 
 @contextlib.contextmanager
@@ -27,27 +31,63 @@ def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[
         options: as for `serve run trainyard.serving.app:build`.
 
     Raises:
-        UserError: when the model cannot be loaded.
+        UserError: when the model cannot be loaded, or the port is in use.
     """
     import ray
-    from ray import serve
 
     application = build({"model": source, **options})
+    port = _free_port(port)
     ours = not ray.is_initialized()
     if ours:
         ray.init(
             address="local", include_dashboard=False, log_to_driver=False, logging_level="error"
         )
-    port = port or _free_port()
     url = f"http://127.0.0.1:{port}"
+    with _quiet():
+        try:
+            _start(application, source, port)
+            _wait_until_ready(f"{url}/ready")
+            yield f"{url}/models/{options.get('name') or default_name(source)}"
+        finally:
+            _stop()
+            if ours:
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Serve's messages about its own work from the terminal; its files have them."""
+    log = logging.getLogger("ray.serve")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
-        _start(application, source, port)
-        _wait_until_ready(f"{url}/ready")
-        yield f"{url}/models/{options.get('name') or default_name(source)}"
+        yield
     finally:
-        serve.shutdown()
-        if ours:
-            ray.shutdown()
+        log.setLevel(level)
+
+
+def _stop() -> None:
+    """Shut Serve down.
+
+    `serve.shutdown` waits in a call of the controller, which ends in there: Ray reports the call as
+    failed in the terminal.
+    """
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve.context import _get_global_client
+    from ray.serve.exceptions import RayServeException
+
+    with contextlib.suppress(RayServeException, ray.exceptions.RayActorError):  # it never started
+        ray.get(_get_global_client()._controller.graceful_shutdown.remote(wait=False))
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:
+            break
+        time.sleep(0.05)
+    serve.shutdown()  # of what this process knows; the controller too, if it is still there
 
 
 def _start(application: Any, source: str, port: int) -> None:
@@ -63,10 +103,21 @@ def _start(application: Any, source: str, port: int) -> None:
         raise UserError(f"{source} could not be served: {reason}") from error
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+def _free_port(port: int | None) -> int:
+    """The port, or any free one. Serve would share a port that is in use with its other server.
+
+    Raises:
+        UserError: when it is in use.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", port or 0)) as listener:
+            free: int = listener.getsockname()[1]
+            return free
+    except OSError as error:
+        raise UserError(
+            f"port {port} cannot be used ({error.strerror}); stop the other server, or give another "
+            "port"
+        ) from error
 
 
 def _wait_until_ready(url: str) -> None:

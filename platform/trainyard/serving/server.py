@@ -1,13 +1,16 @@
 """`trainyard serve`: one model over HTTP on this machine, until Ctrl-C."""
 
 import contextlib
+import json
 import threading
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from trainyard.flags import Flags
 from trainyard.models import Dtype, EngineName
+from trainyard.serving.gateway.landing import banner
 from trainyard.terminal import say
 
 
@@ -87,7 +90,10 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
     }
     given = {key: value for key, value in options.items() if value is not None}
     with served(config.model_name_or_path, port=config.port, **given) as url:
-        say(f"POST {url} (Ctrl-C stops it)")
+        base, _, name = url.partition("/models/")
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            example = json.load(answer)["example"]
+        say(f"{banner(base, [name], example)}\n  stop        Ctrl-C")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return {"job": "serve", "model": config.model_name_or_path, "url": url}

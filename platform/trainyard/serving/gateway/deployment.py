@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import os
+from collections.abc import Sequence
 from typing import Any
 
+import psutil
 from ray.serve.context import _get_global_client
 from starlette.types import ASGIApp
 
@@ -11,9 +14,13 @@ from trainyard.errors import UserError
 from trainyard.serving.gateway.discovery import ServeModels
 from trainyard.serving.gateway.http import RayGatewayMetrics, build_gateway
 from trainyard.serving.gateway.keys import KeyRing
+from trainyard.serving.gateway.landing import banner
 from trainyard.serving.options import LOOPBACK, GatewayOptions
 
 REFRESH_SECONDS = 2.0
+
+WILDCARDS = ("0.0.0.0", "::")  # compared with, not bound
+"""Addresses that stand for all of a host's."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
@@ -21,12 +28,15 @@ log = logging.getLogger("ray.serve.trainyard")
 class Gateway:
     """Deployment of the HTTP application."""
 
-    def __init__(self, options: dict[str, Any], *models: Any) -> None:
-        del models  # found like all others
+    def __init__(self, options: dict[str, Any], names: Sequence[str] = (), *models: Any) -> None:
+        del models  # found like all others; their names are `names`
         self._options = GatewayOptions.parse(options, "args of the gateway")
-        self._models = ServeModels()
+        self._models = ServeModels(names)
         self._keys = KeyRing(self._options.keys_file)
-        _check_exposure(self._keys)
+        self._announced = False
+        http = _get_global_client().http_config
+        check_exposure(self._keys, http.host)
+        check_port(http.host, http.port)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the application; called by Serve after the constructor."""
@@ -49,16 +59,57 @@ class Gateway:
             try:
                 await self._models.refresh()
                 self._refreshed.set()
+                self._announce()
             except Exception:  # the controller restarts: ask again
                 log.exception("the list of models could not be refreshed")
             await asyncio.sleep(REFRESH_SECONDS)
 
+    def _announce(self) -> None:
+        """Log the banner once, when all models are ready."""
+        names = self._models.names()
+        if not self._announced and names and not self._models.waiting_for():
+            self._announced = True
+            http = _get_global_client().http_config
+            host = "127.0.0.1" if http.host in WILDCARDS else http.host
+            log.info("%s", banner(f"http://{host}:{http.port}", names, key=self._keys.required))
 
-def _check_exposure(keys: KeyRing) -> None:
+
+def check_exposure(keys: KeyRing, host: str) -> None:
     """Refuse to listen to other machines when no key is required."""
-    host = _get_global_client().http_config.host
     if not keys.required and host not in LOOPBACK:
         raise UserError(
             f"Serve listens on {host} and there are no API keys; set `keys_file` in the gateway's args, "
             "or `host: 127.0.0.1` in http_options"
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port at which another server listens, too: Linux would share the clients out.
+
+    Serve opens its port so that several processes may have it. Its own processes here descend from
+    the raylet that is this process's parent.
+    """
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:  # macOS, which does not share a port out
+        return
+    for found in connections:
+        if found.status != psutil.CONN_LISTEN or found.laddr.port != port:
+            continue
+        if found.laddr.ip not in {host, *WILDCARDS} and host not in WILDCARDS:
+            continue
+        if found.pid is None or not _is_ours(found.pid):
+            owner = "a process of another user" if found.pid is None else f"process {found.pid}"
+            raise UserError(
+                f"port {port} is in use already by {owner}, and answers would come from either server at "
+                "random; stop it, or set another `port` in http_options"
+            )
+
+
+def _is_ours(pid: int) -> bool:
+    """True for a process of this Ray, and for a HAProxy, which may outlive the process that began it."""
+    try:
+        process = psutil.Process(pid)
+        return process.name() == "haproxy" or os.getppid() in {p.pid for p in process.parents()}
+    except psutil.Error:  # it ended meanwhile
+        return True

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -30,6 +31,9 @@ SUSPECT_SECONDS = 1.0
 
 INFO_SECONDS = 30.0
 """Maximum age in seconds of what replicas reported, while Serve reports no change."""
+
+LOADING = "still loads; send the request again"
+FAILED = "could not be loaded; `serve status` has the reason"
 
 log = logging.getLogger("ray.serve.trainyard")
 
@@ -77,18 +81,24 @@ class _Snapshot:
 class ServeModels:
     """`Models` in other Serve applications, found by the names of their deployments."""
 
-    def __init__(self) -> None:
+    def __init__(self, deployed_with: Sequence[str] = ()) -> None:
+        """Take the models that are deployed with the gateway, which no configuration names."""
+        self._deployed_with = deployed_with
         self._models: dict[str, _Model] = {}
         self._connections: dict[Address, Connection] = {}
         self._snapshots: dict[str, _Snapshot] = {}
         self._descriptions: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._waiting: list[str] = []
+        self._loading: dict[str, str] = {}
 
     def names(self) -> list[str]:
         return sorted(self._models)
 
     def waiting_for(self) -> list[str]:
         return self._waiting
+
+    def loading(self) -> dict[str, str]:
+        return {name: why for name, why in self._loading.items() if name not in self._models}
 
     async def refresh(self) -> None:
         """Ask Serve for its applications; a model whose replicas are lost for a moment stays."""
@@ -128,6 +138,28 @@ class ServeModels:
         for address in self._connections.keys() - used:
             self._connections.pop(address).close()
         self._waiting = sorted([*(set(idle) - resting), *never])
+        self._loading = await asyncio.to_thread(self._names_of, self._waiting, applications)
+
+    def _names_of(self, waiting: list[str], applications: Mapping[str, Any]) -> dict[str, str]:
+        """Models of the waiting applications, by Serve's configuration, and their state."""
+        if not waiting:
+            return {}
+        configured: dict[str, str] = {}
+        for name, details in _get_global_client().get_serve_details()["applications"].items():
+            config = details.get("deployed_app_config")
+            if config is None:
+                configured |= dict.fromkeys(self._deployed_with, name)
+                continue
+            for deployment in config.get("deployments") or ():
+                shared = (deployment.get("user_config") or {}).get("models")
+                one = (config.get("args") or {}).get("name") or name
+                configured |= dict.fromkeys(shared or [one], name)
+        states = {app: applications[app].status for app in waiting}
+        return {
+            model: FAILED if states[app] == "DEPLOY_FAILED" else LOADING
+            for model, app in configured.items()
+            if app in states
+        }
 
     def _of(self, application: str) -> dict[str, _Model]:
         return {
@@ -286,7 +318,7 @@ class ServeModels:
 
     def _model(self, name: str) -> _Model:
         if (model := self._models.get(name)) is None:  # it went while the request came
-            raise RequestError("not_found", "there is no such model any more")
+            raise RequestError("not_found", f"no model named '{name}' any more")
         return model
 
 

@@ -7,7 +7,7 @@ costs a connection and nothing else. Bodies and answers pass through as bytes.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from trainyard import __version__
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway.keys import Key, KeyRing
+from trainyard.serving.gateway.landing import EXAMPLE, LANDING_POLICY, curl, links
+from trainyard.serving.gateway.landing import page as landing_page
 from trainyard.serving.gateway.limits import (
     PendingBodies,
     Quotas,
@@ -36,7 +38,7 @@ from trainyard.serving.gateway.limits import (
     check_media_type,
     read_body,
 )
-from trainyard.serving.gateway.openapi import add_docs, describe_api
+from trainyard.serving.gateway.openapi import EXAMPLES, add_docs, describe_api, with_examples
 from trainyard.serving.options import SUFFIXES, GatewayOptions
 
 log = logging.getLogger("ray.serve.trainyard")
@@ -58,6 +60,9 @@ class ModelName(StringConvertor):
 
 register_url_convertor("model", ModelName())
 
+LOADING_SECONDS = 5.0
+"""Seconds after which a request to a model that still loads is to be sent again."""
+
 BRIEF = ("task", "source", "revision", "status", "error")
 """Keys of a model's description that `GET /models` repeats."""
 
@@ -70,6 +75,9 @@ class Models(Protocol):
 
     def waiting_for(self) -> list[str]:
         """Configured applications that cannot answer yet."""
+
+    def loading(self) -> Mapping[str, str]:
+        """Configured models that cannot answer yet, each with the reason."""
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
         """Send a request's body to a model.
@@ -126,6 +134,7 @@ def build_gateway(
         description="Fine-tuned models behind the shapes of the Hugging Face Inference API.",
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
     )
     page = Path(__file__).with_name("playground.html").read_text(encoding="utf-8")
@@ -136,14 +145,19 @@ def build_gateway(
     def names_for(key: Key | None) -> list[str]:
         return [name for name in models.names() if key is None or key.opens(name)]
 
+    def loading_for(key: Key | None) -> dict[str, str]:
+        return {n: why for n, why in models.loading().items() if key is None or key.opens(n)}
+
     def admit(request: Request, name: str | None = None) -> Key | None:
         """Check key, model and quota of a request."""
         key = keys.admit(request.headers.get("authorization"), name)
         request.state.key = key.name if key else ""
         names = names_for(key)
         if name is not None and name not in names:
-            listed = f"there are {', '.join(names)}" if names else "none yet"
-            raise RequestError("not_found", f"there is no such model; {listed}")
+            if (reason := loading_for(key).get(name)) is not None:
+                raise RequestError("unavailable", f"model '{name}' {reason}", LOADING_SECONDS)
+            listed = f"available: {', '.join(names)}" if names else "none is available yet"
+            raise RequestError("not_found", f"no model named '{name[:100]}'; {listed}")
         quotas.count(key)
         return key
 
@@ -166,7 +180,7 @@ def build_gateway(
     for kind in (RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, answer_error)
 
-    @app.post("/models/{name:model}")
+    @app.post("/models/{name:model}", tags=["models"])
     async def ask(name: str, request: Request) -> Response:
         until = time.monotonic() + _seconds(request, options.request_timeout_s)
         name = name.removesuffix("/")
@@ -194,7 +208,7 @@ def build_gateway(
         except RequestError as error:  # a model that cannot be loaded does not hide the others
             return {"error": str(error)}
 
-    @app.get("/models")
+    @app.get("/models", tags=["models"])
     @app.get("/models/", include_in_schema=False)
     async def list_models(request: Request) -> JSONResponse:
         key = admit(request)
@@ -213,18 +227,47 @@ def build_gateway(
         with quotas.hold(key):
             return await models.describe(name)
 
-    @app.get("/models/{name:model}/health")
+    @app.get("/models/{name:model}/health", tags=["status"])
     async def model_health(name: str, request: Request) -> JSONResponse:
         await describe(name, request)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/models/{name:model}")
+    @app.get("/models/{name:model}", tags=["models"])
     @app.get("/models/{name:model}/info", include_in_schema=False)  # matched first
     async def describe_model(name: str, request: Request) -> JSONResponse:
         name = name.removesuffix("/")
         return JSONResponse({"name": name, **await describe(name, request)})
 
-    @app.get("/health")
+    async def example_of(names: list[str]) -> Mapping[str, Any]:
+        """The example of the first model; a general one where it is not known."""
+        about = await brief(names[0]) if names else {}
+        example: Mapping[str, Any] = about.get("example", EXAMPLE)
+        return example
+
+    @app.get("/", include_in_schema=False)
+    async def landing(request: Request) -> Response:
+        names = [] if keys.required else models.names()
+        if "text/html" not in request.headers.get("accept", ""):
+            return JSONResponse(links(names))
+        base, command = str(request.base_url).rstrip("/"), None
+        if not keys.required:
+            with quotas.hold(None):
+                command = curl(base, (*names, "NAME")[0], await example_of(names), key=False)
+        waiting = [] if keys.required else sorted(models.loading())
+        return HTMLResponse(
+            landing_page(base, names, waiting, command),
+            headers={"content-security-policy": LANDING_POLICY},
+        )
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def schema() -> JSONResponse:
+        """The API, with the examples of the loaded models where no key guards their names."""
+        names = [] if keys.required else models.names()[:EXAMPLES]
+        with quotas.hold(None):
+            found = await asyncio.gather(*(brief(name) for name in names))
+        return JSONResponse(with_examples(app.openapi(), dict(zip(names, found, strict=True))))
+
+    @app.get("/health", tags=["status"])
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
@@ -232,7 +275,7 @@ def build_gateway(
     async def playground() -> HTMLResponse:
         return HTMLResponse(page, headers={"content-security-policy": PLAYGROUND_POLICY})
 
-    @app.get("/ready")
+    @app.get("/ready", tags=["status"])
     async def ready() -> JSONResponse:
         waiting = models.waiting_for()
         if waiting or not models.names():
@@ -247,7 +290,7 @@ def build_gateway(
         return JSONResponse({"status": "ok"})
 
     add_docs(app)
-    describe_api(app)
+    describe_api(app, has_keys=keys.required)
     fast_path = Route("/models/{name:model}", ask, methods=["POST"])
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,6 +3,7 @@
 The answers are our own types and not huggingface_hub's: a name or a key of a schema is part of the API.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -243,23 +244,56 @@ NO_BODY = ("400", "408", "413", "415", "422")
 """Statuses that only a request with a body can get."""
 
 
-def describe_api(app: FastAPI) -> None:
+TAGS = [
+    {"name": "models", "description": "Ask a model, and what it is."},
+    {"name": "status", "description": "For probes and load balancers."},
+]
+
+KEY = {"type": "http", "scheme": "bearer", "description": "An API key of the server's `keys_file`."}
+
+EXAMPLES = 20
+"""Maximum number of loaded models whose examples are shown."""
+
+
+def describe_api(app: FastAPI, *, has_keys: bool) -> None:
     """Complete FastAPI's own schema, which has no bodies, as they are read late."""
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _complete(type(app).openapi(app))
+            app.openapi_schema = _complete(type(app).openapi(app), has_keys=has_keys)
         return dict(app.openapi_schema)
 
     app.openapi = schema  # type: ignore[method-assign]  # as FastAPI's documentation says
 
 
-def _complete(schema: dict[str, Any]) -> dict[str, Any]:
+def with_examples(schema: dict[str, Any], models: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Add names and examples of loaded models, by their descriptions, to a copy of the schema."""
+    schema = deepcopy(schema)
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "name" and models:
+                    parameter["examples"] = {name: {"value": name} for name in models}
+    asked = schema["paths"]["/models/{name}"]["post"]["requestBody"]["content"]["application/json"]
+    own = {
+        f"model {name}": {"value": about["example"]}
+        for name, about in models.items()
+        if "example" in about
+    }
+    asked["examples"] = own | asked["examples"]
+    return schema
+
+
+def _complete(schema: dict[str, Any], *, has_keys: bool) -> dict[str, Any]:
+    schema["tags"] = TAGS
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     components.clear()
+    schema["components"]["securitySchemes"] = {"key": KEY}
     components |= {"Error": ERROR, "Brief": BRIEF, "Model": MODEL, "Status": STATUS}
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
+            if path.startswith("/models"):
+                operation["security"] = [{"key": []}] if has_keys else [{}, {"key": []}]
             known = ANSWERED.get((path, method), {"$ref": REFERENCE.format(model="Status")})
             content: dict[str, Any] = {"application/json": {"schema": known}}
             responses = operation["responses"] = {

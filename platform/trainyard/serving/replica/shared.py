@@ -24,9 +24,6 @@ from trainyard.serving.transport import ReplicaInfo
 FAILED_SECONDS = 60.0
 """Seconds until a model that could not be loaded is tried again: loads wait for each other."""
 
-LABELED = ("text-classification", "token-classification")
-"""Tasks whose models name their outputs in `id2label`."""
-
 log = logging.getLogger("ray.serve.trainyard")
 
 
@@ -127,7 +124,7 @@ class SharedReplica:
         """The version of a model, unless it is unknown or failed a moment ago."""
         version = self._versions.get(name)
         if version is None:
-            raise RequestError("not_found", "there is no such model here")
+            raise RequestError("not_found", f"no model named '{name}' here")
         if (wait := self._failed.get(name, 0) - time.monotonic()) > 0:
             raise _cannot_load(name, wait)
         return version
@@ -188,9 +185,8 @@ def describe_files(version: Version, options: ModelOptions) -> dict[str, Any]:
     predictor = PREDICTORS[task]
     about |= files | {"task": task, "example": dict(predictor.example)}
     about["parameters"] = json_schema(predictor.parameters)
-    if task in LABELED:
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
-        about["labels"] = [names[number] for number in sorted(names, key=int)]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    about["labels"] = predictor.label_names(config.get("id2label", {}))
     return about
 
 

@@ -1,0 +1,81 @@
+"""The first things to see of a server: the banner in its terminal, and the page at `/`."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+EXAMPLE = {"inputs": "…"}
+"""Request of a model whose own example is not known."""
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
+    "pre{overflow:auto;padding:.6rem;border:1px solid #8888;border-radius:.4rem}"
+    ":root{color-scheme:light dark}"
+)
+
+LANDING_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'none'"
+)
+
+
+def curl(base: str, model: str, example: Mapping[str, Any], *, key: bool) -> str:
+    """The shell command that sends `example` to a model; `key` adds the header of an API key."""
+    parts = [f"curl {shlex.quote(f'{base}/models/{model}')}", "-H 'Content-Type: application/json'"]
+    if key:
+        parts.append('-H "Authorization: Bearer $KEY"')
+    body = json.dumps(example, ensure_ascii=False)
+    return " ".join([*parts, "-d", shlex.quote(body)])
+
+
+def banner(
+    base: str, models: Iterable[str], example: Mapping[str, Any] = EXAMPLE, *, key: bool = False
+) -> str:
+    """Lines for the terminal of a server that is ready."""
+    names = list(models)
+    return "\n".join(
+        [
+            f"ready: {', '.join(f'{base}/models/{name}' for name in names)}",
+            f"  try         {curl(base, names[0], example, key=key)}",
+            f"  playground  {base}/playground#{quote(names[0], safe='')}",
+            f"  docs        {base}/docs",
+        ]
+    )
+
+
+def links(models: Iterable[str]) -> dict[str, Any]:
+    """The landing page for JSON clients: paths by name."""
+    pages = ("models", "docs", "playground", "openapi.json", "health", "ready")
+    return {
+        "name": "Trainyard",
+        **{page.removesuffix(".json"): f"/{page}" for page in pages},
+        "loaded": [f"/models/{name}" for name in models],
+    }
+
+
+def page(base: str, models: Iterable[str], loading: Iterable[str], command: str | None) -> str:
+    """The landing page for browsers; without a `command`, models are shown to API keys only."""
+    rows = [
+        f'<li><a href="playground#{quote(name, safe="")}">{escape(name)}</a> '
+        f'(<a href="models/{quote(name)}">about</a>)</li>'
+        for name in models
+    ]
+    rows += [f"<li>{escape(name)}: not loaded yet</li>" for name in loading]
+    if command is None:
+        shown = "<p>This server asks for an API key; send it as <code>Authorization: Bearer KEY</code>.</p>"
+    elif rows:
+        shown = f"<ul>{''.join(rows)}</ul><pre>{escape(command)}</pre>"
+    else:
+        shown = "<p>No model is loaded yet; reload this page in a moment.</p>"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Trainyard</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><main><h1>Trainyard</h1>"
+        f"<p>Models at <code>{escape(base)}/models</code>, in the shapes of the Hugging Face Inference "
+        f'API.</p>{shown}<p><a href="playground">Playground</a> · <a href="docs">API docs</a> · '
+        '<a href="openapi.json">OpenAPI</a> · <a href="models">Models</a> · <a href="ready">Ready?</a>'
+        "</p></main></body></html>"
+    )
