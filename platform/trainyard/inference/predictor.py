@@ -176,9 +176,15 @@ class Predictor(Tokenizing, ABC):
 
     @classmethod
     def label_names(cls, id2label: Mapping[Any, str]) -> list[str]:
-        """Names of a model's outputs by the `id2label` of its config; empty for tasks without labels."""
-        labeled = cls.auto_model.endswith("Classification")
-        return [id2label[number] for number in sorted(id2label, key=int)] if labeled else []
+        """Names of a model's outputs by the `id2label` of its config; empty for tasks without labels.
+
+        Raises:
+            KeyError: when its numbers are not those from 0 on.
+        """
+        if not cls.auto_model.endswith("Classification"):
+            return []
+        names = {int(number): name for number, name in id2label.items()}
+        return [names[i] for i in range(len(names))]
 
     def preprocess(self, inputs: Any, parameters: Mapping[str, Any] | None = None) -> Prepared:
         """Check and tokenize one request. A list as `inputs` gives a list of answers.
