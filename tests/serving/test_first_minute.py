@@ -31,7 +31,7 @@ class Loading(Echo):
     """Models of which two are not loaded yet."""
 
     def loading(self) -> dict[str, str]:
-        return {"slow": LOADING, "org/lost": FAILED}
+        return {"heavy": LOADING, "org/lost": FAILED}
 
     async def describe(self, name: str) -> dict[str, Any]:
         return {"task": "fill-mask", "example": {"inputs": f"It's <mask> of {name}."}}
@@ -54,7 +54,7 @@ def test_the_first_url_is_a_page_and_json_for_programs(tmp_path: Path) -> None:
     with serving(Loading("mail", "org/name")) as url:
         text = text_of(url, "/", accept="text/html,*/*")
         for part in (
-            'href="playground#org%2Fname"', 'href="models/org/name"', 'href="docs"', "slow: not loaded",
+            'href="playground#org%2Fname"', 'href="models/org/name"', 'href="docs"', "heavy: not loaded",
             f"curl {url}/models/mail -H &#x27;Content-Type: application/json&#x27;",
         ):  # fmt: skip
             assert part in text
@@ -72,7 +72,7 @@ def test_the_first_url_is_a_page_and_json_for_programs(tmp_path: Path) -> None:
         text = text_of(url, "/", accept="text/html") + json.dumps(ask(url, "GET", "/")[1])
         text += json.dumps(ask(url, "GET", "/openapi.json")[1])
         assert "asks for an API key" in text
-        assert not any(name in text for name in ("secret-project", "slow", "org/lost"))
+        assert not any(name in text for name in ("secret-project", "heavy", "org/lost"))
 
 
 def test_the_page_shows_hostile_text_as_text() -> None:
@@ -90,10 +90,10 @@ def test_the_command_to_copy_is_what_a_shell_sends() -> None:
 
 
 def test_a_model_that_still_loads_is_no_unknown_model(tmp_path: Path) -> None:
-    bearer, ring = with_keys(tmp_path, models=["mail", "slow"])
+    bearer, ring = with_keys(tmp_path, models=["mail", "heavy"])
     with serving(Loading("mail", "other")) as url:
         for method in ("POST", "GET"):
-            for name, why in (("slow", LOADING), ("org/lost", FAILED)):
+            for name, why in (("heavy", LOADING), ("org/lost", FAILED)):
                 status, answer, found = ask(url, method, f"/models/{name}")
                 assert (status, answer["error_type"]) == (503, "unavailable")
                 assert answer["error"] == f"model '{name}' {why}"
@@ -102,7 +102,7 @@ def test_a_model_that_still_loads_is_no_unknown_model(tmp_path: Path) -> None:
             assert status == 404
             assert answer["error"] == "no model named 'mial'; available: mail, other"
     with serving(Loading("mail", "other"), GatewayOptions(), ring) as url:
-        assert ask(url, path="/models/slow", authorization=bearer)[0] == 503
+        assert ask(url, path="/models/heavy", authorization=bearer)[0] == 503
         for name in ("org/lost", "other", "none"):  # nothing tells which of them exist
             assert ask(url, path=f"/models/{name}", authorization=bearer)[0] == 401
 

@@ -5,6 +5,7 @@ import gzip
 import http.client
 import json
 import re
+import socket
 import threading
 import time
 import zlib
@@ -198,6 +199,40 @@ def test_names_are_compared_without_case_port_and_brackets() -> None:
         assert [ask(url, host=host)[0] for host in hosts] == [200] * len(hosts)
         port = urlsplit(url).port
         assert ask(url, host=f"LOCALHOST:{port}", origin=f"http://localhost:{port}")[0] == 200
+
+
+def raw(url: str, *headers: str) -> int:
+    """The status of a request with these header lines, as they are."""
+    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as client:
+        lines = ["POST /models/mail HTTP/1.1", *headers, f"Content-Length: {len(BODY)}"]
+        client.sendall("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + BODY)
+        return int(client.recv(1000).split()[1])
+
+
+LOCAL, TYPE = "Host: 127.0.0.1", "Content-Type: application/json"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ((LOCAL, TYPE), 200), ((TYPE,), 200),
+        (("Host: localhost.:80", TYPE), 200), (("Host: 127.0.0.1:", TYPE), 200),
+        ((LOCAL, "Host: evil.example", TYPE), 400), (("Host: evil.example", LOCAL, TYPE), 400),
+        ((LOCAL, "Origin: http://127.0.0.1", f"Origin: {EVIL}", TYPE), 400),
+        (("Host: ", TYPE), 403), (("Host: [::1", TYPE), 403), (("Host: [::1]x", TYPE), 403),
+        (("Host: 127.0.0.1:x", TYPE), 403), (("Host: 127.0.0.1,evil", TYPE), 403),
+        (("Host: a@127.0.0.1", TYPE), 403),
+        (("Host: 0.0.0.0", TYPE), 403), (("Host: 127.1", TYPE), 403),
+        ((LOCAL, TYPE, "Content-Type: text/plain"), 415), ((LOCAL, "Content-Type: text/plain", TYPE), 415),
+        ((LOCAL, "Content-Type: text/plain; application/json"), 415),
+        ((LOCAL, TYPE, "Content-Encoding: gzip", "Content-Encoding: gzip"), 415),
+        ((LOCAL, TYPE, "Content-Encoding: identity", "Content-Encoding: br"), 415),
+    ],
+)  # fmt: skip
+def test_odd_and_repeated_headers_open_nothing(
+    url: str, headers: tuple[str, ...], status: int
+) -> None:
+    assert raw(url, *headers) == status
 
 
 def test_only_json_is_read(url: str, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from trainyard.serving.options import LOOPBACK, GatewayOptions
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
+HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^:@,/\[\]\s]*))(:[0-9]*)?")
+
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 
 access_log = logging.getLogger("ray.serve.trainyard.access")
@@ -120,6 +122,9 @@ class SourceCheck:
         """
         if request.scope["path"] in PROBES:
             return
+        for name in ("host", "origin"):
+            if len(request.headers.getlist(name)) > 1:
+                raise RequestError("malformed", f"the header {name.title()} is sent twice")
         host = request.headers.get("host")
         if self._hosts and host is not None and _host_name(host) not in self._hosts:
             raise RequestError(
@@ -142,10 +147,9 @@ class SourceCheck:
 
 
 def _host_name(host: str) -> str:
-    """The name in a `Host` header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].rstrip(".").lower()
+    """The name in a `Host` header, without its port; empty when it is no name."""
+    found = HOST.fullmatch(host.strip().lower())
+    return (found["address"] or found["name"].rstrip(".")) if found else ""
 
 
 class PendingBodies:
@@ -272,13 +276,18 @@ class Quotas:
         return self._limits[found]
 
 
+def _all(request: Request, name: str) -> str:
+    """A header; several of one name are one list, as HTTP has it."""
+    return ", ".join(request.headers.getlist(name))
+
+
 def check_media_type(request: Request, *, required: bool) -> None:
     """Accept JSON bodies only: a browser sends other types across origins without asking.
 
     Raises:
         RequestError: `media_type`, also for a body without a type when one is `required`.
     """
-    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    sent = _all(request, "content-type").partition(";")[0].strip().lower()
     if sent == "application/json" or (sent.startswith("application/") and sent.endswith("+json")):
         return
     if sent or required:
@@ -297,7 +306,7 @@ async def read_body(request: Request, limit: int, seconds: float, pending: Pendi
             `seconds`; `overloaded` when all pending bodies are too large; `left` when the client
             disconnected; `malformed` or `media_type` for a body that cannot be decoded.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = _all(request, "content-encoding").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip"):
         raise RequestError(
             "media_type", f"the body is encoded as {encoding[:100]}; send it plain or as gzip"

@@ -24,7 +24,7 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
         request = from_json(body.removeprefix(BYTE_ORDER_MARK), allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise RequestError(
-            "malformed", f"the body is no valid JSON: {' '.join(str(error).split())[:200]}"
+            "malformed", f"the body is no valid JSON in UTF-8: {' '.join(str(error).split())[:200]}"
         ) from None
     if not isinstance(request, dict) or "inputs" not in request:
         raise RequestError(
