@@ -98,9 +98,9 @@ def test_a_model_that_still_loads_is_no_unknown_model(tmp_path: Path) -> None:
                 assert (status, answer["error_type"]) == (503, "unavailable")
                 assert answer["error"] == f"model '{name}' {why}"
                 assert found["retry-after"] == "5"
-            status, answer, _ = ask(url, method, "/models/mial")
+            status, answer, _ = ask(url, method, "/models/maill")
             assert status == 404
-            assert answer["error"] == "no model named 'mial'; available: mail, other"
+            assert answer["error"] == "no model named 'maill'; available: mail, other"
     with serving(Loading("mail", "other"), GatewayOptions(), ring) as url:
         assert ask(url, path="/models/heavy", authorization=bearer)[0] == 503
         for name in ("org/lost", "other", "none"):  # nothing tells which of them exist
