@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from support.http_requests import Echo, ask, with_keys
 from support.serve_stand_ins import applications
 from support.serving_locally import free_port, serving
 from support.small_models import classifier
-from test_http_odds import Echo, ask, with_keys
 
 from trainyard.errors import UserError
 from trainyard.serving.gateway import deployment, discovery

@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import http.client
 import json
 import re
 import socket
@@ -14,13 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
-from support.serve_requests import JSON
+from support.http_requests import BODY, Echo, ask, with_keys
 from support.serving_locally import LocalModels, load, serving
 from support.small_models import classifier
 
 from trainyard.errors import UserError
-from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway import keys as keys_module
 from trainyard.serving.gateway.http import build_gateway
@@ -28,71 +25,13 @@ from trainyard.serving.gateway.keys import Key, KeyRing, new_key
 from trainyard.serving.gateway.limits import Quotas
 from trainyard.serving.options import GatewayOptions, HostOptions, check_name
 
-BODY = b'{"inputs": "bana"}'
 EVIL = "http://evil.example"
-
-
-class Echo:
-    """Models that answer with the body they got; `describe` waits for the gate."""
-
-    def __init__(self, *names: str) -> None:
-        self._names = sorted(names)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.described = 0
-
-    def names(self) -> list[str]:
-        return self._names
-
-    def waiting_for(self) -> list[str]:
-        return []
-
-    def loading(self) -> dict[str, str]:
-        return {}
-
-    async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        del seconds
-        return Answer(200, json.dumps([name, body.decode("utf-8", "replace")]).encode())
-
-    def stream(self, name: str, body: bytes, seconds: float) -> Any:
-        raise NotImplementedError
-
-    async def describe(self, name: str) -> dict[str, Any]:
-        self.described += 1
-        while not self.gate.is_set():
-            await asyncio.sleep(0.005)
-        return {"task": name}
-
-
-def ask(
-    url: str, method: str = "POST", path: str = "/models/mail", body: Any = BODY,
-    **headers: str,
-) -> tuple[int, Any, dict[str, str]]:  # fmt: skip
-    """Status, JSON (or text) and headers; a header of an empty value is left out."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
-    named = JSON | {key.replace("_", "-"): value for key, value in headers.items()}
-    connection.request(
-        method, path, None if method == "GET" else body, {k: v for k, v in named.items() if v}
-    )
-    response = connection.getresponse()
-    text = response.read()
-    connection.close()
-    found = {key.lower(): value for key, value in response.getheaders()}
-    is_json = found.get("content-type") == "application/json" and text
-    return response.status, json.loads(text) if is_json else None, found
 
 
 @pytest.fixture(scope="module")
 def url() -> Any:
     with serving(Echo("mail", "org/name"), GatewayOptions(body_bytes=20_000)) as url:
         yield url
-
-
-def with_keys(folder: Path, **more: Any) -> tuple[str, KeyRing]:
-    secret, key = new_key("all")
-    entry = key.model_dump(mode="json", exclude_none=True) | more
-    (folder / "keys.yaml").write_text(yaml.safe_dump([entry]))
-    return f"Bearer {secret}", KeyRing(str(folder / "keys.yaml"))
 
 
 @pytest.mark.parametrize("method", ["POST", "GET", "HEAD"])
