@@ -170,6 +170,23 @@ def test_the_best_of_a_runs_evaluations_must_win_by_more() -> None:
     ].startswith("A is better than B")
 
 
+def test_a_correlation_of_the_best_must_win_by_more_too() -> None:
+    """Only its interval decides: there is no p value."""
+    rng = np.random.default_rng(0)
+    truth, first, second = rng.normal(2.5, 1, 200), rng.normal(0, 1, 200), rng.normal(0, 1, 200)
+    logits = [(truth + noise)[:, None] for noise in (0.68 * first, second)]
+
+    def verdicts(selection: Selection) -> set[str]:
+        found = compare(
+            get_task("stsb"), *logits, truth, names=("A", "B"), seed=0, selections=(selection, NONE)
+        )
+        return {metric["verdict"] for metric in found["metrics"].values()}
+
+    assert verdicts(NONE) == {"better"}
+    chosen = Selection(kind="epochs", sentence="", candidates=12)
+    assert verdicts(chosen) == {"not distinguishable"}
+
+
 def test_the_best_of_trials_is_not_called_better() -> None:
     found = judged(40, TRIALS, NONE)
     assert found["metrics"]["accuracy"]["verdict"] == WITHHELD
