@@ -174,12 +174,13 @@ def test_a_correlation_of_the_best_must_win_by_more_too() -> None:
     """Only its interval decides: there is no p value."""
     rng = np.random.default_rng(0)
     truth, first, second = rng.normal(2.5, 1, 200), rng.normal(0, 1, 200), rng.normal(0, 1, 200)
-    logits = [(truth + noise)[:, None] for noise in (0.68 * first, second)]
+    ours, theirs = ((truth + noise)[:, None] for noise in (0.68 * first, second))
 
     def verdicts(selection: Selection) -> set[str]:
         found = compare(
-            get_task("stsb"), *logits, truth, names=("A", "B"), seed=0, selections=(selection, NONE)
-        )
+            get_task("stsb"), ours, theirs, truth,
+            names=("A", "B"), seed=0, selections=(selection, NONE),
+        )  # fmt: skip
         return {metric["verdict"] for metric in found["metrics"].values()}
 
     assert verdicts(NONE) == {"better"}
