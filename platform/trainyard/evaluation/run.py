@@ -225,12 +225,12 @@ def evaluate(config: EvalConfig) -> Evaluation:
     }
     name = config.resolved_run_name(splits.task.name)
     folder = JobFolder(storage_folder(config.storage_path) / name)
-    folder.create()
     for note in splits.notes:
         say(note)
-    stage(f"starting {config.num_workers} worker process(es)")
-    with ray_session(config):
-        data, logits = _predict(config, splits, models, folder.path)
+    with folder.created():
+        stage(f"starting {config.num_workers} worker process(es)")
+        with ray_session(config):
+            data, logits = _predict(config, splits, models, folder.path)
     stage("computing intervals, slices and calibration")
     found = {
         name: _evaluate_split(

@@ -25,7 +25,7 @@ A suite holds one run folder a (task, seed), and its table: glue.json glue.md gl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _GUARDS = {LEASE, lock_name(LEASE)}
 _REQUESTS = "*-request*"
+_LOG = "log.txt"
 
 
 def storage_folder(path: str) -> Path:
@@ -123,6 +124,21 @@ class JobFolder:
             raise unwritable(self.path, error) from error
         Disk(self.path).clock()
 
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """Create the folder, and remove it again when the block is refused before it has a record."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.create()
+        try:
+            yield
+        except UserError:
+            if self.path in missing and self.mirror is None and not self.names():
+                (self.path / _LOG).unlink(missing_ok=True)
+            for folder in missing:  # the innermost first
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+
     def address(self, name: str = "") -> str:
         """Return the path or URL of a part of the job."""
         if self.mirror is not None:
@@ -132,8 +148,10 @@ class JobFolder:
     @contextmanager
     def lease(self, patience: float = 0.0) -> Iterator[Lease]:
         """Create the folder and hold the right to run under its name, see `Lease`."""
-        self.create()
-        with Lease(*self._stored(LEASE), f"{self.KIND} '{self.path.name}'", patience) as lease:
+        with (
+            self.created(),
+            Lease(*self._stored(LEASE), f"{self.KIND} '{self.path.name}'", patience) as lease,
+        ):
             above, self.fence = self.fence, lease.fence(self.fence)
             try:
                 for pattern in (scratch_pattern(), _REQUESTS):
@@ -211,7 +229,7 @@ class JobFolder:
         return sorted(
             path.name
             for path in self.path.iterdir()
-            if path.name not in {LEASE, "log.txt"}
+            if path.name not in {LEASE, _LOG}
             and not any(path.match(p) for p in (scratch_pattern(), lock_name("*"), _REQUESTS))
         )
 
