@@ -77,7 +77,7 @@ JOBS: dict[str, Job] = {
             "train --config mail.yaml --seed 1",
             "train --task mrpc --num-workers 2 --train-batch-size 32",
         ),
-        needs=("train_file", "task", "data_dir"),
+        needs=("train_file", "dataset_name", "task", "data_dir"),
     ),
     "tune": Job(
         "Search hyperparameters, and say how sure the winner is.",
@@ -87,7 +87,7 @@ JOBS: dict[str, Job] = {
             "tune --train-file mail.csv --num-trials 8",
             "tune --config mail.yaml --space wide --searcher optuna",
         ),
-        needs=("train_file", "task", "data_dir"),
+        needs=("train_file", "dataset_name", "task", "data_dir"),
     ),
     "eval": Job(
         "Evaluate a model on labeled rows: intervals, errors, calibration, comparison.",

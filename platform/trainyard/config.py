@@ -158,7 +158,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
         )
 
     def _check_test_rows(self) -> None:
-        if self.test_file and not self.train_file:
+        if self.test_file and not self.is_own:
             raise UserError(
                 "--test-file describes your own data, but there is no --train-file; add it"
             )

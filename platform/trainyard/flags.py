@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from trainyard.aliases import flag as flag
@@ -230,7 +231,13 @@ class DataFlags(FileFlags):
     data_dir: str | None = None
     """Folder with <task>/<split>.parquet in the Hub's schema. Default: the data set on the Hub."""
     train_file: str | None = None
-    """Own data instead of a task: .csv, .tsv, .json, .jsonl or .parquet."""
+    """Own data instead of a task: .csv, .tsv, .json, .jsonl or .parquet; a pattern such as 'mail-*.csv',
+    or several of them separated by commas."""
+    dataset_name: str | None = added(None, before=None)
+    """Own data: data set of the Hub, or its folder, instead of --train-file. Its splits train and
+    validation are used."""
+    dataset_config_name: str | None = added(None, before=None)
+    """Own data: configuration of --dataset-name."""
     validation_file: str | None = None
     """Own validation data. Default: a seeded tenth of --train-file."""
     split_version: Literal[1, 2] | None = recorded(before=1, now=SPLIT_VERSION)
@@ -258,21 +265,35 @@ class DataFlags(FileFlags):
             "validation_file", "text_column", "text_pair_column", "label_column", "problem_type",
             "delimiter", "encoding", "drop_labels", "merge_similar_labels",
         )  # fmt: skip
-        for name in ("data_dir", "task") if self.train_file else own:
+        if self.dataset_config_name and not self.dataset_name:
+            raise UserError("--dataset-config-name needs --dataset-name; add it")
+        source = "--dataset-name" if self.dataset_name else "--train-file"
+        others = ("train_file", "validation_file") if self.dataset_name else ()
+        for name in (*others, "data_dir", "task") if self.is_own else own:
             if getattr(self, name) == getattr(DataFlags, name):
                 continue
-            if self.train_file:
+            if self.is_own:
                 raise UserError(
-                    f"--train-file and {flag(name)} name two sources of data; give one of them"
+                    f"{source} and {flag(name)} name two sources of data; give one of them"
                 )
             raise UserError(
                 f"{flag(name)} describes your own data, but there is no --train-file; add it"
             )
 
     @property
+    def is_own(self) -> bool:
+        """Return whether the rows are the user's own, not a known task's."""
+        return bool(self.train_file or self.dataset_name)
+
+    @property
     def source(self) -> str:
         """Name of the data in the names of runs."""
-        return "own" if self.train_file else self.task
+        return "own" if self.is_own else self.task
+
+    @property
+    def data_name(self) -> str:
+        """Name of the data for people: that of its file or data set, or the task."""
+        return self.dataset_name or (Path(self.train_file).stem if self.train_file else self.task)
 
     @property
     def split_rules(self) -> int:

@@ -12,7 +12,8 @@ Config = TypeVar("Config")
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "data": (
-        "train_file", "validation_file", "test_file", "input_file", "task", "data_dir", "splits",
+        "train_file", "dataset_name", "dataset_config_name", "validation_file", "test_file",
+        "input_file", "task", "data_dir", "splits",
         "text_column", "text_pair_column", "label_column", "problem_type", "drop_labels",
         "merge_similar_labels", "delimiter", "encoding", "test_share", "data_seed",
         "split_version", "max_train_samples",

@@ -4,6 +4,7 @@ from .columns import TextFormat as TextFormat
 from .columns import did_you_mean as did_you_mean
 from .columns import listing as listing
 from .demo import EXAMPLES as EXAMPLES
+from .files import files_of as files_of
 from .files import read_rows as read_rows
 from .held_out import normalize_text as normalize_text
 from .labels import LabelEncoder as LabelEncoder
@@ -35,6 +36,7 @@ from .splits import (
 from .splits import (
     split_rows as split_rows,
 )
+from .tables import as_file as as_file
 from .token_table import TokenTable as TokenTable
 from .tokenize import (
     PreparedData as PreparedData,

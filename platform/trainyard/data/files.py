@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,23 @@ _NOT_DATA = {
     b"PK\x03\x04": "is a ZIP archive or a workbook; unpack it, or save the sheet as CSV",
 }
 """Faults of files by their first bytes."""
+
+
+def files_of(pattern: str) -> tuple[Path, ...]:
+    """Return the files of a path, of a pattern, or of several separated by commas.
+
+    Raises:
+        UserError: A pattern matches no file.
+    """
+    if Path(pattern).exists():
+        return (Path(pattern),)
+    found: list[Path] = []
+    for part in pattern.split(","):
+        matches = sorted(map(Path, glob(part))) if has_magic(part) else [Path(part)]  # noqa: PTH207
+        if not matches:
+            raise UserError(f"no file matches {part}; correct the pattern")
+        found += matches
+    return tuple(found)
 
 
 def check_file(path: Path) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.data.columns import Batch, TextFormat, did_you_mean, listing
-from trainyard.data.files import check_file, read_rows
+from trainyard.data.files import check_file, files_of, read_rows
 from trainyard.data.held_out import VERSIONS, Parts, normalize_text, text_hashes
 from trainyard.data.labels import LabelEncoder, discover_labels
 from trainyard.data.parquet_files import class_label_names
+from trainyard.data.tables import hub_files
 from trainyard.errors import UserError
 from trainyard.flags import DataFlags
 from trainyard.storage import file_digest
@@ -32,9 +33,10 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class OwnFile:
-    """One file read with one set of columns; the stream can be restarted."""
+    """One file, or several as one, read with one set of columns; the stream can be restarted."""
 
     path: Path
+    """A file, or a pattern as `files_of` reads it."""
     text_columns: tuple[str, ...]
     label_column: str
     problem_type: ProblemType
@@ -50,18 +52,24 @@ class OwnFile:
         """Yield the rows without those whose labels are dropped; collect these labels in `dropped`."""
         dropped = set() if dropped is None else dropped
         first_row = 0
-        for batch in read_rows(
-            self.path,
-            self.text_columns,
-            self.label_column,
-            self.problem_type,
-            text_format=self.text_format,
-            class_names=self.class_names,
-            text_lists=self.text_lists,
-        ):
-            kept = self._without_dropped(batch, dropped)
-            yield replace(kept, first_row=first_row)
-            first_row += len(kept)
+        for path in files_of(str(self.path)):
+            for batch in read_rows(
+                path,
+                self.text_columns,
+                self.label_column,
+                self.problem_type,
+                text_format=self.text_format,
+                class_names=self.class_names,
+                text_lists=self.text_lists,
+            ):
+                kept = self._without_dropped(batch, dropped)
+                yield replace(kept, first_row=first_row)
+                first_row += len(kept)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content of the file, or of each of them."""
+        return " ".join(file_digest(path) for path in files_of(str(self.path)))
 
     def _without_dropped(self, batch: Batch, dropped: set[str | float]) -> Batch:
         labels = batch.labels or []
@@ -106,9 +114,10 @@ class OwnFile:
 
     def label_order(self) -> Sequence[str]:
         """Return the label names stored in the file, in the order of their class ids."""
-        if not self.class_names or self.path.suffix.lower() != ".parquet":
+        first = files_of(str(self.path))[0]
+        if not self.class_names or first.suffix.lower() != ".parquet":
             return ()
-        check_file(self.path)
+        check_file(first)
         return class_label_names(self.path, self.label_column)
 
     @property
@@ -169,7 +178,10 @@ def survey(config: DataFlags) -> OwnData:
         drop_labels=tuple(config.drop_labels),
         merge_similar_labels=config.merge_similar_labels,
     )
-    train = read(Path(config.train_file or ""))
+    files = config.train_file or "", config.validation_file
+    if config.dataset_name:
+        files = hub_files(config.dataset_name, config.dataset_config_name)
+    train = read(Path(files[0]))
     notes: list[str] = []
     dropped: set[str | float] = set()
     rows = _counting_empty(train, notes, dropped)
@@ -177,7 +189,7 @@ def survey(config: DataFlags) -> OwnData:
     for _ in rows:  # a regression has no labels to discover, but its rows are checked too
         pass
     validation, test = (
-        read(Path(path)) if path else None for path in (config.validation_file, config.test_rows[0])
+        read(Path(path)) if path else None for path in (files[1], config.test_rows[0])
     )
     for further in (validation, test):
         for batch in _counting_empty(further, notes, dropped) if further else ():
@@ -202,7 +214,7 @@ def survey(config: DataFlags) -> OwnData:
         validation,
         test,
         tuple(notes),
-        repr((file_digest(train.path), texts, config.label_column, problem_type, *train.options)),
+        repr((train.digest, texts, config.label_column, problem_type, *train.options)),
     )
 
 

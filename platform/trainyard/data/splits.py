@@ -80,7 +80,7 @@ def find_splits(
         UserError: The task is unknown, a folder would be ignored, a file or column is missing, or a
             row cannot be used.
     """
-    if config.train_file:
+    if config.is_own:
         own = _own_splits(config)
         own = replace(own, task=with_metrics(own.task, *config.further_metrics))
         return _with_tests(_limit(own, config), config.test_rows[1])
@@ -167,7 +167,7 @@ def _own_splits(config: DataFlags) -> Splits:
             Split("train", data.fingerprint, stream),
             Split(
                 "validation",
-                data.fingerprint + file_digest(data.validation.path),
+                data.fingerprint + data.validation.digest,
                 partial(data.validation.encoded, data.encoder),
             ),
         ]
@@ -179,9 +179,10 @@ def _own_splits(config: DataFlags) -> Splits:
             Split(name, f"{data.fingerprint} {name} part, {drawn}", partial(stream, part))
             for name, part in zip(("train", "validation"), parts, strict=True)
         ]
-        notes = (*notes, _held_out_note(config, data.train.path.name, *map(len, parts)))
+        name = config.dataset_name or data.train.path.name
+        notes = (*notes, _held_out_note(config, name, *map(len, parts)))
     if data.test is not None:
-        digest = data.fingerprint + file_digest(data.test.path)
+        digest = data.fingerprint + data.test.digest
         splits.append(Split(TEST, digest, partial(data.test.encoded, data.encoder)))
     return Splits(data.task, splits, notes)
 

@@ -113,7 +113,8 @@ def _role(
     trained = record["config"]
     if config.validation_file:
         return _role_of_file(record, Path(config.validation_file))
-    if trained.get("train_file") or trained.get("task") != task:
+    own = trained.get("train_file") or trained.get("dataset_name")
+    if own or trained.get("task") != task:
         return "other"
     sources = record.get("data_sources")
     if sources is None:  # runs of earlier versions have no record of them

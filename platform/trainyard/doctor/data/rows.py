@@ -87,7 +87,7 @@ class Rows:
 
 def all_splits(config: DataFlags) -> tuple[Splits, list[str]]:
     """Return every split of the data, labeled or not, and the names of absent splits."""
-    if config.train_file:
+    if config.is_own:
         return find_splits(config), []
     task = get_task(config.task)
     names = [*([task.train_split] if task.train_split else []), *task.evaluation_splits]

@@ -136,9 +136,11 @@ class Run(Job):
 
     @property
     def data(self) -> str:
-        """Name of the data set: the task, or the file name of a user's own training data."""
+        """Name of the data set: the task, or the name of a user's own training data."""
+        if stored := words(self.record.get("data_name") or ""):
+            return stored
         file = self.config.get("train_file")
-        return Path(file).name if isinstance(file, str) and file else self.task
+        return Path(file).stem if isinstance(file, str) and file else self.task
 
     @property
     def model(self) -> str:

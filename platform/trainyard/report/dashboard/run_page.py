@@ -77,7 +77,12 @@ def problems(found: Run | Sweep) -> list[Part]:
 
 def config_section(config: Mapping[str, Any]) -> Section:
     """The config as it was written, without secrets."""
-    facts = [(name, without_secrets(words(value))) for name, value in config.items()]
+    own = config.get("train_file") or config.get("dataset_name")  # then the task is unused
+    facts = [
+        (name, without_secrets(words(value)))
+        for name, value in config.items()
+        if not (own and name == "task")
+    ]
     content = Facts(facts) if facts else Text("No config has been written yet.", "note")
     return Section("Config", [content], folded=True)
 

@@ -115,7 +115,7 @@ def model_card(
             "---",
             f"# {run['name']}",
             "",
-            f"`{config.model_name_or_path}` fine-tuned on `{task.name}` ({task.problem_type}) by "
+            f"`{config.model_name_or_path}` fine-tuned on `{config.data_name}` ({task.problem_type}) by "
             "Trainyard.",
             "",
             "## Results",

@@ -10,7 +10,7 @@ from typing import Any
 from trainyard.batching import PLAN_VERSION
 from trainyard.cluster import TOKENIZERS, ray_session, room_asked_for, worker_resources
 from trainyard.config import TrainConfig
-from trainyard.data import PreparedData, find_splits, prepare, warnings
+from trainyard.data import PreparedData, files_of, find_splits, prepare, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
 from trainyard.evaluation import figures, one_answer_words, one_answers
@@ -111,7 +111,7 @@ def fit(
         begun = folder.read()
         # A run that failed before its first attempt was recorded has no config.
         config = config.as_begun(begun.get("config"))
-        if config.train_file and config.split_rules < SPLIT_VERSION:
+        if config.is_own and config.split_rules < SPLIT_VERSION:
             say(
                 f"run {folder.path.name} keeps split version {config.split_rules}, with which it began; "
                 f"--fresh splits its rows by version {SPLIT_VERSION}"
@@ -209,6 +209,7 @@ def _open_record(
             "numerics_version", 1 if "config" in record else NUMERICS_VERSION
         ),
         config=asdict(config),
+        data_name=config.data_name,
         data_fingerprint=data.fingerprint,
         data_sources=dict(data.sources),
         data_files=record.get("data_files") or _file_digests(config),
@@ -225,7 +226,11 @@ def _open_record(
 def _file_digests(config: TrainConfig) -> dict[str, str]:
     """Digest of each of the user's own files: an evaluation recognizes them under any name."""
     names = ("train_file", "validation_file", "test_file")
-    return {name: file_digest(path) for name in names if (path := getattr(config, name))}
+    return {
+        name: " ".join(map(file_digest, files_of(path)))
+        for name in names
+        if (path := getattr(config, name))
+    }
 
 
 def _supervise(

@@ -1,0 +1,70 @@
+"""Data that is no file: tables of a Python session, and data sets of the Hub, as Parquet files."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import UserError
+
+
+def as_file(rows: Any) -> str:
+    """Store a table as Parquet and return its path, for `TrainConfig(train_file=…)`.
+
+    The name of the file is a hash of its content, so equal tables make equal runs.
+
+    Args:
+        rows: pandas or polars DataFrame, Arrow table, or `datasets.Dataset`.
+
+    Raises:
+        UserError: `rows` is none of these.
+    """
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if isinstance(rows, datasets.Dataset):
+        table = rows.with_format("arrow")[:]
+        table = table.replace_schema_metadata(rows.features.arrow_schema.metadata)
+    elif isinstance(rows, pa.Table):
+        table = rows
+    elif hasattr(rows, "to_arrow"):  # polars
+        table = rows.to_arrow()
+    elif hasattr(rows, "columns") and hasattr(rows, "dtypes"):
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+    else:
+        raise UserError(
+            f"{type(rows).__name__} is no table; give a pandas or polars DataFrame, an Arrow table or a "
+            "datasets.Dataset"
+        )
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "trainyard"
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f".{os.getpid()}.parquet"
+    pq.write_table(table, scratch)
+    path = folder / f"{hashlib.sha256(scratch.read_bytes()).hexdigest()[:16]}.parquet"
+    scratch.replace(path)
+    return str(path)
+
+
+def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
+    """Load a data set of the Hub; return the files of its train and validation splits.
+
+    Raises:
+        UserError: It cannot be loaded, or has no split `train`.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        splits = datasets.load_dataset(name, config_name)
+    except (OSError, ValueError) as error:  # bases of the errors of datasets and huggingface_hub
+        raise UserError(
+            f"data set {name} could not be loaded ({' '.join(str(error).split())[:200]}); check "
+            "--dataset-name and --dataset-config-name, or give its files with --train-file"
+        ) from error
+    if "train" not in splits:
+        raise UserError(
+            f"data set {name} has no split train, only {', '.join(splits)}; give a file with --train-file"
+        )
+    validation = splits.get("validation")
+    return as_file(splits["train"]), None if validation is None else as_file(validation)

@@ -1,0 +1,102 @@
+"""Several files as one, tables of a Python session, data sets of the Hub."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from trainyard.config import TrainConfig
+from trainyard.data import as_file, find_splits
+from trainyard.errors import UserError
+
+
+def rows_of(config: TrainConfig) -> list[list[tuple[str, int]]]:
+    return [
+        [
+            row
+            for batch in split.batches()
+            for row in zip(batch["text"].to_pylist(), batch["label"].to_pylist(), strict=True)
+        ]
+        for split in find_splits(config).splits
+    ]
+
+
+@pytest.fixture
+def mail(tmp_path: Path) -> Path:
+    (tmp_path / "mail-1.csv").write_text("text,label\na,ham\nb,spam\n")
+    (tmp_path / "mail-2.jsonl").write_text('{"text": "c", "label": "ham"}\n')
+    (tmp_path / "held.csv").write_text("text,label\nd,spam\n")
+    return tmp_path
+
+
+def test_several_files_are_one(mail: Path) -> None:
+    held = str(mail / "held.csv")
+    expected = [[("a", 0), ("b", 1), ("c", 0)], [("d", 1)]]
+    first, second = mail / "mail-1.csv", mail / "mail-2.jsonl"
+    for pattern in (str(mail / "mail-*"), f"{first},{second}"):
+        config = TrainConfig(train_file=pattern, validation_file=held)
+        assert rows_of(config) == expected
+    before = find_splits(config).splits[0].fingerprint
+    second.write_text('{"text": "c", "label": "spam"}\n')
+    assert find_splits(config).splits[0].fingerprint != before
+    one = TrainConfig(train_file=str(first), validation_file=held)
+    assert find_splits(one).splits[0].fingerprint != before
+    second.write_text('{"text": "c"}\n')
+    with pytest.raises(UserError, match=r"mail-2\.jsonl line 1 has no column 'label'"):
+        find_splits(config)
+    with pytest.raises(UserError, match=r"no file matches .*nothing-\*\.csv; correct the pattern"):
+        find_splits(TrainConfig(train_file=str(mail / "nothing-*.csv")))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pa.table, datasets.Dataset.from_dict])
+def test_tables_of_a_session_are_files(kind: Any) -> None:
+    rows = {"text": ["a", "b"], "label": ["ham", "spam"]}
+    path = as_file(kind(rows))
+    assert as_file(kind(rows)) == path, "equal tables make equal runs"
+    assert as_file(kind({**rows, "text": ["a", "c"]})) != path
+    assert rows_of(TrainConfig(train_file=path, validation_file=path))[0] == [("a", 0), ("b", 1)]
+
+
+def test_names_of_classes_come_with_a_data_set() -> None:
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["spam", "ham"])
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    path = as_file(rows)
+    assert find_splits(TrainConfig(train_file=path, validation_file=path)).task.labels == (
+        "spam",
+        "ham",
+    )
+    with pytest.raises(UserError, match="list is no table; give a pandas or polars DataFrame"):
+        as_file([1])
+
+
+def test_a_data_set_by_name(mail: Path) -> None:
+    folder = mail / "set"
+    folder.mkdir()
+    (folder / "train.csv").write_text("body,kind\na,ham\nb,spam\n")
+    (folder / "validation.csv").write_text("body,kind\nd,spam\n")
+    config = TrainConfig(dataset_name=str(folder), text_column="body", label_column="kind")
+    assert rows_of(config) == [[("a", 0), ("b", 1)], [("d", 1)]]
+    assert config.source == "own"
+    assert config.identity() != TrainConfig().identity()
+    with pytest.raises(UserError, match="--dataset-name and --train-file name two sources of data"):
+        TrainConfig(dataset_name="a/b", train_file="a.csv")
+    with pytest.raises(UserError, match="--dataset-config-name needs --dataset-name"):
+        TrainConfig(dataset_config_name="b")
+    with pytest.raises(UserError, match="data set nowhere/nothing could not be loaded"):
+        find_splits(TrainConfig(dataset_name="nowhere/nothing"))
+
+
+def test_data_is_named_after_its_source() -> None:
+    assert TrainConfig(train_file="data/mail.csv").data_name == "mail"
+    assert TrainConfig(dataset_name="org/mail").data_name == "org/mail"
+    assert TrainConfig(task="mrpc").data_name == "mrpc"
