@@ -105,6 +105,8 @@ class RunProcess:
                 self._permit(resume=False)
                 self._next_event(POLL_SECONDS)
             self._run.stop_request.unlink(missing_ok=True)
+        if self._trial is None:
+            return
         # A predecessor that was killed may have left its lease, and workers that still train.
         with self._run.lease(TAKEOVER_SECONDS):
             if self._run.read().get("status") not in ENDED:

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _GUARDS = {LEASE, lock_name(LEASE)}
-_REQUESTS = "*-request*"
+_REQUEST_NAMES = ("stop-request", "restart-request")
+_REQUESTS = [f"{name}*" for name in _REQUEST_NAMES]
 _LOG = "log.txt"
 
 
@@ -154,7 +155,7 @@ class JobFolder:
         ):
             above, self.fence = self.fence, lease.fence(self.fence)
             try:
-                for pattern in (scratch_pattern(), _REQUESTS):
+                for pattern in (scratch_pattern(), *_REQUESTS):
                     for left in self.path.glob(pattern):
                         discard(left)
                 yield lease
@@ -230,7 +231,7 @@ class JobFolder:
             path.name
             for path in self.path.iterdir()
             if path.name not in {LEASE, _LOG}
-            and not any(path.match(p) for p in (scratch_pattern(), lock_name("*"), _REQUESTS))
+            and not any(path.match(p) for p in (scratch_pattern(), lock_name("*"), *_REQUESTS))
         )
 
     def clear(self) -> None:
@@ -317,7 +318,9 @@ class RunFolder(JobFolder):
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
             self.mirror.pull("run.json", "metrics.jsonl", "progress.json")
-            self.mirror.delete(name for name in self.mirror.names() if Path(name).match(_REQUESTS))
+            self.mirror.delete(
+                name for name in self.mirror.names() if name.startswith(_REQUEST_NAMES)
+            )
 
     def share_tables(self, tables: Mapping[str, Path]) -> None:
         """Make the tokenized splits visible to other nodes."""
