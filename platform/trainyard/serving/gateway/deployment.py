@@ -86,8 +86,11 @@ def check_exposure(keys: KeyRing, host: str) -> None:
 def check_port(host: str, port: int) -> None:
     """Refuse a port at which another server listens, too: Linux would share the clients out.
 
-    Serve opens its port so that several processes may have it. Its own processes here descend from
-    the raylet that is this process's parent.
+    Serve opens its port so that several processes of one user may have it. Its own processes here
+    descend from the raylet that is this process's parent.
+
+    Raises:
+        UserError: with the number of the other process.
     """
     try:
         connections = psutil.net_connections("tcp")
@@ -98,11 +101,10 @@ def check_port(host: str, port: int) -> None:
             continue
         if found.laddr.ip not in {host, *WILDCARDS} and host not in WILDCARDS:
             continue
-        if found.pid is None or not _is_ours(found.pid):
-            owner = "a process of another user" if found.pid is None else f"process {found.pid}"
+        if found.pid is not None and not _is_ours(found.pid):  # None: another user's
             raise UserError(
-                f"port {port} is in use already by {owner}, and answers would come from either server at "
-                "random; stop it, or set another `port` in http_options"
+                f"port {port} is in use already by process {found.pid}, and answers would come from "
+                "either server at random; stop it, or set another `port` in http_options"
             )
 
 
