@@ -116,6 +116,7 @@ def test_loading_models_are_known_by_the_configuration(monkeypatch: pytest.Monke
         "mail": {"deployments": [{"user_config": {"source": "m"}}]},
         "two": {"args": {"name": "org/two"}, "deployments": [{"user_config": {"source": "m"}}]},
         "rare": {"deployments": [{"user_config": {"models": {"a": {}, "b": {}}}}]},
+        "odd": {"args": {"name": 5}, "deployments": [{"user_config": {"models": 7}}]},
         "trainyard": None,
     }
     applications(
@@ -129,7 +130,7 @@ def test_loading_models_are_known_by_the_configuration(monkeypatch: pytest.Monke
     import asyncio
 
     asyncio.run(models.refresh())
-    names = ("mail", "a", "b", "sentiment")
+    names = ("mail", "a", "b", "5", "sentiment")
     assert models.loading() == {"org/two": FAILED, **dict.fromkeys(names, LOADING)}
 
 

@@ -153,7 +153,9 @@ class ServeModels:
             for deployment in config.get("deployments") or ():
                 shared = (deployment.get("user_config") or {}).get("models")
                 one = (config.get("args") or {}).get("name") or name
-                configured |= dict.fromkeys(shared or [one], name)
+                # Of any type: the replicas check them, and refuse what is wrong.
+                names = shared if isinstance(shared, Mapping) else [one]
+                configured |= dict.fromkeys(map(str, names), name)
         states = {app: applications[app].status for app in waiting}
         return {
             model: FAILED if states[app] == "DEPLOY_FAILED" else LOADING
