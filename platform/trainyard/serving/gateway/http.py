@@ -145,16 +145,13 @@ def build_gateway(
     def names_for(key: Key | None) -> list[str]:
         return [name for name in models.names() if key is None or key.opens(name)]
 
-    def loading_for(key: Key | None) -> dict[str, str]:
-        return {n: why for n, why in models.loading().items() if key is None or key.opens(n)}
-
     def admit(request: Request, name: str | None = None) -> Key | None:
         """Check key, model and quota of a request."""
         key = keys.admit(request.headers.get("authorization"), name)
         request.state.key = key.name if key else ""
         names = names_for(key)
         if name is not None and name not in names:
-            if (reason := loading_for(key).get(name)) is not None:
+            if (reason := models.loading().get(name)) is not None:
                 raise RequestError("unavailable", f"model '{name}' {reason}", LOADING_SECONDS)
             listed = f"available: {', '.join(names)}" if names else "none is available yet"
             raise RequestError("not_found", f"no model named '{name[:100]}'; {listed}")
