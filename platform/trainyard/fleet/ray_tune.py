@@ -150,6 +150,10 @@ class _Watch(tune.Callback):
     def __init__(self, fleet: "Fleet", on_end: Callable[[RunSpec, Ended], None]) -> None:
         self._fleet, self._on_end = fleet, on_end
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune stores its callbacks, and a bar of progress cannot be stored."""
+        return {}
+
     def on_trial_start(self, *, trial: "Trial", **_: Any) -> None:
         self._fleet.start(trial.trial_id, trial.config["spec"])
 
