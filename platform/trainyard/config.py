@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from trainyard import deepspeed_json
 from trainyard.errors import UserError
 from trainyard.flags import (
     DataFlags,
@@ -12,9 +13,13 @@ from trainyard.flags import (
     WorkerFlags,
     added,
     check_precision,
+    flag,
     sha256_of,
 )
 from trainyard.tasks import Task
+
+GPU_STRATEGIES = ("deepspeed",)
+"""Strategies that are refused on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,16 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """Distribution of the model over workers: copies, or shards (FSDP2, DeepSpeed ZeRO)."""
     zero_stage: Literal[2, 3] = 2
     """ZeRO stage with --strategy deepspeed."""
+    zero_offload: Literal["none", "cpu"] = added("none", before="none")
+    """Memory of the optimizer's state and step with --strategy deepspeed: the GPU's, or the host's."""
+    fsdp_offload: bool = added(False, before=False)
+    """With --strategy fsdp, keep weights, gradients and optimizer state in the host's memory."""
+    deepspeed_config: str | None = added(None, before=None)
+    """JSON file of DeepSpeed, merged over ours; keys that flags set must agree with them. A run's name
+    depends on its content."""
+    deterministic: bool = added(True, before=True)
+    """On GPUs, compute the same bits in each run of the same command, at some cost in speed. CPUs always
+    do."""
     pad_to_multiple_of: int | None = None
     """Pad a micro-batch to its longest row, rounded up to a multiple of this. Default: 8 with mixed
     precision, else 1."""
@@ -128,14 +143,28 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
         self._check_batches()
         self._check_test_rows()
         check_precision(self.mixed_precision, use_gpu=self.use_gpu)
-        if self.strategy != "ddp" and not self.use_gpu:  # Accelerate would copy the model instead
-            raise UserError(
-                f"--strategy {self.strategy} needs GPUs: add --use-gpu, or use --strategy ddp"
-            )
+        self._check_strategy()
         if self.loop == "trainer" and self.strategy != "ddp":
             raise UserError(
                 f"--loop trainer runs with --strategy ddp only, not {self.strategy}; drop one of the two"
             )
+
+    def _check_strategy(self) -> None:
+        if self.strategy in GPU_STRATEGIES and not self.use_gpu:
+            raise UserError(
+                f"--strategy {self.strategy} needs GPUs: add --use-gpu, or use --strategy fsdp"
+            )
+        for name, strategy in (
+            ("fsdp_offload", "fsdp"), ("zero_offload", "deepspeed"), ("deepspeed_config", "deepspeed"),
+        ):  # fmt: skip
+            if getattr(self, name) != getattr(TrainConfig, name) and self.strategy != strategy:
+                raise UserError(
+                    f"{flag(name)} is for --strategy {strategy}, not {self.strategy}; change one of the two"
+                )
+        if self.deepspeed_config is not None:
+            # The text itself: workers may not see the file, and it may change.
+            object.__setattr__(self, "deepspeed_config", deepspeed_json.read(self.deepspeed_config))
+            deepspeed_json.check(self)
 
     def _check_batches(self) -> None:
         batch, size = self.train_batch_size, self.per_device_train_batch_size

@@ -388,6 +388,11 @@ class WorkerFlags(ClusterFlags):
                 f"--resources-per-worker GPU {gpus:g} and --{'' if self.use_gpu else 'no-'}use-gpu "
                 "contradict each other; change one of them"
             )
+        if 0 < gpus < 1 and self.worker_range()[1] > 1:
+            raise UserError(
+                f"--resources-per-worker GPU {gpus:g} with --num-workers {self.num_workers} lets workers "
+                "share a GPU, on which NCCL cannot connect them; use GPU 1, or --num-workers 1"
+            )
 
     def worker_range(self) -> tuple[int, int]:
         """Smallest and largest number of workers that `num_workers` allows."""

@@ -10,14 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.training.worker.gradients import GradientTree, MeanOfWorkers, tree_sum
+from trainyard.training.worker.gradients import GradientTree, tree_sum
 
 
 class Alone:
     """What an `Accelerator` is to a process that trains alone."""
 
     num_processes = 1
-    sync_gradients = True
     device = torch.device("cpu")
 
     def no_sync(self, _: Any) -> Any:
@@ -123,18 +122,6 @@ def test_a_word_embedding_that_is_more_than_a_table_is_left_to_autograd() -> Non
     tied = Tied()
     GradientTree(Alone(), tied)
     assert not tied.words.sparse
-
-
-def test_only_the_last_micro_batch_of_a_step_makes_the_engine_step() -> None:
-    """DeepSpeed's wrapper steps in each backward pass that finds `sync_gradients` set."""
-    accelerator = Alone()
-    found: list[bool] = []
-    gradients = MeanOfWorkers(accelerator, torch.nn.Linear(1, 1))
-    for turn in range(4):
-        with gradients.add(turn, 4):
-            found.append(accelerator.sync_gradients)
-        assert accelerator.sync_gradients
-    assert found == [False, False, False, True]
 
 
 def test_a_running_sum_has_other_bits() -> None:

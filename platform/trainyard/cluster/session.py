@@ -92,3 +92,13 @@ def _check_answers(address: str) -> None:
             f"no Ray cluster answers at {address} ({error.strerror or error}); check --address and "
             "RAY_ADDRESS, or leave them out for a local Ray"
         ) from error
+
+
+def owns_gpu() -> bool:
+    """Return whether Ray reserved a GPU for this process; outside Ray a process may use any.
+
+    Ray no longer hides the GPUs from processes that asked for none.
+    """
+    import ray
+
+    return not ray.is_initialized() or bool(ray.get_runtime_context().get_accelerator_ids()["GPU"])

@@ -1,4 +1,5 @@
 from .accelerator import build_accelerator as build_accelerator
+from .accelerator import compute_deterministically as compute_deterministically
 from .build import (
     build_model as build_model,
 )

@@ -1,5 +1,6 @@
 """Build Accelerate's device, precision and process group for a process."""
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,3 +40,14 @@ def build_accelerator(
             "gradients would not be synchronized"
         )
     return accelerator
+
+
+def compute_deterministically() -> None:
+    """Let CUDA compute the same bits each time. Call it before the process uses cuBLAS."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False

@@ -27,11 +27,22 @@ class TrainState:
     """Hash of the order of rows in the first epoch; the first version stored none."""
     workers: list[str] = field(default_factory=list)
     """Kinds of processors and GPUs of the workers."""
+    loss_scale: float | None = None
+    """Scale of the loss after `step`, in fp16."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
 
     def add_loss(self, loss: float) -> None:
         """Count one step's loss into the mean of the next logged line."""
         self.loss_sum += loss
         self.loss_count += 1
+
+    def add_loss_scale(self, scale: float) -> None:
+        """Count one fp16 step: its gradients overflowed, and it was skipped, if the scale fell."""
+        skipped = self.loss_scale is not None and scale < self.loss_scale
+        self.loss_scale = scale
+        self.skipped_steps += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def take_mean_loss(self) -> float:
         """Return the mean loss of the steps since the last call."""

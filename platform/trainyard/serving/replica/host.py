@@ -1,7 +1,7 @@
 """One version of one model, loaded and warm: from the bytes of a request to those of the answer.
 
 The event loop stays free for the next request: parsing and tokenizing, forward passes (the batcher's
-workers, or the wide thread of `threads.py`) and large answers each have their own threads. No Ray.
+workers, or the wide thread of `threads.py`) and large answers each have their own threads.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Self
 
+from trainyard.cluster import owns_gpu
 from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS, Limits, Predictor, Prepared, Row, json_schema
 from trainyard.models import ENGINES, choose
@@ -106,7 +107,8 @@ class Host:
 
         began = time.perf_counter()
         torch.set_num_threads(options.threads or process_threads())
-        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = torch.cuda.is_available() and owns_gpu()
+        device = options.device or ("cuda" if on_gpu else "cpu")
         folder, about = locate(version, options.max_parameters)
         check_memory(folder, options.dtype, device, version.source)
         task = options.task or task_of(folder)

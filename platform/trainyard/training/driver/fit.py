@@ -1,5 +1,6 @@
 """`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,6 @@ from trainyard.training.driver.result import (
     earlier_result,
 )
 from trainyard.training.outcome import Outcome
-from trainyard.training.worker.strategies import check_strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,15 @@ class Trial:
     stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
     watch: Stopwatch
     """Started with the trial. Time that `fit` has not recorded remains on it."""
+
+
+def check_strategy(config: TrainConfig) -> None:
+    """Refuse a strategy whose package is not installed, before anything is started."""
+    if config.strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "--strategy deepspeed needs the package deepspeed, which is not installed; install it "
+            "(pip install 'trainyard[deepspeed]'), or use --strategy fsdp"
+        )
 
 
 def fit(

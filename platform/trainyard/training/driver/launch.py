@@ -75,6 +75,8 @@ def run_workers(
                 continue
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
             folder.publish("error.txt")
+            if (mistake := _mistake(error)) is not None:
+                return failed(mistake)
             failure = (folder.progress().get("step"), cause_of(error))
             lost = dead_ranks(error)
             # Progress is what a restart keeps: steps after the last checkpoint may be lost again.
@@ -132,6 +134,30 @@ def _was_claimed(error: Exception) -> bool:
     return any(isinstance(cause, SupersededError) for cause in causes)
 
 
+def _mistake(error: Exception) -> UserError | None:
+    """Return the sentence of a worker that raised one: another attempt would end in the same way."""
+    causes = getattr(error, "worker_failures", {}).values()
+    return next((cause for cause in causes if isinstance(cause, UserError)), None)
+
+
+def _sentence(error: RuntimeError, config: TrainConfig) -> UserError | None:
+    """Return what a user can do about an error of torch, if anything."""
+    from torch import OutOfMemoryError
+
+    if isinstance(error, OutOfMemoryError):
+        size = config.per_device_train_batch_size
+        return UserError(
+            f"the GPU's memory is too small for micro-batches of {size} rows; use a smaller "
+            "--per-device-train-batch-size, or --gradient-checkpointing"
+        )
+    if "does not have a deterministic implementation" in str(error):
+        operation = str(error).split(" ", 1)[0]
+        return UserError(
+            f"{operation} has no deterministic implementation on this GPU; use --no-deterministic"
+        )
+    return None
+
+
 def worker_function(
     config: TrainConfig,
     task: Task,
@@ -163,5 +189,11 @@ def worker_function(
             if error.errno not in STORAGE_FAULTS:
                 raise
             return failed(UserError(storage_fault(error)))
+        except RuntimeError as error:
+            if (mistake := _sentence(error, config)) is None:
+                raise
+            if config.worker_counts == [1]:
+                return failed(mistake)
+            raise mistake from error  # ends the other workers, which wait for this one
 
     return work

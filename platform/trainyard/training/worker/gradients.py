@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 
 def tree_sum(parts: Sequence[Any]) -> Any:
     """Add neighbors until one part is left; shapes are equal, and `parts` is not changed."""
@@ -22,25 +25,28 @@ def tree_sum(parts: Sequence[Any]) -> Any:
     return parts[0]
 
 
-class MeanOfWorkers:
-    """The sum of FSDP and DeepSpeed: the mean over the workers, in an order that they choose."""
+class Gradients:
+    """The sum of a step's gradients over micro-batches and workers, and the step that uses it."""
 
     def __init__(self, accelerator: Any, model: Any) -> None:
         self._accelerator, self._model = accelerator, model
-        self.scale = float(accelerator.num_processes)
-        """Factor of a loss before its backward pass, which makes that mean a sum."""
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
         """Surround forward and backward of micro-batch `turn` (from 0) of this process's `turns`."""
-        last = turn + 1 == turns
-        # By default DeepSpeed makes its optimizer step inside every backward pass.
-        self._accelerator.sync_gradients = last
-        try:
-            with nullcontext() if last else self._accelerator.no_sync(self._model):
-                yield
-        finally:
-            self._accelerator.sync_gradients = True
+        with nullcontext() if turn + 1 == turns else self._accelerator.no_sync(self._model):
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of this process's share of the step's loss, a scalar."""
+        self._accelerator.backward(loss)
+
+    def step(self, optimizer: Any, max_norm: float) -> None:
+        """Clip the gradients to `max_norm` (0: not at all), and take the optimizer's step."""
+        if max_norm:
+            self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 class TouchedRows:
@@ -51,19 +57,15 @@ class TouchedRows:
     have the order of autograd. The order of a sparse tensor's `coalesce` differs: its sort is not stable.
     """
 
-    def __init__(self, embedding: Any) -> None:
-        import torch
-
+    def __init__(self, embedding: torch.nn.Embedding) -> None:
         embedding.sparse = True  # autograd then hands over ids and rows, in the order of the tokens
         self._weight = embedding.weight
         self._gradient = torch.zeros_like(self._weight)
         self._touched = torch.empty(0, dtype=torch.int64)
-        self._waiting: list[tuple[Any, Any]] = []
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def put_aside(self, turn: int) -> None:
         """Take micro-batch `turn`'s gradient off the weight, and join the subtrees that end with it."""
-        import torch
-
         gradient = self._weight.grad
         if gradient.is_sparse:
             done = _sum_by_id(gradient._indices()[0], gradient._values())
@@ -84,26 +86,21 @@ class TouchedRows:
         self._weight.grad = self._gradient.index_copy_(0, self._touched, rows)
 
 
-def _sum_by_id(ids: Any, rows: Any) -> tuple[Any, Any]:
+def _sum_by_id(ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the distinct ids, and the sum of the rows of each, in their order."""
-    import torch
-
     distinct, index = torch.unique(ids, return_inverse=True)
     return distinct, torch.ops.aten.embedding_dense_backward(rows, index, len(distinct), -1, False)
 
 
 def _joined(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, Any]:
-    import torch
-
     return _sum_by_id(torch.cat((left[0], right[0])), torch.cat((left[1], right[1])))
 
 
-class GradientTree(MeanOfWorkers):
+class GradientTree(Gradients):
     """The tree above, for models that every worker holds whole (one worker alone, or DDP)."""
 
     def __init__(self, accelerator: Any, model: Any) -> None:
         super().__init__(accelerator, model)
-        self.scale = 1.0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._waiting: list[dict[Any, Any]] = []
         """Sums of finished subtrees on the left of the path to the present micro-batch, largest first."""
@@ -134,8 +131,6 @@ class GradientTree(MeanOfWorkers):
 
         As in a binary counter, their number is that of the trailing ones of `pair`.
         """
-        import torch
-
         done = {p: p.grad for p in self._parameters if p.grad is not None}
         for parameter in done:
             parameter.grad = None
@@ -147,17 +142,12 @@ class GradientTree(MeanOfWorkers):
 
     def _add_waiting(self, parameters: Sequence[Any], gradients: Sequence[Any]) -> None:
         """Join the last pair with all that waits, smallest subtree first, in place."""
-        import torch
-
         for left in reversed(self._waiting):
             pairs = [(g, left[p]) for p, g in zip(parameters, gradients, strict=True) if p in left]
             torch._foreach_add_([g for g, _ in pairs], [other for _, other in pairs])
 
     def _replace_all_reduce(self) -> None:
         """Give DDP our sum: it calls for a bucket of gradients as soon as the last micro-batch has them."""
-        import torch
-        import torch.distributed as dist
-
         world, on_cpu = self._accelerator.num_processes, self._accelerator.device.type == "cpu"
         # One thread: gloo tells messages apart by their order, which must be alike everywhere.
         in_order = ThreadPoolExecutor(1)
@@ -177,8 +167,6 @@ class GradientTree(MeanOfWorkers):
 
 def _word_embedding(model: Any) -> Any:
     """Return the model's word embedding if its weight has no other use than look-ups, else None."""
-    import torch
-
     try:
         words = getattr(model, "get_input_embeddings", lambda: None)()
     except NotImplementedError:  # CANINE hashes characters
@@ -192,9 +180,6 @@ def _word_embedding(model: Any) -> Any:
 
 def _all_reduce_as_tree(buffer: Any, world: int, future: Any) -> None:
     """Let each worker sum one part of the buffer for all; sends the bytes of a ring all-reduce."""
-    import torch
-    import torch.distributed as dist
-
     try:
         part = -(-buffer.numel() // world)
         mine = torch.nn.functional.pad(buffer, (0, part * world - buffer.numel()))

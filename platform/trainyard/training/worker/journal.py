@@ -52,14 +52,14 @@ class Journal:
             self._ledger.write(json.dumps({**line, "loss": float(loss.detach()).hex()}) + "\n")
 
     def log_step(self, state: TrainState, epoch: float, learning_rate: float) -> None:
-        """Training line: mean loss since the last one, and the rate of the next step."""
-        loss = state.take_mean_loss()
+        """Training line: mean loss since the last one, and the rate of the next step; in fp16 its scale."""
+        values: dict[str, float] = {"loss": state.take_mean_loss(), "learning_rate": learning_rate}
+        if state.loss_scale is not None:
+            values |= {"loss_scale": state.loss_scale, "skipped_steps": state.skipped_steps}
         if self._main:
-            self._folder.append_metrics(
-                {"step": state.step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate}
-            )
-            self._board.add_scalar("train/loss", loss, state.step)
-            self._board.add_scalar("train/learning_rate", learning_rate, state.step)
+            self._folder.append_metrics({"step": state.step, "epoch": epoch, **values})
+            for name, value in values.items():
+                self._board.add_scalar(f"train/{name}", value, state.step)
 
     def log_evaluation(self, state: TrainState) -> None:
         """Evaluation lines: the metrics of each split after `state.step` steps."""

@@ -12,14 +12,12 @@ import torch
 from trainyard.batching import micro_batch_seed, share
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
-from trainyard.models import build_model
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.objective import Objective
-from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
-from trainyard.training.worker.probe import probe
+from trainyard.training.worker.optimizer import build_scheduler
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import STRATEGIES, training_accelerator
 
@@ -39,20 +37,10 @@ def train(
     rank, world = accelerator.process_index, accelerator.num_processes
     session = Session(config, task, data, folder, accelerator, on_evaluation)
 
-    model = build_model(
-        data.model,
-        task,
-        data.model_revision,
-        seed=config.seed,
-        init=config.init,
-        gradient_checkpointing=config.gradient_checkpointing,
-        vocabulary=data.vocabulary,
-    )
-    session.padding = probe(model, config, data)
-    optimizer = build_optimizer(config, model)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    strategy = STRATEGIES[config.strategy]
+    model, optimizer = strategy.prepare(config, accelerator, session.build_model())
     scheduler = build_scheduler(config, optimizer, session.last_step)
-    gradients = STRATEGIES[config.strategy].gradients(accelerator, model)
+    gradients = strategy.gradients(accelerator, model)
     objective = Objective(config, task, data.table("train").labels)
     session.resume(model, optimizer, scheduler)
     model.train()
@@ -76,16 +64,12 @@ def train(
             torch.manual_seed(micro_batch_seed(config.seed, epoch, step, micro_batch))
             with gradients.add(turn, len(mine)):
                 loss = objective(model, batch) * weight
-                accelerator.backward(loss * gradients.scale)
+                gradients.backward(loss)
             losses.append(loss.detach())
             if weight:
                 session.journal.record_micro_batch(step, epoch, micro_batch, rows, loss)
-        if config.max_grad_norm:
-            accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        if not accelerator.optimizer_step_was_skipped:  # as fp16 does when gradients overflow
-            scheduler.step()
-        optimizer.zero_grad()
+        gradients.step(optimizer, config.max_grad_norm)
+        scheduler.step()  # it counts steps, also those that fp16 skips when gradients overflow
         if not session.finish_step(step + 1, tree_sum(losses), step_rows):
             break
 

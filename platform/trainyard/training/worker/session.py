@@ -8,7 +8,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,18 +22,25 @@ from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
 from trainyard.evaluation import not_finite, predict, score
 from trainyard.metrics import get_metric
-from trainyard.models import RIGHT, machine
+from trainyard.models import RIGHT, build_model, machine
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome, TrainState
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.journal import Journal
+from trainyard.training.worker.probe import probe
 from trainyard.training.worker.state import (
     broadcast,
     load_checkpoint,
     save_checkpoint,
     stored_predictions,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SKIPS_IN_A_ROW = 20
+"""Steps that fp16 may skip in a row while it finds its loss scale."""
 
 
 class Session:
@@ -72,15 +80,32 @@ class Session:
         self._best_predictions: dict[str, NDArray[Any]] = {}
         # Reading a loss makes the host wait for the device: each step where that costs nothing.
         self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
-        self._unread: list[Any] = []
+        self._unread: list[torch.Tensor] = []
+        self._unread_scales: list[torch.Tensor] = []
         self._rows, self._seconds = 0, 0.0
         self._steps, self._waited = 0, 0.0
+
+    def build_model(self) -> "PreTrainedModel":
+        """Build the model as all processes begin with it, whole and on the CPU."""
+        model = build_model(
+            self.data.model,
+            self.task,
+            self.data.model_revision,
+            seed=self.config.seed,
+            init=self.config.init,
+            gradient_checkpointing=self.config.gradient_checkpointing,
+            vocabulary=self.data.vocabulary,
+        )
+        self.padding = probe(model, self.config, self.data)
+        return model
 
     def resume(self, model: Any, optimizer: Any, scheduler: Any) -> None:
         """Take up the run where its newest valid checkpoint left it."""
         self.use(model, optimizer, scheduler)
         self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
         self._compare_with_checkpoint()
+        if (scaler := self.accelerator.scaler) is not None and self.state.loss_scale is None:
+            self.state.loss_scale = scaler.get_scale()
         self._restore_predictions()
         self.journal = Journal(
             self.config,
@@ -122,6 +147,8 @@ class Session:
         config = self.config
         self.watch.lap("compute")
         self._unread.append(loss)
+        if (scaler := self.accelerator.scaler) is not None:
+            self._unread_scales.append(scaler._get_scale_async().clone())
         self._rows += rows
         self._steps += 1
         every = config.eval_steps or self.plan.steps_per_epoch
@@ -250,14 +277,25 @@ class Session:
             torch.distributed.all_gather(parts, message)
             message = tree_sum(parts)
         *losses, stop = message.tolist()
+        scales = torch.stack(self._unread_scales).tolist() if self._unread_scales else []
+        self._unread_scales.clear()
         # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
         self.watch.lap("sync" if self.accelerator.device.type == "cpu" else "compute")
-        for loss in losses:
+        for loss, scale in zip_longest(losses, scales):
             self.state.step += 1
             if not math.isfinite(loss):
                 self._diverge(f"the loss of step {self.state.step} is {loss}")
                 return True
             self.state.add_loss(loss)
+            if scale is not None:
+                self.state.add_loss_scale(scale)
+            if self.state.skipped_in_a_row == SKIPS_IN_A_ROW:
+                self._error = Diverged(
+                    f"in fp16 the gradients of {SKIPS_IN_A_ROW} steps in a row overflowed, the last one at "
+                    f"step {self.state.step} with a loss scale of {scale:g}; use --mixed-precision bf16 "
+                    "or no, or lower --learning-rate"
+                )
+                return True
             if self.state.step % self.config.logging_steps == 0:
                 epoch = self.state.step / self.plan.steps_per_epoch
                 self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])

@@ -13,7 +13,8 @@ from trainyard.config import TrainConfig
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage import CheckpointStore, write_array, write_json
 from trainyard.training.outcome import TrainState
-from trainyard.training.worker.strategies import OPTIMIZER_FILE, STRATEGIES
+from trainyard.training.worker.strategies import STRATEGIES
+from trainyard.training.worker.weights import OPTIMIZER_FILE, bare
 
 STATE_FILE = "state.json"
 PREDICTIONS = "predictions"
@@ -36,12 +37,12 @@ def save_checkpoint(
     The folder is in Hugging Face's format, with the optimizer and the logits of the best evaluation
     next to the weights: the best checkpoint becomes `model/` unchanged.
     """
-    weights, moments = STRATEGIES[config.strategy].state(accelerator, model, optimizer)
+    weights, moments = STRATEGIES[config.strategy].state(model, optimizer)
     failure = None
     if accelerator.is_main_process:
 
         def write(folder: Path) -> None:
-            accelerator.unwrap_model(model).save_pretrained(
+            bare(model).save_pretrained(
                 folder,
                 state_dict=weights,
                 save_original_format=False,  # else an old BERT's norms get their old names back
@@ -83,7 +84,7 @@ def load_checkpoint(
         return TrainState()
     step, _ = found
     folder = store.bring(step)
-    STRATEGIES[config.strategy].load(accelerator, model, optimizer, folder)
+    STRATEGIES[config.strategy].load(model, optimizer, folder)
     record = json.loads((folder / STATE_FILE).read_text())
     scheduler.load_state_dict(record["scheduler"])
     if accelerator.scaler is not None:

@@ -15,13 +15,11 @@ import transformers
 from trainyard.batching import micro_batch_seed, share
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
-from trainyard.models import build_model
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome
 from trainyard.training.worker.objective import Objective
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
-from trainyard.training.worker.probe import probe
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import training_accelerator
 
@@ -37,16 +35,7 @@ def train_by_trainer(
     """Train like `loop.train`, with `transformers.Trainer` and the user's callbacks."""
     accelerator = training_accelerator(config)
     session = Session(config, task, data, folder, accelerator, on_evaluation)
-    model = build_model(
-        data.model,
-        task,
-        data.model_revision,
-        seed=config.seed,
-        init=config.init,
-        gradient_checkpointing=config.gradient_checkpointing,
-        vocabulary=data.vocabulary,
-    )
-    session.padding = probe(model, config, data)
+    model = session.build_model()
     optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, session.last_step)
     session.resume(model, optimizer, scheduler)
@@ -107,6 +96,7 @@ def train_by_trainer(
         callbacks=[AfterStep(), *callbacks],
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    trainer.accelerator.scaler = accelerator.scaler  # the session saves and restores this one
     trainer.train()
     with suppress(OSError):  # Trainer makes the folder even when it saves nothing
         (folder.path / ".trainer").rmdir()

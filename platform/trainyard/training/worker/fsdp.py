@@ -1,0 +1,95 @@
+"""--strategy fsdp: PyTorch's FSDP2. Every worker holds a part of each weight, gradient and moment.
+
+Weights are gathered, and gradients reduced, in fp32: autocast computes as it does with whole copies.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+
+from trainyard.config import TrainConfig
+from trainyard.training.worker.gradients import Gradients
+from trainyard.training.worker.optimizer import build_optimizer
+from trainyard.training.worker.weights import OPTIMIZER_FILE, stored_weights
+
+
+class ShardedGradients(Gradients):
+    """Whole gradients until the last micro-batch of a step, then each worker's part of their sum."""
+
+    def __init__(self, accelerator: Accelerator, model: Any) -> None:
+        super().__init__(accelerator, model)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # the default is the mean
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    @contextmanager
+    def add(self, turn: int, turns: int) -> Iterator[None]:
+        """Surround a micro-batch; the last one of a step reduces."""
+        self._model.set_requires_gradient_sync(turn + 1 == turns)
+        yield
+
+
+def prepare(
+    config: TrainConfig, accelerator: Accelerator, model: Any
+) -> tuple[Any, torch.optim.Optimizer]:
+    """Shard a whole model layer by layer, and build its optimizer over the shards."""
+    device = accelerator.device.type
+    mesh = init_device_mesh(device, (accelerator.num_processes,))
+    offload = (
+        CPUOffloadPolicy(pin_memory=device != "cpu") if config.fsdp_offload else OffloadPolicy()
+    )
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh, offload_policy=offload)
+    fully_shard(model, mesh=mesh, offload_policy=offload)
+    for buffer in model.buffers():
+        buffer.data = buffer.to(accelerator.device)
+    prepared = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+    return prepared, accelerator.prepare_optimizer(
+        build_optimizer(config, prepared), device_placement=False
+    )
+
+
+def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The repeated layers of a model: the members of its outermost lists of one class.
+
+    A layer that shares a parameter with another module stays with the rest of the model.
+    """
+    owners: dict[torch.nn.Parameter, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[parameter] = owners.get(parameter, 0) + 1
+    for child in model.children():
+        if isinstance(child, torch.nn.ModuleList) and len({type(layer) for layer in child}) == 1:
+            yield from (layer for layer in child if all(owners[p] == 1 for p in layer.parameters()))
+        else:
+            yield from layers(child)
+
+
+def state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather weights and moments on rank 0."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
+    return weights, moments
+
+
+def load(model: Any, optimizer: Any, folder: Path) -> None:
+    """Take this worker's part of a checkpoint, which any number of workers can have written."""
+    set_state_dict(
+        model,
+        optimizer.optimizer,
+        model_state_dict=stored_weights(model, folder),
+        optim_state_dict=torch.load(folder / OPTIMIZER_FILE, weights_only=True),
+        options=StateDictOptions(full_state_dict=True),
+    )

@@ -1,0 +1,202 @@
+"""--strategy deepspeed: ZeRO stage 2 shards gradients and moments, stage 3 the weights too.
+
+DeepSpeed computes in fp32. Autocast and the loss scale are Accelerate's, as with every strategy.
+Checkpoints hold whole fp32 weights, and moments by the parameters' names, so any stage and number of
+workers reads them.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from trainyard import deepspeed_json
+from trainyard.config import TrainConfig
+from trainyard.errors import Diverged
+from trainyard.training.worker.gradients import Gradients
+from trainyard.training.worker.optimizer import build_optimizer
+from trainyard.training.worker.weights import OPTIMIZER_FILE, bare, stored_weights
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def prepare(
+    config: TrainConfig, accelerator: Accelerator, model: Any
+) -> tuple[Any, torch.optim.Optimizer]:
+    """Hand a whole model and its optimizer to DeepSpeed, which keeps this worker's part of them."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed demands it of a lone process, too
+    import deepspeed
+
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    optimizer = build_optimizer(config, model)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings(config), dist_init_required=False
+    )
+    return engine, optimizer
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's config: ours, over which the user's is merged."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.use_gpu}
+    ours = {
+        "train_micro_batch_size_per_gpu": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": 1,  # micro-batches are weighted and summed by the loop
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on CPUs, without a compiler
+    }
+    return deepspeed_json.merged(ours, config.deepspeed_config)
+
+
+class EngineGradients(Gradients):
+    """Gradients inside DeepSpeed's engine, which also reduces and clips them, and skips steps."""
+
+    def __init__(self, accelerator: Accelerator, model: Any) -> None:
+        super().__init__(accelerator, model)
+        if accelerator.scaler is not None:  # its scale is a tensor from the first use on
+            accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
+
+    @contextmanager
+    def add(self, turn: int, turns: int) -> Iterator[None]:
+        """Surround a micro-batch; the last one of a step completes the gradients."""
+        self._model.optimizer.override_loss_scale(self._loss_scale())
+        self._model.set_gradient_accumulation_boundary(turn + 1 == turns)
+        yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of this process's share of the step's loss, a scalar."""
+        self._model.backward(loss)
+
+    def step(self, optimizer: Any, max_norm: float) -> None:  # noqa: ARG002
+        """Take the engine's step; a skipped one halves the loss scale, as `GradScaler` does.
+
+        Raises:
+            Diverged: when gradients are not finite in fp32 or bf16: the engine would skip every step.
+        """
+        # The engine averages over the workers: a scale that is smaller by their number makes that a sum.
+        scale = self._loss_scale() / self._accelerator.num_processes
+        self._model.optimizer.override_loss_scale(scale)
+        self._model.step()
+        overflow, scaler = self._model.optimizer.overflow, self._accelerator.scaler
+        if scaler is None:
+            if overflow:
+                raise Diverged("the gradients of a step are not finite; lower --learning-rate")
+            return
+        found = scaler.state_dict()
+        grown = 0 if overflow else found["_growth_tracker"] + 1
+        if overflow:
+            found["scale"] *= found["backoff_factor"]
+        elif grown == found["growth_interval"]:
+            found["scale"], grown = found["scale"] * found["growth_factor"], 0
+        scaler.load_state_dict({**found, "_growth_tracker": grown})
+
+    def _loss_scale(self) -> float:
+        scaler = self._accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather weights and moments on rank 0."""
+    step = max((float(moments["step"]) for moments in optimizer.state.values()), default=0.0)
+    main = dist.get_rank() == 0
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, parameter in bare(model).named_parameters():
+        if not (parameter.requires_grad and step):
+            continue  # before the first step there are no moments
+        for key in MOMENTS:
+            part, start = _part(model.optimizer, optimizer, parameter, key)
+            whole = torch.zeros(_shape(parameter).numel(), device=model.device)
+            whole.narrow(0, start, len(part)).copy_(part)
+            dist.all_reduce(whole)  # exact: all others hold zeros there
+            if main:
+                found.setdefault(name, {})[key] = whole.view(_shape(parameter)).cpu()
+    return _whole_weights(model), {"state": found, "step": step}
+
+
+def load(model: Any, optimizer: Any, folder: Path) -> None:
+    """Take this worker's part of a checkpoint that any stage and number of workers can have written."""
+    stored = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+    _load_weights(model, stored_weights(bare(model), folder))
+    zero = model.optimizer
+    for flat in (
+        zero.fp32_partitioned_groups_flat
+        if _is_stage_3(model)
+        else zero.single_partition_of_fp32_groups
+    ):
+        optimizer.state[flat] = {key: torch.zeros_like(flat) for key in MOMENTS}
+        optimizer.state[flat]["step"] = torch.tensor(stored["step"], device=flat.device)
+    parameters = dict(bare(model).named_parameters())
+    for name, moments in stored["state"].items():
+        for key, whole in moments.items():
+            part, start = _part(zero, optimizer, parameters[name], key)
+            part.copy_(whole.flatten().narrow(0, start, len(part)))
+
+
+def _is_stage_3(model: Any) -> bool:
+    return bool(model.zero_optimization_partition_weights())
+
+
+def _shape(parameter: Any) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # stage 3 leaves an empty parameter
+
+
+def _part(zero: Any, optimizer: Any, parameter: Any, key: str) -> tuple[torch.Tensor, int]:
+    """View this worker's part of a flattened moment, and its first element's place in the whole.
+
+    DeepSpeed's own accessors fail for ZeRO-2 in fp32, and for ZeRO-3 where the last part is padded.
+    """
+    if hasattr(parameter, "ds_id"):
+        group, place, size = zero.grad_position[zero.get_param_id(parameter)]
+        flat = optimizer.state[zero.fp32_partitioned_groups_flat[group]][key]
+        start = size * dist.get_rank()
+        return flat.narrow(0, place, max(min(size, parameter.ds_numel - start), 0)), start
+    mapping = parameter._hp_mapping
+    if mapping is None:  # all of it belongs to other workers
+        return torch.empty(0, device=parameter.device), 0
+    flat = optimizer.state[zero.single_partition_of_fp32_groups[mapping.param_group_index]][key]
+    inside = mapping.hp_fragment_address
+    return flat.narrow(0, inside.start, inside.numel), mapping.lp_fragment_address.start
+
+
+def _whole_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return the model's state: of stage 3 on rank 0, else everywhere."""
+    module = bare(model)
+    weights: dict[str, torch.Tensor] = module.state_dict()
+    if not _is_stage_3(model):
+        return weights
+    import deepspeed
+
+    whole: dict[Any, torch.Tensor] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter not in whole:  # tied weights stay one tensor
+            with deepspeed.zero.GatheredParameters([parameter]):
+                whole[parameter] = (
+                    parameter.detach().to("cpu", copy=True) if dist.get_rank() == 0 else parameter
+                )
+        weights[name] = whole[parameter]
+    return weights
+
+
+def _load_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    module = bare(model)
+    if not _is_stage_3(model):
+        module.load_state_dict(weights)
+    else:
+        import deepspeed
+
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name in weights and hasattr(tensor, "ds_id"):
+                with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
+                    if dist.get_rank() == 0:
+                        tensor.data.copy_(weights[name])
+            elif name in weights:
+                tensor.data.copy_(weights[name])
+    model.optimizer.refresh_fp32_params()

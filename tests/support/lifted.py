@@ -1,0 +1,36 @@
+"""Let CPUs run what the product keeps to GPUs: DeepSpeed, and fp16 with its loss scale."""
+
+import os
+from typing import Any
+
+import pytest
+
+INIT_SCALE = 2.0**24
+"""Loss scale that the first steps of a small model overflow with."""
+GROWTH_INTERVAL = 4
+
+
+def lift_guards(patch: pytest.MonkeyPatch) -> None:
+    """Let configs be built that CPUs are refused."""
+    patch.setattr("trainyard.config.GPU_STRATEGIES", ())
+    patch.setattr("trainyard.config.check_precision", lambda *_, **__: None)
+
+
+def lift() -> None:
+    """Let this process train by such configs. Call it before anything imports DeepSpeed."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import torch
+    from accelerate import Accelerator
+
+    lift_guards(pytest.MonkeyPatch())
+    build = Accelerator.__init__
+
+    def build_with_fp16(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        if self.state.mixed_precision == "fp16" and self.scaler is None:
+            self.native_amp = True
+            self.scaler = torch.amp.GradScaler(
+                "cpu", init_scale=INIT_SCALE, growth_interval=GROWTH_INTERVAL
+            )
+
+    Accelerator.__init__ = build_with_fp16

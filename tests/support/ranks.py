@@ -1,0 +1,118 @@
+"""Run attempts in several processes over gloo without Ray, one after another in the same processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainyard.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a run; it is cut off when `cut_at` steps are done, as by a kill."""
+
+    config: TrainConfig
+    cut_at: int | None = None
+
+
+class CutOff(BaseException):
+    """The end of an attempt that nothing in the product handles."""
+
+
+def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
+    """Run `attempts` on `world` processes; `meeting` is a folder for their process group."""
+    meeting.mkdir(parents=True)
+    (meeting / "attempts.json").write_text(json.dumps([asdict(attempt) for attempt in attempts]))
+    command = [sys.executable, __file__, str(meeting), str(world)]
+    logs = [(meeting / f"rank-{rank}.log").open("w") for rank in range(world)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=log, stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]  # fmt: skip
+    try:
+        codes = [process.wait(timeout=540) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * world, (meeting / f"rank-{codes.index(max(codes))}.log").read_text()[
+        -3000:
+    ]
+
+
+def _run(attempt: Attempt, rank: int) -> None:
+    import torch.distributed as dist
+
+    from trainyard.data.splits import find_splits
+    from trainyard.data.tokenize import prepare
+    from trainyard.models.build import build_tokenizer
+    from trainyard.storage.folder import open_run
+    from trainyard.training.driver.launch import worker_function
+    from trainyard.training.worker.session import Session
+
+    config = attempt.config
+    folder = open_run(config.storage_path, config.resolved_run_name)
+    data: list[Any] = [None]
+    if rank == 0:
+        folder.create()
+        folder.fetch()
+        cache = folder.path.parent / ".cache"
+        data = [prepare(find_splits(config), build_tokenizer(config), config, cache, folder)]
+    if config.num_workers != 1:
+        dist.broadcast_object_list(data)
+    finish = Session.finish_step
+
+    def cut_off(self: Session, done: int, *args: object) -> bool:
+        going_on = finish(self, done, *args)  # type: ignore[arg-type]
+        if done == attempt.cut_at:
+            raise CutOff
+        return going_on
+
+    Session.finish_step = cut_off  # type: ignore[assignment, method-assign]
+    try:
+        work = worker_function(config, find_splits(config).task, data[0], folder, threads=1)
+        outcome = work()
+        if rank == 0:
+            error = outcome.error and str(outcome.error)
+            told = {"status": outcome.status, "error": error, "step": outcome.state.step}
+            (folder.path / "outcome.json").write_text(json.dumps(told))
+    except CutOff:
+        pass
+    finally:
+        Session.finish_step = finish  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Join the group of `run_ranks`, and run its attempts."""
+    import torch
+    import torch.distributed as dist
+    from support.lifted import lift
+
+    meeting, world, rank = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    lift()
+    torch.set_num_threads(1)
+    if world > 1:  # a lone process has no group, as a trial of Tune has none
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ |= {name: str(value) for name, value in places.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        dist.init_process_group("gloo", f"file://{meeting}/group", rank=rank, world_size=world)
+    for entry in json.loads((meeting / "attempts.json").read_text()):
+        config: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in entry["config"].items()
+        }
+        _run(Attempt(TrainConfig(**config), entry["cut_at"]), rank)
+        if world > 1:
+            dist.barrier()
+
+
+if __name__ == "__main__":
+    main()

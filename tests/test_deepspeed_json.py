@@ -1,0 +1,119 @@
+"""--deepspeed-config: what a user's JSON may say, and what flags say here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard.cli import parse
+from trainyard.config import TrainConfig
+from trainyard.deepspeed_json import merged
+from trainyard.errors import UserError
+
+COURSE: dict[str, Any] = {
+    "train_batch_size": 10,
+    "gradient_accumulation_steps": 1,
+    "fp16": {"enabled": True},
+    "amp": {"enabled": False},
+    "scheduler": {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": 0, "warmup_max_lr": 3e-5, "warmup_num_steps": 100},
+    },
+    "zero_optimization": {
+        "stage": 2, "cpu_offload": True, "allgather_bucket_size": 5e8, "reduce_bucket_size": 5e8,
+    },
+}  # fmt: skip
+MEANT = [
+    "--train-batch-size", "10", "--per-device-train-batch-size", "5", "--num-workers", "2",
+    "--mixed-precision", "fp16", "--zero-offload", "cpu", "--warmup-steps", "100",
+    "--lr-scheduler-type", "constant_with_warmup", "--learning-rate", "3e-5",
+]  # fmt: skip
+
+
+def config(tmp_path: Path, settings: dict[str, Any], *flags: str) -> TrainConfig:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(settings))
+    usual = ["--strategy", "deepspeed", "--use-gpu", "--deepspeed-config", str(path)]
+    return parse(TrainConfig, [*usual, *flags])
+
+
+def test_one_sentence_names_the_keys_of_flags_and_the_flags(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        config(tmp_path, COURSE)
+    for part in (
+        "train_batch_size (use --train-batch-size 10)",
+        "gradient_accumulation_steps (use --per-device-train-batch-size of",
+        "fp16.enabled (use --mixed-precision fp16, bf16 or no)",
+        "zero_optimization.cpu_offload (use --zero-offload cpu or none)",
+        "scheduler (use --lr-scheduler-type constant_with_warmup --warmup-steps 100.0 --learning",
+        "give these flags, then the keys may stay",
+    ):
+        assert part in str(refused.value)
+    assert "amp" not in str(refused.value)
+
+
+def test_with_the_flags_the_file_is_merged_over_our_settings(tmp_path: Path) -> None:
+    text = config(tmp_path, COURSE, *MEANT).deepspeed_config
+    ours = {
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    }
+    assert merged(ours, text) == {
+        "gradient_clipping": 1.0,
+        "zero_optimization": {
+            "stage": 2, "offload_optimizer": {"device": "cpu"},
+            "allgather_bucket_size": 5e8, "reduce_bucket_size": 5e8,
+        },
+    }  # fmt: skip
+
+
+def test_a_run_is_named_by_the_content_of_the_file(tmp_path: Path) -> None:
+    first = config(tmp_path, {"zero_optimization": {"reduce_bucket_size": 1e6}})
+    (tmp_path / "elsewhere").mkdir()
+    same = config(tmp_path / "elsewhere", {"zero_optimization": {"reduce_bucket_size": 1e6}})
+    other = config(tmp_path, {"zero_optimization": {"reduce_bucket_size": 2e6}})
+    assert first.resolved_run_name == same.resolved_run_name != other.resolved_run_name
+    assert not same.changed_since({**vars(first)})
+
+
+def test_values_for_hugging_face_to_fill_in_are_ours(tmp_path: Path) -> None:
+    settings = {
+        "train_batch_size": "auto",
+        "zero_optimization": {"reduce_bucket_size": "auto", "overlap_comm": False},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+    }
+    text = config(tmp_path, settings).deepspeed_config
+    assert merged({}, text) == {"zero_optimization": {"overlap_comm": False}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"optimizer": {"type": "Lamb"}}, "asks for the optimizer Lamb; runs train with torch's AdamW"),
+        ({"optimizer": {"type": "Adam", "params": {"lr": 1e-4}}}, "optimizer (use --learning-rate 0.0001)"),
+        ({"scheduler": {"type": "OneCycle"}}, "asks for the scheduler OneCycle; use --lr-scheduler-type"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage (use --zero-stage 3)"),
+        ({"zero_optimization": {"offload_param": {"device": "cpu"}}},
+         "zero_optimization.offload_param.device (use --strategy fsdp --fsdp-offload)"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "(use --zero-offload cpu"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping (use --max-grad-norm 0.5)"),
+        ({"amp": {"enabled": True}}, "amp.enabled (use --mixed-precision fp16, bf16 or no)"),
+    ],
+)  # fmt: skip
+def test_other_values_than_the_flags_are_refused(
+    settings: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        config(tmp_path, settings)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
+def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"--deepspeed-config .*bad\.json"):
+        parse(
+            TrainConfig, ["--strategy", "deepspeed", "--use-gpu", "--deepspeed-config", str(path)]
+        )

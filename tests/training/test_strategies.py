@@ -1,0 +1,135 @@
+"""Every strategy trains as ddp does, resumes exactly, moves to another number of workers, and exports."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from support.lifted import lift_guards
+from support.ranks import Attempt, run_ranks
+from support.runs_locally import weights_hash
+
+from trainyard.config import TrainConfig
+from trainyard.flags import Precision
+from trainyard.storage.folder import RunFolder, open_run
+
+LAST_STEP = 6
+KINDS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"strategy": "fsdp"},
+    "fsdp-offload": {"strategy": "fsdp", "fsdp_offload": True},
+    "zero2": {"strategy": "deepspeed"},
+    "zero2-offload": {"strategy": "deepspeed", "zero_offload": "cpu"},
+    "zero3": {"strategy": "deepspeed", "zero_stage": 3},
+}
+MIXED: list[tuple[str, Precision]] = [("ddp", "bf16"), ("fsdp", "bf16"), ("zero3", "bf16"),
+         ("ddp", "fp16"), ("fsdp", "fp16"), ("zero2", "fp16")]  # fmt: skip
+
+
+class Runs:
+    """Folders of finished runs, by name."""
+
+    def __init__(self, storage: str) -> None:
+        self.storage = storage
+
+    def __call__(self, name: str) -> RunFolder:
+        folder = open_run(self.storage, name)
+        ended = json.loads((folder.path / "outcome.json").read_text())
+        assert (ended["status"], ended["step"]) == ("finished", LAST_STEP), ended
+        return folder
+
+    def losses(self, name: str) -> list[float]:
+        return [line["loss"] for line in self(name).metrics() if "loss" in line]
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        folder = self(name).checkpoints / f"step-{LAST_STEP:08d}"
+        weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+        return weights
+
+
+@pytest.fixture(scope="module")
+def runs(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Whole runs; runs that are cut off and resumed, by two processes and by one."""
+    root = tmp_path_factory.mktemp("strategies")
+    base = replace(
+        small_run, storage_path=str(root / "runs"), max_steps=LAST_STEP, save_steps=2, eval_steps=3,
+        num_workers=2, weight_decay=0.5, ledger=False,
+    )  # fmt: skip
+    pair, alone = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        lift_guards(patch)
+        plain: list[tuple[str, Precision]] = [(kind, "no") for kind in KINDS]
+        for kind, precision in [*plain, *MIXED]:
+            name = f"{kind}-{precision}"
+            whole = replace(base, run_name=name, mixed_precision=precision, **KINDS[kind])
+            cut, moved = (replace(whole, run_name=f"{name}-{way}") for way in ("cut", "moved"))
+            pair += [Attempt(whole), Attempt(cut, cut_at=3), Attempt(cut)]
+            if precision == "no":
+                pair.append(Attempt(moved, cut_at=3))
+                alone.append(Attempt(replace(moved, num_workers=1)))
+    run_ranks(2, pair, root / "pair")
+    run_ranks(1, alone, root / "alone")
+    return Runs(base.storage_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_strategy_trains_as_ddp_does(runs: Runs, kind: str) -> None:
+    assert runs.losses(f"{kind}-no") == pytest.approx(runs.losses("ddp-no"), abs=1e-6)
+    expected = runs.weights("ddp-no")
+    for name, tensor in runs.weights(f"{kind}-no").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "precision"), MIXED)
+def test_mixed_precision_is_autocast_over_fp32_weights(
+    runs: Runs, kind: str, precision: str
+) -> None:
+    name = f"{kind}-{precision}"
+    assert runs.losses(name) == pytest.approx(runs.losses(f"ddp-{precision}"), abs=1e-4)
+    assert runs.losses(name) != runs.losses(f"{kind}-no")
+    assert {tensor.dtype for tensor in runs.weights(name).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"{kind}-no" for kind in KINDS), *(f"{kind}-{p}" for kind, p in MIXED)]
+)
+def test_cut_off_and_resumed_it_ends_with_the_same_bits(runs: Runs, name: str) -> None:
+    assert weights_hash(runs(f"{name}-cut"), LAST_STEP) == weights_hash(runs(name), LAST_STEP)
+    assert runs(f"{name}-cut").metrics() == runs(name).metrics()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero2"])
+def test_fp16_skips_steps_and_says_so(runs: Runs, kind: str) -> None:
+    lines = [line for line in runs(f"{kind}-fp16").metrics() if "loss" in line]
+    scales = [line["loss_scale"] for line in lines]
+    assert scales[0] == 2.0**23  # the first step overflowed
+    assert lines[-1]["skipped_steps"] >= 2
+    assert [line["learning_rate"] for line in lines] == pytest.approx(
+        [1e-3 * (1 - step / LAST_STEP) for step in range(1, LAST_STEP + 1)]
+    )
+    expected = [line["loss_scale"] for line in runs("ddp-fp16").metrics() if "loss" in line]
+    assert scales == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_by_another_number_of_workers_it_ends_alike(runs: Runs, kind: str) -> None:
+    assert runs.losses(f"{kind}-no-moved") == pytest.approx(runs.losses("ddp-no"), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_transformers_loads_what_a_strategy_saved(runs: Runs, kind: str) -> None:
+    folder = runs(f"{kind}-no").checkpoints / f"step-{LAST_STEP:08d}"
+    model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert not report["missing_keys"] | report["unexpected_keys"]
+    ids: Any = torch.arange(2, 10)[None]
+    expected = runs.weights("ddp-no")
+    with torch.no_grad():
+        logits = model.eval()(ids).logits
+        model.load_state_dict(expected)
+        assert torch.allclose(model(ids).logits, logits, atol=1e-6)
