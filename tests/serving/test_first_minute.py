@@ -174,14 +174,11 @@ def test_a_server_greets_and_leaves_quietly(tmp_path: Path) -> None:
     """The command as a person runs it: what is copied from its banner works, Ctrl-C ends it."""
     model = classifier(tmp_path / "mail")
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "trainyard.command",
-        "serve",
-        "--model-name-or-path",
-        str(model),
-    ]
+    # A shell without job control starts its background processes with Ctrl-C ignored.
+    code = (
+        "import signal as s, trainyard.command as c; s.signal(2, s.default_int_handler); c.main()"
+    )
+    command = [sys.executable, "-c", code, "serve", "--model-name-or-path", str(model)]
     command += ["--port", str(port)]
     terminal = tmp_path / "terminal"
     with terminal.open("w") as file:
