@@ -206,7 +206,7 @@ def test_a_server_greets_and_leaves_quietly(tmp_path: Path) -> None:
                 process.kill()
     assert process.returncode == 0
     assert json.loads(out.splitlines()[-1])["url"] == f"http://127.0.0.1:{port}/models/mail"
-    unwanted = ("serve ", "raylet", "Task ", "graceful", "Traceback", "WARNING")
+    unwanted = (" -- ", "raylet", "graceful", "Traceback", "WARNING")
     assert not [
         line for line in terminal.read_text().splitlines() if any(w in line for w in unwanted)
     ]
