@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,16 @@ signal.pause()
 """Another process's, with a dashboard: the session's Ray has none."""
 
 
+def submit(address: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command by `ray job submit`, with the checkout as its working directory."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", address,
+         "--runtime-env", "runtime_env.yaml", "--working-dir", ".", "--", *words],
+        cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     port = free_port()
@@ -40,7 +51,11 @@ def address() -> Iterator[str]:
     )
     assert cluster.stdout is not None
     assert cluster.stdout.readline() == "up\n"
-    yield f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 120
+    while submit(address, "true").returncode != 0:  # its agent starts last
+        assert time.monotonic() < deadline
+    yield address
     cluster.terminate()
     cluster.wait(60)
 
@@ -51,13 +66,7 @@ def test_every_job(address: str, shared: Path) -> None:
     jobs = every_job(shared)
     assert jobs.keys() == {path.stem for path in (ROOT / "jobs").glob("*.py")}
     for job, flags in jobs.items():
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", address,
-             "--runtime-env", "runtime_env.yaml", "--working-dir", ".", "--",
-             "python", f"jobs/{job}.py", *flags],
-            cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        done = submit(address, "python", f"jobs/{job}.py", *flags)
         assert done.returncode == 0, f"{job}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
         check_answer(job, done.stdout)
     assert len((shared / "scored.jsonl").read_text().splitlines()) == 37
