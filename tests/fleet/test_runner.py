@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.fleet import Ended, Fleet, RunSpec
+from trainyard.fleet.ray_tune import _Watch
 from trainyard.storage import SuiteFolder
 from trainyard.storage import lease as leases
 from trainyard.terminal import StopSignals
@@ -116,3 +118,10 @@ def test_a_storage_that_fails_ends_a_fleet_only_when_its_lease_expires(
             fleet.run(lambda: None, lambda: False, lambda *_: None)
     done.set()
     time.sleep(0.1)
+
+
+def test_tune_can_store_what_watches_a_fleet(fleet: Fleet) -> None:
+    """It stores its callbacks when it starts; leases and bars of progress cannot be stored."""
+    with pytest.raises(TypeError, match="cannot pickle"):
+        cloudpickle.dumps(fleet)
+    assert cloudpickle.dumps(_Watch(fleet, lambda *_: None))

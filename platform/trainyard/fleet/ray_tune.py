@@ -151,7 +151,7 @@ class _Watch(tune.Callback):
         self._fleet, self._on_end = fleet, on_end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune stores its callbacks, and a bar of progress cannot be stored."""
+        """Return nothing: Tune stores its callbacks; leases and bars of progress cannot be stored."""
         return {}
 
     def on_trial_start(self, *, trial: "Trial", **_: Any) -> None:
