@@ -13,6 +13,7 @@ from torch.nn import functional
 from trainyard import TrainConfig, UserError, fit
 from trainyard.storage.folder import RunFolder
 from trainyard.tasks import Task, get_task, own_task
+from trainyard.training.outcome import TrainState
 from trainyard.training.worker.objective import Objective, class_weights
 
 LAST_STEP = 18
@@ -128,3 +129,15 @@ def test_workers_and_interruptions_change_no_bit(
     folder.stop_request.unlink()
     run_locally(stopped)
     assert weights_hash(folder, LAST_STEP) == expected
+
+
+@pytest.mark.parametrize(("higher_is_better", "best"), [(True, 2), (False, 1)])
+def test_the_best_evaluation_is_that_of_the_chosen_metric(
+    higher_is_better: bool, best: int
+) -> None:
+    state = TrainState()
+    for step, score in enumerate((0.5, 0.4, 0.6, 0.6)):
+        state.step = step
+        state.add_evaluation(score, {}, higher_is_better=higher_is_better)
+    assert state.best_step == best
+    assert state.evaluations_without_gain == 3 - best
