@@ -9,7 +9,7 @@ from trainyard.errors import UserError
 
 
 def as_file(rows: Any) -> str:
-    """Store a table as Parquet and return its path, for `TrainConfig(train_file=…)`.
+    """Store a table as Parquet and return its path, for the field `train_file` of a config.
 
     The name of the file is a hash of its content, so equal tables make equal runs.
 
