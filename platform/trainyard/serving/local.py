@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import socket
 import time
 import urllib.error
@@ -115,7 +116,7 @@ def _free_port(port: int | None) -> int:
             return free
     except OSError as error:
         raise UserError(
-            f"port {port} cannot be used ({error.strerror}); stop the other server, or give another "
+            f"port {port} cannot be used ({os.strerror(error.errno or 0)}); stop the other server, or give another "
             "port"
         ) from error
 
