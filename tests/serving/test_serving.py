@@ -166,8 +166,8 @@ def test_a_mistake_is_answered_by_a_sentence(
     ("method", "path", "status", "sentence"),
     [
         ("POST", "/models/none", 404, "no model named 'none'; available: mail"),
-        ("GET", "/models/none", 404, "there are mail"),
-        ("POST", "/models/..%2f..%2fetc", 404, "no model named"),
+        ("GET", "/models/none", 404, "available: mail"),
+        ("POST", "/models/..%2f..%2fetc", 404, "there is no such path"),
         ("GET", "/nothing", 404, "there is no such path; see /docs"),
         ("PUT", "/models/mail", 405, "PUT is not for this path"),
     ],

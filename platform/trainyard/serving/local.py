@@ -115,9 +115,9 @@ def _free_port(port: int | None) -> int:
             free: int = listener.getsockname()[1]
             return free
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise UserError(
-            f"port {port} cannot be used ({os.strerror(error.errno or 0)}); stop the other server, or give another "
-            "port"
+            f"port {port} cannot be used ({reason}); stop the other server, or give another port"
         ) from error
 
 
