@@ -13,8 +13,10 @@ from support.ranks import Attempt, run_ranks
 from support.runs_locally import weights_hash
 
 from trainyard.config import TrainConfig
+from trainyard.errors import UserError
 from trainyard.flags import Precision
 from trainyard.storage.folder import RunFolder, open_run
+from trainyard.training.driver.fit import check_strategy
 
 LAST_STEP = 6
 KINDS: dict[str, dict[str, Any]] = {
@@ -133,3 +135,11 @@ def test_plain_transformers_loads_what_a_strategy_saved(runs: Runs, kind: str) -
         logits = model.eval()(ids).logits
         model.load_state_dict(expected)
         assert torch.allclose(model(ids).logits, logits, atol=1e-6)
+
+
+def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(strategy="deepspeed", use_gpu=True)
+    check_strategy(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="--strategy deepspeed needs the package deepspeed, which"):
+        check_strategy(config)
