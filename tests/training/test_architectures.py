@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support.architectures import TEXT_WORDS, architecture
 from support.runs_locally import run_locally, weights_hash
@@ -16,11 +18,12 @@ from trainyard.config import TrainConfig
 from trainyard.data import find_splits, prepare
 from trainyard.errors import UserError
 from trainyard.inference.registry import PREDICTORS
-from trainyard.models.build import build_tokenizer
+from trainyard.models.build import build_model, build_tokenizer
 from trainyard.storage import RunFolder
 from trainyard.training.driver.environment import environment
 from trainyard.training.driver.export import export_model
 from trainyard.training.driver.fit import _open_record
+from trainyard.training.worker.probe import probe
 
 
 def config_for(
@@ -52,6 +55,23 @@ def test_what_ended_in_a_bare_error_trains(kind: str, tmp_path: Path) -> None:
     assert (outcome.status, outcome.state.step) == ("finished", 2)
     assert (outcome.padding_note is not None) == (kind in ("xlnet", "canine"))
     assert weights_hash(folder, 2)
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "big_bird", "canine", "roformer"])
+def test_every_parameter_that_trains_gets_a_gradient(kind: str, tmp_path: Path) -> None:
+    """DDP waits for a gradient of each; one worker alone would not notice."""
+    config = config_for(tmp_path, kind)
+    splits = find_splits(config)
+    data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")
+    model = build_model(data.model, splits.task, seed=1)
+    padding = probe(model, config, data)
+    table = data.table("train")
+    batch = table.gather(np.arange(1), int(table.lengths[0]), padding)
+    model.train()
+    model(**{name: torch.from_numpy(array) for name, array in batch.items()}).loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert 0 < len(trained) < len(list(model.parameters()))
+    assert all(parameter.grad is not None for parameter in trained)
 
 
 def test_a_vocabulary_larger_than_the_embedding(tmp_path: Path) -> None:
