@@ -104,7 +104,7 @@ def test_a_mistake_is_answered_by_one_sentence(
 
 
 OF_OTHER_JOBS = {
-    ("tune", "--train-file", "good.csv", "--space", "huge"): "unknown search space",
+    ("tune", "--train-file", "good.csv", "--space", "huge"): "--space huge is unknown",
     ("tune", "--train-file", "god.csv"): "god.csv does not exist; did you mean 'good.csv'",
     ("eval", "--model-name-or-path", "absent"): "absent",
     ("eval", "--validation-file", "good.csv"): "--model-name-or-path",

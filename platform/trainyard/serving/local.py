@@ -21,7 +21,9 @@ STOP_SECONDS = 30
 
 
 @contextlib.contextmanager
-def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[str]:
+def served(
+    source: str, *, port: int | None = None, host: str = "127.0.0.1", **options: Any
+) -> Iterator[str]:
     """Serve a model on 127.0.0.1 by Ray Serve; yields its URL, as `InferenceClient(url)` takes it.
 
     It uses the Ray that this process is connected to, or starts a local one and stops it again.
@@ -29,6 +31,7 @@ def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[
     Args:
         source: run folder, folder of a saved model, or Hub id.
         port: of the HTTP server; by default one that is free.
+        host: address to listen on; any but the loopback needs a `keys_file` among the options.
         options: as for `serve run trainyard.serving.app:build`.
 
     Raises:
@@ -46,7 +49,7 @@ def served(source: str, *, port: int | None = None, **options: Any) -> Iterator[
     url = f"http://127.0.0.1:{port}"
     with _quiet():
         try:
-            _start(application, source, port)
+            _start(application, source, host, port)
             _wait_until_ready(f"{url}/ready")
             yield f"{url}/models/{options.get('name') or default_name(source)}"
         finally:
@@ -91,10 +94,10 @@ def _stop() -> None:
     serve.shutdown()  # of what this process knows; the controller too, if it is still there
 
 
-def _start(application: Any, source: str, port: int) -> None:
+def _start(application: Any, source: str, host: str, port: int) -> None:
     from ray import serve
 
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(http_options={"host": host, "port": port})
     try:
         serve.run(application, name="trainyard", route_prefix="/")
     except RuntimeError as error:  # Serve's error for a deployment that failed

@@ -6,10 +6,11 @@ import threading
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from trainyard.flags import Flags
-from trainyard.models import Dtype, EngineName
+from trainyard.models import Dtype, EngineName, resolve_model
 from trainyard.serving.gateway.landing import banner
 from trainyard.terminal import say
 
@@ -28,6 +29,10 @@ class ServeConfig(Flags):
     """Name of the model in its URL. Default: the name of its run."""
     port: int = 8000
     """Port to listen on."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but this machine's loopback needs --keys-file."""
+    keys_file: str | None = None
+    """YAML list of API keys, see `trainyard serve new-key`."""
     engine: EngineName | None = None
     """Engine of the forward passes. Default: the one that `trainyard engine` stored, else torch."""
     dtype: Dtype = "float32"
@@ -87,13 +92,19 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
         "engine": config.engine or "auto",
         "dtype": config.dtype,
         "threads": config.threads,
+        "keys_file": config.keys_file,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    with served(config.model_name_or_path, port=config.port, **given) as url:
+    if not Path(config.model_name_or_path).exists():
+        resolve_model(config.model_name_or_path)  # before Ray and Serve are started
+    with served(config.model_name_or_path, port=config.port, host=config.host, **given) as url:
         base, _, name = url.partition("/models/")
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            example = json.load(answer)["example"]
-        say(f"{banner(base, [name], example)}\n  stop        Ctrl-C")
+        if config.keys_file:  # the model's description, with its example, needs a key
+            lines = banner(base, [name], key=True)
+        else:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                lines = banner(base, [name], json.load(answer)["example"])
+        say(f"{lines}\n  stop        Ctrl-C")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return {"job": "serve", "model": config.model_name_or_path, "url": url}
