@@ -105,7 +105,6 @@ ALIASES: dict[str, Alias] = {
         "an epoch is a seeded permutation, in which rows of similar length share a batch",
         values={"random": (), "group_by_length": ()},
     ),
-    "label_smoothing_factor": Alias("labels are not smoothed", values={"0": (), "0.0": ()}),
     "fsdp": Alias(SHARING),
     "fsdp_config": Alias(SHARING),
     "deepspeed": Alias(SHARING),

@@ -74,7 +74,7 @@ JOBS: dict[str, Job] = {
         "trainyard.training:fit",
         (
             "train --train-file mail.csv",
-            "train --config mail.yaml --seed 1",
+            "train --config mail.yaml --seed 1 --run-name mail-1",
             "train --task mrpc --num-workers 2 --train-batch-size 32",
         ),
         needs=("train_file", "dataset_name", "task", "data_dir"),
@@ -85,7 +85,7 @@ JOBS: dict[str, Job] = {
         "trainyard.tuning:tune",
         (
             "tune --train-file mail.csv --num-trials 8",
-            "tune --config mail.yaml --space wide --searcher optuna",
+            "tune --config mail.yaml --run-name mail-sweep --space wide --searcher optuna",
         ),
         needs=("train_file", "dataset_name", "task", "data_dir"),
     ),

@@ -2,7 +2,7 @@
 
 sudo python tests/hosts/ports.py --json benchmarks/results/ports.json    (part of make test-cluster)
 
-Prints the README's table. Fails when a socket that is not named in OPEN answers without the token.
+Prints the table of docs/cluster.md. Fails when a socket that is not named in OPEN answers without the token.
 """
 
 import argparse
@@ -148,7 +148,7 @@ def matrix(cluster: RayCluster) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, one line for each kind of socket; asserts what the README says of them."""
+    """The rows as Markdown, one line for each kind of socket; asserts what docs/cluster.md says of them."""
     lines = ["| socket | on | no token | wrong | right |", "| --- | --- | --- | --- | --- |"]
     for name in sorted({row["kind"] for row in rows}):
         same = [row for row in rows if row["kind"] == name]

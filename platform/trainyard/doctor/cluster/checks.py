@@ -12,7 +12,7 @@ GIB = 2**30
 LEAST_SPACE = {"disk": 5 * GIB, "temporary": 5 * GIB, "shared_memory": GIB}
 """Bytes that must be free, by the name of the fact."""
 WARN_SKEW, FAIL_SKEW = 1.0, 30.0
-"""Seconds. A lease expires after a minute without a heartbeat, by the clocks of two nodes."""
+"""Seconds. Difference between the clocks of two nodes that gives a warning, and a failure."""
 
 Level = Literal["ok", "warning", "failure"]
 
