@@ -2,7 +2,7 @@
 
 sudo python tests/hosts/ports.py --json benchmarks/results/ports.json    (part of make test-cluster)
 
-Prints the table of docs/cluster.md. Fails when a socket that is not named in OPEN answers without the token.
+Prints the table of docs/cluster.md. Fails when a socket that OPEN does not name answers without the token.
 """
 
 import argparse
