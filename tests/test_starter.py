@@ -61,6 +61,24 @@ def test_a_starter_config_trains_its_file(
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        ("text,label\n" + rows("ba {0},x\nco {0},y\n", 20)).encode("utf-16"),
+        (f"text,label\n{'ba ' * 100_000},x\n" + rows("ba {0},x\nco {0},y\n", 20)).encode(),
+    ],
+    ids=["utf-16", "a field of 300,000 characters"],
+)
+def test_what_train_reads_is_looked_into(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_bytes(content)
+    write_starter(InitConfig(train_file="a.csv"))
+    config = parse(TrainConfig, ["--config", "a.yaml"])
+    assert (config.text_column or "text", config.label_column) == ("text", "label")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
         ("absent.csv", None, "absent.csv does not exist"),

@@ -1,5 +1,6 @@
 """`trainyard init`: look into a file of texts and labels, and write a starter config for it."""
 
+import codecs
 import csv
 import json
 from collections.abc import Mapping, Sequence
@@ -216,13 +217,18 @@ def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:
     usual = "," if kind == ".csv" else "\t"
     head = lines[0] if lines else ""
     delimiter = max((usual, ",", ";", "\t", "|"), key=head.count)
-    rows = list(islice(csv.DictReader(lines, delimiter=delimiter), SAMPLE))
+    before = csv.field_size_limit(len(text) + 1)
+    try:
+        rows = list(islice(csv.DictReader(lines, delimiter=delimiter), SAMPLE))
+    finally:
+        csv.field_size_limit(before)
     return _by_column(rows), encoding, None if delimiter == usual else delimiter
 
 
 def _decoded(path: Path) -> tuple[str, str]:
     content = path.read_bytes()
-    for encoding in ("utf-8", "cp1252"):
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if marked else ("utf-8", "cp1252"):
         try:
             return content.decode(encoding).removeprefix("\ufeff"), encoding
         except UnicodeDecodeError:

@@ -137,6 +137,21 @@ def test_a_run_of_the_first_version_reads_labels_as_it_did(tmp_path: Path) -> No
     assert one != other  # else one would read the other's tokenized labels
 
 
+def test_names_of_class_labels_are_read_from_several_files(tmp_path: Path) -> None:
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["pos", "neg"])
+    )
+    for name in ("a", "b"):
+        rows = {"text": [f"{name} 1", f"{name} 2"], "label": [1, 0]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            str(tmp_path / f"{name}.parquet")
+        )
+    config = TrainConfig(
+        train_file=str(tmp_path / "*.parquet"), validation_file=str(tmp_path / "a.parquet")
+    )
+    assert find_splits(config).task.labels == ("pos", "neg")
+
+
 def test_names_of_class_labels_are_read_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     features = datasets.Features(

@@ -129,6 +129,12 @@ def test_own_files_are_recognized_by_their_content(tmp_path: Path, glue: Path) -
     (tmp_path / "run/run.json").write_text(json.dumps({**record, "data_files": digests}))
     assert kind("moved") == "epochs"
     assert kinds(model, glue, "validation") == [("none", 1)]  # a task's rows are others
+    several = {**digests, "validation_file": f"0123 {digests['validation_file']}"}
+    (tmp_path / "run/run.json").write_text(json.dumps({**record, "data_files": several}))
+    assert kind("moved") == "epochs"  # one of several files
+    hub = {**record["config"], "train_file": None, "dataset_name": "imdb"}
+    (tmp_path / "run/run.json").write_text(json.dumps({**record, "config": hub}))
+    assert kind("moved") == "unknown"  # its rows may be those of the data set
 
 
 def test_nothing_is_known_of_a_model_without_a_run(tmp_path: Path, glue: Path) -> None:

@@ -68,6 +68,16 @@ def test_the_inputs_columns_are_kept_next_to_the_answers(
     ]  # fmt: skip
 
 
+def test_a_text_column_may_be_named_like_an_answer(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("row,label\nbana,x\ncola,y\n")
+    for column in ("row", "label"):
+        found = answers(model, source, f"{column}.jsonl", text_column=column)
+        assert [row["row"] for row in found] == [0, 1]
+        assert [row["input_row"] for row in found] == ["bana", "cola"]
+        assert [row["input_label"] for row in found] == ["x", "y"]
+
+
 def test_json_values_keep_their_types(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     lines: list[dict[str, Any]] = [

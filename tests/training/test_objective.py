@@ -52,6 +52,13 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(several.numpy(), [3 / 2, 4 / 1])
 
 
+def test_a_label_of_every_row_keeps_its_loss() -> None:
+    hot = np.array([[1, 0], [1, 1], [1, 0]], np.float32)
+    found = class_weights(TrainConfig(class_weights="balanced"), task_of(SEVERAL, "a", "b"), hot)
+    assert found is not None
+    np.testing.assert_allclose(found.numpy(), [1.0, 2.0])
+
+
 def test_given_weights_have_mean_1_over_the_rows() -> None:
     labels = np.array([0, 0, 0, 1])
     task = task_of("single_label_classification", "ham", "spam")

@@ -13,6 +13,8 @@ MISTAKES = {
     "no such space": (["--space", "huge"], "--space huge is unknown; known: default, wide"),
     "pbt nested": (["--scheduler", "pbt", "--num-workers", "2"],
                    "--scheduler pbt pauses trials in their process"),
+    "an error as metric": (["--metric-for-best-model", "log_loss"],
+                           "log_loss is lower for better models, and a sweep compares by metrics"),
     "corrupt sweep": (["--run-name", "broken"], "sweep.json is damaged; use --fresh"),
     "folder of a run": (["--run-name", "single"], "is the folder of a single run, not of a sweep"),
 }  # fmt: skip

@@ -118,7 +118,7 @@ class OwnFile:
         if not self.class_names or first.suffix.lower() != ".parquet":
             return ()
         check_file(first)
-        return class_label_names(self.path, self.label_column)
+        return class_label_names(first, self.label_column)
 
     @property
     def options(self) -> tuple[Any, ...]:

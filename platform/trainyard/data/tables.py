@@ -1,11 +1,11 @@
 """Data that is no file: tables of a Python session, and data sets of the Hub, as Parquet files."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 from trainyard.errors import UserError
+from trainyard.storage import scratch_path
 
 
 def as_file(rows: Any) -> str:
@@ -39,7 +39,7 @@ def as_file(rows: Any) -> str:
         )
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "trainyard"
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{os.getpid()}.parquet"
+    scratch = scratch_path(folder / "table.parquet")
     pq.write_table(table, scratch)
     path = folder / f"{hashlib.sha256(scratch.read_bytes()).hexdigest()[:16]}.parquet"
     scratch.replace(path)
@@ -57,7 +57,8 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
     datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(name, config_name)
-    except (OSError, ValueError) as error:  # bases of the errors of datasets and huggingface_hub
+    # Bases of the errors of datasets and huggingface_hub; RuntimeError: scripts are not supported.
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"data set {name} could not be loaded ({' '.join(str(error).split())[:200]}); check "
             "--dataset-name and --dataset-config-name, or give its files with --train-file"

@@ -10,9 +10,11 @@ import pickle
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from trainyard.errors import UserError
 from trainyard.models.hub import MODEL_FILES, resolve_model
@@ -67,8 +69,18 @@ def _converted(folder: Path, name: str) -> Path:
     if target.is_dir():
         return target
     say(f"{name} has only pickled weights: converting them to safetensors once, in {target}")
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}-"))
+    try:
+        return _fill(folder, target, files, name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"model {name} could not be converted to safetensors in {target} ({error}); make room there, "
+            "set HF_HOME to a folder that can be written, or get its weights as safetensors"
+        ) from error
+
+
+def _fill(folder: Path, target: Path, files: Sequence[Path], name: str) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         for path in files:
             if path.suffix != ".bin" and path.name != INDEX:
@@ -133,6 +145,11 @@ def _save(source: Path, target: Path, name: str) -> list[str]:
             f"model {name}: {source.name} is damaged or holds more than tensors, which could run code; get "
             "its weights as safetensors"
         ) from error
+    if not isinstance(state, Mapping):
+        raise UserError(
+            f"model {name}: {source.name} holds no weights by name, so it is not of a transformers model; "
+            "get its weights as safetensors"
+        )
     others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise UserError(

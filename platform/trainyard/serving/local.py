@@ -46,7 +46,7 @@ def served(
         ray.init(
             address="local", include_dashboard=False, log_to_driver=False, logging_level="error"
         )
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{_reachable(host)}:{port}"
     with _quiet():
         try:
             _start(application, source, host, port)
@@ -92,6 +92,13 @@ def _stop() -> None:
             break
         time.sleep(0.05)
     serve.shutdown()  # of what this process knows; the controller too, if it is still there
+
+
+def _reachable(host: str) -> str:
+    """Return the host part of a URL by which this machine reaches a server that listens on `host`."""
+    if host in ("", "0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _start(application: Any, source: str, host: str, port: int) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trainyard.data import is_test, selection_and_test
 from trainyard.fleet import Supply
-from trainyard.metrics import decode, get_metric, is_constant
+from trainyard.metrics import answers, get_metric, is_constant
 from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec
 from trainyard.terminal import say
 from trainyard.tuning.config import SweepConfig
@@ -297,7 +297,8 @@ def _without_predictions(context: Context) -> str | None:
 
 def _answers(context: Context, run: RunFolder, rows: Rows) -> NDArray[Any]:
     logits = [run.read_predictions(name) for name in rows.splits]
-    return np.asarray(decode(context.task.problem_type, np.concatenate(logits)))
+    task = context.task
+    return answers(task.score, task.problem_type, np.concatenate(logits))
 
 
 def _scores_on_all_rows(splits: Sequence[Judged]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from trainyard.cluster import TOKENIZERS, Node, nodes_for, ray_session, share_ou
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.fleet import Fleet
+from trainyard.metrics import get_metric
 from trainyard.storage import (
     SweepFolder,
     TrialRecord,
@@ -52,6 +53,12 @@ def tune(config: SweepConfig) -> SweepResult:
         Interrupted: after SIGTERM or Ctrl-C, when the running trials are saved.
     """
     check_strategy(config)
+    metric = config.metric_for_best_model
+    if metric and not get_metric(metric).higher_is_better:
+        raise UserError(
+            f"--metric-for-best-model {metric} is lower for better models, and a sweep compares by metrics "
+            "that are higher; choose another one here, and report it by --metrics"
+        )
     space = build_space(config.space, config.overrides, config.base)
     SEARCHERS[config.searcher].check(config.searcher, space, config.num_trials)
     scheduler = SCHEDULERS[config.scheduler]

@@ -71,6 +71,7 @@ def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple
     for values in points:
         run = config.train_config(dict(zip(TOKENIZATION_FIELDS, values, strict=True)))
         splits, tokenizer = find_splits(run), build_tokenizer(run)
+        run.check_loss(splits.task)
         for note in splits.notes if not prepared else ():
             say(note)
         data = prepare(splits, tokenizer, run, folder.path.parent / ".cache")

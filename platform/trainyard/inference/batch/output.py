@@ -65,20 +65,18 @@ class Layout:
         `texts` maps names of the input's text columns to their columns in a part.
         """
         fields = {field.name: field for schema in parts for field in schema}
-        self._texts = texts
         self._inputs = {name: field for name, field in fields.items() if name.startswith(INPUT)}
         self._ours = [name for name in fields if name not in self._inputs]
         self._types = {
             f"{INPUT}{name}": JSON_TYPES.get(frozenset(each)) for name, each in kinds.items()
         }
         self._names: dict[str, str] = {}
-        taken = {*self._ours, *texts}
+        self._texts: dict[str, str] = {}
+        taken = set(self._ours)
+        for name, column in texts.items():
+            self._texts[_free(name, taken)] = column
         for name in self._inputs:
-            plain = name.removeprefix(INPUT)
-            while plain in taken:
-                plain = f"input_{plain}"
-            self._names[name] = plain
-            taken.add(plain)
+            self._names[name] = _free(name.removeprefix(INPUT), taken)
         self.encoded = {"prediction"} | {
             self._names[name]
             for name, field in self._inputs.items()
@@ -102,6 +100,14 @@ class Layout:
             return part[name]
         values = [None if text is None else json.loads(text) for text in part[name].to_pylist()]
         return pa.array(values, wanted)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Take a column name that is free, with the prefix `input_` as often as needed."""
+    while name in taken:
+        name = f"input_{name}"
+    taken.add(name)
+    return name
 
 
 class _TextWriter:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from trainyard.metrics import METRICS
 from trainyard.report.kit import Status
 from trainyard.storage import (
     EXPIRY_SECONDS,
@@ -181,6 +182,9 @@ class Run(Job):
         """Name of the headline metric; empty before the first evaluation of own data."""
         if self.sweep is not None and self.sweep.metric:
             return self.sweep.metric
+        named = self.result.get("score_metric") or self.config.get("metric_for_best_model")
+        if isinstance(named, str):
+            return named
         if self.task in TASKS:
             return TASKS[self.task].score
         first = next((line for line in self.lines if "split" in line), {})
@@ -214,7 +218,8 @@ class Run(Job):
             return Evaluation(_whole(self.result.get("best_step")) or 0, score, *pair(span))
         finite = [e for e in self.evaluations if e.score == e.score]
         if finite:
-            return max(finite, key=lambda e: (e.score, -e.step))
+            sign = 1 if self.metric not in METRICS or METRICS[self.metric].higher_is_better else -1
+            return max(finite, key=lambda e: (sign * e.score, -e.step))
         score = real(self.record.get("trial_score"))
         return None if score is None else Evaluation(self.steps or 0, score)
 

@@ -87,7 +87,10 @@ class Journal:
         if self._main and (at_once or now - self._used >= USAGE_SECONDS):
             self._used = now
             trained = sum(add(self._seconds_before, seconds).values())
-            self._folder.append_usage({"step": state.step, "seconds": trained, **usage()})
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk ends the run at its next record, in a sentence
+                self._folder.append_usage({"step": state.step, "seconds": trained, **usage()})
         if self._main and (at_once or now - self._shown >= PROGRESS_SECONDS):
             self._shown = now
             self._folder.set_progress(

@@ -58,7 +58,9 @@ def class_weights(config: TrainConfig, task: Task, labels: NDArray[Any]) -> torc
         if not several:
             weights *= len(labels) / (weights * counts).sum()
     elif several:
-        weights = (len(labels) - counts) / np.maximum(counts, 1)
+        # A label of every row or of none has nothing to balance.
+        uneven = (counts > 0) & (counts < len(labels))
+        weights = np.where(uneven, (len(labels) - counts) / np.maximum(counts, 1), 1.0)
     else:
         present = counts > 0
         weights = len(labels) / (present.sum() * np.maximum(counts, 1))
