@@ -95,7 +95,6 @@ ALIASES: dict[str, Alias] = {
     "logging_strategy": Alias("use --logging-steps", values={"steps": ()}),
     "logging_first_step": Alias("use --logging-steps 1", values=NO),
     "load_best_model_at_end": Alias(BEST, values=YES),
-    "metric_for_best_model": Alias(BEST),
     "greater_is_better": Alias(BEST),
     "report_to": Alias(TENSORBOARD, values={"none": (), "tensorboard": ()}),
     "logging_dir": Alias(TENSORBOARD),

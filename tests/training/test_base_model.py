@@ -85,6 +85,7 @@ def test_a_relative_folder_trains_and_its_weights_are_recorded(
     assert (here / "1.jsonl").read_text() == (here / "2.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_a_sweep_on_a_relative_folder_and_its_best_config_in_train(
     cluster: Any,  # noqa: ARG001
     small_run: TrainConfig,
@@ -101,5 +102,5 @@ def test_a_sweep_on_a_relative_folder_and_its_best_config_in_train(
     assert best.model_name_or_path == "./my-model"
     assert fit(best).score == result.score
     change_weights(here / "my-model")
-    with pytest.raises(UserError, match=r"the base weights of sweep 'sweep' have changed"):
+    with pytest.raises(UserError, match=r"the base weights of sweep 'sweep' changed"):
         tune(dataclasses.replace(config, num_trials=3))

@@ -105,6 +105,7 @@ def test_a_loss_that_does_not_fit_is_refused() -> None:
         TrainConfig(class_weights={"equivalent": 0.0}).check_loss(get_task("mrpc"))
 
 
+@pytest.mark.long
 def test_workers_and_interruptions_change_no_bit(
     small_run: TrainConfig,
     cluster: Any,  # noqa: ARG001

@@ -49,21 +49,6 @@ def test_answers_that_are_no_numbers_end_the_run_before_they_are_kept(
     assert [path.name for path in folder.checkpoints.glob("step-*")] == ["step-00000006"]
 
 
-def test_the_schedule_waits_for_steps_that_were_skipped(
-    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with fp16, whose first gradients overflow until their scale has come down."""
-    skipped = iter([True, True])
-    monkeypatch.setattr(
-        "accelerate.Accelerator.optimizer_step_was_skipped",
-        property(lambda _: next(skipped, False)),
-    )
-    config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=4, ledger=False)
-    _, folder = run_locally(config)
-    rates = [line["learning_rate"] for line in folder.metrics() if "loss" in line]
-    assert rates == pytest.approx([1e-3, 1e-3, 0.75e-3, 0.5e-3])
-
-
 def test_rows_that_are_set_aside_choose_nothing_and_are_scored_once(
     small_run: TrainConfig, tmp_path: Path
 ) -> None:

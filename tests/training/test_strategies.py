@@ -29,6 +29,23 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 MIXED: list[tuple[str, Precision]] = [("ddp", "bf16"), ("fsdp", "bf16"), ("zero3", "bf16"),
          ("ddp", "fp16"), ("fsdp", "fp16"), ("zero2", "fp16")]  # fmt: skip
+QUICK = {
+    ("ddp", "no"),
+    ("fsdp", "no"),
+    ("zero2", "no"),
+    ("zero3", "no"),
+    ("ddp", "bf16"),
+    ("ddp", "fp16"),
+}
+"""Strategies and precisions of `make test`; the others take as long again."""
+
+
+def marked(*cases: tuple[str, Precision]) -> list[Any]:
+    """Make parameters (strategy, precision); those that are not quick are marked long."""
+    return [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in cases]
+
+
+PLAIN = marked(*((kind, "no") for kind in KINDS))
 
 
 class Runs:
@@ -53,8 +70,12 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(
+    small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Runs:
     """Whole runs; runs that are cut off and resumed, by two processes and by one."""
+    here = [item for item in request.session.items if item.path == request.path]
+    long = any(item.get_closest_marker("long") for item in here)
     root = tmp_path_factory.mktemp("strategies")
     base = replace(
         small_run, storage_path=str(root / "runs"), max_steps=LAST_STEP, save_steps=2, eval_steps=3,
@@ -65,6 +86,8 @@ def runs(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Ru
         lift_guards(patch)
         plain: list[tuple[str, Precision]] = [(kind, "no") for kind in KINDS]
         for kind, precision in [*plain, *MIXED]:
+            if not long and (kind, precision) not in QUICK:
+                continue
             name = f"{kind}-{precision}"
             whole = replace(base, run_name=name, mixed_precision=precision, **KINDS[kind])
             cut, moved = (replace(whole, run_name=f"{name}-{way}") for way in ("cut", "moved"))
@@ -77,15 +100,16 @@ def runs(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return Runs(base.storage_path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_strategy_trains_as_ddp_does(runs: Runs, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "precision"), PLAIN)
+def test_a_strategy_trains_as_ddp_does(runs: Runs, kind: str, precision: str) -> None:
+    assert precision == "no"
     assert runs.losses(f"{kind}-no") == pytest.approx(runs.losses("ddp-no"), abs=1e-6)
     expected = runs.weights("ddp-no")
     for name, tensor in runs.weights(f"{kind}-no").items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "precision"), MIXED)
+@pytest.mark.parametrize(("kind", "precision"), marked(*MIXED))
 def test_mixed_precision_is_autocast_over_fp32_weights(
     runs: Runs, kind: str, precision: str
 ) -> None:
@@ -95,17 +119,20 @@ def test_mixed_precision_is_autocast_over_fp32_weights(
     assert {tensor.dtype for tensor in runs.weights(name).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    "name", [*(f"{kind}-no" for kind in KINDS), *(f"{kind}-{p}" for kind, p in MIXED)]
-)
-def test_cut_off_and_resumed_it_ends_with_the_same_bits(runs: Runs, name: str) -> None:
+@pytest.mark.parametrize(("kind", "precision"), [*PLAIN, *marked(*MIXED)])
+def test_cut_off_and_resumed_it_ends_with_the_same_bits(
+    runs: Runs, kind: str, precision: str
+) -> None:
+    name = f"{kind}-{precision}"
     assert weights_hash(runs(f"{name}-cut"), LAST_STEP) == weights_hash(runs(name), LAST_STEP)
     assert runs(f"{name}-cut").metrics() == runs(name).metrics()
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero2"])
-def test_fp16_skips_steps_and_says_so(runs: Runs, kind: str) -> None:
-    lines = [line for line in runs(f"{kind}-fp16").metrics() if "loss" in line]
+@pytest.mark.parametrize(
+    ("kind", "precision"), marked(("ddp", "fp16"), ("fsdp", "fp16"), ("zero2", "fp16"))
+)
+def test_fp16_skips_steps_and_says_so(runs: Runs, kind: str, precision: str) -> None:
+    lines = [line for line in runs(f"{kind}-{precision}").metrics() if "loss" in line]
     scales = [line["loss_scale"] for line in lines]
     assert scales[0] == 2.0**23  # the first step overflowed
     assert lines[-1]["skipped_steps"] >= 2
@@ -116,14 +143,20 @@ def test_fp16_skips_steps_and_says_so(runs: Runs, kind: str) -> None:
     assert scales == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_resumed_by_another_number_of_workers_it_ends_alike(runs: Runs, kind: str) -> None:
-    assert runs.losses(f"{kind}-no-moved") == pytest.approx(runs.losses("ddp-no"), abs=1e-6)
+@pytest.mark.parametrize(("kind", "precision"), PLAIN)
+def test_resumed_by_another_number_of_workers_it_ends_alike(
+    runs: Runs, kind: str, precision: str
+) -> None:
+    assert runs.losses(f"{kind}-{precision}-moved") == pytest.approx(
+        runs.losses("ddp-no"), abs=1e-6
+    )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_plain_transformers_loads_what_a_strategy_saved(runs: Runs, kind: str) -> None:
-    folder = runs(f"{kind}-no").checkpoints / f"step-{LAST_STEP:08d}"
+@pytest.mark.parametrize(("kind", "precision"), PLAIN)
+def test_plain_transformers_loads_what_a_strategy_saved(
+    runs: Runs, kind: str, precision: str
+) -> None:
+    folder = runs(f"{kind}-{precision}").checkpoints / f"step-{LAST_STEP:08d}"
     model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, output_loading_info=True
     )

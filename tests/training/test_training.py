@@ -143,7 +143,9 @@ def test_another_config_under_the_same_name_is_refused(
         fit(dataclasses.replace(base, run_name="workers-2", seed=7))
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
+@pytest.mark.parametrize(
+    "victim", ["RayTrainWorker", pytest.param("TrainController", marks=pytest.mark.long)]
+)
 def test_a_process_killed_in_epoch_2_costs_nothing_but_time(
     by_workers: dict[int, Path], base: TrainConfig, victim: str
 ) -> None:

@@ -326,13 +326,13 @@ def test_a_searcher_and_a_scheduler_are_a_row_each(
     assert [run.hyperparameters["learning_rate"] for run in runs if run] == [1e-3, 5e-4, 2.5e-4]
 
 
-def test_the_commands_of_the_readme_parse() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    commands = re.findall(r"python jobs/tune\.py ((?:.*\\\n)*.*)", readme.replace("`", "\n"))
+def test_the_commands_of_the_docs_parse() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tune.md").read_text()
+    commands = re.findall(r"^trainyard tune ((?:.*\\\n)*.*)", page, re.MULTILINE)
     assert commands
     for command in commands:
         config = parse(SweepConfig, shlex.split(command.replace("\\\n", " ")))
         build_space(config.space, config.overrides, config.base)
-    domains = re.findall(r"[a-z_]+=[a-z]+:[a-z0-9:.,-]+", readme)
+    domains = re.findall(r"[a-z_]+=[a-z]+:[a-z0-9:.,-]+", page)
     assert len(domains) >= 3
     build_space("wide", domains, BASE)

@@ -128,7 +128,8 @@ class JobFolder:
     @contextmanager
     def created(self) -> Iterator[None]:
         """Create the folder, and remove it again when the block is refused before it has a record."""
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        folders = (self.path, self.path.parent / ".cache", *self.path.parents)
+        missing = [folder for folder in folders if not folder.exists()]
         self.create()
         try:
             yield

@@ -184,7 +184,7 @@ def earlier_result(
         digests = data.base_digests if data else base_digests(config.model_name_or_path)
     except UserError:  # without its base model the result stays as it is
         digests = {}
-    if digests:
+    if any(digests.values()):  # a folder that is gone looks like a model of the Hub
         check_base_model(record, digests)
     return FitResult(**{**record["result"], "model": folder.address("model")})
 
