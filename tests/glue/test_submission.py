@@ -158,6 +158,7 @@ def write_test_split(folder: Path, task: str, split: str, rows: int) -> list[tup
     return list(zip(*texts, strict=True))
 
 
+@pytest.mark.long
 def test_each_line_is_what_its_model_answers(
     cluster: Any,  # noqa: ARG001
     tiny_model: Path,

@@ -98,6 +98,7 @@ def test_nested_trials_stopped_early_and_killed_give_everything_back(
     assert not [t for t in folder.records() if (t.run.path / "lease.json").exists()]
 
 
+@pytest.mark.long
 def test_a_population_trains_to_its_end(cluster: Any, config: SweepConfig) -> None:
     """On nodes with a label, for which Ray Tune is asked in a way of its own."""
     label = {"ray.io/node-id": cluster.nodes()[0]["NodeID"]}
