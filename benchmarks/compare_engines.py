@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from provenance import provenance
 
-from trainyard.cli import parse
+from trainyard.command import parse
 from trainyard.evaluation.config import EngineConfig
 from trainyard.evaluation.engine_choice import Bench, candidates
 from trainyard.evaluation.inputs import describe, labeled_splits

@@ -18,7 +18,7 @@ from typing import Any
 
 from provenance import provenance
 
-from trainyard.flags import DEFAULT_MODEL, ModelFlags
+from trainyard.config import DEFAULT_MODEL, ModelFlags
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.run import predict
 from trainyard.models.build import build_model, build_tokenizer

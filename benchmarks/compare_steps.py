@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from provenance import provenance
 
-from trainyard.config import TrainConfig
-from trainyard.flags import DEFAULT_MODEL
+from trainyard.config import DEFAULT_MODEL, TrainConfig
 from trainyard.models.hub import resolve_model
 
 HERE = Path(__file__).parent

@@ -143,7 +143,7 @@ def classifier(folder: Any) -> str:
     import torch
     import transformers
 
-    from trainyard.flags import DEFAULT_MODEL
+    from trainyard.config import DEFAULT_MODEL
     from trainyard.models.hub import resolve_model
 
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from typing import Any
 from compare_alone import last_json
 from provenance import provenance
 
-from trainyard.flags import DEFAULT_MODEL
+from trainyard.config import DEFAULT_MODEL
 from trainyard.models.hub import resolve_model
 
 HERE = Path(__file__).parent

@@ -12,8 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from trainyard.cli import parse
-from trainyard.command import JOBS, Job
+from trainyard.command import JOBS, Job, parse
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from trainyard.cli import parse
+from trainyard.command import parse
 from trainyard.config import TrainConfig
 from trainyard.doctor.cluster.preflight import check_upload, upload_bytes
 

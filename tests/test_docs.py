@@ -15,8 +15,7 @@ from result_tables import TABLES, rewrite
 from support.job_scripts import JOBS as SCRIPTS
 from support.job_scripts import ROOT, config_of, script
 
-from trainyard.cli import parse
-from trainyard.command import JOBS
+from trainyard.command import JOBS, parse
 from trainyard.serving.check import check_config
 from trainyard.serving.options import HostOptions
 

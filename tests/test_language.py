@@ -14,9 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "trainyard"
 
 CLEAN: set[str] = {
-    *("aliases", "batching", "cli", "config", "data", "errors", "evaluation", "flags", "inference"),
-    *("fleet", "glue", "predictors", "report", "serving", "tasks", "terminal", "tuning"),
-    *("command", "quickstart", "starter", "summary", "usage"),
+    *("batching", "command", "config", "data", "errors", "evaluation", "inference"),
+    *("fleet", "glue", "predictors", "report", "serving", "summary", "tasks", "terminal", "tuning"),
     *("cluster", "doctor", "metrics", "models", "stats", "storage", "training"),
 }
 """Packages and root modules that follow the rules."""

@@ -24,7 +24,8 @@ from trainyard.inference.tasks.text_classification import (
     TextClassificationParameters,
 )
 from trainyard.inference.tokenizing import Item
-from trainyard.metrics import METRICS, Metric
+from trainyard.metrics import METRICS
+from trainyard.metrics.table import Metric
 from trainyard.models.engines.registry import ENGINES, Engine, check_engine
 from trainyard.report.dashboard.records import Run
 from trainyard.storage import Files

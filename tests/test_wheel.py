@@ -30,7 +30,7 @@ def test_the_wheel_holds_one_package(names: list[str]) -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        "command.py", "serving/app.py", "serving/example.yaml", "quickstart.yaml", "py.typed",
+        "command/jobs.py", "command/quickstart.yaml", "serving/app.py", "serving/example.yaml", "py.typed",
         "__init__.pyi", "storage/__init__.pyi", "serving/gateway/playground.html",
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-from .config import TrainConfig as TrainConfig
+from .config.train import TrainConfig as TrainConfig
 from .data.tables import as_file as as_file
 from .errors import UserError as UserError
 from .evaluation.config import EvalConfig as EvalConfig

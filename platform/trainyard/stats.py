@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
-from trainyard.metrics import MetricFunction, check_rows, get_metric, repeated
-from trainyard.resampled import Floats, Statistic
+from trainyard.metrics import Floats, MetricFunction, Statistic, check_rows, get_metric, repeated
 
 Groups = NDArray[Any]
 """The group of each row: rows of a group depend on each other, as questions on one paragraph do."""

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import WORDS, write_task
 
-from trainyard.cli import parse
+from trainyard.command import parse
 from trainyard.config import TrainConfig
 from trainyard.data import normalize_text
 from trainyard.data.quick_checks import warnings

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.small_models import bert, gpt2, same
 
+from trainyard.config import DEFAULT_MODEL
 from trainyard.errors import UserError
-from trainyard.flags import DEFAULT_MODEL
 from trainyard.inference.tasks.embeddings import (
     FeatureExtraction,
     SentenceSimilarity,

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.sample_runs import write_run, write_sweep
 
-from trainyard.cli import parse
+from trainyard.command import parse
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.report.dashboard.job import DashboardConfig, run_dashboard

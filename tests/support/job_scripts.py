@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainyard.cli import parse
 from trainyard.command import JOBS as ROWS
+from trainyard.command import parse
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "jobs").is_dir())
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))

@@ -12,8 +12,8 @@ GROWTH_INTERVAL = 4
 
 def lift_guards(patch: pytest.MonkeyPatch) -> None:
     """Let configs be built that CPUs are refused."""
-    patch.setattr("trainyard.config.GPU_STRATEGIES", ())
-    patch.setattr("trainyard.config.check_precision", lambda *_, **__: None)
+    patch.setattr("trainyard.config.train.GPU_STRATEGIES", ())
+    patch.setattr("trainyard.config.train.check_precision", lambda *_, **__: None)
 
 
 def lift() -> None:

@@ -58,7 +58,7 @@ def main() -> None:
 
     import torch
 
-    from trainyard.cli import parse
+    from trainyard.command import parse
     from trainyard.storage import checkpoints
 
     point, _, count = os.environ["KILL_AT"].partition(":")

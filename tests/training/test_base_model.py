@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.small_sweeps import small_sweep
 
 from trainyard import TrainConfig, UserError, fit
-from trainyard.cli import parse
+from trainyard.command import parse
 from trainyard.inference import PredictConfig, predict
 from trainyard.storage import RunFolder
 from trainyard.tuning import tune

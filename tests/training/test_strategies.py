@@ -12,9 +12,8 @@ from support.lifted import lift_guards
 from support.ranks import Attempt, run_ranks
 from support.runs_locally import weights_hash
 
-from trainyard.config import TrainConfig
+from trainyard.config import Precision, TrainConfig
 from trainyard.errors import UserError
-from trainyard.flags import Precision
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.training.driver.fit import check_strategy
 

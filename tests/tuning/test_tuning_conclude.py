@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainyard.cli import parse
+from trainyard.command import parse
 from trainyard.config import TrainConfig
 from trainyard.data.splits import selection_and_test
 from trainyard.errors import UserError

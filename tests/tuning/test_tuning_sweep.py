@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.small_sweeps import folder_of, small_sweep, wait_until_free
 
-from trainyard.cli import parse
+from trainyard.command import parse
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.storage.folder import RunFolder

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trainyard.flags import WorkerFlags
+from trainyard.config import WorkerFlags
 
 Node = dict[str, float]
 """Resources of one node, by Ray's names."""

@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from trainyard.cluster.autoscaler import Node, grows_by_itself, nodes_to_come
+from trainyard.config import WorkerFlags
 from trainyard.errors import UserError
-from trainyard.flags import WorkerFlags
 
 RELEASE_SECONDS = 10.0
 """Seconds that the cluster may take to free what a lost attempt had occupied."""

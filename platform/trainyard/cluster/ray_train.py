@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.cluster.autoscaler import may_grow
-from trainyard.flags import WorkerFlags
+from trainyard.config import WorkerFlags
 
 
 def build_trainer(

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from trainyard.config import ClusterFlags
 from trainyard.errors import UserError
-from trainyard.flags import ClusterFlags
 
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
 """Module that a tokenizing job needs first; its import takes 2 to 3 seconds, like Ray's start."""

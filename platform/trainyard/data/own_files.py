@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.config import DataFlags
 from trainyard.data.columns import Batch, TextFormat, did_you_mean, listing
 from trainyard.data.files import check_file, files_of, read_rows
 from trainyard.data.held_out import VERSIONS, Parts, normalize_text, text_hashes
@@ -18,7 +19,6 @@ from trainyard.data.labels import LabelEncoder, discover_labels
 from trainyard.data.parquet_files import class_label_names
 from trainyard.data.tables import hub_files
 from trainyard.errors import UserError
-from trainyard.flags import DataFlags
 from trainyard.storage import file_digest
 from trainyard.tasks import ProblemType, Task, own_task
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.config import DataFlags
 from trainyard.data import demo
 from trainyard.data import own_files as own_data
 from trainyard.data.columns import column_as, readable
 from trainyard.data.held_out import Parts, by_class
 from trainyard.data.parquet_files import open_parquet
 from trainyard.errors import UserError
-from trainyard.flags import DataFlags
 from trainyard.metrics import with_metrics
 from trainyard.storage import file_digest
 from trainyard.tasks import Task, check_data_dir, get_task

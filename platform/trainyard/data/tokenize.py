@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainyard.config import ModelFlags
 from trainyard.data.splits import Split, Splits
 from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
-from trainyard.flags import ModelFlags
 from trainyard.models import base_digests, locate_model, model_revision, vocabulary_size
 from trainyard.storage import RunFolder, sync_tree
 

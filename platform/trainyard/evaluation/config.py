@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainyard.errors import UserError
-from trainyard.flags import (
+from trainyard.config import (
     DataFlags,
     FileFlags,
     Precision,
@@ -15,6 +14,7 @@ from trainyard.flags import (
     check_precision,
     flag,
 )
+from trainyard.errors import UserError
 
 BUILT_IN_SLICES = ("length", "label")
 DEFAULT_LENGTH = 128

@@ -19,6 +19,7 @@ from trainyard.cluster import (
     ray_session,
     worker_resources,
 )
+from trainyard.config import ScoringFlags, WorkerFlags
 from trainyard.data import PreparedData, Splits, prepare
 from trainyard.errors import UserError
 from trainyard.evaluation.comparison import Selection, clean_rows, compare, selection_of
@@ -44,7 +45,6 @@ from trainyard.evaluation.scoring import (
     predict,
     score,
 )
-from trainyard.flags import ScoringFlags, WorkerFlags
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
 from trainyard.metrics import with_metrics
 from trainyard.models import CLASSIFIER, build_accelerator, build_tokenizer, load_model

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainyard.batching import evaluation_batches, padded_length
+from trainyard.config import ScoringFlags
 from trainyard.data import TokenTable
-from trainyard.flags import ScoringFlags
 from trainyard.metrics import answers, build_metric, decode, get_metric, is_constant
 from trainyard.models import RIGHT, Padding, find_padding
 from trainyard.stats import metric_interval

@@ -15,8 +15,8 @@ import traceback
 from functools import lru_cache
 from typing import Any
 
+from trainyard.config import ModelFlags
 from trainyard.errors import Diverged, HeldError, Interrupted, SupersededError, UserError
-from trainyard.flags import ModelFlags
 from trainyard.fleet.spec import (
     TAKEOVER_SECONDS,
     Ended,

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainyard.config import TrainConfig
+from trainyard.config import TOKENIZATION_FIELDS, TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import DamagedRun, UserError
-from trainyard.flags import TOKENIZATION_FIELDS
 from trainyard.storage import EXPIRY_SECONDS, Fence, RunFolder, TrialSpec
 from trainyard.tasks import Task
 from trainyard.training import AnotherRun

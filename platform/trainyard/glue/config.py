@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainyard.config import TrainConfig
+from trainyard.config import DEFAULT_MODEL, ClusterFlags, Precision, RunFlags, TrainConfig
 from trainyard.errors import UserError
-from trainyard.flags import DEFAULT_MODEL, ClusterFlags, Precision, RunFlags
 from trainyard.glue.recipes import RECIPES, get_recipe
 from trainyard.storage import storage_folder
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.config import DataFlags, ScoringFlags, WorkerFlags
 from trainyard.data import PreparedData, find_splits, open_parquet, prepare, split_file, split_rows
 from trainyard.errors import UserError
 from trainyard.evaluation import Logits, check_finite, predict_on_ray
-from trainyard.flags import DataFlags, ScoringFlags, WorkerFlags
 from trainyard.glue.config import SuiteConfig
 from trainyard.metrics import decode
 from trainyard.models import build_tokenizer

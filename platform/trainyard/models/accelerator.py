@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainyard.flags import Precision
+from trainyard.config import Precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

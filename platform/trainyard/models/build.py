@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainyard.config import ModelFlags
 from trainyard.errors import UserError
-from trainyard.flags import ModelFlags
 from trainyard.models.hub import (
     from_hub,
     load_config,

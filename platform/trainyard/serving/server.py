@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trainyard.flags import Flags
+from trainyard.config import Flags
 from trainyard.models import Dtype, EngineName, resolve_model
 from trainyard.serving.gateway.landing import banner
 from trainyard.terminal import say

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainyard.config import TrainConfig
+from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.evaluation import one_answer_words
-from trainyard.flags import PLACE_FIELDS
 from trainyard.storage import (
     RunFolder,
     SweepFolder,

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import tyro
 
-from trainyard.config import TrainConfig
+from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.errors import UserError
-from trainyard.flags import PLACE_FIELDS
 from trainyard.tuning.schedulers import SCHEDULERS
 from trainyard.tuning.search import SEARCHERS
 

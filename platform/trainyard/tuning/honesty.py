@@ -26,8 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.metrics import get_metric
-from trainyard.resampled import Floats, Statistic
+from trainyard.metrics import Floats, Statistic, get_metric
 from trainyard.stats import statistic_of
 
 Verdict = Literal["better", "worse", "not distinguishable"]

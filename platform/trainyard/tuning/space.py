@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainyard.config import TrainConfig
+from trainyard.config import PLACE_FIELDS, TOKENIZATION_FIELDS, DataFlags, TrainConfig
 from trainyard.errors import UserError
-from trainyard.flags import PLACE_FIELDS, TOKENIZATION_FIELDS, DataFlags
 
 if TYPE_CHECKING:
     import optuna

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trainyard.config import TOKENIZATION_FIELDS
 from trainyard.data import PreparedData, find_splits, prepare, warnings
-from trainyard.flags import TOKENIZATION_FIELDS
 from trainyard.fleet import (
     Ended,
     RunSpec,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.config import DataFlags
 from trainyard.data import NO_LABEL, Split, Splits, find_splits, normalize_text, split_rows
-from trainyard.flags import DataFlags
 from trainyard.tasks import Task, get_task
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from trainyard.cluster import ray_session
+from trainyard.config import DEFAULT_MODEL, ClusterFlags, DataFlags, ModelFlags, RunFlags
 from trainyard.data import Splits, prepare
 from trainyard.doctor.data.duplicates import contradictions, duplicates, faulty_rows
 from trainyard.doctor.data.labels import balance, drift, suspicious_labels
 from trainyard.doctor.data.page import findings, page
 from trainyard.doctor.data.rows import Rows, all_splits, faulty_texts, read
 from trainyard.errors import UserError
-from trainyard.flags import DEFAULT_MODEL, ClusterFlags, DataFlags, ModelFlags, RunFlags
 from trainyard.models import build_tokenizer
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
 from trainyard.summary import Readable

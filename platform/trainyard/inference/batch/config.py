@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from trainyard.config import PLACE_FIELDS, FileFlags, WorkerFlags, added
 from trainyard.errors import UserError
-from trainyard.flags import PLACE_FIELDS, FileFlags, WorkerFlags, added
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
 from trainyard.models import MODEL_FILES, Dtype, EngineName, locate_model, resolve_model

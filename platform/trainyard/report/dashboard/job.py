@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainyard.config import StorageFlags
 from trainyard.errors import UserError
-from trainyard.flags import StorageFlags
 from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
 from trainyard.storage import storage_folder, write_atomic
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from trainyard.batching import PLAN_VERSION
 from trainyard.cluster import TOKENIZERS, ray_session, room_asked_for, worker_resources
-from trainyard.config import TrainConfig
+from trainyard.config import SPLIT_VERSION, TrainConfig
 from trainyard.data import PreparedData, files_of, find_splits, prepare, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
 from trainyard.evaluation import figures, one_answer_words, one_answers
-from trainyard.flags import SPLIT_VERSION
 from trainyard.models import build_tokenizer, resolve_model
 from trainyard.storage import (
     Fence,

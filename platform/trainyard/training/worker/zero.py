@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from trainyard import deepspeed_json
-from trainyard.config import TrainConfig
+from trainyard.config import TrainConfig, merge_deepspeed_json
 from trainyard.errors import Diverged
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.optimizer import build_optimizer
@@ -53,7 +52,7 @@ def settings(config: TrainConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on CPUs, without a compiler
     }
-    return deepspeed_json.merged(ours, config.deepspeed_config)
+    return merge_deepspeed_json(ours, config.deepspeed_config)
 
 
 class EngineGradients(Gradients):

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from trainyard.config import TrainConfig
+from trainyard.config import Flags, TrainConfig
 from trainyard.errors import UserError
-from trainyard.flags import Flags
 
 SAMPLE = 2000
 """Rows that are looked at."""

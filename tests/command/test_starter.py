@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from trainyard.cli import parse
+from trainyard.command import parse
+from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.starter import InitConfig, write_starter
 
 
 def rows(pattern: str, count: int) -> str:

@@ -57,7 +57,7 @@ DROPPED = ("optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast",
 """Sections of the flags, which DeepSpeed does not see."""
 
 
-def read(source: str) -> str:
+def read_deepspeed_json(source: str) -> str:
     """Return the JSON of a file, or of a text that begins with `{`, in one spelling.
 
     Raises:
@@ -77,7 +77,7 @@ def read(source: str) -> str:
     return json.dumps(found, sort_keys=True)
 
 
-def check(config: Any) -> None:
+def check_deepspeed_json(config: Any) -> None:
     """Refuse keys of a `TrainConfig`'s file that say otherwise than its flags.
 
     Raises:
@@ -102,7 +102,7 @@ def check(config: Any) -> None:
         )
 
 
-def merged(ours: Json, source: str | None) -> Json:
+def merge_deepspeed_json(ours: Json, source: str | None) -> Json:
     """Return DeepSpeed's config: `ours`, and over it the keys of the user's file that no flag sets."""
     theirs = _without_auto(json.loads(source or "{}"))
     for path in (*OWNED, *DROPPED):

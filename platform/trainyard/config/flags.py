@@ -17,8 +17,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from trainyard.aliases import flag as flag
-from trainyard.aliases import keywords
+from trainyard.config.aliases import flag as flag
+from trainyard.config.aliases import keywords
 from trainyard.errors import UserError
 from trainyard.tasks import ProblemType
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainyard.aliases import translate
+from trainyard.command.usage import description, flattened, grouped
+from trainyard.config import flag, translate
 from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, storage_fault
-from trainyard.flags import flag
 from trainyard.summary import summary
-from trainyard.usage import description, flattened, grouped
 
 Config = TypeVar("Config")
 

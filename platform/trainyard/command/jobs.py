@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainyard.cli import run_job
-from trainyard.usage import grouped
+from trainyard.command.cli import run_job
+from trainyard.command.usage import grouped
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ SHELLS = ("bash", "zsh", "tcsh")
 JOBS: dict[str, Job] = {
     "quickstart": Job(
         "Train the built-in demo, serve it, and ask it about new sentences.",
-        "trainyard.config:TrainConfig",
-        "trainyard.quickstart:quickstart",
+        "trainyard.config.train:TrainConfig",
+        "trainyard.command.quickstart:quickstart",
         ("quickstart",),
         preset="quickstart.yaml",
     ),
     "init": Job(
         "Look into a file, and write a starter config for it.",
-        "trainyard.starter:InitConfig",
-        "trainyard.starter:write_starter",
+        "trainyard.command.starter:InitConfig",
+        "trainyard.command.starter:write_starter",
         ("init mail.csv", "train --config mail.yaml"),
         opening="reading the file",
     ),
     "train": Job(
         "Fine-tune a model on your own file or a known task.",
-        "trainyard.config:TrainConfig",
+        "trainyard.config.train:TrainConfig",
         "trainyard.training:fit",
         (
             "train --train-file mail.csv",

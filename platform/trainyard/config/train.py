@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trainyard import deepspeed_json
-from trainyard.errors import UserError
-from trainyard.flags import (
+from trainyard.config.deepspeed_json import check_deepspeed_json, read_deepspeed_json
+from trainyard.config.flags import (
     DataFlags,
     RunFlags,
     ScoringFlags,
@@ -16,6 +15,7 @@ from trainyard.flags import (
     flag,
     sha256_of,
 )
+from trainyard.errors import UserError
 from trainyard.tasks import Task
 
 GPU_STRATEGIES = ("deepspeed",)
@@ -163,8 +163,8 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
                 )
         if self.deepspeed_config is not None:
             # The text itself: workers may not see the file, and it may change.
-            object.__setattr__(self, "deepspeed_config", deepspeed_json.read(self.deepspeed_config))
-            deepspeed_json.check(self)
+            object.__setattr__(self, "deepspeed_config", read_deepspeed_json(self.deepspeed_config))
+            check_deepspeed_json(self)
 
     def _check_batches(self) -> None:
         batch, size = self.train_batch_size, self.per_device_train_batch_size

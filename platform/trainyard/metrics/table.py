@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
-from trainyard.resampled import (
+from trainyard.metrics.resampled import (
     Builder,
     Statistic,
     average_precision,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from operator import getitem
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-from trainyard.flags import field_help
+from trainyard.config import field_help
 
 Config = TypeVar("Config")
 

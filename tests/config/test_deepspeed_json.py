@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from trainyard.cli import parse
-from trainyard.config import TrainConfig
-from trainyard.deepspeed_json import merged
+from trainyard.command import parse
+from trainyard.config import TrainConfig, merge_deepspeed_json
 from trainyard.errors import UserError
 
 COURSE: dict[str, Any] = {
@@ -59,7 +58,7 @@ def test_with_the_flags_the_file_is_merged_over_our_settings(tmp_path: Path) -> 
         "gradient_clipping": 1.0,
         "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
     }
-    assert merged(ours, text) == {
+    assert merge_deepspeed_json(ours, text) == {
         "gradient_clipping": 1.0,
         "zero_optimization": {
             "stage": 2, "offload_optimizer": {"device": "cpu"},
@@ -84,7 +83,7 @@ def test_values_for_hugging_face_to_fill_in_are_ours(tmp_path: Path) -> None:
         "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
     }
     text = config(tmp_path, settings).deepspeed_config
-    assert merged({}, text) == {"zero_optimization": {"overlap_comm": False}}
+    assert merge_deepspeed_json({}, text) == {"zero_optimization": {"overlap_comm": False}}
 
 
 @pytest.mark.parametrize(

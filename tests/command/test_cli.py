@@ -12,14 +12,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.cli import parse, run_job
 from trainyard.cluster.session import ray_session
-from trainyard.command import JOBS, Job, load, main
-from trainyard.config import TrainConfig
+from trainyard.command import JOBS, Job, main, parse
+from trainyard.command.cli import run_job
+from trainyard.command.jobs import load
+from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.errors import UserError
-from trainyard.flags import PLACE_FIELDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_flags_files_and_their_order(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from trainyard.aliases import find_alias
-from trainyard.cli import parse
+from trainyard.command import parse
 from trainyard.config import TrainConfig
+from trainyard.config.aliases import find_alias
 from trainyard.errors import UserError
 from trainyard.evaluation import EvalConfig
 

@@ -3,10 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import trainyard
-from trainyard.config import TrainConfig
+from trainyard.config import TrainConfig, added
 from trainyard.doctor import DataDoctorConfig
 from trainyard.evaluation import EvalConfig
-from trainyard.flags import added
 from trainyard.inference import PredictConfig
 from trainyard.tuning import SweepConfig
 

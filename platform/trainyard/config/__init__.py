@@ -1,0 +1,5 @@
+"""Flags of every job as dataclasses, and the config that names a run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

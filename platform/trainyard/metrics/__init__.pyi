@@ -1,0 +1,12 @@
+from .resampled import Floats as Floats
+from .resampled import Statistic as Statistic
+from .table import METRICS as METRICS
+from .table import MetricFunction as MetricFunction
+from .table import answers as answers
+from .table import build_metric as build_metric
+from .table import check_rows as check_rows
+from .table import decode as decode
+from .table import get_metric as get_metric
+from .table import is_constant as is_constant
+from .table import repeated as repeated
+from .table import with_metrics as with_metrics
