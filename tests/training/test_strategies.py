@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from trainyard.config import Precision, TrainConfig
 from trainyard.errors import UserError
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.training.driver.fit import check_strategy
+from trainyard.training.driver.launch import _trainer
+from trainyard.training.outcome import failed
 
 LAST_STEP = 6
 KINDS: dict[str, dict[str, Any]] = {
@@ -167,6 +170,17 @@ def test_plain_transformers_loads_what_a_strategy_saved(
         logits = model.eval()(ids).logits
         model.load_state_dict(expected)
         assert torch.allclose(model(ids).logits, logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ray_makes_a_process_group_that_reduces_what_a_strategy_offloads(
+    kind: str, tmp_path: Path
+) -> None:
+    """NCCL cannot reduce gradients in the host's memory. The reduction itself needs a GPU."""
+    config = TrainConfig(use_gpu=True, num_workers=2, **KINDS[kind])
+    trainer = _trainer(config, lambda: failed(UserError("")), RunFolder(tmp_path), {"GPU": 1}, 2)
+    expected = "cpu:gloo,cuda:nccl" if kind == "fsdp-offload" else "nccl"
+    assert trainer.backend_config.backend == expected
 
 
 def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

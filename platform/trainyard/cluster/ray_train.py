@@ -18,6 +18,7 @@ def build_trainer(
     *,
     name: str = "ray",
     timeout_seconds: int = 600,
+    backend: str | None = None,
     **failures: int,
 ) -> Any:
     """Build the trainer that runs `work` on `count` workers of `resources`.
@@ -30,6 +31,7 @@ def build_trainer(
         storage: Folder for Ray Train's files, in a subfolder `name`.
         name: See `storage`.
         timeout_seconds: Maximum time that a worker waits for another.
+        backend: torch's backend of the process group. Default: NCCL on GPUs, else gloo.
         failures: Fields of Ray's FailureConfig.
     """
     import ray.train
@@ -52,7 +54,7 @@ def build_trainer(
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(**failures),
         ),
-        torch_config=torch_config(timeout_seconds),
+        torch_config=torch_config(timeout_seconds, backend),
     )
 
 
@@ -93,7 +95,7 @@ def _lean_trainer(grows: bool) -> Any:
     return Trainer
 
 
-def torch_config(timeout_seconds: int) -> Any:
+def torch_config(timeout_seconds: int, backend: str | None = None) -> Any:
     """Return Ray's process group over the network interface that Ray itself uses.
 
     By default gloo and NCCL ask the name service for the host's address: Debian answers 127.0.1.1,
@@ -115,7 +117,7 @@ def torch_config(timeout_seconds: int) -> Any:
         def backend_cls(self) -> type[Backend]:
             return Backend
 
-    return Config(timeout_s=timeout_seconds)
+    return Config(backend, timeout_s=timeout_seconds)
 
 
 def name_interface() -> str | None:

@@ -106,12 +106,18 @@ def _trainer(
     resources: Mapping[str, float],
     count: int,
 ) -> Any:
+    backend = None  # gloo
+    if config.use_gpu:  # on CPUs the import would cost the driver a second for nothing
+        from trainyard.training.worker.strategies import STRATEGIES
+
+        backend = STRATEGIES[config.strategy].backend(config)
     return build_trainer(
         config,
         work,
         count,
         resources,
         folder.path,
+        backend=backend,
         max_failures=0,
         max_preemption_failures=0,
         # Workers that do not all come: tried again, or done with those that came.

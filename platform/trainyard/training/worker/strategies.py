@@ -17,6 +17,16 @@ from trainyard.training.worker.optimizer import build_optimizer
 from trainyard.training.worker.weights import OPTIMIZER_FILE, bare, stored_weights
 
 
+def one_backend(config: TrainConfig) -> str:
+    """Name the backend of a process group whose tensors are all on one device."""
+    return "nccl" if config.use_gpu else "gloo"
+
+
+def offload_backend(config: TrainConfig) -> str:
+    """Name the backend where gradients may lie in the host's memory, which NCCL cannot reduce."""
+    return "cpu:gloo,cuda:nccl" if config.use_gpu and config.fsdp_offload else one_backend(config)
+
+
 @dataclass(frozen=True)
 class Strategy:
     """One --strategy. Every function is called by all processes."""
@@ -31,16 +41,20 @@ class Strategy:
     """Sum of a step's gradients, over a process's micro-batches and over all processes."""
     shards: bool = True
     """Need of a process group even where one process trains."""
+    backend: Callable[[TrainConfig], str] = one_backend
+    """torch's backend of the process group."""
 
 
 def training_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate, set up for the config's strategy."""
     if config.use_gpu and config.deterministic:
         compute_deterministically()
-    if STRATEGIES[config.strategy].shards and not dist.is_initialized():
+    strategy = STRATEGIES[config.strategy]
+    if strategy.shards and not dist.is_initialized():
         # A trial of one worker runs in a process of Tune, which no launcher gave a group.
-        backend = "nccl" if config.use_gpu else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(
+            strategy.backend(config), store=dist.HashStore(), rank=0, world_size=1
+        )
     return build_accelerator(
         config.mixed_precision,
         use_gpu=config.use_gpu,
@@ -70,6 +84,8 @@ def _copies_load(model: Any, optimizer: Any, folder: Path) -> None:
 
 STRATEGIES = {
     "ddp": Strategy(_copies, _copies_state, _copies_load, GradientTree, shards=False),
-    "fsdp": Strategy(fsdp.prepare, fsdp.state, fsdp.load, fsdp.ShardedGradients),
+    "fsdp": Strategy(
+        fsdp.prepare, fsdp.state, fsdp.load, fsdp.ShardedGradients, backend=offload_backend
+    ),
     "deepspeed": Strategy(zero.prepare, zero.state, zero.load, zero.EngineGradients),
 }
