@@ -29,8 +29,7 @@ def lift() -> None:
         build(self, *args, **kwargs)
         if self.state.mixed_precision == "fp16" and self.scaler is None:
             self.native_amp = True
-            self.scaler = torch.amp.GradScaler(
-                "cpu", init_scale=INIT_SCALE, growth_interval=GROWTH_INTERVAL
-            )
+            ours = {"init_scale": INIT_SCALE, "growth_interval": GROWTH_INTERVAL}
+            self.scaler = torch.amp.GradScaler("cpu", **ours | self.scaler_handler.to_kwargs())
 
     Accelerator.__init__ = build_with_fp16

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainyard.command.usage import description, flattened, grouped
-from trainyard.config import flag, translate
+from trainyard.config import accelerate_flags, flag, is_accelerate, translate
 from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, storage_fault
 from trainyard.summary import summary
 
@@ -26,7 +26,8 @@ def parse(
     """Build `config` from flags, reading each `--config FILE.yaml` as more flags; later flags win.
 
     A file's values pass through the same parser as flags. So `3e-5` is a number (in YAML 1.1 it is a
-    string), and a misspelled key gets the same hint. Names of `TrainingArguments` are translated.
+    string), and a misspelled key gets the same hint. Names of `TrainingArguments`, and files of
+    `accelerate config`, are translated.
 
     Raises:
         SystemExit: Status 2: a flag is unknown, or a value has the wrong type.
@@ -64,7 +65,8 @@ def _expand(args: Sequence[str]) -> Iterator[str]:
             yield arg
             continue
         path = Path(value or next(rest, ""))
-        yield from _flags(_read_yaml(path), path)
+        fields = _read_yaml(path)
+        yield from accelerate_flags(fields) if is_accelerate(fields) else _flags(fields, path)
 
 
 def _read_yaml(path: Path) -> Any:

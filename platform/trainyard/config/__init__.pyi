@@ -1,6 +1,9 @@
+from .accelerate_yaml import accelerate_flags as accelerate_flags
+from .accelerate_yaml import is_accelerate as is_accelerate
 from .aliases import flag as flag
 from .aliases import translate as translate
 from .deepspeed_json import merge_deepspeed_json as merge_deepspeed_json
+from .deepspeed_json import scaler_arguments as scaler_arguments
 from .flags import DEFAULT_MODEL as DEFAULT_MODEL
 from .flags import PLACE_FIELDS as PLACE_FIELDS
 from .flags import SPLIT_VERSION as SPLIT_VERSION

@@ -206,10 +206,21 @@ def _translated(args: Sequence[str], names: set[str]) -> Iterator[str]:
             if position < len(args) and not args[position].startswith("--"):
                 value = args[position]
                 position += 1
-        yield from _meaning(name, alias, value, args)
+        yield from meaning(flag(name), alias, value, args)
 
 
-def _meaning(name: str, alias: Alias, value: str, args: Sequence[str]) -> Sequence[str]:
+def meaning(
+    name: str,
+    alias: Alias,
+    value: str,
+    args: Sequence[str] = (),
+    source: str = "TrainingArguments",
+) -> Sequence[str]:
+    """Return the flags that a value of a setting means.
+
+    Raises:
+        UserError: There is none; the sentence names what to use.
+    """
     if value.lower() in ("none", "null"):  # the default of TrainingArguments, as YAML holds it
         return ()
     if alias.same_as:
@@ -219,7 +230,7 @@ def _meaning(name: str, alias: Alias, value: str, args: Sequence[str]) -> Sequen
     if flags is None or (needed and _last(args, needed) is None):
         accepted = " or ".join(alias.values)
         sentence = alias.sentence or f"give it {accepted}"
-        raise UserError(f"{flag(name)} {value} is a setting of TrainingArguments: {sentence}")
+        raise UserError(f"{name} {value} is a setting of {source}: {sentence}")
     return flags
 
 

@@ -1,7 +1,7 @@
 """A user's DeepSpeed JSON: merged over our settings, but for the keys that flags set."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,48 +13,98 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Owned:
-    """A key that a flag sets: it may stay in a file that says what the flags say."""
+    """A key that DeepSpeed does not see: it may stay in a file that says what happens here."""
 
-    ours: Callable[[Any], Any]
-    """Value that the flags of a `TrainConfig` mean."""
-    flags: str
-    """Flags to use instead, with the key's `{value}`."""
+    agrees: Callable[[Any, Any], bool]
+    """(`TrainConfig`, value) -> whether the value says what happens."""
+    instead: str
+    """Flags to use instead, with the key's `{value}`; or the reason to delete the key."""
 
 
-PRECISION = "--mixed-precision fp16, bf16 or no"
-OWNED: dict[str, Owned] = {
-    "train_batch_size": Owned(lambda c: c.train_batch_size, "--train-batch-size {value}"),
-    "train_micro_batch_size_per_gpu": Owned(
-        lambda c: c.per_device_train_batch_size, "--per-device-train-batch-size {value}"
-    ),
-    "gradient_accumulation_steps": Owned(
-        lambda c: c.micro_batches_per_step / c.worker_range()[1],
-        "--per-device-train-batch-size of --train-batch-size / ({value} x --num-workers)",
-    ),
-    "gradient_clipping": Owned(lambda c: c.max_grad_norm, "--max-grad-norm {value}"),
-    "fp16.enabled": Owned(lambda c: c.mixed_precision == "fp16", PRECISION),
-    "fp16.loss_scale": Owned(lambda _: 0, "no key: the loss scale is dynamic"),
-    "bf16.enabled": Owned(lambda c: c.mixed_precision == "bf16", PRECISION),
-    "amp.enabled": Owned(lambda _: False, PRECISION),
-    "torch_autocast.enabled": Owned(lambda _: False, PRECISION),
-    "zero_optimization.stage": Owned(lambda c: c.zero_stage, "--zero-stage {value}"),
-    "zero_optimization.cpu_offload": Owned(
-        lambda c: c.zero_offload == "cpu", "--zero-offload cpu or none"
-    ),
-    "zero_optimization.offload_optimizer.device": Owned(
-        lambda c: c.zero_offload, "--zero-offload cpu or none"
-    ),
-    "zero_optimization.cpu_offload_params": Owned(lambda _: False, "--strategy fsdp --fsdp-offload"),
-    "zero_optimization.offload_param.device": Owned(lambda _: "none", "--strategy fsdp --fsdp-offload"),
-}  # fmt: skip
+def _field(name: str, instead: str) -> Owned:
+    return Owned(lambda config, value: value == getattr(config, name), instead)
+
+
+def _only(only: Any, instead: str) -> Owned:
+    return Owned(lambda _, value: value == only, instead)
+
+
+def _precision(name: str) -> Owned:
+    return Owned(
+        lambda config, value: value == (config.mixed_precision == name),
+        "use --mixed-precision fp16, bf16 or no",
+    )
+
+
+def _is_count(least: int) -> Callable[[Any, Any], bool]:
+    return lambda _, value: type(value) is int and value >= least
+
+
+OFFLOAD = "use --zero-offload cpu or none"
+PARAMETERS = "use --strategy fsdp --fsdp-offload"
+LEARNING_RATE = "use --learning-rate {value}"
+ADAMW = "delete it: the optimizer is torch's AdamW with its defaults"
+ENDS = "delete it: warm-up begins, and a schedule ends, at 0"
 SCHEDULES = {
     "WarmupLR": "constant_with_warmup",
     "WarmupDecayLR": "linear",
     "WarmupCosineLR": "cosine",
 }
-DROPPED = ("optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast",
-           "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")  # fmt: skip
-"""Sections of the flags, which DeepSpeed does not see."""
+OWNED: dict[str, Owned] = {
+    "train_batch_size": _field("train_batch_size", "use --train-batch-size {value}"),
+    "train_micro_batch_size_per_gpu": _field(
+        "per_device_train_batch_size", "use --per-device-train-batch-size {value}"
+    ),
+    "gradient_accumulation_steps": Owned(
+        lambda c, value: value == c.micro_batches_per_step / c.worker_range()[1],
+        "use --per-device-train-batch-size of --train-batch-size / ({value} x --num-workers)",
+    ),
+    "gradient_clipping": _field("max_grad_norm", "use --max-grad-norm {value}"),
+    "fp16.enabled": _precision("fp16"),
+    "fp16.loss_scale": _only(0, "delete it: the loss scale is dynamic"),
+    "fp16.initial_scale_power": Owned(_is_count(0), "give a whole number"),
+    "fp16.loss_scale_window": Owned(_is_count(1), "give a whole number from 1"),
+    "fp16.hysteresis": _only(1, "delete it: each overflow halves the loss scale"),
+    "fp16.min_loss_scale": _only(0, "delete it: 20 overflows in a row end the run instead"),
+    "bf16.enabled": _precision("bf16"),
+    "amp.enabled": _precision("amp"),
+    "torch_autocast.enabled": _precision("torch_autocast"),
+    "zero_optimization.stage": _field("zero_stage", "use --zero-stage {value}"),
+    "zero_optimization.cpu_offload": Owned(
+        lambda c, value: value == (c.zero_offload == "cpu"), OFFLOAD
+    ),
+    "zero_optimization.offload_optimizer.device": _field("zero_offload", OFFLOAD),
+    "zero_optimization.cpu_offload_params": _only(False, PARAMETERS),
+    "zero_optimization.offload_param.device": _only("none", PARAMETERS),
+    "optimizer.type": Owned(
+        lambda _, value: str(value).lower() in ("adam", "adamw"),
+        "delete `optimizer`: it is torch's AdamW",
+    ),
+    "optimizer.params.lr": _field("learning_rate", LEARNING_RATE),
+    "optimizer.params.weight_decay": _field("weight_decay", "use --weight-decay {value}"),
+    "optimizer.params.betas": _only([0.9, 0.999], ADAMW),
+    "optimizer.params.eps": _only(1e-8, ADAMW),
+    "optimizer.params.adam_w_mode": _only(True, ADAMW),
+    "optimizer.params.bias_correction": _only(True, ADAMW),
+    "optimizer.params.torch_adam": Owned(lambda *_: True, ""),
+    "scheduler.type": Owned(
+        lambda c, value: SCHEDULES.get(value) == c.lr_scheduler_type,
+        "use --lr-scheduler-type: "
+        + ", ".join(f"{ours} is {theirs}" for theirs, ours in SCHEDULES.items()),
+    ),
+    "scheduler.params.warmup_max_lr": _field("learning_rate", LEARNING_RATE),
+    "scheduler.params.warmup_num_steps": _field("warmup_steps", "use --warmup-steps {value}"),
+    "scheduler.params.total_num_steps": _field("max_steps", "use --max-steps {value}"),
+    "scheduler.params.warmup_type": _only("linear", "delete it: warm-up is linear"),
+    "scheduler.params.warmup_min_lr": _only(0, ENDS),
+    "scheduler.params.warmup_min_ratio": _only(0, ENDS),
+    "scheduler.params.cos_min_ratio": _only(0, ENDS),
+}
+"""Keys by their path."""
+NOWHERE = Owned(lambda *_: False, "delete it: it has no counterpart here")
+SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast")
+"""Sections that DeepSpeed does not see: a key that is not in `OWNED` is refused."""
+DROPPED = (*SECTIONS, "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
 
 
 def read_deepspeed_json(source: str) -> str:
@@ -65,6 +115,10 @@ def read_deepspeed_json(source: str) -> str:
     """
     try:
         text = source if source.startswith("{") else Path(source).read_text(encoding="utf-8")
+        if "distributed_type" in text:
+            raise UserError(
+                f"--deepspeed-config {source} is a file of `accelerate config`; give it to --config"
+            )
         found = json.loads(text)
     except OSError as error:
         raise UserError(
@@ -83,23 +137,37 @@ def check_deepspeed_json(config: Any) -> None:
     Raises:
         UserError: naming all such keys, and the flags to use instead.
     """
-    theirs = json.loads(config.deepspeed_config or "{}")
+    theirs = _without_auto(json.loads(config.deepspeed_config or "{}"))
     odd = []
-    for path, owned in OWNED.items():
-        value = _at(theirs, path)
-        if value not in (None, "auto") and value != owned.ours(config):
-            odd.append(f"{path} (use {owned.flags.format(value=value)})")
-    for section, wanted in (("optimizer", _optimizer_flags), ("scheduler", _schedule_flags)):
-        if section in theirs:
-            values = wanted(theirs[section])
-            if any(str(getattr(config, name)) != str(value) for name, value in values.items()):
-                flags = " ".join(f"--{n.replace('_', '-')} {v}" for n, v in values.items())
-                odd.append(f"{section} (use {flags})")
+    for path, value in leaves(theirs):
+        section, _, key = path.partition(".")
+        # Without its precision, the rest of a section means nothing.
+        idle = (
+            section in SECTIONS[2:]
+            and key not in ("", "enabled")
+            and config.mixed_precision != section
+        )
+        owned = OWNED.get(path)
+        if owned is None and section in SECTIONS and value is not False:
+            owned = NOWHERE
+        if owned and not idle and not owned.agrees(config, value):
+            odd.append(f"{path} ({owned.instead.format(value=value)})")
     if odd:
         raise UserError(
-            f"--deepspeed-config sets what flags set here: {', '.join(odd)}; give these flags, then the "
-            "keys may stay"
+            f"--deepspeed-config sets what flags set here: {', '.join(odd)}; keys that agree with the "
+            "flags may stay"
         )
+
+
+def scaler_arguments(source: str | None) -> dict[str, float]:
+    """Return the arguments of torch's GradScaler that a user's file sets."""
+    fp16 = _without_auto(json.loads(source or "{}")).get("fp16", {})
+    found = {}
+    if "initial_scale_power" in fp16:
+        found["init_scale"] = 2.0 ** fp16["initial_scale_power"]
+    if "loss_scale_window" in fp16:
+        found["growth_interval"] = fp16["loss_scale_window"]
+    return found
 
 
 def merge_deepspeed_json(ours: Json, source: str | None) -> Json:
@@ -112,31 +180,13 @@ def merge_deepspeed_json(ours: Json, source: str | None) -> Json:
     return _over(ours, theirs)
 
 
-def _optimizer_flags(section: Json) -> Json:
-    if str(section.get("type")).lower() not in ("adam", "adamw"):
-        raise UserError(
-            f"--deepspeed-config asks for the optimizer {section.get('type')}; runs train with torch's "
-            "AdamW: delete the key `optimizer`"
-        )
-    params = section.get("params", {})
-    names = {"lr": "learning_rate", "weight_decay": "weight_decay"}
-    return {
-        flag: float(params[key]) for key, flag in names.items() if params.get(key, "auto") != "auto"
-    }
-
-
-def _schedule_flags(section: Json) -> Json:
-    if section.get("type") not in SCHEDULES:
-        raise UserError(
-            f"--deepspeed-config asks for the scheduler {section.get('type')}; use --lr-scheduler-type and "
-            "--warmup-steps, and delete the key `scheduler`"
-        )
-    params = section.get("params", {})
-    names = {"warmup_num_steps": "warmup_steps", "warmup_max_lr": "learning_rate"}
-    values = {
-        flag: float(params[key]) for key, flag in names.items() if params.get(key, "auto") != "auto"
-    }
-    return {"lr_scheduler_type": SCHEDULES[section["type"]], **values}
+def leaves(settings: Mapping[str, Any], sections: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield path and value of every setting."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{sections}{key}.")
+        else:
+            yield f"{sections}{key}", value
 
 
 def _at(settings: Any, path: str) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, GradScalerKwargs
 
-from trainyard.config import TrainConfig
+from trainyard.config import TrainConfig, scaler_arguments
 from trainyard.models import build_accelerator, compute_deterministically
 from trainyard.training.worker import fsdp, zero
 from trainyard.training.worker.gradients import Gradients, GradientTree
@@ -55,11 +55,13 @@ def training_accelerator(config: TrainConfig) -> Accelerator:
         dist.init_process_group(
             strategy.backend(config), store=dist.HashStore(), rank=0, world_size=1
         )
-    return build_accelerator(
-        config.mixed_precision,
-        use_gpu=config.use_gpu,
+    handlers = [
         # Buffers are constants here (positions): broadcasting them before each forward only costs.
-        arguments={"kwargs_handlers": [DistributedDataParallelKwargs(broadcast_buffers=False)]},
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+        GradScalerKwargs(**scaler_arguments(config.deepspeed_config)),
+    ]
+    return build_accelerator(
+        config.mixed_precision, use_gpu=config.use_gpu, arguments={"kwargs_handlers": handlers}
     )
 
 

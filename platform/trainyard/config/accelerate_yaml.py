@@ -1,0 +1,93 @@
+"""A file of `accelerate config`, read by `--config`: what it means in our flags."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainyard.config.aliases import COMPILE, SHARING, Alias, meaning
+from trainyard.config.deepspeed_json import leaves
+from trainyard.errors import UserError
+
+OFF: Mapping[str, tuple[str, ...]] = {"no": (), "none": (), "false": ()}
+PRECISION = "use --mixed-precision no, bf16 or fp16"
+ELSEWHERE = "`trainyard` runs on Ray's cluster; leave this key out"
+WHOLE = "--strategy fsdp always shards weights, gradients and optimizer state; leave this key out"
+
+KEYS: dict[str, Alias] = {
+    "compute_environment": Alias(ELSEWHERE, values={"local_machine": ()}),
+    "distributed_type": Alias(
+        SHARING,
+        values={
+            "no": (), "multi_cpu": ("--no-use-gpu",), "multi_gpu": ("--use-gpu",),
+            "fsdp": ("--use-gpu", "--strategy", "fsdp"),
+            "deepspeed": ("--use-gpu", "--strategy", "deepspeed"),
+        },
+    ),
+    "use_cpu": Alias(values={"true": ("--no-use-gpu",), "false": ()}),
+    "num_processes": Alias(same_as="--num-workers"),
+    "mixed_precision": Alias(
+        PRECISION,
+        values={"false": (), **{name: ("--mixed-precision", name) for name in ("no", "bf16", "fp16")}},
+    ),
+    "gpu_ids": Alias("set CUDA_VISIBLE_DEVICES where Ray starts", values={"all": ()}),
+    "downcast_bf16": Alias(ELSEWHERE, values=OFF),
+    "tpu_use_cluster": Alias(ELSEWHERE, values=OFF),
+    "tpu_use_sudo": Alias(ELSEWHERE, values=OFF),
+    "dynamo_backend": Alias(COMPILE, values=OFF),
+    "dynamo_config.dynamo_backend": Alias(COMPILE, values=OFF),
+    "deepspeed_config.deepspeed_config_file": Alias(same_as="--deepspeed-config"),
+    "deepspeed_config.zero_stage": Alias(
+        "use --zero-stage 2 or 3", values={stage: ("--zero-stage", stage) for stage in ("2", "3")}
+    ),
+    "deepspeed_config.offload_optimizer_device": Alias(
+        "use --zero-offload none or cpu", values={**OFF, "cpu": ("--zero-offload", "cpu")}
+    ),
+    "deepspeed_config.offload_param_device": Alias("use --strategy fsdp --fsdp-offload", values=OFF),
+    "deepspeed_config.gradient_clipping": Alias(same_as="--max-grad-norm"),
+    "deepspeed_config.gradient_accumulation_steps": Alias(
+        "a batch here is global; use --train-batch-size, of which --per-device-train-batch-size is one "
+        "forward pass", values={"1": ()},
+    ),
+    "fsdp_config.fsdp_offload_params": Alias(values={"true": ("--fsdp-offload",), "false": ()}),
+    "fsdp_config.fsdp_activation_checkpointing": Alias(
+        values={"true": ("--gradient-checkpointing",), "false": ()}
+    ),
+    "fsdp_config.fsdp_sharding_strategy": Alias(WHOLE, values={"full_shard": (), "1": ()}),
+    "fsdp_config.fsdp_reshard_after_forward": Alias(WHOLE, values={"true": (), "full_shard": ()}),
+}  # fmt: skip
+"""Keys by their path, in the order of the flags that they mean: later ones win."""
+LAYOUT = {
+    "debug", "enable_cpu_affinity", "machine_rank", "main_process_ip", "main_process_port",
+    "main_training_function", "num_machines", "rdzv_backend", "same_network",
+    "deepspeed_config.deepspeed_multinode_launcher", "deepspeed_config.deepspeed_hostfile",
+    "deepspeed_config.zero3_init_flag", "deepspeed_config.zero3_save_16bit_model",
+    "fsdp_config.fsdp_version", "fsdp_config.fsdp_auto_wrap_policy",
+    "fsdp_config.fsdp_transformer_layer_cls_to_wrap", "fsdp_config.fsdp_min_num_params",
+    "fsdp_config.fsdp_backward_prefetch", "fsdp_config.fsdp_forward_prefetch",
+    "fsdp_config.fsdp_state_dict_type", "fsdp_config.fsdp_use_orig_params",
+    "fsdp_config.fsdp_cpu_ram_efficient_loading", "fsdp_config.fsdp_sync_module_states",
+}  # fmt: skip
+"""Keys about starting processes, or the layout of memory and checkpoints: Ray and our rows decide these,
+and no result depends on them."""
+
+
+def is_accelerate(fields: Any) -> bool:
+    """Return whether a file's content is that of `accelerate config`."""
+    return isinstance(fields, Mapping) and "distributed_type" in fields
+
+
+def accelerate_flags(fields: Mapping[str, Any]) -> list[str]:
+    """Return the flags that a file of `accelerate config` means.
+
+    Raises:
+        UserError: naming a setting that has no flag, and the flag to use instead.
+    """
+    found = {path: value for path, value in leaves(fields) if value not in (None, [], "")}
+    if odd := sorted(found.keys() - KEYS.keys() - LAYOUT):
+        raise UserError(
+            f"{', '.join(odd)} of `accelerate config` has no counterpart here; leave the key out"
+        )
+    flags: list[str] = []
+    for path, alias in KEYS.items():
+        if path in found:
+            flags += meaning(path, alias, str(found[path]), source="`accelerate config`")
+    return flags
