@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainyard.config import TrainConfig
-from trainyard.data.splits import find_splits
+from trainyard.data.splits import find_splits, sample_rows
 from trainyard.errors import UserError
 
 
@@ -121,3 +121,18 @@ def test_flags_of_rows_that_are_set_aside_are_checked(fields: Any, sentence: str
     with pytest.raises(UserError, match=sentence):
         TrainConfig(**fields)
     assert TrainConfig(test_share=0.5).identity() != TrainConfig().identity()
+
+
+def test_the_sample_rows_show_each_label_and_no_long_text(tmp_path: Path) -> None:
+    rows = ["text,label", "train,a", "train,b"]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    rows = ["text,label", *(f"a {i},a" for i in range(9)), f"{'b' * 501},b", "b 1,b", "b 2,b"]
+    (tmp_path / "validation.csv").write_text("\n".join(rows))
+    train, validation = str(tmp_path / "train.csv"), str(tmp_path / "validation.csv")
+    config = TrainConfig(train_file=train, validation_file=validation)
+    found = sample_rows(find_splits(config))
+    assert [row["text"] for row in found] == ["a 0", "b 1", "a 1", "b 2", "a 2", "a 3"]
+    assert [row["label"] for row in found] == ["a", "b", "a", "b", "a", "a"]
+    write(tmp_path, "stsb", sentence1=["a"], sentence2=["b"], label=[2.5])
+    (row,) = sample_rows(find_splits(TrainConfig(task="stsb", data_dir=str(tmp_path))))
+    assert row == {"text": "a", "text_pair": "b", "label": 2.5}

@@ -84,4 +84,5 @@ def test_the_faults_of_a_page_are_found(browser: Any, tmp_path: Path) -> None:
     for expected in ("heading skips a level", "no name: input", "no name: button", "contrast 1.",
                      "no caption", "th without scope", "id main occurs twice", "without alt"):  # fmt: skip
         assert [fault for fault in found if expected in fault], (expected, found)
-    assert len(found) == 8, found
+    assert any(fault.startswith("axe image-alt: ") for fault in found)
+    assert len([fault for fault in found if not fault.startswith("axe ")]) == 8, found

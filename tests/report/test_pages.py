@@ -1,20 +1,26 @@
 """The pages in a real browser: headless Chromium, driven by Playwright."""
 
+import ast
 import csv
+import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import dashboard_of, draw_all, page_at
+from support.browser import accessibility_faults, dashboard_of, draw_all, page_at
+from support.http_requests import with_keys
 from support.sample_runs import write_confirming, write_run, write_sweep
 from support.serving_locally import LocalModels, load, serving
 from support.small_models import classifier
 
 from trainyard.report.dashboard.server import Dashboard
 from trainyard.report.kit import Figure, Section, charts, render
+from trainyard.serving.options import GatewayOptions
 
 HOSTILE = "<script>document.title='owned'</script>"
 
@@ -355,5 +361,75 @@ def test_the_playground_asks_a_model_by_keyboard(browser: Any, tmp_path: Path, s
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (int(re.findall(r"\d+", ground)[0]) < 64) == (scheme == "dark")
+    finally:
+        host.close()
+
+
+def output_of(*command: str) -> str:
+    """Run a program and return its stdout."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_playground_offers_examples_controls_and_code(browser: Any, tmp_path: Path) -> None:
+    """The row of its run that is chosen is asked; the code for it gives the same answer in a shell."""
+    model = classifier(tmp_path / "model")
+    rows = [{"text": "it's bana", "label": "neutral"}, {"text": "cola", "label": "entailment"}]
+    (tmp_path / "run.json").write_text(json.dumps({"name": "mail", "examples": rows}))
+    host = load(model)
+    try:
+        with (
+            serving(LocalModels({"mail": host})) as url,
+            page_at(browser, f"{url}/playground#mail") as page,
+        ):
+            page.get_by_role("button", name="it's bana").click()
+            page.locator(".bar").nth(2).wait_for()
+            assert "Label in the data: neutral" in page.locator("#answer").inner_text()
+            assert page.locator("#f-text_pair").count() == 0
+            page.locator("#more summary").click()
+            page.get_by_label("top_k").fill("1")
+            page.get_by_label("function_to_apply").select_option("sigmoid")
+            page.locator("#ask").click()
+            page.wait_for_function("document.querySelectorAll('.bar').length === 1")
+            shown = json.loads(page.locator("#raw").text_content())
+            command = page.locator("#code").text_content()
+            assert '"parameters":{"top_k":1,"function_to_apply":"sigmoid"}' in command
+            assert json.loads(output_of("bash", "-c", command)) == shown
+            page.get_by_label("Python").check()
+            code = page.locator("#code").text_content()
+            assert ast.literal_eval(output_of(sys.executable, "-c", code)) == shown
+            page.get_by_label("JavaScript").check()
+            code = page.locator("#code").text_content().replace("console.log(", "return (")
+            assert page.evaluate(f"async () => {{ {code} }}") == shown
+            assert accessibility_faults(page) == []
+    finally:
+        host.close()
+
+
+def test_the_playground_asks_for_a_key_only_where_one_is_needed(
+    browser: Any, tmp_path: Path
+) -> None:
+    bearer, ring = with_keys(tmp_path, models=["mail"])
+    host = load(classifier(tmp_path / "model"))
+    try:
+        with browser.new_context() as context:
+            page = context.new_page()
+            with serving(LocalModels({"mail": host})) as url:
+                page.goto(f"{url}/playground")
+                page.locator("#f-text").wait_for()
+                assert not page.locator("#key").is_visible()
+            with serving(LocalModels({"mail": host}), GatewayOptions(), ring) as url:
+                page.goto(f"{url}/playground")
+                page.locator("#key").fill(bearer.removeprefix("Bearer "))
+                assert not page.locator("#ask").is_visible()
+                page.keyboard.press("Enter")
+                page.locator("#f-text").fill("bana")
+                assert "Bearer $KEY" in page.locator("#code").text_content()
+                page.locator("#ask").click()
+                page.locator(".bar").nth(2).wait_for()
+            with serving(LocalModels({})) as url:
+                page.goto(f"{url}/playground")
+                page.get_by_text("No model is loaded yet").wait_for()
+                assert not page.locator("#form").is_visible()
+                assert accessibility_faults(page) == []
     finally:
         host.close()

@@ -241,12 +241,14 @@ def test_lineage_comes_from_the_run(tmp_path: Path) -> None:
     (model / "config.json").write_text(json.dumps(CONFIG))
     (model / "model.safetensors").write_bytes(safetensors({"a": [100]}))
     (model / "metrics.json").write_text('{"validation": 1}')
-    (tmp_path / "r1" / "run.json").write_text('{"name": "r1", "data_fingerprint": "f"}')
+    record = {"name": "r1", "data_fingerprint": "f", "examples": [{"text": "a", "label": "b"}]}
+    (tmp_path / "r1" / "run.json").write_text(json.dumps(record))
     for source in (model, tmp_path / "r1"):
         folder, about = locate(Version(source=str(source)), 1e9)
         assert folder == model
         assert about["run"]["data_fingerprint"] == "f"
         assert about["metrics"] == {"validation": 1}
+        assert about["examples"] == record["examples"]
     assert task_of(model) == "text-classification"
 
 

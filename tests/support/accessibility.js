@@ -25,7 +25,7 @@
     || (e.getAttribute("aria-labelledby") ?? "").split(" ").map((id) => document.getElementById(id)?.textContent ?? "").join("").trim()
     || [...(e.labels ?? [])].map((label) => label.textContent).join("").trim()
     || (e.matches("a, button, summary") && e.textContent.trim());
-  for (const e of all("a[href], button, summary, input, select, textarea, [role=region], [role=img]"))
+  for (const e of all("a[href], button, summary, input, select, textarea, [role=region], [role=group], [role=img]"))
     if (!named(e)) faults.push(`no name: ${show(e)}`);
   for (const e of all("img")) if (!e.hasAttribute("alt")) faults.push("an image without alt");
   for (const e of all("table")) {

@@ -84,6 +84,10 @@ FAULTS = Path(__file__).with_name("accessibility.js").read_text()
 
 
 def accessibility_faults(page: Any) -> list[str]:
-    """Sentences about names, headings, tables, identifiers and contrast, as axe's rules ask for them."""
+    """Sentences about names, headings, tables, identifiers and contrast; and what axe-core finds."""
+    from axe_playwright_python.sync_playwright import Axe
+
     found: list[str] = page.evaluate(FAULTS)
+    for rule in Axe().run(page).response["violations"]:
+        found += [f"axe {rule['id']}: {node['html'][:120]}" for node in rule["nodes"]]
     return found

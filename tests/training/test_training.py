@@ -123,6 +123,9 @@ def test_the_model_is_plain_transformers(by_workers: dict[int, Path]) -> None:
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["data_fingerprint"] in card
+    first = record["examples"][0]
+    assert sorted(first) == ["label", "text", "text_pair"]
+    assert first["label"] in settings["label2id"]
     assert set(record["versions"]) >= {"ray", "torch", "transformers", "trainyard", "commit"}
 
 

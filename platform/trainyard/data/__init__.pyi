@@ -28,6 +28,9 @@ from .splits import (
     is_test as is_test,
 )
 from .splits import (
+    sample_rows as sample_rows,
+)
+from .splits import (
     selection_and_test as selection_and_test,
 )
 from .splits import (

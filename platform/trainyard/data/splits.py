@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 ROWS_PER_BATCH = 4_096
 TEST = "test"
 """Name of the split of --test-file, and the end of those that --test-share makes."""
+SAMPLE_ROWS = 6
+SAMPLE_CHARACTERS = 500
+"""Maximum length of a row that `sample_rows` takes."""
 NO_LABEL = -1
 """The label of a row whose label is withheld, as in GLUE's test splits."""
 
@@ -101,6 +104,24 @@ def find_splits(
         found = Splits(task, _hub_splits(task, names, labeled))
     found = _limit(found, config)
     return _with_tests(found, config.test_rows[1]) if trains else found
+
+
+def sample_rows(found: Splits) -> list[dict[str, Any]]:
+    """Return a few rows of the first evaluation split, of each label in turn, to try the model on."""
+    columns = next(found.splits[1].batches()).to_pydict()
+    labels = found.task.labels
+    seen: dict[str, int] = {}
+    rows: list[tuple[int, int, dict[str, Any]]] = []
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(columns, values, strict=True))
+        if isinstance(row["label"], list):
+            row["label"] = ", ".join(itertools.compress(labels, row["label"]))
+        elif labels:
+            row["label"] = labels[row["label"]]
+        if len(row["text"]) + len(row.get("text_pair", "")) <= SAMPLE_CHARACTERS:
+            seen[str(row["label"])] = seen.get(str(row["label"]), -1) + 1
+            rows.append((seen[str(row["label"])], len(rows), row))
+    return [row for *_, row in sorted(rows, key=lambda row: row[:2])[:SAMPLE_ROWS]]
 
 
 def _demo_split(name: str) -> Split:

@@ -214,6 +214,7 @@ MODEL = {
         "labels": {"type": "array", "items": {"type": "string"}},
         "limits": {"type": "object", "description": "Of one request and of one forward pass."},
         "example": {"type": "object", "description": "A request that it answers."},
+        "examples": {"type": "array", "description": "Rows that its run was evaluated on."},
         "parameters": {"type": "object", "description": "JSON schema of a request's parameters."},
         "run": {"type": "object", "description": "The run that trained it, with its config."},
         "metrics": {"type": "object", "description": "Its scores on the validation rows."},

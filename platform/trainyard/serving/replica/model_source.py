@@ -40,6 +40,7 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
         about["run"] = {key: run[key] for key in LINEAGE if key in run} | {
             "config": run.get("config", {})
         }
+        about["examples"] = run.get("examples", [])
     metrics = _read_json(folder / "metrics.json")
     if metrics:
         about["metrics"] = metrics

@@ -11,7 +11,7 @@ from typing import Any
 from trainyard.batching import PLAN_VERSION
 from trainyard.cluster import TOKENIZERS, ray_session, room_asked_for, worker_resources
 from trainyard.config import SPLIT_VERSION, TrainConfig
-from trainyard.data import PreparedData, files_of, find_splits, prepare, warnings
+from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
 from trainyard.evaluation import figures, one_answer_words, one_answers
@@ -159,8 +159,9 @@ def fit(
                 watch.lap("start_up")
             threads = int(resources.get("CPU", 1))
             data = _open_record(folder, config, data, trial, environment(config, threads))
-            if alerts:
-                folder.update(warnings=alerts)
+            if trial is None:
+                found = {"warnings": alerts} if alerts else {}
+                folder.update(examples=sample_rows(splits), **found)
             if trial is not None and config.worker_counts == [1]:
                 outcome = worker_function(
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
