@@ -186,6 +186,23 @@ def one_sweep() -> str:
     return table(["ASHA, 12 trials, two at once", "Found"], rows) + source(found)
 
 
+def verdict() -> str:
+    """Write the end of one sweep of MRPC as its page says it."""
+    found = load("sweep-mrpc")
+    between = found["difference"]
+    indent = " " * 6
+    return (
+        f"\n{indent}winner {found['winner']['corrected']:.3f}{_ends(*found['winner']['interval'])}   "
+        f"default recipe {found['default']['mean']:.3f}{_ends(*found['default']['interval'])}\n"
+        f"{indent}{found['verdict']}: {between['value']:.3f}"
+        f"{_ends(between['low'], between['high'])} F1\n\n"
+    )
+
+
+def _ends(low: float, high: float) -> str:
+    return f" [{low:.3f}, {high:.3f}]"
+
+
 # Faults
 
 SCENARIOS = {
@@ -356,6 +373,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ray-overhead": ray_overhead,
     "scaling-model": scaling_model,
     "one-sweep": one_sweep,
+    "verdict": verdict,
     "faults": faults,
     "serving": serving,
     "engines": engines,

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ def short(path: str) -> str:
     return path.removeprefix(here)
 
 
+def interval_words(ends: Sequence[float] | None) -> str:
+    """Write an interval in parentheses; an empty text for none."""
+    return " (95 % interval {:.3f} to {:.3f})".format(*ends) if ends else ""
+
+
 def scores(result: Result) -> Iterator[str]:
     """Return the headline score of each split: `validation accuracy 0.933 (95 % interval …)`."""
     rows = result.get("rows", {})
@@ -116,13 +121,13 @@ def _eval(result: Result) -> Iterator[str]:
 
 
 def _tune(result: Result) -> Iterator[str]:
-    ends = result["interval"]
-    behind = " (95 % interval {:.3f} to {:.3f})".format(*ends) if ends else ""
     best = ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in result["best_hyperparameters"].items()
     )
-    yield f"tuned {result['run']} in {duration(result['seconds'])}: score {result['score']:.3f}{behind}"
+    head = f"tuned {result['run']} in {duration(result['seconds'])}: score {result['score']:.3f}"
+    head += interval_words(result["interval"])
+    yield head
     yield f"  best of {sum(result['trials'].values())} trials: {best or 'the default recipe'}"
     if result["verdict"]:
         yield f"  compared with the default recipe: {result['verdict']}"

@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -166,6 +167,19 @@ def test_help_shows_examples_first_and_flags_in_groups(capsys: pytest.CaptureFix
              "output options", "--storage-path"]  # fmt: skip
     places = [text.index(mark) for mark in marks]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", ["train", "quickstart", "eval"])
+def test_no_flag_of_help_lies_outside_a_box_but_those_of_the_job(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(argv=[name, "--help"])
+    first = capsys.readouterr().out.partition("data options")[0]
+    shown = set(re.findall(r"^[│ ]*--([a-z][a-z-]*)", first, flags=re.MULTILINE))
+    mine = set(vars(JOBS[name].config_class())["__annotations__"]) if name == "eval" else set()
+    names = {flag.replace("-", "_") for flag in shown - {"config"} if not flag.startswith("no-")}
+    assert names <= mine
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

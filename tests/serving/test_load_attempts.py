@@ -20,6 +20,7 @@ TASK = "text-classification"
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     unwatched(monkeypatch)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     return Store(monkeypatch)
 
 
@@ -36,7 +37,6 @@ def test_a_version_that_ends_its_process_ends_no_other(
 ) -> None:
     """One replica tries first, and the others wait; when it is gone, the version is refused."""
     loads = Loads(monkeypatch, {"a": TASK, "deadly": TASK, "b": TASK})
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
 
     def named(name: str, run: str = "1") -> VersionedModel:
         store.replica = name
@@ -132,7 +132,6 @@ def test_no_replica_waits_for_ever_for_the_first_load_of_another(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = Loads(monkeypatch, {"a": TASK})
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "FIRST_LOAD_SECONDS", 0.2)
 
     async def run() -> None:
@@ -150,7 +149,6 @@ def test_an_attempt_counts_only_for_what_its_version_did(
 ) -> None:
     """Not when the whole node was lost, the application is another, or Serve ended the replica."""
     loads = Loads(monkeypatch, {"a": TASK})
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
 
     kept: list[Any] = []
 
@@ -193,7 +191,6 @@ def test_once_a_version_is_loaded_the_others_load_it_at_the_same_time(
 ) -> None:
     loads = Loads(monkeypatch, {"a": TASK})
     load, gate, at_once = loads._load, threading.Event(), []
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
 
     def slowly(*arguments: Any) -> Any:
         at_once.append(1)

@@ -35,7 +35,14 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "output": ("run_name", "storage_path", "fresh", "ledger", "output_file", "output"),
 }  # fmt: skip
-"""Flags that several jobs have, by the box of --help that shows them. A job's own come first."""
+"""Flags that several jobs have, by the box of --help that shows them, in the order of the box."""
+
+DEFINED_BY = {
+    "FileFlags": "data", "DataFlags": "data", "EvaluatedRows": "data", "ModelFlags": "model",
+    "ScoringFlags": "model", "TrainConfig": "training", "ClusterFlags": "worker",
+    "WorkerFlags": "worker", "StorageFlags": "output", "RunFlags": "output",
+}  # fmt: skip
+"""Box of a flag that GROUPS does not name, by the class that defines it. A job's own come first."""
 
 
 def grouped(config: type[Any]) -> type[Any]:
@@ -46,7 +53,9 @@ def grouped(config: type[Any]) -> type[Any]:
     order = {name: place for place, name in enumerate(home)}
     hints, words = get_type_hints(config, include_extras=True), field_help(config)
     boxes: dict[str, list[Any]] = {"": [], **{title: [] for title in GROUPS}}
-    for field in sorted(dataclasses.fields(config), key=lambda field: order.get(field.name, -1)):
+    for field in sorted(
+        dataclasses.fields(config), key=lambda field: order.get(field.name, len(order))
+    ):
         about = tyro.conf.arg(
             name=field.name.replace("_", "-"),
             prefix_name=False,
@@ -56,12 +65,22 @@ def grouped(config: type[Any]) -> type[Any]:
         kind = getitem(Annotated, (hints[field.name], about))
         missing = field.default is dataclasses.MISSING
         default = dataclasses.field() if missing else dataclasses.field(default=field.default)
-        boxes[home.get(field.name, "")].append((field.name, kind, default))
+        box = home.get(field.name) or DEFINED_BY.get(_definer(config, field.name), "")
+        boxes[box].append((field.name, kind, default))
     groups = [(title, _plain(title, fields)) for title, fields in boxes.items() if title and fields]
     found: type[Any] = dataclasses.make_dataclass(
         config.__name__, [*boxes[""], *groups], kw_only=True
     )
     return found
+
+
+def _definer(config: type[Any], name: str) -> str:
+    """Return the name of the first class of `config`'s bases that declares a field."""
+    return next(
+        base.__name__
+        for base in reversed(config.__mro__)
+        if name in vars(base).get("__annotations__", {})
+    )
 
 
 def _plain(title: str, fields: list[Any]) -> Any:

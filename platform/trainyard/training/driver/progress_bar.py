@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trainyard.storage import RunFolder
+from trainyard.summary import interval_words
 from trainyard.terminal import progress_bar, say
 
 
@@ -34,11 +35,10 @@ class Lines:
 
 def evaluation_words(line: Mapping[str, Any], score: str, last_step: int) -> str:
     """Return the sentence about an evaluation line of metrics.jsonl."""
-    ends = line.get("intervals", {}).get(score)
-    behind = " (95 % interval {:.3f} to {:.3f})".format(*ends) if ends else ""
     return (
         f"step {line['step']} of {last_step}: {line['split']} {score} "
-        f"{line['metrics'][score]:.4f}{behind}"
+        f"{line['metrics'][score]:.4f}"
+        f"{interval_words(line.get('intervals', {}).get(score))}"
     )
 
 
