@@ -93,6 +93,23 @@ def test_data_and_model_come_from_the_hub_and_then_from_its_cache(
     assert offline == expected
 
 
+ROWS = """
+import sys
+from trainyard.config import TrainConfig
+from trainyard.data import find_splits
+
+name = "nyu-mll/glue@" + sys.argv[1]
+config = TrainConfig(dataset_name=name, dataset_config_name="mrpc", text_column="sentence1")
+print(sum(batch.num_rows for batch in find_splits(config).splits[0].batches()))
+"""
+
+
+def test_a_data_set_is_loaded_at_the_named_revision(hub_folder: Path, tmp_path: Path) -> None:
+    with hub(hub_folder) as (endpoint, requests):
+        assert run(ROWS, [COMMIT], endpoint, tmp_path) == "90"
+    assert f"GET api/datasets/nyu-mll/glue/revision/{COMMIT}" in requests
+
+
 def test_what_the_hub_does_not_have_is_one_sentence(hub_folder: Path, tmp_path: Path) -> None:
     with hub(hub_folder) as (endpoint, _):
         answer = ask(endpoint, tmp_path, "mrpc", "acme/absent")

@@ -13,8 +13,10 @@ from support.hub_stand_in import COMMIT, hub
 from support.small_models import bert, classifier, encoder_decoder
 
 from trainyard.errors import UserError
+from trainyard.evaluation import EngineConfig, choose_engine
 from trainyard.inference import PREDICTORS
-from trainyard.models import base_digests, build_model, resolve_model, with_safetensors
+from trainyard.models import ENGINES, base_digests, build_model, resolve_model, with_safetensors
+from trainyard.models.engines.choice import choose, read
 from trainyard.tasks import get_task
 
 TEXT = "bana cola fele"
@@ -126,6 +128,7 @@ HUB = """
 import sys
 from trainyard.inference import PREDICTORS
 from trainyard.models import build_model, model_revision
+from trainyard.models.engines.choice import choose, read
 from trainyard.tasks import get_task
 
 name = "acme/old"
@@ -155,3 +158,19 @@ def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
         UserError, match="give the folder of a run or of a saved model, or a Hub id"
     ):
         resolve_model(str(tmp_path))
+
+
+def test_the_engine_measured_for_a_bin_model_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pickled(classifier(tmp_path / "safe"), tmp_path / "pickled")
+    labels = PREDICTORS["text-classification"].load(str(model)).labels
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": TEXT, "label": labels[row % len(labels)]} for row in range(20)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    for slow in ("compile", "openvino"):
+        monkeypatch.delitem(ENGINES, slow)
+    choose_engine(EngineConfig(model_name_or_path=str(model), validation_file=str(file)))
+    folder = Path(with_safetensors(str(model))[0])
+    assert choose("auto", "float32", folder, "cpu").why is None
+    assert read(folder) is not None

@@ -87,6 +87,9 @@ def test_one_model_at_once_and_a_broken_one_refused(cluster: Any, models: dict[s
         assert ask(url, BODY)[1][0][0]["label"].startswith("c-")
     with pytest.raises(UserError, match="no weights in safetensors"), served(str(models["broken"])):
         pass
+    with pytest.raises(UserError, match=r"listens on 0\.0\.0\.0 and there are no API keys"):  # noqa: SIM117
+        with served(str(models["c"]), host="0.0.0.0", threads=1, num_cpus=0.1):
+            pass
 
 
 @pytest.fixture(scope="module")

@@ -235,7 +235,7 @@ class DataFlags(FileFlags):
     or several of them separated by commas."""
     dataset_name: str | None = added(None, before=None)
     """Own data: data set of the Hub, or its folder, instead of --train-file. Its splits train and
-    validation are used."""
+    validation are used. NAME@COMMIT pins a revision."""
     dataset_config_name: str | None = added(None, before=None)
     """Own data: configuration of --dataset-name."""
     validation_file: str | None = None

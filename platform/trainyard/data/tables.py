@@ -49,6 +49,8 @@ def as_file(rows: Any) -> str:
 def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
     """Load a data set of the Hub; return the files of its train and validation splits.
 
+    `name` may end in `@` and a revision.
+
     Raises:
         UserError: It cannot be loaded, or has no split `train`.
     """
@@ -56,7 +58,8 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
 
     datasets.disable_progress_bars()
     try:
-        splits = datasets.load_dataset(name, config_name)
+        source, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
+        splits = datasets.load_dataset(source, config_name, revision=revision or None)
     # Bases of the errors of datasets and huggingface_hub; RuntimeError: scripts are not supported.
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(

@@ -29,7 +29,7 @@ from trainyard.evaluation.inputs import (
 from trainyard.evaluation.scoring import score
 from trainyard.inference import PREDICTORS, Predictor, Row
 from trainyard.metrics import decode
-from trainyard.models import ENGINES, FILE, INT8, machine, weights_of
+from trainyard.models import ENGINES, FILE, INT8, machine, weights_of, with_safetensors
 from trainyard.storage import versions, write_json
 from trainyard.terminal import progress_bar, say, stage
 
@@ -55,6 +55,7 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
             f"what is measured is stored with the model, but {model.name} is not a local folder; "
             "download it and give its folder"
         )
+    folder = Path(with_safetensors(str(model.folder))[0])  # the server's, also for pickled weights
     stage(f"reading the labeled rows for {model.name}")
     splits = labeled_splits(config, model)
     for note in splits.notes:
@@ -63,7 +64,7 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     stage("predicting them with torch in float32")
     bench = Bench(model, splits, config)
-    scratch, found = model.folder / f".{INT8.parent.name}", []
+    scratch, found = folder / f".{INT8.parent.name}", []
     try:
         every = candidates()
         with progress_bar(len(every), unit="engine", title="measure") as bar:
@@ -71,10 +72,10 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
                 found.append(bench.measure(engine, dtype, scratch))
                 bar.update()
         best = best_of(found, config.max_loss)
-        shutil.rmtree(model.folder / INT8.parent, ignore_errors=True)
+        shutil.rmtree(folder / INT8.parent, ignore_errors=True)
         int8 = best["dtype"] == "int8"
         if int8:
-            scratch.rename(model.folder / INT8.parent)
+            scratch.rename(folder / INT8.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     result = {
@@ -93,11 +94,11 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
         "split": splits.splits[0].name,
         "max_loss": config.max_loss,
         "machine": machine(),
-        "weights": weights_of(model.folder),
-        "file": weights_of(model.folder / INT8.parent, "int8.*") if int8 else None,
+        "weights": weights_of(folder),
+        "file": weights_of(folder / INT8.parent, "int8.*") if int8 else None,
         "versions": versions("openvino", "nncf"),
     }
-    write_json(model.folder / FILE, stored)
+    write_json(folder / FILE, stored)
     return {"job": "engine", "model": model.name, **result}
 
 

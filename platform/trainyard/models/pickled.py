@@ -5,7 +5,6 @@ Nothing is run of such a file: torch reads tensors alone. The original folder st
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 
 from trainyard.errors import UserError
 from trainyard.models.hub import MODEL_FILES, resolve_model
+from trainyard.storage import sync_folder, sync_tree
 from trainyard.terminal import say
 
 WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -88,11 +88,13 @@ def _fill(folder: Path, target: Path, files: Sequence[Path], name: str) -> Path:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
         _convert(folder, scratch, name)
+        sync_tree(scratch)  # a copy that exists is trusted, also after a power cut
         try:
             scratch.rename(target)
         except OSError:
             if not target.is_dir():  # another process was faster
                 raise
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
@@ -159,6 +161,4 @@ def _save(source: Path, target: Path, name: str) -> list[str]:
     # Tied weights share memory, which safetensors refuses: each gets a copy, tied again on loading.
     copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
     save_file(copies, target, metadata={"format": "pt"})
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
     return list(copies)

@@ -12,9 +12,11 @@ from typing import Any
 
 from trainyard.errors import UserError
 from trainyard.serving.app import build, default_name
-from trainyard.serving.options import MODEL
 
 READY_SECONDS = 120
+
+FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+"""Serve's states of a deployment whose replicas do not start."""
 
 STOP_SECONDS = 30
 """Maximum seconds until Serve's controller has ended everything."""
@@ -108,9 +110,11 @@ def _start(application: Any, source: str, host: str, port: int) -> None:
     try:
         serve.run(application, name="trainyard", route_prefix="/")
     except RuntimeError as error:  # Serve's error for a deployment that failed
-        failed = serve.status().applications.get("trainyard")
-        deployment = failed and failed.deployments.get(MODEL)
-        reason = _last_line(deployment.message) if deployment else error
+        found = serve.status().applications.get("trainyard")
+        failed = (
+            [one for one in found.deployments.values() if one.status in FAILED] if found else []
+        )
+        reason = _last_line(failed[0].message) if failed else error
         raise UserError(f"{source} could not be served: {reason}") from error
 
 

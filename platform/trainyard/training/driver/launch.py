@@ -146,10 +146,14 @@ def _mistake(error: Exception) -> UserError | None:
     return next((cause for cause in causes if isinstance(cause, UserError)), None)
 
 
-def _sentence(error: RuntimeError, config: TrainConfig) -> UserError | None:
-    """Return what a user can do about an error of torch, if anything."""
+def _sentence(error: Exception, config: TrainConfig) -> UserError | None:
+    """Return what a user can do about an error in a worker, if anything."""
     from torch import OutOfMemoryError
 
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError):
+        return UserError(storage_fault(error)) if error.errno in STORAGE_FAULTS else None
     if isinstance(error, OutOfMemoryError):
         size = config.per_device_train_batch_size
         return UserError(
@@ -189,17 +193,11 @@ def worker_function(
             return train(config, task, here, place, on_evaluation)
         except SupersededError:
             raise
-        except UserError as error:  # returned, not raised: it would be retried
-            return failed(error)
-        except OSError as error:
-            if error.errno not in STORAGE_FAULTS:
-                raise
-            return failed(UserError(storage_fault(error)))
-        except RuntimeError as error:
+        except (UserError, OSError, RuntimeError) as error:
             if (mistake := _sentence(error, config)) is None:
                 raise
             if config.worker_counts == [1]:
                 return failed(mistake)
-            raise mistake from error  # ends the other workers, which wait for this one
+            raise mistake from None  # ends the other workers, which wait for this one
 
     return work
