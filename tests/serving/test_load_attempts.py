@@ -1,6 +1,7 @@
 """Attempts to load a version for the first time: one replica tries, and a deadly version is refused."""
 
 import asyncio
+import json
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -214,3 +215,27 @@ def test_once_a_version_is_loaded_the_others_load_it_at_the_same_time(
         assert not [key for key in store.kept if "attempt" in key]
 
     asyncio.run(run())
+
+
+def test_of_two_claims_at_once_one_gets_the_attempt(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both list the attempts, and there is none, before either records its own."""
+    one = replica()
+    store.replica = "two"
+    store.alive.add("two")
+    two = replica()
+    others: list[bool] = []
+
+    def other_claims_next(prefix: str, *, namespace: str) -> list[bytes]:
+        found = store._list(prefix, namespace=namespace)
+        if not others:
+            others.append(False)
+            others[0] = two._attempts._claim(prefix, "a")
+        return found
+
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_list", other_claims_next)
+    assert not one._attempts._claim("attempt/a/", "a")
+    assert others == [True]
+    (record,) = (value for key, value in store.kept.items() if key.endswith("attempt/a/0"))
+    assert json.loads(record)["owner"] == two._attempts._owner
