@@ -1,7 +1,6 @@
 """`fit` on Ray: worker counts, lost workers and drivers, second runs, what is left in the folder."""
 
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -17,7 +16,6 @@ import pytest
 from support.runs_locally import run_locally, weights_hash
 from support.tiny import read_lines, write_task
 from training.test_loop import LAST_STEP, check_each_row_once_per_epoch
-from transformers import TrainerCallback
 
 from trainyard import TrainConfig, UserError, fit
 from trainyard.storage import lease as leases
@@ -208,24 +206,6 @@ def test_a_failure_that_repeats_is_reported_and_not_tried_for_ever(
         fit(config)
     assert (folder / "error.txt").read_text()
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
-
-
-class FullDisk(TrainerCallback):
-    """The disk of rank 0 is full at step 2; the other rank waits for it in the next step."""
-
-    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-        if state.is_world_process_zero and state.global_step == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.timeout(240)  # the other worker would wait for 600 seconds
-def test_a_full_disk_of_one_worker_ends_the_others_at_once(
-    cluster: Any,  # noqa: ARG001
-    base: TrainConfig,
-) -> None:
-    config = dataclasses.replace(base, run_name="full", num_workers=2, loop="trainer")
-    with pytest.raises(UserError, match=r"^No space left on device; make room or fix"):
-        fit(config, callbacks=[FullDisk()])
 
 
 def test_too_many_workers_are_refused_at_once(cluster: Any, base: TrainConfig) -> None:  # noqa: ARG001
