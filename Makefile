@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help install quickstart serve test test-long test-wheel test-cluster check docs format clean
+.PHONY: help install quickstart serve test test-long test-gpu test-wheel test-cluster check docs format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -42,6 +42,9 @@ test: check  ## everything that CI runs
 test-long: install  ## what takes minutes each: sweeps, suites and elastic runs that are killed
 	$(BIN)/pytest -m long --durations 0
 	$(BIN)/pytest -m long -k nested --dashboard
+
+test-gpu: install  ## what needs a GPU: bits, strategies, jobs, serving (ONLY=test_jobs.py for one file)
+	$(BIN)/pytest -m gpu tests/gpu/$(ONLY)
 
 test-wheel: install  ## the wheel in an empty environment, and every step from an empty folder
 	$(BIN)/python tests/wheel.py

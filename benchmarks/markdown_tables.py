@@ -10,9 +10,9 @@ RESULTS = Path(__file__).parent / "results"
 Result = Mapping[str, Any]
 
 
-def load(name: str) -> Any:
+def load(name: str, folder: Path = RESULTS) -> Any:
     """Read results/`name`.json."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -26,7 +26,9 @@ def source(*results: Result) -> str:
     lines = []
     for result in results:
         facts = [f"`{result['command']}`"] if "command" in result else []
-        facts += [str(result[key]) for key in ("processor", "machine", "date") if key in result]
+        facts += [
+            str(result[key]) for key in ("gpu", "processor", "machine", "date") if key in result
+        ]
         if "versions" in result:
             facts.append(f"commit {result['versions']['commit'][:10]}")
         lines.append(", ".join(facts) + ".")

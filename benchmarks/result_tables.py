@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import statistics_tables
+from gpu import gpu_table
 from markdown_tables import Result, load, source, table
-from scaling_model import gains
+from scaling_model import gains, large_models, losses
 
 PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -154,8 +155,30 @@ def ray_overhead() -> str:
 
 def scaling_model() -> str:
     """List the gains that the model of scaling_model.py predicts; nothing here is measured."""
-    columns = ["Model", "Machines", "Tokens of a step", "Gain of 8", "Gain of 64", "Bound at 64 by"]
+    columns = ["Model", "Machines", "Tokens of a step", "Gain of 8", "Of 64", "Of 256",
+               "Bound at 256 by"]  # fmt: skip
     return table(columns, list(gains()))
+
+
+def large_model() -> str:
+    """List the steps of large models on 256 GPUs by strategy; nothing here is measured."""
+    columns = [
+        "Model",
+        "Machines",
+        "Strategy",
+        "GB a GPU",
+        "Seconds a step",
+        "Not waiting",
+        "Bound by",
+    ]
+    return table(columns, list(large_models()))
+
+
+def lost_work() -> str:
+    """List the time that 256 GPUs lose to checkpoints and failures; nothing here is measured."""
+    columns = ["Model", "Checkpoint", "Its seconds", "Hours between failures", "Minutes between "
+               "checkpoints, at best", "Time lost"]  # fmt: skip
+    return table(columns, list(losses()))
 
 
 # Tuning
@@ -372,6 +395,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "workers": workers,
     "ray-overhead": ray_overhead,
     "scaling-model": scaling_model,
+    "large-models": large_model,
+    "lost-work": lost_work,
+    "gpu": gpu_table,
     "one-sweep": one_sweep,
     "verdict": verdict,
     "faults": faults,

@@ -1,16 +1,24 @@
-"""What 64 GPUs would give, on paper, and what would bound it: `python benchmarks/scaling_model.py`.
+"""What up to 256 GPUs would give, on paper, and what would bound it: `python benchmarks/scaling_model.py`.
 
-A step takes forward + max(backward, exchange) + optimizer, for DDP exchanges a bucket of gradients
-while autograd computes the next (Li et al. 2020, "PyTorch Distributed", section 3.2).
+Nothing here was measured on GPUs: it says which term grows. Micro-batches are one a worker and step.
 
-    compute    6 FLOP for each weight of the encoder and token (Kaplan et al. 2020, "Scaling laws",
-               section 2.1), one third forward; at 40 % of the GPU's peak
-    exchange   each worker sends 2 (N - 1) / N times the gradients, 4 bytes a weight with its embeddings,
-               in buckets of 25 MB, each after 2 log2 N messages one after the other: NCCL's double
-               binary trees (Sanders, Speck and Träff 2009, "Two-tree algorithms")
-    optimizer  AdamW reads or writes 7 floats a weight: gradient, and weight and two moments twice
-
-Nothing here was measured: it says which term grows. What was measured is in results/scaling.json.
+    compute     6 FLOP for each weight of the layers and token (Kaplan et al. 2020, "Scaling laws",
+                section 2.1), one third of them forward
+    exchange    counted in units: a reduce-scatter, or an all-gather, of 4 bytes a weight. Inside a node
+                each GPU sends (g - 1) / g of them over NVLink, between m nodes each node (m - 1) / m
+                over its network, one after the other (NCCL's hierarchical collectives)
+    ddp         an all-reduce, two units, while autograd computes the next bucket (Li et al. 2020,
+                "PyTorch Distributed", section 3.2); each bucket takes 2 log2 N messages: double binary
+                trees (Sanders, Speck and Träff 2009, "Two-tree algorithms")
+    zero2       a unit of gradients during the backward pass, a unit of new weights after the step
+                (Rajbhandari et al. 2020, "ZeRO", section 7.2.1)
+    fsdp, zero3 a unit of weights in the forward pass, one of weights and one of gradients in the
+                backward pass (the same, section 7.2.2)
+    optimizer   AdamW reads or writes 7 floats a weight: gradient, and weight and two moments twice
+    memory      16 bytes a weight: weight, gradient and two moments in fp32; activations come on top
+    lost work   of checkpoints every T seconds, C seconds each, and a failure every M seconds: C / T +
+                (T / 2 + restart) / M, least at T = sqrt(2 C M) (Young 1974, "A first order
+                approximation to the optimum checkpoint interval")
 """
 
 import math
@@ -18,7 +26,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 UTILIZATION = 0.4
+"""Share of the peak. Assumed; `python benchmarks/gpu.py --only speed` measures it."""
 BUCKET = 25e6
+"""Bytes. DDP's default `bucket_cap_mb`."""
+WEIGHT, STATE = 4, 16
+"""Bytes of a weight, and of a weight with its gradient and two moments, in fp32."""
+STORED = 12
+"""Bytes of a weight in a checkpoint: itself and two moments."""
+WRITER = 0.27e9
+"""Bytes/s. One process of ours writes, hashes and syncs BERT base (1.3 GB) in 4.9 s: measured on a core
+of an AMD EPYC, 2026-11-29."""
+STORAGE = 10e9
+"""Bytes/s of the shared storage. Amazon FSx for Lustre: 1,000 MB/s for each TiB, ten TiB."""
+FAILURES = 419 / (54 * 24 * 16_384)
+"""Interruptions a GPU and hour, all causes: 419 in 54 days on 16,384 H100 (Dubey et al. 2024, "The Llama
+3 herd of models", section 3.3.4)."""
+RESTART = 90.0
+"""Seconds. Ray's default health check takes about a minute, starting again half a minute (cluster.json)."""
+TOKENS = 8192
+"""Of a worker and step: 64 rows of 128."""
 
 
 @dataclass(frozen=True)
@@ -32,60 +58,166 @@ class Model:
 
 @dataclass(frozen=True)
 class Machines:
-    """Peak FLOP/s (bf16, dense), bytes/s of memory, bytes/s between workers, seconds a message."""
+    """Nodes of one kind.
+
+    Peak FLOP/s (bf16, dense), bytes/s of memory, bytes of memory; GPUs a node, bytes/s that a GPU sends
+    inside it; bytes/s that a node sends; seconds a message.
+    """
 
     name: str
     peak: float
     memory: float
+    size: float
+    gpus: int
+    nvlink: float
     link: float
     latency: float
 
 
-MODELS = (Model("MiniLM-L6", 22.7e6, 10.6e6), Model("BERT-base", 109.5e6, 85.1e6))
+MINILM, BERT = Model("MiniLM-L6", 22.7e6, 10.6e6), Model("BERT-base", 109.5e6, 85.1e6)
+XLMR_XL, XLMR_XXL = Model("XLM-R XL", 3.5e9, 2.8e9), Model("XLM-R XXL", 10.7e9, 9.7e9)
+"""Sizes: Goyal et al. 2021, "Larger-scale transformers"; 250,000 words of 2,560 and 4,096 numbers."""
 MACHINES = (
-    Machines("g6.2xlarge (cluster.yaml): one L4 each, 10 Gb/s", 121e12, 300e9, 1.25e9, 50e-6),
-    Machines("p4d.24xlarge: eight A100 each, 400 Gb/s a node", 312e12, 1555e9, 50e9, 20e-6),
-)
-"""Peaks and memory by NVIDIA's data sheets, networks by AWS's instance pages; latencies assumed."""
+    Machines("g6.2xlarge (cluster.yaml): one L4 each, 10 Gb/s",
+             121e12, 300e9, 24e9, 1, math.inf, 1.25e9, 50e-6),
+    Machines("p4d.24xlarge: eight A100 each, NVLink, 400 Gb/s a node",
+             312e12, 1555e9, 40e9, 8, 300e9, 50e9, 20e-6),
+    Machines("DGX H100: eight H100 each, NVLink, eight InfiniBand links of 400 Gb/s",
+             989e12, 3350e9, 80e9, 8, 450e9, 400e9, 10e-6),
+)  # fmt: skip
+"""Peaks, memory and NVLink by NVIDIA's data sheets, networks by AWS's and NVIDIA's; latencies assumed."""
 
 
-def step_seconds(model: Model, machines: Machines, workers: int, tokens: float) -> dict[str, float]:
-    """Seconds of each part of a step in which every worker has `tokens` tokens."""
+@dataclass(frozen=True)
+class Strategy:
+    """Units of exchange in a forward pass, a backward pass and after the step; what workers share.
+
+    Bytes of a weight that each worker holds whole; the rest of STATE is divided among them.
+    """
+
+    name: str
+    forward: int
+    backward: int
+    after: int
+    whole: int
+
+    @property
+    def shards(self) -> bool:
+        return self.whole < STATE
+
+
+DDP = Strategy("ddp", 0, 2, 0, STATE)
+ZERO2 = Strategy("deepspeed, ZeRO-2", 0, 1, 1, WEIGHT)
+FSDP = Strategy("fsdp, ZeRO-3", 1, 2, 0, 0)
+
+
+def unit_seconds(model: Model, machines: Machines, workers: int) -> float:
+    """Return the seconds of a reduce-scatter or all-gather of 4 bytes a weight."""
+    inside = min(workers, machines.gpus)
+    nodes = workers / inside
+    sent = WEIGHT * model.weights
+    return (inside - 1) / inside * sent / machines.nvlink + (
+        nodes - 1
+    ) / nodes * sent / machines.link
+
+
+def step_seconds(
+    model: Model, machines: Machines, workers: int, tokens: float, strategy: Strategy = DDP
+) -> dict[str, float]:
+    """Return the seconds of each part of a step in which every worker has `tokens` tokens."""
     compute = 6 * model.in_layers * tokens / (UTILIZATION * machines.peak)
-    gradients = 4 * model.weights
-    messages = 2 * math.log2(workers) * max(1.0, gradients / BUCKET)
-    sent = 2 * (workers - 1) / workers * gradients
-    exchange = sent / machines.link + messages * machines.latency
+    unit = unit_seconds(model, machines, workers)
+    messages = math.log2(workers) * max(1.0, WEIGHT * model.weights / BUCKET) * machines.latency
     return {
         "forward": compute / 3,
         "backward": compute * 2 / 3,
-        "exchange": exchange,
-        "optimizer": 28 * model.weights / machines.memory,
+        "exchange, forward": strategy.forward * (unit + messages),
+        "exchange": strategy.backward * (unit + messages),
+        "exchange, after": strategy.after * (unit + messages),
+        "optimizer": 28 * model.weights / machines.memory / (workers if strategy.shards else 1),
     }
 
 
 def total(parts: dict[str, float]) -> float:
-    """Seconds of the step."""
-    hidden = max(parts["backward"], parts["exchange"])
-    return parts["forward"] + hidden + parts["optimizer"]
+    """Return the seconds of the step: an exchange is hidden behind the pass that it belongs to."""
+    forward = max(parts["forward"], parts["exchange, forward"])
+    backward = max(parts["backward"], parts["exchange"])
+    return forward + backward + parts["exchange, after"] + parts["optimizer"]
+
+
+def bytes_per_gpu(model: Model, workers: int, strategy: Strategy) -> float:
+    """Return the bytes of weights, gradients and moments that each worker holds."""
+    return model.weights * (strategy.whole + (STATE - strategy.whole) / workers)
+
+
+def bound(parts: dict[str, float]) -> str:
+    """Name the largest part of a step."""
+    name = max(parts, key=lambda part: parts[part])
+    return f"{name}, {1000 * parts[name]:.0f} of {1000 * total(parts):.0f} ms"
 
 
 def gains() -> Iterator[list[str]]:
-    """Yield a row for each model, kind of machine and size of a step: gains and the largest part."""
+    """Yield a row for each model, kind of machine and size of a step: gains of ddp, the largest part."""
     for machines in MACHINES:
-        for model in MODELS:
+        for model in (MINILM, BERT):
             for label, of_all in (("8,192 in all", 8192), ("8,192 a worker", None)):
-                row, bound = [model.name, machines.name, label], ""
-                for workers in (8, 64):
-                    each = 8192 if of_all is None else of_all / workers
+                row, largest = [model.name, machines.name, label], ""
+                for workers in (8, 64, 256):
+                    each = TOKENS if of_all is None else of_all / workers
                     parts = step_seconds(model, machines, workers, each)
                     alone = step_seconds(model, machines, 1, each * workers)
                     row.append(f"{total(alone) / total(parts):.1f}")
-                    name = max(parts, key=lambda part: parts[part])
-                    bound = f"{name}, {1000 * parts[name]:.0f} of {1000 * total(parts):.0f} ms"
-                yield [*row, bound]
+                    largest = bound(parts)
+                yield [*row, largest]
+
+
+def large_models() -> Iterator[list[str]]:
+    """Yield a row for each large model and strategy on 256 GPUs."""
+    workers = 256
+    for machines in MACHINES[1:]:
+        for model in (XLMR_XL, XLMR_XXL):
+            for strategy in (DDP, ZERO2, FSDP):
+                held = bytes_per_gpu(model, workers, strategy)
+                parts = step_seconds(model, machines, workers, TOKENS, strategy)
+                ideal = parts["forward"] + parts["backward"] + parts["optimizer"]
+                speed = [f"{total(parts):.2f}", f"{100 * ideal / total(parts):.0f} %", bound(parts)]
+                yield [model.name, machines.name.split(":")[0], strategy.name, f"{held / 1e9:.1f}",
+                       *(speed if held < machines.size else ["does not fit", "", ""])]  # fmt: skip
+
+
+def checkpoint_seconds(model: Model, writers: int) -> float:
+    """Return the seconds in which so many processes write a checkpoint together."""
+    return STORED * model.weights / min(writers * WRITER, STORAGE)
+
+
+def between_failures(workers: int) -> float:
+    """Return the mean seconds between failures."""
+    return 3600 / (FAILURES * workers)
+
+
+def best_interval(checkpoint: float, failure: float) -> float:
+    """Return the seconds between checkpoints that lose the least."""
+    return math.sqrt(2 * checkpoint * failure)
+
+
+def lost_share(checkpoint: float, interval: float, failure: float) -> float:
+    """Return the share of time in which nothing is gained: writing, starting, computing again."""
+    return checkpoint / interval + (interval / 2 + RESTART) / failure
+
+
+def losses() -> Iterator[list[str]]:
+    """Yield a row for each model and kind of checkpoint on 256 GPUs."""
+    workers, failure = 256, between_failures(256)
+    for model in (BERT, XLMR_XL, XLMR_XXL):
+        for name, writers in (("rank 0 writes", 1), ("each worker writes its part", workers)):
+            checkpoint = checkpoint_seconds(model, writers)
+            interval = best_interval(checkpoint, failure)
+            lost = 100 * lost_share(checkpoint, interval, failure)
+            yield [model.name, name, f"{checkpoint:.1f}", f"{failure / 3600:.0f}",
+                   f"{interval / 60:.0f}", f"{lost:.2f} %"]  # fmt: skip
 
 
 if __name__ == "__main__":
-    for row in gains():
-        print(*row, sep=" | ")
+    for rows in (gains(), large_models(), losses()):
+        for row in rows:
+            print(*row, sep=" | ")

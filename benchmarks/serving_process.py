@@ -1,6 +1,6 @@
 """A server to be measured, as a process of its own on a free port, with a Ray of its own.
 
-python benchmarks/serving_process.py ours|ours-grpc|ours-handle|batch MODEL PORT THREADS [ENGINE DTYPE]
+python benchmarks/serving_process.py ours|ours-grpc|ours-handle|batch MODEL PORT THREADS [ENGINE DTYPE GPUS]
 
 ours-grpc and ours-handle have Serve's transports between gateway and replica in place of connections.
 """
@@ -76,6 +76,7 @@ def running(
     haproxy: bool = True,
     engine: str = "torch",
     dtype: str = "float32",
+    gpus: float = 0,
 ) -> Iterator[Server]:
     """A server, once it answers; its process group ends with the block."""
     port = free_port()
@@ -83,7 +84,7 @@ def running(
     arguments = (
         [model, str(port)]
         if kind == "pipeline"
-        else [kind, model, str(port), str(threads), engine, dtype]
+        else [kind, model, str(port), str(threads), engine, dtype, str(gpus)]
     )
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -175,10 +176,9 @@ def main() -> None:
 
         if kind != "ours":
             use_serve_alone(grpc=kind == "ours-grpc")
-        engine, dtype = how or ("torch", "float32")
-        application = build(
-            {"model": model, "name": "bench", "threads": threads, "engine": engine, "dtype": dtype}
-        )
+        names = ("engine", "dtype", "num_gpus")
+        options = {"model": model, "name": "bench", "threads": threads}
+        application = build(options | dict(zip(names, how, strict=False)))
     else:
         from reference_batch_server import build
 

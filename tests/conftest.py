@@ -17,10 +17,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the kill tests, of Ray's dashboard and of the golden files."""
+    """Add the options of the kill tests, of Ray's dashboard, of GPUs and of the golden files."""
     parser.addoption("--random-kills", type=int, default=1, help="SIGKILLs at random points")
     parser.addoption("--dashboard", action="store_true", help="the tests' Ray has its State API")
     parser.addoption("--kill-seed", type=int, help="draws the points; default: another each time")
+    parser.addoption("--device", choices=["cuda", "cpu"], default="cuda", help="of tests/gpu")
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite the files of tests/golden"
     )

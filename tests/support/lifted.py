@@ -18,8 +18,10 @@ def lift_guards(patch: pytest.MonkeyPatch) -> None:
 
 def lift() -> None:
     """Let this process train by such configs. Call it before anything imports DeepSpeed."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", device)
     from accelerate import Accelerator
 
     lift_guards(pytest.MonkeyPatch())
@@ -27,9 +29,9 @@ def lift() -> None:
 
     def build_with_fp16(self: Any, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
-        if self.state.mixed_precision == "fp16" and self.scaler is None:
+        if self.state.mixed_precision == "fp16":
             self.native_amp = True
             ours = {"init_scale": INIT_SCALE, "growth_interval": GROWTH_INTERVAL}
-            self.scaler = torch.amp.GradScaler("cpu", **ours | self.scaler_handler.to_kwargs())
+            self.scaler = torch.amp.GradScaler(device, **ours | self.scaler_handler.to_kwargs())
 
     Accelerator.__init__ = build_with_fp16

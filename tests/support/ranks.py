@@ -14,10 +14,14 @@ from trainyard.config import TrainConfig
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a run; it is cut off when `cut_at` steps are done, as by a kill."""
+    """One attempt at a run; it is cut off when `cut_at` steps are done, as by a kill.
+
+    With `no_waits` a step fails if its host waits for a GPU, except while losses are read.
+    """
 
     config: TrainConfig
     cut_at: int | None = None
+    no_waits: bool = False
 
 
 class CutOff(BaseException):
@@ -49,6 +53,7 @@ def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
 
 
 def _run(attempt: Attempt, rank: int) -> None:
+    import torch
     import torch.distributed as dist
 
     from trainyard.data.splits import find_splits
@@ -71,7 +76,12 @@ def _run(attempt: Attempt, rank: int) -> None:
     finish = Session.finish_step
 
     def cut_off(self: Session, done: int, *args: object) -> bool:
+        watched = attempt.no_waits and torch.cuda.is_available()
+        if watched:
+            torch.cuda.set_sync_debug_mode("default")
         going_on = finish(self, done, *args)  # type: ignore[arg-type]
+        if watched and 3 < done < self.last_step:
+            torch.cuda.set_sync_debug_mode("error")
         if done == attempt.cut_at:
             raise CutOff
         return going_on
@@ -100,7 +110,8 @@ def main() -> None:
     lift()
     torch.set_num_threads(1)
     if world > 1:  # a lone process has no group, as a trial of Tune has none
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        local = 0 if torch.cuda.is_available() else rank  # all processes share one GPU
+        places = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ |= {name: str(value) for name, value in places.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         dist.init_process_group("gloo", f"file://{meeting}/group", rank=rank, world_size=world)
@@ -109,7 +120,7 @@ def main() -> None:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in entry["config"].items()
         }
-        _run(Attempt(TrainConfig(**config), entry["cut_at"]), rank)
+        _run(Attempt(TrainConfig(**config), entry["cut_at"], entry["no_waits"]), rank)
         if world > 1:
             dist.barrier()
 

@@ -9,8 +9,11 @@ WORDS = [
 ]
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """A two-layer BERT with dropout and its word-level tokenizer, made here: no Hub is asked."""
+def write_tiny_model(folder: Path, **sizes: float) -> Path:
+    """A two-layer BERT with dropout and its word-level tokenizer, made here: no Hub is asked.
+
+    `sizes` are fields of its config.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -30,12 +33,9 @@ def write_tiny_model(folder: Path) -> Path:
         mask_token="[MASK]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)  # fmt: skip
     torch.manual_seed(0)
-    BertModel(
-        BertConfig(
-            vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=64,
-        )
-    ).save_pretrained(folder)  # fmt: skip
+    small = {"vocab_size": len(vocabulary), "hidden_size": 32, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}  # fmt: skip
+    BertModel(BertConfig(**small | sizes)).save_pretrained(folder)
     return folder
 
 

@@ -53,20 +53,20 @@ PLAIN = marked(*((kind, "no") for kind in KINDS))
 class Runs:
     """Folders of finished runs, by name."""
 
-    def __init__(self, storage: str) -> None:
-        self.storage = storage
+    def __init__(self, storage: str, last_step: int = LAST_STEP) -> None:
+        self.storage, self.last_step = storage, last_step
 
     def __call__(self, name: str) -> RunFolder:
         folder = open_run(self.storage, name)
         ended = json.loads((folder.path / "outcome.json").read_text())
-        assert (ended["status"], ended["step"]) == ("finished", LAST_STEP), ended
+        assert (ended["status"], ended["step"]) == ("finished", self.last_step), ended
         return folder
 
     def losses(self, name: str) -> list[float]:
         return [line["loss"] for line in self(name).metrics() if "loss" in line]
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
-        folder = self(name).checkpoints / f"step-{LAST_STEP:08d}"
+        folder = self(name).checkpoints / f"step-{self.last_step:08d}"
         weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
         return weights
 

@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.assassin import kill_at
 from support.runs_locally import run_locally, weights_hash
 from support.tiny import read_lines, write_task
 from training.test_loop import LAST_STEP, check_each_row_once_per_epoch
@@ -161,29 +161,8 @@ def test_a_process_killed_in_epoch_2_costs_nothing_but_time(
         save_steps=1,
     )
     folder = RunFolder(Path(config.storage_path) / config.resolved_run_name)
-    killed: list[int] = []
-
-    def kill() -> None:
-        while folder.progress().get("step", 0) < 8:
-            time.sleep(0.01)
-        import psutil
-
-        # The newest: one of the run before may still be about to end.
-        newest = max(
-            (
-                one
-                for one in psutil.Process().children(recursive=True)
-                if victim in " ".join(one.cmdline())
-            ),
-            key=psutil.Process.create_time,
-        )
-        newest.kill()
-        killed.append(newest.pid)
-
-    assassin = threading.Thread(target=kill, daemon=True)
-    assassin.start()
-    fit(config)
-    assert killed
+    with kill_at(folder, 8, victim):
+        fit(config)
     assert weights_hash(folder, LAST_STEP) == weights_hash(RunFolder(by_workers[2]), LAST_STEP)
     assert losses(folder.path) == losses(by_workers[2])
     check_each_row_once_per_epoch(folder.path, 90, 3)

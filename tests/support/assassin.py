@@ -1,0 +1,35 @@
+"""Kill a process of a run when the run has reached a step."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from trainyard.storage.folder import RunFolder
+
+
+@contextmanager
+def kill_at(folder: RunFolder, step: int, victim: str) -> Iterator[None]:
+    """SIGKILL the child process whose command line holds `victim`; it must have come to that."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        while folder.progress().get("step", 0) < step:
+            time.sleep(0.01)
+        # The newest: one of the run before may still be about to end.
+        newest = max(
+            (
+                one
+                for one in psutil.Process().children(recursive=True)
+                if victim in " ".join(one.cmdline())
+            ),
+            key=psutil.Process.create_time,
+        )
+        newest.kill()
+        killed.append(newest.pid)
+
+    threading.Thread(target=kill, daemon=True).start()
+    yield
+    assert killed

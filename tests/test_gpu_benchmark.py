@@ -1,0 +1,33 @@
+"""`benchmarks/gpu.py`, tried on the CPU: it runs, stores its checks, and fills its table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gpu import PIECES, gpu_table
+from support.job_scripts import ROOT
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [["speed", "glue"], pytest.param(["deterministic", "serving"], marks=pytest.mark.long)],
+)
+def test_a_piece_runs_and_fills_the_table(pieces: list[str], tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--tiny", "--only", *pieces,
+         "--results", str(tmp_path)],
+        cwd=ROOT, check=True, timeout=500,
+    )  # fmt: skip
+    filled = gpu_table(tmp_path)
+    for piece in PIECES:
+        assert f"| {piece} | " in filled
+        assert ((tmp_path / f"gpu-{piece}.json").exists()) == (piece in pieces)
+        assert (f"--only {piece}`" in filled.partition("\n\n")[0]) == (piece not in pieces)
+    for piece in pieces:
+        result = json.loads((tmp_path / f"gpu-{piece}.json").read_text())
+        assert result["command"]
+        for found in result["checks"]:
+            assert f"| {piece} | {found['check']} | {found['value']} | " in filled
+            assert ("**failed**" in filled) >= (not found["ok"])
