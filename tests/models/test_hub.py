@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import hub_stand_in
-from support.hub_stand_in import COMMIT, hub
+from support.hub_stand_in import COMMIT, TOKEN, hub
 from support.small_models import marian
 from support.tiny import write_task
 
@@ -168,3 +168,57 @@ def test_a_marian_model_comes_with_its_sentencepiece_files(tmp_path: Path) -> No
     with hub(tmp_path / "hub") as (endpoint, requests):
         assert "translation_text" in run(TRANSLATE, [], endpoint, tmp_path / "home")
     assert any(request.endswith("target.spm") for request in requests)
+
+
+PUSH = """
+import sys
+from trainyard.errors import UserError
+from trainyard.training import push_model
+
+try:
+    push_model(sys.argv[1], sys.argv[2])
+    print("pushed")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_model_is_pushed_and_comes_back_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_model.iterdir() if path.is_file()}
+    with hub(tmp_path / "hub") as (url, requests):
+        arguments = [str(tiny_model), "acme/mail"]
+        refused = run(PUSH, arguments, url, tmp_path, HF_TOKEN="hf_wrong")
+        assert refused.startswith(
+            f"{tiny_model} is finished, but could not be pushed to acme/mail ("
+        )
+        assert refused.endswith("check the name and `hf auth login`; the same command tries again")
+        for _ in range(2):
+            assert run(PUSH, arguments, url, tmp_path, HF_TOKEN=TOKEN) == "pushed"
+        assert "POST api/repos/create private" in requests
+        pushed = tmp_path / "hub/models/acme/mail"
+        assert {path.name: path.read_bytes() for path in pushed.iterdir()} == files
+        (pushed / "config.json").unlink()
+    assert "could not be pushed" in run(PUSH, arguments, url, tmp_path, HF_TOKEN=TOKEN)
+
+
+@pytest.mark.long
+def test_a_run_is_pushed_when_it_is_finished(
+    tiny_model: Path, task_data: Path, tmp_path: Path
+) -> None:
+    code = "import sys; from trainyard.command import main; sys.argv[0] = 'trainyard'; main()"
+    flags = {
+        "task": "mrpc", "data-dir": task_data, "model-name-or-path": tiny_model, "max-length": 32,
+        "storage-path": tmp_path / "runs", "run-name": "mail", "max-steps": 4, "push-to-hub": "acme/mail",
+    }  # fmt: skip
+    arguments = [
+        "train",
+        *(str(word) for pair in flags.items() for word in (f"--{pair[0]}", pair[1])),
+    ]
+    with hub(tmp_path / "hub") as (url, _):
+        with pytest.raises(AssertionError, match="could not be pushed to acme/mail"):
+            run(code, arguments, url, tmp_path, HF_TOKEN="hf_wrong")
+        line = run(code, arguments, url, tmp_path, HF_TOKEN=TOKEN)
+    model = Path(json.loads(line)["model"])
+    pushed = tmp_path / "hub/models/acme/mail"
+    assert "| validation | f1 |" in (pushed / "README.md").read_text()
+    assert (pushed / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()

@@ -2,9 +2,11 @@
 
     <root>/models/<owner>/<name>/…      <root>/datasets/<owner>/<name>/…
 
-It answers what `huggingface_hub` asks: repository info, file listings, metadata by HEAD, files.
+It answers what `huggingface_hub` asks: repository info, file listings, metadata by HEAD, files; and it
+takes models from clients with the token `TOKEN`: small files in the commit, large ones by Git LFS.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -16,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
+TOKEN = "hf_stand_in"
 
 
 @contextlib.contextmanager
 def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
     """Serve `root` on a free port; yields its URL and the list of requests it gets."""
     requests: list[str] = []
+    uploaded: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -62,11 +66,63 @@ def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
             requests.append(f"POST {path}")
             match = re.fullmatch(r"api/(models|datasets)/([^/]+/[^/]+)/paths-info/[^/]+", path)
             if match is None:
-                return self.missing()
+                return self.take(path, body)
             asked = json.loads(body)["paths"]
             folder = root / match[1] / match[2]
             found = [entry(folder, folder / name) for name in asked if (folder / name).exists()]
             return self.reply(200, json.dumps(found).encode(), Content_Type="application/json")
+
+        def do_PUT(self) -> None:
+            uploaded[self.path.rpartition("/")[2]] = self.rfile.read(
+                int(self.headers["Content-Length"])
+            )
+            self.reply(200, b"")
+
+        def take(self, path: str, body: bytes) -> None:
+            """A step of an upload."""
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self.reply(401, b'{"error": "Invalid username or password."}')
+            answer: dict[str, Any]
+            if path == "api/validate-yaml":
+                answer = {"errors": [], "warnings": []}
+            elif path == "api/repos/create":
+                asked = json.loads(body)
+                repository = root / "models" / asked["organization"] / asked["name"]
+                requests[-1] += f" {asked['visibility']}"
+                answer = {"url": f"{self.url}/{asked['organization']}/{asked['name']}"}
+                if repository.is_dir():
+                    return self.reply(409, json.dumps(answer).encode())
+                repository.mkdir(parents=True)
+            elif "/preupload/" in path:
+                asked = json.loads(body)["files"]
+                files = [
+                    {"path": file["path"], "shouldIgnore": False, "oid": None,
+                     "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}
+                    for file in asked
+                ]  # fmt: skip
+                answer = {"files": files}
+            elif path.endswith("info/lfs/objects/batch"):
+                objects = [
+                    {**file, "actions": {"upload": {"href": f"{self.url}/lfs/{file['oid']}"}}}
+                    for file in json.loads(body)["objects"]
+                ]
+                answer = {"transfer": "basic", "objects": objects}
+            elif match := re.fullmatch(r"api/models/([^/]+/[^/]+)/commit/main", path):
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] in ("file", "lfsFile"):
+                        value = line["value"]
+                        small = base64.b64decode(value.get("content", ""))
+                        target = root / "models" / match[1] / value["path"]
+                        target.write_bytes(uploaded[value["oid"]] if "oid" in value else small)
+                url = f"{self.url}/{match[1]}/commit/{COMMIT}"
+                answer = {"commitUrl": url, "commitOid": COMMIT, "success": True}
+            else:
+                return self.missing()
+            return self.reply(200, json.dumps(answer).encode(), Content_Type="application/json")
+
+        @property
+        def url(self) -> str:
+            return f"http://{self.headers['Host']}"
 
         def info(self, folder: Path, name: str) -> None:
             if not folder.is_dir():

@@ -16,7 +16,7 @@ from support.runs_locally import weights_hash
 from trainyard.config import Precision, TrainConfig
 from trainyard.errors import UserError
 from trainyard.storage.folder import RunFolder, open_run
-from trainyard.training.driver.fit import check_strategy
+from trainyard.training.driver.fit import check_packages
 from trainyard.training.driver.launch import _trainer
 from trainyard.training.outcome import failed
 
@@ -185,7 +185,7 @@ def test_ray_makes_a_process_group_that_reduces_what_a_strategy_offloads(
 
 def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(strategy="deepspeed", use_gpu=True)
-    check_strategy(config)
+    check_packages(config)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="--strategy deepspeed needs the package deepspeed, which"):
-        check_strategy(config)
+        check_packages(config)

@@ -49,10 +49,10 @@ EVALUATIONS = "a run evaluates after every epoch, or every --eval-steps"
 BEST = "model/ holds the epoch with the best score of the task; leave this flag out"
 RESUMING = "the same command resumes a run, and --fresh starts it anew"
 PRECISION = "use --mixed-precision, which holds for training and evaluation"
-TENSORBOARD = "TensorBoard's files are in the run's tensorboard/; leave this flag out"
+TRACKERS = "use --report-to; TensorBoard's files are in the run's tensorboard/"
 SHARING = "use --strategy (ddp, fsdp, deepspeed) with --num-workers, and --zero-stage"
 LOADERS = "rows come from a memory-mapped table, without data loaders; leave this flag out"
-HUB = "`hf upload REPO RUN/model` uploads a run's model; leave this flag out"
+HUB = "--push-to-hub OWNER/NAME uploads model/ at the end of a run; leave this flag out"
 COMPILE = "training does not compile the model; leave this flag out"
 
 ALIASES: dict[str, Alias] = {
@@ -96,8 +96,8 @@ ALIASES: dict[str, Alias] = {
     "logging_first_step": Alias("use --logging-steps 1", values=NO),
     "load_best_model_at_end": Alias(BEST, values=YES),
     "greater_is_better": Alias(BEST),
-    "report_to": Alias(TENSORBOARD, values={"none": (), "tensorboard": ()}),
-    "logging_dir": Alias(TENSORBOARD),
+    "logging_dir": Alias(TRACKERS),
+    "hub_model_id": Alias(same_as="--push-to-hub"),
     "full_determinism": Alias(values={"true": (), **NO}),
     "group_by_length": Alias("rows of similar length share a batch; leave this flag out", values=YES),
     "train_sampling_strategy": Alias(
@@ -119,7 +119,7 @@ FAMILIES: dict[str, str] = {
     "hub_": HUB,
     "push_to_hub": HUB,
     "torch_compile": COMPILE,
-    "trackio_": TENSORBOARD,
+    "trackio_": TRACKERS,
 }
 """Sentences by the first letters of a name."""
 

@@ -31,7 +31,7 @@ SPLIT_VERSION = 2
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
-    "tags",
+    "tags", "report_to", "push_to_hub",
 )  # fmt: skip
 """Fields that place, store or log a job. They do not change its result, so no identity holds them."""
 

@@ -116,6 +116,13 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     ledger: bool = False
     """Write the rows that each worker trained on, and the exact losses, to ledger/."""
 
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb", "none"], ...] = added(
+        ("tensorboard",), before=("tensorboard",)
+    )
+    """Trackers that get losses and metrics: tensorboard, mlflow, wandb, none."""
+    push_to_hub: str | None = added(None, before=None)
+    """Repository of the Hub, OWNER/NAME, that gets model/ at the end. A new one is private."""
+
     storage_path: str = "runs"
     """Folder of all runs, on a cluster one that every node sees; or s3://… or gs://… (training only)."""
     run_name: str | None = None
@@ -142,6 +149,10 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
             )
         self._check_batches()
         self._check_test_rows()
+        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
+            raise UserError(
+                f"--push-to-hub is {self.push_to_hub!r}; it must name a repository of the Hub, OWNER/NAME"
+            )
         check_precision(self.mixed_precision, use_gpu=self.use_gpu)
         self._check_strategy()
         if self.loop == "trainer" and self.strategy != "ddp":

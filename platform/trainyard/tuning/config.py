@@ -88,7 +88,9 @@ class SweepConfig(TrainConfig):
     def train_config(self, hyperparameters: Mapping[str, Any], **place: Any) -> TrainConfig:
         """Config of a trial; every trial holds out the same rows, at any seed."""
         own = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        fixed = {"data_seed": self.held_out_seed, "fresh": False, "run_name": None}
+        fixed = {
+            "data_seed": self.held_out_seed, "fresh": False, "run_name": None, "push_to_hub": None,
+        }  # fmt: skip
         return TrainConfig(**{**own, **fixed, **hyperparameters, **place})
 
     @property

@@ -23,9 +23,10 @@ from trainyard.storage import (
 from trainyard.terminal import StopSignals, say, stage
 from trainyard.training import (
     NUMERICS_VERSION,
-    check_strategy,
+    check_packages,
     computed_otherwise,
     planned_otherwise,
+    push_model,
 )
 from trainyard.tuning.conclude import SweepResult, conclude
 from trainyard.tuning.config import BUDGET_FIELDS, SweepConfig
@@ -52,7 +53,14 @@ def tune(config: SweepConfig) -> SweepResult:
         UserError: for anything the user can fix; completed work is kept.
         Interrupted: after SIGTERM or Ctrl-C, when the running trials are saved.
     """
-    check_strategy(config)
+    result = _tune(config)
+    if config.push_to_hub:
+        push_model(result.model, config.push_to_hub)
+    return result
+
+
+def _tune(config: SweepConfig) -> SweepResult:
+    check_packages(config)
     metric = config.metric_for_best_model
     if metric and not get_metric(metric).higher_is_better:
         raise UserError(

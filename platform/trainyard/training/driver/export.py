@@ -14,6 +14,7 @@ from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS
 from trainyard.storage import RunFolder, sync_folder, sync_tree
 from trainyard.tasks import Task
+from trainyard.terminal import say, stage
 
 MODEL_FILES = ("config.json", "model.safetensors")
 
@@ -55,6 +56,30 @@ def export_model(
     sync_folder(folder.path)
     for leftover in folder.path.glob(".model-*"):
         shutil.rmtree(leftover)
+
+
+def push_model(model: str, repository: str) -> None:
+    """Upload `model/` to a repository of the Hub; one that does not exist is made, and private.
+
+    Raises:
+        UserError: when the Hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    stage(f"uploading {model} to {repository}")
+    try:
+        if not Path(model).is_dir():
+            raise FileNotFoundError(f"{model} is no folder here")
+        api = HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        commit = api.upload_folder(repo_id=repository, folder_path=model, commit_message="Upload")
+    except Exception as error:  # its errors have no common base
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{model} is finished, but could not be pushed to {repository} ({reason}); check the name "
+            "and `hf auth login`; the same command tries again"
+        ) from error
+    say(f"pushed to {commit.commit_url}")
 
 
 def _name_labels(path: Path, labels: Sequence[str]) -> None:

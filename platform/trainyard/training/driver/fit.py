@@ -1,6 +1,7 @@
 """`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
 
 import importlib.util
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ from trainyard.training.driver.environment import (
     recorded_environment,
     with_workers,
 )
-from trainyard.training.driver.export import export_model, model_card
+from trainyard.training.driver.export import export_model, model_card, push_model
 from trainyard.training.driver.launch import run_workers, worker_function
 from trainyard.training.driver.pace import slow_settings
 from trainyard.training.driver.progress_bar import ProgressBar
@@ -69,12 +70,27 @@ class Trial:
     """Started with the trial. Time that `fit` has not recorded remains on it."""
 
 
-def check_strategy(config: TrainConfig) -> None:
-    """Refuse a strategy whose package is not installed, before anything is started."""
-    if config.strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+EXTRAS = {
+    "deepspeed": "use --strategy fsdp",
+    "mlflow": "leave it out: TensorBoard needs no other package",
+    "wandb": "leave it out: TensorBoard needs no other package",
+}
+"""Value of a flag that needs a package of the same name -> what to do without it."""
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Refuse values whose package is not installed, before anything is started."""
+    for flag, values in (("--strategy", [config.strategy]), ("--report-to", config.report_to)):
+        for name in values:
+            if name in EXTRAS and importlib.util.find_spec(name) is None:
+                raise UserError(
+                    f"{flag} {name} needs the package {name}, which is not installed; install it "
+                    f"(pip install 'trainyard[{name}]'), or {EXTRAS[name]}"
+                )
+    server = "MLFLOW_TRACKING_URI"
+    if "mlflow" in config.report_to and "://" in config.storage_path and server not in os.environ:
         raise UserError(
-            "--strategy deepspeed needs the package deepspeed, which is not installed; install it "
-            "(pip install 'trainyard[deepspeed]'), or use --strategy fsdp"
+            f"--report-to mlflow with --storage-path {config.storage_path} needs a server; set {server}"
         )
 
 
@@ -100,8 +116,21 @@ def fit(
         UserError: for anything else the user can fix; what was trained so far is kept.
         Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
     """
+    result = _fit(config, trial, callbacks, patience, fence)
+    if config.push_to_hub:
+        push_model(result.model, config.push_to_hub)
+    return result
+
+
+def _fit(
+    config: TrainConfig,
+    trial: Trial | None,
+    callbacks: Sequence[Any],
+    patience: float,
+    fence: Fence | None,
+) -> FitResult:
     watch = trial.watch if trial else Stopwatch()
-    check_strategy(config)
+    check_packages(config)
     if callbacks and config.loop != "trainer":
         raise UserError(
             f"callbacks are called by transformers' Trainer, but the loop is {config.loop}; set "

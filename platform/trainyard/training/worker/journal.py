@@ -1,4 +1,4 @@
-"""The records of a running run: metrics.jsonl, TensorBoard, progress.json, and the ledger."""
+"""The records of a running run: metrics.jsonl, trackers, progress.json, and the ledger."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ from trainyard.config import TrainConfig
 from trainyard.evaluation import figures
 from trainyard.storage import RunFolder, add
 from trainyard.training.outcome import TrainState
+from trainyard.training.worker.trackers import open_trackers
 
 PROGRESS_SECONDS = 0.5
 USAGE_SECONDS = 5.0
@@ -29,19 +30,19 @@ class Journal:
         self._folder, self._main, self._last_step = folder, rank == 0, last_step
         self._batch_size, self._shown = config.train_batch_size, 0.0
         self._ledger: Any = None
-        self._board: Any = None
+        self._trackers: dict[str, Any] = {}
+        self.notes: list[str] = []
+        """Sentences for the user."""
         if config.ledger:
             folder.ledger.mkdir(exist_ok=True)
             name = f"from-{first_step:08d}-rank-{rank}-{time.time_ns()}.jsonl"
             self._ledger = (folder.ledger / name).open("a", buffering=1)
         if self._main:
-            from torch.utils.tensorboard import SummaryWriter
-
             usage()  # the first row is of the time since now
             self._used = time.monotonic()
             self._seconds_before = folder.progress().get("seconds", {})
             folder.rewind_metrics(first_step)
-            self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
+            self._trackers = open_trackers(config, folder, first_step)
 
     def record_micro_batch(
         self, step: int, epoch: int, micro_batch: int, rows: Rows, loss: Any
@@ -58,8 +59,7 @@ class Journal:
             values |= {"loss_scale": state.loss_scale, "skipped_steps": state.skipped_steps}
         if self._main:
             self._folder.append_metrics({"step": state.step, "epoch": epoch, **values})
-            for name, value in values.items():
-                self._board.add_scalar(f"train/{name}", value, state.step)
+            self._report("train", values, state.step)
 
     def log_evaluation(self, state: TrainState) -> None:
         """Evaluation lines: the metrics of each split after `state.step` steps."""
@@ -67,9 +67,21 @@ class Journal:
             return
         for split, found in state.evaluation.items():
             self._folder.append_metrics({"step": state.step, "split": split, **figures(found)})
-            for name, value in found["metrics"].items():
-                self._board.add_scalar(f"{split}/{name}", value, state.step)
-        self._board.flush()
+            self._report(split, found["metrics"], state.step)
+
+    def _report(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Report values to the trackers. One that fails gets no more: training does not need it."""
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.log(named, step)
+            except Exception as error:  # their errors have no common base
+                del self._trackers[name]
+                reason = " ".join(str(error).split())[:200]
+                self.notes.append(
+                    f"warning: --report-to {name} failed at step {step} ({reason}); it has the steps "
+                    "before, and metrics.jsonl has all"
+                )
 
     def progress(
         self,
@@ -104,7 +116,7 @@ class Journal:
             )
 
     def close(self) -> None:
-        for writer in (self._ledger, self._board):
+        for writer in (self._ledger, *self._trackers.values()):
             if writer is not None:
                 writer.close()
 

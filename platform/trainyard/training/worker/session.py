@@ -194,13 +194,13 @@ class Session:
         self.watch.lap("sync")
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
-            self.folder.publish("progress.json", "tensorboard", "usage.jsonl")
+            self.folder.publish("progress.json", "tensorboard", "wandb", "usage.jsonl")
         return Outcome(
             status="failed" if self._error else self._status,
             error=self._error,
             state=self.state,
             padding_note=self.padding.note,
-            notes=[*self._store.skipped, *self._notes],
+            notes=[*self._store.skipped, *self._notes, *self.journal.notes],
             train_samples_per_second=self._rows / self._seconds if self._seconds else None,
             padding_efficiency=padding_efficiency(
                 self.plan,

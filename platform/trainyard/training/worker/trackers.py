@@ -1,0 +1,157 @@
+"""Trackers of `--report-to`: one row each. Rank 0 of a run reports its losses and metrics to them."""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from trainyard.config import TrainConfig
+from trainyard.errors import UserError
+from trainyard.storage import RunFolder
+
+PROJECT = "trainyard"
+"""Experiment of MLflow and project of Weights & Biases, unless their variables name another."""
+
+
+class Tracker:
+    """One attempt's connection to a tracker. An attempt that resumes a run continues its curves.
+
+    A step that is trained again after a kill has the same values as before. A tracker that has them
+    already may keep either.
+    """
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
+        """Open the tracker; steps after `first_step` follow."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Report values by their names, such as train/loss."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TensorBoard(Tracker):
+    """Files in the run's tensorboard/."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
+        del config
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if not any(name.startswith("train/") for name in values):  # an evaluation
+            self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class MLflow(Tracker):
+    """A run of MLflow at MLFLOW_TRACKING_URI, by default in the file store `<storage path>/mlruns`."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
+        del first_step  # the store itself says which steps it has
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None:
+            os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow's own default is a database
+            uri = (folder.path.parent / "mlruns").as_uri()
+        self._client = MlflowClient(uri)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        with contextlib.suppress(MlflowException):  # it exists
+            self._client.create_experiment(name)
+        experiment = self._client.get_experiment_by_name(name).experiment_id
+        tags = {"trainyard.run": _mark(folder)}
+        known = self._client.search_runs([experiment], f"tags.`trainyard.run` = '{_mark(folder)}'")
+        if known:
+            self._run = known[0].info.run_id
+            self._client.update_run(self._run, "RUNNING")
+        else:
+            self._run = self._client.create_run(
+                experiment, tags=tags, run_name=folder.path.name
+            ).info.run_id
+            for key, value in asdict(config).items():
+                self._client.log_param(self._run, key, value)
+        self._last = {
+            key: max(point.step for point in self._client.get_metric_history(self._run, key))
+            for key in (known[0].data.metrics if known else ())
+        }
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        points = [
+            Metric(name, value, now, step)
+            for name, value in values.items()
+            if step > self._last.get(name, -1)
+        ]
+        self._client.log_batch(self._run, points)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+class WeightsAndBiases(Tracker):
+    """A run of Weights & Biases; without credentials an offline one in the run's wandb/."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
+        del first_step  # steps that it has already are ignored
+        import wandb
+
+        known = "WANDB_MODE" in os.environ or wandb.login(prompt=False)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=_mark(folder).replace(" ", "-").replace(":", ""),
+            name=folder.path.name,
+            dir=str(folder.path),
+            config=asdict(config),
+            tags=list(config.tags),
+            resume="allow",
+            mode=None if known else "offline",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _mark(folder: RunFolder) -> str:
+    """Name the run and its beginning: --fresh begins another one."""
+    return f"{folder.path.name} {folder.read().get('started', '')}"
+
+
+TRACKERS: Mapping[str, type[Tracker] | None] = {
+    "tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases, "none": None,
+}  # fmt: skip
+
+
+def open_trackers(config: TrainConfig, folder: RunFolder, first_step: int) -> dict[str, Tracker]:
+    """Open the trackers of a config for the steps after `first_step`.
+
+    Raises:
+        UserError: when one of them refuses.
+    """
+    found: dict[str, Tracker] = {}
+    for name in config.report_to:
+        if (tracker := TRACKERS[name]) is None:
+            continue
+        try:
+            found[name] = tracker(config, folder, first_step)
+        except Exception as error:  # their errors have no common base
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"--report-to {name} cannot be used ({reason}); fix that, or leave it out: the same "
+                "command resumes the run"
+            ) from error
+    return found
