@@ -1,0 +1,133 @@
+"""Snippets of the docs, run as they stand: Python, curl and JavaScript, and the notebooks of examples/.
+
+The commands are parsed by test_docs.py. A server of the pages, on port 8000, is one of a tiny model here.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.browser import BROWSER, chromium, page_at
+from support.job_scripts import ROOT
+from support.serving_locally import LocalModels, load, serving
+from support.small_models import classifier
+
+from trainyard.tasks import TASKS, Task
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+SERVER = "http://localhost:8000"
+
+
+def snippets(pattern: str) -> Iterator[Any]:
+    """Yield the snippets of the pages, each named after its page and line."""
+    for page in PAGES:
+        text = page.read_text()
+        for found in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
+            line = text[: found.start()].count("\n") + 1
+            yield pytest.param(found[1], id=f"{page.stem}-{line}")
+
+
+PYTHON = [*snippets(r"^```python\n(.*?)^```")]
+CURL = [*snippets(r"^(curl [^\n]*)")]
+JAVASCRIPT = [*snippets(r"^```javascript\n(.*?)^```")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the runs that the pages name."""
+    path = tmp_path_factory.mktemp("reader")
+    for name in ("mail", "mnli"):
+        classifier(path / "runs" / name / "model")
+    shutil.copy(ROOT / "examples" / "mail.csv", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    host = load(folder / "runs" / "mail")
+    with serving(LocalModels({"mail": host})) as url:
+        yield url
+    host.close()
+
+
+def test_there_are_snippets_of_every_kind() -> None:
+    assert len(PYTHON) >= 6
+    assert CURL
+    assert JAVASCRIPT
+    assert len(NOTEBOOKS) == 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_runs(
+    cluster: Any, code: str, folder: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del cluster  # snippets that train use its Ray
+    monkeypatch.chdir(folder)
+    # The client refuses any request while it is set, also to this machine.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    code = code.replace(SERVER, server)
+    if code.startswith("Task("):  # a row of a table
+        row = eval(code, {"Task": Task})
+        assert replace(row, rows=TASKS[row.name].rows) == TASKS[row.name]
+        return
+    exec(compile(code, "a snippet of the docs", "exec"), {})
+
+
+@pytest.mark.parametrize("command", CURL)
+def test_curl_gets_an_answer(command: str, server: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", command.replace(SERVER, server)], capture_output=True, check=True
+    )
+    assert {"label", "score"} == json.loads(done.stdout)[0][0].keys()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+@pytest.mark.parametrize("code", JAVASCRIPT)
+def test_javascript_gets_an_answer(code: str, server: str) -> None:
+    assert code.endswith("console.log(await answer.json());\n")
+    code = code.replace(SERVER, server).replace("console.log(", "return (")
+    with chromium() as browser, page_at(browser, f"{server}/playground#mail") as page:
+        page.locator("#f-text").wait_for()
+        answer = page.evaluate(f"async () => {{ {code} }}")
+    assert {"label", "score"} == answer[0][0].keys()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
+    for cell in json.loads(path.read_text())["cells"]:
+        assert not cell.get("outputs"), cell["source"]
+        assert cell.get("execution_count") is None
+
+
+EXPECTED = {
+    "classification": ("delivery", "billing", "accuracy", "95 % interval"),
+    "sweep": ("trial-000", "learning_rate"),
+    "serving": ("/models/notebook-served", "delivery"),
+}
+"""Words that the outputs of a notebook must have."""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # as on a reader's machine, whose server is asked
+    shutil.copy(ROOT / "examples" / "mail.csv", tmp_path)
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(book, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbformat.write(book, tmp_path / path.name)
+    outputs = json.dumps([cell.get("outputs") for cell in book.cells])
+    for words in EXPECTED[path.stem]:
+        assert words in outputs
