@@ -54,7 +54,7 @@ def alone(config: TrainConfig, threads: int) -> Path:
     from trainyard.data.tokenize import prepare
     from trainyard.models.build import build_tokenizer
     from trainyard.storage.folder import RunFolder
-    from trainyard.training.driver.launch import worker_function
+    from trainyard.training.driver.restarts import worker_function
 
     folder = RunFolder(Path(config.storage_path) / "alone")
     folder.create()

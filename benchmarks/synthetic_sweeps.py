@@ -18,7 +18,7 @@ from trainyard.tuning.honesty import (
     CONFIRMATION_SHARE,
     FEWEST_SEEDS,
     Confirmation,
-    Judged,
+    SplitPredictions,
     confirm,
 )
 
@@ -99,7 +99,9 @@ class World:
             [np.where(run, self.labels, 1 - self.labels) for run in self._confirmed[recipe][0]]
             for recipe in chosen
         ]
-        found = confirm([Judged("accuracy", predictions, self.labels, self.searched)], look=look)
+        found = confirm(
+            [SplitPredictions("accuracy", predictions, self.labels, self.searched)], look=look
+        )
         winner = chosen[1 + found.winner]
         return Claim(
             found,

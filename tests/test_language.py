@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import io
 import re
 import tokenize
@@ -13,19 +14,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "trainyard"
 
-CLEAN: set[str] = {
-    *("batching", "command", "config", "data", "errors", "evaluation", "inference"),
-    *("fleet", "glue", "predictors", "report", "serving", "summary", "tasks", "terminal", "tuning"),
-    *("cluster", "doctor", "metrics", "models", "stats", "storage", "training"),
-}
-"""Packages and root modules that follow the rules."""
-
 PARTS = sorted(
     path.stem if path.is_file() else path.name
     for path in PACKAGE.iterdir()
     if (path.is_dir() and (path / "__init__.py").exists()) or path.suffix == ".py"
     if path.name != "__init__.py"
 )
+"""Packages and root modules."""
 
 QUESTIONS = re.compile(r"(What|Whether|How|Where|Which|Who|Whoever|Why|So many|Of an?)\b")
 BANNED = re.compile(
@@ -34,9 +29,15 @@ BANNED = re.compile(
     r"any more than|besides?|who comes|judged)\b",
     re.IGNORECASE,
 )
+SENTENCE_END = re.compile(r"(?<=[.;:?!])\s+")
 STRINGS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1))
+GLOSSARY = re.compile(
+    r"(^|_)(slots?|tickets?|shield(s|ed)?|watch(es|ed)?|wired?|told|asked|judged?|graves?|luck|mend(s|ed|ing)?)(_|$)"
+)
+"""Words that names of the code do not use: the design's glossary has others for them."""
+
 LONGEST_SENTENCE = 25
-"""Words in a sentence of a flag's help."""
+"""Words in a sentence of a docstring or of a flag's help."""
 
 
 def files_of(part: str) -> list[Path]:
@@ -60,7 +61,7 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
-@pytest.mark.parametrize("part", sorted(CLEAN))
+@pytest.mark.parametrize("part", PARTS)
 def test_docstrings_start_with_a_verb_or_a_noun(part: str) -> None:
     wrong = [
         f"{path.relative_to(PACKAGE)}:{line} {text[:60]}"
@@ -71,13 +72,58 @@ def test_docstrings_start_with_a_verb_or_a_noun(part: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("part", sorted(CLEAN))
+@pytest.mark.parametrize("part", PARTS)
 def test_banned_words_do_not_occur(part: str) -> None:
     wrong = [
         f"{path.relative_to(PACKAGE)}:{line} {found.group(0)}: {text.strip()[:80]}"
         for path in files_of(part)
         for line, text in prose(path.read_text())
         if (found := BANNED.search(text))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def sentences(docstring: str) -> Iterator[str]:
+    """Sentences of a docstring, without its indented blocks: listings, formulas, examples."""
+    for paragraph in inspect.cleandoc(docstring).split("\n\n"):
+        if not paragraph.startswith("    "):
+            prose = re.split(r"\n +(?=`?\w+`?: )", paragraph)  # an entry of Args or Attributes
+            yield from (s for part in prose for s in SENTENCE_END.split(" ".join(part.split())))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_docstrings_are_in_short_sentences(part: str) -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} {sentence}"
+        for path in files_of(part)
+        for line, text in docstrings(ast.parse(path.read_text()))
+        for sentence in sentences(text)
+        if len(sentence.split()) > LONGEST_SENTENCE
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name, in snake case, of everything that a module binds."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield node.lineno, name
+            case ast.ClassDef(name=name):
+                yield node.lineno, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield node.lineno, name.lower()
+            case ast.arg(arg=name):
+                yield node.lineno, name
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_names_follow_the_glossary(part: str) -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} {name}"
+        for path in files_of(part)
+        for line, name in names(ast.parse(path.read_text()))
+        if GLOSSARY.search(name)
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -97,16 +143,16 @@ def flags(tree: ast.Module) -> Iterator[tuple[str, str]]:
                     yield name, str(help)
 
 
-@pytest.mark.parametrize("part", sorted(CLEAN))
+@pytest.mark.parametrize("part", PARTS)
 def test_help_of_flags_is_in_short_sentences(part: str) -> None:
     for path in files_of(part):
         for name, text in flags(ast.parse(path.read_text())):
-            for sentence in re.split(r"(?<=[.;:])\s", " ".join(text.split())):
+            for sentence in SENTENCE_END.split(" ".join(text.split())):
                 words = len(sentence.split())
                 assert words <= LONGEST_SENTENCE, f"{path.name}: {name}: {words} words: {sentence}"
 
 
-@pytest.mark.parametrize("part", sorted(p for p in CLEAN if (PACKAGE / p).is_dir()))
+@pytest.mark.parametrize("part", [p for p in PARTS if (PACKAGE / p).is_dir()])
 def test_the_public_surface_is_documented(part: str) -> None:
     for stub in (PACKAGE / part).rglob("__init__.pyi"):
         package = ".".join(stub.parent.relative_to(PACKAGE.parent).parts)

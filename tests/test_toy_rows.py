@@ -30,7 +30,7 @@ from trainyard.models.engines.registry import ENGINES, Engine, check_engine
 from trainyard.report.dashboard.records import Run
 from trainyard.storage import Files
 from trainyard.tasks import TASKS
-from trainyard.tuning.honesty import Judged, confirm
+from trainyard.tuning.honesty import SplitPredictions, confirm
 
 
 def test_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     seeds = [[rows.argmax(axis=1)] * 3 for rows in (bad, good)]
     searched = np.arange(40) % 4 == 0
-    confirmed = confirm([Judged("balance", seeds, labels, searched)])
+    confirmed = confirm([SplitPredictions("balance", seeds, labels, searched)])
     assert confirmed.verdict == "better"
     assert confirmed.default_interval[0] < 0  # clipped to the row's own bounds, not to 0
 

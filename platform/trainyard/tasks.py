@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from trainyard.errors import UserError
 
@@ -57,114 +57,64 @@ class Task:
 # stricter one: f1 where the classes are unbalanced, rank correlation for similarity.
 _ENTAILMENT = ("entailment", "neutral", "contradiction")
 
+_SIMILAR = ("not_equivalent", "equivalent")
+
+
+def _glue(
+    name: str,
+    text_columns: tuple[str, ...],
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...],
+    rows: Mapping[str, int],
+    **others: Any,
+) -> Task:
+    """Build a row of GLUE; the last metric is the score."""
+    return Task(
+        name=name,
+        text_columns=text_columns,
+        labels=labels,
+        metrics=metrics,
+        score=metrics[-1],
+        hub_config=name,
+        rows=rows,
+        **others,
+    )
+
+
+def _rows(train: int, validation: int, test: int) -> dict[str, int]:
+    return {"train": train, "validation": validation, "test": test}
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(
-            name="cola",
-            text_columns=("sentence",),
-            labels=("unacceptable", "acceptable"),
-            metrics=("matthews_correlation",),
-            score="matthews_correlation",
-            hub_config="cola",
-            rows={"train": 8_551, "validation": 1_043, "test": 1_063},
-        ),
-        Task(
-            name="sst2",
-            text_columns=("sentence",),
-            labels=("negative", "positive"),
-            metrics=("accuracy",),
-            score="accuracy",
-            hub_config="sst2",
-            rows={"train": 67_349, "validation": 872, "test": 1_821},
-        ),
-        Task(
-            name="mrpc",
-            text_columns=("sentence1", "sentence2"),
-            labels=("not_equivalent", "equivalent"),
-            metrics=("accuracy", "f1"),
-            score="f1",
-            hub_config="mrpc",
-            rows={"train": 3_668, "validation": 408, "test": 1_725},
-        ),
-        Task(
-            name="stsb",
-            text_columns=("sentence1", "sentence2"),
-            labels=(),
-            problem_type="regression",
-            metrics=("pearson", "spearmanr"),
-            score="spearmanr",
-            hub_config="stsb",
-            rows={"train": 5_749, "validation": 1_500, "test": 1_379},
-        ),
-        Task(
-            name="qqp",
-            text_columns=("question1", "question2"),
-            labels=("not_duplicate", "duplicate"),
-            metrics=("accuracy", "f1"),
-            score="f1",
-            hub_config="qqp",
-            rows={"train": 363_846, "validation": 40_430, "test": 390_965},
-        ),
-        Task(
-            name="mnli",
-            text_columns=("premise", "hypothesis"),
-            labels=_ENTAILMENT,
-            metrics=("accuracy",),
-            score="accuracy",
-            evaluation_splits=("validation_matched", "validation_mismatched"),
-            test_splits=("test_matched", "test_mismatched"),
-            hub_config="mnli",
-            rows={
-                "train": 392_702,
-                "validation_matched": 9_815,
-                "validation_mismatched": 9_832,
-                "test_matched": 9_796,
-                "test_mismatched": 9_847,
-            },
-        ),
-        Task(
-            name="qnli",
-            text_columns=("question", "sentence"),
-            labels=("entailment", "not_entailment"),
-            metrics=("accuracy",),
-            score="accuracy",
-            hub_config="qnli",
-            rows={"train": 104_743, "validation": 5_463, "test": 5_463},
-        ),
-        Task(
-            name="rte",
-            text_columns=("sentence1", "sentence2"),
-            labels=("entailment", "not_entailment"),
-            metrics=("accuracy",),
-            score="accuracy",
-            hub_config="rte",
-            rows={"train": 2_490, "validation": 277, "test": 3_000},
-        ),
-        Task(
-            name="wnli",
-            text_columns=("sentence1", "sentence2"),
-            labels=("not_entailment", "entailment"),
-            metrics=("accuracy",),
-            score="accuracy",
-            hub_config="wnli",
-            rows={"train": 635, "validation": 71, "test": 146},
-        ),
-        Task(
-            name="ax",
-            text_columns=("premise", "hypothesis"),
-            labels=_ENTAILMENT,
-            metrics=("matthews_correlation",),
-            score="matthews_correlation",
-            train_split=None,
-            evaluation_splits=(),
-            hub_config="ax",
-            rows={"test": 1_104},
-        ),
+        _glue("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",),
+              _rows(8_551, 1_043, 1_063)),
+        _glue("sst2", ("sentence",), ("negative", "positive"), ("accuracy",),
+              _rows(67_349, 872, 1_821)),
+        _glue("mrpc", ("sentence1", "sentence2"), _SIMILAR, ("accuracy", "f1"),
+              _rows(3_668, 408, 1_725)),
+        _glue("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearmanr"),
+              _rows(5_749, 1_500, 1_379), problem_type="regression"),
+        _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"),
+              _rows(363_846, 40_430, 390_965)),
+        _glue("mnli", ("premise", "hypothesis"), _ENTAILMENT, ("accuracy",),
+              {"train": 392_702, "validation_matched": 9_815, "validation_mismatched": 9_832,
+               "test_matched": 9_796, "test_mismatched": 9_847},
+              evaluation_splits=("validation_matched", "validation_mismatched"),
+              test_splits=("test_matched", "test_mismatched")),
+        _glue("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",),
+              _rows(104_743, 5_463, 5_463)),
+        _glue("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("accuracy",),
+              _rows(2_490, 277, 3_000)),
+        _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment"), ("accuracy",),
+              _rows(635, 71, 146)),
+        _glue("ax", ("premise", "hypothesis"), _ENTAILMENT, ("matthews_correlation",),
+              {"test": 1_104}, train_split=None, evaluation_splits=()),
         Task(
             name="demo",
             text_columns=("sentence1", "sentence2"),
-            labels=("not_equivalent", "equivalent"),
+            labels=_SIMILAR,
             metrics=("accuracy", "f1"),
             score="accuracy",
             test_splits=(),
@@ -172,7 +122,7 @@ TASKS: dict[str, Task] = {
             hub_revision=None,
         ),
     )
-}
+}  # fmt: skip
 
 
 def get_task(name: str) -> Task:

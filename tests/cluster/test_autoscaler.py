@@ -86,7 +86,7 @@ def test_an_elastic_run_asks_the_autoscaler_for_all_its_workers(
     monkeypatch.setattr(sdk, "request_resources", lambda **asked: seen.append(asked))
     assert launched
     one = config(asked, use_gpu=True, label_selector=labels)
-    with autoscaler.room_asked_for(one, {"GPU": 1.0, "CPU": 8.0}):
+    with autoscaler.room_requested(one, {"GPU": 1.0, "CPU": 8.0}):
         assert [len(request["bundles"]) for request in seen] == wish[:1]
     assert [len(request["bundles"]) for request in seen] == wish
     if wish:

@@ -20,7 +20,7 @@ from trainyard.errors import SupersededError
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.lease import LEASE
-from trainyard.training.driver import launch, node_watch
+from trainyard.training.driver import restarts
 from trainyard.training.outcome import Outcome
 from trainyard.training.worker.session import Session
 
@@ -30,7 +30,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[autoscaler.Node]:
     """Two nodes of four CPUs, one of them with a GPU: what `capacity` sees instead of a cluster."""
     seen: list[autoscaler.Node] = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
     monkeypatch.setattr(capacity, "nodes_for", lambda *_, **__: seen)
-    monkeypatch.setattr(node_watch, "nodes_for", lambda *_, **__: seen)
+    monkeypatch.setattr(restarts, "nodes_for", lambda *_, **__: seen)
     monkeypatch.setattr(capacity, "RELEASE_SECONDS", 0.0)
     return seen
 
@@ -106,7 +106,7 @@ def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Three of the four CPUs are taken at the start, and given back when the run trains."""
-    monkeypatch.setattr(node_watch, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(restarts, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr(capacity, "RELEASE_SECONDS", 2.0)
 
     @cluster.remote(num_cpus=3)
@@ -117,14 +117,14 @@ def test_a_run_grows_when_there_is_room_and_ends_as_if_alone(
     tenant = Tenant.remote()  # type: ignore[attr-defined]
     assert cluster.get(tenant.here.remote())
     folder = RunFolder(Path(elastic_run.storage_path) / "elastic")
-    watch = node_watch.Watch.__enter__
+    watch = restarts.NodeMonitor.__enter__
 
-    def leave(self: node_watch.Watch) -> node_watch.Watch:
+    def leave(self: restarts.NodeMonitor) -> restarts.NodeMonitor:
         entered = watch(self)
         cluster.kill(tenant)
         return entered
 
-    monkeypatch.setattr(node_watch.Watch, "__enter__", leave)
+    monkeypatch.setattr(restarts.NodeMonitor, "__enter__", leave)
     fit(elastic_run)
     ranks = {path.name.partition("-rank-")[2][0] for path in folder.ledger.iterdir()}
     assert ranks == {"0", "1", "2", "3"}
@@ -163,20 +163,20 @@ def test_lost_workers_are_started_again_unless_the_driver_leaves(
 ) -> None:
     from ray.train import WorkerGroupError
 
-    monkeypatch.setattr(launch, "_trainer", lambda *_: Lost())
-    monkeypatch.setattr(node_watch, "_leaving", set)
-    monkeypatch.setattr(launch, "release_orphans", lambda: None)  # there is no Ray here
+    monkeypatch.setattr(restarts, "_trainer", lambda *_: Lost())
+    monkeypatch.setattr(restarts, "_leaving", set)
+    monkeypatch.setattr(restarts, "release_orphans", lambda: None)  # there is no Ray here
     config = dataclasses.replace(small_run, max_failures=2)
     folder = RunFolder(tmp_path)
     run: Any = (config, None, None, folder, {"CPU": 1.0}, leaving := threading.Event())
     Lost.attempts = 0
-    reason = str(launch.run_workers(*run).error)
+    reason = str(restarts.run_workers(*run).error)
     assert Lost.attempts == 3
     assert reason.startswith("worker 1: WorkerHealthCheckFailedError: ")
     assert ", after 2 restart(s) without a new checkpoint (--max-failures)" in reason
     leaving.set()
     with pytest.raises(WorkerGroupError):
-        launch.run_workers(*run)
+        restarts.run_workers(*run)
     assert Lost.attempts == 4
 
 
@@ -192,12 +192,12 @@ def test_a_new_checkpoint_starts_the_count_of_failures_anew(
                 (folder.checkpoints / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
             return super().fit()
 
-    monkeypatch.setattr(launch, "_trainer", lambda *_: LostFurtherOn())
-    monkeypatch.setattr(node_watch, "_leaving", set)
-    monkeypatch.setattr(launch, "release_orphans", lambda: None)
+    monkeypatch.setattr(restarts, "_trainer", lambda *_: LostFurtherOn())
+    monkeypatch.setattr(restarts, "_leaving", set)
+    monkeypatch.setattr(restarts, "release_orphans", lambda: None)
     config = dataclasses.replace(small_run, max_failures=1)
     Lost.attempts = 0
-    launch.run_workers(config, None, None, folder, {"CPU": 1.0}, threading.Event())  # type: ignore[arg-type]
+    restarts.run_workers(config, None, None, folder, {"CPU": 1.0}, threading.Event())  # type: ignore[arg-type]
     assert folder.store().steps() == [1, 2, 3, 4, 5]
     assert Lost.attempts == 7  # five further on, one restart without progress
 
@@ -222,9 +222,9 @@ def test_a_driver_without_its_lease_restarts_nothing_and_the_rightful_one_counts
     small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     trainer = Superseded()
-    monkeypatch.setattr(launch, "_trainer", lambda *_: trainer)
-    monkeypatch.setattr(node_watch, "_leaving", set)
-    monkeypatch.setattr(launch, "release_orphans", lambda: None)  # there is no Ray here
+    monkeypatch.setattr(restarts, "_trainer", lambda *_: trainer)
+    monkeypatch.setattr(restarts, "_leaving", set)
+    monkeypatch.setattr(restarts, "release_orphans", lambda: None)  # there is no Ray here
     config = dataclasses.replace(small_run, max_failures=0)
     folder = RunFolder(tmp_path / "run")
     folder.create()
@@ -233,11 +233,11 @@ def test_a_driver_without_its_lease_restarts_nothing_and_the_rightful_one_counts
         if lost:
             (folder.path / LEASE).unlink()
             with pytest.raises(SupersededError, match="run 'run' was taken over"):
-                launch.run_workers(*run)
+                restarts.run_workers(*run)
             assert trainer.attempts == 1
             assert not list(folder.path.iterdir())
         else:
-            assert launch.run_workers(*run).status == "finished"
+            assert restarts.run_workers(*run).status == "finished"
             assert trainer.attempts == 3
 
 
@@ -256,10 +256,10 @@ def test_a_watch_that_does_not_see_the_cluster_looks_again(
         return set(seen)
 
     assert nodes
-    monkeypatch.setattr(node_watch, "_leaving", leaving)
-    monkeypatch.setattr(node_watch, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(restarts, "_leaving", leaving)
+    monkeypatch.setattr(restarts, "CHECK_SECONDS", 0.01)
     folder = RunFolder(tmp_path)
-    with node_watch.Watch(config(4), {"CPU": 1.0}, 4, folder) as watch:
+    with restarts.NodeMonitor(config(4), {"CPU": 1.0}, 4, folder) as watch:
         deadline = time.monotonic() + 10
         while not folder.wants_stop() and time.monotonic() < deadline:
             time.sleep(0.01)

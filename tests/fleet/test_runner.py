@@ -14,10 +14,10 @@ from ray import cloudpickle
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.fleet import Ended, Fleet, RunSpec
-from trainyard.fleet.ray_tune import _Watch
+from trainyard.fleet.driver.ray_tune import _TuneCallback
+from trainyard.signals import StopSignals
 from trainyard.storage import SuiteFolder
 from trainyard.storage import lease as leases
-from trainyard.terminal import StopSignals
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_run_that_another_process_still_holds_is_closed_when_that_has_ended(
         run.folder.update(status="running")
         assert fleet.lose("a", run).status == "failed"
         assert run.folder.read() == {"status": "running"}
-    monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", lambda *_: None)
+    monkeypatch.setattr("trainyard.fleet.driver.ray_tune.run_tuner", lambda *_: None)
     monkeypatch.setattr(Fleet, "start", lambda *_: None)
     fleet.run(lambda: None, lambda: False, lambda *_: None)
     assert run.folder.read()["status"] == "running"  # of an earlier phase of the sweep
@@ -89,7 +89,7 @@ def test_a_run_that_another_process_still_holds_is_closed_when_that_has_ended(
         with run.folder.lease():
             fleet.lose("a", run)
 
-    monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", loses)
+    monkeypatch.setattr("trainyard.fleet.driver.ray_tune.run_tuner", loses)
     fleet.run(lambda: None, lambda: False, lambda *_: None)
     assert run.folder.read()["status"] == "failed"
 
@@ -110,7 +110,7 @@ def test_a_storage_that_fails_ends_a_fleet_only_when_its_lease_expires(
             patch.setattr(Path, "open", broken)
             done.wait(1.5)
 
-    monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", run_tuner)
+    monkeypatch.setattr("trainyard.fleet.driver.ray_tune.run_tuner", run_tuner)
     if passes:
         fleet.run(lambda: None, lambda: False, lambda *_: None)
     else:
@@ -124,4 +124,4 @@ def test_tune_can_store_what_watches_a_fleet(fleet: Fleet) -> None:
     """It stores its callbacks when it starts; leases and bars of progress cannot be stored."""
     with pytest.raises(TypeError, match="cannot pickle"):
         cloudpickle.dumps(fleet)
-    assert cloudpickle.dumps(_Watch(fleet, lambda *_: None))
+    assert cloudpickle.dumps(_TuneCallback(fleet, lambda *_: None))

@@ -15,9 +15,8 @@ from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import prepare
 from trainyard.errors import UserError
-from trainyard.fleet import process as process_module
-from trainyard.fleet import tokenization_of
-from trainyard.fleet.process import WORST, RunProcess
+from trainyard.fleet import actor, tokenization_of
+from trainyard.fleet.actor import WORST, RunProcess
 from trainyard.fleet.spec import Ended
 from trainyard.models.build import build_tokenizer
 from trainyard.storage.lease import this_process
@@ -213,7 +212,7 @@ def test_a_defect_fails_the_trial_and_not_its_process(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(process_module, "fit", broken)
+        patch.setattr(actor, "fit", broken)
         process.begin(spec(folder, 0, learning_rate=1e-3))
         assert to_the_end(process)[-1]["score"] == WORST
     process.begin(spec(folder, 1, learning_rate=1e-3))
@@ -260,7 +259,7 @@ def test_a_trial_that_another_process_runs_is_left_alone(
     """Its checkpoints and records are that process's, whatever becomes of it."""
     own = spec(folder, learning_rate=1e-3)
     run = folder.records()[0].run
-    monkeypatch.setattr(process_module, "TAKEOVER_SECONDS", 0.1)
+    monkeypatch.setattr(actor, "TAKEOVER_SECONDS", 0.1)
     with run.lease():
         store = run.store()
         store.claim()
@@ -309,13 +308,13 @@ def test_what_a_process_does_before_fit_is_in_the_ledger(
     process: TrialProcess, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the imports of the first trial of a process, which take seconds."""
-    tokenizer = process_module._tokenizer
+    tokenizer = actor._tokenizer
 
     def slow(*key: Any) -> Any:
         time.sleep(1.0)
         return tokenizer(*key)
 
-    monkeypatch.setattr(process_module, "_tokenizer", slow)
+    monkeypatch.setattr(actor, "_tokenizer", slow)
     process.begin(spec(folder, learning_rate=1e-3))
     to_the_end(process)
     run = folder.records()[0].run

@@ -12,8 +12,8 @@ import pytest
 from support.serving_locally import load
 from support.small_models import bert, classifier, encoder_decoder, gpt2
 
-from trainyard.inference.limits import Budget, Limits, TooLargeError
 from trainyard.inference.registry import PREDICTORS
+from trainyard.inference.request_limits import Budget, Limits, TooLargeError
 from trainyard.inference.tasks.zero_shot_classification import ZeroShotClassification
 from trainyard.inference.tokenizing import Row
 from trainyard.serving.replica.host import Host

@@ -22,7 +22,7 @@ from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway.http import GatewayMetrics, RayGatewayMetrics
 from trainyard.serving.gateway.keys import KeyRing, new_key
-from trainyard.serving.gateway.limits import access_log
+from trainyard.serving.gateway.middleware import access_log
 from trainyard.serving.options import GatewayOptions
 from trainyard.serving.replica.batcher import BatchRecord
 from trainyard.serving.replica.metrics import RayReplicaMetrics

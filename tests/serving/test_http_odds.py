@@ -22,7 +22,7 @@ from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway import keys as keys_module
 from trainyard.serving.gateway.http import build_gateway
 from trainyard.serving.gateway.keys import Key, KeyRing, new_key
-from trainyard.serving.gateway.limits import Quotas
+from trainyard.serving.gateway.request_limits import Quotas
 from trainyard.serving.options import GatewayOptions, HostOptions, check_name
 
 EVIL = "http://evil.example"

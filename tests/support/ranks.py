@@ -60,7 +60,7 @@ def _run(attempt: Attempt, rank: int) -> None:
     from trainyard.data.tokenize import prepare
     from trainyard.models.build import build_tokenizer
     from trainyard.storage.folder import open_run
-    from trainyard.training.driver.launch import worker_function
+    from trainyard.training.driver.restarts import worker_function
     from trainyard.training.worker.session import Session
 
     config = attempt.config

@@ -10,7 +10,7 @@ from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import prepare
 from trainyard.models.build import build_tokenizer
 from trainyard.storage.folder import RunFolder, open_run
-from trainyard.training.driver.launch import worker_function
+from trainyard.training.driver.restarts import worker_function
 from trainyard.training.outcome import Outcome
 
 

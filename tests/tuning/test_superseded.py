@@ -10,14 +10,14 @@ import pytest
 
 from trainyard.errors import SupersededError
 from trainyard.fleet import Fleet
-from trainyard.fleet.process import RunProcess
-from trainyard.fleet.ray_tune import run_tuner
+from trainyard.fleet.actor import RunProcess
+from trainyard.fleet.driver.ray_tune import run_tuner
+from trainyard.signals import StopSignals
 from trainyard.storage import lease as leases
 from trainyard.storage.folder import JobFolder, SuiteFolder
 from trainyard.storage.lease import LEASE, Lease
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
 from trainyard.tasks import TASKS
-from trainyard.terminal import StopSignals
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.trials import Context
 
@@ -74,7 +74,7 @@ def test_a_lost_job_waits_for_none_of_its_runs(
         lose(folder)
         forever.wait(60)
 
-    monkeypatch.setattr("trainyard.fleet.ray_tune.run_tuner", run_tuner)
+    monkeypatch.setattr("trainyard.fleet.driver.ray_tune.run_tuner", run_tuner)
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.1)
     with (
         folder.lease() as lease,
@@ -104,8 +104,8 @@ def test_a_superseded_driver_leaves_its_successors_files_and_requests(tmp_path: 
             assert scratch.is_dir()
             with StopSignals(first.stop_request) as signals, signals.training():
                 signals._handle(signal.SIGTERM, None)
-                assert first.is_asked_to_stop()
-                assert not second.is_asked_to_stop()
+                assert first.stop_is_requested()
+                assert not second.stop_is_requested()
                 run = second.run("search", "trial-0000")
                 with run.lease():
                     first.run("search", "trial-0000").stop_request.touch()
@@ -113,4 +113,4 @@ def test_a_superseded_driver_leaves_its_successors_files_and_requests(tmp_path: 
                     second.run("search", "trial-0000").stop_request.touch()
                     assert run.wants_stop()
                 second.stop_request.touch()
-            assert second.is_asked_to_stop()
+            assert second.stop_is_requested()

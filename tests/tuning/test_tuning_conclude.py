@@ -17,11 +17,11 @@ from trainyard.config import TrainConfig
 from trainyard.data.splits import selection_and_test
 from trainyard.errors import UserError
 from trainyard.fleet import Fleet, tokenization_of
+from trainyard.signals import StopSignals
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.lease import LEASE, this_process
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tasks import TASKS
-from trainyard.terminal import StopSignals
 from trainyard.tuning.conclude import conclude
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.confirm import (

@@ -10,7 +10,7 @@ import pytest
 from synthetic_sweeps import Cell, World, is_honest, simulate
 
 from trainyard.tuning import honesty
-from trainyard.tuning.honesty import Judged, confidence_of, confirm
+from trainyard.tuning.honesty import SplitPredictions, confidence_of, confirm
 
 WORLDS = 400
 
@@ -87,7 +87,7 @@ def test_searched_rows_choose_and_only_the_others_are_scored() -> None:
     fits_search = np.where(searched | (np.arange(400) % 4 == 0), labels, 1 - labels)
     fits_rest = np.where(searched & (np.arange(400) % 2 == 0), 1 - labels, labels)
     runs = [[labels] * 3, [fits_rest] * 3, [fits_search] * 3]
-    found = confirm([Judged("accuracy", runs, labels, searched)])
+    found = confirm([SplitPredictions("accuracy", runs, labels, searched)])
     assert (found.winner, found.corrected, found.default) == (1, 0.25, 1.0)
     assert found.verdict == "worse"
 
@@ -97,7 +97,7 @@ def test_a_candidate_is_scored_with_seeds_that_did_not_pick_it() -> None:
     labels = np.arange(400) % 2
     good, bad = labels, np.where(np.arange(400) % 4 < 2, labels, 1 - labels)
     runs = [[bad] * 4, [good, bad, good, bad], [bad, good, bad, good]]
-    found = confirm([Judged("accuracy", runs, labels, np.arange(400) < 200)])
+    found = confirm([SplitPredictions("accuracy", runs, labels, np.arange(400) < 200)])
     assert found.corrected == 0.5  # 0.75 is the mean, and 1.0 the score with the seeds that picked
 
 
@@ -106,7 +106,7 @@ def test_a_winner_among_several_has_a_wider_interval() -> None:
     labels = np.arange(400) % 2
     runs = [np.where(rng.random(400) < share, labels, 1 - labels) for share in (0.6, 0.7, 0.8, 0.9)]
     one, two = (
-        confirm([Judged("accuracy", [runs] * (1 + n), labels, np.arange(400) < 200)])
+        confirm([SplitPredictions("accuracy", [runs] * (1 + n), labels, np.arange(400) < 200)])
         for n in (1, 2)
     )
     assert one.corrected == two.corrected
@@ -117,7 +117,7 @@ def test_a_winner_among_several_has_a_wider_interval() -> None:
 def test_runs_that_agree_on_all_rows_do_not_prove_that_they_are_equal() -> None:
     labels = np.arange(100) % 2
     runs = [[labels] * 3, [labels] * 3]
-    found = confirm([Judged("accuracy", runs, labels, np.arange(100) < 50)])
+    found = confirm([SplitPredictions("accuracy", runs, labels, np.arange(100) < 50)])
     assert found.verdict == "not distinguishable"
     assert found.interval[0] < 0.96  # of 50 rows without an error, up to 5.8 % may be wrong
     assert found.difference_interval[0] < 0 < found.difference_interval[1]
@@ -130,12 +130,12 @@ def test_two_splits_count_alike() -> None:
     runs = [
         [np.where(rng.random(600) < p, labels, 1 - labels) for _ in range(3)] for p in (0.6, 0.9)
     ]
-    one = Judged("accuracy", runs, labels, searched)
+    one = SplitPredictions("accuracy", runs, labels, searched)
     found = confirm([one, one])
     assert found.verdict == "better"
     expected = [np.mean([(p == labels)[~searched].mean() for p in group]) for group in runs]
     assert (found.default, found.corrected) == pytest.approx(expected)
-    worse = confirm([Judged("accuracy", runs[::-1], labels, searched)])
+    worse = confirm([SplitPredictions("accuracy", runs[::-1], labels, searched)])
     assert worse.verdict == "worse"
 
 
@@ -145,7 +145,7 @@ def test_values_are_judged_as_classes_are() -> None:
     truth = rng.normal(size=200)
     searched = np.arange(200) < 100
     runs = [[truth + rng.normal(0, noise, 200) for _ in range(3)] for noise in (1.0, 0.3)]
-    found = confirm([Judged("pearson", runs, truth, searched)])
+    found = confirm([SplitPredictions("pearson", runs, truth, searched)])
     expected = [np.corrcoef(p[~searched], truth[~searched])[0, 1] for p in runs[1]]
     assert (found.winner, found.verdict) == (0, "better")
     assert found.corrected == pytest.approx(np.mean(expected))

@@ -15,7 +15,7 @@ from trainyard.command import parse
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.fleet import RunSpec, Supply
-from trainyard.fleet.ray_tune import SUPERVISOR, _resources
+from trainyard.fleet.driver.ray_tune import SUPERVISOR, _resources
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tasks import TASKS

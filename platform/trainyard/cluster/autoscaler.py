@@ -56,7 +56,7 @@ def may_grow(config: WorkerFlags) -> bool:
 
 
 @contextmanager
-def room_asked_for(config: WorkerFlags, needed: Mapping[str, float]) -> Iterator[None]:
+def room_requested(config: WorkerFlags, needed: Mapping[str, float]) -> Iterator[None]:
     """Request room for MAX workers from the autoscaler while a run of MIN:MAX workers trains.
 
     Its present workers would request no more than there are. Ray keeps one such request a cluster: of

@@ -39,10 +39,7 @@ def _groups_of_actors() -> list[tuple[object, bool]]:
     raw = state._connect_and_get_accessor().get_placement_group_table()
     groups = [gcs_pb2.PlacementGroupTableData.FromString(each) for each in raw]
     return [
-        (
-            PlacementGroup(ray.PlacementGroupID(group.placement_group_id)),
-            group.creator_actor_dead,
-        )
+        (PlacementGroup(ray.PlacementGroupID(group.placement_group_id)), group.creator_actor_dead)
         for group in groups
         if group.creator_job_id == job
         and any(group.creator_actor_id.strip(b"\xff"))  # all ones: created by no actor

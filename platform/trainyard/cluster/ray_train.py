@@ -50,9 +50,7 @@ def build_trainer(
             label_selector=dict(config.node_labels) or None,
         ),
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(**failures),
+            name=name, storage_path=str(storage), failure_config=ray.train.FailureConfig(**failures)
         ),
         torch_config=torch_config(timeout_seconds, backend),
     )

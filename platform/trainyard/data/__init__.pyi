@@ -12,41 +12,17 @@ from .own_files import OwnFile as OwnFile
 from .parquet_files import class_label_names as class_label_names
 from .parquet_files import open_parquet as open_parquet
 from .quick_checks import warnings as warnings
-from .splits import (
-    NO_LABEL as NO_LABEL,
-)
-from .splits import (
-    Split as Split,
-)
-from .splits import (
-    Splits as Splits,
-)
-from .splits import (
-    find_splits as find_splits,
-)
-from .splits import (
-    is_test as is_test,
-)
-from .splits import (
-    sample_rows as sample_rows,
-)
-from .splits import (
-    selection_and_test as selection_and_test,
-)
-from .splits import (
-    split_file as split_file,
-)
-from .splits import (
-    split_rows as split_rows,
-)
+from .splits import NO_LABEL as NO_LABEL
+from .splits import Split as Split
+from .splits import Splits as Splits
+from .splits import find_splits as find_splits
+from .splits import is_test as is_test
+from .splits import sample_rows as sample_rows
+from .splits import selection_and_test as selection_and_test
+from .splits import split_file as split_file
+from .splits import split_rows as split_rows
 from .tables import as_file as as_file
 from .token_table import TokenTable as TokenTable
-from .tokenize import (
-    PreparedData as PreparedData,
-)
-from .tokenize import (
-    prepare as prepare,
-)
-from .tokenize import (
-    quiet_ray_data as quiet_ray_data,
-)
+from .tokenize import PreparedData as PreparedData
+from .tokenize import prepare as prepare
+from .tokenize import quiet_ray_data as quiet_ray_data

@@ -97,7 +97,6 @@ class Columns:
         return self.texts if self.label is None else (*self.texts, self.label)
 
     def flag(self, name: str) -> str:
-        """Return the flag that names this column."""
         if name == self.label:
             return "--label-column"
         return "--text-column" if name == self.texts[0] else "--text-pair-column"

@@ -186,7 +186,6 @@ def _in_time(fact: _Columns) -> _Column:
 
 
 def _draw_wording(rng: np.random.Generator) -> _Columns:
-    """Draw the wording of each part of a fact."""
     choices = {"verb": 2, "time": 2, "event": 2, "order": 3, "link": 4, "claim": 4}
     drawn = {name: rng.integers(count, size=_BLOCK) for name, count in choices.items()}
     return drawn | {"passive": rng.random(_BLOCK) < 0.35}
@@ -221,8 +220,6 @@ def _alter(rng: np.random.Generator, words: _Words, fact: _Columns) -> _Columns:
 
 
 def _write(words: _Words, fact: _Columns, wording: _Columns) -> list[str]:
-    """Write the facts as sentences in the given wordings."""
-
     def said(part: str, phrase: _Column) -> _Column:
         return np.where(fact[f"has {part}"], phrase, "")
 

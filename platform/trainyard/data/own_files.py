@@ -68,7 +68,6 @@ class OwnFile:
 
     @property
     def digest(self) -> str:
-        """Digest of the content of the file, or of each of them."""
         return " ".join(file_digest(path) for path in files_of(str(self.path)))
 
     def _without_dropped(self, batch: Batch, dropped: set[str | float]) -> Batch:

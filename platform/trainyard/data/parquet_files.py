@@ -119,11 +119,10 @@ def _damaged(path: Path, error: Exception) -> UserError:
 def _refuse_extension_types(path: Path) -> None:
     """Refuse on the footer's bytes alone.
 
-    Once ray.data is loaded, some extension types run code that the file brings, and pyarrow builds
-    a file's types as soon as it opens it, before its schema can be read. Its option
-    `arrow_extensions_enabled` does not prevent that: it is about Parquet's own logical types. The
-    footer holds the Arrow schema in base64, where a name has one of three spellings, by its
-    position modulo 3.
+    Once ray.data is loaded, some extension types run code from the file. Pyarrow builds a file's
+    types when it opens it, before its schema can be read. Its option `arrow_extensions_enabled`
+    is about Parquet's own logical types only. The footer holds the Arrow schema in base64, where a
+    name has one of three spellings, by its position modulo 3.
     """
     with path.open("rb") as handle:
         size = path.stat().st_size

@@ -74,11 +74,7 @@ class PreparedData:
 
 
 def prepare(
-    splits: Splits,
-    tokenizer: Any,
-    config: ModelFlags,
-    cache: Path,
-    run: RunFolder | None = None,
+    splits: Splits, tokenizer: Any, config: ModelFlags, cache: Path, run: RunFolder | None = None
 ) -> PreparedData:
     """Tokenize `splits` into `cache` unless their tables are there.
 

@@ -60,7 +60,6 @@ class EvaluatedRows(FileFlags):
                 )
 
     def data(self, task: str) -> DataFlags:
-        """The rows of a known task."""
         return DataFlags(task=task, data_dir=self.data_dir)
 
 
@@ -130,7 +129,6 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
         )
 
     def resolved_run_name(self, task: str) -> str:
-        """Return `run_name`. Default: the task and a hash of the flags."""
         return self.name_after(f"eval-{task}")
 
 

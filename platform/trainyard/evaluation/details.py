@@ -19,12 +19,7 @@ from sklearn.metrics import confusion_matrix
 from trainyard.evaluation.comparison import Selection, wrong_rows
 from trainyard.inference import COLDEST, HOTTEST
 from trainyard.metrics import answers, decode, get_metric
-from trainyard.stats import (
-    bootstrap_interval,
-    mean_interval,
-    metric_interval,
-    proportion_interval,
-)
+from trainyard.stats import bootstrap_interval, mean_interval, metric_interval, proportion_interval
 from trainyard.tasks import Task
 
 QUARTERS = 4

@@ -191,7 +191,6 @@ class Bench:
         return found
 
     def load(self, engine: str, dtype: str, file: Path | None = None) -> Predictor:
-        """Load the model with an engine."""
         return PREDICTORS["text-classification"].load(
             self._model.path, engine=engine, dtype=dtype, engine_file=file
         )

@@ -86,11 +86,11 @@ def _trained_length(folder: Path) -> int | None:
     return length
 
 
-def max_length(model: EvaluatedModel, asked: int | None) -> int:
+def max_length(model: EvaluatedModel, requested: int | None) -> int:
     """Return `--max-length`, else the value of the model's training, else 128 or fewer that fit."""
     positions = model.positions or -1  # XLNet says -1
     usual = min(DEFAULT_LENGTH, positions) if positions > 0 else DEFAULT_LENGTH
-    return asked or model.max_length or usual
+    return requested or model.max_length or usual
 
 
 def match_labels(
@@ -277,7 +277,6 @@ def _encoder(
 
 
 def texts_of(splits: Splits, name: str, rows: Sequence[int]) -> Mapping[int, dict[str, Any]]:
-    """Read the texts of a few rows of a split, by row."""
     wanted = np.asarray(sorted(rows), np.int64)
     found: dict[int, dict[str, Any]] = {}
     first = 0

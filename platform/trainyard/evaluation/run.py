@@ -106,7 +106,6 @@ class _RowCount:
         self._file, self._rows, self._next = file, 0, 0.0
 
     def __call__(self, rows: int) -> None:
-        """Add to the count."""
         self._rows += rows
         if time.monotonic() >= self._next:
             write_atomic(self._file, str(self._rows))
@@ -265,7 +264,6 @@ def evaluate(config: EvalConfig) -> Evaluation:
 
 
 def _stored_temperature(model: EvaluatedModel) -> float | None:
-    """Temperature stored with the model; None for 1."""
     found = stored_temperature(model.folder) if model.folder else 1.0
     return None if found == 1 else found
 

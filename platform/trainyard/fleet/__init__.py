@@ -1,7 +1,7 @@
 """Many runs at the same time on Ray Tune.
 
-Modules: `spec` one run, `process` the process that trains it, `runner` the driver, `ray_tune` all that
-imports Tune, `schedule` the order of runs of different length.
+Modules: `spec` one run, `actor` the process that trains it, `driver` the process of the job: its
+`runner`, its `ray_tune` (all that calls Tune), and the `schedule` of runs of different length.
 """
 
 import lazy_loader

@@ -1,7 +1,7 @@
-from .runner import Fleet as Fleet
-from .runner import Supply as Supply
-from .schedule import Job as Job
-from .schedule import LongestFirst as LongestFirst
+from .driver.runner import Fleet as Fleet
+from .driver.runner import Supply as Supply
+from .driver.schedule import Job as Job
+from .driver.schedule import LongestFirst as LongestFirst
 from .spec import Ended as Ended
 from .spec import RunSpec as RunSpec
 from .spec import Shared as Shared

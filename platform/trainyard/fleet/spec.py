@@ -41,7 +41,6 @@ class RunSpec:
 
     @property
     def folder(self) -> RunFolder:
-        """The run's folder."""
         return RunFolder(Path(self.config.storage_path) / str(self), fence=self.fence)
 
     @property

@@ -30,8 +30,6 @@ HEADER = "index\tprediction"
 
 @dataclass(frozen=True)
 class File:
-    """One file of a submission."""
-
     task: str
     split: str
     trained_on: str
@@ -109,7 +107,6 @@ def write_submission(
 def _predict(
     jobs: list[tuple[str, PreparedData, ScoringFlags]], workers: WorkerFlags, folder: Path
 ) -> list[Logits]:
-    """All files by one start of the workers; none where there is nothing to predict."""
     if not jobs:
         return []
     found = predict_on_ray(jobs, workers, folder)

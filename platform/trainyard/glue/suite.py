@@ -15,8 +15,9 @@ from trainyard.glue.config import SuiteConfig
 from trainyard.glue.page import as_markdown, page
 from trainyard.glue.submission import check_submission, write_submission
 from trainyard.glue.table import summary
+from trainyard.signals import StopSignals
 from trainyard.storage import Lease, RunFolder, SuiteFolder
-from trainyard.terminal import StopSignals, say
+from trainyard.terminal import say
 from trainyard.training import AnotherRun, OtherBaseModel, finished_run
 
 REPORT_SECONDS = 60.0
@@ -142,8 +143,8 @@ def _plan(
     """Outcomes that are known before anything starts, and the schedule of all other runs.
 
     Raises:
-        UserError: when a run's folder was made from another config or other data, or one of the `kept`,
-            which are in the table, cannot be read again.
+        UserError: A run's folder was made from another config or other data, or one of the `kept`
+            runs of the table cannot be read again.
     """
     outcomes, left = Outcomes(), []
     sources = {job: f"{source}-seed-{run.seed}" for job, run in configs.items()
@@ -286,10 +287,7 @@ def _reporter(fleet: Fleet, schedule: LongestFirst) -> Callable[[], bool]:
 
 
 def _write_table(
-    config: SuiteConfig,
-    configs: Mapping[str, TrainConfig],
-    outcomes: Outcomes,
-    folder: SuiteFolder,
+    config: SuiteConfig, configs: Mapping[str, TrainConfig], outcomes: Outcomes, folder: SuiteFolder
 ) -> dict[str, Any]:
     """Write glue.json, glue.md and glue.html; returns the content of glue.json."""
     found = summary(configs, outcomes.finished, outcomes.failed)

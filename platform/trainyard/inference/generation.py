@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 
 from trainyard.errors import UserError
-from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import StrictParameters
 from trainyard.inference.predictor import Predictor
+from trainyard.inference.request_limits import Budget
 from trainyard.inference.sampling import Generated, Sampler, Wanted, Watcher
 from trainyard.inference.tokenizing import Prepared, Row
+from trainyard.inference.validation import Strict
 from trainyard.models import Padding
 
 Count = Annotated[int, Ge(1)]
@@ -44,7 +44,7 @@ decoding loops from the Hub; a server must not follow these."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateParameters(StrictParameters):
+class GenerateParameters(Strict):
     """Parameters of every task that generates text; defaults are the model's."""
 
     max_new_tokens: Count | None = None
@@ -106,19 +106,19 @@ class Generator(Predictor):
         Raises:
             UserError: for options that contradict each other.
         """
-        asked = {name: value for name, value in given.items() if value is not None}
-        if asked.keys() & {"temperature", "top_k", "top_p", "typical_p"}:
-            asked.setdefault("do_sample", True)
-        every = {**self.defaults, **base, **asked}
+        requested = {name: value for name, value in given.items() if value is not None}
+        if requested.keys() & {"temperature", "top_k", "top_p", "typical_p"}:
+            requested.setdefault("do_sample", True)
+        every = {**self.defaults, **base, **requested}
         options = {name: every[name] for name in (*GENERATE, *SAMPLE) if name in every}
         # Beams and sampling exclude each other: the request wins over a default.
-        if asked.get("do_sample") and "num_beams" not in asked:
+        if requested.get("do_sample") and "num_beams" not in requested:
             options["num_beams"] = 1
         beams = options.get("num_beams") or 1
-        if beams > 1 and "do_sample" not in asked:
+        if beams > 1 and "do_sample" not in requested:
             options["do_sample"] = False
-        many = asked.get("num_return_sequences", 1)
-        if many > 1 and beams == 1 and "do_sample" not in asked:
+        many = requested.get("num_return_sequences", 1)
+        if many > 1 and beams == 1 and "do_sample" not in requested:
             options["do_sample"] = True
         sample = bool(options.get("do_sample"))
         fault = None
@@ -252,7 +252,6 @@ class Generator(Predictor):
         return Generated(tokens, finish_reason="length")
 
     def text(self, generated: Generated, **options: Any) -> str:
-        """The generated text, without special tokens."""
         return str(self.tokenizer.decode(generated.tokens, skip_special_tokens=True, **options))
 
 
@@ -262,5 +261,4 @@ def _present(config: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def given(parameters: Any) -> dict[str, Any]:
-    """Parameters set by a request."""
     return {name: value for name, value in asdict(parameters).items() if value is not None}

@@ -18,9 +18,9 @@ import numpy as np
 
 from trainyard.batching import token_batches
 from trainyard.errors import UserError
-from trainyard.inference.limits import Limits
-from trainyard.inference.parameters import check_parameters
+from trainyard.inference.request_limits import Limits
 from trainyard.inference.tokenizing import Item, Prepared, Row, Tokenizing
+from trainyard.inference.validation import check_parameters
 from trainyard.models import (
     ENGINES,
     RIGHT,

@@ -1,5 +1,8 @@
 """Registry of the tasks of the Inference API; shared by batch inference and the server."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from trainyard.errors import UserError
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.tasks.embeddings import FeatureExtraction, SentenceSimilarity
@@ -31,6 +34,19 @@ PREDICTORS: dict[str, type[Predictor]] = {
 """Predictors by the task's name on the Hub."""
 
 
+def task_for(architectures: Iterable[Any]) -> str | None:
+    """Return the first task for one of a config's `architectures`; None when there is none."""
+    names = [str(name) for name in architectures]
+    return next(
+        (
+            task
+            for task, predictor in PREDICTORS.items()
+            if any(name.endswith(predictor.architectures) for name in names)
+        ),
+        None,
+    )
+
+
 def task_of(model: str, revision: str | None = None) -> str:
     """Find the task of a model's architecture, from its config.json.
 
@@ -45,11 +61,10 @@ def task_of(model: str, revision: str | None = None) -> str:
         raise UserError(
             f"model {model} has no config.json that can be read; give a folder or a Hub id"
         ) from error
-    for architecture in config.get("architectures") or []:
-        for task, predictor in PREDICTORS.items():
-            if predictor.architectures and architecture.endswith(predictor.architectures):
-                return task
+    architectures = config.get("architectures") or []
+    if (task := task_for(architectures)) is not None:
+        return task
     raise UserError(
-        f"model {model} is a {' '.join(config.get('architectures') or ['model without a name'])}, "
+        f"model {model} is a {' '.join(architectures or ['model without a name'])}, "
         f"which tells no task; name one of {', '.join(PREDICTORS)}"
     )

@@ -33,7 +33,6 @@ class Wanted:
 
     @property
     def gone(self) -> bool:
-        """True if the client has disconnected."""
         return self.cancelled is not None and self.cancelled()
 
 
@@ -65,7 +64,6 @@ class Detokenizer:
         self._start = self._read = 0
 
     def add(self, token: int) -> str:
-        """Return the text that `token` adds."""
         self._tokens.append(token)
         before = self._decode(self._tokens[self._start : self._read], skip_special_tokens=True)
         after = self._decode(self._tokens[self._start :], skip_special_tokens=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trainyard.errors import UserError
-from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import Truncation
+from trainyard.inference.request_limits import Budget
+from trainyard.inference.validation import Truncation
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase

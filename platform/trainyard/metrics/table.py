@@ -52,8 +52,6 @@ INPUTS: dict["ProblemType", tuple[Input, ...]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """One row of METRICS."""
-
     title: str
     """Name on pages."""
     function: MetricFunction

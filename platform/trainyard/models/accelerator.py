@@ -27,11 +27,7 @@ def build_accelerator(
 
     # Accelerate keeps the first settings of a process; one process can run many trials.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=not use_gpu,
-        mixed_precision=precision,
-        **(arguments or {}),
-    )
+    accelerator = Accelerator(cpu=not use_gpu, mixed_precision=precision, **(arguments or {}))
     group = torch.distributed
     expected = group.get_world_size() if group.is_available() and group.is_initialized() else 1
     if accelerator.num_processes != expected:

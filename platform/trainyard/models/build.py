@@ -4,13 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.config import ModelFlags
 from trainyard.errors import UserError
-from trainyard.models.hub import (
-    from_hub,
-    load_config,
-    model_revision,
-    quiet,
-    reserved_positions,
-)
+from trainyard.models.hub import from_hub, load_config, model_revision, quiet, reserved_positions
 from trainyard.models.load import CLASSIFIER, special_tokens
 from trainyard.models.padding import use_full_attention
 from trainyard.models.pickled import with_safetensors

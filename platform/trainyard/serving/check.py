@@ -65,11 +65,7 @@ def _example() -> None:
     print(Path(__file__).with_name("example.yaml").read_text(encoding="utf-8"), end="")  # noqa: T201
 
 
-WORDS: dict[str, Callable[..., None]] = {
-    "check": _check,
-    "new-key": _new_key,
-    "example": _example,
-}
+WORDS: dict[str, Callable[..., None]] = {"check": _check, "new-key": _new_key, "example": _example}
 
 
 def check_config(config: Any, where: str) -> None:
@@ -105,7 +101,6 @@ def check_config(config: Any, where: str) -> None:
 
 
 def _check_application(application: Mapping[str, Any], where: str) -> list[str]:
-    """Check one application; return the names of its models."""
     builder = str(application.get("import_path", "")).rpartition(":")[2]
     if builder not in KINDS:
         raise UserError(

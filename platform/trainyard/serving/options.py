@@ -196,8 +196,8 @@ class ModelOptions(Strict):
         batch_rows: maximum rows of one forward pass.
         waiting_tokens: maximum tokens in the queue; more are refused with 429.
         max_items: maximum inputs of one request.
-        max_rows: maximum sequences that one request becomes (texts times candidate labels, sentences,
-            chunks of long texts, texts to draw) or gets (proposals for masks, spans of a context).
+        max_rows: maximum sequences of one request: texts times candidate labels, sentences, chunks
+            of long texts, texts to draw. It also limits proposals for masks and spans of a context.
         max_new_tokens: maximum tokens generated for one text.
         max_parameters: maximum parameters of a model, by its config.
         num_replicas: replicas. Default: 1; excluded by `autoscaling`.

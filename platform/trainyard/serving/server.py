@@ -55,7 +55,6 @@ class Server:
         self.url: str = self._stack.enter_context(served(source, port=port, **options))
 
     def stop(self) -> None:
-        """End the server."""
         self._stack.close()
 
     def __enter__(self) -> Self:

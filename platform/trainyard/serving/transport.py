@@ -197,7 +197,6 @@ class Connection(_MessageProtocol):
             answer.set_result(Answer(status, body, headers))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fail all pending requests."""
         del error
         self.usable = False
         for answer in self._pending.values():
@@ -241,8 +240,6 @@ class ConnectionServer:
 
 
 class _ServerConnection(_MessageProtocol):
-    """The replica's end of one connection."""
-
     def __init__(self, server: ConnectionServer) -> None:
         super().__init__()
         self.tasks: dict[int, asyncio.Task[None]] = {}

@@ -3,8 +3,8 @@
     checkpoints/step-00000120/   config.json model.safetensors optimizer.pt state.json MANIFEST.json
 
 The run folder is the one source of truth: a resumed run takes the newest checkpoint here that
-verifies. Nothing is reported to Ray Train, whose own record of checkpoints is rewritten in place
-(a crash can leave it empty, and then the run can never start again) and is up to two seconds late.
+verifies. Nothing is reported to Ray Train: its own record of checkpoints is rewritten in place and up
+to two seconds late. A crash can leave it empty, and then the run can never start again.
 
 In a bucket a checkpoint is uploaded whole, then entered in an index that one attempt alone may replace.
 
@@ -49,7 +49,7 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Creating a store does not touch the folder. `claim` starts an attempt, the only one that may
-    commit from then on, so that a worker that comes back from a lost network cannot overwrite the
+    commit from then on. So a worker that returns from a lost network cannot overwrite the
     checkpoints of its successor.
 
     Args:

@@ -106,7 +106,7 @@ class JobFolder:
         """
         return self.path / _request("stop", self.fence)
 
-    def is_asked_to_stop(self) -> bool:
+    def stop_is_requested(self) -> bool:
         """Return whether a stop request for this job, or what it belongs to, lies here."""
         return any((self.path / _request("stop", one)).exists() for one in _and_above(self.fence))
 
@@ -177,7 +177,6 @@ class JobFolder:
         return self.read_json(self.RECORD)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return a JSON object of the folder, see `read`."""
         try:
             return read_record(self.path / name)
         except FileNotFoundError:
@@ -344,7 +343,7 @@ class RunFolder(JobFolder):
 
     def wants_stop(self) -> bool:
         """Return whether the workers are to save and stop, for good or for a restart."""
-        if self.is_asked_to_stop() or self.restart_request.exists():
+        if self.stop_is_requested() or self.restart_request.exists():
             return True
         if self.mirror is not None and self.mirror.asks.is_due(ASK_SECONDS):
             with outages_logged():

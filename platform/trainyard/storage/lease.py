@@ -204,7 +204,6 @@ def lives(holder: Mapping[str, Any], age: float) -> bool:
 
 
 def superseded(what: str, holder: Mapping[str, Any]) -> SupersededError:
-    """Return the error for a driver that lost its lease to `holder`."""
     return SupersededError(
         f"{what} was taken over by {_named(holder)}, because this driver had not renewed its lease; it "
         "ends here and writes nothing more"

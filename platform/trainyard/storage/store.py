@@ -227,7 +227,6 @@ def lock_name(name: str) -> str:
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
-    """Return the error for a folder that cannot be written."""
     return UserError(
         f"--storage-path: {folder} cannot be written ({error.strerror}); give a folder that can, seen "
         "by every node, or make room"

@@ -38,10 +38,16 @@ run.json repeats it as `trial`, with `sweep` (the sweep's name), and has the run
     the scheduler), "diverged" (loss or outputs are not numbers) or "failed" (retried by the same
     command); `reason` explains it.
 
-and, once it ended, `ended`, `trial_score` (its best evaluation's score, null when there is none),
-`trial_evaluations`, `startup_seconds` (from the scheduler's decision to the first step) and
-`loop_seconds` (from there to the end, without waiting for the scheduler). A trial with a trial.json
-and no run.json is waiting. Each run.json has `config`, and finished ones `result`.
+An ended trial also has
+
+    ended                UTC
+    trial_score          its best evaluation's score, null when there is none
+    trial_evaluations    their number
+    startup_seconds      from the scheduler's decision to the first step
+    loop_seconds         from there to the end, without waiting for the scheduler
+
+A trial with a trial.json and no run.json is waiting. Each run.json has `config`, and finished ones
+`result`.
 """
 
 import time

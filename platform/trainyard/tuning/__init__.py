@@ -1,8 +1,8 @@
 """Sweeps: many runs of the same `fit`, searched, stopped early, confirmed, and reported honestly.
 
-Modules: `config` flags, `space` the search space, `search` the next point, `schedulers` early stopping,
-`trials` the runs, `confirm` and `honesty` the verdict, `conclude` the result and its files, `sweep` all
-of it in order.
+`sweep` is the whole job in order. `config` holds its flags, `space` the search space, `search` the next
+point, `schedulers` early stopping, and `trials` the runs. `confirm` and `honesty` give the verdict, and
+`conclude` the result and its files.
 """
 
 import lazy_loader

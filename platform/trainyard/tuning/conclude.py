@@ -169,7 +169,6 @@ def _row(trial: TrialRecord, known: Mapping[str, Any], space: Space) -> dict[str
 
 
 def write_tables(folder: SweepFolder, trials: Sequence[TrialRecord], space: Space) -> None:
-    """Write trials.csv and trials.json, a row for each trial."""
     rows = [_row(trial, trial.run.read(), space) for trial in trials]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

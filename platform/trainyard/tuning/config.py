@@ -78,7 +78,6 @@ class SweepConfig(TrainConfig):
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """Values of `--set`, in order."""
         return tuple(item for group in self.set for item in group)
 
     @property

@@ -13,7 +13,7 @@ from trainyard.metrics import answers, get_metric, is_constant
 from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec
 from trainyard.terminal import say
 from trainyard.tuning.config import SweepConfig
-from trainyard.tuning.honesty import CONFIRMATION_SHARE, FEWEST_SEEDS, Judged, confirm
+from trainyard.tuning.honesty import CONFIRMATION_SHARE, FEWEST_SEEDS, SplitPredictions, confirm
 from trainyard.tuning.search import seed_of
 from trainyard.tuning.trials import Context, fixed_supply
 
@@ -47,7 +47,6 @@ def candidates_of(
 
 
 def without_seed(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe: the seed is not part of it."""
     return {name: value for name, value in hyperparameters.items() if name != "seed"}
 
 
@@ -110,8 +109,8 @@ def verdict_of(
     baseline = runs(DEFAULT)
     every = [baseline, *(runs(trial.spec.name) for trial in complete)]
     rows = confirmation_rows(context)
-    judged = [
-        Judged(
+    evaluated = [
+        SplitPredictions(
             metric=context.task.score,
             predictions=[[_answers(context, run, part) for run in group] for group in every],
             references=part.references,
@@ -124,11 +123,11 @@ def verdict_of(
     if this not in looks:
         looks.append(this)
     look = 1 + looks.index(this)
-    found = confirm(judged, seed=config.seed, look=look)
+    found = confirm(evaluated, seed=config.seed, look=look)
     withheld = _withheld(context, found.verdict)
-    if _give_one_answer(judged, 1 + found.winner):
+    if _give_one_answer(evaluated, 1 + found.winner):
         withheld = ONE_ANSWER
-    scores = _scores_on_all_rows(judged)
+    scores = _scores_on_all_rows(evaluated)
     shown = [
         {
             "trial": trial.spec.name,
@@ -172,7 +171,7 @@ def verdict_of(
     return confirmation, ""
 
 
-def _give_one_answer(splits: Sequence[Judged], winner: int) -> bool:
+def _give_one_answer(splits: Sequence[SplitPredictions], winner: int) -> bool:
     """Return whether each run of the default recipe and the winner has equal predictions on all rows."""
     return all(
         is_constant(run)
@@ -301,7 +300,7 @@ def _answers(context: Context, run: RunFolder, rows: Rows) -> NDArray[Any]:
     return answers(task.score, task.problem_type, np.concatenate(logits))
 
 
-def _scores_on_all_rows(splits: Sequence[Judged]) -> NDArray[np.float64]:
+def _scores_on_all_rows(splits: Sequence[SplitPredictions]) -> NDArray[np.float64]:
     """Score of each run on searched and confirmation rows together; [configurations, seeds]."""
     totals = [
         [

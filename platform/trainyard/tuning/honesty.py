@@ -40,9 +40,9 @@ ERROR = 0.05
 LATER_LOOKS = 0.25
 """Share of the remaining error that is kept for the looks after the present one."""
 PICKED = 4 / 3
-"""Factor on the seeds' share of the winner's variance where it was picked among several. Of equal
-candidates, whose halves may pick different ones, it is 1.30 to 1.36 for 2 to 8 of them and any
-number of seeds, by simulation."""
+"""Factor on the seeds' share of the winner's variance where it was picked among several. The halves
+of the seeds may pick different ones of equal candidates. By simulation it is 1.30 to 1.36 for 2 to 8
+of them and any number of seeds."""
 RESAMPLES = 1000
 _PSEUDO_ROWS = 2.0
 """Rows. The variance of a score of n rows grows by this / n², as in Agresti and Coull (1998): runs
@@ -54,7 +54,7 @@ _FEW_CELLS = 64
 
 
 @dataclass(frozen=True)
-class Judged:
+class SplitPredictions:
     """Predictions of several configurations, each with several seeds, on one split.
 
     `predictions` holds the predicted labels or values by configuration and seed; the first
@@ -95,7 +95,7 @@ def confidence_of(look: int) -> float:
     return 1 - ERROR * (1 - LATER_LOOKS) * LATER_LOOKS ** (look - 1)
 
 
-def confirm(splits: Sequence[Judged], *, seed: int = 0, look: int = 1) -> Confirmation:
+def confirm(splits: Sequence[SplitPredictions], *, seed: int = 0, look: int = 1) -> Confirmation:
     """Compare the winner among candidates with the default recipe on the confirmation rows.
 
     Args:
@@ -151,7 +151,7 @@ def confirm(splits: Sequence[Judged], *, seed: int = 0, look: int = 1) -> Confir
     )
 
 
-def _scores(split: Judged, rows: NDArray[np.bool_]) -> Floats:
+def _scores(split: SplitPredictions, rows: NDArray[np.bool_]) -> Floats:
     """Score of each run on some rows; shape [configurations, seeds]."""
     every = np.ones((1, int(rows.sum())))
     references = split.references[rows]
@@ -177,7 +177,7 @@ def _picks(searched: Floats) -> NDArray[np.intp]:
     return scored
 
 
-def _resample(split: Judged, rng: np.random.Generator) -> Floats:
+def _resample(split: SplitPredictions, rng: np.random.Generator) -> Floats:
     """Score of each run on bootstrap samples of the confirmation rows.
 
     Shape [configurations, seeds, RESAMPLES].

@@ -93,11 +93,7 @@ class ParzenEstimator(Searcher):
         return _ask(space, sampler, history)
 
 
-SEARCHERS: dict[str, Searcher] = {
-    "random": Searcher(),
-    "grid": Grid(),
-    "optuna": ParzenEstimator(),
-}
+SEARCHERS: dict[str, Searcher] = {"random": Searcher(), "grid": Grid(), "optuna": ParzenEstimator()}
 
 
 def suggest(

@@ -12,6 +12,7 @@ from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.fleet import Fleet
 from trainyard.metrics import get_metric
+from trainyard.signals import StopSignals
 from trainyard.storage import (
     SweepFolder,
     TrialRecord,
@@ -20,7 +21,7 @@ from trainyard.storage import (
     storage_folder,
     versions,
 )
-from trainyard.terminal import StopSignals, say, stage
+from trainyard.terminal import say, stage
 from trainyard.training import (
     NUMERICS_VERSION,
     check_packages,
@@ -84,7 +85,7 @@ def _tune(config: SweepConfig) -> SweepResult:
             return result
         folder.check_records()  # a damaged folder is known before anything is started
         clock = Clock(folder, known)
-        asked, config = config, replace(config, test_share=rows_set_aside(config, known))
+        requested, config = config, replace(config, test_share=rows_set_aside(config, known))
         stage("starting Ray")
         with ray_session(config, TOKENIZERS):
             preflight(config)
@@ -135,10 +136,10 @@ def _tune(config: SweepConfig) -> SweepResult:
                 name=folder.path.name,
                 status="running",
                 reason=None,
-                identity=asked.identity(),
+                identity=requested.identity(),
                 plan_version=PLAN_VERSION,
                 numerics_version=known.get("numerics_version", 1 if known else NUMERICS_VERSION),
-                config=asdict(asked),
+                config=asdict(requested),
                 test_share=config.test_share,
                 space={field: str(domain) for field, domain in space.items()},
                 searcher=config.searcher,
@@ -285,7 +286,7 @@ def _finished(
 
 
 def _check_not_stopped(folder: SweepFolder, signals: StopSignals) -> None:
-    if folder.is_asked_to_stop():
+    if folder.stop_is_requested():
         folder.update(status="stopped")
         raise Interrupted(
             f"sweep {folder.path.name} is saved; the same command resumes it", signals.exit_status

@@ -10,13 +10,7 @@ from typing import Literal
 
 from trainyard.config import TOKENIZATION_FIELDS
 from trainyard.data import PreparedData, find_splits, prepare, warnings
-from trainyard.fleet import (
-    Ended,
-    RunSpec,
-    Shared,
-    Supply,
-    tokenization_of,
-)
+from trainyard.fleet import Ended, RunSpec, Shared, Supply, tokenization_of
 from trainyard.models import build_tokenizer
 from trainyard.storage import Fence, SweepFolder, TrialRecord, TrialSpec, record
 from trainyard.tasks import Task

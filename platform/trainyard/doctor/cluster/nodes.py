@@ -64,8 +64,7 @@ def ask(question: Question, *, timeout: float) -> dict[str, Facts]:
             if "fault" not in facts:
                 started = time.time()
                 node_time = _take(
-                    clock.options(scheduling_strategy=pinned[name]).remote(),
-                    time.monotonic() + 10,
+                    clock.options(scheduling_strategy=pinned[name]).remote(), time.monotonic() + 10
                 )
                 facts["clock"] = _skew(started, node_time, time.time())
             facts_of[name] = {

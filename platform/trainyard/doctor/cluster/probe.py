@@ -65,7 +65,7 @@ def _trainyard() -> dict[str, Any]:
     """Folder of the imported package and a digest of its sources, or the error of the import."""
     try:
         package = importlib.import_module("trainyard")
-        importlib.import_module("trainyard.training.driver.launch")
+        importlib.import_module("trainyard.training.driver.restarts")
     except Exception as error:  # any error is the finding
         return {"fault": f"{type(error).__name__}: {error}"}
     folder = Path(str(package.__file__)).parent

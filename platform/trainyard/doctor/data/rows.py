@@ -57,7 +57,6 @@ class Rows:
 
     @cached_property
     def exact(self) -> list[tuple[str, ...]]:
-        """Keys that are equal for identical rows."""
         return list(zip(*self.texts, strict=True))
 
     @cached_property

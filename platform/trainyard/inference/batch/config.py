@@ -78,7 +78,6 @@ class PredictConfig(FileFlags, WorkerFlags):
 
     @property
     def text_columns(self) -> list[str]:
-        """Names of the input's text columns."""
         return [name for name in (self.text_column, self.text_pair_column) if name is not None]
 
     @property
@@ -96,7 +95,6 @@ class PredictConfig(FileFlags, WorkerFlags):
             ) from error
 
     def predictor(self) -> Predictor:
-        """Load the model for its task."""
         task = self.model_task or task_of(self.model_name_or_path, self.revision)
         device = "cuda" if self.use_gpu else "cpu"
         return PREDICTORS[task].load(

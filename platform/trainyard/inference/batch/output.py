@@ -126,7 +126,6 @@ class JsonlWriter(_TextWriter):
     """Writer of one JSON object per line; nested values stay nested, empty fields are left out."""
 
     def write(self, table: pa.Table) -> None:
-        """Append rows."""
         for row in table.to_pylist():
             line = {
                 name: json.loads(value) if name in self._encoded else value
@@ -147,7 +146,6 @@ class CsvWriter(_TextWriter):
     _names: list[str] | None = None
 
     def write(self, table: pa.Table) -> None:
-        """Append rows."""
         lines = csv.writer(self._file, lineterminator="\n")
         if self._names is None:
             self._names = table.column_names
@@ -182,7 +180,6 @@ class ParquetWriter:
             self._writer.close()
 
     def write(self, table: pa.Table) -> None:
-        """Append rows."""
         self._writer = self._writer or pq.ParquetWriter(self._path, table.schema)
         self._writer.write_table(table)
 

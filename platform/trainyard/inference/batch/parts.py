@@ -115,12 +115,10 @@ class Parts:
 
     @property
     def rows(self) -> int:
-        """Rows of the input."""
         return int(json.loads(self._complete.read_text())["rows"])
 
     @property
     def rows_done(self) -> int:
-        """Rows stored by earlier attempts."""
         return sum(pq.read_metadata(path).num_rows for path in self._done.glob("[0-9]*.parquet"))
 
     def missing(self) -> list[Path]:
@@ -128,7 +126,6 @@ class Parts:
         return [p for p in sorted(self._raw.iterdir()) if not (self._done / p.name).exists()]
 
     def store(self, raw: Path, table: pa.Table) -> None:
-        """Store the predictions of a raw part."""
         _write(table, self._done / raw.name)
 
     def assemble(self) -> dict[str, int]:

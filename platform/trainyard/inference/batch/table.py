@@ -11,9 +11,9 @@ import pyarrow as pa
 from trainyard.batching import Item, Result
 from trainyard.errors import UserError
 from trainyard.inference.batch.config import PredictConfig
-from trainyard.inference.parameters import check_parameters
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.tokenizing import Prepared
+from trainyard.inference.validation import check_parameters
 
 Columns = dict[str, pa.Array]
 
@@ -110,7 +110,6 @@ def _finite(answer: Any) -> Any:
 
 
 def _failure(error: Exception) -> str:
-    """Error sentence stored with a row."""
     if isinstance(error, UserError):
         return str(error)
     reason = " ".join(str(error).split())[:200]

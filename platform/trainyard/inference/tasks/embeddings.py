@@ -15,10 +15,10 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
-from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import StrictParameters, fields_of, text_of
 from trainyard.inference.predictor import Predictor
+from trainyard.inference.request_limits import Budget
 from trainyard.inference.tokenizing import Item
+from trainyard.inference.validation import Strict, fields_of, text_of
 from trainyard.models import resolve_model
 
 Vectors = NDArray[np.float32]
@@ -119,7 +119,7 @@ class Embedder(Predictor):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureExtractionParameters(StrictParameters):
+class FeatureExtractionParameters(Strict):
     """Parameters of a request; `InferenceClient` sends them next to `inputs`, not in `parameters`."""
 
     normalize: bool | None = None
@@ -200,7 +200,7 @@ class FeatureExtraction(Embedder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentenceSimilarityParameters(StrictParameters):
+class SentenceSimilarityParameters(Strict):
     """Parameters of a request."""
 
     truncation: bool = False

@@ -9,10 +9,10 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
-from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import StrictParameters, Truncation, text_of
 from trainyard.inference.predictor import Predictor
+from trainyard.inference.request_limits import Budget
 from trainyard.inference.tokenizing import Item
+from trainyard.inference.validation import Strict, Truncation, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class _Masks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillMaskParameters(StrictParameters):
+class FillMaskParameters(Strict):
     """Parameters of a request."""
 
     top_k: Annotated[int, Ge(1)] = 5

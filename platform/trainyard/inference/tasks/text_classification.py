@@ -11,9 +11,9 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
-from trainyard.inference.parameters import StrictParameters, Truncation, fields_of, text_of
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.tokenizing import Item
+from trainyard.inference.validation import Strict, Truncation, fields_of, text_of
 from trainyard.models import resolve_model
 
 COLDEST, HOTTEST = 0.05, 20.0
@@ -21,7 +21,7 @@ COLDEST, HOTTEST = 0.05, 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextClassificationParameters(StrictParameters):
+class TextClassificationParameters(Strict):
     """Parameters of a request."""
 
     top_k: Annotated[int, Ge(1)] | None = None
@@ -78,9 +78,7 @@ class TextClassification(SequenceClassifier):
         if any((pair is None) != (pairs[0] is None) for pair in pairs):
             raise UserError("inputs mixes single texts with pairs; send them in two requests")
         tokens = self.tokenize(
-            list(texts),
-            None if pairs[0] is None else list(pairs),
-            truncation=parameters.truncation,
+            list(texts), None if pairs[0] is None else list(pairs), truncation=parameters.truncation
         )
         rows = self.rows_of(tokens)
         return [Item([row], cut) for row, cut in zip(rows, tokens.truncated, strict=True)]

@@ -14,10 +14,10 @@ from trainyard.inference.generation import (
     Generator,
     given,
 )
-from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import text_of
+from trainyard.inference.request_limits import Budget
 from trainyard.inference.sampling import Generated
 from trainyard.inference.tokenizing import Item, Prepared
+from trainyard.inference.validation import text_of
 
 Stop = Annotated[str, MinLen(1)]
 
@@ -75,10 +75,7 @@ class TextGeneration(Generator):
     auto_model = "AutoModelForCausalLM"
     architectures = ("ForCausalLM", "LMHeadModel")
     parameters = TextGenerationParameters
-    example: Mapping[str, Any] = {
-        "inputs": "A train",
-        "parameters": {"max_new_tokens": 8},
-    }
+    example: Mapping[str, Any] = {"inputs": "A train", "parameters": {"max_new_tokens": 8}}
 
     def encode(self, inputs: list[Any], parameters: TextGenerationParameters) -> list[Item]:
         parameters.check()
@@ -106,7 +103,6 @@ class TextGeneration(Generator):
         return items
 
     def _begin(self) -> list[int]:
-        """Tokens of an empty prompt."""
         if self.tokenizer.bos_token_id is None:
             raise UserError(
                 "the prompt has no token, and the model none to begin with; send a text"

@@ -14,9 +14,9 @@ from trainyard.inference.generation import (
     Generator,
     given,
 )
-from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import Truncation, check_parameters, text_of
+from trainyard.inference.request_limits import Budget
 from trainyard.inference.tokenizing import NO_TOKEN, Item
+from trainyard.inference.validation import Truncation, check_parameters, text_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class TextToText(Generator):
         # The model's recipe for the task: T5 models need a prefix such as `summarize: `.
         recipe = self.recipe(parameters)
         prefix = recipe.get("prefix") or ""
-        decoding = check_parameters(DecodingParameters, self._asked(parameters), self.task)
+        decoding = check_parameters(DecodingParameters, self._requested(parameters), self.task)
         options = self.options(given(decoding), {**recipe, **self.forced(parameters)})
         length = self._new_tokens(given(decoding), recipe)
         budget = Budget(self.limits)
@@ -79,14 +79,14 @@ class TextToText(Generator):
             items.append(Item(rows, tokens.truncated[0]))
         return items
 
-    def _asked(self, parameters: TextToTextParameters) -> dict[str, Any]:
+    def _requested(self, parameters: TextToTextParameters) -> dict[str, Any]:
         names = {field.name for field in fields(DecodingParameters)}
-        asked = {name: value for name, value in given(parameters).items() if name in names}
-        return asked | (parameters.generate_parameters or {})
+        requested = {name: value for name, value in given(parameters).items() if name in names}
+        return requested | (parameters.generate_parameters or {})
 
-    def _new_tokens(self, asked: Mapping[str, Any], recipe: Mapping[str, Any]) -> int:
+    def _new_tokens(self, requested: Mapping[str, Any], recipe: Mapping[str, Any]) -> int:
         length = DEFAULT_NEW_TOKENS
-        for source in (asked, recipe, self.defaults):
+        for source in (requested, recipe, self.defaults):
             if source.get("max_new_tokens"):
                 length = int(source["max_new_tokens"])
                 break
@@ -94,7 +94,7 @@ class TextToText(Generator):
                 length = max(1, int(source["max_length"]) - 1)
                 break
         positions = getattr(self.model.config, "max_position_embeddings", None) or 2**31
-        if not asked.keys() & {"max_new_tokens", "max_length"}:
+        if not requested.keys() & {"max_new_tokens", "max_length"}:
             return min(length, positions, self.limits.new_tokens or length)
         if length > positions:
             raise UserError(
@@ -116,7 +116,6 @@ class TextToText(Generator):
         return {}
 
     def tokenize_source(self, text: str, parameters: Any) -> Any:
-        """Tokens of one text."""
         return self.tokenize([text], truncation=parameters.truncation)
 
     def decode(self, item: Item, results: list[Any], parameters: TextToTextParameters) -> Any:
@@ -202,7 +201,6 @@ class Translation(TextToText):
         return int(of(name))
 
     def tokenize_source(self, text: str, parameters: TranslationParameters) -> Any:
-        """Tokens of one text, marked with its language."""
         if parameters.src_lang is None or not self._multilingual:
             return super().tokenize_source(text, parameters)
         with self.cutter() as tokenizer:

@@ -8,17 +8,17 @@ import numpy as np
 from annotated_types import Ge, MaxLen
 
 from trainyard.errors import UserError
-from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import StrictParameters, Truncation, text_of
 from trainyard.inference.predictor import Predictor
+from trainyard.inference.request_limits import Budget
 from trainyard.inference.tokenizing import Item
+from trainyard.inference.validation import Strict, Truncation, text_of
 
 IGNORED_LABELS = 1000
 """Maximum per request; each token's label is compared with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassificationParameters(StrictParameters):
+class TokenClassificationParameters(Strict):
     """Parameters of a request."""
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "none"
@@ -34,7 +34,6 @@ class TokenClassificationParameters(StrictParameters):
 
     @property
     def strategy(self) -> str:
-        """Strategy by either name."""
         grouped = self.grouped_entities and self.aggregation_strategy == "none"
         return "simple" if grouped else self.aggregation_strategy
 

@@ -12,17 +12,17 @@ import numpy as np
 from annotated_types import MaxLen
 
 from trainyard.errors import UserError
-from trainyard.inference.limits import Budget
-from trainyard.inference.parameters import StrictParameters, Truncation, text_of
+from trainyard.inference.request_limits import Budget
 from trainyard.inference.tasks.text_classification import SequenceClassifier, softmax
 from trainyard.inference.tokenizing import Item
+from trainyard.inference.validation import Strict, Truncation, text_of
 
 LABEL_CHARACTERS = 1000
 """Maximum of a label and of the template: both are tokenized again with each text."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotClassificationParameters(StrictParameters):
+class ZeroShotClassificationParameters(Strict):
     """Parameters of a request."""
 
     candidate_labels: list[str] | str

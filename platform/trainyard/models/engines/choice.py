@@ -28,11 +28,9 @@ class Choice:
     why: str | None = None
 
     def how(self) -> dict[str, Any]:
-        """For `Predictor.load`."""
         return {"engine": self.engine, "dtype": self.dtype, "engine_file": self.file}
 
     def about(self) -> dict[str, str]:
-        """Describe the choice, for GET /models/{name}."""
         note = {"engine_note": f"{self.why}, so torch runs it"} if self.why else {}
         return {"engine": self.engine, "dtype": self.dtype, **note}
 

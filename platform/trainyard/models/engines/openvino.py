@@ -1,10 +1,10 @@
 """OpenVINO: the traced model on a CPU, in float32, in bfloat16 where it has that, in int8.
 
-Compiled twice: for a pass that has all cores, and for two concurrent passes with half of them
-each, which do more as no core waits for the others after each operation. The weights are there twice.
+It is compiled twice: for one pass on all cores, and for two concurrent passes on half of them. Two
+passes do more, as fewer cores wait for each other after each operation. The weights are there twice.
 
-Why this one and not ONNX Runtime: as fast in float32, and rows do not depend on their neighbors in
-any type, while ONNX Runtime's dynamic int8 scales a whole batch by its largest value.
+ONNX Runtime is as fast in float32, but its dynamic int8 scales a whole batch by its largest value.
+Here a row does not depend on its neighbors in any type.
 """
 
 import contextlib

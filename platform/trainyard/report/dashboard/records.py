@@ -91,7 +91,6 @@ class Job:
 
     @property
     def started(self) -> float | None:
-        """Seconds since 1970."""
         return instant(self.record.get("started"))
 
     def _elapsed(self, ended: float | None) -> float | None:
@@ -161,7 +160,6 @@ class Run(Job):
 
     @cached_property
     def lines(self) -> Sequence[Mapping[str, Any]]:
-        """Lines of metrics.jsonl that have a step."""
         return [
             line for line in self._lines("metrics.jsonl") if _whole(line.get("step")) is not None
         ]
@@ -309,7 +307,6 @@ class Sweep(Job):
 
     @property
     def ended(self) -> float | None:
-        """Seconds since 1970."""
         return None if self.status == "running" else instant(self.record.get("ended"))
 
     @property
@@ -360,7 +357,6 @@ class Report:
 
     @property
     def result(self) -> str:
-        """Result in a few words."""
         score = real(self.record.get("score"))
         average = real(mapping(self.record.get("average")).get("mean"))
         findings = self.record.get("findings")

@@ -76,7 +76,6 @@ def problems(found: Run | Sweep) -> list[Part]:
 
 
 def config_section(config: Mapping[str, Any]) -> Section:
-    """The config as it was written, without secrets."""
     own = config.get("train_file") or config.get("dataset_name")  # then the task is unused
     facts = [
         (name, without_secrets(words(value)))

@@ -265,7 +265,6 @@ def axis(name: str, domain: Any, values: Sequence[Any]) -> Axis:
 
 
 def axes(sweep: Sweep) -> list[Axis]:
-    """One axis for each hyperparameter that the trials have values of."""
     space = mapping(sweep.record.get("space"))
     found = []
     for name in sweep.fields:

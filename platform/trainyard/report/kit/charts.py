@@ -229,7 +229,6 @@ def _longest(rows: Rows, column: str) -> int:
 
 
 def _places(rows: Rows, name: str, series: str | None = None) -> int:
-    """Count the rows of a chart that has one for each name, or for each name and series."""
     names = {str(row.get(name)) for row in rows}
     parts = {str(row.get(series)) for row in rows} if series else {""}
     return max(len(names) * len(parts), 1)

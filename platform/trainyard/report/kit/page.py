@@ -126,8 +126,8 @@ class Facts:
 class Text:
     """A paragraph.
 
-    Kinds: "headline" is the answer to the page's question, "note" is quiet, "warning" and "error"
-    stand out, "code" keeps its lines, "command" is code with a button that copies it.
+    A "headline" answers the page's question. A "note" is quiet; "warning" and "error" stand out.
+    "code" keeps its lines, and "command" is code with a button that copies it.
     """
 
     text: str
@@ -401,7 +401,6 @@ def _cell_html(cell: Cell) -> str:
 
 
 def _row_html(cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
-    """Return a row of a table; its first cell is its name."""
     parts = []
     for i, (cell, right) in enumerate(zip(cells, numeric, strict=True)):
         tag, scope = ("td", "") if i else ("th", ' scope="row"')

@@ -209,7 +209,6 @@ class ServeModels:
         return models
 
     async def _ask_any(self, handle: DeploymentHandle[Any]) -> dict[str, _Model]:
-        """The models of any one replica, without connections."""
         try:
             async with asyncio.timeout(5):
                 info: ReplicaInfo = await handle.info.remote()
@@ -219,7 +218,6 @@ class ServeModels:
         return {name: _Model(handle) for name in info.names}
 
     async def _connect(self, addresses: Sequence[Address]) -> dict[Address, Connection]:
-        """Connections to all replicas that can be reached."""
         new = [
             address for address in addresses
             if (former := self._connections.get(address)) is None or not former.usable

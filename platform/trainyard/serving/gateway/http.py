@@ -1,7 +1,7 @@
 """The HTTP application in front of all models: keys, limits, routes, errors. It holds no model.
 
-A body is read whole, within a time and a size, before its request counts as in flight, so a slow client
-costs a connection and nothing else. Bodies and answers pass through as bytes.
+A body is read whole, within a time and a size, before its request counts as in flight. So a slow client
+costs one connection. Bodies and answers pass through as bytes.
 """
 
 import asyncio
@@ -15,10 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.convertors import (  # codespell:ignore
-    StringConvertor,
-    register_url_convertor,
-)
+from starlette.convertors import StringConvertor, register_url_convertor  # codespell:ignore
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
@@ -30,15 +27,14 @@ from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway.keys import Key, KeyRing
 from trainyard.serving.gateway.landing import EXAMPLE, LANDING_POLICY, curl, links
 from trainyard.serving.gateway.landing import page as landing_page
-from trainyard.serving.gateway.limits import (
+from trainyard.serving.gateway.middleware import RequestMiddleware, SourceCheck
+from trainyard.serving.gateway.openapi import EXAMPLES, add_docs, describe_api, with_examples
+from trainyard.serving.gateway.request_limits import (
     PendingBodies,
     Quotas,
-    RequestMiddleware,
-    SourceCheck,
     check_media_type,
     read_body,
 )
-from trainyard.serving.gateway.openapi import EXAMPLES, add_docs, describe_api, with_examples
 from trainyard.serving.options import SUFFIXES, GatewayOptions
 
 log = logging.getLogger("ray.serve.trainyard")
@@ -146,7 +142,6 @@ def build_gateway(
         return [name for name in models.names() if key is None or key.opens(name)]
 
     def admit(request: Request, name: str | None = None) -> Key | None:
-        """Check key, model and quota of a request."""
         key = keys.admit(request.headers.get("authorization"), name)
         request.state.key = key.name if key else ""
         names = names_for(key)
@@ -334,7 +329,6 @@ async def _serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> No
 
 
 def _allowed_methods(app: FastAPI, scope: Scope) -> str:
-    """The methods of all routes that match a path."""
     found = {
         method
         for route in app.routes

@@ -13,15 +13,13 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 from pydantic import TypeAdapter
 
-from trainyard.inference import PREDICTORS, STRICT, json_schema
+from trainyard.inference import PREDICTORS, Strict, json_schema
 from trainyard.serving.errors import STATUSES, RequestError
 
 
 @dataclass(frozen=True)
-class Label:
+class Label(Strict):
     """A label of the model, or a candidate."""
-
-    __pydantic_config__ = STRICT
 
     label: str
     score: float
@@ -29,10 +27,8 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Entity:
+class Entity(Strict):
     """A token, or several that are one entity."""
-
-    __pydantic_config__ = STRICT
 
     score: float
     word: str
@@ -49,10 +45,8 @@ class Entity:
 
 
 @dataclass(frozen=True)
-class Span:
+class Span(Strict):
     """A piece of the context that answers the question; empty for an impossible answer."""
-
-    __pydantic_config__ = STRICT
 
     score: float
     start: int
@@ -63,10 +57,8 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Proposal:
+class Proposal(Strict):
     """A token for a mask."""
-
-    __pydantic_config__ = STRICT
 
     score: float
     token: int
@@ -76,28 +68,22 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Strict):
     """A text made shorter."""
-
-    __pydantic_config__ = STRICT
 
     summary_text: str
 
 
 @dataclass(frozen=True)
-class Translated:
+class Translated(Strict):
     """A text in another language."""
-
-    __pydantic_config__ = STRICT
 
     translation_text: str
 
 
 @dataclass(frozen=True)
-class Token:
+class Token(Strict):
     """A generated token."""
-
-    __pydantic_config__ = STRICT
 
     id: int
     logprob: float
@@ -106,10 +92,8 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Details:
+class Details(Strict):
     """Details of a generated text."""
-
-    __pydantic_config__ = STRICT
 
     finish_reason: str
     """length, eos_token or stop_sequence."""
@@ -123,10 +107,8 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Generated:
+class Generated(Strict):
     """A generated text."""
-
-    __pydantic_config__ = STRICT
 
     generated_text: str
     details: Details | None = None
@@ -134,10 +116,8 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Ending:
+class Ending(Strict):
     """The end of a streamed text."""
-
-    __pydantic_config__ = STRICT
 
     finish_reason: str
     generated_tokens: int
@@ -146,10 +126,8 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Event:
+class Event(Strict):
     """A generated token, as a server-sent event; the last one has the whole text."""
-
-    __pydantic_config__ = STRICT
 
     index: int
     token: Token
@@ -185,11 +163,7 @@ ERROR = {
     },
 }
 
-STATUS = {
-    "type": "object",
-    "required": ["status"],
-    "properties": {"status": {"const": "ok"}},
-}
+STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
 
 BRIEF: dict[str, Any] = {
     "type": "object",
@@ -275,13 +249,13 @@ def with_examples(schema: dict[str, Any], models: dict[str, dict[str, Any]]) -> 
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "name" and models:
                     parameter["examples"] = {name: {"value": name} for name in models}
-    asked = schema["paths"]["/models/{name}"]["post"]["requestBody"]["content"]["application/json"]
+    body = schema["paths"]["/models/{name}"]["post"]["requestBody"]["content"]["application/json"]
     own = {
         f"model {name}": {"value": about["example"]}
         for name, about in models.items()
         if "example" in about
     }
-    asked["examples"] = own | asked["examples"]
+    body["examples"] = own | body["examples"]
     return schema
 
 
@@ -340,7 +314,6 @@ def _complete(schema: dict[str, Any], *, has_keys: bool) -> dict[str, Any]:
 
 
 def _request(task: str, components: dict[str, Any]) -> dict[str, str]:
-    """Add the request type of a task to the components; return a reference to it."""
     parameters = json_schema(PREDICTORS[task].parameters, ref_template=REFERENCE)
     components.update(parameters.pop("$defs", {}))
     schema = {
@@ -368,7 +341,6 @@ def _event(components: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, wanted: Any, components: dict[str, Any]) -> dict[str, str]:
-    """Add the type of an answer to the components; return a reference to it."""
     schema = TypeAdapter(wanted).json_schema(ref_template=REFERENCE)
     components.update(schema.pop("$defs", {}))
     return _component(components, name, schema)

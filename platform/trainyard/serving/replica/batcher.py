@@ -4,7 +4,7 @@ Worker threads run the forward passes. Each takes the next batch the moment it i
 wait then. So a lone request starts at once, and batches form under load while the model is busy. The rows
 of a batch are chosen by `batching.next_batch`. Pure asyncio and numpy.
 
-On a CPU, two passes of one core each do more than one pass over two cores, as no core waits for another
+On a CPU, two passes of one core each do more than one pass over two cores: no core waits for another
 after each operation. A pass that runs alone gets all cores.
 
 Text Generation Inference and Text Embeddings Inference pull batches in the same way
@@ -161,8 +161,6 @@ class PendingRequest:
 
 @dataclass(eq=False, frozen=True)
 class PendingRow(Generic[Row]):
-    """A row of a request."""
-
     request: PendingRequest
     index: int
     row: Row
@@ -311,7 +309,6 @@ class Batcher(Generic[Row, Result]):
             self._changed.notify()
 
     def _drop_rows(self, request: PendingRequest) -> None:
-        """Drop the waiting rows of a request that was answered or left."""
         request.gone = True
         if request.missing:
             with self._changed:

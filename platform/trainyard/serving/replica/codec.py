@@ -28,8 +28,7 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
         ) from None
     if not isinstance(request, dict) or "inputs" not in request:
         raise RequestError(
-            "invalid",
-            'the body must be a JSON object with "inputs" and, optionally, "parameters"',
+            "invalid", 'the body must be a JSON object with "inputs" and, optionally, "parameters"'
         )
     parameters = request.get("parameters")
     if not isinstance(parameters, dict | None):

@@ -283,7 +283,6 @@ class Host:
         return prepare(self.predictor, request, self._options.waiting_tokens)
 
     def describe(self) -> dict[str, Any]:
-        """The description at `GET /models/{name}`."""
         return {
             **self.about,
             "labels": self.predictor.labels,

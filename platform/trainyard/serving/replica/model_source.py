@@ -11,7 +11,7 @@ from ray._private import utils as ray_utils
 from safetensors import SafetensorError, safe_open
 
 from trainyard.errors import UserError
-from trainyard.inference import PREDICTORS
+from trainyard.inference import PREDICTORS, task_for
 from trainyard.models import FLOAT32_PARAMETERS, MODEL_FILES, with_safetensors
 from trainyard.serving.options import Version
 
@@ -54,9 +54,8 @@ def task_of(folder: Path) -> str:
         UserError: when there is none.
     """
     architectures = _read_json(folder / "config.json").get("architectures") or []
-    for task, predictor in PREDICTORS.items():
-        if any(str(name).endswith(predictor.architectures) for name in architectures):
-            return task
+    if (task := task_for(architectures)) is not None:
+        return task
     raise UserError(
         f"{folder} is a model of kind {', '.join(map(str, architectures)) or 'unknown'}, which none of "
         f"the tasks takes; set `task` to one of {', '.join(PREDICTORS)} if it fits"

@@ -2,9 +2,9 @@
 
 OpenMP keeps a team of threads for every thread that ever used several cores. The threads of a team wait
 for each other by spinning, unless all teams of a process together exceed the cores. Then they sleep and
-are woken about a hundred times in a pass, and two cores take longer for a short text than one (13 and 10
-ms for MiniLM; 7 by spinning). So all passes over several cores run in one thread of the process, and
-threads that load models end (GNU libgomp: `gomp_managed_threads` in team.c and wait.h).
+are woken about a hundred times in a pass: two cores take longer for a short text than one. So all
+passes over several cores run in one thread of the process, and threads that load models end (GNU libgomp:
+`gomp_managed_threads` in team.c and wait.h).
 """
 
 import threading

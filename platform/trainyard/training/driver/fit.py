@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainyard.batching import PLAN_VERSION
-from trainyard.cluster import TOKENIZERS, ray_session, room_asked_for, worker_resources
+from trainyard.cluster import TOKENIZERS, ray_session, room_requested, worker_resources
 from trainyard.config import SPLIT_VERSION, TrainConfig
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
 from trainyard.evaluation import figures, one_answer_words, one_answers
 from trainyard.models import build_tokenizer, resolve_model
+from trainyard.signals import StopSignals
 from trainyard.storage import (
     Fence,
     Lease,
@@ -29,7 +30,7 @@ from trainyard.storage import (
     versions,
 )
 from trainyard.tasks import Task
-from trainyard.terminal import StopSignals, logged, say, stage
+from trainyard.terminal import logged, say, stage
 from trainyard.training.driver.environment import (
     differences,
     environment,
@@ -37,9 +38,9 @@ from trainyard.training.driver.environment import (
     with_workers,
 )
 from trainyard.training.driver.export import export_model, model_card, push_model
-from trainyard.training.driver.launch import run_workers, worker_function
 from trainyard.training.driver.pace import slow_settings
 from trainyard.training.driver.progress_bar import ProgressBar
+from trainyard.training.driver.restarts import run_workers, worker_function
 from trainyard.training.driver.result import (
     NUMERICS_VERSION,
     AnotherRun,
@@ -66,7 +67,7 @@ class Trial:
     on_evaluation: Callable[[], bool]
     """Called in a run of one worker after each evaluation but the last, when its checkpoint is
     stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
-    watch: Stopwatch
+    stopwatch: Stopwatch
     """Started with the trial. Time that `fit` has not recorded remains on it."""
 
 
@@ -129,7 +130,7 @@ def _fit(
     patience: float,
     fence: Fence | None,
 ) -> FitResult:
-    watch = trial.watch if trial else Stopwatch()
+    stopwatch = trial.stopwatch if trial else Stopwatch()
     check_packages(config)
     if callbacks and config.loop != "trainer":
         raise UserError(
@@ -173,7 +174,7 @@ def _fit(
             if trial is None:
                 task, tokenizer = splits.task, build_tokenizer(config)
                 preflight(config)
-                watch.lap("start_up")
+                stopwatch.lap("start_up")
                 stage("tokenizing")
                 cache = folder.path.parent / ".cache"
                 data = prepare(splits, tokenizer, config, cache, folder)
@@ -181,11 +182,11 @@ def _fit(
                 alerts = warnings(data, task, config.max_length)
                 for warning in (*alerts, *slow_settings(config, len(data.table("train")))):
                     say(warning)
-                watch.lap("tokenization")
+                stopwatch.lap("tokenization")
             else:
                 task, tokenizer, data = trial.task, trial.tokenizer, trial.data
                 alerts = []
-                watch.lap("start_up")
+                stopwatch.lap("start_up")
             threads = int(resources.get("CPU", 1))
             data = _open_record(folder, config, data, trial, environment(config, threads))
             if trial is None:
@@ -199,9 +200,9 @@ def _fit(
                 outcome = _supervise(
                     config, task, data, folder, resources, signals, lease, callbacks
                 )
-            watch.lap("training")
+            stopwatch.lap("training")
         lease.check()
-        folder.add_seconds(watch.take())
+        folder.add_seconds(stopwatch.take())
         if workers := outcome.state.workers:
             folder.update(environments=with_workers(folder.read()["environments"], workers))
         if outcome.status == "stopped":
@@ -211,7 +212,7 @@ def _fit(
                 "resumes it",
                 signals.exit_status,
             )
-        return _conclude(config, task, tokenizer, folder, outcome, data, watch)
+        return _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
 
 
 def _open_record(
@@ -290,7 +291,7 @@ def _supervise(
     try:
         stage(f"training {folder.path.name}: {len(data.table('train'))} rows")
         bar = ProgressBar(folder, task.score)
-        with signals.training(), room_asked_for(config, resources), bar:
+        with signals.training(), room_requested(config, resources), bar:
             workers = pool.submit(
                 run_workers, config, task, data, folder, resources, leaving, callbacks
             )
@@ -315,7 +316,7 @@ def _conclude(
     folder: RunFolder,
     outcome: Outcome,
     data: PreparedData,
-    watch: Stopwatch,
+    stopwatch: Stopwatch,
 ) -> FitResult:
     if outcome.padding_note is not None:
         folder.update(padding=outcome.padding_note)
@@ -345,8 +346,8 @@ def _conclude(
         folder.update(status="failed", reason=str(error))
         raise
     folder.publish("model", "log.txt")
-    watch.lap("export")
-    folder.add_seconds(watch.take())
+    stopwatch.lap("export")
+    folder.add_seconds(stopwatch.take())
     spent = time_ledger(folder.read(), folder.progress())  # of all attempts
     tables = {name: data.table(name) for name in data.folders}
     words = one_answer_words(answers)

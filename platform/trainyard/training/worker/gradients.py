@@ -1,11 +1,14 @@
 """The sum of a step's gradients, in an order that does not depend on the workers.
 
 Floating-point addition is not associative. If the order of a sum depended on the number of workers,
-so would its last bits, and after some hundred steps the models would differ. So the micro-batches of a
-step are the leaves of a binary tree, ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)), which every number
-of workers adds up alike (pairwise summation; Higham, Accuracy and Stability of Numerical
-Algorithms, 2002, section 4.2). Worker r of N computes the r-th N-th of the leaves. With powers of
-two that is a subtree, and bit-exact; other numbers differ in the last bits.
+so would its last bits, and after some hundred steps the models. So the micro-batches of a step are the
+leaves of a binary tree that every number of workers adds up alike:
+
+    ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))
+
+This is pairwise summation (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 4.2).
+Worker r of N computes the r-th N-th of the leaves. With powers of two that is a subtree, and bit-exact;
+other numbers differ in the last bits.
 """
 
 from collections.abc import Iterator, Sequence

@@ -60,7 +60,7 @@ class Session:
         accelerator: Any,
         on_evaluation: Callable[[], bool] | None = None,
     ) -> None:
-        self.watch = Stopwatch()
+        self.stopwatch = Stopwatch()
         self._on_evaluation = on_evaluation
         self.config, self.task, self.data, self.folder = config, task, data, folder
         self.accelerator = accelerator
@@ -115,7 +115,7 @@ class Session:
             last_step=self.last_step,
         )
         self._clock = time.perf_counter()
-        self.watch.lap("start_up")
+        self.stopwatch.lap("start_up")
 
     def use(self, model: Any, optimizer: Any, scheduler: Any) -> None:
         """The live objects that are evaluated and saved from now on."""
@@ -127,7 +127,7 @@ class Session:
 
     def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """The padded batch of one micro-batch."""
-        self.watch.lap("compute")
+        self.stopwatch.lap("compute")
         width = padded_length(
             int(self._lengths[rows].max()),
             self.config.padding_multiple,
@@ -135,7 +135,7 @@ class Session:
             fixed=self.config.pad_to_max_length,
         )
         batch = self._table.gather(rows, width, self.padding)
-        self.watch.lap("data")
+        self.stopwatch.lap("data")
         return batch
 
     def finish_step(self, done: int, loss: Any, rows: int) -> bool:
@@ -145,7 +145,7 @@ class Session:
         checked together with the losses of earlier steps, when one of these is due.
         """
         config = self.config
-        self.watch.lap("compute")
+        self.stopwatch.lap("compute")
         self._unread.append(loss)
         if (scaler := self.accelerator.scaler) is not None:
             self._unread_scales.append(scaler._get_scale_async().clone())
@@ -166,7 +166,7 @@ class Session:
         self._tell()
         if evaluate:
             self._evaluate()
-            self.watch.lap("evaluation")
+            self.stopwatch.lap("evaluation")
             if self._error:
                 return False
         if save or stop:
@@ -178,10 +178,10 @@ class Session:
                 self.state,
                 self._best_predictions if self.state.is_best else None,
             )
-            self.watch.lap("checkpoint")
+            self.stopwatch.lap("checkpoint")
             self._tell(at_once=True)
         going_on = done < self.last_step and not self.state.stopped_early
-        if not self._error and going_on and (stop or (evaluate and self._is_told_to_stop())):
+        if not self._error and going_on and (stop or (evaluate and self._scheduler_stops())):
             self._status = "stopped"
         self._clock = time.perf_counter()
         done_here = self._error or self._status == "stopped" or self.state.stopped_early
@@ -191,7 +191,7 @@ class Session:
         """Close the records and return how the attempt ended."""
         self.journal.close()
         self.accelerator.wait_for_everyone()
-        self.watch.lap("sync")
+        self.stopwatch.lap("sync")
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
             self.folder.publish("progress.json", "tensorboard", "wandb", "usage.jsonl")
@@ -243,10 +243,10 @@ class Session:
         if self.accelerator.is_main_process and best in self._store.steps():
             self.folder.write_predictions(stored_predictions(self._store.bring(best)))
 
-    def _is_told_to_stop(self) -> bool:
-        told = self._on_evaluation is not None and not self._on_evaluation()
-        self.watch.lap("verdict")
-        return told
+    def _scheduler_stops(self) -> bool:
+        stops = self._on_evaluation is not None and not self._on_evaluation()
+        self.stopwatch.lap("verdict")
+        return stops
 
     def _tell(self, *, at_once: bool = False) -> None:
         """Show where the run is, and where its time went.
@@ -257,11 +257,11 @@ class Session:
         measured: dict[str, Any] = getattr(self._live[0], "_get_ddp_logging_data", dict)()
         exchange = measured.get("avg_backward_comm_time", 0)
         waited = (exchange - measured.get("avg_backward_compute_comm_overlap_time", 0)) / 1e9
-        self.watch.move("compute", "sync", waited * self._steps - self._waited)
+        self.stopwatch.move("compute", "sync", waited * self._steps - self._waited)
         self._waited = max(waited * self._steps, self._waited)
         speed = self._rows / self._seconds if self._seconds else None
-        self.journal.progress(self.state, speed, self.watch.seconds, at_once=at_once)
-        self.watch.lap("records")
+        self.journal.progress(self.state, speed, self.stopwatch.seconds, at_once=at_once)
+        self.stopwatch.lap("records")
 
     def _read_losses(self) -> bool:
         """Sum the unread losses over the processes, log and check them; returns whether to stop.
@@ -280,7 +280,7 @@ class Session:
         scales = torch.stack(self._unread_scales).tolist() if self._unread_scales else []
         self._unread_scales.clear()
         # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
-        self.watch.lap("sync" if self.accelerator.device.type == "cpu" else "compute")
+        self.stopwatch.lap("sync" if self.accelerator.device.type == "cpu" else "compute")
         for loss, scale in zip_longest(losses, scales):
             self.state.step += 1
             if not math.isfinite(loss):

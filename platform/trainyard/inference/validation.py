@@ -9,20 +9,20 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from trainyard.errors import UserError
 
-STRICT = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
-"""`__pydantic_config__` of each class of parameters: "2" is not a number, and an
-unknown name is an error."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class StrictParameters:
-    """Base of the parameters of a task's requests; each field is a parameter, its docstring the help."""
+class Strict:
+    """Base of JSON types: "2" is not a number, an unknown name is an error, docstrings are help."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__: ClassVar = {
+        "extra": "forbid",
+        "strict": True,
+        "use_attribute_docstrings": True,
+    }
 
 
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]

@@ -12,15 +12,15 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from trainyard.cluster import release_orphans
-from trainyard.fleet.process import RunProcess
-from trainyard.fleet.spec import Ended, RunSpec, Shared
+from trainyard.fleet.actor import build_trainable
+from trainyard.fleet.spec import Ended, RunSpec
 from trainyard.terminal import say
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
     from ray.tune.schedulers import TrialScheduler
 
-    from trainyard.fleet.runner import Fleet, Supply
+    from trainyard.fleet.driver.runner import Fleet, Supply
 
 SUPERVISOR = {"node:__internal_head__": 0.001}
 """Resources of a process whose run has workers in other processes. It takes no CPU: a cluster full of
@@ -70,7 +70,7 @@ def run_tuner(
                 name="tune",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[_Watch(fleet, on_end)],
+                callbacks=[_TuneCallback(fleet, on_end)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=fleet.restarts),
             ),
@@ -82,36 +82,7 @@ def run_tuner(
             scratches.rmdir()
 
 
-def build_trainable(shared: Shared | None) -> type[tune.Trainable]:
-    """Class that Tune runs: a `RunProcess`, kept for run after run."""
-
-    class FleetRun(tune.Trainable):
-        def setup(self, config: dict[str, Any]) -> None:
-            self.process = RunProcess(shared)
-            self.process.start(config["spec"])
-
-        def step(self) -> dict[str, Any]:
-            return self.process.next_report()
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.process.stop()
-            self.process.start(new_config["spec"])
-            return True
-
-        def cleanup(self) -> None:
-            self.process.stop()
-
-        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002
-            return {}  # the run folder has them
-
-        def load_checkpoint(self, checkpoint: Any) -> None:
-            """Load nothing: `start` reads the run folder."""
-
-    return FleetRun
-
-
 def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Resources of the process that Tune starts for a run."""
     spec: RunSpec = config["spec"]
     if not spec.trains_in_process:
         return tune.PlacementGroupFactory([SUPERVISOR])
@@ -144,7 +115,7 @@ class _Suggested(Searcher):
         """Never called: a fleet resumes from its folders."""
 
 
-class _Watch(tune.Callback):
+class _TuneCallback(tune.Callback):
     """Keep the list of running runs, pass on outcomes, and clean up after lost ones."""
 
     def __init__(self, fleet: "Fleet", on_end: Callable[[RunSpec, Ended], None]) -> None:

@@ -1,4 +1,4 @@
-"""The process that trains the runs of a fleet, one after another.
+"""Ray Tune's actor: a process that trains runs of a fleet, one after another.
 
 The run folder is the truth. A trial that is started again reports what its folder holds, then resumes
 from its checkpoint; one that had ended reports and ends. When `stop` returns, the thread has ended and
@@ -15,6 +15,8 @@ import traceback
 from functools import lru_cache
 from typing import Any
 
+from ray import tune
+
 from trainyard.config import ModelFlags
 from trainyard.errors import Diverged, HeldError, Interrupted, SupersededError, UserError
 from trainyard.fleet.spec import (
@@ -27,15 +29,7 @@ from trainyard.fleet.spec import (
     tokenization_of,
 )
 from trainyard.models import build_tokenizer
-from trainyard.storage import (
-    ENDED,
-    RunFolder,
-    Stopwatch,
-    TrialSpec,
-    link_tree,
-    now,
-    write_atomic,
-)
+from trainyard.storage import ENDED, RunFolder, Stopwatch, TrialSpec, link_tree, now, write_atomic
 from trainyard.training import Trial, fit
 
 WORST = -1e9
@@ -58,7 +52,7 @@ class RunProcess:
 
     def start(self, spec: RunSpec) -> None:
         """Take up a run. Training starts with the first `next_report` that needs it."""
-        self._started, self._watch = time.time(), Stopwatch()
+        self._started, self._stopwatch = time.time(), Stopwatch()
         self._spec, self._trial, self._run = spec, spec.trial, spec.folder
         self._reported: dict[int, float] = {}
         self._thread: threading.Thread | None = None
@@ -141,12 +135,7 @@ class RunProcess:
         try:
             self._run.check()
             # The node of its predecessor may have died a moment ago.
-            fit(
-                self._spec.config,
-                self._part(),
-                patience=TAKEOVER_SECONDS,
-                fence=self._spec.fence,
-            )
+            fit(self._spec.config, self._part(), patience=TAKEOVER_SECONDS, fence=self._spec.fence)
         except Interrupted as stop:
             outcome = Ended("stopped", str(stop))
         except HeldError as error:  # the records and checkpoints are another process's
@@ -174,7 +163,6 @@ class RunProcess:
         self._events.put("ended")
 
     def _part(self) -> Trial | None:
-        """The trial's part in its run; None for an ordinary run."""
         if self._trial is None or self._shared is None:
             return None
         config = self._spec.config
@@ -187,11 +175,11 @@ class RunProcess:
             tokenizer=_tokenizer(data.model, config.max_length),
             record=self._record(),
             on_evaluation=self._ask,
-            watch=self._watch,
+            stopwatch=self._stopwatch,
         )
         if self._trial.parent is not None:
             inherit(self._run, RunFolder(self._run.path.parent / self._trial.parent))
-        self._watch.lap("start_up")  # imports, in the first trial of a process
+        self._stopwatch.lap("start_up")  # imports, in the first trial of a process
         return part
 
     def _record(self) -> dict[str, Any]:
@@ -205,9 +193,9 @@ class RunProcess:
         if self._trial is not None:
             while self._unreported() is not None:
                 pass
-            self._watch.lap("records")
+            self._stopwatch.lap("records")
             self._ended = time.time()
-            self._run.add_seconds(self._watch.take())
+            self._run.add_seconds(self._stopwatch.take())
             self._close(outcome)
 
     def _close(self, outcome: Ended) -> None:
@@ -233,9 +221,9 @@ class RunProcess:
         """Wait for the scheduler's decision; the loop calls this after an evaluation."""
         assert self._trial is not None
         self._events.put("evaluation")
-        asked = time.monotonic()
+        since = time.monotonic()
         resume = self._permits.get()
-        self._waited += time.monotonic() - asked
+        self._waited += time.monotonic() - since
         return resume and not self._trial.is_over(len(self._reported))
 
     def _unreported(self) -> dict[str, Any] | None:
@@ -258,6 +246,34 @@ class RunProcess:
             "done": ended is not None,
             "ended": ended,  # Tune sets `done` too when the scheduler ends a trial; this it leaves
         }
+
+
+def build_trainable(shared: Shared | None) -> type[tune.Trainable]:
+    """Class that Tune runs: a `RunProcess`, kept for run after run."""
+
+    class FleetRun(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            self.process = RunProcess(shared)
+            self.process.start(config["spec"])
+
+        def step(self) -> dict[str, Any]:
+            return self.process.next_report()
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.process.stop()
+            self.process.start(new_config["spec"])
+            return True
+
+        def cleanup(self) -> None:
+            self.process.stop()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002
+            return {}  # the run folder has them
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Load nothing: `start` reads the run folder."""
+
+    return FleetRun
 
 
 def mean_loss(run: RunFolder, last_step: int) -> float:

@@ -1,16 +1,24 @@
-"""Start training workers; restart after a lost worker, not after a deterministic error."""
+"""Start training workers; restart after a lost worker, not after a deterministic error.
 
+They also restart from a checkpoint when a node is about to leave or when more workers fit.
+"""
+
+import logging
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from trainyard.cluster import (
+    Node,
     build_trainer,
     cause_of,
     claim_processor,
     dead_ranks,
+    fitting,
+    greatest_count,
+    nodes_for,
     release_orphans,
     worker_count,
 )
@@ -20,8 +28,13 @@ from trainyard.errors import STORAGE_FAULTS, SupersededError, UserError, storage
 from trainyard.storage import RunFolder, write_atomic
 from trainyard.tasks import Task
 from trainyard.terminal import say
-from trainyard.training.driver.node_watch import Watch
 from trainyard.training.outcome import Outcome, failed
+
+CHECK_SECONDS = 2.0
+GROW_AFTER = 5
+"""Consecutive checks that must find room for more workers before a restart with them."""
+
+log = logging.getLogger(__name__)
 
 
 def run_workers(
@@ -61,7 +74,7 @@ def run_workers(
         trainer = _trainer(config, work, folder, resources, count)
         attempt += 1
         try:
-            with Watch(config, dict(resources), count, folder) as watch:
+            with NodeMonitor(config, dict(resources), count, folder) as monitor:
                 outcome: Outcome = trainer.fit().return_value
             for note in outcome.notes:
                 say(note)
@@ -83,8 +96,8 @@ def run_workers(
             if (newest := max(folder.store().steps(), default=0)) > saved:
                 failures, saved = 0, newest
         else:
-            if outcome.status == "stopped" and watch.reason and not folder.is_asked_to_stop():
-                say(f"restarting from step {outcome.state.step}: {watch.reason}")
+            if outcome.status == "stopped" and monitor.reason and not folder.stop_is_requested():
+                say(f"restarting from step {outcome.state.step}: {monitor.reason}")
                 continue
             return outcome
         if failure == before and not lost:
@@ -201,3 +214,75 @@ def worker_function(
             raise mistake from None  # ends the other workers, which wait for this one
 
     return work
+
+
+class NodeMonitor:
+    """Make `count` workers save and stop when a node is about to leave, or when more workers fit.
+
+    Training then resumes from that checkpoint with the workers that fit. The batches do not depend on
+    the number of workers, so neither does the result.
+    """
+
+    def __init__(self, config: TrainConfig, needed: Node, count: int, folder: RunFolder) -> None:
+        self._config, self._needed, self._count, self._folder = config, needed, count, folder
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._monitor, daemon=True)
+        self._roomy = 0
+        self.reason: str | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.request(self._folder.restart_request, None)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._folder.request(self._folder.restart_request, None)
+
+    def _monitor(self) -> None:
+        from ray.exceptions import RayError
+
+        known: set[str] | None = None
+        while self.reason is None:
+            try:
+                leaving = _leaving()
+                if known is None:
+                    known = leaving
+                else:
+                    self._look(leaving - known)
+            except (RuntimeError, OSError, RayError) as error:
+                # The control store does not answer. Whether that ends the run is for Ray to say.
+                log.debug("cluster not seen: %s", error)
+            if self._done.wait(CHECK_SECONDS):
+                return
+
+    def _look(self, leaving: set[str]) -> None:
+        if leaving:
+            self._ask("a node is about to leave")
+            return
+        room = self._count
+        if self._count < self._config.worker_counts[-1]:
+            room += fitting(nodes_for(self._config, free=True), self._needed)
+        greatest = greatest_count(self._config.worker_counts, room)
+        self._roomy = self._roomy + 1 if greatest > self._count else 0
+        if self._roomy == GROW_AFTER:
+            self._ask(f"room for {greatest} workers")
+
+    def _ask(self, reason: str) -> None:
+        self._folder.request(self._folder.restart_request, reason)
+        self.reason = reason
+
+
+def _leaving() -> set[str]:
+    """Nodes that will leave soon and have work: idle ones are drained as a matter of course."""
+    from ray._private.state import state
+    from ray.util import placement_group_table
+
+    busy = {
+        node
+        for group in placement_group_table().values()
+        if group["state"] == "CREATED"
+        for node in group["bundles_to_node_id"].values()
+    }
+    return busy & set(state.get_draining_nodes())

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainyard.cluster import release_orphans
 from trainyard.errors import HeldError, UserError
 from trainyard.fleet.spec import TAKEOVER_SECONDS, Ended, RunSpec, Shared, pruned
+from trainyard.signals import StopSignals
 from trainyard.storage import ENDED, JobFolder, Lease, now
-from trainyard.terminal import StopSignals
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -68,7 +68,9 @@ class Fleet:
 
         def work() -> None:
             try:
-                from trainyard.fleet.ray_tune import run_tuner  # imports Ray, after it was started
+                from trainyard.fleet.driver.ray_tune import (
+                    run_tuner,  # imports Ray, after it was started
+                )
 
                 run_tuner(self, next_spec, on_end, scheduler)
             except BaseException as error:
@@ -80,7 +82,7 @@ class Fleet:
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
                 self.lease.poll()
-                stopping = stop() or self.folder.is_asked_to_stop() or stopping
+                stopping = stop() or self.folder.stop_is_requested() or stopping
                 for spec in list(self.running.values()) if stopping else ():
                     if spec.folder.path.is_dir():
                         spec.folder.stop_request.touch()
@@ -152,6 +154,5 @@ class Fleet:
 
 
 def _ended(spec: RunSpec) -> Ended | None:
-    """Return the outcome on a run's record, if it has ended."""
     known = spec.folder.read()
     return Ended(status, known.get("reason")) if (status := known.get("status")) in ENDED else None

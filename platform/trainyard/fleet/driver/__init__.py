@@ -1,0 +1,1 @@
+"""The driver of a fleet: its process asks Ray Tune to run the actors."""
