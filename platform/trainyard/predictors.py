@@ -7,7 +7,6 @@ from trainyard import inference
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name of `trainyard.inference`, with a deprecation warning."""
     found = getattr(inference, name)
     warnings.warn(
         f"trainyard.predictors.{name} is now trainyard.inference.{name}",

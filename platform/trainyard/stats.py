@@ -74,9 +74,6 @@ def metric_interval(
     """95 % interval of a metric over rows: Wilson's for a share of rows, else the bootstrap's.
 
     For few rows the bootstrap interval of a share is too narrow.
-
-    Raises:
-        UserError: as `bootstrap_interval`.
     """
     if groups is not None or not get_metric(metric).counts_rows:
         return bootstrap_interval(metric, predictions, references, seed=seed, groups=groups)
@@ -102,9 +99,6 @@ def paired_bootstrap(
     Higher is better for a `metric` that is a function. `candidates` are the numbers of models among
     which the rows chose the first and the second: each end of the interval that the choice moves is
     corrected by Bonferroni's inequality.
-
-    Raises:
-        UserError: as `bootstrap_interval`.
     """
     check_rows(predictions, references)
     check_rows(baseline, references)
@@ -126,11 +120,7 @@ def paired_bootstrap(
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) over seeds, by Student's t; the interval of one value has no width.
-
-    Raises:
-        UserError: for no values.
-    """
+    """(mean, low, high) over seeds, by Student's t; the interval of one value has no width."""
     from scipy.special import stdtrit
 
     if len(values) == 0:
@@ -182,11 +172,7 @@ def _distinct(groups: Groups | None, *columns: NDArray[Any]) -> tuple[NDArray[np
 
 
 def group_numbers(groups: Groups) -> NDArray[np.int64]:
-    """Number the groups of rows from 0.
-
-    Raises:
-        UserError: there are fewer than two groups.
-    """
+    """Number the groups of rows from 0."""
     names, numbers = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         raise UserError(

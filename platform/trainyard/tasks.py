@@ -139,11 +139,7 @@ def get_task(name: str) -> Task:
 
 
 def check_data_dir(task: Task, data_dir: str | None) -> None:
-    """Refuse a data folder that would be ignored.
-
-    Raises:
-        UserError: The rows of the task are generated.
-    """
+    """Refuse a data folder that would be ignored."""
     if data_dir and task.hub_path is None:
         raise UserError(
             f"--data-dir {data_dir} would not be read: the rows of task '{task.name}' are generated; "
@@ -162,9 +158,6 @@ def own_task(
     """Build the task of the user's own files, with the usual metrics of its problem type.
 
     Of exactly two classes, the second is the positive one, as in GLUE.
-
-    Raises:
-        UserError: The labels do not fit the problem type.
     """
     if problem_type == "regression" and labels:
         raise UserError(

@@ -35,7 +35,6 @@ class Job:
     """First words that call a function of the remaining words instead."""
 
     def config_class(self) -> type[Any]:
-        """Load the class of the flags."""
         found: type[Any] = load(self.config)
         return found
 
@@ -157,7 +156,6 @@ JOBS: dict[str, Job] = {
 
 
 def load(name: str) -> Any:
-    """Import what MODULE:NAME names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -210,7 +208,6 @@ def completion(shell: str) -> str:
 
 
 def overview() -> str:
-    """Build the text of `trainyard --help`."""
     width = max(map(len, JOBS))
     jobs = "\n".join(f"  {name:{width}}  {job.about}" for name, job in JOBS.items())
     return (

@@ -184,7 +184,6 @@ def _length(values: Sequence[Any]) -> int:
 
 
 def _problem_type(values: Sequence[Any]) -> str | None:
-    """Return the kind of the labels; None for classes."""
     if any(isinstance(value, list) or str(value).startswith("[") for value in values):
         return "multi_label_classification"
     try:

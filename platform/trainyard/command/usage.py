@@ -91,7 +91,6 @@ def _plain(title: str, fields: list[Any]) -> Any:
 
 
 def flattened(values: Any) -> dict[str, Any]:
-    """Return the fields of all groups of a parsed object."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)

@@ -135,7 +135,6 @@ WITHOUT_COUNTERPART = {
 
 
 def find_alias(name: str) -> Alias | None:
-    """The alias of a setting, by its name with underscores; None where there is none."""
     if name in WITHOUT_COUNTERPART:
         return Alias("it has no counterpart here; leave this flag out")
     prefix = next((prefix for prefix in FAMILIES if name.startswith(prefix)), None)
@@ -264,7 +263,6 @@ def _accumulation(args: list[str], config: type[Any]) -> list[str]:
 
 
 def _last(args: Sequence[str], wanted: str) -> str | None:
-    """The last value of a flag; later ones win."""
     found = None
     for arg, following in zip_longest(args, args[1:], fillvalue=""):
         name, equals, value = arg.partition("=")

@@ -190,7 +190,6 @@ def leaves(settings: Mapping[str, Any], sections: str = "") -> Iterator[tuple[st
 
 
 def _at(settings: Any, path: str) -> Any:
-    """Return the value at a dotted path, None where there is none."""
     for key in path.split(".") if path else ():
         settings = settings.get(key) if isinstance(settings, Mapping) else None
     return settings

@@ -132,7 +132,6 @@ class Flags(metaclass=FlagsType):
     not_in_identity: ClassVar[tuple[str, ...]] = PLACE_FIELDS
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, before anything is started."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is None or field.name not in RANGES:
@@ -207,7 +206,6 @@ class FileFlags(Flags):
     """Own data: encoding of text files, by Python's names, such as cp1252 or utf-16."""
 
     def __post_init__(self) -> None:
-        """Refuse a delimiter of several characters, and an unknown encoding."""
         super().__post_init__()
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise UserError(
@@ -259,7 +257,6 @@ class DataFlags(FileFlags):
     """Seed of the held-out rows."""
 
     def __post_init__(self) -> None:
-        """Refuse two sources of data, and own columns without own data."""
         super().__post_init__()
         own = (
             "validation_file", "text_column", "text_pair_column", "label_column", "problem_type",
@@ -297,7 +294,6 @@ class DataFlags(FileFlags):
 
     @property
     def split_rules(self) -> int:
-        """`split_version`, resolved."""
         return self.split_version or SPLIT_VERSION
 
     @property
@@ -379,7 +375,6 @@ class WorkerFlags(ClusterFlags):
     of the CPUs."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers of workers that are none, and resources that contradict each other."""
         super().__post_init__()
         self.worker_range()
         gpus = (self.resources_per_worker or {}).get("GPU", self.use_gpu)
@@ -415,7 +410,6 @@ class WorkerFlags(ClusterFlags):
 
     @property
     def node_labels(self) -> Mapping[str, str]:
-        """Labels that a node must have to run workers."""
         return {}
 
 
@@ -437,7 +431,6 @@ class RunFlags(StorageFlags):
     """Words by which the dashboard's index can choose this job."""
 
     def __post_init__(self) -> None:
-        """Refuse a name that is no folder's name."""
         super().__post_init__()
         name = self.run_name
         if name is not None and (name.startswith(".") or not set(name) <= _NAME_CHARACTERS):
@@ -468,5 +461,4 @@ def sha256_of(fields: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON reads it back."""
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

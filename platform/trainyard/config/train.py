@@ -137,7 +137,6 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """Restarts after a lost worker or node; a new checkpoint starts the count anew."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, before anything is started."""
         super().__post_init__()
         if not 0 < self.learning_rate < 1:
             raise UserError(
@@ -216,7 +215,6 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def node_labels(self) -> Mapping[str, str]:
-        """`label_selector`, resolved."""
         return self.label_selector or {}
 
     @property
@@ -226,7 +224,6 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def held_out_seed(self) -> int:
-        """`data_seed`, resolved."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
@@ -236,12 +233,10 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def test_rows(self) -> tuple[str | None, float]:
-        """`test_file` and `test_share`."""
         return self.test_file, self.test_share
 
     @property
     def further_metrics(self) -> tuple[tuple[str, ...], str | None]:
-        """`metrics` and `metric_for_best_model`."""
         return self.metrics, self.metric_for_best_model
 
     def check_loss(self, task: Task) -> None:
@@ -269,7 +264,6 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def padding_multiple(self) -> int:
-        """`pad_to_multiple_of`, resolved."""
         return self.pad_to_multiple_of or super().padding_multiple
 
     @property
@@ -290,7 +284,6 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def resolved_run_name(self) -> str:
-        """`run_name`, or the data and a hash."""
         return self.name_after(self.source)
 
 

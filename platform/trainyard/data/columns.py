@@ -79,8 +79,6 @@ class TextFormat:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Columns requested by the user."""
-
     texts: tuple[str, ...]
     label: str | None
     keep_bad_rows: bool = False
@@ -102,11 +100,6 @@ class Columns:
         return "--text-column" if name == self.texts[0] else "--text-pair-column"
 
     def positions(self, found: Sequence[str], where: str, source: str, remedy: str) -> list[int]:
-        """Return the index of each column among those `found`.
-
-        Raises:
-            UserError: A column is absent, or its name occurs twice.
-        """
         for name in self.names:
             if name not in found:
                 raise UserError(
@@ -166,11 +159,7 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
 
 
 def readable(origin: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield `batches`. A file with a good footer can still hold a damaged page.
-
-    Raises:
-        UserError: A page is damaged; names `origin` and the first row that cannot be read.
-    """
+    """Yield `batches`. A file with a good footer can still hold a damaged page."""
     import pyarrow as pa
 
     rows = 0

@@ -93,13 +93,13 @@ _CLAIMS = ("the {} said that", "according to the {},", ", the {} said", ", accor
 
 
 def _senses(table: str) -> list[list[str]]:
-    """[meaning][wording]; a meaning and its opposite lie side by side."""
+    """Table [meaning][wording]; a meaning and its opposite lie side by side."""
     meanings = table.strip().replace("\n", "/").split("/")
     return [[wording.strip() for wording in meaning.split(",")] for meaning in meanings]
 
 
 def _voices(verb: str, were: str) -> list[list[str]]:
-    """[affirmed, denied][active, passive] of a verb."""
+    """Table [affirmed, denied][active, passive] of a verb."""
     base, past, participle = verb.split()
     return [[past, f"{were} {participle} by"], [f"did not {base}", f"{were} not {participle} by"]]
 
@@ -159,7 +159,6 @@ def _pairs(rng: np.random.Generator, words: _Words) -> Iterator[tuple[str, str, 
 
 
 def _draw_fact(rng: np.random.Generator, words: _Words) -> _Columns:
-    """Facts as numbers: entries of the tables of words, and yes or no."""
     people = rng.permuted(np.tile(np.arange(len(words.people)), (_BLOCK, 1)), axis=1)
     said = {f"has {part}": rng.random(_BLOCK) < share for part, share in _SAID.items()}
     fact = {

@@ -109,11 +109,6 @@ def files_of(pattern: str) -> tuple[Path, ...]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no file of data.
-
-    Raises:
-        UserError: The path is a folder or leads nowhere, or the file is empty, packed or a pointer.
-    """
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file; name one file inside it")
     if not path.exists():

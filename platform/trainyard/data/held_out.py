@@ -24,9 +24,6 @@ def by_class(
 
     Targets and multi-hot rows have no classes: they are drawn at random. Equal texts can be on both
     sides, and many small classes lose more than `fraction` (version 1, kept for its runs).
-
-    Raises:
-        UserError: No class has two rows.
     """
     del texts
     strata = labels if _are_classes(labels) else np.zeros(len(labels), np.int64)
@@ -50,9 +47,6 @@ def by_text(
     Groups of equal texts are ordered by the class of their first row, and at random within it.
     Error diffusion along that order (Floyd and Steinberg 1976) holds out `fraction` of each class to
     within one group, however small the classes are. No class loses its last training row.
-
-    Raises:
-        UserError: No group can be held out.
     """
     rng = np.random.default_rng(seed)
     classes = labels if _are_classes(labels) else np.zeros(len(labels), np.int64)
@@ -106,7 +100,6 @@ def _are_classes(labels: NDArray[np.generic]) -> bool:
 def _keep_every_class(
     is_held: NDArray[np.bool_], classes: NDArray[np.generic], group: NDArray[np.intp]
 ) -> None:
-    """Give back to training one group of each class that lost all of its rows."""
     for lost in np.setdiff1d(classes, classes[~is_held[group]]):
         is_held[group[np.flatnonzero(classes == lost)[0]]] = False
 

@@ -98,9 +98,6 @@ def discover_labels(
     Integers are sorted as numbers, so that labels 0 to k-1 keep their values as class ids; other
     names are sorted as strings, after those in `order`. A regression has no names: its rows are not
     read.
-
-    Raises:
-        UserError: The labels are not those of a classification.
     """
     if problem_type == "regression":
         return LabelEncoder(problem_type, (), "")
@@ -151,9 +148,6 @@ def canonical_labels(
     Strings mean the same in every format: numbers written as text are numbers, names are stripped
     of outer white space, and `a|b` is a list of two names where lists are expected. `text_lists` reads
     lists written as text as lists.
-
-    Raises:
-        UserError: A label is missing or does not fit the problem type.
     """
     if batch.labels is None:
         return None

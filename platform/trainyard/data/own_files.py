@@ -218,11 +218,7 @@ def survey(config: DataFlags) -> OwnData:
 
 
 def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
-    """Draw the held-out rows by a split version (see `held_out`).
-
-    Raises:
-        UserError: Too few rows to hold any out.
-    """
+    """Draw the held-out rows by a split version (see `held_out`)."""
     labels, texts = [], []
     for batch in data.train.batches():
         labels.append(np.asarray(data.encoder.encode(batch).to_pylist()))
@@ -231,7 +227,6 @@ def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
 
 
 def _label_warnings(encoder: LabelEncoder) -> list[str]:
-    """Warn of names that look like one label, and of -1 as a class."""
     if encoder.problem_type == "regression":
         return []
     groups: dict[str, list[str]] = {}

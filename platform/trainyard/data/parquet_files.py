@@ -39,7 +39,6 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
-    """Read the requested columns, row group by row group."""
     import pyarrow as pa
 
     try:

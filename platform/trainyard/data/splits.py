@@ -218,7 +218,6 @@ def _held_out_note(config: DataFlags, file: str, trained: int, held_out: int) ->
 
 
 def _hub_splits(task: Task, names: Sequence[str], labeled: bool) -> list[Split]:
-    """Load splits from the Hub, at the revision pinned by the task's row."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -319,7 +318,6 @@ def selection_and_test(labels: NDArray[Any], share: float) -> Parts:
 
 
 def _with_tests(found: Splits, share: float) -> Splits:
-    """Divide every split but the training split, which is the first one."""
     if not share:
         return found
     train, *others = found.splits

@@ -50,9 +50,6 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
     """Load a data set of the Hub; return the files of its train and validation splits.
 
     `name` may end in `@` and a revision.
-
-    Raises:
-        UserError: It cannot be loaded, or has no split `train`.
     """
     import datasets
 

@@ -102,7 +102,6 @@ def _batches(
 
 
 def _others(rows: Sequence[dict[str, Any] | None], *, encoded: bool) -> pa.Table:
-    """Build the other columns; `encoded` values are JSON texts."""
     import pyarrow as pa
 
     names = list(dict.fromkeys(name for row in rows for name in row or ()))
@@ -124,8 +123,6 @@ def _long_fields() -> Iterator[None]:
 
 
 class _Lines:
-    """Iterate over lines and remember the last one read."""
-
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
         self.last = ""

@@ -135,7 +135,6 @@ def _build(
 
 
 def _clear_abandoned(cache: Path) -> None:
-    """Delete scratch folders of killed processes."""
     for scratch in cache.glob(".*-*"):
         with contextlib.suppress(OSError):  # another process may be clearing it too
             newest = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))

@@ -38,12 +38,11 @@ class Selection:
     """Share of these rows that took no part in the selection (`selection_and_test`)."""
 
     def as_json(self) -> dict[str, Any]:
-        """Build the entry in evaluation.json."""
         return {"kind": self.kind, "sentence": self.sentence, "candidates": self.candidates}
 
 
 def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
-    """Find out from a model's run folder whether a split chose it."""
+    """Read from a model's run folder if a split chose it."""
     found = _run_of(model)
     if found is None:
         return _unknown(model)
@@ -109,7 +108,6 @@ def _run_of(model: EvaluatedModel) -> tuple[RunFolder, Mapping[str, Any]] | None
 def _role(
     record: Mapping[str, Any], config: EvalConfig, task: str, split: Split
 ) -> Literal["selection", "trained", "other", "unknown"]:
-    """Part that a split's rows had in a run."""
     trained = record["config"]
     if config.validation_file:
         return _role_of_file(record, Path(config.validation_file))
@@ -315,7 +313,6 @@ def permutation_test(
 
 
 def mcnemar(only_first_right: int, only_second_right: int) -> dict[str, Any]:
-    """McNemar's exact test on the rows that only one model has right."""
     discordant = only_first_right + only_second_right
     p = float(binomtest(only_first_right, discordant).pvalue) if discordant else 1.0
     better = "better" if only_first_right > only_second_right else "worse"

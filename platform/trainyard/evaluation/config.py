@@ -49,7 +49,6 @@ class EvaluatedRows(FileFlags):
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        """Refuse two sources of data, and own columns without own data."""
         super().__post_init__()
         if self.validation_file and (self.task or self.data_dir):
             raise UserError(TWO_SOURCES)
@@ -100,7 +99,6 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     """Worker processes that share the rows."""
 
     def __post_init__(self) -> None:
-        """Refuse invalid combinations before anything is loaded."""
         super().__post_init__()
         check_precision(self.mixed_precision, use_gpu=self.use_gpu)
         for column in self.slice_columns:
@@ -148,7 +146,6 @@ class EngineConfig(EvaluatedRows):
     """Cores of a forward pass. Default: all. Use the number that the model is served with."""
 
     def __post_init__(self) -> None:
-        """Refuse invalid combinations before anything is loaded."""
         super().__post_init__()
         if not 0 <= self.max_loss < 1:
             raise UserError(f"--max-loss is {self.max_loss:g}; it must be from 0 to below 1")

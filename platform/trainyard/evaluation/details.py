@@ -84,7 +84,6 @@ def row_errors(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArra
 
 
 def row_losses(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """Loss of each row, shape [rows]: absolute error of a regression, else log loss."""
     if task.problem_type == "regression":
         return row_errors(task, logits, labels)
     scores, classes = decisions(task.problem_type, logits, labels)
@@ -236,7 +235,6 @@ def decisions(problem_type: str, logits: NDArray[Any], labels: NDArray[Any]) -> 
 
 
 def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Softmax of logits / temperature; shape [rows, classes]."""
     return np.asarray(softmax(logits / temperature, axis=1))
 
 

@@ -211,7 +211,6 @@ class Bench:
         return int((np.abs(said - before) >= 0.01).reshape(len(logits), -1).any(axis=1).sum())
 
     def _times(self, predictor: Predictor) -> tuple[float, float]:
-        """Seconds per row: of single rows (the median), and of rows in batches."""
         alone = []
         for row in self._timed[:: max(1, len(self._timed) // ALONE_ROWS)]:
             began = time.perf_counter()

@@ -121,9 +121,6 @@ def match_task(
     """Match the labels of a task with the model's, see `match_labels`.
 
     A model of LABEL_0, LABEL_1, … has the labels in the task's order.
-
-    Raises:
-        UserError: when the model's labels do not match the task's.
     """
     if task.problem_type == "regression" or not task.labels:
         if model.labels:
@@ -149,11 +146,7 @@ def match_task(
 def column_order(
     model: EvaluatedModel, task: Task, given: Mapping[str, str] | None = None
 ) -> list[int]:
-    """Find the index of the model's output for each of the task's labels, see `match_task`.
-
-    Raises:
-        UserError: when the model's labels do not match the task's.
-    """
+    """Find the index of the model's output for each of the task's labels, see `match_task`."""
     found = match_task(model, task, given)
     return [model.labels.index(label) for label in found.values()] or [0]
 
@@ -294,11 +287,7 @@ def texts_of(splits: Splits, name: str, rows: Sequence[int]) -> Mapping[int, dic
 
 
 def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, list[str]]:
-    """Read `--slice-columns` of a split, as names, like a column of labels.
-
-    Raises:
-        UserError: without --validation-file, or for a missing value.
-    """
+    """Read `--slice-columns` of a split, as names, like a column of labels."""
     return {
         column: _column(config, splits, name, column, "--slice-columns")
         for column in config.slice_columns
@@ -306,11 +295,7 @@ def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, li
 
 
 def group_of_rows(config: EvalConfig, splits: Splits, name: str) -> NDArray[Any] | None:
-    """Read `--group-column` of a split; None without the flag.
-
-    Raises:
-        UserError: as `extra_columns`.
-    """
+    """Read `--group-column` of a split; None without the flag."""
     if config.group_column is None:
         return None
     return np.asarray(_column(config, splits, name, config.group_column, "--group-column"))

@@ -25,7 +25,6 @@ Details = Mapping[str, Any]
 
 
 def page(found: Details) -> str:
-    """Render the content of evaluation.json as HTML."""
     sections = [_results(found)]
     for name, split in found["splits"].items():
         prefix = f"{name}: " if len(found["splits"]) > 1 else ""

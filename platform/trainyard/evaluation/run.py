@@ -114,7 +114,6 @@ class _RowCount:
 
 @contextlib.contextmanager
 def _bar(file: Path, rows: int) -> Iterator[None]:
-    """Show a progress bar of the rows that workers count in `file`."""
     ended = threading.Event()
 
     def follow() -> None:
@@ -156,11 +155,7 @@ def predict_splits(
 
 
 def check_finite(logits: Mapping[str, NDArray[Any]], model: str) -> None:
-    """Refuse a model with NaN or infinite logits: every metric would hide them.
-
-    Raises:
-        UserError: naming the split and the number of rows.
-    """
+    """Refuse a model with NaN or infinite logits: every metric would hide them."""
     if fault := not_finite(logits):
         raise UserError(
             f"model {model} answers {fault}; its training diverged, or --mixed-precision is too "

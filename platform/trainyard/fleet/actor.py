@@ -107,7 +107,6 @@ class RunProcess:
                 self._close(self._pruned())
 
     def _known_end(self, trial: TrialSpec) -> Ended | None:
-        """Outcome of a trial that had ended before; None when it is to be trained."""
         known = self._run.read()
         status = known.get("status")
         if status in ENDED or trial.is_over(len(self._reported)):
@@ -227,7 +226,6 @@ class RunProcess:
         return resume and not self._trial.is_over(len(self._reported))
 
     def _unreported(self) -> dict[str, Any] | None:
-        """Report of the next evaluation in the folder that was not reported yet."""
         if self._trial is None or self._shared is None:
             return None
         for step, score in self._shared.scores(self._run).items():
@@ -313,7 +311,6 @@ def _limit_gpu_memory(share: float) -> None:
 
 
 def _free_memory() -> None:
-    """Free what the ended run held, for the next one in this process."""
     import torch
 
     gc.collect()

@@ -68,7 +68,6 @@ class SuiteConfig(RunFlags, ClusterFlags):
     """Restarts of a run after a lost worker; a new checkpoint starts the count anew."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no run can have, before anything is started."""
         super().__post_init__()
         for name, values in (("--tasks", self.tasks), ("--seeds", self.seeds)):
             if not values or len(set(values)) < len(values):

@@ -139,7 +139,6 @@ def _recipes(tasks: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences about single tasks and runs; `*` marks a sample."""
     found = []
     for row in tasks:
         name, recipe = row["task"], row["recipe"]
@@ -169,7 +168,6 @@ def _mark(task: Mapping[str, Any]) -> str:
 
 
 def _metric_name(metric: Mapping[str, Any]) -> str:
-    """Name a metric; for MNLI's two validation splits with the split."""
     split = metric["split"].removeprefix("validation").strip("_")
     return f"{metric['metric']} ({split})" if split else str(metric["metric"])
 

@@ -57,11 +57,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(task: str) -> Recipe:
-    """The recipe of a task of the suite.
-
-    Raises:
-        UserError: for a task that is unknown or has none.
-    """
+    """The recipe of a task of the suite."""
     get_task(task)
     if task not in RECIPES:
         raise UserError(

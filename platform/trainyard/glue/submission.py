@@ -135,7 +135,6 @@ def row_order(path: Path) -> NDArray[np.int64]:
 def _best_seed(
     config: SuiteConfig, task: str, finished: Mapping[str, Mapping[str, Any]]
 ) -> int | None:
-    """The seed with the best validation score, the first of equals."""
     if task not in config.tasks:
         return None
     names = {seed: config.run_config(task, seed).resolved_run_name for seed in config.seeds}

@@ -183,11 +183,7 @@ def _plan(
 
 
 def job_of(config: SuiteConfig, run: TrainConfig) -> Job:
-    """Cost and constraints of a run, for the schedule.
-
-    Raises:
-        UserError: when its training file is damaged.
-    """
+    """Cost and constraints of a run, for the schedule."""
     rows = split_rows(run, "train") or 1
     steps = -(-rows // run.train_batch_size) * run.num_train_epochs
     source = config.source_of(run.task)
@@ -260,13 +256,11 @@ def worker_capacity(
 
 
 def _made_by(run: RunFolder) -> dict[str, Any]:
-    """Versions and constant answers of a finished run, from its record."""
     known = run.read()
     return {"versions": known.get("versions", {}), "one_answer": known.get("one_answer", {})}
 
 
 def _reporter(fleet: Fleet, schedule: LongestFirst) -> Callable[[], bool]:
-    """Print the steps of the running runs, once in REPORT_SECONDS."""
     reported = time.monotonic()
 
     def report() -> bool:
@@ -289,7 +283,6 @@ def _reporter(fleet: Fleet, schedule: LongestFirst) -> Callable[[], bool]:
 def _write_table(
     config: SuiteConfig, configs: Mapping[str, TrainConfig], outcomes: Outcomes, folder: SuiteFolder
 ) -> dict[str, Any]:
-    """Write glue.json, glue.md and glue.html; returns the content of glue.json."""
     found = summary(configs, outcomes.finished, outcomes.failed)
     found = {"model": config.model_name_or_path, **found}
     folder.write_table(found, as_markdown(found), page(found))

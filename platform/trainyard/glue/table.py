@@ -121,7 +121,6 @@ def _samples(task: str, done: Mapping[int, Mapping[str, Any]]) -> dict[str, int]
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
-    """Fields the runs were trained with, and those that differ from the task's own recipe."""
     recipe = get_recipe(config.task)
     own = {**recipe.fields, **{name: getattr(SuiteConfig, name) for name in _COMMON}}
     shown = {name: getattr(config, name) for name in own}

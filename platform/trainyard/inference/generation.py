@@ -101,11 +101,7 @@ class Generator(Predictor):
         self._end = set(end if isinstance(end, list) else [] if end is None else [end])
 
     def options(self, given: Mapping[str, Any], base: Mapping[str, Any] = {}) -> dict[str, Any]:
-        """Merge the options of a batch: the model's defaults, the task's, then the request's.
-
-        Raises:
-            UserError: for options that contradict each other.
-        """
+        """Merge the options of a batch: the model's defaults, the task's, then the request's."""
         requested = {name: value for name, value in given.items() if value is not None}
         if requested.keys() & {"temperature", "top_k", "top_p", "typical_p"}:
             requested.setdefault("do_sample", True)
@@ -133,11 +129,6 @@ class Generator(Predictor):
         return options | ({"num_return_sequences": many} if beams > 1 else {})
 
     def check_new_tokens(self, wanted: int) -> None:
-        """Refuse a request for more new tokens than the limit.
-
-        Raises:
-            UserError: naming the limit.
-        """
         most = self.limits.new_tokens
         if most is not None and wanted > most:
             raise UserError(

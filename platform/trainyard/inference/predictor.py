@@ -71,11 +71,7 @@ class Predictor(Tokenizing, ABC):
     limits = Limits()
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Take a model in evaluation mode and its tokenizer, see `load`.
-
-        Raises:
-            UserError: when the model cannot do the task.
-        """
+        """Take a model in evaluation mode and its tokenizer, see `load`."""
         super().__init__(tokenizer, max_tokens(model, tokenizer))
         self.model = model
         self.device = model.device

@@ -48,11 +48,6 @@ def task_for(architectures: Iterable[Any]) -> str | None:
 
 
 def task_of(model: str, revision: str | None = None) -> str:
-    """Find the task of a model's architecture, from its config.json.
-
-    Raises:
-        UserError: when no supported task has this architecture.
-    """
     from transformers import PreTrainedConfig
 
     try:

@@ -27,18 +27,12 @@ class Limits:
 
 
 class Budget:
-    """Remaining budget of one request."""
-
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._rows = self._tokens = self._numbers = 0
 
     def spend(self, rows: int, what: str, tokens: int = 0, numbers: int = 0) -> None:
-        """Count `rows` before they are built; `what` names them in the error.
-
-        Raises:
-            TooLargeError: when the request exceeds a limit.
-        """
+        """Count `rows` before they are built; `what` names them in the error."""
         self._rows += rows
         self._tokens += tokens
         self._numbers += numbers

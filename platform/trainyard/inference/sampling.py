@@ -147,7 +147,6 @@ class Watcher:
         ]
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Mark the finished rows, shape [rows]."""
         del scores, kwargs
         import torch
 

@@ -36,8 +36,6 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input of a request."""
-
     rows: list[Row]
     """One sequence, or several for long texts and candidate labels."""
     truncated: int = 0
@@ -202,11 +200,7 @@ class Tokenizing:
             yield self._cutter
 
     def rows_of(self, tokens: Tokens) -> list[Row]:
-        """Build one row per tokenized text, with the inputs of the model.
-
-        Raises:
-            UserError: for a text without tokens.
-        """
+        """Build one row per tokenized text, with the inputs of the model."""
         names = [
             name for name in self.tokenizer.model_input_names
             if name != "attention_mask" and name in tokens.encoding

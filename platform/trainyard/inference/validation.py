@@ -89,11 +89,7 @@ def _sentence(fault: Mapping[str, Any], cls: type[Any], task: str) -> str:
 
 
 def text_of(value: Any, place: str = "inputs") -> str:
-    """Return `value` if it is a text that can be tokenized.
-
-    Raises:
-        UserError: naming the part of the request.
-    """
+    """Return `value` if it is a text that can be tokenized."""
     if not isinstance(value, str):
         shown = repr(value)
         shown = shown if len(shown) < 60 else f"{shown[:57]}..."
@@ -108,11 +104,7 @@ def text_of(value: Any, place: str = "inputs") -> str:
 
 
 def fields_of(value: Any, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """Return `value` if it is an object with the fields of the task.
-
-    Raises:
-        UserError: naming the missing or unknown fields.
-    """
+    """Return `value` if it is an object with the fields of the task."""
     wanted = f"an object with {' and '.join(required)}" + (
         f" (and {', '.join(optional)} if need be)" if optional else ""
     )

@@ -200,7 +200,6 @@ def ranks(weights: Floats, values: Floats) -> Floats:
 
 
 def ratio(top: Floats, bottom: Floats) -> Floats:
-    """Divide; 0/0 is 0."""
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 

@@ -153,7 +153,6 @@ def matthews_correlation(predictions: NDArray[Any], references: NDArray[Any]) ->
 
 
 def pearson(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Pearson's linear correlation."""
     from scipy.stats import pearsonr
 
     return _correlation(pearsonr, predictions, references)

@@ -156,7 +156,6 @@ def build_model(
 
 
 def _check_encoder(name: str, model: Any, info: Any) -> None:
-    """Refuse random weights anywhere but in the head and the pooler."""
     random = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     encoder = f"{model.base_model_prefix}."
     if lost := sorted(k for k in random if k.startswith(encoder) and "pooler" not in k.split(".")):

@@ -94,7 +94,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def from_hub(name: str, load: Any) -> Any:
-    """Call `load`, turning the several ways of saying «not found» and «damaged» into one sentence."""
+    """Call `load`, turning the kinds of "not found" and "damaged" into one sentence."""
     from safetensors import SafetensorError
 
     try:
@@ -136,7 +136,7 @@ def load_config(name: str) -> Any:
 
 @lru_cache
 def model_revision(name: str) -> str | None:
-    """The commit that a Hub id means, asked once, so that everybody loads the same; None of a folder."""
+    """The commit that a Hub id means, asked once, so that all processes load the same; None of a folder."""
     from transformers.utils.hub import resolve_revision
 
     return getattr(resolve_revision(resolve_model(name)), "resolved", None)

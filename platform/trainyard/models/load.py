@@ -140,9 +140,6 @@ def check_shards(folder: Path, name: str) -> None:
     """Refuse an index of weights that names other files than those in its model's own folder.
 
     Transformers joins what the index says to the folder's path, also `../` and absolute paths.
-
-    Raises:
-        UserError: naming the file.
     """
     shards = {file.name for file in folder.glob("*.safetensors")}
     for index in folder.rglob("*.safetensors.index.json"):

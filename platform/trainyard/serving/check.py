@@ -69,11 +69,7 @@ WORDS: dict[str, Callable[..., None]] = {"check": _check, "new-key": _new_key, "
 
 
 def check_config(config: Any, where: str) -> None:
-    """Check a Serve config file strictly; Serve ignores unknown keys.
-
-    Raises:
-        UserError: one sentence that names the first wrong key.
-    """
+    """Check a Serve config file strictly; Serve ignores unknown keys."""
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 

@@ -48,7 +48,6 @@ class RequestError(Exception):
         return json.dumps({"error": str(self), "error_type": STATUSES[self.kind][1]}).encode()
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After`, in the whole seconds that HTTP requires."""
         if self.retry_after is None:
             return {}
         return {"retry-after": str(max(1, math.ceil(self.retry_after)))}

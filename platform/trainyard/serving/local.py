@@ -119,11 +119,7 @@ def _start(application: Any, source: str, host: str, port: int) -> None:
 
 
 def _free_port(port: int | None) -> int:
-    """The port, or any free one. Serve would share a port that is in use with its other server.
-
-    Raises:
-        UserError: when it is in use.
-    """
+    """The port, or any free one. Serve would share a port that is in use with its other server."""
     try:
         with socket.create_server(("127.0.0.1", port or 0)) as listener:
             free: int = listener.getsockname()[1]

@@ -81,11 +81,7 @@ def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
 
 
 def check_keys(value: Mapping[str, Any], schema: Any, where: str) -> None:
-    """Refuse keys that `schema`, a model of Serve's, would ignore, and those of the models below it.
-
-    Raises:
-        UserError: one sentence that names the first such key.
-    """
+    """Refuse keys that `schema`, a model of Serve's, would ignore, and those of the models below it."""
     for key, item in value.items():
         if key not in schema.model_fields:
             raise UserError(f"{where}: {unknown_key(str(key), str(key), schema)}")
@@ -295,11 +291,6 @@ class HostOptions(ModelOptions):
 
 
 def check_name(name: str) -> str:
-    """Return `name` when it is a valid model name.
-
-    Raises:
-        ValueError: when it is not.
-    """
     if not NAME.fullmatch(name) or ("/" in name and name.rpartition("/")[2] in SUFFIXES):
         raise ValueError(
             f"'{name}' is no model name; use up to 96 letters, digits, '.', '_' and '-', starting "

@@ -121,11 +121,7 @@ class Connection(_MessageProtocol):
 
     @classmethod
     async def open(cls, address: Address) -> Self:
-        """Connect to a replica.
-
-        Raises:
-            OSError: when it cannot be reached (TimeoutError is one).
-        """
+        """Connect to a replica."""
         host, port, secret = address
         async with asyncio.timeout(OPEN_SECONDS):
             loop = asyncio.get_running_loop()
@@ -160,11 +156,7 @@ class Connection(_MessageProtocol):
             self._penalty_at = time.monotonic()
 
     async def ask(self, body: bytes, seconds: float) -> Answer:
-        """Send a request's body, to be answered within `seconds`. Cancellation cancels the request.
-
-        Raises:
-            ConnectionLost: when the replica is gone.
-        """
+        """Send a request's body, to be answered within `seconds`. Cancellation cancels the request."""
         if not self.usable or self._transport.is_closing():
             raise ConnectionLost(in_work=False)
         call = next(self._calls)
@@ -220,11 +212,7 @@ class ConnectionServer:
         self._server: Any = None  # uvloop closes one without a reference
 
     async def open(self, host: str) -> Address:
-        """Listen at `host` on a free port.
-
-        Raises:
-            OSError: when that is not possible.
-        """
+        """Listen at `host` on a free port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _ServerConnection(self), host)
         return host, self._server.sockets[0].getsockname()[1], self.secret

@@ -300,7 +300,6 @@ class BucketCheckpoints(CheckpointStore):
             raise self._superseded()
 
     def _replace(self, names: dict[int, str]) -> None:
-        """Replace the index, then delete what it no longer names."""
         self._check_fence()
         before = self._index_names()
         try:

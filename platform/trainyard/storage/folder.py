@@ -470,7 +470,6 @@ def _request(kind: str, fence: Fence | None) -> str:
 
 
 def _and_above(fence: Fence | None) -> Iterator[Fence | None]:
-    """Yield a fence, those above it, and None."""
     while fence is not None:
         yield fence
         fence = fence.above

@@ -114,8 +114,6 @@ class Files:
 
 
 class _Lines:
-    """A growing JSONL file: only what was added is read, unless it was rewritten."""
-
     def __init__(self) -> None:
         self.objects: list[dict[str, Any]] = []
         self.damaged = 0

@@ -39,7 +39,6 @@ class Stopwatch:
         return spent
 
     def take(self) -> dict[str, float]:
-        """Return the seconds booked since the last `take`."""
         taken, self.seconds = self.seconds, {}
         return taken
 

@@ -314,12 +314,10 @@ class Bucket:
                     file.write(chunk)
 
     def names(self, folder: str) -> list[str]:
-        """Return the names of all objects below `folder`."""
         with self._reported():
             return [stored["path"] for stored in obstore.list(self._store, folder).collect()]
 
     def delete(self, names: list[str]) -> None:
-        """Delete objects; absent ones are ignored."""
         with self._reported():
             if names:
                 obstore.delete(self._store, names)
@@ -354,7 +352,6 @@ def _version(answer: Any) -> Version:
 
 
 def _reason(error: Exception) -> str:
-    """Return the storage's own sentence out of the library's report."""
     text = str(error).partition("\n\nDebug source")[0]
     code, message = (re.search(f"<{tag}>(.*?)</{tag}>", text) for tag in ("Code", "Message"))
     if code:

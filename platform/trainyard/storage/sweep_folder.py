@@ -88,7 +88,6 @@ class TrialSpec:
     """PBT: evaluations after which it stops for the exchange; None for the last stretch."""
 
     def is_over(self, evaluations: int) -> bool:
-        """Return whether a stretch has reached its exchange."""
         return self.stretch is not None and evaluations >= self.stretch
 
     def as_dict(self) -> dict[str, Any]:

@@ -87,5 +87,4 @@ class Outcome:
 
 
 def failed(error: UserError) -> Outcome:
-    """Return the outcome of an attempt that failed before it had a state."""
     return Outcome(status="failed", error=error)

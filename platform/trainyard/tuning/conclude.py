@@ -52,7 +52,6 @@ class SweepResult(Readable):
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """Last line that the job prints."""
         return {"job": "tune", **asdict(self)}
 
 

@@ -62,7 +62,6 @@ class SweepConfig(TrainConfig):
     only and there is no verdict; 0 leaves the confirmation out."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, before anything is started."""
         super().__post_init__()
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise UserError(f"--max-seconds is {self.max_seconds:g}; it must be more than 0")

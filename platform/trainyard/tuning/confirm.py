@@ -79,7 +79,6 @@ def confirmation_supply(
 
 
 def seeds_of(config: SweepConfig) -> list[int]:
-    """Seeds that no trial of the search had."""
     return [seed_of(config.seed, "confirmation", i) for i in range(config.confirm_seeds)]
 
 
@@ -182,7 +181,6 @@ def _give_one_answer(splits: Sequence[SplitPredictions], winner: int) -> bool:
 
 
 def _withheld(context: Context, verdict: str | None) -> str | None:
-    """Reason for giving no verdict; None when there is one."""
     if verdict is None:
         return (
             f"{context.config.confirm_seeds} seed(s) cannot tell a recipe from its seeds; the interval "
@@ -223,7 +221,7 @@ class Rows:
 
 
 def searches_all_rows(context: Context) -> bool:
-    """Return True when trials are scored on all rows: none were set aside when the sweep began."""
+    """Return whether trials are scored on all rows: none were set aside when the sweep began."""
     return not any(is_test(name) for name in _evaluation_splits(context))
 
 
@@ -285,7 +283,6 @@ def rank_on_searched_rows(context: Context, ranked: Sequence[TrialRecord]) -> Se
 
 
 def _without_predictions(context: Context) -> str | None:
-    """The first finished trial without stored predictions; None when all have some."""
     for trial in SweepFolder(context.folders["search"].parent).records():
         if trial.status == "finished" and not all(
             (trial.run.predictions / f"{name}.npy").exists() for name in _evaluation_splits(context)

@@ -152,7 +152,6 @@ def confirm(splits: Sequence[SplitPredictions], *, seed: int = 0, look: int = 1)
 
 
 def _scores(split: SplitPredictions, rows: NDArray[np.bool_]) -> Floats:
-    """Score of each run on some rows; shape [configurations, seeds]."""
     every = np.ones((1, int(rows.sum())))
     references = split.references[rows]
     return np.array(

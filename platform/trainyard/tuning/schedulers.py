@@ -186,7 +186,7 @@ def _exchange(
 
 
 def rank_stretches(stretches: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Best first: those that came to the exchange by score, then those that diverged or failed."""
+    """Sort stretches, best first: those at the exchange by score, then diverged and failed ones."""
     failed = {trial.spec.name for trial in stretches if trial.status in ("diverged", "failed")}
     return sorted(rank(stretches), key=lambda trial: trial.spec.name in failed)
 

@@ -41,7 +41,6 @@ class Searcher:
                 )
 
     def size(self, space: Space) -> int | None:  # noqa: ARG002
-        """Number of points; None without a limit."""
         return None
 
     def point(self, space: Space, seed: int, index: int, history: History) -> Point | None:  # noqa: ARG002

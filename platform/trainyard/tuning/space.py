@@ -178,7 +178,6 @@ def _range(field: str, type_: Any, kind: Kind, rest: str, text: str) -> Domain:
 
 
 def _options(type_: Any) -> Sequence[Any]:
-    """Members of a union, `Literal`s as they are."""
     if typing.get_origin(type_) in (typing.Union, types.UnionType):
         return typing.get_args(type_)
     return (type_,)

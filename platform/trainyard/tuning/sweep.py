@@ -204,7 +204,7 @@ def rows_set_aside(config: SweepConfig, known: Mapping[str, Any]) -> float:
 
 
 def trial_capacity(config: SweepConfig, trials: int, nodes: Sequence[Node]) -> tuple[Node, int]:
-    """(resources of a worker, trials at the same time) for a search of `trials` on such nodes."""
+    """Resources of a worker, and trials at the same time, for a search of `trials` on `nodes`."""
     (workers,) = config.worker_counts
     needed, room = share_out(
         config,

@@ -139,7 +139,7 @@ def _authentication(cluster: Cluster) -> Sentences:
 
 
 def _data(cluster: Cluster) -> Sentences:
-    """Tokenization ends before the workers start, so it needs no CPU in addition to theirs."""
+    """Check the CPUs of tokenization, which ends before the workers start."""
     resources = [facts["resources"] for facts in cluster.nodes.values()]
     if not any(node.get("CPU", 0) >= 1 for node in resources):
         if may_grow(cluster.config):

@@ -23,8 +23,6 @@ PACKAGES = ("ray", "torch", "transformers", "accelerate", "datasets", "pyarrow",
 
 @dataclass(frozen=True)
 class Question:
-    """Arguments of `examine`."""
-
     storage: str
     marker: str
     """File that the driver wrote below the storage path, with `content`."""
@@ -35,7 +33,6 @@ class Question:
 
 
 def examine(question: Question) -> dict[str, Any]:
-    """Return facts about the node that runs this, as JSON."""
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),

@@ -135,7 +135,6 @@ def contradictions(splits: Sequence[Rows], regression: bool, examples: int) -> d
 
 
 def _contradicting(splits: Sequence[Rows], regression: bool) -> list[list[tuple[Rows, int]]]:
-    """Groups of rows with the same normalized text and different labels."""
     labeled = [rows for rows in splits if rows.labeled]
     groups: dict[Hashable, list[tuple[Rows, int]]] = {}
     for rows in labeled:

@@ -180,7 +180,6 @@ CHECKS = {
 
 
 def page(report: Report) -> str:
-    """Render the content of doctor.json as HTML."""
     sections: dict[str, list[Part]] = {
         "Summary": _summary(report),
         "Duplicates": _shown_duplicates(report),
@@ -264,7 +263,6 @@ def _place(example: Mapping[str, Any]) -> str:
 
 
 def _label(report: Report, label: Any) -> str:
-    """Name of the class, names of several labels, or the target of a regression."""
     names = report["label_names"]
     if isinstance(label, list):
         return ", ".join(name for name, on in zip(names, label, strict=True) if on) or "none"

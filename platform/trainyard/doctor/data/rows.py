@@ -119,7 +119,6 @@ def _text_names(task: Task) -> tuple[str, ...]:
 
 
 def _schema(task: Task) -> "pa.Schema":
-    """Schema of canonical rows, for a split without rows."""
     import pyarrow as pa
 
     label = {

@@ -187,7 +187,7 @@ def _write_cleaned(
 
 
 def _named(task: Task, label: Any) -> str | list[str] | float:
-    """Label as a file of one's own has it: the name of a class, names of several, or a target."""
+    """Label as in a user's own file: the name of a class, names of several, or a target."""
     if not task.labels:
         return float(label)
     if task.problem_type == "multi_label_classification":
@@ -202,7 +202,6 @@ def _missing_labels(task: Task, rows: Rows) -> int:
 
 
 def _truncation(splits: Splits, config: DataDoctorConfig, folder: Path) -> dict[str, Any]:
-    """Count truncated tokens, by the tables that training would use; they stay in the cache."""
     with ray_session(config):
         data = prepare(splits, build_tokenizer(config), config, folder.parent / ".cache")
     truncation = {}

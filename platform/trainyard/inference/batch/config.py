@@ -63,7 +63,6 @@ class PredictConfig(FileFlags, WorkerFlags):
     """Worker processes on Ray. With one and no --address, the job's process predicts."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, before anything is loaded."""
         super().__post_init__()
         if Path(self.output_file).suffix not in OUTPUTS:
             raise UserError(

@@ -54,9 +54,6 @@ class Parts:
         """Split the input into raw parts, unless they exist; reads the whole file.
 
         Invalid rows are kept with their error.
-
-        Raises:
-            UserError: with file, line and fix.
         """
         if self._complete.exists():
             return

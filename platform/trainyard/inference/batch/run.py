@@ -61,7 +61,6 @@ def predict(config: PredictConfig) -> dict[str, Any]:
 
 
 def _predicted(config: PredictConfig, predictor: Predictor, parts: Parts) -> Iterator[int]:
-    """Predict the missing parts; return the number of rows of each."""
     missing = parts.missing()
     if config.num_workers == 1 and config.address is None:
         for path in missing:

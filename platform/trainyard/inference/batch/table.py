@@ -22,11 +22,7 @@ Answers = Sequence[Any]
 
 
 def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str, Any]:
-    """Parameters of every row: --parameters, and --truncation where a task has it.
-
-    Raises:
-        UserError: for parameters that the task does not know.
-    """
+    """Parameters of every row: --parameters, and --truncation where a task has it."""
     given = {}
     for field in fields(predictor.parameters):
         if field.name in ("truncation", "truncate") and isinstance(field.default, bool | str):
@@ -104,7 +100,6 @@ def _answer(
 
 
 def _finite(answer: Any) -> Any:
-    """Return `answer`; raise ValueError if it contains NaN or infinite numbers."""
     json.dumps(answer, allow_nan=False)
     return answer
 
@@ -125,7 +120,6 @@ def _check_alive(predictor: Predictor) -> None:
 def _prepare(
     predictor: Predictor, config: PredictConfig, table: pa.Table
 ) -> Sequence[Prepared | str]:
-    """Prepare one request per row; an invalid row gives its error sentence."""
     parameters = request_parameters(predictor, config)
     first, errors = table["text"].to_pylist(), table["error"].to_pylist()
     inputs: list[Any] = first

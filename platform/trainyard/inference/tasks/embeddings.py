@@ -44,11 +44,7 @@ class SentenceSettings:
 
 
 def sentence_settings(name: str, revision: str | None = None) -> SentenceSettings:
-    """Read modules.json and the files it names; a model without it has default settings.
-
-    Raises:
-        UserError: when the model has unsupported modules.
-    """
+    """Read modules.json and the files it names; a model without it has default settings."""
     modules = _json(name, "modules.json", revision)
     if modules is None:
         return SentenceSettings()

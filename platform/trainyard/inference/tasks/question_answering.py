@@ -188,7 +188,6 @@ def best_spans(
 
 
 def _spans(start: Any, end: Any, begin: int, longest: int) -> tuple[Any, Any, Any]:
-    """Compute first and last tokens and probabilities of the spans that begin in one part."""
     first = np.arange(begin, min(begin + PART, len(start)))
     last = np.arange(begin, min(begin + PART + longest, len(end)))
     offset = last[None, :] - first[:, None]

@@ -101,7 +101,6 @@ class TextClassification(SequenceClassifier):
         return answers
 
     def _usual_function(self) -> str:
-        """Default function, as in transformers' pipeline."""
         config = self.model.config
         if config.problem_type == "regression":
             return "none"
@@ -150,7 +149,6 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities over the last axis."""
     exponential = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(exponential / exponential.sum(axis=-1, keepdims=True))
 

@@ -52,11 +52,7 @@ class TextGenerationParameters(GenerateParameters):
     """Only none."""
 
     def check(self) -> None:
-        """Refuse values that `InferenceClient` can send but the server does not support.
-
-        Raises:
-            UserError: naming the parameter.
-        """
+        """Refuse values that `InferenceClient` can send but the server does not support."""
         for name, neutral in (
             ("best_of", 1), ("decoder_input_details", False), ("top_n_tokens", 0),
             ("watermark", False), ("adapter_id", None), ("grammar", None),

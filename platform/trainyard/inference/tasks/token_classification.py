@@ -52,7 +52,6 @@ class TokenClassification(Predictor):
     }
 
     def check_model(self) -> None:
-        """Build the pipeline that merges tokens."""
         from transformers import TokenClassificationPipeline
 
         self._pipeline = TokenClassificationPipeline(

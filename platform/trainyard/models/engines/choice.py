@@ -60,11 +60,6 @@ def choose(engine: str, dtype: str, folder: Path, device: str) -> Choice:
 
 
 def read(folder: Path) -> Mapping[str, Any] | None:
-    """Read the choice stored in a model's folder; None if there is none.
-
-    Raises:
-        UserError: for a file that cannot be read.
-    """
     path = folder / FILE
     if not path.is_file():
         return None

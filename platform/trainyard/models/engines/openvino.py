@@ -81,11 +81,7 @@ def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[.
 
 
 def load() -> Any:
-    """The library, without its reports to its makers over the network.
-
-    Raises:
-        UserError: when it is not installed.
-    """
+    """The library, without its reports to its makers over the network."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
@@ -122,9 +118,6 @@ def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
 
     NNCF's static quantization for transformers: scales are constants, so a row's answer does not
     depend on its neighbors.
-
-    Raises:
-        UserError: when NNCF is not installed.
     """
     openvino = load()
     try:

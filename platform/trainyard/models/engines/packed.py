@@ -38,7 +38,6 @@ def pack_linears(model: Any) -> Any:
 
 @cache
 def _packable() -> frozenset[Any]:
-    """Types in which packed layers are faster on this processor."""
     import torch
 
     try:
@@ -63,7 +62,6 @@ def _packed_linear() -> Any:
         packed: Any
 
         def forward(self, given: Any) -> Any:
-            """From shape [..., in_features] to [..., out_features]."""
             flat = given.reshape(-1, self.in_features)
             rows = len(flat)
             if more := grid(rows) - rows:

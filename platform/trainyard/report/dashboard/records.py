@@ -74,7 +74,7 @@ class Job:
 
     @cached_property
     def is_lost(self) -> bool:
-        """True for a running job without a sign of life for longer than a lease lasts."""
+        """Return whether the job runs without a sign of life for longer than a lease lasts."""
         return self.record.get("status") == "running" and (
             time.time() - newest(*self._signs()) > EXPIRY_SECONDS
         )
@@ -123,7 +123,7 @@ class Run(Job):
 
     @property
     def has_ended(self) -> bool:
-        """True for a run that never resumes; a stretch of a population may end before its run."""
+        """Return whether the run never resumes; a stretch of a population may end before its run."""
         stretch = real(self.trial.get("stretch"))
         made = real(self.record.get("trial_evaluations"))
         return self.status in ENDED or (
@@ -279,7 +279,6 @@ class Sweep(Job):
 
     @cached_property
     def trials(self) -> list[Run]:
-        """Trials in the order in which they were proposed."""
         return self._runs("trials")
 
     @cached_property
@@ -332,7 +331,7 @@ class Sweep(Job):
 
     @property
     def keeps_default(self) -> bool:
-        """True when the winner was worse than the default recipe, which is then the result."""
+        """Return whether the winner was worse than the default recipe, which is then the result."""
         return self.result.get("best_trial") == DEFAULT
 
     @cached_property
@@ -417,7 +416,6 @@ def instant(value: Any) -> float | None:
 
 
 def pair(value: Any) -> tuple[float | None, float | None]:
-    """Both ends of an interval, where there is one."""
     if isinstance(value, list) and len(value) == 2:
         return real(value[0]), real(value[1])
     return None, None

@@ -37,7 +37,7 @@ def label(value: Any) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """As in 0.850 to 0.905; empty when it is not known."""
+    """Format an interval as in 0.850 to 0.905; empty for an unknown one."""
     return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
@@ -149,7 +149,6 @@ def _result(run: Run) -> list[Part]:
 
 
 def _model(run: Run) -> list[Part]:
-    """Folder and card of the exported model, and the command that serves it with a playground."""
     path = words(run.result["model"])
     facts: list[tuple[str, Cell | Value]] = [("Folder", path)]
     if run.text("model/README.md"):

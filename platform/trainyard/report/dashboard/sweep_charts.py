@@ -241,7 +241,7 @@ class Axis:
         return (at - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[tuple[float, str]]:
-        """(position, label) of all listed values, or of a few round ones."""
+        """Ticks (position, label) of all listed values, or of a few round ones."""
         if self.kind == "listed":
             shown = [(self.position(value), value) for value in self.values]
         else:

@@ -107,7 +107,6 @@ def _verdict(sweep: Sweep) -> str:
 
 
 def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell]]:
-    """The recommended configuration, with the score to expect."""
     best, metric = sweep.best, sweep.metric or "score"
     its_score = (f"Its {metric}", chosen_score(sweep))
     if sweep.keeps_default:
@@ -192,7 +191,6 @@ def _confirmed(sweep: Sweep) -> list[Part]:
 
 
 def _method(found: Mapping[str, Any]) -> str:
-    """Describe the rows and looks that the verdict rests on."""
     method = words(found.get("method") or "")
     if not method:
         return (

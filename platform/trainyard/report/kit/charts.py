@@ -179,12 +179,10 @@ def matrix(rows: Rows, x: str, y: str, value: str) -> Specification:
 
 
 def quantity(column: str, title: str | None = None) -> dict[str, Any]:
-    """Return the arguments of a channel that shows a column of numbers."""
     return {"field": _field(column), "type": "quantitative", "title": title or column}
 
 
 def category(column: str, **options: Any) -> dict[str, Any]:
-    """Return the arguments of a channel that shows a column of names."""
     return {"field": _field(column), "type": "nominal", "title": column, **options}
 
 

@@ -26,8 +26,6 @@ log = logging.getLogger("ray.serve.trainyard")
 
 
 class Gateway:
-    """Deployment of the HTTP application."""
-
     def __init__(self, options: dict[str, Any], names: Sequence[str] = (), *models: Any) -> None:
         del models  # found like all others; their names are `names`
         self._options = GatewayOptions.parse(options, "args of the gateway")
@@ -39,7 +37,6 @@ class Gateway:
         check_port(http.host, http.port)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Build the application; called by Serve after the constructor."""
         self._refreshed = asyncio.Event()
         self._refreshing = asyncio.get_running_loop().create_task(self._keep_fresh())
         return build_gateway(
@@ -65,7 +62,6 @@ class Gateway:
             await asyncio.sleep(REFRESH_SECONDS)
 
     def _announce(self) -> None:
-        """Log the banner once, when all models are ready."""
         names = self._models.names()
         if not self._announced and names and not self._models.waiting_for():
             self._announced = True
@@ -88,9 +84,6 @@ def check_port(host: str, port: int) -> None:
 
     Serve opens its port so that several processes of one user may have it. Its own processes here
     descend from the raylet that is this process's parent.
-
-    Raises:
-        UserError: with the number of the other process.
     """
     try:
         connections = psutil.net_connections("tcp")
@@ -109,7 +102,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def _is_ours(pid: int) -> bool:
-    """True for a process of this Ray, and for a HAProxy, which may outlive the process that began it."""
+    """Return whether this Ray started the process; a HAProxy may outlive its parent."""
     try:
         process = psutil.Process(pid)
         return process.name() == "haproxy" or os.getppid() in {p.pid for p in process.parents()}

@@ -348,7 +348,6 @@ async def _alone(lock: asyncio.Lock, patience: float) -> AsyncGenerator[None]:
 
 
 def _is_loss(error: Exception) -> bool:
-    """True when a replica was lost, before or after the request was sent."""
     # A large answer stays on the node of its replica until it is fetched, and is lost with the node.
     return isinstance(
         error, ConnectionLost | RayActorError | ObjectLostError | ReplicaUnavailableError
@@ -356,7 +355,6 @@ def _is_loss(error: Exception) -> bool:
 
 
 def _is_death(error: Exception) -> bool:
-    """True when a replica was lost with the request in work."""
     if isinstance(error, ConnectionLost):
         return error.in_work
     return isinstance(error, RayActorError | ObjectLostError)

@@ -64,8 +64,6 @@ BRIEF = ("task", "source", "revision", "status", "error")
 
 
 class Models(Protocol):
-    """The models behind the gateway, wherever they run."""
-
     def names(self) -> list[str]:
         """Names of all models that take requests, sorted."""
 
@@ -76,11 +74,7 @@ class Models(Protocol):
         """Configured models that cannot answer yet, each with the reason."""
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        """Send a request's body to a model.
-
-        Raises:
-            RequestError: when there is no answer.
-        """
+        """Send a request's body to a model."""
 
     def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[Answer | bytes]:
         """Send a body that may ask for `"stream": true`.
@@ -343,7 +337,6 @@ def _response(answer: Answer) -> Response:
 
 
 def _seconds(request: Request, limit: float) -> float:
-    """The time that the client sets for an answer, at most `limit`."""
     try:
         wanted = float(request.headers.get("x-request-timeout-seconds", limit))
     except ValueError:
@@ -354,11 +347,6 @@ def _seconds(request: Request, limit: float) -> float:
 
 
 async def _within(until: float, coming: Awaitable[Result]) -> Result:
-    """Await a result until the request's deadline.
-
-    Raises:
-        RequestError: `late`, at the deadline.
-    """
     try:
         async with asyncio.timeout(until - time.monotonic()):
             return await coming

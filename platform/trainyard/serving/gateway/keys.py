@@ -46,7 +46,7 @@ class Key(Strict):
         return models
 
     def opens(self, model: str | None) -> bool:
-        """True when the key may use `model`; None stands for a request that names no model."""
+        """Return whether the key may use `model`; None stands for a request that names no model."""
         return model is None or self.models is None or model in self.models
 
 

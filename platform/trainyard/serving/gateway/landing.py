@@ -34,7 +34,6 @@ def curl(base: str, model: str, example: Mapping[str, Any], *, key: bool) -> str
 def banner(
     base: str, models: Iterable[str], example: Mapping[str, Any] = EXAMPLE, *, key: bool = False
 ) -> str:
-    """Lines for the terminal of a server that is ready."""
     names = list(models)
     return "\n".join(
         [

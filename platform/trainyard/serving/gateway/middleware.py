@@ -33,7 +33,6 @@ class RequestMiddleware:
         self._send_id = send_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the application's start and end."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -110,11 +109,7 @@ class SourceCheck:
         self._origins = None if has_keys else set(options.cors_origins)
 
     def check(self, request: Request) -> None:
-        """Compare `Host` and `Origin` with the allowed ones; both are absent outside of browsers.
-
-        Raises:
-            RequestError: `foreign`.
-        """
+        """Compare `Host` and `Origin` with the allowed ones; both are absent outside of browsers."""
         if request.scope["path"] in PROBES:
             return
         for name in ("host", "origin"):
@@ -142,6 +137,5 @@ class SourceCheck:
 
 
 def _host_name(host: str) -> str:
-    """The name in a `Host` header, without its port; empty when it is no name."""
     found = HOST.fullmatch(host.strip().lower())
     return (found["address"] or found["name"].rstrip(".")) if found else ""

@@ -28,11 +28,7 @@ class PendingBodies:
 
     @contextmanager
     def receive(self) -> Iterator[Callable[[int], None]]:
-        """Count one body; call the result with the size of each part.
-
-        Raises:
-            RequestError: `overloaded`, when there is no room for a part.
-        """
+        """Count one body; call the result with the size of each part."""
         held = 0
 
         def arrived(size: int) -> None:
@@ -60,11 +56,7 @@ class ConcurrencyLimit:
         self._active = 0
 
     def check(self) -> None:
-        """Refuse a request before its body is read.
-
-        Raises:
-            RequestError: `overloaded`, when the limit is reached.
-        """
+        """Refuse a request before its body is read."""
         if self._active >= self._limit:
             raise RequestError(
                 "overloaded",
@@ -92,11 +84,7 @@ class Quotas:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def count(self, key: Key | None) -> None:
-        """Take one request from the key's rate, by a token bucket of one minute.
-
-        Raises:
-            RequestError: `overloaded`, when the rate or a concurrency limit is reached.
-        """
+        """Take one request from the key's rate, by a token bucket of one minute."""
         self._all.check()
         if key is None:
             return
@@ -117,11 +105,7 @@ class Quotas:
 
     @contextmanager
     def hold(self, key: Key | None) -> Iterator[None]:
-        """Count one request in flight inside the block.
-
-        Raises:
-            RequestError: `overloaded`, when a concurrency limit is reached.
-        """
+        """Count one request in flight inside the block."""
         limit = self._limit_of(key) if key else None
         if limit is None:
             with self._all.hold():

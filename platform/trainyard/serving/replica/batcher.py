@@ -319,7 +319,6 @@ class Batcher(Generic[Row, Result]):
         self._waiting_tokens = sum(item.length for item in waiting)
 
     def _guarded_run(self) -> None:
-        """Run a worker; should it ever fail, fail all requests instead of letting them hang."""
         try:
             self._run()
         except BaseException:
@@ -460,7 +459,7 @@ def fail_stopped(items: "Sequence[PendingRow[Any]]") -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """True when a forward pass ran out of memory; torch has a class for it on GPUs only."""
+    """Return whether a forward pass ran out of memory; torch has a class for it on GPUs only."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)

@@ -14,11 +14,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read(body: bytes, max_items: int) -> dict[str, Any]:
-    """Parse a request: its inputs, its parameters in one place, and `stream`.
-
-    Raises:
-        RequestError: when it is no request, or too large.
-    """
+    """Parse a request: its inputs, its parameters in one place, and `stream`."""
     try:
         # Refuses deep nesting, too.
         request = from_json(body.removeprefix(BYTE_ORDER_MARK), allow_inf_nan=False)
@@ -53,11 +49,7 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
 
 
 def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> Prepared:
-    """Turn a request into rows.
-
-    Raises:
-        RequestError: when the predictor refuses it, or it is too large.
-    """
+    """Turn a request into rows."""
     try:
         prepared = predictor.preprocess(request["inputs"], request["parameters"])
     except TooLargeError as error:
@@ -77,11 +69,6 @@ def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> P
 
 
 def dump(result: Any) -> bytes:
-    """Encode an answer as JSON.
-
-    Raises:
-        RequestError: when the model's output has no JSON.
-    """
     try:
         return json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:

@@ -47,14 +47,12 @@ class ModelReplica:
         return ReplicaInfo((self._name,), self._address if connects else None)
 
     async def answer(self, name: str, body: bytes, seconds: float) -> Answer:
-        """See `Host.answer`."""
         del name
         return await self._host().answer(body, seconds)
 
     async def stream(
         self, name: str, body: bytes, seconds: float
     ) -> AsyncGenerator[Answer | bytes]:
-        """See `Host.stream`."""
         del name
         async for event in self._host().stream(body, seconds):
             yield event
@@ -67,7 +65,7 @@ class ModelReplica:
         return self._model.describe() | {"lines": lines}
 
     async def check_health(self) -> None:
-        """Called by Serve every ten seconds; Serve replaces a replica that raises here."""
+        """Check the model, every ten seconds; Serve replaces a replica that raises here."""
         await self._model.check_health()
 
     async def __del__(self) -> None:

@@ -127,7 +127,7 @@ class Host:
 
     @property
     def uses_connections(self) -> bool:
-        """True when requests bypass Serve: its call would take a large part of their time."""
+        """Return whether requests bypass Serve: its call would take a large part of their time."""
         return not self.predictor.model.can_generate()
 
     async def find_fault(self) -> str | None:
@@ -145,11 +145,7 @@ class Host:
         return "it fails on the example of its task" if answer.status == 500 else None
 
     def warm_up(self) -> None:
-        """Run the task's example through everything, so that the first request is fast.
-
-        Raises:
-            UserError: when the model cannot answer even that.
-        """
+        """Run the task's example through everything, so that the first request is fast."""
         example = json.dumps(self.predictor.example).encode()
         try:
             for _ in range(WARM_UP_PASSES):

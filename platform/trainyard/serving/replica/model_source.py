@@ -48,11 +48,7 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
 
 
 def task_of(folder: Path) -> str:
-    """The task of a model: that of the first predictor for its config's architecture.
-
-    Raises:
-        UserError: when there is none.
-    """
+    """The task of a model: that of the first predictor for its config's architecture."""
     architectures = _read_json(folder / "config.json").get("architectures") or []
     if (task := task_for(architectures)) is not None:
         return task
@@ -125,7 +121,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _parameters_in(file: Path, source: str) -> int:
-    """Parameters in a safetensors file, by its header alone."""
     try:
         with safe_open(file, framework="numpy") as tensors:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
@@ -136,11 +131,7 @@ def _parameters_in(file: Path, source: str) -> int:
 
 
 def check_memory(folder: Path, dtype: str, device: str, source: str) -> None:
-    """Refuse a model that does not fit into free memory: loading it would end the process.
-
-    Raises:
-        UserError: with the memory that it needs and the memory that is free.
-    """
+    """Refuse a model that does not fit into free memory: loading it would end the process."""
     stored = sum(_parameters_in(file, source) for file in weight_files(folder))
     tried = DTYPE_BYTES["float32"] if stored <= FLOAT32_PARAMETERS else 0  # see `find_padding`
     needed = stored * max(DTYPE_BYTES[dtype], tried) * MEMORY_FACTOR

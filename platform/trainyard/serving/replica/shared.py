@@ -89,7 +89,6 @@ class SharedReplica:
     async def stream(
         self, name: str, body: bytes, seconds: float
     ) -> AsyncGenerator[Answer | bytes]:
-        """See `Host.stream`."""
         async for event in (await self._host(name)).stream(body, seconds):
             yield event
 
@@ -121,7 +120,6 @@ class SharedReplica:
         return loaded.host
 
     def _check(self, name: str) -> Version:
-        """The version of a model, unless it is unknown or failed a moment ago."""
         version = self._versions.get(name)
         if version is None:
             raise RequestError("not_found", f"no model named '{name}' here")
@@ -168,11 +166,7 @@ def _parse(user_config: Any) -> dict[str, Version]:
 
 
 def describe_files(version: Version, options: ModelOptions) -> dict[str, Any]:
-    """Describe a model that is not loaded, by its files and options; nothing is fetched from the Hub.
-
-    Raises:
-        UserError: when the model could not be loaded either.
-    """
+    """Describe a model that is not loaded, by its files and options; nothing is fetched from the Hub."""
     about: dict[str, Any] = {"source": version.source, "revision": version.revision}
     about |= {"status": "not loaded", "dtype": options.dtype}
     local = version.source.startswith("package:") or Path(version.source).expanduser().exists()

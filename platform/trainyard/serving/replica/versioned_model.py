@@ -67,7 +67,7 @@ class Build:
         return cls(hashlib.sha256(text.encode()).hexdigest(), uuid.uuid4().hex)
 
     def continues(self, other: Self, application: str) -> bool:
-        """True when a record of `other` holds for this build.
+        """Return whether a record of `other` holds for this build.
 
         A record of other `args`, or of an application that was deleted since, does not.
         """
@@ -75,7 +75,7 @@ class Build:
 
 
 def _serves(application: str) -> bool:
-    """True when replicas of an application serve, or did until they were lost."""
+    """Return whether replicas of an application serve, or did until they were lost."""
     status = serve.status().applications.get(application)
     if status is None:
         return False
@@ -187,11 +187,7 @@ class LoadAttempts:
                 internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
     def _claim(self, prefix: str, source: str) -> bool:
-        """Record an attempt unless another replica's is running; attempts have numbers, so in one step.
-
-        Raises:
-            UserError: when the version is not to be tried now.
-        """
+        """Record an attempt unless another replica's is running; attempts have numbers, so in one step."""
         cut_off: list[float] = []
         number = 0
         for name in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE):
@@ -217,7 +213,6 @@ class LoadAttempts:
         return not exists
 
     def _counts(self, record: dict[str, Any]) -> bool:
-        """False for an attempt of a former build, of a lost node, or of this replica itself."""
         owner = record["owner"]
         ours = self._build.continues(Build(**record["build"]), self._application)
         return bool(
@@ -231,11 +226,6 @@ class LoadAttempts:
 
 
 def _check_cut_off(times: Sequence[float], source: str) -> None:
-    """Refuse a version whose attempts, begun at `times`, ended their process.
-
-    Raises:
-        UserError: with the number of attempts and the time of the next one.
-    """
     cool_down = COOL_DOWN_SECONDS * 2 ** (len(times) - 1)
     wait = min(max(times) + cool_down - time.time(), cool_down)  # hosts' clocks differ
     if len(times) >= MAX_CUT_OFF:
@@ -297,11 +287,7 @@ class VersionedModel:
             await self._try()
 
     async def check_health(self) -> None:
-        """Check the model that serves; also retry a refused version, in the background.
-
-        Raises:
-            RuntimeError: when the model cannot answer any more.
-        """
+        """Check the model that serves; also retry a refused version, in the background."""
         if self.host is not None and (reason := await self.host.find_fault()):
             raise RuntimeError(f"model '{self._name}': {reason}")
         if self._due() and not self._loading.locked():
@@ -364,11 +350,6 @@ class VersionedModel:
             return await asyncio.to_thread(self._load, version, task)
 
     async def _fall_back(self, former: Sequence[Version], error: UserError) -> Host:
-        """The host that serves while the wanted version does not.
-
-        Raises:
-            UserError: `error`, when there is none.
-        """
         if self.host is not None:
             return self.host
         for version in former:

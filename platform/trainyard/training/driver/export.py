@@ -96,7 +96,7 @@ def _name_labels(path: Path, labels: Sequence[str]) -> None:
 
 
 def _check_answer(model: Path) -> None:
-    """Load a model as every user of it does, and ask it once."""
+    """Load the model as inference does, and compute one answer."""
     predictor = PREDICTORS["text-classification"].load(str(model))
     (scores,) = predictor(predictor.example["inputs"])
     if not all(math.isfinite(label["score"]) for label in scores):

@@ -34,7 +34,6 @@ class Lines:
 
 
 def evaluation_words(line: Mapping[str, Any], score: str, last_step: int) -> str:
-    """Return the sentence about an evaluation line of metrics.jsonl."""
     return (
         f"step {line['step']} of {last_step}: {line['split']} {score} "
         f"{line['metrics'][score]:.4f}"

@@ -160,7 +160,6 @@ def _mistake(error: Exception) -> UserError | None:
 
 
 def _sentence(error: Exception, config: TrainConfig) -> UserError | None:
-    """Return what a user can do about an error in a worker, if anything."""
     from torch import OutOfMemoryError
 
     if isinstance(error, UserError):

@@ -190,11 +190,7 @@ def earlier_result(
 
 
 def check_base_model(record: Mapping[str, Any], digests: Mapping[str, str | None]) -> None:
-    """Refuse a base model other than the one that a recorded run started from.
-
-    Raises:
-        OtherBaseModel: a digest differs from the recorded one.
-    """
+    """Refuse a base model other than the one that a recorded run started from."""
     words = {
         "base_model_digest": ("base weights", "have"),
         "tokenizer_digest": ("tokenizer", "has"),

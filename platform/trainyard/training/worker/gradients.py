@@ -90,7 +90,6 @@ class TouchedRows:
 
 
 def _sum_by_id(ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the distinct ids, and the sum of the rows of each, in their order."""
     distinct, index = torch.unique(ids, return_inverse=True)
     return distinct, torch.ops.aten.embedding_dense_backward(rows, index, len(distinct), -1, False)
 

@@ -55,7 +55,6 @@ def _check_lengths(model: "PreTrainedModel", config: TrainConfig) -> None:
 
 
 def _freeze_unused(model: "PreTrainedModel", table: TokenTable, padding: Padding) -> None:
-    """Freeze the parameters that get no gradient from a batch of all used rows."""
     if model.config.model_type == "reformer":
         return  # its backward pass runs in training mode only
     rows = table.two_rows()

@@ -122,11 +122,10 @@ class Session:
         self._live = (model, optimizer, scheduler)
 
     def steps(self) -> Iterator[tuple[int, int, list[Rows]]]:
-        """(step, epoch, micro-batches) of all that is left to do; steps count from 0."""
+        """Steps that are left, as (step, epoch, micro-batches); steps count from 0."""
         return self.plan.steps(self.state.step, 0 if self.state.stopped_early else self.last_step)
 
     def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        """The padded batch of one micro-batch."""
         self.stopwatch.lap("compute")
         width = padded_length(
             int(self._lengths[rows].max()),

@@ -63,7 +63,7 @@ def train_by_trainer(
             return loss * accelerator.num_processes
 
     class AfterStep(transformers.TrainerCallback):
-        """Hands each finished step to the session."""
+        """Hand each finished step to the session."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             done = micro_batches.first + state.global_step

@@ -166,7 +166,6 @@ def _part(zero: Any, optimizer: Any, parameter: Any, key: str) -> tuple[torch.Te
 
 
 def _whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return the model's state: of stage 3 on rank 0, else everywhere."""
     module = bare(model)
     weights: dict[str, torch.Tensor] = module.state_dict()
     if not _is_stage_3(model):
