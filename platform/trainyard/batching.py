@@ -185,7 +185,7 @@ def padded_length(longest: int, multiple: int, max_length: int, *, fixed: bool) 
 
 
 def micro_batch_seed(seed: int, epoch: int, step: int, micro_batch: int) -> int:
-    """Dropout seed of one forward pass, on whichever process.
+    """Dropout seed of one forward pass; the same on any process.
 
     Numpy's SeedSequence maps neighboring keys to unrelated streams.
     """

@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 
 
 def summary(result: Result) -> list[str]:
-    """Return the lines for people; none for a job that has said everything already."""
+    """Return the lines for people; empty for a job that has printed everything."""
     words = SUMMARIES.get(str(result.get("job")))
     return [] if words is None else list(words(result))
 
@@ -47,7 +47,7 @@ def _ends(interval: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as people say them: 41 s, 4 min 16 s, 2 h 5 min."""
+    """Format seconds: 41 s, 4 min 16 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

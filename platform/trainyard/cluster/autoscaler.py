@@ -59,8 +59,8 @@ def may_grow(config: WorkerFlags) -> bool:
 def room_requested(config: WorkerFlags, needed: Mapping[str, float]) -> Iterator[None]:
     """Request room for MAX workers from the autoscaler while a run of MIN:MAX workers trains.
 
-    Its present workers would request no more than there are. Ray keeps one such request a cluster: of
-    two elastic runs, the later one's counts.
+    Its present workers request no more than they hold. Ray keeps one such request per cluster: the
+    later of two elastic runs replaces that of the other.
     """
     counts, labels = config.worker_counts, config.node_labels
     if len(counts) == 1 or not (_launched() or grows_by_itself()):

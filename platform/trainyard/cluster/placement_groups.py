@@ -9,10 +9,10 @@ import time
 
 
 def release_orphans(patience: float = 0.0) -> None:
-    """Remove this job's placement groups that were created by an actor that is dead.
+    """Remove this job's placement groups whose creator, an actor, is dead.
 
-    Groups whose creator is alive get `patience` seconds: it may be about to remove them, or its death
-    may not be recorded yet.
+    Groups of living actors get `patience` seconds: their removal, or the record of the actor's
+    death, may be under way.
     """
     from ray.util.placement_group import remove_placement_group
 

@@ -20,7 +20,7 @@ def flag(name: str) -> str:
 
 
 class UnknownField(UserError, TypeError):  # noqa: N818 (a sentence for the user, like its parent)
-    """A config was given a keyword that is none of its fields."""
+    """Error for a keyword that is no field of a config."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Batch:
         return len(self.places)
 
     def place(self, index: int) -> str:
-        """Name the row at `index` for an error message: `train.csv line 17`."""
+        """Return the name of the row at `index` for errors: `train.csv line 17`."""
         return f"{self.path.name} {self.unit} {self.places[index]}"
 
     @property
@@ -179,7 +179,7 @@ def column_as(
     """Cast column `name` of a batch to `kind`; `first` is the number of the batch's first row.
 
     Raises:
-        UserError: A value does not fit; names `place`, the row and what is `expected`.
+        UserError: A value does not fit; the sentence names `place`, the row and the `expected` values.
     """
     import pyarrow as pa
 

@@ -41,8 +41,8 @@ def read_rows(
     """Yield the rows of a file in order, in batches of bounded size.
 
     Without text columns only the labels are read, which is fast in Parquet. `keep_bad_rows`, for
-    files read without labels, keeps an unusable row and its error (`Batch.errors`). Faults of the
-    whole file are refused in any case: its encoding, its columns, a quote left open. `class_names` and
+    files without labels, keeps an unusable row and its error (`Batch.errors`). Faults of the whole
+    file are always refused: its encoding, its columns, an unclosed quote. `class_names` and
     `others` are described at `Columns`, `text_lists` at `canonical_labels`.
 
     Raises:

@@ -145,9 +145,9 @@ def canonical_labels(
 ) -> list[Any] | None:
     """Return the raw labels of a batch as names, floats or lists of names, by problem type.
 
-    Strings mean the same in every format: numbers written as text are numbers, names are stripped
-    of outer white space, and `a|b` is a list of two names where lists are expected. `text_lists` reads
-    lists written as text as lists.
+    Strings mean the same in every format. Numbers written as text are numbers, and names lose outer
+    white space. Where lists are expected, `a|b` is a list of two names. `text_lists` reads lists
+    written as text as lists.
     """
     if batch.labels is None:
         return None

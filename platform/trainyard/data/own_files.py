@@ -121,7 +121,7 @@ class OwnFile:
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """All that changes how the rows are read and that 29a2e37 did not have."""
+        """Options of reading the rows that version 29a2e37 did not have."""
         options = (self.text_format, self.drop_labels, self.merge_similar_labels)
         several = self.problem_type == "multi_label_classification"
         return (

@@ -54,7 +54,7 @@ class Split:
         return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
 
     def selection_part(self, test_share: float) -> "Split":
-        """The rows that are left when a share is set aside."""
+        """Split without the share of rows that is set aside."""
         return _divided(self, test_share)[0]
 
 

@@ -76,10 +76,11 @@ class PreparedData:
 def prepare(
     splits: Splits, tokenizer: Any, config: ModelFlags, cache: Path, run: RunFolder | None = None
 ) -> PreparedData:
-    """Tokenize `splits` into `cache` unless their tables are there.
+    """Tokenize `splits` into `cache`, unless their tables exist.
 
-    A `run` in a bucket finds tables in the bucket too; other nodes do not see its `cache`. Two runs
-    may prepare the same data at once: each writes its own folder, and the first rename wins.
+    A `run` in a bucket also finds tables in the bucket, as other nodes do not see its `cache`. Two
+    runs may prepare the same data at the same time: each writes its own folder, and the first
+    rename wins.
     """
     recipe = json.dumps(
         [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]

@@ -152,7 +152,7 @@ def column_order(
 
 
 def mapping_note(found: Mapping[str, str]) -> list[str]:
-    """Say which label stands for which one of the model's; nothing where all names are equal."""
+    """Note the model's label for each label of the rows; empty when all names are equal."""
     if all(label == name for label, name in found.items()):
         return []
     pairs = ", ".join(f"{label} is {name}" for label, name in found.items())

@@ -65,7 +65,7 @@ class RunProcess:
         self._defect: Exception | None = None
 
     def next_report(self) -> dict[str, Any]:
-        """Train to the next evaluation, or to the end; returns the report for Tune."""
+        """Train to the next evaluation, or to the end; return the report for Tune."""
         if (report := self._unreported()) is not None and self._thread is None:
             return report
         if self._thread is None:
@@ -87,7 +87,7 @@ class RunProcess:
             self._permit()  # an evaluation repeated after a restart: reported already
 
     def stop(self) -> None:
-        """End a run that the scheduler stops, saved; returns when it holds nothing any longer."""
+        """Save and end a run that the scheduler stops; return when its resources are free."""
         if self._thread is None:
             if not self._reported:  # it had not begun; else it was compared by its folder
                 return
@@ -247,7 +247,7 @@ class RunProcess:
 
 
 def build_trainable(shared: Shared | None) -> type[tune.Trainable]:
-    """Class that Tune runs: a `RunProcess`, kept for run after run."""
+    """Build the class that Tune runs: a `RunProcess`, reused from run to run."""
 
     class FleetRun(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
@@ -283,7 +283,7 @@ def mean_loss(run: RunFolder, last_step: int) -> float:
 
 
 def inherit(run: RunFolder, parent: RunFolder) -> None:
-    """Let a run begin where its parent ended: the same checkpoints, under a second name."""
+    """Start a run from its parent's last checkpoints, as links to the same files."""
     own, source = run.store(), parent.store()
     if own.steps():
         return
@@ -303,7 +303,7 @@ def _tokenizer(model: str, max_length: int) -> Any:
 
 
 def _limit_gpu_memory(share: float) -> None:
-    """Keep trials that share a GPU to their share of its memory: nothing else separates them."""
+    """Limit a trial that shares a GPU to its share of the memory: nothing else separates them."""
     import torch
 
     if 0 < share < 1 and torch.cuda.is_available():

@@ -83,7 +83,7 @@ def pruned(evaluations: int) -> Ended:
 
 
 def reason_of(error: UserError, folder: Path) -> str:
-    """Reason of a failed ordinary run, with the remedy of a fleet, which has no --fresh for one run."""
+    """Reason that an ordinary run failed, with a remedy that does not need --fresh."""
     if isinstance(error, DamagedRun | AnotherRun):
         return f"{error.problem}; use rm -r {folder} to start this run anew"
     return str(error)

@@ -58,8 +58,8 @@ def write_submission(
 ) -> dict[str, Any]:
     """Predict every test split with its task's best seed; write submission/ and submission.zip.
 
-    What the data folder lacks is left out and said; the checker then names it as missing.
-    Returns {"zip": path, "files": rows by file, "faults": what the checker finds}.
+    Splits that the data folder lacks are reported and left out; the checker then lists them as
+    missing. Returns {"zip": path, "files": rows by file, "faults": findings of the checker}.
     """
     folder = config.folder / "submission"
     folder.mkdir(exist_ok=True)
@@ -164,7 +164,7 @@ def zip_submission(folder: Path) -> Path:
 
 
 def check_submission(path: Path) -> list[str]:
-    """List what the leaderboard would refuse in a zip, a sentence each; empty when it is complete.
+    """List the faults for which the leaderboard would refuse a zip, a sentence each.
 
     Names of files, the header, the number and order of rows, and every prediction are checked.
     """

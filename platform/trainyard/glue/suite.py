@@ -33,7 +33,7 @@ class Outcomes:
     stopped: list[str] = field(default_factory=list)
 
     def drop(self, lost: Iterable[Job]) -> None:
-        """Note jobs that cannot start since the run they start from did not finish."""
+        """Record jobs that cannot start because the run that they start from did not finish."""
         for job in lost:
             if job.after in self.failed:
                 self.failed[job.name] = f"it starts from {job.after}, which failed"
@@ -42,9 +42,9 @@ class Outcomes:
 
 
 def run_suite(config: SuiteConfig) -> dict[str, Any]:
-    """Train what is not finished, then write the table; returns the last line that the job prints.
+    """Train unfinished runs, then write the table; return the job's JSON line.
 
-    A run that fails does not stop the others: the table is made of the rest.
+    A failed run does not stop the others: the table holds the rest.
 
     Raises:
         UserError: when runs failed (after the table is written), or for flags that cannot work.
@@ -108,7 +108,7 @@ def _runs_in_table(
     """Names of the runs in an earlier table.
 
     Raises:
-        UserError: for a command that would take from it what an earlier one put there.
+        UserError: The command would remove entries of an earlier command.
     """
     try:
         rows = folder.read().get("tasks", [])

@@ -401,7 +401,7 @@ def decode(problem_type: "ProblemType", logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def answers(metric: str, problem_type: "ProblemType", logits: NDArray[Any]) -> NDArray[Any]:
-    """Turn logits of shape [rows, labels] into what a metric reads: decisions or probabilities."""
+    """Turn logits of shape [rows, labels] into a metric's input: decisions or probabilities."""
     if not get_metric(metric).of_scores:
         return decode(problem_type, logits)
     from scipy.special import expit, softmax

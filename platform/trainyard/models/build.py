@@ -66,7 +66,7 @@ def build_tokenizer(config: ModelFlags) -> Any:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Number of vectors that a tokenizer's ids need."""
+    """Number of word vectors that a tokenizer's ids need."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 

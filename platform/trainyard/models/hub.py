@@ -22,10 +22,10 @@ TOKENIZER_FILES = (
 
 
 def resolve_model(name: str) -> str:
-    """A `model_name_or_path` as transformers takes it: a folder, or a Hub id left as it is.
+    """Resolve a `model_name_or_path` for transformers: a folder, or an unchanged Hub id.
 
-    `package:NAME/FOLDER` is a folder inside an installed Python package. The folder of a run or sweep
-    stands for the `model/` in it.
+    `package:NAME/FOLDER` is a folder inside an installed Python package. The folder of a run or
+    sweep means the `model/` in it.
 
     Raises:
         UserError: when the package is not installed or the folder is missing.
@@ -57,9 +57,9 @@ def resolve_model(name: str) -> str:
 
 
 def locate_model(name: str) -> str:
-    """Return the name under which processes with another working directory find the same model.
+    """Return a name of the model that is valid in processes with another working directory.
 
-    Folders become absolute. A package may lie elsewhere on another node, so its name stays.
+    Folders become absolute. A package's name stays, as it may be elsewhere on another node.
 
     Raises:
         UserError: The folder holds no model, or the package is not installed.
@@ -69,10 +69,10 @@ def locate_model(name: str) -> str:
 
 
 def base_digests(name: str) -> dict[str, str | None]:
-    """Return digests of what a run starts from, by their names in run.json; None for the Hub's.
+    """Return digests of the base model's files, by their names in run.json; None for the Hub's.
 
-    A commit stands for the files of a model on the Hub. Other files of a folder, such as
-    calibration.json, do not decide what training starts from.
+    A commit identifies the files of a model on the Hub. Files that training does not read, such as
+    calibration.json, are left out.
 
     Raises:
         UserError: the model is gone.
@@ -94,7 +94,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def from_hub(name: str, load: Any) -> Any:
-    """Call `load`, turning the kinds of "not found" and "damaged" into one sentence."""
+    """Call `load`; report each kind of missing or damaged file in one sentence."""
     from safetensors import SafetensorError
 
     try:
@@ -113,7 +113,7 @@ def from_hub(name: str, load: Any) -> Any:
 
 
 def reserved_positions(model: Any) -> int:
-    """Positions that no token gets: models of RoBERTa's kind count from the padding token's id on."""
+    """Number of positions without a token: RoBERTa counts from the padding token's id on."""
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None:
@@ -122,7 +122,7 @@ def reserved_positions(model: Any) -> int:
 
 
 def load_config(name: str) -> Any:
-    """The transformers config of a model, without its weights."""
+    """Load the transformers config of a model, without its weights."""
     import transformers
 
     with quiet():
@@ -136,7 +136,7 @@ def load_config(name: str) -> Any:
 
 @lru_cache
 def model_revision(name: str) -> str | None:
-    """The commit that a Hub id means, asked once, so that all processes load the same; None of a folder."""
+    """Resolve a Hub id to a commit, so that all processes load the same; None for a folder."""
     from transformers.utils.hub import resolve_revision
 
     return getattr(resolve_revision(resolve_model(name)), "resolved", None)

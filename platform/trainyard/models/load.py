@@ -127,10 +127,10 @@ def _check_labels(name: str, model: "PreTrainedModel") -> None:
 
 
 def special_tokens(auto_model: str, config: Any) -> dict[str, bool]:
-    """Tokenizer options by which "</s>" in a text is text.
+    """Tokenizer options that treat "</s>" in a text as text.
 
-    Encoders with a decoder classify by the last end of the text; a second one in a text would be
-    taken for it.
+    Encoder-decoders classify by the last end token, so a second one inside a text would change the
+    result.
     """
     pools_by_end = auto_model == CLASSIFIER and getattr(config, "is_encoder_decoder", False)
     return {"split_special_tokens": True} if pools_by_end else {}

@@ -79,9 +79,9 @@ def find_padding(
     fill: Mapping[str, int],
     side: str,
 ) -> Padding:
-    """Try a model in evaluation mode on a row alone and next to a longer one.
+    """Compare a model's output for a row alone and next to a longer row.
 
-    A half-precision model is tried in float32. The rounding of one small output, such as a
+    A half-precision model is compared in float32: the rounding of a small output, such as a
     regression's near zero, would look like a change by its neighbors.
 
     Args:
@@ -135,7 +135,7 @@ def find_padding(
 
 @contextmanager
 def _in_float32(model: "PreTrainedModel") -> Iterator[None]:
-    """Hold a model in float32 inside the block, unless it is large; the way back is exact."""
+    """Hold a model in float32 inside the block, unless it is large; restore its weights exactly."""
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     dtypes = [tensor.dtype for tensor in tensors]
     small = sum(tensor.numel() for tensor in tensors) <= FLOAT32_PARAMETERS
@@ -151,7 +151,7 @@ def _in_float32(model: "PreTrainedModel") -> Iterator[None]:
 def _moved(
     alone: "torch.Tensor", together: "torch.Tensor", short: int, long: int, padding: Padding
 ) -> float:
-    """Largest change of the first row's output, as a part of the largest value of both rows.
+    """Largest change of the first row's output, relative to the largest value of both rows.
 
     Infinite for an output of another shape.
     """
@@ -172,7 +172,7 @@ def use_fixed_hashes(model: "PreTrainedModel") -> None:
 
 
 def use_full_attention(model: "PreTrainedModel") -> None:
-    """Fix BigBird's attention: its first short batch would switch block-sparse attention off for good."""
+    """Select BigBird's full attention, to which it would switch after its first short batch."""
     base = model.base_model
     if getattr(base, "attention_type", None) == "block_sparse":
         base.set_attention_type("original_full")

@@ -364,7 +364,7 @@ class RunFolder(JobFolder):
                     self._write_progress(progress)
 
     def clean_up(self) -> None:
-        """Delete what a finished run no longer needs."""
+        """Delete files that a finished run no longer needs."""
         if self.mirror is not None:
             shutil.rmtree(self.path, ignore_errors=True)
         else:

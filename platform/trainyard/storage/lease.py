@@ -111,7 +111,7 @@ class Lease:
             return
 
     def fence(self, above: Fence | None = None) -> Fence:
-        """Return what workers check before they write."""
+        """Return the check that workers make before they write."""
         return Fence(self._store, self._name, self.id, self._what, above)
 
     def check(self) -> None:

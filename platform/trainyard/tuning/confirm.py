@@ -35,7 +35,7 @@ ONE_ANSWER = (
 def candidates_of(
     config: SweepConfig, ranked: Sequence[TrialRecord], default: Mapping[str, Any]
 ) -> list[TrialRecord]:
-    """The best finished trials that differ from the default recipe and each other by more than seed."""
+    """Best finished trials that differ from the default recipe and each other in more than seed."""
     chosen: list[TrialRecord] = []
     known = [without_seed(default)]
     for trial in ranked:
@@ -92,7 +92,7 @@ def verdict_of(
     candidates: Sequence[TrialRecord],
     default: Mapping[str, Any],
 ) -> tuple[dict[str, Any] | None, str]:
-    """The `confirmation` of sweep.json; when the default recipe or all candidates failed, why."""
+    """Build the `confirmation` of sweep.json; without one, return the reason."""
     config = context.config
 
     def runs(name: str) -> list[RunFolder]:

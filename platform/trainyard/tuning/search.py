@@ -98,7 +98,7 @@ SEARCHERS: dict[str, Searcher] = {"random": Searcher(), "grid": Grid(), "optuna"
 def suggest(
     searcher: str, space: Space, base: TrainConfig, index: int, history: History
 ) -> Point | None:
-    """Hyperparameters of trial `index`, or None when the search is exhausted."""
+    """Return the hyperparameters of trial `index`; None when the search is exhausted."""
     row = SEARCHERS[searcher]
     if index == 0 and row.default_first:
         default = {field: getattr(base, field) for field in space}

@@ -76,7 +76,7 @@ def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple
 
 
 def search_supply(context: Context, space: Space, folder: SweepFolder) -> Supply:
-    """Trials that were begun, then new ones."""
+    """Build the supply of a search: unfinished trials, then new ones."""
     config = context.config
     scheduler = SCHEDULERS[config.scheduler]
     begun = deque(
@@ -103,7 +103,7 @@ def search_supply(context: Context, space: Space, folder: SweepFolder) -> Supply
 
 
 def fixed_supply(context: Context, folder: SweepFolder, trials: Iterable[TrialSpec]) -> Supply:
-    """Trials that are known in advance, without those that have ended."""
+    """Build the supply of trials that are known in advance, without those that have ended."""
     records = [record(folder.add(trial)) for trial in trials]
     waiting = deque(r.spec for r in records if not r.ended or r.status == "failed")
     _retry_failed(records)
@@ -111,7 +111,7 @@ def fixed_supply(context: Context, folder: SweepFolder, trials: Iterable[TrialSp
 
 
 def _retry_failed(trials: Iterable[TrialRecord]) -> None:
-    """Let the same command train again what failed: the cause may be fixed."""
+    """Mark failed trials as stopped, so that the same command trains them again."""
     for trial in trials:
         if trial.status == "failed":
             trial.run.update(status="stopped")
@@ -119,7 +119,7 @@ def _retry_failed(trials: Iterable[TrialRecord]) -> None:
 
 @contextmanager
 def bar_of_runs(title: str, runs: int) -> Iterator[Callable[[RunSpec, Ended], None]]:
-    """Show a bar over `runs`; yields the function to call with each run that has ended."""
+    """Show a bar over `runs`; yield the function to call with each run that has ended."""
     with progress_bar(runs, unit="run", title=title) as bar:
 
         def ended(run: RunSpec, how: Ended) -> None:

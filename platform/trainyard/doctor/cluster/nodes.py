@@ -39,9 +39,9 @@ def marked(storage_path: str) -> Iterator[Question]:
 
 
 def ask(question: Question, *, timeout: float) -> dict[str, Facts]:
-    """Return the facts of each living node by its id; {"fault": …} for a node that does not answer.
+    """Return the facts of each living node by its id; {"fault": …} for a node without an answer.
 
-    A node that is gone when the others have answered is left out.
+    A node that disappeared before all others answered is left out.
     """
     import ray
     from ray import cloudpickle

@@ -42,7 +42,7 @@ def run_tuner(
     on_end: Callable[[RunSpec, Ended], None],
     scheduler: "TrialScheduler | None",
 ) -> None:
-    """Run what `supply` returns by Tune; returns when there is no more."""
+    """Run the runs of `supply` by Tune; returns after the last one."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     scratches = fleet.folder.path / ".tune"
@@ -93,7 +93,7 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 
 class _Suggested(Searcher):
-    """Tune's view of a supply."""
+    """Searcher of Tune that proposes the runs of a supply."""
 
     def __init__(self, supply: "Supply") -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class _Suggested(Searcher):
 
 
 class _TuneCallback(tune.Callback):
-    """Keep the list of running runs, pass on outcomes, and clean up after lost ones."""
+    """Record starts and ends of runs in the fleet, and clean up after lost processes."""
 
     def __init__(self, fleet: "Fleet", on_end: Callable[[RunSpec, Ended], None]) -> None:
         self._fleet, self._on_end = fleet, on_end

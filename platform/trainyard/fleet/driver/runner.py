@@ -54,10 +54,10 @@ class Fleet:
         on_end: Callable[[RunSpec, Ended], None],
         scheduler: "TrialScheduler | None" = None,
     ) -> None:
-        """Run what `supply` returns until there is no more, or until a stop is requested.
+        """Run the runs of `supply` to the last one, or until a stop is requested.
 
         `stop` is polled. When it returns True, or the job's folder has a stop request, running runs
-        save and end, and none is started.
+        save and end, and no other run starts.
         """
         self._unsettled.clear()
         stopping = False
@@ -94,12 +94,12 @@ class Fleet:
             self.settle(spec, ended, patience=TAKEOVER_SECONDS)
 
     def start(self, trial_id: str, spec: RunSpec) -> None:
-        """Note a run that starts."""
+        """Record the start of a run."""
         self.running[trial_id] = spec
         self._supervised |= not spec.trains_in_process
 
     def complete(self, trial_id: str, spec: RunSpec, ended: Ended | None) -> Ended:
-        """Note a run that ended; without an outcome the scheduler stopped it."""
+        """Record the end of a run; without an outcome the scheduler stopped it."""
         self.running.pop(trial_id, None)
         if ended is not None:
             return ended

@@ -38,7 +38,7 @@ class LongestFirst:
         self._finished = set(finished)
 
     def share_out(self, capacity: int) -> None:
-        """Give each job its share of `capacity` workers, rounded down to what divides its micro-batches."""
+        """Assign each job its share of `capacity` workers: a divisor of its micro-batches."""
         self.free = capacity
         total = sum(job.cost for job in self.waiting) or 1.0
         for job in self.waiting:
@@ -47,9 +47,9 @@ class LongestFirst:
             self.workers[job.name] = max(n for n in divisors if n <= share)
 
     def start_next(self) -> Job | None:
-        """Take the workers of the next job; None while none can start.
+        """Take the workers of the next job; None while no job can start.
 
-        A job that others wait for counts as long as the longest chain that depends on it.
+        The rank of a job is its longest chain of dependent jobs.
         """
         cost = {job.name: job.cost for job in self.waiting}
         chain = dict(cost)

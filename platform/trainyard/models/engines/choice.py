@@ -20,7 +20,7 @@ INT8 = Path("engine/int8.xml")
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine and what it computes in; `why` it is another one than was stored, if it is."""
+    """An engine and its number type; `why` is the reason for ignoring the stored choice, if any."""
 
     engine: str = "torch"
     dtype: str = "float32"
@@ -36,10 +36,10 @@ class Choice:
 
 
 def choose(engine: str, dtype: str, folder: Path, device: str) -> Choice:
-    """`engine` as it is, or for `auto` what is stored in the model's folder.
+    """Return `engine`, or for `auto` the choice that is stored in the model's folder.
 
-    What was measured says nothing of other weights, another processor, another type or a GPU; there it
-    is torch.
+    A measurement holds for the same weights, processor, number type and device only; otherwise the
+    choice is torch.
 
     Raises:
         UserError: for a stored choice that cannot be read.
@@ -83,7 +83,7 @@ def weights_of(folder: Path, pattern: str = "*.safetensors") -> str:
 
 
 def machine() -> str:
-    """The processor's name and a digest of what it can do: figures of others say little about it."""
+    """Name of the processor and a digest of its features: measurements hold for equal ones only."""
     name, abilities = platform.processor() or platform.machine(), ""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -27,7 +27,7 @@ PASSES = 2
 
 
 def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[..., Any]:
-    """Compile what `convert` makes of the model, or what `quantize` has stored in `file`.
+    """Compile the converted model, or the quantized one that is stored in `file`.
 
     Raises:
         UserError: when OpenVINO is not installed, the CPU has no such arithmetic, or the model or the
@@ -81,7 +81,7 @@ def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[.
 
 
 def load() -> Any:
-    """The library, without its reports to its makers over the network."""
+    """Import OpenVINO with its telemetry off."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
@@ -93,7 +93,7 @@ def load() -> Any:
 
 
 def convert(model: Any, batch: Batch) -> Any:
-    """OpenVINO's form of the model, for batches of any shape; `batch` is what it is traced with."""
+    """Convert the model for batches of any shape, traced with `batch`."""
     import torch
 
     openvino = load()
@@ -114,9 +114,9 @@ def convert(model: Any, batch: Batch) -> Any:
 
 
 def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
-    """Store the model with weights and activations in int8, scaled by what `batches` make of them.
+    """Store the model with weights and activations in int8, scaled by a calibration on `batches`.
 
-    NNCF's static quantization for transformers: scales are constants, so a row's answer does not
+    NNCF's static quantization for transformers has constant scales. So a row's answer does not
     depend on its neighbors.
     """
     openvino = load()

@@ -14,10 +14,10 @@ from typing import Any
 
 
 def pack_linears(model: Any) -> Any:
-    """A copy of a model whose linear layers oneDNN computes; weights must not change any more.
+    """Copy a model so that oneDNN computes its linear layers; its weights must stay constant.
 
-    It shares the model's own weights, as some architectures read them: they are pages of the model's
-    file, which the system takes back when they are not read.
+    The copy shares the model's own weights, which some architectures read. They are pages of the
+    model's file, which the system reclaims while they are not read.
 
     Returns:
         The model itself on other processors, and with weights of a type that oneDNN does not pack.
@@ -73,11 +73,11 @@ def _packed_linear() -> Any:
 
 
 def grid(rows: int) -> int:
-    """The least of few numbers that is not below `rows`: four in each power of two, from 8 on, and 1.
+    """Smallest padded number of rows that is at least `rows`.
 
-    oneDNN writes a kernel for every number of rows that it meets, of about half a MiB, half of which it
-    never lets go: in 2,000 mixed batches a process grew by 1.5 GB with every number, and by 0.4 with
-    these, as it does by MKL.
+    It has four steps per power of two from 8 on, and 1. oneDNN compiles a kernel of about 0.5 MiB
+    for every number of rows, and never frees half of it. In 2,000 mixed batches a process grew by
+    1.5 GB without this grid, and by 0.4 GB with it, as with MKL.
     """
     if rows <= 1:
         return rows

@@ -88,7 +88,7 @@ How good the answers are in each type is for `trainyard engine` to measure."""
 
 
 def check_engine(name: str, dtype: str, device: str) -> None:
-    """Check that an engine supports a number type and a device, before a model is loaded for it.
+    """Refuse a number type or device that an engine does not support, before a model is loaded.
 
     Raises:
         UserError: naming what it supports.

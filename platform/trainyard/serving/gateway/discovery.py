@@ -56,9 +56,9 @@ class _Model:
     suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def choose(self) -> Connection | None:
-        """The connection with the least load; None when Serve is to choose a replica.
+        """Return the connection with the least load; None to let Serve choose a replica.
 
-        Replicas without a connection get their share through Serve, which knows them all.
+        Replicas without a connection get their share through Serve.
         """
         targets: list[tuple[float, float, Connection | None]] = [
             (found.load, random.random(), found)
@@ -101,7 +101,7 @@ class ServeModels:
         return {name: why for name, why in self._loading.items() if name not in self._models}
 
     async def refresh(self) -> None:
-        """Ask Serve for its applications; a model whose replicas are lost for a moment stays."""
+        """Read the applications from Serve; keep a model whose replicas are lost for a moment."""
         applications = (await asyncio.to_thread(serve.status)).applications
         ours = {
             application: (name, deployment.replica_states.get("RUNNING", 0))
@@ -172,7 +172,7 @@ class ServeModels:
     async def _find(
         self, application: str, deployment: str, state: tuple[Any, ...]
     ) -> dict[str, _Model]:
-        """The models of an application; its replicas report them again only after a change."""
+        """Find the models of an application; its replicas report them again only after a change."""
         before = {
             name: model for name, model in self._of(application).items()
             if model.handle.deployment_name == deployment  # another builder, another deployment

@@ -107,9 +107,9 @@ class SharedReplica:
         return about | {"shared": True} | self._refused
 
     async def check_health(self) -> None:
-        """Called by Serve every ten seconds; Serve replaces a replica that raises here.
+        """Check all loaded models, every ten seconds; Serve replaces a replica that raises here.
 
-        All models are asked at once, as Serve waits for the sum.
+        The checks run concurrently, as Serve waits for all of them.
         """
         checks = (loaded.model.check_health() for loaded in list(self._loaded.values()))
         await asyncio.gather(*checks)
