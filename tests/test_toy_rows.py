@@ -14,7 +14,7 @@ from trainyard.errors import UserError
 from trainyard.evaluation.comparison import compare
 from trainyard.evaluation.config import EngineConfig
 from trainyard.evaluation.engine_choice import choose_engine
-from trainyard.evaluation.page import page
+from trainyard.evaluation.report import page
 from trainyard.evaluation.scoring import score
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.run import predict

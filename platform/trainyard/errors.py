@@ -65,3 +65,8 @@ def storage_fault(error: OSError) -> str:
     """Return the sentence for the user about one of `STORAGE_FAULTS`."""
     path = f" ({error.filename})" if error.filename else ""
     return f"{error.strerror}{path}; make room or fix the disk, then run the same command again"
+
+
+def one_line(message: object, longest: int | None = None) -> str:
+    """Return a library's message on one line, cut after `longest` characters."""
+    return " ".join(str(message).split())[:longest]

@@ -18,7 +18,7 @@ from trainyard.errors import UserError
 from trainyard.evaluation import run as evaluation
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inputs import _trained_length, describe, max_length
-from trainyard.evaluation.page import _results
+from trainyard.evaluation.report import _results
 from trainyard.evaluation.run import _stored_temperature, evaluate, predict_splits
 from trainyard.report.kit.page import Text
 

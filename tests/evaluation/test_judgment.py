@@ -22,7 +22,7 @@ from trainyard.evaluation.details import (
     slices,
     worst_rows,
 )
-from trainyard.evaluation.page import _slices, _worst
+from trainyard.evaluation.report import _slices, _worst
 from trainyard.evaluation.run import store_temperature
 from trainyard.evaluation.scoring import one_answer_words, one_answers, score
 from trainyard.inference.tasks.text_classification import stored_temperature

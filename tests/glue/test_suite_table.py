@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from trainyard.glue.config import SuiteConfig
-from trainyard.glue.page import as_markdown, page
+from trainyard.glue.report import as_markdown, page
 from trainyard.glue.table import summary
 from trainyard.stats import mean_interval
 

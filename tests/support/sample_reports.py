@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainyard.glue.config import SuiteConfig
-from trainyard.glue.page import page as suite_page
+from trainyard.glue.report import page as suite_page
 from trainyard.glue.table import summary
 from trainyard.tasks import get_task
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainyard.config import ClusterFlags
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
 """Module that a tokenizing job needs first; its import takes 2 to 3 seconds, like Ray's start."""
@@ -62,7 +62,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
 
 
 def _no_ray(address: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:160]
+    reason = one_line(error, 160)
     if address == "local":
         return (
             f"Ray did not start on this machine ({reason}); end what keeps the machine busy or fills its "

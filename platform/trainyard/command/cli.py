@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from trainyard.command.usage import description, flattened, grouped
 from trainyard.config import accelerate_flags, flag, is_accelerate, translate
-from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, storage_fault
+from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, one_line, storage_fault
 from trainyard.summary import summary
 
 Config = TypeVar("Config")
@@ -79,9 +79,7 @@ def _read_yaml(path: Path) -> Any:
             f"--config {path} cannot be read ({error.strerror}); give the path of a YAML file"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--config {path} is no valid YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"--config {path} is no valid YAML: {one_line(error)}") from error
 
 
 def _flags(fields: Any, path: Path) -> Iterator[str]:

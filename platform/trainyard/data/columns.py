@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,11 +144,6 @@ def listing(names: Iterable[str]) -> str:
     all_names = list(names)
     more = f" and {len(all_names) - _SHOWN} more" if len(all_names) > _SHOWN else ""
     return ", ".join(all_names[:_SHOWN]) + more
-
-
-def one_line(error: Exception) -> str:
-    """Return a library's message on one line: those of pyarrow hold line breaks."""
-    return " ".join(str(error).split())
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:

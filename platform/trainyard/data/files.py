@@ -8,11 +8,11 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainyard.data.columns import Batch, Columns, TextFormat, did_you_mean, one_line
+from trainyard.data.columns import Batch, Columns, TextFormat, did_you_mean
 from trainyard.data.labels import canonical_labels
 from trainyard.data.parquet_files import read_parquet
 from trainyard.data.text_files import read_csv, read_json, read_tsv
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from trainyard.tasks import ProblemType

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainyard.data.columns import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns, one_line
-from trainyard.errors import UserError
+from trainyard.data.columns import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns
+from trainyard.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,7 +22,7 @@ from trainyard.data import own_files as own_data
 from trainyard.data.columns import column_as, readable
 from trainyard.data.held_out import Parts, by_class
 from trainyard.data.parquet_files import open_parquet
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.metrics import with_metrics
 from trainyard.storage import file_digest
 from trainyard.tasks import Task, check_data_dir, get_task
@@ -229,7 +229,7 @@ def _hub_splits(task: Task, names: Sequence[str], labeled: bool) -> list[Split]:
     ) as error:  # base classes of the errors of datasets and huggingface_hub
         raise UserError(
             f"task '{task.name}' could not be loaded from the Hub ({task.hub_path}): "
-            f"{' '.join(str(error).split())[:200]}; connect to it, or give --data-dir with "
+            f"{one_line(error, 200)}; connect to it, or give --data-dir with "
             f"{task.name}/{names[0]}.parquet"
         ) from error
 

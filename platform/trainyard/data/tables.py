@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.storage import scratch_path
 
 
@@ -60,7 +60,7 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
     # Bases of the errors of datasets and huggingface_hub; RuntimeError: scripts are not supported.
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"data set {name} could not be loaded ({' '.join(str(error).split())[:200]}); check "
+            f"data set {name} could not be loaded ({one_line(error, 200)}); check "
             "--dataset-name and --dataset-config-name, or give its files with --train-file"
         ) from error
     if "train" not in splits:

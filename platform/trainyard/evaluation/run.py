@@ -36,7 +36,7 @@ from trainyard.evaluation.inputs import (
     max_length,
     texts_of,
 )
-from trainyard.evaluation.page import page
+from trainyard.evaluation.report import page
 from trainyard.evaluation.scoring import (
     not_finite,
     one_answer_words,

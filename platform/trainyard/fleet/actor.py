@@ -104,7 +104,7 @@ class RunProcess:
         # A predecessor that was killed may have left its lease, and workers that still train.
         with self._run.lease(TAKEOVER_SECONDS):
             if self._run.read().get("status") not in ENDED:
-                self._close(self._pruned())
+                self._close(pruned(len(self._reported)))
 
     def _known_end(self, trial: TrialSpec) -> Ended | None:
         known = self._run.read()
@@ -112,9 +112,6 @@ class RunProcess:
         if status in ENDED or trial.is_over(len(self._reported)):
             return Ended(status or "stopped", known.get("reason"))
         return None
-
-    def _pruned(self) -> Ended:
-        return pruned(len(self._reported))
 
     def _next_event(self, timeout: float | None) -> str | None:
         try:

@@ -12,7 +12,7 @@ from trainyard.data import split_rows
 from trainyard.errors import DamagedRun, Interrupted, UserError
 from trainyard.fleet import Ended, Fleet, Job, LongestFirst, RunSpec, reason_of
 from trainyard.glue.config import SuiteConfig
-from trainyard.glue.page import as_markdown, page
+from trainyard.glue.report import as_markdown, page
 from trainyard.glue.submission import check_submission, write_submission
 from trainyard.glue.table import summary
 from trainyard.signals import StopSignals

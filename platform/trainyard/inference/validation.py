@@ -83,17 +83,18 @@ def _sentence(fault: Mapping[str, Any], cls: type[Any], task: str) -> str:
         return f"{place} is no parameter of {task}; {hint} {', '.join(names)}"
     if fault["type"] == "missing":
         return f"{place} is missing; {task} cannot do without it"
-    shown = repr(fault["input"])
-    shown = shown if len(shown) < 60 else f"{shown[:57]}..."
-    return f"{place} is {shown}: {str(fault['msg'])[0].lower()}{str(fault['msg'])[1:]}"
+    return f"{place} is {_shown(fault['input'])}: {str(fault['msg'])[0].lower()}{str(fault['msg'])[1:]}"
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 60 else f"{shown[:57]}..."
 
 
 def text_of(value: Any, place: str = "inputs") -> str:
     """Return `value` if it is a text that can be tokenized."""
     if not isinstance(value, str):
-        shown = repr(value)
-        shown = shown if len(shown) < 60 else f"{shown[:57]}..."
-        raise UserError(f"{place} must be a text, not {shown}")
+        raise UserError(f"{place} must be a text, not {_shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:

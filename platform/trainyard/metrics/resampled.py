@@ -151,17 +151,14 @@ def average_precision(positive: Floats, negative: Floats) -> Floats:
 def log_loss(probabilities: NDArray[Any], references: NDArray[Any]) -> Statistic:
     scores, truth = _label_columns(probabilities, references)
     least = np.finfo(np.float32).eps
-    of_truth = np.where(truth, scores, 1.0 if _one_hot(scores, references) else 1 - scores)
+    one_hot = references.ndim == 1 and scores.shape[1] > 1
+    of_truth = np.where(truth, scores, 1.0 if one_hot else 1 - scores)
     return _mean_of_rows(-np.log(np.maximum(of_truth, least)), references)
 
 
 def brier_score(probabilities: NDArray[Any], references: NDArray[Any]) -> Statistic:
     scores, truth = _label_columns(probabilities, references)
     return _mean_of_rows((scores - truth) ** 2, references)
-
-
-def _one_hot(scores: Floats, references: NDArray[Any]) -> bool:
-    return references.ndim == 1 and scores.shape[1] > 1
 
 
 def _mean_of_rows(losses: Floats, references: NDArray[Any]) -> Statistic:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.storage import file_digest
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".spm", ".jinja", ".tiktoken")
@@ -105,7 +105,7 @@ def from_hub(name: str, load: Any) -> Any:
                 f"model '{name}' needs its repository's code, which is never run here; give one of an "
                 "architecture that transformers has"
             ) from error
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"model '{name}' could not be loaded ({reason}); check the name, connect to the Hub, or "
             "give --model-name-or-path a local folder that is whole"

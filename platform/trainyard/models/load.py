@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.models.hub import quiet, reserved_positions
 from trainyard.models.padding import use_fixed_hashes, use_full_attention
 from trainyard.models.pickled import with_safetensors
@@ -71,7 +71,7 @@ def load_model(
                 **common,
             )
         except Exception as error:  # a broken file raises whatever its reader raises
-            reason = " ".join(str(error).split())[:240] or type(error).__name__
+            reason = one_line(error, 240) or type(error).__name__
             raise UserError(
                 f"model {name} could not be loaded as {auto_model} ({reason}); it must be a folder or "
                 "Hub id with config.json, a tokenizer and weights in safetensors, and need no code "

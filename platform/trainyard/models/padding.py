@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def find_padding(
             if "shape" not in str(error):  # a fault of the device
                 raise
             raise UserError(
-                f"the model cannot run on rows of {short} tokens ({' '.join(str(error).split())}); use a "
+                f"the model cannot run on rows of {short} tokens ({one_line(error)}); use a "
                 "model that takes rows of any length"
             ) from error
         limit = TOLERANCE[str(model.dtype).removeprefix("torch.")]

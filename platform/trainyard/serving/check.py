@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.serving.gateway.keys import new_key
 from trainyard.serving.options import (
     GATEWAY,
@@ -55,7 +55,7 @@ def _check(path: str) -> None:
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     check_config(config, path)
     names = ", ".join(application["name"] for application in config["applications"])
     print(f"{path} is valid: {names}", file=sys.stderr)  # noqa: T201

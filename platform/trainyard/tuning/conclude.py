@@ -125,14 +125,10 @@ def conclude(
         confirmation=confirmation,
     )
     # The first of the search stays, so that a sweep that is given more trials can end with it.
-    kept = {best.path, ranked[0].run.path, *_candidate_paths(folder, confirmation)}
+    candidates = confirmation["candidates"] if confirmation else []
+    kept = {best.path, ranked[0].run.path, *(folder.trials / c["trial"] for c in candidates)}
     free_models(trials, kept)
     return result
-
-
-def _candidate_paths(folder: SweepFolder, confirmation: Mapping[str, Any] | None) -> list[Any]:
-    candidates = confirmation["candidates"] if confirmation else []
-    return [folder.trials / candidate["trial"] for candidate in candidates]
 
 
 def write_best(folder: SweepFolder, run: RunFolder, comment: str) -> None:

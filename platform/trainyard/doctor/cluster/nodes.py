@@ -10,6 +10,7 @@ from typing import Any
 
 from trainyard.doctor.cluster import probe
 from trainyard.doctor.cluster.probe import Question
+from trainyard.errors import one_line
 from trainyard.storage import Bucket, storage_folder
 
 Facts = dict[str, Any]
@@ -86,7 +87,7 @@ def _take(answer: Any, deadline: float) -> Any:
     except ray.exceptions.GetTimeoutError:
         return {"fault": "did not answer in time"}
     except ray.exceptions.RayError as error:
-        return {"fault": " ".join(str(error).split())[-300:]}
+        return {"fault": one_line(error)[-300:]}
 
 
 def _skew(started: float, node_time: Any, ended: float) -> dict[str, float] | None:

@@ -19,7 +19,7 @@ from trainyard.config import TrainConfig
 from trainyard.data import find_splits
 from trainyard.doctor.cluster.checks import CHEAP, CHECKS, Finding, run_checks
 from trainyard.doctor.cluster.nodes import Facts, ask, marked
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.models import resolve_model
 from trainyard.storage import open_run
 from trainyard.terminal import say
@@ -177,7 +177,7 @@ def check_workers(config: TrainConfig, needed: Node) -> Finding:
     try:
         result: dict[str, Any] = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        reason = " ".join(str(error).split())[-300:]
+        reason = one_line(error)[-300:]
         return Finding(
             "workers",
             "failure",

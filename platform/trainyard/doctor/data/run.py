@@ -16,7 +16,7 @@ from trainyard.config import DEFAULT_MODEL, ClusterFlags, DataFlags, ModelFlags,
 from trainyard.data import Splits, prepare
 from trainyard.doctor.data.duplicates import contradictions, duplicates, faulty_rows
 from trainyard.doctor.data.labels import balance, drift, suspicious_labels
-from trainyard.doctor.data.page import findings, page
+from trainyard.doctor.data.report import findings, page
 from trainyard.doctor.data.rows import Rows, all_splits, faulty_texts, read
 from trainyard.errors import UserError
 from trainyard.models import build_tokenizer

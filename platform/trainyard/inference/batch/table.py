@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainyard.batching import Item, Result
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.tokenizing import Prepared
@@ -107,7 +107,7 @@ def _finite(answer: Any) -> Any:
 def _failure(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error, 200)
     return f"the model failed on this row ({type(error).__name__}: {reason}); shorten or remove it"
 
 

@@ -188,17 +188,14 @@ class Translation(TextToText):
                     f"the model does not know the language {name!r}; it knows "
                     f"{', '.join(self._languages()[:12])}, …"
                 )
-        return {"forced_bos_token_id": self._language_id(parameters.tgt_lang)}
+        id_of = getattr(self.tokenizer, "get_lang_id", self.tokenizer.convert_tokens_to_ids)
+        return {"forced_bos_token_id": int(id_of(parameters.tgt_lang))}
 
     def _languages(self) -> list[str]:
         codes = (
             getattr(self.tokenizer, "lang_code_to_id", None) or self.tokenizer.extra_special_tokens
         )
         return list(codes)
-
-    def _language_id(self, name: str) -> int:
-        of = getattr(self.tokenizer, "get_lang_id", self.tokenizer.convert_tokens_to_ids)
-        return int(of(name))
 
     def tokenize_source(self, text: str, parameters: TranslationParameters) -> Any:
         if parameters.src_lang is None or not self._multilingual:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.models.hub import quiet
 
 Batch = Mapping[str, Any]
@@ -62,7 +62,7 @@ def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[.
         beside = compiled(PASSES) if threads >= PASSES else alone
     except RuntimeError as error:
         raise UserError(
-            f"OpenVINO cannot run this model ({' '.join(str(error).split())[:200]}); use torch"
+            f"OpenVINO cannot run this model ({one_line(error, 200)}); use torch"
         ) from error
     requests = threading.local()  # a request of OpenVINO's is for one thread
 

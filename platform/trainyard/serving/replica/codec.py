@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.inference import Predictor, Prepared, TooLargeError
 from trainyard.serving.errors import RequestError
 
@@ -20,7 +20,7 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
         request = from_json(body.removeprefix(BYTE_ORDER_MARK), allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise RequestError(
-            "malformed", f"the body is no valid JSON in UTF-8: {' '.join(str(error).split())[:200]}"
+            "malformed", f"the body is no valid JSON in UTF-8: {one_line(error, 200)}"
         ) from None
     if not isinstance(request, dict) or "inputs" not in request:
         raise RequestError(

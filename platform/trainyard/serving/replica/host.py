@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any, Self
 
 from trainyard.cluster import owns_gpu
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.inference import PREDICTORS, Limits, Predictor, Prepared, Row, json_schema
 from trainyard.models import ENGINES, choose
 from trainyard.serving.answer import Answer
@@ -156,7 +156,7 @@ class Host:
             self.close()  # else its threads would keep the model
             raise UserError(
                 f"the model of {self.about['source']} fails on the example of its task "
-                f"({' '.join(str(error).split())[:200]}); is it really a model for "
+                f"({one_line(error, 200)}); is it really a model for "
                 f"{self.predictor.task}?"
             ) from error
 

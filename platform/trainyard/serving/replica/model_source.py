@@ -10,7 +10,7 @@ import huggingface_hub
 from ray._private import utils as ray_utils
 from safetensors import SafetensorError, safe_open
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.inference import PREDICTORS, task_for
 from trainyard.models import FLOAT32_PARAMETERS, MODEL_FILES, with_safetensors
 from trainyard.serving.options import Version
@@ -65,7 +65,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
         )
     except Exception as error:  # its errors have no common base but Exception
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"model '{name}' is no folder here and could not be taken from the Hub ({reason}); check "
             "`source`"

@@ -20,7 +20,7 @@ import ray
 from ray import serve
 from ray.experimental import internal_kv
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.serving.options import MODEL, SHARED, ModelOptions, Version
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import RayReplicaMetrics
@@ -373,7 +373,7 @@ class VersionedModel:
             raise
         except Exception as error:  # any error of the readers of broken files, or of full memory
             log.exception("model '%s' cannot be loaded", self._name)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+            reason = one_line(f"{type(error).__name__}: {error}", 240)
             raise UserError(
                 f"model {version.source} cannot be loaded ({reason}); it must be a folder as "
                 "save_pretrained writes it, and fit into memory"
