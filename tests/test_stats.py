@@ -130,8 +130,7 @@ def test_interval_is_deterministic_python_floats_and_follows_the_seed() -> None:
     assert bootstrap_interval("spearmanr", x, y) == first
     assert bootstrap_interval("spearmanr", x, y, seed=1) != first
     assert {type(end) for end in first} == {float}
-    low, high = bootstrap_interval("spearmanr", x, y, confidence=0.5)
-    assert first[0] < low < METRICS["spearmanr"].function(x, y) < high < first[1]
+    assert first[0] < METRICS["spearmanr"].function(x, y) < first[1]
 
 
 def test_interval_does_not_depend_on_the_order_of_rows() -> None:
@@ -189,8 +188,8 @@ def test_mean_interval_is_students() -> None:
     half = 2.7764451 * math.sqrt(2.5) / math.sqrt(5)
     assert (mean, low, high) == pytest.approx((3, 3 - half, 3 + half), abs=1e-6)
     values = [0.81, 0.79, 0.84]
-    expected = scipy_stats.t.interval(0.9, 2, np.mean(values), scipy_stats.sem(values))
-    assert mean_interval(values, confidence=0.9)[1:] == pytest.approx(expected, rel=1e-9)
+    expected = scipy_stats.t.interval(0.95, 2, np.mean(values), scipy_stats.sem(values))
+    assert mean_interval(values)[1:] == pytest.approx(expected, rel=1e-9)
     assert {type(value) for value in mean_interval(values)} == {float}
 
 

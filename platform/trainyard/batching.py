@@ -158,23 +158,18 @@ def next_batch(
     return order[begin[end] : end + 1]
 
 
-def token_batches(lengths: NDArray[Any], budget: int, max_rows: int | None = None) -> list[Rows]:
+def token_batches(lengths: NDArray[Any], budget: int) -> list[Rows]:
     """Cut all rows into batches of at most `budget` padded tokens, longest rows first.
 
     Rows of similar length share a batch. Every row is in exactly one batch; a row that is longer than
-    the budget has a batch alone.
-
-    Args:
-        lengths: Tokens per row, shape [rows].
-        budget: Maximum of a batch's rows times its longest row.
-        max_rows: Maximum rows of a batch.
+    the budget has a batch alone. `lengths` holds the tokens of each row, shape [rows].
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     batches = []
     start = 0
     while start < len(order):
         size = max(1, budget // max(1, int(lengths[order[start]])))
-        batches.append(order[start : start + min(size, max_rows or size)])
+        batches.append(order[start : start + size])
         start += len(batches[-1])
     return batches
 

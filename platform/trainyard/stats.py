@@ -20,6 +20,8 @@ Groups = NDArray[Any]
 
 _CELLS_AT_ONCE = 1 << 20  # 8 MiB in each temporary array
 _CELLS_IN_ALL = 20_000_000  # a few seconds
+CONFIDENCE = 0.95
+RESAMPLES = 1000
 _FEWEST_RESAMPLES = 200
 _MOST_RESAMPLES = 20_000
 
@@ -44,11 +46,10 @@ def bootstrap_interval(
     references: NDArray[Any],
     *,
     seed: int = 0,
-    resamples: int = 1000,
-    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
     groups: Groups | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a metric over rows (Efron and Tibshirani 1993, chapter 13).
+    """95 % percentile bootstrap interval of a metric over rows (Efron and Tibshirani 1993, chapter 13).
 
     The same input and seed give the same interval. Above 20,000 distinct rows fewer resamples are
     drawn (at least 200) to bound the time. `metric` may be a function; it is called once a resample
@@ -60,7 +61,7 @@ def bootstrap_interval(
     check_rows(predictions, references)
     first, draws = _distinct(groups, predictions, references)
     statistic = statistic_of(metric, predictions[first], references[first])
-    return _interval(statistic, draws, seed, resamples, _tails(confidence))
+    return _interval(statistic, draws, seed, resamples, _tails())
 
 
 def metric_interval(
@@ -89,8 +90,6 @@ def paired_bootstrap(
     references: NDArray[Any],
     *,
     seed: int = 0,
-    resamples: int = 1000,
-    confidence: float = 0.95,
     groups: Groups | None = None,
     candidates: tuple[int, int] = (1, 1),
 ) -> Comparison:
@@ -111,16 +110,16 @@ def paired_bootstrap(
 
     higher_is_better = callable(metric) or get_metric(metric).higher_is_better
     corrections = candidates if higher_is_better else candidates[::-1]
-    resamples = min(resamples * max(candidates), _MOST_RESAMPLES)
-    low, high = _interval(difference, draws, seed, resamples, _tails(confidence, corrections))
+    resamples = min(RESAMPLES * max(candidates), _MOST_RESAMPLES)
+    low, high = _interval(difference, draws, seed, resamples, _tails(corrections))
     observed = float(difference(draws.counts[None].astype(np.float64))[0])
     if low <= 0 <= high:
         return Comparison(observed, low, high, "not distinguishable")
     return Comparison(observed, low, high, "better" if (low > 0) == higher_is_better else "worse")
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) over seeds, by Student's t; the interval of one value has no width."""
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds and its 95 % Student interval, as (mean, low, high); one value has no width."""
     from scipy.special import stdtrit
 
     if len(values) == 0:
@@ -128,13 +127,13 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean = float(np.mean(values))
     if len(values) == 1:
         return mean, mean, mean
-    t = stdtrit(len(values) - 1, (1 + confidence) / 2)
+    t = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
     half = float(t * np.std(values, ddof=1) / np.sqrt(len(values)))
     return mean, mean - half, mean + half
 
 
-def proportion_interval(hits: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a share of rows by Wilson's score, also valid for few rows and shares of 0 or 1.
+def proportion_interval(hits: int, rows: int) -> tuple[float, float]:
+    """95 % interval of a share of rows by Wilson's score, also for few rows and shares of 0 or 1.
 
     There the bootstrap interval collapses. For no rows the interval is 0 to 1.
     """
@@ -142,7 +141,7 @@ def proportion_interval(hits: int, rows: int, confidence: float = 0.95) -> tuple
 
     if rows == 0:
         return 0.0, 1.0
-    interval = binomtest(hits, rows).proportion_ci(confidence, method="wilson")
+    interval = binomtest(hits, rows).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -181,9 +180,9 @@ def group_numbers(groups: Groups) -> NDArray[np.int64]:
     return numbers.ravel().astype(np.int64)
 
 
-def _tails(confidence: float, candidates: tuple[int, int] = (1, 1)) -> tuple[float, float]:
+def _tails(candidates: tuple[int, int] = (1, 1)) -> tuple[float, float]:
     """Probability that is left out below and above an interval."""
-    half = (1 - confidence) / 2
+    half = (1 - CONFIDENCE) / 2
     return half / candidates[0], half / candidates[1]
 
 

@@ -153,7 +153,6 @@ def own_task(
     label_column: str,
     labels: Sequence[str],
     problem_type: ProblemType,
-    name: str = "own",
 ) -> Task:
     """Build the task of the user's own files, with the usual metrics of its problem type.
 
@@ -178,7 +177,7 @@ def own_task(
     if problem_type == "single_label_classification" and len(labels) == 2:
         metrics = (*metrics, "f1")
     return Task(
-        name=name,
+        name="own",
         text_columns=tuple(text_columns),
         label_column=label_column,
         labels=tuple(labels),

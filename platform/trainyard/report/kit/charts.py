@@ -123,25 +123,22 @@ def dots(
     *,
     low: str | None = None,
     high: str | None = None,
-    series: str | None = None,
 ) -> Specification:
     """Draw one row for each `name`: a dot at `value`, a bar from `low` to `high` (an interval)."""
     rows = _drawn(rows, value)
     ends = [value, *(column for column in (low, high) if column)]
     across = scale([number for column in ends for number in _column(rows, column)], nice=True)
     base = alt.Chart(alt.NamedData("rows")).encode(alt.Y(**category(name, title=None, sort=None)))
-    if series is not None:
-        base = base.encode(color(rows, series), alt.YOffset(**category(series)))
     dot = base.mark_point().encode(
         alt.X(**quantity(value), scale=across),
-        tooltip=_tooltip(rows, name, series, value, low, high),
+        tooltip=_tooltip(rows, name, value, low, high),
     )
     layers = [dot]
     if low is not None and high is not None:
         bar = base.mark_rule(strokeWidth=2, color="var(--c7)")
         from_low = alt.X(**quantity(low, title=value), scale=across)
         layers.insert(0, bar.encode(from_low, alt.X2(field=_field(high))))
-    return specification(alt.layer(*layers), 22 * _places(rows, name, series), rows=rows)
+    return specification(alt.layer(*layers), 22 * _places(rows, name), rows=rows)
 
 
 def bars(rows: Rows, value: str, name: str, *, series: str | None = None) -> Specification:
