@@ -1,6 +1,7 @@
 """Messages and progress bars on stderr."""
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -62,3 +63,15 @@ def progress_bar(total: int, *, unit: str, title: str, done: int = 0) -> Any:
         file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
+
+
+@contextlib.contextmanager
+def quieted(name: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Drop a library's log messages below `level` inside the block."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

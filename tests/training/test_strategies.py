@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from support.lifted import lift_guards
 from support.ranks import Attempt, run_ranks
 from support.runs_locally import weights_hash
-from trainyard.training.driver.restarts import _trainer
 
 from trainyard.config import Precision, TrainConfig
 from trainyard.errors import UserError
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.training.driver.fit import check_packages
+from trainyard.training.driver.restarts import _trainer
 from trainyard.training.outcome import failed
 
 LAST_STEP = 6

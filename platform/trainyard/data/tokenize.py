@@ -10,7 +10,6 @@ by construction: no pipeline has to keep an order.
 import contextlib
 import hashlib
 import json
-import logging
 import shutil
 import time
 import uuid
@@ -28,6 +27,7 @@ from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
 from trainyard.models import base_digests, locate_model, model_revision, vocabulary_size
 from trainyard.storage import RunFolder, sync_tree
+from trainyard.terminal import quieted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,8 +43,6 @@ FLAT_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
 """Environment of Ray Data's workers: Arrow's default allocator keeps the memory of ended threads."""
 ABANDONED_SECONDS = 24 * 3600
 """Seconds without a write after which a scratch folder belongs to a killed process."""
-
-log = logging.getLogger(__name__)
 
 _fetched: dict[str, Any] = {}
 """Tokenizers of a Ray Data worker process, by the hex id of their object reference."""
@@ -307,12 +305,9 @@ def quiet_ray_data() -> Iterator[None]:
 
     context = ray.data.DataContext.get_current()
     before = (context.enable_progress_bars, context.execution_options.preserve_order)
-    logger = logging.getLogger("ray.data")
-    level = logger.level
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
-    logger.setLevel(logging.ERROR)
     try:
-        yield
+        with quieted("ray.data"):
+            yield
     finally:
         context.enable_progress_bars, context.execution_options.preserve_order = before
-        logger.setLevel(level)

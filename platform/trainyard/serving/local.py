@@ -1,7 +1,6 @@
 """Serve one model over HTTP on this machine, inside a `with` block."""
 
 import contextlib
-import logging
 import os
 import socket
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from trainyard.errors import UserError
 from trainyard.serving.app import build, default_name
+from trainyard.terminal import quieted
 
 READY_SECONDS = 120
 
@@ -49,7 +49,7 @@ def served(
             address="local", include_dashboard=False, log_to_driver=False, logging_level="error"
         )
     url = f"http://{_reachable(host)}:{port}"
-    with _quiet():
+    with quieted("ray.serve"):  # its files have the messages
         try:
             _start(application, source, host, port)
             _wait_until_ready(f"{url}/ready")
@@ -58,18 +58,6 @@ def served(
             _stop()
             if ours:
                 ray.shutdown()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Serve's messages about its own work from the terminal; its files have them."""
-    log = logging.getLogger("ray.serve")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _stop() -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from trainyard.cluster import release_orphans
 from trainyard.fleet.actor import build_trainable
 from trainyard.fleet.spec import Ended, RunSpec
-from trainyard.terminal import say
+from trainyard.terminal import quieted, say
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -50,12 +50,9 @@ def run_tuner(
     fleet.lease.check()
     shutil.rmtree(scratches, ignore_errors=True)
     scratch = scratches / fleet.lease.id
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
+    quiet = nullcontext() if fleet.verbose else quieted("ray.tune", logging.CRITICAL)
     try:
-        if not fleet.verbose:
-            logger.setLevel(logging.CRITICAL)
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(build_trainable(fleet.shared), _resources),
             tune_config=tune.TuneConfig(
                 metric="standing",
@@ -74,9 +71,10 @@ def run_tuner(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=fleet.restarts),
             ),
-        ).fit()
+        )
+        with quiet:
+            tuner.fit()
     finally:
-        logger.setLevel(level)
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):  # it holds that of a successor
             scratches.rmdir()
