@@ -96,34 +96,32 @@ def measure() -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any]) -> None:
-    """Draw the curves, each with a dash pattern and a width, so that all of them show."""
-    rows = [
-        {"run": name, **point} for name, run in result["runs"].items() for point in run["losses"]
-    ]
+    """Draw the curves over each other, the widest first, so that all of them show."""
     names = list(result["runs"])
-    widths = [9, 6, 3.5, 1.5]
-    colors = ["#c6dbef", "#6baed6", "#2171b5", "#e6550d"]
-    curves = (
-        alt.Chart({"values": rows})
-        .mark_line()
+    colors = alt.Scale(domain=names, range=["#c6dbef", "#6baed6", "#08519c", "#ff7f0e"])
+    curves = [
+        alt.Chart({"values": [{"run": name, **point} for point in result["runs"][name]["losses"]]})
+        .mark_line(strokeWidth=width, strokeJoin="round", strokeCap="round")
         .encode(
             x=alt.X("step:Q", title="step"),
             y=alt.Y("loss:Q", title="loss", scale=alt.Scale(zero=False)),
-            color=alt.Color("run:N", title=None, sort=names, scale=alt.Scale(domain=names, range=colors)),
-            strokeWidth=alt.StrokeWidth("run:N", sort=names, legend=None,
-                                        scale=alt.Scale(domain=names, range=widths)),
+            color=alt.Color("run:N", scale=colors, sort=names, title=None),
         )
-    )  # fmt: skip
+        for name, width in zip(names, (10, 6, 3, 1.2), strict=True)
+    ]
     kills = (
-        alt.Chart({"values": [{"step": step, "label": "killed"} for step in result["kills"]]})
+        alt.Chart({"values": [{"step": step} for step in result["kills"]]})
         .mark_rule(strokeDash=[4, 4], color="#888888")
         .encode(x="step:Q")
     )
-    labels = kills.mark_text(dy=-118, dx=20, color="#888888").encode(text="label:N")
+    labels = kills.mark_text(text="killed", dx=4, align="left", color="#666666").encode(
+        y=alt.value(8)
+    )
     chart = (
-        (kills + labels + curves)
-        .properties(width=680, height=240, background="white")
+        alt.layer(kills, *curves, labels)
+        .properties(width=640, height=240, background="white")
         .configure_view(stroke=None)
+        .configure_legend(orient="top", symbolStrokeWidth=6, symbolType="stroke", labelLimit=300)
     )
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     chart.save(str(FIGURE))
