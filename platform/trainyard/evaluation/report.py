@@ -39,7 +39,7 @@ def page(found: Details) -> str:
             if content
         ]
     return render(
-        f"Evaluation: {found['task']}",
+        f"Evaluation: {'own data' if found['task'] == 'own' else found['task']}",
         sections,
         subtitle=f"{found['model']}, {found['run']}, {commit(found['versions'])}",
     )

@@ -110,11 +110,6 @@ def chosen_score(sweep: Sweep) -> Cell:
     return score_cell(sweep.best) if sweep.best else Cell("–", math.nan)
 
 
-def _of_trials(sweep: Sweep, name: str) -> str:
-    first = sweep.trials[0] if sweep.trials else None
-    return str(getattr(first, name)) if first else ""
-
-
 def _state(job: Job) -> Cell:
     return status_cell(job.status)
 
@@ -137,8 +132,8 @@ CHOICES = ("State", "Kind", "Data set", "Model", "Tags")
 """Columns by whose values the reader chooses rows."""
 SWEEPS: Columns[Sweep] = {
     "State": _state,
-    "Data set": lambda sweep: _of_trials(sweep, "data") or sweep.task or "–",
-    "Model": lambda sweep: _of_trials(sweep, "model") or "–",
+    "Data set": lambda sweep: sweep.data or "–",
+    "Model": lambda sweep: sweep.model or "–",
     "Metric": lambda sweep: sweep.metric or "–",
     "Best": chosen_score,
     "Trials": _ended_trials,

@@ -300,6 +300,15 @@ class Sweep(Job):
         return signs
 
     @property
+    def data(self) -> str:
+        """Name of the data set, as its trials record it."""
+        return self.trials[0].data if self.trials else self.task
+
+    @property
+    def model(self) -> str:
+        return self.trials[0].model if self.trials else ""
+
+    @property
     def metric(self) -> str:
         metric = self.record.get("metric")
         return metric if isinstance(metric, str) else ""
@@ -360,7 +369,7 @@ class Report:
         average = real(mapping(self.record.get("average")).get("mean"))
         findings = self.record.get("findings")
         if score is not None:
-            return f"{words(self.record.get('score_metric') or 'Score').capitalize()} {score:.4f}"
+            return f"{words(self.record.get('score_metric') or 'score')} {score:.4f}"
         if average is not None:
             return f"Average {average:.1f}"
         if isinstance(findings, list):
@@ -426,5 +435,8 @@ def _whole(value: Any) -> int | None:
 
 
 def short_name(model: Any) -> str:
-    """Last part of a model's path or Hub id; empty for none."""
-    return words(model or "").rstrip("/").rpartition("/")[2]
+    """Name of a model by its Hub id, its package, or the folder of its run; empty for none."""
+    name = words(model or "").rstrip("/")
+    if name.startswith("package:"):
+        return name.removeprefix("package:").partition("/")[0]
+    return name.removesuffix("/model").rpartition("/")[2]

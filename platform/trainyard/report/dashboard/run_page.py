@@ -24,6 +24,7 @@ from trainyard.report.kit import (  # fmt: skip
     percent,
 )
 from trainyard.storage import ACCOUNTS, mapping, real, words
+from trainyard.summary import short
 
 NEVER_EVALUATED = "No step has been logged yet."
 LOG_LINES = 200
@@ -149,11 +150,11 @@ def _result(run: Run) -> list[Part]:
 
 
 def _model(run: Run) -> list[Part]:
-    path = words(run.result["model"])
+    path = short(words(run.result["model"]))
     facts: list[tuple[str, Cell | Value]] = [("Folder", path)]
     if run.text("model/README.md"):
         facts.append(("Model card", Cell("On this page", href="#model-card")))
-    command = shlex.join(["serve", "run", "serve.app:build", f"model={run.path}"])
+    command = shlex.join(["trainyard", "serve", "--model-name-or-path", short(str(run.path))])
     note = f"This command serves it; its playground is then /playground#{run.name} on the server."
     return [Facts(facts), Text(note, "note"), Text(command, "command")]
 

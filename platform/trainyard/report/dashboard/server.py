@@ -12,6 +12,7 @@ from trainyard.report.dashboard import index_page, run_page
 from trainyard.report.dashboard.records import Report, Run, Sweep, Yard
 from trainyard.report.kit import policy, render, static_text, vega_bundle
 from trainyard.storage import Files
+from trainyard.summary import short
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -66,7 +67,7 @@ class Dashboard:
                     index_page.sections(
                         yard, lambda found: link(found, site), f"{site}compare" if site else ""
                     ),
-                    subtitle=str(self.storage),
+                    subtitle=short(str(self.storage)),
                     site=site,
                     refresh_seconds=_pace(site, busy=busy) or (SLOW_SECONDS if site else 0),
                 )
@@ -145,7 +146,7 @@ def _pace(site: str | None, *, busy: bool) -> float:
 
 
 def _subtitle(kind: str, found: Run | Sweep) -> str:
-    parts = [kind, f"task {found.task}" if found.task else ""]
+    parts = [kind, f"data set {found.data}" if found.data else ""]
     if found.started:
         parts.append(time.strftime("started %Y-%m-%d %H:%M:%S", time.localtime(found.started)))
     return ", ".join(part for part in parts if part)

@@ -86,7 +86,10 @@ def learning_curves(sweep: Sweep) -> charts.Specification:
         layers.append(marks.encode(tooltip=[alt.Tooltip(**charts.category("end")), *tooltip]))
     scores = [row["score"] for row in (*rows, *dashed)]
     chart = alt.layer(*layers).encode(
-        alt.X(**charts.quantity("step", "optimizer step"), scale=alt.Scale(nice=False)),
+        alt.X(
+            **charts.quantity("step", "optimizer step"),
+            scale=alt.Scale(nice=False, zero=False, padding=8),
+        ),
         alt.Y(**charts.quantity("score", sweep.metric), scale=charts.scale(scores)),
     )
     return charts.specification(chart, 340, zoom=True, curves=rows, diverged=dashed, ends=ends)

@@ -170,7 +170,7 @@ def matrix(rows: Rows, x: str, y: str, value: str) -> Specification:
     cells = cells.encode(shade, tooltip=_tooltip(rows, y, x, value))
     layers = alt.layer(cells, base.mark_text().encode(alt.Text(**quantity(value))))
     classes, largest = _places(rows, y), max(map(len, map(str, _column(rows, value))), default=1)
-    side = max(26, 8 * largest + 6, min(80, 480 // classes))
+    side = max(26, 8 * largest + 6, min(64, 480 // classes))
     found = specification(layers, side * classes, rows=rows)
     return {**found, "width": side * classes, "autosize": {"type": "pad"}}
 
