@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from trainyard.config import TrainConfig
+from trainyard.storage import RunFolder
 from trainyard.summary import duration, summary
 from trainyard.training.driver.pace import slow_settings
-from trainyard.training.driver.progress_bar import Lines, evaluation_words
+from trainyard.training.driver.progress_bar import ProgressBar, evaluation_words
 
 TRAINED: dict[str, Any] = {
     "job": "train", "run": "mail", "task": "own", "score": 0.9, "score_metric": "accuracy",
@@ -66,19 +67,19 @@ def test_a_setting_that_is_needlessly_slow_gets_one_sentence(
 def test_lines_of_a_file_are_read_once_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')
-    lines = Lines(path)
-    assert not list(lines.new())
+    bar = ProgressBar(RunFolder(tmp_path), "f1")
+    assert not bar.new_lines()
     with path.open("a") as file:
         file.write('{"step": 2}\n{"ste')
-    assert list(lines.new()) == [{"step": 2}]
+    assert list(bar.new_lines()) == [{"step": 2}]
     with path.open("a") as file:
         file.write('p": 3}\n')
-    assert list(lines.new()) == [{"step": 3}]
+    assert list(bar.new_lines()) == [{"step": 3}]
     path.write_text('{"step": 1}\n')  # as a resumed run drops lines
-    assert not list(lines.new())
+    assert not bar.new_lines()
     with path.open("a") as file:
         file.write('{"step": 2}\n')
-    assert list(lines.new()) == [{"step": 2}]
+    assert list(bar.new_lines()) == [{"step": 2}]
 
 
 def test_an_evaluation_names_its_metric() -> None:

@@ -171,7 +171,6 @@ def _distinct(groups: Groups | None, *columns: NDArray[Any]) -> tuple[NDArray[np
 
 
 def group_numbers(groups: Groups) -> NDArray[np.int64]:
-    """Number the groups of rows from 0."""
     names, numbers = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         raise UserError(

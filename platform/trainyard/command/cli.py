@@ -38,10 +38,7 @@ def parse(
     args = sys.argv[1:] if argv is None else argv
     words = translate(config, list(_expand(args)))
     values = tyro.cli(
-        grouped(config),
-        prog=prog,
-        description=description(config, prog, examples),
-        args=words,
+        grouped(config), prog=prog, description=description(config, prog, examples), args=words
     )
     _check_given(needs, words)
     return config(**flattened(values))

@@ -209,11 +209,7 @@ def _translated(args: Sequence[str], names: set[str]) -> Iterator[str]:
 
 
 def meaning(
-    name: str,
-    alias: Alias,
-    value: str,
-    args: Sequence[str] = (),
-    source: str = "TrainingArguments",
+    name: str, alias: Alias, value: str, args: Sequence[str] = (), source: str = "TrainingArguments"
 ) -> Sequence[str]:
     """Return the flags that a value of a setting means.
 

@@ -57,7 +57,6 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(task: str) -> Recipe:
-    """The recipe of a task of the suite."""
     get_task(task)
     if task not in RECIPES:
         raise UserError(

@@ -121,7 +121,6 @@ class Connection(_MessageProtocol):
 
     @classmethod
     async def open(cls, address: Address) -> Self:
-        """Connect to a replica."""
         host, port, secret = address
         async with asyncio.timeout(OPEN_SECONDS):
             loop = asyncio.get_running_loop()

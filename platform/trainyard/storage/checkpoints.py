@@ -30,13 +30,7 @@ from typing_extensions import override
 from trainyard.errors import DamagedRun, SupersededError, UserError
 from trainyard.storage.atomic import sync_folder, sync_tree, write_json
 from trainyard.storage.lease import Fence
-from trainyard.storage.manifest import (
-    MANIFEST,
-    download_folder,
-    fault_of,
-    hashes_of,
-    upload_folder,
-)
+from trainyard.storage.manifest import MANIFEST, download_folder, fault_of, hashes_of, upload_folder
 from trainyard.storage.store import Bucket, Conflict, Stored, replace_own
 
 _NAME = re.compile(r"step-(\d{8})")

@@ -179,7 +179,6 @@ class Lease:
 
 
 def this_process() -> dict[str, Any]:
-    """Describe the holder of a lease."""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),

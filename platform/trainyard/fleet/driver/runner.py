@@ -94,7 +94,6 @@ class Fleet:
             self.settle(spec, ended, patience=TAKEOVER_SECONDS)
 
     def start(self, trial_id: str, spec: RunSpec) -> None:
-        """Record the start of a run."""
         self.running[trial_id] = spec
         self._supervised |= not spec.trains_in_process
 

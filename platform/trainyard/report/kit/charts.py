@@ -117,12 +117,7 @@ def lines(
 
 
 def dots(
-    rows: Rows,
-    value: str,
-    name: str,
-    *,
-    low: str | None = None,
-    high: str | None = None,
+    rows: Rows, value: str, name: str, *, low: str | None = None, high: str | None = None
 ) -> Specification:
     """Draw one row for each `name`: a dot at `value`, a bar from `low` to `high` (an interval)."""
     rows = _drawn(rows, value)
@@ -130,8 +125,7 @@ def dots(
     across = scale([number for column in ends for number in _column(rows, column)], nice=True)
     base = alt.Chart(alt.NamedData("rows")).encode(alt.Y(**category(name, title=None, sort=None)))
     dot = base.mark_point().encode(
-        alt.X(**quantity(value), scale=across),
-        tooltip=_tooltip(rows, name, value, low, high),
+        alt.X(**quantity(value), scale=across), tooltip=_tooltip(rows, name, value, low, high)
     )
     layers = [dot]
     if low is not None and high is not None:

@@ -1,36 +1,11 @@
 """The progress bar of a run, read from the run's folder."""
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from trainyard.storage import RunFolder
+from trainyard.storage import Files, RunFolder
 from trainyard.summary import interval_words
 from trainyard.terminal import progress_bar, say
-
-
-class Lines:
-    """Lines that a file gets after this object was made."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._end = path.stat().st_size if path.exists() else 0
-
-    def new(self) -> Iterator[dict[str, Any]]:
-        """Read what was appended since the last call, without a line that is being written."""
-        if not self._path.exists():
-            return
-        size = self._path.stat().st_size
-        self._end = min(self._end, size)  # a resumed run drops the lines after its checkpoint
-        if size == self._end:
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._end)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self._end += len(whole) + len(newline)
-        for line in whole.splitlines():
-            yield json.loads(line)
 
 
 def evaluation_words(line: Mapping[str, Any], score: str, last_step: int) -> str:
@@ -51,7 +26,8 @@ class ProgressBar:
     def __init__(self, folder: RunFolder, score: str) -> None:
         self._folder, self._score = folder, score
         self._bar: Any = None
-        self._lines = Lines(folder.path / "metrics.jsonl")
+        self._files, self._seen = Files(), 0
+        self.new_lines()
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +36,12 @@ class ProgressBar:
         self.update()
         if self._bar is not None:
             self._bar.close()
+
+    def new_lines(self) -> Sequence[Mapping[str, Any]]:
+        """Return the lines of metrics.jsonl since the last call; a resumed run drops the last ones."""
+        lines, _ = self._files.lines(self._folder.path / "metrics.jsonl")
+        first, self._seen = self._seen, len(lines)
+        return lines[first:]
 
     def update(self) -> None:
         """Show where the run is, and each new evaluation in a line."""
@@ -74,7 +56,7 @@ class ProgressBar:
                 title=self._folder.path.name,
                 done=(found["step"] - 1) * size,
             )
-        for line in self._lines.new():
+        for line in self.new_lines():
             if self._score in line.get("metrics", {}):
                 say(evaluation_words(line, self._score, found["last_step"]))
         self._bar.set_postfix_str(

@@ -64,12 +64,7 @@ def run_workers(
     while True:
         count = worker_count(config, dict(resources), attempt=attempt)
         work = worker_function(
-            config,
-            task,
-            data,
-            folder,
-            threads=int(resources.get("CPU", 1)),
-            callbacks=callbacks,
+            config, task, data, folder, threads=int(resources.get("CPU", 1)), callbacks=callbacks
         )
         trainer = _trainer(config, work, folder, resources, count)
         attempt += 1

@@ -117,7 +117,7 @@ NUMERICS_VERSION = 2
 """Version of tokens and arithmetic; raise it with a row in `COMPUTED_OTHERWISE` when they change."""
 
 COMPUTED_OTHERWISE: Mapping[int, Collection[str]] = {
-    2: ("encoder-decoder", "big_bird", "canine", "convbert", "fnet", "mobilebert", "xlnet", "yoso"),
+    2: ("encoder-decoder", "big_bird", "canine", "convbert", "fnet", "mobilebert", "xlnet", "yoso")
 }
 """By numerics version: the model types that the version before computed otherwise.
 

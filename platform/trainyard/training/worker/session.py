@@ -67,10 +67,7 @@ class Session:
         self._table = data.table("train")
         self._lengths = self._table.lengths
         self.plan = Plan(
-            self._lengths,
-            config.train_batch_size,
-            config.per_device_train_batch_size,
-            config.seed,
+            self._lengths, config.train_batch_size, config.per_device_train_batch_size, config.seed
         )
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
         self._store = folder.store()
