@@ -21,6 +21,7 @@ from trainyard.data.splits import find_splits
 from trainyard.data.token_table import TableWriter
 from trainyard.errors import UserError
 from trainyard.models.build import build_tokenizer
+from trainyard.models.padding import RIGHT, Padding
 
 
 @pytest.fixture
@@ -46,13 +47,15 @@ def test_rows_are_tokenized_as_the_tokenizer_does(config: TrainConfig, tmp_path:
     assert table.info["truncated_rows"] == sum(n > 0 for n in lost) > 0
     assert table.info["lost_tokens"] == sum(lost)
     rows = np.array([5, 0, 89])
-    gathered = table.gather(rows, 20)
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
-        for i, row in enumerate(rows):
-            length = table.lengths[row]
-            assert gathered[name][i, :length].tolist() == expected[name][row]
-            assert not gathered[name][i, length:].any()
-    assert gathered["labels"].tolist() == table.labels[rows].tolist()
+    for padding in (RIGHT, Padding("left")):
+        gathered = table.gather(rows, 20, padding)
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            assert gathered[name].dtype == np.int64
+            for i, row in enumerate(rows):
+                span = padding.span(int(table.lengths[row]), 20)
+                assert gathered[name][i, span].tolist() == expected[name][row]
+                assert not np.delete(gathered[name][i], span).any()
+        assert gathered["labels"].tolist() == table.labels[rows].tolist()
 
 
 @pytest.fixture

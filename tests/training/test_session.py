@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.runs_locally import run_locally
+import torch
+from support.runs_locally import run_locally, weights_hash
 from support.tiny import write_task
 
 from trainyard.batching import EpochPlan, Plan
@@ -14,9 +15,42 @@ from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
 from trainyard.errors import Diverged
 from trainyard.evaluation.scoring import predict
+from trainyard.models import seed_generator
 from trainyard.storage import RunFolder
 from trainyard.training.driver.environment import with_workers
 from trainyard.training.worker import session
+
+
+def test_batches_gathered_ahead_by_a_thread_are_the_same(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As next to a GPU: a run that is interrupted and resumed has the weights of one on a CPU."""
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), run_name="here")
+    _, here = run_locally(config)
+    monkeypatch.setattr(session.Session, "gathers_ahead", True)
+    ahead = dataclasses.replace(config, run_name="ahead", eval_steps=4)
+    stopped, _ = run_locally(ahead, lambda: False)
+    assert (stopped.status, stopped.state.step) == ("stopped", 4)
+    _, folder = run_locally(ahead)
+    assert weights_hash(folder, 18) == weights_hash(here, 18)
+
+
+@pytest.mark.skipif("not torch.cuda.is_available()", reason="needs a GPU")
+@pytest.mark.gpu
+def test_a_gpu_draws_the_numbers_of_torch_manual_seed() -> None:
+    check_seeds("cuda")
+
+
+def test_a_cpu_draws_the_numbers_of_torch_manual_seed() -> None:
+    check_seeds("cpu")
+
+
+def check_seeds(device: str) -> None:
+    for seed in (0, 7, 2**64 - 1):
+        torch.manual_seed(seed)
+        expected = torch.rand(5, device=device)
+        seed_generator(torch.device(device), seed)
+        assert torch.equal(torch.rand(5, device=device), expected)
 
 
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])

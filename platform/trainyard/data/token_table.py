@@ -29,11 +29,14 @@ class TokenTable:
 
     def __init__(self, folder: Path) -> None:
         self.info: dict[str, Any] = json.loads((folder / "table.json").read_text())
-        self.offsets: NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r")
-        self.labels: NDArray[Any] = np.load(folder / "labels.npy", mmap_mode="r")
-        self._ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
+        # As plain arrays: an index into a memmap makes another memmap, which takes longer than the rows.
+        self.offsets: NDArray[np.int64] = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
+        self.labels: NDArray[Any] = np.asarray(np.load(folder / "labels.npy", mmap_mode="r"))
+        self._ids = np.asarray(np.memmap(folder / "ids.bin", dtype=np.int32, mode="r"))
         types = folder / "types.bin"
-        self._types = np.memmap(types, dtype=np.uint8, mode="r") if types.exists() else None
+        self._types: NDArray[np.uint8] | None = None
+        if types.exists():
+            self._types = np.asarray(np.memmap(types, dtype=np.uint8, mode="r"))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,20 +92,24 @@ class TokenTable:
         They are int64 `input_ids`, `attention_mask` and, where the model has them,
         `token_type_ids`, of shape [rows, width], and `labels` of shape [rows, …].
         """
+        starts = self.offsets[rows][:, None]
+        lengths = self.offsets[rows + 1][:, None] - starts
+        position = np.arange(width) - padding.starts(lengths, width)  # in the row
+        filled = (position >= 0) & (position < lengths)
+        tokens = (starts + position)[filled]
+
+        def spread(values: NDArray[Any], fill: int) -> NDArray[np.int64]:
+            found = np.full((len(rows), width), fill, np.int64)
+            found[filled] = values[tokens]
+            return found
+
         batch = {
-            "input_ids": np.full((len(rows), width), self.info["pad_id"], np.int64),
-            "attention_mask": np.zeros((len(rows), width), np.int64),
+            "input_ids": spread(self._ids, self.info["pad_id"]),
+            "attention_mask": filled.astype(np.int64),
         }
         if self._types is not None:
-            batch["token_type_ids"] = np.zeros((len(rows), width), np.int64)
-        for i, row in enumerate(rows):
-            start, end = self.offsets[row], self.offsets[row + 1]
-            span = padding.span(int(end - start), width)
-            batch["input_ids"][i, span] = self._ids[start:end]
-            batch["attention_mask"][i, span] = 1
-            if self._types is not None:
-                batch["token_type_ids"][i, span] = self._types[start:end]
-        batch["labels"] = np.asarray(self.labels[rows])
+            batch["token_type_ids"] = spread(self._types, 0)
+        batch["labels"] = self.labels[rows]
         return batch
 
 

@@ -1,5 +1,6 @@
 from .accelerator import build_accelerator as build_accelerator
 from .accelerator import compute_deterministically as compute_deterministically
+from .accelerator import seed_generator as seed_generator
 from .build import build_model as build_model
 from .build import build_tokenizer as build_tokenizer
 from .build import vocabulary_size as vocabulary_size

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from trainyard.config import Precision
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 
@@ -47,3 +48,17 @@ def compute_deterministically() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def seed_generator(device: "torch.device", seed: int) -> None:
+    """Seed the random numbers of computations on `device`, as `torch.manual_seed` does for every device.
+
+    Where there is no GPU, that one notes a stack trace for each kind of GPU: a millisecond a call.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)  # of the current device, which is this process's
+    elif device.type != "cpu":
+        torch.manual_seed(seed)

@@ -51,6 +51,10 @@ class Padding:
         """Positions of a row of `length` tokens in a batch of `width` tokens."""
         return slice(width - length, None) if self.side == "left" else slice(length)
 
+    def starts(self, lengths: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+        """First positions of rows of `lengths` tokens in a batch of `width` tokens."""
+        return width - lengths if self.side == "left" else np.zeros_like(lengths)
+
 
 RIGHT = Padding()
 

@@ -7,11 +7,10 @@ same order (gradients.py).
 
 from collections.abc import Callable
 
-import torch
-
-from trainyard.batching import micro_batch_seed, share
+from trainyard.batching import micro_batch_seed
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
+from trainyard.models import seed_generator
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome
@@ -34,7 +33,6 @@ def train(
     In a run of one process, `on_evaluation` is called after each evaluation; False stops the run.
     """
     accelerator = training_accelerator(config)
-    rank, world = accelerator.process_index, accelerator.num_processes
     session = Session(config, task, data, folder, accelerator, on_evaluation)
 
     strategy = STRATEGIES[config.strategy]
@@ -45,32 +43,26 @@ def train(
     session.resume(model, optimizer, scheduler)
     model.train()
 
-    for step, epoch, micro_batches in session.steps():
-        step_rows = sum(len(rows) for rows in micro_batches)
+    for batches in session.batches():
         losses = []
-        mine = share(len(micro_batches), rank, world)
-        for turn, micro_batch in enumerate(mine):
-            # A partial step can leave a micro-batch empty: its process still takes part, at weight zero.
-            rows = (
-                micro_batches[micro_batch]
-                if len(micro_batches[micro_batch])
-                else micro_batches[0][:1]
-            )
-            weight = len(micro_batches[micro_batch]) / step_rows
-            batch = {
-                name: torch.from_numpy(array).to(accelerator.device, non_blocking=True)
-                for name, array in session.gather(rows).items()
+        for turn, batch in enumerate(batches.mine):
+            inputs = {
+                name: tensor.to(accelerator.device, non_blocking=True)
+                for name, tensor in batch.inputs.items()
             }
-            torch.manual_seed(micro_batch_seed(config.seed, epoch, step, micro_batch))
-            with gradients.add(turn, len(mine)):
-                loss = objective(model, batch) * weight
+            seed = micro_batch_seed(config.seed, batches.epoch, batches.step, batch.index)
+            seed_generator(accelerator.device, seed)
+            with gradients.add(turn, len(batches.mine)):
+                loss = objective(model, inputs) * batch.weight
                 gradients.backward(loss)
             losses.append(loss.detach())
-            if weight:
-                session.journal.record_micro_batch(step, epoch, micro_batch, rows, loss)
+            if batch.weight:
+                session.journal.record_micro_batch(
+                    batches.step, batches.epoch, batch.index, batch.rows, loss
+                )
         gradients.step(optimizer, config.max_grad_norm)
         scheduler.step()  # it counts steps, also those that fp16 skips when gradients overflow
-        if not session.finish_step(step + 1, tree_sum(losses), step_rows):
+        if not session.finish_step(batches.step + 1, tree_sum(losses), batches.rows):
             break
 
     return session.outcome()

@@ -8,6 +8,9 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from trainyard.batching import Plan, Rows, padded_length, padding_efficiency
+from trainyard.batching import Plan, Rows, padded_length, padding_efficiency, share
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
@@ -41,6 +44,26 @@ if TYPE_CHECKING:
 
 SKIPS_IN_A_ROW = 20
 """Steps that fp16 may skip in a row while it finds its loss scale."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass: its place in the step, its rows, their share of the step, and its inputs."""
+
+    index: int
+    rows: Rows
+    weight: float
+    inputs: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """Micro-batches of one step that this process runs; `rows` counts those of all processes."""
+
+    step: int
+    epoch: int
+    rows: int
+    mine: list[MicroBatch]
 
 
 class Session:
@@ -122,17 +145,54 @@ class Session:
         """Steps that are left, as (step, epoch, micro-batches); steps count from 0."""
         return self.plan.steps(self.state.step, 0 if self.state.stopped_early else self.last_step)
 
-    def gather(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        self.stopwatch.lap("compute")
+    @property
+    def gathers_ahead(self) -> bool:
+        """True next to a GPU. On CPUs all threads compute."""
+        return bool(self.accelerator.device.type != "cpu")
+
+    def batches(self) -> Iterator["StepBatches"]:
+        """Yield this process's batches of each step that is left to do.
+
+        Where it `gathers_ahead`, a thread gathers those of the next step while this step computes.
+        """
+        left = self.steps()
+        with ThreadPoolExecutor(1) if self.gathers_ahead else nullcontext() as thread:
+            ahead = thread and thread.submit(self._gathered, next(left, None))
+            while True:
+                self.stopwatch.lap("compute")
+                found = ahead.result() if ahead else self._gathered(next(left, None))
+                if thread:
+                    ahead = thread.submit(self._gathered, next(left, None))
+                self.stopwatch.lap("data")
+                if found is None:
+                    return
+                yield found
+
+    def _gathered(self, planned: tuple[int, int, list[Rows]] | None) -> "StepBatches | None":
+        if planned is None:
+            return None
+        step, epoch, micro_batches = planned
+        rows = sum(map(len, micro_batches))
+        mine = share(
+            len(micro_batches), self.accelerator.process_index, self.accelerator.num_processes
+        )
+        return StepBatches(step, epoch, rows, [self._gather(micro_batches, i, rows) for i in mine])
+
+    def _gather(self, micro_batches: list[Rows], index: int, step_rows: int) -> "MicroBatch":
+        chosen = micro_batches[index]
+        # A partial step can leave a micro-batch empty: its process still takes part, at weight zero.
+        rows = chosen if len(chosen) else micro_batches[0][:1]
         width = padded_length(
             int(self._lengths[rows].max()),
             self.config.padding_multiple,
             self.config.max_length,
             fixed=self.config.pad_to_max_length,
         )
-        batch = self._table.gather(rows, width, self.padding)
-        self.stopwatch.lap("data")
-        return batch
+        arrays = self._table.gather(rows, width, self.padding)
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self.accelerator.device.type == "cuda":  # the copy to the device is then no wait
+            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+        return MicroBatch(index, rows, len(chosen) / step_rows, inputs)
 
     def finish_step(self, done: int, loss: Any, rows: int) -> bool:
         """Read, evaluate and save after optimizer step `done` (from 1); return whether to continue.

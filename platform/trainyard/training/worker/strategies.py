@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import accelerate.optimizer
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, GradScalerKwargs
+from accelerate.utils import is_lomo_available
 
 from trainyard.config import TrainConfig, scaler_arguments
 from trainyard.models import build_accelerator, compute_deterministically
@@ -55,6 +58,8 @@ def training_accelerator(config: TrainConfig) -> Accelerator:
         dist.init_process_group(
             strategy.backend(config), store=dist.HashStore(), rank=0, world_size=1
         )
+    # It looks for a package in all of sys.path, twice a step.
+    accelerate.optimizer.is_lomo_available = cache(is_lomo_available)
     handlers = [
         # Buffers are constants here (positions): broadcasting them before each forward only costs.
         DistributedDataParallelKwargs(broadcast_buffers=False),

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
 import transformers
 
-from trainyard.batching import micro_batch_seed, share
+from trainyard.batching import micro_batch_seed
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
+from trainyard.models import seed_generator
 from trainyard.storage import RunFolder
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome
@@ -55,7 +55,8 @@ def train_by_trainer(
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             step, epoch, micro_batch, rows, weight = inputs.pop("micro_batch")
-            torch.manual_seed(micro_batch_seed(config.seed, epoch, step, micro_batch))
+            seed = micro_batch_seed(config.seed, epoch, step, micro_batch)
+            seed_generator(accelerator.device, seed)
             loss = objective(model, inputs) * weight
             self.step_loss = loss.detach() + (0 if self.step_loss is None else self.step_loss)
             if weight:
@@ -119,17 +120,8 @@ class _MicroBatches:
         return (self.last - self.first) * self.per_step
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rank = self._session.accelerator.process_index
-        world = self._session.accelerator.num_processes
-        for step, epoch, micro_batches in self._session.steps():
-            self.rows[step] = sum(len(rows) for rows in micro_batches)
-            for micro_batch in share(len(micro_batches), rank, world):
-                rows = (
-                    micro_batches[micro_batch]
-                    if len(micro_batches[micro_batch])
-                    else micro_batches[0][:1]
-                )
-                weight = len(micro_batches[micro_batch]) / self.rows[step]
-                arrays = self._session.gather(rows)
-                batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-                yield {**batch, "micro_batch": (step, epoch, micro_batch, rows, weight)}
+        for batches in self._session.batches():
+            self.rows[batches.step] = batches.rows
+            for batch in batches.mine:
+                named = (batches.step, batches.epoch, batch.index, batch.rows, batch.weight)
+                yield {**batch.inputs, "micro_batch": named}
