@@ -50,6 +50,7 @@ print(len(set(seen)))
 
 FIT = """
 import json, sys
+import psutil
 import ray.util
 from trainyard import TrainConfig, fit
 from trainyard.cluster import ray_session
@@ -58,7 +59,8 @@ config = TrainConfig(**json.loads(sys.argv[1]))
 with ray_session(config):
     fit(config)
     actors = ray.util.list_named_actors(all_namespaces=True)
-print(json.dumps([actor["name"] for actor in actors]))
+    commands = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+print(json.dumps({"actors": [actor["name"] for actor in actors], "commands": commands}))
 """
 
 
@@ -79,11 +81,18 @@ def test_processes_that_tokenized_end(tmp_path: Path) -> None:
     assert int(run_here(TOKENIZE, str(folder), str(tmp_path / "cache"))) > 0
 
 
-def test_nobody_asks_an_autoscaler_that_is_not_there(
-    small_run: TrainConfig, tmp_path: Path
-) -> None:
-    """The process that would takes a second to start, and its memory all the time."""
+def test_no_process_runs_that_a_run_does_not_need(small_run: TrainConfig, tmp_path: Path) -> None:
+    """Each takes a second of a core to start, and its memory all the time.
+
+    They ask an autoscaler that is not there, serve a dashboard that is off, follow logs for nobody, or
+    control the workers, which the driver does itself.
+    """
     given = ((field, getattr(small_run, field.name)) for field in fields(TrainConfig))
     config = {field.name: value for field, value in given if value != field.default}
     config |= {"storage_path": str(tmp_path), "max_steps": 1}
-    assert json.loads(run_here(FIT, json.dumps(config))) == []
+    found = json.loads(run_here(FIT, json.dumps(config)))
+    assert found["actors"] == []
+    listed = "\n".join(found["commands"])
+    assert "raylet" in listed
+    for needless in ("dashboard.py", "monitor.py", "log_monitor.py", "TrainController"):
+        assert needless not in listed

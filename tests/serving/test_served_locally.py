@@ -19,8 +19,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         path = name if name.startswith("ray.") else f"ray.{name}"
         monkeypatch.setattr(path, lambda *_, **__: found.append(name))
 
-    for name in ("ray.init", "serve.start", "serve.run", "ray.shutdown"):
+    for name in ("ray.init", "serve.run", "ray.shutdown"):
         noted(name)
+    monkeypatch.setattr(locally, "_start_serve", lambda *_: found.append("serve.start"))
     monkeypatch.setattr(locally, "_stop", lambda: found.append("serve.shutdown"))
     return found
 

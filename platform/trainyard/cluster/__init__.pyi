@@ -15,3 +15,4 @@ from .ray_train import dead_ranks as dead_ranks
 from .session import TOKENIZERS as TOKENIZERS
 from .session import owns_gpu as owns_gpu
 from .session import ray_session as ray_session
+from .session import start_ray as start_ray

@@ -39,7 +39,6 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
     if not config.verbose:
         options["logging_level"] = logging.ERROR
     if address == "local":
-        options["include_dashboard"] = False
         options["_system_config"] = {
             # Ray would keep an idle process for each CPU, with its memory: a process that has
             # tokenized holds half the memory of the worker that trains.
@@ -51,7 +50,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
     importing = threading.Thread(target=importlib.import_module, args=(needed_next,))
     importing.start()
     try:
-        ray.init(address=address, **options)
+        start_ray(address, **options)
     except Exception as error:  # a node that is too slow to start is a bare Exception
         raise UserError(_no_ray(address, error)) from error
     try:
@@ -59,6 +58,36 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(address: str = "local", **options: Any) -> None:
+    """Call `ray.init`; a local Ray starts without the processes that no job of ours needs.
+
+    They are the dashboard's, which without a dashboard only reports usage and which `ray.init` waits for,
+    the autoscaler's monitor, and the one that follows the workers' logs for the terminal.
+    """
+    import ray
+    from ray._private import node
+
+    class LeanNode(node.Node):
+        def start_api_server(self, **_: Any) -> None:
+            self._webui_url = ""
+
+        def start_monitor(self) -> None:
+            pass
+
+        def start_log_monitor(self) -> None:
+            if options.get("log_to_driver"):
+                super().start_log_monitor()
+
+    if address != "local":
+        ray.init(address=address, **options)
+        return
+    whole, node.Node = node.Node, LeanNode
+    try:
+        ray.init(address=address, include_dashboard=False, **options)
+    finally:
+        node.Node = whole
 
 
 def _no_ray(address: str, error: Exception) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from trainyard.batching import evaluation_batches, padded_length
@@ -26,7 +25,7 @@ def padding_of(model: "PreTrainedModel", table: TokenTable, side: str) -> Paddin
     All processes of a group take the first one's result: their batches must be the same, and their
     devices may round differently.
     """
-    import torch.distributed as group
+    import torch.distributed as group  # here, as drivers import this module before they need torch
 
     rows = table.two_rows()
     if len(rows) == 1:
@@ -52,6 +51,8 @@ def predict(
     The batches do not depend on the number of processes. Process r of N runs the batches r, r+N, …
     and fills in its rows. The sum over processes is exact, as all others hold zeros there.
     """
+    import torch
+
     batches = evaluation_batches(
         table.lengths, config.per_device_eval_batch_size, equal_lengths=padding.equal_lengths
     )

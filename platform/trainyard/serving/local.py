@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from trainyard.cluster import start_ray
 from trainyard.errors import UserError
 from trainyard.serving.app import build, default_name
 from trainyard.terminal import quieted
@@ -45,9 +46,7 @@ def served(
     port = _free_port(port)
     ours = not ray.is_initialized()
     if ours:
-        ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, logging_level="error"
-        )
+        start_ray(log_to_driver=False, logging_level="error")
     url = f"http://{_reachable(host)}:{port}"
     with quieted("ray.serve"):  # its files have the messages
         try:
@@ -94,7 +93,7 @@ def _reachable(host: str) -> str:
 def _start(application: Any, source: str, host: str, port: int) -> None:
     from ray import serve
 
-    serve.start(http_options={"host": host, "port": port})
+    _start_serve(host, port)
     try:
         serve.run(application, name="trainyard", route_prefix="/")
     except RuntimeError as error:  # Serve's error for a deployment that failed
@@ -104,6 +103,20 @@ def _start(application: Any, source: str, host: str, port: int) -> None:
         )
         reason = _last_line(failed[0].message) if failed else error
         raise UserError(f"{source} could not be served: {reason}") from error
+
+
+def _start_serve(host: str, port: int) -> None:
+    """Start Serve unless it runs, and do not wait for its proxy: models load meanwhile."""
+    from ray.serve._private.api import _create_controller_and_proxy_refs
+    from ray.serve._private.client import ServeControllerClient
+    from ray.serve.config import ControllerOptions
+    from ray.serve.context import _get_global_client, _set_global_client
+
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        controller, _ = _create_controller_and_proxy_refs(
+            {"host": host, "port": port}, None, None, None, ControllerOptions()
+        )
+        _set_global_client(ServeControllerClient(controller))
 
 
 def _free_port(port: int | None) -> int:

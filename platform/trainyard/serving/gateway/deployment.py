@@ -17,7 +17,8 @@ from trainyard.serving.gateway.keys import KeyRing
 from trainyard.serving.gateway.landing import banner
 from trainyard.serving.options import LOOPBACK, GatewayOptions
 
-REFRESH_SECONDS = 2.0
+REFRESH_SECONDS, WAITING_SECONDS = 2.0, 0.2
+"""Seconds between two questions, and between two while a model is not there yet."""
 
 WILDCARDS = ("0.0.0.0", "::")  # compared with, not bound
 """Addresses that stand for all of a host's."""
@@ -59,7 +60,10 @@ class Gateway:
                 self._announce()
             except Exception:  # the controller restarts: ask again
                 log.exception("the list of models could not be refreshed")
-            await asyncio.sleep(REFRESH_SECONDS)
+            waiting = self._models.waiting_for() or not self._refreshed.is_set()
+            await asyncio.sleep(
+                min(WAITING_SECONDS if waiting else REFRESH_SECONDS, REFRESH_SECONDS)
+            )
 
     def _announce(self) -> None:
         names = self._models.names()
