@@ -107,6 +107,9 @@ def _dashboard(storage: str) -> str:
 def _train(result: Result) -> Iterator[str]:
     yield f"trained {result['run']}: {result['steps']} steps in {duration(result['seconds'])}"
     yield from (f"  {line}" for line in scores(result))
+    if speed := result.get("train_samples_per_second"):
+        share = f", {result['mfu']:.0%} of the peak of its devices" if result.get("mfu") else ""
+        yield f"  {speed:.1f} samples/s in training{share}"
     yield from _after_model(result["model"])
     if "open" in result:  # the quickstart has served the model, and ended the server
         yield f"`trainyard serve` starts the server again; then open {result['open']} in a browser"

@@ -203,7 +203,9 @@ def take_steps(
     return outcome, failures
 
 
-VOLATILE = ("seconds", "train_samples_per_second", "load_seconds")
+VOLATILE = (
+    "seconds", "train_samples_per_second", "load_seconds", "time_ledger", "mfu", "peak_flops",
+)  # fmt: skip
 """Keys of a result that differ from run to run."""
 
 

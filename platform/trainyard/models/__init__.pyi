@@ -14,6 +14,8 @@ from .engines.registry import ENGINES as ENGINES
 from .engines.registry import EngineName as EngineName
 from .engines.registry import check_engine as check_engine
 from .engines.registry import start as start
+from .flops import peak_flops as peak_flops
+from .flops import training_flops as training_flops
 from .hub import MODEL_FILES as MODEL_FILES
 from .hub import base_digests as base_digests
 from .hub import load_config as load_config

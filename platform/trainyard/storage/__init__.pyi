@@ -17,6 +17,7 @@ from .lease import Fence as Fence
 from .lease import Lease as Lease
 from .manifest import fault_of as fault_of
 from .manifest import file_digest as file_digest
+from .mirror import cache_root as cache_root
 from .mirror import outages_logged as outages_logged
 from .records import Files as Files
 from .records import folders as folders

@@ -31,10 +31,14 @@ TELL_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
+def cache_root() -> Path:
+    """Return this node's cache folder: $TRAINYARD_CACHE or ~/.cache/trainyard."""
+    return Path(os.environ.get("TRAINYARD_CACHE") or "~/.cache/trainyard").expanduser().absolute()
+
+
 def scratch_folder(url: str) -> Path:
-    """Return this node's copy of what is below `url`: in $TRAINYARD_CACHE or ~/.cache/trainyard."""
-    root = Path(os.environ.get("TRAINYARD_CACHE") or "~/.cache/trainyard").expanduser().absolute()
-    return root / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    """Return this node's copy of what is below `url`, in the cache folder."""
+    return cache_root() / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 
 class Timer:

@@ -84,6 +84,10 @@ class Outcome:
     """Note on the padding that the model needs; None: padding on the right, as usual."""
     train_samples_per_second: float | None = None
     padding_efficiency: float = 0.0
+    peak_flops: float | None = None
+    """Peak of matrix products of a worker's device, in FLOP/s."""
+    mfu: float | None = None
+    """Model FLOPs utilization: FLOPs that training on the text needs, over what all devices can compute."""
 
 
 def failed(error: UserError) -> Outcome:

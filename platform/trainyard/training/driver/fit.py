@@ -367,6 +367,9 @@ def _conclude(
         truncated_rows={name: table.info["truncated_rows"] for name, table in tables.items()},
         rows={name: len(table) for name, table in tables.items()},
         score_metric=task.score,
+        time_ledger=spent,
+        mfu=outcome.mfu,
+        peak_flops=outcome.peak_flops,
         warnings=alerts,
     )
     if words:

@@ -43,6 +43,12 @@ class FitResult(Readable):
     """Number of rows of each split, as it was trained or evaluated on."""
     score_metric: str = ""
     """Name of the metric that `score` is."""
+    time_ledger: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of all attempts by account; their sum is `seconds`."""
+    mfu: float | None = None
+    """Model FLOPs utilization: FLOPs that training on the text needs, over what the devices can compute."""
+    peak_flops: float | None = None
+    """Peak of matrix products of a worker's device in FLOP/s: measured, or a GPU's data sheet."""
     warnings: Sequence[str] = ()
     """Sentences about the data and the result that the run has printed."""
 

@@ -25,7 +25,7 @@ from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
 from trainyard.evaluation import not_finite, predict, score
 from trainyard.metrics import get_metric
-from trainyard.models import RIGHT, build_model, machine
+from trainyard.models import RIGHT, build_model, machine, peak_flops, training_flops
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome, TrainState
@@ -104,6 +104,7 @@ class Session:
         self._unread_scales: list[torch.Tensor] = []
         self._rows, self._seconds = 0, 0.0
         self._steps, self._waited = 0, 0.0
+        self._flops = 0.0
 
     def build_model(self) -> "PreTrainedModel":
         """Build the model as all processes begin with it, whole and on the CPU."""
@@ -117,6 +118,7 @@ class Session:
             vocabulary=self.data.vocabulary,
         )
         self.padding = probe(model, self.config, self.data)
+        self._flops = training_flops(model, self._lengths)
         return model
 
     def resume(self, model: Any, optimizer: Any, scheduler: Any) -> None:
@@ -251,13 +253,20 @@ class Session:
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
             self.folder.publish("progress.json", "tensorboard", "wandb", "usage.jsonl")
+        speed = self._rows / self._seconds if self._seconds else None
+        peak = used = None
+        if speed and self.accelerator.is_main_process:
+            peak = peak_flops(self.accelerator.device, self.config.mixed_precision)
+            used = self._flops * speed / (peak * self.accelerator.num_processes)
         return Outcome(
             status="failed" if self._error else self._status,
             error=self._error,
             state=self.state,
             padding_note=self.padding.note,
             notes=[*self._store.skipped, *self._notes, *self.journal.notes],
-            train_samples_per_second=self._rows / self._seconds if self._seconds else None,
+            train_samples_per_second=speed,
+            peak_flops=peak,
+            mfu=used,
             padding_efficiency=padding_efficiency(
                 self.plan,
                 self.config.padding_multiple,

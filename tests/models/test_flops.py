@@ -1,0 +1,50 @@
+"""FLOPs of a model, and the peak of the device that computes them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainyard.models import flops, peak_flops, training_flops
+
+
+def test_the_flops_of_a_row_are_those_that_torch_counts() -> None:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=64, num_labels=2, attn_implementation="eager",  # torch counts no fused one
+    )  # fmt: skip
+    model = transformers.BertForSequenceClassification(config).eval()
+    counted = []
+    for length in (10, 30):
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=torch.ones(1, length, dtype=torch.int64))
+        head = 2 * 32 * 32 + 2 * 32 * 2  # pooler and classifier, once a row
+        counted.append(3 * (counter.get_total_flops() - head))
+    found = training_flops(model, np.array([10, 30], np.int32))
+    assert found == pytest.approx(np.mean(counted), rel=1e-6)
+
+
+def test_a_peak_is_measured_once_for_each_number_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(flops, "SIZE", 256)
+    cpu = torch.device("cpu")
+    first = peak_flops(cpu, "no")
+    assert first > 1e8
+    peak_flops(cpu, "bf16")
+    stored = json.loads((tmp_path / "cache" / flops.PEAKS).read_text())
+    assert [key.split(", ")[-2] for key in stored] == ["float32", "bfloat16"]
+    monkeypatch.setattr(flops, "_measured", lambda *_: pytest.fail("measured again"))
+    assert peak_flops(cpu, "no") == first
+
+
+def test_a_gpu_s_peak_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 PCIe")
+    gpu = torch.device("cuda")
+    assert peak_flops(gpu, "no") == 51e12
+    assert peak_flops(gpu, "bf16") == peak_flops(gpu, "fp16") == 756e12
