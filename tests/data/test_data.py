@@ -74,13 +74,13 @@ def test_ray_data_keeps_every_row_in_its_place(
     config: TrainConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Several files and batches give the table that one process gives, on one CPU too."""
     folder = write_task(tmp_path / "large", train=1000)
     config = dataclasses.replace(config, data_dir=str(folder))
     splits, tokenizer = find_splits(config), build_tokenizer(config)
     here = data.prepare(splits, tokenizer, config, tmp_path / "here").table("train")
-    monkeypatch.setattr(data, "ROWS_HERE", 500)
     monkeypatch.setattr("trainyard.data.splits.ROWS_PER_BATCH", 100)
     monkeypatch.setattr(data, "ROWS_PER_TASK", 50)
     monkeypatch.setattr(data, "ROWS_PER_FILE", 300)
@@ -91,14 +91,44 @@ def test_ray_data_keeps_every_row_in_its_place(
         append(writer, ids, types, lengths, labels)
 
     monkeypatch.setattr(TableWriter, "append", noted)
-    there = data.prepare(splits, tokenizer, config, tmp_path / "there").table("train")
+    config = dataclasses.replace(config, tokenize_on="ray")
+    prepared = data.prepare(splits, tokenizer, config, tmp_path / "there")
+    assert "tokenizing train by Ray Data: --tokenize-on ray" in capsys.readouterr().err
+    there = prepared.table("train")
     assert parts[:4] == [300, 300, 300, 100], "memory would grow with the rows"
     assert there.info == here.info
     assert there.lengths.tolist() == here.lengths.tolist()
     assert there.labels.tolist() == here.labels.tolist()
-    rows = np.arange(1000)
-    for name, array in here.gather(rows, 16).items():
-        assert np.array_equal(there.gather(rows, 16)[name], array)
+    for file in (tmp_path / "here").rglob("*.bin"):
+        assert (tmp_path / "there" / file.relative_to(tmp_path / "here")).read_bytes() == (
+            file.read_bytes()
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "nodes", "by_ray", "reason"),
+    [
+        (100, None, 1, False, "it has at most 131,072 rows, and there is one node"),
+        (100, None, 3, True, "the cluster has 3 nodes"),
+        (131_073, None, 1, True, "it has more than 131,072 rows"),
+        (131_073, "driver", 3, False, "--tokenize-on driver"),
+        (100, "ray", 1, True, "--tokenize-on ray"),
+    ],
+)
+def test_the_place_of_tokenization_has_a_reason(
+    rows: int,
+    wanted: str | None,
+    nodes: int,
+    by_ray: bool,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data, "_nodes", lambda: nodes)
+    assert data._place(rows, wanted) == (by_ray, reason)
+
+
+def test_the_place_of_tokenization_is_in_no_identity(config: TrainConfig) -> None:
+    assert dataclasses.replace(config, tokenize_on="ray").identity() == config.identity()
 
 
 def test_the_cache_is_found_again_and_is_as_exact_as_its_fingerprint(

@@ -31,7 +31,7 @@ SPLIT_VERSION = 2
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
-    "tags", "report_to", "push_to_hub",
+    "tags", "report_to", "push_to_hub", "tokenize_on",
 )  # fmt: skip
 """Fields that place, store or log a job. They do not change its result, so no identity holds them."""
 
@@ -325,6 +325,9 @@ class ModelFlags(Flags):
     """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package."""
     max_length: int = 128
     """Tokens per row. Longer rows are truncated, counted and reported."""
+    tokenize_on: Literal["driver", "ray"] | None = None
+    """Tokenize in the driver's process or by Ray Data; the tokens are the same. Default: by Ray Data on a
+    cluster of several nodes and for large splits."""
 
     @property
     def grows_vocabulary(self) -> bool:

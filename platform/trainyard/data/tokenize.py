@@ -27,7 +27,7 @@ from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
 from trainyard.models import base_digests, locate_model, model_revision, vocabulary_size
 from trainyard.storage import RunFolder, sync_tree
-from trainyard.terminal import quieted
+from trainyard.terminal import quieted, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +90,7 @@ def prepare(
         digest.update(key.encode())
         folders[split.name] = cache / key
         if not run.find_table(folders[split.name]):
-            _build(split, tokenizer, config.max_length, folders[split.name], run.seen_everywhere)
+            _build(split, tokenizer, config, folders[split.name], run.seen_everywhere)
     sources = {split.name: split.digest for split in splits.splits}
     model = config.model_name_or_path
     return PreparedData(
@@ -116,13 +116,21 @@ def _serialized(tokenizer: Any) -> bytes:
 
 
 def _build(
-    split: Split, tokenizer: Any, max_length: int, folder: Path, seen_everywhere: bool
+    split: Split, tokenizer: Any, config: ModelFlags, folder: Path, seen_everywhere: bool
 ) -> None:
     _clear_abandoned(folder.parent)
     scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         _write_raw(split, scratch / "raw")
-        _tokenize(scratch / "raw", scratch / "table", tokenizer, max_length, seen_everywhere)
+        files = sorted((scratch / "raw").iterdir())
+        by_ray, reason = _place(_rows(files), config.tokenize_on)
+        say(f"tokenizing {split.name} {'by Ray Data' if by_ray else 'in this process'}: {reason}")
+        batches = (
+            _by_ray(files, tokenizer, config.max_length, seen_everywhere)
+            if by_ray
+            else _here(files, tokenizer, config.max_length)
+        )
+        _write(batches, scratch / "table", tokenizer, pair=_is_pair(files[0]))
         sync_tree(scratch / "table")  # a table in place is never verified again
         try:
             (scratch / "table").rename(folder)
@@ -161,17 +169,41 @@ def _write_raw(split: Split, folder: Path) -> None:
     writer.close()
 
 
-def _tokenize(
-    raw: Path, folder: Path, tokenizer: Any, max_length: int, seen_everywhere: bool
-) -> None:
+def _rows(files: list[Path]) -> int:
     import pyarrow.parquet as pq
 
+    return sum(int(pq.read_metadata(path).num_rows) for path in files)
+
+
+def _is_pair(file: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    return "text_pair" in pq.read_schema(file).names
+
+
+def _place(rows: int, wanted: str | None) -> tuple[bool, str]:
+    """Return whether Ray Data tokenizes a split of `rows` rows, and why."""
+    if wanted is not None:
+        return wanted == "ray", f"--tokenize-on {wanted}"
+    if rows > ROWS_HERE:
+        return True, f"it has more than {ROWS_HERE:,} rows"
+    if (nodes := _nodes()) > 1:
+        return True, f"the cluster has {nodes} nodes"
+    return False, f"it has at most {ROWS_HERE:,} rows, and there is one node"
+
+
+def _nodes() -> int:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+
+
+def _write(batches: "Iterator[pa.Table]", folder: Path, tokenizer: Any, *, pair: bool) -> None:
+    """Write tokenized batches as a table."""
     types = "token_type_ids" in tokenizer.model_input_names
     truncated = lost = 0
-    files = sorted(raw.iterdir())
-    pair = "text_pair" in pq.read_schema(files[0]).names
     with TableWriter(folder, types=types) as writer:
-        for batch in _tokenized(files, tokenizer, max_length, seen_everywhere):
+        for batch in batches:
             writer.append(
                 _flat(batch["input_ids"]),
                 _flat(batch["token_type_ids"]) if types else None,
@@ -190,19 +222,20 @@ def _tokenize(
         )
 
 
-def _tokenized(
-    files: list[Path], tokenizer: Any, max_length: int, seen_everywhere: bool
-) -> "Iterator[pa.Table]":
-    """Yield tokenized batches in row order, by Ray Data or, for few rows, in this process."""
+def _here(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[pa.Table]":
+    """Yield tokenized batches in row order, by the threads of this process."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    readers = [pq.ParquetFile(path) for path in files]
-    if sum(reader.metadata.num_rows for reader in readers) <= ROWS_HERE:
-        for reader in readers:
-            for batch in reader.iter_batches(ROWS_PER_TASK):
-                yield tokenize(tokenizer, max_length, pa.Table.from_batches([batch]))
-        return
+    for path in files:
+        for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_TASK):
+            yield tokenize(tokenizer, max_length, pa.Table.from_batches([batch]))
+
+
+def _by_ray(
+    files: list[Path], tokenizer: Any, max_length: int, seen_everywhere: bool
+) -> "Iterator[pa.Table]":
+    """Yield tokenized batches in row order, by Ray Data."""
     import ray
 
     environment = {"env_vars": FLAT_MEMORY}
