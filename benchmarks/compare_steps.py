@@ -1,11 +1,12 @@
-"""Our loop against the peer's in turns of a few steps: speed on a machine whose own speed wanders.
+"""Our loop against others in turns of a few steps: speed on a machine whose own speed wanders.
 
-    python benchmarks/compare_steps.py --task mrpc --data-dir DIR --turns 40
+    python benchmarks/compare_steps.py --task mrpc --data-dir DIR --turns 40 --mixed-precision bf16
 
-Both processes live side by side, and one computes while the other waits for its turn, so what slows the
-machine for a minute slows both. The loops are those of `jobs/train.py` and `reference_trainer.py`; of
-ours, what Ray costs is not in it (`compare_alone.py` measures that). Stores every turn, the ratio of
-rows per second over all of them, and a 95 % bootstrap interval over pairs of turns.
+The processes live side by side, and one computes while the others wait for their turn, so what slows the
+machine for a minute slows all. The loops are those of `jobs/train.py`, of `reference_trainer.py` (`peer`,
+and `grouped` with batches of similar length), and a plain loop over our batches. Of ours, what Ray costs
+is not in it (`compare_alone.py` measures that). Stores every turn, the ratios of rows per second over all
+of them, and 95 % bootstrap intervals over the turns.
 """
 
 import argparse
@@ -65,11 +66,50 @@ def ours(args: argparse.Namespace) -> None:
         config = TrainConfig(
             task=args.task, data_dir=args.data_dir, storage_path=storage,
             train_batch_size=args.batch_size, per_device_train_batch_size=args.batch_size,
+            mixed_precision=args.mixed_precision,
         )  # fmt: skip
         alone(config, args.threads)
 
 
-def peer(args: argparse.Namespace) -> None:
+def plain(args: argparse.Namespace) -> None:
+    """A loop without checks, records and resumption over the same batches, paced."""
+    import torch
+
+    from trainyard.batching import Plan, padded_length
+    from trainyard.data import find_splits, prepare
+    from trainyard.models import build_model, build_tokenizer
+
+    torch.set_num_threads(args.threads)
+    config = TrainConfig(
+        task=args.task, data_dir=args.data_dir, mixed_precision=args.mixed_precision
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        splits = find_splits(config)
+        data = prepare(splits, build_tokenizer(config), config, Path(cache))
+        table = data.table("train")
+        model = build_model(data.model, splits.task, data.model_revision, seed=config.seed).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+        plan = Plan(table.lengths, args.batch_size, args.batch_size, config.seed)
+        pace = Pace(args.steps)
+        for _, _, (rows,) in plan.steps(0, config.num_train_epochs * plan.steps_per_epoch):
+            longest, multiple = int(table.lengths[rows].max()), config.padding_multiple
+            width = padded_length(longest, multiple, config.max_length, fixed=False)
+            batch = {name: torch.from_numpy(x) for name, x in table.gather(rows, width).items()}
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+                loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            pace.step(len(rows))
+
+
+def grouped(args: argparse.Namespace) -> None:
+    """The peer's loop with batches of rows of similar length."""
+    peer(args, "--group-by-length")
+
+
+def peer(args: argparse.Namespace, *more: str) -> None:
     """The peer's loop in this process, paced."""
     import reference_trainer
     import transformers
@@ -82,24 +122,25 @@ def peer(args: argparse.Namespace) -> None:
 
     sys.argv[1:] = [
         "--task", args.task, "--data-dir", args.data_dir, "--model", resolve_model(DEFAULT_MODEL),
-        "--batch-size", str(args.batch_size), "--threads", str(args.threads),
+        "--batch-size", str(args.batch_size), "--threads", str(args.threads), *more,
+        *(["--bf16"] if args.mixed_precision == "bf16" else []),
     ]  # fmt: skip
     reference_trainer.main(Paced())
 
 
-SIDES = {"ours": ours, "peer": peer}
+SIDES = {"ours": ours, "peer": peer, "grouped": grouped, "plain": plain}
 
 
-def take_turns(turns: int) -> dict[str, list[dict[str, float]]]:
+def take_turns(sides: list[str], turns: int) -> dict[str, list[dict[str, float]]]:
     """Rows and seconds of each turn of each side."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     quiet: dict[str, Any] = {
         "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL,
         "text": True,
     }  # fmt: skip
     running = {
         name: subprocess.Popen([sys.executable, *sys.argv, "--side", name], **quiet)
-        for name in SIDES
+        for name in sides
     }
 
     def end_of_turn(name: str) -> dict[str, float]:
@@ -112,10 +153,10 @@ def take_turns(turns: int) -> dict[str, list[dict[str, float]]]:
         raise SystemExit(f"{name} ended before its turn {len(found[name])}")
 
     try:
-        for name in SIDES:
-            end_of_turn(name)  # both have started, and made their first steps
+        for name in sides:
+            end_of_turn(name)  # all have started, and made their first steps
         for turn in range(WARM_UP + turns):
-            for name in list(SIDES)[:: 1 if turn % 2 else -1]:
+            for name in sides[:: 1 if turn % 2 else -1]:
                 stdin = running[name].stdin
                 assert stdin is not None
                 stdin.write("go\n")
@@ -140,32 +181,46 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps of a turn")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--side", choices=SIDES, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         SIDES[args.side](args)
         return
-    found = take_turns(args.turns)
+    found = take_turns(args.sides, args.turns)
     rows, seconds = (
         {name: np.array([turn[key] for turn in each]) for name, each in found.items()}
         for key in ("rows", "seconds")
     )
 
-    def ratio(drawn: Any) -> float:
-        speed = {name: rows[name][drawn].sum() / seconds[name][drawn].sum() for name in SIDES}
-        return float(speed["ours"] / speed["peer"])
+    def ratio(other: str, drawn: Any) -> float:
+        speed = {
+            name: rows[name][drawn].sum() / seconds[name][drawn].sum() for name in ("ours", other)
+        }
+        return float(speed["ours"] / speed[other])
 
     rng = np.random.default_rng(0)
-    draws = [ratio(rng.integers(0, args.turns, args.turns)) for _ in range(2000)]
+    draws = [rng.integers(0, args.turns, args.turns) for _ in range(2000)]
+    ratios = {
+        other: {
+            "ratio": ratio(other, slice(None)),
+            "interval": np.quantile([ratio(other, d) for d in draws], [0.025, 0.975]).tolist(),
+        }
+        for other in args.sides
+        if other != "ours"
+    }
     result = {
         **provenance(args.data_dir),
-        "speed_ratio": ratio(slice(None)),
-        "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
-        "samples_per_second": {name: rows[name].sum() / seconds[name].sum() for name in SIDES},
+        "precision": {"no": "fp32"}.get(args.mixed_precision, args.mixed_precision),
+        "ratios": ratios,
+        "samples_per_second": {name: rows[name].sum() / seconds[name].sum() for name in args.sides},
         "turns": found,
     }
-    (HERE / "results" / f"steps-{args.task}.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({k: result[k] for k in ("speed_ratio", "interval", "samples_per_second")}))
+    suffix = "" if args.mixed_precision == "no" else f"-{args.mixed_precision}"
+    path = HERE / "results" / f"steps-{args.task}{suffix}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({key: result[key] for key in ("precision", "ratios", "samples_per_second")}))
 
 
 if __name__ == "__main__":

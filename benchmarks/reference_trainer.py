@@ -60,6 +60,8 @@ def main(*callbacks: Any) -> None:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--max-steps", type=int, default=-1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--group-by-length", action="store_true")
     args = parser.parse_args()
 
     import datasets
@@ -94,6 +96,8 @@ def main(*callbacks: Any) -> None:
                 per_device_train_batch_size=args.batch_size,
                 per_device_eval_batch_size=64,
                 seed=args.seed,
+                bf16=args.bf16,
+                train_sampling_strategy="group_by_length" if args.group_by_length else "random",
                 use_cpu=not torch.cuda.is_available(),
                 save_strategy="no",
                 logging_strategy="no",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import statistics_tables
 from gpu import gpu_table
-from markdown_tables import Result, load, source, table
+from markdown_tables import RESULTS, Result, load, source, table
 from scaling_model import gains, large_models, losses
 
 PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -38,19 +38,41 @@ def rewrite(text: str) -> str:
 
 
 def steps() -> str:
-    """Compare training throughput with Hugging Face's Trainer."""
-    results = {name: load(f"steps-{name}") for name in ("mrpc", "sst2")}
+    """Compare training throughput with Hugging Face's Trainer and a plain loop."""
+    names = [
+        f"{task}{precision}"
+        for precision in ("", "-bf16")
+        for task in ("cola", "sst2", "mrpc", "rte")
+        if (RESULTS / f"steps-{task}{precision}.json").exists()
+    ]
+    results = {name: load(f"steps-{name}") for name in names}
+    others = {"peer": "`Trainer`", "grouped": "its `group_by_length`", "plain": "Plain loop"}
+    sides = [side for side in others if any(side in found["samples_per_second"] for found in
+             results.values())]  # fmt: skip
     rows = [
         [
-            name.upper(),
+            name.partition("-")[0].upper(),
+            found.get("precision", "fp32"),
             f"{found['samples_per_second']['ours']:.1f}",
-            f"{found['samples_per_second']['peer']:.1f}",
-            "{:.2f} [{:.2f}, {:.2f}]".format(found["speed_ratio"], *found["interval"]),
+            *(_compared(found, side) for side in sides),
         ]
         for name, found in results.items()
     ]
-    columns = ["Task", "Samples per second", "`Trainer`", "Ratio [95 %]"]
+    columns = ["Task", "Precision", "Samples per second",
+               *(f"{others[side]}, our ratio to it [95 %]" for side in sides)]  # fmt: skip
     return table(columns, rows) + source(*results.values())
+
+
+def _compared(found: Result, side: str) -> str:
+    """Samples per second of another side, and how many times faster ours is."""
+    if side not in found["samples_per_second"]:
+        return ""
+    # Before 2026-12 there was one other side.
+    ratio = found["ratios"][side] if "ratios" in found else {
+        "ratio": found["speed_ratio"], "interval": found["interval"]
+    }  # fmt: skip
+    speed = found["samples_per_second"][side]
+    return "{:.1f}, {:.2f} [{:.2f}, {:.2f}]".format(speed, ratio["ratio"], *ratio["interval"])
 
 
 def first_step() -> str:
