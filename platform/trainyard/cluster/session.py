@@ -63,8 +63,8 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
 def start_ray(address: str = "local", **options: Any) -> None:
     """Call `ray.init`; a local Ray starts without the processes that no job of ours needs.
 
-    They are the dashboard's, which without a dashboard only reports usage and which `ray.init` waits for,
-    the autoscaler's monitor, and the one that follows the workers' logs for the terminal.
+    They are the dashboard's, the autoscaler's monitor, and the one that follows the workers' logs for the
+    terminal. `ray.init` would wait for the first, which only reports usage when there is no dashboard.
     """
     import ray
     from ray._private import node
