@@ -85,7 +85,7 @@ def test_what_train_reads_is_looked_into(
         ("a.txt", b"x", "ends in '.txt'"),
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"text\nba\n", "expected one of texts and one of labels"),
-        ("a.jsonl", b"{", "is no valid JSON"),
+        ("a.jsonl", b"{", "line 1: not valid JSON"),
         ("a.csv", b"text,label\nba,x\nco,x\n", "only one label"),
     ],
 )

@@ -1,18 +1,19 @@
 """`trainyard init`: look into a file of texts and labels, and write a starter config for it."""
 
 import codecs
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from trainyard.config import Flags, TrainConfig
 from trainyard.errors import UserError
+
+if TYPE_CHECKING:
+    from trainyard.data import TextFormat
 
 SAMPLE = 2000
 """Rows that are looked at."""
@@ -24,6 +25,8 @@ SECOND_TEXTS = {"sentence1": "sentence2", "question": "answer", "premise": "hypo
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "tag", "tags", "intent",
           "topic", "rating", "score")  # fmt: skip
 """Usual names of columns, the likeliest first."""
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 MANY_CLASSES = 20
 """Distinct numbers above which a column of numbers is a quantity, not a class."""
@@ -83,8 +86,6 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
     path = Path(config.output or f"{source.stem}.yaml")
     if path.exists() and not config.force:
         raise UserError(f"{path} exists; give another --output, or --force to replace it")
-    if not source.is_file():
-        raise UserError(f"{source} does not exist; give the path of a file")
     guess = guess_columns(source)
     run = TrainConfig(train_file=str(source), **guess.fields())
     splits = find_splits(run)
@@ -144,8 +145,6 @@ def guess_columns(path: Path) -> Guess:
         UserError: No column holds texts, or none could be the label.
     """
     columns, encoding, delimiter = _sample(path)
-    if not columns or not next(iter(columns.values())):
-        raise UserError(f"{path} has no rows; expected a column of texts and one of labels")
     names = {name.lower(): name for name in columns}
     texts = [name for name in columns if any(isinstance(value, str) for value in columns[name])]
     label = next((names[name] for name in LABELS if name in names), None)
@@ -196,31 +195,36 @@ def _problem_type(values: Sequence[Any]) -> str | None:
 
 def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:
     """Return the first rows by column, the encoding, and a delimiter that is not the usual one."""
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        from trainyard.data import open_parquet
+    from trainyard.data import AS_JSON, TextFormat, check_file, read_rows
 
-        with open_parquet(path) as file:
-            batch = next(file.iter_batches(SAMPLE), None)
-        return ({} if batch is None else batch.to_pydict()), "utf-8", None
-    if kind not in (".csv", ".tsv", ".json", ".jsonl"):
-        raise UserError(
-            f"{path.name} ends in {path.suffix!r}, expected a file that ends in "
-            ".csv, .tsv, .json, .jsonl or .parquet; convert or rename it"
-        )
+    check_file(path)
+    found = TextFormat()
+    if path.suffix.lower() in _DELIMITERS:
+        found = _text_format(path)
+    elif path.suffix.lower() in (".json", ".jsonl"):
+        found = TextFormat(encoding=_decoded(path)[1])
+    batches = read_rows(
+        path, (), None, "single_label_classification", text_format=found, others=None
+    )
+    rows = next(batches).others.slice(0, SAMPLE)  # type: ignore[union-attr]
+    columns = {
+        field.name: [
+            json.loads(value) if field.metadata == AS_JSON and value is not None else value
+            for value in rows[field.name].to_pylist()
+        ]
+        for field in rows.schema
+    }
+    return columns, found.encoding, found.delimiter
+
+
+def _text_format(path: Path) -> "TextFormat":
+    from trainyard.data import TextFormat
+
     text, encoding = _decoded(path)
-    if kind in (".json", ".jsonl"):
-        return _by_column(_objects(path, text)), encoding, None
-    lines = text.splitlines(keepends=True)
-    usual = "," if kind == ".csv" else "\t"
-    head = lines[0] if lines else ""
+    usual = _DELIMITERS[path.suffix.lower()]
+    head = text.partition("\n")[0]
     delimiter = max((usual, ",", ";", "\t", "|"), key=head.count)
-    before = csv.field_size_limit(len(text) + 1)
-    try:
-        rows = list(islice(csv.DictReader(lines, delimiter=delimiter), SAMPLE))
-    finally:
-        csv.field_size_limit(before)
-    return _by_column(rows), encoding, None if delimiter == usual else delimiter
+    return TextFormat(None if delimiter == usual else delimiter, encoding)
 
 
 def _decoded(path: Path) -> tuple[str, str]:
@@ -228,24 +232,7 @@ def _decoded(path: Path) -> tuple[str, str]:
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for encoding in ("utf-16",) if marked else ("utf-8", "cp1252"):
         try:
-            return content.decode(encoding).removeprefix("\ufeff"), encoding
+            return content.decode(encoding), encoding
         except UnicodeDecodeError:
             continue
     return content.decode("latin-1"), "latin-1"
-
-
-def _objects(path: Path, text: str) -> list[Any]:
-    try:
-        if text.lstrip().startswith("["):
-            found = json.loads(text)[:SAMPLE]
-        else:
-            lines = (line for line in text.splitlines() if line.strip())
-            found = [json.loads(line) for line in islice(lines, SAMPLE)]
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); expected one object a line") from error
-    return [row for row in found if isinstance(row, dict)]
-
-
-def _by_column(rows: Sequence[Mapping[Any, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(str(name) for row in rows for name in row if name is not None)
-    return {name: [row.get(name) for row in rows] for name in names}

@@ -4,6 +4,7 @@ from .columns import TextFormat as TextFormat
 from .columns import did_you_mean as did_you_mean
 from .columns import listing as listing
 from .demo import EXAMPLES as EXAMPLES
+from .files import check_file as check_file
 from .files import files_of as files_of
 from .files import read_rows as read_rows
 from .held_out import normalize_text as normalize_text

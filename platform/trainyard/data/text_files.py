@@ -151,7 +151,7 @@ def _records(
                 f"({error}); close every quoted field, and double a quote inside one"
             )
             # Where the row ends, and the next one starts, is known only of a line whose quotes pair up.
-            if not positions or reader.line_num > start or lines.last.count('"') % 2:
+            if not width or reader.line_num > start or lines.last.count('"') % 2:
                 raise fault from error
             yield columns.bad_row(start, fault)
             start = reader.line_num + 1
@@ -160,7 +160,7 @@ def _records(
             return
         if not record:  # a blank line
             pass
-        elif not positions:
+        elif not width:
             positions = _header(path, columns, record)
             width = len(record)
             others = {name: record.index(name) for name in columns.others_of(record)}
