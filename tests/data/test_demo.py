@@ -10,7 +10,8 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from trainyard.data import demo
+from trainyard.config import TrainConfig
+from trainyard.data import demo, find_splits
 
 Rows = list[tuple[str, str, int]]
 SIZES = demo.DEFAULT_ROWS
@@ -177,3 +178,16 @@ def test_examples_are_new_words_in_both_labels(rows: dict[str, Rows]) -> None:
     for first, second, _ in demo.EXAMPLES:
         assert set(words(first)) - generated
         assert set(words(second)) - generated
+
+
+def test_a_longer_demo_is_generated_and_begins_like_the_usual_one() -> None:
+    def train(**fields: Any) -> tuple[str, list[Any]]:
+        split = find_splits(TrainConfig(task="demo", **fields)).splits[0]
+        return split.fingerprint, [row for batch in split.batches() for row in batch.to_pylist()]
+
+    name, usual = train()
+    assert len(usual) == SIZES["train"]
+    longer, rows = train(max_train_samples=3000)
+    assert (len(rows), rows[: len(usual)]) == (3000, usual)
+    assert longer != name
+    assert train(max_train_samples=100)[1] == usual[:100]

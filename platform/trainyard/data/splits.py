@@ -96,7 +96,8 @@ def find_splits(
     trains = names is None
     names = names or (task.train_split or "", *task.evaluation_splits)
     if task.hub_path is None:
-        found = Splits(task, [_demo_split(name) for name in names])
+        more = {task.train_split: config.training_rows or 0}
+        found = Splits(task, [_demo_split(name, more.get(name, 0)) for name in names])
     elif config.data_dir:
         folder = Path(config.data_dir)
         found = Splits(task, [_local_split(task, name, folder, labeled) for name in names])
@@ -124,8 +125,8 @@ def sample_rows(found: Splits) -> list[dict[str, Any]]:
     return [row for *_, row in sorted(rows, key=lambda row: row[:2])[:SAMPLE_ROWS]]
 
 
-def _demo_split(name: str) -> Split:
-    rows = demo.DEFAULT_ROWS[name]
+def _demo_split(name: str, least: int) -> Split:
+    rows = max(demo.DEFAULT_ROWS[name], least)
 
     def batches() -> "Iterator[pa.RecordBatch]":
         import pyarrow as pa
