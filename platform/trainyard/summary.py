@@ -116,7 +116,7 @@ def _train(result: Result) -> Iterator[str]:
 
 
 def _eval(result: Result) -> Iterator[str]:
-    yield f"evaluated {result['model']} in {duration(result['seconds'])}"
+    yield f"evaluated {short(result['model'])} in {duration(result['seconds'])}"
     yield from (f"  {line}" for line in scores(result))
     for split, verdict in result.get("verdict", {}).items():
         yield f"  {split}, compared with {result['against']}: {verdict}"
