@@ -45,6 +45,9 @@ class Task:
     """Commit of the data set on the Hub."""
     rows: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Official number of rows of each split; empty where there is no official number."""
+    cuts: Any = field(default=0.0, compare=False)
+    """Logits above which labels of a multi-label task apply: one for all, or one for each label (and
+    row)."""
 
     @property
     def num_labels(self) -> int:

@@ -94,6 +94,21 @@ def test_secrets_are_struck_out(tmp_path: Path) -> None:
     assert "https://[hidden]@host/x" in page
 
 
+def test_a_run_shows_its_warnings(tmp_path: Path) -> None:
+    known = [
+        "warning: 2 of 40 rows of validation occur in train too",
+        'token="s3cret" is odd',
+        None,
+    ]
+    write_run(tmp_path / "run", warnings=known)
+    page = str(Dashboard(tmp_path).page("run", site=None))
+    assert "2 of 40 rows of validation occur in train too." in page
+    assert "warning: 2" not in page
+    assert "s3cret" not in page
+    write_run(tmp_path / "damaged", warnings="none")
+    assert Dashboard(tmp_path).page("damaged", site=None)
+
+
 def test_a_sweep_says_what_happened(tmp_path: Path) -> None:
     sweep = Sweep(Files(), write_sweep(tmp_path / "mrpc-asha", 24), "mrpc-asha")
     states = [trial.status for trial in sweep.trials]

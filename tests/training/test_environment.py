@@ -81,5 +81,36 @@ def test_the_model_card_says_which_splits_chose_the_checkpoint(small_run: TrainC
             "validation_matched_test took no part in it.",
         ),
     ):
-        card = model_card(small_run, TASKS["mrpc"], run, dict.fromkeys(splits, found))
+        card = model_card(small_run, TASKS["mrpc"], run, dict.fromkeys(splits, found), {})
         assert sentence in card.splitlines()
+
+
+def test_the_model_card_names_base_model_data_labels_warnings_and_limits() -> None:
+    run: dict[str, Any] = {
+        "name": "r", "data_fingerprint": "d", "identity": "i", "versions": {"commit": None},
+        "base_model_digest": "f00d", "warnings": ["warning: 3 rows of train hold no text at all"],
+        "sweep": "s",
+    }  # fmt: skip
+    found = {"validation": {"metrics": {"f1": 0.5}, "intervals": {"f1": [0.4, 0.6]}}}
+    rows = {"train": 90, "validation": 37}
+    config = TrainConfig(task="mrpc")
+    card = model_card(config, TASKS["mrpc"], run, found, rows)
+    for part in (
+        'base_model: "sentence-transformers/all-MiniLM-L6-v2"',
+        "digest of its weights `f00d`, fine-tuned on `mrpc` (single_label_classification)",
+        "Rows: 90 of train, 37 of validation. Labels: `not_equivalent`, `equivalent`.",
+        "## Warnings\n\n- 3 rows of train hold no text at all\n\n## Limits",
+        "Sweep `s` compared its recipe with others on rows of validation.",
+        "- Texts were truncated to 128 tokens in training and evaluation.",
+    ):
+        assert part in card
+    card = model_card(
+        replace(config, model_name_or_path="a/b"), TASKS["mrpc"],
+        {**run, "model_revision": "c0ffee", "warnings": []}, found, rows,
+    )  # fmt: skip
+    assert 'base_model: "a/b"' in card
+    assert "`a/b`, commit `c0ffee`, fine-tuned" in card
+    assert "## Warnings" not in card
+    # A path is no Hub id, which a push to the Hub would refuse.
+    own = replace(config, model_name_or_path="/models/own")
+    assert "base_model:" not in model_card(own, TASKS["mrpc"], run, found, rows)

@@ -32,7 +32,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """
 
     max_train_samples: int | None = None
-    """Train on the first N rows only."""
+    """Train on the first N rows only; the demo generates as many."""
     test_file: str | None = added(None, before=None)
     """Own data: rows that take no part in early stopping or in the choice of the best epoch. They are
     scored once, at the best epoch, as split `test`."""
@@ -52,6 +52,10 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     are scaled to mean 1 over the training rows."""
     label_smoothing_factor: float = added(0.0, before=0.0)
     """Share of each target that is spread over all labels, in training only."""
+
+    label_thresholds: Literal["0.5", "fitted"] = added("0.5", before="0.5")
+    """Multi-label: minimum probability of a label that applies, 0.5 or fitted to the F1 of each label on
+    the evaluation rows. Their own score is then cross-fitted. Predictions and server use them too."""
 
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""
@@ -240,11 +244,17 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
         return self.metrics, self.metric_for_best_model
 
     def check_loss(self, task: Task) -> None:
-        """Refuse a loss that does not fit the task.
+        """Refuse a loss or thresholds that do not fit the task.
 
         Raises:
-            UserError: The task is a regression, or a class weight names no label of it.
+            UserError: The task is a regression, or has one label for each row, or a class weight names no
+                label of it.
         """
+        if self.label_thresholds != "0.5" and task.problem_type != "multi_label_classification":
+            raise UserError(
+                f"--label-thresholds {self.label_thresholds} is for rows with several labels, but the task "
+                f"is a {task.problem_type}; leave it out"
+            )
         if task.problem_type == "regression" and (
             self.class_weights or self.label_smoothing_factor
         ):

@@ -196,6 +196,7 @@ def compare(
     seed: int,
     selections: Sequence[Selection] = (),
     groups: NDArray[Any] | None = None,
+    other_cuts: Any = 0.0,
 ) -> dict[str, Any]:
     """Paired comparison by every metric of the task, with the verdict in words on its headline.
 
@@ -207,11 +208,13 @@ def compare(
     `selections` describe the part of these rows in choosing the first and the second model. A model
     chosen among its run's evaluations must win by more (Bonferroni). A model chosen among trials
     is never called better. With `groups`, whole groups of rows are drawn and swapped instead of rows.
+    `other_cuts` are the second model's, as `task.cuts` are the first one's.
     """
     references = np.asarray(labels)
     metrics = {}
     for name in task.metrics:
-        ours, theirs = (answers(name, task.problem_type, each) for each in (logits, other_logits))
+        ours = answers(name, task.problem_type, logits, task.cuts)
+        theirs = answers(name, task.problem_type, other_logits, other_cuts)
         metrics[name] = _compare_by(name, ours, theirs, references, seed, selections, groups)
     return {
         "metrics": metrics,

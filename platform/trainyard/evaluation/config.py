@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from trainyard.config import (
     DataFlags,
@@ -83,6 +84,8 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     """Store the fitted temperature in the model's folder (calibration.json); predictions then use it."""
     num_errors: int = 50
     """Number of worst errors listed with their text."""
+    label_thresholds: Literal["0.5", "fitted"] = added("fitted", before="fitted")
+    """Multi-label: the fitted thresholds that a model stores, if it has some, or 0.5."""
     metrics: tuple[str, ...] = added((), before=())
     """Further metrics by name, such as roc_auc, log_loss or balanced_accuracy."""
 

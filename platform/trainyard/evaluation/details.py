@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix
 
 from trainyard.evaluation.comparison import Selection, wrong_rows
 from trainyard.inference import COLDEST, HOTTEST
-from trainyard.metrics import answers, decode, get_metric
+from trainyard.metrics import answers, decode, folds, get_metric
 from trainyard.stats import bootstrap_interval, mean_interval, metric_interval, proportion_interval
 from trainyard.tasks import Task
 
@@ -28,7 +28,6 @@ MOST_VALUES = 20
 FALSE_DISCOVERY_RATE = 0.05
 BINS = 15
 """Bins of the confidence, of equal width."""
-FOLDS = 5
 SIMULATIONS = 200
 
 Floats = NDArray[np.float64]
@@ -38,7 +37,7 @@ def confusion(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> list[li
     """Count rows by [label][prediction]; None unless each row has exactly one class."""
     if task.problem_type != "single_label_classification":
         return None
-    predictions = decode(task.problem_type, logits)
+    predictions = decode(task.problem_type, logits, task.cuts)
     matrix = confusion_matrix(labels, predictions, labels=range(task.num_labels))
     return [[int(count) for count in row] for row in matrix]
 
@@ -49,7 +48,7 @@ def per_class(
     """Precision, recall (Wilson intervals) and F1 (bootstrap interval) of each class or label."""
     if task.problem_type == "regression":
         return []
-    predictions, references = decode(task.problem_type, logits), np.asarray(labels)
+    predictions, references = decode(task.problem_type, logits, task.cuts), np.asarray(labels)
     found = []
     for index, name in enumerate(task.labels):
         if references.ndim == 2:
@@ -77,7 +76,7 @@ def per_class(
 
 def row_errors(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
     """Error of each row, shape [rows]: absolute error of a regression, else 0 or 1."""
-    predictions, references = decode(task.problem_type, logits), np.asarray(labels)
+    predictions, references = decode(task.problem_type, logits, task.cuts), np.asarray(labels)
     if task.problem_type == "regression":
         return np.asarray(np.abs(predictions.astype(np.float64) - references), np.float64)
     return np.asarray(wrong_rows(predictions, references), np.float64)
@@ -99,7 +98,7 @@ def worst_rows(
     losses = row_losses(task, logits, labels)
     losses[row_errors(task, logits, labels) == 0] = -1.0
     order = np.argsort(-losses, kind="stable")[:limit]
-    predictions = decode(task.problem_type, logits)
+    predictions = decode(task.problem_type, logits, task.cuts)
     return [
         {
             "row": int(row),
@@ -138,7 +137,7 @@ def slices(
     Hochberg 1995). The test is Fisher's exact test, for a regression Mann-Whitney.
     """
     errors = row_errors(task, logits, labels)
-    predictions = answers(task.score, task.problem_type, logits)
+    predictions = answers(task.score, task.problem_type, logits, task.cuts)
     references = np.asarray(labels)
     groups = {"length": numeric_groups(lengths.astype(np.float64), " tokens")}
     if task.problem_type == "single_label_classification":
@@ -286,11 +285,8 @@ def calibration(
     """
     scores, classes = decisions(problem_type, logits, labels)
     raw = probabilities(scores)
-    scaled, folds = np.empty_like(raw), min(FOLDS, len(classes))
-    fold = np.random.default_rng(seed).permutation(len(classes)) % folds
-    for k in range(folds):
-        held = fold == k
-        others = ~held if folds > 1 else held
+    scaled = np.empty_like(raw)
+    for held, others in folds(len(classes), seed):
         scaled[held] = probabilities(scores[held], fit_temperature(scores[others], classes[others]))
     before = _figures(raw, classes)
     candidates = selection.candidates if selection else 1

@@ -25,6 +25,7 @@ from trainyard.evaluation.inputs import (
     describe,
     in_task_order,
     labeled_splits,
+    with_cuts,
 )
 from trainyard.evaluation.scoring import score
 from trainyard.inference import PREDICTORS, Predictor, Row
@@ -127,8 +128,9 @@ class Bench:
     """
 
     def __init__(self, model: EvaluatedModel, splits: Splits, config: EngineConfig) -> None:
-        self._model, self._task, self._seed = model, splits.task, config.seed
+        self._model, self._seed = model, config.seed
         self._order = column_order(model, splits.task, config.label_mapping)
+        self._task = with_cuts(splits.task, model, self._order)
         self._torch = self.load("torch", "float32")
         self.rows: list[Row] = []
         labels: list[Any] = []
@@ -207,7 +209,8 @@ class Bench:
 
     def _changed(self, logits: NDArray[Any]) -> int:
         """Count rows with another answer: another class or label, or a number that differs by 0.01."""
-        said, before = (decode(self._task.problem_type, each) for each in (logits, self.expected))
+        kind, cuts = self._task.problem_type, self._task.cuts
+        said, before = (decode(kind, each, cuts) for each in (logits, self.expected))
         return int((np.abs(said - before) >= 0.01).reshape(len(logits), -1).any(axis=1).sum())
 
     def _times(self, predictor: Predictor) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from trainyard.data import (
 )
 from trainyard.errors import UserError
 from trainyard.evaluation.config import DEFAULT_LENGTH, EvalConfig, EvaluatedRows
+from trainyard.metrics import stored_cuts
 from trainyard.models import load_config, resolve_model
 from trainyard.storage import RunFolder, file_digest
 from trainyard.tasks import ProblemType, Task, get_task, own_task
@@ -44,6 +45,8 @@ class EvaluatedModel:
     """Of the model's training; None for a model without a run."""
     positions: int | None = None
     """Maximum tokens of the model; None without a maximum."""
+    cuts: NDArray[np.float64] | None = field(default=None, compare=False)
+    """Stored thresholds as logits, in the order of `labels`; None for a probability of one half."""
 
     @property
     def folder(self) -> Path | None:
@@ -67,6 +70,7 @@ def describe(name: str) -> EvaluatedModel:
         problem_type=settings.problem_type or ("regression" if regression else None),
         max_length=_trained_length(Path(path)),
         positions=getattr(settings, "max_position_embeddings", None),
+        cuts=stored_cuts(settings),
     )
 
 
@@ -149,6 +153,11 @@ def column_order(
     """Find the index of the model's output for each of the task's labels, see `match_task`."""
     found = match_task(model, task, given)
     return [model.labels.index(label) for label in found.values()] or [0]
+
+
+def with_cuts(task: Task, model: EvaluatedModel, order: Sequence[int]) -> Task:
+    """Return the task with the model's stored thresholds, if it has some."""
+    return task if model.cuts is None else replace(task, cuts=model.cuts[list(order)])
 
 
 def mapping_note(found: Mapping[str, str]) -> list[str]:

@@ -35,6 +35,7 @@ from trainyard.evaluation.inputs import (
     labeled_splits,
     max_length,
     texts_of,
+    with_cuts,
 )
 from trainyard.evaluation.report import page
 from trainyard.evaluation.scoring import (
@@ -46,7 +47,7 @@ from trainyard.evaluation.scoring import (
     score,
 )
 from trainyard.inference import COLDEST, HOTTEST, stored_temperature
-from trainyard.metrics import with_metrics
+from trainyard.metrics import as_thresholds, with_metrics
 from trainyard.models import CLASSIFIER, build_accelerator, build_tokenizer, load_model
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
 from trainyard.summary import Readable
@@ -207,8 +208,14 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if config.calibrate and splits.task.problem_type == "regression":
         raise UserError("--calibrate needs class probabilities; a regression has none")
     models = [model, *([other] if other else [])]
-    for each in models:  # refuses one that does not fit before anything starts
-        column_order(each, splits.task, config.label_mapping)
+    if config.label_thresholds != "fitted":
+        models = [replace(each, cuts=None) for each in models]
+    # Refuses a model that does not fit before anything starts.
+    orders = [column_order(each, splits.task, config.label_mapping) for each in models]
+    cuts = [
+        with_cuts(splits.task, each, order).cuts for each, order in zip(models, orders, strict=True)
+    ]
+    splits = replace(splits, task=replace(splits.task, cuts=cuts[0]))
     facts = {
         split.name: _Facts(
             extra_columns(config, splits, split.name),
@@ -217,6 +224,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         )
         for split in splits.splits
     }
+    splits = replace(splits, notes=(*splits.notes, *_notes_on_cuts(models[0], facts)))
     name = config.resolved_run_name(splits.task.name)
     folder = JobFolder(storage_folder(config.storage_path) / name)
     for note in splits.notes:
@@ -224,11 +232,11 @@ def evaluate(config: EvalConfig) -> Evaluation:
     with folder.created():
         stage(f"starting {config.num_workers} worker process(es)")
         with ray_session(config):
-            data, logits = _predict(config, splits, models, folder.path)
+            data, logits = _predict(config, splits, models, orders, folder.path)
     stage("computing intervals, slices and calibration")
     found = {
         name: _evaluate_split(
-            config, splits, name, data, [each[name] for each in logits], facts[name]
+            config, splits, name, data, [each[name] for each in logits], facts[name], cuts[-1]
         )
         for name in facts
     }
@@ -246,6 +254,9 @@ def evaluate(config: EvalConfig) -> Evaluation:
         "group_column": config.group_column,
         "max_length": max_length(model, config.max_length),
         "stored_temperature": stored,
+        "label_thresholds": None
+        if models[0].cuts is None
+        else as_thresholds(splits.task.cuts, splits.task.labels),
         "notes": list(splits.notes),
         "splits": found,
         "seconds": round(time.monotonic() - started, 2),
@@ -264,10 +275,13 @@ def _stored_temperature(model: EvaluatedModel) -> float | None:
 
 
 def _predict(
-    config: EvalConfig, splits: Splits, models: list[EvaluatedModel], folder: Path
+    config: EvalConfig,
+    splits: Splits,
+    models: list[EvaluatedModel],
+    orders: list[list[int]],
+    folder: Path,
 ) -> tuple[PreparedData, list[Logits]]:
     """Return token tables of the first model, and logits of all, columns in the task's order."""
-    orders = [column_order(model, splits.task, config.label_mapping) for model in models]
     jobs = []
     for model in models:
         scoring = config.scoring(model.name, max_length(model, config.max_length))
@@ -300,6 +314,7 @@ def _evaluate_split(
     data: PreparedData,
     logits: list[NDArray[Any]],
     facts: _Facts,
+    other_cuts: Any,
 ) -> dict[str, Any]:
     """Compute all results of the first model on one split; `facts.columns` define further slices.
 
@@ -339,10 +354,26 @@ def _evaluate_split(
                 seed=seed,
                 selections=on_rows,
                 groups=None if groups is None else groups[kept],
+                other_cuts=other_cuts,
             ),
             "selections": [each.as_json() for each in on_rows],
         }
     return found
+
+
+def _notes_on_cuts(model: EvaluatedModel, facts: Mapping[str, _Facts]) -> list[str]:
+    """Say that the model's thresholds decide, and on which splits they were fitted."""
+    if model.cuts is None:
+        return []
+    fitted = [
+        name for name, found in facts.items() if found.selections[0].kind in ("epochs", "trials")
+    ]
+    seen = (
+        f"; they were fitted on rows of {' and '.join(fitted)}, so its F1 is too good"
+        if fitted
+        else ""
+    )
+    return [f"note: labels apply at the thresholds that {model.name} stores{seen}"]
 
 
 def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:

@@ -116,7 +116,7 @@ def score(
         names = [name for name in task.metrics if get_metric(name).of_scores == of_scores]
         if not names:
             continue
-        read = answers(names[0], task.problem_type, logits)
+        read = answers(names[0], task.problem_type, logits, task.cuts)
         values |= build_metric(names).compute(predictions=read, references=references)
         for name in names:
             interval = metric_interval(name, read, references, seed=seed, groups=groups)
@@ -125,7 +125,7 @@ def score(
         "metrics": {name: values[name] for name in task.metrics},
         "intervals": {name: intervals[name] for name in task.metrics},
     }
-    predictions = decode(task.problem_type, logits)
+    predictions = decode(task.problem_type, logits, task.cuts)
     if (answer := _one_answer(task, predictions, references)) is not None:
         found["one_answer"] = answer
     return found

@@ -10,3 +10,9 @@ from .table import get_metric as get_metric
 from .table import is_constant as is_constant
 from .table import repeated as repeated
 from .table import with_metrics as with_metrics
+from .thresholds import THRESHOLDS_KEY as THRESHOLDS_KEY
+from .thresholds import as_thresholds as as_thresholds
+from .thresholds import cross_fitted_cuts as cross_fitted_cuts
+from .thresholds import fit_cuts as fit_cuts
+from .thresholds import folds as folds
+from .thresholds import stored_cuts as stored_cuts

@@ -386,24 +386,26 @@ def build_metric(names: Sequence[str]) -> "evaluate.Metric":
     return TrainyardMetric(keep_in_memory=True)
 
 
-def decode(problem_type: "ProblemType", logits: NDArray[Any]) -> NDArray[Any]:
+def decode(problem_type: "ProblemType", logits: NDArray[Any], cuts: Any = 0.0) -> NDArray[Any]:
     """Turn logits of shape [rows, labels] into predictions.
 
     Returns class indices [rows], values [rows] for regression, or 0/1 [rows, labels] for
-    multi-label, where a logit above 0 is a probability above one half.
+    multi-label, where a label applies above its cut (0 is a probability of one half).
     """
     if problem_type == "regression":
         return np.squeeze(logits, axis=-1)
     if problem_type == "multi_label_classification":
-        return (logits > 0).astype(np.int64)
+        return np.asarray(logits > cuts, np.int64)
     classes: NDArray[np.int64] = logits.argmax(axis=-1)
     return classes
 
 
-def answers(metric: str, problem_type: "ProblemType", logits: NDArray[Any]) -> NDArray[Any]:
+def answers(
+    metric: str, problem_type: "ProblemType", logits: NDArray[Any], cuts: Any = 0.0
+) -> NDArray[Any]:
     """Turn logits of shape [rows, labels] into a metric's input: decisions or probabilities."""
     if not get_metric(metric).of_scores:
-        return decode(problem_type, logits)
+        return decode(problem_type, logits, cuts)
     from scipy.special import expit, softmax
 
     wide = logits.astype(np.float64)

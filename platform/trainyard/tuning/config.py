@@ -73,6 +73,11 @@ class SweepConfig(TrainConfig):
             raise UserError(
                 f"--num-workers {self.num_workers} is a range, which a trial cannot have; give a number"
             )
+        if self.label_thresholds != "0.5":
+            raise UserError(
+                f"--label-thresholds {self.label_thresholds} is not for sweeps, which compare trials "
+                "at 0.5; leave it out, and train the winner's recipe with it"
+            )
         SCHEDULERS[self.scheduler].check_flags(self)
 
     @property

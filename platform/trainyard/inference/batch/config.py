@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from trainyard.config import PLACE_FIELDS, FileFlags, WorkerFlags, added
 from trainyard.errors import UserError
@@ -53,6 +53,9 @@ class PredictConfig(FileFlags, WorkerFlags):
     """Truncate texts that are too long, and count them; with --no-truncation such rows are errors."""
     threshold: float = 0.5
     """Multi-label: minimum score of the labels that apply."""
+    label_thresholds: Literal["0.5", "fitted"] = added("fitted", before="fitted")
+    """Multi-label: the fitted thresholds that a model stores, if it has some, or 0.5. A --threshold other
+    than 0.5 replaces both."""
     batch_tokens: int = BATCH_TOKENS
     """Maximum padded tokens per forward pass."""
     engine: EngineName = "torch"

@@ -1,7 +1,7 @@
 """Add predictions to a table of texts."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -159,12 +159,18 @@ def _single_label(predictor: Predictor, config: PredictConfig, answers: Answers)
 
 
 def _multi_label(predictor: Predictor, config: PredictConfig, answers: Answers) -> Columns:
-    columns = _every_score(predictor, answers)
+    fitted = config.label_thresholds == "fitted" and config.threshold == 0.5
+
+    def applies(found: Mapping[str, Any]) -> bool:
+        at_least = found["score"] >= config.threshold
+        return bool(found.get("applies", at_least) if fitted else at_least)
+
+    by_index = predictor.labels.index
     apply = [
-        row and [label for label, score in zip(predictor.labels, row, strict=True)
-                 if (score or 0) >= config.threshold]
-        for row in columns["scores"].to_pylist()
-    ]  # fmt: skip
+        answer and sorted((found["label"] for found in answer[0] if applies(found)), key=by_index)
+        for answer in answers
+    ]
+    columns = _every_score(predictor, answers)
     return {"labels": pa.array(apply, pa.list_(pa.string())), **columns}
 
 

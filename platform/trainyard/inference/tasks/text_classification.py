@@ -14,6 +14,7 @@ from trainyard.errors import UserError
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.tokenizing import Item
 from trainyard.inference.validation import Strict, Truncation, fields_of, text_of
+from trainyard.metrics import stored_cuts
 from trainyard.models import resolve_model
 
 COLDEST, HOTTEST = 0.05, 20.0
@@ -60,7 +61,8 @@ class TextClassification(SequenceClassifier):
 
     `inputs` is a text, `{"text": …, "text_pair": …}`, or a list of these. The answer is a list of
     lists, one per input, even for a single input, as `InferenceClient` expects. Scores equal those
-    of transformers' pipeline, except for calibrated models, see `stored_temperature`.
+    of transformers' pipeline, except for calibrated models, see `stored_temperature`. If the model
+    stores thresholds (`--label-thresholds fitted`), each label also has `applies`.
     """
 
     task = "text-classification"
@@ -68,6 +70,12 @@ class TextClassification(SequenceClassifier):
     parameters = TextClassificationParameters
     example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}
     temperature = 1.0
+    cuts: NDArray[np.float64] | None = None
+    """Logits above which the labels apply, if the model stores thresholds."""
+
+    def check_model(self) -> None:
+        super().check_model()
+        self.cuts = stored_cuts(self.model.config)
 
     def read_more(self, name: str, revision: str | None) -> None:
         del revision  # only from a folder: models in the Hub's cache are not calibrated
@@ -93,7 +101,16 @@ class TextClassification(SequenceClassifier):
         scores = _FUNCTIONS[function](logits)
         order = np.argsort(-scores, kind="stable")[: parameters.top_k]
         names = self.labels
-        return [{"label": names[i], "score": float(scores[i])} for i in order]
+        found: list[dict[str, Any]] = [
+            {"label": names[i], "score": float(scores[i])} for i in order
+        ]
+        if self.cuts is not None:
+            applies = results[0] > self.cuts
+            found = [
+                {**label, "applies": bool(applies[i])}
+                for label, i in zip(found, order, strict=True)
+            ]
+        return found
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
         """Return the answers as a nested list, even for a single input."""

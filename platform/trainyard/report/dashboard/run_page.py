@@ -128,7 +128,16 @@ def _result(run: Run) -> list[Part]:
     ]
     if run.seconds_left is not None:
         facts.append(("Time left", Cell(duration(run.seconds_left), note="estimated")))
-    parts = [*problems(run), Facts(facts, wide=True)]
+    listed = run.record.get("warnings")
+    warnings = [
+        without_secrets(words(warning)).removeprefix("warning: ")
+        for warning in (listed if isinstance(listed, list) else ())
+    ]
+    parts = [
+        *problems(run),
+        *(Text(f"{each[:1].upper()}{each[1:]}.", "warning") for each in warnings),
+        Facts(facts, wide=True),
+    ]
     intervals = mapping(result.get("intervals"))
     rows: list[list[Cell | Value]] = [
         [words(split), words(name), _measured(value, mapping(intervals.get(split)).get(name))]

@@ -8,15 +8,19 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainyard.config import TrainConfig
+from trainyard.config import DEFAULT_MODEL, TrainConfig
 from trainyard.data import is_test
 from trainyard.errors import UserError
 from trainyard.inference import PREDICTORS
+from trainyard.metrics import THRESHOLDS_KEY
 from trainyard.storage import RunFolder, sync_folder, sync_tree
 from trainyard.tasks import Task
 from trainyard.terminal import say, stage
 
 MODEL_FILES = ("config.json", "model.safetensors")
+PACKAGED = {DEFAULT_MODEL: "sentence-transformers/all-MiniLM-L6-v2"}
+"""Hub id of base models that come as a package."""
+MANY_LABELS = 30
 
 
 def export_model(
@@ -26,6 +30,7 @@ def export_model(
     card: str,
     metrics: Mapping[str, Any],
     labels: Sequence[str] = (),
+    thresholds: Mapping[str, float] | None = None,
 ) -> None:
     """Make `checkpoint` the run's `model/`, complete or not at all.
 
@@ -39,7 +44,7 @@ def export_model(
     scratch.mkdir()
     for name in MODEL_FILES:
         shutil.copyfile(checkpoint / name, scratch / name)
-    _name_labels(scratch / "config.json", labels)
+    _complete_config(scratch / "config.json", labels, thresholds or {})
     tokenizer.save_pretrained(scratch)
     (scratch / "README.md").write_text(card, encoding="utf-8")
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -82,16 +87,21 @@ def push_model(model: str, repository: str) -> None:
     say(f"pushed to {commit.commit_url}")
 
 
-def _name_labels(path: Path, labels: Sequence[str]) -> None:
-    """Write labels that transformers left out of config.json.
+def _complete_config(path: Path, labels: Sequence[str], thresholds: Mapping[str, float]) -> None:
+    """Write labels that transformers left out of config.json, and the fitted thresholds.
 
     It omits LABEL_0 and LABEL_1 as defaults; architectures with another default, such as BART, then
-    expect another number of labels.
+    expect another number of labels. Thresholds of the base model are not those of this one.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
+    before = dict(config)
     if labels and "id2label" not in config:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
+    config.pop(THRESHOLDS_KEY, None)
+    if thresholds:
+        config[THRESHOLDS_KEY] = dict(thresholds)
+    if config != before:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -106,18 +116,62 @@ def _check_answer(model: Path) -> None:
         )
 
 
-def _selection(splits: Collection[str]) -> str:
-    """Say which splits chose the checkpoint: their figures flatter it."""
+def _selection(splits: Collection[str], run: Mapping[str, Any]) -> str:
+    """Say which splits chose the checkpoint, and the recipe: their figures flatter it."""
     chose = " and ".join(split for split in splits if not is_test(split))
     tests = " and ".join(split for split in splits if is_test(split))
     apart = f"; {tests} took no part in it" if tests else ""
-    return f"{chose} also chose this checkpoint among those of the run{apart}."
+    sweep = (
+        f" Sweep `{run['sweep']}` compared its recipe with others on rows of {chose}."
+        if run.get("sweep")
+        else ""
+    )
+    return f"{chose} also chose this checkpoint among those of the run{apart}.{sweep}"
+
+
+def _base(config: TrainConfig, run: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Hub id of the base model (None for a folder), and words about its version."""
+    name = config.model_name_or_path
+    if commit := run.get("model_revision"):
+        return name, f"`{name}`, commit `{commit}`"
+    packaged = PACKAGED.get(name)
+    label = f"`{packaged}` (`{name}`)" if packaged else f"`{name}`"
+    return packaged, f"{label}, digest of its weights `{run.get('base_model_digest')}`"
+
+
+def _limits(config: TrainConfig, task: Task, thresholds: bool) -> list[str]:
+    """Sentences on what the training does not cover."""
+    return [
+        f"Texts were truncated to {config.max_length} tokens in training and evaluation.",
+        "The intervals hold for other rows like these, not for other seeds. Rows from another source, time "
+        "or language were not evaluated.",
+        *(
+            ["The model was trained to give one of the labels above to every text, also where none fits."]
+            if task.problem_type == "single_label_classification"
+            else []
+        ),
+        *(
+            [f"Labels apply at the fitted thresholds in `config.json` (`{THRESHOLDS_KEY}`); plain "
+             "transformers does not use them."]
+            if thresholds
+            else []
+        ),
+        *(
+            ["Scores are not calibrated probabilities unless `calibration.json` exists here."]
+            if task.problem_type != "regression"
+            else []
+        ),
+    ]  # fmt: skip
 
 
 def model_card(
-    config: TrainConfig, task: Task, run: Mapping[str, Any], evaluation: Mapping[str, Any]
+    config: TrainConfig,
+    task: Task,
+    run: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    counts: Mapping[str, int],
 ) -> str:
-    """README.md of the model: results with intervals, how it was trained, how to use it."""
+    """README.md of the model: results with intervals, warnings, limits, how it was trained and chosen."""
     rows = [
         f"| {split} | {name} | {value:.4f} | {low:.4f} to {high:.4f} |"
         for split, found in evaluation.items()
@@ -129,19 +183,26 @@ def model_card(
         for name in (
             "learning_rate", "num_train_epochs", "max_steps", "train_batch_size", "weight_decay",
             "lr_scheduler_type", "warmup_steps", "max_length", "mixed_precision", "seed",
+            "class_weights", "label_smoothing_factor", "label_thresholds",
         )
     ]  # fmt: skip
+    hub_id, base = _base(config, run)
+    labels = ", ".join(f"`{name}`" for name in task.labels[:MANY_LABELS])
+    more = len(task.labels) - MANY_LABELS
+    fitted = config.label_thresholds == "fitted"
     return "\n".join(
         [
             "---",
             "library_name: transformers",
             "pipeline_tag: text-classification",
-            f"base_model: {json.dumps(config.model_name_or_path)}",
+            *([f"base_model: {json.dumps(hub_id)}"] if hub_id else []),
             "---",
             f"# {run['name']}",
             "",
-            f"`{config.model_name_or_path}` fine-tuned on `{config.data_name}` ({task.problem_type}) by "
-            "Trainyard.",
+            f"{base}, fine-tuned on `{config.data_name}` ({task.problem_type}) by Trainyard.",
+            "",
+            f"Rows: {', '.join(f'{count} of {name}' for name, count in counts.items())}."
+            + (f" Labels: {labels}{f' and {more} more' if more > 0 else ''}." if labels else ""),
             "",
             "## Results",
             "",
@@ -149,8 +210,15 @@ def model_card(
             "| --- | --- | --- | --- |",
             *rows,
             "",
-            _selection(evaluation),
+            _selection(evaluation, run),
+            *(
+                ["Each of its rows is decided by thresholds that were fitted on other rows of it."]
+                if fitted
+                else []
+            ),
             "",
+            *_section("Warnings", [w.removeprefix("warning: ") for w in run.get("warnings", [])]),
+            *_section("Limits", _limits(config, task, fitted)),
             "## Training",
             "",
             "| setting | value |",
@@ -172,3 +240,7 @@ def model_card(
             "",
         ]
     )
+
+
+def _section(title: str, sentences: Sequence[str]) -> list[str]:
+    return [f"## {title}", "", *(f"- {each}" for each in sentences), ""] if sentences else []

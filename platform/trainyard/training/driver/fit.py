@@ -16,6 +16,7 @@ from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
 from trainyard.evaluation import figures, one_answer_words, one_answers
+from trainyard.metrics import THRESHOLDS_KEY
 from trainyard.models import build_tokenizer, resolve_model
 from trainyard.signals import StopSignals
 from trainyard.storage import (
@@ -179,8 +180,11 @@ def _fit(
                 cache = folder.path.parent / ".cache"
                 data = prepare(splits, tokenizer, config, cache, folder)
                 folder.share_tables(data.folders)
-                alerts = warnings(data, task, config.max_length)
-                for warning in (*alerts, *slow_settings(config, len(data.table("train")))):
+                alerts = [
+                    *warnings(data, task, config.max_length),
+                    *slow_settings(config, len(data.table("train"))),
+                ]
+                for warning in alerts:
                     say(warning)
                 stopwatch.lap("tokenization")
             else:
@@ -338,10 +342,15 @@ def _conclude(
         raise damaged
     evaluation = state.best_evaluation
     answers = one_answers(evaluation)
+    thresholds = next(iter(evaluation.values())).get(THRESHOLDS_KEY, {})
     evaluation = {split: figures(found) for split, found in evaluation.items()}
-    card = model_card(config, task, folder.read(), evaluation)
+    words = one_answer_words(answers)
+    alerts = [*folder.read().get("warnings", []), *([words] if words else [])]
+    tables = {name: data.table(name) for name in data.folders}
+    rows = {name: len(table) for name, table in tables.items()}
+    card = model_card(config, task, {**folder.read(), "warnings": alerts}, evaluation, rows)
     try:
-        export_model(folder, best, tokenizer, card, evaluation, task.labels)
+        export_model(folder, best, tokenizer, card, evaluation, task.labels, thresholds)
     except UserError as error:
         folder.update(status="failed", reason=str(error))
         raise
@@ -349,9 +358,6 @@ def _conclude(
     stopwatch.lap("export")
     folder.add_seconds(stopwatch.take())
     spent = time_ledger(folder.read(), folder.progress())  # of all attempts
-    tables = {name: data.table(name) for name in data.folders}
-    words = one_answer_words(answers)
-    alerts = [*folder.read().get("warnings", []), *([words] if words else [])]
     result = FitResult(
         run=folder.path.name,
         task=task.name,
@@ -365,12 +371,13 @@ def _conclude(
         train_samples_per_second=outcome.train_samples_per_second,
         padding_efficiency=outcome.padding_efficiency,
         truncated_rows={name: table.info["truncated_rows"] for name, table in tables.items()},
-        rows={name: len(table) for name, table in tables.items()},
+        rows=rows,
         score_metric=task.score,
         time_ledger=spent,
         mfu=outcome.mfu,
         peak_flops=outcome.peak_flops,
         warnings=alerts,
+        label_thresholds=thresholds,
     )
     if words:
         say(f"note: {words}")

@@ -51,6 +51,8 @@ class FitResult(Readable):
     """Peak of matrix products of a worker's device in FLOP/s: measured, or a GPU's data sheet."""
     warnings: Sequence[str] = ()
     """Sentences about the data and the result that the run has printed."""
+    label_thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Fitted minimum probability of each label (--label-thresholds fitted); empty for 0.5."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the job's JSON."""

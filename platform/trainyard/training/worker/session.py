@@ -7,10 +7,10 @@ make a step.
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,13 @@ from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
 from trainyard.evaluation import not_finite, predict, score
-from trainyard.metrics import get_metric
+from trainyard.metrics import (
+    THRESHOLDS_KEY,
+    as_thresholds,
+    cross_fitted_cuts,
+    fit_cuts,
+    get_metric,
+)
 from trainyard.models import RIGHT, build_model, machine, peak_flops, training_flops
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
@@ -385,7 +391,9 @@ class Session:
         higher_is_better = get_metric(self.task.score).higher_is_better
         self.state.add_evaluation(float(headline), found, higher_is_better=higher_is_better)
         if self.state.is_best:
-            test_logits, tests = self._scored([name for name in splits if is_test(name)])
+            test_logits, tests = self._scored(
+                [name for name in splits if is_test(name)], chosen_on=logits
+            )
             if self._error:
                 return
             self.state.best_evaluation = {**found, **tests}
@@ -398,8 +406,14 @@ class Session:
         )
         self.journal.log_evaluation(self.state)
 
-    def _scored(self, names: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Logits of some splits, and their scores; all processes predict, rank 0 scores."""
+    def _scored(
+        self, names: Sequence[str], chosen_on: Mapping[str, NDArray[Any]] | None = None
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Logits of some splits, and their scores; all processes predict, rank 0 scores.
+
+        Fitted thresholds come from the logits `chosen_on`. Default: from these splits, which are then
+        scored with thresholds fitted on other parts of their rows.
+        """
         tables = {name: self.data.table(name) for name in names}
         logits = {
             name: predict(self.accelerator, self._live[0], table, self.config, self.padding)
@@ -410,8 +424,26 @@ class Session:
             return logits, {}
         found = None
         if self.accelerator.is_main_process:
+            cuts = dict.fromkeys(names, self.task.cuts)
+            known: dict[str, Any] = {}
+            if self.config.label_thresholds == "fitted":
+                fitting = logits if chosen_on is None else chosen_on
+                labels = [self.data.table(name).labels[:] for name in fitting]
+                fitted = fit_cuts(np.concatenate([*fitting.values()]), np.concatenate(labels))
+                known[THRESHOLDS_KEY] = as_thresholds(fitted, self.task.labels)
+                for name in names:
+                    cuts[name] = fitted
+                    if chosen_on is None:
+                        rows = logits[name], tables[name].labels[:]
+                        cuts[name] = cross_fitted_cuts(*rows, seed=self.config.seed)
             found = {
-                name: score(self.task, logits[name], table.labels, seed=self.config.seed)
+                name: score(
+                    replace(self.task, cuts=cuts[name]),
+                    logits[name],
+                    table.labels,
+                    seed=self.config.seed,
+                )
+                | known
                 for name, table in tables.items()
             }
         return logits, broadcast(self.accelerator, found)

@@ -1,0 +1,89 @@
+"""Thresholds of the labels of a multi-label model, fitted to each label's F1.
+
+A cut is a threshold as a logit: a label applies above it, and 0 is a probability of one half.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from trainyard.errors import UserError
+
+THRESHOLDS_KEY = "label_thresholds"
+"""Key of the thresholds in a model's config.json: {label: probability}."""
+_LIMIT = float(logit(0.999))
+"""Greatest distance of a cut from 0."""
+_FOLDS = 5
+
+
+def folds(rows: int, seed: int) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Yield masks (held, others) of five random parts of the rows; one row is its own others."""
+    count = min(_FOLDS, rows)
+    fold = np.random.default_rng(seed).permutation(rows) % count
+    for number in range(count):
+        held = fold == number
+        yield held, ~held if count > 1 else held
+
+
+def fit_cuts(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Find the cut of each label with the largest F1 on these rows, shape [labels].
+
+    Cuts lie midway between neighboring logits. Of equal F1 the cut nearest to 0 is chosen, and a label
+    without positive rows keeps 0.
+    """
+    cuts = np.zeros(logits.shape[1])
+    for label in np.flatnonzero((labels > 0).any(axis=0)):
+        order = np.argsort(-logits[:, label], kind="stable")
+        positive = labels[order, label] > 0
+        # Gap n lies between the n rows that the label applies to and all others.
+        gaps = np.arange(len(order) + 1)
+        f1 = 2 * np.append(0, positive.cumsum()) / (gaps + positive.sum())
+        ordered = logits[order, label].astype(np.float64).clip(-_LIMIT, _LIMIT)
+        upper, lower = np.append(_LIMIT, ordered), np.append(ordered, -_LIMIT)
+        middle = np.where((lower <= 0) & (upper > 0), 0.0, (upper + lower) / 2)
+        best = np.lexsort((np.abs(middle), -f1, lower == upper))[0]
+        cuts[label] = middle[best]
+    return cuts
+
+
+def cross_fitted_cuts(
+    logits: NDArray[Any], labels: NDArray[Any], *, seed: int
+) -> NDArray[np.float64]:
+    """Fit cuts for each fold of the rows on the others, shape [rows, labels].
+
+    Decisions by them are those of cuts that never saw the row: their score is not too good.
+    """
+    cuts = np.zeros(logits.shape)
+    for held, others in folds(len(logits), seed):
+        cuts[held] = fit_cuts(logits[others], labels[others])
+    return cuts
+
+
+def stored_cuts(config: Any) -> NDArray[np.float64] | None:
+    """Read the cuts of a model from its config, in the order of its labels; None without any.
+
+    Raises:
+        UserError: The thresholds are not one probability for each label.
+    """
+    found = getattr(config, THRESHOLDS_KEY, None)
+    if found is None:
+        return None
+    names = [config.id2label[index] for index in sorted(config.id2label)]
+    if (
+        not isinstance(found, Mapping)
+        or found.keys() != set(names)
+        or not all(type(value) in (int, float) and 0 < value < 1 for value in found.values())
+    ):
+        raise UserError(
+            f"{THRESHOLDS_KEY} in the model's config.json is {repr(found)[:60]}, expected a number "
+            "between 0 and 1 for each label; correct it, or remove the key"
+        )
+    return np.asarray(logit([found[name] for name in names]))
+
+
+def as_thresholds(cuts: NDArray[np.float64], names: tuple[str, ...]) -> dict[str, float]:
+    """Return the cuts as probabilities by label."""
+    return dict(zip(names, expit(cuts).tolist(), strict=True))
