@@ -29,6 +29,11 @@ def test_a_training_ends_in_words() -> None:
     assert lines[5].endswith("trainyard dashboard")
 
 
+def test_an_interval_without_width_is_not_shown_as_certainty() -> None:
+    lines = summary({**TRAINED, "intervals": {"validation": {"accuracy": [1.0, 1.0]}}})
+    assert lines[1].endswith("(no interval: all resamples of the rows agree, 30 rows)")
+
+
 def test_a_path_with_a_space_is_quoted() -> None:
     lines = summary({**TRAINED, "model": "my runs/mail/model"})
     assert any(line.endswith("--model-name-or-path 'my runs/mail/model'") for line in lines)

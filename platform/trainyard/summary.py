@@ -76,7 +76,12 @@ def scores(result: Result) -> Iterator[str]:
             continue
         about = []
         if ends := result.get("intervals", {}).get(split, {}).get(name):
-            about.append("95 % interval {:.3f} to {:.3f}".format(*ends))
+            # All right or all wrong: the bootstrap knows no spread, which is not certainty.
+            about.append(
+                "no interval: all resamples of the rows agree"
+                if ends[0] == ends[1]
+                else "95 % interval {:.3f} to {:.3f}".format(*ends)
+            )
         if split in rows:
             about.append(f"{rows[split]} rows")
         behind = f" ({', '.join(about)})" if about else ""
