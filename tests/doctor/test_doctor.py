@@ -192,7 +192,7 @@ def test_a_healthy_cluster_passes_and_its_workers_meet(
     assert report["ok"], report
     assert {finding["check"] for finding in report["findings"]} >= {*CHECKS, "workers"}
     met = next(f["sentence"] for f in report["findings"] if f["check"] == "workers")
-    assert met.startswith("2 worker(s) connected and summed by gloo over ")
+    assert met.startswith("2 workers connected and summed by gloo over ")
     assert not list(tmp_path.iterdir())
 
 
@@ -234,3 +234,4 @@ def test_the_job_exits_with_1_and_still_says_why(tmp_path: Path) -> None:
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["ok"] is False
     assert "FAILURE address: no Ray cluster answers at 127.0.0.1:1" in done.stderr
+    assert "with these flags would fail here; correct each FAILURE first" in done.stderr

@@ -22,7 +22,7 @@ from trainyard.doctor.cluster.nodes import Facts, ask, marked
 from trainyard.errors import UserError, one_line
 from trainyard.models import resolve_model
 from trainyard.storage import open_run
-from trainyard.terminal import say
+from trainyard.terminal import say, stage
 
 FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
 """Seconds to wait for a node's answer: more than Ray needs to notice a dead node."""
@@ -41,14 +41,22 @@ class DoctorConfig(TrainConfig):
 
 def examine_cluster(config: DoctorConfig) -> dict[str, Any]:
     """Return all findings as the job's JSON; `ok` is true when none is a failure."""
-    findings = list(_examine(config))
-    if not config.json:
-        marks = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE"}
-        for finding in findings:
+    marks = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE"}
+    findings = []
+    for finding in _examine(config):
+        findings.append(finding)
+        if not config.json:
             say(f"{marks[finding.level]} {finding.check}: {finding.sentence}")
+    ok = all(finding.level != "failure" for finding in findings)
+    if not config.json:
+        say(
+            "`trainyard train` with these flags should work here"
+            if ok
+            else "`trainyard train` with these flags would fail here; correct each FAILURE first"
+        )
     return {
         "job": "doctor",
-        "ok": all(finding.level != "failure" for finding in findings),
+        "ok": ok,
         "findings": [asdict(finding) for finding in findings],
     }
 
@@ -72,6 +80,7 @@ def preflight(config: TrainConfig) -> None:
 
 def _examine(config: DoctorConfig) -> Iterator[Finding]:
     yield from check_upload(Path.cwd())
+    stage("starting Ray, or connecting to it")
     try:
         with ray_session(config):
             yield from _examine_cluster(config)
@@ -106,6 +115,7 @@ def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
     findings = run_checks(nodes, config, needed, (name for name in CHECKS if name not in rejected))
     yield from findings
     if not rejected and all(finding.level != "failure" for finding in findings):
+        stage("starting the workers of a run, which takes some seconds")
         yield check_workers(config, needed)
 
 
@@ -186,12 +196,15 @@ def check_workers(config: TrainConfig, needed: Node) -> Finding:
         )
     finally:
         shutil.rmtree(run.path, ignore_errors=True)
-    transport = f"{result['backend']} over {result['interface']} on {result['device']}"
+    interface = f" over {result['interface']}" if result["interface"] else ""
+    transport = f"{result['backend']}{interface} on {result['device']}"
     if result["sum"] != count:
         return Finding(
             "workers", "failure", f"{count} workers summed to {result['sum']} by {transport}"
         )
-    return Finding("workers", "ok", f"{count} worker(s) connected and summed by {transport}")
+    if count == 1:
+        return Finding("workers", "ok", f"a worker starts on {result['device']}")
+    return Finding("workers", "ok", f"{count} workers connected and summed by {transport}")
 
 
 def sum_ones() -> dict[str, Any]:
