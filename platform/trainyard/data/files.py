@@ -109,6 +109,11 @@ def files_of(pattern: str) -> tuple[Path, ...]:
 
 
 def check_file(path: Path) -> None:
+    """Refuse a path that is no file of data: absent, a folder, empty, compressed, a pointer.
+
+    Raises:
+        UserError: names the fault and the fix.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file; name one file inside it")
     if not path.exists():

@@ -390,7 +390,7 @@ def decode(problem_type: "ProblemType", logits: NDArray[Any], cuts: Any = 0.0) -
     """Turn logits of shape [rows, labels] into predictions.
 
     Returns class indices [rows], values [rows] for regression, or 0/1 [rows, labels] for
-    multi-label, where a label applies above its cut (0 is a probability of one half).
+    multi-label. A label applies above its cut; 0 is a probability of one half.
     """
     if problem_type == "regression":
         return np.squeeze(logits, axis=-1)
