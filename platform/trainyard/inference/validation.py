@@ -9,20 +9,18 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from trainyard.errors import UserError
+
+_STRICT = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strict:
     """Base of JSON types: "2" is not a number, an unknown name is an error, docstrings are help."""
 
-    __pydantic_config__: ClassVar = {
-        "extra": "forbid",
-        "strict": True,
-        "use_attribute_docstrings": True,
-    }
+    __pydantic_config__ = _STRICT  # an annotation would make it a field
 
 
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
