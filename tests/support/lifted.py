@@ -31,7 +31,8 @@ def lift() -> None:
         build(self, *args, **kwargs)
         if self.state.mixed_precision == "fp16":
             self.native_amp = True
+            given = self.scaler_handler.to_kwargs() if self.scaler_handler else {}
             ours = {"init_scale": INIT_SCALE, "growth_interval": GROWTH_INTERVAL}
-            self.scaler = torch.amp.GradScaler(device, **ours | self.scaler_handler.to_kwargs())
+            self.scaler = torch.amp.GradScaler(device, **ours | given)
 
     Accelerator.__init__ = build_with_fp16

@@ -1,6 +1,7 @@
 """The invariants on the loop itself: dropout is on, the last step of an epoch is a partial one."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from support.runs_locally import run_locally, weights_hash
 from support.tiny import read_lines
@@ -270,13 +272,25 @@ def test_padding_does_not_change_the_loss(base: TrainConfig, tiny_model: Path) -
     assert traces[0] == pytest.approx(traces[2], rel=1e-5)
 
 
-def test_transformers_trainer_agrees_with_our_loop(base: TrainConfig, uninterrupted: Any) -> None:
+def test_transformers_trainer_agrees_with_our_loop(
+    base: TrainConfig, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer leaves the schedule where it is after a step that it takes for skipped; we do not."""
+    skipped = itertools.cycle([True, False])
+    monkeypatch.setattr(
+        Accelerator, "optimizer_step_was_skipped", property(lambda _: next(skipped))
+    )
     config = dataclasses.replace(base, run_name="trainer", loop="trainer")
     outcome, folder = run_locally(config)
     assert outcome.status == "finished"
     ours = [line["loss"] for line in uninterrupted[2] if "loss" in line]
     theirs = [line["loss"] for line in folder.metrics() if "loss" in line]
     assert theirs == pytest.approx(ours, rel=1e-5)
+    rates = [
+        [line.get("learning_rate") for line in lines]
+        for lines in (uninterrupted[2], folder.metrics())
+    ]
+    assert rates[0] == rates[1]
     check_each_row_once_per_epoch(folder.path, 90, 3)
     mine = load_file(
         Path(base.storage_path)

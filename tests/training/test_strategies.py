@@ -97,6 +97,11 @@ def runs(
             if precision == "no":
                 pair.append(Attempt(moved, cut_at=3))
                 alone.append(Attempt(replace(moved, num_workers=1)))
+            if (kind, precision) == ("ddp", "fp16"):
+                alone.append(Attempt(replace(whole, run_name=f"{name}-alone", num_workers=1)))
+                trainer = replace(whole, run_name=f"{name}-trainer", loop="trainer")
+                pair.append(Attempt(trainer))
+                alone.append(Attempt(replace(trainer, run_name=f"{name}-lone", num_workers=1)))
     run_ranks(2, pair, root / "pair")
     run_ranks(1, alone, root / "alone")
     return Runs(base.storage_path)
@@ -143,6 +148,33 @@ def test_fp16_skips_steps_and_says_so(runs: Runs, kind: str, precision: str) -> 
     )
     expected = [line["loss_scale"] for line in runs("ddp-fp16").metrics() if "loss" in line]
     assert scales == expected
+
+
+def test_fp16_skips_the_same_steps_at_any_number_of_workers(runs: Runs) -> None:
+    ours, alone = (
+        [line for line in runs(name).metrics() if "loss" in line]
+        for name in ("ddp-fp16", "ddp-fp16-alone")
+    )
+    for name in ("loss", "loss_scale", "skipped_steps"):
+        assert [line[name] for line in alone] == pytest.approx(
+            [line[name] for line in ours], abs=1e-6
+        )
+    expected = runs.weights("ddp-fp16")
+    for name, tensor in runs.weights("ddp-fp16-alone").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", ["lone", "trainer"])
+def test_transformers_trainer_skips_and_schedules_alike(runs: Runs, workers: str) -> None:
+    ours, theirs = (
+        [line for line in runs(name).metrics() if "loss" in line]
+        for name in ("ddp-fp16", f"ddp-fp16-{workers}")
+    )
+    for name in ("loss", "learning_rate", "loss_scale", "skipped_steps"):
+        assert [line[name] for line in theirs] == pytest.approx(
+            [line[name] for line in ours], abs=1e-6
+        )
+    assert 0 < ours[-1]["skipped_steps"] < LAST_STEP
 
 
 @pytest.mark.parametrize(("kind", "precision"), PLAIN)

@@ -84,6 +84,8 @@ class TouchedRows:
         total = self._waiting.pop()
         while self._waiting:
             total = _joined(self._waiting.pop(), total)
+        if self._gradient.view(-1)[0].isnan():  # clipped to a norm that is not finite
+            self._gradient.zero_()
         self._gradient.index_fill_(0, self._touched, 0.0)
         self._touched, rows = total
         self._weight.grad = self._gradient.index_copy_(0, self._touched, rows)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import transformers
 
 from trainyard.batching import micro_batch_seed
@@ -61,14 +63,20 @@ def train_by_trainer(
             self.step_loss = loss.detach() + (0 if self.step_loss is None else self.step_loss)
             if weight:
                 session.journal.record_micro_batch(step, epoch, micro_batch, rows, loss)
-            return loss * accelerator.num_processes
+            return loss
 
-    class AfterStep(transformers.TrainerCallback):
-        """Hand each finished step to the session."""
+    class AroundSteps(transformers.TrainerCallback):
+        """Sum gradients over the processes, and hand each finished step to the session."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            if accelerator.num_processes > 1:
+                trainer.model_wrapped.register_comm_hook(None, _sum)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             done = micro_batches.first + state.global_step
             loss, trainer.step_loss = trainer.step_loss, None
+            if trainer.lr_scheduler.last_epoch < done:
+                trainer.lr_scheduler.step()  # it counts the steps that fp16 skips, too
             session.use(trainer.model_wrapped, trainer.optimizer, trainer.lr_scheduler)
             going_on = session.finish_step(done, loss, micro_batches.rows[done - 1])
             control.should_training_stop = not going_on
@@ -94,7 +102,7 @@ def train_by_trainer(
         ),
         train_dataset=micro_batches,
         optimizers=(optimizer, scheduler),
-        callbacks=[AfterStep(), *callbacks],
+        callbacks=[AroundSteps(), *callbacks],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.accelerator.scaler = accelerator.scaler  # the session saves and restores this one
@@ -102,6 +110,12 @@ def train_by_trainer(
     with suppress(OSError):  # Trainer makes the folder even when it saves nothing
         (folder.path / ".trainer").rmdir()
     return session.outcome()
+
+
+def _sum(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Sum gradients. DDP's mean of a loss times the processes would overflow fp16 earlier."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
 
 
 class _MicroBatches:
