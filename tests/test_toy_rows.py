@@ -1,4 +1,4 @@
-"""A new metric, engine or predictor is one row: each toy is added in ten lines and used end to end."""
+"""A new metric, engine, strategy or predictor is one row: each toy is used end to end."""
 
 import json
 from dataclasses import replace
@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from support.runs_locally import run_locally
 from support.small_models import classifier
 
+from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.evaluation.comparison import compare
 from trainyard.evaluation.config import EngineConfig
@@ -30,6 +33,9 @@ from trainyard.models.engines.registry import ENGINES, Engine, check_engine
 from trainyard.report.dashboard.records import Run
 from trainyard.storage import Files
 from trainyard.tasks import TASKS
+from trainyard.training.worker.gradients import Gradients
+from trainyard.training.worker.strategies import STRATEGIES, Strategy
+from trainyard.training.worker.weights import OPTIMIZER_FILE, stored_weights
 from trainyard.tuning.honesty import SplitPredictions, confirm
 
 
@@ -101,6 +107,38 @@ def test_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = EngineConfig(model_name_or_path=str(folder), validation_file=str(file), num_rows=10)
     tried = {one["engine"] for one in choose_engine(config)["candidates"]}
     assert tried == {"torch", "toy"}
+
+
+def test_a_strategy(
+    monkeypatch: pytest.MonkeyPatch, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """It adds gradients up as autograd does, and stores an optimizer in its own way."""
+    ddp = STRATEGIES["ddp"]
+
+    def state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        weights, moments = ddp.state(model, optimizer)
+        return weights, {"toy": moments}
+
+    def load(model: Any, optimizer: Any, folder: Path) -> None:
+        model.load_state_dict(stored_weights(model, folder))
+        optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, weights_only=True)["toy"])
+
+    toy = Strategy(ddp.prepare, state, load, Gradients, shards=False)
+    monkeypatch.setitem(STRATEGIES, "toy", toy)
+    base = replace(small_run, storage_path=str(tmp_path), max_steps=6, eval_steps=3)
+    losses, weights = {}, {}
+    for name in ("ddp", "toy", "toy-cut"):
+        strategy: Any = name.split("-")[0]
+        config = replace(base, strategy=strategy, run_name=name)
+        if name == "toy-cut":
+            outcome, _ = run_locally(config, on_evaluation=lambda: False)
+            assert (outcome.status, outcome.state.step) == ("stopped", 3)
+        outcome, folder = run_locally(config)
+        assert (outcome.status, outcome.state.step) == ("finished", 6)
+        losses[name] = [line["loss"] for line in folder.metrics() if "loss" in line]
+        weights[name] = (folder.checkpoints / "step-00000006/model.safetensors").read_bytes()
+    assert losses["toy"] == pytest.approx(losses["ddp"], rel=1e-5)
+    assert weights["toy"] == weights["toy-cut"] != weights["ddp"]
 
 
 def test_a_predictor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
