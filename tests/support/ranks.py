@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ class Attempt:
     config: TrainConfig
     cut_at: int | None = None
     no_waits: bool = False
+    killed: tuple[int, str] | None = None
+    """Rank that is killed by SIGKILL, and its place (`die_at`). Such an attempt is the last one."""
 
 
 class CutOff(BaseException):
@@ -47,14 +50,18 @@ def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert codes == [0] * world, (meeting / f"rank-{codes.index(max(codes))}.log").read_text()[
-        -3000:
-    ]
+    last = (meeting / f"rank-{codes.index(max(codes))}.log").read_text()[-3000:]
+    if killed := attempts[-1].killed:
+        assert codes[killed[0]] == -signal.SIGKILL, last
+        assert all(codes), last
+    else:
+        assert codes == [0] * world, last
 
 
 def _run(attempt: Attempt, rank: int) -> None:
     import torch
     import torch.distributed as dist
+    from support.runs_locally import die_at
 
     from trainyard.data.splits import find_splits
     from trainyard.data.tokenize import prepare
@@ -64,6 +71,8 @@ def _run(attempt: Attempt, rank: int) -> None:
     from trainyard.training.worker.session import Session
 
     config = attempt.config
+    if attempt.killed and attempt.killed[0] == rank:
+        die_at(attempt.killed[1])
     folder = open_run(config.storage_path, config.resolved_run_name)
     data: list[Any] = [None]
     if rank == 0:
@@ -120,7 +129,7 @@ def main() -> None:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in entry["config"].items()
         }
-        _run(Attempt(TrainConfig(**config), entry["cut_at"], entry["no_waits"]), rank)
+        _run(Attempt(**entry | {"config": TrainConfig(**config)}), rank)
         if world > 1:
             dist.barrier()
 

@@ -1,6 +1,8 @@
 """Run the loop in this process, without Ray: what the invariants are checked on, in seconds."""
 
 import hashlib
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -47,21 +49,17 @@ def weights_hash(folder: RunFolder, step: int) -> str:
     return digest.hexdigest()
 
 
-def main() -> None:
-    """Run flags in a process that is killed when it reaches a point: `KILL_AT=step:7`, `save:2`.
+def die_at(place: str) -> None:
+    """Kill this process (SIGKILL) when it reaches a place.
 
     `step:N` kills before the optimizer's N-th step of this process, `save:N` in the middle of the
     N-th checkpoint, when its files are written and its manifest is not.
     """
-    import os
-    import signal
-
     import torch
 
-    from trainyard.command import parse
     from trainyard.storage import checkpoints
 
-    point, _, count = os.environ["KILL_AT"].partition(":")
+    point, _, count = place.partition(":")
     calls = 0
 
     def deadly(function: Any) -> Any:
@@ -78,6 +76,13 @@ def main() -> None:
         torch.optim.AdamW.step = deadly(torch.optim.AdamW.step)
     else:
         checkpoints.hashes_of = deadly(checkpoints.hashes_of)  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Run flags in a process that is killed at `KILL_AT`."""
+    from trainyard.command import parse
+
+    die_at(os.environ["KILL_AT"])
     run_locally(parse(TrainConfig, sys.argv[1:]))
 
 
