@@ -203,6 +203,21 @@ def lost_work() -> str:
     return table(columns, list(losses()))
 
 
+def strategies() -> str:
+    """List the largest differences to ddp, by architecture and strategy."""
+    found = load("strategies")
+
+    def cell(seen: Result) -> str:
+        if "error" in seen:
+            return str(seen["error"])
+        resumed = "same bits" if seen["resumed"] else "other bits"
+        return f"{seen['loss_difference']:.1g}, {seen['logit_difference']:.1g}, {resumed}"
+
+    rows = [[kind, *map(cell, row.values())] for kind, row in found["architectures"].items()]
+    columns = ["Architecture", *next(iter(found["architectures"].values()))]
+    return table(columns, rows) + source(found)
+
+
 # Tuning
 
 
@@ -420,6 +435,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "large-models": large_model,
     "lost-work": lost_work,
     "gpu": gpu_table,
+    "strategies": strategies,
     "one-sweep": one_sweep,
     "verdict": verdict,
     "faults": faults,

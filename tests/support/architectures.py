@@ -1,8 +1,11 @@
 """Tiny classifiers with random weights of many architectures, with byte-level BPE tokenizers."""
 
+import csv
 import random
 from pathlib import Path
 from typing import Any
+
+from trainyard.config import TrainConfig
 
 TEXT_WORDS = [
     "the", "train", "was", "late", "good", "bad", "signal", "station", "platform", "arrived",
@@ -50,6 +53,11 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", DECODER),
     "qwen2-left": ("qwen2", DECODER),
     "electra": ("electra", {**SIZES, "embedding_size": 16}),
+    "albert": ("albert", {**SIZES, "embedding_size": 16}),
+    "distilbert": ("distilbert", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}),
+    "modernbert": ("modernbert", SIZES),
+    "deberta": ("deberta-v2", {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    "xlm-roberta": ("xlm-roberta", {**SIZES, "max_position_embeddings": 130}),
     "longformer": ("longformer", {**SIZES, "attention_window": 8, "max_position_embeddings": 140}),
     "funnel": ("funnel", {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "block_sizes": [1, 1]}),
     "nystromformer": ("nystromformer", {**SIZES, "num_landmarks": 4, "segment_means_seq_len": 16,
@@ -66,7 +74,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
                               "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
                               "max_position_embeddings": 130}),
 }  # fmt: skip
-"""Architectures of the bug reports (benchmarks/bug_reports.py)."""
+"""Architectures of the bug reports (benchmarks/bug_reports.py) and of the table by strategy."""
 
 
 def _tokenizer(kind: str) -> Any:
@@ -137,3 +145,24 @@ def architecture(folder: Path, kind: str) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def config_for(
+    folder: Path,
+    kind: str,
+    texts: list[str] | None = None,
+    labels: tuple[str, str] = ("no", "yes"),
+    **more: Any,
+) -> TrainConfig:
+    """A run of two steps on 24 rows of many lengths."""
+    file = folder / "rows.csv"
+    rows = texts or [" ".join(TEXT_WORDS[i % 7 : i % 7 + 6 + i % 11]) for i in range(24)]
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows(
+            [("text", "label"), *((text, labels[i % 2]) for i, text in enumerate(rows))]
+        )
+    return TrainConfig(
+        train_file=str(file), model_name_or_path=str(architecture(folder / "model", kind)),
+        max_length=64, max_steps=2, train_batch_size=8, per_device_train_batch_size=4,
+        storage_path=str(folder / "runs"), run_name=kind, **more,
+    )  # fmt: skip

@@ -1,20 +1,17 @@
 """Training over architectures: unused parameters, missing padding tokens, special tokens in texts."""
 
-import csv
 import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.architectures import TEXT_WORDS, architecture
+from support.architectures import architecture, config_for
 from support.runs_locally import run_locally, weights_hash
 
-from trainyard.config import TrainConfig
 from trainyard.data import find_splits, prepare
 from trainyard.errors import UserError
 from trainyard.inference.registry import PREDICTORS
@@ -24,27 +21,6 @@ from trainyard.training.driver.environment import environment
 from trainyard.training.driver.export import export_model
 from trainyard.training.driver.fit import _open_record
 from trainyard.training.worker.probe import probe
-
-
-def config_for(
-    folder: Path,
-    kind: str,
-    texts: list[str] | None = None,
-    labels: tuple[str, str] = ("no", "yes"),
-    **more: Any,
-) -> TrainConfig:
-    """A run of two steps on 24 rows of many lengths."""
-    file = folder / "rows.csv"
-    rows = texts or [" ".join(TEXT_WORDS[i % 7 : i % 7 + 6 + i % 11]) for i in range(24)]
-    with file.open("w", newline="") as stream:
-        csv.writer(stream).writerows(
-            [("text", "label"), *((text, labels[i % 2]) for i, text in enumerate(rows))]
-        )
-    return TrainConfig(
-        train_file=str(file), model_name_or_path=str(architecture(folder / "model", kind)),
-        max_length=64, max_steps=2, train_batch_size=8, per_device_train_batch_size=4,
-        storage_path=str(folder / "runs"), run_name=kind, **more,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
