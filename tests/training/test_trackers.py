@@ -1,6 +1,7 @@
 """Trackers of --report-to, read back from where each of them keeps its runs."""
 
 import json
+import shutil
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
@@ -105,6 +106,8 @@ def test_every_tracker_has_the_curves_of_a_run_that_was_interrupted(config: Trai
     assert outcome.status == "stopped"
     outcome, _ = run_locally(config)
     assert outcome.status == "finished"
+    shutil.rmtree(folder.checkpoints / "step-00000006")  # a killed attempt has logged further
+    run_locally(config)
     expected = in_metrics(folder.path)
     assert set(expected) == {
         "train/loss",
