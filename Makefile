@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help install quickstart serve test test-long test-gpu test-wheel test-cluster check bench docs format clean
+.PHONY: help install quickstart serve test test-long test-gpu test-wheel test-cluster check bench docs screenshots format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -56,6 +56,9 @@ test-cluster: install  ## hosts on this machine, and what can happen to them (ro
 
 bench: install  ## the speed tables of the docs, measured anew on this quiet machine: make bench DATA=glue
 	$(BIN)/python benchmarks/bench.py --data-dir $(DATA)
+
+screenshots: install  ## the pictures of the docs, from real runs (minutes; needs chromium)
+	$(BIN)/python docs/screenshots.py
 
 docs: install  ## the docs site, in build/docs: open index.html
 	$(BIN)/python docs/generate.py

@@ -1,0 +1,138 @@
+"""Make the pictures of the docs, docs/assets/*.png, from real runs on examples/mail.csv.
+
+    python docs/screenshots.py [--look]
+
+The runs are kept in build/screenshots, so a second call draws the pictures only. With --look every page
+is also drawn in three widths, light and dark, into build/screenshots/look, to be looked at.
+"""
+
+import csv
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+ASSETS = ROOT / "docs" / "assets"
+WORK = ROOT / "build" / "screenshots"
+RUNS = WORK / "runs"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.browser import chromium, dashboard_of, draw_all, page_at  # noqa: E402
+
+from trainyard import EvalConfig, SweepConfig, TrainConfig, evaluate, fit, serve, tune  # noqa: E402
+
+WIDTH, HEIGHT = 1200, 760
+LARGEST = 150_000
+"""Maximum bytes of a picture."""
+COLORS = 128
+PAGES = {
+    "dashboard": "/",
+    "run": "/view/mail",
+    "sweep": "/view/mail-sweep",
+    "evaluation": "/report/mail-evaluation",
+}
+"""Picture -> page of the dashboard."""
+TOP = {"run": "curves", "evaluation": "classes"}
+"""Picture -> section at its upper edge, if it is not the beginning."""
+
+
+def runs() -> None:
+    """Train, search and evaluate on 100 of the mails; the other 100 are new to the models."""
+    with (ROOT / "examples" / "mail.csv").open() as file:
+        rows = list(csv.reader(file))[1:]
+    random.Random(0).shuffle(rows)
+    files = {"train": WORK / "mail.csv", "validation": WORK / "new-mail.csv"}
+    for path, part in zip(files.values(), (rows[:100], rows[100:]), strict=True):
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["text", "label"], *part])
+    common: dict[str, Any] = {
+        "train_file": str(files["train"]), "validation_file": str(files["validation"]),
+        "storage_path": str(RUNS), "max_length": 32, "train_batch_size": 8,
+        "per_device_train_batch_size": 8,
+    }  # fmt: skip
+    fit(
+        TrainConfig(
+            **common, run_name="mail", learning_rate=3e-4, num_train_epochs=5, eval_steps=5,
+            logging_steps=1, tags=("docs",),
+        )
+    )  # fmt: skip
+    tune(
+        SweepConfig(
+            **common, run_name="mail-sweep", num_trials=6, num_train_epochs=2,
+            max_train_samples=48, confirm_top=1,
+            set=(("learning_rate=loguniform:1e-4:3e-3", "weight_decay=choice:0,0.01,0.1"),),
+        )
+    )  # fmt: skip
+    evaluate(
+        EvalConfig(
+            model_name_or_path="runs/mail-sweep/model",
+            validation_file="new-mail.csv",
+            storage_path=str(RUNS),
+            run_name="mail-evaluation",
+        )
+    )
+
+
+def save(picture: bytes, path: Path) -> None:
+    """Write a picture with a palette: pages have few colors, so it loses nothing that is seen."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    image = Image.open(BytesIO(picture)).convert("RGB")
+    colors = image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    colors.save(path, optimize=True)
+    if (size := path.stat().st_size) > LARGEST:
+        raise SystemExit(f"{path} has {size:,} bytes, at most {LARGEST:,} may be; lower COLORS")
+
+
+@contextmanager
+def pages() -> Iterator[dict[str, Any]]:
+    """URLs of all pages, with what must be done on them before the picture."""
+    with (
+        dashboard_of(RUNS) as dashboard,
+        serve(str(RUNS / "mail"), port=8000) as server,
+    ):
+        playground = server.url.split("/models/")[0] + "/playground#mail"
+        yield {**{name: dashboard + path for name, path in PAGES.items()}, "playground": playground}
+
+
+def prepare(page: Any, name: str) -> None:
+    """Bring a page into the state that is shown."""
+    if name == "playground":
+        page.locator("#examples button").nth(1).click()
+        page.locator(".bar").first.wait_for()
+        page.get_by_label("Python").check()
+    else:
+        draw_all(page)
+        page.evaluate("id => document.getElementById(id).scrollIntoView()", TOP.get(name, "head"))
+
+
+def main() -> None:
+    """Draw every picture; with --look, every page in three widths, light and dark."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    os.chdir(WORK)  # pages show paths below the working directory from there
+    runs()
+    with chromium() as browser, pages() as urls:
+        for name, url in urls.items():
+            with page_at(browser, url, viewport={"width": WIDTH, "height": HEIGHT}) as page:
+                prepare(page, name)
+                save(page.screenshot(), ASSETS / f"{name}.png")
+            for width in (400, 800, 1280) if "--look" in sys.argv else ():
+                for scheme in ("light", "dark"):
+                    view = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+                    with page_at(browser, url, **view) as page:
+                        prepare(page, name)
+                        folder = WORK / "look"
+                        folder.mkdir(exist_ok=True)
+                        page.screenshot(
+                            path=folder / f"{name}-{width}-{scheme}.png", full_page=True
+                        )
+
+
+if __name__ == "__main__":
+    main()
