@@ -105,7 +105,7 @@ def lines(
         chart = alt.layer(base.mark_line(), circles)
     chart = chart.encode(
         alt.X(**quantity(x), scale=scale(_column(rows, x), nice=False, padding=6 if points else 0)),
-        alt.Y(**quantity(y), axis=axis, scale=scale(_column(rows, y))),
+        alt.Y(**quantity(y), axis=axis, scale=scale(_column(rows, y), padding=6 if points else 0)),
         tooltip=_tooltip(rows, series, x, y, size),
     )
     if series is not None:
