@@ -101,7 +101,7 @@ def test_the_model_card_names_base_model_data_labels_warnings_and_limits() -> No
         "Rows: 90 of train, 37 of validation. Labels: `not_equivalent`, `equivalent`.",
         "## Warnings\n\n- 3 rows of train hold no text at all\n\n## Limits",
         "Sweep `s` compared its recipe with others on rows of validation.",
-        "- Texts were truncated to 128 tokens in training and evaluation.",
+        "- Only the first 128 tokens of a text were read in training and evaluation.",
     ):
         assert part in card
     card = model_card(

@@ -142,7 +142,7 @@ def _base(config: TrainConfig, run: Mapping[str, Any]) -> tuple[str | None, str]
 def _limits(config: TrainConfig, task: Task, thresholds: bool) -> list[str]:
     """Sentences on what the training does not cover."""
     return [
-        f"Texts were truncated to {config.max_length} tokens in training and evaluation.",
+        f"Only the first {config.max_length} tokens of a text were read in training and evaluation.",
         "The intervals hold for other rows like these, not for other seeds. Rows from another source, time "
         "or language were not evaluated.",
         *(
