@@ -115,8 +115,8 @@ def test_a_strategy(
     """It adds gradients up as autograd does, and stores an optimizer in its own way."""
     ddp = STRATEGIES["ddp"]
 
-    def state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        weights, moments = ddp.state(model, optimizer)
+    def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        weights, moments = ddp.state(model, optimizer, writers)
         return weights, {"toy": moments}
 
     def load(model: Any, optimizer: Any, folder: Path) -> None:

@@ -44,6 +44,17 @@ def test_commit_and_find(store: CheckpointStore) -> None:
     ]  # fmt: skip
 
 
+def test_a_file_that_another_process_wrote_and_lost_is_a_fault(store: CheckpointStore) -> None:
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "part").write_text("part")
+        entry = manifest.entry_of(folder / "part")
+        return {"part": entry, "lost": entry}
+
+    store.commit(40, write)
+    assert fault_of(store.path(40)) == "lost is missing"
+    assert store.newest() == (30, store.path(30))
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 

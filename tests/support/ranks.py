@@ -124,7 +124,13 @@ def main() -> None:
         os.environ |= {name: str(value) for name, value in places.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         dist.init_process_group("gloo", f"file://{meeting}/group", rank=rank, world_size=world)
-    for entry in json.loads((meeting / "attempts.json").read_text()):
+    attempts = json.loads((meeting / "attempts.json").read_text())
+    if any(entry["config"]["strategy"] == "deepspeed" for entry in attempts):
+        import deepspeed
+
+        # Its compiler leaves a lock behind when it is killed, for which all later processes wait.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for entry in attempts:
         config: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in entry["config"].items()

@@ -35,14 +35,13 @@ def run_locally(
 
 def weights_hash(folder: RunFolder, step: int) -> str:
     """SHA-256 of the weights and the optimizer's state at `step`, tensor by tensor."""
-    import torch
-    from safetensors.torch import load_file
+    from trainyard.training.worker.weights import stored_moments, whole_weights
 
     checkpoint = folder.checkpoints / f"step-{step:08d}"
     digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(checkpoint / "model.safetensors").items()):
+    for name, tensor in sorted(whole_weights(checkpoint).items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    moments = stored_moments(checkpoint)["state"]
     for index in sorted(moments):
         for name in sorted(moments[index]):
             digest.update(moments[index][name].numpy().tobytes())
@@ -53,13 +52,16 @@ def die_at(place: str) -> None:
     """Kill this process (SIGKILL) when it reaches a place.
 
     `step:N` kills before the optimizer's N-th step of this process, `save:N` in the middle of the
-    N-th checkpoint, when its files are written and its manifest is not.
+    N-th checkpoint, when its files are written and its manifest is not. `MODULE:NAME:N` kills at the
+    N-th call of a function.
     """
+    import importlib
+
     import torch
 
     from trainyard.storage import checkpoints
 
-    point, _, count = place.partition(":")
+    point, _, count = place.rpartition(":")
     calls = 0
 
     def deadly(function: Any) -> Any:
@@ -74,6 +76,12 @@ def die_at(place: str) -> None:
 
     if point == "step":
         torch.optim.AdamW.step = deadly(torch.optim.AdamW.step)
+    elif ":" in point:
+        module, _, name = point.partition(":")
+        owner: Any = importlib.import_module(module)
+        owner = getattr(owner, name.rpartition(".")[0], owner)  # of a class, or the module
+        last = name.rpartition(".")[2]
+        setattr(owner, last, deadly(getattr(owner, last)))
     else:
         checkpoints.hashes_of = deadly(checkpoints.hashes_of)  # type: ignore[attr-defined]
 

@@ -15,10 +15,13 @@ from support.runs_locally import weights_hash
 
 from trainyard.config import Precision, TrainConfig
 from trainyard.errors import UserError
+from trainyard.models.build import build_tokenizer
 from trainyard.storage.folder import RunFolder, open_run
+from trainyard.training.driver.export import export_model
 from trainyard.training.driver.fit import check_packages
 from trainyard.training.driver.restarts import _trainer
 from trainyard.training.outcome import failed
+from trainyard.training.worker.weights import whole_weights
 
 LAST_STEP = 6
 KINDS: dict[str, dict[str, Any]] = {
@@ -67,8 +70,7 @@ class Runs:
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         folder = self(name).checkpoints / f"step-{self.last_step:08d}"
-        weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
-        return weights
+        return whole_weights(folder)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +204,74 @@ def test_plain_transformers_loads_what_a_strategy_saved(
         logits = model.eval()(ids).logits
         model.load_state_dict(expected)
         assert torch.allclose(model(ids).logits, logits, atol=1e-6)
+
+
+PARTS = "trainyard.training.worker.state"
+STORE = "trainyard.storage.checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("rank", "place", "kept"),
+    [
+        pytest.param(1, f"{PARTS}:write_part", 2, marks=pytest.mark.long),
+        (1, f"{PARTS}:sync_file", 2),
+        pytest.param(0, f"{PARTS}:write_index", 2, marks=pytest.mark.long),
+        pytest.param(0, f"{STORE}:hashes_of", 2, marks=pytest.mark.long),
+        pytest.param(0, f"{STORE}:sync_tree", 2, marks=pytest.mark.long),
+        pytest.param(0, f"{STORE}:CheckpointStore.keep", 3, marks=pytest.mark.long),
+    ],
+)
+def test_killed_at_any_phase_of_a_checkpoint_of_parts_it_ends_with_the_same_bits(
+    runs: Runs, small_run: TrainConfig, tmp_path: Path, rank: int, place: str, kept: int
+) -> None:
+    """Killed during the second checkpoint: of step 3, after that of step 2."""
+    config = replace(
+        small_run, storage_path=str(tmp_path / "runs"), run_name="killed", strategy="fsdp",
+        max_steps=LAST_STEP, save_steps=2, eval_steps=3, num_workers=2, weight_decay=0.5,
+        ledger=False,
+    )  # fmt: skip
+    count = 4 if place.endswith("sync_file") else 2  # of two files each
+    run_ranks(2, [Attempt(config, killed=(rank, f"{place}:{count}"))], tmp_path / "killed")
+    folder = open_run(config.storage_path, "killed")
+    found = folder.store().newest()
+    assert found is not None
+    assert found[0] == kept
+    run_ranks(2, [Attempt(config)], tmp_path / "again")
+    ended = Runs(config.storage_path)
+    assert weights_hash(ended("killed"), LAST_STEP) == weights_hash(runs("fsdp-no"), LAST_STEP)
+    assert not list(folder.checkpoints.glob(".inprogress*"))
+
+
+def test_each_worker_writes_a_part_of_a_checkpoint(runs: Runs) -> None:
+    for kind in ("fsdp", "zero2", "zero3"):
+        folder = runs(f"{kind}-no").checkpoints / f"step-{LAST_STEP:08d}"
+        names = {path.name for path in folder.iterdir() if "-of-" in path.name}
+        assert names == {
+            f"{name}-0000{part}-of-00002.safetensors"
+            for name in ("model", "optimizer")
+            for part in (1, 2)
+        }
+        parts = [load_file(folder / f"model-0000{part}-of-00002.safetensors") for part in (1, 2)]
+        sizes = [sum(tensor.nbytes for tensor in part.values()) for part in parts]
+        assert max(sizes) < 0.6 * sum(sizes)
+        assert not parts[0].keys() & parts[1].keys()
+        manifest = json.loads((folder / "MANIFEST.json").read_text())["files"]
+        assert names < manifest.keys()
+
+
+def test_parts_are_exported_as_one_file_that_all_can_read(
+    runs: Runs, small_run: TrainConfig
+) -> None:
+    folder = runs("fsdp-no")
+    checkpoint = folder.checkpoints / f"step-{LAST_STEP:08d}"
+    tokenizer = build_tokenizer(small_run)
+    export_model(folder, checkpoint, tokenizer, "card", {}, ("no", "yes"))
+    exported = load_file(folder.model / "model.safetensors")
+    expected = runs.weights("fsdp-no")
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[name], expected[name]) for name in expected)
+    modes = {path.stat().st_mode for path in folder.model.glob("*.*")}
+    assert len(modes) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

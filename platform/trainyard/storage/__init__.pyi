@@ -1,5 +1,6 @@
 from .atomic import link_tree as link_tree
 from .atomic import scratch_path as scratch_path
+from .atomic import sync_file as sync_file
 from .atomic import sync_folder as sync_folder
 from .atomic import sync_tree as sync_tree
 from .atomic import write_array as write_array
@@ -15,6 +16,7 @@ from .lease import EXPIRY_SECONDS as EXPIRY_SECONDS
 from .lease import LEASE as LEASE
 from .lease import Fence as Fence
 from .lease import Lease as Lease
+from .manifest import entry_of as entry_of
 from .manifest import fault_of as fault_of
 from .manifest import file_digest as file_digest
 from .mirror import cache_root as cache_root

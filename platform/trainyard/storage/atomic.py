@@ -75,6 +75,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

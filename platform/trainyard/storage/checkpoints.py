@@ -2,6 +2,8 @@
 
     checkpoints/step-00000120/   config.json model.safetensors optimizer.pt state.json MANIFEST.json
 
+With fsdp and deepspeed each worker writes its part, see `training.worker.weights`.
+
 The run folder is the one source of truth: a resumed run takes the newest checkpoint here that
 verifies. Nothing is reported to Ray Train: its own record of checkpoints is rewritten in place and up
 to two seconds late. A crash can leave it empty, and then the run can never start again.
@@ -21,7 +23,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,13 @@ class CheckpointStore:
                 f"attempt {self.attempt} was superseded by {current}; it stops here"
             )
 
-    def commit(self, step: int, write: Callable[[Path], None]) -> Path:
+    is_shared = True
+    """True when workers of all nodes see `folder`."""
+
+    def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
         """Let `write` fill a folder and make it the checkpoint of `step`, durable on return.
+
+        `write` may return manifest entries of files that other processes wrote and hashed.
 
         Raises:
             UserError: when the disk is full or the storage cannot be written; older checkpoints
@@ -90,8 +97,8 @@ class CheckpointStore:
         scratch = self.folder / f".inprogress-{step:08d}-{self.attempt}"
         try:
             scratch.mkdir()
-            _fill(scratch, write)
-            write_json(scratch / MANIFEST, {"step": step, "files": hashes_of(scratch)})
+            known = _fill(scratch, write)
+            write_json(scratch / MANIFEST, {"step": step, "files": hashes_of(scratch, known)})
             sync_tree(scratch)
             self._publish_local()
             self.check_claim()
@@ -210,8 +217,10 @@ class BucketCheckpoints(CheckpointStore):
         self._bucket.delete([key for key in listed if not key.startswith((self._index, *prefixes))])
         self._fetch()
 
+    is_shared = False
+
     @override
-    def commit(self, step: int, write: Callable[[Path], None]) -> Path:
+    def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
         path = super().commit(step, write)
         name = f"{path.name}-{str(self.attempt)[:8]}"
         try:
@@ -317,13 +326,15 @@ class BucketCheckpoints(CheckpointStore):
         return SupersededError(f"attempt {self.attempt} was superseded; it stops here")
 
 
-def _fill(scratch: Path, write: Callable[[Path], None]) -> None:
+def _fill(
+    scratch: Path, write: Callable[[Path], Mapping[str, Any] | None]
+) -> Mapping[str, Any] | None:
     """Call `write`; when it fails and the disk is why, raise the disk's OSError.
 
     torch and safetensors open the files, and report "unexpected pos 576 vs 534" for a full disk.
     """
     try:
-        write(scratch)
+        return write(scratch)
     except OSError:
         raise
     except Exception:

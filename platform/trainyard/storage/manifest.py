@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,16 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hashes_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and SHA-256 of every file below a folder, for its manifest."""
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in files(folder)
-    }
+def entry_of(path: Path) -> dict[str, Any]:
+    """Return size and SHA-256 of a file, for a manifest."""
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def hashes_of(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the entry of every file below a folder; those of `known` names are not read again."""
+    known = known or {}
+    names = {str(path.relative_to(folder)): path for path in files(folder)}
+    return {name: entry_of(path) for name, path in names.items() if name not in known} | {**known}
 
 
 def fault_of(folder: Path) -> str | None:

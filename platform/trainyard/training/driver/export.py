@@ -17,7 +17,6 @@ from trainyard.storage import RunFolder, sync_folder, sync_tree
 from trainyard.tasks import Task
 from trainyard.terminal import say, stage
 
-MODEL_FILES = ("config.json", "model.safetensors")
 PACKAGED = {DEFAULT_MODEL: "sentence-transformers/all-MiniLM-L6-v2"}
 """Hub id of base models that come as a package."""
 MANY_LABELS = 30
@@ -40,10 +39,12 @@ def export_model(
     Raises:
         UserError: when the model cannot be loaded, or answers no numbers.
     """
+    from trainyard.training.worker.weights import copy_weights  # with torch, only now
+
     scratch = folder.path / f".model-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
-    for name in MODEL_FILES:
-        shutil.copyfile(checkpoint / name, scratch / name)
+    shutil.copyfile(checkpoint / "config.json", scratch / "config.json")
+    copy_weights(checkpoint, scratch)
     _complete_config(scratch / "config.json", labels, thresholds or {})
     tokenizer.save_pretrained(scratch)
     (scratch / "README.md").write_text(card, encoding="utf-8")

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from trainyard.config import TrainConfig
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.optimizer import build_optimizer
-from trainyard.training.worker.weights import OPTIMIZER_FILE, stored_weights
+from trainyard.training.worker.weights import owners, stored_moments, stored_weights, tied
 
 
 class ShardedGradients(Gradients):
@@ -73,11 +75,27 @@ def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             yield from layers(child)
 
 
-def state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather weights and moments on rank 0."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
-    return weights, moments
+def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather each weight and its moments on the worker that writes them."""
+    weights, state = get_state_dict(model, optimizer.optimizer)
+    for name in tied(model, weights):
+        del weights[name]
+    owned = owners({name: tensor.numel() for name, tensor in weights.items()}, writers)
+    own, moments = dict[str, Any](), dict[str, Any]()
+    for name, weight in weights.items():
+        entry = {"": weight, **state["state"].get(name, {})}
+        whole = {key: _whole(part) for key, part in entry.items()}  # by all workers
+        if owned[name] == dist.get_rank():
+            own[name] = whole.pop("")
+            moments[name] = whole
+    return own, {**state, "state": {name: found for name, found in moments.items() if found}}
+
+
+def _whole(tensor: Any) -> Any:
+    """Gather a tensor of which this worker may hold a part; on the CPU."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()
+    return tensor.cpu()
 
 
 def load(model: Any, optimizer: Any, folder: Path) -> None:
@@ -86,6 +104,6 @@ def load(model: Any, optimizer: Any, folder: Path) -> None:
         model,
         optimizer.optimizer,
         model_state_dict=stored_weights(model, folder),
-        optim_state_dict=torch.load(folder / OPTIMIZER_FILE, weights_only=True),
+        optim_state_dict=stored_moments(folder),
         options=StateDictOptions(full_state_dict=True),
     )

@@ -36,8 +36,8 @@ class Strategy:
 
     prepare: Callable[[TrainConfig, Accelerator, Any], tuple[Any, torch.optim.Optimizer]]
     """(config, accelerator, model) -> the model that computes a loss, and its optimizer."""
-    state: Callable[[Any, Any], tuple[dict[str, Any], dict[str, Any]]]
-    """(model, optimizer) -> whole fp32 weights and optimizer state, needed on rank 0 only."""
+    state: Callable[[Any, Any, int], tuple[dict[str, Any], dict[str, Any]]]
+    """(model, optimizer, writers) -> the fp32 weights and optimizer state that this process writes."""
     load: Callable[[Any, Any, Path], None]
     """(model, optimizer, checkpoint folder): the opposite."""
     gradients: type[Gradients]
@@ -77,7 +77,10 @@ def _copies(
     return prepared, optimizer
 
 
-def _copies_state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _copies_state(
+    model: Any, optimizer: Any, writers: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    del writers  # rank 0 has all
     return bare(model).state_dict(), optimizer.state_dict()
 
 

@@ -1,19 +1,112 @@
-"""The weights of a checkpoint, by the names of the model that reads them."""
+"""The tensors of a checkpoint, by the names of the model that writes and reads them.
 
+Workers that hold shards write whole tensors, each worker a part of them. No worker gathers all.
+
+    model-00001-of-00002.safetensors      weights, with model.safetensors.index.json as on the Hub
+    optimizer-00001-of-00002.safetensors  moments, NAME.MOMENT; the rest is in optimizer.pt
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainyard.errors import DamagedRun
 
 OPTIMIZER_FILE = "optimizer.pt"
+WEIGHTS_FILE = "model.safetensors"
 
 
 def bare(model: Any) -> Any:
     """The model inside DDP or DeepSpeed's engine; FSDP leaves a model as it is."""
     return getattr(model, "module", model)
+
+
+def owners(sizes: Mapping[str, int], writers: int) -> dict[str, int]:
+    """Assign each tensor to a worker that writes it: the largest first, to the one with the least."""
+    loads, found = [0] * writers, dict[str, int]()
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        found[name] = loads.index(min(loads))
+        loads[found[name]] += sizes[name]
+    return found
+
+
+def tied(model: Any, names: Iterable[str]) -> set[str]:
+    """Return the names that are stored under another one of them."""
+    present = set(names)
+    return {
+        name
+        for name, source in model.all_tied_weights_keys.items()
+        if {name, source} <= present and name != source
+    }
+
+
+def part_file(name: str, writer: int, writers: int) -> str:
+    """Return the name of a writer's part of a file, as on the Hub."""
+    stem = Path(name).stem
+    return f"{stem}-{writer + 1:05d}-of-{writers:05d}.safetensors"
+
+
+def write_part(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    moments: Mapping[str, Mapping[str, torch.Tensor]],
+    writer: int,
+    writers: int,
+) -> list[Path]:
+    """Write a worker's part of the weights and moments; return the files."""
+    files = []
+    flat = {f"{name}.{key}": part for name, parts in moments.items() for key, part in parts.items()}
+    for file, tensors in ((WEIGHTS_FILE, weights), (OPTIMIZER_FILE, flat)):
+        dense = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        files.append(folder / part_file(file, writer, writers))
+        save_file(dense, files[-1], {"format": "pt"})
+    return files
+
+
+def write_index(folder: Path, parts: Iterable[Mapping[str, int]]) -> None:
+    """Write which part of the weights holds which; `parts` are bytes by name, of each writer."""
+    parts = list(parts)
+    index = {
+        "metadata": {"total_size": sum(sum(part.values()) for part in parts)},
+        "weight_map": {
+            name: part_file(WEIGHTS_FILE, writer, len(parts))
+            for writer, part in enumerate(parts)
+            for name in part
+        },
+    }
+    (folder / f"{WEIGHTS_FILE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def whole_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint under the names that they are stored by."""
+    files = [folder / WEIGHTS_FILE, *sorted(folder.glob("model-*-of-*.safetensors"))]
+    return {name: t for file in files if file.exists() for name, t in load_file(file).items()}
+
+
+def copy_weights(checkpoint: Path, target: Path) -> None:
+    """Copy a checkpoint's weights into one file next to config.json, whichever parts hold them."""
+    if (checkpoint / WEIGHTS_FILE).exists():
+        shutil.copyfile(checkpoint / WEIGHTS_FILE, target / WEIGHTS_FILE)
+    else:
+        save_file(whole_weights(checkpoint), target / WEIGHTS_FILE, {"format": "pt"})
+        shutil.copymode(
+            target / "config.json", target / WEIGHTS_FILE
+        )  # else only its owner reads it
+
+
+def stored_moments(folder: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint's optimizer."""
+    stored: dict[str, Any] = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+    for file in sorted(folder.glob("optimizer-*-of-*.safetensors")):
+        for key, tensor in load_file(file).items():
+            name, _, moment = key.rpartition(".")
+            stored["state"].setdefault(name, {})[moment] = tensor
+    return stored
 
 
 def stored_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
@@ -22,7 +115,7 @@ def stored_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         DamagedRun: when they are not those of the model.
     """
-    weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    weights = whole_weights(folder)
     for name, source in model.all_tied_weights_keys.items():
         if source in weights:
             weights.setdefault(name, weights[source])

@@ -19,7 +19,13 @@ from trainyard.config import TrainConfig, merge_deepspeed_json
 from trainyard.errors import Diverged
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.optimizer import build_optimizer
-from trainyard.training.worker.weights import OPTIMIZER_FILE, bare, stored_weights
+from trainyard.training.worker.weights import (
+    bare,
+    owners,
+    stored_moments,
+    stored_weights,
+    tied,
+)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -102,12 +108,15 @@ class EngineGradients(Gradients):
         return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather weights and moments on rank 0."""
+def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather each weight and its moments on the worker that writes them."""
     step = max((float(moments["step"]) for moments in optimizer.state.values()), default=0.0)
-    main = dist.get_rank() == 0
+    module = bare(model)
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+    stored = module.state_dict().keys() - tied(module, tensors)
+    owned = owners({name: _shape(tensors[name]).numel() for name in stored}, writers)
     found: dict[str, dict[str, torch.Tensor]] = {}
-    for name, parameter in bare(model).named_parameters():
+    for name, parameter in module.named_parameters():
         if not (parameter.requires_grad and step):
             continue  # before the first step there are no moments
         for key in MOMENTS:
@@ -115,14 +124,31 @@ def state(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             whole = torch.zeros(_shape(parameter).numel(), device=model.device)
             whole.narrow(0, start, len(part)).copy_(part)
             dist.all_reduce(whole)  # exact: all others hold zeros there
-            if main:
+            if owned.get(name, 0) == dist.get_rank():
                 found.setdefault(name, {})[key] = whole.view(_shape(parameter)).cpu()
-    return _whole_weights(model), {"state": found, "step": step}
+    own = {}
+    for name in sorted(stored):
+        with _gathered(tensors[name]) as whole:
+            if owned[name] == dist.get_rank():
+                own[name] = whole.detach().to("cpu", copy=True)
+    return own, {"state": found, "step": step}
+
+
+@contextmanager
+def _gathered(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Gather a parameter of stage 3, by all workers; other tensors are whole."""
+    if not hasattr(tensor, "ds_id"):
+        yield tensor
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([tensor]):
+        yield tensor
 
 
 def load(model: Any, optimizer: Any, folder: Path) -> None:
     """Take this worker's part of a checkpoint that any stage and number of workers can have written."""
-    stored = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+    stored = stored_moments(folder)
     _load_weights(model, stored_weights(bare(model), folder))
     zero = model.optimizer
     for flat in (
@@ -163,24 +189,6 @@ def _part(zero: Any, optimizer: Any, parameter: Any, key: str) -> tuple[torch.Te
     flat = optimizer.state[zero.single_partition_of_fp32_groups[mapping.param_group_index]][key]
     inside = mapping.hp_fragment_address
     return flat.narrow(0, inside.start, inside.numel), mapping.lp_fragment_address.start
-
-
-def _whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    module = bare(model)
-    weights: dict[str, torch.Tensor] = module.state_dict()
-    if not _is_stage_3(model):
-        return weights
-    import deepspeed
-
-    whole: dict[Any, torch.Tensor] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter not in whole:  # tied weights stay one tensor
-            with deepspeed.zero.GatheredParameters([parameter]):
-                whole[parameter] = (
-                    parameter.detach().to("cpu", copy=True) if dist.get_rank() == 0 else parameter
-                )
-        weights[name] = whole[parameter]
-    return weights
 
 
 def _load_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
