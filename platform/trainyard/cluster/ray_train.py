@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,13 @@ def _lean_trainer(grows: bool) -> Any:
             if not grows:
                 parts["scaling_policy"] = AsItIs(self.scaling_config)
             controller = Controller(**parts)
-            asyncio.run(controller.run())
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                asyncio.run(controller.run())
+            else:  # a notebook's thread runs a loop already
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(asyncio.run, controller.run()).result()
             return controller.get_result()
 
     return Trainer
