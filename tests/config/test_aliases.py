@@ -38,7 +38,7 @@ def test_no_alias_hides_a_flag() -> None:
         (["--optim", "adamw_torch", "--max_steps", "3"], {"max_steps": 3}),
         (["--warmup_ratio", "0.1"], {"warmup_steps": 0.1}),
         (["--task_name", "mrpc", "--max_seq_length=64"], {"task": "mrpc", "max_length": 64}),
-        (["--do_train", "--do_eval", "--report_to", "none", "--seed", "3"], {"seed": 3}),
+        (["--do_train", "--report_to", "none", "--seed", "3"], {"seed": 3, "report_to": ("none",)}),
         (["--eval_strategy", "epoch"], {}),
         (["--evaluation_strategy", "steps", "--eval_steps", "5"], {"eval_steps": 5}),
         (["--load_best_model_at_end", "--dataloader_num_workers", "None"], {}),

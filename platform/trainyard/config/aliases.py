@@ -117,7 +117,7 @@ FAMILIES: dict[str, str] = {
     "dataloader_": LOADERS,
     "ddp_": "gradients add up in one order at any number of workers; leave this flag out",
     "hub_": HUB,
-    "push_to_hub": HUB,
+    "push_to_hub_": HUB,
     "torch_compile": COMPILE,
     "trackio_": TRACKERS,
 }
