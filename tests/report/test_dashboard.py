@@ -155,7 +155,7 @@ def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
     dashboard = Dashboard(tmp_path)
     page = str(dashboard.page("", site="/"))
     for seen in (
-        "F1 0.9123",
+        "f1 0.9123",
         "1 severe, 1 notice",
         "Average 81.3",
         'href="/report/eval"',

@@ -3,18 +3,18 @@
 A cut is a threshold as a logit: a label applies above it, and 0 is a probability of one half.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from trainyard.errors import UserError
 
 THRESHOLDS_KEY = "label_thresholds"
 """Key of the thresholds in a model's config.json: {label: probability}."""
-_LIMIT = float(logit(0.999))
+_LIMIT = math.log(999)
 """Greatest distance of a cut from 0."""
 _FOLDS = 5
 
@@ -81,9 +81,10 @@ def stored_cuts(config: Any) -> NDArray[np.float64] | None:
             f"{THRESHOLDS_KEY} in the model's config.json is {repr(found)[:60]}, expected a number "
             "between 0 and 1 for each label; correct it, or remove the key"
         )
-    return np.asarray(logit([found[name] for name in names]))
+    shares = np.array([found[name] for name in names], dtype=np.float64)
+    return np.asarray(np.log(shares) - np.log1p(-shares))
 
 
 def as_thresholds(cuts: NDArray[np.float64], names: tuple[str, ...]) -> dict[str, float]:
     """Return the cuts as probabilities by label."""
-    return dict(zip(names, expit(cuts).tolist(), strict=True))
+    return dict(zip(names, (1 / (1 + np.exp(-cuts))).tolist(), strict=True))
