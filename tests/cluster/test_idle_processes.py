@@ -84,8 +84,7 @@ def test_processes_that_tokenized_end(tmp_path: Path) -> None:
 def test_no_process_runs_that_a_run_does_not_need(small_run: TrainConfig, tmp_path: Path) -> None:
     """Each takes a second of a core to start, and its memory all the time.
 
-    They ask an autoscaler that is not there, serve a dashboard that is off, follow logs for nobody, or
-    control the workers, which the driver does itself.
+    They ask an autoscaler that is not there, serve a dashboard that is off, or follow logs for nobody.
     """
     given = ((field, getattr(small_run, field.name)) for field in fields(TrainConfig))
     config = {field.name: value for field, value in given if value != field.default}
@@ -94,5 +93,5 @@ def test_no_process_runs_that_a_run_does_not_need(small_run: TrainConfig, tmp_pa
     assert found["actors"] == []
     listed = "\n".join(found["commands"])
     assert "raylet" in listed
-    for needless in ("dashboard.py", "monitor.py", "log_monitor.py", "TrainController"):
+    for needless in ("dashboard.py", "monitor.py", "log_monitor.py"):
         assert needless not in listed

@@ -1,9 +1,7 @@
 """Ray Train: a lean `TorchTrainer`, its process group, and the causes of its failures."""
 
-import asyncio
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +62,14 @@ def _lean_trainer(grows: bool) -> Any:
     The first would distribute data sets: there are none. The second would remove the placement group
     of a controller that died, as `release_orphans` does; it asks Ray's State API, which times out when
     two Rays run on a machine, so every run would end 12 seconds late. The third would ask an autoscaler
-    for room, so each run would start a second later. The fourth is the controller's: it runs in this
-    process, which has imported the same modules and would only wait for it.
+    for room, so each run would start a second later.
     """
-    import ray
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
-    from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-    from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
     left_out = DatasetsCallback, PlacementGroupCleanerCallback
 
@@ -86,30 +80,6 @@ def _lean_trainer(grows: bool) -> Any:
         def _maybe_send_resource_request(self) -> None:
             pass
 
-    class Workers(WorkerGroup):
-        def _init_train_context_on_workers(
-            self, workers: list[Any], sync_actor: Any, arguments: dict[str, list[Any]]
-        ) -> None:
-            """Do as Ray does, without the handle of a controller: only checkpoints of Ray need it."""
-            ray.get(
-                [
-                    worker.actor.init_train_context.remote(
-                        train_run_context=self._train_run_context,
-                        distributed_context=worker.distributed_context,
-                        synchronization_actor=sync_actor,
-                        storage_context=self._storage_context,
-                        worker_callbacks=self._worker_callbacks_to_propagate,
-                        controller_actor=None,
-                        **{name: values[i] for name, values in arguments.items()},
-                    )
-                    for i, worker in enumerate(workers)
-                ]
-            )
-            self._decorate_worker_log_file_paths(workers)
-
-    class Controller(TrainController):
-        worker_group_cls = Workers
-
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
@@ -118,15 +88,7 @@ def _lean_trainer(grows: bool) -> Any:
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
             if not grows:
                 parts["scaling_policy"] = AsItIs(self.scaling_config)
-            controller = Controller(**parts)
-            try:
-                asyncio.get_running_loop()
-            except RuntimeError:
-                asyncio.run(controller.run())
-            else:  # a notebook's thread runs a loop already
-                with ThreadPoolExecutor(1) as pool:
-                    pool.submit(asyncio.run, controller.run()).result()
-            return controller.get_result()
+            return super()._initialize_and_run_controller(**parts)
 
     return Trainer
 
