@@ -389,7 +389,7 @@ def test_the_playground_offers_examples_controls_and_code(browser: Any, tmp_path
             page.get_by_label("top_k").fill("1")
             page.get_by_label("function_to_apply").select_option("sigmoid")
             page.locator("#ask").click()
-            page.wait_for_function("document.querySelectorAll('.bar').length === 1")
+            page.locator(".bar").nth(1).wait_for(state="detached")
             shown = json.loads(page.locator("#raw").text_content())
             command = page.locator("#code").text_content()
             assert '"parameters":{"top_k":1,"function_to_apply":"sigmoid"}' in command

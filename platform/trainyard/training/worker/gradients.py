@@ -112,8 +112,7 @@ class GradientTree(Gradients):
         if accelerator.num_processes > 1:
             self._replace_all_reduce()
         elif accelerator.device.type == "cpu" and (words := _word_embedding(model)) is not None:
-            # Clipping by a norm that is not finite writes to all rows: a step that fp16 skips.
-            self._words = None if accelerator.scaler else TouchedRows(words)
+            self._words = TouchedRows(words)
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
