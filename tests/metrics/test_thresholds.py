@@ -101,6 +101,7 @@ def test_an_evaluation_says_where_thresholds_were_fitted(kind: Any, words: str) 
     assert _notes_on_cuts(dataclasses.replace(model, cuts=None), facts) == []
 
 
+@pytest.mark.long
 def test_thresholds_decide_in_predictions_evaluation_and_server(
     cluster: Any,  # noqa: ARG001
     tiny_model: Path,

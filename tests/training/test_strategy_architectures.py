@@ -6,10 +6,8 @@ import pytest
 from support.strategy_matrix import ARCHITECTURES, STRATEGIES, try_strategies
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.long) for kind in ARCHITECTURES if kind != "t5"]
-    + ["t5"],
-)  # fmt: skip
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_strategy_trains_resumes_and_exports(kind: str, tmp_path: Path) -> None:
     found = try_strategies(kind, tmp_path)
     assert found.keys() == STRATEGIES.keys()
