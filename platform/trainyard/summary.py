@@ -62,9 +62,11 @@ def short(path: str) -> str:
     return path.removeprefix(here)
 
 
-def interval_words(ends: Sequence[float] | None) -> str:
-    """Write an interval in parentheses; an empty text for none."""
-    return " (95 % interval {:.3f} to {:.3f})".format(*ends) if ends else ""
+def interval_words(ends: Sequence[float]) -> str:
+    """Write an interval; one of no width is no certainty: all rows are right, or all are wrong."""
+    if ends[0] == ends[1]:
+        return "no interval: all resamples of the rows agree"
+    return "95 % interval {:.3f} to {:.3f}".format(*ends)
 
 
 def scores(result: Result) -> Iterator[str]:
@@ -76,12 +78,7 @@ def scores(result: Result) -> Iterator[str]:
             continue
         about = []
         if ends := result.get("intervals", {}).get(split, {}).get(name):
-            # All right or all wrong: the bootstrap knows no spread, which is not certainty.
-            about.append(
-                "no interval: all resamples of the rows agree"
-                if ends[0] == ends[1]
-                else "95 % interval {:.3f} to {:.3f}".format(*ends)
-            )
+            about.append(interval_words(ends))
         if split in rows:
             about.append(f"{rows[split]} rows")
         behind = f" ({', '.join(about)})" if about else ""
@@ -133,9 +130,8 @@ def _tune(result: Result) -> Iterator[str]:
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in result["best_hyperparameters"].items()
     )
-    head = f"tuned {result['run']} in {duration(result['seconds'])}: score {result['score']:.3f}"
-    head += interval_words(result["interval"])
-    yield head
+    behind = f" ({interval_words(result['interval'])})" if result["interval"] else ""
+    yield f"tuned {result['run']} in {duration(result['seconds'])}: score {result['score']:.3f}{behind}"
     yield f"  best of {sum(result['trials'].values())} trials: {best or 'the default recipe'}"
     if result["verdict"]:
         yield f"  compared with the default recipe: {result['verdict']}"

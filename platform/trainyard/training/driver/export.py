@@ -10,7 +10,7 @@ from typing import Any
 
 from trainyard.config import DEFAULT_MODEL, TrainConfig
 from trainyard.data import is_test
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.inference import PREDICTORS
 from trainyard.metrics import THRESHOLDS_KEY
 from trainyard.storage import RunFolder, sync_folder, sync_tree
@@ -80,7 +80,7 @@ def push_model(model: str, repository: str) -> None:
         api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=model, commit_message="Upload")
     except Exception as error:  # its errors have no common base
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"{model} is finished, but could not be pushed to {repository} ({reason}); check the name "
             "and `hf auth login`; the same command tries again"

@@ -9,10 +9,11 @@ from trainyard.terminal import progress_bar, say
 
 
 def evaluation_words(line: Mapping[str, Any], score: str, last_step: int) -> str:
+    ends = line.get("intervals", {}).get(score)
+    behind = f" ({interval_words(ends)})" if ends else ""
     return (
         f"step {line['step']} of {last_step}: {line['split']} {score} "
-        f"{line['metrics'][score]:.4f}"
-        f"{interval_words(line.get('intervals', {}).get(score))}"
+        f"{line['metrics'][score]:.4f}{behind}"
     )
 
 

@@ -205,7 +205,9 @@ def worker_function(
                 raise
             if config.worker_counts == [1]:
                 return failed(mistake)
-            raise mistake from None  # ends the other workers, which wait for this one
+            if mistake is error:
+                raise
+            raise mistake from error  # ends the other workers, which wait for this one
 
     return work
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainyard.batching import Rows
 from trainyard.config import TrainConfig
+from trainyard.errors import one_line
 from trainyard.evaluation import figures
 from trainyard.storage import RunFolder, add
 from trainyard.training.outcome import TrainState
@@ -77,7 +78,7 @@ class Journal:
                 tracker.log(named, step)
             except Exception as error:  # their errors have no common base
                 del self._trackers[name]
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error, 200)
                 self.notes.append(
                     f"warning: --report-to {name} failed at step {step} ({reason}); it has the steps "
                     "before, and metrics.jsonl has all"

@@ -44,6 +44,7 @@ from trainyard.training.worker.state import (
     save_checkpoint,
     stored_predictions,
 )
+from trainyard.training.worker.trackers import tracker_folders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -258,7 +259,7 @@ class Session:
         self.stopwatch.lap("sync")
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
-            self.folder.publish("progress.json", "tensorboard", "wandb", "usage.jsonl")
+            self.folder.publish("progress.json", "usage.jsonl", *tracker_folders(self.config))
         speed = self._rows / self._seconds if self._seconds else None
         peak = used = None
         if speed and self.accelerator.is_main_process:

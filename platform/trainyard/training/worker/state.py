@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,8 +90,7 @@ def save_checkpoint(
             if writers > 1 and not begun:  # the others wait for it
                 _together(accelerator, None, write_own)
     elif writers > 1:
-        with suppress(Exception):  # rank 0 has it, too, and tells
-            _together(accelerator, None, write_own)
+        _together(accelerator, None, write_own)
     return broadcast(accelerator, failure)  # type: ignore[no-any-return]
 
 
@@ -107,7 +105,7 @@ def _together(accelerator: Any, folder: Path | None, write: Callable[[Path], Par
     """Let every worker write into rank 0's `folder`; None calls it off.
 
     Raises:
-        Exception: the first one that any of them met.
+        Exception: on rank 0, the first one that any of them met.
     """
     folder = broadcast(accelerator, folder)
     if folder is None:
@@ -119,7 +117,7 @@ def _together(accelerator: Any, folder: Path | None, write: Callable[[Path], Par
         found = error
     parts: list[Any] = gather_object([found])
     for part in parts:
-        if isinstance(part, Exception):
+        if isinstance(part, Exception) and accelerator.is_main_process:
             raise part
     return parts
 

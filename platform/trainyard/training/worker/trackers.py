@@ -5,9 +5,10 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import ClassVar
 
 from trainyard.config import TrainConfig
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.storage import RunFolder
 
 PROJECT = "trainyard"
@@ -20,6 +21,9 @@ class Tracker:
     A step that is trained again after a kill has the same values as before. A tracker that has them
     already may keep either.
     """
+
+    folder: ClassVar[str | None] = None
+    """Its folder in the run's, which a run in a bucket uploads."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
         """Open the tracker; steps after `first_step` follow."""
@@ -34,6 +38,8 @@ class Tracker:
 
 class TensorBoard(Tracker):
     """Files in the run's tensorboard/."""
+
+    folder = "tensorboard"
 
     def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
         del config
@@ -102,6 +108,8 @@ class MLflow(Tracker):
 class WeightsAndBiases(Tracker):
     """A run of Weights & Biases; without credentials an offline one in the run's wandb/."""
 
+    folder = "wandb"
+
     def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
         del first_step  # steps that it has already are ignored
         import wandb
@@ -136,6 +144,12 @@ TRACKERS: Mapping[str, type[Tracker] | None] = {
 }  # fmt: skip
 
 
+def tracker_folders(config: TrainConfig) -> list[str]:
+    """List the folders that the trackers of a config write in the run's."""
+    rows = (TRACKERS[name] for name in config.report_to)
+    return [row.folder for row in rows if row and row.folder]
+
+
 def open_trackers(config: TrainConfig, folder: RunFolder, first_step: int) -> dict[str, Tracker]:
     """Open the trackers of a config for the steps after `first_step`.
 
@@ -149,7 +163,7 @@ def open_trackers(config: TrainConfig, folder: RunFolder, first_step: int) -> di
         try:
             found[name] = tracker(config, folder, first_step)
         except Exception as error:  # their errors have no common base
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(
                 f"--report-to {name} cannot be used ({reason}); fix that, or leave it out: the same "
                 "command resumes the run"
