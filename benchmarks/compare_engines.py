@@ -27,7 +27,7 @@ from trainyard.evaluation.config import EngineConfig
 from trainyard.evaluation.engine_choice import Bench, candidates
 from trainyard.evaluation.inputs import describe, labeled_splits
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.tokenizing import Row
+from trainyard.inference.request_tokens import Row
 from trainyard.models.engines.registry import ENGINES, Engine
 
 TOGETHER = 8

@@ -75,7 +75,7 @@ def plain(args: argparse.Namespace) -> None:
     """A loop without checks, records and resumption over the same batches, paced."""
     import torch
 
-    from trainyard.batching import Plan, padded_length
+    from trainyard.batch_plan import Plan, padded_length
     from trainyard.data import find_splits, prepare
     from trainyard.models import build_model, build_tokenizer
 

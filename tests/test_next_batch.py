@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.batching import next_batch
+from trainyard.batch_plan import next_batch
 from trainyard.serving.replica.batcher import Batcher, CostModel
 
 waiting_lengths = st.lists(st.integers(0, 512), min_size=1, max_size=200)

@@ -28,7 +28,7 @@ class Task:
     problem_type: ProblemType = "single_label_classification"
     """Kind of the head's output, by transformers' names."""
     metrics: tuple[str, ...]
-    """Names in `trainyard.metrics.table.METRICS`."""
+    """Names in `trainyard.metrics.registry.METRICS`."""
     score: str
     """The headline among `metrics`: higher is better; the mean over `evaluation_splits`."""
     train_split: str | None = "train"

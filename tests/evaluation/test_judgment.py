@@ -26,7 +26,7 @@ from trainyard.evaluation.report import _slices, _worst
 from trainyard.evaluation.run import store_temperature
 from trainyard.evaluation.scoring import one_answer_words, one_answers, score
 from trainyard.inference.tasks.text_classification import stored_temperature
-from trainyard.metrics.table import f1
+from trainyard.metrics.registry import f1
 from trainyard.report.kit import Cell, Table, Text
 from trainyard.stats import proportion_interval
 from trainyard.tasks import get_task, own_task

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainyard.batching import PLAN_VERSION
+from trainyard.batch_plan import PLAN_VERSION
 from trainyard.errors import UserError
 from trainyard.glue.config import SuiteConfig
 from trainyard.glue.suite import _plan, run_suite, worker_capacity

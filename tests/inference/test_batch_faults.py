@@ -19,8 +19,8 @@ from trainyard.inference.batch import table as rows
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.run import predict
 from trainyard.inference.batch.table import isolated
+from trainyard.inference.request_tokens import Row
 from trainyard.inference.tasks.text_classification import TextClassification
-from trainyard.inference.tokenizing import Row
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from support.small_models import bert, byte_level, classifier, encoder_decoder, gpt2
 
 from trainyard.errors import UserError
+from trainyard.inference.parameters import json_schema
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
 from trainyard.inference.tasks.text_classification import TextClassification
-from trainyard.inference.validation import json_schema
 
 MODELS: dict[str, Any] = {
     "text-classification": classifier,

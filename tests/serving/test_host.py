@@ -16,7 +16,7 @@ from support.serving_locally import load
 from support.small_models import encoder_decoder
 
 from trainyard.errors import UserError
-from trainyard.inference.tokenizing import Item, Prepared, Row
+from trainyard.inference.request_tokens import Item, Prepared, Row
 from trainyard.serving.errors import RequestError
 from trainyard.serving.options import ModelOptions
 from trainyard.serving.replica import host as host_module

@@ -20,9 +20,9 @@ from support.small_models import classifier
 from trainyard.errors import UserError
 from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway import keys as keys_module
+from trainyard.serving.gateway.admission import Quotas
 from trainyard.serving.gateway.http import build_gateway
 from trainyard.serving.gateway.keys import Key, KeyRing, new_key
-from trainyard.serving.gateway.request_limits import Quotas
 from trainyard.serving.options import GatewayOptions, HostOptions, check_name
 
 EVIL = "http://evil.example"

@@ -138,7 +138,7 @@ import os
 import sys
 import torch
 import torch.distributed as dist
-from trainyard.batching import share
+from trainyard.batch_plan import share
 from trainyard.training.worker.gradients import GradientTree
 
 def train(rank, world):

@@ -10,7 +10,7 @@ import torch
 from support.runs_locally import run_locally, weights_hash
 from support.tiny import write_task
 
-from trainyard.batching import EpochPlan, Plan
+from trainyard.batch_plan import EpochPlan, Plan
 from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
 from trainyard.errors import Diverged

@@ -31,7 +31,7 @@ from trainyard.tuning.confirm import (
     run_name,
     verdict_of,
 )
-from trainyard.tuning.search import rank
+from trainyard.tuning.searchers import rank
 from trainyard.tuning.space import build_space
 from trainyard.tuning.sweep import Clock, rows_set_aside
 from trainyard.tuning.trials import Context, prepare_all

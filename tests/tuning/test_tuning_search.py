@@ -21,7 +21,7 @@ from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tasks import TASKS
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.schedulers import SCHEDULERS, Scheduler, next_stretch
-from trainyard.tuning.search import SEARCHERS, Point, Searcher, rank, suggest
+from trainyard.tuning.searchers import SEARCHERS, Point, Searcher, rank, suggest
 from trainyard.tuning.space import SPACES, Domain, build_space, parse_domain
 from trainyard.tuning.sweep import trial_capacity
 from trainyard.tuning.trials import Context, search_supply

@@ -288,7 +288,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     def identity(self) -> str:
         """SHA-256 over the fields that decide the result, and the version of the batch plan."""
-        from trainyard.batching import PLAN_VERSION  # with numpy, which --help does without
+        from trainyard.batch_plan import PLAN_VERSION  # with numpy, which --help does without
 
         return sha256_of({**self.identity_fields(), "plan_version": PLAN_VERSION})
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.batching import Rows
+from trainyard.batch_plan import Rows
 from trainyard.models import RIGHT, Padding
 
 _HASHED_AT_ONCE = 100_000

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.batching import evaluation_batches, padded_length
+from trainyard.batch_plan import evaluation_batches, padded_length
 from trainyard.config import ScoringFlags
 from trainyard.data import TokenTable
 from trainyard.metrics import answers, build_metric, decode, get_metric, is_constant

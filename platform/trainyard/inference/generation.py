@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 
 from trainyard.errors import UserError
+from trainyard.inference.parameters import Strict
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.request_limits import Budget
+from trainyard.inference.request_tokens import Prepared, Row
+from trainyard.inference.row_limits import Budget
 from trainyard.inference.sampling import Generated, Sampler, Wanted, Watcher
-from trainyard.inference.tokenizing import Prepared, Row
-from trainyard.inference.validation import Strict
 from trainyard.models import Padding
 
 Count = Annotated[int, Ge(1)]

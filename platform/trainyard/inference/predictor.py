@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from trainyard.batching import token_batches
+from trainyard.batch_plan import token_batches
 from trainyard.errors import UserError
-from trainyard.inference.request_limits import Limits
-from trainyard.inference.tokenizing import Item, Prepared, Row, Tokenizing
-from trainyard.inference.validation import check_parameters
+from trainyard.inference.parameters import check_parameters
+from trainyard.inference.request_tokens import Item, Prepared, Row, Tokenizing
+from trainyard.inference.row_limits import Limits
 from trainyard.models import (
     ENGINES,
     RIGHT,

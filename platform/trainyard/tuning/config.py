@@ -9,7 +9,7 @@ import tyro
 from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.errors import UserError
 from trainyard.tuning.schedulers import SCHEDULERS
-from trainyard.tuning.search import SEARCHERS
+from trainyard.tuning.searchers import SEARCHERS
 
 if TYPE_CHECKING:
     SearcherName: TypeAlias = str

@@ -14,7 +14,7 @@ from trainyard.storage import RunFolder, SweepFolder, TrialRecord, TrialSpec
 from trainyard.terminal import say
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.honesty import CONFIRMATION_SHARE, FEWEST_SEEDS, SplitPredictions, confirm
-from trainyard.tuning.search import seed_of
+from trainyard.tuning.searchers import seed_of
 from trainyard.tuning.trials import Context, fixed_supply
 
 DEFAULT = "default"

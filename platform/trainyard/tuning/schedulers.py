@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.errors import UserError
 from trainyard.storage import TrialRecord, TrialSpec
-from trainyard.tuning.search import SEARCHERS, Point, rank, seed_of, suggest
+from trainyard.tuning.searchers import SEARCHERS, Point, rank, seed_of, suggest
 from trainyard.tuning.space import Space
 
 if TYPE_CHECKING:

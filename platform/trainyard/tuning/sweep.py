@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from trainyard.batching import PLAN_VERSION
+from trainyard.batch_plan import PLAN_VERSION
 from trainyard.cluster import TOKENIZERS, Node, nodes_for, ray_session, share_out
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
@@ -39,7 +39,7 @@ from trainyard.tuning.confirm import (
 )
 from trainyard.tuning.honesty import CONFIRMATION_SHARE
 from trainyard.tuning.schedulers import SCHEDULERS
-from trainyard.tuning.search import SEARCHERS, rank
+from trainyard.tuning.searchers import SEARCHERS, rank
 from trainyard.tuning.space import build_space
 from trainyard.tuning.trials import Context, bar_of_runs, prepare_all, search_supply
 

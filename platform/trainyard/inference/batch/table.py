@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainyard.batching import Item, Result
+from trainyard.batch_plan import Item, Result
 from trainyard.errors import UserError, one_line
 from trainyard.inference.batch.config import PredictConfig
+from trainyard.inference.parameters import check_parameters
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.tokenizing import Prepared
-from trainyard.inference.validation import check_parameters
+from trainyard.inference.request_tokens import Prepared
 
 Columns = dict[str, pa.Array]
 

@@ -9,10 +9,10 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
+from trainyard.inference.parameters import Strict, Truncation, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.request_limits import Budget
-from trainyard.inference.tokenizing import Item
-from trainyard.inference.validation import Strict, Truncation, text_of
+from trainyard.inference.request_tokens import Item
+from trainyard.inference.row_limits import Budget
 
 
 @dataclass(frozen=True, slots=True)

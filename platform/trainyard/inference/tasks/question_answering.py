@@ -14,11 +14,11 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
+from trainyard.inference.parameters import Strict, fields_of, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.request_limits import Budget
+from trainyard.inference.request_tokens import Item
+from trainyard.inference.row_limits import Budget
 from trainyard.inference.tasks.text_classification import softmax
-from trainyard.inference.tokenizing import Item
-from trainyard.inference.validation import Strict, fields_of, text_of
 
 Count = Annotated[int, Ge(1)]
 

@@ -11,9 +11,9 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from trainyard.errors import UserError
+from trainyard.inference.parameters import Strict, Truncation, fields_of, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.tokenizing import Item
-from trainyard.inference.validation import Strict, Truncation, fields_of, text_of
+from trainyard.inference.request_tokens import Item
 from trainyard.metrics import stored_cuts
 from trainyard.models import resolve_model
 

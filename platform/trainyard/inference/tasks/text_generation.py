@@ -14,10 +14,10 @@ from trainyard.inference.generation import (
     Generator,
     given,
 )
-from trainyard.inference.request_limits import Budget
+from trainyard.inference.parameters import text_of
+from trainyard.inference.request_tokens import Item, Prepared
+from trainyard.inference.row_limits import Budget
 from trainyard.inference.sampling import Generated
-from trainyard.inference.tokenizing import Item, Prepared
-from trainyard.inference.validation import text_of
 
 Stop = Annotated[str, MinLen(1)]
 

@@ -14,9 +14,9 @@ from trainyard.inference.generation import (
     Generator,
     given,
 )
-from trainyard.inference.request_limits import Budget
-from trainyard.inference.tokenizing import NO_TOKEN, Item
-from trainyard.inference.validation import Truncation, check_parameters, text_of
+from trainyard.inference.parameters import Truncation, check_parameters, text_of
+from trainyard.inference.request_tokens import NO_TOKEN, Item
+from trainyard.inference.row_limits import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

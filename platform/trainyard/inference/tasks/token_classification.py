@@ -8,10 +8,10 @@ import numpy as np
 from annotated_types import Ge, MaxLen
 
 from trainyard.errors import UserError
+from trainyard.inference.parameters import Strict, Truncation, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.request_limits import Budget
-from trainyard.inference.tokenizing import Item
-from trainyard.inference.validation import Strict, Truncation, text_of
+from trainyard.inference.request_tokens import Item
+from trainyard.inference.row_limits import Budget
 
 IGNORED_LABELS = 1000
 """Maximum per request; each token's label is compared with them."""

@@ -12,10 +12,10 @@ import numpy as np
 from annotated_types import MaxLen
 
 from trainyard.errors import UserError
-from trainyard.inference.request_limits import Budget
+from trainyard.inference.parameters import Strict, Truncation, text_of
+from trainyard.inference.request_tokens import Item
+from trainyard.inference.row_limits import Budget
 from trainyard.inference.tasks.text_classification import SequenceClassifier, softmax
-from trainyard.inference.tokenizing import Item
-from trainyard.inference.validation import Strict, Truncation, text_of
 
 LABEL_CHARACTERS = 1000
 """Maximum of a label and of the template: both are tokenized again with each text."""

@@ -24,17 +24,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trainyard import __version__
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
-from trainyard.serving.gateway.keys import Key, KeyRing
-from trainyard.serving.gateway.landing import EXAMPLE, LANDING_POLICY, curl, links
-from trainyard.serving.gateway.landing import page as landing_page
-from trainyard.serving.gateway.middleware import RequestMiddleware, SourceCheck
-from trainyard.serving.gateway.openapi import EXAMPLES, add_docs, describe_api, with_examples
-from trainyard.serving.gateway.request_limits import (
+from trainyard.serving.gateway.admission import (
     PendingBodies,
     Quotas,
     check_media_type,
     read_body,
 )
+from trainyard.serving.gateway.keys import Key, KeyRing
+from trainyard.serving.gateway.landing import EXAMPLE, LANDING_POLICY, curl, links
+from trainyard.serving.gateway.landing import page as landing_page
+from trainyard.serving.gateway.middleware import RequestMiddleware, SourceCheck
+from trainyard.serving.gateway.openapi import EXAMPLES, add_docs, describe_api, with_examples
 from trainyard.serving.options import SUFFIXES, GatewayOptions
 
 log = logging.getLogger("ray.serve.trainyard")

@@ -2,7 +2,7 @@
 
 Worker threads run the forward passes. Each takes the next batch the moment it is free, from the rows that
 wait then. So a lone request starts at once, and batches form under load while the model is busy. The rows
-of a batch are chosen by `batching.next_batch`. Pure asyncio and numpy.
+of a batch are chosen by `batch_plan.next_batch`. Pure asyncio and numpy.
 
 On a CPU, two passes of one core each do more than one pass over two cores: no core waits for another
 after each operation. A pass that runs alone gets all cores.
@@ -24,7 +24,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from trainyard.batching import next_batch
+from trainyard.batch_plan import next_batch
 from trainyard.serving.errors import RequestError
 
 Row = TypeVar("Row")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from trainyard.batching import PLAN_VERSION
+from trainyard.batch_plan import PLAN_VERSION
 from trainyard.cluster import TOKENIZERS, ray_session, room_requested, worker_resources
 from trainyard.config import SPLIT_VERSION, TrainConfig
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainyard.batching import PLAN_VERSION
+from trainyard.batch_plan import PLAN_VERSION
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, find_splits
 from trainyard.errors import UserError

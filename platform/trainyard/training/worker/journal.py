@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from trainyard.batching import Rows
+from trainyard.batch_plan import Rows
 from trainyard.config import TrainConfig
 from trainyard.errors import one_line
 from trainyard.evaluation import figures

@@ -7,7 +7,7 @@ same order (gradients.py).
 
 from collections.abc import Callable
 
-from trainyard.batching import micro_batch_seed
+from trainyard.batch_plan import micro_batch_seed
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.models import seed_generator

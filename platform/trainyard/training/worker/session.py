@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from trainyard.batching import Plan, Rows, padded_length, padding_efficiency, share
+from trainyard.batch_plan import Plan, Rows, padded_length, padding_efficiency, share
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from trainyard.batching import micro_batch_seed
+from trainyard.batch_plan import micro_batch_seed
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData
 from trainyard.models import seed_generator

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.batching import (
+from trainyard.batch_plan import (
     Plan,
     evaluation_batches,
     micro_batch_seed,

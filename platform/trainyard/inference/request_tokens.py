@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trainyard.errors import UserError
-from trainyard.inference.request_limits import Budget
-from trainyard.inference.validation import Truncation
+from trainyard.inference.parameters import Truncation
+from trainyard.inference.row_limits import Budget
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase

@@ -13,9 +13,9 @@ from support.serving_locally import load
 from support.small_models import bert, classifier, encoder_decoder, gpt2
 
 from trainyard.inference.registry import PREDICTORS
-from trainyard.inference.request_limits import Budget, Limits, TooLargeError
+from trainyard.inference.request_tokens import Row
+from trainyard.inference.row_limits import Budget, Limits, TooLargeError
 from trainyard.inference.tasks.zero_shot_classification import ZeroShotClassification
-from trainyard.inference.tokenizing import Row
 from trainyard.serving.replica.host import Host
 
 MODELS: dict[str, Any] = {
@@ -168,7 +168,7 @@ def test_the_worst_body_is_refused_before_it_is_built(
         built[0] += 1
         return Row(*values)
 
-    monkeypatch.setattr("trainyard.inference.tokenizing.Row", row)
+    monkeypatch.setattr("trainyard.inference.request_tokens.Row", row)
     monkeypatch.setattr("trainyard.inference.generation.Row", row)
     monkeypatch.setattr(host.predictor, "tokenizer", Reader(host.predictor.tokenizer, read))
     monkeypatch.setattr(host.predictor, "_cutter", None)
