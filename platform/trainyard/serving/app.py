@@ -53,7 +53,7 @@ def gateway_application(
         name=GATEWAY,
         num_replicas=options.num_replicas,
         ray_actor_options={"num_cpus": options.num_cpus, "runtime_env": {"env_vars": ONE_LOOP}},
-        # Serve counts slow clients as ongoing requests; `concurrent_requests` is the effective limit.
+        # Serve counts slow clients as ongoing; `concurrent_requests` is the effective limit.
         max_ongoing_requests=100_000,
         max_surge_percent=100,  # a single replica stays until the next is ready
         logging_config={"enable_access_log": False},

@@ -211,8 +211,8 @@ class ModelOptions(Strict):
         dtype: Number type of the forward pass.
         device: `cpu` or `cuda`. Default: `cuda` when the replica has a GPU.
         threads: Threads of forward passes on the CPU. Default: `num_cpus`.
-        batch_tokens: Maximum padded tokens of a forward pass: rows times longest row. Default: by
-            device.
+        batch_tokens: Maximum padded tokens of a forward pass: rows times longest row. Default: 4096
+            on a CPU, 32,768 on a GPU.
         batch_rows: Maximum rows of a forward pass.
         waiting_tokens: Maximum tokens in the queue, and of one request. A full queue refuses
             requests with status 429.

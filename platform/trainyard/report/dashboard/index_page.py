@@ -110,7 +110,7 @@ def _rows(
 
 
 def chosen_score(sweep: Sweep) -> Cell:
-    """Return the cell of a sweep's score: the best trial's, or the default recipe's if it was kept."""
+    """Return the cell of a sweep's score: the best trial's, or a kept default recipe's."""
     corrected = real(sweep.default.get("corrected"))
     score = real(sweep.default.get("mean")) if corrected is None else corrected
     if sweep.keeps_default and score is not None:

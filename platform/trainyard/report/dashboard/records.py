@@ -81,7 +81,10 @@ class Job:
 
     @cached_property
     def is_lost(self) -> bool:
-        """Return whether no file of a running job has changed for `EXPIRY_SECONDS`."""
+        """Return whether the driver is lost.
+
+        The job is then recorded as running, but none of its files changed for `EXPIRY_SECONDS`.
+        """
         return self.record.get("status") == "running" and (
             time.time() - newest(*self._signs()) > EXPIRY_SECONDS
         )

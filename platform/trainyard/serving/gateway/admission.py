@@ -129,7 +129,7 @@ class Quotas:
 
     @contextmanager
     def hold(self, key: Key | None) -> Iterator[None]:
-        """Count one request as in flight inside the block, for the gateway and for `key`.
+        """Count one request as in flight inside the block: for the gateway, and for `key` if given.
 
         Raises:
             RequestError: `overloaded`, when a concurrency limit is reached.

@@ -55,7 +55,7 @@ class Gateway:
     async def check_health(self) -> None:
         """Wait for the first list of models.
 
-        Serve sends no request before this returns once.
+        Serve sends no request until this has returned once.
         """
         await self._refreshed.wait()
 

@@ -76,7 +76,12 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """State of an application, and the time (monotonic) of its replicas' last reports."""
+    """Last reports of an application's replicas.
+
+    Attributes:
+        state: Serve's view of the application at the time.
+        at: Time of the reports, in monotonic seconds.
+    """
 
     state: tuple[Any, ...]
     at: float
@@ -134,8 +139,8 @@ class ServeModels:
             app for app in idle
             if applications[app].deployments[ours[app][0]].status == "HEALTHY" and self._of(app)
         }  # fmt: skip
-        # Serve lists no deployments until an application's builder has run, even when the application
-        # is deployed again and its replicas serve.
+        # Serve lists no deployments until an application's builder has run, even when the
+        # application is deployed again and its replicas serve.
         bare = {
             app: status.status for app, status in applications.items() if not status.deployments
         }

@@ -77,7 +77,7 @@ class Models(Protocol):
         """Return the configured models that cannot answer yet, each with the reason."""
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        """Send a request's body to a model; return the answer it gives within `seconds`.
+        """Send a request's body to a model; return its answer, due within `seconds`.
 
         Raises:
             RequestError: when no replica answers.

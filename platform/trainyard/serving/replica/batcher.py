@@ -463,7 +463,7 @@ def fail_stopped(items: "Sequence[PendingRow[Any]]") -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether a forward pass ran out of memory; torch has a class for it on GPUs only."""
+    """Return whether `error` means out of memory; torch's own exception class covers GPUs only."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)

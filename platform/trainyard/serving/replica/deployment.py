@@ -30,7 +30,9 @@ class ModelReplica:
         self._address: Address | None = None
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Load a version, see `VersionedModel.want`, and listen for connections once.
+        """Load a version, see `VersionedModel.want`; the first call also listens for connections.
+
+        It does not listen if Ray uses TLS, which connections lack.
 
         Raises:
             UserError: when the version cannot be loaded and there is no other; the deployment then

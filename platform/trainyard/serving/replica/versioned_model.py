@@ -192,7 +192,10 @@ class LoadAttempts:
             await asyncio.to_thread(self.abandon)
 
     def abandon(self) -> None:
-        """Remove the record of this replica's attempt: the attempt, or the replica, ends."""
+        """Remove the record of this replica's attempt.
+
+        Call this when the attempt has ended, or when Serve is about to end the replica.
+        """
         key, self._held = self._held, None
         if key is not None:
             try:
