@@ -1,4 +1,4 @@
-"""The GLUE suite: every task, many seeds, one table, a submission file."""
+"""GLUE suite: every task with several seeds, one table of scores, a submission file."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Flags of `trainyard glue`, and the run of each (task, seed)."""
+"""Flags of `trainyard glue`, and the config of the run of each (task, seed)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ _OVERRIDES = (
     "learning_rate", "num_train_epochs", "train_batch_size", "per_device_train_batch_size",
     "max_steps", "max_train_samples",
 )  # fmt: skip
+"""Flags that replace a field of every task's recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,23 +102,26 @@ class SuiteConfig(RunFlags, ClusterFlags):
 
     @property
     def folder(self) -> Path:
-        """`<storage_path>/<run_name>`, which holds the runs and the table."""
+        """Folder `<storage_path>/<run_name>`, which holds the runs and the table."""
         return storage_folder(self.storage_path) / self.run_name
 
     def source_of(self, task: str) -> str | None:
-        """The task whose model `task` starts from, if it does."""
+        """Return the task from whose model `task` starts, or None with no warm start."""
         return get_recipe(task).warm_start if self.warm_start else None
 
     def run_config(self, task: str, seed: int) -> TrainConfig:
-        """The run of one task and seed: its recipe, and the flags that override it.
+        """Return the config of one task and seed: its recipe, and the flags that override it.
 
-        Paths are absolute, for the processes of the runs have another working directory.
+        Paths are absolute, because the processes of the runs have other working directories.
+
+        Raises:
+            UserError: for a task without a recipe, or flags that do not fit together.
         """
         recipe, source = get_recipe(task), self.source_of(task)
         given = {name: getattr(self, name) for name in _OVERRIDES}
         fields = {**recipe.fields, **{k: v for k, v in given.items() if v is not None}}
         model, name = self.model_name_or_path, f"{task}-seed-{seed}"
-        if Path(model).exists():  # else a name of the Hub or of a package
+        if Path(model).exists():  # else a Hub id, or a folder in a package
             model = str(Path(model).absolute())
         if source:
             model, name = (

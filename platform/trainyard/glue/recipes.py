@@ -1,4 +1,4 @@
-"""Training recipes of the suite: one row for each task, with its source."""
+"""Training recipes of the suite, one per task with its source, and published scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,22 +11,30 @@ COURSE = (
     "Hugging Face course, chapter 3: AdamW, 5e-5, linear to 0, 3 epochs, batches of 8 "
     "(huggingface.co/learn/llm-course/chapter3)"
 )
+"""Source of the recipe for small tasks."""
 LARGE = (
     "the course's rate; one epoch in batches of 32, as transformers' run_glue.py example batches: "
     "a large task gains little from more (Mosaic's suite trains 3 epochs of MNLI and SST-2)"
 )
+"""Source of the recipe for large tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Training fields of one task, and the source they were taken from."""
+    """Training fields of one task, and their source.
+
+    Attributes:
+        source: Publication or code that the fields were taken from.
+        fields: Names and values of `TrainConfig`.
+    """
 
     source: str
     fields: Mapping[str, Any]
     warm_start: str | None = None
-    """Task whose model of the same seed it may start from (Phang et al. 2018; Liu et al. 2019)."""
+    """Task whose model of the same seed can be the start (Phang et al. 2018; Liu et al. 2019)."""
     in_average: bool = True
-    """WNLI is left out of the average, as in most papers: its validation set is adversarial."""
+    """True if the task counts in the average. WNLI does not, as in most papers: its validation set
+    is adversarial."""
 
 
 _SMALL = {
@@ -53,10 +61,15 @@ RECIPES: dict[str, Recipe] = {
     "rte": Recipe(source=COURSE, fields=_SMALL, warm_start="mnli"),
     "wnli": Recipe(source=COURSE, fields=_SMALL, in_average=False),
 }
-"""By task, in the order of GLUE and of the table."""
+"""Recipe of each task, in the order of GLUE and of the table."""
 
 
 def get_recipe(task: str) -> Recipe:
+    """Return the recipe of a task.
+
+    Raises:
+        UserError: for an unknown task, or a task without a recipe.
+    """
     get_task(task)
     if task not in RECIPES:
         raise UserError(
@@ -68,12 +81,13 @@ def get_recipe(task: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Reference:
-    """Published validation scores of a known model."""
+    """Published validation scores of a model, and their source."""
 
     model: str
     source: str
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """By task, in per cent, as printed there: of two figures, the task's metrics in our order."""
+    """Task -> scores in percent, as printed at the source. Two scores are in the order of the
+    task's metrics here."""
 
 
 _MINILM = "microsoft/unilm minilm/README.md"
@@ -118,3 +132,4 @@ REFERENCES = (
          "mnli": (87.6,), "qnli": (92.8,), "rte": (78.7,)},
     ),
 )  # fmt: skip
+"""Published scores in the table, smallest model first."""

@@ -1,4 +1,4 @@
-"""The suite's table as pages: the same sections as HTML and as Markdown."""
+"""Pages of a suite's table: the same sections as HTML and as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +17,16 @@ METHODS = (
     "Published figures are as printed at their sources: one figure of a task with two metrics may be "
     "either of them.",
 )
+"""Notes about the methods, below the table."""
 _RECIPE = {
     "learning_rate": "Learning rate", "num_train_epochs": "Epochs", "train_batch_size": "Batch size",
     "max_steps": "Maximum steps", "max_length": "Maximum tokens", "warm_start": "Warm start",
 }  # fmt: skip
+"""Field of a recipe -> title of its column."""
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """Render the content of glue.json as HTML."""
+    """Render the content of glue.json as an HTML page."""
     commits = found["versions"].get("commit", "")
     return kit.render(
         _title(found),

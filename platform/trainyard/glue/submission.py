@@ -1,4 +1,4 @@
-"""Submissions to gluebenchmark.com: a TSV of predictions for each test split, zipped, and a checker.
+"""Submissions to gluebenchmark.com: a zip with a TSV of predictions per test split, and a checker.
 
 File names, headers and label strings are those of the leaderboard's sample submission, as jiant's
 formatter (nyu-mll/jiant, `jiant/scripts/benchmarks/benchmark_submission_formatter.py`) writes them.
@@ -26,16 +26,19 @@ from trainyard.tasks import Task, get_task
 from trainyard.terminal import say
 
 HEADER = "index\tprediction"
+"""First line of every file."""
 
 
 @dataclass(frozen=True)
 class File:
+    """File of a submission: the predictions of one test split."""
+
     task: str
     split: str
     trained_on: str
-    """Task whose model answers: AX has no training rows and is MNLI's labels."""
+    """Task whose model predicts. AX has MNLI's labels and no training rows."""
     named: bool
-    """Labels are written by name, else as 0 and 1."""
+    """True if classes are written by name, False if by number."""
 
 
 FILES: dict[str, File] = {
@@ -51,6 +54,7 @@ FILES: dict[str, File] = {
     "WNLI.tsv": File("wnli", "test", "wnli", False),
     "AX.tsv": File("ax", "test", "mnli", True),
 }
+"""File name in the zip -> task, split and labels of its predictions."""
 
 
 def write_submission(
@@ -58,8 +62,19 @@ def write_submission(
 ) -> dict[str, Any]:
     """Predict every test split with its task's best seed; write submission/ and submission.zip.
 
-    Splits that the data folder lacks are reported and left out; the checker then lists them as
-    missing. Returns {"zip": path, "files": rows by file, "faults": findings of the checker}.
+    A split is left out, with a message, if it is missing from the data folder or no run of its task
+    has finished. The checker then lists its file as missing.
+
+    Args:
+        config: Flags of the suite.
+        finished: Results of the finished runs, by run name.
+
+    Returns:
+        {"zip": path, "files": rows by file name, "faults": sentences from `check_submission`}.
+
+    Raises:
+        UserError: for non-finite outputs of a model, failed workers, or a test file with an invalid
+            `idx`.
     """
     folder = config.folder / "submission"
     folder.mkdir(exist_ok=True)
@@ -92,7 +107,7 @@ def write_submission(
         file = FILES[name]
         check_finite(logits, jobs[name][0])
         task, answers = get_task(file.task), logits[file.split]
-        if config.data_dir:  # the Hub's rows are in order; a file may have been shuffled
+        if config.data_dir:  # the Hub's rows are in order; a local file may be shuffled
             answers = answers[row_order(split_file(task, file.split, Path(config.data_dir)))]
         lines = lines_of(task, file, answers)
         (folder / name).write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
@@ -115,10 +130,12 @@ def _predict(
 
 
 def row_order(path: Path) -> NDArray[np.int64]:
-    """Positions of a test split's rows in the order of their `idx`, which the leaderboard uses.
+    """Return the positions of a test split's rows in the order of their `idx`, shape [rows].
+
+    The leaderboard identifies rows by `idx`.
 
     Raises:
-        UserError: when the file has no `idx`, or not every number from 0 once.
+        UserError: when the column `idx` is missing or does not have each number from 0 once.
     """
     with open_parquet(path) as file:
         has = "idx" in file.schema_arrow.names
@@ -143,7 +160,15 @@ def _best_seed(
 
 
 def lines_of(task: Task, file: File, logits: NDArray[Any]) -> list[str]:
-    """The lines of a file, in row order: index and prediction; a similarity lies between 0 and 5."""
+    """Return the lines of a file in row order: index, tab and prediction.
+
+    A regression is clipped to 0 to 5, the range of STS-B.
+
+    Args:
+        task: Task whose labels the file has.
+        file: Format of the labels.
+        logits: Outputs of the model, shape [rows, labels].
+    """
     predictions = decode(task.problem_type, logits)
     if task.problem_type == "regression":
         shown = [f"{value:.3f}" for value in np.clip(predictions, 0.0, 5.0)]
@@ -153,7 +178,10 @@ def lines_of(task: Task, file: File, logits: NDArray[Any]) -> list[str]:
 
 
 def zip_submission(folder: Path) -> Path:
-    """Zip the files of `folder`, without folders in it, always to the same bytes."""
+    """Zip the files of `folder`, without subfolders; return the path of the zip.
+
+    Equal files give equal bytes.
+    """
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in FILES:
@@ -164,16 +192,17 @@ def zip_submission(folder: Path) -> Path:
 
 
 def check_submission(path: Path) -> list[str]:
-    """List the faults for which the leaderboard would refuse a zip, a sentence each.
+    """Return the faults for which the leaderboard would refuse a zip, one sentence each.
 
-    Names of files, the header, the number and order of rows, and every prediction are checked.
+    File names, headers, the number and order of rows, and every prediction are checked. A file's
+    check ends at its first wrong line.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             contents = {name: archive.read(name) for name in FILES if name in names}
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        # RuntimeError: encrypted, or packed in a way that Python does not know
+        # RuntimeError: encrypted, or compressed by a method that Python lacks
         return [f"{path} cannot be read as a zip ({error}); write it again"]
     faults = [f"{name} is no file of a submission" for name in names if name not in FILES]
     faults += [f"{name} is there {names.count(name)} times" for name in FILES

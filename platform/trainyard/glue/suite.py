@@ -1,4 +1,4 @@
-"""`run_suite`: every (task, seed) an ordinary `fit`, as many at the same time as the cluster holds."""
+"""Run the suite: a training run for each (task, seed), concurrent where workers are free."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,19 +21,25 @@ from trainyard.terminal import say
 from trainyard.training import AnotherRun, OtherBaseModel, finished_run
 
 REPORT_SECONDS = 60.0
-"""Seconds between two lines of progress."""
+"""Seconds between two lines of progress in the terminal."""
 
 
 @dataclass
 class Outcomes:
-    """Outcome of each run, by name: the result of the finished, the reason of the failed."""
+    """Outcomes of the runs, by run name.
+
+    Attributes:
+        finished: Results of `fit`.
+        failed: Reasons, one sentence each.
+        stopped: Names of runs that were stopped, or never started.
+    """
 
     finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
 
     def drop(self, lost: Iterable[Job]) -> None:
-        """Record jobs that cannot start because the run that they start from did not finish."""
+        """Record jobs that cannot start because the run that they depend on did not finish."""
         for job in lost:
             if job.after in self.failed:
                 self.failed[job.name] = f"it starts from {job.after}, which failed"
@@ -42,13 +48,15 @@ class Outcomes:
 
 
 def run_suite(config: SuiteConfig) -> dict[str, Any]:
-    """Train unfinished runs, then write the table; return the job's JSON line.
+    """Train the unfinished runs, then write the table; return the job's result.
 
-    A failed run does not stop the others: the table holds the rest.
+    A failed run does not stop the others. The table then has the scores of the rest. With
+    `check_submission`, only check a zip.
 
     Raises:
-        UserError: when runs failed (after the table is written), or for flags that cannot work.
-        Interrupted: after SIGTERM or Ctrl-C, when every run is saved.
+        UserError: when runs failed (after the table is written), flags cannot work, or the
+            leaderboard would refuse the submission.
+        Interrupted: after SIGTERM or Ctrl-C, when every run has saved its progress.
     """
     started = time.monotonic()
     if config.check_submission:
@@ -105,10 +113,10 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
 def _runs_in_table(
     config: SuiteConfig, configs: Mapping[str, TrainConfig], folder: SuiteFolder
 ) -> set[str]:
-    """Names of the runs in an earlier table.
+    """Return the names of the runs in the table that an earlier command wrote.
 
     Raises:
-        UserError: The command would remove entries of an earlier command.
+        UserError: when this command would remove a run from the table, or change its warm start.
     """
     try:
         rows = folder.read().get("tasks", [])
@@ -118,7 +126,7 @@ def _runs_in_table(
             for seed in row["seeds"]
         }
     except (DamagedRun, LookupError, TypeError):
-        return set()  # it is written anew
+        return set()  # an unreadable table is replaced
     names = {(run.task, run.seed): name for name, run in configs.items()}
     for (task, seed), source in sorted(before.items()):
         if (task, seed) not in names:
@@ -140,18 +148,24 @@ def _plan(
     kept: Collection[str],
     folder: SuiteFolder,
 ) -> tuple[Outcomes, LongestFirst]:
-    """Outcomes that are known before anything starts, and the schedule of all other runs.
+    """Return the outcomes that are known before any run starts, and a schedule of the other runs.
+
+    Args:
+        config: Flags of the suite.
+        configs: Config of each run, by name.
+        kept: Names of the runs in an earlier table.
+        folder: Folder of the suite.
 
     Raises:
-        UserError: A run's folder was made from another config or other data, or one of the `kept`
-            runs of the table cannot be read again.
+        UserError: when a run's folder was made from another config or other data, or a run in
+            `kept` cannot be read.
     """
     outcomes, left = Outcomes(), []
     sources = {job: f"{source}-seed-{run.seed}" for job, run in configs.items()
                if (source := config.source_of(run.task))}  # fmt: skip
     for name, run in sorted(configs.items(), key=lambda item: item[0] in sources):
         try:
-            # A run whose source is trained anew is asked again when the source is there.
+            # A run whose source must be trained is checked again after the source.
             waits = name in sources and sources[name] not in outcomes.finished
             if not waits and (done := finished_run(run)) is not None:
                 outcomes.finished[name] = {**asdict(done), **_made_by(folder.run(name))}
@@ -183,7 +197,7 @@ def _plan(
 
 
 def job_of(config: SuiteConfig, run: TrainConfig) -> Job:
-    """Cost and constraints of a run, for the schedule."""
+    """Return the cost (training rows) and the constraints of a run, for the schedule."""
     rows = split_rows(run, "train") or 1
     steps = -(-rows // run.train_batch_size) * run.num_train_epochs
     source = config.source_of(run.task)
@@ -204,7 +218,13 @@ def train_runs(
     lease: Lease,
     signals: StopSignals,
 ) -> None:
-    """Start runs as workers become free, until none is left; a stop request reaches all that run."""
+    """Start runs as workers become free, until none is left; record their ends in `outcomes`.
+
+    On a stop request, all running runs save and end.
+
+    Raises:
+        UserError: when no worker fits into the cluster.
+    """
     first = next(iter(configs.values()))
     resources, capacity = worker_capacity(config, first, nodes_for(first))
     schedule.share_out(capacity)
@@ -248,10 +268,19 @@ def train_runs(
 def worker_capacity(
     config: SuiteConfig, run: TrainConfig, nodes: Sequence[Node]
 ) -> tuple[Node, int]:
-    """(resources of a worker, workers at the same time) on a cluster of such nodes."""
+    """Return the resources of one worker, and the maximum number of concurrent workers.
+
+    Args:
+        config: Flags of the suite.
+        run: Config of any run: all runs have the same kind of worker.
+        nodes: Resources of each node.
+
+    Raises:
+        UserError: when no worker fits on a node.
+    """
     needed, room = share_out(run, nodes, title="workers")
     if config.use_gpu and not config.resources_per_worker:
-        needed["CPU"] = max(needed["CPU"] - 1, 1.0)  # one of each GPU's share is left to feed it
+        needed["CPU"] = max(needed["CPU"] - 1, 1.0)  # one CPU of each GPU's share feeds the GPU
     return needed, min(room, config.max_parallel_workers or room)
 
 

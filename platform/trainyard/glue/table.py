@@ -1,8 +1,11 @@
 """Table of a suite: the scores of each task over its seeds, with intervals.
 
-Two things make a figure uncertain, and each has its interval: the seed (other runs of the same
-recipe; Student's t over the runs) and the rows (another validation set of this size; the mean of the
-runs' own ends). One interval says nothing about the other.
+A score has two sources of uncertainty, each with its own interval:
+
+    seeds  other runs of the same recipe; Student's t over the runs
+    rows   another validation set of this size; the mean of the runs' interval ends
+
+One interval does not contain the other source.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,7 @@ from trainyard.stats import mean_interval
 from trainyard.tasks import get_task
 
 _COMMON = ("max_steps", "max_length", "mixed_precision")
-"""Flags that no recipe sets, and that make a run differ from a published one."""
+"""Flags that no recipe sets, and that can make a run differ from a published run."""
 
 
 def summary(
@@ -26,9 +29,12 @@ def summary(
     finished: Mapping[str, Mapping[str, Any]],
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Build an entry for each task, the average over tasks, and the published scores.
+    """Return an entry per task, the average over tasks, and published scores, for glue.json.
 
-    `finished` holds results of `fit` and `failed` reasons, by run name.
+    Args:
+        configs: Config of each run, by run name.
+        finished: Results of `fit`, by run name.
+        failed: Reasons for failures, by run name.
     """
     tasks = []
     for task in dict.fromkeys(config.task for config in configs.values()):
@@ -57,6 +63,7 @@ def summary(
 
 
 def versions_of_runs(tasks: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Return, by package and version, the names of the runs that used them."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in tasks:
         for name, versions in row["versions"].items():
@@ -66,7 +73,11 @@ def versions_of_runs(tasks: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Metrics of every evaluation split over the seeds; `score` is fit's, `glue` their mean in %."""
+    """Return the metrics of every evaluation split over the seeds, and their summaries.
+
+    `score` summarizes the score of `fit`, a fraction. `glue` summarizes the mean of all metrics, in
+    percent.
+    """
     metrics: list[dict[str, Any]] = []
     results = list(done.values())
     constant = any(run["one_answer"] for run in results)
@@ -97,10 +108,10 @@ def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _over_seeds(values: Sequence[float], *, constant: bool = False) -> dict[str, Any]:
-    """Mean, standard deviation and Student interval; the last two need more than one run.
+    """Return the mean, standard deviation and 95% Student interval of the scores of several runs.
 
-    Equal scores of `constant` runs, which give one answer for every row, are no repeated measurement:
-    they have neither.
+    The latter two are None for a single run. They are also None for equal scores of `constant`
+    runs, which give one answer for every row: such scores are not repeated measurements.
     """
     if not values:
         return {"mean": None, "sd": None, "seeds_interval": None}
@@ -114,7 +125,7 @@ def _over_seeds(values: Sequence[float], *, constant: bool = False) -> dict[str,
 
 
 def _samples(task: str, done: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
-    """Official sizes of the splits of which the runs had not every row."""
+    """Return the official sizes of those splits from which a run used a sample of the rows."""
     official = get_task(task).rows
     counts = [item for run in done.values() for item in run["rows"].items()]
     return {split: official[split] for split, count in counts if count < official.get(split, 0)}
@@ -135,9 +146,10 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
 
 
 def _average(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """GLUE's average, in per cent: over tasks, of the mean of each task's metrics.
+    """Return GLUE's average in percent: the mean over tasks of the mean of each task's metrics.
 
-    Its interval is over the averages of each seed, where all tasks have the same seeds.
+    If all tasks have the same seeds, its interval is over the averages of each seed; else it has
+    none.
     """
     counted = [row for row in tasks if row["seeds"] and get_recipe(row["task"]).in_average]
     seeds = counted[0]["seeds"] if counted else []

@@ -1,1 +1,1 @@
-"""Pages for people."""
+"""Pages that show results: the kit that builds them, and the dashboard."""

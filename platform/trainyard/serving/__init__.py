@@ -1,4 +1,4 @@
-"""Serve models over HTTP by Ray Serve."""
+"""Serve models over HTTP with Ray Serve."""
 
 import lazy_loader
 

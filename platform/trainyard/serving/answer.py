@@ -1,4 +1,4 @@
-"""The answer of a model to one request."""
+"""HTTP response of a model to one request."""
 
 from dataclasses import dataclass, field
 from typing import Self
@@ -8,7 +8,7 @@ from trainyard.serving.errors import RequestError
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP response; its body is JSON."""
+    """HTTP response; `body` is encoded JSON."""
 
     status: int
     body: bytes

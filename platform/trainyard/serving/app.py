@@ -1,8 +1,8 @@
-"""Builders of the Serve applications: a gateway that holds no model, and one application for each model.
+"""Builders of the Serve applications: a gateway that holds no model, and one per model.
 
-Each model is deployed, scaled and replaced separately. The second hop through the gateway shelters models
-from slow clients, and lets a request be retried when a replica dies. Builders run in Serve's build task
-and in jobs, never in a gateway or a replica: only here both sides meet.
+Each model is deployed, scaled and replaced separately. The gateway receives whole requests before
+it forwards them, so slow clients do not occupy models. It also retries a request after a replica
+dies. Serve's build task and jobs call the builders. Gateways and replicas never import this module.
 """
 
 import os
@@ -26,14 +26,23 @@ if TYPE_CHECKING:
     from ray.serve import Application, Deployment
 
 ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
-"""The gateway never blocks, so it runs on its replica's own event loop. Otherwise each part of a request
-and of its answer wakes another thread (0.3 to 0.6 ms a request behind the fast ingress)."""
+"""Environment variables that run the gateway on the event loop of Serve's replica. The gateway
+never blocks. On a separate loop, each part of a request and of its answer would wake another
+thread."""
 
 
 def gateway_application(
     args: Any, models: Mapping[str, "Application"] | None = None
 ) -> "Application":
-    """Build the gateway from its `args`; `models` are deployed with it, by their names."""
+    """Build the application of the gateway.
+
+    Args:
+        args: Fields of `GatewayOptions`.
+        models: Applications to deploy together with the gateway, by model name.
+
+    Raises:
+        UserError: when `args` are invalid.
+    """
     from ray import serve
 
     from trainyard.serving.gateway.deployment import Gateway
@@ -44,9 +53,9 @@ def gateway_application(
         name=GATEWAY,
         num_replicas=options.num_replicas,
         ray_actor_options={"num_cpus": options.num_cpus, "runtime_env": {"env_vars": ONE_LOOP}},
-        # A slow client counts here; the limit that matters is `concurrent_requests`.
+        # Serve counts slow clients as ongoing; `concurrent_requests` is the effective limit.
         max_ongoing_requests=100_000,
-        max_surge_percent=100,  # also a single one is replaced only when the next is ready
+        max_surge_percent=100,  # a single replica stays until the next is ready
         logging_config={"enable_access_log": False},
     )
     models = models or {}
@@ -54,12 +63,28 @@ def gateway_application(
 
 
 def gateway(args: dict[str, Any]) -> "Application":
-    """Build the HTTP application in front of all models: `import_path: trainyard.serving.app:gateway`."""
+    """Build the gateway, which is the HTTP application in front of all models.
+
+    A Serve config refers to it as `import_path: trainyard.serving.app:gateway`.
+
+    Args:
+        args: Fields of `GatewayOptions`.
+
+    Raises:
+        UserError: when `args` are invalid.
+    """
     return gateway_application(args)
 
 
 def model(args: dict[str, Any]) -> "Application":
-    """Build one model with its own replicas; `user_config` sets its version."""
+    """Build one model with its own replicas; its `user_config` is a `Version`.
+
+    Args:
+        args: Fields of `ModelOptions`.
+
+    Raises:
+        UserError: when `args` are invalid.
+    """
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.versioned_model import Build
 
@@ -69,7 +94,14 @@ def model(args: dict[str, Any]) -> "Application":
 
 
 def shared(args: dict[str, Any]) -> "Application":
-    """Build replicas that several models share; `user_config` lists them."""
+    """Build replicas that several models share; their `user_config` is a `SharedVersions`.
+
+    Args:
+        args: Fields of `SharedOptions`.
+
+    Raises:
+        UserError: when `args` are invalid.
+    """
     from trainyard.serving.replica.shared import SharedReplica
     from trainyard.serving.replica.versioned_model import Build
 
@@ -79,7 +111,15 @@ def shared(args: dict[str, Any]) -> "Application":
 
 
 def build(args: dict[str, Any]) -> "Application":
-    """Build a gateway and one model: `serve run trainyard.serving.app:build model=runs/x/model`."""
+    """Build a gateway and one model: `serve run trainyard.serving.app:build model=runs/x/model`.
+
+    Args:
+        args: Fields of `HostOptions`.
+
+    Raises:
+        UserError: when `args` are invalid, or the files of a local model are missing, unsafe or
+            damaged.
+    """
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.model_source import locate
     from trainyard.serving.replica.versioned_model import Build
@@ -87,9 +127,9 @@ def build(args: dict[str, Any]) -> "Application":
     wanted = HostOptions.parse(args, "trainyard.serving.app:build")
     of_gateway = {"keys_file", "allowed_hosts", "cors_origins"}
     options = ModelOptions(**wanted.model_dump(exclude={"model", "name", *of_gateway}))
-    if options.threads is None:  # it has the machine to itself
+    if options.threads is None:  # the model is alone on this machine
         options = options.model_copy(update={"threads": os.cpu_count()})
-    if Path(wanted.model).exists():  # else it may be a folder that only the cluster's nodes see
+    if Path(wanted.model).exists():  # else a Hub id, or a folder on the cluster's nodes
         locate(Version(source=wanted.model), options.max_parameters)
     replicas = _replicas(ModelReplica, MODEL, options, user_config={"source": wanted.model})
     name = wanted.name or default_name(wanted.model)
@@ -100,7 +140,10 @@ def build(args: dict[str, Any]) -> "Application":
 
 
 def default_name(source: str) -> str:
-    """The name of a model without one: its run, or the last part of its source."""
+    """Return the default name of a model in its URL: its run, or the last part of `source`.
+
+    Characters that a name cannot have become "-".
+    """
     path = Path(source.removeprefix("package:"))
     last = path.absolute().parent.name if path.name == "model" else path.name
     name = re.sub("[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:96]
@@ -118,10 +161,10 @@ def _replicas(replica: type[Any], name: str, options: ModelOptions, **more: Any)
         replica,
         name=name,
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
-        # The batcher has the queue, bounded in tokens; Serve must not keep one in front of it.
+        # The batcher's queue is bounded in tokens; Serve must not queue in front of it.
         max_ongoing_requests=100_000,
-        max_constructor_retry_count=2,  # a model that is broken stays broken
-        max_surge_percent=100,  # the next replica is ready before the old one goes
+        max_constructor_retry_count=2,  # a broken model fails each time
+        max_surge_percent=100,  # the old replica stays until the next is ready
         logging_config={"enable_access_log": False},
         **more,
     )

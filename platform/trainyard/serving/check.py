@@ -1,4 +1,4 @@
-"""Words of `trainyard serve`: check a configuration before its deployment, make keys, show an example."""
+"""Subcommands of `trainyard serve`: check a configuration, make API keys, print an example."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -28,11 +28,17 @@ KINDS: dict[str, tuple[str, type[Strict], type[Strict] | None]] = {
     "model": (MODEL, ModelOptions, Version),
     "shared": (SHARED, SharedOptions, SharedVersions),
 }
-"""Builder in `trainyard.serving.app` -> its deployment, its `args`, its `user_config`."""
+"""Builder in `trainyard.serving.app` -> name of its deployment, options in `args`, options in
+`user_config` (None for a deployment without one)."""
 
 
 def main(argv: list[str]) -> None:
-    """Run one command; a mistake is one sentence and exit status 2."""
+    """Run one subcommand.
+
+    Raises:
+        SystemExit: with status 2, after printing one sentence about a mistake in `argv` or in a
+            file.
+    """
     try:
         if not argv or argv[0] not in WORDS or (len(argv) < 2) != (argv[0] == "example"):
             raise UserError("use `check FILE.yaml`, `new-key NAME [MODEL …]` or `example`")
@@ -66,10 +72,19 @@ def _example() -> None:
 
 
 WORDS: dict[str, Callable[..., None]] = {"check": _check, "new-key": _new_key, "example": _example}
+"""Subcommand -> function that takes its arguments."""
 
 
 def check_config(config: Any, where: str) -> None:
-    """Check a Serve config file strictly; Serve ignores unknown keys."""
+    """Check the content of a Serve config file strictly; Serve itself ignores unknown keys.
+
+    Args:
+        config: Parsed YAML of the file.
+        where: Name of the file in errors.
+
+    Raises:
+        UserError: for the first mistake found.
+    """
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 

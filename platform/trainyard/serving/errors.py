@@ -1,4 +1,4 @@
-"""Errors of a request: one table of HTTP statuses and of the `error_type` in the body."""
+"""Errors of requests, and the table of their HTTP statuses and `error_type` values."""
 
 import json
 import math
@@ -20,16 +20,17 @@ STATUSES = {
     "late": (503, "overloaded"),
     "unavailable": (503, "unavailable"),
 }
-"""Kind of error -> HTTP status, `error_type` as the Hugging Face client knows it. 499 is nginx's status for
-a client that disconnected."""
+"""Kind of error -> HTTP status, and `error_type` in the body. `huggingface_hub` knows the types
+validation, generation and overloaded. 499 is nginx's status for a client that disconnected."""
 
 
 class RequestError(Exception):
-    """A request without an answer; the message is one sentence for the client.
+    """Error of a request that gets no result; its message is one sentence for the client.
 
     Attributes:
-        kind: a key of `STATUSES`.
-        retry_after: seconds after which a retry makes sense, or None.
+        kind: Key of `STATUSES`.
+        retry_after: Seconds after which a retry makes sense, sent as Retry-After; None sends no
+            header.
     """
 
     def __init__(self, kind: str, message: str, retry_after: float | None = None) -> None:

@@ -15,30 +15,34 @@ from trainyard.serving.app import build, default_name
 from trainyard.terminal import quieted
 
 READY_SECONDS = 120
+"""Maximum seconds until the gateway reports that its model is ready."""
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
-"""Serve's states of a deployment whose replicas do not start."""
+"""Serve's states of a deployment whose replicas cannot start."""
 
 STOP_SECONDS = 30
-"""Maximum seconds until Serve's controller has ended everything."""
+"""Maximum seconds to wait until Serve's controller has ended."""
 
 
 @contextlib.contextmanager
 def served(
     source: str, *, port: int | None = None, host: str = "127.0.0.1", **options: Any
 ) -> Iterator[str]:
-    """Serve a model on 127.0.0.1 by Ray Serve; yields its URL, as `InferenceClient(url)` takes it.
+    """Serve a model with Ray Serve inside the block; yields its URL for `InferenceClient(url)`.
 
-    It uses the Ray that this process is connected to, or starts a local one and stops it again.
+    The process's connection to Ray is used. Without one, a local Ray is started, and stopped at the
+    end.
 
     Args:
-        source: run folder, folder of a saved model, or Hub id.
-        port: of the HTTP server; by default one that is free.
-        host: address to listen on; any but the loopback needs a `keys_file` among the options.
-        options: as for `serve run trainyard.serving.app:build`.
+        source: Run folder, folder of a saved model, `package:NAME/FOLDER`, or Hub id.
+        port: Port of the HTTP server; None takes a free one.
+        host: Address to listen on; any but the loopback address needs `keys_file` among the
+            options.
+        options: Further fields of `HostOptions`.
 
     Raises:
-        UserError: when the model cannot be loaded, or the port is in use.
+        UserError: when an option is invalid, the model cannot be loaded, the port is in use, or the
+            gateway is not ready within `READY_SECONDS`.
     """
     import ray
 
@@ -48,7 +52,7 @@ def served(
     if ours:
         start_ray(log_to_driver=False, logging_level="error")
     url = f"http://{_reachable(host)}:{port}"
-    with quieted("ray.serve"):  # its files have the messages
+    with quieted("ray.serve"):  # Serve's log files have the messages
         try:
             _start(application, source, host, port)
             _wait_until_ready(f"{url}/ready")
@@ -60,10 +64,10 @@ def served(
 
 
 def _stop() -> None:
-    """Shut Serve down.
+    """Shut Serve down without an error message in the terminal.
 
-    `serve.shutdown` waits in a call of the controller, which ends in there: Ray reports the call as
-    failed in the terminal.
+    `serve.shutdown` alone waits for a call to the controller. The controller ends during the call,
+    so Ray reports the call as failed.
     """
     import ray
     from ray import serve
@@ -71,7 +75,7 @@ def _stop() -> None:
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
-    with contextlib.suppress(RayServeException, ray.exceptions.RayActorError):  # it never started
+    with contextlib.suppress(RayServeException, ray.exceptions.RayActorError):  # never started
         ray.get(_get_global_client()._controller.graceful_shutdown.remote(wait=False))
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline:
@@ -80,11 +84,11 @@ def _stop() -> None:
         except ValueError:
             break
         time.sleep(0.05)
-    serve.shutdown()  # of what this process knows; the controller too, if it is still there
+    serve.shutdown()  # drops this process's client; ends a controller that is still alive
 
 
 def _reachable(host: str) -> str:
-    """Return the host part of a URL by which this machine reaches a server that listens on `host`."""
+    """Return the host part of a URL at which this machine reaches a server listening on `host`."""
     if host in ("", "0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
@@ -106,7 +110,10 @@ def _start(application: Any, source: str, host: str, port: int) -> None:
 
 
 def _start_serve(host: str, port: int) -> None:
-    """Start Serve unless it runs, and do not wait for its proxy: models load meanwhile."""
+    """Start Serve unless it is running.
+
+    Its HTTP proxy is not awaited, so models load while it starts.
+    """
     from ray.serve._private.api import _create_controller_and_proxy_refs
     from ray.serve._private.client import ServeControllerClient
     from ray.serve.config import ControllerOptions
@@ -120,7 +127,13 @@ def _start_serve(host: str, port: int) -> None:
 
 
 def _free_port(port: int | None) -> int:
-    """The port, or any free one. Serve would share a port that is in use with its other server."""
+    """Return `port` after checking that it is free, or a free port for None.
+
+    Serve would share a port with another server that uses it.
+
+    Raises:
+        UserError: when the port is in use on the loopback address, or cannot be bound.
+    """
     try:
         with socket.create_server(("127.0.0.1", port or 0)) as listener:
             free: int = listener.getsockname()[1]

@@ -1,6 +1,7 @@
 """Options: every key of `args` and `user_config` in serve/config.yaml, checked strictly.
 
-Ray Serve ignores unknown keys. Here a misspelled key is an error that names it and the likely meant key.
+Ray Serve ignores unknown keys. Here an unknown key is an error, which suggests the nearest valid
+key.
 """
 
 import difflib
@@ -23,31 +24,37 @@ from trainyard.errors import UserError
 from trainyard.models import EngineName
 
 MODEL, SHARED, GATEWAY = "Model", "SharedModels", "Gateway"
-"""Names of the deployments, by which `deployments:` in serve/config.yaml refers to them."""
+"""Names of the deployments, to which `deployments:` in serve/config.yaml refers."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Host names that only this machine reaches."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
-"""Valid model names: NAME or ORG/NAME, as a URL path and not a path of a file system."""
+"""Valid model names: NAME or ORG/NAME. No part can be `.` or `..`."""
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
-"""Valid origins of web pages, as browsers send them."""
+"""Valid origins of web pages, as browsers send them in the header Origin."""
 
 SUFFIXES = ("health", "info")
-"""Last parts of `GET /models/{name}/…`, which no model of an organization may have as its name."""
+"""Pages of a model, at `GET /models/{name}/…`. A model of an organization cannot have one of these
+as its NAME."""
 
 
 class Strict(BaseModel):
-    """Options that refuse unknown keys."""
+    """Base of the options; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def parse(cls, fields: Any, where: str) -> Self:
-        """Check `fields` from YAML or the command line.
+        """Build the options from fields of a YAML file or of a command line.
+
+        Args:
+            fields: Values by key, or an instance of this class, which is returned.
+            where: Origin of the fields, named in errors.
 
         Raises:
-            UserError: one sentence that names the first key that is wrong.
+            UserError: for the first wrong key, in one sentence.
         """
         if isinstance(fields, cls):
             return fields
@@ -66,14 +73,20 @@ def _sentence(options: type[BaseModel], error: ValidationError) -> str:
         return unknown_key(key, str(found["loc"][-1]), options)
     if found["type"] == "missing":
         return f"the key '{key}' is missing"
-    if found["type"] == "value_error":  # a check of ours, with its own sentence
+    if found["type"] == "value_error":  # raised by a validator of this module, as a sentence
         return f"'{key}': {found['ctx']['error']}"
     message = found["msg"]
     return f"'{key}' is {found['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
-    """Half a sentence about an unknown key, with the key that was likely meant."""
+    """Return a clause about an unknown key that suggests the nearest valid key, or lists all.
+
+    Args:
+        key: Path of the key, with dots.
+        last: Last part of the path.
+        options: Model whose fields are the valid keys.
+    """
     known = sorted(options.model_fields)
     close = difflib.get_close_matches(last, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
@@ -81,7 +94,16 @@ def unknown_key(key: str, last: str, options: type[BaseModel]) -> str:
 
 
 def check_keys(value: Mapping[str, Any], schema: Any, where: str) -> None:
-    """Refuse keys that `schema`, a model of Serve's, would ignore, and those of the models below it."""
+    """Refuse keys that a pydantic model of Serve would ignore, at every level.
+
+    Args:
+        value: Configuration to check.
+        schema: Serve's model of the configuration.
+        where: Origin of the configuration, named in errors.
+
+    Raises:
+        UserError: for the first unknown key.
+    """
     for key, item in value.items():
         if key not in schema.model_fields:
             raise UserError(f"{where}: {unknown_key(str(key), str(key), schema)}")
@@ -92,7 +114,7 @@ def check_keys(value: Mapping[str, Any], schema: Any, where: str) -> None:
 
 
 def _model_in(annotation: Any) -> Any:
-    """The pydantic model inside a type such as `List[Model]` or `Model | None`, if there is one."""
+    """Return the pydantic model inside a type such as `List[Model]` or `Model | None`, or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = [_model_in(part) for part in get_args(annotation)]
@@ -137,19 +159,20 @@ class GatewayOptions(Strict):
     """`args` of the gateway.
 
     Attributes:
-        keys_file: YAML list of API keys (see `keys.py`); without one, only this machine has access.
-        allowed_hosts: names that the header Host may have, such as a proxy's. Without keys, those
-            of the loopback address are added; with keys and without this list, any name is allowed.
-            `/health` and `/ready` answer under any name. Pages under one of these names count as
-            this server's own, also when a proxy rewrites Host.
-        cors_origins: origins whose web pages may send requests, or `*`. Default: none.
-        body_bytes: maximum size of a request's body, also once decompressed.
-        body_seconds: maximum time in which a body must arrive.
-        unread_bytes: maximum bytes of all bodies that are still being received.
-        request_timeout_s: maximum time of a request.
-        concurrent_requests: maximum requests in flight, per gateway replica.
-        num_replicas: gateways; they hold no model.
-        num_cpus: CPUs that Ray reserves for each.
+        keys_file: Path of a YAML list of API keys (see `keys.py`). Without keys, only this machine
+            has access.
+        allowed_hosts: Names accepted in the header Host, such as a proxy's. Without keys, the
+            loopback names are accepted too. With keys, an empty list accepts any name. `/health`
+            and `/ready` answer under any name. Pages under one of these names count as this
+            server's pages, also when a proxy rewrites Host.
+        cors_origins: Origins whose web pages may send requests, or `*` for all. Default: none.
+        body_bytes: Maximum bytes of a request's body, also after decompression.
+        body_seconds: Maximum seconds in which a body must arrive.
+        unread_bytes: Maximum bytes buffered for all bodies that are still being received.
+        request_timeout_s: Maximum seconds from the headers of a request to the end of its answer.
+        concurrent_requests: Maximum requests in flight per gateway replica.
+        num_replicas: Number of gateway replicas; they hold no model.
+        num_cpus: CPUs that Ray reserves for each gateway replica.
     """
 
     keys_file: str | None = None
@@ -165,12 +188,11 @@ class GatewayOptions(Strict):
 
 
 class Version(Strict):
-    """`user_config` of a model: changing it loads the new version into the running replicas.
+    """`user_config` of a model; a change loads the new version into the running replicas.
 
     Attributes:
-        source: a run folder, its `model/`, any folder of a saved model, `package:NAME/FOLDER`, or
-            a Hub id.
-        revision: of a Hub id: branch, tag or commit.
+        source: Run folder, its `model/`, folder of a saved model, `package:NAME/FOLDER`, or Hub id.
+        revision: Branch, tag or commit of a Hub id.
     """
 
     source: str
@@ -178,25 +200,29 @@ class Version(Strict):
 
 
 class ModelOptions(Strict):
-    """`args` of a model. Changing them replaces its replicas, one after another.
+    """`args` of a model. A change replaces its replicas, one after another.
 
     Attributes:
-        name: name of the model in its URL, NAME or ORG/NAME. Default: the name of its application.
-        task: pipeline task of the model. Default: the task of its config's architecture.
-        engine: engine of the forward pass: torch, compile, openvino. Default: the engine that
-            `trainyard engine` measured as best for the model on such a machine, else torch.
-        dtype: number format of the computation.
-        device: `cpu` or `cuda`. Default: a GPU when the replica has one.
-        threads: threads of a forward pass on the CPU. Default: `num_cpus`.
-        batch_tokens: maximum rows times longest row of one forward pass.
-        batch_rows: maximum rows of one forward pass.
-        waiting_tokens: maximum tokens in the queue; more are refused with 429.
-        max_items: maximum inputs of one request.
-        max_rows: maximum sequences of one request: texts times candidate labels, sentences, chunks
-            of long texts, texts to draw. It also limits proposals for masks and spans of a context.
-        max_new_tokens: maximum tokens generated for one text.
-        max_parameters: maximum parameters of a model, by its config.
-        num_replicas: replicas. Default: 1; excluded by `autoscaling`.
+        name: Name of the model in its URL, NAME or ORG/NAME. Default: the name of its application.
+        task: Pipeline task. Default: the first task that supports the architecture in the model's
+            config.
+        engine: Engine of the forward pass: torch, compile or openvino. Default (auto): the engine
+            that `trainyard engine` stored for the model on the same processor, else torch.
+        dtype: Number type of the forward pass.
+        device: `cpu` or `cuda`. Default: `cuda` when the replica has a GPU.
+        threads: Threads of forward passes on the CPU. Default: `num_cpus`.
+        batch_tokens: Maximum padded tokens of a forward pass: rows times longest row. Default: 4096
+            on a CPU, 32,768 on a GPU.
+        batch_rows: Maximum rows of a forward pass.
+        waiting_tokens: Maximum tokens in the queue, and of one request. A full queue refuses
+            requests with status 429.
+        max_items: Maximum inputs of one request.
+        max_rows: Maximum sequences of one request: texts times candidate labels, sentences, chunks
+            of long texts, or generated texts. Also limits proposals for masks and answer spans of a
+            context.
+        max_new_tokens: Maximum tokens generated for one text.
+        max_parameters: Maximum parameters of a model, both in its weights and by its config.
+        num_replicas: Number of replicas. Default: 1. Not allowed together with `autoscaling`.
         autoscaling: Ray Serve's `autoscaling_config`.
         num_cpus: CPUs that Ray reserves for each replica.
         num_gpus: GPUs that Ray reserves for each replica.
@@ -247,7 +273,7 @@ class SharedOptions(ModelOptions):
     """`args` of replicas that many rarely used models share.
 
     Attributes:
-        max_loaded: maximum models that one replica keeps loaded; the least recently used is evicted.
+        max_loaded: Maximum models loaded in one replica; the least recently used is evicted.
     """
 
     max_loaded: int = Field(default=3, ge=1)
@@ -260,7 +286,7 @@ class SharedOptions(ModelOptions):
 
 
 class SharedVersions(Strict):
-    """`user_config` of shared replicas: their models by name."""
+    """`user_config` of shared replicas: their models, by name."""
 
     models: dict[str, Version]
 
@@ -276,12 +302,12 @@ class HostOptions(ModelOptions):
     """Arguments of `serve run trainyard.serving.app:build model=…`.
 
     Attributes:
-        model: source of the model, as `Version.source`.
-        name: name of the model in its URL. Default: the name of its run, or the last part of its
+        model: Source of the model, see `Version.source`.
+        name: Name of the model in its URL. Default: the name of its run, or the last part of its
             source.
-        keys_file: as in `GatewayOptions`, like the next two.
-        allowed_hosts: names that the header Host may have.
-        cors_origins: origins whose web pages may send requests.
+        keys_file: See `GatewayOptions`.
+        allowed_hosts: See `GatewayOptions`.
+        cors_origins: See `GatewayOptions`.
     """
 
     model: str
@@ -291,6 +317,11 @@ class HostOptions(ModelOptions):
 
 
 def check_name(name: str) -> str:
+    """Return `name`.
+
+    Raises:
+        ValueError: when it is not a valid model name.
+    """
     if not NAME.fullmatch(name) or ("/" in name and name.rpartition("/")[2] in SUFFIXES):
         raise ValueError(
             f"'{name}' is no model name; use up to 96 letters, digits, '.', '_' and '-', starting "

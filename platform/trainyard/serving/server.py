@@ -1,4 +1,4 @@
-"""`trainyard serve`: one model over HTTP on this machine, until Ctrl-C."""
+"""Serve one model over HTTP on this machine: `trainyard serve`, and `serve` for Python programs."""
 
 import contextlib
 import json
@@ -42,10 +42,10 @@ class ServeConfig(Flags):
 
 
 class Server:
-    """A model that is served by this process, until `stop` or the end of a `with` block.
+    """Model served by this process until `stop` or the end of a `with` block.
 
     Attributes:
-        url: Address of the model, as `InferenceClient(model=url)` takes it.
+        url: Address of the model, for `InferenceClient(model=url)`.
     """
 
     def __init__(self, source: str, port: int | None, options: Mapping[str, Any]) -> None:
@@ -68,21 +68,26 @@ class Server:
 
 
 def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
-    """Serve a run, a folder of a saved model or a Hub id from this process, without blocking it.
+    """Serve a model from this process, without blocking it.
 
-    `options` are those of `trainyard.serving.app:build`; without a `port` a free one is taken.
+    Args:
+        source: Run folder, folder of a saved model, `package:NAME/FOLDER`, or Hub id.
+        port: Port of the HTTP server; None takes a free one.
+        options: Further fields of `HostOptions`, and `host`, the address to listen on.
 
     Raises:
-        UserError: The model cannot be loaded.
+        UserError: when an option is invalid, the model cannot be loaded, or the port is in use.
     """
     return Server(source, port, options)
 
 
 def serve_model(config: ServeConfig) -> dict[str, Any]:
-    """Serve one model until Ctrl-C or SIGTERM; returns its last URL.
+    """Serve one model until Ctrl-C; return the job's result: `job`, `model` and `url`.
+
+    SIGTERM stops the server too, by the SystemExit of Ray's signal handler.
 
     Raises:
-        UserError: for a model that cannot be loaded, or a port in use.
+        UserError: when the model cannot be loaded, or the port is in use.
     """
     from trainyard.serving.local import served
 
@@ -95,10 +100,10 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
     }
     given = {key: value for key, value in options.items() if value is not None}
     if not Path(config.model_name_or_path).exists():
-        resolve_model(config.model_name_or_path)  # before Ray and Serve are started
+        resolve_model(config.model_name_or_path)  # fail before Ray and Serve start
     with served(config.model_name_or_path, port=config.port, host=config.host, **given) as url:
         base, _, name = url.partition("/models/")
-        if config.keys_file:  # the model's description, with its example, needs a key
+        if config.keys_file:  # the example is in the model's description, which needs a key
             lines = banner(base, [name], key=True)
         else:
             with urllib.request.urlopen(url, timeout=60) as answer:

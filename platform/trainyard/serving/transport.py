@@ -1,10 +1,15 @@
-"""The TCP connection between a gateway and a replica.
+"""TCP connection between a gateway and a replica.
 
-A call through Ray would take as long as a short forward pass.
-Messages are msgpack, which carries data and no code: `(call, body, seconds)` is a request, `(call,)`
-cancels it, `(call, status, body, headers)` is the answer, `(None,)` announces that the replica takes no
-more requests. A connection begins with a secret that the gateway receives through Ray. Calls that need
-more than that, such as streams, go through Ray: see `Host.uses_connections`.
+A call through Ray would take about as long as a short forward pass. Messages are msgpack, which
+carries data and no code:
+
+    (call, body, seconds)          request, to be answered within `seconds`
+    (call,)                        cancellation of a request
+    (call, status, body, headers)  answer to a request
+    (None,)                        announcement that the replica takes no more requests
+
+A connection begins with a secret that the gateway received through Ray. Streams and other calls go
+through Ray, see `Host.uses_connections`.
 """
 
 import asyncio
@@ -23,21 +28,24 @@ from trainyard.serving.answer import Answer
 from trainyard.serving.errors import STATUSES, RequestError
 
 SECRET_BYTES = 32
+"""Bytes of the secret that opens a connection."""
 
 OPEN_SECONDS = 5.0
-"""Seconds to open a connection, and to send its secret."""
+"""Maximum seconds to open a connection, and to send its secret."""
 
 HOST_LOST_SECONDS = 20
-"""Seconds without an acknowledgment after which a host counts as lost: one without power sends no FIN."""
+"""Seconds without an acknowledgment after which a host counts as lost. A host without power sends
+no FIN."""
 
 KEPT_BYTES = 1_000_000
-"""Bytes. msgpack keeps the memory of its largest message; beyond this, the unpacker is replaced."""
+"""Bytes fed to an unpacker after which it is replaced, because msgpack keeps the memory of its
+largest message."""
 
 FAILURE_PENALTY = 16.0
-"""Requests in flight that one failed answer counts like, when a replica is chosen."""
+"""Load that one failed answer adds to a connection, in requests in flight."""
 
 PENALTY_HALF_LIFE = 10.0
-"""Seconds in which the penalty halves, so that a replica that recovers gets requests again."""
+"""Seconds in which the penalty halves, so that a recovered replica gets requests again."""
 
 Address = tuple[str, int, bytes]
 """Host, port and secret of a replica."""
@@ -47,17 +55,17 @@ log = logging.getLogger("ray.serve.trainyard")
 
 @dataclass(frozen=True)
 class ReplicaInfo:
-    """Models of a replica, and its address when it takes connections."""
+    """Names of a replica's models, and its address; None if it takes no connections."""
 
     names: tuple[str, ...]
     address: Address | None = None
 
 
 class ConnectionLost(Exception):  # noqa: N818  # the replica's state, which is no error of this process
-    """The replica or its host is gone.
+    """Error for a connection whose replica or host is gone.
 
     Attributes:
-        in_work: True when the request was sent: the replica may have computed it.
+        in_work: True if the request was sent, so the replica may have computed it.
     """
 
     def __init__(self, *, in_work: bool) -> None:
@@ -66,21 +74,21 @@ class ConnectionLost(Exception):  # noqa: N818  # the replica's state, which is 
 
 
 class _MessageProtocol(asyncio.Protocol):
-    """Either end of a connection: whole messages, in order."""
+    """Base of both ends of a connection; delivers whole messages in order."""
 
     def __init__(self) -> None:
         self._renew_unpacker()
-        self._transport: Any = None  # of asyncio or uvloop, which share no class
+        self._transport: Any = None  # of asyncio or uvloop, which have no common class
 
     def _renew_unpacker(self) -> None:
-        self._unpacker = Unpacker(max_buffer_size=0)  # any size: both ends know their limits
+        self._unpacker = Unpacker(max_buffer_size=0)  # no size limit: the gateway limits bodies
         self._fed = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (  # Linux has all of them
+        for option, value in (  # all exist on Linux only
             ("TCP_KEEPIDLE", HOST_LOST_SECONDS // 4),
             ("TCP_KEEPINTVL", HOST_LOST_SECONDS // 4),
             ("TCP_USER_TIMEOUT", HOST_LOST_SECONDS * 1000),
@@ -105,10 +113,10 @@ class _MessageProtocol(asyncio.Protocol):
 
 
 class Connection(_MessageProtocol):
-    """The gateway's end of a connection to one replica.
+    """Gateway's end of a connection to one replica.
 
     Attributes:
-        usable: False once the replica is lost or leaves.
+        usable: False once the replica is lost or takes no more requests.
     """
 
     def __init__(self) -> None:
@@ -134,10 +142,10 @@ class Connection(_MessageProtocol):
 
     @property
     def load(self) -> float:
-        """Requests in flight, plus the penalty of recent failures.
+        """Requests in flight, plus a penalty for recent failures.
 
-        A replica on a broken device answers 500 at once and never has requests in flight. Without a
-        penalty it would get nearly all of them.
+        A replica on a broken device answers 500 at once, so it has hardly any requests in flight.
+        Without the penalty it would get nearly all requests.
         """
         return len(self._pending) + self._current_penalty()
 
@@ -155,7 +163,15 @@ class Connection(_MessageProtocol):
             self._penalty_at = time.monotonic()
 
     async def ask(self, body: bytes, seconds: float) -> Answer:
-        """Send a request's body, to be answered within `seconds`. Cancellation cancels the request."""
+        """Send a request's body and return its answer; cancellation also reaches the replica.
+
+        Args:
+            body: JSON of the request.
+            seconds: Maximum seconds in which the replica must answer.
+
+        Raises:
+            ConnectionLost: when the replica or its host is gone.
+        """
         if not self.usable or self._transport.is_closing():
             raise ConnectionLost(in_work=False)
         call = next(self._calls)
@@ -173,7 +189,7 @@ class Connection(_MessageProtocol):
                 self._transport.close()
 
     def close(self) -> None:
-        """Send no more requests; pending ones are still answered."""
+        """Send no more requests; close the connection after the last pending answer."""
         self.usable, self._closing = False, True
         if not self._pending:
             self._transport.close()
@@ -196,11 +212,11 @@ class Connection(_MessageProtocol):
 
 
 class ConnectionServer:
-    """The replica's end of all its connections.
+    """Replica's end of all its connections.
 
     Attributes:
-        connections: open connections, one for each gateway.
-        requests: number of requests received.
+        connections: Open connections, one per gateway replica.
+        requests: Number of requests received.
     """
 
     def __init__(self, answer: Callable[[bytes, float], Awaitable[Answer]]) -> None:
@@ -208,16 +224,16 @@ class ConnectionServer:
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.connections: set[_ServerConnection] = set()
         self.requests = 0
-        self._server: Any = None  # uvloop closes one without a reference
+        self._server: Any = None  # uvloop closes a server without a reference
 
     async def open(self, host: str) -> Address:
-        """Listen at `host` on a free port."""
+        """Listen at `host` on a free port; return the replica's address."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _ServerConnection(self), host)
         return host, self._server.sockets[0].getsockname()[1], self.secret
 
     async def close(self) -> None:
-        """Take no more requests; return when all are answered."""
+        """Take no more requests; return when all received requests are answered."""
         if self._server is not None:
             self._server.close()
         for connection in self.connections:

@@ -1,4 +1,4 @@
-"""The dashboard over run and sweep folders."""
+"""Dashboard of run, sweep and report folders."""
 
 import lazy_loader
 

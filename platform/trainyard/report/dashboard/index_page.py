@@ -1,4 +1,4 @@
-"""Index of everything below the storage path, and the comparison of several runs."""
+"""Index of everything below the storage path, and the page that compares runs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -42,14 +42,22 @@ from trainyard.storage import real, words
 Entry = TypeVar("Entry", bound=Run | Sweep | Report)
 Running = TypeVar("Running", bound=Run | Sweep)
 Link = Callable[[Run | Sweep | Report], str | None]
+"""Returns the URL of a page, or None in a file that is exported."""
 Columns = dict[str, Callable[[Entry], Cell | Value]]
+"""Name of a column -> function from an entry to its cell."""
 
 MOST_COMPARED = 7
-"""Runs on one page of comparison: a chart has as many colors."""
+"""Maximum runs on one page of comparison: a chart has seven colors."""
 
 
 def sections(yard: Yard, link: Link, compare: str) -> list[Section]:
-    """Counts, sweeps, runs and reports, the newest first; `compare` is the page that compares runs."""
+    """Return counts, sweeps, runs and reports, newest first.
+
+    Args:
+        yard: Everything below the storage path.
+        link: Returns the URL of an entry's page.
+        compare: URL of the page that compares runs; empty for none.
+    """
     everything: list[Run | Sweep] = [*yard.sweeps.values(), *yard.runs.values()]
     states = [found.status for found in everything]
     counts = {name: states.count(name) for name in ("running", "finished", "stopped")}
@@ -102,7 +110,7 @@ def _rows(
 
 
 def chosen_score(sweep: Sweep) -> Cell:
-    """Score of the recommendation: a trial's best, or the default recipe's mean."""
+    """Return the cell of a sweep's score: the best trial's, or a kept default recipe's."""
     corrected = real(sweep.default.get("corrected"))
     score = real(sweep.default.get("mean")) if corrected is None else corrected
     if sweep.keeps_default and score is not None:
@@ -129,7 +137,7 @@ def _learning_rate(run: Run) -> Cell:
 
 
 CHOICES = ("State", "Kind", "Data set", "Model", "Tags")
-"""Columns by whose values the reader chooses rows."""
+"""Columns by whose values the reader can select rows of the tables."""
 SWEEPS: Columns[Sweep] = {
     "State": _state,
     "Data set": lambda sweep: sweep.data or "–",
@@ -165,7 +173,7 @@ REPORTS: Columns[Report] = {
 
 
 def comparison(runs: Sequence[Run], link: Link) -> list[Section]:
-    """Results, overlaid curves and config differences of several runs."""
+    """Return the results, overlaid curves and config differences of several runs."""
     columns = {name: column for name, column in RUNS.items() if name != "Tags"}
     results = Table("Results", ["Run", *columns], _rows(runs, columns, link))
     scores = [

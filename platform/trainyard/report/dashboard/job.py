@@ -36,7 +36,7 @@ class DashboardConfig(StorageFlags):
 
 
 def run_dashboard(config: DashboardConfig) -> dict[str, Any]:
-    """Serve until Ctrl-C, or export one page.
+    """Serve until Ctrl-C, or export one page; return the job's result.
 
     Raises:
         UserError: for a storage path, name, port or file that cannot be used.
@@ -82,7 +82,7 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
     shown = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{shown}:{port}/"
     app = build_app(dashboard, [*LOOPBACK, "[::1]"] if local else ["*"])
-    dashboard.page("", site="/")  # read all folders before the first visitor
+    dashboard.page("", site="/")  # read all folders before the first request
     threading.Thread(target=_warm_up_later, args=(dashboard,), daemon=True).start()
     if not local:
         print("warning: anyone on the network can read all runs here", file=sys.stderr)  # noqa: T201
@@ -94,7 +94,7 @@ def _serve(dashboard: Dashboard, config: DashboardConfig) -> dict[str, Any]:
 
 
 def _warm_up_later(dashboard: Dashboard) -> None:
-    dashboard.visited.wait()  # else the first page would wait for modules that only later ones need
+    dashboard.visited.wait()  # else the first page would wait for modules that it does not need
     warm_up()
 
 

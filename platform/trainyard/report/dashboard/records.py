@@ -1,6 +1,6 @@
 """Runs, sweeps and reports below a storage path, read from their folders.
 
-Folders are not trusted: they may be half-written, damaged, or from another version.
+The content of a folder is not trusted: it may be half-written, damaged, or from another version.
 """
 
 import re
@@ -30,21 +30,25 @@ from trainyard.tasks import TASKS, own_headline
 DRIVER_GONE = "its driver is gone; the same command resumes it from the last checkpoint"
 SWEEP_DRIVER_GONE = "its driver is gone; the same command resumes it"
 DEFAULT = "default"
-"""Name that a sweep gives the default recipe in place of a trial."""
+"""Value of `best_trial` for a sweep whose result is the default recipe."""
 ENDED: tuple[Status, ...] = ("finished", "pruned", "diverged", "failed")
+"""States in which a run has ended."""
 _SECRET = re.compile(
     r"(?i)(://)[^/@\s]+(?=@)|\bhf_[a-z0-9]{16,}|\b(\w*(?:token|password|secret|api_?key)\w*[\"']?\s*[=:]\s*)\S+"
 )
 
 
 def without_secrets(text: str) -> str:
-    """Strike out passwords in addresses, access tokens and the like."""
+    """Replace passwords in URLs, access tokens and similar secrets by "[hidden]"."""
     return _SECRET.sub(lambda found: f"{found[1] or found[2] or ''}[hidden]", text)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Headline score after `step` steps, with its 95% interval where one is known."""
+    """Headline score after `step` optimizer steps.
+
+    `low` and `high` are its 95% interval, or None.
+    """
 
     step: int
     score: float
@@ -53,7 +57,10 @@ class Evaluation:
 
 
 class Job:
-    """A folder of one job, read forgivingly: its record, its state and when it ran."""
+    """Folder of one job: its record, state and times.
+
+    Damaged files raise no error; they are listed in `problems`, one sentence each.
+    """
 
     lost_reason = DRIVER_GONE
 
@@ -66,7 +73,7 @@ class Job:
 
     @property
     def status(self) -> Status:
-        """Recorded status; "stopped" after the driver was lost."""
+        """Recorded status; "stopped" if the driver is lost, "unknown" without a valid status."""
         if self.is_lost:
             return "stopped"
         found = self.record.get("status")
@@ -74,7 +81,10 @@ class Job:
 
     @cached_property
     def is_lost(self) -> bool:
-        """Return whether the job runs without a sign of life for longer than a lease lasts."""
+        """Return whether the driver is lost.
+
+        The job is then recorded as running, but none of its files changed for `EXPIRY_SECONDS`.
+        """
         return self.record.get("status") == "running" and (
             time.time() - newest(*self._signs()) > EXPIRY_SECONDS
         )
@@ -84,13 +94,14 @@ class Job:
 
     @property
     def reason(self) -> str:
-        """Reason for the end, in a sentence; empty when there is nothing to say."""
+        """Reason for the end, in a sentence; empty if none is known."""
         if self.is_lost:
             return self.lost_reason
         return without_secrets(words(self.record.get("reason") or ""))
 
     @property
     def started(self) -> float | None:
+        """Time of the start in seconds since 1970, or None."""
         return instant(self.record.get("started"))
 
     def _elapsed(self, ended: float | None) -> float | None:
@@ -98,7 +109,7 @@ class Job:
 
 
 class Run(Job):
-    """A single run, a trial of a sweep, or a run that confirms one."""
+    """Single run, trial of a sweep, or run that confirms a trial."""
 
     def __init__(self, files: Files, path: Path, key: str, sweep: "Sweep | None" = None) -> None:
         super().__init__(files, path, key, "run.json")
@@ -112,7 +123,7 @@ class Run(Job):
 
     @cached_property
     def status(self) -> Status:
-        """Recorded status; "waiting" before the start."""
+        """Recorded status, see `Job.status`; "waiting" for a trial before its start."""
         if not self.record and self.trial and not self.problems:
             return "waiting"
         return super().status
@@ -123,7 +134,10 @@ class Run(Job):
 
     @property
     def has_ended(self) -> bool:
-        """Return whether the run never resumes; a stretch of a population may end before its run."""
+        """Return whether the run never resumes.
+
+        A trial of population-based training also ends after its `stretch` of evaluations.
+        """
         stretch = real(self.trial.get("stretch"))
         made = real(self.record.get("trial_evaluations"))
         return self.status in ENDED or (
@@ -136,7 +150,7 @@ class Run(Job):
 
     @property
     def data(self) -> str:
-        """Name of the data set: the task, or the name of a user's own training data."""
+        """Name of the data set: as recorded, else of the training file, else the task."""
         if stored := words(self.record.get("data_name") or ""):
             return stored
         file = self.config.get("train_file")
@@ -153,20 +167,24 @@ class Run(Job):
 
     @property
     def ended(self) -> float | None:
-        """Seconds since 1970; without a recorded end, the time of the last write of run.json."""
+        """Time of the end in seconds since 1970; None for a running or waiting run.
+
+        Without a recorded end, it is the time of the last write of run.json.
+        """
         if self.status in ("running", "waiting"):
             return None
         return instant(self.record.get("ended")) or newest(self.path / "run.json") or None
 
     @cached_property
     def lines(self) -> Sequence[Mapping[str, Any]]:
+        """Entries of metrics.jsonl that have a step."""
         return [
             line for line in self._lines("metrics.jsonl") if _whole(line.get("step")) is not None
         ]
 
     @property
     def usage(self) -> Sequence[Mapping[str, Any]]:
-        """Rows of usage.jsonl: the processor, memory and GPU of the first worker's node over time."""
+        """Entries of usage.jsonl: CPU, memory and GPU use over time on the first worker's node."""
         return [row for row in self._lines("usage.jsonl") if real(row.get("seconds")) is not None]
 
     def _lines(self, name: str) -> Sequence[Mapping[str, Any]]:
@@ -177,7 +195,7 @@ class Run(Job):
 
     @cached_property
     def metric(self) -> str:
-        """Name of the headline metric; empty before the first evaluation of own data."""
+        """Name of the headline metric; empty before the first evaluation of a user's own data."""
         if self.sweep is not None and self.sweep.metric:
             return self.sweep.metric
         named = self.result.get("score_metric") or self.config.get("metric_for_best_model")
@@ -190,7 +208,11 @@ class Run(Job):
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
-        """One entry for each evaluated step: the mean over its splits, an interval if it has one."""
+        """Evaluations in the order of metrics.jsonl, one per step.
+
+        The score is the mean over the splits. A step with several splits has no interval, and a
+        step without the headline metric is left out.
+        """
         steps: dict[int, list[Mapping[str, Any]]] = {}
         for line in self.lines:
             if "split" in line:
@@ -209,6 +231,7 @@ class Run(Job):
 
     @cached_property
     def best(self) -> Evaluation | None:
+        """Best evaluation: as recorded, else from metrics.jsonl; None before the first."""
         score = real(self.result.get("score"))
         if score is not None:  # metrics.jsonl need not be read
             spans = list(mapping(self.result.get("intervals")).values())
@@ -236,7 +259,7 @@ class Run(Job):
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated training time that is left, of a running run."""
+        """Estimated seconds of training that are left, or None if not running or unknown."""
         rows, speed = real(self.progress.get("rows_per_step")), self.samples_per_second
         if self.status != "running" or not (rows and speed and self.steps and self.last_step):
             return None
@@ -244,6 +267,7 @@ class Run(Job):
 
     @cached_property
     def ledger(self) -> dict[str, float]:
+        """Seconds of all attempts by account, see `time_ledger`."""
         driver, worker = (
             {name: float(found) for name, found in books.items() if real(found) is not None}
             for books in (
@@ -256,17 +280,22 @@ class Run(Job):
 
     @property
     def seconds(self) -> float | None:
-        """Wall clock over all attempts: as accounted for, else from start to end."""
+        """Wall-clock seconds over all attempts, or None.
+
+        They are the sum of the ledger, else the time from start to end.
+        """
         return sum(self.ledger.values()) if self.ledger else self._elapsed(self.ended)
 
     def text(self, name: str) -> str:
-        """End of a text file of the run without secrets; empty when there is none."""
+        """Return the end of a text file of the run, without secrets; empty if there is none."""
         if (self.path / name).parent.is_symlink():
             return ""
         return without_secrets(self._files.text(self.path / name))
 
 
 class Sweep(Job):
+    """Sweep with its trials and the runs that confirm some of them."""
+
     lost_reason = SWEEP_DRIVER_GONE
 
     def __init__(self, files: Files, path: Path, key: str) -> None:
@@ -301,7 +330,7 @@ class Sweep(Job):
 
     @property
     def data(self) -> str:
-        """Name of the data set, as its trials record it."""
+        """Name of the data set, from the first trial; the task before there is a trial."""
         return self.trials[0].data if self.trials else self.task
 
     @property
@@ -319,7 +348,7 @@ class Sweep(Job):
 
     @property
     def seconds(self) -> float | None:
-        """Wall clock over all attempts as recorded, else from start to end."""
+        """Wall-clock seconds over all attempts as recorded, else from start to end, or None."""
         recorded = real(self.record.get("seconds"))
         if self.started is None or (recorded is not None and self.status != "running"):
             return recorded
@@ -327,12 +356,12 @@ class Sweep(Job):
 
     @property
     def num_trials(self) -> int:
-        """Number of trials, those to come included."""
+        """Number of trials, including those not started yet."""
         return max(_whole(self.record.get("num_trials")) or 0, len(self.trials))
 
     @cached_property
     def fields(self) -> list[str]:
-        """Names of the hyperparameters, in the order of the space."""
+        """Names of the hyperparameters, in the order of the search space."""
         names = dict.fromkeys(mapping(self.record.get("space")))
         for trial in self.trials:
             names.update(dict.fromkeys(trial.hyperparameters))
@@ -340,12 +369,12 @@ class Sweep(Job):
 
     @property
     def keeps_default(self) -> bool:
-        """Return whether the winner was worse than the default recipe, which is then the result."""
+        """Return whether the default recipe is the result, because the winner was worse."""
         return self.result.get("best_trial") == DEFAULT
 
     @cached_property
     def best(self) -> Run | None:
-        """The trial that the sweep chose, or the best so far."""
+        """Trial that the sweep chose, else the best so far; None before the first score."""
         for trial in self.trials:
             if trial.name == self.result.get("best_trial"):
                 return trial
@@ -355,7 +384,15 @@ class Sweep(Job):
 
 @dataclass(frozen=True)
 class Report:
-    """A folder with a finished page: an evaluation, a data examination or a GLUE suite."""
+    """Folder with a finished page: an evaluation, a data examination or a GLUE suite.
+
+    Attributes:
+        path: The folder.
+        key: Its name.
+        kind: Kind of the report, a value of `REPORTS`.
+        record: Content of the JSON file.
+        written: Time of the last write, in seconds since 1970.
+    """
 
     path: Path
     key: str
@@ -365,6 +402,7 @@ class Report:
 
     @property
     def result(self) -> str:
+        """Result in a few words: a score, an average or counts of findings; a dash for none."""
         score = real(self.record.get("score"))
         average = real(mapping(self.record.get("average")).get("mean"))
         findings = self.record.get("findings")
@@ -380,11 +418,14 @@ class Report:
 
 
 REPORTS = {"evaluation.json": "Evaluation", "doctor.json": "Data doctor", "glue.json": "GLUE suite"}
-"""File that marks a folder with a report, and the kind of report."""
+"""File that marks a report's folder -> kind of the report."""
 
 
 class Yard:
-    """Everything below one storage path; create another one, with the same `files`, to update."""
+    """Runs, sweeps and reports below one storage path, each by its key.
+
+    To update, create another yard with the same `files`, which cache what was read.
+    """
 
     def __init__(self, storage: Path, files: Files) -> None:
         self.storage = storage
@@ -404,9 +445,10 @@ class Yard:
                     self.reports[name] = Report(path, name, kind, record, written)
 
     def find(self, key: str) -> Run | Sweep | None:
-        """Find by key: `run`, `sweep`, `sweep/trials/run` or `sweep/confirmation/run`.
+        """Return a run or sweep by its key, or None.
 
-        Only names that were found by listing folders match, so no key can leave the storage path.
+        A key is `run`, `sweep`, `sweep/trials/run` or `sweep/confirmation/run`. Only names found by
+        listing folders match, so no key leads out of the storage path.
         """
         name, _, rest = key.partition("/")
         if not rest:
@@ -417,7 +459,7 @@ class Yard:
 
 
 def instant(value: Any) -> float | None:
-    """Parse a time of a record (UTC, "2026-01-31T12:00:00Z") to seconds since 1970, else None."""
+    """Parse a UTC time such as "2026-01-31T12:00:00Z" to seconds since 1970; None if invalid."""
     try:
         return float(timegm(time.strptime(value, "%Y-%m-%dT%H:%M:%SZ")))
     except (TypeError, ValueError):
@@ -425,6 +467,7 @@ def instant(value: Any) -> float | None:
 
 
 def pair(value: Any) -> tuple[float | None, float | None]:
+    """Return both numbers of a list of two; None for each value that is not a number."""
     if isinstance(value, list) and len(value) == 2:
         return real(value[0]), real(value[1])
     return None, None
@@ -435,7 +478,7 @@ def _whole(value: Any) -> int | None:
 
 
 def short_name(model: Any) -> str:
-    """Name of a model by its Hub id, its package, or the folder of its run; empty for none."""
+    """Return the short name of a model: from its Hub id, package or run folder; empty for none."""
     name = words(model or "").rstrip("/")
     if name.startswith("package:"):
         return name.removeprefix("package:").partition("/")[0]

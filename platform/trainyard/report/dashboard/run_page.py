@@ -1,4 +1,4 @@
-"""Page of one run: its score, its curves, the use of its time, its config and versions."""
+"""Page of one run: its score, curves, use of time, config and versions."""
 
 import dataclasses
 import math
@@ -28,22 +28,22 @@ from trainyard.summary import short
 
 NEVER_EVALUATED = "No step has been logged yet."
 LOG_LINES = 200
-"""Lines of a run's log that its page shows."""
+"""Maximum lines of a run's log on its page."""
 
 
 def label(value: Any) -> str:
-    """Format a hyperparameter, a number with three significant digits."""
+    """Format a hyperparameter; numbers get three significant digits."""
     found = real(value)
     return words(value) if found is None else number(found, 3)
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Format an interval as in 0.850 to 0.905; empty for an unknown one."""
+    """Format an interval, such as "0.850 to 0.905"; empty if an end is None."""
     return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def score_cell(run: Run) -> Cell:
-    """Best score so far, with its interval; a diverged run sorts last, whatever it had before."""
+    """Return the cell of the best score so far, with its interval; diverged runs sort last."""
     lost = run.status == "diverged"
     if run.best is None:
         return Cell("NaN" if lost else "–", sort=math.nan)
@@ -53,6 +53,7 @@ def score_cell(run: Run) -> Cell:
 
 
 def steps_cell(run: Run) -> Cell:
+    """Return the cell of a run's steps; a running run has a bar for its progress."""
     steps, last = run.steps, run.last_step
     of_all = f" of {number(last)}" if last and last != steps else ""
     bar = share(steps, last) if run.status == "running" else None
@@ -60,16 +61,17 @@ def steps_cell(run: Run) -> Cell:
 
 
 def time_cell(seconds: float | None) -> Cell:
+    """Return the cell of a duration in seconds; a dash for None."""
     return number_cell(seconds, duration(seconds))
 
 
 def share(part: float | None, whole: float | None) -> float | None:
-    """Ratio from 0 to 1; None when it is not known."""
+    """Return the ratio of `part` to `whole`, limited to 0 to 1; None if either is unknown."""
     return min(max(part / whole, 0.0), 1.0) if part is not None and whole else None
 
 
 def problems(found: Run | Sweep) -> list[Part]:
-    """Sentences about damaged files, and about the reason for the end."""
+    """Return sentences about damaged files, and the reason for the end."""
     parts: list[Part] = [Text(f"{problem}.", "error") for problem in found.problems]
     if found.reason:
         parts.append(Text(found.reason, "error" if found.status == "failed" else "warning"))
@@ -77,7 +79,8 @@ def problems(found: Run | Sweep) -> list[Part]:
 
 
 def config_section(config: Mapping[str, Any]) -> Section:
-    own = config.get("train_file") or config.get("dataset_name")  # then the task is unused
+    """Return the section with the config of a run or sweep, without secrets."""
+    own = config.get("train_file") or config.get("dataset_name")  # the task is unused with own data
     facts = [
         (name, without_secrets(words(value)))
         for name, value in config.items()
@@ -88,7 +91,7 @@ def config_section(config: Mapping[str, Any]) -> Section:
 
 
 def sections(run: Run) -> list[Section]:
-    """Everything known about a run, the result first."""
+    """Return the content of a run's page, the result first."""
     found = [
         Section("Result", _result(run)),
         Section("Curves", _curves(run), grid=True),
@@ -211,7 +214,7 @@ def _curves(run: Run) -> list[Part]:
 
 
 def loss_rows(run: Run) -> list[dict[str, Any]]:
-    """Training and validation loss by step; `rows` names the rows that a loss is of."""
+    """Return the training and validation losses by step; `rows` names the kind of data rows."""
     found = []
     for line in run.lines:
         validation = "split" in line
@@ -229,7 +232,7 @@ USAGE = {
         {"memory_bytes": "node", "worker_memory_bytes": "worker", "gpu_memory_bytes": "GPU"},
     ),
 }  # fmt: skip
-"""By figure: unit, divisor, and the columns of usage.jsonl with their titles."""
+"""Caption of a figure -> unit, divisor, and title of each column of usage.jsonl."""
 
 
 def _usage(run: Run) -> list[Part]:
@@ -268,7 +271,7 @@ def _versions(run: Run) -> Facts:
 
 
 def train_command(config: Mapping[str, Any]) -> str:
-    """Return the command that trains a config; empty for a config without a task or file."""
+    """Return the command that trains a config; empty if it has no task and no training file."""
     if not (config.get("task") or config.get("train_file")):
         return ""
     parts = ["trainyard", "train"]

@@ -1,4 +1,4 @@
-"""The dashboard over HTTP: pages rendered from run folders at each request, read-only."""
+"""Dashboard over HTTP: read-only pages, rendered from run folders at each request."""
 
 import hashlib
 import threading
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 FAST_SECONDS, SLOW_SECONDS = 3.0, 15.0
-"""Seconds between two updates of an open page, while something on it runs and otherwise."""
+"""Seconds between two updates of an open page on which a job runs, and of an idle index."""
 
 HEADERS = {
     "Content-Security-Policy": policy() + "; frame-ancestors 'none'",
@@ -26,21 +26,22 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+"""Headers of every response."""
 SANDBOX = {
     "Content-Security-Policy": "sandbox allow-scripts allow-downloads; default-src 'none'; "
     "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 }
-"""Policy for a report file, which anyone may have written: it has no origin and no network."""
+"""Headers of a report, which may come from anyone: its page has no origin and no network access."""
 SHARED: dict[str, tuple[str, Callable[[], str]]] = {
     "page.css": ("text/css", lambda: static_text("page.css")),
     "page.js": ("text/javascript", lambda: static_text("page.js")),
     "vega.js": ("text/javascript", vega_bundle),
 }
-"""Media type and content of the files that all pages load."""
+"""File that all pages load -> media type, and function that returns its content."""
 
 
 class Dashboard:
-    """Pages over one storage path, with a cache of what was read from it."""
+    """Pages over one storage path, with a cache of the files that were read."""
 
     def __init__(self, storage: Path) -> None:
         self.storage = storage
@@ -53,11 +54,15 @@ class Dashboard:
         return Yard(self.storage, self._files)
 
     def page(self, key: str, *, site: str | None) -> str | None:
-        """Render a run, a sweep, or the index (key ""); None for an unknown key.
+        """Render the page of a run or sweep, or the index for the key "".
 
-        Without a `site` it is one file to keep: without links and updates.
+        Returns None for an unknown key.
+
+        Args:
+            key: Key as in `Yard.find`, or "".
+            site: URL prefix of the server; None for a single file, without links and updates.
         """
-        with self._lock:  # one at a time: they share the cache
+        with self._lock:  # pages share the cache
             yard = self.yard()
             if not key:
                 everything: list[Run | Sweep] = [*yard.sweeps.values(), *yard.runs.values()]
@@ -75,7 +80,7 @@ class Dashboard:
                 return None
             crumbs = [("All runs", "/")] if site else []
             if isinstance(found, Sweep):
-                from trainyard.report.dashboard import sweep_page  # loads altair, half a second
+                from trainyard.report.dashboard import sweep_page  # loads altair, which is slow
 
                 parts, kind = sweep_page.sections(found, lambda run: link(run, site)), "Sweep"
             else:
@@ -96,7 +101,7 @@ class Dashboard:
             )
 
     def comparison(self, keys: Sequence[str], *, site: str) -> str | None:
-        """Render several runs on one page; None where one of them is unknown."""
+        """Render several runs on one page; return None if one of the keys is not a run."""
         with self._lock:
             yard = self.yard()
             runs = [
@@ -116,18 +121,18 @@ class Dashboard:
             )
 
     def report(self, name: str) -> str | None:
-        """Return the page that an evaluation, data examination or suite left; None without one."""
+        """Return the HTML of a report, or None for an unknown name."""
         with self._lock:
             found = self.yard().reports.get(name)
             return self._files.text(found.path / "report.html", MAX_REPORT) if found else None
 
 
 MAX_REPORT = 32_000_000
-"""Characters of a report that is served."""
+"""Maximum characters of a report that is served."""
 
 
 def warm_up() -> None:
-    """Load modules that take seconds while the reader looks at the first page, which needs none."""
+    """Load slow modules while the reader looks at the first page, which does not need them."""
     from trainyard.report.dashboard.sweep_charts import MIN_TRIALS, importances
 
     vega_bundle()
@@ -135,7 +140,7 @@ def warm_up() -> None:
 
 
 def link(found: Run | Sweep | Report, site: str | None) -> str | None:
-    """Address of the page of a run, sweep or report; None in a file to keep."""
+    """Return the URL of the page of a run, sweep or report; None without a `site`."""
     if site is None:
         return None
     return f"{site}{'report' if isinstance(found, Report) else 'view'}/{quote(found.key)}"
@@ -153,10 +158,12 @@ def _subtitle(kind: str, found: Run | Sweep) -> str:
 
 
 def build_app(dashboard: Dashboard, allowed_hosts: Sequence[str]) -> "FastAPI":
-    """Return the pages as an ASGI application; it answers GET and HEAD, and changes nothing.
+    """Return the pages as an ASGI application, which answers GET and HEAD and changes nothing.
 
-    `allowed_hosts` are the accepted Host headers: any other may belong to a page on the internet
-    whose name was made to resolve to this machine (DNS rebinding).
+    Args:
+        dashboard: Pages to serve.
+        allowed_hosts: Accepted values of the header Host. Another value may belong to a page on the
+            internet whose name was made to resolve to this machine (DNS rebinding).
     """
     from fastapi import FastAPI, Request, Response
     from fastapi.middleware.gzip import GZipMiddleware

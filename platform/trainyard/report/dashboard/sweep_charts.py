@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 FIFTHS = ("worst", "2nd", "3rd", "4th", "best")
+"""Names of the fifths of the trials, ordered by score."""
 ENDS: tuple[Status, ...] = (
     "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed"
 )  # fmt: skip
+"""States of a trial, in the order of a legend."""
 MIN_TRIALS = 10
-"""Trials below which an importance would be a guess."""
+"""Minimum trials for an estimate of importance."""
 _ROUND = (1.0, 2.0, 5.0)
 
 _SCORE = alt.Tooltip(**charts.quantity("score"), format=".4f")
@@ -38,7 +40,7 @@ Row = dict[str, Any]
 
 
 def ranked(sweep: Sweep) -> list[tuple[Run, float, str]]:
-    """List (trial, score, fifth) of the trials with a score, worst first: the best is drawn last.
+    """Return (trial, score, fifth) of trials with a score, worst first: the best is drawn on top.
 
     Diverged trials are left out: their earlier scores do not count.
     """
@@ -54,13 +56,14 @@ def ranked(sweep: Sweep) -> list[tuple[Run, float, str]]:
 
 
 def hyperparameters(trial: Run) -> str:
+    """Return the hyperparameters of a trial as text."""
     return ", ".join(f"{name} {label(value)}" for name, value in trial.hyperparameters.items())
 
 
 def learning_curves(sweep: Sweep) -> charts.Specification:
-    """Score of every trial by step: the best fifth on top, a mark where the scheduler stopped one.
+    """Draw the score of every trial by step, the best fifth on top.
 
-    Dashed lines diverged.
+    A triangle marks a trial that the scheduler stopped. Dashed lines are diverged trials.
     """
     rows = [row for trial, _, fifth in ranked(sweep) for row in _evaluated(trial, fifth)]
     lost = [t for t in sweep.trials if t.status == "diverged"]
@@ -96,6 +99,7 @@ def learning_curves(sweep: Sweep) -> charts.Specification:
 
 
 def timeline(sweep: Sweep) -> charts.Specification:
+    """Draw the time span of every trial, in minutes since the first start, colored by state."""
     begun = [(t, t.started) for t in sweep.trials if t.started is not None]
     first = min((started for _, started in begun), default=0.0)
     latest = max((t.ended or started for t, started in begun), default=0.0)
@@ -120,7 +124,10 @@ def timeline(sweep: Sweep) -> charts.Specification:
 
 
 def parallel_coordinates(sweep: Sweep) -> charts.Specification:
-    """A line through the hyperparameters and the score of each trial; dashed ones diverged."""
+    """Draw a line for each trial, through its hyperparameters to its score.
+
+    Dashed lines are diverged trials.
+    """
     scored = ranked(sweep)
     results = axis(sweep.metric or "score", "uniform", [score for _, score, _ in scored])
     columns = [*axes(sweep), results]
@@ -137,7 +144,7 @@ def parallel_coordinates(sweep: Sweep) -> charts.Specification:
         lost_lines = alt.Chart(alt.NamedData("diverged")).mark_line(**_DASHED)
         layers.insert(0, lost_lines.encode(_DETAIL, tooltip=tooltip))
     rims: tuple[dict[str, Any], ...] = ({"stroke": "var(--sheet)", "strokeWidth": 4}, {})
-    for rim in rims:  # twice: the rim keeps the text legible on top of lines
+    for rim in rims:  # twice: first a rim, which keeps the text legible on lines
         text = alt.Chart(alt.NamedData("ticks")).mark_text(
             align="left", dx=5, fontSize=11, color="var(--muted)", **rim
         )
@@ -155,7 +162,10 @@ def parallel_coordinates(sweep: Sweep) -> charts.Specification:
 
 
 def score_against(sweep: Sweep, across: "Axis") -> charts.Specification:
-    """Scores of the trials against one hyperparameter; hollow points stopped before their end."""
+    """Draw the scores of the trials against one hyperparameter.
+
+    Hollow points are trials that have not finished their training.
+    """
     rows: list[Row] = [
         {"trial": trial.name, "score": score, "hyperparameters": hyperparameters(trial),
          "x": label(value) if across.kind == "listed" else value, "fifth": fifth,
@@ -195,7 +205,7 @@ def _evaluated(trial: Run, fifth: str) -> list[Row]:
 def _through(
     columns: Sequence["Axis"], trial: Run, score: float | None, fifth: str
 ) -> Iterator[Row]:
-    """Points of a trial's line, one on each axis that it has a value for."""
+    """Yield the points of a trial's line, one on each axis on which the trial has a value."""
     for column in columns:
         value = score if column is columns[-1] else trial.hyperparameters.get(column.name)
         if (place := column.position(value)) is not None:
@@ -212,7 +222,7 @@ def _under_pointer() -> alt.Parameter:
 
 
 def _thicker(over: alt.Parameter, width: float) -> alt.StrokeWidthValue:
-    """Emphasize the line under the pointer."""
+    """Return a stroke width that emphasizes the line under the pointer."""
     return alt.when(over).then(alt.StrokeWidthValue(4)).otherwise(alt.StrokeWidthValue(width))
 
 
@@ -220,7 +230,12 @@ def _thicker(over: alt.Parameter, width: float) -> alt.StrokeWidthValue:
 class Axis:
     """Axis of a hyperparameter: positions from 0 to 1 for its values, and ticks.
 
-    `kind` is "log", "linear", or "listed" for words and for numbers chosen from a list.
+    Attributes:
+        name: Name of the hyperparameter.
+        kind: "log", "linear", or "listed" for words and for numbers chosen from a list.
+        low: Lowest value, if not listed.
+        high: Highest value, if not listed.
+        values: Labels of a listed axis, in order.
     """
 
     name: str
@@ -230,7 +245,7 @@ class Axis:
     values: tuple[str, ...] = ()
 
     def position(self, value: Any) -> float | None:
-        """Return a position from 0 to 1; None for a value that is not on the axis."""
+        """Return the position of a value from 0 to 1, or None for a value not on the axis."""
         if self.kind == "listed":
             shown = label(value)
             if shown not in self.values:
@@ -244,7 +259,7 @@ class Axis:
         return (at - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Ticks (position, label) of all listed values, or of a few round ones."""
+        """Return (position, label) of all listed values, or of a few round values."""
         if self.kind == "listed":
             shown = [(self.position(value), value) for value in self.values]
         else:
@@ -256,7 +271,17 @@ class Axis:
 
 
 def axis(name: str, domain: Any, values: Sequence[Any]) -> Axis:
-    """Choose the axis of a hyperparameter from its domain in the sweep's space and its values."""
+    """Choose the axis of a hyperparameter.
+
+    Words, and the domains "choice" and "grid", get a listed axis. Positive numbers get a
+    logarithmic axis for "loguniform". For other domains but "uniform", they do if the largest is at
+    least 30 times the smallest.
+
+    Args:
+        name: Name of the hyperparameter.
+        domain: Its entry in the search space, such as "loguniform:1e-5:1e-3", or None.
+        values: Its values in the trials.
+    """
     kind = words(domain).partition(":")[0]
     numbers = [found for v in values if (found := real(v)) is not None and math.isfinite(found)]
     if kind in ("choice", "grid") or not numbers or any(real(v) is None for v in values):
@@ -268,6 +293,7 @@ def axis(name: str, domain: Any, values: Sequence[Any]) -> Axis:
 
 
 def axes(sweep: Sweep) -> list[Axis]:
+    """Return the axes of all hyperparameters that have a value in a trial."""
     space = mapping(sweep.record.get("space"))
     found = []
     for name in sweep.fields:
@@ -298,12 +324,19 @@ def _round_values(low: float, high: float, *, log: bool) -> list[float]:
 def importances(
     rows: Sequence[tuple[Mapping[str, Any], float]], logarithmic: Mapping[str, bool]
 ) -> dict[str, float]:
-    """Compute each hyperparameter's importance, largest first, in sum 1, by Optuna's PED-ANOVA.
+    """Return each hyperparameter's importance, largest first, with sum 1, by Optuna's PED-ANOVA.
 
-    `rows` are (hyperparameters, score). The result is empty for fewer than `MIN_TRIALS` trials, and
-    for trials that do not vary. PED-ANOVA compares the distribution of a hyperparameter among the
-    best trials with that among all (Watanabe, Bansal and Hutter, "PED-ANOVA: Efficiently Quantifying
+    PED-ANOVA compares the distribution of a hyperparameter among the best trials with its
+    distribution among all trials (Watanabe, Bansal and Hutter, "PED-ANOVA: Efficiently Quantifying
     Hyperparameter Importance in Arbitrary Subspaces", IJCAI 2023).
+
+    Args:
+        rows: (hyperparameters, score) of the trials.
+        logarithmic: True for a hyperparameter that is compared on a logarithmic scale.
+
+    Returns:
+        Importance by name; empty for fewer than `MIN_TRIALS` trials, or for equal scores or
+            hyperparameters.
     """
     rows = [(chosen, score) for chosen, score in rows if math.isfinite(score)]
     names = [

@@ -1,4 +1,4 @@
-"""Page of a sweep: the verdict, the trials, and the hyperparameters behind their scores."""
+"""Page of a sweep: the verdict, the trials, and the effect of hyperparameters on their scores."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -36,6 +36,7 @@ from trainyard.report.kit import (  # fmt: skip
 from trainyard.storage import mapping, real, words
 
 Link = Callable[[Run], str | None]
+"""Returns the URL of a run's page, or None in a file that is exported."""
 Rows = list[list[Cell | Value]]
 
 VERDICTS = {
@@ -43,10 +44,11 @@ VERDICTS = {
     "worse": "The winner is worse than the default recipe",
     "not distinguishable": "The winner is not distinguishable from the default recipe",
 }
+"""Recorded verdict -> beginning of the sentence about it."""
 
 
 def sections(sweep: Sweep, link: Link) -> list[Section]:
-    """Everything known about a sweep, the verdict first; `link` leads to the page of a trial."""
+    """Return the content of a sweep's page, the verdict first; `link` returns a trial's URL."""
     return [
         Section("Result", _result(sweep, link)),
         Section("Confirmation", _confirmation(sweep, link)),
@@ -93,7 +95,10 @@ def _result(sweep: Sweep, link: Link) -> list[Part]:
 
 
 def _verdict(sweep: Sweep) -> str:
-    """Answer in a sentence: is the winner better than the default recipe; empty without a verdict."""
+    """Return a sentence that compares the winner with the default recipe.
+
+    It is empty before the confirmation has a difference.
+    """
     gain = mapping(sweep.confirmation.get("difference"))
     value, low, high = (real(gain.get(name)) for name in ("value", "low", "high"))
     if value is None:
@@ -124,7 +129,10 @@ def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell]]:
 
 
 def _title(sweep: Sweep) -> str:
-    """Name the role of the shown trial: a confirmed sweep may choose another than the best score."""
+    """Return the role of the trial that is shown.
+
+    The winner of a confirmed sweep may differ from the trial with the best score.
+    """
     chosen = sweep.result.get("best_trial")
     if sweep.best and sweep.best.name == chosen:
         return "Winner"
@@ -132,7 +140,7 @@ def _title(sweep: Sweep) -> str:
 
 
 def _confirmation(sweep: Sweep, link: Link) -> list[Part]:
-    """The scores behind the verdict, and the runs behind them, also while they are running."""
+    """Return the scores that decide the verdict, and the confirming runs in any state."""
     parts: list[Part] = _confirmed(sweep) if sweep.confirmation else [Text(_pending(sweep), "note")]
     if not sweep.confirmations:
         return parts
@@ -236,7 +244,7 @@ def _trials(sweep: Sweep, link: Link) -> list[Part]:
 
 
 def _origin(trial: Run, default: Mapping[str, Any] | None) -> str:
-    if trial.trial.get("parent"):  # of a population
+    if trial.trial.get("parent"):  # population-based training
         return f"continues {words(trial.trial['parent'])}"
     return "default recipe" if trial.hyperparameters == default else ""
 
@@ -291,9 +299,10 @@ def _together(sweep: Sweep) -> list[Part]:
 
 
 def compared(sweep: Sweep) -> tuple[int, list[tuple[Mapping[str, Any], float]]]:
-    """Return a step, and the hyperparameters and scores of the trials at that step.
+    """Return a step, and (hyperparameters, best score up to it) of the trials that reached it.
 
-    A scheduler trains the better trials for longer: their best scores would show the budget too.
+    Four fifths of the trials reached the step. A scheduler trains better trials for longer, so
+    their best scores over all steps would also reflect their number of steps.
     """
     trials = [trial for trial in sweep.trials if trial.status != "diverged"]
     curves = [(t, [e for e in t.evaluations if math.isfinite(e.score)]) for t in trials]

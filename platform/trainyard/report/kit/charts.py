@@ -1,4 +1,4 @@
-"""Charts for `page.Figure`: rows of plain values in, a Vega-Lite specification out.
+"""Charts for `page.Figure`: functions that turn rows of plain values into Vega-Lite specifications.
 
 Colors are the page's CSS variables, so a chart follows light, dark and print. Shapes or direct
 labels separate series as well, for readers who do not see the colors. Values that are None or NaN
@@ -12,15 +12,18 @@ from typing import Any
 import altair as alt
 
 Rows = Sequence[Mapping[str, Any]]
+"""Data of a chart: one mapping per data point, from column names to values."""
 Specification = dict[str, Any]
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 
 SERIES = tuple(f"var(--c{i})" for i in range(1, 8))
+"""Colors of up to seven series."""
 LEVELS = tuple(f"var(--q{i})" for i in range(1, 6))
-"""Colors from worst to best; steps and not a gradient, for CSS variables cannot be interpolated."""
+"""Colors from worst to best. They are steps, because CSS variables cannot be interpolated."""
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
+"""Shapes of the points of up to seven series."""
 FEWEST_SMOOTHED = 20
-"""Rows of a curve from which its moving average is offered."""
+"""Minimum rows of a curve for which the page offers a moving average."""
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'
 _SMALL = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 400}
 
@@ -50,6 +53,7 @@ CONFIG: Mapping[str, Any] = {
     "bar": {"color": "var(--c1)"},
     "line": {"color": "var(--c1)", "strokeWidth": 2},
 }  # fmt: skip
+"""Vega-Lite configuration of every chart."""
 
 
 def specification(
@@ -61,11 +65,16 @@ def specification(
     smooth: Mapping[str, str | None] | None = None,
     **rows: Rows,
 ) -> Specification:
-    """Return a chart as the page draws it: as wide as its column, in the page's colors.
+    """Return the specification of a chart that fills its column of the page, in the page's colors.
 
-    `rows` are the named data sets of the chart. `log` lets the reader switch the y axis to a
-    logarithmic scale. `zoom` lets the reader zoom and pan. `smooth` names the columns `y` and `series`
-    of a curve that the reader may replace by its moving average.
+    Args:
+        chart: Chart whose data are named.
+        height: Pixels.
+        log: True to let the reader switch the y axis to a logarithmic scale.
+        zoom: True to let the reader zoom and pan.
+        smooth: Columns `y` and `series` of a curve that the reader may replace by its moving
+            average.
+        rows: Data of the chart, by name.
     """
     size = alt.AutoSizeParams(type="fit-x", contains="padding")
     if zoom:
@@ -89,9 +98,17 @@ def lines(
     y_format: str = "",
     height: int = 260,
 ) -> Specification:
-    """Draw `y` along `x`, a line for each value of `series`; axes are titled by their columns.
+    """Draw `y` along `x`, with a line for each value of `series`; column names title the axes.
 
-    With `size`, a count, each value is a point whose area grows with it.
+    Args:
+        rows: Data of the chart.
+        x: Column of the horizontal axis.
+        y: Column of the vertical axis.
+        series: Column whose values separate the lines, or None for one line.
+        points: True to mark each row on the line.
+        size: Column of counts; each row becomes a point whose area grows with its count.
+        y_format: D3 number format of the vertical axis.
+        height: Pixels.
     """
     rows = _drawn(rows, y)
     axis = alt.Axis(format=y_format) if y_format else alt.Undefined
@@ -119,7 +136,10 @@ def lines(
 def dots(
     rows: Rows, value: str, name: str, *, low: str | None = None, high: str | None = None
 ) -> Specification:
-    """Draw one row for each `name`: a dot at `value`, a bar from `low` to `high` (an interval)."""
+    """Draw a dot at `value` for each `name`, and a bar over its interval from `low` to `high`.
+
+    All arguments but `rows` are columns.
+    """
     rows = _drawn(rows, value)
     ends = [value, *(column for column in (low, high) if column)]
     across = scale([number for column in ends for number in _column(rows, column)], nice=True)
@@ -136,7 +156,10 @@ def dots(
 
 
 def bars(rows: Rows, value: str, name: str, *, series: str | None = None) -> Specification:
-    """Draw a bar from zero to `value` for each `name`; those of different `series` are adjacent."""
+    """Draw a bar from zero to `value` for each `name`; bars of different `series` are adjacent.
+
+    All arguments but `rows` are columns.
+    """
     rows = _drawn(rows, value)
     chart = alt.Chart(alt.NamedData("rows")).mark_bar().encode(
         alt.X(**quantity(value)),
@@ -149,9 +172,10 @@ def bars(rows: Rows, value: str, name: str, *, series: str | None = None) -> Spe
 
 
 def matrix(rows: Rows, x: str, y: str, value: str) -> Specification:
-    """Draw a square table of `value` by `x` and `y`, darker where it is larger: a confusion matrix.
+    """Draw a square table of the column `value` by `x` and `y`, such as a confusion matrix.
 
-    A cell is as high as it is wide, up to a limit that keeps two classes from filling the screen.
+    Larger values are darker. A cell is as high as it is wide, up to a limit that keeps two classes
+    from filling the screen.
     """
     rows = _drawn(rows, value)
     shade = alt.Opacity(**quantity(value), legend=None, scale=alt.Scale(range=[0.04, 0.5]))
@@ -170,15 +194,17 @@ def matrix(rows: Rows, x: str, y: str, value: str) -> Specification:
 
 
 def quantity(column: str, title: str | None = None) -> dict[str, Any]:
+    """Return the encoding of a numeric column; `title` defaults to its name."""
     return {"field": _field(column), "type": "quantitative", "title": title or column}
 
 
 def category(column: str, **options: Any) -> dict[str, Any]:
+    """Return the encoding of a column of names; `options` are further Vega-Lite fields."""
     return {"field": _field(column), "type": "nominal", "title": column, **options}
 
 
 def color(rows: Rows, column: str, **options: Any) -> alt.Color:
-    """Color by a column, with a legend of as many columns as the page has room for."""
+    """Encode a column by color, with a legend that fills the width of the chart."""
     pixels = 7 * _longest(rows, column) + 36
     columns = alt.ExprRef(f"max(1, floor((containerSize()[0] - 60) / {pixels}))")
     legend = alt.Legend(columns=columns, symbolLimit=0)
@@ -190,7 +216,8 @@ def color(rows: Rows, column: str, **options: Any) -> alt.Color:
 def scale(values: Iterable[float | None], **options: Any) -> alt.Scale:
     """Return a scale from the lowest to the highest value, without a forced zero.
 
-    Equal values get room on both sides: an axis of no extent has no readable ticks.
+    None, NaN and infinite values are ignored. Equal values get a margin on both sides: an axis of
+    no extent has no readable ticks.
     """
     found = [value for value in values if value is not None and math.isfinite(value)]
     low, high = min(found, default=0.0), max(found, default=1.0)

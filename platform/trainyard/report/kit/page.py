@@ -20,11 +20,11 @@
     )
     Path("report.html").write_text(html, encoding="utf-8")
 
-The file is self-contained: it loads nothing, from disk or network, and its Content-Security-Policy
-forbids it to. All input is text and is escaped, so names and data from anywhere are safe.
+The file is self-contained: it loads nothing from disk or network, and its Content-Security-Policy
+forbids loading. All input is text and is escaped, so names and data from anywhere are safe.
 `Cell(href=…)` takes relative links and https only. The page follows the reader's light or dark
 scheme, fits a phone, prints, and every control works by keyboard. A file without figures is about
-30 kB. One with figures is about 1 MB, because it holds Vega, which draws them.
+30 kB. A file with figures is about 1 MB, because it contains Vega, which draws them.
 """
 
 import base64
@@ -47,22 +47,26 @@ Value = str | int | float | bool | None
 Status = Literal[
     "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed", "unknown"
 ]
-"""State of a run or sweep; each has its own color and shape."""
+"""State of a run or sweep; each state has a color and a shape."""
 
 STATIC = Path(__file__).parent / "static"
 MAX_TEXT = 1000
-"""Characters of a text that a page shows: rows may be whole documents, and tables hold hundreds."""
+"""Maximum characters of a text on a page: a data row may be a whole document."""
 
 _SAFE_LINK = re.compile(r"(?:https://|/(?!/)|\./|\?|#)")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell or the value of a fact, where plain text or a plain number is not enough.
+    """Table cell or value of a fact, when plain text or a plain number is not enough.
 
-    `sort` is the sort key (default: the text; None and NaN come last in either order). `note` is
-    small print after the text, such as an interval. `status` puts the mark of a run's state before
-    the text. `share` (0 to 1) draws a bar below it.
+    Attributes:
+        text: Text of the cell.
+        sort: Sort key. Default: the text. NaN comes last in either order.
+        note: Small print after the text, such as an interval.
+        href: Link of the text.
+        status: State of a run, whose mark stands before the text.
+        share: Fraction from 0 to 1, drawn as a bar below the text.
 
     Raises:
         ValueError: for a link that is neither https nor inside the page's own site.
@@ -82,13 +86,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns, sortable by each, downloadable as CSV, filtered from 12 rows on.
+    """Rows under named columns, sortable by each and downloadable as CSV.
 
-    The first column names the row. A column whose cells sort by numbers is aligned right.
-    `order` is the column that the rows are already sorted by, with a leading "-" for descending.
-    `choices` are columns with few values: the reader chooses one to see its rows, and can always
-    filter such a table by words. `select` is the address of a page about several rows: each row gets
-    a check box, and the page gets their first cells as `run` parameters.
+    The first column names the row. A column whose cells have numeric sort keys is aligned right. A
+    table of 12 rows or more has a text filter.
+
+    Attributes:
+        caption: Title of the table.
+        columns: Names of the columns.
+        rows: One value per column.
+        empty: Text in place of a table without rows.
+        order: Column by which the rows are sorted already, with a leading "-" for descending order.
+        choices: Columns with few values; the reader can choose one to see its rows. Such a table
+            always has a text filter.
+        select: URL of a page about several rows. Each row gets a check box, and the page gets the
+            first cells of the chosen rows as `run` parameters.
     """
 
     caption: str
@@ -102,10 +114,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart: a Vega-Lite specification, as a function of `charts` returns it.
+    """Chart with its caption.
 
-    `description` puts the content in words, for readers who do not see it. A chart that would be
-    unreadable below `min_width` pixels is panned on a small screen.
+    Attributes:
+        caption: Title of the chart.
+        chart: Vega-Lite specification, from a function of `charts`.
+        description: Content of the chart in words, for readers who do not see it.
+        min_width: Pixels below which the chart is panned on a small screen instead of shrunk.
     """
 
     caption: str
@@ -116,7 +131,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values, as a list; with `wide`, as large figures side by side."""
+    """Names and values, as a list; with `wide`, as large figures next to each other."""
 
     items: Sequence[tuple[str, Cell | Value]]
     wide: bool = False
@@ -124,7 +139,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph.
+    """Paragraph.
 
     A "headline" answers the page's question. A "note" is quiet; "warning" and "error" stand out.
     "code" keeps its lines, and "command" is code with a button that copies it.
@@ -139,9 +154,13 @@ Part = Table | Figure | Facts | Text
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the page; `folded` ones are opened by a click or a key.
+    """Part of a page under a heading.
 
-    In a `grid`, small figures stand side by side where there is room.
+    Attributes:
+        title: Heading.
+        content: Parts, from top to bottom.
+        folded: True to hide the content until the reader opens it.
+        grid: True to place small figures next to each other if the page is wide enough.
     """
 
     title: str
@@ -151,7 +170,10 @@ class Section:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Format a number: thousands separated, `digits` significant ones; a dash for None."""
+    """Format a number with `digits` significant digits, and thousands separators.
+
+    Whole numbers keep all digits. None becomes a dash.
+    """
     if value is None:
         return "–"
     if isinstance(value, float) and not math.isfinite(value):
@@ -165,7 +187,10 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format a time span: 0.8 s, 12 s, 3 min 04 s, 2 h 05 min; a dash for None."""
+    """Format seconds: 0.8 s, 12 s, 3 min 04 s, 2 h 05 min.
+
+    None, NaN and infinity become a dash.
+    """
     if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 10:
@@ -178,30 +203,33 @@ def duration(seconds: float | None) -> str:
 
 
 def percent(share: float | None, digits: int = 0) -> str:
-    """Format a share as 12.5%; a dash for None."""
+    """Format a fraction as a percentage, 0.125 as 12.5% with `digits` 1; a dash for None."""
     return "–" if share is None else f"{100 * share:.{digits}f}%"
 
 
 def moment_cell(seconds: float | None) -> Cell:
-    """Local date and time of seconds since 1970."""
+    """Return the cell of a time in `seconds` since 1970: local date and time, a dash for None."""
     if seconds is None:
         return Cell("–", math.nan)
     return Cell(time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)), seconds)
 
 
 def number_cell(value: float | None, text: str | None = None, note: str = "") -> Cell:
-    """Cell of a number that is shown as `text` (default: as `number` formats it)."""
+    """Return the cell of a number, shown as `text`. Default: as `number` formats it."""
     shown = number(value) if text is None or value is None else text
     return Cell(shown, math.nan if value is None else value, note)
 
 
 def status_cell(status: Status, note: str = "", text: str = "") -> Cell:
-    """Cell of a state, with its mark."""
+    """Return the cell of a state, with its mark. Default text: the state."""
     return Cell(text or status.capitalize(), status=status, note=note)
 
 
 def text_cell(row: Mapping[str, Any]) -> Cell:
-    """Text of a data row, followed by the second of a pair; the end of a long one is cut off («…»)."""
+    """Return the cell of a data row: its text, and as a note the second text of a pair.
+
+    A text longer than `MAX_TEXT` is cut off at its end.
+    """
     return Cell(_clipped(row["text"]), note=_clipped(row.get("text_pair") or ""))
 
 
@@ -210,7 +238,10 @@ def _clipped(text: str) -> str:
 
 
 def commit(versions: Mapping[str, str | None]) -> str:
-    """Name the code that made a report, from its `versions`."""
+    """Return the commit that made a report, from its `versions`.
+
+    A final "+" marks uncommitted changes.
+    """
     found = versions.get("commit")
     return f"commit {found[:10]}{'+' * found.endswith('+')}" if found else "no commit known"
 
@@ -227,9 +258,15 @@ def render(
 ) -> str:
     """Return the page as HTML; by default one self-contained file.
 
-    `crumbs` are (text, link) of the pages above this one. `site` is the address prefix under which
-    a server has the style and the scripts, so that browsers cache them. With `refresh_seconds` such
-    a page fetches its own updates.
+    Args:
+        title: Heading of the page.
+        sections: Content, from top to bottom.
+        subtitle: Line below the heading.
+        status: State shown below the heading.
+        crumbs: (text, link) of the pages above this page.
+        site: URL prefix under which a server has the style and the scripts, so that browsers cache
+            them.
+        refresh_seconds: Seconds between two updates of a page that has a `site`; 0 for none.
     """
     draws = any(isinstance(part, Figure) for section in sections for part in section.content)
     scripts = [static_text("page.js")]
@@ -248,11 +285,11 @@ def render(
         scripts=scripts if site is None else [],
         policy=policy(scripts) if site is None else None,
     )
-    return html.encode("utf-8", "replace").decode()  # JSON can hold half a character, a page cannot
+    return html.encode("utf-8", "replace").decode()  # JSON can hold unpaired surrogates
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
-    """Return the tables, facts and texts of a page as Markdown, which has no figures."""
+    """Return the tables, facts and texts of a page as Markdown; figures are left out."""
     blocks = [f"# {_literal(title)}"]
     for section in sections:
         found = [_markdown_part(part) for part in section.content if not isinstance(part, Figure)]
@@ -281,7 +318,10 @@ def _literal(text: str) -> str:
 
 
 def policy(scripts: Sequence[str] = ()) -> str:
-    """Content-Security-Policy: these inline scripts, else only the files of the page's own server."""
+    """Return a Content-Security-Policy that allows these inline scripts only.
+
+    Without `scripts` it allows the files of the page's server.
+    """
     sources = [
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts
@@ -295,13 +335,16 @@ def policy(scripts: Sequence[str] = ()) -> str:
 
 @cache
 def static_text(name: str) -> str:
-    """Return one of the files in `static/`."""
+    """Return the text of a file in `static/`."""
     return (STATIC / name).read_text(encoding="utf-8")
 
 
 @cache
 def vega_bundle() -> str:
-    """Return Vega, Vega-Lite and vega-embed as one script, 0.9 MB; two seconds the first time."""
+    """Return Vega, Vega-Lite and vega-embed as one script of 0.9 MB.
+
+    The first call takes about two seconds.
+    """
     import vl_convert
 
     script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the stub lacks a default
@@ -338,7 +381,7 @@ def _part(part: Part) -> dict[str, Any]:
         case Table():
             return {"kind": "table", "part": part, **_table(part)}
         case Figure():
-            # A chart of fixed width needs that and room for the names at its left.
+            # A chart of fixed width also needs space for the labels at its left.
             fixed = part.chart.get("width")
             width = part.min_width or (fixed + 120 if isinstance(fixed, int) else 0)
             spec = _embedded_json(part.chart)
@@ -351,7 +394,7 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _balanced(items: int) -> int:
-    """Columns of a list of facts, so that its last row is about as full as the others."""
+    """Return a number of columns for which the last row of facts is about as full as the others."""
     rows = -(-items // 6)
     return -(-items // max(rows, 1)) or 1
 
@@ -391,7 +434,7 @@ def _as_cell(value: Cell | Value) -> Cell:
 
 
 def _cell_html(cell: Cell) -> str:
-    """Return the inside of a cell; not by the template: a page has thousands, and this is faster."""
+    """Return the HTML inside a cell. A template would be slower: a page has thousands of cells."""
     mark = f'<span class="status {escape(cell.status)}"></span>' if cell.status else ""
     text = escape(cell.text)
     if cell.href:
@@ -414,13 +457,13 @@ def _row_html(cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
 
 
 def _width(texts: Sequence[str], *, first: bool) -> int:
-    """Return the minimum width in characters of a column of words: short words are not broken."""
+    """Return the minimum width of a column, in characters, at which short words are not broken."""
     longest = max(map(len, texts), default=0)
     return min(longest, 14 if first else 22) + 2
 
 
 def _embedded_json(value: Mapping[str, Any]) -> str:
-    """Return JSON for a script element: nothing in it can end that element."""
+    """Return JSON for a script element; no value can end the element."""
     text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,1 +1,1 @@
-"""Serving code that runs in the gateway process."""
+"""Serving code that runs in the process of a gateway replica."""

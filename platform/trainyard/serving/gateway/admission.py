@@ -1,4 +1,4 @@
-"""Limits of requests at the gateway: body size and time, concurrency, quotas of a key."""
+"""Limits of requests at the gateway: body size and time, concurrency, and quotas of API keys."""
 
 import asyncio
 import re
@@ -13,13 +13,14 @@ from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway.keys import Key
 
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+"""Valid values of the header Content-Length."""
 
 
 class PendingBodies:
     """Bytes buffered for request bodies that are still being received.
 
-    When they exceed `limit`, a body larger than an equal share is refused. A small body always gets
-    through, however many large ones never end.
+    When all bodies together exceed `limit` bytes, a body larger than an equal share of `limit` is
+    refused. A small body always passes, even while many large bodies never end.
     """
 
     def __init__(self, limit: int) -> None:
@@ -28,7 +29,11 @@ class PendingBodies:
 
     @contextmanager
     def receive(self) -> Iterator[Callable[[int], None]]:
-        """Count one body; call the result with the size of each part."""
+        """Count one body inside the block.
+
+        Yields a callback that takes the bytes of each received part. It raises a `RequestError` of
+        the kind `overloaded` for a body that must be refused.
+        """
         held = 0
 
         def arrived(size: int) -> None:
@@ -49,14 +54,23 @@ class PendingBodies:
 
 
 class ConcurrencyLimit:
-    """Refuse requests beyond `limit` in flight; the batcher does the queueing."""
+    """Refuse requests beyond `limit` in flight; the batcher does the queueing.
+
+    Args:
+        limit: Maximum requests in flight.
+        whose: Words after "requests" in the error, such as " of the API key 'x'".
+    """
 
     def __init__(self, limit: int, whose: str = "") -> None:
         self._limit, self._whose = limit, whose
         self._active = 0
 
     def check(self) -> None:
-        """Refuse a request before its body is read."""
+        """Refuse a request before its body is read.
+
+        Raises:
+            RequestError: `overloaded`, when `limit` requests are in flight.
+        """
         if self._active >= self._limit:
             raise RequestError(
                 "overloaded",
@@ -65,7 +79,11 @@ class ConcurrencyLimit:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Count one request inside the block; raises like `check`."""
+        """Count one request as in flight inside the block.
+
+        Raises:
+            RequestError: `overloaded`, when `limit` requests are in flight.
+        """
         self.check()
         self._active += 1
         try:
@@ -75,7 +93,7 @@ class ConcurrencyLimit:
 
 
 class Quotas:
-    """The concurrency limit of a gateway and the quotas of each key, counted per gateway replica."""
+    """Concurrency limit of a gateway replica, and quotas of each API key in this replica."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._all = ConcurrencyLimit(limit)
@@ -84,7 +102,13 @@ class Quotas:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def count(self, key: Key | None) -> None:
-        """Take one request from the key's rate, by a token bucket of one minute."""
+        """Check the concurrency limits, and take one request from the rate of `key`.
+
+        The rate is a token bucket that holds the requests of one minute.
+
+        Raises:
+            RequestError: `overloaded`, when a limit is reached or the bucket is empty.
+        """
         self._all.check()
         if key is None:
             return
@@ -105,7 +129,11 @@ class Quotas:
 
     @contextmanager
     def hold(self, key: Key | None) -> Iterator[None]:
-        """Count one request in flight inside the block."""
+        """Count one request as in flight inside the block: for the gateway, and for `key` if given.
+
+        Raises:
+            RequestError: `overloaded`, when a concurrency limit is reached.
+        """
         limit = self._limit_of(key) if key else None
         if limit is None:
             with self._all.hold():
@@ -124,15 +152,17 @@ class Quotas:
 
 
 def _all(request: Request, name: str) -> str:
-    """A header; several of one name are one list, as HTTP has it."""
+    """Return a header's value; repeated headers are joined to one list, as HTTP defines it."""
     return ", ".join(request.headers.getlist(name))
 
 
 def check_media_type(request: Request, *, required: bool) -> None:
-    """Accept JSON bodies only: a browser sends other types across origins without asking.
+    """Refuse bodies that are not JSON.
+
+    Browsers send some other types across origins without a preflight request.
 
     Raises:
-        RequestError: `media_type`, also for a body without a type when one is `required`.
+        RequestError: `media_type`, for another type, or for a missing type if one is `required`.
     """
     sent = _all(request, "content-type").partition(";")[0].strip().lower()
     if sent == "application/json" or (sent.startswith("application/") and sent.endswith("+json")):
@@ -146,12 +176,19 @@ def check_media_type(request: Request, *, required: bool) -> None:
 
 
 async def read_body(request: Request, limit: int, seconds: float, pending: PendingBodies) -> bytes:
-    """The whole body of a request, decompressed.
+    """Return the whole body of a request, decompressed.
+
+    Args:
+        request: Request whose body was not read yet.
+        limit: Maximum bytes, before and after decompression.
+        seconds: Maximum seconds until the body has arrived.
+        pending: Bytes of all bodies that are being received.
 
     Raises:
-        RequestError: `too_large`, before reading when the length is announced; `slow_body` after
-            `seconds`; `overloaded` when all pending bodies are too large; `left` when the client
-            disconnected; `malformed` or `media_type` for a body that cannot be decoded.
+        RequestError: `too_large` above `limit`, before reading if Content-Length exceeds it;
+            `slow_body` after `seconds`; `overloaded` when `pending` refuses the body; `left` when
+            the client disconnected; `malformed` for an invalid length or broken gzip; `media_type`
+            for another compression than gzip.
     """
     encoding = _all(request, "content-encoding").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip"):

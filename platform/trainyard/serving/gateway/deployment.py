@@ -1,4 +1,4 @@
-"""Deployment of the gateway: it finds models by asking Serve every `REFRESH_SECONDS`."""
+"""Deployment of the gateway, which asks Serve for the models every `REFRESH_SECONDS`."""
 
 import asyncio
 import logging
@@ -18,17 +18,25 @@ from trainyard.serving.gateway.landing import banner
 from trainyard.serving.options import LOOPBACK, GatewayOptions
 
 REFRESH_SECONDS, WAITING_SECONDS = 2.0, 0.2
-"""Seconds between two questions, and between two while a model is not there yet."""
+"""Seconds between two refreshes, and between two while a configured model is not loaded yet."""
 
 WILDCARDS = ("0.0.0.0", "::")  # compared with, not bound
-"""Addresses that stand for all of a host's."""
+"""Addresses that stand for all addresses of a host."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
 
 class Gateway:
+    """Gateway as a Serve deployment.
+
+    Args:
+        options: Fields of `GatewayOptions`.
+        names: Names of the models that are deployed in the gateway's application.
+        models: Serve's handles of these models, unused.
+    """
+
     def __init__(self, options: dict[str, Any], names: Sequence[str] = (), *models: Any) -> None:
-        del models  # found like all others; their names are `names`
+        del models  # discovered like all other models
         self._options = GatewayOptions.parse(options, "args of the gateway")
         self._models = ServeModels(names)
         self._keys = KeyRing(self._options.keys_file)
@@ -45,20 +53,23 @@ class Gateway:
         )
 
     async def check_health(self) -> None:
-        """Wait until the models are known: Serve sends no request before this returns once."""
+        """Wait for the first list of models.
+
+        Serve sends no request until this has returned once.
+        """
         await self._refreshed.wait()
 
     async def _keep_fresh(self) -> None:
         while True:
             try:
                 await asyncio.to_thread(self._keys.refresh)
-            except Exception:  # the keys stay as they were
+            except Exception:  # keep the former keys
                 log.exception("the keys could not be refreshed")
             try:
                 await self._models.refresh()
                 self._refreshed.set()
                 self._announce()
-            except Exception:  # the controller restarts: ask again
+            except Exception:  # the controller may be restarting: try again
                 log.exception("the list of models could not be refreshed")
             waiting = self._models.waiting_for() or not self._refreshed.is_set()
             await asyncio.sleep(
@@ -75,7 +86,11 @@ class Gateway:
 
 
 def check_exposure(keys: KeyRing, host: str) -> None:
-    """Refuse to listen to other machines when no key is required."""
+    """Refuse to listen on an address that other machines reach, without API keys.
+
+    Raises:
+        UserError: when no key is required and `host` is not a loopback address.
+    """
     if not keys.required and host not in LOOPBACK:
         raise UserError(
             f"Serve listens on {host} and there are no API keys; set `keys_file` in the gateway's args, "
@@ -84,14 +99,17 @@ def check_exposure(keys: KeyRing, host: str) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse a port at which another server listens, too: Linux would share the clients out.
+    """Refuse a port on which another process listens: Linux would split clients between the two.
 
-    Serve opens its port so that several processes of one user may have it. Its own processes here
-    descend from the raylet that is this process's parent.
+    Serve binds its port so that several processes of one user can share it. Processes of this Ray
+    descend from the raylet, which is this process's parent.
+
+    Raises:
+        UserError: when a process of this user that is not part of this Ray listens on the port.
     """
     try:
         connections = psutil.net_connections("tcp")
-    except psutil.AccessDenied:  # macOS, which does not share a port out
+    except psutil.AccessDenied:  # macOS, where two servers cannot share a port
         return
     for found in connections:
         if found.status != psutil.CONN_LISTEN or found.laddr.port != port:
@@ -106,9 +124,12 @@ def check_port(host: str, port: int) -> None:
 
 
 def _is_ours(pid: int) -> bool:
-    """Return whether this Ray started the process; a HAProxy may outlive its parent."""
+    """Return whether this Ray started the process, or it has ended.
+
+    A HAProxy may outlive its parent, so every process of that name counts.
+    """
     try:
         process = psutil.Process(pid)
         return process.name() == "haproxy" or os.getppid() in {p.pid for p in process.parents()}
-    except psutil.Error:  # it ended meanwhile
+    except psutil.Error:  # the process ended meanwhile
         return True

@@ -1,4 +1,4 @@
-"""Models in Serve's other applications: find them, choose a replica, retry after a loss."""
+"""Find models in Serve's other applications, choose a replica, retry after a lost replica."""
 
 import asyncio
 import contextlib
@@ -21,16 +21,19 @@ from trainyard.serving.options import MODEL, SHARED
 from trainyard.serving.transport import Address, Connection, ConnectionLost, ReplicaInfo
 
 MAX_ATTEMPTS = 5
-"""Maximum attempts of a request, most of them for replicas that were gone before it was sent."""
+"""Maximum attempts at a request. Most failed attempts reach a replica that was lost before the
+request was sent."""
 
 MAX_DEATHS = 2
-"""Deaths of replicas with the request in work, after which it counts as their cause: it is retried once."""
+"""Deaths of replicas while they compute a request, after which the request fails as their likely
+cause. So a request is retried once after a death."""
 
 SUSPECT_SECONDS = 1.0
-"""Maximum seconds that a request whose replica died waits for other such requests to be answered alone."""
+"""Maximum seconds that a request retried after a death waits for other such requests, see
+`_Model.suspects`."""
 
 INFO_SECONDS = 30.0
-"""Maximum age in seconds of what replicas reported, while Serve reports no change."""
+"""Maximum age, in seconds, of the replicas' reports while Serve reports no change."""
 
 LOADING = "still loads; send the request again"
 FAILED = "could not be loaded; `serve status` has the reason"
@@ -40,13 +43,14 @@ log = logging.getLogger("ray.serve.trainyard")
 
 @dataclass(eq=False)
 class _Model:
-    """A model: the handle of its deployment, and connections to its replicas.
+    """Handle of a model's deployment, and connections to its replicas.
 
     Attributes:
-        unreachable: replicas that should have a connection and have none.
-        through_serve: requests in flight through the handle.
-        suspects: held by one request at a time among those that were in work when a replica died.
-            One of them may be the cause; alone, it takes no other request along the second time.
+        unreachable: Number of replicas that should have a connection and have none.
+        through_serve: Requests in flight through the handle.
+        suspects: Lock for requests retried after the death of a replica, one at a time. One of
+            these requests may have caused the death; alone, it cannot make the others fail a second
+            time.
     """
 
     handle: DeploymentHandle[Any]
@@ -56,9 +60,9 @@ class _Model:
     suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def choose(self) -> Connection | None:
-        """Return the connection with the least load; None to let Serve choose a replica.
+        """Return the usable connection with the least load, or None to let Serve choose a replica.
 
-        Replicas without a connection get their share through Serve.
+        Replicas without a connection get their share of the requests through Serve.
         """
         targets: list[tuple[float, float, Connection | None]] = [
             (found.load, random.random(), found)
@@ -72,17 +76,27 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """State of an application when its replicas last reported their models."""
+    """Last reports of an application's replicas.
+
+    Attributes:
+        state: Serve's view of the application at the time.
+        at: Time of the reports, in monotonic seconds.
+    """
 
     state: tuple[Any, ...]
     at: float
 
 
 class ServeModels:
-    """`Models` in other Serve applications, found by the names of their deployments."""
+    """Implement `Models` by Serve's other applications, found by the names of their deployments."""
 
     def __init__(self, deployed_with: Sequence[str] = ()) -> None:
-        """Take the models that are deployed with the gateway, which no configuration names."""
+        """Start without models, until the first `refresh`.
+
+        Args:
+            deployed_with: Names of the models in the gateway's own application. Serve's
+                configuration has no entry for them.
+        """
         self._deployed_with = deployed_with
         self._models: dict[str, _Model] = {}
         self._connections: dict[Address, Connection] = {}
@@ -101,7 +115,10 @@ class ServeModels:
         return {name: why for name, why in self._loading.items() if name not in self._models}
 
     async def refresh(self) -> None:
-        """Read the applications from Serve; keep a model whose replicas are lost for a moment."""
+        """Read the applications from Serve.
+
+        A model stays listed while its replicas are lost: Serve replaces them.
+        """
         applications = (await asyncio.to_thread(serve.status)).applications
         ours = {
             application: (name, deployment.replica_states.get("RUNNING", 0))
@@ -122,8 +139,8 @@ class ServeModels:
             app for app in idle
             if applications[app].deployments[ours[app][0]].status == "HEALTHY" and self._of(app)
         }  # fmt: skip
-        # An application has no deployments until its builder has run, also when it is deployed again
-        # while its replicas serve.
+        # Serve lists no deployments until an application's builder has run, even when the
+        # application is deployed again and its replicas serve.
         bare = {
             app: status.status for app, status in applications.items() if not status.deployments
         }
@@ -141,7 +158,7 @@ class ServeModels:
         self._loading = await asyncio.to_thread(self._names_of, self._waiting, applications)
 
     def _names_of(self, waiting: list[str], applications: Mapping[str, Any]) -> dict[str, str]:
-        """Models of the waiting applications, by Serve's configuration, and their state."""
+        """Return the models of waiting applications, each with the reason for waiting."""
         if not waiting:
             return {}
         configured: dict[str, str] = {}
@@ -153,7 +170,7 @@ class ServeModels:
             for deployment in config.get("deployments") or ():
                 shared = (deployment.get("user_config") or {}).get("models")
                 one = (config.get("args") or {}).get("name") or name
-                # Of any type: the replicas check them, and refuse what is wrong.
+                # Names may have any type: the replicas check them.
                 names = shared if isinstance(shared, Mapping) else [one]
                 configured |= dict.fromkeys(map(str, names), name)
         states = {app: applications[app].status for app in waiting}
@@ -172,10 +189,20 @@ class ServeModels:
     async def _find(
         self, application: str, deployment: str, state: tuple[Any, ...]
     ) -> dict[str, _Model]:
-        """Find the models of an application; its replicas report them again only after a change."""
+        """Return the models of an application, by name.
+
+        The replicas are asked for their models only after a change of `state`, or after
+        `INFO_SECONDS`.
+
+        Args:
+            application: Name of the application.
+            deployment: Name of its deployment.
+            state: Serve's view of the application; its last entry is the number of running
+                replicas.
+        """
         before = {
             name: model for name, model in self._of(application).items()
-            if model.handle.deployment_name == deployment  # another builder, another deployment
+            if model.handle.deployment_name == deployment  # another builder, another name
         }  # fmt: skip
         last = self._snapshots.get(application)
         if (
@@ -192,10 +219,10 @@ class ServeModels:
         try:
             results = handle.broadcast("info").results_async(timeout_s=5, return_exceptions=True)
             infos = [info for info in await results if isinstance(info, ReplicaInfo)]
-        except Exception:  # a replica does not answer now, for whatever reason
+        except Exception:  # replicas fail with errors of any class
             log.exception("not all replicas of '%s' report their models", application)
             infos = []
-        if not infos:  # keep what was there
+        if not infos:  # keep the former models
             return before or await self._ask_any(handle)
         connections = await self._connect([info.address for info in infos if info.address])
         unreachable = len(infos) - len(connections) if any(info.address for info in infos) else 0
@@ -234,7 +261,10 @@ class ServeModels:
         return {a: self._connections[a] for a in addresses if a in self._connections}
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        """See `Models.ask`; a request whose replica dies is retried once."""
+        """Return the answer of a model, see `Models.ask`; retry a request whose replica is lost.
+
+        A request that a replica may have computed is retried once.
+        """
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
         deaths = 0
@@ -243,7 +273,7 @@ class ServeModels:
             try:
                 patience = min(SUSPECT_SECONDS, (until - clock()) / 4)
                 async with _alone(model.suspects, patience) if deaths else contextlib.nullcontext():
-                    # The last attempt leaves the choice to Serve, which knows best when many die.
+                    # Serve chooses in the last attempt: it knows best which replicas are alive.
                     if attempt < MAX_ATTEMPTS and (connection := model.choose()):
                         return await connection.ask(body, until - clock())
                     grpc = bool(model.unreachable) and attempt == 1
@@ -259,14 +289,14 @@ class ServeModels:
         self, model: _Model, name: str, body: bytes, seconds: float, *, grpc: bool
     ) -> Answer:
         handle = _handle(model, name)
-        if grpc:  # faster than a call of Ray's
+        if grpc:  # faster than a Ray call
             handle = handle.options(_by_reference=False)
         response = handle.answer.remote(name, body, seconds)
         model.through_serve += 1
         try:
             answer: Answer = await response
         except asyncio.CancelledError:
-            response.cancel()  # else the replica computes on: Serve does not pass cancellation on
+            response.cancel()  # Serve does not cancel the replica's work otherwise
             raise
         finally:
             model.through_serve -= 1
@@ -275,7 +305,10 @@ class ServeModels:
     async def stream(
         self, name: str, body: bytes, seconds: float
     ) -> AsyncGenerator[Answer | bytes]:
-        """See `Models.stream`; retried once like `ask`, until the first event."""
+        """Stream the answer of a model, see `Models.stream`.
+
+        A request whose replica is lost is retried until its first event was sent.
+        """
         deaths, begun = 0, False
         while True:
             model = self._model(name)
@@ -295,7 +328,7 @@ class ServeModels:
                 log.warning("a replica of '%s' was lost (%r); trying again", name, error)
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """See `Models.describe`; simultaneous requests share one call to a replica."""
+        """Describe a model, see `Models.describe`; simultaneous requests share one call."""
         task = self._descriptions.get(name)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._describe(name))
@@ -314,10 +347,10 @@ class ServeModels:
     def _described(self, name: str, task: "asyncio.Task[dict[str, Any]]") -> None:
         self._descriptions.pop(name)
         if not task.cancelled():
-            task.exception()  # retrieved: all its clients may have left
+            task.exception()  # mark it as retrieved: all clients may have left
 
     def _model(self, name: str) -> _Model:
-        if (model := self._models.get(name)) is None:  # it went while the request came
+        if (model := self._models.get(name)) is None:  # removed since the request was admitted
             raise RequestError("not_found", f"no model named '{name}' any more")
         return model
 
@@ -331,9 +364,9 @@ def _handle(model: _Model, name: str, *, stream: bool = False) -> DeploymentHand
 
 @contextlib.asynccontextmanager
 async def _alone(lock: asyncio.Lock, patience: float) -> AsyncGenerator[None]:
-    """Hold `lock`, or after `patience` seconds continue without it.
+    """Hold `lock` inside the block, or continue without it after `patience` seconds.
 
-    Most requests in work at a death did not cause it. Long ones would not be answered in time if
+    Most requests in flight at a death did not cause it. Long requests would miss their deadline if
     each waited for all others.
     """
     try:

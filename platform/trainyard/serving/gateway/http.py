@@ -1,7 +1,7 @@
-"""The HTTP application in front of all models: keys, limits, routes, errors. It holds no model.
+"""HTTP application in front of all models: keys, limits, routes and errors. It holds no model.
 
-A body is read whole, within a time and a size, before its request counts as in flight. So a slow client
-costs one connection. Bodies and answers pass through as bytes.
+The whole body is read, within limits of time and size, before a request counts as in flight. So a
+slow client costs one connection. Bodies and answers are forwarded as bytes.
 """
 
 import asyncio
@@ -45,11 +45,12 @@ PLAYGROUND_POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""Content security policy: the page holds its own script and connects to this server alone."""
+"""Content security policy of the playground, which has inline scripts and connects only to this
+server."""
 
 
 class ModelName(StringConvertor):
-    """NAME or ORG/NAME in a path, where the pages below a model keep their own names."""
+    """Path parameter NAME or ORG/NAME, without the pages below a model (`SUFFIXES`)."""
 
     regex = rf"[^/]+(?:/(?!(?:{'|'.join(SUFFIXES)})/?$)[^/]+)?/?"
 
@@ -57,44 +58,57 @@ class ModelName(StringConvertor):
 register_url_convertor("model", ModelName())
 
 LOADING_SECONDS = 5.0
-"""Seconds after which a request to a model that still loads is to be sent again."""
+"""Seconds, sent as Retry-After for a model that is still loading."""
 
 BRIEF = ("task", "source", "revision", "status", "error")
-"""Keys of a model's description that `GET /models` repeats."""
+"""Keys of a model's description that `GET /models` returns."""
 
 
 class Models(Protocol):
+    """Interface of the models behind a gateway."""
+
     def names(self) -> list[str]:
-        """Names of all models that take requests, sorted."""
+        """Return the names of all models that take requests, sorted."""
 
     def waiting_for(self) -> list[str]:
-        """Configured applications that cannot answer yet."""
+        """Return the names of configured applications that cannot answer yet."""
 
     def loading(self) -> Mapping[str, str]:
-        """Configured models that cannot answer yet, each with the reason."""
+        """Return the configured models that cannot answer yet, each with the reason."""
 
     async def ask(self, name: str, body: bytes, seconds: float) -> Answer:
-        """Send a request's body to a model."""
+        """Send a request's body to a model; return its answer, due within `seconds`.
+
+        Raises:
+            RequestError: when no replica answers.
+        """
 
     def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[Answer | bytes]:
-        """Send a body that may ask for `"stream": true`.
+        """Send a body that may ask for `"stream": true`, to be answered within `seconds`.
 
-        Yields server-sent events, or one `Answer` when the replica finds that it does not.
+        Yields server-sent events, or a single `Answer` when the body does not ask for a stream.
+
+        Raises:
+            RequestError: when there is no answer, or no further event.
         """
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """Labels, limits, metrics and lineage of a model."""
+        """Return the labels, limits, metrics and lineage of a model.
+
+        Raises:
+            RequestError: when the model cannot be described.
+        """
 
 
 class GatewayMetrics:
-    """Count nothing: for gateways outside of Ray."""
+    """Metrics that count nothing, for gateways outside Ray; base of `RayGatewayMetrics`."""
 
     def refused(self, model: str, kind: str) -> None:
-        """Count an error of the gateway; `model` is empty where none is known."""
+        """Count an error of the gateway by its kind in `STATUSES`; `model` is empty if unknown."""
 
 
 class RayGatewayMetrics(GatewayMetrics):
-    """Count the errors that no replica sees: a missing key, name, time, room or body."""
+    """Ray metrics of the errors that no replica sees, such as a missing key or a slow body."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter
@@ -117,7 +131,16 @@ def build_gateway(
     *,
     behind_serve: bool = False,
 ) -> ASGIApp:
-    """Build the ASGI application. Behind Ray Serve, Serve sends the request id to the client."""
+    """Build the ASGI application of a gateway.
+
+    Args:
+        models: Models that take the requests.
+        options: Limits, host names and origins.
+        keys: API keys, or a ring that requires none.
+        metrics: Counter of errors. Default: none.
+        behind_serve: True if Ray Serve runs the application; Serve then sends the request id to the
+            client.
+    """
     app = FastAPI(
         title="Trainyard",
         version=__version__,
@@ -148,7 +171,7 @@ def build_gateway(
         return key
 
     async def answer_error(request: Request, error: Exception) -> Response:
-        """Answer any error: the one handler of FastAPI's routes and of the fast path."""
+        """Build the response to any error, for FastAPI's routes and for the fast path."""
         headers: dict[str, str] = {}
         if isinstance(error, HTTPException):
             if error.status_code == 405:
@@ -173,16 +196,16 @@ def build_gateway(
         key = admit(request, name)
         check_media_type(request, required=not keys.required)
         body = await read_body(request, options.body_bytes, options.body_seconds, pending)
-        if b'"stream"' not in body:  # most bodies need no second transport, and no parser here
+        if b'"stream"' not in body:  # no stream is requested; most bodies are not parsed here
             with quotas.hold(key):
                 answer = await _within(until, models.ask(name, body, until - time.monotonic()))
             return _response(answer)
-        # Held by the request: the response's own generator never starts when the client left first.
+        # The request closes these: a response's generator never starts if the client has left.
         held: AsyncExitStack = request.state.held
         held.enter_context(quotas.hold(key))
         events = models.stream(name, body, until - time.monotonic())
         await held.enter_async_context(aclosing(events))
-        first = await _within(until, anext(events))  # so that an error has its status
+        first = await _within(until, anext(events))  # so that an error sets the status
         if isinstance(first, Answer):
             return _response(first)
         rest = _chain(first, events, until, lambda error: metrics.refused(name, error.kind))
@@ -191,7 +214,7 @@ def build_gateway(
     async def brief(name: str) -> dict[str, Any]:
         try:
             return await models.describe(name)
-        except RequestError as error:  # a model that cannot be loaded does not hide the others
+        except RequestError as error:  # list the other models despite a broken one
             return {"error": str(error)}
 
     @app.get("/models", tags=["models"])
@@ -225,7 +248,7 @@ def build_gateway(
         return JSONResponse({"name": name, **await describe(name, request)})
 
     async def example_of(names: list[str]) -> Mapping[str, Any]:
-        """The example of the first model; a general one where it is not known."""
+        """Return the example of the first model, or a general one if it is unknown."""
         about = await brief(names[0]) if names else {}
         example: Mapping[str, Any] = about.get("example", EXAMPLE)
         return example
@@ -247,7 +270,7 @@ def build_gateway(
 
     @app.get("/openapi.json", include_in_schema=False)
     async def schema() -> JSONResponse:
-        """The API, with the examples of the loaded models where no key guards their names."""
+        """Return the OpenAPI schema, with examples of the loaded models if no key is required."""
         names = [] if keys.required else models.names()[:EXAMPLES]
         with quotas.hold(None):
             found = await asyncio.gather(*(brief(name) for name in names))
@@ -267,7 +290,7 @@ def build_gateway(
         if waiting or not models.names():
             raise RequestError(
                 "unavailable",
-                # Not their names: a client without a key for a model must not learn of it.
+                # A number, not names: a client without a key for a model must not learn of it.
                 f"not ready: {len(waiting)} of the applications; `serve status` names them"
                 if waiting
                 else "not ready: no model is loaded",
@@ -280,7 +303,7 @@ def build_gateway(
     fast_path = Route("/models/{name:model}", ask, methods=["POST"])
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve `POST /models/{name}` without FastAPI's dispatch, which costs 0.2 ms a request."""
+        """Serve `POST /models/{name}` without FastAPI's dispatch, and all other routes with it."""
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
@@ -309,7 +332,7 @@ def build_gateway(
 
 
 async def _serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve a route of FastAPI's; answer HEAD like GET, without the body."""
+    """Run a route of FastAPI; answer HEAD like GET, without the body."""
     if scope["method"] != "HEAD":
         await app(scope, receive, send)
         return
@@ -362,7 +385,11 @@ async def _chain(
     until: float,
     refused: Callable[[RequestError], None],
 ) -> AsyncIterator[bytes]:
-    """All events of a stream. An error is the last event, as the status was sent already."""
+    """Yield all events of a stream.
+
+    The status was already sent, so an error becomes the last event. `refused` is called with the
+    error.
+    """
     try:
         yield first
         while True:

@@ -1,4 +1,4 @@
-"""API keys, stored as hashes, each for some models or all, compared in constant time.
+"""API keys: stored as hashes, valid for some models or for all, compared in constant time.
 
     - name: reporting
       sha256: 9f86d0…
@@ -6,7 +6,7 @@
       requests_per_minute: 600
       concurrent_requests: 32
 
-A key is 32 random bytes, so its plain SHA-256 cannot be guessed from, unlike a password's.
+A key has 32 random bytes. Unlike a password, it cannot be guessed from its plain SHA-256.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from trainyard.serving.errors import RequestError
 from trainyard.serving.options import Strict
 
 SETTLE_SECONDS = 1.0
-"""Seconds that a keys file must stay unchanged before it is used. A file that is still being written may
-end after a key's hash and before its `models`, and that key would open all of them."""
+"""Seconds that a keys file must stay unchanged before it is used. A partly written file may end
+after a key's hash and before its `models`, and the key would open all models."""
 
 
 class Key(Strict):
-    """One entry of a keys file; quotas hold for each gateway replica."""
+    """Entry of a keys file; its quotas apply to each gateway replica."""
 
     name: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -40,25 +40,39 @@ class Key(Strict):
     @field_validator("models", mode="before")
     @classmethod
     def _no_null(cls, models: Any) -> Any:
-        """Refuse `models:` without a list: it would open all models."""
+        """Refuse `models:` without a list, which would open all models."""
         if models is None:
             raise ValueError("give a list, or leave the key `models` out for all models")
         return models
 
     def opens(self, model: str | None) -> bool:
-        """Return whether the key may use `model`; None stands for a request that names no model."""
+        """Return whether the key may use `model`; None is a request that names no model."""
         return model is None or self.models is None or model in self.models
 
 
 def new_key(name: str, models: list[str] | None = None) -> tuple[str, Key]:
-    """Make a secret to give away, and the entry to keep."""
+    """Make an API key; return the secret for its user, and the entry for the keys file.
+
+    Args:
+        name: Name of the key.
+        models: Models that the key may use. Default: all models.
+    """
     secret = f"ty_{secrets.token_urlsafe(32)}"
     entry = {"name": name, "sha256": _hash(secret)} | ({"models": models} if models else {})
     return secret, Key.model_validate(entry)
 
 
 class KeyRing:
-    """The keys of a file; `refresh` reads it again after a change."""
+    """Keys of a file; `refresh` reads the file again after a change.
+
+    The constructor waits until the file has been unchanged for `SETTLE_SECONDS`.
+
+    Args:
+        path: Keys file; None requires no key.
+
+    Raises:
+        UserError: when the file cannot be read or is not a list of keys.
+    """
 
     def __init__(self, path: str | None) -> None:
         self._path = Path(path) if path else None
@@ -71,13 +85,15 @@ class KeyRing:
 
     @property
     def required(self) -> bool:
+        """Return whether requests need a key."""
         return self._path is not None
 
     def refresh(self) -> None:
-        """Read a changed file, once it has not changed for `SETTLE_SECONDS`.
+        """Read the file again once it has changed and then stayed unchanged for `SETTLE_SECONDS`.
 
         Raises:
-            UserError: when it cannot be read; the keys stay as they were.
+            UserError: when the file cannot be read or is not a list of keys; the former keys stay
+                valid.
         """
         if self._path is None:
             return
@@ -90,7 +106,7 @@ class KeyRing:
             if now - self._changed[1] < SETTLE_SECONDS:
                 return
             keys = _read(self._path)
-            if _stamp(self._path) == stamp:  # else it changed while it was read
+            if _stamp(self._path) == stamp:  # else the file changed while it was read
                 self._keys, self._stamp, self._changed = keys, stamp, None
         except OSError as error:
             raise UserError(
@@ -99,22 +115,22 @@ class KeyRing:
             ) from error
 
     def admit(self, authorization: str | None, model: str | None) -> Key | None:
-        """Find the key of a request; None when no key is required.
+        """Return the key of a request, or None when no key is required.
 
         Args:
-            authorization: the header, `Bearer KEY`.
-            model: the model that the request names.
+            authorization: Value of the header, `Bearer KEY`; None if the request has none.
+            model: Model that the request names, or None.
 
         Raises:
-            RequestError: `unauthorized`, in the same words for an unknown key and for a key of
-                other models.
+            RequestError: `unauthorized`. The sentence is the same for an unknown key and for a key
+                of other models.
         """
         if not self.required:
             return None
         scheme, _, secret = (authorization or "").partition(" ")
         digest = _hash(secret.strip() if scheme.lower() == "bearer" else "")
         found = None
-        for key in self._keys:  # compare with all, so the time does not depend on the key
+        for key in self._keys:  # compare all keys: the time must not depend on the match
             if hmac.compare_digest(key.sha256, digest) and key.opens(model):
                 found = key
         if found is None:
@@ -139,7 +155,7 @@ def _read(path: Path) -> list[Key]:
         entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
         return [Key.model_validate(entry) for entry in entries]
     except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
-        # Do not quote the text: it could hold a secret in the clear.
+        # Do not quote the file: it may hold a secret in plain text.
         raise UserError(
             f"keys_file {path} is no list of keys ({type(error).__name__}); each entry has a `name`, "
             "the `sha256` of the key, and optionally `models`, `requests_per_minute` and "

@@ -1,4 +1,4 @@
-"""The first things to see of a server: the banner in its terminal, and the page at `/`."""
+"""Entry points of a server for its users: the banner in the terminal, and the page at `/`."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 EXAMPLE = {"inputs": "…"}
-"""Request of a model whose own example is not known."""
+"""Example request for a model whose description is not available."""
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
@@ -20,10 +20,11 @@ LANDING_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; "
     "form-action 'none'"
 )
+"""Content security policy of the landing page."""
 
 
 def curl(base: str, model: str, example: Mapping[str, Any], *, key: bool) -> str:
-    """The shell command that sends `example` to a model; `key` adds the header of an API key."""
+    """Return the shell command that sends `example` to a model; `key` adds an API key's header."""
     parts = [f"curl {shlex.quote(f'{base}/models/{model}')}", "-H 'Content-Type: application/json'"]
     if key:
         parts.append('-H "Authorization: Bearer $KEY"')
@@ -34,6 +35,7 @@ def curl(base: str, model: str, example: Mapping[str, Any], *, key: bool) -> str
 def banner(
     base: str, models: Iterable[str], example: Mapping[str, Any] = EXAMPLE, *, key: bool = False
 ) -> str:
+    """Return the lines that announce a ready server: URLs, an example command, and pages."""
     names = list(models)
     return "\n".join(
         [
@@ -46,7 +48,7 @@ def banner(
 
 
 def links(models: Iterable[str]) -> dict[str, Any]:
-    """The landing page for JSON clients: paths by name."""
+    """Return the landing page for JSON clients: paths of the pages and of the loaded models."""
     pages = ("models", "docs", "playground", "openapi.json", "health", "ready")
     return {
         "name": "Trainyard",
@@ -56,7 +58,14 @@ def links(models: Iterable[str]) -> dict[str, Any]:
 
 
 def page(base: str, models: Iterable[str], loading: Iterable[str], command: str | None) -> str:
-    """The landing page for browsers; without a `command`, models are shown to API keys only."""
+    """Return the landing page for browsers, in HTML.
+
+    Args:
+        base: URL of the server.
+        models: Names of the loaded models.
+        loading: Names of models that are not loaded yet.
+        command: Example command; None shows a request for an API key in place of the models.
+    """
     rows = [
         f'<li><a href="playground#{quote(name, safe="")}">{escape(name)}</a> '
         f'(<a href="models/{quote(name)}">about</a>)</li>'

@@ -1,4 +1,4 @@
-"""Middleware of the gateway: request ids, the access log, answers to exceptions, refused sources."""
+"""Middleware of the gateway: request ids, access log, responses to exceptions, source checks."""
 
 import asyncio
 import json
@@ -15,17 +15,25 @@ from trainyard.serving.errors import RequestError
 from trainyard.serving.options import LOOPBACK, GatewayOptions
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""Request ids that are safe in a log."""
 
 HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^:@,/\[\]\s]*))(:[0-9]*)?")
+"""Value of the header Host: a name or a bracketed IPv6 address, and a port."""
 
 access_log = logging.getLogger("ray.serve.trainyard.access")
-"""One JSON object per request. A child of Serve's logger, so it is written to Serve's files."""
+"""Logger of one JSON object per request. As a child of Serve's logger, it writes to Serve's
+files."""
 
 
 class RequestMiddleware:
-    """ASGI middleware: give each request an id, log it, and turn exceptions into answers.
+    """ASGI middleware: give each request an id, log it, and turn exceptions into responses.
 
-    Contexts entered into `request.state.held` are left when the request ends, however it ends.
+    Context managers entered into `request.state.held` exit when the request ends, also after an
+    error or a cancellation.
+
+    Args:
+        app: Application to wrap.
+        send_id: True to send the id to the client as the header x-request-id.
     """
 
     def __init__(self, app: ASGIApp, *, send_id: bool = True) -> None:
@@ -80,12 +88,12 @@ class RequestMiddleware:
                         "key": state.get("key", ""),
                     }
                 ),
-                extra={"log_to_stderr": False},  # Serve's files have it, like its own access log
+                extra={"log_to_stderr": False},  # for Serve's files only
             )
 
 
 def _request_id(scope: Scope) -> str:
-    """The id that the client sent, when it is safe in a log, else a new one."""
+    """Return the id that the client sent, if it is safe in a log, else a new id."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(sent := value.decode("latin-1")):
             return str(sent)
@@ -93,14 +101,15 @@ def _request_id(scope: Scope) -> str:
 
 
 PROBES = ("/health", "/ready")
-"""Paths for probes, which know a server's address and not its name."""
+"""Paths for health probes, which know a server's address but not its name."""
 
 
 class SourceCheck:
-    """Refuse requests that a web page sent through a browser on this machine.
+    """Refuse requests that a web page sends through a browser on this machine.
 
-    Without keys, the loopback address is the only protection. A page can reach it by a name that
-    resolves to 127.0.0.1, which `Host` shows, or by a cross-origin request, which `Origin` shows.
+    Without keys, the loopback address is the only protection. A page can use a name that resolves
+    to 127.0.0.1 (DNS rebinding), which the header `Host` shows. It can also send a request to
+    another origin, which the header `Origin` shows.
     """
 
     def __init__(self, options: GatewayOptions, *, has_keys: bool) -> None:
@@ -109,7 +118,12 @@ class SourceCheck:
         self._origins = None if has_keys else set(options.cors_origins)
 
     def check(self, request: Request) -> None:
-        """Compare `Host` and `Origin` with the allowed ones; both are absent outside of browsers."""
+        """Compare the headers `Host` and `Origin` with the allowed values; absent headers pass.
+
+        Raises:
+            RequestError: `foreign` for a value that is not allowed; `malformed` for a repeated
+                header.
+        """
         if request.scope["path"] in PROBES:
             return
         for name in ("host", "origin"):
@@ -126,7 +140,7 @@ class SourceCheck:
         if self._origins is None or origin is None or {origin, "*"} & self._origins:
             return
         page = origin.partition("://")[2].lower()
-        # A proxy may replace Host, and the browser sends the name that it knows as Origin.
+        # A proxy may replace Host, while Origin has the name that the browser uses.
         if page != (host or "").lower() and _host_name(page) not in self._own:
             raise RequestError(
                 "foreign",

@@ -1,6 +1,7 @@
-"""/openapi.json and /docs: requests from the predictors' parameter types, answers as the client reads them.
+"""/openapi.json and /docs: requests from the predictors' parameter types, and types of answers.
 
-The answers are our own types and not huggingface_hub's: a name or a key of a schema is part of the API.
+The answer types are defined here and not taken from huggingface_hub: the names and keys of a schema
+are part of the API.
 """
 
 from copy import deepcopy
@@ -19,29 +20,29 @@ from trainyard.serving.errors import STATUSES, RequestError
 
 @dataclass(frozen=True)
 class Label(Strict):
-    """A label of the model, or a candidate."""
+    """A label of the model, or a candidate label."""
 
     label: str
     score: float
-    """Its probability; the number itself for a regression."""
+    """Probability of the label; the predicted number for a regression."""
 
 
 @dataclass(frozen=True)
 class Entity(Strict):
-    """A token, or several that are one entity."""
+    """A token, or several tokens that form one entity."""
 
     score: float
     word: str
     start: int
-    """Its first character in the text."""
+    """Index of the first character in the text."""
     end: int
-    """The character after its last."""
+    """Index after the last character in the text."""
     entity: str | None = None
-    """Label of a token: with aggregation_strategy none."""
+    """Label of a token, with aggregation_strategy none."""
     index: int | None = None
-    """Number of the token: with aggregation_strategy none."""
+    """Number of the token, with aggregation_strategy none."""
     entity_group: str | None = None
-    """Label of an entity: with any other aggregation_strategy."""
+    """Label of an entity, with any other aggregation_strategy."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +51,33 @@ class Span(Strict):
 
     score: float
     start: int
-    """Its first character in the context."""
+    """Index of the first character in the context."""
     end: int
-    """The character after its last."""
+    """Index after the last character in the context."""
     answer: str
 
 
 @dataclass(frozen=True)
 class Proposal(Strict):
-    """A token for a mask."""
+    """A proposed token for a mask."""
 
     score: float
     token: int
     token_str: str
     sequence: str
-    """The text with the token in its place."""
+    """The text with the token in place of the mask."""
 
 
 @dataclass(frozen=True)
 class Summary(Strict):
-    """A text made shorter."""
+    """A summary of a text."""
 
     summary_text: str
 
 
 @dataclass(frozen=True)
 class Translated(Strict):
-    """A text in another language."""
+    """A translation of a text."""
 
     translation_text: str
 
@@ -96,11 +97,11 @@ class Details(Strict):
     """Details of a generated text."""
 
     finish_reason: str
-    """length, eos_token or stop_sequence."""
+    """Reason for the end: length, eos_token or stop_sequence."""
     generated_tokens: int
     input_length: int
     seed: int | None
-    """Of the draws, to repeat them; null without draws."""
+    """Seed of the sampling, to repeat it; null without sampling."""
     prefill: list[Any]
     """Always empty."""
     tokens: list[Token]
@@ -112,12 +113,12 @@ class Generated(Strict):
 
     generated_text: str
     details: Details | None = None
-    """With `"details": true` only."""
+    """Present only with `"details": true`."""
 
 
 @dataclass(frozen=True)
 class Ending(Strict):
-    """The end of a streamed text."""
+    """Details at the end of a streamed text."""
 
     finish_reason: str
     generated_tokens: int
@@ -127,7 +128,7 @@ class Ending(Strict):
 
 @dataclass(frozen=True)
 class Event(Strict):
-    """A generated token, as a server-sent event; the last one has the whole text."""
+    """A generated token, as a server-sent event; the last event has the whole text."""
 
     index: int
     token: Token
@@ -150,9 +151,11 @@ ANSWERS: dict[str, Any] = {
     "feature-extraction": list[Vector] | list[list[Vector]] | list[list[list[Vector]]],
     "sentence-similarity": list[float] | list[list[float]],
 }
-"""Task -> answer to one input or to a list of inputs; more levels where parameters ask for them."""
+"""Task -> type of the answer to one input or to a list of inputs. Some parameters add a level of
+lists."""
 
 REFERENCE = "#/components/schemas/{model}"
+"""Reference to a schema by its name."""
 
 ERROR = {
     "type": "object",
@@ -199,7 +202,8 @@ ANSWERED = {
     ("/models", "get"): {"type": "array", "items": {"$ref": REFERENCE.format(model="Brief")}},
     ("/models/{name}", "get"): {"$ref": REFERENCE.format(model="Model")},
 }
-"""Path and method -> schema of the answer with status 200. Other GETs answer `STATUS`."""
+"""(Path, method) -> schema of the answer with status 200. Every other GET answers the schema
+`Status`."""
 
 FAILURES = {
     400: "The body is no JSON object.",
@@ -214,9 +218,10 @@ FAILURES = {
     500: "The model fails on this input.",
     503: "Not ready, or no answer in time; see Retry-After.",
 }
+"""HTTP status -> description in the schema."""
 
 NO_BODY = ("400", "408", "413", "415", "422")
-"""Statuses that only a request with a body can get."""
+"""Statuses that only requests with a body can get."""
 
 
 TAGS = [
@@ -227,11 +232,18 @@ TAGS = [
 KEY = {"type": "http", "scheme": "bearer", "description": "An API key of the server's `keys_file`."}
 
 EXAMPLES = 20
-"""Maximum number of loaded models whose examples are shown."""
+"""Maximum number of loaded models whose examples are in the schema."""
 
 
 def describe_api(app: FastAPI, *, has_keys: bool) -> None:
-    """Complete FastAPI's own schema, which has no bodies, as they are read late."""
+    """Make `app.openapi` return the complete schema.
+
+    FastAPI's own schema has no bodies, because the routes read them as bytes.
+
+    Args:
+        app: Application with all its routes.
+        has_keys: True if requests need an API key.
+    """
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -242,7 +254,12 @@ def describe_api(app: FastAPI, *, has_keys: bool) -> None:
 
 
 def with_examples(schema: dict[str, Any], models: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Add names and examples of loaded models, by their descriptions, to a copy of the schema."""
+    """Return a copy of the schema with the names and examples of loaded models.
+
+    Args:
+        schema: Schema from `describe_api`.
+        models: Descriptions of the models, by name.
+    """
     schema = deepcopy(schema)
     for methods in schema["paths"].values():
         for operation in methods.values():
@@ -330,7 +347,7 @@ def _request(task: str, components: dict[str, Any]) -> dict[str, str]:
 
 
 def _event(components: dict[str, Any]) -> dict[str, Any]:
-    """A server-sent event: a token, the error that ends a stream, or `[DONE]`."""
+    """Return the schema of a server-sent event: a token, a stream's final error, or `[DONE]`."""
     payloads = [_typed("Event", Event, components), {"$ref": REFERENCE.format(model="Error")}]
     payload = {"contentMediaType": "application/json", "contentSchema": {"anyOf": payloads}}
     return {
@@ -360,17 +377,18 @@ DOCS_FILES = {
     "swagger-ui.css": "text/css",
     "favicon.png": "image/png",
 }
-"""File below /docs/ that the page loads -> its media type."""
+"""File below /docs/ that the documentation page loads -> its media type."""
 
 DOCS_POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'"
 )
+"""Content security policy of the documentation page."""
 
 
 def add_docs(app: FastAPI) -> None:
-    """Add /docs: Swagger UI from files of an installed package, so it needs no network."""
+    """Add /docs: Swagger UI from the files of an installed package, so it needs no network."""
     folder = resources.files("fastapi_offline") / "static"
     script, style, icon = DOCS_FILES
     page = get_swagger_ui_html(

@@ -1,1 +1,1 @@
-"""Serving code that runs in the process that holds the model."""
+"""Serving code that runs in the process of a model's replica."""

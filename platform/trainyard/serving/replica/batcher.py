@@ -1,14 +1,14 @@
-"""Batch the rows of many requests without ever letting a free model wait.
+"""Batch the rows of many requests without letting an idle model wait.
 
-Worker threads run the forward passes. Each takes the next batch the moment it is free, from the rows that
-wait then. So a lone request starts at once, and batches form under load while the model is busy. The rows
-of a batch are chosen by `batch_plan.next_batch`. Pure asyncio and numpy.
+Worker threads run the forward passes. An idle worker takes the next batch at once, from the rows
+that wait then. So a lone request starts at once, and batches form while the model is busy.
+`batch_plan.next_batch` chooses the rows of a batch. This module uses only asyncio and numpy.
 
-On a CPU, two passes of one core each do more than one pass over two cores: no core waits for another
-after each operation. A pass that runs alone gets all cores.
+On a CPU, two passes on one core each compute more rows than one pass on two cores: no core waits
+for another after each operation. A pass that runs alone gets all cores.
 
-Text Generation Inference and Text Embeddings Inference pull batches in the same way
-(text-embeddings-inference, core/src/queue.rs), in order of arrival. Here rows are chosen by length, and the
+Text Generation Inference and Text Embeddings Inference pull batches in the same way, in order of
+arrival (text-embeddings-inference, core/src/queue.rs). Here rows are chosen by length, and the
 oldest row is always among them.
 """
 
@@ -31,14 +31,15 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 SPLIT_ROWS = 8
-"""Rows. Fewer are not divided among free workers: small batches cost more per row."""
+"""Rows. Fewer rows are not divided among idle workers: small batches cost more per row."""
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Bounds of a batcher.
+    """Limits of a batcher.
 
-    `batch_tokens` is the maximum of rows times longest row of a pass, `waiting_tokens` that of the queue.
+    `batch_tokens` limits the padded tokens of a pass: rows times longest row. `waiting_tokens`
+    limits the unpadded tokens in the queue.
     """
 
     batch_tokens: int = 4096
@@ -48,7 +49,7 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One forward pass, for metrics. `text_tokens` over `padded_tokens` is the padding efficiency."""
+    """One forward pass, for metrics. `text_tokens` / `padded_tokens` is the padding efficiency."""
 
     rows: int
     text_tokens: int
@@ -58,7 +59,7 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class BatchResults(Generic[Result]):
-    """The results of one request, in the order of its rows, and its time in the queue and in the model."""
+    """Results of one request in the order of its rows, and its seconds in queue and passes."""
 
     results: list[Result]
     queue_seconds: float
@@ -66,10 +67,10 @@ class BatchResults(Generic[Result]):
 
 
 class CostModel:
-    """Seconds of a forward pass as a straight line over its padded tokens.
+    """Linear model of the seconds of a forward pass over its padded tokens.
 
-    Fitted while it runs, by weighted least squares: a pass counts half after about `MEMORY` newer ones,
-    so the model follows a machine that gets slower.
+    It is fitted by weighted least squares. The weight of a pass halves with every `MEMORY` further
+    passes, so the model follows a machine that gets slower.
     """
 
     MEMORY = 50
@@ -82,29 +83,32 @@ class CostModel:
         self._sums = self._sums * 0.5 ** (1 / self.MEMORY) + (1.0, x, y, x * x, x * y)
 
     def line(self) -> tuple[float, float]:
-        """Seconds of an empty pass and seconds per token, neither below zero."""
+        """Return (seconds of an empty pass, seconds per token), neither below zero."""
         n, x, y, xx, xy = self._sums
         if n == 0:
             return 0.0, 0.0
         spread = n * xx - x * x
         slope = (n * xy - x * y) / spread if spread > 1e-9 * n * xx else 0.0
-        # A slope through the origin where passes of one size, or noise, leave no other.
+        # Passes of one size, or noise, give no positive slope: take the line through the origin.
         slope = slope if slope > 0 else y / x
         return max(0.0, (y - slope * x) / n), slope
 
     def overhead_tokens(self) -> float:
+        """Return the fixed cost of a pass, in tokens."""
         fixed, slope = self.line()
         return fixed / slope if slope else 0.0
 
 
 @dataclass(eq=False)
 class PendingRequest:
-    """One request; its rows may run in several batches.
+    """Request whose rows may run in several batches; times are those of the batcher's clock.
 
     Attributes:
-        submitted: time at which its rows entered the queue.
-        missing: rows without a result.
-        gone: True once the client has its answer or left; its rows are dropped.
+        deadline: Time at which the request becomes late; infinite without a limit.
+        submitted: Time at which its rows entered the queue.
+        missing: Number of rows without a result.
+        started: Time at which its first batch was taken, or None.
+        gone: True once the request is answered, cancelled or late; its waiting rows are dropped.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -150,7 +154,7 @@ class PendingRequest:
         )  # fmt: skip
 
     def settle(self) -> None:
-        """Wake the caller; runs on its event loop."""
+        """Wake the caller with the result or the failure; runs on the caller's event loop."""
         if self.future.done():
             return
         if self.failure is not None:
@@ -171,17 +175,17 @@ class Batcher(Generic[Row, Result]):
     """Run `forward` over the rows of many requests.
 
     Args:
-        forward: a padded forward pass; results in the order of the rows. Called in the worker
-            threads, with the number of busy workers.
-        length: tokens of a row.
-        group: only rows of equal groups share a pass. Default: all rows do.
-        limits: see `BatchLimits`.
-        on_batch: callback for every forward pass, in a worker thread.
-        workers: maximum forward passes at once.
-        own_thread: True when a pass next to this number of others (itself counted) computes in its
-            worker's thread alone. Its cost then is that thread's processor time: the time it waited
-            for a core must not change which rows go together. Default: never.
-        clock: monotonic seconds.
+        forward: Padded forward pass over rows; returns one result per row, in order. Called in the
+            worker threads with the number of workers that are busy or about to take waiting rows.
+        length: Returns the tokens of a row.
+        group: Returns the group of a row; only rows of one group share a pass. Default: one group.
+        limits: See `BatchLimits`.
+        on_batch: Callback after every forward pass, called in a worker thread.
+        workers: Maximum concurrent forward passes.
+        own_thread: Returns True if a pass uses only its worker's thread at this number of busy
+            workers. Its cost is then the thread's CPU time: waiting for a core must not change the
+            batches. Default: never.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -219,7 +223,7 @@ class Batcher(Generic[Row, Result]):
         return len(self._waiting)
 
     def expected_wait(self, tokens: int = 0) -> float:
-        """Seconds until `tokens` that arrive now would be computed, estimated from past passes."""
+        """Estimate, from past passes, the seconds until `tokens` arriving now would be computed."""
         fixed, slope = self._seconds.line()
         ahead = self._waiting_tokens + tokens
         return (ahead * slope + fixed * (1 + ahead / self._budget)) / self._workers
@@ -229,13 +233,13 @@ class Batcher(Generic[Row, Result]):
     ) -> BatchResults[Result]:
         """Compute `rows`, which may share batches with rows of other requests.
 
-        A caller that is cancelled or late takes its waiting rows with it. `deadline` is on the
-        batcher's clock.
+        The waiting rows of a caller that is cancelled or late leave the queue. `deadline` is a time
+        of the batcher's clock, or None for no limit.
 
         Raises:
             RequestError: `overloaded`, at once, when the queue is full or too long to meet the
-                deadline; `late` when the deadline passes before all rows are done;
-                `failed` when the forward pass fails on one of these rows, even alone.
+                deadline; `late` when the deadline passes first; `failed` when the pass fails on one
+                of the rows even alone, or a worker stopped; `unavailable` after `close`.
         """
         request = PendingRequest.open(deadline, now := self._clock())
         self._enter(request, rows, now)
@@ -244,10 +248,10 @@ class Batcher(Generic[Row, Result]):
     async def submit_from(
         self, pool: Executor, make: Callable[[], Sequence[Row]], deadline: float | None = None
     ) -> BatchResults[Result]:
-        """`submit` the rows that `make` returns, called in `pool`.
+        """Compute the rows that `make` returns, see `submit`; `make` is called in `pool`.
 
-        They enter the queue from there. Waking the event loop in between would take as long as
-        entering does, and delay the forward pass of a lone request. Errors of `make` are raised, too.
+        The rows enter the queue in the thread of `pool`. Waking the event loop first would delay
+        the forward pass of a lone request. Errors of `make` are raised too.
         """
         request = PendingRequest.open(deadline, now := self._clock())
 
@@ -290,8 +294,8 @@ class Batcher(Generic[Row, Result]):
                     "unavailable", "the model is being replaced; send the request again", 1
                 )
             wait = self.expected_wait(tokens)
-            # An empty queue takes a request of any size: limits of one request are checked before,
-            # and a refusal here would never let it through.
+            # An empty queue takes a request of any size: its limits were checked before, and a
+            # request refused here would be refused each time.
             if self._waiting and self._waiting_tokens + tokens > self._limits.waiting_tokens:
                 raise RequestError(
                     "overloaded",
@@ -349,12 +353,12 @@ class Batcher(Generic[Row, Result]):
                 except BaseException:
                     fail_stopped(batch)
                     raise
-                del batch  # a waiting thread must not keep the last rows alive
+                del batch  # a waiting thread must not keep its last rows in memory
             with self._changed:
                 self._busy -= 1
 
     def _take(self) -> tuple[list[PendingRow[Row]], list[PendingRequest]]:
-        """Take the next batch, and the requests past their deadline; called with the lock held."""
+        """Take the next batch, and the requests past their deadline; the lock must be held."""
         now = self._clock()
         late = {item.request for item in self._waiting if item.request.deadline <= now}
         for request in late:
@@ -381,9 +385,9 @@ class Batcher(Generic[Row, Result]):
         return batch, list(late)
 
     def _attempt(self, rows: list[Row], busy: int) -> tuple[Sequence[Result], Exception | None]:
-        """Run one forward pass: its results or its error.
+        """Run one forward pass; return its results and None, or nothing and its error.
 
-        The error is returned, because code inside `except` runs while the failed pass still holds
+        The error is not raised, because code inside `except` runs while the failed pass still holds
         its memory.
         """
         try:
@@ -418,10 +422,10 @@ class Batcher(Generic[Row, Result]):
             return
         ended, computed = self._clock(), time.thread_time() - computed
         complete = []
-        with self._changed:  # rows of one request may end in several workers
+        with self._changed:  # several workers may finish rows of one request
             self._seconds.observe(padded, ended - began)
             self._cost.observe(padded, computed if self._own_thread(busy) else ended - began)
-            # A budget cut by memory that ran out grows back slowly: another process may have used it.
+            # After an out-of-memory error, grow back slowly: another process may use the memory.
             self._budget = min(self._budget * 1.02, float(self._limits.batch_tokens))
             for item, result in zip(batch, results, strict=True):
                 item.request.results[item.index] = result
@@ -436,7 +440,7 @@ class Batcher(Generic[Row, Result]):
 
 
 def settle(requests: Sequence[PendingRequest]) -> None:
-    """Wake the callers, with one wake-up of each event loop."""
+    """Wake the callers of `requests`, with one call per event loop."""
     loops: dict[asyncio.AbstractEventLoop, list[PendingRequest]] = {}
     for request in requests:
         loops.setdefault(request.loop, []).append(request)
@@ -459,7 +463,7 @@ def fail_stopped(items: "Sequence[PendingRow[Any]]") -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether a forward pass ran out of memory; torch has a class for it on GPUs only."""
+    """Return whether `error` means out of memory; torch's own exception class covers GPUs only."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)
@@ -470,9 +474,9 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def release_memory(error: Exception) -> None:
-    """Free the memory of a failed pass for a smaller one.
+    """Free the memory of a failed pass before a smaller one.
 
-    Its tensors are in the frames that the traceback keeps, and then in the cache of CUDA.
+    The frames of the traceback hold its tensors. Freed GPU memory then stays in the cache of torch.
     """
     link: BaseException | None = error
     while link is not None:
@@ -484,7 +488,7 @@ def release_memory(error: Exception) -> None:
 
 
 def as_request_error(error: Exception, length: int) -> RequestError:
-    """Build the error of a row that fails even alone."""
+    """Build the error of a row of `length` tokens that fails even alone."""
     if out_of_memory(error):
         return RequestError(
             "failed", f"an input of {length} tokens does not fit into memory; shorten it"

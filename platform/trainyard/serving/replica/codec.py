@@ -1,4 +1,7 @@
-"""Between bytes and the predictors' inputs and results; every mistake in a request is one sentence."""
+"""Convert JSON to the predictors' inputs, and their results to JSON.
+
+Every mistake in a request is reported in one sentence.
+"""
 
 import json
 from typing import Any
@@ -10,13 +13,20 @@ from trainyard.inference import Predictor, Prepared, TooLargeError
 from trainyard.serving.errors import RequestError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""Bytes that some editors write before UTF-8; JSON allows a reader to skip them."""
+"""Bytes that some editors write before UTF-8. RFC 8259 allows a reader to ignore them."""
 
 
 def read(body: bytes, max_items: int) -> dict[str, Any]:
-    """Parse a request: its inputs, its parameters in one place, and `stream`."""
+    """Parse a request's body; return its `inputs`, `parameters` and `stream` (a bool).
+
+    `parameters` also has the keys that stand next to `inputs`.
+
+    Raises:
+        RequestError: `malformed` for invalid JSON; `invalid` for missing inputs or parameters that
+            are not an object; `too_large` for more than `max_items` inputs.
+    """
     try:
-        # Refuses deep nesting, too.
+        # The parser also refuses deep nesting.
         request = from_json(body.removeprefix(BYTE_ORDER_MARK), allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise RequestError(
@@ -49,7 +59,12 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
 
 
 def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> Prepared:
-    """Turn a request into rows."""
+    """Turn a parsed request into tokenized rows.
+
+    Raises:
+        RequestError: `too_large` above the predictor's limits or `max_tokens` in all rows;
+            `invalid` for wrong inputs or parameters; `failed` when tokenizing fails.
+    """
     try:
         prepared = predictor.preprocess(request["inputs"], request["parameters"])
     except TooLargeError as error:
@@ -69,6 +84,11 @@ def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> P
 
 
 def dump(result: Any) -> bytes:
+    """Encode a result as JSON.
+
+    Raises:
+        RequestError: `failed`, when the result has NaN or infinite numbers.
+    """
     try:
         return json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Deployment of one model, whose versions change in place."""
+"""Deployment of one model; new versions replace the old version without a restart."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ log = logging.getLogger("ray.serve.trainyard")
 
 
 class ModelReplica:
-    """One model. A new `user_config` loads the next version next to the one that serves."""
+    """Replica of one model. A new `user_config` loads the next version while the former serves."""
 
     def __init__(self, name: str | None, options: Mapping[str, Any], build: Build) -> None:
         application = serve.get_replica_context().app_name
@@ -30,7 +30,14 @@ class ModelReplica:
         self._address: Address | None = None
 
     async def reconfigure(self, user_config: Any) -> None:
-        """See `VersionedModel.want`: a first version that cannot be loaded fails the deployment."""
+        """Load a version, see `VersionedModel.want`; the first call also listens for connections.
+
+        It does not listen if Ray uses TLS, which connections lack.
+
+        Raises:
+            UserError: when the version cannot be loaded and there is no other; the deployment then
+                fails.
+        """
         await self._model.want(user_config)
         if (
             self._address is None and os.environ.get("RAY_USE_TLS") != "1"
@@ -41,7 +48,13 @@ class ModelReplica:
                 log.warning("no connection can be opened here (%s): requests use Serve", error)
 
     async def info(self) -> ReplicaInfo:
-        """Models and address. Serve must see the requests of a model that it scales by load."""
+        """Return the model's name, and an address if the gateway should open a connection.
+
+        A model that is scaled by load has no address: Serve must see its requests.
+
+        Raises:
+            RequestError: `unavailable`, when no version is loaded.
+        """
         scaled = serve.get_replica_context()._deployment_config.autoscaling_config is not None
         connects = self._host().uses_connections and not scaled
         return ReplicaInfo((self._name,), self._address if connects else None)
@@ -58,18 +71,33 @@ class ModelReplica:
             yield event
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """See `VersionedModel.describe`; `lines` counts open connections and their requests."""
+        """Describe the model, see `VersionedModel.describe`.
+
+        `lines` has the number of open connections and of requests received over them.
+
+        Raises:
+            RequestError: `unavailable`, when no version is loaded.
+        """
         del name
         self._host()
         lines = {"open": len(self._server.connections), "requests": self._server.requests}
         return self._model.describe() | {"lines": lines}
 
     async def check_health(self) -> None:
-        """Check the model, every ten seconds; Serve replaces a replica that raises here."""
+        """Check the model; Serve replaces a replica that raises here.
+
+        Serve calls this every ten seconds.
+
+        Raises:
+            RuntimeError: when the model cannot answer.
+        """
         await self._model.check_health()
 
     async def __del__(self) -> None:
-        """Answer requests that came by connections, which Serve does not see; Serve awaits this."""
+        """Finish the requests received over connections, which Serve does not count.
+
+        Serve awaits this before it ends the process.
+        """
         self._model.abandon()
         await self._server.close()
 

@@ -1,7 +1,8 @@
-"""One version of one model, loaded and warm: from the bytes of a request to those of the answer.
+"""One version of one model, loaded and warm: turns a request's bytes into the bytes of its answer.
 
-The event loop stays free for the next request: parsing and tokenizing, forward passes (the batcher's
-workers, or the wide thread of `threads.py`) and large answers each have their own threads.
+The event loop stays free for further requests. Parsing and tokenizing, forward passes, and large
+answers have separate threads. Forward passes run in the batcher's workers, or in the wide thread of
+`threads.py`.
 """
 
 import asyncio
@@ -30,27 +31,33 @@ from trainyard.serving.replica.threads import process_threads, run_pass
 log = logging.getLogger("ray.serve.trainyard")
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
-"""Default of `batch_tokens`: beyond it, a larger batch makes rows no cheaper."""
+"""Device -> default of `batch_tokens`. Larger batches make rows no cheaper."""
 
 SMALL_BODY = 16_384
-"""Bytes. Larger bodies are tokenized in another thread, so no short text waits for a megabyte."""
+"""Bytes. Larger bodies are tokenized in another thread, so that short texts do not wait for
+them."""
 
 WARM_UP_PASSES = 3
+"""Number of times that the example is run before a version serves."""
 
 ANSWER_NUMBERS = 8_000_000
-"""Maximum numbers of an answer with a vector for each token: 160 MB of JSON, several times that while it
-is made."""
+"""Maximum numbers in an answer that has vectors: 160 MB of JSON, and several times this memory to
+encode it."""
 
 SMALL_ANSWER = 512
-"""Numbers. Results up to this size become an answer on the event loop, which takes about as long as waking
-a thread. Larger ones, and results that are no arrays, would delay all requests and go to a thread."""
+"""Numbers. Results up to this size are encoded on the event loop, which takes about as long as
+waking a thread. Larger results, and results that are not arrays, would delay all requests and use a
+thread."""
 
 FAULT_SECONDS = 20.0
-"""Seconds for the answer to the example in a health check; Serve's own timeout is 30."""
+"""Maximum seconds to answer the example in a health check; Serve's own timeout is 30 s."""
 
 
 class Host:
-    """Answer requests to one predictor. Build it with `load`; `close` it when another takes over."""
+    """Answer requests by one predictor.
+
+    Create it with `load`, and `close` it when another version has taken over.
+    """
 
     def __init__(
         self,
@@ -77,14 +84,14 @@ class Host:
         engine = ENGINES[about.get("engine", "torch")]
         passes = engine.passes or self._cores
         in_torch = device == "cpu" and engine.keeps_model
-        # Passes of generation differ in length and must not starve each other of cores.
+        # Generation runs one pass at a time: concurrent passes would compete for the cores.
         alone = device != "cpu" or predictor.model.can_generate()
         self.limits = BatchLimits(
             batch_tokens=options.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]),
             batch_rows=options.batch_rows,
             waiting_tokens=options.waiting_tokens,
         )
-        if predictor.max_tokens is None:  # one text would be a pass of any size
+        if predictor.max_tokens is None:  # else one text could make a pass of any size
             predictor.max_tokens = self.limits.batch_tokens
         self._batcher = Batcher(
             self._forward,
@@ -98,10 +105,11 @@ class Host:
 
     @classmethod
     def load(cls, version: Version, options: ModelOptions, metrics: ReplicaMetrics) -> Self:
-        """Load and warm up a version. A large model takes minutes, so call it in a thread.
+        """Load and warm up a version. A large model takes minutes, so call this in a thread.
 
         Raises:
-            UserError: when the model is missing, unsafe, damaged, or of no known task.
+            UserError: when the model is missing, unsafe, damaged, too large, of no known task, or
+                fails on the example of its task.
         """
         import torch
 
@@ -127,14 +135,18 @@ class Host:
 
     @property
     def uses_connections(self) -> bool:
-        """Return whether requests bypass Serve: its call would take a large part of their time."""
+        """Return whether requests bypass Serve.
+
+        A call through Serve would take a large part of the time of one pass. Generation takes
+        longer and uses Serve.
+        """
         return not self.predictor.model.can_generate()
 
     async def find_fault(self) -> str | None:
-        """The reason why the model cannot answer any more, or None.
+        """Return the reason why the model cannot answer, or None.
 
-        After a failure, the task's example is computed: a bad input fails alone, a broken device fails
-        on the example, too.
+        After a failed request, the task's example is computed. It succeeds if the input was bad,
+        and fails if the device is broken.
         """
         if self._batcher.broken:
             return "its batcher stopped"
@@ -145,7 +157,11 @@ class Host:
         return "it fails on the example of its task" if answer.status == 500 else None
 
     def warm_up(self) -> None:
-        """Run the task's example through everything, so that the first request is fast."""
+        """Run the task's example from JSON to answer, so that the first request is fast.
+
+        Raises:
+            UserError: when the model fails on the example; the host is then closed.
+        """
         example = json.dumps(self.predictor.example).encode()
         try:
             for _ in range(WARM_UP_PASSES):
@@ -161,7 +177,7 @@ class Host:
             ) from error
 
     async def answer(self, body: bytes, seconds: float) -> Answer:
-        """Answer a request's body within `seconds`; errors are answers, too."""
+        """Answer a request's body within `seconds`; an error becomes an `Answer` too."""
         return await self._answer(
             lambda: read(body, self._options.max_items), self._pool(body), seconds
         )
@@ -176,7 +192,7 @@ class Host:
         except RequestError as error:
             self._refused(error)
             return Answer.from_error(error)
-        except Exception:  # a defect of ours
+        except Exception:  # a bug of the server
             log.exception("request failed")
             self._failed = True
             return Answer.from_error(
@@ -236,12 +252,13 @@ class Host:
             log.error("request failed", exc_info=error.__cause__)
 
     async def stream(self, body: bytes, seconds: float) -> AsyncGenerator[Answer | bytes]:
-        """Server-sent events of an answer, token by token, ended by `[DONE]`.
+        """Yield the server-sent events of an answer, token by token, ended by `[DONE]`.
 
-        A body that does not ask for a stream gets its whole answer as the only item.
+        A body that does not ask for a stream yields its whole `Answer` as the only item. After the
+        first event, an error becomes the last event.
 
         Raises:
-            RequestError: when there is no answer; after the first event, the last event has the error.
+            RequestError: for an error before the first event.
         """
         began, sent = time.monotonic(), 0
         deadline = began + seconds
@@ -279,6 +296,7 @@ class Host:
         return prepare(self.predictor, request, self._options.waiting_tokens)
 
     def describe(self) -> dict[str, Any]:
+        """Describe the version: source, run, task, labels, limits, an example and the queue."""
         return {
             **self.about,
             "labels": self.predictor.labels,
@@ -296,7 +314,10 @@ class Host:
         }
 
     def close(self) -> None:
-        """Free the threads once no request is in flight; the last reference frees the memory."""
+        """Free the threads once no request is in flight.
+
+        Dropping the last reference to the host frees the model's memory.
+        """
         self._closed = True
         self._close_if_idle()
 

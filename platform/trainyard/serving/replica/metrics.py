@@ -1,11 +1,13 @@
-"""Metrics of a model, exported to Prometheus by Ray: one table."""
+"""Metrics of a model, which Ray exports to Prometheus."""
 
 from typing import Any
 
 from trainyard.serving.replica.batcher import BatchRecord
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+"""Boundaries of histograms, in seconds."""
 TOKENS = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768]
+"""Boundaries of a histogram, in tokens."""
 
 HISTOGRAMS = {
     "tokenize_seconds": ("Reading and tokenizing one request.", SECONDS),
@@ -24,16 +26,16 @@ GAUGES = {"waiting_rows": "Rows that no forward pass has taken yet."}
 
 
 class ReplicaMetrics:
-    """Measure nothing: for hosts outside of Ray."""
+    """Metrics that record nothing, for hosts outside Ray; base of `RayReplicaMetrics`."""
 
     def answered(self, seconds: float) -> None:
-        """Record a request that got an answer."""
+        """Record a request that got an answer after `seconds` in the replica."""
 
     def timed(self, tokenize: float, queue: float, forward: float) -> None:
-        """Record the parts of a request's time."""
+        """Record the seconds that a request spent in tokenizing, queue and forward passes."""
 
     def refused(self, kind: str) -> None:
-        """Record a request that got an error."""
+        """Record a request that got an error, by its kind in `STATUSES`."""
 
     def batch(self, record: BatchRecord) -> None:
         """Record a forward pass."""
@@ -43,7 +45,7 @@ class ReplicaMetrics:
 
 
 class RayReplicaMetrics(ReplicaMetrics):
-    """Ray's metrics, `trainyard_…` on the node's Prometheus port, by model."""
+    """Ray metrics named `trainyard_…` on the node's Prometheus port, tagged by model."""
 
     def __init__(self, model: str) -> None:
         from ray.util.metrics import Counter, Gauge, Histogram

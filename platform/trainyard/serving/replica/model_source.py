@@ -1,4 +1,4 @@
-"""The folder of a model, its lineage, and checks of its files before anything is built from them."""
+"""Find a model's folder and lineage, and check its files before a model is built from them."""
 
 import json
 import math
@@ -16,20 +16,22 @@ from trainyard.models import FLOAT32_PARAMETERS, MODEL_FILES, with_safetensors
 from trainyard.serving.options import Version
 
 LINEAGE = ("name", "identity", "data_fingerprint", "versions", "status")
-"""Keys of a run's record that describe its model."""
+"""Keys of run.json that describe the model of a run."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Number type -> bytes per parameter."""
 
 MEMORY_FACTOR = 1.2
-"""Memory needed for a model, relative to its weights."""
+"""Memory needed to load a model, relative to the bytes of its weights."""
 
 
 def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any]]:
-    """Find the folder of a version, and its source, revision, run and metrics.
+    """Return the folder of a version, and its source, revision, run, examples and metrics.
 
     Raises:
-        UserError: when it is missing, holds no safetensors, or its config describes a larger model
-            than its weights: transformers would build it and fill it with random numbers.
+        UserError: when the model is missing, has no safetensors, or has more than `max_parameters`.
+            Also when its config describes a larger model than its weights: transformers would fill
+            the rest with random numbers.
     """
     path, revision = with_safetensors(version.source, version.revision)
     folder = Path(path) if Path(path).is_dir() else _from_hub(path, revision)
@@ -48,7 +50,11 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
 
 
 def task_of(folder: Path) -> str:
-    """The task of a model: that of the first predictor for its config's architecture."""
+    """Return the task of a model: the first whose predictor supports its config's architecture.
+
+    Raises:
+        UserError: when no predictor supports the architecture.
+    """
     architectures = _read_json(folder / "config.json").get("architectures") or []
     if (task := task_for(architectures)) is not None:
         return task
@@ -64,7 +70,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return Path(
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
         )
-    except Exception as error:  # its errors have no common base but Exception
+    except Exception as error:  # its errors have no other common base
         reason = one_line(error, 200)
         raise UserError(
             f"model '{name}' is no folder here and could not be taken from the Hub ({reason}); check "
@@ -106,9 +112,10 @@ def _check_size(folder: Path, limit: float, source: str) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads: one file, else the shards of an index.
+    """Return the safetensors files that transformers loads.
 
-    A folder may hold both, and a copy under another name (`consolidated.safetensors`).
+    These are model.safetensors, else the shards of an index, else all files. A folder may hold the
+    first two, and a copy under another name (`consolidated.safetensors`).
     """
     whole = folder / "model.safetensors"
     if whole.is_file():
@@ -131,14 +138,18 @@ def _parameters_in(file: Path, source: str) -> int:
 
 
 def check_memory(folder: Path, dtype: str, device: str, source: str) -> None:
-    """Refuse a model that does not fit into free memory: loading it would end the process."""
+    """Refuse a model that does not fit into free memory: loading it would end the process.
+
+    Raises:
+        UserError: when the model needs more memory than is free on `device`.
+    """
     stored = sum(_parameters_in(file, source) for file in weight_files(folder))
     tried = DTYPE_BYTES["float32"] if stored <= FLOAT32_PARAMETERS else 0  # see `find_padding`
     needed = stored * max(DTYPE_BYTES[dtype], tried) * MEMORY_FACTOR
     if device.startswith("cuda"):
         import torch
 
-        # Memory that torch keeps for reuse is free for the next model, too.
+        # Memory that torch caches is free for the next model too.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + cached
     else:
@@ -151,7 +162,7 @@ def check_memory(folder: Path, dtype: str, device: str, source: str) -> None:
 
 
 def _configs(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A config and the configs inside it: a model of several parts has one for each."""
+    """Yield a config and all configs nested in it, of which a composite model has several."""
     rest = [config]
     while rest:
         part = rest.pop()
@@ -160,22 +171,25 @@ def _configs(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _parameters_of(config: dict[str, Any]) -> tuple[float, float]:
-    """Lower bound and estimate of the parameters of a transformer with this config.
+    """Return a lower bound and an estimate of the parameters of a transformer with this config.
 
-    The lower bound: layers of four square projections, an embedding, a head: 4 h^2 layers +
-    (vocabulary + labels) h. ALBERT shares its layers, so it counts one. The estimate adds what many
-    kinds have, but not all: a vector for each position, feed-forward layers, heads of any size.
+    The lower bound counts four square projections per layer, an embedding and a head:
+
+        4 · width² · layers + vocabulary · embedding size + labels · width
+
+    ALBERT shares its layers, so it counts its layer groups. The estimate adds parts that many
+    architectures have: position vectors, feed-forward layers, and attention heads of any size.
     """
 
     def number(*names: str) -> float:
         for name in names:
             value = config.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-                return float(min(value, 1e60))  # so that a product is finite
+                return float(min(value, 1e60))  # keeps products finite
         return 0.0
 
     width = number("hidden_size", "d_model", "n_embd", "dim", "emb_dim")
-    if not width and "model_type" not in config:  # a table of labels or similar
+    if not width and "model_type" not in config:  # a table of labels, not a model
         return 0.0, 0.0
     width = width or 768.0  # the default of most kinds
     layers = number("num_hidden_groups") or number(

@@ -1,4 +1,4 @@
-"""Deployment of several rarely used models, loaded when they are requested."""
+"""Deployment of several rarely used models, which are loaded on request."""
 
 import asyncio
 import json
@@ -22,16 +22,17 @@ from trainyard.serving.replica.versioned_model import Build, LastGood, Versioned
 from trainyard.serving.transport import ReplicaInfo
 
 FAILED_SECONDS = 60.0
-"""Seconds until a model that could not be loaded is tried again: loads wait for each other."""
+"""Seconds until a model that could not be loaded is tried again. Models load one at a time, so a
+retry delays others."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
 
 class SharedReplica:
-    """Rarely used models; the least recently used is evicted.
+    """Replica that loads models on request and evicts the least recently used.
 
-    Serve's multiplexing keeps them by name, and sends requests to a replica that has their model. It
-    compares the names with the `multiplexed_model_id` that the gateway sends.
+    Serve's multiplexing caches the models by name and sends a request to a replica that has its
+    model. The name is the `multiplexed_model_id` that the gateway sends.
     """
 
     def __init__(self, options: Mapping[str, Any], build: Build) -> None:
@@ -51,9 +52,13 @@ class SharedReplica:
         self._get = serve.multiplexed(max_num_models_per_replica=self._options.max_loaded)(load)
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Take another list of models; new versions replace loaded ones, see `VersionedModel.want`.
+        """Take a new list of models; new versions replace loaded ones, see `VersionedModel.want`.
 
-        A wrong list is refused as a whole, and the one before it stays.
+        An invalid list is refused as a whole. The former list stays, or in a new replica the last
+        good list of the application.
+
+        Raises:
+            UserError: when the list is invalid and there is no other.
         """
         async with self._changing:
             try:
@@ -75,11 +80,11 @@ class SharedReplica:
                     await loaded.model.want(self._versions[name])
 
     async def info(self) -> ReplicaInfo:
-        """Models, without an address: Serve routes calls by their model."""
+        """Return the names of the models, without an address: Serve routes calls by model."""
         return ReplicaInfo(tuple(self._versions))
 
     async def answer(self, name: str, body: bytes, seconds: float) -> Answer:
-        """See `Host.answer`; loads the model first when it is not loaded."""
+        """Answer a request, see `Host.answer`; load the model first if it is not loaded."""
         try:
             host = await self._host(name)
         except RequestError as error:
@@ -93,7 +98,12 @@ class SharedReplica:
             yield event
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """See `VersionedModel.describe`. A model that is not loaded is described by its files."""
+        """Describe a model, see `VersionedModel.describe`; by its files if it is not loaded.
+
+        Raises:
+            RequestError: `not_found` for an unknown name; `unavailable` for a model that cannot be
+                loaded.
+        """
         version = self._check(name)
         loaded = self._loaded.get(name)
         if loaded is not None:
@@ -101,15 +111,15 @@ class SharedReplica:
         else:
             try:
                 about = await asyncio.to_thread(describe_files, version, self._options)
-            except Exception:  # any error of the readers of broken files
+            except Exception:  # readers of broken files raise errors of any class
                 log.exception("model '%s' cannot be described", name)
                 raise _cannot_load(name, FAILED_SECONDS) from None
         return about | {"shared": True} | self._refused
 
     async def check_health(self) -> None:
-        """Check all loaded models, every ten seconds; Serve replaces a replica that raises here.
+        """Check all loaded models; Serve replaces a replica that raises here.
 
-        The checks run concurrently, as Serve waits for all of them.
+        Serve calls this every ten seconds and waits for the result, so the checks run concurrently.
         """
         checks = (loaded.model.check_health() for loaded in list(self._loaded.values()))
         await asyncio.gather(*checks)
@@ -128,9 +138,9 @@ class SharedReplica:
         return version
 
     async def _load(self, name: str) -> "_LoadedModel":
-        """Load a model in a separate task, which a caller that leaves does not cancel.
+        """Load a model in a separate task, which survives the cancellation of its caller.
 
-        Other callers wait for the same load, and its thread would continue in any case.
+        Other callers wait for the same task, and the thread that loads cannot be stopped.
         """
         if name not in self._loads:
             self._loads[name] = asyncio.get_running_loop().create_task(self._load_now(name))
@@ -143,9 +153,9 @@ class SharedReplica:
 
     async def _load_now(self, name: str) -> "_LoadedModel":
         async with self._changing:
-            # Drop loads whose callers all left.
+            # Drop finished loads whose callers were all cancelled.
             self._loads = {n: load for n, load in self._loads.items() if not load.done()}
-            version = self._check(name)  # again: others may have tried while this one waited
+            version = self._check(name)  # again: another load may have failed meanwhile
             model = VersionedModel(name, self._options, self._application, self._build)
             try:
                 await model.want(version)
@@ -166,7 +176,11 @@ def _parse(user_config: Any) -> dict[str, Version]:
 
 
 def describe_files(version: Version, options: ModelOptions) -> dict[str, Any]:
-    """Describe a model that is not loaded, by its files and options; nothing is fetched from the Hub."""
+    """Describe a model by its files and options, without loading or downloading it.
+
+    Raises:
+        UserError: when local files are missing, unsafe or damaged, or the task is unknown.
+    """
     about: dict[str, Any] = {"source": version.source, "revision": version.revision}
     about |= {"status": "not loaded", "dtype": options.dtype}
     local = version.source.startswith("package:") or Path(version.source).expanduser().exists()
@@ -185,14 +199,14 @@ def describe_files(version: Version, options: ModelOptions) -> dict[str, Any]:
 
 
 class _LoadedModel:
-    """A loaded model in Serve's cache, which calls `__del__` to evict it."""
+    """Entry of Serve's cache of models; Serve calls `__del__` to evict it."""
 
     def __init__(self, model: VersionedModel) -> None:
         self.model = model
 
     @property
     def host(self) -> Host:
-        assert self.model.host is not None  # it is made once a version is loaded
+        assert self.model.host is not None  # set once a version is loaded
         return self.model.host
 
     def __del__(self) -> None:

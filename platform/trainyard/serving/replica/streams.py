@@ -13,9 +13,10 @@ from trainyard.serving.errors import RequestError
 
 @contextmanager
 def cancelled_on_exit(predictor: Predictor) -> Iterator[Callable[[Prepared], None]]:
-    """Stop generating for a request when the block ends: the client has its answer, left or is late.
+    """Cancel the generation for a request when the block ends.
 
-    Yields a function to call with the request before its rows may run.
+    The request is then answered or late, or its client has disconnected. Yields a function to call
+    with the prepared request before its rows can run.
     """
     left = threading.Event()
     try:
@@ -27,10 +28,15 @@ def cancelled_on_exit(predictor: Predictor) -> Iterator[Callable[[Prepared], Non
 async def token_events(
     predictor: Predictor, prepared: Prepared, compute: Callable[[], Coroutine[Any, Any, Any]]
 ) -> AsyncGenerator[dict[str, Any]]:
-    """Yield an event for each token of `prepared`, while `compute` has its rows in a batch.
+    """Yield an event for each generated token of `prepared` while `compute` runs its rows.
+
+    Args:
+        predictor: Predictor of the model.
+        prepared: Request whose tokens are streamed.
+        compute: Starts the computation of its rows; its errors are raised here.
 
     Raises:
-        RequestError: when the task or the request cannot stream, and the errors of `compute`.
+        RequestError: `invalid`, when the task or the request cannot stream.
     """
     loop = asyncio.get_running_loop()
     prepare_stream = getattr(predictor, "stream", None)

@@ -1,10 +1,10 @@
-"""Cores of a forward pass on the CPU, and the one thread that may use several.
+"""Cores of a forward pass on the CPU, and the one thread that may use several of them.
 
-OpenMP keeps a team of threads for every thread that ever used several cores. The threads of a team wait
-for each other by spinning, unless all teams of a process together exceed the cores. Then they sleep and
-are woken about a hundred times in a pass: two cores take longer for a short text than one. So all
-passes over several cores run in one thread of the process, and threads that load models end (GNU libgomp:
-`gomp_managed_threads` in team.c and wait.h).
+OpenMP keeps a team of threads for every thread that ever used several cores. Threads of a team wait
+by spinning, unless all teams of the process together exceed its cores. Then they sleep and wake
+about a hundred times per pass, and a short text takes longer on two cores than on one. So all
+passes on several cores run in one thread of the process, and threads that load models end. See
+`gomp_managed_threads` in team.c and wait.h of GNU libgomp.
 """
 
 import threading
@@ -16,14 +16,17 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 _wide_pass = threading.Lock()
-"""Held by the one pass that runs over several cores."""
+"""Lock of the one pass that runs on several cores."""
 
 _this = threading.local()
 
 
 @cache
 def process_threads() -> int:
-    """Cores of this process: read once, as torch gives each new thread the number that was set last."""
+    """Return the number of cores that torch uses in this process.
+
+    It is read once: each new thread inherits the number that was set last.
+    """
     import torch
 
     return int(torch.get_num_threads())
@@ -35,7 +38,10 @@ def _wide_thread() -> ThreadPoolExecutor:
 
 
 def run_pass(forward: Callable[[], Result], cores: int) -> Result:
-    """Run `forward` over `cores` cores, or over one while another pass of this process has several."""
+    """Run `forward` on `cores` cores, or on one core while another pass uses several.
+
+    Returns the result of `forward`.
+    """
     if cores > 1 and _wide_pass.acquire(blocking=False):
         try:
             return _wide_thread().submit(_run_on, cores, forward).result()
@@ -45,7 +51,7 @@ def run_pass(forward: Callable[[], Result], cores: int) -> Result:
 
 
 def run_and_end(work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread that ends afterward, together with the team of threads it got."""
+    """Run `work` in a new thread, which ends with its team of OpenMP threads; return the result."""
     with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
         return thread.submit(work).result()
 
@@ -53,7 +59,7 @@ def run_and_end(work: Callable[[], Result]) -> Result:
 def _run_on(cores: int, forward: Callable[[], Result]) -> Result:
     import torch
 
-    if getattr(_this, "cores", None) != cores:  # torch keeps the number for each thread
+    if getattr(_this, "cores", None) != cores:  # torch keeps the number per thread
         torch.set_num_threads(cores)
         _this.cores = cores
     return forward()

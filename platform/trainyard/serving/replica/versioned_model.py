@@ -1,7 +1,8 @@
-"""The version of a model that serves: the next one is loaded next to it, takes over, or is refused.
+"""Versions of a model: the next version is loaded next to the current one and replaces it.
 
-What a deployment loaded last, and what it is loading now, is kept in Ray's internal key-value store, where
-Serve keeps its own state. The store outlives replicas, the controller and (with Redis) the head.
+A version that cannot be loaded is refused. Ray's internal key-value store records the versions that
+a deployment loaded last, and the attempts to load one. Serve keeps its own state in the same store.
+It outlives replicas, the controller and, with Redis, the head node.
 """
 
 import asyncio
@@ -27,35 +28,44 @@ from trainyard.serving.replica.metrics import RayReplicaMetrics
 from trainyard.serving.replica.threads import run_and_end
 
 KEPT = 2
-"""Versions remembered as good: the last one may be good on one node and bad on another."""
+"""Number of versions remembered as good: the last one may be good on one node and bad on
+another."""
 
 NAMESPACE = "trainyard"
+"""Namespace of the records in Ray's key-value store."""
 
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 900.0
-"""Seconds from a refusal to the next attempt at the version, doubled each time: its files may still be
-copied, or the device may have been full."""
+"""Seconds from a refusal to the next attempt at the version, and their maximum. The wait doubles
+each time: files may still be copied, or the device may have been full."""
 
 POLL_SECONDS = 0.5
-"""Seconds between two looks at another replica's attempt."""
+"""Seconds between two checks of another replica's attempt."""
 
 FIRST_LOAD_SECONDS = 900.0
-"""Maximum seconds that a replica waits for another one's attempt; then it loads the version, too."""
+"""Maximum seconds that a replica waits for another replica's attempt, before it loads the version
+too."""
 
 MAX_CUT_OFF = 3
-"""Attempts that ended their process, after which a version is not tried again."""
+"""Maximum number of attempts that end their process; then the version is not tried again."""
 
 COOL_DOWN_SECONDS = 600.0
-"""Seconds from the start of an attempt that ended its process to the next one, doubled each time."""
+"""Seconds from the start of an attempt that ended its process to the next attempt; doubled each
+time."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
 
 @dataclass(frozen=True)
 class Build:
-    """One run of an application's builder, and the hash of its arguments.
+    """One run of an application's builder.
 
-    Serve runs the builder when an application is deployed anew: after it was deleted, with other `args`,
-    and with the same ones when the build before failed. Only then do its replicas continue to serve.
+    Serve runs the builder when an application is deployed after its deletion, or with other
+    arguments, or with the same arguments after a failed build. Only in the last case do its
+    replicas continue to serve.
+
+    Attributes:
+        args: SHA-256 of the builder's arguments.
+        run: Random id of the run.
     """
 
     args: str
@@ -63,19 +73,21 @@ class Build:
 
     @classmethod
     def of(cls, args: Any) -> Self:
+        """Identify this run of a builder that has the arguments `args`."""
         text = json.dumps(args, sort_keys=True, default=str)
         return cls(hashlib.sha256(text.encode()).hexdigest(), uuid.uuid4().hex)
 
     def continues(self, other: Self, application: str) -> bool:
-        """Return whether a record of `other` holds for this build.
+        """Return whether a record made by the build `other` still holds for this build.
 
-        A record of other `args`, or of an application that was deleted since, does not.
+        A record of other arguments does not hold, nor does a record from before the application's
+        deletion.
         """
         return other == self or (other.args == self.args and _serves(application))
 
 
 def _serves(application: str) -> bool:
-    """Return whether replicas of an application serve, or did until they were lost."""
+    """Return whether replicas of an application serve, or served until they were lost."""
     status = serve.status().applications.get(application)
     if status is None:
         return False
@@ -87,10 +99,10 @@ def _serves(application: str) -> bool:
 
 
 class LastGood:
-    """The versions of one model, or of one list of models, that an application loaded last.
+    """Versions of one model, or lists of shared models, that an application loaded last.
 
-    Serve starts every replica with the wanted version. While that is refused, a replica that replaces a
-    lost one finds here what the others serve.
+    Serve starts every replica with the wanted version. While that version is refused, a new replica
+    reads here which version the other replicas serve.
     """
 
     def __init__(self, application: str, build: Build, name: str) -> None:
@@ -99,7 +111,7 @@ class LastGood:
         self._key = f"last-good/{application}/{name}"
 
     def read(self) -> list[Any]:
-        """The good versions, the newest first; none when the store does not answer."""
+        """Return the good versions, newest first; none when the store does not answer."""
         try:
             stored = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE)
             record = json.loads(stored or b"null")
@@ -114,7 +126,10 @@ class LastGood:
         return good
 
     def write(self, good: Any) -> None:
-        """Store a version as the newest; the model also serves when the store does not answer."""
+        """Store a version as the newest.
+
+        An error of the store is only logged: the model can serve without a record.
+        """
         kept = [good, *(other for other in self.read() if other != good)][:KEPT]
         try:
             record = json.dumps({"build": asdict(self._build), "good": kept})
@@ -126,13 +141,13 @@ class LastGood:
 class LoadAttempts:
     """Attempts to load a version for the first time, recorded before they begin.
 
-    A version can end its process (out of memory, segmentation fault, abort of CUDA). Its attempt then stays
-    unfinished, and the version is refused instead of ending one replica after another. One replica tries
-    first; the others wait for its result.
+    A version can end its process: out of memory, a segmentation fault, an abort of CUDA. The record
+    of its attempt then stays, and the version is refused instead of ending one replica after
+    another. One replica tries first; the others wait for its result.
 
-    Something else may have ended the process, such as another process that took the memory. So a version is
-    tried again after a cool-down, `MAX_CUT_OFF` times in all. Wanting another version in between, or other
-    `args`, clears the count.
+    Another process may have caused the end, for example by using the memory. So a version is tried
+    again after a cool-down, until `MAX_CUT_OFF` attempts ended their process. Wanting another
+    version in between, or other `args`, clears the count.
     """
 
     def __init__(self, application: str, build: Build, name: str) -> None:
@@ -146,13 +161,18 @@ class LoadAttempts:
 
     @asynccontextmanager
     async def first(self, version: Version, is_proven: Callable[[], bool]) -> AsyncIterator[None]:
-        """Hold the only attempt at a version inside the block; wait while another replica holds it.
+        """Hold the only attempt at a version inside the block.
 
-        Once another replica has loaded the version, all others load it at the same time. They also do
-        when that takes longer than `FIRST_LOAD_SECONDS`.
+        While another replica holds it, wait. The block runs without a recorded attempt once
+        `is_proven` returns True, after `FIRST_LOAD_SECONDS`, or when the store does not answer.
+
+        Args:
+            version: Version to load.
+            is_proven: Returns True once any replica has loaded the version.
 
         Raises:
-            UserError: when earlier attempts ended their process, until the cool-down is over.
+            UserError: when earlier attempts ended their process, during the cool-down or after
+                `MAX_CUT_OFF` attempts.
         """
         prefix = self._prefix + hashlib.sha256(version.model_dump_json().encode()).hexdigest() + ":"
         until = time.monotonic() + FIRST_LOAD_SECONDS
@@ -172,7 +192,10 @@ class LoadAttempts:
             await asyncio.to_thread(self.abandon)
 
     def abandon(self) -> None:
-        """Remove the attempt: it ended, well or by an exception, or Serve ends the replica."""
+        """Remove the record of this replica's attempt.
+
+        Call this when the attempt has ended, or when Serve is about to end the replica.
+        """
         key, self._held = self._held, None
         if key is not None:
             try:
@@ -181,13 +204,23 @@ class LoadAttempts:
                 log.exception("%s cannot be removed", key)
 
     def _forget_others(self, prefix: str) -> None:
-        """Remove attempts at other versions: when one of them is wanted again, it is tried again."""
+        """Remove attempts at other versions.
+
+        A version that is wanted again later is then tried again.
+        """
         for key in internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE):
             if not key.decode().startswith(prefix):
                 internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
     def _claim(self, prefix: str, source: str) -> bool:
-        """Record an attempt unless another replica's is running; attempts have numbers, so in one step."""
+        """Record an attempt; return False if another replica has one that is running.
+
+        Attempts are numbered, and the store accepts each number once. So two replicas cannot both
+        record one.
+
+        Raises:
+            UserError: when earlier attempts ended their process, see `first`.
+        """
         cut_off: list[float] = []
         number = 0
         for name in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE):
@@ -227,7 +260,7 @@ class LoadAttempts:
 
 def _check_cut_off(times: Sequence[float], source: str) -> None:
     cool_down = COOL_DOWN_SECONDS * 2 ** (len(times) - 1)
-    wait = min(max(times) + cool_down - time.time(), cool_down)  # hosts' clocks differ
+    wait = min(max(times) + cool_down - time.time(), cool_down)  # clocks of hosts differ
     if len(times) >= MAX_CUT_OFF:
         following = "it is not tried again"
     elif wait > 0:
@@ -250,11 +283,12 @@ def _is_alive(actor: str) -> bool:
 
 
 class VersionedModel:
-    """One model in one replica: load a version with `want`, ask `host`, `close` it in the end.
+    """Model in one replica: `want` loads a version, `host` answers requests, `close` frees it.
 
     Attributes:
-        host: the version that answers; None until one is loaded.
-        refused: the wanted version that could not be loaded, the reason, and the number of attempts.
+        host: Version that answers; None until one is loaded.
+        refused: None, or `version`, `error` and `tries` of a wanted version that could not be
+            loaded.
     """
 
     def __init__(self, name: str, options: ModelOptions, application: str, build: Build) -> None:
@@ -268,26 +302,30 @@ class VersionedModel:
         self._wanted: Any = None
         self._tries = 0
         self._retry_at = 0.0
-        self._loading = asyncio.Lock()  # of two versions in a row, the second stays
+        self._loading = asyncio.Lock()  # of two versions wanted in a row, the second stays
         self._closed = False
 
     async def want(self, version: Any) -> None:
         """Load a version in a thread, warm it up, then let it take over between two requests.
 
-        While another version serves, or is recorded as good, one that cannot be loaded is refused.
-        Serve would stop the replica for an exception, and with it the version that works.
+        A version that cannot be loaded is refused if another one serves, or a recorded one can be
+        loaded. An exception would make Serve stop the replica, and with it the version that works.
 
         Raises:
-            UserError: when it cannot be loaded and there is no other.
+            UserError: when the version cannot be loaded and there is no other.
         """
         async with self._loading:
             if self.host is not None and version == self._wanted:
-                return  # Serve repeats itself when replicas are numbered anew
+                return  # Serve sends the version again when it renumbers replicas
             self._wanted, self._tries = version, 0
             await self._try()
 
     async def check_health(self) -> None:
-        """Check the model that serves; also retry a refused version, in the background."""
+        """Check the version that serves; retry a refused version in the background.
+
+        Raises:
+            RuntimeError: when the version cannot answer.
+        """
         if self.host is not None and (reason := await self.host.find_fault()):
             raise RuntimeError(f"model '{self._name}': {reason}")
         if self._due() and not self._loading.locked():
@@ -299,11 +337,11 @@ class VersionedModel:
 
     async def _retry(self) -> None:
         async with self._loading:
-            if self._due():  # else another version was wanted meanwhile
+            if self._due():  # else another version was wanted meanwhile and loaded
                 await self._try()
 
     def describe(self) -> dict[str, Any]:
-        """See `Host.describe`, with the refused version, if there is one."""
+        """Describe the version that serves, see `Host.describe`; add `refused` if it is set."""
         about = self.host.describe() if self.host else {}
         return about | ({"refused": self.refused} if self.refused else {})
 
@@ -312,7 +350,7 @@ class VersionedModel:
         self._attempts.abandon()
 
     def close(self) -> None:
-        """Free the model, also one that is being loaded."""
+        """Free the model; a version that is being loaded is freed after its load."""
         self._closed = True
         self.abandon()
         if self.host is not None:
@@ -339,7 +377,10 @@ class VersionedModel:
                 replaced.close()
 
     async def _load_first(self, version: Version, task: str | None) -> Host:
-        """Load a version; one that no replica has loaded yet, by a recorded attempt."""
+        """Load a version.
+
+        If no replica has loaded it yet, record the attempt.
+        """
 
         def is_proven() -> bool:
             return any(good["version"] == version.model_dump() for good in self._last_good.read())
@@ -371,7 +412,7 @@ class VersionedModel:
             host = run_and_end(lambda: Host.load(version, self._options, self._metrics))
         except UserError:
             raise
-        except Exception as error:  # any error of the readers of broken files, or of full memory
+        except Exception as error:  # readers of broken files raise errors of any class
             log.exception("model '%s' cannot be loaded", self._name)
             reason = one_line(f"{type(error).__name__}: {error}", 240)
             raise UserError(
