@@ -112,8 +112,8 @@ def fit(
 ) -> FitResult:
     """Train the run of `config`, or resume the run where the same config was interrupted.
 
-    A finished run is not repeated: its stored result is returned. --push-to-hub uploads the model in
-    both cases.
+    A finished run is not repeated: its stored result is returned. --push-to-hub uploads the model
+    in both cases.
 
     Args:
         config: Flags of the run.
