@@ -55,7 +55,7 @@ def _living_groups() -> Counter[str]:
 
 
 def may_grow(config: WorkerFlags) -> bool:
-    """Return whether an autoscaler may add nodes that fit the labels of `config`."""
+    """Return whether an autoscaler may add nodes with the labels of `config`; True in KubeRay."""
     return bool(nodes_to_come(config)) or grows_by_itself()
 
 

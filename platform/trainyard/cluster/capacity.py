@@ -72,7 +72,7 @@ def worker_resources(config: WorkerFlags) -> Node:
     Nodes that an autoscaler may add count as available.
 
     Raises:
-        UserError: The smallest allowed number of workers does not fit, and no KubeRay adds nodes.
+        UserError: The smallest allowed number of workers does not fit, without KubeRay.
     """
     counts = config.worker_counts
     needed, _ = share_out(

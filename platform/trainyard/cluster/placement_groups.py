@@ -10,7 +10,7 @@ import time
 
 
 def release_orphans(patience: float = 0.0) -> None:
-    """Remove this job's placement groups that were created by actors which are dead.
+    """Remove this job's placement groups that dead actors created.
 
     While groups of live actors exist, repeat for `patience` seconds: an actor may be about to
     remove its group, or its death may not be recorded yet.
@@ -29,7 +29,7 @@ def release_orphans(patience: float = 0.0) -> None:
 
 
 def _groups_of_actors() -> list[tuple[object, bool]]:
-    """Return this job's placement groups created by actors; each flag is True for a dead actor."""
+    """Return this job's placement groups that actors created, as (group, creator is dead)."""
     import ray
     from ray._private.state import state
     from ray.core.generated import gcs_pb2

@@ -99,7 +99,7 @@ def torch_config(timeout_seconds: int, backend: str | None = None) -> Any:
     other host can reach.
 
     Args:
-        timeout_seconds: Timeout of the process group's operations.
+        timeout_seconds: Timeout of the process group's operations, in seconds.
         backend: Backend of the process group. Default: NCCL on GPUs, else gloo.
     """
     from dataclasses import dataclass
@@ -141,11 +141,11 @@ def name_interface() -> str | None:
 
 
 def cause_of(error: Any) -> str:
-    """Return the type and last line of the error that most likely caused a failed training.
+    """Return the rank, type and last line of the error that most likely caused a failed training.
 
     When a worker dies, the others raise RuntimeErrors about their lost connections. So dead workers
     come first, then workers with other errors, then the lowest rank. An `error` without worker
-    failures is the cause itself. The line is cut after 300 characters.
+    failures is the cause itself. The last line is cut after 300 characters.
     """
     worker, cause = "", error
     if failures := getattr(error, "worker_failures", None):

@@ -24,7 +24,7 @@ SECOND_TEXTS = {"sentence1": "sentence2", "question": "answer", "premise": "hypo
                 "question1": "question2", "text_a": "text_b", "text": "text_pair"}  # fmt: skip
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "tag", "tags", "intent",
           "topic", "rating", "score")  # fmt: skip
-"""Usual names of text and label columns, likeliest first; SECOND_TEXTS maps a text to its pair."""
+"""Usual column names, likeliest first; SECOND_TEXTS maps the first text column to the second."""
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -106,7 +106,7 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
 
 
 def starter(source: Path, guess: Guess, rows: Mapping[str, int], labels: Sequence[str]) -> str:
-    """Build the YAML text of a config with guessed columns and settings that train fast.
+    """Build the YAML text of a config with guessed columns and settings for fast training.
 
     Args:
         source: File of the training rows.
@@ -151,8 +151,8 @@ def _run_name(source: Path) -> str:
 def guess_columns(path: Path) -> Guess:
     """Guess the columns of a file by their names, else by their contents.
 
-    Among unnamed columns, the label is the one with the fewest distinct values. The text is the one
-    with the most characters.
+    Without a usual name, the label is the column with the fewest distinct values. The text is then
+    the column with the most characters.
 
     Raises:
         UserError: The file cannot be read, no column holds texts, or none is left for the label.

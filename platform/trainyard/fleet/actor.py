@@ -54,7 +54,7 @@ class RunProcess:
         self._shared = shared
 
     def start(self, spec: RunSpec) -> None:
-        """Set the next run. Training starts when `next_report` finds no stored evaluation."""
+        """Set the next run. Training starts when `next_report` has no stored evaluation left."""
         self._started, self._stopwatch = time.time(), Stopwatch()
         self._spec, self._trial, self._run = spec, spec.trial, spec.folder
         self._reported: dict[int, float] = {}
@@ -224,7 +224,7 @@ class RunProcess:
             startup_seconds=round(max(begun - self._started, 0.0), 3),
             loop_seconds=round(max(until - begun - self._waited, 0.0), 3),
         )
-        if outcome.status in ENDED and outcome.status != "failed":  # a failed one is tried again
+        if outcome.status in ENDED and outcome.status != "failed":  # a failed trial is retried
             self._run.store().keep(())
 
     def _ask(self) -> bool:

@@ -19,9 +19,9 @@ from trainyard.tuning.trials import Context, fixed_supply
 
 DEFAULT = "default"
 SPLIT = "rows that the search did not see"
-"""`method` if some evaluation rows score the trials, and the other rows decide the verdict."""
+"""`method` in sweep.json: some evaluation rows score trials, the others decide the verdict."""
 SPLIT_LATER = "rows set aside after a search that saw them"
-"""`method` of a sweep that began without setting rows aside.
+"""`method` in sweep.json for a sweep that began without setting rows aside.
 
 Its finished trials are ranked again, by stored predictions on a part of the rows. The other rows
 still influenced the searcher and the choice of epochs.

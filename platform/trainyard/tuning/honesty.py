@@ -54,7 +54,7 @@ _PSEUDO_ROWS = 2.0
 Otherwise runs that are right on all rows, or agree on all rows, would have no variance over rows.
 """
 _CELLS_AT_ONCE = 1 << 22
-"""Maximum rows times resamples in one temporary array."""
+"""Maximum product of rows and resamples in one temporary array."""
 _FEW_CELLS = 64
 """Maximum distinct (prediction, reference) pairs for which counting pairs beats counting rows."""
 
@@ -64,8 +64,8 @@ class SplitPredictions:
     """Predictions of several configurations, each with several seeds, on one split.
 
     `predictions[configuration][seed]` holds predicted labels or values, by row. Configuration 0 is
-    the default recipe. `references` holds the true ones. `searched` is the mask, [rows], of the
-    rows on which recipes were chosen.
+    the default recipe. `references` holds the true labels or values. `searched` is the mask,
+    [rows], of the rows on which recipes were chosen.
     """
 
     metric: str

@@ -1,6 +1,6 @@
 """Searchers, one class each: choose the next point from the seed and the trials so far.
 
-Searchers have no other state, so a killed sweep resumes with the same points.
+Searchers store no state, so a killed sweep resumes from the records of its trials alone.
 """
 
 import hashlib

@@ -122,7 +122,10 @@ class Fleet:
         return Ended("pruned")
 
     def lose(self, trial_id: str, spec: RunSpec) -> Ended:
-        """Record that a run's process was lost too often, and return the recorded outcome."""
+        """Record that a run's process was lost too often, and return the run's outcome.
+
+        If the run's lease is still held, `run` records the outcome after the last run.
+        """
         self.running.pop(trial_id, None)
         ended = Ended(
             "failed", f"its process was lost more than {self.restarts} time(s) (--max-failures)"

@@ -20,7 +20,7 @@ class Job:
     micro_batches: int
     """Micro-batches per step, a multiple of the number of workers."""
     after: str | None = None
-    """Name of the run that must finish first; None for none."""
+    """Name of the run that must finish first; None if the run can start at any time."""
 
 
 class LongestFirst:

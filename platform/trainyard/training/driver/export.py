@@ -49,7 +49,7 @@ def export_model(
         UserError: The model cannot be loaded, or its scores are not finite.
         SupersededError: Another driver has taken over the run.
     """
-    from trainyard.training.worker.weights import copy_weights  # with torch, only now
+    from trainyard.training.worker.weights import copy_weights  # imports torch, so late
 
     scratch = folder.path / f".model-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
@@ -148,7 +148,7 @@ def _selection(splits: Collection[str], run: Mapping[str, Any]) -> str:
 
 
 def _base(config: TrainConfig, run: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return the Hub id of the base model (None for a folder), and its description for the card."""
+    """Return the base model's Hub id (None if unknown) and its description for the card."""
     name = config.model_name_or_path
     if commit := run.get("model_revision"):
         return name, f"`{name}`, commit `{commit}`"

@@ -334,7 +334,7 @@ def _supervise(
         raise
     finally:
         leaving.set()
-        pool.shutdown(wait=False)  # after a second signal nothing waits for the workers
+        pool.shutdown(wait=False)  # a second signal must not wait for the workers
 
 
 def _conclude(

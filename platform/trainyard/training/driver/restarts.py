@@ -128,7 +128,7 @@ def _trainer(
     count: int,
 ) -> Any:
     backend = None  # the default: gloo
-    if config.use_gpu:  # on CPUs the import would cost the driver a second for nothing
+    if config.use_gpu:  # on CPUs the driver need not import torch
         from trainyard.training.worker.strategies import STRATEGIES
 
         backend = STRATEGIES[config.strategy].backend(config)

@@ -1,7 +1,7 @@
 """Sum of a step's gradients, in an order that does not depend on the number of workers.
 
 Floating-point addition is not associative. If the order of a sum depended on the number of workers,
-so would the last bits of the sum and, some hundred steps later, the models. So the micro-batches of
+so would its last bits. Some hundred steps later, the models would differ. So the micro-batches of
 a step are the leaves of a binary tree, whose sum has the same order for every number of workers:
 
     ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))

@@ -61,7 +61,7 @@ def training_accelerator(config: TrainConfig) -> Accelerator:
         dist.init_process_group(
             strategy.backend(config), store=dist.HashStore(), rank=0, world_size=1
         )
-    # Uncached, it searches sys.path for a package twice per step.
+    # Uncached, this function searches sys.path for a package twice per step.
     accelerate.optimizer.is_lomo_available = cache(is_lomo_available)
     handlers = [
         # Buffers are constants here (positions): broadcasting them before each forward only costs.

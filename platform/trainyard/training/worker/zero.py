@@ -66,7 +66,7 @@ class EngineGradients(Gradients):
 
     def __init__(self, accelerator: Accelerator, model: Any) -> None:
         super().__init__(accelerator, model)
-        if accelerator.scaler is not None:  # its scale is a tensor from the first use on
+        if accelerator.scaler is not None:  # the first use makes the scale a tensor
             accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
 
     @contextmanager
