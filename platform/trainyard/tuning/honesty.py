@@ -18,7 +18,8 @@ Satterthwaite's (1946) degrees of freedom. With fewer than three seeds, the vari
 unknown. Then the interval covers rows only, and there is no verdict.
 
 An extended sweep looks at the confirmation rows again. Each look spends a part of the error
-probability of 5 % (`confidence_of`). So the probability that any look is wrong is at most 5 %.
+probability of 5 % (`confidence_of`). So the probability that any look gives a wrong verdict is at
+most 5 %.
 """
 
 from collections.abc import Sequence

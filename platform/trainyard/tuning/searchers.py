@@ -86,7 +86,7 @@ class Grid(Searcher):
 
 
 class ParzenEstimator(Searcher):
-    """Tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, of Optuna."""
+    """Tree-structured Parzen estimator of Optuna (Bergstra et al. 2011; Falkner et al. 2018)."""
 
     def point(self, space: Space, seed: int, index: int, history: History) -> Point:  # noqa: ARG002
         import optuna
