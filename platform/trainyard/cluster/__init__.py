@@ -1,4 +1,4 @@
-"""All use of Ray internals: sessions, capacity, autoscaler, Ray Train, placement groups."""
+"""Ray for jobs: sessions, capacity, autoscaler requests, Ray Train trainers, placement groups."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Nodes that an autoscaler may add to the cluster, and requests for them."""
+"""Nodes that an autoscaler may add to the cluster, and resource requests to the autoscaler."""
 
 import os
 from collections import Counter
@@ -10,11 +10,15 @@ from typing import Any
 from trainyard.config import WorkerFlags
 
 Node = dict[str, float]
-"""Resources of one node, by Ray's names."""
+"""Amounts of a node's or a worker's resources, by Ray's resource names."""
 
 
 def nodes_to_come(config: WorkerFlags) -> list[Node]:
-    """Resources of the nodes that `ray up`'s autoscaler may add, within its limits."""
+    """Return the resources of each node that the autoscaler of `ray up` may still add.
+
+    Only node types with the labels of `config` count. The list is empty where `ray up` did not
+    start the cluster.
+    """
     launched = _launched()
     if launched is None:
         return []
@@ -35,7 +39,7 @@ def nodes_to_come(config: WorkerFlags) -> list[Node]:
 
 
 def _launched() -> dict[str, Any] | None:
-    """Configuration that `ray up` left on the head; None elsewhere."""
+    """Return the cluster configuration that `ray up` stores on the head node; None elsewhere."""
     import yaml
 
     path = Path("~/ray_bootstrap_config.yaml").expanduser()
@@ -51,16 +55,21 @@ def _living_groups() -> Counter[str]:
 
 
 def may_grow(config: WorkerFlags) -> bool:
-    """Return whether an autoscaler may add nodes for the run."""
+    """Return whether an autoscaler may add nodes with the labels of `config`; True in KubeRay."""
     return bool(nodes_to_come(config)) or grows_by_itself()
 
 
 @contextmanager
 def room_requested(config: WorkerFlags, needed: Mapping[str, float]) -> Iterator[None]:
-    """Request room for MAX workers from the autoscaler while a run of MIN:MAX workers trains.
+    """Request resources for MAX workers from the autoscaler while a run of MIN:MAX workers trains.
 
-    Its present workers request no more than they hold. Ray keeps one such request per cluster: the
-    later of two elastic runs replaces that of the other.
+    Without the request, Ray Train asks only for the workers it starts. Ray keeps one request per
+    cluster: of two elastic runs, the later one replaces the other's request. A fixed worker count,
+    or a cluster without an autoscaler, needs no request.
+
+    Args:
+        config: Flags with the worker counts and node labels.
+        needed: Resources of one worker.
     """
     counts, labels = config.worker_counts, config.node_labels
     if len(counts) == 1 or not (_launched() or grows_by_itself()):
@@ -76,10 +85,10 @@ def room_requested(config: WorkerFlags, needed: Mapping[str, float]) -> Iterator
     try:
         yield
     finally:
-        with suppress(RayError, RuntimeError, OSError):  # a lost cluster has no request
+        with suppress(RayError, RuntimeError, OSError):  # a lost cluster keeps no request
             request_resources(bundles=[])
 
 
 def grows_by_itself() -> bool:
-    """Return whether KubeRay runs this head: its autoscaler's limits are not visible from here."""
+    """Return whether KubeRay manages the head node; its autoscaler's limits are unknown here."""
     return os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1"

@@ -1,4 +1,4 @@
-"""Number and size of the workers that a cluster can hold: now, and as nodes come and go."""
+"""Number and resources of the workers that fit on a cluster, now and after nodes join or leave."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from trainyard.config import WorkerFlags
 from trainyard.errors import UserError
 
 RELEASE_SECONDS = 10.0
-"""Seconds that the cluster may take to free what a lost attempt had occupied."""
+"""Maximum seconds to wait until the resources of a lost attempt are free."""
 
 
 def share_out(
@@ -22,25 +22,25 @@ def share_out(
     least: int = 1,
     growing: bool = False,
 ) -> tuple[Node, int]:
-    """Size the workers of up to `groups` groups that run at the same time.
+    """Choose the resources of each worker, for up to `groups` groups that run at the same time.
 
-    Unless --resources-per-worker fixes it, each worker gets the largest number of CPUs at which as
-    many groups fit as with one CPU each.
+    --resources-per-worker is used unchanged. Otherwise each worker gets the most CPUs that do not
+    reduce the number of groups that fit, compared with one CPU each.
 
     Args:
         config: Flags that describe a worker.
         nodes: Resources of each node; a worker runs on one node.
-        title: Subject of the refusal, in the plural.
-        groups: Maximum number of groups of interest.
+        title: Plural subject of the error sentence.
+        groups: Maximum number of groups to make room for.
         size: Workers in a group.
         least: Workers that must fit.
-        growing: The cluster may add nodes that are not in `nodes`: refuse nothing.
+        growing: True if the cluster may add nodes that are not in `nodes`; then nothing is refused.
 
     Returns:
-        Resources of a worker, and the number of workers that fit.
+        Resources of a worker, and the number of workers that fit on `nodes`.
 
     Raises:
-        UserError: fewer than `least` workers fit.
+        UserError: Fewer than `least` workers fit, and `growing` is False.
     """
     gpu = {"GPU": 1.0} if config.use_gpu else {}
     needed = {**gpu, **(config.resources_per_worker or {"CPU": 1.0})}
@@ -66,12 +66,13 @@ def share_out(
 
 
 def worker_resources(config: WorkerFlags) -> Node:
-    """Ray resources of each worker of one run: a GPU if requested, and an equal share of the CPUs.
+    """Return the Ray resources of each worker of one run: by default an equal share of the CPUs.
 
-    Ray would wait without end for workers that the cluster can never hold, so they are refused here.
+    --use-gpu adds one GPU. Ray waits endlessly for workers that never fit, so this refuses them.
+    Nodes that an autoscaler may add count as available.
 
     Raises:
-        UserError: the smallest allowed number of workers does not fit.
+        UserError: The smallest allowed number of workers does not fit, without KubeRay.
     """
     counts = config.worker_counts
     needed, _ = share_out(
@@ -86,9 +87,15 @@ def worker_resources(config: WorkerFlags) -> Node:
 
 
 def worker_count(config: WorkerFlags, needed: Node, *, attempt: int) -> int:
-    """Number of workers to start: the largest allowed number that the cluster can hold.
+    """Return the largest allowed number of workers that fit on free resources, else the smallest.
 
-    The first attempt counts on what an autoscaler may add, later ones on what is free.
+    Wait up to RELEASE_SECONDS for resources to become free. Attempt 0 also counts the nodes that an
+    autoscaler may add. A fixed --num-workers is returned at once.
+
+    Args:
+        config: Flags with the allowed worker counts.
+        needed: Resources of one worker.
+        attempt: Number of the attempt at the run, from 0.
     """
     counts = config.worker_counts
     if len(counts) == 1:
@@ -105,7 +112,7 @@ def worker_count(config: WorkerFlags, needed: Node, *, attempt: int) -> int:
 
 
 def fitting(nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float]) -> int:
-    """Number of workers of `needed` resources that the nodes hold, each worker on one node."""
+    """Return the number of workers with `needed` resources that fit, each worker on one node."""
     requested = {kind: amount for kind, amount in needed.items() if amount > 0}
     return sum(
         min((int(node.get(kind, 0) / amount) for kind, amount in requested.items()), default=0)
@@ -114,12 +121,15 @@ def fitting(nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float]) -
 
 
 def greatest_count(counts: list[int], room: int) -> int:
-    """The largest of `counts` that `room` holds, or the smallest when none fits."""
+    """Return the largest of the ascending `counts` that is at most `room`, else the smallest."""
     return max((count for count in counts if count <= room), default=counts[0])
 
 
 def nodes_for(config: WorkerFlags, *, free: bool = False) -> list[Node]:
-    """Resources of each node that workers may run on: all of them, or those that are free."""
+    """Return the resources of each node that workers may run on, without draining nodes.
+
+    Nodes must have the labels of `config`. With `free`, only unreserved resources count.
+    """
     import ray
     from ray._private.state import available_resources_per_node, state
 

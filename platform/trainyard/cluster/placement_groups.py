@@ -1,18 +1,19 @@
-"""Placement groups whose creator is dead: removed, so that a lost run cannot block the others.
+"""Removal of placement groups whose creator is dead, so that a lost run cannot block other runs.
 
-Ray Train reserves its workers by a placement group of its controller, an actor. When that is killed,
-the group lives on as long as the job does. Ray Train's own cleaner asks the State API, which needs
-the dashboard and fails with two Rays on one host. The GCS is always there.
+The controller of Ray Train, an actor, reserves workers with a placement group. When the controller
+is killed, the group remains until the job ends. Ray Train's own cleaner uses the State API, which
+needs the dashboard and fails with two Rays on one host. This module queries the GCS, which always
+runs.
 """
 
 import time
 
 
 def release_orphans(patience: float = 0.0) -> None:
-    """Remove this job's placement groups whose creator, an actor, is dead.
+    """Remove this job's placement groups that dead actors created.
 
-    Groups of living actors get `patience` seconds: their removal, or the record of the actor's
-    death, may be under way.
+    While groups of live actors exist, repeat for `patience` seconds: an actor may be about to
+    remove its group, or its death may not be recorded yet.
     """
     from ray.util.placement_group import remove_placement_group
 
@@ -28,7 +29,7 @@ def release_orphans(patience: float = 0.0) -> None:
 
 
 def _groups_of_actors() -> list[tuple[object, bool]]:
-    """Placement groups of this job that an actor created, and whether it is dead."""
+    """Return this job's placement groups that actors created, as (group, creator is dead)."""
     import ray
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
@@ -42,6 +43,6 @@ def _groups_of_actors() -> list[tuple[object, bool]]:
         (PlacementGroup(ray.PlacementGroupID(group.placement_group_id)), group.creator_actor_dead)
         for group in groups
         if group.creator_job_id == job
-        and any(group.creator_actor_id.strip(b"\xff"))  # all ones: created by no actor
+        and any(group.creator_actor_id.strip(b"\xff"))  # an id of all ones: no actor created it
         and group.state != removed
     ]

@@ -1,4 +1,4 @@
-"""Ray Train: a lean `TorchTrainer`, its process group, and the causes of its failures."""
+"""Ray Train: a `TorchTrainer` without unneeded processes, its process group, failure causes."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -21,23 +21,23 @@ def build_trainer(
     backend: str | None = None,
     **failures: int,
 ) -> Any:
-    """Build the trainer that runs `work` on `count` workers of `resources`.
+    """Build the `TorchTrainer` that runs `work` on each of `count` workers.
 
     Args:
         config: Flags of the workers.
         work: Function that each worker runs.
         count: Number of workers.
         resources: Ray resources of each worker.
-        storage: Folder for Ray Train's files, in a subfolder `name`.
-        name: See `storage`.
-        timeout_seconds: Maximum time that a worker waits for another.
-        backend: torch's backend of the process group. Default: NCCL on GPUs, else gloo.
+        storage: Parent of the folder `name`, which holds Ray Train's files.
+        name: Name of the run for Ray Train.
+        timeout_seconds: Maximum seconds that an operation of the process group waits for a worker.
+        backend: Backend of torch's process group. Default: NCCL on GPUs, else gloo.
         failures: Fields of Ray's FailureConfig.
     """
     import ray.train
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # `NodeMonitor` sees them
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # `NodeMonitor` handles it
     grows = may_grow(config)
     if grows:  # a new machine takes minutes to start
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
@@ -57,12 +57,11 @@ def build_trainer(
 
 
 def _lean_trainer(grows: bool) -> Any:
-    """Return Ray's TorchTrainer without the processes that a run does not need.
+    """Build a subclass of TorchTrainer without the helpers that a run does not need.
 
-    The first would distribute data sets: there are none. The second would remove the placement group
-    of a controller that died, as `release_orphans` does; it asks Ray's State API, which times out when
-    two Rays run on a machine, so every run would end 12 seconds late. The third would ask an autoscaler
-    for room, so each run would start a second later.
+    DatasetsCallback distributes data sets; a run has none. PlacementGroupCleanerCallback duplicates
+    `release_orphans`, and delays the end of each run when two Rays share a host. Resource requests
+    to an autoscaler delay the start; they are sent only if the cluster `grows`.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -94,10 +93,14 @@ def _lean_trainer(grows: bool) -> Any:
 
 
 def torch_config(timeout_seconds: int, backend: str | None = None) -> Any:
-    """Return Ray's process group over the network interface that Ray itself uses.
+    """Build a TorchConfig whose process group uses the network interface of Ray.
 
-    By default gloo and NCCL ask the name service for the host's address: Debian answers 127.0.1.1,
-    which no other host can reach.
+    By default gloo and NCCL resolve the host's name. Debian resolves it to 127.0.1.1, which no
+    other host can reach.
+
+    Args:
+        timeout_seconds: Timeout of the process group's operations, in seconds.
+        backend: Backend of the process group. Default: NCCL on GPUs, else gloo.
     """
     from dataclasses import dataclass
 
@@ -119,7 +122,11 @@ def torch_config(timeout_seconds: int, backend: str | None = None) -> Any:
 
 
 def name_interface() -> str | None:
-    """Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, unless they are set; return the interface."""
+    """Set unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface of this node's address.
+
+    Returns:
+        Name of the interface that has Ray's address of this node; None if no interface has it.
+    """
     import psutil
     import ray.util
 
@@ -134,9 +141,11 @@ def name_interface() -> str | None:
 
 
 def cause_of(error: Any) -> str:
-    """Return the failure of the first worker, or why there were no workers, in one line.
+    """Return the rank, type and last line of the error that most likely caused a failed training.
 
-    When one worker dies, the others fail by a RuntimeError of the connection to it: that is no cause.
+    When a worker dies, the others raise RuntimeErrors about their lost connections. So dead workers
+    come first, then workers with other errors, then the lowest rank. An `error` without worker
+    failures is the cause itself. The last line is cut after 300 characters.
     """
     worker, cause = "", error
     if failures := getattr(error, "worker_failures", None):
@@ -150,7 +159,7 @@ def cause_of(error: Any) -> str:
 
 
 def dead_ranks(error: Any) -> set[int]:
-    """Return the ranks of workers that were killed or lost with their node, and raised nothing."""
+    """Return the ranks of workers that were killed, hung or lost, so their health checks failed."""
     from ray.train.v2._internal import exceptions
 
     gone = (exceptions.WorkerHealthCheckFailedError, exceptions.WorkerHealthCheckTimeoutError)

@@ -1,4 +1,4 @@
-"""Join or start Ray for a run, and leave it as it was found."""
+"""Connect to Ray for a job, and shut down only the connection or cluster that the job started."""
 
 import contextlib
 import importlib
@@ -13,20 +13,24 @@ from trainyard.config import ClusterFlags
 from trainyard.errors import UserError, one_line
 
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
-"""Module that a tokenizing job needs first; its import takes 2 to 3 seconds, like Ray's start."""
+"""Slow module that a job needs for tokenizing; `ray_session` imports it while Ray starts."""
 
 
 @contextlib.contextmanager
 def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None]:
-    """Use the Ray that this process is connected to, else join `address`, else start a local one.
+    """Connect to Ray: reuse this process's connection, else join a cluster, else start a local one.
 
-    Only a Ray that was started or joined here is shut down again. While it starts, another thread
-    imports the module that is `needed_next`, which must have nothing to do with Ray's own.
+    The address to join is --address, else RAY_ADDRESS. At exit, shut down only what was started or
+    joined here.
+
+    Args:
+        config: Flags with the address.
+        needed_next: Module, independent of Ray, to import in a thread while Ray starts.
 
     Raises:
-        UserError: when the address does not answer, or no local Ray starts.
+        UserError: The address is a URL or does not answer, or the local cluster does not start.
     """
-    # Ray starts itself when a call finds it shut down, and a thread may still call: not in a run.
+    # Otherwise Ray would start again when a remaining thread calls it after the shutdown.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
@@ -43,7 +47,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
             # Ray would keep an idle process for each CPU, with its memory: a process that has
             # tokenized holds half the memory of the worker that trains.
             "num_workers_soft_limit": 0,
-            # It would also start them in advance. Each kind of work has another environment.
+            # Prestarted processes are of no use: each kind of work needs another environment.
             "prestart_worker_first_driver": False,
         }
     _check_answers(address)
@@ -51,20 +55,25 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
     importing.start()
     try:
         start_ray(address, **options)
-    except Exception as error:  # a node that is too slow to start is a bare Exception
+    except Exception as error:  # a node that starts too slowly raises a plain one
         raise UserError(_no_ray(address, error)) from error
     try:
-        importing.join()  # transformers puts another module in its place at the end
+        importing.join()  # the import ends by replacing the module object
         yield
     finally:
         ray.shutdown()
 
 
 def start_ray(address: str = "local", **options: Any) -> None:
-    """Call `ray.init`; a local Ray starts without the processes that no job of ours needs.
+    """Call `ray.init`; start a local Ray without processes that no job needs.
 
-    They are the dashboard's, the autoscaler's monitor, and the one that follows the workers' logs for the
-    terminal. `ray.init` would wait for the first, which only reports usage when there is no dashboard.
+    The omitted processes are the API server, the autoscaler's monitor and, without `log_to_driver`,
+    the log monitor. Without a dashboard the API server only reports usage, and `ray.init` waits for
+    it.
+
+    Args:
+        address: "local" to start a cluster, else the address of a running one.
+        options: Further arguments of `ray.init`.
     """
     import ray
     from ray._private import node
@@ -104,7 +113,11 @@ def _no_ray(address: str, error: Exception) -> str:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address without a listener: Ray itself would retry for more than a minute."""
+    """Refuse an address without a listener, for which Ray would retry for more than a minute.
+
+    Raises:
+        UserError: The address is a URL, or no connection to it opens within 10 seconds.
+    """
     if "://" in address:
         raise UserError(
             f"a run cannot join {address}: `ray job submit` takes the dashboard's "
@@ -124,9 +137,9 @@ def _check_answers(address: str) -> None:
 
 
 def owns_gpu() -> bool:
-    """Return whether Ray reserved a GPU for this process; outside Ray a process may use any.
+    """Return whether this process may use a GPU: Ray reserved one, or Ray is not in use.
 
-    Ray no longer hides the GPUs from processes that asked for none.
+    Processes must check this, since Ray does not hide GPUs from processes that reserved none.
     """
     import ray
 

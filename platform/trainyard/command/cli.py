@@ -1,4 +1,4 @@
-"""Command lines: flags and --config files to a config; results and errors to the terminal."""
+"""Build configs from flags and --config files, run jobs, and print results and errors."""
 
 import dataclasses
 import json
@@ -25,13 +25,20 @@ def parse(
 ) -> Config:
     """Build `config` from flags, reading each `--config FILE.yaml` as more flags; later flags win.
 
-    A file's values pass through the same parser as flags. So `3e-5` is a number (in YAML 1.1 it is a
+    The parser of flags also reads a file's values. So `3e-5` is a number (in YAML 1.1 it is a
     string), and a misspelled key gets the same hint. Names of `TrainingArguments`, and files of
     `accelerate config`, are translated.
 
+    Args:
+        config: Class of the flags.
+        argv: Flags. Default: the process's arguments.
+        prog: Name of the command in --help.
+        examples: Command lines in --help, without the program's name.
+        needs: Fields, at least one of which must be given as a flag.
+
     Raises:
-        SystemExit: Status 2: a flag is unknown, or a value has the wrong type.
-        UserError: A file cannot be read, or values cannot work together.
+        SystemExit: Status 2 for an unknown flag or a value of the wrong type; 0 after --help.
+        UserError: A file cannot be read, all `needs` are missing, or values conflict.
     """
     import tyro
 
@@ -45,7 +52,11 @@ def parse(
 
 
 def _check_given(needs: Sequence[str], words: Sequence[str]) -> None:
-    """Refuse a command line without any of the flags that it needs."""
+    """Refuse a command line without any flag of the fields `needs`.
+
+    Raises:
+        UserError: None of the flags is among `words`.
+    """
     given = {word.partition("=")[0].replace("_", "-") for word in words}
     if needs and given.isdisjoint(map(flag, needs)):
         raise UserError(
@@ -109,23 +120,23 @@ def run_job(
     needs: Sequence[str] = (),
     opening: str | None = None,
 ) -> None:
-    """Parse the command line, run `job`, print its end in words and its result as JSON.
+    """Parse the command line, run `job`, and print a summary and the result as JSON.
 
-    The words go to stderr. The JSON is the last line of stdout, if stdout is no terminal or with
-    --json.
+    The summary goes to stderr. The JSON is the last line of stdout, with --json or if stdout is no
+    terminal. The function returns only when the work is done and stored.
 
     Args:
         config: Class of the flags.
-        job: The work.
-        argv: Flags; by default those of the process.
-        prog: Name of the command in its --help.
-        examples: Command lines in its --help.
-        needs: Flags of which one must be given.
+        job: Function from the config to the result.
+        argv: Flags. Default: the process's arguments.
+        prog: Name of the command in --help.
+        examples: Command lines in --help, without the program's name.
+        needs: Fields, at least one of which must be given as a flag.
         opening: First line on stderr.
 
-    Exit status: 0 only when the work is done and stored; 1 when the result says `ok: false`; 2 for
-    a mistake that the user can fix, printed as one sentence; 143 or 130 when stopped by SIGTERM or
-    Ctrl-C.
+    Raises:
+        SystemExit: Status 1 when the result has `ok: false`; 2 for a UserError or a storage fault,
+            printed as one sentence; 143 or 130 when stopped by SIGTERM or Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words or not sys.stdout.isatty()

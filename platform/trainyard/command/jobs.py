@@ -1,4 +1,4 @@
-"""The `trainyard` command: a table of jobs, and the choice of one by the first word of a command line."""
+"""The `trainyard` command: the table of jobs, and the choice of one by the first argument."""
 
 import contextlib
 import importlib
@@ -15,37 +15,37 @@ from trainyard.command.usage import grouped
 
 @dataclass(frozen=True)
 class Job:
-    """One subcommand. Its names are loaded when it runs, so that --help stays instant."""
+    """One subcommand. Its class and function are imported on use, so that --help stays fast."""
 
     about: str
-    """Its line in `trainyard --help`."""
+    """Description in `trainyard --help`."""
     config: str
-    """Class of its flags, as MODULE:NAME."""
+    """Class of the flags, as MODULE:NAME."""
     function: str
-    """Function from the config to its result: a mapping, or an object with `as_json`."""
+    """Function from the config to a mapping or an object with `as_json`, as MODULE:NAME."""
     examples: tuple[str, ...]
-    """Command lines for its --help, without the word `trainyard`."""
+    """Command lines for the job's --help, without the word `trainyard`."""
     opening: str = "loading torch and Ray, which takes some seconds"
-    """End of the first line on stderr."""
+    """End of the first line that the job prints on stderr."""
     needs: tuple[str, ...] = ()
-    """Fields of which one must be given as a flag."""
+    """Config fields, at least one of which must be given as a flag."""
     preset: str | None = None
-    """File of the package with flags that are read before the given ones."""
+    """YAML file of this package with flags that precede the given ones, so the given ones win."""
     verbs: Mapping[str, str] | None = None
-    """First words that call a function of the remaining words instead."""
+    """First argument -> function that runs instead, as MODULE:NAME; it gets all arguments."""
 
     def config_class(self) -> type[Any]:
         found: type[Any] = load(self.config)
         return found
 
     def run(self, config: Any) -> Mapping[str, Any]:
-        """Do the job; return its JSON line."""
+        """Run the job; return the mapping that is printed as JSON."""
         result = load(self.function)(config)
         found: Mapping[str, Any] = result if isinstance(result, Mapping) else result.as_json()
         return found
 
     def flags(self, argv: Sequence[str]) -> list[str]:
-        """Return the given flags behind those of the preset."""
+        """Return the flags `argv` after those of the preset."""
         path = Path(__file__).with_name(self.preset) if self.preset else None
         return [*((f"--config={path}",) if path else ()), *argv]
 
@@ -161,10 +161,17 @@ def load(name: str) -> Any:
 
 
 def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
-    """Run the job `name`, else the one that the first word of the command line names.
+    """Run the job `name`, else the job that the first word of the command line names.
+
+    Without a word, or with --help, print the overview. `completion SHELL` prints a completion
+    script.
+
+    Args:
+        name: Key of JOBS.
+        argv: Command line. Default: the process's arguments.
 
     Raises:
-        SystemExit: with the job's exit status, see `run_job`; 2 for an unknown word.
+        SystemExit: The job's exit status, see `run_job`; 2 for an unknown job or shell.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if name is None:
@@ -193,7 +200,11 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
 
 
 def completion(shell: str) -> str:
-    """Build the completion script of a shell, for all commands and their flags."""
+    """Build the completion script of `shell`, one of SHELLS, for all commands and their flags.
+
+    Raises:
+        SystemExit: Status 2 for a shell that is not in SHELLS.
+    """
     import tyro
 
     if shell not in SHELLS:

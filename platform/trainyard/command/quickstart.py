@@ -1,4 +1,4 @@
-"""The demo from training to an answer over HTTP."""
+"""`trainyard quickstart`: train a demo model, serve it, and classify sentence pairs over HTTP."""
 
 import json
 from typing import Any
@@ -9,7 +9,12 @@ from trainyard.terminal import say, stage
 
 
 def quickstart(config: TrainConfig) -> dict[str, Any]:
-    """Train the generated demo, serve the model, and send it sentences that it never saw."""
+    """Train on generated data, serve the model, and print its answers to unseen sentence pairs.
+
+    Returns:
+        The result of `fit` as JSON, with `open`: URL of the start page once the model is served
+        again.
+    """
     from trainyard.data import EXAMPLES
     from trainyard.serving import served
     from trainyard.training import fit

@@ -1,4 +1,4 @@
-"""`trainyard init`: look into a file of texts and labels, and write a starter config for it."""
+"""`trainyard init`: inspect a file of texts and labels, and write a starter config for it."""
 
 import codecs
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainyard.data import TextFormat
 
 SAMPLE = 2000
-"""Rows that are looked at."""
+"""Maximum number of rows that are read to guess the columns."""
 
 TEXTS = ("text", "sentence", "sentence1", "body", "content", "review", "message", "comment",
          "question", "premise", "description", "title")  # fmt: skip
@@ -24,12 +24,12 @@ SECOND_TEXTS = {"sentence1": "sentence2", "question": "answer", "premise": "hypo
                 "question1": "question2", "text_a": "text_b", "text": "text_pair"}  # fmt: skip
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "tag", "tags", "intent",
           "topic", "rating", "score")  # fmt: skip
-"""Usual names of columns, the likeliest first."""
+"""Usual column names, likeliest first; SECOND_TEXTS maps the first text column to the second."""
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 MANY_CLASSES = 20
-"""Distinct numbers above which a column of numbers is a quantity, not a class."""
+"""Maximum number of distinct whole numbers in a class label; more make it a regression target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class InitConfig(Flags):
 
 @dataclass(frozen=True)
 class Guess:
-    """Columns and kind of the labels of a file."""
+    """Guessed columns, problem type and text format of a file; None keeps the usual value."""
 
     text: str
     pair: str | None
@@ -58,10 +58,10 @@ class Guess:
     encoding: str
     delimiter: str | None
     longest: int
-    """Characters of the longest texts, but for one in a hundred."""
+    """Characters per row, 99th percentile; both texts of a pair count."""
 
     def fields(self) -> dict[str, Any]:
-        """Return the config's fields about the data, without those that have their default."""
+        """Return the guesses as fields of TrainConfig, without those that equal the defaults."""
         found = {
             "text_column": self.text,
             "text_pair_column": self.pair,
@@ -75,10 +75,13 @@ class Guess:
 
 
 def write_starter(config: InitConfig) -> dict[str, Any]:
-    """Write the config, and return the job's JSON.
+    """Write the starter config of `config.train_file`.
+
+    Returns:
+        The job's JSON: path of the config, rows of each split, labels and column names.
 
     Raises:
-        UserError: The file cannot be used for training, or the config exists.
+        UserError: The file cannot be used for training, or the config exists without --force.
     """
     from trainyard.data import find_splits
 
@@ -103,7 +106,14 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
 
 
 def starter(source: Path, guess: Guess, rows: Mapping[str, int], labels: Sequence[str]) -> str:
-    """Build the text of the config: guessed columns, and settings that are fast on few rows."""
+    """Build the YAML text of a config with guessed columns and settings for fast training.
+
+    Args:
+        source: File of the training rows.
+        guess: Guessed columns and format.
+        rows: Number of rows by split.
+        labels: Names of the labels; empty for regression.
+    """
     counts = ", ".join(f"{count} rows of {name}" for name, count in rows.items())
     shown = ", ".join(labels[:12]) + (" …" if len(labels) > 12 else "")
     data = "".join(f"{name}: {json.dumps(value)}\n" for name, value in guess.fields().items())
@@ -141,8 +151,11 @@ def _run_name(source: Path) -> str:
 def guess_columns(path: Path) -> Guess:
     """Guess the columns of a file by their names, else by their contents.
 
+    Without a usual name, the label is the column with the fewest distinct values. The text is then
+    the column with the most characters.
+
     Raises:
-        UserError: No column holds texts, or none could be the label.
+        UserError: The file cannot be read, no column holds texts, or none is left for the label.
     """
     columns, encoding, delimiter = _sample(path)
     names = {name.lower(): name for name in columns}
@@ -194,7 +207,11 @@ def _problem_type(values: Sequence[Any]) -> str | None:
 
 
 def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:
-    """Return the first rows by column, the encoding, and a delimiter that is not the usual one."""
+    """Read the first rows of a file, at most SAMPLE.
+
+    Returns:
+        Values by column, the encoding, and the delimiter; None for the usual one of the extension.
+    """
     from trainyard.data import AS_JSON, TextFormat, check_file, read_rows
 
     check_file(path)

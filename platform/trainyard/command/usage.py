@@ -1,4 +1,4 @@
-"""The --help of a job: examples first, then its flags in groups."""
+"""Layout of a job's --help: examples, description, then the flags in titled boxes."""
 
 import dataclasses
 import inspect
@@ -35,18 +35,18 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "output": ("run_name", "storage_path", "fresh", "ledger", "output_file", "output"),
 }  # fmt: skip
-"""Flags that several jobs have, by the box of --help that shows them, in the order of the box."""
+"""Title of a box in --help -> config fields in this box, in order."""
 
 DEFINED_BY = {
     "FileFlags": "data", "DataFlags": "data", "EvaluatedRows": "data", "ModelFlags": "model",
     "ScoringFlags": "model", "TrainConfig": "training", "ClusterFlags": "worker",
     "WorkerFlags": "worker", "StorageFlags": "output", "RunFlags": "output",
 }  # fmt: skip
-"""Box of a flag that GROUPS does not name, by the class that defines it. A job's own come first."""
+"""Class -> box of the fields that it defines and GROUPS omits. Other fields precede all boxes."""
 
 
 def grouped(config: type[Any]) -> type[Any]:
-    """Build the type that tyro parses: a nested dataclass for each group of `config`'s fields."""
+    """Build the type that tyro parses: a nested dataclass for each box of `config`'s fields."""
     import tyro
 
     home = {name: title for title, names in GROUPS.items() for name in names}
@@ -75,7 +75,7 @@ def grouped(config: type[Any]) -> type[Any]:
 
 
 def _definer(config: type[Any], name: str) -> str:
-    """Return the name of the first class of `config`'s bases that declares a field."""
+    """Return the name of the most basic class of `config` that declares the field `name`."""
     return next(
         base.__name__
         for base in reversed(config.__mro__)
@@ -99,7 +99,7 @@ def flattened(values: Any) -> dict[str, Any]:
 
 
 def description(config: type[Any], prog: str | None, examples: Sequence[str]) -> str:
-    """Build the text above the flags: examples, then the class's docstring."""
+    """Build the text above the flags: examples if there are any, then the class's docstring."""
     about = inspect.cleandoc(vars(config)["__doc__"] or "")
     command = (prog or "").partition(" ")[0]
     lines = "".join(f"  {command} {example}\n" for example in examples)

@@ -1,7 +1,8 @@
 """Many runs at the same time on Ray Tune.
 
-Modules: `spec` one run, `actor` the process that trains it, `driver` the process of the job: its
-`runner`, its `ray_tune` (all that calls Tune), and the `schedule` of runs of different length.
+`spec` describes a run and its outcome. `actor` is the process that trains runs. The modules of
+`driver` run in the job's process: `runner` controls the fleet, `ray_tune` calls Tune, and
+`schedule` orders runs of different length.
 """
 
 import lazy_loader

@@ -1,9 +1,9 @@
 """Ray Tune's actor: a process that trains runs of a fleet, one after another.
 
-The run folder is the truth. A trial that is started again reports what its folder holds, then resumes
-from its checkpoint; one that had ended reports and ends. When `stop` returns, the thread has ended and
-has released everything: a Ray Train run of several workers is asked to save and ends normally, so that
-Ray Train removes its placement group.
+All state is in the run folder. A restarted trial first reports the evaluations in its folder, then
+resumes from its checkpoint; a trial that had ended only reports. `stop` returns after the training
+thread has ended and released its resources. A run with Ray Train workers gets a request to save and
+ends normally, so that Ray Train removes its placement group.
 """
 
 import gc
@@ -33,25 +33,28 @@ from trainyard.storage import ENDED, RunFolder, Stopwatch, TrialSpec, link_tree,
 from trainyard.training import Trial, fit
 
 WORST = -1e9
-"""Reported score of a trial without one: finite, since Tune's schedulers take means."""
+"""Reported score of a trial without evaluations; finite, since Tune's schedulers compute means."""
 TIE_BREAK = 1e-9
-"""Weight of the training loss in the reported standing: of equal scores the lower loss is better. In
-their first steps trials often answer one class for all rows, and schedulers stop no tie."""
+"""Weight of the mean training loss in the reported standing, which orders trials of equal score.
+
+Early in training, trials often predict one class for all rows, and schedulers do not stop tied
+trials.
+"""
 POLL_SECONDS = 0.2
 
 
 class RunProcess:
-    """Train one run at a time in this process.
+    """Train runs in this process, one at a time.
 
     Args:
-        shared: Data and task of trials; None for ordinary runs.
+        shared: Data and task of the trials of a sweep; None for ordinary runs.
     """
 
     def __init__(self, shared: Shared | None) -> None:
         self._shared = shared
 
     def start(self, spec: RunSpec) -> None:
-        """Take up a run. Training starts with the first `next_report` that needs it."""
+        """Set the next run. Training starts when `next_report` has no stored evaluation left."""
         self._started, self._stopwatch = time.time(), Stopwatch()
         self._spec, self._trial, self._run = spec, spec.trial, spec.folder
         self._reported: dict[int, float] = {}
@@ -65,7 +68,14 @@ class RunProcess:
         self._defect: Exception | None = None
 
     def next_report(self) -> dict[str, Any]:
-        """Train to the next evaluation, or to the end; return the report for Tune."""
+        """Train to the next evaluation, or to the end; return the report for Tune.
+
+        Returns:
+            Best score, standing, number of evaluations, and `done` with the outcome in `ended`.
+
+        Raises:
+            Exception: The end could not be recorded, or another driver has taken over the run.
+        """
         if (report := self._unreported()) is not None and self._thread is None:
             return report
         if self._thread is None:
@@ -84,12 +94,16 @@ class RunProcess:
                 return self._report(self._outcome)
             if (report := self._unreported()) is not None:
                 return report
-            self._permit()  # an evaluation repeated after a restart: reported already
+            self._permit()  # a repeated evaluation that was reported before the restart
 
     def stop(self) -> None:
-        """Save and end a run that the scheduler stops; return when its resources are free."""
+        """Save and end a run that the scheduler stops; return when its resources are free.
+
+        Raises:
+            HeldError: Another process still holds the lease of a trial after TAKEOVER_SECONDS.
+        """
         if self._thread is None:
-            if not self._reported:  # it had not begun; else it was compared by its folder
+            if not self._reported:  # not begun, and no stored evaluation was reported
                 return
         elif not self._thread.is_alive():
             return
@@ -130,15 +144,15 @@ class RunProcess:
         outcome, defect = Ended("finished"), ""
         try:
             self._run.check()
-            # The node of its predecessor may have died a moment ago.
+            # The lease of a predecessor on a dead node expires within this time.
             fit(self._spec.config, self._part(), patience=TAKEOVER_SECONDS, fence=self._spec.fence)
         except Interrupted as stop:
             outcome = Ended("stopped", str(stop))
-        except HeldError as error:  # the records and checkpoints are another process's
+        except HeldError as error:  # records and checkpoints belong to another process
             self._outcome = Ended("failed", str(error))
             self._events.put("ended")
             return
-        except SupersededError as error:  # nothing may be written any longer
+        except SupersededError as error:  # this process must write nothing more
             self._defect = error
             self._events.put("ended")
             return
@@ -154,7 +168,7 @@ class RunProcess:
                     self._record_end(outcome, defect)
             self._outcome = outcome
             _free_memory()
-        except Exception as error:  # the folder cannot be written: for Tune to try again elsewhere
+        except Exception as error:  # the folder cannot be written: Tune retries elsewhere
             self._defect = error
         self._events.put("ended")
 
@@ -175,7 +189,7 @@ class RunProcess:
         )
         if self._trial.parent is not None:
             inherit(self._run, RunFolder(self._run.path.parent / self._trial.parent))
-        self._stopwatch.lap("start_up")  # imports, in the first trial of a process
+        self._stopwatch.lap("start_up")  # mostly imports, in the first trial of a process
         return part
 
     def _record(self) -> dict[str, Any]:
@@ -210,11 +224,14 @@ class RunProcess:
             startup_seconds=round(max(begun - self._started, 0.0), 3),
             loop_seconds=round(max(until - begun - self._waited, 0.0), 3),
         )
-        if outcome.status in ENDED and outcome.status != "failed":  # a failed one is tried again
+        if outcome.status in ENDED and outcome.status != "failed":  # a failed trial is retried
             self._run.store().keep(())
 
     def _ask(self) -> bool:
-        """Wait for the scheduler's decision; the loop calls this after an evaluation."""
+        """Wait for the scheduler's decision; return whether to continue.
+
+        The training loop calls this after each evaluation.
+        """
         assert self._trial is not None
         self._events.put("evaluation")
         since = time.monotonic()
@@ -239,12 +256,12 @@ class RunProcess:
             "standing": score - TIE_BREAK * loss,
             "evaluation": len(self._reported),
             "done": ended is not None,
-            "ended": ended,  # Tune sets `done` too when the scheduler ends a trial; this it leaves
+            "ended": ended,  # None if the scheduler ends the trial, when Tune sets `done`
         }
 
 
 def build_trainable(shared: Shared | None) -> type[tune.Trainable]:
-    """Build the class that Tune runs: a `RunProcess`, reused from run to run."""
+    """Build the Trainable that Tune runs: a `RunProcess` that trains several runs in succession."""
 
     class FleetRun(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
@@ -263,7 +280,7 @@ def build_trainable(shared: Shared | None) -> type[tune.Trainable]:
             self.process.stop()
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002
-            return {}  # the run folder has them
+            return {}  # checkpoints are in the run folder
 
         def load_checkpoint(self, checkpoint: Any) -> None:
             """Load nothing: `start` reads the run folder."""
@@ -272,7 +289,7 @@ def build_trainable(shared: Shared | None) -> type[tune.Trainable]:
 
 
 def mean_loss(run: RunFolder, last_step: int) -> float:
-    """Mean of the training losses that metrics.jsonl holds up to a step; 0 when there are none."""
+    """Return the mean training loss in metrics.jsonl up to `last_step`; 0 without losses."""
     losses = [
         line["loss"] for line in run.metrics() if "loss" in line and line["step"] <= last_step
     ]
@@ -280,7 +297,10 @@ def mean_loss(run: RunFolder, last_step: int) -> float:
 
 
 def inherit(run: RunFolder, parent: RunFolder) -> None:
-    """Start a run from its parent's last checkpoints, as links to the same files."""
+    """Link the checkpoints and predictions of `parent` into `run`, so that it resumes from there.
+
+    A run that already has checkpoints is not changed.
+    """
     own, source = run.store(), parent.store()
     if own.steps():
         return
@@ -300,7 +320,10 @@ def _tokenizer(model: str, max_length: int) -> Any:
 
 
 def _limit_gpu_memory(share: float) -> None:
-    """Limit a trial that shares a GPU to its share of the memory: nothing else separates them."""
+    """Limit this process to `share` of the GPU's memory, if it is between 0 and 1.
+
+    Nothing else keeps trials on one GPU from using each other's memory.
+    """
     import torch
 
     if 0 < share < 1 and torch.cuda.is_available():

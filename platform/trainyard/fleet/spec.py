@@ -1,4 +1,4 @@
-"""A run of a fleet, what the runs have in common, and the outcome of one."""
+"""A run of a fleet, the data that trials share, and the outcome of a run."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from trainyard.tasks import Task
 from trainyard.training import AnotherRun
 
 TAKEOVER_SECONDS = 2 * EXPIRY_SECONDS
-"""Maximum wait for the lease of a run whose last process is dead or about to end."""
+"""Maximum seconds to wait for the lease of a run whose last process is dead or about to end."""
 
 Status = Literal["finished", "stopped", "pruned", "diverged", "failed"]
 
 
 def tokenization_of(config: TrainConfig) -> tuple[Hashable, ...]:
-    """Key of the tokenized data that a run reads."""
+    """Return the key of a run's tokenized data: the values of TOKENIZATION_FIELDS."""
     return tuple(getattr(config, field) for field in TOKENIZATION_FIELDS)
 
 
@@ -27,14 +27,14 @@ def tokenization_of(config: TrainConfig) -> tuple[Hashable, ...]:
 class RunSpec:
     """One run of a fleet.
 
-    A run with a `trial` reads the fleet's shared data, reports each evaluation and waits for the
-    scheduler. One without is an ordinary run of `fit`, which prepares its own data.
+    A run with a `trial` reads the fleet's shared data and reports each evaluation to the scheduler.
+    A run without a trial is an ordinary run of `fit`, which prepares its own data.
     """
 
     config: TrainConfig
     trial: TrialSpec | None = None
     fence: Fence | None = None
-    """Of the job's lease: runs of a job that was taken over end."""
+    """Fence of the job's lease: runs end when another driver takes over the job."""
 
     def __str__(self) -> str:
         return self.config.resolved_run_name
@@ -45,21 +45,27 @@ class RunSpec:
 
     @property
     def trains_in_process(self) -> bool:
-        """The run trains in the process of the fleet, and not in workers of Ray Train."""
+        """True if the run trains in the actor's process, False if in workers of Ray Train."""
         return self.trial is not None and self.config.worker_counts == [1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """Data and task of the trials of a sweep; sent to each process once."""
+    """Name, task and data of a sweep, sent once to each process that trains its trials."""
 
     sweep: str
     task: Task
     data: Mapping[tuple[Hashable, ...], PreparedData]
-    """Tokenized splits, by `tokenization_of` the runs."""
+    """Tokenized splits, by the keys of `tokenization_of`."""
 
     def scores(self, run: RunFolder) -> dict[int, float]:
-        """Score of each evaluation in a run's metrics.jsonl, by step: the mean over its splits."""
+        """Return the score of each evaluation in a run's metrics.jsonl, by step.
+
+        A score is the mean over the evaluation splits. Steps without all splits are left out.
+
+        Raises:
+            DamagedRun: The file is damaged.
+        """
         found: dict[int, list[float]] = {}
         for line in run.metrics():
             if "split" in line:
@@ -71,19 +77,23 @@ class Shared:
 
 @dataclass(frozen=True)
 class Ended:
-    """Outcome of a run; `reason` explains every status but "finished"."""
+    """Outcome of a run; `reason` is a sentence that explains a status other than "finished"."""
 
     status: Status
     reason: str | None = None
 
 
 def pruned(evaluations: int) -> Ended:
-    """Outcome of a trial that the scheduler stopped."""
+    """Build the outcome of a trial that the scheduler stopped after `evaluations` evaluations."""
     return Ended("pruned", f"stopped by the scheduler at evaluation {evaluations}")
 
 
 def reason_of(error: UserError, folder: Path) -> str:
-    """Reason that an ordinary run failed, with a remedy that does not need --fresh."""
+    """Return the reason that an ordinary run failed.
+
+    The remedy restarts only this run, where the remedy of `error` would be --fresh for the whole
+    job.
+    """
     if isinstance(error, DamagedRun | AnotherRun):
         return f"{error.problem}; use rm -r {folder} to start this run anew"
     return str(error)

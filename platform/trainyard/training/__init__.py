@@ -1,4 +1,4 @@
-"""Fine-tune one model: `fit`."""
+"""Fine-tuning of one model by `fit`, and checks of recorded runs."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The state of a run without its weights, and the outcome of an attempt at it."""
+"""State of a run apart from its tensors, and the outcome of an attempt at the run."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -8,9 +8,10 @@ from trainyard.errors import UserError
 
 @dataclass
 class TrainState:
-    """Everything that the rest of a run depends on, except weights and optimizer.
+    """State that a run resumes from, next to weights, optimizer, scheduler and gradient scaler.
 
-    It holds no random state: each micro-batch's seed is a function of (seed, epoch, step, micro-batch).
+    There is no random state: each micro-batch's seed is a function of (seed, epoch, step,
+    micro-batch).
     """
 
     step: int = 0
@@ -24,28 +25,31 @@ class TrainState:
     evaluations_without_gain: int = 0
     stopped_early: bool = False
     row_order: str | None = None
-    """Hash of the order of rows in the first epoch; the first version stored none."""
+    """Hash of the order of rows in the first epoch; None in older checkpoints."""
     workers: list[str] = field(default_factory=list)
-    """Kinds of processors and GPUs of the workers."""
+    """Sorted kinds of the workers' processors and GPUs."""
     loss_scale: float | None = None
-    """Scale of the loss after `step`, in fp16."""
+    """Loss scale after `step`; None without fp16."""
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
 
     def add_loss(self, loss: float) -> None:
-        """Count one step's loss into the mean of the next logged line."""
+        """Add one step's loss to the mean that `take_mean_loss` returns next."""
         self.loss_sum += loss
         self.loss_count += 1
 
     def add_loss_scale(self, scale: float) -> None:
-        """Count one fp16 step: its gradients overflowed, and it was skipped, if the scale fell."""
+        """Record the loss scale after one fp16 step.
+
+        A smaller scale than before counts as a skipped step, whose gradients overflowed.
+        """
         skipped = self.loss_scale is not None and scale < self.loss_scale
         self.loss_scale = scale
         self.skipped_steps += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def take_mean_loss(self) -> float:
-        """Return the mean loss of the steps since the last call."""
+        """Return the mean loss of the steps since the last call; at least one is required."""
         mean = self.loss_sum / self.loss_count
         self.loss_sum, self.loss_count = 0.0, 0
         return mean
@@ -53,7 +57,7 @@ class TrainState:
     def add_evaluation(
         self, score: float, evaluation: dict[str, Any], *, higher_is_better: bool = True
     ) -> None:
-        """Note an evaluation after `step`; of equal scores the first is the best."""
+        """Record an evaluation after `step`. Among equal scores, the earliest is the best."""
         self.score, self.evaluation = score, evaluation
         best = self.best_score
         if best is None or (score > best if higher_is_better else score < best):
@@ -64,7 +68,7 @@ class TrainState:
 
     @property
     def is_best(self) -> bool:
-        """Return whether the last evaluation was made at this step and is the best so far."""
+        """True if the best evaluation so far was made at the current step."""
         return self.best_step is not None and self.best_step == self.step
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,21 +77,27 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The outcome of an attempt: done, saved and stopped by request, or failed with `error`."""
+    """Outcome of an attempt at a run.
+
+    `status` is "finished", "stopped" (saved after a stop request) or "failed" (with `error`).
+    """
 
     status: Literal["finished", "stopped", "failed"]
     error: UserError | None = None
     state: TrainState = field(default_factory=TrainState)
     notes: list[str] = field(default_factory=list)
-    """Sentences for people: damaged checkpoints that were passed over, other machines."""
+    """Sentences to print, about skipped damaged checkpoints and changed machines."""
     padding_note: str | None = None
-    """Note on the padding that the model needs; None: padding on the right, as usual."""
+    """Sentence on the padding that the model needs; None for padding on the right."""
     train_samples_per_second: float | None = None
     padding_efficiency: float = 0.0
     peak_flops: float | None = None
-    """Peak of matrix products of a worker's device, in FLOP/s."""
+    """Peak rate of matrix products on one worker's device, in FLOP/s."""
     mfu: float | None = None
-    """Model FLOPs utilization: FLOPs that training on the text needs, over what all devices can compute."""
+    """Model FLOPs utilization (Chowdhery et al. 2022), as a share of the devices' total peak.
+
+    Computation on padding does not count as utilization.
+    """
 
 
 def failed(error: UserError) -> Outcome:

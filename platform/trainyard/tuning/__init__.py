@@ -1,8 +1,8 @@
-"""Sweeps: many runs of the same `fit`, searched, stopped early, confirmed, and reported honestly.
+"""Sweeps: search hyperparameters, stop poor trials early, confirm the winner with fresh seeds.
 
-`sweep` is the whole job in order. `config` holds its flags, `space` the search space, `search` the next
-point, `schedulers` early stopping, and `trials` the runs. `confirm` and `honesty` give the verdict, and
-`conclude` the result and its files.
+`sweep` is the whole job. `config` holds its flags, `space` the search space, `searchers` the choice
+of points, `schedulers` early stopping, and `trials` the runs. `confirm` and `honesty` compute the
+verdict. `conclude` writes the result and its files.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Result of a sweep, from its folders, and the files for people: best.yaml, model/, tables, HParams."""
+"""Result of a sweep and its files: best.yaml, model/, tables of trials, TensorBoard HParams."""
 
 import csv
 import io
@@ -34,8 +34,11 @@ from trainyard.tuning.space import Space
 class SweepResult(Readable):
     """Result of a finished sweep.
 
-    `score` is the winner's, corrected for having been picked where it was confirmed; `verdict`
-    compares it with the default recipe, and is None without confirmation.
+    `score` and `interval` are those of the recommended recipe: the winner, or the default recipe if
+    the winner is worse. With a confirmation, the score is corrected for the choice of the winner.
+    `interval` is [low, high], None without a confirmation. `verdict` compares the winner with the
+    default recipe; None if there was no confirmation or it allows no verdict. `trials` counts
+    trials by status, and `seconds` is the time of all attempts.
     """
 
     run: str
@@ -64,9 +67,19 @@ def conclude(
     unconfirmed: str,
     seconds: float,
 ) -> SweepResult:
-    """Choose what to recommend, write it down, and free what lost.
+    """Choose the recommended recipe, write the files of the sweep, and delete other models.
 
-    Without a `confirmation`, `unconfirmed` says why, where that is not as it was asked for.
+    Args:
+        folder: Folder of the sweep.
+        task: Task of the sweep.
+        space: Search space.
+        ranked: Trials, best first.
+        confirmation: Confirmation of sweep.json; None without one.
+        unconfirmed: Reason that a requested confirmation is missing; else empty.
+        seconds: Time of all attempts at the sweep.
+
+    Raises:
+        SupersededError: Another driver has taken over the sweep.
     """
     trials = sorted(ranked, key=lambda trial: trial.spec.index)
     best, name = ranked[0].run, ranked[0].spec.name
@@ -79,7 +92,7 @@ def conclude(
         winner, default = confirmation["winner"], confirmation["default"]
         name, score, interval = winner["trial"], winner["corrected"], winner["interval"]
         best = folder.run("search", name)
-        if verdict == "worse":  # the default recipe is what to use
+        if verdict == "worse":  # recommend the default recipe
             name, interval = DEFAULT, default["interval"]
             score = default.get("corrected", default["mean"])
             best = folder.run("confirmation", run_name(DEFAULT, 0))
@@ -90,7 +103,7 @@ def conclude(
         else:
             than = "from" if verdict == "not distinguishable" else "than"
             comment += f"the winner is {verdict} {than} the default recipe"
-    by_stretches = ranked[0].spec.generation is not None  # no single run has these hyperparameters
+    by_stretches = ranked[0].spec.generation is not None  # no single run used these hyperparameters
     if confirmation is not None and (by_stretches or not best.model.exists()):
         best = folder.run("confirmation", run_name(name, 0))
     words = one_answer_words(best.read().get("one_answer", {}))
@@ -124,7 +137,7 @@ def conclude(
         verdict=verdict,
         confirmation=confirmation,
     )
-    # The first of the search stays, so that a sweep that is given more trials can end with it.
+    # Keep the best trial of the search: an extended sweep may recommend it.
     candidates = confirmation["candidates"] if confirmation else []
     kept = {best.path, ranked[0].run.path, *(folder.trials / c["trial"] for c in candidates)}
     free_models(trials, kept)
@@ -132,7 +145,10 @@ def conclude(
 
 
 def write_best(folder: SweepFolder, run: RunFolder, comment: str) -> None:
-    """Write best.yaml, whose run is `model/` bit for bit, and `model/` itself."""
+    """Write best.yaml and `model/` from `run`, with `comment` at the top of best.yaml.
+
+    Training with best.yaml reproduces the model bit-exactly.
+    """
     import yaml
 
     config = TrainConfig.non_defaults(run.read()["config"])
@@ -174,7 +190,7 @@ def write_tables(folder: SweepFolder, trials: Sequence[TrialRecord], space: Spac
 
 
 def write_hparams(folder: SweepFolder, trials: Sequence[TrialRecord], space: Space) -> None:
-    """Write TensorBoard's HParams: each trial's hyperparameters with its score."""
+    """Write each scored trial's hyperparameters and score for TensorBoard's HParams page."""
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
@@ -191,9 +207,10 @@ def write_hparams(folder: SweepFolder, trials: Sequence[TrialRecord], space: Spa
 
 
 def free_models(trials: Sequence[TrialRecord], kept: set[Path]) -> None:
-    """Delete the weights of trials that lost: their configs produce the same bits again.
+    """Delete the checkpoints of ended trials, and the models of trials not in the folders `kept`.
 
-    A trial that was cut off by --max-seconds keeps its checkpoints: given more time, it resumes.
+    Training with the same config reproduces the weights. A trial that --max-seconds cut off keeps
+    its checkpoints, from which an extended sweep resumes.
     """
     for trial in trials:
         if trial.ended:

@@ -1,4 +1,4 @@
-"""Flags of a sweep: those of a run, the search space, the searcher and the budget."""
+"""Flags of a sweep: the flags of a run, search space, searcher, scheduler and budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,13 +14,13 @@ from trainyard.tuning.searchers import SEARCHERS
 if TYPE_CHECKING:
     SearcherName: TypeAlias = str
     SchedulerName: TypeAlias = str
-else:  # the choices that the command line offers
+else:  # choices for the command line
     SearcherName, SchedulerName = Literal[tuple(SEARCHERS)], Literal[tuple(SCHEDULERS)]
 
 BUDGET_FIELDS = (
     "num_trials", "max_seconds", "max_concurrent_trials", "confirm_top", "confirm_seeds",
 )  # fmt: skip
-"""Fields of the amount of work. The same command can extend a finished sweep."""
+"""Fields that set the amount of work. A changed value extends a finished sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,14 @@ class SweepConfig(TrainConfig):
         return self.train_config({})
 
     def train_config(self, hyperparameters: Mapping[str, Any], **place: Any) -> TrainConfig:
-        """Config of a trial; every trial holds out the same rows, at any seed."""
+        """Build the config of a trial.
+
+        All trials hold out the same rows, whatever their seeds.
+
+        Args:
+            hyperparameters: Fields that the trial sets.
+            place: Fields of the trial's folder and resources.
+        """
         own = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
         fixed = {
             "data_seed": self.held_out_seed, "fresh": False, "run_name": None, "push_to_hub": None,

@@ -1,4 +1,4 @@
-"""Confirmation: the best configurations again, with fresh seeds, against the default recipe."""
+"""Confirmation: train the best recipes and the default recipe with fresh seeds; compare them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,33 @@ from trainyard.tuning.trials import Context, fixed_supply
 
 DEFAULT = "default"
 SPLIT = "rows that the search did not see"
-"""`method`: the search is scored on one part of the evaluation rows, the claim on the other."""
+"""`method` in sweep.json: some evaluation rows score trials, the others decide the verdict."""
 SPLIT_LATER = "rows set aside after a search that saw them"
-"""`method` of a sweep that began without setting rows aside: its finished trials are ranked anew, by
-their stored predictions on a part of the rows. What the searcher and the choice of epochs learned
-from the other rows stays in."""
+"""`method` in sweep.json for a sweep that began without setting rows aside.
+
+Its finished trials are ranked again, by stored predictions on a part of the rows. The other rows
+still influenced the searcher and the choice of epochs.
+"""
 
 ONE_ANSWER = (
     "the winner and the default recipe give one answer for every row with each seed, so their scores "
     "say nothing about the texts; train for more steps, or search other values"
 )
-"""Reason for no verdict: rows and seeds do not vary, so the interval of the difference means nothing."""
+"""Reason for no verdict: constant predictions make the interval of the difference meaningless."""
 
 
 def candidates_of(
     config: SweepConfig, ranked: Sequence[TrialRecord], default: Mapping[str, Any]
 ) -> list[TrialRecord]:
-    """Best finished trials that differ from the default recipe and each other in more than seed."""
+    """Return the best finished trials, at most --confirm-top.
+
+    They differ from the default recipe, and from each other, in more than the seed.
+
+    Args:
+        config: Flags of the sweep.
+        ranked: Trials, best first.
+        default: Hyperparameters of the default recipe.
+    """
     chosen: list[TrialRecord] = []
     known = [without_seed(default)]
     for trial in ranked:
@@ -56,7 +66,14 @@ def confirmation_supply(
     candidates: Sequence[TrialRecord],
     default: Mapping[str, Any],
 ) -> Supply:
-    """Runs of the candidates and the default recipe with fresh seeds."""
+    """Build the supply of confirming runs: candidates and the default recipe with fresh seeds.
+
+    Args:
+        context: Config and data of the sweep.
+        folder: Folder of the sweep.
+        candidates: Trials to confirm.
+        default: Hyperparameters of the default recipe.
+    """
     config = context.config
     recipes = {
         DEFAULT: default, **{trial.spec.name: trial.spec.hyperparameters for trial in candidates}
@@ -92,7 +109,21 @@ def verdict_of(
     candidates: Sequence[TrialRecord],
     default: Mapping[str, Any],
 ) -> tuple[dict[str, Any] | None, str]:
-    """Build the `confirmation` of sweep.json; without one, return the reason."""
+    """Compare the confirming runs, and record the comparison as a look at the confirmation rows.
+
+    Args:
+        folder: Folder of the sweep.
+        context: Config and data of the sweep.
+        candidates: Trials that were trained again.
+        default: Hyperparameters of the default recipe.
+
+    Returns:
+        The `confirmation` of sweep.json and an empty string, or None and the reason that there is
+        none.
+
+    Raises:
+        UserError: There are too few evaluation rows to set any aside.
+    """
     config = context.config
 
     def runs(name: str) -> list[RunFolder]:
@@ -171,7 +202,10 @@ def verdict_of(
 
 
 def _give_one_answer(splits: Sequence[SplitPredictions], winner: int) -> bool:
-    """Return whether each run of the default recipe and the winner has equal predictions on all rows."""
+    """Return whether every run of the default recipe and the winner predicts a constant.
+
+    `winner` is the index of the winner among all configurations, where 0 is the default recipe.
+    """
     return all(
         is_constant(run)
         for split in splits
@@ -195,14 +229,17 @@ def _withheld(context: Context, verdict: str | None) -> str | None:
 
 
 def looks_of(folder: SweepFolder) -> list[dict[str, Any]]:
-    """Comparisons that were made on the confirmation rows; each spends a part of the error."""
+    """Return the comparisons that were made on the confirmation rows, oldest first.
+
+    Each comparison uses up a part of the error probability, see `confidence_of`.
+    """
     known = folder.read()
     earlier = [{"candidates": "those of an earlier version"}] if known.get("confirmation") else []
     return list(known.get("looks", earlier))
 
 
 def failure(runs: Sequence[RunFolder]) -> str:
-    """Reason that the runs of a recipe cannot be compared; empty when all have finished."""
+    """Return the reason that a recipe's runs cannot be compared; empty if all have finished."""
     for run in runs:
         known = run.read()
         if known.get("status") != "finished":
@@ -212,16 +249,20 @@ def failure(runs: Sequence[RunFolder]) -> str:
 
 @dataclass(frozen=True)
 class Rows:
-    """Evaluation rows of one split: those that the search sees, and those that confirm."""
+    """Evaluation rows of one split, some for the search and the others for the confirmation.
+
+    `references` holds labels or values: [rows], or [rows, labels] for multi-label data. `searched`
+    is a mask of the rows for the search.
+    """
 
     splits: tuple[str, ...]
-    """Names of the files of predictions, in the order of the rows."""
+    """Stored splits whose predictions, one after the other, are those of the rows."""
     references: NDArray[Any]
     searched: NDArray[np.bool_]
 
 
 def searches_all_rows(context: Context) -> bool:
-    """Return whether trials are scored on all rows: none were set aside when the sweep began."""
+    """Return whether trials are scored on all evaluation rows, because none were set aside."""
     return not any(is_test(name) for name in _evaluation_splits(context))
 
 
@@ -230,8 +271,14 @@ def _evaluation_splits(context: Context) -> list[str]:
 
 
 def confirmation_rows(context: Context) -> list[Rows]:
-    """The rows of each split. Where none were set aside, a part is taken after the search."""
-    data = next(iter(context.data.values()))  # tokenized differently, the labels are the same
+    """Return the evaluation rows of each split, with the mask of the rows for the search.
+
+    If no rows were set aside before the search, CONFIRMATION_SHARE of each split confirms.
+
+    Raises:
+        UserError: There are too few rows to set any aside.
+    """
+    data = next(iter(context.data.values()))  # all tokenizations have the same labels
     names = _evaluation_splits(context)
 
     def labels(name: str) -> NDArray[Any]:
@@ -258,9 +305,10 @@ def confirmation_rows(context: Context) -> list[Rows]:
 
 
 def rank_on_searched_rows(context: Context, ranked: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
-    """Finished trials by their score on the rows that the search may choose by, the others as before.
+    """Sort finished trials by score on the rows for the search, best first; other trials follow.
 
-    Where rows were set aside, that is the trials' own score.
+    `ranked` is returned unchanged if rows were set aside, since its scores are then on these rows.
+    The same holds without a confirmation or if a trial lacks predictions.
     """
     if not context.config.confirm_seeds or not searches_all_rows(context):
         return ranked
@@ -298,7 +346,7 @@ def _answers(context: Context, run: RunFolder, rows: Rows) -> NDArray[Any]:
 
 
 def _scores_on_all_rows(splits: Sequence[SplitPredictions]) -> NDArray[np.float64]:
-    """Score of each run on searched and confirmation rows together; [configurations, seeds]."""
+    """Return each run's mean score over splits, on all evaluation rows: [configurations, seeds]."""
     totals = [
         [
             [get_metric(split.metric).function(p, split.references) for p in group]

@@ -1,22 +1,25 @@
-"""Statistics of a sweep's claim: the winner's score on rows that the search never saw, and a verdict.
+"""Statistics of a sweep: the winner's score on rows that the search never saw, and a verdict.
 
-The best of many recipes is picked partly by chance: on these rows, and with these seeds. Fresh
-seeds remove only the second kind, because a recipe that suits the validation rows suits them with
-every seed. So the rows are split. Trials, candidates and the winner are chosen on the *searched*
-rows. The winner is compared with the default recipe on the *confirmation* rows, which took no part
-in any choice. That holds for any searcher and any number of trials, without a model of the search.
+The best of many recipes is picked partly by chance: the chance of the rows and the chance of the
+seeds. Fresh seeds remove only the chance of seeds, because a recipe that suits the validation rows
+suits these rows with every seed. So the rows are split. Trials, candidates and the winner are
+chosen on the *searched* rows. The winner is compared with the default recipe on the *confirmation*
+rows, which took no part in any choice. This is valid for any searcher and number of trials, without
+a model of the search.
 
-The winner among several candidates is picked by the confirming runs themselves, so their seeds are
-split too: what half of them picks is scored with the other half, and the other way round. (Leaving
-out one seed at a time would be as unbiased, but twice as noisy where candidates are alike.)
+The confirming runs themselves pick the winner among several candidates, so seeds are split, too.
+Each half of the seeds picks a candidate, which is scored with the other half. (Leaving out one seed
+at a time would be as unbiased, but twice as noisy for similar candidates.)
 
-The interval takes its width from both sources of noise: over rows, the paired bootstrap; over
-seeds, whose handful is too few to resample, the variance of their mean. The two are added and
-Student's t is taken at Satterthwaite's (1946) degrees of freedom. With fewer than three seeds the
-variance over seeds is unknown: the interval then covers rows only, and there is no verdict.
+The width of the interval covers two sources of noise. The paired bootstrap (Efron and Tibshirani
+1993) gives the variance over rows. There are too few seeds to resample, so the variance over seeds
+is the variance of their mean. The interval adds both variances, and uses Student's t at
+Satterthwaite's (1946) degrees of freedom. With fewer than three seeds, the variance over seeds is
+unknown. Then the interval covers rows only, and there is no verdict.
 
-A sweep that is extended looks at the confirmation rows again. Each look spends a part of the 5 %
-(`confidence_of`), so that all of them together are wrong at most 5 times in 100.
+An extended sweep looks at the confirmation rows again. Each look spends a part of the error
+probability of 5 % (`confidence_of`). So the probability that any look gives a wrong verdict is at
+most 5 %.
 """
 
 from collections.abc import Sequence
@@ -32,33 +35,38 @@ from trainyard.stats import statistic_of
 Verdict = Literal["better", "worse", "not distinguishable"]
 
 CONFIRMATION_SHARE = 0.5
-"""Share of the evaluation rows that confirm. Half of them is enough to rank the trials."""
+"""Share of the evaluation rows for the confirmation. The other rows suffice to rank the trials."""
 FEWEST_SEEDS = 3
-"""Seeds from which their variance is estimated; below, there is no verdict on recipes."""
+"""Minimum number of seeds for an estimate of the variance over seeds, and so for a verdict."""
 ERROR = 0.05
-"""Probability that any look at the confirmation rows leads to a wrong verdict."""
+"""Maximum probability that any look at the confirmation rows leads to a wrong verdict."""
 LATER_LOOKS = 0.25
-"""Share of the remaining error that is kept for the looks after the present one."""
+"""Share of the remaining error probability that a look leaves to later looks."""
 PICKED = 4 / 3
-"""Factor on the seeds' share of the winner's variance where it was picked among several. The halves
-of the seeds may pick different ones of equal candidates. By simulation it is 1.30 to 1.36 for 2 to 8
-of them and any number of seeds."""
+"""Factor on the variance over seeds of a winner that was picked among several candidates.
+
+The two halves of the seeds may pick different candidates of equal quality. In simulations the
+factor was 1.30 to 1.36 for 2 to 8 candidates and any number of seeds.
+"""
 RESAMPLES = 1000
 _PSEUDO_ROWS = 2.0
-"""Rows. The variance of a score of n rows grows by this / n², as in Agresti and Coull (1998): runs
-that are all right, or that agree on all rows, do not prove that other rows would not differ."""
+"""Rows. The variance of a score on n rows grows by this / n², as in Agresti and Coull (1998).
+
+Otherwise runs that are right on all rows, or agree on all rows, would have no variance over rows.
+"""
 _CELLS_AT_ONCE = 1 << 22
-"""Rows times resamples in one temporary array."""
+"""Maximum product of rows and resamples in one temporary array."""
 _FEW_CELLS = 64
-"""Distinct rows (of a confusion matrix) up to which it pays to count them instead of rows."""
+"""Maximum distinct (prediction, reference) pairs for which counting pairs beats counting rows."""
 
 
 @dataclass(frozen=True)
 class SplitPredictions:
     """Predictions of several configurations, each with several seeds, on one split.
 
-    `predictions` holds the predicted labels or values by configuration and seed; the first
-    configuration is the default recipe. `searched` marks the rows on which recipes were chosen.
+    `predictions[configuration][seed]` holds predicted labels or values, by row. Configuration 0 is
+    the default recipe. `references` holds the true labels or values. `searched` is the mask,
+    [rows], of the rows on which recipes were chosen.
     """
 
     metric: str
@@ -69,10 +77,14 @@ class SplitPredictions:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Result of the confirming runs. Scores and intervals are those of the confirmation rows."""
+    """Result of the confirming runs. Scores and intervals are on the confirmation rows.
+
+    `corrected` is the winner's mean score, without the bias of its choice among candidates.
+    `default` is the mean score of the default recipe. `difference` is `corrected` - `default`.
+    """
 
     winner: int
-    """Index of the candidate, from 0, with the best mean score on the searched rows."""
+    """Index of the candidate with the best mean score on the searched rows, from 0."""
     corrected: float
     interval: tuple[float, float]
     default: float
@@ -80,7 +92,10 @@ class Confirmation:
     difference: float
     difference_interval: tuple[float, float]
     verdict: Verdict | None
-    """Winner compared with the default: whether the interval leaves out 0. None with too few seeds."""
+    """Comparison of the winner with the default recipe; None with too few seeds.
+
+    The winner is better or worse if the interval of the difference excludes 0.
+    """
     confidence: float
     """Confidence of all intervals at this look."""
     covers: Literal["rows", "rows and seeds"]
@@ -88,7 +103,7 @@ class Confirmation:
 
 
 def confidence_of(look: int) -> float:
-    """Confidence of the intervals at the `look`-th look at the confirmation rows, from 1.
+    """Return the confidence of the intervals at look number `look` (from 1), between 0 and 1.
 
     The errors of all looks sum to less than 5 %: 3.75 %, 0.94 %, 0.23 %, ...
     """
@@ -99,8 +114,8 @@ def confirm(splits: Sequence[SplitPredictions], *, seed: int = 0, look: int = 1)
     """Compare the winner among candidates with the default recipe on the confirmation rows.
 
     Args:
-        splits: Predictions of all runs; a score is the mean over splits of the metric.
-        seed: Seed of the bootstrap; the same input and seed give the same answer.
+        splits: Predictions of all runs. A score is the mean of the metric over splits.
+        seed: Seed of the bootstrap. The same input and seed give the same result.
         look: Number of this look at the confirmation rows, from 1.
     """
     searched = np.mean([_scores(split, split.searched) for split in splits], axis=0)
@@ -163,9 +178,10 @@ def _scores(split: SplitPredictions, rows: NDArray[np.bool_]) -> Floats:
 
 
 def _picks(searched: Floats) -> NDArray[np.intp]:
-    """For each seed, the candidate that is scored with it: the one that the other half picks.
+    """Return the candidate to score with each seed: the pick of the other half of seeds, [seeds].
 
-    With too few seeds for a verdict, the winner.
+    With fewer than FEWEST_SEEDS seeds, it is the candidate with the best mean over all seeds.
+    `searched` holds the scores on the searched rows, [candidates, seeds].
     """
     seeds = searched.shape[1]
     if seeds < FEWEST_SEEDS:
@@ -177,9 +193,9 @@ def _picks(searched: Floats) -> NDArray[np.intp]:
 
 
 def _resample(split: SplitPredictions, rng: np.random.Generator) -> Floats:
-    """Score of each run on bootstrap samples of the confirmation rows.
+    """Return the score of each run on bootstrap samples of the confirmation rows.
 
-    Shape [configurations, seeds, RESAMPLES].
+    All runs share the samples. The shape is [configurations, seeds, RESAMPLES].
     """
     references = split.references[~split.searched]
     rows = len(references)
@@ -209,15 +225,23 @@ def _resample(split: SplitPredictions, rng: np.random.Generator) -> Floats:
 
 
 def _seed_variance(scores: Floats, resampled: Floats) -> Floats:
-    """Variance of each configuration's mean score over seeds, without what rows add to it.
+    """Return the variance of each configuration's mean score over seeds, without row noise.
 
-    The scores of seeds also differ because each seed fails on other rows. The bootstrap over rows
-    counts that already. A resampled score has it twice: once from the rows, once from the draw.
+    Scores also differ between seeds because each seed errs on different rows. The bootstrap over
+    rows already covers this row noise. Resampled scores contain the row noise twice, from the rows
+    and from the resampling, so the difference of the two variances estimates it.
+
+    Args:
+        scores: Scores on the confirmation rows, [configurations, seeds].
+        resampled: Scores on bootstrap samples, [configurations, seeds, RESAMPLES].
+
+    Returns:
+        Variances, [configurations].
     """
     observed = scores.var(axis=1, ddof=1)
     by_rows = resampled.var(axis=1, ddof=1).mean(axis=1) - observed
     spread = np.maximum(observed - by_rows, 0.0)
-    # A few seeds can agree by chance: none is taken as steadier than the average recipe.
+    # A few seeds can agree by chance: no recipe gets less variance than the average recipe.
     variance: Floats = np.maximum(spread, spread.mean()) / scores.shape[1]
     return variance
 
@@ -225,7 +249,17 @@ def _seed_variance(scores: Floats, resampled: Floats) -> Floats:
 def _half_width(
     rows: float, rows_freedom: int, seed_noise: Sequence[float], freedom: int, confidence: float
 ) -> float:
-    """Student's t times the standard error, at Satterthwaite's degrees of freedom."""
+    """Return the half width of an interval: Student's t times the standard error.
+
+    The degrees of freedom are Satterthwaite's (1946).
+
+    Args:
+        rows: Variance over rows.
+        rows_freedom: Degrees of freedom of the variance over rows.
+        seed_noise: Variances over seeds, of each mean that enters the score or difference.
+        freedom: Degrees of freedom of each variance over seeds.
+        confidence: Confidence of the interval, between 0 and 1.
+    """
     from scipy.special import stdtrit
 
     total = rows + sum(seed_noise)

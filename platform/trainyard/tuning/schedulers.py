@@ -1,4 +1,4 @@
-"""Schedulers, a row each: early stopping of trials, and the trial that comes next."""
+"""Schedulers, one class each: early stopping of trials, and choice of the next trial."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,25 +15,28 @@ if TYPE_CHECKING:
 
 DEFAULT_TRIALS = 12
 NO_LIMIT = 10**6
-"""Evaluations at ASHA's last rung, never reached: a trial ends after its own number of epochs. (Tune
-stops a trial at exactly `max_t` reports, which would cut off what it does after its last evaluation.)"""
+"""Evaluations of a trial at ASHA's last rung, which no trial reaches.
+
+Each trial ends after its own number of epochs. Tune would stop a trial at `max_t` reports, before
+the work that follows its last evaluation.
+"""
 
 CHANGEABLE = ("learning_rate", "weight_decay", "max_grad_norm")
-"""Fields that can change during training: the others decide the batches, the model or the schedule."""
+"""Fields that can change during training, since they set no batches, model or schedule."""
 QUANTILE = 0.25
-"""Share of members that is replaced, and that replaces them."""
+"""Share of members that are replaced, and share of the best members that replace others."""
 RESAMPLED = 0.25
-"""Probability that a hyperparameter is drawn anew instead of being changed by one of FACTORS."""
+"""Probability that a hyperparameter is drawn again, not multiplied by one of FACTORS."""
 FACTORS = (0.8, 1.2)
 
 
 class Scheduler:
-    """Run the searcher's points one after another, each to its end."""
+    """Base of schedulers, and the one without early stopping: trials train to their end (fifo)."""
 
     rejudges = False
-    """After a resume, trials that have ended report again: new ones are compared with them."""
+    """True if ended trials report again after a resume, for comparison with new trials."""
     retries_failed = True
-    """The same command trains failed trials again."""
+    """True if the same command trains failed trials again."""
 
     def check_flags(self, config: "SweepConfig") -> None:
         """Raise UserError for flags that do not fit the scheduler."""
@@ -42,7 +45,7 @@ class Scheduler:
         """Raise UserError for a space that the scheduler cannot search."""
 
     def budget(self, config: "SweepConfig", space: Space) -> int:
-        """Trials of the search; of a population, its members."""
+        """Return the number of trials of the search; for a population, the number of members."""
         return config.num_trials or SEARCHERS[config.searcher].size(space) or DEFAULT_TRIALS
 
     def next_trial(
@@ -52,9 +55,16 @@ class Scheduler:
         history: Sequence[TrialRecord],
         rows: int,  # noqa: ARG002
     ) -> TrialSpec | Literal["later"] | None:
-        """Next trial, a function of the trials so far; `rows` are those of the training split.
+        """Choose the next trial as a function of the flags and the trials so far.
 
-        Returns "later" when it depends on trials that still run, None when there are no more.
+        Args:
+            config: Flags of the sweep.
+            space: Search space.
+            history: Trials so far, by index.
+            rows: Number of training rows.
+
+        Returns:
+            The next trial, "later" if it depends on trials that still run, or None after the last.
         """
         index = history[-1].spec.index + 1 if history else 0
         if index >= self.budget(config, space):
@@ -65,7 +75,7 @@ class Scheduler:
         return TrialSpec(index=index, name=f"trial-{index:04d}", hyperparameters=point)
 
     def tune_scheduler(self, config: "SweepConfig") -> "TrialScheduler":  # noqa: ARG002
-        """Ray Tune's scheduler; its unit of time is the evaluation."""
+        """Build the scheduler of Ray Tune, whose unit of time is the evaluation."""
         from ray.tune.schedulers import FIFOScheduler
 
         return FIFOScheduler()
@@ -90,10 +100,10 @@ class SuccessiveHalving(Scheduler):
 class Population(Scheduler):
     """Population-based training (Jaderberg et al. 2017) in stretches, each of them a trial.
 
-    A member trains from one exchange to the next as one trial, whose run folder begins with its
-    parent's checkpoint. When all members have reached the exchange, the worst take over the checkpoint
-    and the hyperparameters of one of the best, changed a little. The next stretch is a function of the
-    folders, so a killed population resumes like any sweep.
+    A member trains from one exchange to the next as one trial, which starts from its parent's
+    checkpoint. When all members have reached the exchange, each of the worst continues from a
+    checkpoint of one of the best, with slightly changed hyperparameters. The next stretch is a
+    function of the run folders, so a killed population resumes like any sweep.
     """
 
     retries_failed = False
@@ -137,7 +147,18 @@ class Population(Scheduler):
 def next_stretch(
     config: "SweepConfig", space: Space, history: Sequence[TrialRecord], generations: int
 ) -> TrialSpec | Literal["later"] | None:
-    """The next member's next stretch; "later" while others are on the way to the exchange."""
+    """Return the next stretch of a population as a trial.
+
+    Args:
+        config: Flags of the sweep.
+        space: Search space.
+        history: Stretches so far, by index.
+        generations: Number of stretches of each member.
+
+    Returns:
+        The trial, "later" if members still train toward the exchange, or None after the last
+        stretch.
+    """
     index = history[-1].spec.index + 1 if history else 0
     generation, member = divmod(index, config.population)
     if generation >= generations:
@@ -164,13 +185,13 @@ def next_stretch(
 def _exchange(
     config: "SweepConfig", space: Space, before: Sequence[TrialRecord], member: int, index: int
 ) -> tuple[Point, str]:
-    """Exploit and explore: a member's next hyperparameters, and the parent of its checkpoint."""
+    """Return a member's next hyperparameters and the trial whose checkpoint it continues from."""
     ranked = rank_stretches(before)
     own = next(trial for trial in before if trial.spec.member == member)
     replaced = max(1, int(len(ranked) * QUANTILE))
     if own not in ranked[-replaced:] and own.score is not None:
         return dict(own.spec.hyperparameters), own.spec.name
-    import numpy as np  # here: --help reads the table of schedulers without it
+    import numpy as np  # here: --help imports this module without numpy
 
     rng = np.random.default_rng(seed_of(config.seed, "exchange", index))
     donor = ranked[int(rng.integers(replaced))]
@@ -186,7 +207,7 @@ def _exchange(
 
 
 def rank_stretches(stretches: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Sort stretches, best first: those at the exchange by score, then diverged and failed ones."""
+    """Sort stretches by score, best first; diverged and failed stretches come last."""
     failed = {trial.spec.name for trial in stretches if trial.status in ("diverged", "failed")}
     return sorted(rank(stretches), key=lambda trial: trial.spec.name in failed)
 

@@ -1,6 +1,6 @@
-"""Searchers, a row each: the next point of the space, a function of the seed and the trials so far.
+"""Searchers, one class each: choose the next point from the seed and the trials so far.
 
-No state of a searcher is stored, so a killed sweep resumes as if nothing had happened.
+Searchers store no state, so a killed sweep resumes from the records of its trials alone.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ Point = dict[str, Any]
 History = Sequence[TrialRecord]
 
 STARTUP_TRIALS = 6
-"""Random points before Optuna's model of the space is used."""
+"""Number of trials with random points before TPE proposes points."""
 
 
 class Searcher:
-    """Draw each point independently."""
+    """Random search (Bergstra and Bengio 2012): draw each point independently with Optuna."""
 
     default_first = True
-    """Trial 0 is the default recipe, where the space holds it."""
+    """True if trial 0 is the default recipe, provided that the space contains it."""
 
     def check(self, name: str, space: Space, num_trials: int | None) -> None:  # noqa: ARG002
         """Raise UserError for a space that the searcher, called `name`, cannot search."""
@@ -44,7 +44,14 @@ class Searcher:
         return None
 
     def point(self, space: Space, seed: int, index: int, history: History) -> Point | None:  # noqa: ARG002
-        """Hyperparameters of trial `index`; None when the search is exhausted."""
+        """Return the hyperparameters of trial `index`; None if all points were used.
+
+        Args:
+            space: Search space.
+            seed: Seed of this trial's draw.
+            index: Number of the trial, from 0.
+            history: Trials so far.
+        """
         import optuna
 
         return _ask(space, optuna.samplers.RandomSampler(seed), ())
@@ -79,7 +86,7 @@ class Grid(Searcher):
 
 
 class ParzenEstimator(Searcher):
-    """TPE (Bergstra et al. 2011), multivariate (Falkner et al. 2018), by Optuna."""
+    """Tree-structured Parzen estimator of Optuna (Bergstra et al. 2011; Falkner et al. 2018)."""
 
     def point(self, space: Space, seed: int, index: int, history: History) -> Point:  # noqa: ARG002
         import optuna
@@ -98,7 +105,15 @@ SEARCHERS: dict[str, Searcher] = {"random": Searcher(), "grid": Grid(), "optuna"
 def suggest(
     searcher: str, space: Space, base: TrainConfig, index: int, history: History
 ) -> Point | None:
-    """Return the hyperparameters of trial `index`; None when the search is exhausted."""
+    """Return the hyperparameters of trial `index`; None if all points were used.
+
+    Args:
+        searcher: Key of SEARCHERS.
+        space: Search space.
+        base: Default recipe, and the seed of the search.
+        index: Number of the trial, from 0.
+        history: Trials so far.
+    """
     row = SEARCHERS[searcher]
     if index == 0 and row.default_first:
         default = {field: getattr(base, field) for field in space}
@@ -108,7 +123,7 @@ def suggest(
 
 
 def seed_of(*parts: Any) -> int:
-    """A seed below 2**31 that is a function of `parts` alone."""
+    """Derive a seed from 0 to 2**31 - 1 from the representations of `parts`."""
     return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16) >> 1
 
 
@@ -129,7 +144,11 @@ def _ask(space: Space, sampler: "optuna.samplers.BaseSampler", history: History)
 
 
 def _as_optuna(trial: TrialRecord, distributions: Mapping[str, Any]) -> "optuna.trial.FrozenTrial":
-    """Convert a trial for Optuna; one that diverged or failed ranks below all that were pruned."""
+    """Convert a trial for Optuna.
+
+    Diverged and failed trials become pruned trials without values, which TPE ranks below all
+    others.
+    """
     from optuna.trial import TrialState, create_trial
 
     if trial.status == "finished" and trial.score is not None:
@@ -147,9 +166,9 @@ def _as_optuna(trial: TrialRecord, distributions: Mapping[str, Any]) -> "optuna.
 
 
 def rank(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Sort trials, best first: finished ones by score, then the others, diverged and failed ones last.
+    """Sort trials, best first: finished trials by score, then other trials by score.
 
-    Ties go to the earlier trial.
+    Diverged, failed and unscored trials come last. Ties go to the earlier trial.
     """
 
     def key(trial: TrialRecord) -> tuple[int, float, int]:

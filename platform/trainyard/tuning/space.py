@@ -1,4 +1,4 @@
-"""Search space: a domain for each field, from a named space and from `--set` overrides."""
+"""Search space: a domain for each searched field, from --space and from --set."""
 
 import difflib
 import itertools
@@ -21,7 +21,7 @@ FIXED_FIELDS = (
     "max_train_samples", "data_seed", "test_file", "test_share", "eval_steps",
     "early_stopping_patience", "logging_steps", "loop",
 )  # fmt: skip
-"""Fields of the cluster, the data and the evaluation: the same for all trials of a sweep."""
+"""Fields of the cluster, the data and the evaluation, which all trials of a sweep share."""
 
 SPACES: dict[str, dict[str, str]] = {
     "default": {"learning_rate": "loguniform:1e-5:5e-4", "weight_decay": "uniform:0:0.1"},
@@ -46,7 +46,7 @@ SPACES: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Domain:
-    """Values that a field may take. Ranges include both ends."""
+    """Values that a field may take: the list `values`, or all from `low` to `high` inclusive."""
 
     kind: Kind
     low: float = 0
@@ -60,7 +60,7 @@ class Domain:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values of a list, or both ends of a range: these must be valid."""
+        """Values of a list, or both ends of a range; `build_space` checks each one."""
         return self.values or (self.low, self.high)
 
     def __contains__(self, value: Any) -> bool:
@@ -86,11 +86,12 @@ Space = Mapping[str, Domain]
 
 
 def build_space(name: str, overrides: Iterable[str], base: TrainConfig) -> dict[str, Domain]:
-    """Build the named space with `field=domain` overrides, each value tried on `base`.
+    """Build the space `name` of SPACES with `field=domain` overrides, and check it on `base`.
+
+    Each value of a list and both ends of a range must give a valid config.
 
     Raises:
-        UserError: for an unknown space or field, a domain that does not parse, or a value that
-            no run could be given.
+        UserError: The space or a field is unknown, a domain does not parse, or a value is invalid.
     """
     if name not in SPACES:
         raise UserError(
@@ -109,7 +110,7 @@ def build_space(name: str, overrides: Iterable[str], base: TrainConfig) -> dict[
     for field, domain in space.items():
         for value in domain.ends:
             _try(base, {field: value}, f"{field}={domain}")
-    # Batch sizes depend on each other: try every pair that the lists allow.
+    # Valid batch sizes depend on each other, so every pair must be valid.
     sizes = [f for f in ("train_batch_size", "per_device_train_batch_size") if f in space]
     for values in itertools.product(*(space[field].ends for field in sizes)):
         chosen = dict(zip(sizes, values, strict=True))
@@ -120,10 +121,15 @@ def build_space(name: str, overrides: Iterable[str], base: TrainConfig) -> dict[
 def parse_domain(field: str, text: str) -> Domain:
     """Parse `uniform:LOW:HIGH`, `loguniform:LOW:HIGH`, `randint:LOW:HIGH`, `choice:A,B`, `grid:A,B`.
 
-    A single value, as in `weight_decay=0.01`, is the choice of one.
+    A text without a kind, as in `weight_decay=0.01`, is a list of choices.
+
+    Args:
+        field: Field of TrainConfig.
+        text: Domain in one of these forms.
 
     Raises:
-        UserError: when it does not parse, or the field cannot be searched.
+        UserError: The text does not parse or does not fit the field, or the field cannot be
+            searched.
     """
     types_of = typing.get_type_hints(TrainConfig)
     if field not in types_of:

@@ -1,4 +1,4 @@
-"""`tune`: a sweep from flags to verdict. Read it top to bottom."""
+"""`tune`: a sweep from its flags to its verdict."""
 
 import math
 import time
@@ -44,15 +44,19 @@ from trainyard.tuning.space import build_space
 from trainyard.tuning.trials import Context, bar_of_runs, prepare_all, search_supply
 
 RECORD_SECONDS = 5.0
-"""Seconds between two updates of the time in sweep.json."""
+"""Minimum seconds between two updates of the time in sweep.json."""
 
 
 def tune(config: SweepConfig) -> SweepResult:
-    """Search, confirm and report as `config` says, or resume the same sweep where it was interrupted.
+    """Run the sweep of `config`, or resume the same sweep where it was interrupted.
+
+    A finished sweep is not repeated: its stored result is returned.
 
     Raises:
-        UserError: for anything the user can fix; completed work is kept.
-        Interrupted: after SIGTERM or Ctrl-C, when the running trials are saved.
+        SupersededError: Another driver has taken over the sweep.
+        HeldError: Another driver holds the sweep.
+        UserError: Another condition that the user can fix; completed work is kept.
+        Interrupted: SIGTERM or Ctrl-C stopped the sweep; running trials are saved.
     """
     result = _tune(config)
     if config.push_to_hub:
@@ -83,7 +87,7 @@ def _tune(config: SweepConfig) -> SweepResult:
         if (result := _finished(config, folder, known)) is not None:
             say(f"sweep {folder.path.name} is finished; more --num-trials extends it")
             return result
-        folder.check_records()  # a damaged folder is known before anything is started
+        folder.check_records()  # find damage before anything is started
         clock = Clock(folder, known)
         requested, config = config, replace(config, test_share=rows_set_aside(config, known))
         stage("starting Ray")
@@ -192,9 +196,14 @@ def _tune(config: SweepConfig) -> SweepResult:
 
 
 def rows_set_aside(config: SweepConfig, known: Mapping[str, Any]) -> float:
-    """Share of the evaluation rows that the search does not see: they confirm.
+    """Return the share of the evaluation rows that the search must not see, for the confirmation.
 
-    A sweep resumes as it began. One that an earlier version began searched all rows.
+    --test-share or --test-file decide it. Otherwise a resumed sweep keeps its recorded share, or 0
+    if its record has none.
+
+    Args:
+        config: Flags of the sweep.
+        known: Content of sweep.json; empty for a new sweep.
     """
     if config.test_share or config.test_file:
         return config.test_share
@@ -204,7 +213,19 @@ def rows_set_aside(config: SweepConfig, known: Mapping[str, Any]) -> float:
 
 
 def trial_capacity(config: SweepConfig, trials: int, nodes: Sequence[Node]) -> tuple[Node, int]:
-    """Resources of a worker, and trials at the same time, for a search of `trials` on `nodes`."""
+    """Size the workers of a search, and the number of trials at the same time.
+
+    Args:
+        config: Flags of the sweep.
+        trials: Number of trials.
+        nodes: Resources of each node.
+
+    Returns:
+        Resources of a worker, and the maximum number of trials at the same time.
+
+    Raises:
+        UserError: The workers of one trial do not fit.
+    """
     (workers,) = config.worker_counts
     needed, room = share_out(
         config,
@@ -218,9 +239,10 @@ def trial_capacity(config: SweepConfig, trials: int, nodes: Sequence[Node]) -> t
 
 
 class Clock:
-    """Seconds of a sweep over all attempts: in total, and of the search, which --max-seconds limits.
+    """Clock of a sweep over all attempts: seconds in total, and of the search.
 
-    They are written while it runs, so a driver that is killed does not get them back.
+    --max-seconds limits the search. Times are stored while the sweep runs, so time before a kill
+    counts.
     """
 
     def __init__(self, folder: SweepFolder, known: Mapping[str, Any]) -> None:
@@ -235,18 +257,18 @@ class Clock:
         return self._before + time.time() - self._started
 
     def searching(self) -> float:
-        """Seconds of the search, with the start-up of each attempt at it."""
+        """Return the seconds of the search, including the start-up of each attempt."""
         return self._searched + (self._search_ended or time.time()) - self._started
 
     def end_search(self) -> None:
-        """Stop the time of the search: the confirmation follows."""
+        """Stop counting the seconds of the search, before the confirmation starts."""
         self._search_ended = time.time()
 
     def expired(self, limit: float | None) -> bool:
         return self.searching() >= (math.inf if limit is None else limit)
 
     def tick(self, limit: float | None = None) -> bool:
-        """Write the time now and then; returns True when the running trials are to be saved."""
+        """Store the times every RECORD_SECONDS; return True after `limit` seconds of search."""
         if time.monotonic() - self._written > RECORD_SECONDS:
             self._written = time.monotonic()
             with outages_logged():

@@ -1,4 +1,4 @@
-"""The trials of a sweep: tokenized data, the run of each trial, and which trials come next."""
+"""Trials of a sweep: tokenized data, the run of each trial, and the supply of trials."""
 
 import itertools
 from collections import deque
@@ -33,12 +33,12 @@ class Context:
     data: Prepared
     per_worker: Mapping[str, float]
     folders: Mapping[str, Path]
-    """Parent folder of the trials of each kind."""
+    """Kind of trial ("search" or "confirmation") -> parent folder of the run folders."""
     fence: Fence | None = None
 
     @property
     def shared(self) -> Shared:
-        """The part that travels to the processes of the trials."""
+        """Part of the context that is sent to the processes of the trials."""
         return Shared(sweep=self.sweep, task=self.task, data=self.data)
 
     def run(self, trial: TrialSpec) -> RunSpec:
@@ -52,14 +52,21 @@ class Context:
 
 
 def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple[Task, Prepared]:
-    """Tokenize once for all trials, before they hold the CPUs that Ray Data needs."""
+    """Tokenize the data of all trials, before trials occupy the CPUs that Ray Data needs.
+
+    Returns:
+        The task, and the tokenized splits for each combination of TOKENIZATION_FIELDS in the space.
+
+    Raises:
+        UserError: The data, the model or the loss cannot be used.
+    """
     default = tuple(getattr(config, field) for field in TOKENIZATION_FIELDS)
     lists = [
         space[field].values if field in space else (value,)
         for field, value in zip(TOKENIZATION_FIELDS, default, strict=True)
     ]
     points = [*itertools.product(*lists)]
-    if config.confirm_seeds and default not in points:  # the winner is compared with it
+    if config.confirm_seeds and default not in points:  # for the default recipe
         points.append(default)
     prepared: dict[tuple[Hashable, ...], PreparedData] = {}
     for values in points:
@@ -76,7 +83,7 @@ def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple
 
 
 def search_supply(context: Context, space: Space, folder: SweepFolder) -> Supply:
-    """Build the supply of a search: unfinished trials, then new ones."""
+    """Build the supply of a search: trials to resume, retry or report again, then new trials."""
     config = context.config
     scheduler = SCHEDULERS[config.scheduler]
     begun = deque(
@@ -103,7 +110,7 @@ def search_supply(context: Context, space: Space, folder: SweepFolder) -> Supply
 
 
 def fixed_supply(context: Context, folder: SweepFolder, trials: Iterable[TrialSpec]) -> Supply:
-    """Build the supply of trials that are known in advance, without those that have ended."""
+    """Build the supply of the given trials, without ended ones; failed trials train again."""
     records = [record(folder.add(trial)) for trial in trials]
     waiting = deque(r.spec for r in records if not r.ended or r.status == "failed")
     _retry_failed(records)
@@ -119,7 +126,7 @@ def _retry_failed(trials: Iterable[TrialRecord]) -> None:
 
 @contextmanager
 def bar_of_runs(title: str, runs: int) -> Iterator[Callable[[RunSpec, Ended], None]]:
-    """Show a bar over `runs`; yield the function to call with each run that has ended."""
+    """Show a progress bar over `runs` runs; yield the function to call with each ended run."""
     with progress_bar(runs, unit="run", title=title) as bar:
 
         def ended(run: RunSpec, how: Ended) -> None:

@@ -1,1 +1,1 @@
-"""The driver of a fleet: its process asks Ray Tune to run the actors."""
+"""Driver of a fleet, in the job's process: it starts actors through Ray Tune."""

@@ -1,4 +1,4 @@
-"""Ray Tune's side of a fleet: its tuner, and the classes that it calls. Imports Ray."""
+"""Tuner of a fleet, and the classes that Ray Tune calls. Importing this module imports Ray."""
 
 import logging
 import os
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
     from trainyard.fleet.driver.runner import Fleet, Supply
 
 SUPERVISOR = {"node:__internal_head__": 0.001}
-"""Resources of a process whose run has workers in other processes. It takes no CPU: a cluster full of
-supervisors would have no room for a worker. Ray refuses to reserve nothing, and every cluster has
-this. Ray Train reserves all workers of a run in one placement group, so that runs wait for room and
-never hold half of it."""
+"""Resources of an actor whose run trains in Ray Train workers.
+
+The actor reserves no CPU, since a cluster full of such actors would have no room for workers. Ray
+requires a nonempty reservation, and every head node has this resource. Ray Train reserves all
+workers of a run in one placement group. So a run waits until all of its workers fit.
+"""
 
 ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders hold it all
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run folders hold the logs
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # it prints tables to stdout at any verbosity
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables at any verbosity
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 
@@ -42,11 +44,21 @@ def run_tuner(
     on_end: Callable[[RunSpec, Ended], None],
     scheduler: "TrialScheduler | None",
 ) -> None:
-    """Run the runs of `supply` by Tune; returns after the last one."""
+    """Train the runs of `supply` with Ray Tune; return when the last run has ended.
+
+    Args:
+        fleet: Settings of the job, and its running runs.
+        supply: Source of the next run.
+        on_end: Function that is called with each ended run and its outcome.
+        scheduler: Scheduler of Tune; None for no early stopping.
+
+    Raises:
+        SupersededError: Another driver has taken over the job.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     scratches = fleet.folder.path / ".tune"
-    # One a lease: a driver that lost its own may still write there, and deletes only that.
+    # One folder per lease: a driver that lost its lease may still write to and delete its folder.
     fleet.lease.check()
     shutil.rmtree(scratches, ignore_errors=True)
     scratch = scratches / fleet.lease.id
@@ -76,7 +88,7 @@ def run_tuner(
             tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        with suppress(OSError):  # it holds that of a successor
+        with suppress(OSError):  # it holds the folder of a successor
             scratches.rmdir()
 
 
@@ -91,7 +103,7 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 
 
 class _Suggested(Searcher):
-    """Searcher of Tune that proposes the runs of a supply."""
+    """Searcher for Tune that suggests the runs of a supply."""
 
     def __init__(self, supply: "Supply") -> None:
         super().__init__()
@@ -104,23 +116,23 @@ class _Suggested(Searcher):
         return None if spec == "later" else {"spec": spec}
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        """Learn nothing: the supply reads the folders."""
+        """Do nothing: the supply reads the run folders."""
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_text("")
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never called: a fleet resumes from its folders."""
+        """Do nothing: a fleet resumes from its run folders."""
 
 
 class _TuneCallback(tune.Callback):
-    """Record starts and ends of runs in the fleet, and clean up after lost processes."""
+    """Callback of Tune: record starts and ends of runs, and clean up after lost processes."""
 
     def __init__(self, fleet: "Fleet", on_end: Callable[[RunSpec, Ended], None]) -> None:
         self._fleet, self._on_end = fleet, on_end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune stores its callbacks; leases and bars of progress cannot be stored."""
+        """Return an empty state: Tune pickles callbacks, but leases cannot be pickled."""
         return {}
 
     def on_trial_start(self, *, trial: "Trial", **_: Any) -> None:

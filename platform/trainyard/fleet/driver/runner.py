@@ -1,7 +1,7 @@
-"""Run a fleet on Ray Tune: it finds room for runs, keeps their processes, and restarts lost ones.
+"""Run a fleet on Ray Tune, which places runs, reuses processes, and restarts lost processes.
 
-The next run comes from a function, and the outcomes lie in the run folders: nothing that Tune stores
-is needed to resume.
+A function supplies the next run, and the run folders hold the outcomes. So a fleet resumes without
+any state of Tune.
 """
 
 import threading
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
 
 Supply = Callable[[], RunSpec | Literal["later"] | None]
-"""Returns the next run; "later" when it waits for one that is running; None when there are no more."""
+"""Function that returns the next run, "later" if it awaits a running one, None after the last."""
 
 POLL_SECONDS = 0.3
 PATIENCE = 30.0
-"""Seconds that the controllers of Ray Train may take to remove their placement groups."""
+"""Maximum seconds to wait until controllers of Ray Train have removed their placement groups."""
 
 
 @dataclass(kw_only=True)
 class Fleet:
-    """Runs at the same time on Ray Tune."""
+    """Runs of a sweep or suite, several of which train at the same time on Ray Tune."""
 
     folder: JobFolder
     """Folder of the sweep or suite."""
     lease: Lease
-    """The job's own; polled while runs train."""
+    """Lease of the job; polled while runs train."""
     concurrent: int
     """Maximum number of runs at the same time."""
     restarts: int
-    """Restarts of a run whose process was lost (--max-failures)."""
+    """Maximum number of restarts of a run whose process was lost (--max-failures)."""
     signals: StopSignals
     shared: Shared | None = None
-    """Data of trials; None for ordinary runs."""
+    """Data and task of the trials of a sweep; None for ordinary runs."""
     verbose: bool = False
     running: dict[str, RunSpec] = field(default_factory=dict, init=False)
-    """Runs that train now, by Tune's id."""
+    """Runs that train now, by Tune's trial id."""
     _unsettled: list[tuple[RunSpec, Ended | None]] = field(default_factory=list, init=False)
     _supervised: bool = field(default=False, init=False)
 
@@ -54,10 +54,18 @@ class Fleet:
         on_end: Callable[[RunSpec, Ended], None],
         scheduler: "TrialScheduler | None" = None,
     ) -> None:
-        """Run the runs of `supply` to the last one, or until a stop is requested.
+        """Train the runs of `supply` until the last one has ended or a stop is requested.
 
-        `stop` is polled. When it returns True, or the job's folder has a stop request, running runs
-        save and end, and no other run starts.
+        Args:
+            supply: Source of the next run.
+            stop: Function that is polled. When it returns True, or the job's folder has a stop
+                request, running runs save and end, and no other run starts.
+            on_end: Function that is called with each ended run and its outcome.
+            scheduler: Scheduler of Tune; None for no early stopping.
+
+        Raises:
+            SupersededError: Another driver has taken over the job.
+            HeldError: A process of an ended run still holds the run's lease.
         """
         self._unsettled.clear()
         stopping = False
@@ -98,42 +106,56 @@ class Fleet:
         self._supervised |= not spec.trains_in_process
 
     def complete(self, trial_id: str, spec: RunSpec, ended: Ended | None) -> Ended:
-        """Record the end of a run; without an outcome the scheduler stopped it."""
+        """Record the end of a run, and return its outcome.
+
+        Args:
+            trial_id: Tune's id of the run.
+            spec: The run.
+            ended: Outcome that the actor reported; None if the scheduler stopped the run.
+        """
         self.running.pop(trial_id, None)
         if ended is not None:
             return ended
-        if (known := _ended(spec)) is not None:  # it ended before the decision reached it
+        if (known := _ended(spec)) is not None:  # the run ended before the decision
             return known
         self._unsettled.append((spec, None))
         return Ended("pruned")
 
     def lose(self, trial_id: str, spec: RunSpec) -> Ended:
-        """Close the record of a run whose process was lost too often."""
+        """Record that a run's process was lost too often, and return the run's outcome.
+
+        If the run's lease is still held, `run` records the outcome after the last run.
+        """
         self.running.pop(trial_id, None)
         ended = Ended(
             "failed", f"its process was lost more than {self.restarts} time(s) (--max-failures)"
         )
         try:
             return self.settle(spec, ended)
-        except HeldError:  # the processes of a lost node may live for a while
+        except HeldError:  # processes of a lost node may still live
             self._unsettled.append((spec, ended))
             return ended
-        except UserError as error:  # its folder is what is wrong
+        except UserError as error:  # the run's folder is unusable
             return Ended("failed", str(error))
 
     def settle(self, spec: RunSpec, ended: Ended | None, patience: float = 0.0) -> Ended:
-        """Close the record of a run that was lost or killed before it could do so.
+        """Record the outcome of a run that was lost or killed before recording one.
 
-        Its lease is taken over, after which its processes write nothing more. Tune gives the last
-        processes ten seconds to end, and a Ray Train run may need more.
+        Taking over the run's lease keeps remaining processes of the run from writing. Tune kills
+        its last processes after ten seconds, which may be too early for a run with Ray Train
+        workers.
 
         Args:
             spec: The run.
-            ended: Its outcome, unless its record has one; None for a trial that the scheduler stopped.
-            patience: Seconds to wait for its lease.
+            ended: Outcome, unless the record has one; None for a trial that the scheduler stopped.
+            patience: Seconds to wait for the run's lease.
+
+        Returns:
+            The recorded outcome.
 
         Raises:
-            HeldError: a process still holds the lease.
+            HeldError: A process still holds the lease after `patience` seconds.
+            UserError: The run's folder cannot be read or written.
         """
         run = spec.folder
         with run.lease(patience):

@@ -1,8 +1,9 @@
-"""Order and worker counts of runs of different length: pure functions, no Ray.
+"""Order and worker counts of runs of different length, without Ray.
 
-Longest first, and whatever fits on the workers that are left: Graham's longest-processing-time rule
-(1969), at most 4/3 of the shortest possible time for runs of one worker each. A run that is a large
-part of all the work gets more than one worker, since worker counts change no result.
+The longest run that fits on the free workers starts first: Graham's longest-processing-time rule
+(1969). For independent runs of one worker each, the rule takes at most 4/3 of the shortest possible
+time. A run that is a large part of all the work gets several workers, since the number of workers
+does not change results.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,23 +12,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Job:
-    """One run to do."""
+    """One run to schedule."""
 
     name: str
     cost: float
-    """Rows to train on, over all epochs."""
+    """Training rows, summed over all epochs."""
     micro_batches: int
-    """Micro-batches per step: the number of workers must divide it."""
+    """Micro-batches per step, a multiple of the number of workers."""
     after: str | None = None
-    """Run that must be finished first."""
+    """Name of the run that must finish first; None if the run can start at any time."""
 
 
 class LongestFirst:
-    """Choose the longest waiting job that fits on the free workers.
+    """Scheduler that starts the longest waiting job that fits on the free workers.
 
     Args:
-        jobs: Runs to do.
-        finished: Names of runs that were finished before.
+        jobs: Runs to schedule.
+        finished: Names of runs that have already finished.
+
+    Attributes:
+        waiting: Jobs that have not started.
+        workers: Number of workers of each job, by name, after `share_out`.
+        free: Number of free workers.
     """
 
     def __init__(self, jobs: Sequence[Job], finished: Iterable[str] = ()) -> None:
@@ -38,7 +44,11 @@ class LongestFirst:
         self._finished = set(finished)
 
     def share_out(self, capacity: int) -> None:
-        """Assign each job its share of `capacity` workers: a divisor of its micro-batches."""
+        """Assign workers to each waiting job, in proportion to its cost.
+
+        A job gets the largest divisor of its micro-batches that its share of `capacity` allows, at
+        least 1.
+        """
         self.free = capacity
         total = sum(job.cost for job in self.waiting) or 1.0
         for job in self.waiting:
@@ -47,9 +57,13 @@ class LongestFirst:
             self.workers[job.name] = max(n for n in divisors if n <= share)
 
     def start_next(self) -> Job | None:
-        """Take the workers of the next job; None while no job can start.
+        """Start the highest-ranked ready job that fits, and reserve its workers.
 
-        The rank of a job is its longest chain of dependent jobs.
+        The rank of a job is its cost plus the largest cost of a waiting job that comes directly
+        after it.
+
+        Returns:
+            The started job; None if no job can start.
         """
         cost = {job.name: job.cost for job in self.waiting}
         chain = dict(cost)
@@ -66,7 +80,15 @@ class LongestFirst:
         return None
 
     def end(self, name: str, *, finished: bool) -> list[Job]:
-        """Free the workers of a job that has ended; returns the waiting jobs that now never start."""
+        """Free the workers of an ended job.
+
+        Args:
+            name: Name of the job.
+            finished: True if the job succeeded, so that jobs after it may start.
+
+        Returns:
+            Waiting jobs that can no longer start, directly or indirectly after the job.
+        """
         if name in self._running:
             self._running.remove(name)
             self.free += self.workers[name]

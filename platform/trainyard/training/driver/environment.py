@@ -1,4 +1,4 @@
-"""Packages, processor, device and threads: a run's bits depend on them, too."""
+"""Packages, processor, device and threads of a run, on which its exact bits depend."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,9 +20,13 @@ PACKAGES = (
 
 
 def environment(config: TrainConfig, threads: int | None = None) -> dict[str, Any]:
-    """Describe the environment of an attempt: package versions, device, the driver's processor, threads.
+    """Describe the environment of an attempt: packages, device, the driver's processor, threads.
 
-    The `workers` join at its end: kinds of processors and GPUs.
+    `with_workers` adds the kinds of the workers' processors and GPUs after the attempt.
+
+    Args:
+        config: Flags of the run.
+        threads: CPU threads of each worker; None if unknown.
     """
     installed = versions("tokenizers", "numpy")
     return {
@@ -34,7 +38,10 @@ def environment(config: TrainConfig, threads: int | None = None) -> dict[str, An
 
 
 def recorded_environment(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the environment of a run's last attempt; of a run of the first version its packages."""
+    """Return the environment of a run's last attempt.
+
+    A `record` without `environments` gives only the packages in its `versions`.
+    """
     attempts = record.get("environments") or [{"packages": record.get("versions", {})}]
     last: Mapping[str, Any] = attempts[-1]
     return last
@@ -43,9 +50,13 @@ def recorded_environment(record: Mapping[str, Any]) -> Mapping[str, Any]:
 def with_workers(
     attempts: Sequence[Mapping[str, Any]], workers: Sequence[str]
 ) -> list[Mapping[str, Any]]:
-    """Return the environments of a run with the kinds of workers of its last attempt.
+    """Return the environments of a run, with `workers` added to the last one.
 
-    An attempt that resumes on other machines has a separate entry.
+    If the last environment already names other workers, it stays and a changed copy follows it.
+
+    Args:
+        attempts: Recorded environments, oldest first.
+        workers: Sorted kinds of the last attempt's processors and GPUs.
     """
     *earlier, last = attempts
     same = last.get("workers", workers) == workers
@@ -53,7 +64,7 @@ def with_workers(
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List what changed between two environments, as `name old -> new`; unknown values do not count."""
+    """List changes between two environments as `name old -> new`, without values unknown in one."""
 
     def flat(one: Mapping[str, Any]) -> dict[str, Any]:
         others = {name: one.get(name) for name in ("device", "processor", "threads")}

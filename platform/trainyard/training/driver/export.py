@@ -1,4 +1,4 @@
-"""From the best checkpoint to `model/`: what plain transformers loads, with a card that says how."""
+"""Export of the best checkpoint to `model/`, which plain transformers loads, with a model card."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from trainyard.tasks import Task
 from trainyard.terminal import say, stage
 
 PACKAGED = {DEFAULT_MODEL: "sentence-transformers/all-MiniLM-L6-v2"}
-"""Hub id of base models that come as a package."""
+"""Base model in a Python package -> its Hub id."""
 MANY_LABELS = 30
 
 
@@ -31,15 +31,25 @@ def export_model(
     labels: Sequence[str] = (),
     thresholds: Mapping[str, float] | None = None,
 ) -> None:
-    """Make `checkpoint` the run's `model/`, complete or not at all.
+    """Export `checkpoint` as the run's `model/`, completely or not at all.
 
-    The model is loaded and answers one request before it gets its place. After a crash at any
-    point the same command exports again, as the export is a function of the run.
+    Before the export replaces `model/`, the exported model must load and answer an example with
+    finite scores. After a crash, the same command exports again.
+
+    Args:
+        folder: Folder of the run.
+        checkpoint: Folder of the best checkpoint.
+        tokenizer: Tokenizer of transformers to save with the model.
+        card: Text of README.md.
+        metrics: Content of metrics.json.
+        labels: Names of the labels by index; empty for regression.
+        thresholds: Fitted minimum probability by label; None or empty for 0.5.
 
     Raises:
-        UserError: when the model cannot be loaded, or answers no numbers.
+        UserError: The model cannot be loaded, or its scores are not finite.
+        SupersededError: Another driver has taken over the run.
     """
-    from trainyard.training.worker.weights import copy_weights  # with torch, only now
+    from trainyard.training.worker.weights import copy_weights  # imports torch, so late
 
     scratch = folder.path / f".model-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
@@ -65,10 +75,10 @@ def export_model(
 
 
 def push_model(model: str, repository: str) -> None:
-    """Upload `model/` to a repository of the Hub; one that does not exist is made, and private.
+    """Upload the folder `model` to a Hub repository, which is created as private if it is missing.
 
     Raises:
-        UserError: when the Hub refuses, or cannot be reached.
+        UserError: `model` is no local folder, or the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -79,7 +89,7 @@ def push_model(model: str, repository: str) -> None:
         api = HfApi()
         api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=model, commit_message="Upload")
-    except Exception as error:  # its errors have no common base
+    except Exception as error:  # errors of huggingface_hub have no common base
         reason = one_line(error, 200)
         raise UserError(
             f"{model} is finished, but could not be pushed to {repository} ({reason}); check the name "
@@ -89,10 +99,10 @@ def push_model(model: str, repository: str) -> None:
 
 
 def _complete_config(path: Path, labels: Sequence[str], thresholds: Mapping[str, float]) -> None:
-    """Write labels that transformers left out of config.json, and the fitted thresholds.
+    """Add the labels that transformers omits from config.json, and the fitted thresholds.
 
-    It omits LABEL_0 and LABEL_1 as defaults; architectures with another default, such as BART, then
-    expect another number of labels. Thresholds of the base model are not those of this one.
+    transformers omits LABEL_0 and LABEL_1 as defaults. Architectures with another default, such as
+    BART, then load with a wrong number of labels. Thresholds of the base model are removed.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
     before = dict(config)
@@ -107,7 +117,11 @@ def _complete_config(path: Path, labels: Sequence[str], thresholds: Mapping[str,
 
 
 def _check_answer(model: Path) -> None:
-    """Load the model as inference does, and compute one answer."""
+    """Load the model as inference does, and classify its example.
+
+    Raises:
+        UserError: The model cannot be loaded, or a score is NaN or infinite.
+    """
     predictor = PREDICTORS["text-classification"].load(str(model))
     (scores,) = predictor(predictor.example["inputs"])
     if not all(math.isfinite(label["score"]) for label in scores):
@@ -118,7 +132,10 @@ def _check_answer(model: Path) -> None:
 
 
 def _selection(splits: Collection[str], run: Mapping[str, Any]) -> str:
-    """Say which splits chose the checkpoint, and the recipe: their figures flatter it."""
+    """Build the card's sentences on the splits that selected the checkpoint and the recipe.
+
+    Metrics on the selecting splits are optimistic.
+    """
     chose = " and ".join(split for split in splits if not is_test(split))
     tests = " and ".join(split for split in splits if is_test(split))
     apart = f"; {tests} took no part in it" if tests else ""
@@ -131,7 +148,7 @@ def _selection(splits: Collection[str], run: Mapping[str, Any]) -> str:
 
 
 def _base(config: TrainConfig, run: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Hub id of the base model (None for a folder), and words about its version."""
+    """Return the base model's Hub id (None if unknown) and its description for the card."""
     name = config.model_name_or_path
     if commit := run.get("model_revision"):
         return name, f"`{name}`, commit `{commit}`"
@@ -141,7 +158,7 @@ def _base(config: TrainConfig, run: Mapping[str, Any]) -> tuple[str | None, str]
 
 
 def _limits(config: TrainConfig, task: Task, thresholds: bool) -> list[str]:
-    """Sentences on what the training does not cover."""
+    """List the card's sentences on the limits of the training, the evaluation and the scores."""
     return [
         f"Only the first {config.max_length} tokens of a text were read in training and evaluation.",
         "The intervals hold for other rows like these, not for other seeds. Rows from another source, time "
@@ -172,7 +189,15 @@ def model_card(
     evaluation: Mapping[str, Any],
     counts: Mapping[str, int],
 ) -> str:
-    """README.md of the model: results with intervals, warnings, limits, how it was trained and chosen."""
+    """Build the model card (README.md): results with intervals, warnings, limits and training.
+
+    Args:
+        config: Config of the run.
+        task: Task of the run.
+        run: Content of run.json.
+        evaluation: `metrics` and `intervals` of the best checkpoint, by split.
+        counts: Number of rows by split.
+    """
     rows = [
         f"| {split} | {name} | {value:.4f} | {low:.4f} to {high:.4f} |"
         for split, found in evaluation.items()

@@ -1,4 +1,4 @@
-"""`fit`: one run from config to `model/`, on Ray. Train, tune and suite all call it."""
+"""`fit`: train one run from its config to `model/`, on Ray. Sweeps and suites use it, too."""
 
 import importlib.util
 import os
@@ -55,21 +55,23 @@ from trainyard.training.outcome import Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """The part of a sweep in one of its trials: prepared data, and the decision to end the run.
+    """Arguments of `fit` for one trial of a sweep: prepared data and the scheduler's decisions.
 
-    A trial of one worker runs in the calling process; one of several starts Ray Train as any run.
+    A trial with one worker trains in the calling process. A trial with more workers uses Ray Train.
     """
 
     task: Task
     data: PreparedData
     tokenizer: Any
     record: Mapping[str, Any]
-    """Further keys of run.json."""
+    """Additional fields of run.json."""
     on_evaluation: Callable[[], bool]
-    """Called in a run of one worker after each evaluation but the last, when its checkpoint is
-    stored; False stops the run there. A run of several workers is stopped by its `stop_request`."""
+    """Called after each evaluation but the last, with its checkpoint stored; False stops the run.
+
+    Only runs of one worker call it. The `stop_request` of the run folder stops other runs.
+    """
     stopwatch: Stopwatch
-    """Started with the trial. Time that `fit` has not recorded remains on it."""
+    """Stopwatch that was started with the trial. Time that `fit` does not record stays on it."""
 
 
 EXTRAS = {
@@ -77,11 +79,15 @@ EXTRAS = {
     "mlflow": "leave it out: TensorBoard needs no other package",
     "wandb": "leave it out: TensorBoard needs no other package",
 }
-"""Value of a flag that needs a package of the same name -> what to do without it."""
+"""Flag value that needs the package of the same name -> alternative without the package."""
 
 
 def check_packages(config: TrainConfig) -> None:
-    """Refuse values whose package is not installed, before anything is started."""
+    """Refuse flag values whose package or server is missing, before anything is started.
+
+    Raises:
+        UserError: A package is not installed, or MLflow has no server while runs lie in a bucket.
+    """
     for flag, values in (("--strategy", [config.strategy]), ("--report-to", config.report_to)):
         for name in values:
             if name in EXTRAS and importlib.util.find_spec(name) is None:
@@ -104,19 +110,26 @@ def fit(
     patience: float = 5.0,
     fence: Fence | None = None,
 ) -> FitResult:
-    """Fine-tune as `config` says, or resume where the same config was interrupted.
+    """Train the run of `config`, or resume the run where the same config was interrupted.
 
-    A finished run is not repeated: its result is returned. For `patience` seconds `fit` waits for
-    another driver of the run: processes of a killed job live for a second or two, and those of a dead
-    node count as alive for a minute. A sweep or a suite passes the `fence` of its lease.
-    `callbacks` are `TrainerCallback`s of transformers, for a config with `loop="trainer"`. They run in
-    the workers, and no identity holds them.
+    A finished run is not repeated: its stored result is returned. --push-to-hub uploads the model
+    in both cases.
+
+    Args:
+        config: Flags of the run.
+        trial: Prepared data and decisions of a sweep; None for an ordinary run.
+        callbacks: `TrainerCallback`s of transformers, for `loop="trainer"`. They run in the
+            workers, and do not enter the run's identity.
+        patience: Seconds to wait for another driver of the run. Processes of a killed job live for
+            a second or two; those of a dead node count as alive for a minute.
+        fence: Fence of the lease of the sweep or suite that the run belongs to.
 
     Raises:
-        SupersededError: when another driver has taken the run, or what it belongs to, over.
-        Diverged: when the loss or an output of the model was not a number.
-        UserError: for anything else the user can fix; what was trained so far is kept.
-        Interrupted: after SIGTERM, Ctrl-C or `trial.on_evaluation`, when the state is saved.
+        HeldError: Another driver still holds the run after `patience` seconds.
+        SupersededError: Another driver has taken over the run, its sweep or its suite.
+        Diverged: The loss, an output or the gradients were not finite.
+        UserError: Another condition that the user can fix; checkpoints are kept.
+        Interrupted: SIGTERM, Ctrl-C or `trial.on_evaluation` stopped the run; checkpoints are kept.
     """
     result = _fit(config, trial, callbacks, patience, fence)
     if config.push_to_hub:
@@ -226,7 +239,14 @@ def _open_record(
     trial: Trial | None,
     here: Mapping[str, Any],
 ) -> PreparedData:
-    """Record the attempt and its environment; return `data` with the model's commit of the first one."""
+    """Record the attempt and its environment `here` in run.json.
+
+    Returns:
+        `data` with the model's Hub commit that the first attempt used.
+
+    Raises:
+        AnotherRun: The data, the base model or the numerics of the recorded run have changed.
+    """
     record = folder.read()
     if "config" in record:
         if (reason := computed_otherwise(record, data.model)) is not None:
@@ -267,7 +287,7 @@ def _open_record(
 
 
 def _file_digests(config: TrainConfig) -> dict[str, str]:
-    """Digest of each of the user's own files: an evaluation recognizes them under any name."""
+    """Return the digest of each of the user's files, by flag, to recognize renamed files later."""
     names = ("train_file", "validation_file", "test_file")
     return {
         name: " ".join(map(file_digest, files_of(path)))
@@ -286,9 +306,13 @@ def _supervise(
     lease: Lease,
     callbacks: Sequence[Any],
 ) -> Outcome:
-    """Run the workers from a thread, while this one shows progress and takes signals.
+    """Run the workers from a thread, while the calling thread shows progress and handles signals.
 
-    (On the main thread Ray Train would take over Ctrl-C, and exit with status 0.)
+    On the main thread, Ray Train would handle Ctrl-C and exit with status 0.
+
+    Raises:
+        Interrupted: A second signal came before the workers had saved.
+        SupersededError: Another driver has taken over the run.
     """
     pool = ThreadPoolExecutor(1)
     leaving = threading.Event()
@@ -310,7 +334,7 @@ def _supervise(
         raise
     finally:
         leaving.set()
-        pool.shutdown(wait=False)  # after a second signal nothing waits for the workers
+        pool.shutdown(wait=False)  # a second signal must not wait for the workers
 
 
 def _conclude(

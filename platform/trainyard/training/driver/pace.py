@@ -1,17 +1,17 @@
-"""Settings that cost time and gain nothing: advice before a run, which never changes them."""
+"""Advice, printed before a run, on settings that only cost time. No setting is changed."""
 
 from trainyard.config import TrainConfig
 
 FULL_PASS = 16
-"""Rows of a micro-batch above which a larger one is hardly faster on a CPU."""
+"""Rows of a micro-batch. A larger micro-batch is hardly faster per row on a CPU."""
 FEW_ROWS = 500
-"""Rows below which every setting is fast enough."""
+"""Training rows below which every setting is fast enough, so there is no advice."""
 MANY_STEPS = 300
-"""Steps of an epoch from which a larger batch is worth a sentence."""
+"""Minimum number of steps per epoch at which a larger batch is recommended."""
 
 
 def slow_settings(config: TrainConfig, rows: int) -> list[str]:
-    """Return at most one sentence that recommends faster settings for a run over `rows` rows."""
+    """Return at most one sentence that recommends faster settings for `rows` training rows."""
     workers, batch, size = (
         config.worker_counts[0],
         config.train_batch_size,

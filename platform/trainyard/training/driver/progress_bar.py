@@ -1,4 +1,4 @@
-"""The progress bar of a run, read from the run's folder."""
+"""Progress bar of a run, read from the run's folder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -18,10 +18,13 @@ def evaluation_words(line: Mapping[str, Any], score: str, last_step: int) -> str
 
 
 class ProgressBar:
-    """Rows, loss, samples per second and time left, read from the run's progress.json.
+    """Progress bar with rows, loss, samples per second and time left.
 
-    Read from the folder and not sent by the workers, so that it is right on a cluster too, and
-    nothing waits for it.
+    The bar reads the run's progress.json, so workers send nothing to it and never wait for it.
+
+    Args:
+        folder: Folder of the run.
+        score: Name of the metric that is printed at each evaluation.
     """
 
     def __init__(self, folder: RunFolder, score: str) -> None:
@@ -39,13 +42,16 @@ class ProgressBar:
             self._bar.close()
 
     def new_lines(self) -> Sequence[Mapping[str, Any]]:
-        """Return the lines of metrics.jsonl since the last call; a resumed run drops the last ones."""
+        """Return the lines appended to metrics.jsonl since the last call.
+
+        The result is empty after a resumed run has removed lines.
+        """
         lines, _ = self._files.lines(self._folder.path / "metrics.jsonl")
         first, self._seen = self._seen, len(lines)
         return lines[first:]
 
     def update(self) -> None:
-        """Show where the run is, and each new evaluation in a line."""
+        """Update the bar, and print each new evaluation as a line."""
         found = self._folder.progress()
         if not found:
             return

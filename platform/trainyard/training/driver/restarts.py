@@ -1,6 +1,6 @@
 """Start training workers; restart after a lost worker, not after a deterministic error.
 
-They also restart from a checkpoint when a node is about to leave or when more workers fit.
+Workers also restart from a checkpoint when a node is about to leave or when more workers fit.
 """
 
 import logging
@@ -32,7 +32,7 @@ from trainyard.training.outcome import Outcome, failed
 
 CHECK_SECONDS = 2.0
 GROW_AFTER = 5
-"""Consecutive checks that must find room for more workers before a restart with them."""
+"""Number of consecutive checks that must find room for more workers before a restart."""
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,28 @@ def run_workers(
     leaving: threading.Event,
     callbacks: Sequence[Any] = (),
 ) -> Outcome:
-    """Run the workers, with at most `max_failures` restarts between two checkpoints.
+    """Run the workers; allow `max_failures` restarts after failures without a new checkpoint.
 
-    Restarts are ours and not Ray Train's, which cannot tell a lost worker from a program that
-    fails in the same way every time. A requested one, because a node leaves or more workers fit, is
-    no failure. None happens when the driver is `leaving`, for it would start Ray again, nor when
-    another driver has taken the run over.
+    Ray Train's own restarts are off: Ray Train cannot tell a lost worker from a deterministic
+    error. An error that repeats at the same step ends the run, unless workers were lost. A restart
+    for a leaving node, or for more workers, is no failure.
+
+    Args:
+        config: Flags of the run.
+        task: Task of the run.
+        data: Tokenized splits.
+        folder: Folder of the run.
+        resources: Ray resources of each worker.
+        leaving: Set when the driver ends; a restart would then start Ray again.
+        callbacks: `TrainerCallback`s for `loop="trainer"`.
+
+    Returns:
+        Outcome of the last attempt. A failure that a restart would repeat has the status "failed".
 
     Raises:
-        SupersededError: when another driver has taken the run over.
+        SupersededError: Another driver has taken over the run.
+        TrainingFailedError: Training failed while the driver was `leaving`.
+        RayError: The connection to Ray failed while the driver was `leaving`.
     """
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
@@ -114,8 +127,8 @@ def _trainer(
     resources: Mapping[str, float],
     count: int,
 ) -> Any:
-    backend = None  # gloo
-    if config.use_gpu:  # on CPUs the import would cost the driver a second for nothing
+    backend = None  # the default: gloo
+    if config.use_gpu:  # on CPUs the driver need not import torch
         from trainyard.training.worker.strategies import STRATEGIES
 
         backend = STRATEGIES[config.strategy].backend(config)
@@ -128,7 +141,7 @@ def _trainer(
         backend=backend,
         max_failures=0,
         max_preemption_failures=0,
-        # Workers that do not all come: tried again, or done with those that came.
+        # If workers do not start, Ray Train retries a fixed count; `run_workers` reduces a range.
         controller_failure_limit=3 if len(config.worker_counts) == 1 else 0,
     )
 
@@ -143,13 +156,16 @@ def _failed(reason: str, folder: RunFolder) -> Outcome:
 
 
 def _was_claimed(error: Exception) -> bool:
-    """Return whether an attempt ended for another's claim, which this driver's lease overrules."""
+    """Return whether a worker stopped because another driver had claimed the checkpoints.
+
+    A driver that still holds its lease may claim them again.
+    """
     causes = getattr(error, "worker_failures", {}).values()
     return any(isinstance(cause, SupersededError) for cause in causes)
 
 
 def _mistake(error: Exception) -> UserError | None:
-    """Return the sentence of a worker that raised one: another attempt would end in the same way."""
+    """Return the UserError that a worker raised, which a restart would repeat; None without one."""
     causes = getattr(error, "worker_failures", {}).values()
     return next((cause for cause in causes if isinstance(cause, UserError)), None)
 
@@ -185,7 +201,20 @@ def worker_function(
     on_evaluation: Callable[[], bool] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> Callable[[], Outcome]:
-    """Return the function that each worker runs: the loop, with one thread for each of its CPUs."""
+    """Build the function that each worker runs: the training loop on `threads` CPU threads.
+
+    With one worker, the function returns an error that the user can fix as a failed Outcome. With
+    more workers it raises the error, which ends the workers that wait for this one.
+
+    Args:
+        config: Flags of the run.
+        task: Task of the run.
+        data: Tokenized splits.
+        folder: Folder of the run.
+        threads: CPU threads of the worker.
+        on_evaluation: Called after each evaluation but the last; False stops a run of one worker.
+        callbacks: `TrainerCallback`s for `loop="trainer"`.
+    """
 
     def work() -> Outcome:
         from trainyard.training.worker.loop import train
@@ -215,8 +244,11 @@ def worker_function(
 class NodeMonitor:
     """Make `count` workers save and stop when a node is about to leave, or when more workers fit.
 
-    Training then resumes from that checkpoint with the workers that fit. The batches do not depend on
-    the number of workers, so neither does the result.
+    Training then resumes from the checkpoint with the workers that fit. The batches do not depend
+    on the number of workers, so neither does the result.
+
+    Attributes:
+        reason: Reason of the request to stop, for a message; None without a request.
     """
 
     def __init__(self, config: TrainConfig, needed: Node, count: int, folder: RunFolder) -> None:
@@ -248,7 +280,7 @@ class NodeMonitor:
                 else:
                     self._look(leaving - known)
             except (RuntimeError, OSError, RayError) as error:
-                # The control store does not answer. Whether that ends the run is for Ray to say.
+                # The GCS does not answer. Ray Train decides if this ends the run.
                 log.debug("cluster not seen: %s", error)
             if self._done.wait(CHECK_SECONDS):
                 return
@@ -271,7 +303,10 @@ class NodeMonitor:
 
 
 def _leaving() -> set[str]:
-    """Nodes that will leave soon and have work: idle ones are drained as a matter of course."""
+    """Return the ids of draining nodes that hold placement groups.
+
+    Idle nodes are left out, since an autoscaler drains them routinely.
+    """
     from ray._private.state import state
     from ray.util import placement_group_table
 

@@ -1,4 +1,4 @@
-"""The result of a run, and the check that the run in a folder is the requested one."""
+"""Result of a run, and checks that a recorded run is the one that a config requests."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class FitResult(Readable):
-    """The result of a finished run; `score` is the task's headline metric, higher is better.
+    """Result of a finished run.
 
-    `metrics` holds {split: {metric: value}} of the best checkpoint, and `intervals` the 95 % intervals
-    over rows. `model` is the folder for transformers, and `seconds` the time of all attempts.
+    `score` is the value of `score_metric` for the best checkpoint, averaged over evaluation splits.
+    Errors such as rmse are lower for better models. `metrics` is {split: {metric: value}} of the
+    best checkpoint, and `intervals` holds 95 % intervals over rows. `model` is the model's folder
+    or URL. `seconds` is the time of all attempts. `padding_efficiency` is the share of tokens in
+    the batches of the first epoch that are no padding. `truncated_rows` counts rows longer than
+    --max-length, by split.
     """
 
     run: str
@@ -40,29 +44,30 @@ class FitResult(Readable):
     padding_efficiency: float
     truncated_rows: Mapping[str, int]
     rows: Mapping[str, int] = field(default_factory=dict)
-    """Number of rows of each split, as it was trained or evaluated on."""
+    """Number of rows by split."""
     score_metric: str = ""
-    """Name of the metric that `score` is."""
+    """Name of the metric of `score`."""
     time_ledger: Mapping[str, float] = field(default_factory=dict)
     """Seconds of all attempts by account; their sum is `seconds`."""
     mfu: float | None = None
-    """Model FLOPs utilization: FLOPs that training on the text needs, over what the devices can compute."""
+    """Model FLOPs utilization (Chowdhery et al. 2022) of the last attempt, from 0 to 1."""
     peak_flops: float | None = None
-    """Peak of matrix products of a worker's device in FLOP/s: measured, or a GPU's data sheet."""
+    """Peak rate of matrix products on one device, in FLOP/s: measured, or a GPU's data sheet."""
     warnings: Sequence[str] = ()
-    """Sentences about the data and the result that the run has printed."""
+    """Sentences about the data and the result that the run printed."""
     label_thresholds: Mapping[str, float] = field(default_factory=dict)
-    """Fitted minimum probability of each label (--label-thresholds fitted); empty for 0.5."""
+    """Minimum probability by label (--label-thresholds fitted); empty where all are 0.5."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the job's JSON."""
+        """Return the mapping that the job prints as JSON."""
         return {"job": "train", **asdict(self)}
 
     @property
     def history(self) -> "pd.DataFrame":
-        """Losses and metrics of the run by step, from its metrics.jsonl.
+        """Losses and metrics of the run by step, read from metrics.jsonl.
 
-        Columns are `epoch`, `loss`, `learning_rate` and SPLIT_METRIC; a step without a value has NaN.
+        Columns are `epoch`, `loss`, `learning_rate`, and SPLIT_METRIC for each split and metric.
+        Steps without a value have NaN.
 
         Raises:
             UserError: The run lies in a bucket, or its metrics.jsonl is damaged.
@@ -79,13 +84,15 @@ class FitResult(Readable):
         return pd.DataFrame.from_dict(by_step, orient="index").rename_axis("step").sort_index()
 
     def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
-        """Predict texts, or pairs of them, with the trained model in this process.
+        """Classify texts, or pairs of texts, with the trained model in this process.
+
+        Long texts are truncated.
 
         Returns:
-            {"label": …, "score": …} of each text: the likeliest label.
+            For each input, {"label": …, "score": …} of the label with the highest score.
 
         Raises:
-            UserError: A text cannot be used.
+            UserError: A text is refused, or the run lies in a bucket.
         """
         inputs = [
             text if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True))
@@ -106,7 +113,7 @@ def _predictor(model: str) -> Predictor:
 
 
 class AnotherRun(UserError):  # noqa: N818 (a sentence for the user, like its parent)
-    """The folder of a run was made from another config or other data."""
+    """The folder of a run holds a run of another config or other data."""
 
     def __init__(
         self,
@@ -118,24 +125,33 @@ class AnotherRun(UserError):  # noqa: N818 (a sentence for the user, like its pa
 
 
 class OtherBaseModel(AnotherRun):
-    """The base weights, or the tokenizer next to them, changed since a run started from them."""
+    """The base weights or the tokenizer of a run changed after its start."""
 
 
 NUMERICS_VERSION = 2
-"""Version of tokens and arithmetic; raise it with a row in `COMPUTED_OTHERWISE` when they change."""
+"""Version of tokenization and arithmetic. Each increase needs a row in `COMPUTED_OTHERWISE`."""
 
 COMPUTED_OTHERWISE: Mapping[int, Collection[str]] = {
     2: ("encoder-decoder", "big_bird", "canine", "convbert", "fnet", "mobilebert", "xlnet", "yoso")
 }
-"""By numerics version: the model types that the version before computed otherwise.
+"""Numerics version -> model types that older versions computed differently.
 
-2: special tokens in texts are text (encoder-decoders), padding on the left or rows of equal length
-only, full attention from the first step (BigBird).
+Version 2 treats special tokens in texts as text (encoder-decoders). It pads XLNet on the left, and
+batches only rows of equal length for models that padding affects. BigBird uses full attention from
+the first step.
 """
 
 
 def computed_otherwise(record: Mapping[str, Any], model: str) -> str | None:
-    """Return why an unfinished run or sweep would be computed otherwise from now on, or None."""
+    """Return why this version would compute a recorded run or sweep differently, or None.
+
+    Args:
+        record: Content of run.json or sweep.json; empty for a new job.
+        model: Base model, see `load_config`.
+
+    Returns:
+        End of the sentence "the run was started with another …"; None if results would be the same.
+    """
     before = record.get("numerics_version", 1)
     if not record or before == NUMERICS_VERSION:
         return None
@@ -151,7 +167,10 @@ def computed_otherwise(record: Mapping[str, Any], model: str) -> str | None:
 
 
 def planned_otherwise(record: Mapping[str, Any]) -> str | None:
-    """Return why a recorded run or sweep has other steps than it would have now, or None."""
+    """Return why this version would plan other batches for a recorded run or sweep, or None.
+
+    The text is the end of the sentence "the run was started with another …".
+    """
     before = record.get("plan_version", 1)
     if before == PLAN_VERSION:
         return None
@@ -161,17 +180,17 @@ def planned_otherwise(record: Mapping[str, Any]) -> str | None:
 def earlier_result(
     config: TrainConfig, folder: RunFolder, data: PreparedData | None = None
 ) -> FitResult | None:
-    """Return the result of `config`'s run, if it lies in `folder` finished; touches nothing.
+    """Return the result of the finished run in `folder`, or None if it is not finished.
 
-    Without `data` the rows and the base weights are read: the name of a run is a function of its
-    config, not of the content of its files.
+    Nothing is written. Without `data`, the rows and the base weights are read to detect changed
+    files, because a run's name depends only on its config.
 
     Raises:
-        AnotherRun: when what lies there is not this run.
-        UserError: when it is damaged, or the data is gone.
+        AnotherRun: The folder holds a run of another config, other data or another base model.
+        UserError: The record is damaged, or the data cannot be read.
     """
     record = folder.read()
-    if "config" not in record:  # none, or it failed before its first attempt was recorded
+    if "config" not in record:  # no run, or it failed before recording its first attempt
         return None
     another = f"run '{folder.path.name}' was started with another"
     if changed := config.changed_since(record["config"]):
@@ -180,7 +199,7 @@ def earlier_result(
         raise AnotherRun(f"{another} {reason}")
     if record.get("status") != "finished" or not folder.has_model():
         return None
-    # Data from the Hub is pinned by its revision, so that it need not be asked.
+    # The revision pins data from the Hub, so the Hub need not be queried.
     sources = data.sources if data else None
     if sources is None and (config.train_file or config.data_dir):
         begun = config.as_begun(record["config"])
@@ -190,7 +209,7 @@ def earlier_result(
         raise AnotherRun(f"the data of run '{folder.path.name}' has changed since it was trained")
     try:
         digests = data.base_digests if data else base_digests(config.model_name_or_path)
-    except UserError:  # without its base model the result stays as it is
+    except UserError:  # without the base model there is nothing to compare
         digests = {}
     if any(digests.values()):  # a folder that is gone looks like a model of the Hub
         check_base_model(record, digests)
@@ -198,7 +217,11 @@ def earlier_result(
 
 
 def check_base_model(record: Mapping[str, Any], digests: Mapping[str, str | None]) -> None:
-    """Refuse a base model other than the one that a recorded run started from."""
+    """Refuse a base model or tokenizer that changed after the recorded run started.
+
+    Raises:
+        OtherBaseModel: A digest differs from the recorded one.
+    """
     words = {
         "base_model_digest": ("base weights", "have"),
         "tokenizer_digest": ("tokenizer", "has"),
@@ -213,6 +236,10 @@ def check_base_model(record: Mapping[str, Any], digests: Mapping[str, str | None
 
 
 def finished_run(config: TrainConfig) -> FitResult | None:
-    """`earlier_result` where the run of `config` lies."""
+    """Return the result of the run of `config` if it is finished, else None.
+
+    Raises:
+        UserError: --storage-path is a URL, or a condition of `earlier_result` applies.
+    """
     folder = RunFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     return earlier_result(config, folder)

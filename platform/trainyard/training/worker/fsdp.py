@@ -1,6 +1,6 @@
 """--strategy fsdp: PyTorch's FSDP2. Every worker holds a part of each weight, gradient and moment.
 
-Weights are gathered, and gradients reduced, in fp32: autocast computes as it does with whole copies.
+Weights are gathered, and gradients reduced, in fp32, so autocast computes as on unsharded models.
 """
 
 from collections.abc import Iterator
@@ -23,18 +23,23 @@ from trainyard.training.worker.weights import owners, stored_moments, stored_wei
 
 
 class ShardedGradients(Gradients):
-    """Whole gradients until the last micro-batch of a step, then each worker's part of their sum."""
+    """Gradients that are whole until the last micro-batch of a step, then are summed in shards."""
 
     def __init__(self, accelerator: Accelerator, model: Any) -> None:
         super().__init__(accelerator, model)
         for module in model.modules():
-            if isinstance(module, FSDPModule):  # the default is the mean
+            if isinstance(module, FSDPModule):  # FSDP's default is the mean
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround a micro-batch; the last one of a step reduces."""
+        """Surround forward and backward of a micro-batch; the last one of a step reduces gradients.
+
+        Args:
+            turn: Index of the micro-batch among this process's micro-batches of the step.
+            turns: Number of these micro-batches.
+        """
         self._model.set_requires_gradient_sync(turn + 1 == turns)
         yield
 
@@ -42,7 +47,7 @@ class ShardedGradients(Gradients):
 def prepare(
     config: TrainConfig, accelerator: Accelerator, model: Any
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """Shard a whole model layer by layer, and build its optimizer over the shards."""
+    """Shard a whole model layer by layer; return it with an optimizer over its shards."""
     device = accelerator.device.type
     mesh = init_device_mesh(device, (accelerator.num_processes,))
     offload = (
@@ -60,9 +65,9 @@ def prepare(
 
 
 def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The repeated layers of a model: the members of its outermost lists of one class.
+    """Yield the repeated layers of a model: members of its outermost ModuleLists of a single class.
 
-    A layer that shares a parameter with another module stays with the rest of the model.
+    Layers that share a parameter with another module are left out, so they stay in the outer shard.
     """
     owners: dict[torch.nn.Parameter, int] = {}
     for module in model.modules():
@@ -76,7 +81,16 @@ def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather each weight and its moments on the worker that writes them."""
+    """Gather each weight and its moments on the worker that writes them.
+
+    Args:
+        model: Model from `prepare`.
+        optimizer: Optimizer from `prepare`.
+        writers: Number of workers that write, from rank 0.
+
+    Returns:
+        Whole weights of this worker by name, and an optimizer state with their moments, on the CPU.
+    """
     weights, state = get_state_dict(model, optimizer.optimizer)
     for name in tied(model, weights):
         del weights[name]
@@ -84,7 +98,7 @@ def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dic
     own, moments = dict[str, Any](), dict[str, Any]()
     for name, weight in weights.items():
         entry = {"": weight, **state["state"].get(name, {})}
-        whole = {key: _whole(part) for key, part in entry.items()}  # by all workers
+        whole = {key: _whole(part) for key, part in entry.items()}  # a collective operation
         if owned[name] == dist.get_rank():
             own[name] = whole.pop("")
             moments[name] = whole
@@ -92,14 +106,18 @@ def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dic
 
 
 def _whole(tensor: Any) -> Any:
-    """Gather a tensor of which this worker may hold a part; on the CPU."""
+    """Return a whole tensor on the CPU, gathered from all workers if it is sharded."""
     if isinstance(tensor, DTensor):
         tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()
     return tensor.cpu()
 
 
 def load(model: Any, optimizer: Any, folder: Path) -> None:
-    """Take this worker's part of a checkpoint, which any number of workers can have written."""
+    """Load this worker's shards of a checkpoint, which any number of workers may have written.
+
+    Raises:
+        DamagedRun: The stored weights do not match the model's names.
+    """
     set_state_dict(
         model,
         optimizer.optimizer,

@@ -1,14 +1,15 @@
-"""The sum of a step's gradients, in an order that does not depend on the workers.
+"""Sum of a step's gradients, in an order that does not depend on the number of workers.
 
 Floating-point addition is not associative. If the order of a sum depended on the number of workers,
-so would its last bits, and after some hundred steps the models. So the micro-batches of a step are the
-leaves of a binary tree that every number of workers adds up alike:
+so would its last bits. Some hundred steps later, the models would differ. So the micro-batches of
+a step are the leaves of a binary tree, whose sum has the same order for every number of workers:
 
     ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))
 
-This is pairwise summation (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 4.2).
-Worker r of N computes the r-th N-th of the leaves. With powers of two that is a subtree, and bit-exact;
-other numbers differ in the last bits.
+This is pairwise summation (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section
+4.2). Worker r of N computes the r-th of N equal ranges of leaves. If N is a power of two, each
+range is a subtree and the sum on CPUs is bit-exact. For other N, or with NCCL on more than two
+GPUs, the last bits may differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ import torch.distributed as dist
 
 
 def tree_sum(parts: Sequence[Any]) -> Any:
-    """Add neighbors until one part is left; shapes are equal, and `parts` is not changed."""
+    """Return the sum of one or more `parts` of equal shape, adding neighbors pairwise."""
     while len(parts) > 1:
         odd = parts[len(parts) & ~1 :]
         parts = [*(a + b for a, b in zip(parts[::2], parts[1::2], strict=False)), *odd]
@@ -29,7 +30,7 @@ def tree_sum(parts: Sequence[Any]) -> Any:
 
 
 class Gradients:
-    """The sum of a step's gradients over micro-batches and workers, and the step that uses it."""
+    """Sum of a step's gradients over micro-batches and workers, and the optimizer step."""
 
     def __init__(self, accelerator: Any, model: Any) -> None:
         self._accelerator, self._model = accelerator, model
@@ -45,7 +46,12 @@ class Gradients:
         self._accelerator.backward(loss)
 
     def step(self, optimizer: Any, max_norm: float) -> None:
-        """Clip the gradients to `max_norm` (0: not at all), and take the optimizer's step."""
+        """Clip the gradients, take the optimizer's step, and clear the gradients.
+
+        Args:
+            optimizer: Optimizer that Accelerate has prepared.
+            max_norm: Maximum L2 norm of all gradients together; 0 for no clipping.
+        """
         if max_norm:
             self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
         optimizer.step()
@@ -53,26 +59,31 @@ class Gradients:
 
 
 class TouchedRows:
-    """Gradient tree for a word embedding, of which a step touches few rows.
+    """Gradient tree for the weight of a word embedding, of which a step uses few rows.
 
-    Autograd allocates the whole gradient for each micro-batch, mostly zeros: 47 MB for MiniLM. This class
-    keeps only the touched rows of each micro-batch, and reuses one dense gradient for every step. Sums
-    have the order of autograd. The order of a sparse tensor's `coalesce` differs: its sort is not stable.
+    Autograd would allocate a dense gradient, mostly zeros, for each micro-batch. This class keeps
+    only the used rows of each micro-batch, and reuses one dense gradient for every step. Gradients
+    of one row are added in token order, as in autograd. A sparse tensor's `coalesce` may add them
+    in another order, because its sort is not stable.
     """
 
     def __init__(self, embedding: torch.nn.Embedding) -> None:
-        embedding.sparse = True  # autograd then hands over ids and rows, in the order of the tokens
+        embedding.sparse = True  # autograd then returns ids and rows in token order
         self._weight = embedding.weight
         self._gradient = torch.zeros_like(self._weight)
         self._touched = torch.empty(0, dtype=torch.int64)
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def put_aside(self, turn: int) -> None:
-        """Take micro-batch `turn`'s gradient off the weight, and join the subtrees that end with it."""
+        """Remove the gradient of micro-batch `turn` from the weight, and keep its used rows.
+
+        Sums of subtrees that this micro-batch completes are added. `turn` counts from 0 in each
+        step.
+        """
         gradient = self._weight.grad
         if gradient.is_sparse:
             done = _sum_by_id(gradient._indices()[0], gradient._values())
-        else:  # should a model compute with the whole weight where nothing of it says so
+        else:  # an undetected use of the whole weight made it dense
             done = torch.arange(len(gradient)), gradient
         self._weight.grad = None
         while turn % 2:
@@ -80,11 +91,11 @@ class TouchedRows:
         self._waiting.append(done)
 
     def put_back(self) -> None:
-        """Give the weight the sum of all, as any other weight has it."""
+        """Set the weight's dense gradient to the sum over the micro-batches of the step."""
         total = self._waiting.pop()
         while self._waiting:
             total = _joined(self._waiting.pop(), total)
-        if self._gradient.view(-1)[0].isnan():  # clipped to a norm that is not finite
+        if self._gradient.view(-1)[0].isnan():  # clipping by a non-finite norm made it NaN
             self._gradient.zero_()
         self._gradient.index_fill_(0, self._touched, 0.0)
         self._touched, rows = total
@@ -101,13 +112,13 @@ def _joined(left: tuple[Any, Any], right: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 class GradientTree(Gradients):
-    """The tree above, for models that every worker holds whole (one worker alone, or DDP)."""
+    """Gradient sum in tree order, for models that each worker holds whole (one worker, or DDP)."""
 
     def __init__(self, accelerator: Any, model: Any) -> None:
         super().__init__(accelerator, model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._waiting: list[dict[Any, Any]] = []
-        """Sums of finished subtrees on the left of the path to the present micro-batch, largest first."""
+        """Sums of finished subtrees before this micro-batch, by parameter, largest first."""
         self._words: TouchedRows | None = None
         if accelerator.num_processes > 1:
             self._replace_all_reduce()
@@ -116,7 +127,10 @@ class GradientTree(Gradients):
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround a micro-batch. Autograd adds the right leaf of a pair to the left one."""
+        """Surround forward and backward of micro-batch `turn` (from 0) of `turns`.
+
+        Autograd adds the gradients of the second micro-batch of a pair to those of the first.
+        """
         with super().add(turn, turns):
             yield
         if self._words is not None:
@@ -131,9 +145,9 @@ class GradientTree(Gradients):
             self._put_aside(turn // 2)
 
     def _put_aside(self, pair: int) -> None:
-        """Take the gradients off the model, and join the subtrees that end with this pair.
+        """Remove the gradients from the model, and add the subtrees that pair `pair` completes.
 
-        As in a binary counter, their number is that of the trailing ones of `pair`.
+        As in a binary counter, the number of additions is the number of trailing ones of `pair`.
         """
         done = {p: p.grad for p in self._parameters if p.grad is not None}
         for parameter in done:
@@ -145,21 +159,24 @@ class GradientTree(Gradients):
         self._waiting.append(done)
 
     def _add_waiting(self, parameters: Sequence[Any], gradients: Sequence[Any]) -> None:
-        """Join the last pair with all that waits, smallest subtree first, in place."""
+        """Add the waiting sums to `gradients` in place, smallest subtree first."""
         for left in reversed(self._waiting):
             pairs = [(g, left[p]) for p, g in zip(parameters, gradients, strict=True) if p in left]
             torch._foreach_add_([g for g, _ in pairs], [other for _, other in pairs])
 
     def _replace_all_reduce(self) -> None:
-        """Give DDP our sum: it calls for a bucket of gradients as soon as the last micro-batch has them."""
+        """Make DDP sum gradients in tree order.
+
+        DDP calls the hook for each bucket of gradients that the last micro-batch has completed.
+        """
         world, on_cpu = self._accelerator.num_processes, self._accelerator.device.type == "cpu"
-        # One thread: gloo tells messages apart by their order, which must be alike everywhere.
+        # One thread: gloo matches messages by order, which must be the same in all workers.
         in_order = ThreadPoolExecutor(1)
 
         def exchange(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
             self._add_waiting(bucket.parameters(), bucket.gradients())
             buffer = bucket.buffer()
-            if world == 2 or not on_cpu:  # a + b is b + a; NCCL's order for more is its own
+            if world == 2 or not on_cpu:  # a + b is b + a; NCCL chooses the order
                 work = dist.all_reduce(buffer, async_op=True)
                 return work.get_future().then(lambda done: done.value()[0])
             future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
@@ -183,7 +200,10 @@ def _word_embedding(model: Any) -> Any:
 
 
 def _all_reduce_as_tree(buffer: Any, world: int, future: Any) -> None:
-    """Let each worker sum one part of the buffer for all; sends the bytes of a ring all-reduce."""
+    """Sum `buffer` over `world` workers in place, in tree order; complete `future` with the sum.
+
+    Each worker sums one part for all workers. The traffic equals that of a ring all-reduce.
+    """
     try:
         part = -(-buffer.numel() // world)
         mine = torch.nn.functional.pad(buffer, (0, part * world - buffer.numel()))
@@ -192,5 +212,5 @@ def _all_reduce_as_tree(buffer: Any, world: int, future: Any) -> None:
         dist.all_gather_single(mine, tree_sum(theirs.chunk(world)))
         buffer.copy_(mine[: buffer.numel()])
         future.set_result(buffer)
-    except Exception as error:  # of a lost worker: DDP raises it where it waits
+    except Exception as error:  # a lost worker; DDP raises it while waiting
         future.set_exception(error)

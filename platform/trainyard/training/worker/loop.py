@@ -1,8 +1,8 @@
-"""The training loop: one function, independent of Ray.
+"""Default training loop (--loop accelerate), independent of Ray.
 
-Every process calls `train` with the same arguments. The plan assigns the rows to forward passes. A
-process runs its share of the micro-batches of a step and the gradients are summed, always in the
-same order (gradients.py).
+Every process calls `train` with the same arguments. The plan assigns the rows to micro-batches. A
+process runs its share of the micro-batches of a step. Gradients are summed in a fixed order, see
+`gradients`.
 """
 
 from collections.abc import Callable
@@ -28,9 +28,22 @@ def train(
     folder: RunFolder,
     on_evaluation: Callable[[], bool] | None = None,
 ) -> Outcome:
-    """Train from the newest valid checkpoint to the end; evaluate and checkpoint on the way.
+    """Train from the newest valid checkpoint to the last step, with evaluations and checkpoints.
 
-    In a run of one process, `on_evaluation` is called after each evaluation; False stops the run.
+    Args:
+        config: Flags of the run.
+        task: Task of the run.
+        data: Tokenized splits on this node.
+        folder: Folder of the run on this node.
+        on_evaluation: Called after each evaluation but the last, in runs of one process. False
+            stops the run.
+
+    Returns:
+        Outcome of the attempt. Divergence and failed checkpoints are its `error`.
+
+    Raises:
+        UserError: The model cannot train on rows of these lengths, or the checkpoint does not fit.
+        SupersededError: Another driver has taken over the run.
     """
     accelerator = training_accelerator(config)
     session = Session(config, task, data, folder, accelerator, on_evaluation)
@@ -61,7 +74,7 @@ def train(
                     batches.step, batches.epoch, batch.index, batch.rows, loss
                 )
         gradients.step(optimizer, config.max_grad_norm)
-        scheduler.step()  # it counts steps, also those that fp16 skips when gradients overflow
+        scheduler.step()  # also after steps that fp16 skips for an overflow
         if not session.finish_step(batches.step + 1, tree_sum(losses), batches.rows):
             break
 

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: the model's own, or with class weights and label smoothing."""
+"""Training loss of a micro-batch: the model's own, or with class weights and label smoothing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,17 @@ from trainyard.tasks import Task
 
 
 class Objective:
-    """Loss of forward passes, in training only.
+    """Loss of forward passes in training; evaluation does not use it.
 
-    A class weight multiplies the losses of the rows of its class; in multi-label data, the loss of the
-    label where it applies. The weights have mean 1 over the training rows, so the learning rate
-    keeps its meaning. A row's loss depends on no other row, so neither does the sum over a step.
+    With one label per row, a class weight multiplies the losses of the rows of its class. These
+    weights have mean 1 over the training rows, so the scale of the loss stays the same. With
+    several labels per row, a weight multiplies the loss of a label in the rows that have the label.
+    A row's loss does not depend on other rows.
+
+    Args:
+        config: Flags with class weights and label smoothing.
+        task: Task of the run.
+        labels: Labels of the training rows: [rows], or [rows, labels] for multi-label data.
     """
 
     def __init__(self, config: TrainConfig, task: Task, labels: NDArray[Any]) -> None:
@@ -26,7 +32,7 @@ class Objective:
         self._several = task.problem_type == "multi_label_classification"
 
     def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Run `model` on `batch`, which holds `labels`; return the mean loss of its rows."""
+        """Run `model` on the tensors of `batch` with `labels`; return the scalar mean loss."""
         if self._weights is None and not self._smoothing:
             loss: torch.Tensor = model(**batch).loss
             return loss
@@ -44,10 +50,15 @@ class Objective:
 
 
 def class_weights(config: TrainConfig, task: Task, labels: NDArray[Any]) -> torch.Tensor | None:
-    """Return the weight of each label of the task, shape [labels]; None without --class-weights.
+    """Return the weight of each label of the task, float32 [labels]; None without --class-weights.
 
-    Balanced weights are those of scikit-learn: rows / (classes * rows of the class). Of several labels a
-    row, they are the rows without a label for each row with it.
+    Balanced weights follow scikit-learn: rows / (classes that occur * rows of the class). For
+    multi-label data, the balanced weight is the ratio of rows without the label to rows with it.
+
+    Args:
+        config: Flags with the class weights.
+        task: Task of the run.
+        labels: Labels of the training rows: [rows], or [rows, labels] for multi-label data.
     """
     if config.class_weights is None:
         return None
@@ -58,7 +69,7 @@ def class_weights(config: TrainConfig, task: Task, labels: NDArray[Any]) -> torc
         if not several:
             weights *= len(labels) / (weights * counts).sum()
     elif several:
-        # A label of every row or of none has nothing to balance.
+        # A label that all rows or no rows have cannot be balanced.
         uneven = (counts > 0) & (counts < len(labels))
         weights = np.where(uneven, (len(labels) - counts) / np.maximum(counts, 1), 1.0)
     else:

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate schedule of a run."""
+"""Optimizer and learning rate schedule of a run."""
 
 import torch
 import transformers
@@ -8,7 +8,10 @@ from trainyard.config import TrainConfig
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.AdamW:
-    """Build AdamW (Loshchilov & Hutter 2019), without decay on biases and norms: all vectors."""
+    """Build AdamW (Loshchilov and Hutter 2019) over the trainable parameters.
+
+    Vectors, such as biases and the weights of norms, get no weight decay.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -20,7 +23,10 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
 def build_scheduler(
     config: TrainConfig, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> LRScheduler:
-    """Build the learning rate per optimizer step, by transformers' schedules."""
+    """Build a learning rate schedule of transformers, to be advanced once per optimizer step.
+
+    `warmup_steps` below 1 is a share of `total_steps`.
+    """
     warmup = config.warmup_steps
     return transformers.get_scheduler(
         config.lr_scheduler_type,

@@ -1,4 +1,4 @@
-"""Try a model on two rows before it trains: its padding, and the parameters that no loss reaches."""
+"""Try a model on two rows before training, to find its padding and its unused parameters."""
 
 import math
 from typing import TYPE_CHECKING
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def probe(model: "PreTrainedModel", config: TrainConfig, data: PreparedData) -> Padding:
-    """Make a model that was just built ready for training; return the padding that it needs.
+    """Prepare a newly built model for training, and return the padding that it needs.
 
-    A missing padding token is set. Parameters without gradient are frozen, as DDP and the sum of
-    gradients need one from each: the optimizer would leave them as they are, so no bit changes.
-    All processes do the same on the same rows.
+    A missing padding token is set. Parameters that get no gradient are frozen, because DDP and the
+    sum of gradients need a gradient from each parameter. The optimizer would not change them
+    anyway. All processes use the same rows, so they get the same result.
 
     Raises:
-        UserError: when the model cannot train on batches of such lengths.
+        UserError: The model cannot train on rows of the configured lengths.
     """
     _check_lengths(model, config)
     table = data.table("train")
@@ -37,7 +37,11 @@ def probe(model: "PreTrainedModel", config: TrainConfig, data: PreparedData) -> 
 
 
 def _check_lengths(model: "PreTrainedModel", config: TrainConfig) -> None:
-    """Refuse lengths that Reformer only accepts in evaluation, where it pads them."""
+    """Refuse row lengths that Reformer accepts only in evaluation, where it pads them.
+
+    Raises:
+        UserError: The model is a Reformer and --max-length or the padding does not fit it.
+    """
     shape = getattr(model.config, "axial_pos_shape", None)
     if not shape:
         return

@@ -1,4 +1,4 @@
-"""The ways in which workers share a model: a row for each --strategy."""
+"""Strategies by which workers share a model: a row for each --strategy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,44 +21,47 @@ from trainyard.training.worker.weights import OPTIMIZER_FILE, bare, stored_weigh
 
 
 def one_backend(config: TrainConfig) -> str:
-    """Name the backend of a process group whose tensors are all on one device."""
+    """Name torch's backend of a process group whose tensors are all on GPUs, or all on CPUs."""
     return "nccl" if config.use_gpu else "gloo"
 
 
 def offload_backend(config: TrainConfig) -> str:
-    """Name the backend where gradients may lie in the host's memory, which NCCL cannot reduce."""
+    """Name torch's backend if gradients may be in host memory, which NCCL cannot reduce."""
     return "cpu:gloo,cuda:nccl" if config.use_gpu and config.fsdp_offload else one_backend(config)
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One --strategy. Every function is called by all processes."""
+    """Functions of one --strategy. All processes of a run call each function."""
 
     prepare: Callable[[TrainConfig, Accelerator, Any], tuple[Any, torch.optim.Optimizer]]
-    """(config, accelerator, model) -> the model that computes a loss, and its optimizer."""
+    """(config, accelerator, model) -> the prepared model, and its optimizer."""
     state: Callable[[Any, Any, int], tuple[dict[str, Any], dict[str, Any]]]
-    """(model, optimizer, writers) -> the fp32 weights and optimizer state that this process writes."""
+    """(model, optimizer, number of writers) -> fp32 weights and optimizer state of this writer."""
     load: Callable[[Any, Any, Path], None]
-    """(model, optimizer, checkpoint folder): the opposite."""
+    """(model, optimizer, checkpoint folder): load a stored state into model and optimizer."""
     gradients: type[Gradients]
     """Sum of a step's gradients, over a process's micro-batches and over all processes."""
     shards: bool = True
-    """Need of a process group even where one process trains."""
+    """True if it needs a process group even for one process, and may split checkpoints."""
     backend: Callable[[TrainConfig], str] = one_backend
-    """torch's backend of the process group."""
+    """Function from the config to torch's backend of the process group."""
 
 
 def training_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate, set up for the config's strategy."""
+    """Build the Accelerator for the config's strategy.
+
+    This also creates a missing process group of one, and sets deterministic algorithms on GPUs.
+    """
     if config.use_gpu and config.deterministic:
         compute_deterministically()
     strategy = STRATEGIES[config.strategy]
     if strategy.shards and not dist.is_initialized():
-        # A trial of one worker runs in a process of Tune, which no launcher gave a group.
+        # Tune's process for a one-worker trial has no process group from a launcher.
         dist.init_process_group(
             strategy.backend(config), store=dist.HashStore(), rank=0, world_size=1
         )
-    # It looks for a package in all of sys.path, twice a step.
+    # Uncached, this function searches sys.path for a package twice per step.
     accelerate.optimizer.is_lomo_available = cache(is_lomo_available)
     handlers = [
         # Buffers are constants here (positions): broadcasting them before each forward only costs.
@@ -80,7 +83,7 @@ def _copies(
 def _copies_state(
     model: Any, optimizer: Any, writers: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    del writers  # rank 0 has all
+    del writers  # rank 0 writes all
     return bare(model).state_dict(), optimizer.state_dict()
 
 

@@ -1,4 +1,4 @@
-"""Trackers of `--report-to`: one row each. Rank 0 of a run reports its losses and metrics to them."""
+"""Trackers of `--report-to`, one class each. Rank 0 reports a run's losses and metrics."""
 
 import contextlib
 import os
@@ -12,32 +12,32 @@ from trainyard.errors import UserError, one_line
 from trainyard.storage import RunFolder
 
 PROJECT = "trainyard"
-"""Experiment of MLflow and project of Weights & Biases, unless their variables name another."""
+"""Default of MLFLOW_EXPERIMENT_NAME (MLflow) and of WANDB_PROJECT (Weights & Biases)."""
 
 
 class Tracker:
-    """One attempt's connection to a tracker. An attempt that resumes a run continues its curves.
+    """Connection of one attempt to a tracker. An attempt that resumes a run continues its curves.
 
-    A step that is trained again after a kill has the same values as before. A tracker that has them
-    already may keep either.
+    A step that is repeated after a kill has the same values, so a tracker may ignore the
+    repetition.
     """
 
     folder: ClassVar[str | None] = None
-    """Its folder in the run's, which a run in a bucket uploads."""
+    """Subfolder of the run folder for files, uploaded to a bucket; None for no files."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
-        """Open the tracker; steps after `first_step` follow."""
+        """Open the tracker for the steps after `first_step`."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Report values by their names, such as train/loss."""
+        """Report the values of an optimizer step, by names such as train/loss."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Write what is left."""
+        """Send buffered values and end the connection."""
 
 
 class TensorBoard(Tracker):
-    """Files in the run's tensorboard/."""
+    """TensorBoard event files in the run's tensorboard/."""
 
     folder = "tensorboard"
 
@@ -58,10 +58,10 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """A run of MLflow at MLFLOW_TRACKING_URI, by default in the file store `<storage path>/mlruns`."""
+    """MLflow run at MLFLOW_TRACKING_URI; default: the file store `<storage path>/mlruns`."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
-        del first_step  # the store itself says which steps it has
+        del first_step  # the stored steps are queried instead
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
@@ -71,7 +71,7 @@ class MLflow(Tracker):
             uri = (folder.path.parent / "mlruns").as_uri()
         self._client = MlflowClient(uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        with contextlib.suppress(MlflowException):  # it exists
+        with contextlib.suppress(MlflowException):  # the experiment exists
             self._client.create_experiment(name)
         experiment = self._client.get_experiment_by_name(name).experiment_id
         tags = {"trainyard.run": _mark(folder)}
@@ -106,12 +106,12 @@ class MLflow(Tracker):
 
 
 class WeightsAndBiases(Tracker):
-    """A run of Weights & Biases; without credentials an offline one in the run's wandb/."""
+    """Weights & Biases run; without credentials and WANDB_MODE, offline in the run's wandb/."""
 
     folder = "wandb"
 
     def __init__(self, config: TrainConfig, folder: RunFolder, first_step: int) -> None:
-        del first_step  # steps that it has already are ignored
+        del first_step  # wandb ignores steps that it already has
         import wandb
 
         known = "WANDB_MODE" in os.environ or wandb.login(prompt=False)
@@ -135,7 +135,7 @@ class WeightsAndBiases(Tracker):
 
 
 def _mark(folder: RunFolder) -> str:
-    """Name the run and its beginning: --fresh begins another one."""
+    """Identify a run by name and start time, since --fresh starts another run of the same name."""
     return f"{folder.path.name} {folder.read().get('started', '')}"
 
 
@@ -145,16 +145,16 @@ TRACKERS: Mapping[str, type[Tracker] | None] = {
 
 
 def tracker_folders(config: TrainConfig) -> list[str]:
-    """List the folders that the trackers of a config write in the run's."""
+    """List the subfolders of the run folder that the trackers of a config write."""
     rows = (TRACKERS[name] for name in config.report_to)
     return [row.folder for row in rows if row and row.folder]
 
 
 def open_trackers(config: TrainConfig, folder: RunFolder, first_step: int) -> dict[str, Tracker]:
-    """Open the trackers of a config for the steps after `first_step`.
+    """Open the trackers of a config for the steps after `first_step`; return them by name.
 
     Raises:
-        UserError: when one of them refuses.
+        UserError: A tracker cannot be opened.
     """
     found: dict[str, Tracker] = {}
     for name in config.report_to:
@@ -162,7 +162,7 @@ def open_trackers(config: TrainConfig, folder: RunFolder, first_step: int) -> di
             continue
         try:
             found[name] = tracker(config, folder, first_step)
-        except Exception as error:  # their errors have no common base
+        except Exception as error:  # errors of trackers have no common base
             reason = one_line(error, 200)
             raise UserError(
                 f"--report-to {name} cannot be used ({reason}); fix that, or leave it out: the same "

@@ -1,8 +1,8 @@
 """`--loop trainer`: the same plan, weights and seeds through transformers' `Trainer`.
 
-It serves runs that need one of Trainer's callbacks, and it checks our loop: both must agree. Trainer
-keeps its optimizer step, accumulation, clipping and precision. Order, padding, dropout seeds and the
-weights of uneven micro-batches come from the plan.
+This loop supports Trainer's callbacks, and tests the default loop, since both must agree. Trainer
+takes optimizer steps, accumulates and clips gradients, and sets the precision. The plan sets the
+order of rows, padding, dropout seeds and the weights of uneven micro-batches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,10 @@ def train_by_trainer(
     on_evaluation: Callable[[], bool] | None = None,
     callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> Outcome:
-    """Train like `loop.train`, with `transformers.Trainer` and the user's callbacks."""
+    """Train like `loop.train`, with `transformers.Trainer` and the user's callbacks.
+
+    Arguments, result and errors are those of `loop.train`.
+    """
     accelerator = training_accelerator(config)
     session = Session(config, task, data, folder, accelerator, on_evaluation)
     model = session.build_model()
@@ -47,7 +50,7 @@ def train_by_trainer(
         return session.outcome()
 
     class PlannedTrainer(transformers.Trainer):
-        """Trainer that takes its batches as they come, and weighs each by its rows."""
+        """Trainer that takes batches in planned order and weights losses by their rows."""
 
         loss_is_scaled_for_ga = True
         step_loss: Any = None
@@ -66,7 +69,7 @@ def train_by_trainer(
             return loss
 
     class AroundSteps(transformers.TrainerCallback):
-        """Sum gradients over the processes, and hand each finished step to the session."""
+        """Sum gradients over processes, and pass each finished step to the session."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             if accelerator.num_processes > 1:
@@ -76,7 +79,7 @@ def train_by_trainer(
             done = micro_batches.first + state.global_step
             loss, trainer.step_loss = trainer.step_loss, None
             if trainer.lr_scheduler.last_epoch < done:
-                trainer.lr_scheduler.step()  # it counts the steps that fp16 skips, too
+                trainer.lr_scheduler.step()  # also after steps that fp16 skips
             session.use(trainer.model_wrapped, trainer.optimizer, trainer.lr_scheduler)
             going_on = session.finish_step(done, loss, micro_batches.rows[done - 1])
             control.should_training_stop = not going_on
@@ -113,13 +116,16 @@ def train_by_trainer(
 
 
 def _sum(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Sum gradients. DDP's mean of a loss times the processes would overflow fp16 earlier."""
+    """Sum a bucket of gradients over the processes, where DDP would average.
+
+    Scaling the loss by the number of processes instead would overflow fp16 earlier.
+    """
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
 
 class _MicroBatches:
-    """This process's micro-batches of all remaining steps, as the batches of one long epoch."""
+    """Micro-batches of this process in all remaining steps, as the batches of one long epoch."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -1,8 +1,8 @@
 """--strategy deepspeed: ZeRO stage 2 shards gradients and moments, stage 3 the weights too.
 
-DeepSpeed computes in fp32. Autocast and the loss scale are Accelerate's, as with every strategy.
-Checkpoints hold whole fp32 weights, and moments by the parameters' names, so any stage and number of
-workers reads them.
+DeepSpeed computes in fp32. Accelerate does autocast and scales the loss, as with every strategy.
+Checkpoints hold whole fp32 weights, and moments by parameter name, so every stage and number of
+workers can read them.
 """
 
 import os
@@ -33,8 +33,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def prepare(
     config: TrainConfig, accelerator: Accelerator, model: Any
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """Hand a whole model and its optimizer to DeepSpeed, which keeps this worker's part of them."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed demands it of a lone process, too
+    """Shard a whole model with DeepSpeed; return DeepSpeed's engine and the optimizer."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it even of one process
     import deepspeed
 
     model = accelerator.prepare_model(model, evaluation_mode=True)
@@ -46,7 +46,7 @@ def prepare(
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's config: ours, over which the user's is merged."""
+    """Build DeepSpeed's config from the flags; --deepspeed-config adds settings without a flag."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.use_gpu}
@@ -62,16 +62,16 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 
 
 class EngineGradients(Gradients):
-    """Gradients inside DeepSpeed's engine, which also reduces and clips them, and skips steps."""
+    """Gradients inside DeepSpeed's engine, which reduces and clips gradients and skips steps."""
 
     def __init__(self, accelerator: Accelerator, model: Any) -> None:
         super().__init__(accelerator, model)
-        if accelerator.scaler is not None:  # its scale is a tensor from the first use on
+        if accelerator.scaler is not None:  # the first use makes the scale a tensor
             accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround a micro-batch; the last one of a step completes the gradients."""
+        """Surround micro-batch `turn` (from 0) of `turns`; the last one completes the gradients."""
         self._model.optimizer.override_loss_scale(self._loss_scale())
         self._model.set_gradient_accumulation_boundary(turn + 1 == turns)
         yield
@@ -81,12 +81,14 @@ class EngineGradients(Gradients):
         self._model.backward(loss)
 
     def step(self, optimizer: Any, max_norm: float) -> None:  # noqa: ARG002
-        """Take the engine's step; a skipped one halves the loss scale, as `GradScaler` does.
+        """Take the engine's step, and update the loss scale as torch's `GradScaler` does.
+
+        The engine clips by the config's norm, so `max_norm` is ignored.
 
         Raises:
-            Diverged: when gradients are not finite in fp32 or bf16: the engine would skip every step.
+            Diverged: Gradients are not finite in fp32 or bf16, which have no loss scale to reduce.
         """
-        # The engine averages over the workers: a scale that is smaller by their number makes that a sum.
+        # The engine averages over workers. Dividing the scale by their number makes the mean a sum.
         scale = self._loss_scale() / self._accelerator.num_processes
         self._model.optimizer.override_loss_scale(scale)
         self._model.step()
@@ -109,7 +111,16 @@ class EngineGradients(Gradients):
 
 
 def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather each weight and its moments on the worker that writes them."""
+    """Gather each weight and its moments on the worker that writes them.
+
+    Args:
+        model: Engine from `prepare`.
+        optimizer: Optimizer from `prepare`.
+        writers: Number of workers that write, from rank 0.
+
+    Returns:
+        Whole weights of this worker by name, and an optimizer state with their moments, on the CPU.
+    """
     step = max((float(moments["step"]) for moments in optimizer.state.values()), default=0.0)
     module = bare(model)
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
@@ -123,7 +134,7 @@ def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dic
             part, start = _part(model.optimizer, optimizer, parameter, key)
             whole = torch.zeros(_shape(parameter).numel(), device=model.device)
             whole.narrow(0, start, len(part)).copy_(part)
-            dist.all_reduce(whole)  # exact: all others hold zeros there
+            dist.all_reduce(whole)  # exact: other workers hold zeros there
             if owned.get(name, 0) == dist.get_rank():
                 found.setdefault(name, {})[key] = whole.view(_shape(parameter)).cpu()
     own = {}
@@ -136,7 +147,7 @@ def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dic
 
 @contextmanager
 def _gathered(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Gather a parameter of stage 3, by all workers; other tensors are whole."""
+    """Yield the whole tensor; all workers gather a parameter of stage 3."""
     if not hasattr(tensor, "ds_id"):
         yield tensor
         return
@@ -147,7 +158,11 @@ def _gathered(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def load(model: Any, optimizer: Any, folder: Path) -> None:
-    """Take this worker's part of a checkpoint that any stage and number of workers can have written."""
+    """Load this worker's part of a checkpoint, which any stage and worker count may have written.
+
+    Raises:
+        DamagedRun: The stored weights do not match the model's names.
+    """
     stored = stored_moments(folder)
     _load_weights(model, stored_weights(bare(model), folder))
     zero = model.optimizer
@@ -174,9 +189,12 @@ def _shape(parameter: Any) -> torch.Size:
 
 
 def _part(zero: Any, optimizer: Any, parameter: Any, key: str) -> tuple[torch.Tensor, int]:
-    """View this worker's part of a flattened moment, and its first element's place in the whole.
+    """Return this worker's part of a parameter's moment `key` as a view of the optimizer state.
 
-    DeepSpeed's own accessors fail for ZeRO-2 in fp32, and for ZeRO-3 where the last part is padded.
+    DeepSpeed's own accessors fail for ZeRO-2 in fp32, and for ZeRO-3 with a padded last part.
+
+    Returns:
+        The view, and the index of its first element in the flattened moment.
     """
     if hasattr(parameter, "ds_id"):
         group, place, size = zero.grad_position[zero.get_param_id(parameter)]
