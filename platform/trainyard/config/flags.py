@@ -361,7 +361,7 @@ class ScoringFlags(ModelFlags):
 
     @property
     def padding_multiple(self) -> int:
-        """Padded lengths are multiples of this number of tokens; 8 suits tensor cores in 16 bits."""
+        """Padded lengths are multiples of this number of tokens; 8 suits 16-bit tensor cores."""
         return 1 if self.mixed_precision == "no" else 8
 
     @property
