@@ -71,7 +71,11 @@ def storage_folder(path: str) -> Path:
 
 
 def open_run(storage_path: str, name: str, fence: Fence | None = None) -> "RunFolder":
-    """Return the folder of run `name` in `--storage-path`, a folder or the URL of a bucket."""
+    """Return the folder of run `name` in `--storage-path`, a folder or the URL of a bucket.
+
+    Raises:
+        UserError: The scheme of the URL is not supported.
+    """
     if "://" in storage_path:
         mirror = Mirror(storage_path, name)
         return RunFolder(mirror.path, mirror=mirror, fence=fence)
@@ -100,10 +104,7 @@ class JobFolder:
 
     @property
     def stop_request(self) -> Path:
-        """Path of the file that asks the holder of `fence`, and runs below it, to save and stop.
-
-        Without a fence, the file asks any holder of the lease.
-        """
+        """Path of the file that asks the holder of `fence`, and runs below it, to save and stop."""
         return self.path / _request("stop", self.fence)
 
     def stop_is_requested(self) -> bool:
@@ -470,10 +471,7 @@ class RunFolder(JobFolder):
 
 
 def _request(kind: str, fence: Fence | None) -> str:
-    """Return the file name of a request to the holder of one lease.
-
-    A driver that has lost its lease thus requests nothing from its successor.
-    """
+    """Return the file name of a request to the holder of `fence`; None means any holder."""
     return f"{kind}-request" if fence is None else f"{kind}-request-{fence.id[:12]}"
 
 

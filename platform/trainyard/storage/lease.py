@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fence:
-    """Proof that a driver holds a lease; workers receive it and check it before they write.
+    """Check that a driver still holds its lease, which workers make before they write.
 
     Attributes:
         store: Storage of the lease.
@@ -137,6 +137,10 @@ class Lease:
         """Call `check` after a lost lease, or after `EXPIRY_SECONDS` without a successful renewal.
 
         Otherwise the storage is not read, so a short outage does not end the job.
+
+        Raises:
+            SupersededError: Another driver has taken the lease over.
+            UserError: The storage does not answer.
         """
         if self._lost.is_set() or time.monotonic() - self._renewed > EXPIRY_SECONDS:
             self.check()

@@ -70,7 +70,7 @@ class Files:
         self._lock = threading.RLock()
 
     def json(self, path: Path) -> tuple[dict[str, Any], str | None]:
-        """Return a file's JSON object, and its problem or None; ({}, None) if there is no file."""
+        """Return the JSON object in a file, and the problem or None; ({}, None) without a file."""
 
         def parse(data: bytes) -> tuple[dict[str, Any], str | None]:
             try:
@@ -90,7 +90,7 @@ class Files:
         return value
 
     def lines(self, path: Path) -> tuple[list[dict[str, Any]], str | None]:
-        """Return the objects of a JSONL file, and its problem or None.
+        """Return the objects in the lines of a JSONL file, and the problem or None.
 
         Only lines added since the last call are read. A last line without newline is left out.
         """

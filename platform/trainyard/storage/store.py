@@ -380,8 +380,8 @@ def replace_own(
 ) -> Version:
     """Replace an object that only this process may write, and return its new version.
 
-    The client repeats a write whose answer was lost, and then finds the version of its own first
-    write. So the write is repeated while `is_own` accepts the stored content.
+    The client repeats a write whose answer was lost, and then finds the version of its first try.
+    So the write is repeated while `is_own` accepts the stored content.
 
     Raises:
         Conflict: The object is gone, or `is_own` rejects its content.

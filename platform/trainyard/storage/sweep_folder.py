@@ -76,6 +76,7 @@ class TrialSpec:
     """Decisions made before a trial runs; the content of trial.json.
 
     In population-based training (PBT, Jaderberg et al. 2017) a trial is one stretch of a member.
+    After each stretch comes the exchange: weak members continue from copies of strong ones.
     """
 
     index: int
