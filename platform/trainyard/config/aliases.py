@@ -226,7 +226,7 @@ def meaning(
     Raises:
         UserError: The value has no equivalent flag, or a flag in `alias.needs` is missing.
     """
-    if value.lower() in ("none", "null"):  # the default of TrainingArguments, as YAML holds it
+    if value.lower() in ("none", "null"):  # None, the default of TrainingArguments
         return ()
     if alias.same_as:
         return (alias.same_as, value)

@@ -65,7 +65,7 @@ _NAME_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 
 
 def added(default: Any, *, before: Any) -> Any:
-    """Declare a field added after commit 29a2e37; `before` is the value that acts like its absence.
+    """Declare a field added after commit 29a2e37; `before` is the value that acts like no field.
 
     The identity includes the field only if its value differs from `before`. Runs of earlier
     versions thus keep their names and can be resumed.
