@@ -1,4 +1,4 @@
-"""Flags of every job as dataclasses, and the config that names a run."""
+"""Groups of flags, the training config, and translations of other libraries' settings."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A file of `accelerate config`, read by `--config`: what it means in our flags."""
+"""Translation of `accelerate config` files, as given to --config, into Trainyard flags."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -54,7 +54,7 @@ KEYS: dict[str, Alias] = {
     "fsdp_config.fsdp_sharding_strategy": Alias(WHOLE, values={"full_shard": (), "1": ()}),
     "fsdp_config.fsdp_reshard_after_forward": Alias(WHOLE, values={"true": (), "full_shard": ()}),
 }  # fmt: skip
-"""Keys by their path, in the order of the flags that they mean: later ones win."""
+"""Translations by dotted key path, in the order of the resulting flags: later flags win."""
 LAYOUT = {
     "debug", "enable_cpu_affinity", "machine_rank", "main_process_ip", "main_process_port",
     "main_training_function", "num_machines", "rdzv_backend", "same_network",
@@ -66,20 +66,22 @@ LAYOUT = {
     "fsdp_config.fsdp_state_dict_type", "fsdp_config.fsdp_use_orig_params",
     "fsdp_config.fsdp_cpu_ram_efficient_loading", "fsdp_config.fsdp_sync_module_states",
 }  # fmt: skip
-"""Keys about starting processes, or the layout of memory and checkpoints: Ray and our rows decide these,
-and no result depends on them."""
+"""Ignored keys about process launch, memory layout and checkpoint layout.
+
+Ray and the strategy decide these, and no result depends on the keys.
+"""
 
 
 def is_accelerate(fields: Any) -> bool:
-    """Return whether a file's content is that of `accelerate config`."""
+    """Return whether `fields` are from `accelerate config`, which writes `distributed_type`."""
     return isinstance(fields, Mapping) and "distributed_type" in fields
 
 
 def accelerate_flags(fields: Mapping[str, Any]) -> list[str]:
-    """Return the flags that a file of `accelerate config` means.
+    """Translate the content of an `accelerate config` file into flags; empty values are skipped.
 
     Raises:
-        UserError: naming a setting that has no flag, and the flag to use instead.
+        UserError: A key is unknown, or its value has no equivalent flag.
     """
     found = {path: value for path, value in leaves(fields) if value not in (None, [], "")}
     if odd := sorted(found.keys() - KEYS.keys() - LAYOUT):

@@ -1,6 +1,7 @@
-"""Names of transformers' `TrainingArguments` on the command line and in --config files.
+"""Translation of transformers' `TrainingArguments` into Trainyard flags.
 
-A name means a flag of ours, or is answered by one sentence that names the flag to use.
+The arguments come from the command line, --config files or Python keywords. An argument without an
+equivalent flag is an error that names the flag to use instead.
 """
 
 import dataclasses
@@ -15,26 +16,26 @@ from trainyard.errors import UserError
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of a field."""
+    """Return the flag of a field: `--learning-rate` for `learning_rate`."""
     return f"--{name.replace('_', '-')}"
 
 
 class UnknownField(UserError, TypeError):  # noqa: N818 (a sentence for the user, like its parent)
-    """Error for a keyword that is no field of a config."""
+    """Error for a keyword that a config does not accept."""
 
 
 @dataclass(frozen=True)
 class Alias:
-    """A setting of `TrainingArguments`: the flags that it means, and a sentence for the rest."""
+    """Translation of another library's setting: flags for supported values, an error for others."""
 
     sentence: str = ""
-    """The flag to use, said for a value that is not listed."""
+    """Advice in the error for an unsupported value. Default: the list of supported values."""
     same_as: str = ""
-    """A flag of ours that takes the value as it is."""
+    """Trainyard flag that takes any value unchanged."""
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Flags by value, in lower case; none where the value is what happens anyway."""
+    """Flags by lower-case value; an empty tuple for a value that matches Trainyard's behavior."""
     needs: Mapping[str, str] = field(default_factory=dict)
-    """A flag that must be given with a value."""
+    """By lower-case value, a flag that the user must give in addition."""
 
 
 YES: Mapping[str, tuple[str, ...]] = {"true": ()}
@@ -121,7 +122,7 @@ FAMILIES: dict[str, str] = {
     "torch_compile": COMPILE,
     "trackio_": TRACKERS,
 }
-"""Sentences by the first letters of a name."""
+"""Advice in errors, by prefix of a setting's name."""
 
 WITHOUT_COUNTERPART = {
     "accelerator_config", "average_tokens_across_devices", "batch_eval_metrics", "debug",
@@ -142,10 +143,12 @@ def find_alias(name: str) -> Alias | None:
 
 
 def translate(config: type[Any], args: Sequence[str]) -> list[str]:
-    """Replace names of `TrainingArguments` by our flags, for a config that trains.
+    """Replace names of `TrainingArguments` in `args` by Trainyard flags.
+
+    The arguments of a config without `learning_rate`, which does not train, are returned unchanged.
 
     Raises:
-        UserError: A setting has no equivalent flag; the sentence names what to use.
+        UserError: A setting has no equivalent flag, or contradicts another flag.
     """
     names = {field.name for field in dataclasses.fields(config)}
     if "learning_rate" not in names:
@@ -157,8 +160,8 @@ def keywords(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Replace names of `TrainingArguments` among the keywords of a config, as `translate` does.
 
     Raises:
-        UnknownField: A keyword is no field; the sentence names the likely one.
-        UserError: A setting has no equivalent field; the sentence names what to use.
+        UnknownField: A keyword is neither a field nor a known setting; suggests a field.
+        UserError: A setting has no equivalent field, or contradicts another keyword.
     """
     names = [field.name for field in dataclasses.fields(config)]
     found = {name: value for name, value in given.items() if name in names}
@@ -211,12 +214,19 @@ def _translated(args: Sequence[str], names: set[str]) -> Iterator[str]:
 def meaning(
     name: str, alias: Alias, value: str, args: Sequence[str] = (), source: str = "TrainingArguments"
 ) -> Sequence[str]:
-    """Return the flags that a value of a setting means.
+    """Return the flags equivalent to a value of a setting; none for `none` and `null`.
+
+    Args:
+        name: Name of the setting for the error.
+        alias: Translation of the setting.
+        value: Value as written by the user.
+        args: All arguments, among which flags in `alias.needs` are searched.
+        source: Library or command that defines the setting, for the error.
 
     Raises:
-        UserError: There is none; the sentence names what to use.
+        UserError: The value has no equivalent flag, or a flag in `alias.needs` is missing.
     """
-    if value.lower() in ("none", "null"):  # the default of TrainingArguments, as YAML holds it
+    if value.lower() in ("none", "null"):  # None, the default of TrainingArguments
         return ()
     if alias.same_as:
         return (alias.same_as, value)
@@ -230,13 +240,13 @@ def meaning(
 
 
 def _accumulation(args: list[str], config: type[Any]) -> list[str]:
-    """Turn --gradient-accumulation-steps into the batch size that it means on one worker."""
+    """Replace --gradient-accumulation-steps by the implied --train-batch-size on one worker."""
     steps = _last(args, "--gradient-accumulation-steps")
     if steps is None:
         return args
     size = _last(args, "--per-device-train-batch-size") or config.per_device_train_batch_size
     workers, batch = _last(args, "--num-workers") or "1", _last(args, "--train-batch-size")
-    if size is None:  # of a suite, whose tasks have recipes
+    if size is None:  # in a suite, the recipe of each task sets it
         raise UserError(
             "--gradient-accumulation-steps needs --per-device-train-batch-size here; give both, or "
             "--train-batch-size"

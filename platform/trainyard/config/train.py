@@ -1,4 +1,4 @@
-"""The config of a training run."""
+"""Config of a training run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from trainyard.errors import UserError
 from trainyard.tasks import Task
 
 GPU_STRATEGIES = ("deepspeed",)
-"""Strategies that are refused on CPUs."""
+"""Strategies that need GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
                     f"{flag(name)} is for --strategy {strategy}, not {self.strategy}; change one of the two"
                 )
         if self.deepspeed_config is not None:
-            # The text itself: workers may not see the file, and it may change.
+            # Stores the content: workers may not see the file, and it may change.
             object.__setattr__(self, "deepspeed_config", read_deepspeed_json(self.deepspeed_config))
             check_deepspeed_json(self)
 
@@ -214,7 +214,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def worker_counts(self) -> list[int]:
-        """The numbers of workers over which the micro-batches of a step share out evenly."""
+        """Allowed numbers of workers that divide a step's micro-batches evenly, ascending."""
         return _divisors(self.micro_batches_per_step, *self.worker_range())
 
     @property
@@ -223,7 +223,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Forward passes that make one optimizer step, over all workers."""
+        """Number of micro-batches in an optimizer step, over all workers."""
         return self.train_batch_size // self.per_device_train_batch_size
 
     @property
@@ -232,7 +232,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def training_rows(self) -> int | None:
-        """`max_train_samples`, by the name that all data has."""
+        """Value of `max_train_samples`, see `DataFlags.training_rows`."""
         return self.max_train_samples
 
     @property
@@ -244,11 +244,12 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
         return self.metrics, self.metric_for_best_model
 
     def check_loss(self, task: Task) -> None:
-        """Refuse a loss or thresholds that do not fit the task.
+        """Check that class weights, label smoothing and label thresholds fit the task.
 
         Raises:
-            UserError: The task is a regression, or has one label for each row, or a class weight names no
-                label of it.
+            UserError: Thresholds are fitted for a task that is not multi-label. Or class weights or
+                smoothing are set for a regression. Or a class weight names an unknown label, or is
+                not positive and finite.
         """
         if self.label_thresholds != "0.5" and task.problem_type != "multi_label_classification":
             raise UserError(
@@ -278,17 +279,17 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def grows_vocabulary(self) -> bool:
-        """`resize_embeddings`, by the name that all models have."""
+        """Value of `resize_embeddings`, see `ModelFlags.grows_vocabulary`."""
         return self.resize_embeddings
 
     @property
     def fixed_length(self) -> bool:
-        """`pad_to_max_length`, by the name that all scoring has."""
+        """Value of `pad_to_max_length`, see `ScoringFlags.fixed_length`."""
         return self.pad_to_max_length
 
     def identity(self) -> str:
-        """SHA-256 over the fields that decide the result, and the version of the batch plan."""
-        from trainyard.batch_plan import PLAN_VERSION  # with numpy, which --help does without
+        """Return the SHA-256 of `identity_fields` and the batch plan's version, in hexadecimal."""
+        from trainyard.batch_plan import PLAN_VERSION  # imports numpy, which --help does not need
 
         return sha256_of({**self.identity_fields(), "plan_version": PLAN_VERSION})
 

@@ -1,7 +1,8 @@
 """Common parts of all tasks that generate text: parameters, defaults of the model, batches.
 
-Rows of different requests share a batch when their options agree; seeds, stop texts and (without
-beams) lengths may differ. A row's text does not depend on its neighbors: see `sampling`.
+Rows of different requests share a batch if their options are equal. Seeds and stop texts may
+differ, and so may maximum lengths of decoders without beams. A row's text does not depend on the
+other rows of its batch, see `sampling`.
 """
 
 import json
@@ -24,23 +25,26 @@ Count = Annotated[int, Ge(1)]
 Fraction = Annotated[float, Gt(0), Le(1)]
 
 DEFAULT_NEW_TOKENS = 100
-"""Tokens generated when neither the request nor the model sets a number."""
+"""Maximum number of generated tokens if neither the request nor the model sets it."""
 
 GENERATE = (
     "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "num_beams", "length_penalty",
     "early_stopping", "min_length", "forced_bos_token_id",
 )  # fmt: skip
-"""Options that `generate` itself follows."""
+"""Options that transformers' `generate` applies."""
 
 SAMPLE = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "frequency_penalty")
-"""Options that `sampling.Sampler` follows."""
+"""Options that `sampling.Sampler` applies."""
 
 KEPT = (
     "bos_token_id", "eos_token_id", "decoder_start_token_id", "bad_words_ids", "suppress_tokens",
     "begin_suppress_tokens",
 )  # fmt: skip
-"""Options kept of a model's generation_config.json. The file can also request caches, assistants and
-decoding loops from the Hub; a server must not follow these."""
+"""Options of a model's generation_config.json that stay in effect, next to GENERATE and SAMPLE.
+
+The file can also name caches, assistant models and decoding code on the Hub. A server must not use
+these.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +83,10 @@ class GenerateParameters(Strict):
 
 
 class Generator(Predictor):
-    """Base of tasks that generate text, with a decoder or an encoder-decoder."""
+    """Base of predictors that generate text by a decoder or an encoder-decoder."""
 
     def check_model(self) -> None:
-        """Keep the safe options of the model's generation_config.json."""
+        """Store defaults of requests, and replace the model's generation config by safe options."""
         from transformers import GenerationConfig
 
         config = self.model.generation_config
@@ -91,7 +95,7 @@ class Generator(Predictor):
         if self._joint:
             defaults.append("max_length")
             kept.append("forced_eos_token_id")
-        else:  # for decoders it counts the prompt with its padding
+        else:  # a decoder counts the prompt and its padding, too
             defaults.remove("min_length")
         self.defaults = _present(config, defaults)
         self._kept = {**_present(config, kept), "pad_token_id": self.pad_token_id}
@@ -101,7 +105,15 @@ class Generator(Predictor):
         self._end = set(end if isinstance(end, list) else [] if end is None else [end])
 
     def options(self, given: Mapping[str, Any], base: Mapping[str, Any] = {}) -> dict[str, Any]:
-        """Merge the options of a batch: the model's defaults, the task's, then the request's."""
+        """Merge the generation options of request, task and model, in this order of precedence.
+
+        Args:
+            given: Options of the request; None values are ignored.
+            base: Options of the task.
+
+        Raises:
+            UserError: Beam search, sampling and the number of texts contradict each other.
+        """
         requested = {name: value for name, value in given.items() if value is not None}
         if requested.keys() & {"temperature", "top_k", "top_p", "typical_p"}:
             requested.setdefault("do_sample", True)
@@ -144,7 +156,18 @@ class Generator(Predictor):
         budget: Budget,
         **wanted: Any,
     ) -> list[Row]:
-        """Build the rows of one input: one per sampled text; beam search needs only one."""
+        """Build the rows of one input: one row per text, or a single row for beam search.
+
+        Args:
+            ids: Token ids of the input.
+            options: Options from `options`.
+            parameters: Parameters of the request.
+            budget: Budget of the request.
+            wanted: Further fields of `Wanted`, at least `max_new_tokens`.
+
+        Raises:
+            TooLargeError: The rows exceed the budget.
+        """
         beams = options.get("num_beams", 1)
         seed = secrets.randbits(32) if parameters.seed is None else parameters.seed
         length = wanted["max_new_tokens"]
@@ -163,12 +186,15 @@ class Generator(Predictor):
         ]
 
     def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
-        """Cancel the rows of one request; `cancelled` is called after each token, in `forward`'s thread."""
+        """End the rows of one request once `cancelled()` is true.
+
+        `cancelled` is called after each token, in the thread of `forward`.
+        """
         for row in prepared.rows:
             row.wanted.cancelled = cancelled
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
-        """Generate for rows of one group; returns a list of `Generated` per row."""
+        """Generate texts for rows of one group; return a list of `Generated` for each row."""
         import torch
 
         results: list[Any] = [None] * len(rows)
@@ -182,7 +208,10 @@ class Generator(Predictor):
         return results
 
     def _parts(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Group rows that fit in one pass: a finished row uses positions until the last row finishes."""
+        """Split rows into passes that fit the model's positions; return row indices by pass.
+
+        A finished row uses positions until the last row of its pass finishes.
+        """
         if self.max_tokens is None or self._joint:
             return [list(range(len(rows)))]
         parts: list[list[int]] = []

@@ -1,7 +1,7 @@
-"""Validation of requests: inputs, and parameters (one frozen dataclass per task, by pydantic).
+"""Validation of requests: inputs, and parameters by a frozen dataclass per task and pydantic.
 
-A parameter of the HTTP interface is one field, with its docstring, of the dataclass in
-`tasks/<task>.py`. The same dataclasses give the OpenAPI schemas, see `json_schema`.
+A field and its docstring in the dataclass of `tasks/<task>.py` define a parameter of the HTTP
+interface. The same dataclasses give the OpenAPI schemas, see `json_schema`.
 """
 
 import difflib
@@ -18,13 +18,13 @@ _STRICT = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Strict:
-    """Base of JSON types: "2" is not a number, an unknown name is an error, docstrings are help."""
+    """Base of JSON types: values are not converted, unknown names refused, docstrings published."""
 
     __pydantic_config__ = _STRICT  # an annotation would make it a field
 
 
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
-"""Treatment of texts longer than the model's maximum: refuse (False) or truncate them."""
+"""Treatment of texts that are too long: refuse (False), truncate (True), or a strategy."""
 
 Parameters = TypeVar("Parameters")
 
@@ -32,10 +32,10 @@ Parameters = TypeVar("Parameters")
 def check_parameters(
     cls: type[Parameters], given: Mapping[str, Any] | None, task: str
 ) -> Parameters:
-    """Build `cls` from the `parameters` of a request.
+    """Build `cls` from the `parameters` of a request for `task`.
 
     Raises:
-        UserError: for an unknown name or an invalid value; suggests the nearest name.
+        UserError: A parameter is unknown, missing or invalid; suggests the nearest name.
     """
     import pydantic
 
@@ -53,7 +53,8 @@ def check_parameters(
 def json_schema(cls: Any, **options: Any) -> dict[str, Any]:
     """Build the JSON schema of a parameters class; field docstrings become descriptions.
 
-    Pydantic reads only the docstrings of the class, not those of its bases.
+    Pydantic reads only docstrings in the class itself, so this adds the docstrings of its bases.
+    `options` are those of pydantic's `TypeAdapter.json_schema`.
     """
     schema: dict[str, Any] = _adapter(cls).json_schema(**options)
     for base in cls.__mro__[1:]:
@@ -90,7 +91,11 @@ def _shown(value: Any) -> str:
 
 
 def text_of(value: Any, place: str = "inputs") -> str:
-    """Return `value` if it is a text that can be tokenized."""
+    """Return `value` if it is a valid Unicode text; `place` names the text in errors.
+
+    Raises:
+        UserError: `value` is no text, or has half of a surrogate pair.
+    """
     if not isinstance(value, str):
         raise UserError(f"{place} must be a text, not {_shown(value)}")
     try:
@@ -103,7 +108,11 @@ def text_of(value: Any, place: str = "inputs") -> str:
 
 
 def fields_of(value: Any, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """Return `value` if it is an object with the fields of the task."""
+    """Return `value` if it is an object with all `required` and no unknown fields.
+
+    Raises:
+        UserError: `value` is no object, lacks a field, or has an unknown field.
+    """
     wanted = f"an object with {' and '.join(required)}" + (
         f" (and {', '.join(optional)} if need be)" if optional else ""
     )

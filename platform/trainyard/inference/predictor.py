@@ -1,12 +1,13 @@
-"""Base of all predictors: a request becomes rows, rows of many requests share a forward pass.
+"""Base of all predictors: a request becomes rows, and rows of many requests share a forward pass.
 
     prepared = predictor.preprocess(inputs, parameters)     # UserError: the request is at fault
     results = predictor.forward(prepared.rows)              # or rows of several requests, of one group
     answer = predictor.postprocess(prepared, results)       # JSON in the Inference API's shape
 
 `preprocess` and `postprocess` do the CPU work of one request; `forward` runs the model. All three are
-thread-safe: on a CPU the server runs one pass per core, unless the model generates. The caller
-sets `limits` and, for a request, `stop_when`. This package does not use Ray.
+thread-safe: on a CPU the server runs up to one pass per core at once, unless the model generates.
+The caller sets `limits`, and calls `stop_when` for a request that can be canceled. No predictor
+uses Ray.
 """
 
 from abc import ABC, abstractmethod
@@ -40,23 +41,23 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 BATCH_TOKENS = 8192
-"""Default maximum of padded tokens per forward pass."""
+"""Default maximum number of tokens in a forward pass, padding included."""
 
 
 class Predictor(Tokenizing, ABC):
-    """Base of the tasks of the Inference API, each over one model. Registered in `PREDICTORS`.
+    """Base of predictors: a task of the Inference API with one model. See `PREDICTORS`.
 
     Attributes:
-        task: The task's name on the Hub.
-        auto_model: Transformers class that loads the models.
-        architectures: Suffixes of the supported names in a config's `architectures`.
+        task: Name of the task on the Hub.
+        auto_model: Name of the transformers class that loads models.
+        architectures: Suffixes of supported names in a config's `architectures`.
         parameters: Dataclass of a request's parameters.
         example: Body of a request that any model of the task can answer.
-        optional_weights: Name prefixes of weights that the task does not use.
-        has_label_columns: Batch inference writes label and score columns instead of one JSON column.
-        needs_offsets: The task needs the characters of each token, which slow tokenizers do not give.
-        pair: Field names of the two texts of a pair.
-        limits: Maximum size of one request.
+        optional_weights: Name prefixes of weights that the task does not use; may be missing.
+        has_label_columns: True if batch inference writes label and score columns, else JSON.
+        needs_offsets: True if the task needs the characters of each token, as fast tokenizers give.
+        pair: Names of the fields for the two texts of a pair.
+        limits: Maximum size of one request; no limits by default.
     """
 
     task: ClassVar[str]
@@ -71,7 +72,11 @@ class Predictor(Tokenizing, ABC):
     limits = Limits()
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Take a model in evaluation mode and its tokenizer, see `load`."""
+        """Take a model in evaluation mode and its tokenizer, see `load`.
+
+        Raises:
+            UserError: The task needs a fast tokenizer, or the model cannot do the task.
+        """
         super().__init__(tokenizer, max_tokens(model, tokenizer))
         self.model = model
         self.device = model.device
@@ -95,11 +100,19 @@ class Predictor(Tokenizing, ABC):
         engine: str = "torch",
         engine_file: Path | None = None,
     ) -> Self:
-        """Load from a folder, `package:NAME/FOLDER` or a Hub id; the engine runs it in `dtype`.
+        """Load a model and its tokenizer.
+
+        Args:
+            name: Folder, `package:NAME/FOLDER`, or Hub id.
+            dtype: Number format of forward passes.
+            device: Device of the model, such as cpu or cuda.
+            revision: Commit, tag or branch on the Hub.
+            engine: Engine of forward passes, a key of `ENGINES`.
+            engine_file: File of the engine's stored weights, if it needs one.
 
         Raises:
-            UserError: for weights that are not safetensors, missing, NaN or infinite. Also for a model
-                with custom code or of another task, and for an engine that cannot run it.
+            UserError: Weights are not safetensors, missing, NaN or infinite. Or the model has
+                custom code or another task, or the engine cannot run it.
         """
         check_engine(engine, dtype, device)
         model, tokenizer = load_model(
@@ -112,11 +125,11 @@ class Predictor(Tokenizing, ABC):
         )
         predictor = cls(model, tokenizer)
         predictor.read_more(name, revision)
-        if not model.can_generate():  # `generate` pads decoders on the left, with their positions
+        if not model.can_generate():  # generation pads decoders on the left
             predictor._find_padding()
         if engine != "torch":
             predictor._start(engine, dtype, engine_file)
-        elif not model.can_generate():  # generation would gain little
+        elif not model.can_generate():  # packing gains little in generation
             predictor._run = pack_linears(model)
         return predictor
 
@@ -135,7 +148,7 @@ class Predictor(Tokenizing, ABC):
         return {"input_ids": self.pad_token_id, "token_type_ids": types}
 
     def _start(self, engine: str, dtype: str, file: Path | None) -> None:
-        """Switch the model to `engine`; weights that the engine does not need are freed."""
+        """Run forward passes by `engine`, and free weights that the engine does not need."""
         import torch
 
         with torch.inference_mode():
@@ -144,7 +157,7 @@ class Predictor(Tokenizing, ABC):
             self.model.to("meta")
 
     def _batches_to_compare(self) -> list[dict[str, Any]]:
-        """Build three batches of the task's example: rows of two lengths, one row, three longer rows."""
+        """Build batches of the example: two rows of two lengths, one row, three longer rows."""
         body = self.example
         prepared = self.preprocess(body["inputs"], body.get("parameters"))
         alone = self.pad(prepared.rows[:1])
@@ -158,24 +171,31 @@ class Predictor(Tokenizing, ABC):
         """Read further files of the model's folder; called once, by `load`.
 
         Raises:
-            UserError: for an invalid file.
+            UserError: A file is invalid.
         """
         del name, revision
 
     def check_model(self) -> None:
-        """Refuse, by a UserError, a model that cannot do the task."""
+        """Check and prepare the model for the task; the default does nothing.
+
+        Raises:
+            UserError: The model cannot do the task.
+        """
 
     @property
     def labels(self) -> list[str]:
-        """Names of the model's outputs, in their order; empty for tasks without labels."""
+        """Label names in order of the model's outputs; empty for tasks without labels."""
         return self.label_names(self.model.config.id2label)
 
     @classmethod
     def label_names(cls, id2label: Mapping[Any, str]) -> list[str]:
-        """Names of a model's outputs by the `id2label` of its config; empty for tasks without labels.
+        """Return label names in order of a model's outputs; empty for tasks without labels.
+
+        Args:
+            id2label: Label names by number, from the model's config.
 
         Raises:
-            KeyError: when its numbers are not those from 0 on.
+            KeyError: The numbers are not 0, 1, 2 and so on.
         """
         if not cls.auto_model.endswith("Classification"):
             return []
@@ -186,7 +206,7 @@ class Predictor(Tokenizing, ABC):
         """Check and tokenize one request. A list as `inputs` gives a list of answers.
 
         Raises:
-            UserError: one sentence about the error in the request.
+            UserError: The inputs or parameters are invalid, or exceed `limits`.
         """
         checked = check_parameters(self.parameters, parameters, self.task)
         listed = isinstance(inputs, list)
@@ -206,20 +226,20 @@ class Predictor(Tokenizing, ABC):
 
     @abstractmethod
     def encode(self, inputs: list[Any], parameters: Any) -> list[Item]:
-        """Build one item per input."""
+        """Check and tokenize the inputs; return one item per input."""
 
     @abstractmethod
     def decode(self, item: Item, results: list[Any], parameters: Any) -> Any:
-        """Build the answer to one item."""
+        """Build the answer to one item from the results of its rows."""
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
-        """Build the whole answer: a list if `inputs` was a list."""
+        """Build a request's answer: a list if `inputs` was a list (`listed`), else one answer."""
         return answers if listed else answers[0]
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
-        """Run the model once over rows of one group, of any requests; returns one result per row.
+        """Run one forward pass over rows of one group, of any requests; return one result per row.
 
-        A row's result does not depend on its neighbors (fp32: to 1e-5).
+        A row's result does not depend on the other rows of the pass (fp32: to 1e-5).
         """
         import torch
 
@@ -227,25 +247,25 @@ class Predictor(Tokenizing, ABC):
             return self.results(rows, self._run(**self.pad(rows)))
 
     def results(self, rows: Sequence[Row], outputs: "ModelOutput") -> list[Any]:
-        """Extract each row's result from the model's output. Default: the logits."""
+        """Extract each row's result from the model's output. Default: the logits of its tokens."""
         return [logits.numpy() for logits in self.tokens_of(outputs.logits.float().cpu(), rows)]
 
     def stop_when(self, prepared: Prepared, cancelled: Callable[[], bool]) -> None:
         """Cancel the rows of one request in `forward` once `cancelled()` is true.
 
-        Only generation checks it; a single pass is too short to cancel.
+        Only generation calls `cancelled`; a single pass is too short to cancel.
         """
         del prepared, cancelled
 
     def pad(self, rows: Sequence[Row], padding: Padding | None = None) -> "dict[str, torch.Tensor]":
-        """Build tensors of shape [rows, longest row] on the model's device, with `attention_mask`."""
+        """Build tensors [rows, longest row] by input name, with `attention_mask`, on `device`."""
         import torch
 
         arrays = pad_rows([row.inputs for row in rows], self._fill, padding or self.padding)
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
     def tokens_of(self, output: "torch.Tensor", rows: Sequence[Row]) -> "list[torch.Tensor]":
-        """Split an output of shape [rows, longest row, …] into arrays of shape [tokens, …] per row."""
+        """Split an output [rows, longest row, …] into unpadded tensors [tokens, …], one per row."""
         width = output.shape[1]
         return [
             output[i, self.padding.span(len(row.inputs["input_ids"]), width)]
@@ -258,7 +278,13 @@ class Predictor(Tokenizing, ABC):
         batch_tokens: int = BATCH_TOKENS,
         forward: Callable[[list[Row]], Sequence[Any]] | None = None,
     ) -> list[Any]:
-        """Run `forward` over rows of any number and group, in batches of similar length."""
+        """Run rows of any number and group in batches of similar length; return one result per row.
+
+        Args:
+            rows: Rows of any requests.
+            batch_tokens: Maximum number of tokens in a batch, padding included.
+            forward: Function to run on each batch. Default: `self.forward`.
+        """
         forward = forward or self.forward
         results: list[Any] = [None] * len(rows)
         groups: dict[str, list[int]] = {}
@@ -278,7 +304,7 @@ class Predictor(Tokenizing, ABC):
         """Answer one request synchronously.
 
         Raises:
-            UserError: one sentence about the error in the request.
+            UserError: The inputs or parameters are invalid, or exceed `limits`.
         """
         prepared = self.preprocess(inputs, parameters)
         return self.postprocess(prepared, self.forward_all(prepared.rows))

@@ -1,4 +1,4 @@
-"""Registry of the tasks of the Inference API; shared by batch inference and the server."""
+"""Registry of predictors by task of the Inference API, for batch inference and the server."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -31,11 +31,11 @@ PREDICTORS: dict[str, type[Predictor]] = {
         SentenceSimilarity,
     )
 }
-"""Predictors by the task's name on the Hub."""
+"""Predictor classes by name of the task on the Hub."""
 
 
 def task_for(architectures: Iterable[Any]) -> str | None:
-    """Return the first task for one of a config's `architectures`; None when there is none."""
+    """Return the first task that supports one of a config's `architectures`, or None."""
     names = [str(name) for name in architectures]
     return next(
         (

@@ -1,6 +1,6 @@
-"""Requests as items that consist of rows of tokens.
+"""Tokenization of requests: a request has items, one per input, and an item has rows of tokens.
 
-Tokenization is thread-safe. Texts are truncated only on request, and truncation is counted.
+Tokenization is thread-safe. Texts are truncated only on request, and tokens cut off are counted.
 """
 
 import contextlib
@@ -22,31 +22,31 @@ NO_TOKEN = "the text has no token that the model knows; send a text"
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One sequence of a batch."""
+    """One sequence of tokens in a batch."""
 
     inputs: dict[str, list[int]]
-    """Unpadded values by the model's input names, without the attention mask."""
+    """Unpadded values, one per token, by name of the model's input; without the attention mask."""
     length: int
     """Tokens that the row occupies in a batch, including those to be generated."""
     group: str = ""
-    """Only rows of equal groups may share a forward pass."""
+    """Key of batching: only rows of equal groups may share a forward pass."""
     wanted: Any = None
-    """Selection from the model's output, or options of generation, for `forward`."""
+    """Data of the task for `forward`: selection from the model's output, or generation options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     rows: list[Row]
-    """One sequence, or several for long texts and candidate labels."""
+    """One row, or several for long texts and candidate labels."""
     truncated: int = 0
     """Number of tokens cut off."""
     context: Any = None
-    """Context for `postprocess`."""
+    """Data of the task for `Predictor.decode`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request, checked and tokenized."""
+    """Checked and tokenized request."""
 
     items: list[Item]
     listed: bool
@@ -56,34 +56,39 @@ class Prepared:
 
     @property
     def rows(self) -> list[Row]:
-        """Rows of all items, in the order that `postprocess` expects."""
+        """Rows of all items, in the order of results for `Predictor.postprocess`."""
         return [row for item in self.items for row in item.rows]
 
     @property
     def truncated(self) -> list[int]:
-        """Tokens cut off from each input."""
+        """Number of tokens cut off from each input."""
         return [item.truncated for item in self.items]
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokenized texts: the tokenizer's `encoding`, and the number of tokens cut off per text."""
+    """Tokenized texts.
+
+    Attributes:
+        encoding: Output of the tokenizer.
+        truncated: Number of tokens cut off from each text; empty for chunks.
+    """
 
     encoding: "BatchEncoding"
     truncated: list[int] = field(default_factory=list)
 
 
 class Tokenizing:
-    """Tokenizer and the maximum number of tokens of its model.
+    """Tokenization for one model: whole texts, truncated texts, or chunks of texts.
 
     Attributes:
-        tokenizer: As loaded by transformers; its state never changes.
-        max_tokens: Maximum number of tokens, special tokens included; None for no maximum.
-        batches_equal_lengths: Only rows of equal length may share a forward pass.
+        tokenizer: Tokenizer as loaded by transformers; its state never changes.
+        max_tokens: Maximum number of tokens of a row, special tokens included; None for no maximum.
+        batches_equal_lengths: True if only rows of equal length may share a forward pass.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_tokens: int | None) -> None:
-        tokenizer("")  # resets the truncation that its file may enable
+        tokenizer("")  # resets truncation, which tokenizer.json may enable
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.batches_equal_lengths = False
@@ -105,15 +110,15 @@ class Tokenizing:
 
         Args:
             texts: One text per item.
-            pairs: Their second texts.
+            pairs: Second text of each item.
             truncation: Treatment of texts that are too long.
-            side: End that is cut off.
-            limit: Maximum number of tokens; default: the model's.
-            tokenizer: Default: the model's, unchanged.
+            side: End of a text that is cut off, left or right.
+            limit: Maximum number of tokens per item. Default: `max_tokens`.
+            tokenizer: Tokenizer of texts that need no truncation. Default: `self.tokenizer`.
             options: Further options of the tokenizer.
 
         Raises:
-            UserError: when a text is too long and may not be truncated.
+            UserError: A text is too long, and may not or cannot be truncated.
         """
         limit = self.max_tokens if limit is None else limit
         options |= {"return_attention_mask": False, "verbose": False}
@@ -156,11 +161,11 @@ class Tokenizing:
     ) -> Tokens:
         """Tokenize without padding; split long texts into rows that overlap by `stride` tokens.
 
-        With `pairs` the second text is split, and every row has the first one. The encoding's
-        `overflow_to_sample_mapping` maps rows to texts.
+        With `pairs` the second text is split, and every row has the whole first text. Rows have at
+        most `limit` tokens. The encoding's `overflow_to_sample_mapping` maps rows to texts.
 
         Raises:
-            TooLargeError: when the rows would exceed the budget; checked before splitting.
+            TooLargeError: The rows would exceed the budget; checked before splitting.
         """
         options |= {"return_attention_mask": False, "verbose": False}
         whole = self.tokenizer(texts, pairs, truncation=False, **options)
@@ -189,10 +194,10 @@ class Tokenizing:
 
     @contextlib.contextmanager
     def cutter(self) -> "Iterator[PreTrainedTokenizerBase]":
-        """Lend a copy of the tokenizer that may truncate, to one thread at a time.
+        """Lend a copy of the tokenizer whose state may change, to one thread at a time.
 
-        Fast tokenizers keep truncation as state. `tokenizer` never changes, so any number of threads
-        can use it; only texts that are too long wait for the copy.
+        Fast tokenizers store truncation as state. The original never changes, so any number of
+        threads can use it. Only texts that need the copy wait.
         """
         with self._cutter_lock:
             if self._cutter is None:
@@ -200,7 +205,11 @@ class Tokenizing:
             yield self._cutter
 
     def rows_of(self, tokens: Tokens) -> list[Row]:
-        """Build one row per tokenized text, with the inputs of the model."""
+        """Build one row per sequence of `tokens`, with the inputs of the model.
+
+        Raises:
+            UserError: A sequence has no token.
+        """
         names = [
             name for name in self.tokenizer.model_input_names
             if name != "attention_mask" and name in tokens.encoding

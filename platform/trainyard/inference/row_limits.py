@@ -1,4 +1,4 @@
-"""Limits of one request, checked before its rows are built: a small body must not cause much work."""
+"""Limits of one request, checked before rows are built: a small body must not cause much work."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ class Limits:
     """Limits of one request. None means no limit, as in batch inference; a server sets limits.
 
     Attributes:
-        rows: Sequences in the request or in its answer.
-        tokens: Tokens of all rows.
-        new_tokens: Tokens generated for one text.
-        numbers: Elements of all vectors in the answer.
+        rows: Maximum number of rows of the request, or of parts of its answer.
+        tokens: Maximum number of tokens of all rows.
+        new_tokens: Maximum number of tokens generated for one text.
+        numbers: Maximum number of elements of all vectors in the answer.
     """
 
     rows: int | None = None
@@ -32,7 +32,17 @@ class Budget:
         self._rows = self._tokens = self._numbers = 0
 
     def spend(self, rows: int, what: str, tokens: int = 0, numbers: int = 0) -> None:
-        """Count `rows` before they are built; `what` names them in the error."""
+        """Add to the counts of a request, before the work is done.
+
+        Args:
+            rows: Number of rows.
+            what: Name of the rows in the error.
+            tokens: Number of tokens of these rows.
+            numbers: Number of elements of vectors in the answer.
+
+        Raises:
+            TooLargeError: A count exceeds its limit.
+        """
         self._rows += rows
         self._tokens += tokens
         self._numbers += numbers

@@ -1,9 +1,9 @@
 """Sampling, stop conditions and streaming of tokens for a batch of unrelated rows.
 
 `transformers.generate` draws all rows of a batch from one random stream, so a request's text would
-depend on the other requests. `Sampler` gives every row its own stream. Exp(1) noise turns the argmax
-over scores into an exact draw from their softmax (the Gumbel-max trick, Maddison et al. 2014, "A*
-Sampling", section 2). `generate` then decodes greedily.
+depend on the other requests. `Sampler` gives every row its own stream. It subtracts the logarithm
+of Exp(1) noise from the scores, so their argmax is an exact draw from their softmax (Gumbel-max
+trick, Maddison et al. 2014, "A* Sampling", section 2). `generate` then decodes greedily.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ import numpy as np
 
 @dataclass(slots=True)
 class Wanted:
-    """Continuation of one row. Rows of a batch share `options` and differ in the rest."""
+    """Requested text of one row. Rows of a batch have equal `options`; other fields may differ."""
 
     options: dict[str, Any]
-    """Options of generate and of the sampler, except the fields below."""
+    """Options of `generate` and of `Sampler`, except the fields below."""
     max_new_tokens: int
     seed: int = 0
     """Seed of the request."""
     index: int = 0
-    """Index among the request's texts; each has its own random stream."""
+    """Index among the texts of an input; each text has its own random stream."""
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     emit: Callable[["Generated"], None] | None = None
@@ -42,10 +42,10 @@ class Generated:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    """Log-probability per token, after penalties, before temperature and truncation of the
-    distribution. Empty unless requested."""
+    """Natural log-probability per token, after penalties, before temperature and truncation of the
+    distribution. Empty unless log-probabilities or a stream are requested."""
     pieces: list[str] = field(default_factory=list)
-    """Added text per token (empty for half a character and for special tokens). No entries
+    """Added text per token (empty for a part of a character and for special tokens). No entries
     unless stop texts, log-probabilities or a stream are requested."""
     finish_reason: str | None = None
     """length, eos_token, stop_sequence or cancelled; None during generation."""
@@ -54,8 +54,8 @@ class Generated:
 class Detokenizer:
     """Incremental detokenizer, as in text-generation-inference.
 
-    A token's text depends on its neighbors: spaces before it, characters of several bytes after it.
-    So a short window is decoded with and without the new token.
+    A token's text depends on other tokens: its space on the token before, and a character of
+    several bytes on the tokens after. So a short window is decoded with and without the new token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -74,7 +74,7 @@ class Detokenizer:
 
 
 class Sampler:
-    """Logits processor: penalties, truncated distribution and an independent draw per row."""
+    """Logits processor: frequency penalty, sampling options, and an independent draw per row."""
 
     def __init__(self, wanted: Sequence[Wanted]) -> None:
         import torch
@@ -90,7 +90,7 @@ class Sampler:
             self._streams = [torch.Generator().manual_seed(_stream(row)) for row in wanted]
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Compute scores, shape [rows, vocabulary], whose argmax is the next token of each row."""
+        """Return scores [rows, vocabulary] whose argmax is the next token of each row."""
         import torch
 
         self._prompt = input_ids.shape[1] if self._prompt is None else self._prompt
@@ -115,7 +115,7 @@ class Sampler:
 
 
 def warpers(options: dict[str, Any]) -> list[Any]:
-    """Build the transformers processors for a truncated distribution, in transformers' order."""
+    """Build the processors for temperature and truncation, in the order of transformers."""
     import transformers
 
     return [
@@ -132,7 +132,7 @@ def warpers(options: dict[str, Any]) -> list[Any]:
 
 
 class Watcher:
-    """Stopping criterion: collects each row's tokens and ends each row independently."""
+    """Stopping criterion that collects each row's tokens and ends each row independently."""
 
     def __init__(
         self, wanted: Sequence[Wanted], sampler: Sampler, tokenizer: Any, end: set[int]
@@ -193,5 +193,5 @@ class Watcher:
 
 
 def _stream(row: Wanted) -> int:
-    """Seed of the row's random stream; SeedSequence makes neighboring streams independent."""
+    """Return the seed of a row's random stream; NumPy's SeedSequence decorrelates near seeds."""
     return int(np.random.SeedSequence([row.seed, row.index]).generate_state(1, np.uint64)[0])

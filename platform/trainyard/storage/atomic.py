@@ -1,4 +1,4 @@
-"""Crash-safe writes: a file or folder is complete under its name, or absent."""
+"""Crash-safe file operations: a file is complete under its name, or absent."""
 
 import json
 import os
@@ -14,17 +14,20 @@ if TYPE_CHECKING:
 
 
 def scratch_path(path: Path) -> Path:
-    """Return a hidden name next to `path`; process ids alone would collide between containers."""
+    """Return a unique hidden path next to `path`, for a file or folder in progress.
+
+    Its name holds a UUID, since process ids of several containers can be equal.
+    """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def scratch_pattern(name: str | None = None) -> str:
-    """Return the glob pattern of scratch files of a name, or of all; a crash leaves them behind."""
+    """Return the glob pattern of scratch files of `name` or of all names, as left by a crash."""
     return f".{'*' if name is None else escape(name)}.*.tmp"
 
 
 def discard(path: Path) -> None:
-    """Delete a scratch file, or a scratch folder with what it holds."""
+    """Delete a file, or a folder with its content; an absent path is no error."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -32,30 +35,38 @@ def discard(path: Path) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text`; after a crash it holds the old text or the new, never a mixture."""
+    """Write `text` (UTF-8) to `path`; after a crash the file holds the old or the new text.
+
+    Raises:
+        OSError: The folder cannot be written, or the disk is full.
+    """
     _replace(path, lambda file: file.write(text.encode()))
 
 
 def as_json(value: Mapping[str, Any]) -> str:
-    """Return the content of a record: indented JSON."""
+    """Return `value` as indented JSON with a final newline.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+    """
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Call `write_atomic` with `value` as indented JSON."""
+    """Write `value` to `path` as indented JSON, see `as_json` and `write_atomic`."""
     write_atomic(path, as_json(value))
 
 
 def write_array(path: Path, values: "NDArray[Any]") -> None:
-    """Replace `path` (.npy) by `values`, like `write_atomic`; create its folder."""
-    import numpy as np  # which --help does without
+    """Write `values` to the .npy file `path`, see `write_atomic`; create its folder if absent."""
+    import numpy as np  # --help does not need it
 
     path.parent.mkdir(exist_ok=True)
     _replace(path, lambda file: np.save(file, values))
 
 
 def write_durable(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a new file and make its content durable."""
+    """Create or truncate `path`, call `write` with the open file, and flush the content to disk."""
     with path.open("wb") as file:
         write(file)
         file.flush()
@@ -69,19 +80,19 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         scratch.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write does not know where it failed
+        error.filename = error.filename or str(path)  # an error of write() names no file
         scratch.unlink(missing_ok=True)
         raise
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of a file durable."""
+    """Flush the content of a file to disk by fsync."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable (POSIX asks for an fsync of the folder itself)."""
+    """Flush renames in `folder` to disk; POSIX requires an fsync of the folder for this."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -90,8 +101,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make every file and folder below `folder`, and `folder` itself, durable."""
-    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds, then the folder
+    """Flush `folder` and every file and folder below it to disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # content before its folder
         if path.is_dir():
             sync_folder(path)
         else:
@@ -100,7 +111,11 @@ def sync_tree(folder: Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a folder by hard links where the file system can: weights are large."""
+    """Copy a folder by hard links, or by copies of files that cannot be linked; weights are large.
+
+    Raises:
+        FileExistsError: `target` exists.
+    """
     shutil.copytree(source, target, copy_function=_link)
 
 

@@ -1,25 +1,25 @@
-"""The folders of runs, sweeps and suites, and the records in them.
+"""Folders of runs, sweeps and suites, and the records in them.
 
 A run, at <storage_path>/<run name>/:
 
     run.json       config, versions, data fingerprint, status, result
     metrics.jsonl  one line per logged step and per evaluation
-    usage.jsonl    CPU, memory and GPU of the first worker's node, a row every few seconds
-    log.txt        what the driver said
+    usage.jsonl    CPU, memory and GPU of the first worker's node, one line every few seconds
+    log.txt        messages of the driver
     progress.json  the current step
     model/         the best checkpoint, for plain transformers
     predictions/   SPLIT.npy: logits of the best checkpoint, float32 [rows, labels], in row order
     checkpoints/ tensorboard/ ledger/
 
-A sweep (trials and confirming runs are run folders with a trial.json, see `sweep_folder`):
+A sweep (trials and confirmation runs are run folders with a trial.json, see `sweep_folder`):
 
     sweep.json  trials/<trial name>/  confirmation/<name>/
     best.yaml               for `trainyard train --config`
-    model/                  the winner's, for plain transformers
+    model/                  the best trial's model, for plain transformers
     trials.csv trials.json  one row per trial
     tensorboard/            hyperparameters and scores (HParams)
 
-A suite holds one run folder a (task, seed), and its table: glue.json glue.md glue.html.
+A suite holds one run folder per (task, seed), and its table: glue.json glue.md glue.html.
 """
 
 import json
@@ -57,10 +57,10 @@ _LOG = "log.txt"
 
 
 def storage_folder(path: str) -> Path:
-    """Return `--storage-path` as an absolute folder: workers have another working directory.
+    """Return `--storage-path` as an absolute path: workers have another working directory.
 
     Raises:
-        UserError: for a URL.
+        UserError: `path` is a URL.
     """
     if "://" in path:
         raise UserError(
@@ -71,7 +71,11 @@ def storage_folder(path: str) -> Path:
 
 
 def open_run(storage_path: str, name: str, fence: Fence | None = None) -> "RunFolder":
-    """Return the run called `name` below `--storage-path`, which is a folder or a URL."""
+    """Return the folder of run `name` in `--storage-path`, a folder or the URL of a bucket.
+
+    Raises:
+        UserError: The scheme of the URL is not supported.
+    """
     if "://" in storage_path:
         mirror = Mirror(storage_path, name)
         return RunFolder(mirror.path, mirror=mirror, fence=fence)
@@ -79,13 +83,13 @@ def open_run(storage_path: str, name: str, fence: Fence | None = None) -> "RunFo
 
 
 class JobFolder:
-    """Paths and the record below `<storage_path>/<name>/`. Creating the object touches nothing.
+    """Paths and record of a job in `<storage_path>/<name>/`. The constructor accesses no storage.
 
     Args:
-        path: The folder; with a `mirror` this node's scratch copy.
-        mirror: The bucket that holds the folder.
-        fence: Of the sweep or suite that the job belongs to. Inside `lease` it is the job's own.
-            Every method that writes checks it first.
+        path: Folder of the job; with a `mirror`, its scratch copy on this node.
+        mirror: Copy of the folder in a bucket.
+        fence: Fence of the sweep or suite that the job belongs to; inside `lease`, the job's own.
+            Checked before shared records are written, except requests and usage.jsonl.
     """
 
     RECORD = "run.json"
@@ -100,21 +104,18 @@ class JobFolder:
 
     @property
     def stop_request(self) -> Path:
-        """File that asks the holder of `fence`, and runs below it, to save and stop.
-
-        Without a fence, any holder of the lease.
-        """
+        """Path of the file that asks the holder of `fence`, and runs below it, to save and stop."""
         return self.path / _request("stop", self.fence)
 
     def stop_is_requested(self) -> bool:
-        """Return whether a stop request for this job, or what it belongs to, lies here."""
+        """Return whether a stop request lies here, to `fence`, a fence above it, or any holder."""
         return any((self.path / _request("stop", one)).exists() for one in _and_above(self.fence))
 
     def create(self) -> None:
-        """Make the folder, and prove that it can be written.
+        """Create the folder, and check that it and the bucket can be written.
 
         Raises:
-            UserError: when it cannot.
+            UserError: The folder or the bucket cannot be written, or `check` fails.
         """
         self.check()
         try:
@@ -127,7 +128,7 @@ class JobFolder:
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """Create the folder, and remove it again when the block is refused before it has a record."""
+        """Create the folder; after a UserError in the block, remove it if it holds only a log."""
         folders = (self.path, self.path.parent / ".cache", *self.path.parents)
         missing = [folder for folder in folders if not folder.exists()]
         self.create()
@@ -142,14 +143,18 @@ class JobFolder:
             raise
 
     def address(self, name: str = "") -> str:
-        """Return the path or URL of a part of the job."""
+        """Return the path or URL of a file or folder of the job; by default, of the job."""
         if self.mirror is not None:
             return f"{self.mirror.bucket.url}/{self.mirror.key(name)}".rstrip("/")
         return str(self.path / name)
 
     @contextmanager
     def lease(self, patience: float = 0.0) -> Iterator[Lease]:
-        """Create the folder and hold the right to run under its name, see `Lease`."""
+        """Create the folder, hold its `Lease`, and delete old requests and scratch files.
+
+        Raises:
+            HeldError: Another driver still holds the lease after `patience` seconds.
+        """
         with (
             self.created(),
             Lease(*self._stored(LEASE), f"{self.KIND} '{self.path.name}'", patience) as lease,
@@ -164,15 +169,15 @@ class JobFolder:
                 self.fence = above
 
     def check(self) -> None:
-        """Raise SupersededError when another driver has taken the job over."""
+        """Raise SupersededError if another driver has taken the job over."""
         if self.fence is not None:
             self.fence.check()
 
     def read(self) -> dict[str, Any]:
-        """Return the record; empty when there is none yet.
+        """Return the job's record; empty before it is first written.
 
         Raises:
-            DamagedRun: when it is damaged.
+            DamagedRun: The record holds no JSON object.
         """
         return self.read_json(self.RECORD)
 
@@ -191,7 +196,7 @@ class JobFolder:
         )
 
     def update(self, **fields: Any) -> None:
-        """Change fields of the record, unless another writer changed it since the lease was checked."""
+        """Set fields of the record by a conditional write; repeat it if another process writes."""
         store, name = self._stored(self.RECORD)
         while True:
             stored = store.read(name)
@@ -212,19 +217,19 @@ class JobFolder:
             write_json(self.path / self.RECORD, record)
 
     def _stored(self, name: str) -> tuple[Store, str]:
-        """Return the storage of a file that several drivers may write, and its name there."""
+        """Return the store of a file that several drivers may write, and the file's name in it."""
         if self.mirror is None:
             return Disk(self.path), name
         return self.mirror.bucket, self.mirror.key(name)
 
     def publish(self, *names: str) -> None:
-        """Upload files and folders where the job is kept in a bucket."""
+        """Upload files and folders to the job's bucket, if it has one."""
         if self.mirror is not None:
             self.check()
             self.mirror.push(*names)
 
     def names(self) -> list[str]:
-        """Return what the folder holds, except what a starting driver puts there."""
+        """Return the names in the folder, except files of a starting driver such as the lease."""
         if self.mirror is not None:
             return sorted({name.partition("/")[0] for name in self.mirror.names()})
         return sorted(
@@ -235,10 +240,10 @@ class JobFolder:
         )
 
     def clear(self) -> None:
-        """Delete everything in the folder, except the lease that guards it.
+        """Delete everything in the folder, except its lease.
 
         Raises:
-            UserError: when the folder holds something, but no record: then no job left it.
+            UserError: The folder has content but no record, so it is not the folder of a job.
         """
         self.check()
         if (names := self.names()) and self.RECORD not in names:
@@ -254,7 +259,7 @@ class JobFolder:
 
 
 class RunFolder(JobFolder):
-    """The folder of one training run, possibly mirrored in a bucket."""
+    """Folder of one training run, possibly mirrored in a bucket."""
 
     def __init__(
         self, path: Path, *, mirror: Mirror | None = None, fence: Fence | None = None
@@ -268,7 +273,7 @@ class RunFolder(JobFolder):
 
     @property
     def restart_request(self) -> Path:
-        """File by which the driver asks its workers to save and stop for a restart."""
+        """Path of the file by which the driver asks its workers to save and stop for a restart."""
         return self.path / _request("restart", self.fence)
 
     @property
@@ -276,7 +281,7 @@ class RunFolder(JobFolder):
         return self.mirror is None
 
     def store(self) -> CheckpointStore:
-        """Return the checkpoints of this run; an attempt begins with its `claim`."""
+        """Return the checkpoint store of this run; its `claim` starts an attempt."""
         if self.mirror is None:
             return CheckpointStore(self.checkpoints, self.fence, self._sync_metrics)
         mirror = self.mirror
@@ -297,7 +302,11 @@ class RunFolder(JobFolder):
         return (self.model / "model.safetensors").exists()
 
     def on_this_node(self, tables: Mapping[str, Path]) -> tuple[Self, Mapping[str, Path]]:
-        """Return this folder and the tokenized splits as the calling worker's node sees them."""
+        """Return this folder, and the tokenized splits by name, with paths on the calling node.
+
+        Raises:
+            UserError: The bucket lacks a split, or has a damaged one.
+        """
         if self.mirror is None:
             return self, tables
         mirror = self.mirror.on_this_node()
@@ -313,7 +322,7 @@ class RunFolder(JobFolder):
         return run, local
 
     def fetch(self) -> None:
-        """Bring the records of an earlier driver to this node; call it under the lease."""
+        """Download the records of an earlier driver, and delete its requests; needs the lease."""
         if self.mirror is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
@@ -323,16 +332,16 @@ class RunFolder(JobFolder):
             )
 
     def share_tables(self, tables: Mapping[str, Path]) -> None:
-        """Make the tokenized splits visible to other nodes."""
+        """Upload the tokenized splits to the run's bucket, if it has one, for other nodes."""
         if self.mirror is not None:
             self.mirror.push_tables(tables)
 
     def find_table(self, folder: Path) -> bool:
-        """Return whether a tokenized split exists; download it where the bucket has it."""
+        """Return whether a tokenized split is in `folder`; if not, try to download it first."""
         return folder.exists() or (self.mirror is not None and self.mirror.pull_table(folder))
 
     def request(self, path: Path, reason: str | None) -> None:
-        """Ask the workers to stop or restart; without a reason, withdraw the request."""
+        """Write the request file `path` with its reason; a reason of None withdraws the request."""
         path.unlink(missing_ok=True) if reason is None else path.write_text(reason)
         if self.mirror is not None:
             with outages_logged():
@@ -342,7 +351,7 @@ class RunFolder(JobFolder):
                     self.publish(path.name)
 
     def wants_stop(self) -> bool:
-        """Return whether the workers are to save and stop, for good or for a restart."""
+        """Return whether a stop or restart is requested, on this node or in the bucket."""
         if self.stop_is_requested() or self.restart_request.exists():
             return True
         if self.mirror is not None and self.mirror.asks.is_due(ASK_SECONDS):
@@ -352,7 +361,7 @@ class RunFolder(JobFolder):
         return self._seen_request
 
     def sync(self) -> None:
-        """Copy stop requests and progress between driver and workers of a bucket. Poll it."""
+        """Upload a stop request and download progress, if the run is in a bucket. Poll it."""
         if self.mirror is None:
             return
         with outages_logged():
@@ -364,18 +373,18 @@ class RunFolder(JobFolder):
                     self._write_progress(progress)
 
     def clean_up(self) -> None:
-        """Delete files that a finished run no longer needs."""
+        """Delete what a finished run does not need: its scratch folder, or files of Ray Train."""
         if self.mirror is not None:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
-            shutil.rmtree(self.path / "ray", ignore_errors=True)  # Ray Train's; empty of our files
+            shutil.rmtree(self.path / "ray", ignore_errors=True)  # holds no file of the run
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Add a driver's time by account to that of earlier attempts in run.json."""
+        """Add a driver's seconds by account to the `seconds` of run.json."""
         self.update(seconds=add(self.read().get("seconds", {}), seconds))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl by a single write.
+        """Append one line to metrics.jsonl in a single write.
 
         Lines of a mirrored run stay on this node until `publish` checks the lease.
         """
@@ -385,15 +394,15 @@ class RunFolder(JobFolder):
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def append_usage(self, row: Mapping[str, Any]) -> None:
-        """Add one row to usage.jsonl, which is for people: nothing of the run depends on it."""
+        """Append one line to usage.jsonl, which only the dashboard reads."""
         with (self.path / "usage.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl, without a last line cut off by a crash.
+        """Return the lines of metrics.jsonl, without an incomplete last line left by a crash.
 
         Raises:
-            DamagedRun: when another line is damaged.
+            DamagedRun: A complete line holds no JSON object with an integer `step`.
         """
         if not self._metrics.exists():
             return []
@@ -407,24 +416,24 @@ class RunFolder(JobFolder):
         return whole_lines
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after `step`: the run resumes there and writes them again."""
+        """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again."""
         self.check()
         lines = [line for line in self.metrics() if line["step"] <= step]
         write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write_predictions(self, logits: Mapping[str, "NDArray[Any]"]) -> None:
-        """Replace predictions/SPLIT.npy of each split."""
+        """Write the logits of each split to predictions/SPLIT.npy."""
         self.check()
         for split, values in logits.items():
             write_array(self.predictions / f"{split}.npy", values)
 
     def read_predictions(self, split: str) -> "NDArray[Any]":
-        """Return the logits of the best checkpoint.
+        """Return the best checkpoint's logits of a split, [rows, labels].
 
         Raises:
-            UserError: when they are damaged.
+            UserError: The file is absent or damaged.
         """
-        import numpy as np  # which --help does without
+        import numpy as np  # --help does not need it
 
         path = self.predictions / f"{split}.npy"
         try:
@@ -436,14 +445,14 @@ class RunFolder(JobFolder):
         return logits
 
     def progress(self) -> dict[str, Any]:
-        """Return the content of progress.json; empty before the first step."""
+        """Return the content of progress.json; empty if the file is absent or damaged."""
         try:
             return read_record(self.path / "progress.json")
-        except (OSError, ValueError):  # for people only: no reason to end the run
+        except (OSError, ValueError):  # informative only: no reason to end the run
             return {}
 
     def set_progress(self, **fields: Any) -> None:
-        """Replace progress.json; for people only, so it is not made durable."""
+        """Replace progress.json; it is informative only, so it is not flushed to disk."""
         if self.mirror is None:
             self.check()
         self._write_progress(fields)
@@ -462,10 +471,7 @@ class RunFolder(JobFolder):
 
 
 def _request(kind: str, fence: Fence | None) -> str:
-    """Return the name of a request, addressed to the holder of one lease.
-
-    So a driver that lost its lease asks nothing of its successor.
-    """
+    """Return the file name of a request to the holder of `fence`; None means any holder."""
     return f"{kind}-request" if fence is None else f"{kind}-request-{fence.id[:12]}"
 
 
@@ -477,7 +483,7 @@ def _and_above(fence: Fence | None) -> Iterator[Fence | None]:
 
 
 class SuiteFolder(JobFolder):
-    """The folder of a suite: its table is its record."""
+    """Folder of a suite; glue.json is its table and its record."""
 
     RECORD = "glue.json"
     KIND = "suite"

@@ -1,4 +1,4 @@
-"""Leases: one driver at a time may run under a name, and its id fences off all others."""
+"""Leases: one driver at a time runs under a name; its workers check the lease before they write."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from trainyard.storage.store import Conflict, Store, Stored, Version, replace_ow
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 10
 EXPIRY_SECONDS = 60
-"""Age of a heartbeat after which a driver counts as dead."""
+"""Time since the last renewal after which a driver counts as dead."""
 POLL_SECONDS = 0.2
 
 RENAME = "choose another --run-name"
@@ -29,9 +29,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fence:
-    """The id of a held lease; workers receive it and check it before they write.
+    """Check that a driver still holds its lease, which workers make before they write.
 
-    `above` is the fence of the sweep or suite that the run belongs to.
+    Attributes:
+        store: Storage of the lease.
+        name: Name of the lease in `store`.
+        id: Id of the holder.
+        what: Job of the lease, for errors: "run 'demo'".
+        above: Fence of the sweep or suite that the job belongs to.
     """
 
     store: Store
@@ -41,7 +46,12 @@ class Fence:
     above: "Fence | None" = None
 
     def check(self) -> None:
-        """Raise SupersededError unless the lease, and the one above it, is still held."""
+        """Check that this lease and all leases above it are still held.
+
+        Raises:
+            SupersededError: One of the leases was released or taken over.
+            UserError: The storage does not answer.
+        """
         if self.above is not None:
             self.above.check()
         holder = _holder(self.store.read(self.name))
@@ -50,21 +60,21 @@ class Fence:
 
 
 class Lease:
-    """The right to run under a name, held by one driver at a time, renewed while it lives.
+    """Exclusive right of one driver to run under a name; a context manager that renews the lease.
 
-    Every change replaces the content that was read, or fails: two drivers never both hold it.
-    A lease is taken over at once when its holder was a process of this host that no longer exists. Any
-    other is taken over when it was not renewed for `EXPIRY_SECONDS` by the storage's clock.
+    Each write is conditional on the content read before, so two drivers never hold a lease at once.
+    A lease is taken over at once if its holder was a process of this host that no longer exists.
+    Any other lease is taken over after `EXPIRY_SECONDS` without renewal, by the storage's clock.
 
     Args:
-        store: Where the lease is kept.
-        name: Of the lease in the store.
-        what: What is run, for the sentence that refuses.
+        store: Storage of the lease.
+        name: Name of the lease in `store`.
+        what: Job of the lease, for errors: "run 'demo'".
         patience: Seconds to wait for another driver.
-        remedy: Alternative for the sentence that refuses.
+        remedy: Alternative to waiting, for the error.
 
     Raises:
-        HeldError: on entry, when another driver still holds it after `patience` seconds.
+        HeldError: On entry, if another driver still holds the lease after `patience` seconds.
     """
 
     def __init__(
@@ -105,29 +115,38 @@ class Lease:
                 else:
                     self._store.retire(self._name, mark, stored.version)
             except Conflict:
-                continue  # the last heartbeat came in between
-            except UserError as error:  # it expires
+                continue  # a last heartbeat has changed the version
+            except UserError as error:  # the lease expires later
                 log.warning("the lease of %s was not given back: %s", self._what, error)
             return
 
     def fence(self, above: Fence | None = None) -> Fence:
-        """Return the check that workers make before they write."""
+        """Return the fence of this lease; `above` is the fence of the enclosing sweep or suite."""
         return Fence(self._store, self._name, self.id, self._what, above)
 
     def check(self) -> None:
-        """Raise SupersededError when another driver has taken the lease over."""
+        """Check that this driver still holds the lease.
+
+        Raises:
+            SupersededError: Another driver has taken the lease over.
+            UserError: The storage does not answer.
+        """
         self.fence().check()
 
     def poll(self) -> None:
-        """Call `check` unless the lease was renewed within `EXPIRY_SECONDS`; asks no storage otherwise.
+        """Call `check` after a lost lease, or after `EXPIRY_SECONDS` without a successful renewal.
 
-        So a storage that fails for a moment ends nothing.
+        Otherwise the storage is not read, so a short outage does not end the job.
+
+        Raises:
+            SupersededError: Another driver has taken the lease over.
+            UserError: The storage does not answer.
         """
         if self._lost.is_set() or time.monotonic() - self._renewed > EXPIRY_SECONDS:
             self.check()
 
     def _take(self) -> dict[str, Any] | None:
-        """Take the lease, or return its holder where that is not possible."""
+        """Take the lease and return None, or return the record of the current holder."""
         stored = self._store.read(self._name)
         holder = _holder(stored)
         if stored is not None and not holder.get("released"):
@@ -143,15 +162,15 @@ class Lease:
             )
         except Conflict:
             stored = self._store.read(self._name)
-            if stored is None or not self._is_own(stored.content):  # else the first answer was lost
+            if stored is None or not self._is_own(stored.content):  # else the answer was lost
                 return _holder(stored)
             self._version = stored.version
         return None
 
     def _stamp(self, stored: Stored) -> None:
-        """Give a lease from before its storage's clock was set back the present time.
+        """Renew the time of a lease that lies in the future since the storage's clock was set back.
 
-        A holder that lives renews it as before; a dead one's expires from now on.
+        A living holder renews the lease as before. The lease of a dead holder expires from now on.
         """
         with suppress(Conflict):
             self._store.write(self._name, stored.content, over=stored.version)
@@ -168,13 +187,13 @@ class Lease:
             except Conflict:
                 self._lost.set()
                 return
-            except UserError as error:  # the next beat may get through
+            except UserError as error:  # the next heartbeat may succeed
                 log.warning("the lease of %s was not renewed: %s", self._what, error)
             else:
                 self._renewed = time.monotonic()
 
     def _is_own(self, content: bytes) -> bool:
-        """Return whether the lease is held by this object; a beat must not undo its release."""
+        """Return whether `content` is this lease, unreleased: no heartbeat may undo a release."""
         return _is_held(_parsed(content), self.id)
 
 
@@ -192,7 +211,7 @@ def this_process() -> dict[str, Any]:
 def lives(holder: Mapping[str, Any], age: float) -> bool:
     """Return whether the holder of a lease that was renewed `age` seconds ago counts as alive.
 
-    Its process is looked up where that is possible. One that exists must still renew its lease: it
+    On the holder's host, its process must exist. An existing process must still renew its lease: it
     may hang or be suspended.
     """
     same_table = (holder.get("host"), holder.get("processes")) == (
@@ -222,7 +241,7 @@ def _holder(stored: Stored | None) -> dict[str, Any]:
 def _parsed(content: bytes) -> dict[str, Any]:
     try:
         holder = json.loads(content)
-    except ValueError:  # the first version created the file before it wrote it
+    except ValueError:  # older versions create an empty file first
         return {}
     return holder if isinstance(holder, dict) else {}
 
@@ -232,25 +251,25 @@ def _is_held(holder: Mapping[str, Any], lease_id: str) -> bool:
 
 
 def _is_gone(holder: Mapping[str, Any]) -> bool:
-    """Return whether the holder's process id is free on this host, or belongs to a later process."""
+    """Return whether the holder's process has ended: a zombie, or its id is free or reused."""
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it belongs to another user
+    except PermissionError:  # the process belongs to another user
         pass
     state, ticks = _state(holder["pid"])
-    # The first version wrote no ticks: then the heartbeat decides.
+    # Leases of older versions have no ticks: then the heartbeat decides.
     return state in {"Z", "X"} or (
         None not in (ticks, before := holder.get("ticks")) and ticks != before
     )
 
 
 def _state(pid: int) -> tuple[str, int | None]:
-    """Return the state letter of a process and the clock ticks from boot to its start.
+    """Return the state letter of a process, and its start in clock ticks since boot.
 
-    Ticks do not move when the clock is set, as a time of day does. Both are unknown ("", None) where
-    /proc does not exist or hides processes of other users.
+    Unlike a time of day, ticks do not change when the clock is set. Returns ("", None) if /proc has
+    no such process, does not exist, or hides processes of other users.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -260,10 +279,10 @@ def _state(pid: int) -> tuple[str, int | None]:
 
 
 def _process_table() -> str | None:
-    """Name the table that process ids of this host come from.
+    """Return a name of the table of process ids: PID namespace and boot id; None outside Linux.
 
-    Each container has its own table and may share a host name, as two machines may: the id of the
-    boot tells those apart.
+    Each container has its own namespace, but containers may share a host name. Machines of equal
+    host name and namespace differ in the boot id.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,4 +1,4 @@
-"""Folders with a manifest of hashes: verify them, upload and download them.
+"""Verify, upload and download folders with a manifest: size and SHA-256 of each file.
 
 The manifest is written and uploaded last, so a folder with a valid manifest is complete.
 """
@@ -19,31 +19,37 @@ MANIFEST = "MANIFEST.json"
 
 
 def files(path: Path) -> list[Path]:
-    """Return a file itself, or all files of a folder; none where nothing exists."""
+    """Return the sorted files below a folder, or [path] for a file; [] if `path` does not exist."""
     paths = path.rglob("*") if path.is_dir() else [path]
     return sorted(file for file in paths if file.is_file())
 
 
 def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, without loading the file."""
+    """Return the SHA-256 of a file in hexadecimal; reads the file in chunks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def entry_of(path: Path) -> dict[str, Any]:
-    """Return size and SHA-256 of a file, for a manifest."""
+    """Return the manifest entry of a file: its size in `bytes`, and its `sha256`."""
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def hashes_of(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
-    """Return the entry of every file below a folder; those of `known` names are not read again."""
+    """Return manifest entries by path relative to `folder`, for all files below it.
+
+    Entries in `known` are included unchanged, and files of these names are not read.
+    """
     known = known or {}
     names = {str(path.relative_to(folder)): path for path in files(folder)}
     return {name: entry_of(path) for name, path in names.items() if name not in known} | {**known}
 
 
 def fault_of(folder: Path) -> str | None:
-    """Return why a folder does not match its manifest, or None when every file is as written."""
+    """Return why a folder does not match its manifest, or None if it does.
+
+    Files that the manifest does not list are ignored.
+    """
     try:
         entries = json.loads((folder / MANIFEST).read_text())["files"].items()
         expected = [(folder / name, entry["bytes"], entry["sha256"]) for name, entry in entries]
@@ -63,15 +69,25 @@ def fault_of(folder: Path) -> str | None:
 
 
 def upload_folder(bucket: Bucket, folder: Path, name: str) -> None:
-    """Copy a folder to objects below `name`, the manifest last; durable on return."""
+    """Upload a folder to objects below `name`, the manifest last; durable on return.
+
+    Raises:
+        UserError: The bucket cannot be written.
+    """
     for path in sorted(files(folder), key=lambda path: path.name == MANIFEST):
         bucket.upload(f"{name}/{path.relative_to(folder)}", path)
 
 
 def download_folder(bucket: Bucket, name: str, folder: Path) -> str | None:
-    """Make `folder` a verified copy of the objects below `name`, or return why that failed.
+    """Make `folder` a verified copy of the objects below `name`.
 
-    Only one process of a node downloads at a time; the next one finds the folder complete.
+    One process of a node downloads at a time. The next process finds a complete folder.
+
+    Returns:
+        None, or why the objects do not match their manifest; then `folder` is unchanged.
+
+    Raises:
+        UserError: The bucket cannot be read.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder):

@@ -1,12 +1,12 @@
-"""The bucket side of a run folder: each node works in a scratch folder, and the bucket is the truth.
+"""A run folder in a bucket: each node works in a scratch folder, and the bucket is authoritative.
 
-    <url>/<run name>/   as in a folder, but for checkpoints/, see `checkpoints`
+    <url>/<run name>/   files of a run folder; for checkpoints/ see `checkpoints`
     <url>/.cache/       tokenized splits, each with a manifest of hashes
 
-A driver deletes and fetches the scratch folder when it starts, so nothing depends on it. The lease
-and the index of checkpoints are replaced by conditional puts alone: of two drivers or attempts that
-try at once, the bucket lets one through. Files for people (run.json, metrics.jsonl, …) are put after
-checking the lease: a process suspended between check and put could overwrite a newer file.
+A starting driver deletes its scratch folder and downloads the records, so no run depends on the
+scratch folder. Conditional puts replace the lease, run.json and the index of checkpoints: of two
+concurrent writers, one succeeds. Other files, such as metrics.jsonl, are put after a check of the
+lease. A process suspended between check and put could overwrite a newer file.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from trainyard.storage.manifest import MANIFEST, download_folder, files, hashes_
 from trainyard.storage.store import Bucket
 
 ASK_SECONDS = 2.0
-"""Maximum delay until workers of another node see a stop request."""
+"""Minimum time between two queries of the bucket for requests, by a worker."""
 TELL_SECONDS = 5.0
-"""Maximum delay until the bucket, and a driver on another node, see the progress of a run."""
+"""Minimum time between two uploads of progress.json by a worker, or two downloads by the driver."""
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,18 @@ def cache_root() -> Path:
 
 
 def scratch_folder(url: str) -> Path:
-    """Return this node's copy of what is below `url`, in the cache folder."""
+    """Return the scratch folder of `url` in this node's cache folder, named by a hash of `url`."""
     return cache_root() / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 
 class Timer:
-    """Say once in `seconds` that something is due."""
+    """Rate limiter: `is_due` is true at most once per interval."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
 
     def is_due(self, seconds: float) -> bool:
-        """Return whether more than `seconds` have passed since it was last due."""
+        """Return whether more than `seconds` have passed since the last true result or creation."""
         if time.monotonic() - self._last <= seconds:
             return False
         self._last = time.monotonic()
@@ -56,7 +56,15 @@ class Timer:
 
 
 class Mirror:
-    """The objects of one run below a URL, and its scratch folder on this node."""
+    """Objects of one run in a bucket, and its scratch folder on this node.
+
+    Args:
+        url: URL of the folder of all runs.
+        name: Name of the run.
+
+    Raises:
+        UserError: The scheme of `url` is not supported.
+    """
 
     def __init__(self, url: str, name: str) -> None:
         self.bucket, self.name = Bucket(url), name
@@ -66,20 +74,20 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}
 
     def on_this_node(self) -> "Mirror":
-        """Return a mirror with the scratch folder of the calling node."""
+        """Return a mirror of the same run with the scratch folder of the calling node."""
         return Mirror(self.bucket.url, self.name)
 
     def key(self, name: str = "") -> str:
         return f"{self.name}/{name}" if name else self.name
 
     def names(self) -> list[str]:
-        """Return the objects of the run but for its lease, relative to the run."""
+        """Return the sorted names of the run's objects, relative to the run, except its lease."""
         prefix = self.key() + "/"
         names = (name.removeprefix(prefix) for name in self.bucket.names(self.key()))
         return sorted(name for name in names if name != LEASE)
 
     def push(self, *names: str) -> None:
-        """Upload files and folders that have changed since they were uploaded from here."""
+        """Upload files and folders, except files unchanged since the last upload by this mirror."""
         for name in names:
             for path in files(self.path / name):
                 stat = path.stat()
@@ -89,7 +97,7 @@ class Mirror:
                     self._sent[relative] = state
 
     def pull(self, *names: str) -> None:
-        """Download objects in place of the local files of their names."""
+        """Replace local files by the objects of the same names; delete a file without an object."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
             if (stored := self.bucket.read(self.key(name))) is not None:
@@ -102,7 +110,7 @@ class Mirror:
         self.bucket.delete([self.key(name) for name in names])
 
     def push_tables(self, tables: Mapping[str, Path]) -> None:
-        """Upload tokenized splits that the bucket lacks, or that were built again here."""
+        """Upload tokenized splits that the bucket lacks, or that `pull_table` found damaged."""
         for folder in tables.values():
             base = f".cache/{folder.name}"
             if folder.name not in self._built and self.bucket.has(f"{base}/{MANIFEST}"):
@@ -112,7 +120,7 @@ class Mirror:
             upload_folder(self.bucket, folder, base)
 
     def pull_table(self, folder: Path) -> bool:
-        """Download a tokenized split; return whether the bucket has it undamaged."""
+        """Download a tokenized split to `folder`; return False if the bucket has no valid copy."""
         if download_folder(self.bucket, f".cache/{folder.name}", folder) is None:
             return True
         self._built.add(folder.name)
@@ -121,7 +129,10 @@ class Mirror:
 
 @contextmanager
 def outages_logged() -> Iterator[None]:
-    """Log outages in calls that only inform people and other nodes; commits must not go through it."""
+    """Log an outage of the bucket in the block as a warning; SupersededError still propagates.
+
+    It is for progress and requests, whose loss must not end a run. Never wrap a commit in it.
+    """
     try:
         yield
     except SupersededError:

@@ -1,8 +1,8 @@
-"""Readers of the records in run folders: strict ones for jobs, forgiving ones for pages.
+"""Readers of records in run folders: strict for jobs, tolerant for pages of the dashboard.
 
-`Files` trusts nothing: a folder may be half-written, damaged, from another version, or hostile. It
-reports an unreadable file as a problem, never as an exception, and reads again only what changed.
-No reader follows links or opens devices.
+`Files` makes no assumptions: a folder may be half-written, damaged, hostile, or of another version.
+`Files` returns problems as text instead of raising, and rereads only changed files. A record that
+is a symbolic link, a pipe or a device is never read.
 """
 
 import errno
@@ -17,29 +17,29 @@ from typing import Any, BinaryIO
 Parse = Callable[[bytes], Any]
 
 MOST_BYTES = 64 << 20
-"""Bytes read of a single record; a larger one counts as damaged."""
+"""Maximum bytes read of a record; a larger JSON record counts as damaged."""
 
 
 class IrregularFile(ValueError):  # noqa: N818 (a kind of damage)
-    """A link, a folder, a pipe or a device where a record should be."""
+    """Error for a symbolic link, folder, pipe or device in place of a record."""
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the JSON object that a file holds.
+    """Return the JSON object in a file.
 
     Raises:
-        FileNotFoundError: when there is none.
-        ValueError: when it is damaged.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a regular file, or holds no JSON object.
     """
     with opened(path) as file:
         return parse_record(file.read(MOST_BYTES))
 
 
 def parse_record(data: bytes) -> dict[str, Any]:
-    """Return a JSON object.
+    """Parse `data` as a JSON object.
 
     Raises:
-        ValueError: saying what `data` is instead.
+        ValueError: `data` is invalid JSON, or JSON of another type.
     """
     try:
         value = json.loads(data)
@@ -51,7 +51,7 @@ def parse_record(data: bytes) -> dict[str, Any]:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of a line of a JSONL file, or None when it is damaged."""
+    """Parse a line of a JSONL file; return None if it holds no JSON object."""
     try:
         return parse_record(line)
     except ValueError:
@@ -59,7 +59,10 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 class Files:
-    """Cached contents of small files, valid while their size, time and inode stay the same."""
+    """Thread-safe cache of parsed small files.
+
+    An entry is valid while the file's size, modification time and inode stay the same.
+    """
 
     def __init__(self) -> None:
         self._cache: dict[Path, tuple[tuple[int, ...], Any]] = {}
@@ -67,7 +70,7 @@ class Files:
         self._lock = threading.RLock()
 
     def json(self, path: Path) -> tuple[dict[str, Any], str | None]:
-        """Return a JSON object and what is wrong with the file; ({}, None) when there is none."""
+        """Return the JSON object in a file, and the problem or None; ({}, None) without a file."""
 
         def parse(data: bytes) -> tuple[dict[str, Any], str | None]:
             try:
@@ -79,12 +82,18 @@ class Files:
         return value
 
     def text(self, path: Path, most: int = 20_000) -> str:
-        """Return the last `most` characters of a text file; empty when there is none."""
+        """Return the last `most` characters of a text file; empty if there is no file.
+
+        For an unreadable file, the text is the problem.
+        """
         value: str = self._read(path, lambda data: data.decode("utf-8", "replace")[-most:], "")
         return value
 
     def lines(self, path: Path) -> tuple[list[dict[str, Any]], str | None]:
-        """Return the objects of a JSONL file and what is wrong with it; read only what was added."""
+        """Return the objects in the lines of a JSONL file, and the problem or None.
+
+        Only lines added since the last call are read. A last line without newline is left out.
+        """
         with self._lock:
             follower = self._lines.setdefault(path, _Lines())
             try:
@@ -142,10 +151,11 @@ class _Lines:
 
 
 def opened(path: Path) -> BinaryIO:
-    """Open a regular file for reading; never a link, a pipe or a device.
+    """Open a regular file for reading.
 
     Raises:
-        IrregularFile: when it is none.
+        IrregularFile: `path` is a symbolic link, a folder, a pipe or a device.
+        OSError: The file does not exist or cannot be opened.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -164,9 +174,10 @@ def _reason(error: Exception) -> str:
 
 
 def folders(path: Path) -> Iterator[str]:
-    """Yield the names of the folders in `path`, except hidden ones, links, and names not in UTF-8.
+    """Yield the sorted names of folders in `path`, without hidden folders, links and invalid UTF-8.
 
-    A `path` that is a link itself yields nothing: it may lead out of the storage.
+    A `path` that is a symbolic link yields nothing, since it may lead out of the storage. Neither
+    does a path that cannot be read.
     """
     if path.is_symlink():
         return
@@ -179,7 +190,7 @@ def folders(path: Path) -> Iterator[str]:
 
 
 def _is_text(name: str) -> bool:
-    """Return whether a file name can stand in a page and a link; Linux accepts any bytes."""
+    """Return whether a file name is valid UTF-8, as pages need; Linux accepts any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -188,7 +199,7 @@ def _is_text(name: str) -> bool:
 
 
 def newest(*paths: Path) -> float:
-    """Return the latest modification time in seconds since 1970; 0 when no file exists."""
+    """Return the latest modification time of `paths` in seconds since 1970; 0 if none exists."""
     times = [0.0]
     for path in paths:
         try:
@@ -199,19 +210,19 @@ def newest(*paths: Path) -> float:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """Return `value` where it is a JSON object, else an empty one."""
+    """Return `value` if it is a dict, else an empty dict."""
     return value if isinstance(value, dict) else {}
 
 
 def real(value: Any) -> float | None:
-    """Return `value` where it is a number (NaN included), else None."""
+    """Return `value` if it is a number (or NaN), else None; integers from 2**63 on give None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return None if isinstance(value, int) and abs(value) >= 1 << 63 else value
 
 
 def words(value: Any) -> str:
-    """Return `value` as short text."""
+    """Return a JSON value as display text: a string unchanged, a dash for None, else JSON."""
     if isinstance(value, str):
         return value
     return "–" if value is None else json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""Versions of the code that made a result."""
+"""Versions of the software that produced a result."""
 
 import platform
 import subprocess
@@ -11,9 +11,9 @@ PACKAGES = ("ray", "torch", "transformers", "accelerate", "datasets", "evaluate"
 
 
 def versions(*optional: str) -> dict[str, str | None]:
-    """Return the versions of Python and of the packages a result depends on, and the commit.
+    """Return the versions of Python, Trainyard and `PACKAGES` by name, and the Git `commit`.
 
-    The version of an `optional` package is None where it is not installed.
+    The version of an `optional` package that is not installed is None.
     """
     result: dict[str, str | None] = {
         "python": platform.python_version(),
@@ -30,7 +30,7 @@ def versions(*optional: str) -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
-    """Return the checkout's commit, with `+` when files differ from it; None outside a checkout."""
+    """Return the Git commit, with `+` if tracked files differ; None without Git or a checkout."""
     folder = Path(__file__).parent
     try:
         described = subprocess.run(

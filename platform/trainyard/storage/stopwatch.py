@@ -1,7 +1,7 @@
-"""The time ledger of a run: every second between two laps is booked to one account.
+"""Time ledger of a run: its seconds by account, each second counted once.
 
-Rank 0 keeps progress.json's `seconds`, the driver keeps run.json's; both add to those of earlier
-attempts. `time_ledger` combines them.
+Rank 0 stores `seconds` in progress.json, and the driver stores `seconds` in run.json. Both include
+earlier attempts. `time_ledger` combines the two files.
 """
 
 import time
@@ -21,18 +21,18 @@ ACCOUNTS: Mapping[str, str] = {
     "records": "records",
     "export": "export",
 }
-"""Titles of the accounts, in the order in which they are shown."""
+"""Display titles of the accounts, in display order."""
 
 
 class Stopwatch:
-    """Seconds by account; from lap to lap each second is counted exactly once."""
+    """Seconds by account; each second between two laps belongs to exactly one account."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._first = self._last = time.perf_counter()
 
     def lap(self, account: str) -> float:
-        """Book the time since the last lap to `account`; return it in seconds."""
+        """Add the seconds since the last lap to `account`, and return these seconds."""
         before, self._last = self._last, time.perf_counter()
         spent = self._last - before
         self.seconds[account] = self.seconds.get(account, 0.0) + spent
@@ -46,7 +46,7 @@ class Stopwatch:
         return time.perf_counter() - self._first
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """Move `seconds`, or all where there are fewer, from one account to another."""
+        """Move `seconds` from account `source` to `target`, at most the content of `source`."""
         seconds = min(max(seconds, 0.0), self.seconds.get(source, 0.0))
         if seconds:
             self.seconds[source] -= seconds
@@ -54,17 +54,21 @@ class Stopwatch:
 
 
 def add(*books: Mapping[str, float]) -> dict[str, float]:
-    """Add up several ledgers, to the millisecond."""
+    """Sum several ledgers by account, rounded to milliseconds."""
     accounts = {account: None for book in books for account in book}
     return {account: round(sum(b.get(account, 0.0) for b in books), 3) for account in accounts}
 
 
 def time_ledger(run: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, float]:
-    """Return the seconds of a run by account, over all its attempts, from run.json and progress.json.
+    """Return the seconds of a run by account, over all attempts, without accounts of zero seconds.
 
-    The driver measures the total time of its workers, and the workers how they spent it; the rest is
-    starting and stopping their processes. A trial of a sweep may have no separate driver: then
-    `startup_seconds` in its run.json holds its waiting time.
+    The driver measures the total `training` time of the workers, and rank 0 divides it by account.
+    The difference is account `workers`: starting and stopping processes. A trial of a sweep may
+    lack a driver's ledger; then account `workers` is its `startup_seconds`.
+
+    Args:
+        run: Content of run.json.
+        progress: Content of progress.json.
     """
     driver, worker = dict(run.get("seconds") or {}), progress.get("seconds") or {}
     training = driver.pop("training", 0.0)

@@ -1,10 +1,11 @@
-"""Small objects that are replaced only by a writer who knows their version: on disk or in a bucket.
+"""Small objects with conditional writes, on disk or in a bucket.
 
-obstore and not pyarrow.fs or fsspec: of the three it alone exposes conditional puts (If-None-Match,
-If-Match; generations on Google's side), on which leases and commits rest. It brings no dependencies.
+Leases and commits need conditional puts: If-None-Match and If-Match, or generations on Google Cloud
+Storage. Of obstore, pyarrow.fs and fsspec, only obstore has conditional puts. Its one dependency is
+typing-extensions.
 
 Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_REGION,
-AWS_ENDPOINT_URL, …, GOOGLE_APPLICATION_CREDENTIALS), or from the machine's own role.
+AWS_ENDPOINT_URL, …, GOOGLE_APPLICATION_CREDENTIALS), or from the machine's role.
 """
 
 import errno
@@ -39,25 +40,25 @@ SCHEMES = {
     "s3": "the bucket's name and AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL",
     "gs": "the bucket's name and GOOGLE_APPLICATION_CREDENTIALS",
 }
-"""Supported schemes, and what to check when a bucket does not answer."""
+"""Supported schemes of URLs, with the settings that an error advises to check."""
 CHUNK = 8 * 2**20
-"""Bytes."""
+"""Bytes in a part of an upload, and in a chunk of a download."""
 GUARD_SECONDS = 10.0
-"""Maximum time to replace a small file."""
+"""Maximum time to wait for the lock of a file, see `Disk._guarded`."""
 
 Version = dict[str, Any]
-"""Identifies an object's content: changes with every write of another content."""
+"""Identifier of an object's content; a write of other content changes it."""
 Expected = Version | Literal["nothing"] | None
-"""Version that a write may replace; "nothing" only creates, None replaces any."""
+"""Condition of a write: version to replace, "nothing" to only create, None to replace all."""
 
 
 class Conflict(Exception):  # noqa: N818 (an answer, not a defect)
-    """Another writer has changed the object since it was read."""
+    """Refusal of a conditional write: another writer has changed the object."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as it was read; `modified` by the storage's clock."""
+    """Content and version of an object, and its time of modification by the storage's clock."""
 
     content: bytes
     version: Version
@@ -65,27 +66,35 @@ class Stored:
 
 
 class Store(Protocol):
-    """Objects with conditional writes, and the clock that stamps them.
+    """Storage of objects with conditional writes.
 
     Raises:
-        UserError: from every method, when the storage refuses or does not answer.
+        UserError: From every method, if the storage refuses access or does not answer.
     """
 
     def read(self, name: str) -> Stored | None:
-        """Return an object, or None when it does not exist."""
+        """Return an object, or None if it does not exist."""
 
     def write(self, name: str, content: bytes, *, over: Expected = None) -> Version:
-        """Write an object whole; with `over` only if that is what it holds now, else Conflict."""
+        """Write an object atomically, and return its new version.
+
+        Raises:
+            Conflict: The object does not meet the condition `over`.
+        """
 
     def retire(self, name: str, mark: bytes, over: Version) -> None:
-        """Delete an object that holds `over`; where a delete cannot ask for that, write `mark`."""
+        """Delete an object of version `over`, or write `mark` if a delete cannot be conditional.
+
+        Raises:
+            Conflict: The object has another version.
+        """
 
     def clock(self) -> datetime:
-        """Return the time by the clock that stamps `modified`."""
+        """Return the time of the storage's clock, which sets `Stored.modified`."""
 
 
 class Disk:
-    """Objects as files of a folder, possibly shared by several hosts."""
+    """Objects as files in a folder, which several hosts may share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -121,7 +130,7 @@ class Disk:
         return _content_version(content)
 
     def retire(self, name: str, mark: bytes, over: Version) -> None:  # noqa: ARG002
-        # Renamed into a scratch folder: once that is deleted, a suspended process deletes nothing.
+        # Renamed into a scratch folder: if others delete it, a suspended process deletes no object.
         scratch = scratch_path(self.folder / name)
         with self._reported():
             try:
@@ -134,11 +143,11 @@ class Disk:
                 discard(scratch)
 
     def clock(self) -> datetime:
-        """Return the time that the file system gives a new file: on NFS, the server's."""
+        """Return the time that the file system gives to a new file; NFS gives the server's time."""
         probe = scratch_path(self.folder / "probe")
         with self._reported():
             try:
-                with probe.open("wb") as file:  # a driver that starts may delete its name
+                with probe.open("wb") as file:  # a starting driver may delete the name
                     file.write(b"probe")
                     file.flush()
                     os.fsync(file.fileno())
@@ -156,9 +165,9 @@ class Disk:
     def _guarded(self, name: str, scratch: Path) -> Iterator[None]:
         """Let one process of all hosts at a time compare and replace an object.
 
-        The lock file is removed while it is locked; a process that waited for the removed one sees that
-        the name has another inode, or none, and starts over. A process that holds the lock for longer than
-        `GUARD_SECONDS` is suspended: its scratch file is deleted, so that it cannot change anything.
+        The lock file is removed while locked. A process that locks a removed file finds another
+        inode or no file under its name, and starts over. After `GUARD_SECONDS` of waiting, the
+        holder counts as suspended. Its scratch file is deleted, so its attempt to replace fails.
         """
         path = self.folder / lock_name(name)
         deadline = time.monotonic() + GUARD_SECONDS
@@ -191,7 +200,7 @@ class Disk:
 
 @contextmanager
 def _conflict_if_deleted() -> Iterator[None]:
-    """Raise Conflict where a process that waited too long has deleted the scratch file."""
+    """Raise Conflict if a process that waited `GUARD_SECONDS` has deleted the scratch file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -199,10 +208,10 @@ def _conflict_if_deleted() -> Iterator[None]:
 
 
 def _lock(handle: int) -> bool:
-    """Lock an open file without waiting; return False where another process has locked it.
+    """Lock an open file without waiting; return False if another process has locked the file.
 
-    File systems without locks still replace atomically; the gap between compare and replace is left
-    open there.
+    Returns True on file systems without locks. Replacing is atomic there, but another process may
+    write between compare and replace.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,7 +231,7 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def lock_name(name: str) -> str:
-    """Return the name of the file that `Disk` locks while it replaces an object."""
+    """Return the name of the lock file of an object, see `Disk._guarded`."""
     return f".{name.removeprefix('.')}.lock"
 
 
@@ -238,10 +247,15 @@ def _content_version(content: bytes) -> Version:
 
 
 class Bucket:
-    """Objects below a URL. Creating one sends no request; `impatient` gives up within seconds.
+    """Objects below a URL. The constructor sends no request.
+
+    Args:
+        url: URL of the objects' common prefix, s3://… or gs://….
+        impatient: True to give up within seconds instead of minutes; a pickled copy is patient.
 
     Raises:
-        UserError: from every method, when the storage refuses or does not answer.
+        UserError: From the constructor, if the scheme of `url` is not supported. From every method,
+            if the storage refuses access or does not answer.
     """
 
     def __init__(self, url: str, *, impatient: bool = False) -> None:
@@ -265,7 +279,7 @@ class Bucket:
         client: Any = {
             "connect_timeout": "3s",
             "timeout": "5s" if self._impatient else "120s",
-            "allow_http": True,  # AWS_ENDPOINT_URL alone can ask for it
+            "allow_http": True,  # only a user's AWS_ENDPOINT_URL leads to http
         }
         with self._reported():
             return from_url(self.url, retry_config=patience, client_options=client)
@@ -297,15 +311,15 @@ class Bucket:
             return _version(written)
 
     def upload(self, name: str, path: Path) -> None:
-        """Write a file as an object, in parts when it is large; it appears whole."""
+        """Upload a file as an object, in parts if large; the object appears only when complete."""
         with self._reported():
             obstore.put(self._store, name, path, chunk_size=CHUNK)
 
     def download(self, name: str, path: Path) -> None:
-        """Write an object to a file.
+        """Download an object to the file `path`.
 
         Raises:
-            FileNotFoundError: when there is no such object.
+            FileNotFoundError: The object does not exist.
         """
         with self._reported(absent_is_fault=False):
             answer = obstore.get(self._store, name)
@@ -326,7 +340,7 @@ class Bucket:
         self.write(name, mark, over=over)
 
     def clock(self) -> datetime:
-        """Return the bucket's time; the request also proves that it can be written and read."""
+        """Return the bucket's time, by a probe object that also proves read and write access."""
         name = f".probe-{uuid.uuid4().hex}"
         with self._reported():
             obstore.put(self._store, name, b"probe")
@@ -364,12 +378,13 @@ def _reason(error: Exception) -> str:
 def replace_own(
     store: Store, name: str, content: bytes, version: Version, is_own: Callable[[bytes], bool]
 ) -> Version:
-    """Replace an object that this process alone may write, as long as `is_own` accepts its content.
+    """Replace an object that only this process may write, and return its new version.
 
-    A write whose answer was lost is retried and finds its own first try: that is no conflict.
+    The client repeats a write whose answer was lost, and then finds the version of its first try.
+    So the write is repeated while `is_own` accepts the stored content.
 
     Raises:
-        Conflict: when another writer owns it now.
+        Conflict: The object is gone, or `is_own` rejects its content.
     """
     while True:
         try:

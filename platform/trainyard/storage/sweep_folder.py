@@ -5,49 +5,50 @@ sweep.json holds
     kind          "sweep"
     name          the folder's name
     status        "running" (also after its driver was killed), "finished", "stopped" (by request) or
-                  "failed"; `reason` explains it in a sentence
+                  "failed"; `reason` explains the status
     config        every flag of the sweep
     space         {field: "loguniform:1e-06:0.001", ...}
     searcher, scheduler, task, num_trials
     metric        name of the headline metric, the trials' score; a score is higher for better
-    started, ended    UTC, "2026-01-31T12:00:00Z"; `seconds` over all attempts at the sweep, and
-                  `search_seconds` of them before the confirmation
+    started, ended    UTC, "2026-01-31T12:00:00Z"
+    seconds       of all attempts at the sweep; `search_seconds` without the confirmation
     resources_per_trial, max_concurrent_trials
     result        when finished: {best_trial, score, hyperparameters, best_config, model}
     test_share    share of the evaluation rows that the search does not see
-    verdict       when confirmed: "better", "worse" or "not distinguishable" (winner to default);
-                  null when it is withheld
+    verdict       when confirmed: the winner is "better", "worse" or "not distinguishable" compared
+                  with the default; null when withheld
     confirmation  when confirmed: {seeds, verdict,
                   winner:  {trial, hyperparameters, scores, mean, corrected, interval, runs},
                   default: {hyperparameters, scores, mean, corrected, interval, runs},
                   candidates: [{trial, hyperparameters, scores, mean, runs}, ...],
                   difference: {value, low, high}, method, rows: {searched, confirmed}, covers
-                  ("rows and seeds", or "rows" with too few seeds), confidence, look, withheld (why there
-                  is no verdict, or null)}.
+                  ("rows and seeds", or "rows" with too few seeds), confidence, look, withheld
+                  (reason for no verdict, or null)}.
                   `scores` and `mean` are on all evaluation rows; `corrected`, `difference` and the
-                  intervals on the confirmation rows. Sweeps of the first version have no `method`:
+                  intervals are on the confirmation rows. Sweeps of older versions have no `method`:
                   their intervals do not cover the choice among all trials
-    looks         comparisons made on the confirmation rows: {candidates, seeds}; `look` counts them
+    looks         list of comparisons on the confirmation rows, {candidates, seeds}; `look` is the
+                  1-based number of the present one
 
-trial.json holds what was decided before the trial ran: {index, name, kind ("search" or
+trial.json holds the decisions made before the trial ran: {index, name, kind ("search" or
 "confirmation"), hyperparameters, and for PBT member, generation, parent, stretch}. A trial's
-run.json repeats it as `trial`, with `sweep` (the sweep's name), and has the run's usual fields, with
-`status`
+run.json repeats these as `trial`, with `sweep` (the sweep's name). It has the usual fields of a
+run, and a `status`:
 
     "running", "finished", "stopped" (can be resumed; PBT: reached the exchange), "pruned" (stopped by
-    the scheduler), "diverged" (loss or outputs are not numbers) or "failed" (retried by the same
-    command); `reason` explains it.
+    the scheduler), "diverged" (non-finite loss or outputs) or "failed" (retried by the same
+    command); `reason` explains the status.
 
 An ended trial also has
 
     ended                UTC
-    trial_score          its best evaluation's score, null when there is none
-    trial_evaluations    their number
-    startup_seconds      from the scheduler's decision to the first step
-    loop_seconds         from there to the end, without waiting for the scheduler
+    trial_score          score of its best evaluation, null without an evaluation
+    trial_evaluations    number of its evaluations
+    startup_seconds      from the trial's arrival in its process to the claim of its checkpoints
+    loop_seconds         from the claim to the end, without waiting for the scheduler
 
-A trial with a trial.json and no run.json is waiting. Each run.json has `config`, and finished ones
-`result`.
+A trial with a trial.json and no run.json is waiting. Each run.json has `config`, and that of a
+finished run also has `result`.
 """
 
 import time
@@ -64,45 +65,49 @@ from trainyard.storage.lease import Fence
 Kind = Literal["search", "confirmation"]
 
 ENDED = ("finished", "pruned", "diverged", "failed")
-"""Statuses of a trial that is never run again."""
+"""Statuses of a trial that has ended; only a failed trial is run again, by the same command."""
 
 NEEDED = {"identity", "config", "data_fingerprint"}
-"""Keys of sweep.json that resuming a sweep needs."""
+"""Keys of sweep.json without which a sweep cannot be resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
-    """The decisions about a trial before it ran; trial.json."""
+    """Decisions made before a trial runs; the content of trial.json.
+
+    In population-based training (PBT, Jaderberg et al. 2017) a trial is one stretch of a member.
+    After each stretch comes the exchange: weak members continue from copies of strong ones.
+    """
 
     index: int
     name: str
     hyperparameters: Mapping[str, Any]
     kind: Kind = "search"
     member: int | None = None
-    """PBT: the member of the population that this is a stretch of."""
+    """PBT: 0-based number of the member in the population."""
     generation: int | None = None
-    """PBT: number of the stretch, from 0."""
+    """PBT: 0-based number of the stretch among those of its member."""
     parent: str | None = None
-    """PBT: the trial whose last checkpoint it starts from."""
+    """PBT: name of the trial whose last checkpoint this trial starts from."""
     stretch: int | None = None
-    """PBT: evaluations after which it stops for the exchange; None for the last stretch."""
+    """PBT: number of evaluations before the exchange; None for the member's last stretch."""
 
     def is_over(self, evaluations: int) -> bool:
         return self.stretch is not None and evaluations >= self.stretch
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the JSON form, without fields that do not apply."""
+        """Return the content of trial.json, without fields that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """The state of a trial, read from its folder."""
+    """State of a trial, read from its folder."""
 
     spec: TrialSpec
     status: str
     score: float | None
-    """Best score so far; None where no evaluation gave a number, and for a diverged trial."""
+    """Best score so far; None for a diverged trial, or if run.json has no score."""
     evaluations: int
     run: RunFolder
 
@@ -124,10 +129,10 @@ class SweepFolder(JobFolder):
         self.best_config = path / "best.yaml"
 
     def read(self) -> dict[str, Any]:
-        """Return sweep.json; empty when there is none yet.
+        """Return the content of sweep.json; empty before it is first written.
 
         Raises:
-            UserError: when it is damaged, or the folder is that of a single run.
+            UserError: The record is damaged, or the folder is that of a single run.
         """
         if (self.path / RunFolder.RECORD).exists():
             raise UserError(
@@ -150,7 +155,11 @@ class SweepFolder(JobFolder):
         return run
 
     def records(self, kind: Kind = "search") -> list[TrialRecord]:
-        """Return all trials (or confirming runs) so far, by index."""
+        """Return all trials of a kind so far, sorted by index.
+
+        Raises:
+            DamagedRun: A trial.json or run.json is damaged.
+        """
         parent = self.trials if kind == "search" else self.confirmation
         names = [path.parent.name for path in parent.glob("*/trial.json")]
         return sorted(
@@ -158,10 +167,10 @@ class SweepFolder(JobFolder):
         )
 
     def check_records(self) -> None:
-        """Read everything that resuming the sweep needs.
+        """Read the records and metrics of all trials, to find damage before the sweep resumes.
 
         Raises:
-            DamagedRun: when some of it is damaged.
+            DamagedRun: A trial.json, run.json or metrics.jsonl is damaged.
         """
         for trial in (*self.records(), *self.records("confirmation")):
             trial.run.metrics()
@@ -171,7 +180,7 @@ def record(run: RunFolder) -> TrialRecord:
     """Read the state of a trial from its folder.
 
     Raises:
-        DamagedRun: when its trial.json or run.json is damaged.
+        DamagedRun: The trial.json or run.json is damaged.
     """
     try:
         spec = TrialSpec(**run.read_json("trial.json"))
@@ -190,5 +199,5 @@ def record(run: RunFolder) -> TrialRecord:
 
 
 def now() -> str:
-    """Return UTC to the second, in the form of all records."""
+    """Return the present UTC time as in all records: `2026-01-31T12:00:00Z`."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,1 +1,1 @@
-"""Predict every row of a file."""
+"""Batch inference: predict every row of a file."""

@@ -18,7 +18,7 @@ OUTPUTS = (".csv", ".jsonl", ".parquet")
 
 
 PARTS_VERSION = 2
-"""Version of the columns in a job's parts: another version's parts are not used."""
+"""Version of the columns in a job's parts; parts of another version are not reused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +84,10 @@ class PredictConfig(FileFlags, WorkerFlags):
 
     @property
     def request(self) -> Any:
-        """Parse `parameters`.
+        """Parsed JSON of `parameters`.
 
         Raises:
-            UserError: for invalid JSON.
+            UserError: `parameters` is invalid JSON.
         """
         try:
             return json.loads(self.parameters)
@@ -108,11 +108,14 @@ class PredictConfig(FileFlags, WorkerFlags):
         )
 
     def located(self) -> Self:
-        """Make the model's path absolute, for a process with another working directory."""
+        """Return a copy with the model's absolute path, for another working directory."""
         return replace(self, model_name_or_path=locate_model(self.model_name_or_path))
 
     def pinned(self) -> Self:
-        """Replace `revision` by the commit that it names on the Hub now."""
+        """Return a copy whose `revision` is the commit that it names on the Hub now.
+
+        A local model has no commit, and keeps its `revision`.
+        """
         from transformers.utils import cached_file, extract_commit_hash
 
         model = resolve_model(self.model_name_or_path)
@@ -123,9 +126,9 @@ class PredictConfig(FileFlags, WorkerFlags):
         return replace(self, revision=extract_commit_hash(file, None) or self.revision)
 
     def identity(self) -> str:
-        """Hash everything that decides the predictions: flags, input file, model files.
+        """Return a SHA-256, cut to 16 digits, of flags, input file and the files of a local model.
 
-        On the Hub a commit stands for the weights, see `pinned`.
+        For a model on the Hub, its commit stands for its files, see `pinned`.
         """
         model = Path(resolve_model(self.model_name_or_path))
         files = sorted(path for path in model.rglob("*") if path.suffix in (*MODEL_FILES, ".bin"))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from trainyard.data import AS_JSON
 
 INPUT = "input:"
-"""Prefix of the input's columns in a part: they may have any name."""
+"""Prefix of the input's columns in a part, as an input column may be named like an answer."""
 
 JSON_TYPES: dict[frozenset[str], pa.DataType] = {
     frozenset({"bool"}): pa.bool_(),
@@ -24,13 +24,14 @@ JSON_TYPES: dict[frozenset[str], pa.DataType] = {
     frozenset({"float"}): pa.float64(),
     frozenset({"str"}): pa.string(),
 }
-"""Types of a column by the kinds of its JSON values; any other column stays JSON text."""
+"""Column type by the set of kinds of its JSON values; any other set stays JSON text."""
 
 
 def json_kind(text: str) -> str:
-    """Kind of a JSON value, see `JSON_TYPES`; a number or text that Arrow cannot hold is `json`.
+    """Return the kind of a JSON value, see `JSON_TYPES`: its Python type, `long` or `json`.
 
-    A float cannot hold every `long`.
+    `long` is an integer of magnitude 2**53 or more, which a float may not hold exactly. `json` is
+    an integer or text that Arrow cannot hold.
     """
     value = json.loads(text)
     if isinstance(value, int) and abs(value) >= 2**53:
@@ -41,12 +42,12 @@ def json_kind(text: str) -> str:
 
 
 def as_input(table: pa.Table) -> pa.Table:
-    """Mark the columns of a table as those of the input."""
+    """Prefix the column names of a table by `INPUT`."""
     return table.rename_columns([f"{INPUT}{name}" for name in table.column_names])
 
 
 class Layout:
-    """Columns of the output: the row's number, those of the input, then the answers.
+    """Columns of the output: the row's number, columns of the input, then the answers.
 
     A column of the input that is named like an answer gets the prefix `input_`.
 
@@ -60,9 +61,12 @@ class Layout:
         kinds: Mapping[str, Sequence[str]],
         texts: Mapping[str, str],
     ) -> None:
-        """Take the schemas of all parts, kinds of JSON columns, and copied text columns.
+        """Choose names and types of the output's columns.
 
-        `texts` maps names of the input's text columns to their columns in a part.
+        Args:
+            parts: Schemas of all parts.
+            kinds: Kinds of the values of each JSON column, see `json_kind`.
+            texts: Columns in a part, by name of the input's text column.
         """
         fields = {field.name: field for schema in parts for field in schema}
         self._inputs = {name: field for name, field in fields.items() if name.startswith(INPUT)}
@@ -86,7 +90,7 @@ class Layout:
         }
 
     def arrange(self, part: pa.Table) -> pa.Table:
-        """Order and name the columns of a part; every part gets the same schema."""
+        """Return a part with the output's columns; the schema is the same for every part."""
         columns = {"row": part["row"]}
         columns |= {name: part[column] for name, column in self._texts.items()}
         for name, field in self._inputs.items():
@@ -103,7 +107,7 @@ class Layout:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """Take a column name that is free, with the prefix `input_` as often as needed."""
+    """Return `name` with the prefix `input_` until it is not in `taken`, and add it to `taken`."""
     while name in taken:
         name = f"input_{name}"
     taken.add(name)
@@ -123,7 +127,7 @@ class _TextWriter:
 
 
 class JsonlWriter(_TextWriter):
-    """Writer of one JSON object per line; nested values stay nested, empty fields are left out."""
+    """Writer of one JSON object per line; nested values stay nested, nulls are left out."""
 
     def write(self, table: pa.Table) -> None:
         for row in table.to_pylist():
@@ -135,13 +139,13 @@ class JsonlWriter(_TextWriter):
             text = json.dumps(line, ensure_ascii=False, default=_plain)
             try:
                 text.encode()
-            except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
+            except UnicodeEncodeError:  # half of a surrogate pair needs an escape
                 text = json.dumps(line, default=_plain)
             self._file.write(text + "\n")
 
 
 class CsvWriter(_TextWriter):
-    """Writer of one line per row, below one with the names; nested values are JSON texts."""
+    """Writer of a line with the column names, then a line per row; nested values are JSON texts."""
 
     _names: list[str] | None = None
 
@@ -165,7 +169,7 @@ class CsvWriter(_TextWriter):
 
 
 class ParquetWriter:
-    """Writer of typed columns; values without a fixed type are JSON texts."""
+    """Writer of typed columns; a column of values without a common type holds JSON texts."""
 
     def __init__(self, path: Path, encoded: set[str]) -> None:
         del encoded
@@ -185,7 +189,7 @@ class ParquetWriter:
 
 
 def _plain(value: Any) -> str:
-    """Write a date, a decimal or bytes (as base64), which JSON does not have, as text."""
+    """Convert a value that JSON lacks to text: bytes to base64, others such as dates by `str`."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 

@@ -4,8 +4,9 @@
     .scores.jsonl-3f1c…/raw/000000.parquet    row, text, text_pair, error, the input's other columns
     .scores.jsonl-3f1c…/done/000000.parquet   the same rows with their predictions
 
-Parts are written atomically. The folder's name contains the job's identity, a hash, so another model
-or input file never reuses its parts. The next job that finishes removes it.
+Parts are written atomically. The folder's name contains the identity of the job, so a job with
+another model or input file never reuses its parts. A finished job removes all folders of its output
+file.
 """
 
 import json
@@ -25,11 +26,15 @@ from trainyard.inference.batch.output import WRITERS, Layout, as_input, json_kin
 from trainyard.storage import Disk, Lease, scratch_path, sync_folder, write_json
 
 ROWS_PER_PART = 4_096
-"""Rows per part: the most that a killed job has to predict again."""
+"""Maximum rows of a part, and thus of the rows that each worker of a killed job predicts again."""
 
 
 class Parts:
-    """Parts of one job, in a hidden folder next to its output file."""
+    """Parts of one job, in a hidden folder next to its output file.
+
+    Raises:
+        UserError: The folder of the output file, the input file, or a column does not exist.
+    """
 
     def __init__(self, config: PredictConfig) -> None:
         output = Path(config.output_file).absolute()
@@ -38,7 +43,7 @@ class Parts:
                 f"the folder {output.parent} of --output-file does not exist; create it"
             )
         self._config = config
-        # Reports a wrong file name or column before any work.
+        # A wrong file name or column is an error before any work.
         self._check_kept(next(self._batches(every=True)))
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
@@ -51,9 +56,10 @@ class Parts:
         return Lease(Disk(self._output.parent), name, what, remedy=remedy)
 
     def read(self) -> None:
-        """Split the input into raw parts, unless they exist; reads the whole file.
+        """Split the input file into raw parts, unless these exist. Invalid rows keep their error.
 
-        Invalid rows are kept with their error.
+        Raises:
+            UserError: The input file cannot be read.
         """
         if self._complete.exists():
             return
@@ -119,17 +125,20 @@ class Parts:
         return sum(pq.read_metadata(path).num_rows for path in self._done.glob("[0-9]*.parquet"))
 
     def missing(self) -> list[Path]:
-        """Raw parts without predictions, in order."""
+        """Return the paths of raw parts without predictions, in order of rows."""
         return [p for p in sorted(self._raw.iterdir()) if not (self._done / p.name).exists()]
 
     def store(self, raw: Path, table: pa.Table) -> None:
         _write(table, self._done / raw.name)
 
     def assemble(self) -> dict[str, int]:
-        """Join all parts into the output file and delete them; returns counts of rows.
+        """Join all parts into the output file, and delete the parts.
+
+        Returns:
+            Counts of `rows`, rows with `errors`, and `truncated_rows`.
 
         Raises:
-            RuntimeError: if a row is missing, duplicated or out of order.
+            RuntimeError: A row is missing, duplicated or out of order.
         """
         scratch = self._folder / self._output.name
         counts = {"rows": 0, "errors": 0, "truncated_rows": 0}
@@ -161,7 +170,7 @@ class Parts:
         scratch.replace(self._output)
         sync_folder(self._output.parent)
         for left in self._output.parent.glob(f".{escape(self._output.name)}-" + "[0-9a-f]" * 16):
-            shutil.rmtree(left)  # this job's, and those of killed jobs whose flags changed
+            shutil.rmtree(left)  # of this job, and of killed jobs with other flags
         return counts
 
 

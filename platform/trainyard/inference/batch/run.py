@@ -1,6 +1,6 @@
-"""Batch inference over a file, in this process or in workers on Ray Data.
+"""Batch inference over a file, in this process or in actors of Ray Data.
 
-file ──► raw parts ──► Predictor, local or in Ray Data's actors ──► done parts ──► one file
+input file ──► raw parts ──► predictors ──► done parts ──► output file
 """
 
 import time
@@ -22,13 +22,14 @@ from trainyard.terminal import progress_bar, stage
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
-    """Predict all rows of the input into the output file; returns the job's JSON line.
+    """Predict all rows of the input file into the output file; return the fields of the JSON line.
 
     After a kill, the same command resumes the job. Rows that cannot be read or answered stay in the
     output, with the reason in `error`.
 
     Raises:
-        UserError: for a file, column, parameter or model that cannot be used.
+        UserError: A file, column, parameter or model cannot be used.
+        HeldError: Another job writes the output file.
     """
     started = time.monotonic()
     config = config.pinned()
@@ -66,7 +67,7 @@ def _predicted(config: PredictConfig, predictor: Predictor, parts: Parts) -> Ite
         for path in missing:
             yield _predict_part(predictor, config, parts, path)
     elif missing:
-        del predictor  # the workers load their own
+        del predictor  # each worker loads a predictor
         yield from _on_ray(config, parts, missing)
 
 
@@ -77,7 +78,7 @@ def _predict_part(predictor: Predictor, config: PredictConfig, parts: Parts, raw
 
 
 def _on_ray(config: PredictConfig, parts: Parts, missing: list[Path]) -> Iterator[int]:
-    """Distribute the parts to Ray Data's actors; the part of a lost actor is predicted again."""
+    """Predict parts in Ray Data's actors; yield numbers of rows. Parts of lost actors rerun."""
     import ray
 
     with ray_session(config), quiet_ray_data():
@@ -99,7 +100,7 @@ def _on_ray(config: PredictConfig, parts: Parts, missing: list[Path]) -> Iterato
 
 
 class _Worker:
-    """One copy of the model. It stores its predictions itself, so that nothing large is sent."""
+    """Actor with one copy of the model; it stores its predictions, and returns counts of rows."""
 
     def __init__(self, config: PredictConfig, parts: Parts, threads: int) -> None:
         torch.set_num_threads(max(threads, 1))

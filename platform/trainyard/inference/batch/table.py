@@ -1,4 +1,4 @@
-"""Add predictions to a table of texts."""
+"""Predictions for a table of texts: requests, answers, and columns of the output."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,15 +18,19 @@ from trainyard.inference.request_tokens import Prepared
 Columns = dict[str, pa.Array]
 
 Answers = Sequence[Any]
-"""Answer to each row; None for a row with an error."""
+"""Answer to each row of a table; None for a row with an error."""
 
 
 def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str, Any]:
-    """Parameters of every row: --parameters, and --truncation where a task has it."""
+    """Return the parameters of every request: --parameters, and --truncation if the task has it.
+
+    Raises:
+        UserError: A parameter is unknown or invalid.
+    """
     given = {}
     for field in fields(predictor.parameters):
         if field.name in ("truncation", "truncate") and isinstance(field.default, bool | str):
-            # Some tasks have a special default (truncate only texts, never labels): keep it.
+            # The default of a task can be a strategy, such as only_first: keep it.
             given[field.name] = config.truncation and (field.default or True)
     parameters = {**given, **config.request}
     check_parameters(predictor.parameters, parameters, predictor.task)
@@ -34,13 +38,13 @@ def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str,
 
 
 def predict_table(predictor: Predictor, config: PredictConfig, table: pa.Table) -> pa.Table:
-    """Add predictions, `truncated_tokens` and `error` to a table of `row`, `text`, `text_pair`.
+    """Add predictions and `truncated_tokens` to a table of `row`, `text`, `text_pair` and `error`.
 
     Rows of similar length share forward passes. A row on which the model fails gets an error and no
     prediction, like rows that already have an error.
 
     Raises:
-        Exception: of the model, when it fails on its built-in example too.
+        Exception: The model fails on a row, and on the built-in example of its task, too.
     """
     requests = _prepare(predictor, config, table)
     good = [request for request in requests if isinstance(request, Prepared)]
@@ -69,10 +73,10 @@ def predict_table(predictor: Predictor, config: PredictConfig, table: pa.Table) 
 def isolated(
     forward: Callable[[list[Item]], Sequence[Result]], batch: list[Item]
 ) -> list[Result | Exception]:
-    """Run `forward` on a batch; after a failure, retry each half, down to the item at fault.
+    """Run `forward` on a batch; after an exception, retry each half, down to single items.
 
     Returns:
-        A result for each item, or the exception of `forward` on this item alone.
+        For each item its result, or the exception of `forward` on the item alone.
     """
     try:
         return list(forward(batch))
@@ -86,7 +90,7 @@ def isolated(
 def _answer(
     predictor: Predictor, request: Prepared | str, results: Iterator[Any]
 ) -> tuple[Any, str | None]:
-    """Decode the answer to a row, or its error sentence; consumes the row's part of `results`."""
+    """Return (answer, None) or (None, error) for a table's row; consume its part of `results`."""
     if isinstance(request, str):
         return None, request
     mine = [next(results) for _ in request.rows]
@@ -112,7 +116,7 @@ def _failure(error: Exception) -> str:
 
 
 def _check_alive(predictor: Predictor) -> None:
-    """Run the task's example: an error there is the device's or the model's, not the rows'."""
+    """Run the task's example: if it raises, the device or the model is at fault, not a row."""
     example = predictor.example
     _finite(predictor(example["inputs"], **example.get("parameters", {})))
 
@@ -175,7 +179,7 @@ def _multi_label(predictor: Predictor, config: PredictConfig, answers: Answers) 
 
 
 def _every_score(predictor: Predictor, answers: Answers) -> Columns:
-    """Scores in the order of the model's labels, as in its config.json, and one column each."""
+    """Build column `scores`, lists in order of the model's labels, and a column per label."""
     labels = predictor.labels
     by_label = [
         None if answer is None else {found["label"]: found["score"] for found in answer[0]}
@@ -208,4 +212,4 @@ _COLUMNS: dict[str, Callable[[Predictor, PredictConfig, Answers], Columns]] = {
     "multi_label_classification": _multi_label,
     "regression": _regression,
 }
-"""Types of the answer columns by problem type; any other answer is a JSON text."""
+"""Builders of answer columns by problem type; other answers become one column of JSON texts."""

@@ -1,1 +1,1 @@
-"""One predictor per file."""
+"""Predictors, one task or family of tasks per file."""

@@ -1,7 +1,7 @@
 """Embeddings: feature extraction and sentence similarity.
 
-A model in the format of sentence-transformers defines the pooling of token vectors itself (Reimers &
-Gurevych 2019, "Sentence-BERT"). Its files are read; no code of it is run.
+A model in the format of sentence-transformers defines its pooling of token vectors (Reimers &
+Gurevych 2019, "Sentence-BERT"). Its settings files are read, but none of its code is run.
 """
 
 import json
@@ -30,7 +30,7 @@ POOLINGS: dict[str, Callable[[Vectors], Vectors]] = {
     "lasttoken": lambda tokens: tokens[-1],
     "none": lambda tokens: tokens,
 }
-"""Poolings of token vectors, shape [tokens, size], to one vector, shape [size]."""
+"""Poolings of token vectors [tokens, size] to one vector [size]; `none` keeps all token vectors."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,12 @@ class SentenceSettings:
 
 
 def sentence_settings(name: str, revision: str | None = None) -> SentenceSettings:
-    """Read modules.json and the files it names; a model without it has default settings."""
+    """Read modules.json and the files that it names; a model without modules.json has the defaults.
+
+    Raises:
+        UserError: modules.json has a module without type or path, with a folder outside the model,
+            or of an unsupported type; or the pooling is unsupported.
+    """
     modules = _json(name, "modules.json", revision)
     if modules is None:
         return SentenceSettings()
@@ -95,7 +100,7 @@ def _json(name: str, file: str, revision: str | None) -> Any:
 
 
 class Embedder(Predictor):
-    """Base of tasks that answer with the vectors of a model without head."""
+    """Base of predictors that pool the token vectors of a model without head."""
 
     auto_model = "AutoModel"
     optional_weights = ("pooler.",)
@@ -107,7 +112,7 @@ class Embedder(Predictor):
         self.max_tokens = min(limits, default=None)
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
-        """Vectors of each row: [size], or [tokens, size] without pooling."""
+        """Pool the token vectors of each row: to [size], or [tokens, size] without pooling."""
         states = self.tokens_of(outputs.last_hidden_state.float().cpu(), rows)
         return [
             POOLINGS[row.wanted](vectors.numpy()) for row, vectors in zip(rows, states, strict=True)
@@ -190,7 +195,7 @@ class FeatureExtraction(Embedder):
         return [answer] if self._pooling(parameters) == "none" else answer
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
-        """Nest vectors as transformers' pipeline (tokens) and text-embeddings-inference (texts) do."""
+        """Nest token vectors like transformers, and text vectors like text-embeddings-inference."""
         single_tokens = not listed and isinstance(answers[0][0], list)
         return answers[0] if single_tokens else answers
 
@@ -219,7 +224,7 @@ class SentenceSimilarity(Embedder):
     }
 
     def encode(self, inputs: list[Any], parameters: SentenceSimilarityParameters) -> list[Item]:
-        """Build one row for the source sentence, then one per other sentence."""
+        """Build an item per input: one row for the source sentence, then one per other sentence."""
         budget = Budget(self.limits)
         items = []
         for value in inputs:

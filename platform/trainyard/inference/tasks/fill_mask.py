@@ -1,4 +1,4 @@
-"""Fill-mask: the most probable words for each mask of a text."""
+"""Fill-mask: the most probable tokens for each mask of a text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from trainyard.inference.row_limits import Budget
 
 @dataclass(frozen=True, slots=True)
 class _Masks:
-    """Selection from the model's output for one text."""
+    """Masks of one text, and the tokens that may replace a mask."""
 
     places: NDArray[np.intp]
-    """Token positions of the masks."""
+    """Positions of the masks among the row's tokens, [masks]."""
     top_k: int
     targets: NDArray[np.int64] | None
-    """Tokens to choose from; None for all."""
+    """Candidate token ids; None for the whole vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,11 @@ class FillMask(Predictor):
         self.example = {"inputs": f"Trains run on {self.tokenizer.mask_token}.", "parameters": {}}
 
     def encode(self, inputs: list[Any], parameters: FillMaskParameters) -> list[Item]:
-        """Build one row per text; only the output at the masks is kept."""
+        """Build one row per text, with the positions of its masks.
+
+        Raises:
+            UserError: A text has no mask, or the targets have no token.
+        """
         mask = self.tokenizer.mask_token
         texts = [text_of(value) for value in inputs]
         proposals = Budget(self.limits)
@@ -95,9 +99,9 @@ class FillMask(Predictor):
         return np.unique(ids)
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
-        """Select tokens and probabilities of each row's proposals, each of shape [masks, top_k].
+        """Return token ids and probabilities of each row's proposals, both [masks, top_k].
 
-        A whole vocabulary per mask would fill the memory.
+        The probabilities of a whole vocabulary per mask would fill the memory.
         """
         logits = self.tokens_of(outputs.logits, rows)
         return [self._best(mine, row.wanted) for row, mine in zip(rows, logits, strict=True)]

@@ -1,8 +1,8 @@
 """Extractive question answering: the span of a context that answers a question.
 
 transformers 5 dropped this pipeline; scores are as in version 4: the product of start and end
-probabilities over the context (Chen et al. 2017, "Reading Wikipedia to Answer
-Open-Domain Questions").
+probabilities over the context (Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain
+Questions").
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from trainyard.inference.tasks.text_classification import softmax
 Count = Annotated[int, Ge(1)]
 
 PART = 256
-"""Tokens of a context whose spans are searched in one step."""
+"""Number of start tokens whose spans are searched in one step, to limit memory use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,14 @@ class QuestionAnsweringParameters(Strict):
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Context of a row: its token range, and the encoding that maps tokens to characters."""
+    """Chunk of a context in one row.
+
+    Attributes:
+        encoding: Maps tokens to characters.
+        first: Position of the chunk's first token in the row.
+        last: Position of the chunk's last token in the row.
+        cls: Position of the token that stands for no answer; None if the row has no such token.
+    """
 
     encoding: Any
     first: int
@@ -115,7 +122,7 @@ class QuestionAnswering(Predictor):
         return _Chunk(encoding, inside[0], inside[-1], ids.index(cls) if cls in ids else None)
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
-        """Extract start and end logits of each row, shape [2, tokens]."""
+        """Extract the start and end logits of each row, [2, tokens]."""
         start, end = (
             self.tokens_of(logits.float().cpu(), rows)
             for logits in (outputs.start_logits, outputs.end_logits)
@@ -160,16 +167,16 @@ def best_spans(
     """Find the most probable spans among the tokens `first` to `last` of a row.
 
     Args:
-        logits: Start and end logits, shape [2, tokens].
-        first: First token of the context.
-        last: Last token of the context.
-        cls: Position of the token that stands for no answer.
+        logits: Start and end logits, [2, tokens].
+        first: Position of the first token of the context.
+        last: Position of the last token of the context.
+        cls: Position of the token that stands for no answer; None without such a token.
         top_k: Maximum number of spans.
         longest: Maximum number of tokens of a span.
 
     Returns:
-        First tokens, last tokens and probabilities of the spans, best first, and the probability
-        that there is no answer (0 without `cls`).
+        First tokens, last tokens and probabilities of the spans, best first, each [spans]; and the
+        probability of no answer (0 without `cls`).
     """
     inside = np.arange(first, last + 1)
     places = inside if cls is None else np.append(inside, cls)
@@ -204,7 +211,7 @@ def _likeliest(starts: Any, ends: Any, scores: Any, top_k: int) -> tuple[Any, An
 
 
 def _characters(encoding: Any, start: int, end: int, *, words: bool) -> tuple[int, int]:
-    """Find first and last character of a token span, widened to words if `words`."""
+    """Return the character range of a token span, end excluded; `words` widens to whole words."""
     if words:
         first, last = encoding.token_to_word(start), encoding.token_to_word(end)
         if first is not None and last is not None:

@@ -18,7 +18,7 @@ from trainyard.metrics import stored_cuts
 from trainyard.models import resolve_model
 
 COLDEST, HOTTEST = 0.05, 20.0
-"""Bounds of a temperature: beyond them all scores would be 0 and 1, or equal."""
+"""Bounds of a temperature: beyond the bounds, scores would be almost 0 and 1, or almost equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,17 @@ class TextClassificationParameters(Strict):
 
 
 class SequenceClassifier(Predictor):
-    """Base of tasks with one output vector per sequence."""
+    """Base of predictors with one output vector per sequence."""
 
     auto_model = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
 
     def check_model(self) -> None:
-        """Set the padding token: decoders use it to find the end of a sequence in a batch."""
+        """Set the model's padding token, by which decoders find the end of a sequence in a batch.
+
+        Raises:
+            UserError: The tokenizer has no padding token.
+        """
         if self.tokenizer.pad_token_id is None:
             raise UserError(
                 f"the tokenizer has no padding token, which {self.task} needs to batch texts; set "
@@ -51,7 +55,7 @@ class SequenceClassifier(Predictor):
         self.model.config.use_cache = False  # a classifier generates no tokens
 
     def results(self, rows: Any, outputs: Any) -> list[Any]:
-        """Extract the logits of each row, shape [labels]."""
+        """Extract the logits of each row, [labels]."""
         del rows
         return list(outputs.logits.float().cpu().numpy())
 
@@ -71,14 +75,14 @@ class TextClassification(SequenceClassifier):
     example: Mapping[str, Any] = {"inputs": "I like it.", "parameters": {}}
     temperature = 1.0
     cuts: NDArray[np.float64] | None = None
-    """Logits above which the labels apply, if the model stores thresholds."""
+    """Logits above which labels apply, [labels]; None if the model stores no thresholds."""
 
     def check_model(self) -> None:
         super().check_model()
         self.cuts = stored_cuts(self.model.config)
 
     def read_more(self, name: str, revision: str | None) -> None:
-        del revision  # only from a folder: models in the Hub's cache are not calibrated
+        del revision  # models in the Hub's cache are not calibrated
         self.temperature = stored_temperature(Path(resolve_model(name)))
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
@@ -94,7 +98,7 @@ class TextClassification(SequenceClassifier):
     def decode(
         self, item: Item, results: list[Any], parameters: TextClassificationParameters
     ) -> list[dict[str, Any]]:
-        """Sort labels by score; the function `none` gives the raw logits."""
+        """Return labels sorted by score; function `none` gives raw logits, without temperature."""
         del item
         function = parameters.function_to_apply or self._usual_function()
         logits = results[0] if function == "none" else results[0] / self.temperature
@@ -113,7 +117,7 @@ class TextClassification(SequenceClassifier):
         return found
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
-        """Return the answers as a nested list, even for a single input."""
+        """Return one list of labels per input, even for a single input."""
         del listed
         return answers
 
@@ -142,7 +146,7 @@ def stored_temperature(folder: Path) -> float:
     """Read a model's temperature from the calibration.json of `trainyard eval`; 1 without the file.
 
     Raises:
-        UserError: for a file without valid temperature.
+        UserError: The file has no valid temperature.
     """
     path = folder / "calibration.json"
     if not path.is_file():
@@ -160,7 +164,7 @@ def stored_temperature(folder: Path) -> float:
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logistic function, elementwise; no overflow."""
+    """Compute the logistic function of each element, without overflow."""
     exponential: NDArray[np.float32] = np.exp(-np.abs(logits))
     return np.where(logits >= 0, 1 / (1 + exponential), exponential / (1 + exponential))
 

@@ -52,7 +52,11 @@ class TextGenerationParameters(GenerateParameters):
     """Only none."""
 
     def check(self) -> None:
-        """Refuse values that `InferenceClient` can send but the server does not support."""
+        """Check for values that `InferenceClient` can send but the server does not support.
+
+        Raises:
+            UserError: A value is not supported.
+        """
         for name, neutral in (
             ("best_of", 1), ("decoder_input_details", False), ("top_n_tokens", 0),
             ("watermark", False), ("adapter_id", None), ("grammar", None),
@@ -170,12 +174,12 @@ class TextGeneration(Generator):
     def stream(self, prepared: Prepared, emit: Callable[[dict[str, Any]], None]) -> None:
         """Send each token of `prepared` to `emit` while `forward` generates it.
 
-        `emit` receives the data of one server-sent event. The last event has `generated_text`, the
-        joined texts of all events. `emit` is called in the model's thread and must not block or
-        raise.
+        `emit` receives the data of one server-sent event. The last event has `generated_text`: the
+        joined texts of all events, after the prompt if `return_full_text` is true. `emit` is called
+        in the model's thread and must not block or raise.
 
         Raises:
-            UserError: for a request of several texts, or with beam search.
+            UserError: The request is for several texts, or for beam search.
         """
         rows = prepared.rows
         if len(rows) != 1 or rows[0].wanted.options.get("num_beams", 1) > 1 or prepared.listed:
@@ -192,7 +196,7 @@ class TextGeneration(Generator):
             last = generated.finish_reason is not None
             text = self.text(generated) if last else None
             token = self._token(generated, -1)
-            if text is not None:  # half a character at the end is sent as it is
+            if text is not None:  # an incomplete character at the end is sent, too
                 token["text"] = text[len(sent) :]
             sent += token["text"]
             whole = prepared.items[0].context if prepared.parameters.return_full_text else ""

@@ -62,7 +62,7 @@ class TextToText(Generator):
     answer = "generated_text"
 
     def encode(self, inputs: list[Any], parameters: TextToTextParameters) -> list[Item]:
-        # The model's recipe for the task: T5 models need a prefix such as `summarize: `.
+        # The model's defaults for the task: T5 models need a prefix such as `summarize: `.
         recipe = self.recipe(parameters)
         prefix = recipe.get("prefix") or ""
         decoding = check_parameters(DecodingParameters, self._requested(parameters), self.task)
@@ -105,13 +105,13 @@ class TextToText(Generator):
         return length
 
     def recipe(self, parameters: Any) -> dict[str, Any]:
-        """Defaults for this task, from `task_specific_params` of the model's config."""
+        """Return the model's defaults for the task, from `task_specific_params` of its config."""
         del parameters
         every = getattr(self.model.config, "task_specific_params", None) or {}
         return dict(every.get(self.task) or {})
 
     def forced(self, parameters: Any) -> dict[str, Any]:
-        """Options derived from the request's other parameters."""
+        """Return options of generation that parameters of the request imply; by default, none."""
         del parameters
         return {}
 
@@ -130,14 +130,18 @@ class TextToText(Generator):
         ]
 
     def shape(self, answers: list[Any], *, listed: bool) -> Any:
-        """Flatten as transformers 4 does: nested only for lists of inputs with several answers each."""
+        """Arrange the answers as transformers 4 does.
+
+        A single input gives a list of its answers. A list gives a flat list for one answer per
+        input, else a list of answers per input.
+        """
         if not listed:
             return answers[0]
         return answers if len(answers[0]) > 1 else [answer for [answer] in answers]
 
 
 class Summarization(TextToText):
-    """One summary per text."""
+    """One summary per text, or `num_return_sequences`."""
 
     task = "summarization"
     architectures = ()
@@ -145,7 +149,7 @@ class Summarization(TextToText):
 
 
 class Translation(TextToText):
-    """One translation per text; multilingual models need `src_lang` and `tgt_lang`."""
+    """One translation per text, or `num_return_sequences`; some models need both languages."""
 
     task = "translation"
     architectures = ()
@@ -153,7 +157,11 @@ class Translation(TextToText):
     answer = "translation_text"
 
     def recipe(self, parameters: TranslationParameters) -> dict[str, Any]:
-        """Recipe of the two languages, or the model's only recipe for translation."""
+        """Return the model's defaults for the two languages, or its only defaults for translation.
+
+        Raises:
+            UserError: Only one language is given, or the model has no defaults for the two.
+        """
         every = getattr(self.model.config, "task_specific_params", None) or {}
         known = {name: value for name, value in every.items() if name.startswith("translation")}
         source, target = parameters.src_lang, parameters.tgt_lang
@@ -174,7 +182,11 @@ class Translation(TextToText):
         return hasattr(self.tokenizer, "src_lang")
 
     def forced(self, parameters: TranslationParameters) -> dict[str, Any]:
-        """Force the first token of the answer: the target language."""
+        """Return `forced_bos_token_id`, the target language's token, for a multilingual model.
+
+        Raises:
+            UserError: A language is missing or unknown.
+        """
         if not self._multilingual:
             return {}
         if parameters.tgt_lang is None:

@@ -14,7 +14,7 @@ from trainyard.inference.request_tokens import Item
 from trainyard.inference.row_limits import Budget
 
 IGNORED_LABELS = 1000
-"""Maximum per request; each token's label is compared with them."""
+"""Maximum length of `ignore_labels`: the label of each token is compared with every entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,11 @@ class TokenClassification(Predictor):
         )
 
     def encode(self, inputs: list[Any], parameters: TokenClassificationParameters) -> list[Item]:
-        """Build one row per text, or one per chunk of it."""
+        """Build one row per text, or with `stride`, one row per chunk of a text.
+
+        Raises:
+            UserError: A text is too long, or `stride` does not fit the other parameters.
+        """
         texts = [text_of(value) for value in inputs]
         wanted: dict[str, Any] = {
             "return_offsets_mapping": True,
@@ -113,7 +117,7 @@ class TokenClassification(Predictor):
     def decode(
         self, item: Item, results: list[Any], parameters: TokenClassificationParameters
     ) -> list[dict[str, Any]]:
-        """Build tokens or entities by the rules of transformers."""
+        """Build tokens or entities by the rules of transformers' `TokenClassificationPipeline`."""
         import torch
         from transformers.pipelines.token_classification import AggregationStrategy
 

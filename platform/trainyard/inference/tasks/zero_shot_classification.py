@@ -1,7 +1,7 @@
 """Zero-shot classification: labels chosen by the request, scored by an entailment model.
 
-Each pair of text and candidate label is one row, so pairs of all queued requests can share a
-forward pass (Yin et al. 2019, "Benchmarking Zero-shot Text Classification").
+The method is from Yin et al. 2019, "Benchmarking Zero-shot Text Classification". Each pair of text
+and candidate label is one row, so pairs of all queued requests can share a forward pass.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from trainyard.inference.row_limits import Budget
 from trainyard.inference.tasks.text_classification import SequenceClassifier, softmax
 
 LABEL_CHARACTERS = 1000
-"""Maximum of a label and of the template: both are tokenized again with each text."""
+"""Maximum length of a label and of the template: both are tokenized again with each text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,11 @@ class ZeroShotClassification(SequenceClassifier):
     }
 
     def check_model(self) -> None:
-        """Find the model's entailment output; refuse a model without one."""
+        """Find the model's entailment output.
+
+        Raises:
+            UserError: The model has no entailment output.
+        """
         super().check_model()
         found = [i for i, name in enumerate(self.labels) if name.lower().startswith("entail")]
         if not found or len(self.labels) < 2:
@@ -64,11 +68,15 @@ class ZeroShotClassification(SequenceClassifier):
                 f"{self.task} needs; use a model trained on natural language inference, such as mnli"
             )
         self.entailment = found[0]
-        # transformers' convention: the first of the other labels, by position.
+        # transformers' convention: the first label, or the last one if entailment is first.
         self.contradiction = len(self.labels) - 1 if self.entailment == 0 else 0
 
     def encode(self, inputs: list[Any], parameters: ZeroShotClassificationParameters) -> list[Item]:
-        """Build one row per candidate label of each text."""
+        """Build one item per text, with one row per candidate label.
+
+        Raises:
+            UserError: There is no label, a label is too long, or the template has not one `{}`.
+        """
         template, labels = parameters.hypothesis_template, parameters.labels
         if not labels:
             raise UserError("parameters.candidate_labels is empty; send at least one label")
@@ -96,15 +104,18 @@ class ZeroShotClassification(SequenceClassifier):
         return items
 
     def _shortened(self, text: str, truncation: Truncation) -> tuple[str, int, int]:
-        """Shorten a text before truncation; return it, its tokens and the number removed.
+        """Cut the tail of a long text before truncation.
 
-        The text is tokenized again with each label: this avoids the cost of a long tail.
+        The text is tokenized again with each label, and a long tail would cost time.
+
+        Returns:
+            The text, the number of tokens that count for the budget, and the number cut off.
         """
         options: dict[str, Any] = {"limit": 2**31, "add_special_tokens": False}
         fast = self.tokenizer.is_fast
         whole = self.tokenize([text], return_offsets_mapping=fast, **options).encoding
         length = len(whole["input_ids"][0])
-        # The last tokens depend on the text after them, so keep some more than fit.
+        # The last tokens depend on the text after, so keep some more than fit.
         kept = (self.max_tokens or 2**31) + 64
         if not fast or truncation not in (True, "only_first", "longest_first") or length <= kept:
             return text, length, 0
