@@ -46,7 +46,7 @@ class Task:
     rows: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Official number of rows of each split; empty for data without official numbers."""
     cuts: Any = field(default=0.0, compare=False)
-    """Thresholds of a multi-label task, as logits: a number, or shape [labels] or [rows, labels]."""
+    """Thresholds of a multi-label task, as logits: one number, or [labels], or [rows, labels]."""
 
     @property
     def num_labels(self) -> int:
