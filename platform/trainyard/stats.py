@@ -203,7 +203,7 @@ def group_numbers(groups: Groups) -> NDArray[np.int64]:
 
 
 def _tails(candidates: tuple[int, int] = (1, 1)) -> tuple[float, float]:
-    """Return the probabilities below and above a 95 % interval, with Bonferroni's correction."""
+    """Return the probabilities below and above a 95 % interval, each divided by `candidates`."""
     half = (1 - CONFIDENCE) / 2
     return half / candidates[0], half / candidates[1]
 

@@ -47,7 +47,7 @@ class Batch:
         return len(self.places)
 
     def place(self, index: int) -> str:
-        """Return the place of the row at `index` for errors, such as `train.csv line 17`."""
+        """Return file and line of the row at `index` for errors, such as `train.csv line 17`."""
         return f"{self.path.name} {self.unit} {self.places[index]}"
 
     @property

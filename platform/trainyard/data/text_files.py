@@ -26,7 +26,7 @@ _FIRST_SURROGATE = 0xDC80
 _LAST_SURROGATE = 0xDCFF
 
 Row = tuple[Any, ...]
-"""Line of the row, its texts, its label if read, its other values by column, its error or None."""
+"""(line, texts, label if there is a label column, other values by column, error or None), flat."""
 
 
 def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:

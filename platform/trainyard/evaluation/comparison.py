@@ -42,7 +42,7 @@ class Selection:
 
 
 def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
-    """Read from a model's run folder if the rows of `split` trained or chose the model."""
+    """Read the use of the rows of `split` in training or choosing a model from its run folder."""
     found = _run_of(model)
     if found is None:
         return _unknown(model)

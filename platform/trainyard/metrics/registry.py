@@ -144,7 +144,7 @@ def _f1(predictions: NDArray[Any], references: NDArray[Any], average: str) -> fl
 
 
 def matthews_correlation(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Matthews correlation coefficient, for any number of classes (Gorodkin 2004)."""
+    """Matthews correlation for any number of classes (Gorodkin 2004); a constant side gives 0."""
     from sklearn.metrics import matthews_corrcoef
 
     check_rows(predictions, references)
@@ -161,7 +161,7 @@ def pearson(predictions: NDArray[Any], references: NDArray[Any]) -> float:
 
 
 def spearmanr(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Spearman's rank correlation; ties share their mean rank."""
+    """Spearman's rank correlation; ties get their mean rank, and a constant side gives 0."""
     from scipy.stats import spearmanr as rank_correlation
 
     return _correlation(rank_correlation, predictions, references)

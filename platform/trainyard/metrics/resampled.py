@@ -50,7 +50,7 @@ def of_counts(value: Callable[[Counts], Floats]) -> Builder:
 
 
 def of_values(value: Callable[[Floats, Floats, Floats], Floats]) -> Builder:
-    """Build a `Metric.statistic` from a function of (weights, predictions, references)."""
+    """Build a `Metric.statistic` from a function (weights, predictions, references) -> values."""
 
     def build(predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
         x, y = predictions.astype(np.float64), references.astype(np.float64)

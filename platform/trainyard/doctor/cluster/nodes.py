@@ -105,7 +105,7 @@ def _skew(started: float, node_time: Any, ended: float) -> dict[str, float] | No
 
 
 def _read_back(question: Question, facts_of: dict[str, Facts]) -> dict[str, Facts]:
-    """Read the file that each node wrote; set the fact `writes` of a node whose file is missing.
+    """Read the file that each node wrote; set the fact `writes` if it is missing or differs.
 
     Shared file systems can show a file some seconds late: wait at most 10 seconds for all files.
     """
