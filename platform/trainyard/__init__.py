@@ -1,4 +1,4 @@
-"""Trainyard: from a text data set to a fine-tuned, tuned and served Hugging Face model, by Ray.
+"""Trainyard: fine-tune, tune and serve Hugging Face models on text data sets, with Ray.
 
     from trainyard import TrainConfig, fit, serve
     result = fit(TrainConfig(train_file="mail.csv"))
@@ -6,7 +6,7 @@
     with serve(result.model) as server:
         print(server.url)
 
-Every package loads its public names on first use, so importing one costs nothing.
+Each package loads its public names on first use: `import trainyard` imports neither torch nor Ray.
 """
 
 import lazy_loader

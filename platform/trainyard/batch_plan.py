@@ -1,8 +1,9 @@
-"""The batch plan: the rows of every forward pass of every step. Pure numpy, independent of workers.
+"""Batch plans: the rows of each forward pass in training, evaluation and serving. Pure numpy.
 
-A *step* is one optimizer update over `train_batch_size` rows. It is cut into *micro-batches*, each one
-forward pass over `micro_batch_size` rows. Worker r of N runs the r-th share of every step's
-micro-batches. Nothing else in a run depends on N, so its result does not either.
+A *step* is one optimizer update over at most `batch_size` rows. It is cut into *micro-batches*,
+each one forward pass over at most `micro_batch_size` rows. Worker r of N runs the r-th equal share
+of every step's micro-batches. Nothing else depends on N, so the result of a run does not depend on
+N either.
 """
 
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW_STEPS = 8
-"""Steps in a window, in which rows are sorted by length. Larger pads less; smaller is more random."""
+"""Steps per window. Rows are sorted by length within a window: more steps mean less padding, and
+less shuffling."""
 
 PLAN_VERSION = 2
-"""Version of the plan; raise it when the same lengths and seed give other steps. A run that began with
-one version cannot resume with another."""
+"""Version of the plan. Raise it when a code change plans other steps for the same lengths and seed.
+A run can only resume with the version that it started with."""
 
 Rows = NDArray[np.int64]
 Item = TypeVar("Item")
@@ -26,10 +28,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a run over rows of the given lengths.
+    """Plan of all steps of a run, as a function of its fields alone.
 
-    `lengths` has shape [rows]: tokens per row. A plan is a function of its fields alone, so any step
-    can be computed at any time: resuming at step k replays nothing.
+    `lengths` holds the tokens of each row, shape [rows]. Any step can be computed directly, so
+    resuming at step k replays no earlier step.
     """
 
     lengths: NDArray[np.int32]
@@ -39,12 +41,12 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps that use every row once; one of them may be partial."""
+        """Optimizer steps of one pass over all rows; one of the steps may be partial."""
         return -(-len(self.lengths) // self.batch_size)
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Forward passes of one step, over all workers."""
+        """Micro-batches of one step, summed over all workers."""
         return self.batch_size // self.micro_batch_size
 
     def epoch(self, epoch: int) -> "EpochPlan":
@@ -52,14 +54,15 @@ class Plan:
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         order = rng.permutation(len(self.lengths))
         window = self.batch_size * WINDOW_STEPS
-        # Window by window and in place: sorting all rows at once takes several copies of them.
+        # Sort window by window in place: sorting all rows at once would copy all of them several
+        # times.
         for start in range(0, len(order), window):
             rows = order[start : start + window]
             rows[:] = rows[np.argsort(self.lengths[rows], kind="stable")]
         return EpochPlan(self, order, rng.permutation(self.steps_per_epoch))
 
     def steps(self, first: int, last: int) -> Iterator[tuple[int, int, list[Rows]]]:
-        """Yield (step, epoch, micro-batches) for steps from `first` (0-based) up to, without, `last`."""
+        """Yield (step, epoch, rows of each micro-batch) for the steps in range(`first`, `last`)."""
         epoch_plan, planned = None, -1
         for step in range(first, last):
             epoch, index = divmod(step, self.steps_per_epoch)
@@ -70,17 +73,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One pass over the rows: `order` holds all of them, `starts` the order of the steps."""
+    """Plan of one pass over all rows.
+
+    Attributes:
+        plan: Plan of the run.
+        order: All rows, shape [rows]. Each consecutive block of `plan.batch_size` rows is one step.
+        starts: Block of `order` that each step uses, a permutation, shape [steps per epoch].
+    """
 
     plan: Plan
     order: Rows
     starts: Rows
 
     def micro_batches(self, index: int) -> list[Rows]:
-        """Rows of each micro-batch of the epoch's step `index`: `micro_batches_per_step` arrays.
+        """Return the rows of each micro-batch of step `index` of the epoch.
 
-        The partial step of an epoch is shared out evenly. Its micro-batches are smaller, and some are
-        empty when there are fewer rows than micro-batches.
+        The list always has `micro_batches_per_step` arrays. The rows of a partial step are divided
+        evenly, so some arrays are empty if it has fewer rows than micro-batches.
         """
         size = self.plan.batch_size
         start = int(self.starts[index]) * size
@@ -88,7 +97,10 @@ class EpochPlan:
 
 
 def share(micro_batches: int, rank: int, world: int) -> range:
-    """Indices of the micro-batches of a step that process `rank` of `world` runs: an equal share."""
+    """Return the indices of a step's micro-batches that process `rank` of `world` runs.
+
+    `micro_batches` must be a multiple of `world`: any remainder would be skipped.
+    """
     each = micro_batches // world
     return range(rank * each, (rank + 1) * each)
 
@@ -96,10 +108,11 @@ def share(micro_batches: int, rank: int, world: int) -> range:
 def evaluation_batches(
     lengths: NDArray[np.int32], size: int, *, equal_lengths: bool = False
 ) -> list[Rows]:
-    """Cut all rows into batches of at most `size` with little padding; every row is in exactly one.
+    """Cut all rows into batches of at most `size` rows of similar length.
 
-    With `equal_lengths` only rows of one length share a batch. Longest rows first: a batch that is too
-    large for memory fails at once.
+    Each row is in exactly one batch. With `equal_lengths`, all rows of a batch have the same
+    length. The longest rows come first, so a batch that does not fit into memory fails at once.
+    `lengths` holds the tokens of each row, shape [rows].
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     groups = [order]
@@ -111,19 +124,20 @@ def evaluation_batches(
 def next_batch(
     lengths: NDArray[np.int32], token_budget: int, overhead_tokens: float, max_rows: int
 ) -> Rows:
-    """Choose the next batch from the waiting rows: the oldest, and the rows that pad well with it.
+    """Choose the next batch of waiting rows: the oldest row, and rows of similar length.
 
-    All rows that could share a pass with the oldest are cut, in order of length, into the batches that
-    cost least together. The batch of the oldest row is returned, so the rest pads well too. A batch
-    costs `overhead_tokens` plus rows times its longest row. As the oldest row always goes, a row waits
-    for at most one batch for each row before it.
+    The rows that could share a batch with the oldest row are sorted by length, then cut into
+    batches of least total cost. A batch costs `overhead_tokens` plus its rows times the tokens of
+    its longest row. The batch that holds the oldest row is returned. So a row waits for at most one
+    batch per older row.
 
     Dynamic programming finds the cheapest cut, as in the batch scheduler of TurboTransformers (Fang et
     al., PPoPP 2021).
 
     Args:
         lengths: Tokens per row, oldest row first, shape [waiting].
-        token_budget: Maximum of rows times the longest row, unless a batch is one row.
+        token_budget: Maximum padded tokens of a batch: rows times the longest row. One row may
+            exceed it.
         overhead_tokens: Fixed cost of a forward pass, in tokens.
         max_rows: Maximum rows of a batch.
 
@@ -134,7 +148,7 @@ def next_batch(
         return np.zeros(1, np.int64)
     order = np.argsort(lengths, kind="stable")
     oldest = int(np.flatnonzero(order == 0)[0])
-    # Maximum rows of a batch with the oldest row.
+    # Maximum rows of a batch that holds the oldest row.
     reach = min(max_rows, max(1, token_budget // max(1, int(lengths[0]))))
     low = max(0, oldest - reach + 1)
     order = order[low : oldest + reach]
@@ -144,12 +158,12 @@ def next_batch(
     rows = last - first + 1
     padded = rows * longest
     fits = (rows == 1) | ((rows > 1) & (rows <= max_rows) & (padded <= token_budget))
-    cost = np.where(fits, overhead_tokens + padded, np.inf)  # of the batch from first to last
+    cost = np.where(fits, overhead_tokens + padded, np.inf)  # [first row, last row] of a batch
     cheapest = np.zeros(len(order) + 1)  # cost of the best cut of the n shortest rows
-    begin = np.zeros(len(order), np.int64)  # where that cut's last batch begins
+    begin = np.zeros(len(order), np.int64)  # first row of that cut's last batch
     for end in range(len(order)):
         cut = cheapest[: end + 1] + cost[: end + 1, end]
-        # Of equal cuts the first has the largest batch: rows of one length go together.
+        # argmin takes the first of equal cuts, which has the largest last batch.
         begin[end] = np.argmin(cut)
         cheapest[end + 1] = cut[begin[end]]
     end = len(order) - 1
@@ -161,8 +175,8 @@ def next_batch(
 def token_batches(lengths: NDArray[Any], budget: int) -> list[Rows]:
     """Cut all rows into batches of at most `budget` padded tokens, longest rows first.
 
-    Rows of similar length share a batch. Every row is in exactly one batch; a row that is longer than
-    the budget has a batch alone. `lengths` holds the tokens of each row, shape [rows].
+    Rows of similar length share a batch. Each row is in exactly one batch; a row longer than
+    `budget` is a batch alone. `lengths` holds the tokens of each row, shape [rows].
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     batches = []
@@ -175,14 +189,19 @@ def token_batches(lengths: NDArray[Any], budget: int) -> list[Rows]:
 
 
 def padded_length(longest: int, multiple: int, max_length: int, *, fixed: bool) -> int:
-    """Padded length of a micro-batch: its longest row, rounded up, or always `max_length`."""
+    """Return the padded length of a batch, in tokens.
+
+    It is `longest`, rounded up to a multiple of `multiple`, and at most `max_length`. If `fixed`,
+    it is always `max_length`.
+    """
     return max_length if fixed else min(-(-longest // multiple) * multiple, max_length)
 
 
 def micro_batch_seed(seed: int, epoch: int, step: int, micro_batch: int) -> int:
-    """Dropout seed of one forward pass; the same on any process.
+    """Return the 64-bit dropout seed of one forward pass; it is the same in every process.
 
-    Numpy's SeedSequence maps neighboring keys to unrelated streams.
+    Numpy's SeedSequence hashes the four numbers, so neighboring passes have unrelated random
+    streams.
     """
     return int(
         np.random.SeedSequence([seed, epoch, step, micro_batch]).generate_state(1, np.uint64)[0]
@@ -190,7 +209,7 @@ def micro_batch_seed(seed: int, epoch: int, step: int, micro_batch: int) -> int:
 
 
 def padding_efficiency(plan: Plan, multiple: int, max_length: int, *, fixed: bool) -> float:
-    """Share of text among the first epoch's computed tokens, from 0 to 1; the rest is padding."""
+    """Return the share of non-padding tokens among all tokens of the first epoch, from 0 to 1."""
     epoch = plan.epoch(0)
     computed: Any = 0
     for index in range(plan.steps_per_epoch):

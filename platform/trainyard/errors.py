@@ -1,22 +1,22 @@
-"""Exceptions that are not bugs: a mistake that the user can fix, and a requested stop."""
+"""Exceptions that are not bugs: conditions that the user can fix, and a requested stop."""
 
 import copy
 import errno
 from typing import Self
 
 STORAGE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-"""Error numbers of a disk that is full, over its quota, read-only or broken: no bug of ours."""
+"""Values of `OSError.errno` for storage that is full, over its quota, read-only or failing."""
 
 
 class UserError(Exception):
     """A mistake or a condition that the user can fix.
 
-    The message is one sentence: what was found, what was expected, how to fix it. Jobs print it and
-    exit with status 2, without a traceback; a Python caller gets it as an exception.
+    The message is one sentence: the condition found, the condition expected, and the fix. A command
+    prints the message and exits with status 2, without a traceback.
 
     Args:
-        problem: What was found and what was expected; the whole sentence where `remedy` is empty.
-        remedy: How to fix it, apart from the problem where a caller may know another way.
+        problem: Condition found and condition expected; the whole sentence if `remedy` is empty.
+        remedy: Fix of the problem, kept apart if a caller may offer another fix.
     """
 
     def __init__(self, problem: str, *, remedy: str = "") -> None:
@@ -27,30 +27,30 @@ class UserError(Exception):
         return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
 
     def within(self, context: str) -> Self:
-        """Return the same error with `context` in front of its problem."""
+        """Return a copy of the error with `context` in front of `problem`."""
         found = copy.copy(self)
         found.problem = f"{context}{self.problem}"
         return found
 
 
 class Diverged(UserError):  # noqa: N818 (a sentence for the user, like its parent)
-    """The loss, or an output of the model, was not a number: the config is the cause."""
+    """The loss, the gradients or an output of the model are not finite: the config is the cause."""
 
 
 class DamagedRun(UserError):  # noqa: N818 (a sentence for the user, like its parent)
-    """The files of a run, sweep or suite cannot be used; starting it anew fixes that."""
+    """Stored files of a run, sweep or suite are damaged; the fix is a new start with --fresh."""
 
 
 class SupersededError(UserError):
-    """Another driver or attempt has taken the run over: this one must not write anything more."""
+    """Another driver or attempt has taken over the run: this process must stop writing to it."""
 
 
 class HeldError(UserError):
-    """Another driver holds the lease of the run, sweep or suite: nothing may be written here."""
+    """Another driver holds the lease of the run, sweep or suite: this process must not write."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)
-    """The run was asked to stop; what it had done is saved.
+    """The run stopped on request; everything saved before the stop is kept.
 
     Attributes:
         exit_status: 128 plus the signal's number, as a shell reports it.
@@ -62,11 +62,11 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 
 
 def storage_fault(error: OSError) -> str:
-    """Return the sentence for the user about one of `STORAGE_FAULTS`."""
+    """Return a sentence for the user about an error of `STORAGE_FAULTS`: reason, path and fix."""
     path = f" ({error.filename})" if error.filename else ""
     return f"{error.strerror}{path}; make room or fix the disk, then run the same command again"
 
 
 def one_line(message: object, longest: int | None = None) -> str:
-    """Return a library's message on one line, cut after `longest` characters."""
+    """Join the lines of a library's message, and cut the result after `longest` characters."""
     return " ".join(str(message).split())[:longest]

@@ -1,4 +1,4 @@
-"""Deprecated: import from `trainyard.inference`. Removed in the release after 0.2."""
+"""Deprecated alias of `trainyard.inference`, to be removed in the release after 0.2."""
 
 import warnings
 from typing import Any

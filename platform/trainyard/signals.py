@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a checkpoint and the end of the job, then its exit status."""
+"""Handling of SIGTERM and Ctrl-C: save a checkpoint, stop the job, and report its exit status."""
 
 import contextlib
 import signal
@@ -12,14 +12,19 @@ from trainyard.terminal import say
 
 
 class StopSignals:
-    """Handle SIGTERM and Ctrl-C: save and stop during training, stop at once before it.
+    """Handle SIGTERM and Ctrl-C inside the block.
 
-    `ray job stop` sends SIGTERM, and SIGKILL three seconds later (RAY_JOB_STOP_WAIT_TIME_S).
-    Only the main thread can handle signals; elsewhere, as in a trial of a sweep, this does nothing.
+    During training, a signal requests a checkpoint and a stop. A second signal, or a signal outside
+    training, raises Interrupted at once. `ray job stop` sends SIGTERM, and SIGKILL three seconds
+    later (RAY_JOB_STOP_WAIT_TIME_S). Only the main thread can handle signals: in other threads, as
+    in a trial of a sweep, no handler is installed.
+
+    Args:
+        request: File whose existence requests a checkpoint and a stop; removed at entry and exit.
 
     Attributes:
-        exit_status: 128 plus the number of the received signal, as a shell reports it; SIGTERM's where
-            the file alone requested the stop.
+        exit_status: 128 plus the number of the received signal, as a shell reports it. Without a
+            signal, it is that of SIGTERM.
     """
 
     def __init__(self, request: Path) -> None:
@@ -40,7 +45,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Make a signal request a checkpoint from the workers, instead of raising."""
+        """Make signals inside the block request a checkpoint instead of raising Interrupted."""
         self._install()  # Ray replaces the SIGTERM handler when it starts
         self._training = True
         try:

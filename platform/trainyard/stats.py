@@ -1,8 +1,8 @@
 """Confidence intervals: bootstrap and Wilson over rows, Student's t over seeds.
 
-Resampling n rows with replacement is drawing how often each *distinct* row occurs, from a
-multinomial distribution. A classifier has few distinct rows (the cells of its confusion matrix).
-A thousand resamples are then one small array, and a metric is computed for all of them at once.
+Resampling n rows with replacement draws the count of each *distinct* row from a multinomial
+distribution. A classifier has few distinct rows of prediction and label: the cells of its confusion
+matrix. A thousand resamples are then one small array, and a metric is computed for all at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ from trainyard.errors import UserError
 from trainyard.metrics import Floats, MetricFunction, Statistic, check_rows, get_metric, repeated
 
 Groups = NDArray[Any]
-"""The group of each row: rows of a group depend on each other, as questions on one paragraph do."""
+"""Group of each row, shape [rows]. Rows of a group are dependent, such as questions on one text."""
 
-_CELLS_AT_ONCE = 1 << 20  # 8 MiB in each temporary array
-_CELLS_IN_ALL = 20_000_000  # a few seconds
+_CELLS_AT_ONCE = 1 << 20  # cells (resamples times distinct rows) of a temporary array: 8 MiB
+_CELLS_IN_ALL = 20_000_000  # maximum cells of an interval: a few seconds
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 _FEWEST_RESAMPLES = 200
@@ -31,7 +31,7 @@ class Comparison:
     """Paired comparison of two models on the same rows."""
 
     difference: float
-    """The metric of the first minus that of the second."""
+    """Metric of the first model minus the metric of the second."""
     low: float
     """Lower end of the difference's interval."""
     high: float
@@ -49,14 +49,16 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     groups: Groups | None = None,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a metric over rows (Efron and Tibshirani 1993, chapter 13).
+    """Return the 95 % percentile bootstrap interval (low, high) of a metric over rows.
 
-    The same input and seed give the same interval. Above 20,000 distinct rows fewer resamples are
-    drawn (at least 200) to bound the time. `metric` may be a function; it is called once a resample
-    and must not depend on the order of rows.
+    The method is that of Efron and Tibshirani 1993, chapter 13. The same input and seed give the
+    same interval. Above 20,000 distinct rows, fewer than 1000 resamples are drawn (at least 200) to
+    bound the time. A `metric` function is called once per resample, and must not depend on the
+    order of rows. With `groups`, whole groups are resampled.
 
     Raises:
-        UserError: for an unknown metric, no rows, or unequal numbers of them.
+        UserError: The metric is unknown, there are no rows, shapes differ, or all rows are one
+            group.
     """
     check_rows(predictions, references)
     first, draws = _distinct(groups, predictions, references)
@@ -72,9 +74,13 @@ def metric_interval(
     seed: int = 0,
     groups: Groups | None = None,
 ) -> tuple[float, float]:
-    """95 % interval of a metric over rows: Wilson's for a share of rows, else the bootstrap's.
+    """Return the 95 % interval (low, high) of a metric over rows.
 
-    For few rows the bootstrap interval of a share is too narrow.
+    For a share of correct rows (`Metric.counts_rows`) without `groups`, it is Wilson's: the
+    bootstrap interval of a share of few rows is too narrow. Otherwise it is the bootstrap interval.
+
+    Raises:
+        UserError: As for `bootstrap_interval`.
     """
     if groups is not None or not get_metric(metric).counts_rows:
         return bootstrap_interval(metric, predictions, references, seed=seed, groups=groups)
@@ -95,9 +101,12 @@ def paired_bootstrap(
 ) -> Comparison:
     """Compare `predictions` with a `baseline`, both evaluated on the same resampled rows.
 
-    Higher is better for a `metric` that is a function. `candidates` are the numbers of models among
-    which the rows chose the first and the second: each end of the interval that the choice moves is
-    corrected by Bonferroni's inequality.
+    A `metric` function must return higher values for better models. `candidates` holds the number
+    of models among which these rows chose the first model, and the second. The end of the interval
+    that such a choice biases is corrected by Bonferroni's inequality.
+
+    Raises:
+        UserError: As for `bootstrap_interval`.
     """
     check_rows(predictions, references)
     check_rows(baseline, references)
@@ -119,7 +128,13 @@ def paired_bootstrap(
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean over seeds and its 95 % Student interval, as (mean, low, high); one value has no width."""
+    """Return the mean of `values` and its 95 % interval by Student's t, as (mean, low, high).
+
+    For a single value, all three are equal.
+
+    Raises:
+        UserError: `values` is empty.
+    """
     from scipy.special import stdtrit
 
     if len(values) == 0:
@@ -133,9 +148,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def proportion_interval(hits: int, rows: int) -> tuple[float, float]:
-    """95 % interval of a share of rows by Wilson's score, also for few rows and shares of 0 or 1.
+    """Return the 95 % Wilson score interval (low, high) of the share `hits` / `rows`.
 
-    There the bootstrap interval collapses. For no rows the interval is 0 to 1.
+    Unlike the bootstrap interval, it has a width for shares of 0 and 1. Without rows it is (0, 1).
     """
     from scipy.stats import binomtest
 
@@ -146,19 +161,22 @@ def proportion_interval(hits: int, rows: int) -> tuple[float, float]:
 
 
 def distinct_rows(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Index of each distinct row's first occurrence, and its number of occurrences."""
+    """Return the first index and the count of each distinct row, both of shape [distinct rows].
+
+    A row holds the values of all `columns` at one index.
+    """
     rows = np.column_stack(columns)
     _, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
     return first, counts
 
 
 class _Draws(NamedTuple):
-    """Units of the bootstrap: distinct rows, or whole groups of them."""
+    """Units that a bootstrap draws: distinct rows, or whole groups of rows."""
 
     counts: NDArray[np.int64]
-    """Occurrences of each distinct row; a row in two groups counts once for each."""
+    """Occurrences of each distinct row; equal rows of different groups are distinct."""
     group: NDArray[np.int64] | None
-    """Group of each distinct row, from 0."""
+    """Group number of each distinct row, counted from 0; None to draw single rows."""
 
 
 def _distinct(groups: Groups | None, *columns: NDArray[Any]) -> tuple[NDArray[np.intp], _Draws]:
@@ -171,6 +189,11 @@ def _distinct(groups: Groups | None, *columns: NDArray[Any]) -> tuple[NDArray[np
 
 
 def group_numbers(groups: Groups) -> NDArray[np.int64]:
+    """Return the group of each row as a number counted from 0; shape [rows].
+
+    Raises:
+        UserError: All rows are of one group.
+    """
     names, numbers = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         raise UserError(
@@ -180,7 +203,7 @@ def group_numbers(groups: Groups) -> NDArray[np.int64]:
 
 
 def _tails(candidates: tuple[int, int] = (1, 1)) -> tuple[float, float]:
-    """Probability that is left out below and above an interval."""
+    """Return the probabilities below and above a 95 % interval, each divided by `candidates`."""
     half = (1 - CONFIDENCE) / 2
     return half / candidates[0], half / candidates[1]
 
@@ -192,7 +215,7 @@ def _interval(
 
     values = np.concatenate([statistic(w) for w in _resamples(draws, seed, resamples)])
     if draws.group is not None:
-        # The bootstrap of few groups is too narrow (Hesterberg 2015): by their number, and by t.
+        # The percentile interval of few groups is too narrow: expand it as Hesterberg (2015) does.
         groups = int(draws.group.max()) + 1
         wider = np.sqrt(groups / (groups - 1))
         tails = tuple(float(ndtr(wider * stdtrit(groups - 1, tail))) for tail in tails)  # type: ignore[assignment]
@@ -224,7 +247,11 @@ def _resamples(draws: _Draws, seed: int, resamples: int) -> Iterator[Floats]:
 def statistic_of(
     metric: str | MetricFunction, predictions: NDArray[Any], references: NDArray[Any]
 ) -> Statistic:
-    """Return the metric of distinct rows as a function of the rows' weights."""
+    """Build the `Statistic` of a metric: a function from weights of these rows to metric values.
+
+    Raises:
+        UserError: The name of the metric is unknown.
+    """
     if callable(metric):
         return repeated(metric)(predictions, references)
     return get_metric(metric).weighted(predictions, references)

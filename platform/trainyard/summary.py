@@ -1,4 +1,4 @@
-"""The end of a job in words, from its JSON line: the score, where things lie, and what to do next."""
+"""Summary of a finished job for people, from its JSON result: scores, paths and next commands."""
 
 import os
 import shlex
@@ -11,23 +11,23 @@ Result = Mapping[str, Any]
 
 
 def summary(result: Result) -> list[str]:
-    """Return the lines for people; empty for a job that has printed everything."""
+    """Return the summary lines of a job's JSON result; empty for a job without `SUMMARIES`."""
     words = SUMMARIES.get(str(result.get("job")))
     return [] if words is None else list(words(result))
 
 
 class Readable:
-    """Base of results: words for a notebook or a prompt, from `as_json`."""
+    """Base class of job results: prints the summary of `as_json` at a prompt or in a notebook."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the job's JSON."""
+        """Return the job's result as a mapping that can be stored as JSON."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
         return "\n".join(summary(self.as_json()))
 
     def _repr_html_(self) -> str:
-        """Build the scores as a table under the first line; notebooks call it."""
+        """Return HTML for notebooks: first line of the summary, table of scores, model's path."""
         found = self.as_json()
         title, *_ = summary(found)
         intervals = found.get("intervals", {})
@@ -47,7 +47,7 @@ def _ends(interval: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds: 41 s, 4 min 16 s, 2 h 5 min."""
+    """Format a duration in seconds, such as `41 s`, `4 min 16 s` or `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
@@ -57,20 +57,24 @@ def duration(seconds: float) -> str:
 
 
 def short(path: str) -> str:
-    """Write a path relative to the working directory, where it lies below it."""
+    """Make a path below the working directory relative to it; return other paths unchanged."""
     here = str(Path.cwd()) + os.sep
     return path.removeprefix(here)
 
 
 def interval_words(ends: Sequence[float]) -> str:
-    """Write an interval; one of no width is no certainty: all rows are right, or all are wrong."""
+    """Format a 95 % interval.
+
+    An interval of no width is not shown, because it means no certainty: all resamples agree, for
+    example if every row is right.
+    """
     if ends[0] == ends[1]:
         return "no interval: all resamples of the rows agree"
     return "95 % interval {:.3f} to {:.3f}".format(*ends)
 
 
 def scores(result: Result) -> Iterator[str]:
-    """Return the headline score of each split: `validation accuracy 0.933 (95 % interval …)`."""
+    """Yield the headline score of each split, such as `validation accuracy 0.933 (872 rows)`."""
     rows = result.get("rows", {})
     for split, metrics in result["metrics"].items():
         name = result.get("score_metric") or next(iter(metrics))
@@ -113,7 +117,7 @@ def _train(result: Result) -> Iterator[str]:
         share = f", {result['mfu']:.0%} of the peak of its devices" if result.get("mfu") else ""
         yield f"  {speed:.1f} samples/s in training{share}"
     yield from _after_model(result["model"])
-    if "open" in result:  # the quickstart has served the model, and ended the server
+    if "open" in result:  # the quickstart has already served the model and stopped the server
         yield f"`trainyard serve` starts the server again; then open {result['open']} in a browser"
 
 
@@ -187,4 +191,4 @@ SUMMARIES: Mapping[str, Callable[[Result], Iterator[str]]] = {
     "engine": _engine,
     "doctor_data": _data_doctor,
 }
-"""Words by the `job` of a JSON line."""
+"""Functions that yield the summary lines of a result, by its `job` field."""

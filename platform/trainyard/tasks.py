@@ -1,4 +1,4 @@
-"""Tasks, one row each: a row holds all that differs, so no code tests for a task's name."""
+"""Table of tasks; an entry holds all that is specific to a task, so no code tests for its name."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -10,33 +10,33 @@ from trainyard.errors import UserError
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 GLUE_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
-"""Commit of nyu-mll/glue on the Hub that the row counts below belong to."""
+"""Commit of nyu-mll/glue on the Hub to which the row counts below belong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """A data set with its labels, metrics and splits."""
+    """Data set with its columns, labels, metrics and splits."""
 
     name: str
     """Name for flags, folders and reports."""
     text_columns: tuple[str, ...]
-    """The column of the text, or the two columns of a pair."""
+    """Column of the text, or the two columns of a text pair."""
     label_column: str = "label"
-    """Column of the class index, of the target (regression) or of the labels (multi-label)."""
+    """Column of the class index (single-label), the list of labels (multi-label) or the target."""
     labels: tuple[str, ...]
     """Names of the classes in the order of their indices; empty for regression."""
     problem_type: ProblemType = "single_label_classification"
-    """Kind of the head's output, by transformers' names."""
+    """Kind of prediction, by the names of transformers' `problem_type`."""
     metrics: tuple[str, ...]
-    """Names in `trainyard.metrics.registry.METRICS`."""
+    """Names of the metrics, keys of `trainyard.metrics.METRICS`."""
     score: str
-    """The headline among `metrics`: higher is better; the mean over `evaluation_splits`."""
+    """Headline metric, one of `metrics`. A model's score is its mean over `evaluation_splits`."""
     train_split: str | None = "train"
-    """Split to train on; None where there is none."""
+    """Split to train on; None for a task without training data."""
     evaluation_splits: tuple[str, ...] = ("validation",)
     """Splits with labels, on which a model is evaluated."""
     test_splits: tuple[str, ...] = ("test",)
-    """Splits whose labels are withheld or must not be tuned on."""
+    """Splits whose labels are withheld or must not be used to choose a model."""
     hub_path: str | None = "nyu-mll/glue"
     """Data set on the Hub; None for data that is generated or the user's own."""
     hub_config: str | None = None
@@ -44,20 +44,19 @@ class Task:
     hub_revision: str | None = GLUE_REVISION
     """Commit of the data set on the Hub."""
     rows: Mapping[str, int] = field(default_factory=dict, hash=False)
-    """Official number of rows of each split; empty where there is no official number."""
+    """Official number of rows of each split; empty for data without official numbers."""
     cuts: Any = field(default=0.0, compare=False)
-    """Logits above which labels of a multi-label task apply: one for all, or one for each label (and
-    row)."""
+    """Thresholds of a multi-label task, as logits: one number, or [labels], or [rows, labels]."""
 
     @property
     def num_labels(self) -> int:
-        """Outputs of the model's head: one per label, or the one value of a regression."""
+        """Number of outputs of the model's head: one per label, or 1 for a regression."""
         return len(self.labels) or 1
 
 
-# Columns, labels and row counts are those of the data set's card. The metrics are those of GLUE
-# (Wang et al. 2019, table 1). Where GLUE averages two metrics into its headline, the score is the
-# stricter one: f1 where the classes are unbalanced, rank correlation for similarity.
+# Columns, labels and row counts come from the data set's card, the metrics from GLUE (Wang et al.
+# 2019, table 1). If GLUE's headline averages two metrics, the score is the stricter one: f1 for
+# unbalanced classes, rank correlation for similarity.
 _ENTAILMENT = ("entailment", "neutral", "contradiction")
 
 _SIMILAR = ("not_equivalent", "equivalent")
@@ -71,7 +70,7 @@ def _glue(
     rows: Mapping[str, int],
     **others: Any,
 ) -> Task:
-    """Build a row of GLUE; the last metric is the score."""
+    """Build the task of a GLUE data set; the last of `metrics` is its score."""
     return Task(
         name=name,
         text_columns=text_columns,
@@ -129,10 +128,10 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """Return the row of a known task.
+    """Return the task called `name`.
 
     Raises:
-        UserError: The name is unknown; proposes the nearest one and lists all of them.
+        UserError: No task has this name. The message suggests the closest name and lists all names.
     """
     if name in TASKS:
         return TASKS[name]
@@ -142,7 +141,11 @@ def get_task(name: str) -> Task:
 
 
 def check_data_dir(task: Task, data_dir: str | None) -> None:
-    """Refuse a data folder that would be ignored."""
+    """Refuse a data folder that would be ignored.
+
+    Raises:
+        UserError: `data_dir` is given, but the rows of the task do not come from a data set.
+    """
     if data_dir and task.hub_path is None:
         raise UserError(
             f"--data-dir {data_dir} would not be read: the rows of task '{task.name}' are generated; "
@@ -159,7 +162,10 @@ def own_task(
 ) -> Task:
     """Build the task of the user's own files, with the usual metrics of its problem type.
 
-    Of exactly two classes, the second is the positive one, as in GLUE.
+    If there are exactly two classes, the second is the positive class, as in GLUE.
+
+    Raises:
+        UserError: A regression has labels, or a classification has too few.
     """
     if problem_type == "regression" and labels:
         raise UserError(
@@ -194,16 +200,19 @@ def own_task(
 
 
 def own_headline(metrics: Collection[str]) -> str:
-    """Return the headline among the metrics of own data; the first of unknown ones, or ""."""
+    """Return the headline metric of a model of the user's own files, given all its `metrics`.
+
+    If no problem type has these metrics, return the first metric, or "" if there is none.
+    """
     for names, score in _OWN_METRICS.values():
         if set(names) <= set(metrics):
             return score
     return next(iter(metrics), "")
 
 
-# Nothing is known about the balance of a user's classes: accuracy would reward a model that always
-# says the largest one, so classes count alike (f1_macro). Over many labels of which few apply,
-# f1_micro is steadier: rare labels make f1_macro jump. rmse is lower-better, so never a score.
+# The balance of a user's classes is unknown: accuracy would reward a model that always predicts the
+# largest class, so f1_macro weights classes equally. With many labels, few of which apply, f1_micro
+# is steadier: rare labels make f1_macro jump. Lower is better for rmse, so it is never the score.
 _OWN_METRICS: dict[ProblemType, tuple[tuple[str, ...], str]] = {
     "single_label_classification": (("accuracy", "f1_macro", "matthews_correlation"), "f1_macro"),
     "regression": (("pearson", "spearmanr", "rmse"), "spearmanr"),

@@ -12,7 +12,7 @@ _logs: list[Path] = []
 
 
 def say(sentence: str) -> None:
-    """Print one line for people on stderr, above a progress bar if there is one."""
+    """Print one line on stderr, above any progress bar, and append it to the files of `logged`."""
     from tqdm import tqdm
 
     tqdm.write(sentence, file=sys.stderr)
@@ -22,7 +22,10 @@ def say(sentence: str) -> None:
 
 @contextlib.contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Append the lines of `say` to a file, each after its time in UTC, and how the block ends."""
+    """Append the lines that `say` prints inside the block to a file, with the UTC time of each.
+
+    The start and the end of the block, with its exception if any, are recorded as lines too.
+    """
     _logs.append(path)
     _append(path, "started")
     try:
@@ -37,21 +40,22 @@ def logged(path: Path) -> Iterator[None]:
 
 def _append(path: Path, sentence: str) -> None:
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {sentence}\n"
-    # The job says the same on stderr. A full disk must not replace the error that is logged, and the
-    # local copy of a run in a bucket is deleted at its end.
+    # Write errors are ignored: stderr shows the same line, and a full disk must not hide the error
+    # being logged. The local copy of a run in a bucket is deleted at the end of the run.
     with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as log:
         log.write(line)
 
 
 def stage(sentence: str) -> None:
-    """Name the next step of a job on stderr, so that no job is silent while it works."""
+    """Announce the next stage of a job on stderr, so that no job works silently."""
     say(f"· {sentence}")
 
 
 def progress_bar(total: int, *, unit: str, title: str, done: int = 0) -> Any:
-    """Build a tqdm bar on stderr with the time left; in a notebook it is a widget.
+    """Build a tqdm progress bar on stderr, or a widget in a notebook.
 
-    A log file gets a line now and then, a terminal a moving bar.
+    The bar counts from `done` to `total`. It is redrawn every 0.5 seconds at most on a terminal,
+    and every 30 seconds at most in a log file.
     """
     from tqdm.auto import tqdm
 
@@ -67,7 +71,7 @@ def progress_bar(total: int, *, unit: str, title: str, done: int = 0) -> Any:
 
 @contextlib.contextmanager
 def quieted(name: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Drop a library's log messages below `level` inside the block."""
+    """Drop messages of the logger `name` below `level` inside the block."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Batches of rows as every reader yields them, and checks of their columns."""
+"""Batches of rows, the output of all file readers, and checks of the columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH_CHARACTERS = 1 << 25
 """Maximum characters of a batch: bounds memory when documents are long."""
 
 AS_JSON = {b"trainyard": b"json"}
-"""Metadata of a column whose strings are JSON values."""
+"""Metadata that marks an Arrow column whose strings are JSON values."""
 
 _SHOWN = 10
 
@@ -29,36 +29,40 @@ class Batch:
 
     path: Path
     first_row: int
-    """0-based position in the file of the first row."""
+    """0-based index of the batch's first row among all rows read."""
     places: Sequence[int]
-    """1-based line on which each row starts; in Parquet and JSON arrays, the 1-based row."""
+    """1-based line on which each row starts; in Parquet and JSON arrays, the 1-based row number."""
     texts: tuple[pa.Array, ...]
-    """One string array per text column; only rows with an error hold nulls."""
+    """One string array per text column, shape [rows]; null only for rows with an error."""
     labels: list[Any] | None
     """Label names, numbers or lists of names, by problem type; None without a label column."""
     unit: str = "line"
     """Unit of `places` in error sentences: line or row."""
     errors: Mapping[int, str] = field(default_factory=dict)
-    """Error sentences by row index, if the reader keeps unusable rows."""
+    """Error sentences by index in the batch, if the reader keeps unusable rows."""
     others: pa.Table | None = None
-    """`Columns.others` of the rows; values of JSON files are JSON texts, with AS_JSON as metadata."""
+    """Values of `Columns.others`; from JSON files they are JSON texts, marked by AS_JSON."""
 
     def __len__(self) -> int:
         return len(self.places)
 
     def place(self, index: int) -> str:
-        """Return the name of the row at `index` for errors: `train.csv line 17`."""
+        """Return file and line of the row at `index` for errors, such as `train.csv line 17`."""
         return f"{self.path.name} {self.unit} {self.places[index]}"
 
     @property
     def empty_texts(self) -> int:
-        """Number of empty texts: they are kept, with a warning."""
+        """Number of empty texts in all text columns."""
         import pyarrow.compute as pc
 
         return sum(pc.sum(pc.equal(text, ""), min_count=0).as_py() for text in self.texts)
 
     def to_arrow(self, label: pa.Array | None) -> pa.RecordBatch:
-        """Return the canonical columns `text`, `text_pair`, `label` (as encoded) and `row`."""
+        """Build a record batch of the canonical columns.
+
+        They are `text`, `text_pair` (pairs only), the encoded `label` (if any), and `row`, the
+        0-based index among all rows read.
+        """
         import pyarrow as pa
 
         columns = dict(zip(("text", "text_pair"), self.texts, strict=False))
@@ -73,25 +77,27 @@ class TextFormat:
     """Format of a text file."""
 
     delimiter: str | None = None
-    """None: a comma in CSV, a tab in TSV."""
+    """Separator of fields; None for a comma in CSV and a tab in TSV."""
     encoding: str = "utf-8"
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
+    """Columns to read from a file, and options of the readers."""
+
     texts: tuple[str, ...]
     label: str | None
     keep_bad_rows: bool = False
-    """Keep an unusable row with its error instead of refusing the file."""
+    """True to keep an unusable row with its error instead of refusing the file."""
     format: TextFormat = TextFormat()
     class_names: bool = False
-    """Replace class ids by the names that `datasets` stores in a Parquet file."""
+    """True to replace class ids by the names that `datasets` stores in a Parquet file."""
     others: tuple[str, ...] | None = ()
-    """Further columns to keep, where the file has them; None for all."""
+    """Further columns to keep if the file has them; None keeps all."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns in row order: texts, then the label."""
+        """Names of the required columns: texts, then the label."""
         return self.texts if self.label is None else (*self.texts, self.label)
 
     def flag(self, name: str) -> str:
@@ -100,6 +106,13 @@ class Columns:
         return "--text-column" if name == self.texts[0] else "--text-pair-column"
 
     def positions(self, found: Sequence[str], where: str, source: str, remedy: str) -> list[int]:
+        """Return the index in `found` of each of `names`.
+
+        `where`, `source` and `remedy` are parts of the error sentence.
+
+        Raises:
+            UserError: A column is missing or occurs twice.
+        """
         for name in self.names:
             if name not in found:
                 raise UserError(
@@ -115,7 +128,7 @@ class Columns:
         return [found.index(name) for name in self.names]
 
     def others_of(self, found: Sequence[str]) -> list[str]:
-        """Return the further columns among those `found`. A name that occurs twice names none."""
+        """Return the names in `found` of further columns to keep, except duplicate names."""
         if self.others == ():
             return []
         return [
@@ -129,10 +142,10 @@ class Columns:
     def bad_row(
         self, place: int, error: UserError, others: Mapping[str, Any] | None = None
     ) -> tuple[Any, ...]:
-        """Return the place, empty values, others and the error sentence of an unusable row.
+        """Return an unusable row: (place, None for each column, `others`, error sentence).
 
         Raises:
-            UserError: `error`, unless such rows are kept.
+            UserError: `error`, if `keep_bad_rows` is False.
         """
         if not self.keep_bad_rows:
             raise error
@@ -140,21 +153,25 @@ class Columns:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Join names for a sentence; only the first few of many."""
+    """Join names for a sentence: the first ten, and the number of further names."""
     all_names = list(names)
     more = f" and {len(all_names) - _SHOWN} more" if len(all_names) > _SHOWN else ""
     return ", ".join(all_names[:_SHOWN]) + more
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """Return the end of a sentence that suggests the closest of `names`, if one is close."""
+    """Return the end of a sentence that suggests the closest of `names`; "" if none is close."""
     folded = {other.strip().casefold(): other for other in names}
     near = difflib.get_close_matches(name.strip().casefold(), folded, n=1)
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
 def readable(origin: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield `batches`. A file with a good footer can still hold a damaged page."""
+    """Yield `batches` of the file `origin`.
+
+    Raises:
+        UserError: A page of the file is damaged, although its footer is valid.
+    """
     import pyarrow as pa
 
     rows = 0
@@ -171,10 +188,11 @@ def readable(origin: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Reco
 def column_as(
     place: str, first: int, batch: pa.RecordBatch, name: str, kind: pa.DataType, expected: str
 ) -> pa.Array:
-    """Cast column `name` of a batch to `kind`; `first` is the number of the batch's first row.
+    """Cast column `name` of a batch to `kind`; `first` is the index of the batch's first row.
 
     Raises:
-        UserError: A value does not fit; the sentence names `place`, the row and the `expected` values.
+        UserError: A value does not fit. The message names `place`, the row and the `expected`
+            values.
     """
     import pyarrow as pa
 

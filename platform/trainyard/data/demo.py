@@ -1,10 +1,10 @@
-"""The embedded demo: GLUE-shaped sentence pairs that need more than counting shared words.
+"""Generated demo data: sentence pairs like GLUE's, whose shared words do not reveal the label.
 
-A pair is equivalent (1) when both sentences state the same fact in other words: synonyms, passive
-for active, another order, "A before B" as "B after A". Otherwise (0) one thing about the fact differs:
-agent and patient, denial, an opposite, a number, a place, a reason. Facts of both kinds of pairs
-follow one distribution, so neither a single sentence nor shared words reveal the label.
-People, things, places and events of validation and test never occur in training.
+A pair is equivalent (1) if both sentences state the same fact in other words: synonyms, passive
+for active, another order, "A before B" as "B after A". Otherwise (0) one part of the fact differs:
+agent and patient, denial, an opposite, a number, a place, a time, a reason or an event. Facts of
+both labels follow one distribution, so neither a single sentence nor the shared words reveal the
+label. People, things, places and events of validation and test never occur in training.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VERSION = "2ebf2ef2c5837b2dc287e864d43cc215a440308749ac127568f1de2385b86517"
-"""Part of the data fingerprint of every demo run: change it when `generate` gives other rows."""
+"""Part of the data fingerprint of every demo run; change it if `generate` yields other rows."""
 
 DEFAULT_ROWS = {"train": 2400, "validation": 400, "test": 400}
 
@@ -25,13 +25,13 @@ EXAMPLES: tuple[tuple[str, str, int], ...] = (
     ("Before the ceremony began, she hid.", "The ceremony started after she hid.", 1),
     ("The librarian praised the sailor.", "The sailor praised the librarian.", 0),
 )
-"""Pairs with words that `generate` never writes, to demonstrate a trained model.
+"""Example inputs of a trained model, with nouns that `generate` never writes.
 
-The last is hard: small encoders learn last which person is the agent.
+The last pair is hard: small encoders learn the roles of agent and patient last.
 """
 
 _BLOCK = 4096
-"""Rows drawn together, each block from its own seed: a longer data set begins with a shorter."""
+"""Rows of a block. Each block has its own seed, so the first rows do not depend on the total."""
 _COPIED = (0.6, 0.3)
 """Probability that sentence 2 keeps a wording of sentence 1, by label; balances shared words."""
 _SAID = {"place": 0.5, "time": 0.25, "event": 0.12, "claim": 0.08}
@@ -61,7 +61,7 @@ _HAPPENS = {
     "meeting | lecture": "began, started / ended, finished",
     "price | rent": "rose, went up / fell, went down",
 }
-# Spelling is part of the data set: other words need another VERSION.
+# The words are part of the data set: change VERSION with them.
 # Synonyms / the opposite's synonyms; each verb as base, past, participle.
 _TO_PEOPLE = """
 praise praised praised, compliment complimented complimented / criticise criticised criticised, blame blamed blamed
@@ -81,8 +81,8 @@ at dusk, at nightfall / two weeks ago, a fortnight ago / in autumn, in the fall
 last night, yesterday evening / in December, in the last month of the year
 """
 _NUMBERS = "two three four five six seven eight nine ten eleven twelve"
-# [relation][wording] to tie a fact to an event: words before both, between, and whether the event
-# comes first. Relations lie next to their opposites.
+# [relation][wording] between a fact and an event: first word, word in the middle, and 1 if the
+# event comes first. Each relation is next to its opposite.
 _LINKS = [
     [("", "because", 0), ("because", ",", 1), ("", ", so", 1), ("since", ",", 1)],
     [("", "although", 0), ("although", ",", 1), ("", ", but", 1), ("", "even though", 0)],
@@ -93,13 +93,13 @@ _CLAIMS = ("the {} said that", "according to the {},", ", the {} said", ", accor
 
 
 def _senses(table: str) -> list[list[str]]:
-    """Table [meaning][wording]; a meaning and its opposite lie side by side."""
+    """Parse a table of words into [meaning][wording]; a meaning is next to its opposite."""
     meanings = table.strip().replace("\n", "/").split("/")
     return [[wording.strip() for wording in meaning.split(",")] for meaning in meanings]
 
 
 def _voices(verb: str, were: str) -> list[list[str]]:
-    """Table [affirmed, denied][active, passive] of a verb."""
+    """Build the forms of a verb, indexed by [denied][passive]."""
     base, past, participle = verb.split()
     return [[past, f"{were} {participle} by"], [f"did not {base}", f"{were} not {participle} by"]]
 
@@ -117,7 +117,7 @@ _VERB = _table(
 
 
 class _Words:
-    """The content words of a split, as tables to look up many rows at once."""
+    """Content words of a split, as arrays in which many rows are looked up at once."""
 
     def __init__(self, held_out: bool) -> None:
         tables = (_PEOPLE, _THINGS, _PLACES)
@@ -135,7 +135,10 @@ class _Words:
 
 
 def generate(split: str, rows: int, seed: int = 0) -> Iterator[tuple[str, str, int]]:
-    """Yield (sentence1, sentence2, label); row i does not depend on `rows`."""
+    """Yield `rows` rows (sentence1, sentence2, label) of a split; row i does not depend on `rows`.
+
+    `split` is a key of DEFAULT_ROWS. The label is 1 for an equivalent pair, else 0.
+    """
     words = _Words(held_out=split != "train")
     for block in range(-(-rows // _BLOCK)):
         rng = np.random.default_rng([seed, list(DEFAULT_ROWS).index(split), block])
@@ -143,7 +146,7 @@ def generate(split: str, rows: int, seed: int = 0) -> Iterator[tuple[str, str, i
 
 
 def _pairs(rng: np.random.Generator, words: _Words) -> Iterator[tuple[str, str, int]]:
-    """One block of rows; one of each two neighbors is equivalent, so every prefix is balanced."""
+    """Yield a block of rows; one of each two neighbors is equivalent, so any prefix is balanced."""
     label = np.repeat(rng.integers(2, size=_BLOCK // 2), 2)
     label[1::2] ^= 1
     fact, wording = _draw_fact(rng, words), _draw_wording(rng)
@@ -180,7 +183,7 @@ def _draw_fact(rng: np.random.Generator, words: _Words) -> _Columns:
 
 
 def _in_time(fact: _Columns) -> _Column:
-    """Mark facts before or after an event: never denied, as "after he did not" is odd."""
+    """Mask facts before or after an event; they are not denied, as "after he did not" is odd."""
     return fact["has event"] & (fact["relation"] > 1)
 
 
@@ -191,9 +194,9 @@ def _draw_wording(rng: np.random.Generator) -> _Columns:
 
 
 def _alter(rng: np.random.Generator, words: _Words, fact: _Columns) -> _Columns:
-    """Change one thing of each fact; no change is likelier than its reverse."""
+    """Change one part of each fact; each change is as likely as its reverse."""
     of_people = fact["verb"] < len(_TO_PERSON)
-    # Rates of the changes; common ones are those that a small model learns to see first.
+    # Rates of the changes; small models learn the most frequent changes first.
     possible = {
         "denied": 4 * ~_in_time(fact),
         "verb": np.full(_BLOCK, 2),
@@ -204,7 +207,7 @@ def _alter(rng: np.random.Generator, words: _Words, fact: _Columns) -> _Columns:
         "relation": fact["has event"],
         "event": fact["has event"],
     }
-    # Exponential clocks: the change that rings first is drawn in proportion to its rate.
+    # The largest ratio of rate to an exponential draw selects a change in proportion to its rate.
     chances = np.stack([rate / rng.exponential(size=_BLOCK) for rate in possible.values()])
     changes = dict(zip(possible, chances == chances.max(0), strict=True))
     other = dict(fact)
@@ -233,7 +236,7 @@ def _write(words: _Words, fact: _Columns, wording: _Columns) -> list[str]:
     claim = said("claim", words.claims[fact["speaker"], wording["claim"]])
     before, between, event_first = _LINK[fact["relation"], wording["link"]].T
     between, event_first = said("event", between), event_first.astype(bool)
-    in_front = np.where(fact["has event"], 0, wording["order"])  # "after in Rome ..." is no English
+    in_front = np.where(fact["has event"], 0, wording["order"])  # "after in Rome ..." is odd
     parts = [
         np.where(early_claim, claim, ""),
         said("event", before),

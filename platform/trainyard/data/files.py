@@ -40,13 +40,13 @@ def read_rows(
 ) -> Iterator[Batch]:
     """Yield the rows of a file in order, in batches of bounded size.
 
-    Without text columns only the labels are read, which is fast in Parquet. `keep_bad_rows`, for
+    Without text columns, only the labels are read, which is fast in Parquet. `keep_bad_rows`, for
     files without labels, keeps an unusable row and its error (`Batch.errors`). Faults of the whole
-    file are always refused: its encoding, its columns, an unclosed quote. `class_names` and
-    `others` are described at `Columns`, `text_lists` at `canonical_labels`.
+    file are always refused: wrong encoding, missing columns, an unclosed quote. `Columns` describes
+    `class_names` and `others`, and `canonical_labels` describes `text_lists`.
 
     Raises:
-        UserError: The file or a row cannot be used; names the place and the fix.
+        UserError: The file or a row cannot be used. The message names the place and the fix.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -88,14 +88,14 @@ _NOT_DATA = {
     b"\x28\xb5\x2f\xfd": "is compressed; unpack it with unzstd",
     b"PK\x03\x04": "is a ZIP archive or a workbook; unpack it, or save the sheet as CSV",
 }
-"""Faults of files by their first bytes."""
+"""Faults of files, by the first bytes of the file."""
 
 
 def files_of(pattern: str) -> tuple[Path, ...]:
-    """Return the files of a path, of a pattern, or of several separated by commas.
+    """Return the files of a path, of a glob pattern, or of several of them separated by commas.
 
     Raises:
-        UserError: A pattern matches no file.
+        UserError: A pattern matches no file. A path without wildcards is not checked.
     """
     if Path(pattern).exists():
         return (Path(pattern),)
@@ -109,10 +109,10 @@ def files_of(pattern: str) -> tuple[Path, ...]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path that is no file of data: absent, a folder, empty, compressed, a pointer.
+    """Refuse a path that is not a readable data file.
 
     Raises:
-        UserError: names the fault and the fix.
+        UserError: The path is absent, a folder, empty, compressed, or a Git LFS pointer.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file; name one file inside it")

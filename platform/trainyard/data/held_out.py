@@ -1,6 +1,6 @@
 """Hold out validation rows of a training file; one function per split version.
 
-A run keeps the version that it began with: another one would train it on other rows.
+A run keeps the version that it started with: another version would change its training rows.
 """
 
 import hashlib
@@ -14,16 +14,20 @@ from trainyard.data.columns import Batch
 from trainyard.errors import UserError
 
 Parts = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Positions of the rows to train on and of the held-out rows, both ascending."""
+"""Indices of the rows to train on and of the held-out rows, both ascending."""
 
 
 def by_class(
     labels: NDArray[np.generic], texts: NDArray[np.uint64], fraction: float, seed: int
 ) -> Parts:
-    """Hold out `fraction` of each class, at least one row of each class of two rows or more.
+    """Hold out `fraction` of each class, and at least one row of each class of two or more rows.
 
-    Targets and multi-hot rows have no classes: they are drawn at random. Equal texts can be on both
-    sides, and many small classes lose more than `fraction` (version 1, kept for its runs).
+    Regression targets and multi-hot labels have no classes: their rows are drawn at random. `texts`
+    is not used, so equal texts can be on both sides. Many small classes lose more than `fraction`.
+    This is version 1, which older runs and test shares use.
+
+    Raises:
+        UserError: No row can be held out.
     """
     del texts
     strata = labels if _are_classes(labels) else np.zeros(len(labels), np.int64)
@@ -42,11 +46,14 @@ def by_class(
 def by_text(
     labels: NDArray[np.generic], texts: NDArray[np.uint64], fraction: float, seed: int
 ) -> Parts:
-    """Hold out `fraction` of all rows; rows of equal text stay on one side.
+    """Hold out `fraction` of all rows; rows of equal text stay on one side (version 2).
 
-    Groups of equal texts are ordered by the class of their first row, and at random within it.
-    Error diffusion along that order (Floyd and Steinberg 1976) holds out `fraction` of each class to
-    within one group, however small the classes are. No class loses its last training row.
+    Groups of equal text hashes are sorted by the class of their first row, and randomly within a
+    class. Error diffusion along this order (Floyd and Steinberg 1976) holds out `fraction` of each
+    class to within one group, even of small classes. No class loses its last training row.
+
+    Raises:
+        UserError: No row can be held out.
     """
     rng = np.random.default_rng(seed)
     classes = labels if _are_classes(labels) else np.zeros(len(labels), np.int64)
@@ -89,7 +96,7 @@ def _text_hash(row: Sequence[str]) -> int:
 
 
 def normalize_text(text: str) -> str:
-    """Return the text in Unicode NFKC, case-folded, with single spaces between words."""
+    """Convert a text to Unicode NFKC, fold its case, and put single spaces between words."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -105,7 +112,7 @@ def _keep_every_class(
 
 
 def _can_go(index: int, classes: NDArray[np.generic], group: NDArray[np.intp]) -> bool:
-    """Check that every class keeps a row when this group is held out."""
+    """Return True if every class keeps a training row when the group `index` is held out."""
     return len(np.setdiff1d(classes, classes[group != index])) == 0
 
 

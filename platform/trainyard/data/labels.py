@@ -1,4 +1,4 @@
-"""Labels: from raw values to names, and from names to training targets."""
+"""Conversion of labels: raw values to names, and names to training targets."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ _MISSING = {
 """Case-folded spellings of a missing value, as pandas reads them."""
 _ITEM = r"""'[^']*'|"[^"]*"|[-+.\deE]+"""
 _ARRAY = re.compile(rf"\[\s*(?:{_ITEM})(?:\s+(?:{_ITEM}))+\s*\]")
-"""Numpy's text of an array."""
+"""Text of a numpy array, which has no commas."""
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
 
 _MANY_LABELS = 1_000
-"""Maximum label names, unless each has two rows or more: above it they are texts or ids."""
+"""Maximum label names with fewer than two rows each on average; more are likely texts or ids."""
 _ENOUGH_ROWS = 100_000
 """Rows after which a column of ids is refused, before its names fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelEncoder:
-    """Labels of a training file; the index of a name in `names` is its class id."""
+    """Encoder of labels as training targets."""
 
     problem_type: ProblemType
     names: tuple[str, ...]
-    """Empty for a regression."""
+    """Label names; the index of a name is its class id. Empty for a regression."""
     source: str
-    """Name of the training file, for error sentences."""
+    """Origin of the names, a training file or a model, for error sentences."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other labels of rows, and the name that each stands for."""
+    """Name in `names` for each other label that rows may have."""
 
     def encode(self, batch: Batch) -> pa.Array:
-        """Return int64 class ids, float32 targets or list<float32> multi-hot rows.
+        """Encode the labels of a batch as int64 ids, float32 targets or list<float32> multi-hot.
 
         Raises:
-            UserError: A label does not occur in the training file.
+            UserError: A label is neither in `names` nor in `aliases`.
         """
         import pyarrow as pa
 
@@ -95,9 +95,13 @@ def discover_labels(
 ) -> LabelEncoder:
     """Collect the label names of the training file in one pass.
 
-    Integers are sorted as numbers, so that labels 0 to k-1 keep their values as class ids; other
-    names are sorted as strings, after those in `order`. A regression has no names: its rows are not
+    Names in `order` come first. The other names are sorted as numbers if all names are integers,
+    else as strings. So labels 0 to k-1 keep their values as class ids. For a regression, no row is
     read.
+
+    Raises:
+        UserError: There are too few or too many names, or the names look like fractions, missing
+            values or vectors of zeros and ones.
     """
     if problem_type == "regression":
         return LabelEncoder(problem_type, (), "")
@@ -143,11 +147,15 @@ def discover_labels(
 def canonical_labels(
     batch: Batch, problem_type: ProblemType, *, text_lists: bool = True
 ) -> list[Any] | None:
-    """Return the raw labels of a batch as names, floats or lists of names, by problem type.
+    """Convert the raw labels of a batch to names, floats or lists of names, by problem type.
 
-    Strings mean the same in every format. Numbers written as text are numbers, and names lose outer
-    white space. Where lists are expected, `a|b` is a list of two names. `text_lists` reads lists
-    written as text as lists.
+    The result does not depend on the file format: 1, 1.0 and the text "1.0" are one class name, and
+    names lose outer white space. For multi-label data, `a|b` is a list of two names. With
+    `text_lists`, a list written as text is read as a list, or refused as the name of a class.
+    Returns None without labels.
+
+    Raises:
+        UserError: A label is missing, or is not of the problem type.
     """
     if batch.labels is None:
         return None
@@ -162,7 +170,7 @@ def canonical_labels(
 
 
 class _BadLabelError(Exception):
-    """An unusable label; the message lacks only the place."""
+    """Unusable label; the message is the error sentence without the place of the row."""
 
 
 def _class_name(label: object, text_lists: bool) -> str:
@@ -212,12 +220,13 @@ def _class_names(label: object, text_lists: bool) -> list[str]:
 
 
 def _list_in_text(text: str, *, expected: bool = False) -> list[Any] | None:
-    """Parse a list written as text, as pandas writes lists into CSV; None for a plain name.
+    """Parse a list written as text, as pandas writes lists into CSV; return None for a plain name.
 
     "[spam]" is a name, unless lists are `expected`.
 
     Raises:
-        _BadLabelError: The text is an array without commas, as numpy writes it, or no list.
+        _BadLabelError: The text is an array without commas, as numpy writes it. If lists are
+            `expected`, also for text in brackets that is not a list.
     """
     if _ARRAY.fullmatch(text):
         raise _BadLabelError(
@@ -246,7 +255,7 @@ _CANONICAL: dict[ProblemType, Callable[[object, bool], str | float | list[str]]]
 
 
 def _unusable(label: object, expected: str) -> _BadLabelError:
-    if label is None or label == "" or label != label:  # NaN is how pandas writes «missing»
+    if label is None or label == "" or label != label:  # pandas writes a missing value as NaN
         return _BadLabelError(
             f"the label is missing, expected {expected}; fill it in or remove the row"
         )

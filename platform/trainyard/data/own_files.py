@@ -1,4 +1,4 @@
-"""The user's own files as a task: labels from the training file, a held-out part if needed."""
+"""Read the user's own files as a task: labels from the training file, held-out rows if needed."""
 
 import unicodedata
 from collections import Counter
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SEPARATORS = (",", ";", "#", "/", "\t", "\n")
-"""Characters that other programs write between the names of a list, apart from |."""
+"""Separators of the names in a list that other programs write instead of |."""
 HELD_OUT = 0.1
 """Fraction of the training rows held out when there is no validation file."""
 
 
 @dataclass(frozen=True)
 class OwnFile:
-    """One file, or several as one, read with one set of columns; the stream can be restarted."""
+    """One file, or several files as one, with the options of reading; can be read repeatedly."""
 
     path: Path
-    """A file, or a pattern as `files_of` reads it."""
+    """File, or a pattern that `files_of` resolves."""
     text_columns: tuple[str, ...]
     label_column: str
     problem_type: ProblemType
@@ -49,7 +49,11 @@ class OwnFile:
     merge_similar_labels: bool = False
 
     def batches(self, dropped: set[str | float] | None = None) -> Iterator[Batch]:
-        """Yield the rows without those whose labels are dropped; collect these labels in `dropped`."""
+        """Yield the rows without a label in `drop_labels`; add each label found there to `dropped`.
+
+        Raises:
+            UserError: A file or a row cannot be used.
+        """
         dropped = set() if dropped is None else dropped
         first_row = 0
         for path in files_of(str(self.path)):
@@ -97,10 +101,10 @@ class OwnFile:
         )
 
     def canonical(self, name: str) -> str | float:
-        """Return a label of --drop-labels as rows have it.
+        """Convert a value of --drop-labels to the form of the labels of rows.
 
         Raises:
-            UserError: The labels are numbers, and it is none.
+            UserError: The task is a regression, and the value is not a number.
         """
         if self.problem_type == "regression":
             try:
@@ -112,7 +116,11 @@ class OwnFile:
         return fold_label(name) if self.merge_similar_labels else name
 
     def label_order(self) -> Sequence[str]:
-        """Return the label names stored in the file, in the order of their class ids."""
+        """Return the label names stored in the first file, by class id.
+
+        The result is empty if `class_names` is False, or if the file is not Parquet or stores no
+        names.
+        """
         first = files_of(str(self.path))[0]
         if not self.class_names or first.suffix.lower() != ".parquet":
             return ()
@@ -121,7 +129,7 @@ class OwnFile:
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """Options of reading the rows that version 29a2e37 did not have."""
+        """Options of reading for the fingerprint; empty if rows are read as by commit 29a2e37."""
         options = (self.text_format, self.drop_labels, self.merge_similar_labels)
         several = self.problem_type == "multi_label_classification"
         return (
@@ -134,7 +142,7 @@ class OwnFile:
     def encoded(
         self, encoder: LabelEncoder, rows: NDArray[np.int64] | None = None
     ) -> "Iterator[pa.RecordBatch]":
-        """Yield canonical record batches of all rows, or of the row positions in `rows`."""
+        """Yield canonical record batches of all rows, or of the ascending row indices `rows`."""
         import pyarrow as pa
 
         for batch in self.batches():
@@ -147,7 +155,7 @@ class OwnFile:
 
 @dataclass(frozen=True)
 class OwnData:
-    """The task, label encoder and files found by `survey`, and notes for the user."""
+    """Result of `survey`: the task, the label encoder, the files, and notes for the user."""
 
     task: Task
     encoder: LabelEncoder
@@ -159,10 +167,10 @@ class OwnData:
 
 
 def survey(config: DataFlags) -> OwnData:
-    """Read the training file once, so that its faults are reported before anything starts.
+    """Read all files once, so that their faults are reported before a run starts.
 
     Raises:
-        UserError: A file or row cannot be used; names the file, the line and the fix.
+        UserError: A file or a row cannot be used. The message names the file, the line and the fix.
     """
     texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
     problem_type = config.problem_type or "single_label_classification"
@@ -185,7 +193,7 @@ def survey(config: DataFlags) -> OwnData:
     dropped: set[str | float] = set()
     rows = _counting_empty(train, notes, dropped)
     encoder = discover_labels(rows, problem_type, train.label_order())
-    for _ in rows:  # a regression has no labels to discover, but its rows are checked too
+    for _ in rows:  # a regression has no names to discover, but its rows are checked too
         pass
     validation, test = (
         read(Path(path)) if path else None for path in (files[1], config.test_rows[0])
@@ -218,7 +226,11 @@ def survey(config: DataFlags) -> OwnData:
 
 
 def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
-    """Draw the held-out rows by a split version (see `held_out`)."""
+    """Divide the rows of the training file by a split version of `held_out`.
+
+    Raises:
+        UserError: No row can be held out.
+    """
     labels, texts = [], []
     for batch in data.train.batches():
         labels.append(np.asarray(data.encoder.encode(batch).to_pylist()))
@@ -248,7 +260,7 @@ def _label_warnings(encoder: LabelEncoder) -> list[str]:
 
 
 def _joined_names(encoder: LabelEncoder) -> Iterator[str]:
-    """Warn of names made of other names: they are lists with another separator than |."""
+    """Yield warnings about names that consist of other names, likely lists not separated by |."""
     several = encoder.problem_type == "multi_label_classification"
     remedy = "" if several else "add --problem-type multi_label_classification, and "
     for separator in _SEPARATORS if several else ("|", *_SEPARATORS):
@@ -264,7 +276,7 @@ def _joined_names(encoder: LabelEncoder) -> Iterator[str]:
 
 
 def fold_label(name: str) -> str:
-    """Return a label name as `normalize_text` does, without invisible characters."""
+    """Remove invisible characters (Unicode category Cf) from a label name, and normalize it."""
     return normalize_text("".join(c for c in name if unicodedata.category(c) != "Cf"))
 
 

@@ -21,7 +21,7 @@ _TAIL_BYTES = 8  # the footer's length, then the magic
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open an untrusted Parquet file; every read of one starts here.
+    """Open an untrusted Parquet file; use this function for every file of a user.
 
     Raises:
         UserError: The file is damaged, is not Parquet, or has an Arrow extension type.
@@ -32,7 +32,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
     _refuse_extension_types(path)
     try:
-        # A small read buffer: otherwise a row group's columns are held whole.
+        # Use a small read buffer: without one, whole columns of a row group are held in memory.
         return pq.ParquetFile(path, buffer_size=1 << 20)
     except pa.ArrowException as error:
         raise _damaged(path, error) from error
@@ -84,7 +84,7 @@ def _labels(batch: pa.RecordBatch, column: str | None, names: Sequence[str]) -> 
 
 
 def class_label_names(path: Path, column: str) -> Sequence[str]:
-    """Return the names that `datasets` stores with a column of class ids; empty without any.
+    """Return the names that `datasets` stores for a column of class ids; empty if there are none.
 
     Raises:
         UserError: The file is damaged, is not Parquet, or has an Arrow extension type.
@@ -116,12 +116,15 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _refuse_extension_types(path: Path) -> None:
-    """Refuse on the footer's bytes alone.
+    """Refuse a file with Arrow extension types, by the bytes of its footer alone.
 
-    Once ray.data is loaded, some extension types run code from the file. Pyarrow builds a file's
-    types when it opens it, before its schema can be read. Its option `arrow_extensions_enabled`
-    is about Parquet's own logical types only. The footer holds the Arrow schema in base64, where a
-    name has one of three spellings, by its position modulo 3.
+    Once ray.data is imported, some extension types run code from the file. Pyarrow builds the types
+    when it opens the file, before the schema can be checked. The option `arrow_extensions_enabled`
+    applies only to Parquet's own logical types. The footer holds the Arrow schema in base64, in
+    which a name has one of three spellings, by its byte offset modulo 3.
+
+    Raises:
+        UserError: The file has an extension type, is not Parquet, or is cut short.
     """
     with path.open("rb") as handle:
         size = path.stat().st_size
@@ -147,7 +150,7 @@ def _base64_spellings(name: bytes) -> list[bytes]:
     spellings = []
     for shift in range(3):
         encoded = base64.b64encode(bytes(shift) + name)
-        # Leave out the characters that share bits with what stands before and after the name.
+        # Leave out the characters that share bits with the bytes before and after the name.
         whole = (shift + len(name)) // 3 * 4
         spellings.append(encoded[4 if shift else 0 : whole])
     return spellings
@@ -174,7 +177,11 @@ def _check_text_type(path: Path, name: str, found: pa.DataType) -> None:
 
 
 def _checked(batch: Batch, columns: Columns) -> Batch:
-    """Check that the texts are valid UTF-8 and not null; keep or raise the error of each bad row."""
+    """Check that the texts are valid UTF-8 and not null; add an error for each bad row.
+
+    Raises:
+        UserError: A row is bad, and `columns` does not keep bad rows.
+    """
     import pyarrow as pa
 
     texts = list(batch.texts)
@@ -191,7 +198,7 @@ def _checked(batch: Batch, columns: Columns) -> Batch:
 
 
 def _faults(texts: pa.Array) -> Iterator[tuple[int, str]]:
-    """Yield index and fault of null texts and of invalid UTF-8, which Parquet readers accept."""
+    """Yield (index, fault) of each null or invalid UTF-8 text; Parquet readers accept both."""
     import pyarrow as pa
 
     if not texts.null_count:

@@ -1,4 +1,4 @@
-"""Warnings printed before training: the severe findings that are cheap to look for."""
+"""Warnings before training, on the faults of tokenized data that are cheap to find."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ _RARE = 0.01
 
 
 def warnings(data: PreparedData, task: Task, max_length: int) -> list[str]:
-    """Return sentences on leaks, contradictions, empty and truncated rows, and absent labels.
+    """Return sentences on leaks, contradictions, empty and truncated rows, absent and rare labels.
 
-    Two rows are equal when the 64-bit hashes of their token ids are.
+    Rows count as equal if the 64-bit hashes of their token ids are equal.
     """
     tables = {name: data.table(name) for name in data.folders}
     hashes = {name: table.row_hashes() for name, table in tables.items()}
@@ -65,7 +65,8 @@ def _empty(tables: Mapping[str, TokenTable]) -> list[str]:
     found = []
     for name, table in tables.items():
         lengths = table.lengths
-        # A row of special tokens only; tables of the first version lack their number: single texts have 2.
+        # Rows of special tokens only; older tables lack the number of special tokens, 2 for one
+        # text.
         empty = int((lengths <= table.info.get("special_tokens", 2)).sum())
         if empty:
             found.append(f"warning: {empty} of {len(lengths)} rows of {name} hold no text at all")

@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH = 4_096
 TEST = "test"
-"""Name of the split of --test-file, and the end of those that --test-share makes."""
+"""Name of the split of --test-file; the names of splits by --test-share end in `_test`."""
 SAMPLE_ROWS = 6
 SAMPLE_CHARACTERS = 500
-"""Maximum length of a row that `sample_rows` takes."""
+"""Maximum characters of a row that `sample_rows` returns, over both texts."""
 NO_LABEL = -1
-"""The label of a row whose label is withheld, as in GLUE's test splits."""
+"""Label of a row whose label is withheld, as in GLUE's test splits."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: a stream of rows that can be restarted, and a fingerprint of its content."""
+    """Split of a data set: a stream of rows that can be restarted, and its fingerprint."""
 
     name: str
     fingerprint: str
@@ -54,18 +54,18 @@ class Split:
         return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
 
     def selection_part(self, test_share: float) -> "Split":
-        """Split without the share of rows that is set aside."""
+        """Return the split without the share of rows that is set aside for testing."""
         return _divided(self, test_share)[0]
 
 
 def is_test(split: str) -> bool:
-    """Return whether a split is set aside: scored once, without choosing anything."""
+    """Return True for a split that is set aside: it is scored once, and chooses no model."""
     return split == TEST or split.endswith(f"_{TEST}")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A task and its splits; `notes` are sentences for the user."""
+    """Task with its splits; `notes` are sentences for the user."""
 
     task: Task
     splits: Sequence[Split]
@@ -77,11 +77,12 @@ def find_splits(
 ) -> Splits:
     """Find the splits named by `config`: by default the training and evaluation splits.
 
-    With `labeled=False` a withheld label (-1) is accepted: such rows can be predicted and inspected.
+    With `labeled=False`, withheld labels (-1) are accepted, to predict or inspect the rows.
 
     Raises:
-        UserError: The task is unknown, a folder would be ignored, a file or column is missing, or a
-            row cannot be used.
+        UserError: The task or a metric is unknown, a folder would be ignored, a file is missing, or
+            a row cannot be used. A missing column or a bad row of a task is raised by
+            `Split.batches`.
     """
     if config.is_own:
         own = _own_splits(config)
@@ -108,7 +109,11 @@ def find_splits(
 
 
 def sample_rows(found: Splits) -> list[dict[str, Any]]:
-    """Return a few rows of the first evaluation split, of each label in turn, to try the model on."""
+    """Return up to SAMPLE_ROWS short rows of the first evaluation split, alternately of each label.
+
+    A row is {"text", "text_pair" (pairs only), "label"}; labels are names, or targets of a
+    regression.
+    """
     columns = next(found.splits[1].batches()).to_pydict()
     labels = found.task.labels
     seen: dict[str, int] = {}
@@ -142,7 +147,9 @@ def _demo_split(name: str, least: int) -> Split:
 
 
 def split_rows(config: DataFlags, name: str) -> int | None:
-    """Return the number of rows of a split, from its file or from the task's row; None if unknown.
+    """Return the number of rows of a split, by its file in `data_dir`, else by the task.
+
+    Returns None if the number is unknown.
 
     Raises:
         UserError: The file is damaged.
@@ -159,7 +166,7 @@ def split_rows(config: DataFlags, name: str) -> int | None:
 
 
 def split_file(task: Task, name: str, data_dir: Path) -> Path:
-    """Return the path of a split in a data folder."""
+    """Return the path of a split's file in a data folder; the file may not exist."""
     return data_dir / task.name / f"{name}.parquet"
 
 
@@ -253,7 +260,7 @@ def _hub_splits(task: Task, names: Sequence[str], labeled: bool) -> list[Split]:
 
 
 def _fingerprint(task: Task, labeled: bool, source: str) -> str:
-    """Combine the content of `source` with how it is read: canonical rows depend on both."""
+    """Combine the identity of the content (`source`) with the options of reading it."""
     columns = (task.text_columns, task.label_column)
     return repr((source, columns, task.labels, task.problem_type, labeled))
 
@@ -261,11 +268,13 @@ def _fingerprint(task: Task, labeled: bool, source: str) -> str:
 def canonical(
     task: Task, origin: str, batches: "Iterable[pa.RecordBatch]", *, labeled: bool = True
 ) -> "Iterator[pa.RecordBatch]":
-    """Convert a task's columns to canonical ones and check every label (see `find_splits`).
+    """Convert a task's columns to canonical columns, and check every label.
+
+    `labeled` is described at `find_splits`.
 
     Raises:
-        UserError: A column or text is missing, a label is not one of the task's, or a row cannot be
-            read; names `origin` and the row.
+        UserError: A column or a text is missing, a label does not fit the task, or a row cannot be
+            read. The message names `origin` and the row.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -308,12 +317,13 @@ def canonical(
 
 
 def selection_and_test(labels: NDArray[Any], share: float) -> Parts:
-    """Positions of the rows that choose, and of a `share` that is set aside, of each class alike.
+    """Return the indices of the rows that choose models, and of the rows that are set aside.
 
-    A function of the labels only: all runs and sweeps on a data set keep the same rows apart.
+    A `share` of each class is set aside. The result depends on nothing else, so all runs and sweeps
+    on a data set set the same rows aside.
 
     Raises:
-        UserError: there are too few rows to set any aside.
+        UserError: There are too few rows to set any aside.
     """
     return by_class(labels, np.zeros(0, np.uint64), share, seed=0)
 
@@ -350,7 +360,7 @@ def _divided(split: Split, share: float) -> list[Split]:
 
 
 def _limit(found: Splits, config: DataFlags) -> Splits:
-    """Keep the first `training_rows` rows of the training split, which is the first one."""
+    """Keep the first `training_rows` rows of the first split, which is the training split."""
     if (limit := config.training_rows) is None:
         return found
     whole = found.splits[0]

@@ -1,4 +1,4 @@
-"""Data that is no file: tables of a Python session, and data sets of the Hub, as Parquet files."""
+"""Store tables of a Python session and data sets of the Hub as Parquet files."""
 
 import hashlib
 from pathlib import Path
@@ -11,13 +11,14 @@ from trainyard.storage import scratch_path
 def as_file(rows: Any) -> str:
     """Store a table as Parquet and return its path, for the field `train_file` of a config.
 
-    The name of the file is a hash of its content, so equal tables make equal runs.
+    The file is in the cache folder of `datasets`. Its name is a hash of its content, so runs on
+    equal tables are the same run.
 
     Args:
         rows: pandas or polars DataFrame, Arrow table, or `datasets.Dataset`.
 
     Raises:
-        UserError: `rows` is none of these.
+        UserError: `rows` is of another type.
     """
     import datasets
     import pyarrow as pa
@@ -47,9 +48,12 @@ def as_file(rows: Any) -> str:
 
 
 def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
-    """Load a data set of the Hub; return the files of its train and validation splits.
+    """Load a data set of the Hub; return Parquet files of its train and validation splits.
 
-    `name` may end in `@` and a revision.
+    `name` may end in `@` and a revision. The second file is None without a validation split.
+
+    Raises:
+        UserError: The data set cannot be loaded, or has no split `train`.
     """
     import datasets
 
@@ -57,7 +61,7 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
     try:
         source, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
         splits = datasets.load_dataset(source, config_name, revision=revision or None)
-    # Bases of the errors of datasets and huggingface_hub; RuntimeError: scripts are not supported.
+    # Base classes of the errors of datasets and huggingface_hub; RuntimeError refuses scripts.
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"data set {name} could not be loaded ({one_line(error, 200)}); check "

@@ -26,11 +26,15 @@ _FIRST_SURROGATE = 0xDC80
 _LAST_SURROGATE = 0xDCFF
 
 Row = tuple[Any, ...]
-"""First line of a row, its texts, its label, its other values by column, its error sentence or None."""
+"""(line, texts, label if there is a label column, other values by column, error or None), flat."""
 
 
 def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
-    """Read RFC 4180: commas, fields quoted where needed, quotes inside a field doubled."""
+    """Read CSV by RFC 4180: quotes around fields if needed, quotes inside a field doubled.
+
+    Raises:
+        UserError: A row, the header or the encoding cannot be used.
+    """
     with _opened(path, columns.format.encoding) as text:
         lines = _Lines(text)
         reader = csv.reader(lines, strict=True, delimiter=columns.format.delimiter or ",")
@@ -39,10 +43,13 @@ def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
 
 
 def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
-    """Read lines split at tabs, without quoting.
+    """Read TSV: lines split at tabs, without quoting.
 
-    GLUE's TSV files are written so: they hold stray quotes, and quoting would silently merge rows.
-    A field can hold neither a tab nor a line break.
+    GLUE's TSV files hold stray quotes, so a reader with quoting would silently merge rows. A field
+    can hold neither a tab nor a line break.
+
+    Raises:
+        UserError: A row, the header or the encoding cannot be used.
     """
     with _opened(path, columns.format.encoding) as text:
         lines = _Lines(text)
@@ -53,9 +60,12 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
 
 
 def read_json(path: Path, columns: Columns) -> Iterator[Batch]:
-    """Read one JSON object per line, or one array of objects; the content decides.
+    """Read one JSON object per line, or one array of objects if the file starts with `[`.
 
     Blank lines are skipped. Lines are streamed; an array is loaded as a whole.
+
+    Raises:
+        UserError: A row, its keys or the encoding cannot be used.
     """
     with _opened(path, columns.format.encoding) as lines:
         leading: list[str] = []
@@ -150,7 +160,7 @@ def _records(
                 f"{path.name} line {start}: the quotes of the row that starts here do not match up "
                 f"({error}); close every quoted field, and double a quote inside one"
             )
-            # Where the row ends, and the next one starts, is known only of a line whose quotes pair up.
+            # The start of the next row is known only if the row is one line with paired quotes.
             if not width or reader.line_num > start or lines.last.count('"') % 2:
                 raise fault from error
             yield columns.bad_row(start, fault)
@@ -349,7 +359,7 @@ def _lines(path: Path, text: Iterator[str], encoding: str) -> Iterator[str]:
 
 
 def _raise_undecodable(path: Path) -> NoReturn:
-    # Decoding works in large blocks and does not report the position: search line by line.
+    # Decoding in large blocks does not report the position: search line by line.
     with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as text:
         for number, line in enumerate(text, 1):
             for position, character in enumerate(line):

@@ -6,8 +6,8 @@
     labels.npy   int64 [rows] (classes), float32 [rows] (regression), float32 [rows, labels]
     table.json   rows, padding id, truncation counts
 
-Memory does not grow with the number of rows: the kernel pages in what a step touches and drops it
-again, as with nanoGPT's train.bin.
+Memory does not grow with the number of tokens: the kernel loads the pages that a step reads, and
+can drop them again, as with nanoGPT's train.bin.
 """
 
 import json
@@ -25,11 +25,12 @@ _HASHED_AT_ONCE = 100_000
 
 
 class TokenTable:
-    """Read a table: `lengths` for planning, `gather` for a padded batch."""
+    """Reader of a table: `lengths` for batch plans, `gather` for a padded batch."""
 
     def __init__(self, folder: Path) -> None:
         self.info: dict[str, Any] = json.loads((folder / "table.json").read_text())
-        # As plain arrays: an index into a memmap makes another memmap, which takes longer than the rows.
+        # Plain arrays: indexing a memmap creates another memmap, which is slower than the copy of
+        # rows.
         self.offsets: NDArray[np.int64] = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
         self.labels: NDArray[Any] = np.asarray(np.load(folder / "labels.npy", mmap_mode="r"))
         self._ids = np.asarray(np.memmap(folder / "ids.bin", dtype=np.int32, mode="r"))
@@ -69,7 +70,11 @@ class TokenTable:
         return found
 
     def two_rows(self) -> list[dict[str, list[int]]]:
-        """Return the inputs of a short row and of a longer one; a single row if all have one length."""
+        """Return the token lists of a short row and of a longer row, by input name.
+
+        The longer row has at least 8 more tokens, if there is one. If all rows have the same
+        length, the list holds a single row.
+        """
         lengths = self.lengths
         order = np.argsort(np.where(lengths > 0, lengths, lengths.max()), kind="stable")
         longer = order[lengths[order] > lengths[order[0]]]
@@ -89,8 +94,9 @@ class TokenTable:
     def gather(self, rows: Rows, width: int, padding: Padding = RIGHT) -> dict[str, NDArray[Any]]:
         """Return model inputs for `rows`, padded to `width` tokens.
 
-        They are int64 `input_ids`, `attention_mask` and, where the model has them,
-        `token_type_ids`, of shape [rows, width], and `labels` of shape [rows, …].
+        The inputs are int64 `input_ids`, `attention_mask` and, if the model has them,
+        `token_type_ids`, of shape [rows, width]. `labels` has the shape [rows], or [rows, labels]
+        for multi-label data.
         """
         starts = self.offsets[rows][:, None]
         lengths = self.offsets[rows + 1][:, None] - starts
@@ -143,7 +149,7 @@ class TableWriter:
         self._ids.write(ids.astype(np.int32, copy=False).tobytes())
         if self._types is not None and types is not None:
             self._types.write(types.astype(np.uint8, copy=False).tobytes())
-        # Copies: views would keep whole blocks in Ray's object store.
+        # Copy: views would keep whole blocks in Ray's object store.
         self._lengths.append(lengths.copy())
         self._labels.append(labels.copy())
 

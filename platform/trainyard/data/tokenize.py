@@ -1,10 +1,10 @@
-"""Tokenize by Ray Data into a fingerprinted cache shared by later runs and trials.
+"""Tokenize splits into a fingerprinted cache that later runs and trials share.
 
-    split ──► raw Parquet ──► Ray Data: map_batches(tokenize), in order ──► TokenTable
+    split ──► raw Parquet ──► tokenize, in this process or by Ray Data, in order ──► TokenTable
 
-The training loop gathers the rows of its plan from the memory-mapped table. Compared with streaming
-planned batches through Ray Data, this starts at once, needs no CPU next to the workers, and is exact
-by construction: no pipeline has to keep an order.
+The training loop gathers the rows of its plan from the memory-mapped table. Compared with a stream
+of planned batches through Ray Data, training starts at once and needs no further CPUs. The order of
+rows is exact, because no pipeline has to preserve it.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
-"""Part of every fingerprint: raise it when the output of `tokenize` changes."""
+"""Part of every fingerprint; raise it if the output of `tokenize` changes."""
 ROWS_PER_FILE = 50_000
 ROWS_PER_TASK = 4_096
 ROWS_HERE = 131_072
-"""Maximum rows tokenized in the driver process: up to here its tokenizer threads finish before Ray
-Data's workers have started and imported transformers."""
+"""Maximum rows tokenized in the driver process. Its threads tokenize this number before Ray Data's
+workers have started and imported transformers."""
 FLAT_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
-"""Environment of Ray Data's workers: Arrow's default allocator keeps the memory of ended threads."""
+"""Environment of Ray Data's workers. Arrow's default allocator keeps memory of ended threads."""
 ABANDONED_SECONDS = 24 * 3600
 """Seconds without a write after which a scratch folder belongs to a killed process."""
 
@@ -57,15 +57,15 @@ class PreparedData:
     sources: Mapping[str, str]
     """Digest of the rows of each split, before tokenization."""
     model: str
-    """The model that tokenized, as every process finds it; workers load its weights."""
+    """Name of the tokenizer's model, valid in every process; workers load its weights."""
     model_revision: str | None = None
-    """Commit of a model from the Hub: workers load its weights from the tokenizer's commit."""
+    """Commit of a model on the Hub, from which tokenizer and weights are loaded; else None."""
     base_digests: Mapping[str, str | None] = field(default_factory=dict)
     """Digests of a local model's files, by their names in run.json."""
     padding_side: str = "right"
-    """The tokenizer's."""
+    """Value of the tokenizer's `padding_side`."""
     vocabulary: int | None = None
-    """Minimum number of word vectors; None keeps the size of the model."""
+    """Minimum number of word vectors; None keeps the number of the model."""
 
     def table(self, split: str) -> TokenTable:
         return TokenTable(self.folders[split])
@@ -76,9 +76,12 @@ def prepare(
 ) -> PreparedData:
     """Tokenize `splits` into `cache`, unless their tables exist.
 
-    A `run` in a bucket also finds tables in the bucket, as other nodes do not see its `cache`. Two
-    runs may prepare the same data at the same time: each writes its own folder, and the first
+    A `run` in a bucket also looks for tables in the bucket, because other nodes do not see `cache`.
+    Two runs can prepare the same data at the same time: each writes its own folder, and the first
     rename wins.
+
+    Raises:
+        UserError: A split has no rows, or a row cannot be used.
     """
     recipe = json.dumps(
         [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]
@@ -110,7 +113,7 @@ def _serialized(tokenizer: Any) -> bytes:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
     inputs = [tokenizer.pad_token_id, *tokenizer.model_input_names]
-    # The backend's state does not hold this one.
+    # The state of the backend does not include this option.
     as_text = "split_special_tokens" if tokenizer.split_special_tokens else ""
     return f"{type(tokenizer).__name__}{inputs}{state}{as_text}".encode()
 
@@ -131,7 +134,7 @@ def _build(
             else _here(files, tokenizer, config.max_length)
         )
         _write(batches, scratch / "table", tokenizer, pair=_is_pair(files[0]))
-        sync_tree(scratch / "table")  # a table in place is never verified again
+        sync_tree(scratch / "table")  # an existing table is never verified
         try:
             (scratch / "table").rename(folder)
         except OSError:
@@ -150,7 +153,11 @@ def _clear_abandoned(cache: Path) -> None:
 
 
 def _write_raw(split: Split, folder: Path) -> None:
-    """Stream the split into Parquet files of `ROWS_PER_FILE` rows, named in order."""
+    """Stream the split into Parquet files of about `ROWS_PER_FILE` rows, named in row order.
+
+    Raises:
+        UserError: The split has no rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -182,7 +189,7 @@ def _is_pair(file: Path) -> bool:
 
 
 def _place(rows: int, wanted: str | None) -> tuple[bool, str]:
-    """Return whether Ray Data tokenizes a split of `rows` rows, and why."""
+    """Return (True if Ray Data tokenizes a split of `rows` rows, reason)."""
     if wanted is not None:
         return wanted == "ray", f"--tokenize-on {wanted}"
     if rows > ROWS_HERE:
@@ -199,7 +206,7 @@ def _nodes() -> int:
 
 
 def _write(batches: "Iterator[pa.Table]", folder: Path, tokenizer: Any, *, pair: bool) -> None:
-    """Write tokenized batches as a table."""
+    """Write tokenized batches into `folder` as a `TokenTable`, with counts of truncated rows."""
     types = "token_type_ids" in tokenizer.model_input_names
     truncated = lost = 0
     with TableWriter(folder, types=types) as writer:
@@ -223,7 +230,7 @@ def _write(batches: "Iterator[pa.Table]", folder: Path, tokenizer: Any, *, pair:
 
 
 def _here(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[pa.Table]":
-    """Yield tokenized batches in row order, by the threads of this process."""
+    """Tokenize in the threads of this process; yield batches in row order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -235,7 +242,7 @@ def _here(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[pa.Ta
 def _by_ray(
     files: list[Path], tokenizer: Any, max_length: int, seen_everywhere: bool
 ) -> "Iterator[pa.Table]":
-    """Yield tokenized batches in row order, by Ray Data."""
+    """Tokenize by Ray Data; yield batches in row order."""
     import ray
 
     environment = {"env_vars": FLAT_MEMORY}
@@ -259,8 +266,8 @@ def _by_ray(
 
 
 def _read_in_task(batch: dict[str, Any]) -> "Iterator[pa.Table]":
-    # ray.data.read_parquet packs files into one task, here up to a million rows: one core would
-    # tokenize them, and all of them would be in the object store at once.
+    # ray.data.read_parquet packs files into one task, up to a million rows: one core would tokenize
+    # all of its rows, and the object store would hold them at once.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -277,9 +284,11 @@ def _tokenize_in_task(
 
 
 def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
-    """Tokenize `text` (and `text_pair`) into `list<int32>` ids, their length, and lost tokens.
+    """Tokenize the columns `text` and `text_pair` (pairs only), up to `max_length` tokens a row.
 
-    `lost` counts the tokens of a row removed by truncation, longest text first.
+    Returns the columns `input_ids` (list<int32>), `length`, `lost` and `label`, and
+    `token_type_ids` (list<uint8>) if the model has them. `lost` counts the tokens that truncation
+    removed from a row, from the longer text first.
     """
     import pyarrow as pa
 
@@ -309,7 +318,7 @@ def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
 def _load(tokenizer_ref: Any) -> Any:
     """Fetch the tokenizer once per process.
 
-    The reference is not kept: Ray does not end an idle process that holds one.
+    The object reference is not stored, because Ray does not end an idle process that holds one.
     """
     import ray
 
@@ -333,7 +342,7 @@ def _labels(column: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet_ray_data() -> Iterator[None]:
-    """Keep the row order and silence progress bars; restore the Ray Data context on exit."""
+    """Make Ray Data keep the row order and hide progress bars; restore its context on exit."""
     import ray
 
     context = ray.data.DataContext.get_current()

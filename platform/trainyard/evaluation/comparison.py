@@ -1,8 +1,8 @@
-"""Part that rows had in choosing a model, and the paired comparison of two models on them.
+"""Paired comparison of two models, with a correction if the rows were used to choose a model.
 
-The best of several candidates owes part of its score to noise in the rows that compared them. On these
-rows it beats an equally good model too often. The run folder records the comparison: run.json has
-the splits, the sweep and the trial; metrics.jsonl has the evaluations.
+The best of several candidates owes part of its score to noise in the rows that selected it. On
+these rows, it beats an equally good model too often. The run folder records the selection: run.json
+has the splits, the sweep and the trial; metrics.jsonl has the evaluations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,21 +28,21 @@ Kind = Literal["none", "epochs", "trials", "trained", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Part of a split's rows in training or choosing a model."""
+    """Use of a split's rows in training or choosing a model."""
 
     kind: Kind
     sentence: str
     candidates: int | None = 1
-    """Number of models that these rows compared; None when no correction is possible."""
+    """Number of models among which the rows chose; None if no correction is possible."""
     test_share: float = 0.0
-    """Share of these rows that took no part in the selection (`selection_and_test`)."""
+    """Share of the rows that was set aside from the selection, see `selection_and_test`."""
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "sentence": self.sentence, "candidates": self.candidates}
 
 
 def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
-    """Read from a model's run folder if a split chose it."""
+    """Read the use of the rows of `split` in training or choosing a model from its run folder."""
     found = _run_of(model)
     if found is None:
         return _unknown(model)
@@ -90,7 +90,10 @@ def _unknown(model: EvaluatedModel) -> Selection:
 
 
 def _run_of(model: EvaluatedModel) -> tuple[RunFolder, Mapping[str, Any]] | None:
-    """Find the run of a model's folder; for a sweep's model, the run that it was copied from."""
+    """Return the run folder of a model and its run.json; None if the model is not in a run folder.
+
+    For the model of a sweep, this is the run from which the model was copied.
+    """
     if model.folder is None:
         return None
     parent = model.folder.absolute().parent
@@ -115,7 +118,7 @@ def _role(
     if own or trained.get("task") != task:
         return "other"
     sources = record.get("data_sources")
-    if sources is None:  # runs of earlier versions have no record of them
+    if sources is None:  # older runs do not record their sources
         return "trained" if split.name == "train" else "selection"
     if split.name not in sources:
         return "other"
@@ -133,7 +136,7 @@ def _role_of_file(
     record: Mapping[str, Any], path: Path
 ) -> Literal["selection", "trained", "other", "unknown"]:
     trained = record["config"]
-    if trained.get("dataset_name"):  # its files have other digests, even for the same rows
+    if trained.get("dataset_name"):  # files of a data set have other digests, even for equal rows
         return "unknown"
     if not trained.get("train_file"):
         return "other"
@@ -158,9 +161,9 @@ def _role_of_file(
 def clean_rows(
     selections: Sequence[Selection], labels: NDArray[Any]
 ) -> tuple[NDArray[np.int64] | None, list[Selection]]:
-    """Find the rows of a split that took no part in choosing the models.
+    """Find the rows of a split that were not used to choose the models.
 
-    Returns the rows (None for all) and the selections on these rows.
+    Returns the indices of these rows (None for all rows), and the selections that apply to them.
     """
     shares = {selection.test_share for selection in selections if selection.test_share}
     if len(shares) != 1:
@@ -181,7 +184,7 @@ def clean_rows(
 
 LEVEL = 0.05
 WITHHELD = "withheld"
-"""Verdict on a model that these rows favor, because they chose it among many."""
+"""Verdict on a model that the rows favor, because they chose it among many models."""
 SWAPS = 10_000
 _CELLS_IN_ALL = 1 << 22  # 32 MiB per temporary array
 
@@ -198,17 +201,22 @@ def compare(
     groups: NDArray[Any] | None = None,
     other_cuts: Any = 0.0,
 ) -> dict[str, Any]:
-    """Paired comparison by every metric of the task, with the verdict in words on its headline.
+    """Compare two models on the same rows by every metric of the task.
 
     Accuracy is decided by McNemar's exact test (McNemar 1947), metrics of a regression by the paired
-    bootstrap over rows. Metrics over labels need the bootstrap and the permutation test to agree:
-    few rows differ, and the bootstrap is too confident on few. All tests are at the 5 % level.
-    Positive differences favor the first model, except for errors.
+    bootstrap over rows. For other metrics, the bootstrap and the permutation test must agree: the
+    models differ on few rows, for which the bootstrap is too confident. All tests are at the 5 %
+    level.
 
-    `selections` describe the part of these rows in choosing the first and the second model. A model
-    chosen among its run's evaluations must win by more (Bonferroni). A model chosen among trials
-    is never called better. With `groups`, whole groups of rows are drawn and swapped instead of rows.
-    `other_cuts` are the second model's, as `task.cuts` are the first one's.
+    `selections` describes the use of these rows in choosing the first and the second model. A model
+    chosen among its run's evaluations must win by more (Bonferroni). For a model chosen among
+    trials, the verdict "better" is withheld. With `groups`, whole groups of rows are drawn and
+    swapped, also for accuracy. `task.cuts` are the thresholds of the first model, `other_cuts`
+    those of the second model.
+
+    Returns:
+        `metrics` (by name: difference of the first minus the second model, interval, test,
+        verdict), `rows`, and `verdict`, a sentence on the headline metric.
     """
     references = np.asarray(labels)
     metrics = {}
@@ -283,10 +291,11 @@ def permutation_test(
     seed: int,
     groups: NDArray[Any] | None = None,
 ) -> float:
-    """Two-sided p-value of the difference, from random swaps of the models' answers per row.
+    """Return the two-sided p-value of a difference, by random swaps of the models' predictions.
 
-    Under the null hypothesis the models' answers are exchangeable (approximate randomization: Noreen
-    1989). With very many distinct rows fewer than 10,000 swaps are drawn, but at least 200.
+    Under the null hypothesis, the two predictions of a row, or of a group of rows, are exchangeable
+    (approximate randomization: Noreen 1989). For many distinct rows, fewer than 10,000 swaps are
+    drawn, but at least 200.
     """
     group = None if groups is None else group_numbers(groups)
     columns = [predictions, baseline, references, *([] if group is None else [group])]
@@ -328,7 +337,7 @@ def mcnemar(only_first_right: int, only_second_right: int) -> dict[str, Any]:
 
 
 def wrong_rows(predictions: NDArray[Any], references: NDArray[Any]) -> NDArray[np.bool_]:
-    """Find the rows whose class, or one of whose labels, is wrong; shape [rows]."""
+    """Return a mask of the rows with a wrong class, or with any wrong label; shape [rows]."""
     differs = predictions != references
     return np.asarray(differs.any(axis=1) if differs.ndim == 2 else differs)
 

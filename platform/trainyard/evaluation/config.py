@@ -19,7 +19,7 @@ from trainyard.errors import UserError
 
 BUILT_IN_SLICES = ("length", "label")
 DEFAULT_LENGTH = 128
-"""Tokens per row, if neither the flag nor the model sets a number."""
+"""Maximum tokens per row, if neither the flag nor the model sets a number."""
 TWO_SOURCES = (
     "--validation-file is evaluated alone; drop --task, --data-dir and --splits, or drop it"
 )

@@ -1,8 +1,9 @@
 """Details of a score: classes, confusion, worst errors, weak slices, calibration.
 
-Expected calibration error and temperature scaling as in Guo et al., On Calibration of Modern Neural
-Networks (ICML 2017). The error is never 0 on a finite sample. `expected_if_calibrated` is the error of
-a perfectly calibrated model on the same number of rows (consistency resampling, Bröcker and Smith 2007).
+Expected calibration error and temperature scaling follow Guo et al., On Calibration of Modern
+Neural Networks (ICML 2017). On a finite sample, even a perfectly calibrated model has an error
+above 0. `expected_if_calibrated` is the 95th percentile of its error on as large a sample with the
+same confidences (consistency resampling, Bröcker and Smith 2007).
 """
 
 import itertools
@@ -27,14 +28,14 @@ MOST_VALUES = 20
 """Maximum groups of a column."""
 FALSE_DISCOVERY_RATE = 0.05
 BINS = 15
-"""Bins of the confidence, of equal width."""
+"""Number of bins of the confidence, of equal width."""
 SIMULATIONS = 200
 
 Floats = NDArray[np.float64]
 
 
 def confusion(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> list[list[int]] | None:
-    """Count rows by [label][prediction]; None unless each row has exactly one class."""
+    """Count rows by [label][prediction]; return None unless each row has exactly one class."""
     if task.problem_type != "single_label_classification":
         return None
     predictions = decode(task.problem_type, logits, task.cuts)
@@ -45,7 +46,10 @@ def confusion(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> list[li
 def per_class(
     task: Task, logits: NDArray[Any], labels: NDArray[Any], *, seed: int
 ) -> list[dict[str, Any]]:
-    """Precision, recall (Wilson intervals) and F1 (bootstrap interval) of each class or label."""
+    """Compute precision, recall (Wilson intervals) and F1 (bootstrap interval) of each label.
+
+    Returns one entry per class or label; empty for a regression.
+    """
     if task.problem_type == "regression":
         return []
     predictions, references = decode(task.problem_type, logits, task.cuts), np.asarray(labels)
@@ -75,7 +79,7 @@ def per_class(
 
 
 def row_errors(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """Error of each row, shape [rows]: absolute error of a regression, else 0 or 1."""
+    """Return the error of each row, shape [rows]: absolute error for a regression, else 0 or 1."""
     predictions, references = decode(task.problem_type, logits, task.cuts), np.asarray(labels)
     if task.problem_type == "regression":
         return np.asarray(np.abs(predictions.astype(np.float64) - references), np.float64)
@@ -94,7 +98,7 @@ def row_losses(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> NDArra
 def worst_rows(
     task: Task, logits: NDArray[Any], labels: NDArray[Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Select the wrong answers of highest confidence, worst first, without texts."""
+    """Return the `limit` wrong rows of largest loss, largest first, without their texts."""
     losses = row_losses(task, logits, labels)
     losses[row_errors(task, logits, labels) == 0] = -1.0
     order = np.argsort(-losses, kind="stable")[:limit]
@@ -112,7 +116,7 @@ def worst_rows(
 
 
 def label_words(task: Task, label: Any) -> Any:
-    """Readable form of a label: a name, a list of names, or a number."""
+    """Convert a label to a name, a list of names, or a number; None for a withheld label."""
     if task.problem_type == "regression":
         return round(float(label), 3)
     if task.problem_type == "multi_label_classification":
@@ -131,10 +135,11 @@ def slices(
 ) -> list[dict[str, Any]]:
     """Compute figures per group of rows: by length in tokens, by label and by further `columns`.
 
-    `error` is the share of wrong rows (Wilson interval), for a regression the mean absolute error
-    (Student-t interval). `score` is the headline metric with its interval over rows. A `weak`
-    slice has a larger error than all other rows, at a false discovery rate of 5 % (Benjamini and
-    Hochberg 1995). The test is Fisher's exact test, for a regression Mann-Whitney.
+    `error` is the share of wrong rows (Wilson interval), or for a regression the mean absolute
+    error (Student's t interval). `score` is the headline metric with its interval over rows. A
+    `weak` slice has a larger error than all other rows, at a false discovery rate of 5 % (Benjamini
+    and Hochberg 1995). The test is one-sided: Fisher's exact test, or Mann-Whitney for a
+    regression.
     """
     errors = row_errors(task, logits, labels)
     predictions = answers(task.score, task.problem_type, logits, task.cuts)
@@ -168,7 +173,10 @@ def slices(
 
 
 def numeric_groups(values: NDArray[np.float64], unit: str = "") -> dict[str, NDArray[np.bool_]]:
-    """Group rows by quartiles of a number; fewer if values repeat. NaN and infinity are a group."""
+    """Return masks of the rows in each quartile of `values`, by name of the group.
+
+    Repeated values can give fewer groups. NaN and infinity form a group. One value must be finite.
+    """
     known = np.isfinite(values)
     edges = np.unique(np.quantile(values[known], np.linspace(0, 1, QUARTERS + 1)))
     shown = _distinct_names(edges)
@@ -189,7 +197,10 @@ def _distinct_names(numbers: NDArray[np.float64]) -> list[str]:
 
 
 def column_groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Group rows by value; many numbers by quartiles; the rarest of many names in one group."""
+    """Return masks of the rows of each value, by name of the group.
+
+    Above MOST_VALUES values, numbers are grouped by quartile, and the rarest names form one group.
+    """
     array = np.asarray(values, dtype=object)
     names, codes, counts = np.unique(array.astype(str), return_inverse=True, return_counts=True)
     if len(names) <= MOST_VALUES:
@@ -226,7 +237,10 @@ def _p_value(task: Task, inside: NDArray[np.float64], outside: NDArray[np.float6
 
 
 def decisions(problem_type: str, logits: NDArray[Any], labels: NDArray[Any]) -> tuple[Any, Any]:
-    """Return (logits [decisions, classes], classes); each label of a multi-label row is a decision."""
+    """Return the logits [decisions, classes] and the right class [decisions] of each decision.
+
+    A decision is a row, or each label of a multi-label row.
+    """
     if problem_type == "multi_label_classification":
         flat = logits.astype(np.float64).reshape(-1, 1)
         return np.hstack([np.zeros_like(flat), flat]), labels.astype(np.int64).ravel()
@@ -238,14 +252,15 @@ def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
 
 
 def log_loss(logits: Floats, labels: NDArray[np.int64], temperature: float = 1.0) -> float:
-    """Mean negative log-likelihood, in nats."""
+    """Compute the mean negative log-likelihood, in nats."""
     return float(-log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
     """Find the temperature of least log loss from COLDEST to HOTTEST (bounded Brent search).
 
-    It is a bound if none between the bounds is better; COLDEST if all rows are right.
+    The result is a bound if no temperature between the bounds is better. If all rows are right, it
+    is COLDEST.
     """
     found = minimize_scalar(
         lambda log_t: log_loss(logits, labels, float(np.exp(log_t))),
@@ -257,7 +272,11 @@ def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
 
 
 def calibration_error(confidence: Floats, right: NDArray[Any]) -> float:
-    """Mean over rows of |accuracy - confidence| of the row's bin, with 15 bins of equal width."""
+    """Compute the expected calibration error: the mean over rows of |accuracy - confidence|.
+
+    Accuracy and confidence are means over the row's bin, one of 15 of equal width. The arguments
+    have the shape [rows].
+    """
     gap = np.bincount(_bins(confidence), right - confidence, BINS)
     return float(np.abs(gap).sum() / len(confidence))
 
@@ -274,14 +293,14 @@ def calibration(
     seed: int,
     selection: Selection | None = None,
 ) -> dict[str, Any]:
-    """Calibration of a split: error and reliability diagram, before and after temperature scaling.
+    """Measure calibration error and reliability of a split, before and after temperature scaling.
 
     The figures after scaling are cross-fitted: each fold is scored with a temperature fitted on the
-    others. `temperature` itself is fitted on all rows.
+    other folds. `temperature` is fitted on all rows.
 
-    Accuracy is too high on rows that chose the model. So "overconfident" needs no correction.
-    "underconfident" is corrected for a choice among a run's evaluations (Bonferroni); when no
-    correction is possible, the verdict is withheld (None).
+    Accuracy is too high on rows that chose the model. So the verdict "overconfident" needs no
+    correction. The verdict "underconfident" is corrected for a choice among a run's evaluations
+    (Bonferroni). If no correction is possible, the verdict is None, unless it is "overconfident".
     """
     scores, classes = decisions(problem_type, logits, labels)
     raw = probabilities(scores)
@@ -326,9 +345,10 @@ def _figures(found: Floats, classes: NDArray[np.int64]) -> dict[str, float]:
 
 
 def _expected_if_calibrated(confidence: Floats, seed: int, candidates: int) -> tuple[float, float]:
-    """Upper percentiles of the error if confidence equals the probability of a right answer.
+    """Return two upper percentiles of the calibration error of a perfectly calibrated model.
 
-    The 95th, and the one that any of `candidates` models exceeds with probability 5 % at most.
+    The first is the 95th. Any of `candidates` models exceeds the second with a probability of at
+    most 5 % (Bonferroni).
     """
     rng = np.random.default_rng(seed)
     drawn = [

@@ -1,7 +1,7 @@
 """Choose the best engine for a model on this machine by speed and accuracy; store the choice.
 
-Each candidate is compared with torch in float32: speed in alternating rounds, answers on the same
-labeled rows. Serving with `engine: auto` uses the stored choice.
+Each candidate is compared with torch in float32: its speed in alternating rounds, its predictions
+on the same labeled rows. Serving with `engine: auto` uses the stored choice.
 """
 
 import math
@@ -35,7 +35,7 @@ from trainyard.storage import versions, write_json
 from trainyard.terminal import progress_bar, say, stage
 
 SAME = 1e-4
-"""Tolerance, relative to the largest output: smaller differences from torch count as equal."""
+"""Maximum difference from torch that counts as equal, relative to the largest output."""
 WORTH = 1.05
 """Minimum speed of an engine that replaces torch, as a multiple of torch's."""
 CALIBRATION_ROWS = 300
@@ -45,10 +45,12 @@ ROUNDS = 3
 
 
 def choose_engine(config: EngineConfig) -> dict[str, Any]:
-    """Measure all candidates; write engine.json (and the model in int8, if chosen) into its folder.
+    """Measure all candidates; store the best in the model's folder, and return the job's JSON.
+
+    The choice is written to engine.json, and the model in int8, if chosen, to engine/.
 
     Raises:
-        UserError: for a model that is no local folder, or rows that do not fit it.
+        UserError: The model is not a local folder, or the rows do not fit the model.
     """
     model = describe(config.model_name_or_path)
     if model.folder is None:
@@ -56,7 +58,7 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
             f"what is measured is stored with the model, but {model.name} is not a local folder; "
             "download it and give its folder"
         )
-    folder = Path(with_safetensors(str(model.folder))[0])  # the server's, also for pickled weights
+    folder = Path(with_safetensors(str(model.folder))[0])  # the folder that a server reads
     stage(f"reading the labeled rows for {model.name}")
     splits = labeled_splits(config, model)
     for note in splits.notes:
@@ -104,12 +106,15 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
 
 
 def candidates() -> list[tuple[str, str]]:
-    """List the engines and number types that are compared with torch in float32."""
+    """List the pairs (engine, number type) that are compared with torch in float32."""
     return [(name, dtype) for name, engine in ENGINES.items() for dtype in engine.measured]
 
 
 def best_of(found: Sequence[Mapping[str, Any]], max_loss: float) -> Mapping[str, Any]:
-    """Select the fastest candidate with torch's answers, or with a score at most `max_loss` lower."""
+    """Return the fastest candidate with torch's outputs, or with a score at most `max_loss` lower.
+
+    Without a candidate that is at least WORTH times as fast as torch, return torch.
+    """
     able = [
         one for one in found
         if "refused" not in one and one["speed"] >= WORTH
@@ -120,7 +125,7 @@ def best_of(found: Sequence[Mapping[str, Any]], max_loss: float) -> Mapping[str,
 
 
 class Bench:
-    """Benchmark rows, and the answers of torch in float32.
+    """Benchmark of engines on labeled rows, with the predictions of torch in float32.
 
     Attributes:
         rows: Tokenized rows that are scored and timed.
@@ -142,7 +147,7 @@ class Bench:
             labels += batch["label"].to_pylist()
             if len(labels) >= config.num_rows + CALIBRATION_ROWS:
                 break
-        # The int8 scales come from rows that are not scored, if there are any.
+        # The int8 scales come from rows that are not scored, if such rows exist.
         self._spare = (
             self.rows[config.num_rows :][:CALIBRATION_ROWS] or self.rows[:CALIBRATION_ROWS]
         )
@@ -153,12 +158,15 @@ class Bench:
         self.expected = self._logits(self._torch)
 
     def score(self, logits: NDArray[Any]) -> float:
-        """Compute the task's headline metric."""
+        """Compute the task's headline metric of logits for `rows`, shape [rows, labels]."""
         found = score(self._task, logits, self._labels, seed=self._seed)["metrics"]
         return float(found[self._task.score])
 
     def measure(self, engine: str, dtype: str, scratch: Path) -> dict[str, Any]:
-        """Measure a candidate and torch in turns; the int8 model is written to `scratch`."""
+        """Measure a candidate and torch alternately; write an int8 model to `scratch`.
+
+        Returns the figures, or the key `refused` with the reason if the candidate cannot run.
+        """
         about: dict[str, Any] = {"engine": engine, "dtype": dtype}
         try:
             file = self._quantized(engine, scratch) if dtype == "int8" else None
@@ -208,7 +216,10 @@ class Bench:
         return in_task_order(np.stack(predictor.forward_all(self.rows)), self._order)
 
     def _changed(self, logits: NDArray[Any]) -> int:
-        """Count rows with another answer: another class or label, or a number that differs by 0.01."""
+        """Count the rows whose prediction differs from torch's.
+
+        The class or any label differs, or the value of a regression by 0.01 or more.
+        """
         kind, cuts = self._task.problem_type, self._task.cuts
         said, before = (decode(kind, each, cuts) for each in (logits, self.expected))
         return int((np.abs(said - before) >= 0.01).reshape(len(logits), -1).any(axis=1).sum())

@@ -1,4 +1,4 @@
-"""A fine-tuned model and the labeled rows that it is scored on: a task's splits, or the user's file."""
+"""Describe a fine-tuned model, and read its labeled rows: a task's splits, or the user's file."""
 
 import re
 import unicodedata
@@ -42,11 +42,11 @@ class EvaluatedModel:
     labels: tuple[str, ...]
     problem_type: str | None
     max_length: int | None
-    """Of the model's training; None for a model without a run."""
+    """Value of `--max-length` in training; None for a model without a run."""
     positions: int | None = None
     """Maximum tokens of the model; None without a maximum."""
     cuts: NDArray[np.float64] | None = field(default=None, compare=False)
-    """Stored thresholds as logits, in the order of `labels`; None for a probability of one half."""
+    """Stored thresholds as logits, in the order of `labels`; None for a probability of 0.5."""
 
     @property
     def folder(self) -> Path | None:
@@ -55,7 +55,11 @@ class EvaluatedModel:
 
 
 def describe(name: str) -> EvaluatedModel:
-    """Read a model's config, and its run's if it is in a run folder, but not its weights."""
+    """Describe a model by its config and, in a run folder, by run.json; do not read its weights.
+
+    Raises:
+        UserError: The model does not exist, or its stored thresholds or run.json are damaged.
+    """
     settings = load_config(name)
     path = resolve_model(name)
     labels = tuple(settings.id2label[i] for i in sorted(settings.id2label))
@@ -75,7 +79,11 @@ def describe(name: str) -> EvaluatedModel:
 
 
 def _trained_length(folder: Path) -> int | None:
-    """Read `--max-length` of the model's run; None for a model on the Hub."""
+    """Read `--max-length` of the model's run; return None without a run.
+
+    Raises:
+        UserError: run.json is damaged.
+    """
     if not folder.is_dir():
         return None
     run = RunFolder(folder.parent)
@@ -91,7 +99,7 @@ def _trained_length(folder: Path) -> int | None:
 
 
 def max_length(model: EvaluatedModel, requested: int | None) -> int:
-    """Return `--max-length`, else the value of the model's training, else 128 or fewer that fit."""
+    """Return `--max-length`, else the value in training, else 128 or the model's maximum."""
     positions = model.positions or -1  # XLNet says -1
     usual = min(DEFAULT_LENGTH, positions) if positions > 0 else DEFAULT_LENGTH
     return requested or model.max_length or usual
@@ -100,11 +108,11 @@ def max_length(model: EvaluatedModel, requested: int | None) -> int:
 def match_labels(
     labels: Sequence[str], model: EvaluatedModel, given: Mapping[str, str] | None = None
 ) -> dict[str, str] | None:
-    """Match each of the rows' `labels` with one of the model's; None if a label has no match.
+    """Map each of the rows' `labels` to a label of the model; return None if a label has no match.
 
-    `given` (--label-mapping) decides, for a model that has these labels. Else all names are equal, or
-    equal but for case and punctuation, or numbers on one side and LABEL_0, LABEL_1, … on the other. No
-    two labels may become equal.
+    `given` (--label-mapping) is used if the model has all its labels. Otherwise all names must be
+    equal, or equal except for case and punctuation, or numbers on one side and LABEL_0, LABEL_1, …
+    on the other. No two labels may become equal.
     """
     if given and set(given.values()) <= set(model.labels):
         found = {label: given.get(label, label) for label in labels}
@@ -122,9 +130,12 @@ def match_labels(
 def match_task(
     model: EvaluatedModel, task: Task, given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Match the labels of a task with the model's, see `match_labels`.
+    """Map the labels of a task to the model's labels, see `match_labels`; empty for a regression.
 
-    A model of LABEL_0, LABEL_1, … has the labels in the task's order.
+    A model with the labels LABEL_0, LABEL_1, … has them in the task's order.
+
+    Raises:
+        UserError: The model does not fit the task.
     """
     if task.problem_type == "regression" or not task.labels:
         if model.labels:
@@ -150,18 +161,22 @@ def match_task(
 def column_order(
     model: EvaluatedModel, task: Task, given: Mapping[str, str] | None = None
 ) -> list[int]:
-    """Find the index of the model's output for each of the task's labels, see `match_task`."""
+    """Return the index of the model's output for each of the task's labels; [0] for a regression.
+
+    Raises:
+        UserError: The model does not fit the task.
+    """
     found = match_task(model, task, given)
     return [model.labels.index(label) for label in found.values()] or [0]
 
 
 def with_cuts(task: Task, model: EvaluatedModel, order: Sequence[int]) -> Task:
-    """Return the task with the model's stored thresholds, if it has some."""
+    """Return the task with the model's stored thresholds, if any, in the `order` of its labels."""
     return task if model.cuts is None else replace(task, cuts=model.cuts[list(order)])
 
 
 def mapping_note(found: Mapping[str, str]) -> list[str]:
-    """Note the model's label for each label of the rows; empty when all names are equal."""
+    """Return a note on the model's label of each label of the rows; empty if all are equal."""
     if all(label == name for label, name in found.items()):
         return []
     pairs = ", ".join(f"{label} is {name}" for label, name in found.items())
@@ -169,7 +184,7 @@ def mapping_note(found: Mapping[str, str]) -> list[str]:
 
 
 def in_task_order(logits: NDArray[Any], order: list[int]) -> NDArray[Any]:
-    """Reorder outputs, shape [rows, labels]: one column per label of the task."""
+    """Reorder the columns of logits, shape [rows, labels], to the order of the task's labels."""
     return np.ascontiguousarray(logits[:, order])
 
 
@@ -179,7 +194,7 @@ def _number(label: str) -> str:
 
 
 def _folded(label: str) -> str:
-    """Keep letters, marks, digits and symbols ("+1" is not "-1"), with single spaces between words."""
+    """Fold the case and drop punctuation; keep letters, marks, digits and symbols, such as +."""
     text = unicodedata.normalize("NFKC", label).casefold()
     kept = (c if unicodedata.category(c)[0] in "LMNS" else " " for c in text)
     return " ".join("".join(kept).split())
@@ -196,8 +211,8 @@ def labeled_splits(
     `wanted` names the splits. Default: the evaluation splits of the task.
 
     Raises:
-        UserError: when neither flags nor model name a task, the split has no labels, or the model
-            does not fit the task.
+        UserError: Neither flags nor model name a task, a split is unknown or has no labels, or the
+            model does not fit the task.
     """
     unknown = set((config.label_mapping or {}).values()) - set(model.labels)
     if unknown:
@@ -239,7 +254,7 @@ def _own_file(config: EvaluatedRows, model: EvaluatedModel) -> Splits:
         if path.suffix == ".parquet" and path.is_file()
         else ()
     )
-    # A model of the first version has class ids as its labels.
+    # Models of early releases have class ids as labels.
     by_name = any(name in model.labels for name in names)
     file = OwnFile(path, texts, config.label_column, problem_type, text_format, by_name)
     encoder, notes = _encoder(file, model, config.label_mapping)
@@ -257,7 +272,11 @@ def _own_file(config: EvaluatedRows, model: EvaluatedModel) -> Splits:
 def _encoder(
     file: OwnFile, model: EvaluatedModel, given: Mapping[str, str] | None
 ) -> tuple[LabelEncoder, list[str]]:
-    """Read the file once, which reports its faults, and match its labels with the model's."""
+    """Read the file once, and return an encoder to the model's labels, with notes for the user.
+
+    Raises:
+        UserError: A row cannot be used, or a label has no match among the model's labels.
+    """
     found: dict[str, None] = {}
     for batch in file.batches():
         for label in batch.labels or []:
@@ -296,7 +315,11 @@ def texts_of(splits: Splits, name: str, rows: Sequence[int]) -> Mapping[int, dic
 
 
 def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, list[str]]:
-    """Read `--slice-columns` of a split, as names, like a column of labels."""
+    """Read the values of `--slice-columns` in a split, as strings by column.
+
+    Raises:
+        UserError: The data is not a file, or a column cannot be used.
+    """
     return {
         column: _column(config, splits, name, column, "--slice-columns")
         for column in config.slice_columns
@@ -304,7 +327,11 @@ def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, li
 
 
 def group_of_rows(config: EvalConfig, splits: Splits, name: str) -> NDArray[Any] | None:
-    """Read `--group-column` of a split; None without the flag."""
+    """Read the values of `--group-column` in a split, shape [rows]; return None without the flag.
+
+    Raises:
+        UserError: The data is not a file, or the column cannot be used.
+    """
     if config.group_column is None:
         return None
     return np.asarray(_column(config, splits, name, config.group_column, "--group-column"))

@@ -102,7 +102,7 @@ def _results(found: Details) -> Section:
 
 
 def _sentence(text: str) -> str:
-    """Capitalize the first letter; a verdict may start with a path, which stays as it is."""
+    """Capitalize the first letter, unless the first word is a path."""
     return text if "/" in text.split(" ")[0] else text[:1].upper() + text[1:]
 
 

@@ -1,4 +1,4 @@
-"""Entry point of an evaluation: from flags to a report, over exact predictions on Ray."""
+"""Run an evaluation: predict all rows on Ray, compute the figures, and write the report."""
 
 import contextlib
 import shutil
@@ -59,12 +59,13 @@ Logits = dict[str, NDArray[Any]]
 def predict_on_ray(
     jobs: Sequence[tuple[str, PreparedData, ScoringFlags]], config: WorkerFlags, storage: Path
 ) -> list[Logits]:
-    """Predict each (model path, tokenized splits, settings); logits by split, shape [rows, labels].
+    """Predict the splits of each job (model path, tokenized data, scoring flags).
 
-    The same `num_workers` processes run all models, one after another.
+    The same worker processes run all jobs, one after another. Returns for each job the logits by
+    split, shape [rows, labels].
 
     Raises:
-        UserError: when the workers fail, with the cause of the first failure.
+        UserError: The workers failed; the message names the cause.
     """
     resources = worker_resources(config)
     counted = storage / ".predicted_rows"
@@ -101,7 +102,7 @@ def predict_on_ray(
 
 
 class _RowCount:
-    """Count predicted rows in a file, which the driver reads; written twice a second at most."""
+    """Counter of predicted rows, written to a file for the driver every 0.5 seconds at most."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._rows, self._next = file, 0, 0.0
@@ -122,7 +123,7 @@ def _bar(file: Path, rows: int) -> Iterator[None]:
             if file.exists():
                 bar.update(int(file.read_text()) - bar.n)
 
-    file.unlink(missing_ok=True)  # of a driver that was killed
+    file.unlink(missing_ok=True)  # left by a killed driver
     with progress_bar(rows, unit="row", title="predict") as bar:
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -143,7 +144,7 @@ def predict_splits(
     use_gpu: bool,
     progress: Callable[[int], None] | None = None,
 ) -> Logits:
-    """Load the model in one process, predict its share of the rows, and sum the shares."""
+    """Load the model in this worker, predict its share of the rows, and add all workers' shares."""
     accelerator = build_accelerator(config.mixed_precision, use_gpu=use_gpu)
     classifier, _ = load_model(CLASSIFIER, model, revision=data.model_revision)
     tables = {name: data.table(name) for name in data.folders}
@@ -156,7 +157,11 @@ def predict_splits(
 
 
 def check_finite(logits: Mapping[str, NDArray[Any]], model: str) -> None:
-    """Refuse a model with NaN or infinite logits: every metric would hide them."""
+    """Refuse a model with NaN or infinite logits, which metrics would hide.
+
+    Raises:
+        UserError: A logit is not finite.
+    """
     if fault := not_finite(logits):
         raise UserError(
             f"model {model} answers {fault}; its training diverged, or --mixed-precision is too "
@@ -172,7 +177,7 @@ class Evaluation(Readable):
     details: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """Build the job's last line of output: the figures without the tables."""
+        """Return the job's JSON result: the figures without the tables."""
         splits = self.details["splits"]
         found = {name: self.details[name] for name in ("run", "task", "score", "model", "seconds")}
         found["score_metric"] = self.details["score_metric"]
@@ -188,10 +193,10 @@ class Evaluation(Readable):
 
 
 def evaluate(config: EvalConfig) -> Evaluation:
-    """Evaluate a model; write evaluation.json and report.html.
+    """Evaluate a model; write evaluation.json, report.html and, with `calibrate`, its temperature.
 
     Raises:
-        UserError: for anything the user can fix, such as a model that does not fit the task.
+        UserError: The model, the rows and the flags do not fit each other, or the workers failed.
     """
     started = time.monotonic()
     model = describe(config.model_name_or_path)
@@ -210,7 +215,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     models = [model, *([other] if other else [])]
     if config.label_thresholds != "fitted":
         models = [replace(each, cuts=None) for each in models]
-    # Refuses a model that does not fit before anything starts.
+    # A model that does not fit the task is refused here, before workers start.
     orders = [column_order(each, splits.task, config.label_mapping) for each in models]
     cuts = [
         with_cuts(splits.task, each, order).cuts for each, order in zip(models, orders, strict=True)
@@ -281,7 +286,7 @@ def _predict(
     orders: list[list[int]],
     folder: Path,
 ) -> tuple[PreparedData, list[Logits]]:
-    """Return token tables of the first model, and logits of all, columns in the task's order."""
+    """Return the first model's tokenized data, and the logits of all models in the task's order."""
     jobs = []
     for model in models:
         scoring = config.scoring(model.name, max_length(model, config.max_length))
@@ -300,7 +305,7 @@ def _predict(
 
 @dataclass(frozen=True)
 class _Facts:
-    """Facts of a split that are read before any model runs."""
+    """Facts about a split, read before any model runs: slices, groups, and uses of its rows."""
 
     columns: Mapping[str, Sequence[str]]
     groups: NDArray[Any] | None
@@ -316,9 +321,9 @@ def _evaluate_split(
     facts: _Facts,
     other_cuts: Any,
 ) -> dict[str, Any]:
-    """Compute all results of the first model on one split; `facts.columns` define further slices.
+    """Compute all results of the first model on one split, and its comparison with the second.
 
-    Calibration and comparison leave out rows that chose the models, if other rows remain.
+    Calibration and comparison leave out rows that chose the models, if other rows were set aside.
     """
     task, table = splits.task, data.table(name)
     labels, groups = table.labels[:], facts.groups
@@ -362,7 +367,7 @@ def _evaluate_split(
 
 
 def _notes_on_cuts(model: EvaluatedModel, facts: Mapping[str, _Facts]) -> list[str]:
-    """Say that the model's thresholds decide, and on which splits they were fitted."""
+    """Return a note that the model's thresholds apply, with the splits they were fitted on."""
     if model.cuts is None:
         return []
     fitted = [
@@ -377,13 +382,13 @@ def _notes_on_cuts(model: EvaluatedModel, facts: Mapping[str, _Facts]) -> list[s
 
 
 def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
-    """Write calibration.json next to the weights: the temperature of `TextClassification`.
+    """Write the temperature, by which predictions divide logits, to calibration.json of the model.
 
-    With several splits (MNLI has two), the first one is used.
+    The temperature is that of the first split.
 
     Raises:
-        UserError: when no temperature fits best (if all rows are right, colder is always better), or
-            when the folder cannot be written.
+        UserError: The best temperature is the lowest possible, as if all rows are right, or the
+            folder cannot be written.
     """
     name, found = next(iter(splits.items()))
     fields = ("temperature", "before", "after", "rows", "selection")

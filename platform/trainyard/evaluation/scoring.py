@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def padding_of(model: "PreTrainedModel", table: TokenTable, side: str) -> Padding:
     """Find the padding for a model in evaluation mode with rows of a table, see `find_padding`.
 
-    All processes of a group take the first one's result: their batches must be the same, and their
-    devices may round differently.
+    All processes of a group use the result of process 0: their batches must be the same, but their
+    devices can round differently.
     """
-    import torch.distributed as group  # here, as drivers import this module before they need torch
+    import torch.distributed as group  # not at the top: drivers import this module without torch
 
     rows = table.two_rows()
     if len(rows) == 1:
@@ -46,10 +46,12 @@ def predict(
 ) -> NDArray[np.float32]:
     """Predict all rows; every process returns the logits in row order, shape [rows, labels].
 
-    Process 0 calls `progress` after each pass with the number of rows that all processes predicted.
+    Process 0 calls `progress` after each pass with the number of rows that all processes predicted
+    in the pass. The model is in training mode afterwards.
 
     The batches do not depend on the number of processes. Process r of N runs the batches r, r+N, …
-    and fills in its rows. The sum over processes is exact, as all others hold zeros there.
+    and fills in their rows. The sum over processes is exact, because all other processes hold zeros
+    there.
     """
     import torch
 
@@ -88,7 +90,10 @@ def predict(
 
 
 def not_finite(logits: Mapping[str, NDArray[Any]]) -> str | None:
-    """Name the first split with NaN or infinite logits, and their number; None if there is none."""
+    """Return a phrase on the first split with NaN or infinite logits and its count of such rows.
+
+    Returns None if all logits are finite.
+    """
     for split, found in logits.items():
         bad = int((~np.isfinite(found)).any(axis=1).sum())
         if bad:
@@ -104,10 +109,10 @@ def score(
     seed: int,
     groups: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of one split, each with its 95 % interval over rows, see `metric_interval`.
+    """Compute the metrics of one split with their 95 % intervals over rows, see `metric_interval`.
 
-    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}. If the model gives the same
-    answer for every row, the result also has {"one_answer": that answer}.
+    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}. If the model predicts the
+    same label for every row although the labels differ, the key `one_answer` holds the label.
     """
     references = np.asarray(labels)
     values: dict[str, float] = {}
@@ -132,7 +137,7 @@ def score(
 
 
 def _one_answer(task: Task, predictions: NDArray[Any], references: NDArray[Any]) -> str | None:
-    """Find the constant answer of a model although the labels differ; else None."""
+    """Return the prediction that is equal for all rows although the labels differ; else None."""
     if is_constant(references) or not is_constant(predictions):
         return None
     first = predictions[0]
@@ -145,17 +150,17 @@ def _one_answer(task: Task, predictions: NDArray[Any], references: NDArray[Any])
 
 
 def figures(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics and intervals of a `score`, as stored in journals, models and servers."""
+    """Select the metrics and intervals of a result of `score`, to store in journals and models."""
     return {"metrics": found["metrics"], "intervals": found["intervals"]}
 
 
 def one_answers(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Collect the constant answers that `score` found, by split."""
+    """Collect the constant predictions (`one_answer`) in results of `score`, by split."""
     return {name: found["one_answer"] for name, found in splits.items() if "one_answer" in found}
 
 
 def one_answer_words(answers: Mapping[str, str]) -> str:
-    """Sentence about `one_answers`; empty when there are none."""
+    """Return a sentence about the constant predictions of `one_answers`; "" if there are none."""
     if not answers:
         return ""
     listed = ", ".join(f"'{answer}' for every row of {split}" for split, answer in answers.items())

@@ -1,4 +1,4 @@
-"""Metrics of predictions: one table of rows, and the same figures for resampled rows."""
+"""Metrics of predictions, their values on bootstrap resamples, and thresholds of labels."""
 
 import lazy_loader
 

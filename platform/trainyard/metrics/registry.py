@@ -1,8 +1,8 @@
 """Metrics as pure functions of numpy arrays, and as one offline `evaluate.Metric`.
 
-A metric is one row of METRICS. Intervals, comparisons, sweeps and pages read all they need from it.
-The names are those of the `glue` metric of `evaluate`. Values are always Python floats: numpy
-scalars in a worker's report cannot be stored as JSON.
+A metric is one entry of METRICS, from which intervals, comparisons, sweeps and pages read its
+properties. The metrics of GLUE have the names of the `glue` metric of `evaluate`. Values are always
+Python floats, because numpy scalars in a worker's report cannot be stored as JSON.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,43 +47,45 @@ INPUTS: dict["ProblemType", tuple[Input, ...]] = {
     "multi_label_classification": ("multi_label", "multi_label_scores"),
     "regression": ("values",),
 }
-"""Inputs of the metrics of each problem type."""
+"""Kinds of metric input that the predictions of each problem type can provide."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
+    """Metric with the properties that intervals, comparisons and pages need."""
+
     title: str
     """Name on pages."""
     function: MetricFunction
-    """(predictions, references) -> value; raises UserError for no rows or unequal numbers."""
+    """(predictions, references) -> value; raises UserError for no rows or different shapes."""
     inputs: tuple[Input, ...]
     """Accepted inputs: class indices or values of shape [rows], 0/1 of [rows, labels], or
     probabilities of [rows, labels]."""
     bounds: tuple[float, float] = (0.0, 1.0)
-    """Least and greatest possible value; intervals are clipped to them."""
+    """Least and greatest possible value; the intervals of a sweep's scores are clipped to them."""
     higher_is_better: bool = True
-    """False for an error."""
+    """False for an error or a loss."""
     counts_rows: bool = False
     """True for a share of correct rows: Wilson's interval and McNemar's test apply to it."""
     two_classes: bool = False
-    """True for a metric of the second class against the first."""
+    """True for a metric of the second of exactly two classes."""
     statistic: Builder | None = None
     """(predictions, references) of distinct rows -> Statistic, for the bootstrap interval.
     Default: call `function` on each resample, which is slower."""
 
     def weighted(self, predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
-        """Return the metric of distinct rows as a function of the rows' weights."""
+        """Build the `Statistic` of distinct rows: a function from weights to metric values."""
         build = self.statistic or repeated(self.function)
         return build(predictions, references)
 
     @property
     def of_scores(self) -> bool:
-        """Return whether the metric reads probabilities instead of decisions."""
+        """True if the metric takes probabilities instead of decisions."""
         return self.inputs[0] in ("scores", "multi_label_scores")
 
 
 def once(statistic: Builder) -> MetricFunction:
-    """Turn a `Metric.statistic` into a metric function: each row has the weight 1."""
+    """Turn a `Metric.statistic` into a metric function that gives each row the weight 1."""
 
     def function(predictions: NDArray[Any], references: NDArray[Any]) -> float:
         check_rows(predictions, references)
@@ -117,12 +119,12 @@ def accuracy(predictions: NDArray[Any], references: NDArray[Any]) -> float:
 
 
 def f1(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """F1 of class 1 against class 0; 0 where class 1 occurs on neither side."""
+    """F1 of class 1 against class 0; 0 if neither predictions nor references have class 1."""
     return _f1(predictions, references, "binary")
 
 
 def f1_macro(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Mean F1 over the classes that occur, or over all labels of multi-label rows."""
+    """Mean F1 over the classes that occur in either array, or over all labels if multi-label."""
     return _f1(predictions, references, "macro")
 
 
@@ -142,12 +144,12 @@ def _f1(predictions: NDArray[Any], references: NDArray[Any], average: str) -> fl
 
 
 def matthews_correlation(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Matthews correlation coefficient, for any number of classes (Gorodkin 2004)."""
+    """Matthews correlation for any number of classes (Gorodkin 2004); a constant side gives 0."""
     from sklearn.metrics import matthews_corrcoef
 
     check_rows(predictions, references)
     if is_constant(predictions) or is_constant(references):
-        # 0/0. scikit-learn returns 0 too, but may warn.
+        # 0/0: scikit-learn returns 0 too, but may warn.
         return 0.0
     return float(matthews_corrcoef(references, predictions))
 
@@ -159,7 +161,7 @@ def pearson(predictions: NDArray[Any], references: NDArray[Any]) -> float:
 
 
 def spearmanr(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Spearman's rank correlation; ties share their mean rank."""
+    """Spearman's rank correlation; ties get their mean rank, and a constant side gives 0."""
     from scipy.stats import spearmanr as rank_correlation
 
     return _correlation(rank_correlation, predictions, references)
@@ -170,15 +172,15 @@ def _correlation(
 ) -> float:
     check_rows(predictions, references)
     if is_constant(predictions) or is_constant(references):
-        # SciPy returns NaN, which no scheduler can compare. A constant prediction carries no
-        # information, so it scores as no correlation.
+        # SciPy returns NaN, which a scheduler cannot compare. A constant prediction carries no
+        # information, so its correlation counts as 0.
         return 0.0
     # In float64: SciPy would compute in the float32 of the logits.
     return float(function(predictions.astype(np.float64), references.astype(np.float64)).statistic)
 
 
 def rmse(predictions: NDArray[Any], references: NDArray[Any]) -> float:
-    """Root of the mean squared error, in the unit of the target."""
+    """Root mean squared error, in the unit of the target."""
     from sklearn.metrics import root_mean_squared_error
 
     check_rows(predictions, references)
@@ -294,10 +296,10 @@ METRICS |= {
 
 
 def get_metric(name: str) -> Metric:
-    """Return the row of a metric.
+    """Return the entry of METRICS called `name`.
 
     Raises:
-        UserError: for an unknown name; lists them all.
+        UserError: No metric has this name; the message lists all names.
     """
     if name not in METRICS:
         raise UserError(f"unknown metric '{name}'; known metrics: {', '.join(METRICS)}")
@@ -305,10 +307,10 @@ def get_metric(name: str) -> Metric:
 
 
 def with_metrics(task: Task, further: Sequence[str], headline: str | None = None) -> Task:
-    """Return a task with `further` metrics, and with `headline` as its score.
+    """Return a copy of `task` with `further` metrics; `headline`, if given, becomes its score.
 
     Raises:
-        UserError: A name is unknown, or the metric does not fit the task's labels.
+        UserError: A name is unknown, or a metric does not fit the task's labels.
     """
     names = list(dict.fromkeys((*task.metrics, *further, *([headline] if headline else []))))
     for name in names[len(task.metrics) :]:
@@ -330,11 +332,12 @@ def with_metrics(task: Task, further: Sequence[str], headline: str | None = None
 def build_metric(names: Sequence[str]) -> "evaluate.Metric":
     """Build one `evaluate.Metric` whose `compute` returns {name: float} for all of `names`.
 
-    It uses neither network nor disk. It keeps its rows in memory, so use it on rank 0 only.
+    The metric uses neither network nor disk. It scores only the rows added in its own process, so
+    gather all rows on rank 0 first.
 
     Raises:
-        UserError: for an unknown name or names without a common kind of input; `compute` raises it
-            for no rows.
+        UserError: A name is unknown, or the metrics have no common kind of input. `compute` raises
+            it if there are no rows.
     """
     import datasets
     import evaluate
@@ -375,7 +378,7 @@ def build_metric(names: Sequence[str]) -> "evaluate.Metric":
             return ""
 
         def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
-            """Collect rows; for no rows at all the base class would raise an IndexError."""
+            """Collect rows; raise UserError for no rows, where the base raises IndexError."""
             check_rows(np.asarray(predictions), np.asarray(references))
             super().add_batch(predictions=predictions, references=references)
 
@@ -390,7 +393,8 @@ def decode(problem_type: "ProblemType", logits: NDArray[Any], cuts: Any = 0.0) -
     """Turn logits of shape [rows, labels] into predictions.
 
     Returns class indices [rows], values [rows] for regression, or 0/1 [rows, labels] for
-    multi-label. A label applies above its cut; 0 is a probability of one half.
+    multi-label. A label of a multi-label task applies if its logit is above its cut. A cut of 0 is
+    a probability of 0.5.
     """
     if problem_type == "regression":
         return np.squeeze(logits, axis=-1)
@@ -403,7 +407,14 @@ def decode(problem_type: "ProblemType", logits: NDArray[Any], cuts: Any = 0.0) -
 def answers(
     metric: str, problem_type: "ProblemType", logits: NDArray[Any], cuts: Any = 0.0
 ) -> NDArray[Any]:
-    """Turn logits of shape [rows, labels] into a metric's input: decisions or probabilities."""
+    """Turn logits of shape [rows, labels] into a metric's input.
+
+    Returns the decisions of `decode`, or probabilities of shape [rows, labels] if the metric takes
+    them.
+
+    Raises:
+        UserError: The metric is unknown.
+    """
     if not get_metric(metric).of_scores:
         return decode(problem_type, logits, cuts)
     from scipy.special import expit, softmax
@@ -415,10 +426,11 @@ def answers(
 
 
 def check_rows(predictions: NDArray[Any], references: NDArray[Any]) -> None:
-    """Check that a metric is defined.
+    """Check that predictions and references have rows and fit each other.
 
     Raises:
-        UserError: for no rows, or for predictions and references of different shapes.
+        UserError: There are no rows, or the shapes differ. Probabilities of shape [rows, labels]
+            fit class indices of shape [rows].
     """
     of_scores = predictions.ndim == 2 and references.ndim == 1
     if (predictions.shape[:1] if of_scores else predictions.shape) != references.shape:
@@ -431,5 +443,5 @@ def check_rows(predictions: NDArray[Any], references: NDArray[Any]) -> None:
 
 
 def is_constant(values: NDArray[Any]) -> bool:
-    """Return whether all rows are equal."""
+    """Return True if all rows are equal; there must be at least one row."""
     return bool((values == values[0]).all())

@@ -1,7 +1,7 @@
-"""Metrics of many resamples at once, as functions of the weights of distinct rows.
+"""Metrics of many bootstrap resamples at once, as functions of the weights of distinct rows.
 
-A bootstrap draws how often each distinct row occurs. A `Statistic` computes the metric of all draws by a
-few matrix products, instead of one call for each draw.
+A resample gives each distinct row a weight: its number of occurrences. A `Statistic` computes the
+metric of all resamples by a few matrix products, instead of one call per resample.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,25 @@ Builder = Callable[[NDArray[Any], NDArray[Any]], Statistic]
 
 
 class Counts(NamedTuple):
-    """Counts of each resample: shapes [resamples] and [resamples, classes]."""
+    """Counts of rows in each resample.
+
+    Attributes:
+        rows: All rows, shape [resamples].
+        exact: Correct rows, shape [resamples].
+        hits: Rows of a class that are predicted as this class, shape [resamples, classes].
+        predicted: Rows predicted as a class, shape [resamples, classes].
+        actual: Rows of a class, shape [resamples, classes].
+        positive: Column of class 1; empty if class 1 does not occur.
+        every_class: True to average also over classes that a resample lacks.
+    """
 
     rows: Floats
-    exact: Floats  # correct rows
+    exact: Floats
     hits: Floats
     predicted: Floats
     actual: Floats
-    positive: slice  # the column of class 1
-    every_class: bool  # average also over classes that a resample lacks
+    positive: slice
+    every_class: bool
 
 
 def of_counts(value: Callable[[Counts], Floats]) -> Builder:
@@ -40,7 +50,7 @@ def of_counts(value: Callable[[Counts], Floats]) -> Builder:
 
 
 def of_values(value: Callable[[Floats, Floats, Floats], Floats]) -> Builder:
-    """Build a `Metric.statistic` from a function of (weights, predictions, references)."""
+    """Build a `Metric.statistic` from a function (weights, predictions, references) -> values."""
 
     def build(predictions: NDArray[Any], references: NDArray[Any]) -> Statistic:
         x, y = predictions.astype(np.float64), references.astype(np.float64)
@@ -96,7 +106,7 @@ def kappa(counts: Counts) -> Floats:
 def _label_columns(
     probabilities: NDArray[Any], references: NDArray[Any]
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Scores and truth of each decision, shapes [rows, labels]; of two classes only the second."""
+    """Return scores and truth of each decision, both [rows, labels]; of two classes the second."""
     scores = probabilities.astype(np.float64)
     if references.ndim == 2:
         return scores, references > 0
@@ -105,10 +115,11 @@ def _label_columns(
 
 
 def by_rank(value: Callable[[Floats, Floats], Floats], empty: float) -> Builder:
-    """Build a statistic of rankings: a mean over the labels that have both kinds of rows.
+    """Build a statistic of rankings: the mean over the labels that have positive and negative rows.
 
-    `value` gets the weights of positive and of negative rows by rising score, shapes [resamples,
-    scores]; rows of equal score are one. `empty` is the value where no label has both kinds.
+    `value` gets the total weights of positive and of negative rows at each distinct score, lowest
+    score first. Both have the shape [resamples, scores]. `empty` is the result if no label has both
+    kinds of rows.
     """
 
     def build(probabilities: NDArray[Any], references: NDArray[Any]) -> Statistic:
@@ -137,6 +148,7 @@ def by_rank(value: Callable[[Floats, Floats], Floats], empty: float) -> Builder:
 
 
 def roc_auc(positive: Floats, negative: Floats) -> Floats:
+    """Area under the ROC curve as the Mann-Whitney statistic: a tie counts half."""
     below = np.cumsum(negative, axis=1) - negative / 2
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     return ratio((positive * below).sum(axis=1), pairs)
@@ -162,12 +174,13 @@ def brier_score(probabilities: NDArray[Any], references: NDArray[Any]) -> Statis
 
 
 def _mean_of_rows(losses: Floats, references: NDArray[Any]) -> Statistic:
-    """Sum the losses of a row over its classes; average them over independent labels."""
+    """Average losses over rows, after a sum over a row's classes or a mean over its labels."""
     of_row = losses.mean(axis=1) if references.ndim == 2 else losses.sum(axis=1)
     return lambda weights: np.asarray(weights @ of_row / weights.sum(axis=1))
 
 
 def matthews(counts: Counts) -> Floats:
+    """Matthews correlation coefficient, for any number of classes (Gorodkin 2004)."""
     rows, predicted, actual = counts.rows, counts.predicted, counts.actual
     covariance = counts.exact * rows - (predicted * actual).sum(axis=1)
     spread = (rows**2 - (predicted**2).sum(axis=1)) * (rows**2 - (actual**2).sum(axis=1))
@@ -181,14 +194,14 @@ def correlation(weights: Floats, x: Floats, y: Floats) -> Floats:
     spread = np.ones(len(weights))  # the product of both variances
     for values, deviations in ((x, dx), (y, dy)):
         variance = (weights * deviations**2).sum(axis=1) / rows[:, 0]
-        # Rounding leaves about this much variance for a constant.
+        # Rounding can leave this much variance in a constant column.
         noise = (4 * np.spacing(np.abs(values).max())) ** 2
         spread *= np.where(variance > noise, variance, 0.0)
     return ratio((weights * dx * dy).sum(axis=1) / rows[:, 0], np.sqrt(spread))
 
 
 def ranks(weights: Floats, values: Floats) -> Floats:
-    """Rank of each distinct row in each resample; ties share their mean rank."""
+    """Rank each distinct row in each resample, [resamples, rows]; ties get their mean rank."""
     _, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
     starts = np.cumsum(sizes) - sizes
     tied = np.add.reduceat(weights[:, np.argsort(codes)], starts, axis=1)
@@ -201,7 +214,7 @@ def ratio(top: Floats, bottom: Floats) -> Floats:
 
 
 def r2(weights: Floats, x: Floats, y: Floats) -> Floats:
-    """Compute 1 - residual / variance in each resample; 0 where the reference is constant."""
+    """Compute 1 - squared error / variance in each resample; 0 where the reference is constant."""
     mean = (weights * y).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
     variance = (weights * (y - mean) ** 2).sum(axis=1)
     noise = weights.sum(axis=1) * (4 * np.spacing(np.abs(y).max())) ** 2

@@ -1,6 +1,7 @@
-"""Thresholds of the labels of a multi-label model, fitted to each label's F1.
+"""Decision thresholds of a multi-label model, fitted to the largest F1 of each label.
 
-A cut is a threshold as a logit: a label applies above it, and 0 is a probability of one half.
+A *cut* is a threshold as a logit. A label applies above its cut; a cut of 0 is a probability of
+0.5.
 """
 
 import math
@@ -15,12 +16,15 @@ from trainyard.errors import UserError
 THRESHOLDS_KEY = "label_thresholds"
 """Key of the thresholds in a model's config.json: {label: probability}."""
 _LIMIT = math.log(999)
-"""Greatest distance of a cut from 0."""
+"""Maximum absolute value of a cut: thresholds lie between 0.001 and 0.999."""
 _FOLDS = 5
 
 
 def folds(rows: int, seed: int) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Yield masks (held, others) of five random parts of the rows; one row is its own others."""
+    """Yield masks (held, others) of random folds of the rows, both of shape [rows].
+
+    There are five folds, or one per row for fewer than five rows. A single row is in both masks.
+    """
     count = min(_FOLDS, rows)
     fold = np.random.default_rng(seed).permutation(rows) % count
     for number in range(count):
@@ -31,14 +35,15 @@ def folds(rows: int, seed: int) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.
 def fit_cuts(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
     """Find the cut of each label with the largest F1 on these rows, shape [labels].
 
-    Cuts lie midway between neighboring logits. Of equal F1 the cut nearest to 0 is chosen, and a label
-    without positive rows keeps 0.
+    `logits` and `labels` (0 or 1) have the shape [rows, labels]. Candidate cuts lie midway between
+    neighboring logits, or at 0 between logits of opposite sign. Among cuts of equal F1, the one
+    nearest to 0 is chosen. A label without positive rows gets 0.
     """
     cuts = np.zeros(logits.shape[1])
     for label in np.flatnonzero((labels > 0).any(axis=0)):
         order = np.argsort(-logits[:, label], kind="stable")
         positive = labels[order, label] > 0
-        # Gap n lies between the n rows that the label applies to and all others.
+        # With a cut in gap n, the label applies to the n rows of highest logit.
         gaps = np.arange(len(order) + 1)
         f1 = 2 * np.append(0, positive.cumsum()) / (gaps + positive.sum())
         ordered = logits[order, label].astype(np.float64).clip(-_LIMIT, _LIMIT)
@@ -52,9 +57,10 @@ def fit_cuts(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
 def cross_fitted_cuts(
     logits: NDArray[Any], labels: NDArray[Any], *, seed: int
 ) -> NDArray[np.float64]:
-    """Fit cuts for each fold of the rows on the others, shape [rows, labels].
+    """Fit the cuts of each fold on the other folds; return the cuts of each row, [rows, labels].
 
-    Decisions by them are those of cuts that never saw the row: their score is not too good.
+    The cuts of a row were fitted without the row, so the fit does not inflate the score of its
+    decisions.
     """
     cuts = np.zeros(logits.shape)
     for held, others in folds(len(logits), seed):
@@ -63,10 +69,12 @@ def cross_fitted_cuts(
 
 
 def stored_cuts(config: Any) -> NDArray[np.float64] | None:
-    """Read the cuts of a model from its config, in the order of its labels; None without any.
+    """Read the cuts from a model's config, in the order of its label ids, shape [labels].
+
+    Returns None if the config stores no thresholds.
 
     Raises:
-        UserError: The thresholds are not one probability for each label.
+        UserError: The stored thresholds are not one number between 0 and 1 for each label.
     """
     found = getattr(config, THRESHOLDS_KEY, None)
     if found is None:
@@ -86,5 +94,5 @@ def stored_cuts(config: Any) -> NDArray[np.float64] | None:
 
 
 def as_thresholds(cuts: NDArray[np.float64], names: tuple[str, ...]) -> dict[str, float]:
-    """Return the cuts as probabilities by label."""
+    """Convert cuts to probabilities by label, as stored under THRESHOLDS_KEY."""
     return dict(zip(names, (1 / (1 + np.exp(-cuts))).tolist(), strict=True))

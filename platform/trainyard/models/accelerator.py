@@ -1,4 +1,4 @@
-"""Build Accelerate's device, precision and process group for a process."""
+"""Set up the device, precision, process group, determinism and seeds of a process."""
 
 import os
 from collections.abc import Mapping
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 def build_accelerator(
     precision: Precision, *, use_gpu: bool, arguments: Mapping[str, Any] | None = None
 ) -> "Accelerator":
-    """Accelerate's device, precision and process group for this worker.
+    """Build Accelerate's device, precision and process group for this worker.
 
-    `arguments` are those of a strategy that wraps a model for training.
+    `arguments` are further arguments of `Accelerator`, from a strategy that wraps the trained
+    model.
 
     Raises:
-        RuntimeError: when Accelerate does not see the process group that the launcher made: on CPU
-            workers a plain `Accelerator()` trains without synchronizing, and says nothing.
+        RuntimeError: Accelerate does not see the process group of the launcher. On CPU workers, it
+            would silently train without synchronizing gradients.
     """
     import torch
     from accelerate import Accelerator
@@ -40,7 +41,7 @@ def build_accelerator(
 
 
 def compute_deterministically() -> None:
-    """Let CUDA compute the same bits each time. Call it before the process uses cuBLAS."""
+    """Make CUDA computations bit-exact across runs. Call this before the process uses cuBLAS."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -51,14 +52,15 @@ def compute_deterministically() -> None:
 
 
 def seed_generator(device: "torch.device", seed: int) -> None:
-    """Seed the random numbers of computations on `device`, as `torch.manual_seed` does for every device.
+    """Seed the random number generators of the CPU and of `device`.
 
-    Where there is no GPU, that one notes a stack trace for each kind of GPU: a millisecond a call.
+    This is faster than `torch.manual_seed`, which seeds all devices: without a GPU, it takes a
+    millisecond to record a stack trace for each kind of GPU.
     """
     import torch
 
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)  # of the current device, which is this process's
+        torch.cuda.manual_seed(seed)  # the current device is the one of this process
     elif device.type != "cpu":
         torch.manual_seed(seed)

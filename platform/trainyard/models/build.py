@@ -18,12 +18,13 @@ def build_tokenizer(config: ModelFlags) -> Any:
     """Load the model's tokenizer, and check that model, tokenizer and `max_length` fit together.
 
     Raises:
-        UserError: naming the flag to change.
+        UserError: The model cannot be loaded, `max_length` does not fit, the tokenizer has no
+            padding token, or a token id has no word vector.
     """
     import transformers
 
     model_config = load_config(config.model_name_or_path)
-    # In the driver, so that a conversion of the weights is reported there.
+    # Weights are converted here, in the driver, so that the message of a conversion appears there.
     source, revision = with_safetensors(
         config.model_name_or_path, model_revision(config.model_name_or_path)
     )
@@ -66,12 +67,16 @@ def build_tokenizer(config: ModelFlags) -> Any:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Number of word vectors that a tokenizer's ids need."""
+    """Return the number of word vectors that a tokenizer needs: its largest id plus 1."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _positions(name: str, settings: Any, wanted: int) -> int | None:
-    """Positions for tokens, None without a limit; exact where `wanted` is near the limit."""
+    """Return the maximum tokens of a row, or None without a maximum.
+
+    If `wanted` is near the maximum, positions that no token can use are subtracted, by a model
+    without weights. Otherwise they are included.
+    """
     import transformers
 
     positions: int = getattr(settings, "max_position_embeddings", None) or -1
@@ -96,14 +101,22 @@ def build_model(
     gradient_checkpointing: bool = False,
     vocabulary: int | None = None,
 ) -> "PreTrainedModel":
-    """Load the encoder with a fresh head for `task`, in fp32.
+    """Load a model with a classification head for `task`, in float32.
 
-    `revision` is the commit of a Hub model, see `model_revision`. `seed` is that of all new weights:
-    of the head, or of the whole model where `init` is random. `vocabulary` is the least number of
-    word vectors.
+    The head is new, unless the checkpoint has one of the same shape.
+
+    Args:
+        name: Folder, `package:NAME/FOLDER`, or Hub id.
+        task: Task whose labels and problem type define the head.
+        revision: Commit of a Hub model, see `model_revision`.
+        seed: Seed of all new weights: the head's, or all weights if `init` is `random`.
+        init: Initial weights of the encoder.
+        gradient_checkpointing: True to compute activations again in the backward pass.
+        vocabulary: Minimum number of word vectors; None keeps the number of the model.
 
     Raises:
-        UserError: The weights are not those of the encoder, which would start from random ones.
+        UserError: The model cannot be loaded, or lacks weights of its encoder, which would be
+            random.
     """
     import torch
     import transformers
@@ -148,7 +161,7 @@ def build_model(
     use_full_attention(model)
     if vocabulary is not None and vocabulary > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
-    # The task is stored with the weights, for evaluation and serving.
+    # Evaluation and serving read the task from the saved config.
     model.config.finetuning_task = task.name
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

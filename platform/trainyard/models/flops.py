@@ -1,4 +1,4 @@
-"""Model FLOPs utilization: what a model must compute for a row, and what a device can compute at most."""
+"""Model FLOPs utilization: FLOPs that a row needs, and peak FLOP/s of a device."""
 
 import contextlib
 import json
@@ -28,20 +28,22 @@ GPU_TERAFLOPS: dict[str, tuple[float, float]] = {
     "T4": (65.0, 8.1),
     "V100": (125.0, 15.7),
 }
-"""Dense peak of NVIDIA's data sheets in half precision and in float32; the first name that fits counts."""
+"""TFLOP/s. Dense peaks of NVIDIA's data sheets in half precision and in float32. The first key that
+occurs in the device's name is used."""
 
 SIZE, ROUNDS = 2048, 5
-"""Side of the square matrices whose product is timed, and products of which the fastest counts."""
+"""Side of the square matrices that are multiplied, and number of timed products after the first."""
 
 PEAKS = "peaks.json"
-"""In the cache folder: measured peaks in FLOP/s, by processor, threads, number type and torch."""
+"""File of measured peaks in FLOP/s, in the cache folder: by processor, threads, dtype and torch."""
 
 
 def training_flops(model: "PreTrainedModel", lengths: NDArray[np.int32]) -> float:
-    """FLOPs of training on a row, mean over rows of `lengths` tokens: forward, and twice that backward.
+    """Return the mean FLOPs per training row: forward, plus a backward pass of twice the cost.
 
-    Counts a multiplication and an addition for each weight of a layer and each token, and the two products
-    of attention. Padding counts nothing: it is computed, but of no use.
+    Counts a multiplication and an addition for each weight and token, and the two matrix products
+    of attention (Kaplan et al. 2020). Padding is not counted. `lengths` holds the tokens of each
+    row, [rows].
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -50,7 +52,7 @@ def training_flops(model: "PreTrainedModel", lengths: NDArray[np.int32]) -> floa
     weights = sum(
         module.weight.numel()
         for name, module in model.base_model.named_modules()
-        if isinstance(module, layers) and "pooler" not in name  # it reads one token of a row
+        if isinstance(module, layers) and "pooler" not in name  # the pooler reads one token
     )
     config = model.config
     attention = 4 * getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
@@ -59,9 +61,10 @@ def training_flops(model: "PreTrainedModel", lengths: NDArray[np.int32]) -> floa
 
 
 def peak_flops(device: "torch.device", precision: Precision) -> float:
-    """Peak of matrix products on `device` in FLOP/s: a GPU's from the table, else measured once and cached.
+    """Return the peak FLOP/s of matrix products on `device`.
 
-    The caller's threads must have nothing else to do.
+    The peak of a known GPU comes from GPU_TERAFLOPS. Any other peak is measured once and cached in
+    PEAKS. Other work of the process at this time would lower the measured peak.
     """
     import torch
 
@@ -80,7 +83,7 @@ def peak_flops(device: "torch.device", precision: Precision) -> float:
         peaks = json.loads(path.read_text(encoding="utf-8"))
     if key not in peaks:
         peaks[key] = _measured(device, kind)
-        with contextlib.suppress(OSError):  # it is measured again then
+        with contextlib.suppress(OSError):  # without a cache, each process measures
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, peaks)
     return float(peaks[key])
@@ -91,7 +94,7 @@ def _measured(device: "torch.device", kind: "torch.dtype") -> float:
 
     left, right = (torch.ones(SIZE, SIZE, dtype=kind, device=device) for _ in range(2))
     fastest = float("inf")
-    for _ in range(1 + ROUNDS):  # the first one starts threads
+    for _ in range(1 + ROUNDS):  # the first product starts threads
         began = time.perf_counter()
         (left @ right)[0, 0].item()  # waits for the device
         fastest = min(fastest, time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""Resolve and load models and configs: folders, package folders, Hub ids."""
+"""Resolve model names (folders, package folders, Hub ids), and load configs."""
 
 import hashlib
 import importlib.util
@@ -12,29 +12,29 @@ from trainyard.errors import UserError, one_line
 from trainyard.storage import file_digest
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".spm", ".jinja", ".tiktoken")
-"""Name endings of the files that a model and its tokenizer are loaded from; no code."""
+"""Name endings of the files from which a model and its tokenizer are loaded; none holds code."""
 
 TOKENIZER_FILES = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
-"""Patterns of the files that a tokenizer is made from."""
+"""Glob patterns of the files from which a tokenizer is loaded."""
 
 
 def resolve_model(name: str) -> str:
     """Resolve a `model_name_or_path` for transformers: a folder, or an unchanged Hub id.
 
-    `package:NAME/FOLDER` is a folder inside an installed Python package. The folder of a run or
-    sweep means the `model/` in it.
+    `package:NAME/FOLDER` is a folder inside an installed Python package. The folder of a run or a
+    sweep stands for its `model/` folder.
 
     Raises:
-        UserError: when the package is not installed or the folder is missing.
+        UserError: The package is not installed, or the folder holds no config.json.
     """
     if name.startswith("package:"):
         package, _, folder = name.removeprefix("package:").partition("/")
         try:
             spec = importlib.util.find_spec(package)
-        except (ImportError, ValueError):  # of a package inside an absent one, of no name at all
+        except (ImportError, ValueError):  # a package inside an absent one, or an empty name
             spec = None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
@@ -59,7 +59,8 @@ def resolve_model(name: str) -> str:
 def locate_model(name: str) -> str:
     """Return a name of the model that is valid in processes with another working directory.
 
-    Folders become absolute. A package's name stays, as it may be elsewhere on another node.
+    Paths of folders become absolute. A `package:` name is unchanged, because the package can have
+    another path on another node.
 
     Raises:
         UserError: The folder holds no model, or the package is not installed.
@@ -69,13 +70,13 @@ def locate_model(name: str) -> str:
 
 
 def base_digests(name: str) -> dict[str, str | None]:
-    """Return digests of the base model's files, by their names in run.json; None for the Hub's.
+    """Return digests of a local base model and of its tokenizer, by their keys in run.json.
 
-    A commit identifies the files of a model on the Hub. Files that training does not read, such as
-    calibration.json, are left out.
+    For a model on the Hub, which its commit identifies, the digests are None. Files that training
+    does not read, such as calibration.json, are left out.
 
     Raises:
-        UserError: the model is gone.
+        UserError: The folder of the model no longer exists, or its package is not installed.
     """
     folder = Path(resolve_model(name))
     if not folder.is_dir():
@@ -94,7 +95,11 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def from_hub(name: str, load: Any) -> Any:
-    """Call `load`; report each kind of missing or damaged file in one sentence."""
+    """Return the result of `load`; turn its errors about the model `name` into one sentence.
+
+    Raises:
+        UserError: Files are missing or damaged, or the model needs its own code.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -113,7 +118,10 @@ def from_hub(name: str, load: Any) -> Any:
 
 
 def reserved_positions(model: Any) -> int:
-    """Number of positions without a token: RoBERTa counts from the padding token's id on."""
+    """Return the number of position embeddings that no token uses.
+
+    RoBERTa, for example, counts positions from the padding token's id plus 1.
+    """
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None:
@@ -122,7 +130,11 @@ def reserved_positions(model: Any) -> int:
 
 
 def load_config(name: str) -> Any:
-    """Load the transformers config of a model, without its weights."""
+    """Load the transformers config of a model, without its weights.
+
+    Raises:
+        UserError: The model does not exist or cannot be loaded.
+    """
     import transformers
 
     with quiet():
@@ -136,7 +148,10 @@ def load_config(name: str) -> Any:
 
 @lru_cache
 def model_revision(name: str) -> str | None:
-    """Resolve a Hub id to a commit, so that all processes load the same; None for a folder."""
+    """Resolve a Hub id to a commit, so that all processes load the same files.
+
+    Returns None for a folder, or if the Hub does not answer.
+    """
     from transformers.utils.hub import resolve_revision
 
     return getattr(resolve_revision(resolve_model(name)), "resolved", None)
@@ -144,7 +159,7 @@ def model_revision(name: str) -> str | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the bars and reports of loading: fine-tuning starts from a model without its head."""
+    """Hide transformers' progress bars and its warnings about a missing head inside the block."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Load models for inference from a folder or the Hub: complete, valid, and without their code."""
+"""Load models for inference from a folder or the Hub: check weights, run no code of the model."""
 
 import json
 import warnings
@@ -30,23 +30,26 @@ def load_model(
 ) -> "tuple[PreTrainedModel, Any]":
     """Load a model with its tokenizer, in evaluation mode.
 
-    Evaluation, batch inference, engines and serving all load here. No code of the model is run:
-    weights come from safetensors, see `with_safetensors`, and models that need their own code are
-    refused. Missing weights, which transformers would fill with random numbers, are an error.
+    Evaluation, batch inference, engines and serving load all models by this function. No code of
+    the model is run: weights come from safetensors, see `with_safetensors`, and models that need
+    their own code are refused. Missing weights, which transformers would fill with random numbers,
+    are an error.
 
     Args:
         auto_model: Name of a class in transformers, such as `AutoModelForSequenceClassification`.
         name: Folder, `package:NAME/FOLDER`, or Hub id.
-        dtype: Type of the weights.
+        dtype: Number type of the weights.
         device: Device of the weights.
         revision: Commit, tag or branch on the Hub.
-        optional_weights: Prefixes of weights that may be missing, as the task does not use them.
+        optional_weights: Prefixes of weights that may be missing, because the task does not use
+            them.
 
     Returns:
         The model and the tokenizer.
 
     Raises:
-        UserError: naming the fault of the model.
+        UserError: The model cannot be loaded, weights are missing or not finite, a token id has no
+            word vector, or two ids share a label.
     """
     import torch
     import transformers
@@ -54,7 +57,7 @@ def load_model(
     path, revision = with_safetensors(name, revision)
     if Path(path).is_dir():
         check_shards(Path(path), name)
-    # Marian's tokenizer recommends a package that it does not call.
+    # Marian's tokenizer recommends a package that it never calls.
     warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
     common = {"trust_remote_code": False, "revision": revision}
     with quiet():
@@ -70,7 +73,7 @@ def load_model(
                 output_loading_info=True,
                 **common,
             )
-        except Exception as error:  # a broken file raises whatever its reader raises
+        except Exception as error:  # the reader of a damaged file can raise any exception
             reason = one_line(error, 240) or type(error).__name__
             raise UserError(
                 f"model {name} could not be loaded as {auto_model} ({reason}); it must be a folder or "
@@ -101,7 +104,11 @@ def load_model(
 
 
 def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Refuse token ids without a vector: they would fail the pass of a whole batch."""
+    """Refuse a tokenizer with ids that have no word vector: one such id fails a whole batch.
+
+    Raises:
+        UserError: The largest token id has no word vector.
+    """
     try:
         vectors = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except NotImplementedError:  # CANINE, for example, hashes characters
@@ -115,7 +122,11 @@ def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
 
 
 def _check_labels(name: str, model: "PreTrainedModel") -> None:
-    """Refuse two ids with one label: an answer by labels could not tell them apart."""
+    """Refuse a model with one label for two ids: predictions by label would be ambiguous.
+
+    Raises:
+        UserError: Two ids have the same label.
+    """
     labels: dict[str, int] = {}
     for index, label in sorted((getattr(model.config, "id2label", None) or {}).items()):
         if label in labels:
@@ -127,19 +138,22 @@ def _check_labels(name: str, model: "PreTrainedModel") -> None:
 
 
 def special_tokens(auto_model: str, config: Any) -> dict[str, bool]:
-    """Tokenizer options that treat "</s>" in a text as text.
+    """Return tokenizer options that treat special tokens in a text, such as "</s>", as plain text.
 
-    Encoder-decoders classify by the last end token, so a second one inside a text would change the
-    result.
+    Only encoder-decoder classifiers need the options: they classify by the last end token, so an
+    end token inside a text would change the result. Other models get no options.
     """
     pools_by_end = auto_model == CLASSIFIER and getattr(config, "is_encoder_decoder", False)
     return {"split_special_tokens": True} if pools_by_end else {}
 
 
 def check_shards(folder: Path, name: str) -> None:
-    """Refuse an index of weights that names other files than those in its model's own folder.
+    """Refuse an index of weights that names files outside the model's own folder.
 
-    Transformers joins what the index says to the folder's path, also `../` and absolute paths.
+    Transformers joins the names in the index to the folder's path, even `../` and absolute paths.
+
+    Raises:
+        UserError: An index is not valid, or names a file that is not in `folder`.
     """
     shards = {file.name for file in folder.glob("*.safetensors")}
     for index in folder.rglob("*.safetensors.index.json"):
@@ -157,7 +171,7 @@ def check_shards(folder: Path, name: str) -> None:
 
 
 def max_tokens(model: Any, tokenizer: Any) -> int | None:
-    """Maximum number of tokens of an input, special tokens included; None: no maximum."""
+    """Return the maximum tokens of an input, special tokens included; None without a maximum."""
     limits = []
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:

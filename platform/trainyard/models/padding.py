@@ -1,9 +1,9 @@
-"""Padding under which a model's answer to a row does not depend on the other rows of its batch.
+"""Padding under which a model's output for a row does not depend on the other rows of its batch.
 
-Most models ignore tokens that the attention mask hides, wherever they are. XLNet reads the last
+Most models ignore tokens that the attention mask hides, at any position. XLNet reads the last
 position, so it needs padding on the left. FNet, CANINE, MobileBERT, ConvBERT and others mix hidden
-tokens into their answers: only rows of equal length may share a pass. No config says so; a model is
-tried once, when it is loaded.
+tokens into their outputs: only rows of equal length may share a pass. Configs do not record this
+property, so each model is tested once, when it is loaded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,22 +24,27 @@ if TYPE_CHECKING:
 Side = Literal["right", "left"]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""By number type: maximum change of an output by its neighbors, as a part of the largest output."""
+"""Maximum change of an output by other rows, relative to the largest output, by number type."""
 
 FLOAT32_PARAMETERS = 600_000_000
-"""Maximum parameters of a half-precision model that is tried in float32, which needs twice its memory."""
+"""Maximum parameters of a half-precision model that is tested in float32, in twice its memory."""
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Side on which rows are padded, and whether rows of different lengths may share a pass."""
+    """Padding of a batch.
+
+    Attributes:
+        side: Side on which rows are padded.
+        equal_lengths: True if only rows of equal length may share a forward pass.
+    """
 
     side: Side = "right"
     equal_lengths: bool = False
 
     @property
     def note(self) -> str | None:
-        """One sentence for people; None for padding on the right, which is usual."""
+        """Note for the user on unusual padding; None for padding on the right."""
         if self.equal_lengths:
             return (
                 "the model's answers depend on padding, so only rows of equal length share a "
@@ -48,11 +53,11 @@ class Padding:
         return "the model needs padding on the left" if self.side == "left" else None
 
     def span(self, length: int, width: int) -> slice:
-        """Positions of a row of `length` tokens in a batch of `width` tokens."""
+        """Return the positions of a row of `length` tokens in a batch of `width` tokens."""
         return slice(width - length, None) if self.side == "left" else slice(length)
 
     def starts(self, lengths: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-        """First positions of rows of `lengths` tokens in a batch of `width` tokens."""
+        """Return the first positions of rows of `lengths` tokens in a batch of `width` tokens."""
         return width - lengths if self.side == "left" else np.zeros_like(lengths)
 
 
@@ -62,9 +67,10 @@ RIGHT = Padding()
 def pad_rows(
     rows: Sequence[Mapping[str, Sequence[int]]], fill: Mapping[str, int], padding: Padding
 ) -> dict[str, NDArray[np.int64]]:
-    """Arrays of shape [rows, longest row] by input name, with `attention_mask`.
+    """Pad tokenized rows to arrays of shape [rows, longest row], by input name.
 
-    `fill` holds the padding values that are not 0.
+    The arrays include `attention_mask`. `fill` holds the padding value of each input that is not
+    padded by 0.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     width = max(lengths)
@@ -83,19 +89,21 @@ def find_padding(
     fill: Mapping[str, int],
     side: str,
 ) -> Padding:
-    """Compare a model's output for a row alone and next to a longer row.
+    """Find the padding under which a row has the same output alone and next to a longer row.
 
-    A half-precision model is compared in float32: the rounding of a small output, such as a
-    regression's near zero, would look like a change by its neighbors.
+    Padding on the right is tried first, then `side`; if both change the output, only rows of equal
+    length may share a pass. A half-precision model is tested in float32, unless it is large: the
+    rounding error of a small output, such as a regression's near 0, would look like a change by the
+    other row.
 
     Args:
-        model: Any model of one forward pass.
-        rows: A row, and a longer one.
-        fill: As for `pad_rows`.
-        side: The tokenizer's `padding_side`, tried where padding on the right fails.
+        model: Model whose outputs come from one forward pass.
+        rows: A row and a longer row, as token lists by input name.
+        fill: Padding values, as for `pad_rows`.
+        side: Value of the tokenizer's `padding_side`.
 
     Raises:
-        UserError: The model accepts rows of some lengths only.
+        UserError: The model does not accept rows of this length.
     """
     import torch
 
@@ -109,7 +117,7 @@ def find_padding(
 
     first = dict(rows[0])
     if len(first["input_ids"]) % 2 == 0 and len(first["input_ids"]) > 4:
-        # CANINE pools four tokens into one: rows of a multiple of it would not show the padding.
+        # CANINE pools four tokens into one: a row of 4, 8, 12 … tokens would hide its dependence.
         first = {name: [*values[:1], *values[2:]] for name, values in first.items()}
     rows = [first, rows[1]]
     short, long = (len(row["input_ids"]) for row in rows)
@@ -139,7 +147,10 @@ def find_padding(
 
 @contextmanager
 def _in_float32(model: "PreTrainedModel") -> Iterator[None]:
-    """Hold a model in float32 inside the block, unless it is large; restore its weights exactly."""
+    """Convert a model to float32 inside the block, unless it exceeds FLOAT32_PARAMETERS.
+
+    The original weights are restored exactly, because float32 holds every half-precision value.
+    """
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     dtypes = [tensor.dtype for tensor in tensors]
     small = sum(tensor.numel() for tensor in tensors) <= FLOAT32_PARAMETERS
@@ -155,9 +166,9 @@ def _in_float32(model: "PreTrainedModel") -> Iterator[None]:
 def _moved(
     alone: "torch.Tensor", together: "torch.Tensor", short: int, long: int, padding: Padding
 ) -> float:
-    """Largest change of the first row's output, relative to the largest value of both rows.
+    """Return the largest change of the first row's output, relative to the largest output value.
 
-    Infinite for an output of another shape.
+    Returns infinity if the shapes of the outputs differ, or if a change is NaN.
     """
     scale = together.abs().max().clamp(min=1e-6)
     together = together[0]
@@ -169,14 +180,14 @@ def _moved(
 
 
 def use_fixed_hashes(model: "PreTrainedModel") -> None:
-    """Give Reformer's random hashes a seed, so that equal rows get equal answers."""
+    """Fix the seed of Reformer's random hashes, so that equal rows get equal outputs."""
     for module in model.modules():
         if getattr(module, "hash_seed", ...) is None:
             module.hash_seed = 0
 
 
 def use_full_attention(model: "PreTrainedModel") -> None:
-    """Select BigBird's full attention, to which it would switch after its first short batch."""
+    """Select BigBird's full attention: otherwise the first short batch switches to it for good."""
     base = model.base_model
     if getattr(base, "attention_type", None) == "block_sparse":
         base.set_attention_type("original_full")

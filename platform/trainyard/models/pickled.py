@@ -1,6 +1,7 @@
-"""Checkpoints that exist only as pickled `.bin` files: convert them to safetensors once, into a cache.
+"""Convert checkpoints that exist only as pickled `.bin` files to safetensors, once, into a cache.
 
-Nothing is run of such a file: torch reads tensors alone. The original folder stays as it is.
+No code in a pickled file is run: torch reads only tensors (`weights_only`). The original folder is
+not changed.
 """
 
 import hashlib
@@ -26,12 +27,14 @@ SMALL_FILES = tuple(suffix for suffix in MODEL_FILES if suffix != ".safetensors"
 
 
 def with_safetensors(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Find a model's folder or Hub id, and revision, under which its weights are safetensors.
+    """Return a folder or Hub id, and a revision, whose weights are safetensors.
 
-    A model that has only pickled weights is converted; any other one is what `resolve_model` finds.
+    For a model with only pickled weights, this is the cache folder of the converted model, with the
+    revision None. For any other model it is the result of `resolve_model`, with `revision`.
 
     Raises:
-        UserError: when the pickled weights hold anything but tensors, or are damaged.
+        UserError: The model is missing, its pickled weights are damaged or hold more than tensors,
+            or the cache cannot be written.
     """
     found = resolve_model(name)
     if not _only_pickled(found, revision):
@@ -54,7 +57,7 @@ def _only_pickled(model: str, revision: str | None) -> bool:
     has = partial(has_file, model, revision=revision)
     try:
         return not (has(SAFE_WEIGHTS) or has(SAFE_INDEX)) and (has(WEIGHTS) or has(INDEX))
-    except Exception:  # a model that cannot be found or reached: loading it says so
+    except Exception:  # loading reports a model that cannot be found or reached
         return False
 
 
@@ -134,7 +137,11 @@ def _shards(folder: Path, name: str) -> Iterator[str]:
 
 
 def _save(source: Path, target: Path, name: str) -> list[str]:
-    """Write the tensors of a pickled file as safetensors; return their names."""
+    """Write the tensors of a pickled file as safetensors; return the names of the tensors.
+
+    Raises:
+        UserError: The file is damaged, or holds anything but named tensors.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -158,7 +165,7 @@ def _save(source: Path, target: Path, name: str) -> list[str]:
             f"model {name}: {source.name} holds {others[0]!r}, which is no tensor, so it is not the "
             "weights of a transformers model; get its weights as safetensors"
         )
-    # Tied weights share memory, which safetensors refuses: each gets a copy, tied again on loading.
+    # Safetensors refuses tied weights, which share memory: store copies, which loading ties again.
     copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
     save_file(copies, target, metadata={"format": "pt"})
     return list(copies)

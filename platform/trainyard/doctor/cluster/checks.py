@@ -1,4 +1,4 @@
-"""Checks of the nodes' facts. Each yields sentences about what works, may fail or will fail."""
+"""Checks of the facts about all nodes; each check yields pairs of level and sentence."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from trainyard.doctor.cluster.nodes import Facts
 
 GIB = 2**30
 LEAST_SPACE = {"disk": 5 * GIB, "temporary": 5 * GIB, "shared_memory": GIB}
-"""Bytes that must be free, by the name of the fact."""
+"""Bytes. Minimum free space, by the name of the fact."""
 WARN_SKEW, FAIL_SKEW = 1.0, 30.0
-"""Seconds. Difference between the clocks of two nodes that gives a warning, and a failure."""
+"""Seconds. Difference between a node's and the driver's clock for a warning, or a failure."""
 
 Level = Literal["ok", "warning", "failure"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about the cluster. A `failure` means that a run will not work."""
+    """Sentence about the cluster, by a check. A `failure` means that a run will not work."""
 
     check: str
     level: Level
@@ -30,7 +30,7 @@ Sentences = Iterator[tuple[Level, str]]
 
 
 class Cluster(NamedTuple):
-    """Facts of all nodes, and the run that is to start on them."""
+    """Facts about all nodes by node id, and the config of the run to start on them."""
 
     nodes: dict[str, Facts]
     config: TrainConfig
@@ -139,7 +139,7 @@ def _authentication(cluster: Cluster) -> Sentences:
 
 
 def _data(cluster: Cluster) -> Sentences:
-    """Check the CPUs of tokenization, which ends before the workers start."""
+    """Check that a node has a CPU for tokenization, and count the workers that fit."""
     resources = [facts["resources"] for facts in cluster.nodes.values()]
     if not any(node.get("CPU", 0) >= 1 for node in resources):
         if may_grow(cluster.config):
@@ -164,13 +164,13 @@ CHECKS: dict[str, Callable[[Cluster], Sentences]] = {
     "authentication": _authentication,
 }
 CHEAP = ("nodes", "versions", "package", "storage", "model")
-"""Checks that `fit` makes on a cluster of several nodes before it starts anything."""
+"""Names of the checks that `fit` makes on a cluster of several nodes before the workers start."""
 
 
 def run_checks(
     nodes: dict[str, Facts], config: TrainConfig, needed: Node, checks: Iterable[str]
 ) -> list[Finding]:
-    """Run the named checks. A check without complaint yields one finding of level `ok`."""
+    """Run the named checks; return the warnings and failures of each, or else its `ok` finding."""
     findings = []
     for name in checks:
         sentences = list(CHECKS[name](Cluster(nodes, config, needed)))

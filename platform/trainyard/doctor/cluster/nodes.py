@@ -18,7 +18,10 @@ Facts = dict[str, Any]
 
 @contextmanager
 def marked(storage_path: str) -> Iterator[Question]:
-    """Write a marker file to the storage for the nodes to read; remove it and their files at exit."""
+    """Write a marker file to the storage for the nodes to read.
+
+    At exit, the marker and the files that nodes wrote next to it are removed.
+    """
     name, content = f".doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
     if "://" in storage_path:
         bucket = Bucket(storage_path, impatient=True)
@@ -40,9 +43,10 @@ def marked(storage_path: str) -> Iterator[Question]:
 
 
 def ask(question: Question, *, timeout: float) -> dict[str, Facts]:
-    """Return the facts of each living node by its id; {"fault": …} for a node without an answer.
+    """Return the facts about each alive node, by node id.
 
-    A node that disappeared before all others answered is left out.
+    A node that fails, or does not answer within `timeout` seconds, has the fact `fault`. A node
+    that disappears before the last node answers is left out.
     """
     import ray
     from ray import cloudpickle
@@ -91,14 +95,20 @@ def _take(answer: Any, deadline: float) -> Any:
 
 
 def _skew(started: float, node_time: Any, ended: float) -> dict[str, float] | None:
-    """Seconds by which the node's clock is ahead of the driver's, and their uncertainty."""
+    """Return the seconds by which a node's clock is ahead of the driver's, and their uncertainty.
+
+    Returns None if the node did not answer.
+    """
     if not isinstance(node_time, float):
         return None
     return {"ahead": node_time - (started + ended) / 2, "uncertainty": (ended - started) / 2}
 
 
 def _read_back(question: Question, facts_of: dict[str, Facts]) -> dict[str, Facts]:
-    """Read the file that each node wrote. Shared file systems may show it some seconds late."""
+    """Read the file that each node wrote; set the fact `writes` if it is missing or differs.
+
+    Shared file systems can show a file some seconds late: wait at most 10 seconds for all files.
+    """
     folder = Path(question.marker).parent
     deadline = time.monotonic() + 10
     for facts in facts_of.values():

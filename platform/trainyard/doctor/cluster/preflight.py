@@ -1,7 +1,7 @@
 """Check that a run with the same flags would work on the cluster, before it starts.
 
-`nodes` runs `probe` on every node, and `checks` evaluates the facts. Then the upload of `ray job
-submit` is measured, and the workers are started once, for one all-reduce.
+The size of the upload of `ray job submit` is measured. Then `nodes` runs `probe` on every node, and
+`checks` evaluates the facts. Without a failure, the workers are started once, for one all-reduce.
 """
 
 import logging
@@ -25,7 +25,7 @@ from trainyard.storage import open_run
 from trainyard.terminal import say, stage
 
 FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
-"""Seconds to wait for a node's answer: more than Ray needs to notice a dead node."""
+"""Seconds to wait for all nodes, in `fit` and in the doctor; Ray notices dead nodes earlier."""
 
 RUNTIME_ENV = "runtime_env.yaml"
 WARN_BYTES = 10 * 2**20
@@ -40,7 +40,7 @@ class DoctorConfig(TrainConfig):
 
 
 def examine_cluster(config: DoctorConfig) -> dict[str, Any]:
-    """Return all findings as the job's JSON; `ok` is true when none is a failure."""
+    """Print all findings, and return them as the job's JSON; `ok` is True without a failure."""
     marks = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE"}
     findings = []
     for finding in _examine(config):
@@ -62,10 +62,10 @@ def examine_cluster(config: DoctorConfig) -> dict[str, Any]:
 
 
 def preflight(config: TrainConfig) -> None:
-    """Make the cheap checks before `fit` starts workers on several nodes.
+    """Run the `CHEAP` checks before `fit` starts workers; do nothing on a single node.
 
     Raises:
-        UserError: A check fails.
+        UserError: A check fails, the model is not found, or the storage cannot be written.
     """
     import ray
 
@@ -132,7 +132,7 @@ def _facts(config: TrainConfig, model: str | None, timeout: float) -> dict[str, 
 
 
 def check_upload(folder: Path) -> Iterator[Finding]:
-    """Measure the upload of `ray job submit`, when `folder` is a checkout with a runtime env."""
+    """Yield a finding on the upload of `ray job submit`; nothing without `RUNTIME_ENV`."""
     if not (folder / RUNTIME_ENV).is_file():
         return
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
@@ -150,7 +150,7 @@ def check_upload(folder: Path) -> Iterator[Finding]:
 
 
 def upload_bytes(folder: Path) -> int:
-    """Bytes of the zip file that Ray makes of `folder`, without its `excludes`."""
+    """Return the bytes of the zip file that Ray builds from `folder`, without the `excludes`."""
     import yaml
     from ray._private.runtime_env.packaging import create_package
 
@@ -168,7 +168,7 @@ def upload_bytes(folder: Path) -> int:
 
 
 def check_workers(config: TrainConfig, needed: Node) -> Finding:
-    """Start the workers of a run on the requested devices, and have them exchange a number."""
+    """Start the workers of a run on the requested devices for an all-reduce; return a finding."""
     import ray.train
 
     count = worker_count(config, needed, attempt=1)
@@ -208,7 +208,10 @@ def check_workers(config: TrainConfig, needed: Node) -> Finding:
 
 
 def sum_ones() -> dict[str, Any]:
-    """Sum ones over all workers; runs on each of them."""
+    """Sum a one of each worker by an all-reduce; every worker runs this function.
+
+    Returns the sum, and the names of the backend, the network interface and the device.
+    """
     import ray.train
     import ray.train.torch
     import torch

@@ -1,6 +1,7 @@
-"""Facts about one node. Ray sends this module's source, so it imports nothing of ours at the top.
+"""Collect facts about one node.
 
-A node that cannot import the package then still reports why.
+Ray sends this module by value, and the module does not import trainyard at the top. So a node that
+cannot import trainyard still reports the reason.
 """
 
 import hashlib
@@ -23,12 +24,14 @@ PACKAGES = ("ray", "torch", "transformers", "accelerate", "datasets", "pyarrow",
 
 @dataclass(frozen=True)
 class Question:
+    """Storage, marker file and model that a node checks."""
+
     storage: str
     marker: str
-    """File that the driver wrote below the storage path, with `content`."""
+    """File or bucket key below the storage path to which the driver wrote `content`."""
     content: str
     model: str | None = None
-    """Folder of the model, or its Hub id when `hub` is true."""
+    """Folder of the model, or its Hub id if `hub` is True; None to skip the check."""
     hub: bool = False
 
 
@@ -59,7 +62,7 @@ def _version(package: str) -> str | None:
 
 
 def _trainyard() -> dict[str, Any]:
-    """Folder of the imported package and a digest of its sources, or the error of the import."""
+    """Return the folder of the package and a digest of its sources, or the error of the import."""
     try:
         package = importlib.import_module("trainyard")
         importlib.import_module("trainyard.training.driver.restarts")
@@ -73,7 +76,11 @@ def _trainyard() -> dict[str, Any]:
 
 
 def _storage(question: Question) -> dict[str, Any]:
-    """Read the driver's marker and write another one; return its name, or the errors."""
+    """Read the driver's marker, and write an answer next to it.
+
+    Returns the errors `reads` and `writes`, None if there are none, and `wrote`, the name of the
+    answer.
+    """
     marker = Path(question.marker)
     facts: dict[str, Any] = {"reads": None, "writes": None, "wrote": None}
     if "://" in question.storage:
@@ -93,7 +100,7 @@ def _storage(question: Question) -> dict[str, Any]:
 
 
 def _bucket(question: Question) -> dict[str, Any]:
-    """Read the driver's marker from the bucket and write another one; return the errors."""
+    """Read the driver's marker from the bucket, and write an answer; return the error, if any."""
     try:
         from trainyard.storage import Bucket
 

@@ -2,9 +2,9 @@
 
 Near duplicates are found by an exact set-similarity join. Two word sets of Jaccard similarity t or more
 share at least one of the rarest words of each (prefix filtering: Bayardo et al., Scaling Up All Pairs
-Similarity Search, WWW 2007). The number of rare words that they share bounds the number that they can
-share in all (Xiao et al., PPJoin, WWW 2008). So few pairs are compared in full and, unlike MinHash with
-LSH, no pair is missed. benchmarks/compare_near_duplicates.py measures both.
+Similarity Search, WWW 2007). The number of shared rare words bounds the number of all shared words
+(Xiao et al., PPJoin, WWW 2008). So few pairs are compared in full and, unlike MinHash with LSH, no
+pair is missed. benchmarks/compare_near_duplicates.py measures both methods.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ _CANDIDATES_AT_ONCE = 4_000_000
 
 
 def first_rows(keys: Sequence[Hashable]) -> NDArray[np.int64]:
-    """First row with the same key, for each row; shape [rows]."""
+    """Return for each row the index of the first row with the same key; shape [rows]."""
     first: dict[Hashable, int] = {}
     return np.fromiter(
         (first.setdefault(key, i) for i, key in enumerate(keys)), np.int64, len(keys)
@@ -30,7 +30,7 @@ def first_rows(keys: Sequence[Hashable]) -> NDArray[np.int64]:
 
 
 def matches(keys: Sequence[Hashable], others: Sequence[Hashable]) -> NDArray[np.int64]:
-    """First row of `others` with the same key, for each row, or -1; shape [rows]."""
+    """Return for each of `keys` the first index of an equal key in `others` or -1; shape [rows]."""
     first: dict[Hashable, int] = {}
     for i, key in enumerate(others):
         first.setdefault(key, i)
@@ -41,8 +41,9 @@ def duplicates(splits: Sequence[Rows], similarity: float, examples: int) -> dict
     """Count duplicates inside each split and between each two splits, with examples.
 
     Inside a split, `exact` and `normalized` count rows that repeat an earlier row. Between splits, they
-    count rows of the second split that occur in the first. `near` counts rows with a near duplicate that
-    differs after normalization; between splits, only rows that do not occur in the first.
+    count rows of the second split that occur in the first. `near` counts rows with a near
+    duplicate, of Jaccard similarity `similarity` or more, that differs after normalization. Between
+    splits, `near` leaves out rows that occur in the first split.
     """
     inside = {rows.name: _inside(rows, similarity, examples) for rows in splits}
     between = [
@@ -94,9 +95,10 @@ def _between(first: Rows, second: Rows, similarity: float, examples: int) -> dic
 def _near(
     rows: Rows, indices: NDArray[np.int64], others: Rows | None, similarity: float
 ) -> "NearPairs":
-    """`near_pairs` of the rows at `indices`, all different, with the distinct rows of `others`.
+    """Find near pairs between the distinct rows at `indices` and the distinct rows of `others`.
 
-    Repeated rows are left out: n equal rows would yield n² pairs.
+    Without `others`, pairs are formed among the rows at `indices`. Repeated rows are left out,
+    because n equal rows would yield n² pairs.
     """
     words, other_words, other_indices = [rows.words[i] for i in indices], None, indices
     if others is not None:
@@ -121,7 +123,8 @@ def _examples(near: "NearPairs", rows: Rows, others: Rows, limit: int) -> list[d
 def contradictions(splits: Sequence[Rows], regression: bool, examples: int) -> dict[str, Any]:
     """Find rows with the same normalized text and different labels, over all splits with labels.
 
-    Labels of a regression differ when they are more than a fifth of the range of labels apart.
+    Labels of a regression differ if they are more than a fifth of the largest range of a split
+    apart.
     """
     contradicting = _contradicting(splits, regression)
     return {
@@ -156,7 +159,7 @@ def _contradicting(splits: Sequence[Rows], regression: bool) -> list[list[tuple[
 def faulty_rows(
     train: Rows, others: Sequence[Rows], *, regression: bool
 ) -> dict[str, NDArray[np.bool_]]:
-    """Masks of the rows of `train` that a cleaned copy leaves out, by reason; shape [rows]."""
+    """Return masks of rows to leave out of a cleaned copy of `train`, by reason; shape [rows]."""
     groups = _contradicting([train], regression)
     contradicting = [i for group in groups for _, i in group]
     position = np.arange(len(train))
@@ -185,10 +188,10 @@ class NearPairs:
 def near_pairs(
     words: Sequence[Sequence[str]], others: Sequence[Sequence[str]] | None, similarity: float
 ) -> NearPairs:
-    """Find every pair (row of `words`, row of `others`) of at least this Jaccard similarity.
+    """Find all pairs (row of `words`, row of `others`) of Jaccard similarity `similarity` or more.
 
-    Without `others`, pairs are formed inside `words`, each once with first > second. A word that occurs
-    twice in a row counts twice. Rows without words form no pair.
+    Without `others`, pairs are formed within `words`, each pair once with first > second. Repeats
+    of a word in a row count. Rows without words form no pair.
     """
     left = [_numbered(row) for row in words]
     right = left if others is None else [_numbered(row) for row in others]
@@ -227,7 +230,7 @@ def _rarest_first(*sides: Sequence[Sequence[str]]) -> dict[str, int]:
 
 
 class _Sets:
-    """Sparse 0/1 matrices of rows over words, rarest word first: whole rows, and their prefixes."""
+    """Sparse 0/1 matrices [rows, words], rarest word first, of whole rows and of their prefixes."""
 
     def __init__(self, rows: Sequence[Sequence[str]], order: dict[str, int], t: float) -> None:
         from scipy.sparse import csr_matrix
@@ -256,10 +259,10 @@ class _Sets:
 def _candidates(
     a: _Sets, b: _Sets, t: float
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs that share enough words of their prefixes, in parts of bounded size."""
+    """Yield (rows of `a`, rows of `b`) of pairs that can reach similarity `t`, in bounded parts."""
     transposed = b.prefix.T.tocsr()
     frequencies = np.asarray(b.prefix.sum(axis=0)).ravel()
-    work = np.asarray(a.prefix @ frequencies).ravel()  # pairs of each row of a
+    work = np.asarray(a.prefix @ frequencies).ravel()  # candidate pairs of each row of a
     ends = np.searchsorted(
         np.cumsum(work), np.arange(1, work.sum() // _CANDIDATES_AT_ONCE + 2) * _CANDIDATES_AT_ONCE
     )

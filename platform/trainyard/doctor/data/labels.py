@@ -1,8 +1,9 @@
-"""Labels and words of rows: balance, drift between splits, and probably wrong labels.
+"""Checks of labels and words: balance, drift between splits, and probably wrong labels.
 
 Confident learning ranks rows by the out-of-sample probability of their label, and estimates the number of
 wrong labels (Northcutt, Jiang and Chuang, JAIR 2021). The model is a logistic regression over words, which
-stochastic gradients train in seconds. It also ranks rare texts high, so the list needs human review.
+stochastic gradient descent trains in seconds. Rare texts rank high too, so the list needs human
+review.
 """
 
 from collections.abc import Sequence
@@ -22,14 +23,15 @@ FOLDS = 5
 CLASSIFIER_ROWS = 20_000
 """Maximum rows of each split for the classifier that tells splits apart."""
 DIMENSIONS = 1 << 20
-"""Columns of the hashed word features."""
+"""Number of columns of the hashed word features."""
 
 
 def features(words: Sequence[Sequence[str]]) -> "csr_matrix":
-    """TF-IDF of words and pairs of neighbors; sparse, shape [rows, features], unit length.
+    """Compute TF-IDF features of words and of pairs of neighbors; sparse, shape [rows, features].
 
-    For a pair of texts, further features mark words of both texts, and of one text only. Features of a
-    single row are left out, since they cannot generalize to other rows; none may remain.
+    Rows have unit length. For a pair of texts, further features mark words of both texts, and of
+    one text only. Features of a single row are left out, because they cannot generalize to other
+    rows. So there may be no features at all.
     """
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
@@ -56,7 +58,11 @@ def _grams(words: Sequence[str]) -> list[str]:
 
 
 def balance(task: Task, splits: Sequence[Rows]) -> dict[str, Any]:
-    """Count the rows of each label in each labeled split; describe the targets of a regression."""
+    """Count the rows of each label in each labeled split.
+
+    For a regression, return mean, standard deviation, minimum and maximum of the targets of each
+    split.
+    """
     balance_of: dict[str, Any] = {}
     for rows in splits:
         if not rows.labeled:
@@ -79,11 +85,13 @@ def balance(task: Task, splits: Sequence[Rows]) -> dict[str, Any]:
 
 
 def drift(task: Task, train: Rows, other: Rows, *, seed: int) -> dict[str, Any]:
-    """Measure differences between `other` and `train` as effect sizes: large sets make any p small.
+    """Measure differences between `other` and `train` as effect sizes.
+
+    Large splits make any p-value small.
 
     - `labels`: Cramér's V with a chi-squared test; for a regression, Kolmogorov-Smirnov.
     - `lengths`: Kolmogorov-Smirnov of the words per row.
-    - `unseen_words`: Share of the words of `other` that never occur in `train`.
+    - `unseen_words`: Share of the words in `other` that do not occur in `train`.
     - `told_apart`: Cross-validated area under the ROC curve of a classifier of a row's split. 0.5 means
       no drift of the words (Lopez-Paz and Oquab 2017).
     """
@@ -129,7 +137,10 @@ def _cramers_v(first: NDArray[Any], second: NDArray[Any], labels: int) -> dict[s
 
 
 def _separability(first: Rows, second: Rows, seed: int) -> float | None:
-    """Area under the ROC curve; None when rows are too few to cross-validate or share no word."""
+    """Return the area under the ROC curve of a classifier that tells two splits apart.
+
+    Returns None if a split has fewer than 50 rows, or if no word occurs in two rows.
+    """
     from sklearn.linear_model import SGDClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -156,11 +167,11 @@ def _separability(first: Rows, second: Rows, seed: int) -> float | None:
 
 
 def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> dict[str, Any]:
-    """Rank the labels of a split, the most doubtful first, and estimate the number of wrong ones.
+    """Rank the labels of a split, the most doubtful first, and estimate the number of wrong labels.
 
-    `accuracy`, or `explained_variance` for a regression, measures the cross-validated model. When it is
-    hardly better than chance, `trustworthy` is False. Rows without a label are left out. When no model
-    can be cross-validated, `skipped` holds the reason.
+    `accuracy`, or `explained_variance` for a regression, measures the cross-validated model. If the
+    model is hardly better than chance, `trustworthy` is False. Rows without a label are left out.
+    If no model can be cross-validated, the result only holds `skipped`, the reason.
     """
     if rows.labels.ndim == 2:
         return {"skipped": "rows have several labels: not supported"}
@@ -211,9 +222,10 @@ def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> di
 
 
 def out_of_fold(inputs: "csr_matrix", labels: NDArray[Any], seed: int) -> NDArray[np.float64]:
-    """Probabilities of each label by a model that was not trained on the row; shape [rows, labels].
+    """Predict label probabilities by models that were not trained on the row; shape [rows, labels].
 
-    `inputs` are the rows' features. Each label from 0 on must occur.
+    `inputs` holds the features of the rows. Each label from 0 on must occur in at least FOLDS
+    rows.
     """
     from sklearn.linear_model import SGDClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -230,9 +242,11 @@ def out_of_fold(inputs: "csr_matrix", labels: NDArray[Any], seed: int) -> NDArra
 
 
 def confident_errors(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Mask of rows with another label above its threshold: the off-diagonal of the confident joint.
+    """Return a mask of rows that confidently have another label, shape [rows].
 
-    The threshold of a label is the mean probability that the rows with this label give it.
+    The rows are the off-diagonal of the confident joint (Northcutt et al. 2021): the probability of
+    another label is the highest above its threshold. The threshold of a label is its mean
+    probability in the rows with this label.
     """
     threshold = np.full(probabilities.shape[1], np.inf)
     for label in np.unique(labels):
@@ -245,7 +259,10 @@ def confident_errors(probabilities: NDArray[np.float64], labels: NDArray[Any]) -
 def _residuals(
     inputs: "csr_matrix", labels: NDArray[np.float32], seed: int
 ) -> tuple[NDArray[np.float64], float]:
-    """Absolute residuals, in units of three robust standard deviations, and R squared."""
+    """Return cross-validated absolute residuals, shape [rows], and R squared.
+
+    The unit of the residuals is three robust standard deviations, by the median absolute deviation.
+    """
     from scipy.stats import median_abs_deviation
     from sklearn.linear_model import Ridge
     from sklearn.metrics import r2_score

@@ -1,4 +1,4 @@
-"""Findings of the data doctor, a sentence for each fault that the figures show, and the report's page."""
+"""Findings of the data doctor, a sentence for each fault in the figures, and the HTML report."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -33,16 +33,17 @@ Sentences = Iterator[tuple[Level, str]]
 
 
 class Check(NamedTuple):
-    """Sentences about one kind of fault, and its remedy."""
+    """Check for one kind of fault: the function that yields its sentences, and the remedy."""
 
     sentences: Callable[[Report], Sentences]
     fix: str
 
 
 def findings(report: Report) -> list[dict[str, str]]:
-    """Return the level, check and sentence of all findings, the severe ones first.
+    """Return the level, check and sentence of all findings, severe findings first.
 
-    `severity` is the level in the words of older releases; the next release drops it.
+    The key `severity` repeats the level in the words of older releases; the next release drops the
+    key.
     """
     former: dict[Level, str] = {"severe": "grave", "notice": "notice"}
     result = [

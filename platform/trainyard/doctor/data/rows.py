@@ -1,4 +1,4 @@
-"""Rows of every split in memory, test splits included; their words, and faults of their texts."""
+"""Read all rows of every split into memory, test splits included; find words and faulty texts."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -28,25 +28,25 @@ FAULTS: dict[str, Callable[[tuple[str, ...]], bool]] = {
     "control_characters": lambda texts: any(_CONTROL.search(text) for text in texts),
     "undecodable": lambda texts: any("\ufffd" in text for text in texts),
 }
-"""Faults of a row's texts that need no other row to detect."""
+"""Faults of the texts of a single row: functions of the texts that return True for a faulty row."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One split: texts of shape [columns][rows], labels of shape [rows] or [rows, labels]."""
+    """Rows of a split: texts of shape [columns][rows], labels of shape [rows] or [rows, labels]."""
 
     name: str
     texts: tuple[Sequence[str], ...]
     labels: NDArray[Any]
     withholds: bool = True
-    """-1 marks a withheld label, as in GLUE, and is not a target."""
+    """True if the label -1 means a withheld label, as in GLUE; False if -1 is a target."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def has_label(self) -> NDArray[np.bool_]:
-        """Mask of the rows with a label: GLUE withholds those of most test splits; shape [rows]."""
+        """Mask of rows with a label, shape [rows]; GLUE withholds most labels of test splits."""
         if self.labels.ndim == 2 or not self.withholds:
             return np.ones(len(self), bool)
         return np.asarray(self.labels != NO_LABEL)
@@ -61,7 +61,7 @@ class Rows:
 
     @cached_property
     def normalized(self) -> list[tuple[str, ...]]:
-        """Keys that are equal for rows that differ in case, spacing and Unicode forms only."""
+        """Normalized texts of each row: they ignore case, spacing and Unicode form."""
         columns = [[normalize_text(text) for text in column] for column in self.texts]
         return list(zip(*columns, strict=True))
 
@@ -69,8 +69,8 @@ class Rows:
     def words(self) -> list[list[str]]:
         """Words and punctuation marks of each row, each after the index of its text ("0the").
 
-        In scripts without spaces between words, each character counts as a word. Strings are interned,
-        so equal words of millions of rows share one object.
+        In scripts without spaces between words, each character is a word. Strings are interned, so
+        equal words of all rows share one object.
         """
         columns = [
             [[intern(f"{i}{word}") for word in _WORD.findall(text)] for text in column]
@@ -79,13 +79,17 @@ class Rows:
         return [[word for part in parts for word in part] for parts in zip(*columns, strict=True)]
 
     def row(self, index: int) -> dict[str, Any]:
-        """Return a row as the report shows it, without its label."""
+        """Return the split, the index and the texts of a row, for the report."""
         named = zip(("text", "text_pair"), self.texts, strict=False)
         return {"split": self.name, "row": index, **{name: column[index] for name, column in named}}
 
 
 def all_splits(config: DataFlags) -> tuple[Splits, list[str]]:
-    """Return every split of the data, labeled or not, and the names of absent splits."""
+    """Return all splits of the data, labeled or not, and the names of absent test splits.
+
+    Raises:
+        UserError: The data cannot be read.
+    """
     if config.is_own:
         return find_splits(config), []
     task = get_task(config.task)
@@ -110,7 +114,7 @@ def read(split: Split, task: Task) -> Rows:
     else:
         labels = label.to_numpy()
     texts = tuple(table[name].to_pylist() for name in _text_names(task))
-    # Users' own files label every row, and a target may be -1.
+    # Files of users have a label in every row, and -1 may be a target.
     return Rows(split.name, texts, np.asarray(labels), withholds=task.hub_path is not None)
 
 
@@ -131,7 +135,7 @@ def _schema(task: Task) -> "pa.Schema":
 
 
 def faulty_texts(splits: Sequence[Rows], examples: int) -> dict[str, Any]:
-    """Find the rows with each fault in each split, with examples."""
+    """Count the rows with each of `FAULTS` in each split, with examples."""
     faults: dict[str, Any] = {}
     for rows in splits:
         faults[rows.name] = {}

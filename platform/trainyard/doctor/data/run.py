@@ -1,4 +1,4 @@
-"""`examine_data`: run every check on every split of a data set, and write the report."""
+"""Run every check on every split of a data set, and write the report."""
 
 import json
 import shlex
@@ -72,7 +72,7 @@ class Examination(Readable):
     report: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the job's JSON; `severe` also has its former name for one release."""
+        """Return the job's JSON result; for one release, `severe` also has its former key."""
         severe = [f["sentence"] for f in self.report["findings"] if f["level"] == "severe"]
         return {
             "job": "doctor_data",
@@ -105,7 +105,7 @@ def examine_data(config: DataDoctorConfig) -> Examination:
     task, n, similarity = splits.task, config.num_examples, config.near_duplicate_similarity
 
     def timed(name: str, found: Any) -> Any:
-        """Note the seconds since the last check; `found` is its result."""
+        """Record the seconds since the last check under `name`; return the result `found`."""
         seconds[name] = round(time.monotonic() - started - sum(seconds.values()), 2)
         return found
 
@@ -155,7 +155,10 @@ def examine_data(config: DataDoctorConfig) -> Examination:
 def _write_cleaned(
     folder: Path, config: DataDoctorConfig, task: Task, train: Rows, others: Sequence[Rows]
 ) -> dict[str, Any] | None:
-    """Write the training rows without severe faults as JSON lines; None where all rows stay, or none."""
+    """Write the training rows without faults and repeats as JSON Lines; return report facts.
+
+    Returns None, and writes no file, if all rows or no rows remain.
+    """
     faults = faulty_rows(train, others, regression=task.problem_type == "regression")
     removed = np.any(list(faults.values()), axis=0)
     path = folder / f"{train.name}-cleaned.jsonl"
@@ -187,7 +190,7 @@ def _write_cleaned(
 
 
 def _named(task: Task, label: Any) -> str | list[str] | float:
-    """Label as in a user's own file: the name of a class, names of several, or a target."""
+    """Convert a label to the form of user files: a class name, a list of names, or a target."""
     if not task.labels:
         return float(label)
     if task.problem_type == "multi_label_classification":
@@ -196,7 +199,7 @@ def _named(task: Task, label: Any) -> str | list[str] | float:
 
 
 def _missing_labels(task: Task, rows: Rows) -> int:
-    """Count rows without a label; in a test split whose labels are all withheld, none is missing."""
+    """Count the rows without a label; 0 for a test split whose labels are all withheld."""
     withheld = rows.name in task.test_splits and not rows.labeled
     return 0 if withheld else int((~rows.has_label).sum())
 

@@ -1,4 +1,4 @@
-"""Choose the engine of a model: by the options, or by the measurement stored with the model."""
+"""Choose the engine of a model: the requested one, or the one stored with the model."""
 
 import hashlib
 import json
@@ -13,14 +13,21 @@ from trainyard.models.engines.registry import ENGINES
 from trainyard.storage import file_digest
 
 FILE = "engine.json"
-"""In the model's folder: what `trainyard engine` measured there, and what it chose."""
+"""File in the model's folder: measurements and choice of `trainyard engine`."""
 INT8 = Path("engine/int8.xml")
-"""In the model's folder: the model in int8, of OpenVINO's own format."""
+"""Path in the model's folder: the model in int8, in OpenVINO's format."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine and its number type; `why` is the reason for ignoring the stored choice, if any."""
+    """Engine that runs a model.
+
+    Attributes:
+        engine: Name in `ENGINES`.
+        dtype: Number type of the engine.
+        file: File of the stored int8 model; None for other number types.
+        why: Reason for ignoring the stored choice; None if it was not ignored.
+    """
 
     engine: str = "torch"
     dtype: str = "float32"
@@ -36,13 +43,13 @@ class Choice:
 
 
 def choose(engine: str, dtype: str, folder: Path, device: str) -> Choice:
-    """Return `engine`, or for `auto` the choice that is stored in the model's folder.
+    """Return the requested engine; for `auto`, the choice stored in the model's folder.
 
-    A measurement holds for the same weights, processor, number type and device only; otherwise the
-    choice is torch.
+    A stored choice applies to float32 requests on a CPU, and only to the weights and the processor
+    that were measured. Otherwise `auto` is torch.
 
     Raises:
-        UserError: for a stored choice that cannot be read.
+        UserError: The stored choice cannot be read.
     """
     if engine != "auto":
         return Choice(engine, dtype)
@@ -77,13 +84,13 @@ def read(folder: Path) -> Mapping[str, Any] | None:
 
 
 def weights_of(folder: Path, pattern: str = "*.safetensors") -> str:
-    """SHA-256 of a model's weights, or of other files of a folder."""
+    """Return the SHA-256 of the digests of all files in `folder` that match `pattern`, by name."""
     digests = [file_digest(path) for path in sorted(folder.glob(pattern))]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def machine() -> str:
-    """Name of the processor and a digest of its features: measurements hold for equal ones only."""
+    """Return the processor's name and a digest of its features; they identify measurements."""
     name, abilities = platform.processor() or platform.machine(), ""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,10 +1,11 @@
-"""OpenVINO: the traced model on a CPU, in float32, in bfloat16 where it has that, in int8.
+"""OpenVINO engine: the traced model on a CPU, in float32, int8, or bfloat16 if supported.
 
-It is compiled twice: for one pass on all cores, and for two concurrent passes on half of them. Two
-passes do more, as fewer cores wait for each other after each operation. The weights are there twice.
+The model is compiled twice: for one pass on all cores, and for two concurrent passes on half of the
+cores each. Two passes have a higher throughput, because fewer cores synchronize after each
+operation. The weights are in memory twice.
 
 ONNX Runtime is as fast in float32, but its dynamic int8 scales a whole batch by its largest value.
-Here a row does not depend on its neighbors in any type.
+With OpenVINO, the output for a row does not depend on the other rows in any number type.
 """
 
 import contextlib
@@ -23,15 +24,17 @@ from trainyard.models.hub import quiet
 Batch = Mapping[str, Any]
 
 PASSES = 2
-"""At once, at most."""
+"""Maximum number of concurrent passes."""
 
 
 def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[..., Any]:
-    """Compile the converted model, or the quantized one that is stored in `file`.
+    """Compile the model, traced with `batch`, or for int8 the quantized model stored in `file`.
+
+    Returns a function that takes a batch's tensors as keywords and returns outputs as attributes.
 
     Raises:
-        UserError: when OpenVINO is not installed, the CPU has no such arithmetic, or the model or the
-            file cannot be read.
+        UserError: OpenVINO is not installed, the CPU does not compute in `dtype`, int8 has no
+            `file`, or OpenVINO cannot run the model.
     """
     import torch
 
@@ -64,7 +67,7 @@ def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[.
         raise UserError(
             f"OpenVINO cannot run this model ({one_line(error, 200)}); use torch"
         ) from error
-    requests = threading.local()  # a request of OpenVINO's is for one thread
+    requests = threading.local()  # an OpenVINO request belongs to one thread
 
     def run(**tensors: Any) -> SimpleNamespace:
         if not hasattr(requests, "alone"):
@@ -72,7 +75,7 @@ def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[.
             requests.beside = beside.create_infer_request()
         request = requests.alone if torch.get_num_threads() == threads else requests.beside
         found = request.infer([tensors[name].numpy() for name in names])
-        # Copied: the next pass of the thread writes into the same memory.
+        # Copy: the next pass of the thread writes into the same memory.
         return SimpleNamespace(
             **{key: torch.from_numpy(found[i].copy()) for i, key in enumerate(keys)}
         )
@@ -81,7 +84,11 @@ def build(model: Any, batch: Batch, dtype: str, file: Path | None) -> Callable[.
 
 
 def load() -> Any:
-    """Import OpenVINO with its telemetry off."""
+    """Import OpenVINO without its telemetry.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
@@ -93,7 +100,7 @@ def load() -> Any:
 
 
 def convert(model: Any, batch: Batch) -> Any:
-    """Convert the model for batches of any shape, traced with `batch`."""
+    """Convert a torch model to an OpenVINO model for batches of any shape, traced with `batch`."""
     import torch
 
     openvino = load()
@@ -109,15 +116,18 @@ def convert(model: Any, batch: Batch) -> Any:
             return tuple(found[key] for key in keys)
 
     with torch.inference_mode(), warnings.catch_warnings(), quiet():
-        warnings.simplefilter("ignore")  # of tracing; what it got wrong, `start` finds
+        warnings.simplefilter("ignore")  # of tracing; `start` detects wrong outputs
         return openvino.convert_model(Flat(), example_input=tuple(batch.values()))
 
 
 def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
-    """Store the model with weights and activations in int8, scaled by a calibration on `batches`.
+    """Store the model in `file` with weights and activations in int8, calibrated on `batches`.
 
-    NNCF's static quantization for transformers has constant scales. So a row's answer does not
-    depend on its neighbors.
+    The scales of NNCF's static quantization are constants, so the output for a row does not depend
+    on the other rows of its batch.
+
+    Raises:
+        UserError: OpenVINO or NNCF is not installed.
     """
     openvino = load()
     try:
@@ -129,7 +139,7 @@ def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
     nncf.set_log_level("ERROR")
     examples = list(batches)
     inputs = [[tensor.numpy() for tensor in batch.values()] for batch in examples]
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+    with contextlib.redirect_stdout(io.StringIO()):  # NNCF's progress bars
         quantized = nncf.quantize(
             convert(model, examples[0]),
             nncf.Dataset(inputs),
@@ -142,7 +152,7 @@ def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
 
 
 def tensors_of(outputs: Any) -> list[str]:
-    """Names of a model's outputs that are tensors, in their order."""
+    """Return the names of the outputs that are tensors, in order."""
     import torch
 
     return [key for key, value in outputs.items() if isinstance(value, torch.Tensor)]

@@ -1,9 +1,9 @@
-"""Linear layers on a CPU of AMD's, computed by oneDNN from weights that are packed once.
+"""Linear layers on AMD processors, computed by oneDNN from weights that are packed once.
 
-There torch leaves float32 to MKL, which is slow on processors that are not Intel's: oneDNN takes two
-fifths of its time by AVX-512 (Zen 5), four fifths by AVX2. In bfloat16 torch has oneDNN anyway, but packs
-the weights anew in every pass. `torch.compile` makes the same calls when weights are frozen
-(torch/_inductor/fx_passes/mkldnn_fusion.py).
+Torch computes float32 layers by MKL, which is slow on processors of other makers than Intel. OneDNN
+takes two fifths of MKL's time with AVX-512 (Zen 5), and four fifths with AVX2. Torch computes
+bfloat16 layers by oneDNN, but packs the weights again in every pass. `torch.compile` makes the same
+calls for frozen weights (torch/_inductor/fx_passes/mkldnn_fusion.py).
 """
 
 import copy
@@ -14,13 +14,14 @@ from typing import Any
 
 
 def pack_linears(model: Any) -> Any:
-    """Copy a model so that oneDNN computes its linear layers; its weights must stay constant.
+    """Return a copy of the model whose linear layers run in oneDNN; its weights must not change.
 
-    The copy shares the model's own weights, which some architectures read. They are pages of the
-    model's file, which the system reclaims while they are not read.
+    The copy shares the original weights, which some architectures read directly. Their pages are
+    mapped from the model's file, so the system can reclaim unread pages.
 
     Returns:
-        The model itself on other processors, and with weights of a type that oneDNN does not pack.
+        The copy. On other processors, or for number types that oneDNN does not pack, the model
+        itself.
     """
     import torch
 
@@ -57,7 +58,7 @@ def _packed_linear() -> Any:
     import torch
 
     class PackedLinear(torch.nn.Linear):
-        """A `torch.nn.Linear` with `packed`, its weight as oneDNN reads it."""
+        """Linear layer that computes with `packed`, its weight in oneDNN's layout."""
 
         packed: Any
 
@@ -73,11 +74,12 @@ def _packed_linear() -> Any:
 
 
 def grid(rows: int) -> int:
-    """Smallest padded number of rows that is at least `rows`.
+    """Return the smallest number of the grid that is at least `rows`.
 
-    It has four steps per power of two from 8 on, and 1. oneDNN compiles a kernel of about 0.5 MiB
-    for every number of rows, and never frees half of it. In 2,000 mixed batches a process grew by
-    1.5 GB without this grid, and by 0.4 GB with it, as with MKL.
+    The grid holds 0, 1, the multiples of 8 up to 64, and four numbers per further power of two.
+    OneDNN compiles a kernel of about 0.5 MiB for each number of rows, and never frees half of its
+    memory. In 2,000 mixed batches, a process grew by 1.5 GB without the grid, by 0.4 GB with the
+    grid or with MKL.
     """
     if rows <= 1:
         return rows

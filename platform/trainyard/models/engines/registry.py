@@ -1,8 +1,8 @@
 """Engines of forward passes: torch, torch.compile, and OpenVINO on a CPU.
 
-An engine is one row of ENGINES. Each is built from a torch model that was loaded and checked, and is
-compared with it before it answers a request. `choice.py` reads which engine `trainyard engine`
-measured as the best for a model.
+An engine is one entry of ENGINES. It is built from a torch model that was loaded and checked, and
+its outputs are compared with the model's before the first request. `choice.py` reads the engine
+that `trainyard engine` stored with a model.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,23 +22,25 @@ Batch = Mapping[str, "torch.Tensor"]
 """Model inputs by name, of shape [rows, tokens]."""
 
 Run = Callable[..., Any]
-"""Called like the model, with a batch's tensors as keywords; returns outputs by attribute."""
+"""Function that takes a batch's tensors as keywords, as the model does; returns outputs as
+attributes."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A row of `ENGINES`.
+    """Engine of forward passes, an entry of `ENGINES`.
 
     Attributes:
-        build: Makes a `Run` of (model, batch, dtype, file of stored weights).
-        dtypes: Number types that it computes in.
-        measured: Those of them that `trainyard engine` compares with torch in float32.
-        devices: Kinds of device that it runs on; empty: any.
-        loads: Number type in which torch loads the weights; None: the same.
-        keeps_model: True if it still needs the torch model after `build`.
-        passes: Maximum number of concurrent passes, each with its share of torch's threads; None:
-            no maximum.
-        quantize: Stores what int8 needs, of (model, calibration batches, file).
+        build: Builds a `Run` from (model, batch, dtype, file of stored weights).
+        dtypes: Supported number types.
+        measured: Number types that `trainyard engine` compares with torch in float32.
+        devices: Supported kinds of device; empty for any.
+        loads: Number type in which torch loads the weights; None for the engine's number type.
+        keeps_model: True if the engine needs the torch model after `build`.
+        passes: Maximum number of concurrent passes, each with its share of torch's threads; None
+            without a maximum.
+        quantize: Stores the int8 model, given (model, calibration batches, file); None without
+            int8.
     """
 
     build: "Callable[[PreTrainedModel, Batch, str, Path | None], Run]"
@@ -52,7 +54,7 @@ class Engine:
 
 
 def _compile(model: "PreTrainedModel", batch: Batch, dtype: str, file: Path | None) -> Run:
-    """Compile the model for batches of any shape, which takes up to minutes."""
+    """Compile the model for batches of any shape, which can take minutes."""
     import torch
 
     del dtype, file  # the weights have their type already
@@ -79,19 +81,19 @@ ENGINES: dict[str, Engine] = {
 
 if TYPE_CHECKING:
     EngineName = str
-else:  # the flags list the rows
+else:  # the help of flags lists the engines
     EngineName = Literal[tuple(ENGINES)]
 
 FAR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 1.0}
-"""Maximum mean difference from torch, as a part of the largest output: above it the model is wrong.
-How good the answers are in each type is for `trainyard engine` to measure."""
+"""Maximum mean difference from torch, relative to the largest output, by number type. A larger one
+means a wrong model. `trainyard engine` measures the quality of each number type."""
 
 
 def check_engine(name: str, dtype: str, device: str) -> None:
     """Refuse a number type or device that an engine does not support, before a model is loaded.
 
     Raises:
-        UserError: naming what it supports.
+        UserError: The engine does not support `dtype` or `device`.
     """
     engine = ENGINES[name]
     if dtype not in engine.dtypes:
@@ -113,11 +115,11 @@ def start(
 ) -> Run:
     """Build an engine from `model` and compare it with the model on `batches`.
 
-    The first batch defines the inputs. It needs rows of several lengths, so that no dimension is
-    taken as constant. The others should have other shapes.
+    The first batch is traced. Its rows need different lengths, so that no dimension is taken as
+    constant. The other batches should have other shapes. `file` holds the stored int8 model.
 
     Raises:
-        UserError: when the engine is not installed, the model generates, or the answers differ.
+        UserError: The engine is not installed, the model generates text, or the outputs differ.
     """
     if model.can_generate():
         raise UserError(
