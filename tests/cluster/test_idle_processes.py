@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 from support.tiny import write_task
 
 from trainyard import TrainConfig
@@ -75,6 +76,7 @@ def run_here(script: str, *args: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_processes_that_tokenized_end(tmp_path: Path) -> None:
     """They would keep their memory while the run trains."""
     folder = write_task(tmp_path / "large", train=1000)

@@ -55,7 +55,10 @@ def address(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
         yield found
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (800, "light"), (1280, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(390, "dark"), *(pytest.param(x, "light", marks=pytest.mark.long) for x in (800, 1280))],
+)
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_is_accessible(
     browser: Any, address: str, path: str, width: int, scheme: str

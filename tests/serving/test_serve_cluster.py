@@ -168,6 +168,7 @@ def test_a_broken_version_is_refused_while_the_old_one_serves(
     assert "no weights in safetensors" in error
 
 
+@pytest.mark.long
 def test_a_replica_that_is_lost_while_a_version_is_refused_comes_back_with_the_old_one(
     url: str, models: dict[str, Path]
 ) -> None:

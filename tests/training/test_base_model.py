@@ -73,16 +73,14 @@ def test_a_relative_folder_trains_and_its_weights_are_recorded(
     RunFolder(here / "runs/relative").update(status="finished")
     assert fit(config) == result  # a base model that is gone changes nothing
 
-    for workers in (1, 2):
-        (here / "rows.csv").write_text("text\nba\nco\n")
-        predict(
-            PredictConfig(
-                model_name_or_path="runs/relative/model", input_file="rows.csv",
-                output_file=f"{workers}.jsonl", num_workers=workers,
-                resources_per_worker={"CPU": 1},
-            )
-        )  # fmt: skip
-    assert (here / "1.jsonl").read_text() == (here / "2.jsonl").read_text()
+    (here / "rows.csv").write_text("text\nba\nco\n")
+    predict(
+        PredictConfig(
+            model_name_or_path="runs/relative/model", input_file="rows.csv",
+            output_file="answers.jsonl", num_workers=2, resources_per_worker={"CPU": 1},
+        )
+    )  # fmt: skip
+    assert len((here / "answers.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.long

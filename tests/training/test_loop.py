@@ -108,7 +108,13 @@ def kill_and_run_again(config: TrainConfig, points: list[str], uninterrupted: An
 
 @pytest.mark.parametrize(
     "points",
-    [["step:1"], ["step:4"], ["step:9", "step:5", "step:2"], ["save:2"], ["save:3", "step:3"]],
+    [
+        pytest.param(["step:1"], marks=pytest.mark.long),
+        pytest.param(["step:4"], marks=pytest.mark.long),
+        pytest.param(["step:9", "step:5", "step:2"], marks=pytest.mark.long),
+        pytest.param(["save:2"], marks=pytest.mark.long),
+        ["save:3", "step:3"],
+    ],
     ids="-".join,
 )
 def test_killed_and_run_again_the_result_is_the_same_to_the_bit(

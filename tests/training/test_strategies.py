@@ -214,7 +214,7 @@ STORE = "trainyard.storage.checkpoints"
     ("rank", "place", "kept"),
     [
         pytest.param(1, f"{PARTS}:write_part", 2, marks=pytest.mark.long),
-        (1, f"{PARTS}:sync_file", 2),
+        pytest.param(1, f"{PARTS}:sync_file", 2, marks=pytest.mark.long),
         pytest.param(0, f"{PARTS}:write_index", 2, marks=pytest.mark.long),
         pytest.param(0, f"{STORE}:hashes_of", 2, marks=pytest.mark.long),
         pytest.param(0, f"{STORE}:sync_tree", 2, marks=pytest.mark.long),

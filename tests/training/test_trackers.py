@@ -126,6 +126,7 @@ def test_every_tracker_has_the_curves_of_a_run_that_was_interrupted(config: Trai
     assert [*(folder.tensorboard).glob("events*")]
 
 
+@pytest.mark.long
 def test_the_server_of_the_environment_is_used(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,9 +37,9 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def timed(cluster: Any, base: TrainConfig) -> dict[int, tuple[Path, float]]:  # noqa: ARG001
-    """The same run by 1, 2 and 4 workers, and the seconds that each took."""
+    """The same run by 1 and 4 workers, and the seconds that each took; two are killed, see below."""
     found = {}
-    for count in (1, 2, 4):
+    for count in (1, 4):
         config = dataclasses.replace(base, run_name=f"workers-{count}", num_workers=count)
         started = time.monotonic()
         result = fit(config)
@@ -57,7 +57,6 @@ def by_workers(timed: dict[int, tuple[Path, float]]) -> dict[int, Path]:
 def test_worker_count_does_not_change_a_bit(by_workers: dict[int, Path]) -> None:
     one = losses(by_workers[1])
     assert len(one) == LAST_STEP
-    assert losses(by_workers[2]) == one
     assert losses(by_workers[4]) == one
     assert len({weights_hash(RunFolder(folder), LAST_STEP) for folder in by_workers.values()}) == 1
 
@@ -74,7 +73,7 @@ def test_worker_count_does_not_change_the_metrics(by_workers: dict[int, Path]) -
         [line for line in read_lines(folder / "metrics.jsonl") if "split" in line]
         for folder in by_workers.values()
     ]
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_the_time_of_a_run_is_accounted_for(timed: dict[int, tuple[Path, float]]) -> None:
@@ -130,12 +129,12 @@ def test_the_model_is_plain_transformers(by_workers: dict[int, Path]) -> None:
 
 
 def test_a_finished_run_is_not_done_again(by_workers: dict[int, Path], base: TrainConfig) -> None:
-    before = (by_workers[2] / "model/model.safetensors").stat().st_mtime_ns
+    before = (by_workers[4] / "model/model.safetensors").stat().st_mtime_ns
     started = time.monotonic()
-    result = fit(dataclasses.replace(base, run_name="workers-2", num_workers=1))
+    result = fit(dataclasses.replace(base, run_name="workers-4", num_workers=1))
     assert time.monotonic() - started < 5
-    assert result.run == "workers-2"
-    assert (by_workers[2] / "model/model.safetensors").stat().st_mtime_ns == before
+    assert result.run == "workers-4"
+    assert (by_workers[4] / "model/model.safetensors").stat().st_mtime_ns == before
 
 
 def test_another_config_under_the_same_name_is_refused(
@@ -143,13 +142,13 @@ def test_another_config_under_the_same_name_is_refused(
 ) -> None:
     assert by_workers
     with pytest.raises(UserError, match=r"started with another config \(seed 42 -> 7\)"):
-        fit(dataclasses.replace(base, run_name="workers-2", seed=7))
+        fit(dataclasses.replace(base, run_name="workers-4", seed=7))
 
 
 def test_a_worker_killed_in_epoch_2_costs_nothing_but_time(
     by_workers: dict[int, Path], base: TrainConfig
 ) -> None:
-    """The two workers take both places, which those of the next attempt need again."""
+    """Two workers give the bits of one; they take both places, which the next attempt needs again."""
     config = dataclasses.replace(
         base,
         run_name="lost",
@@ -160,8 +159,8 @@ def test_a_worker_killed_in_epoch_2_costs_nothing_but_time(
     folder = RunFolder(Path(config.storage_path) / config.resolved_run_name)
     with kill_at(folder, 8, "RayTrainWorker"):
         fit(config)
-    assert weights_hash(folder, LAST_STEP) == weights_hash(RunFolder(by_workers[2]), LAST_STEP)
-    assert losses(folder.path) == losses(by_workers[2])
+    assert weights_hash(folder, LAST_STEP) == weights_hash(RunFolder(by_workers[1]), LAST_STEP)
+    assert read_lines(folder.path / "metrics.jsonl") == read_lines(by_workers[1] / "metrics.jsonl")
     check_each_row_once_per_epoch(folder.path, 90, 3)
     attempts = {path.name for path in folder.ledger.glob("*rank-0*")}
     assert len(attempts) == 2
@@ -213,20 +212,23 @@ def wait_for_step(folder: RunFolder, step: int, process: subprocess.Popen[str]) 
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize("asked_to_stop", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_driver_killed_or_asked_to_stop_then_the_same_command(
-    cluster: Any, base: TrainConfig
+    cluster: Any, base: TrainConfig, *, asked_to_stop: bool
 ) -> None:
-    """SIGKILL of the driver, the same command, SIGTERM, the same command: the same weights.
+    """SIGKILL of the driver, the same command, perhaps SIGTERM and again the command: the same weights.
 
-    One long run for all of it, for each start of Ray takes seconds, and a worker of the killed
-    driver can live on for one or two. The second joins a Ray that is there, the others start one.
+    The run is long, for a worker of the killed driver can live on for a second or two. The second
+    command joins a Ray that is there, the others start one.
     """
     epochs, last_step = 20, 120
-    config = dataclasses.replace(base, run_name="driver", save_steps=1, num_train_epochs=epochs)
-    _, undisturbed = run_locally(
-        dataclasses.replace(config, run_name="undisturbed", save_steps=None)
+    config = dataclasses.replace(
+        base, run_name=f"driver-{asked_to_stop}", save_steps=1, num_train_epochs=epochs
     )
-    folder = RunFolder(Path(config.storage_path) / "driver")
+    _, undisturbed = run_locally(
+        dataclasses.replace(config, run_name=f"undisturbed-{asked_to_stop}", save_steps=None)
+    )
+    folder = RunFolder(Path(config.storage_path) / config.resolved_run_name)
     command, environment = job(config)
     joined = [*command, "--address", cluster.get_runtime_context().gcs_address]
     options: Any = {"env": environment, "text": True, "start_new_session": True,
@@ -237,20 +239,24 @@ def test_driver_killed_or_asked_to_stop_then_the_same_command(
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
 
-    claim = folder.checkpoints / "attempt.json"
-    claimed_by_first = claim.read_text()
-    second = subprocess.Popen(joined, **options)
-    while claim.read_text() == claimed_by_first:  # a worker of the first may live a moment longer
-        assert second.poll() is None, second.communicate()
-        time.sleep(0.005)
-    os.kill(second.pid, signal.SIGTERM)
-    stdout, stderr = second.communicate(timeout=240)
-    assert second.returncode == 143, stderr
-    assert "is saved at step" in stderr
-    assert stdout == ""
-    assert json.loads((folder.path / "run.json").read_text())["status"] == "stopped"
+    if asked_to_stop:
+        claim = folder.checkpoints / "attempt.json"
+        claimed_by_first = claim.read_text()
+        second = subprocess.Popen(joined, **options)
+        while claim.read_text() == claimed_by_first:  # a worker of the first may live on
+            assert second.poll() is None, second.communicate()
+            time.sleep(0.005)
+        os.kill(second.pid, signal.SIGTERM)
+        stdout, stderr = second.communicate(timeout=240)
+        assert second.returncode == 143, stderr
+        assert "is saved at step" in stderr
+        assert stdout == ""
+        assert json.loads((folder.path / "run.json").read_text())["status"] == "stopped"
 
-    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    last_command = command if asked_to_stop else joined
+    last = subprocess.run(
+        last_command, env=environment, capture_output=True, text=True, check=False
+    )
     assert last.returncode == 0, last.stderr
     answer = json.loads(last.stdout.splitlines()[-1])
     assert answer["job"] == "train"
@@ -326,7 +332,15 @@ def test_changed_data_under_a_running_name_is_refused(
         UserError, match="the data of run 'changed' has changed since it was started"
     ):
         fit(config)
-    fresh = dataclasses.replace(config, max_steps=1, fresh=True)
+
+
+@pytest.mark.long
+def test_changed_data_is_trained_on_anew(
+    by_workers: dict[int, Path], base: TrainConfig, tmp_path: Path
+) -> None:
+    data = write_task(tmp_path / "glue", train=80)
+    shutil.copytree(by_workers[1], Path(base.storage_path) / "anew")
+    fresh = dataclasses.replace(base, data_dir=str(data), run_name="anew", max_steps=1, fresh=True)
     assert fit(fresh).rows == {"train": 80, "validation": 37}
 
 

@@ -218,13 +218,14 @@ def worker_function(
 
     def work() -> Outcome:
         from trainyard.training.worker.loop import train
-        from trainyard.training.worker.trainer_loop import train_by_trainer
 
         claim_processor(threads)
         try:
             place, tables = folder.on_this_node(data.folders)
             here = replace(data, folders=tables)
             if config.loop == "trainer":
+                from trainyard.training.worker.trainer_loop import train_by_trainer  # a second
+
                 return train_by_trainer(config, task, here, place, on_evaluation, callbacks)
             return train(config, task, here, place, on_evaluation)
         except SupersededError:
