@@ -12,7 +12,7 @@ from support.serve_stand_ins import Replicas, echo, models, until
 
 from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
-from trainyard.serving.gateway.discovery import MAX_DEATHS, ServeModels, _alone
+from trainyard.serving.gateway.discovery import MAX_ATTEMPTS, MAX_DEATHS, ServeModels, _alone
 from trainyard.serving.transport import Connection
 
 
@@ -243,6 +243,32 @@ def test_a_stream_is_begun_again_when_its_replica_dies_before_the_first_event() 
         assert calls == [0, 1]
 
     asyncio.run(run())
+
+
+def test_a_stream_is_not_begun_again_for_ever() -> None:
+    """Each time it has the seconds that are left."""
+    from ray.serve.exceptions import ReplicaUnavailableError
+
+    left: list[float] = []
+
+    async def events(name: str, body: bytes, seconds: float) -> AsyncIterator[bytes]:
+        left.append(seconds)
+        await asyncio.sleep(0.01)
+        raise ReplicaUnavailableError("replica-1")
+        yield body, name
+
+    handle = SimpleNamespace(stream=SimpleNamespace(remote=events))
+    found = models(lambda *_: None)
+    found._models["mail"].handle.options = lambda **_: handle
+
+    async def run() -> None:
+        with pytest.raises(RequestError, match="cannot answer now"):
+            await anext(found.stream("mail", b"x", 9))
+
+    asyncio.run(run())
+    assert len(left) == MAX_ATTEMPTS
+    assert sorted(left, reverse=True) == left
+    assert left[-1] < 9 - 0.03
 
 
 def test_a_request_does_not_wait_long_for_the_others_of_a_lost_replica() -> None:

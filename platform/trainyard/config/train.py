@@ -48,8 +48,8 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     metric_for_best_model: str | None = added(None, before=None)
     """Metric that chooses the best epoch and stops early. Default: the task's headline."""
     class_weights: Literal["balanced"] | Mapping[str, float] | None = added(None, before=None)
-    """Weights of the classes in the loss: `balanced`, or as in --class-weights spam 2 ham 0.5. They
-    are scaled to mean 1 over the training rows."""
+    """Weights of the classes in the loss: `balanced`, or as in --class-weights spam 2 ham 0.5. With one
+    label a row, they are scaled to mean 1 over the training rows."""
     label_smoothing_factor: float = added(0.0, before=0.0)
     """Share of each target that is spread over all labels, in training only."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.inference.parameters import Strict, fields_of, text_of
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.request_tokens import Item
@@ -47,8 +47,8 @@ def sentence_settings(name: str, revision: str | None = None) -> SentenceSetting
     """Read modules.json and the files that it names; a model without modules.json has the defaults.
 
     Raises:
-        UserError: modules.json has a module without type or path, with a folder outside the model,
-            or of an unsupported type; or the pooling is unsupported.
+        UserError: A file is not JSON; modules.json has a module without type or path, with a folder
+            outside the model, or of an unsupported type; or the pooling is unsupported.
     """
     modules = _json(name, "modules.json", revision)
     if modules is None:
@@ -96,7 +96,14 @@ def _json(name: str, file: str, revision: str | None) -> Any:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(
+            f"model {name}: {file} is no JSON ({one_line(error)}); copy it again"
+        ) from None
 
 
 class Embedder(Predictor):

@@ -309,10 +309,13 @@ class ServeModels:
 
         A request whose replica is lost is retried until its first event was sent.
         """
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
         deaths, begun = 0, False
-        while True:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             model = self._model(name)
-            events = _handle(model, name, stream=True).stream.remote(name, body, seconds)
+            left = until - clock()
+            events = _handle(model, name, stream=True).stream.remote(name, body, left)
             try:
                 async for event in events:
                     begun = True
@@ -323,7 +326,8 @@ class ServeModels:
                 raise
             except Exception as error:
                 deaths += _is_death(error)
-                if begun or not _is_loss(error) or deaths == MAX_DEATHS:
+                last = begun or deaths == MAX_DEATHS or attempt == MAX_ATTEMPTS
+                if last or not _is_loss(error):
                     raise _unavailable(name, error) from error
                 log.warning("a replica of '%s' was lost (%r); trying again", name, error)
 
