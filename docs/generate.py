@@ -10,38 +10,89 @@ import io
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
 from trainyard.command import JOBS, Job, parse
+from trainyard.config import TrainConfig
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
 
 from result_tables import rewrite  # noqa: E402
 
+Row = tuple[str, str, str]
+"""A flag, its value and its meaning, in words."""
+
 WIDTH = "129"
 """Columns of a terminal too narrow for two groups of flags next to each other."""
+
+
+SHARED = "train"
+"""Command whose section holds the flags of all commands that train one run or several."""
+
+KINDS = {"STR": "text", "INT": "whole number", "FLOAT": "number"}
+"""Types of --help in words."""
+LISTS = {
+    "STR": "list of names",
+    "INT": "list of whole numbers",
+    "STR STR": "pairs of names",
+    "STR FLOAT": "pairs of name and number",
+}
+"""Types of --help that take several words."""
 
 
 def flags() -> str:
     """Write the flags reference: a section for each command, a table for each group of flags."""
     page = [
         "# Flags\n\nThis page is generated from `trainyard COMMAND --help`. Any flag can stand in a "
-        "file for `--config FILE.yaml`, without its dashes.\n"
+        "file for `--config FILE.yaml`, without its dashes. A flag without a value is a switch: "
+        "`--no-…` turns it off.\n"
     ]
+    shared = groups_of(JOBS[SHARED])
     for name, job in JOBS.items():
         page.append(f"## {name}\n\n{job.about}\n")
         page.append(
             "```\n" + "".join(f"trainyard {example}\n" for example in job.examples) + "```\n"
         )
-        for group, rows in groups_of(job).items():
-            table = "".join(f"| `{_cell(usage)}` | {_cell(words)} |\n" for usage, words in rows)
-            page.append(f"**{group}**\n\n| Flag | Meaning |\n| --- | --- |\n{table}")
+        groups = groups_of(job)
+        if name != SHARED and issubclass(job.config_class(), TrainConfig):
+            page.append(
+                f"All flags of [{SHARED}](#{SHARED}){_difference(groups, shared)}{_preset(job)}\n"
+            )
+            groups = {
+                group: [row for row in rows if row not in shared.get(group, [])]
+                for group, rows in groups.items()
+            }
+        for group, rows in groups.items():
+            if not rows:
+                continue
+            table = "".join(
+                f"| `{flag}` | {_cell(value)} | {_cell(words)} |\n" for flag, value, words in rows
+            )
+            page.append(f"**{group}**\n\n| Flag | Value | Meaning |\n| --- | --- | --- |\n{table}")
     return "\n".join(page)
 
 
-def groups_of(job: Job) -> dict[str, list[tuple[str, str]]]:
-    """Return usage and help text of each flag of a command, by its group."""
+def _difference(groups: Mapping[str, list[Row]], shared: Mapping[str, list[Row]]) -> str:
+    own = any(row not in shared.get(group, []) for group, rows in groups.items() for row in rows)
+    return ", and these:" if own else "."
+
+
+def _preset(job: Job) -> str:
+    """Name the flags that a command sets before the given ones."""
+    if job.preset is None:
+        return ""
+    _, _, path = job.flags([])[0].partition("=")
+    fields = yaml.safe_load(Path(path).read_text())
+    given = ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in fields.items())
+    return f" It begins with {given}."
+
+
+def groups_of(job: Job) -> dict[str, list[Row]]:
+    """Return the flags of a command by their group."""
     groups: dict[str, list[tuple[str, str]]] = {}
     rows: list[tuple[str, str]] = []
     for line in help_of(job).splitlines():
@@ -54,10 +105,34 @@ def groups_of(job: Job) -> dict[str, list[tuple[str, str]]]:
         elif rows and re.match(r" {3,}\S", text):
             rows[-1] = (rows[-1][0], f"{rows[-1][1]} {text.strip()}".strip())
     return {
-        title: [row for row in rows if not row[0].startswith("-h")]
+        title: found
         for title, rows in groups.items()
-        if any(not usage.startswith("-h") for usage, _ in rows)
+        if (found := [_row(*row) for row in rows if not row[0].startswith("-h")])
     }
+
+
+def _row(usage: str, words: str) -> Row:
+    flag, _, kind = usage.partition(", --no-")[0].partition(" ")
+    # A default of None or nothing is what the text says.
+    return flag, value_in_words(kind), re.sub(r" \(default: (None)?\)$", "", words)
+
+
+def value_in_words(kind: str) -> str:
+    """Write a type of --help in words: `{None}|STR` is text.
+
+    Raises:
+        KeyError: for a type that has no words yet.
+    """
+    return " or ".join(map(_one_kind, filter("{None}".__ne__, filter(None, kind.split("|")))))
+
+
+def _one_kind(kind: str) -> str:
+    if several := re.fullmatch(r"\{?\[(.+?) \[\1 \.\.\.\]\]\}?", kind):
+        return LISTS.get(several[1]) or f"list of {_one_kind(several[1])}"
+    if choices := re.fullmatch(r"\{(.+)\}", kind):
+        *others, last = [f"`{choice}`" for choice in choices[1].split(",") if choice != "None"]
+        return f"{', '.join(others)} or {last}" if others else last
+    return KINDS[kind]
 
 
 def help_of(job: Job) -> str:

@@ -72,6 +72,10 @@ def test_serve_commands_parse() -> None:
         given = dict(argument.split("=", 1) for argument in shlex.split(arguments))
         assert HostOptions.parse(given, "the docs").model
     check_config(yaml.safe_load((ROOT / "serve/config.yaml").read_text()), "the docs")
+    shown = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/serve.md").read_text(), re.M | re.S)
+    assert shown
+    for text in shown:
+        check_config(yaml.safe_load(text), "docs/serve.md")
 
 
 def test_every_job_is_taught() -> None:
