@@ -12,6 +12,7 @@ checking the lease: a process suspended between check and put could overwrite a 
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ ASK_SECONDS = 2.0
 """Maximum delay until workers of another node see a stop request."""
 TELL_SECONDS = 5.0
 """Maximum delay until the bucket, and a driver on another node, see the progress of a run."""
+
+_uploading = threading.Lock()
+"""Held while a process uploads records: its loop and the writer of its checkpoints both do."""
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +84,8 @@ class Mirror:
 
     def push(self, *names: str) -> None:
         """Upload files and folders that have changed since they were uploaded from here."""
-        for name in names:
-            for path in files(self.path / name):
+        with _uploading:
+            for path in (path for name in names for path in files(self.path / name)):
                 stat = path.stat()
                 state, relative = (stat.st_mtime_ns, stat.st_size), str(path.relative_to(self.path))
                 if self._sent.get(relative) != state:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from trainyard.config import TrainConfig
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.optimizer import build_optimizer
-from trainyard.training.worker.weights import owners, stored_moments, stored_weights, tied
+from trainyard.training.worker.weights import Copy, owners, stored_moments, stored_weights, tied
 
 
 class ShardedGradients(Gradients):
@@ -75,8 +75,10 @@ def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             yield from layers(child)
 
 
-def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather each weight and its moments on the worker that writes them."""
+def state(
+    model: Any, optimizer: Any, writers: int, copy: Copy
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather each weight and its moments, and copy them on the worker that writes them."""
     weights, state = get_state_dict(model, optimizer.optimizer)
     for name in tied(model, weights):
         del weights[name]
@@ -86,16 +88,17 @@ def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dic
         entry = {"": weight, **state["state"].get(name, {})}
         whole = {key: _whole(part) for key, part in entry.items()}  # by all workers
         if owned[name] == dist.get_rank():
-            own[name] = whole.pop("")
-            moments[name] = whole
+            copies = {key: copy(part) for key, part in whole.items()}
+            own[name] = copies.pop("")
+            moments[name] = copies
     return own, {**state, "state": {name: found for name, found in moments.items() if found}}
 
 
 def _whole(tensor: Any) -> Any:
-    """Gather a tensor of which this worker may hold a part; on the CPU."""
+    """Gather a tensor of which this worker may hold a part."""
     if isinstance(tensor, DTensor):
         tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()
-    return tensor.cpu()
+    return tensor
 
 
 def load(model: Any, optimizer: Any, folder: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +19,12 @@ from trainyard.errors import DamagedRun
 
 OPTIMIZER_FILE = "optimizer.pt"
 WEIGHTS_FILE = "model.safetensors"
+
+
+class Copy(Protocol):
+    """Copy a tensor into the host's memory, completely on return only if `at_once`."""
+
+    def __call__(self, tensor: torch.Tensor, *, at_once: bool = False) -> torch.Tensor: ...
 
 
 def bare(model: Any) -> Any:
@@ -66,6 +72,12 @@ def write_part(
         files.append(folder / part_file(file, writer, writers))
         save_file(dense, files[-1], {"format": "pt"})
     return files
+
+
+def write_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> Path:
+    """Write all weights into one file; return it."""
+    save_file(dict(weights), folder / WEIGHTS_FILE, {"format": "pt"})
+    return folder / WEIGHTS_FILE
 
 
 def write_index(folder: Path, parts: Iterable[Mapping[str, int]]) -> None:

@@ -20,6 +20,7 @@ from trainyard.errors import Diverged
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.optimizer import build_optimizer
 from trainyard.training.worker.weights import (
+    Copy,
     bare,
     owners,
     stored_moments,
@@ -108,8 +109,10 @@ class EngineGradients(Gradients):
         return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather each weight and its moments on the worker that writes them."""
+def state(
+    model: Any, optimizer: Any, writers: int, copy: Copy
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather each weight and its moments, and copy them on the worker that writes them."""
     step = max((float(moments["step"]) for moments in optimizer.state.values()), default=0.0)
     module = bare(model)
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
@@ -125,12 +128,12 @@ def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dic
             whole.narrow(0, start, len(part)).copy_(part)
             dist.all_reduce(whole)  # exact: all others hold zeros there
             if owned.get(name, 0) == dist.get_rank():
-                found.setdefault(name, {})[key] = whole.view(_shape(parameter)).cpu()
+                found.setdefault(name, {})[key] = copy(whole.view(_shape(parameter)))
     own = {}
     for name in sorted(stored):
         with _gathered(tensors[name]) as whole:
             if owned[name] == dist.get_rank():
-                own[name] = whole.detach().to("cpu", copy=True)
+                own[name] = copy(whole, at_once=True)  # DeepSpeed frees it on a stream of its own
     return own, {"state": found, "step": step}
 
 
