@@ -16,18 +16,19 @@ from support.ranks import Attempt, join_group, run_attempt
 WAIT_SECONDS = 120
 
 
-def run_forked(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
-    """Run attempts one after another, each in `world` new processes; each must end as it should."""
+def run_forked(attempts: Sequence[Attempt], meeting: Path) -> None:
+    """Run attempts one after another, each in new processes; each must end as it should."""
     meeting.mkdir(parents=True)
     (meeting / "attempts.json").write_text(json.dumps([asdict(attempt) for attempt in attempts]))
     ended = subprocess.run(
-        [sys.executable, __file__, str(meeting), str(world)],
+        [sys.executable, __file__, str(meeting)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-6000:]
     every = json.loads((meeting / "codes.json").read_text())
     for attempt, codes in zip(attempts, every, strict=True):
+        world = len(codes)
         if attempt.killed is None:
             assert codes == [0] * world, ended.stdout[-6000:]
         elif attempt.kills_all:
@@ -64,7 +65,7 @@ def main() -> None:
     import trainyard.training.worker.loop
     import trainyard.training.worker.trainer_loop  # noqa: F401
 
-    meeting, world = Path(sys.argv[1]), int(sys.argv[2])
+    meeting = Path(sys.argv[1])
     lift()
     torch.set_num_threads(1)
     every = []
@@ -72,6 +73,7 @@ def main() -> None:
         place = meeting / str(number)
         place.mkdir()
         children: list[int] = []
+        world = attempt["config"]["num_workers"]
         for rank in range(world):
             children.append(_fork(attempt, place, world, rank, children[0] if children else 0))
         signal.alarm(WAIT_SECONDS)

@@ -55,7 +55,7 @@ class Case:
     @property
     def name(self) -> str:
         who = "all" if self.kills_all else f"rank-{self.rank}"
-        return f"{self.strategy}-{self.world}-{who}-{'-'.join(self.phase.split()[:3])}-{len(self.phase)}"
+        return f"{self.strategy}-{self.world}-{who}-{self.phase.replace(' ', '-')}"
 
     @property
     def place(self) -> str:
@@ -65,7 +65,6 @@ class Case:
 WRITES = "while it writes and training continues"
 QUICK = [
     *(Case("ddp", 1, 0, phase) for phase in PHASES),
-    Case("ddp", 2, 0, WRITES),
     Case("fsdp", 2, 1, WRITES),
     Case("fsdp", 2, 0, WRITES, kills_all=True),
 ]
@@ -82,13 +81,13 @@ FULL = [
 
 
 class Runs:
-    """Runs that are killed and run again, in one process of forks a strategy and number of ranks."""
+    """Runs that are killed and run again, and undisturbed ones."""
 
     def __init__(self, base: TrainConfig, root: Path, cases: list[Case]) -> None:
-        self._base = base
+        self._base, attempts = base, list[Attempt]()
         for strategy, world in sorted({(case.strategy, case.world) for case in cases}):
             whole = self._config(strategy, world, f"{strategy}-{world}")
-            attempts = [Attempt(whole)]
+            attempts.append(Attempt(whole))
             for case in cases:
                 if (case.strategy, case.world) == (strategy, world):
                     config = self._config(strategy, world, case.name)
@@ -96,7 +95,7 @@ class Runs:
                         config, killed=(case.rank, case.place), kills_all=case.kills_all
                     )
                     attempts += [killed, Attempt(config)]
-            run_forked(world, attempts, root / f"{strategy}-{world}")
+        run_forked(attempts, root / "meeting")
 
     def _config(self, strategy: Any, world: int, name: str) -> TrainConfig:
         return replace(self._base, strategy=strategy, num_workers=world, run_name=name)
@@ -118,7 +117,7 @@ def runs(
               if item.path == request.path and hasattr(item, "callspec")]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         lift_guards(patch)
-        return Runs(base, root / "meetings", chosen)
+        return Runs(base, root, chosen)
 
 
 @pytest.mark.parametrize(
