@@ -19,12 +19,13 @@ from trainyard.fleet import actor, tokenization_of
 from trainyard.fleet.actor import WORST, RunProcess
 from trainyard.fleet.spec import Ended
 from trainyard.models.build import build_tokenizer
+from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.storage.lease import this_process
 from trainyard.storage.stopwatch import time_ledger
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
 from trainyard.training.outcome import TrainState
 from trainyard.training.worker import session as session_module
-from trainyard.training.worker.state import load_checkpoint, save_checkpoint
+from trainyard.training.worker.state import load_checkpoint
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.schedulers import SCHEDULERS, next_stretch, rank_stretches
 from trainyard.tuning.space import build_space
@@ -230,8 +231,12 @@ def test_a_failed_trial_is_tried_again_from_its_last_checkpoint(
     run = folder.records()[0].run
     begun: list[int] = []
 
-    def full(*parts: Any) -> UserError | None:
-        return UserError("the disk is full") if run.store().steps() else save_checkpoint(*parts)
+    commit = CheckpointStore.commit
+
+    def full(store: CheckpointStore, *parts: Any) -> Path:
+        if store.steps():
+            raise UserError("the disk is full")
+        return commit(store, *parts)
 
     def loaded(*parts: Any) -> TrainState:
         state = load_checkpoint(*parts)
@@ -240,7 +245,7 @@ def test_a_failed_trial_is_tried_again_from_its_last_checkpoint(
 
     monkeypatch.setattr(session_module, "load_checkpoint", loaded)
     with monkeypatch.context() as patch:
-        patch.setattr(session_module, "save_checkpoint", full)
+        patch.setattr(CheckpointStore, "commit", full)
         process.begin(own)
         to_the_end(process)
     assert run.read()["status"] == "failed"

@@ -1,11 +1,12 @@
 """Run attempts in several processes over gloo without Ray, one after another in the same processes."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ class Attempt:
     no_waits: bool = False
     killed: tuple[int, str] | None = None
     """Rank that is killed by SIGKILL, and its place (`die_at`). Such an attempt is the last one."""
+    kills_all: bool = False
+    """The other ranks are killed with it: they are one group of processes (`run_forked`)."""
+    full_disk: tuple[int, str] | None = None
+    """Rank and place (`die_at`) where the disk is full."""
 
 
 class CutOff(BaseException):
@@ -58,10 +63,40 @@ def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
         assert codes == [0] * world, last
 
 
+def kill_group() -> None:
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def fill_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def run_attempt(entry: Mapping[str, Any], rank: int) -> None:
+    """Run an attempt that was written as JSON."""
+    config: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in entry["config"].items()
+    }
+    _run(Attempt(**{**entry, "config": TrainConfig(**config)}), rank)
+
+
+def join_group(meeting: Path, world: int, rank: int) -> None:
+    """Make this process rank `rank` of `world`, which meet in a folder."""
+    import torch
+    import torch.distributed as dist
+
+    if world > 1:  # a lone process has no group, as a trial of Tune has none
+        local = 0 if torch.cuda.is_available() else rank  # all processes share one GPU
+        places = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ |= {name: str(value) for name, value in places.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        dist.init_process_group("gloo", f"file://{meeting}/group", rank=rank, world_size=world)
+
+
 def _run(attempt: Attempt, rank: int) -> None:
     import torch
     import torch.distributed as dist
-    from support.runs_locally import die_at
+    from support.runs_locally import die_at, kill_this_process
 
     from trainyard.data.splits import find_splits
     from trainyard.data.tokenize import prepare
@@ -72,7 +107,9 @@ def _run(attempt: Attempt, rank: int) -> None:
 
     config = attempt.config
     if attempt.killed and attempt.killed[0] == rank:
-        die_at(attempt.killed[1])
+        die_at(attempt.killed[1], kill_group if attempt.kills_all else kill_this_process)
+    if attempt.full_disk and attempt.full_disk[0] == rank:
+        die_at(attempt.full_disk[1], fill_disk)
     folder = open_run(config.storage_path, config.resolved_run_name)
     data: list[Any] = [None]
     if rank == 0:
@@ -118,12 +155,7 @@ def main() -> None:
     meeting, world, rank = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     lift()
     torch.set_num_threads(1)
-    if world > 1:  # a lone process has no group, as a trial of Tune has none
-        local = 0 if torch.cuda.is_available() else rank  # all processes share one GPU
-        places = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        os.environ |= {name: str(value) for name, value in places.items()}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        dist.init_process_group("gloo", f"file://{meeting}/group", rank=rank, world_size=world)
+    join_group(meeting, world, rank)
     attempts = json.loads((meeting / "attempts.json").read_text())
     if any(entry["config"]["strategy"] == "deepspeed" for entry in attempts):
         import deepspeed
@@ -131,11 +163,7 @@ def main() -> None:
         # Its compiler leaves a lock behind when it is killed, for which all later processes wait.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for entry in attempts:
-        config: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in entry["config"].items()
-        }
-        _run(Attempt(**entry | {"config": TrainConfig(**config)}), rank)
+        run_attempt(entry, rank)
         if world > 1:
             dist.barrier()
 

@@ -4,7 +4,9 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from trainyard.config import TrainConfig
@@ -48,11 +50,16 @@ def weights_hash(folder: RunFolder, step: int) -> str:
     return digest.hexdigest()
 
 
-def die_at(place: str) -> None:
-    """Kill this process (SIGKILL) when it reaches a place.
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(place: str, die: Callable[[], None] = kill_this_process) -> None:
+    """Kill this process (SIGKILL), or call `die`, when it reaches a place.
 
     `step:N` kills before the optimizer's N-th step of this process, `save:N` in the middle of the
-    N-th checkpoint, when its files are written and its manifest is not. `MODULE:NAME:N` kills at the
+    N-th checkpoint, when its files are written and its manifest is not. `while:N` kills in the thread
+    that writes a checkpoint, which waits for that until N steps are done. `MODULE:NAME:N` kills at the
     N-th call of a function.
     """
     import importlib
@@ -69,12 +76,14 @@ def die_at(place: str) -> None:
             nonlocal calls
             calls += 1
             if calls == int(count):
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
             return function(*args, **kwargs)
 
         return call
 
-    if point == "step":
+    if point == "while":
+        die_while_writing(int(count), die)
+    elif point == "step":
         torch.optim.AdamW.step = deadly(torch.optim.AdamW.step)
     elif ":" in point:
         module, _, name = point.partition(":")
@@ -84,6 +93,30 @@ def die_at(place: str) -> None:
         setattr(owner, last, deadly(getattr(owner, last)))
     else:
         checkpoints.hashes_of = deadly(checkpoints.hashes_of)  # type: ignore[attr-defined]
+
+
+def die_while_writing(step: int, die: Callable[[], None]) -> None:
+    """Call `die` in the writer of the checkpoint before `step`, when training has done that step."""
+    from trainyard.training.worker import saving, session
+
+    reached = threading.Event()
+    write, finish = saving.CheckpointWriter._write_files, session.Session.finish_step
+    interval = 3
+
+    def write_slowly(self: Any, folder: Path, snapshot: Any) -> Any:
+        if step - interval < snapshot.step < step:
+            assert reached.wait(60)
+            die()
+        return write(self, folder, snapshot)
+
+    def finish_step(self: Any, done: int, *args: Any) -> bool:
+        going_on = finish(self, done, *args)
+        if done == step:
+            reached.set()
+        return going_on
+
+    saving.CheckpointWriter._write_files = write_slowly  # type: ignore[method-assign]
+    session.Session.finish_step = finish_step  # type: ignore[assignment, method-assign]
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.tasks import get_task
 from trainyard.training.outcome import TrainState
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
-from trainyard.training.worker.state import load_checkpoint, save_checkpoint
+from trainyard.training.worker.saving import CheckpointWriter
+from trainyard.training.worker.state import load_checkpoint
 from trainyard.training.worker.strategies import training_accelerator
 
 
@@ -53,6 +54,16 @@ def live(config: TrainConfig, accelerator: Any) -> tuple[Any, Any, Any]:
     return model, optimizer, build_scheduler(config, optimizer, 10)
 
 
+def save(
+    config: TrainConfig, accelerator: Any, store: CheckpointStore, live: tuple[Any, Any, Any]
+) -> None:
+    """Commit the checkpoint of step 1."""
+    writer = CheckpointWriter(config, accelerator, store)
+    writer.begin(*live, TrainState(step=1))
+    assert writer.join() is None
+    writer.close()
+
+
 @pytest.mark.parametrize("kind", ["old BERT", "BART"])
 def test_weights_come_back_under_whatever_name(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "base"
@@ -65,7 +76,7 @@ def test_weights_come_back_under_whatever_name(kind: str, tiny_model: Path, tmp_
     with torch.no_grad():
         for parameter in trained[0].parameters():
             parameter.add_(torch.randn_like(parameter))
-    assert save_checkpoint(config, accelerator, store, *trained, TrainState(step=1)) is None
+    save(config, accelerator, store, trained)
 
     resumed = live(config, accelerator)
     assert load_checkpoint(config, accelerator, store, *resumed).step == 1
@@ -89,6 +100,6 @@ def test_the_checkpoint_of_another_model_is_refused(tiny_model: Path, tmp_path: 
     store = CheckpointStore(tmp_path / "checkpoints")
     store.claim()
     first, other = (live(config, accelerator) for config in configs)
-    assert save_checkpoint(configs[0], accelerator, store, *first, TrainState(step=1)) is None
+    save(configs[0], accelerator, store, first)
     with pytest.raises(UserError, match=r"does not fit the model: .*bert\.embeddings"):
         load_checkpoint(configs[1], accelerator, store, *other)

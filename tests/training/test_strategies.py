@@ -206,7 +206,7 @@ def test_plain_transformers_loads_what_a_strategy_saved(
         assert torch.allclose(model(ids).logits, logits, atol=1e-6)
 
 
-PARTS = "trainyard.training.worker.state"
+PARTS = "trainyard.training.worker.saving"
 STORE = "trainyard.storage.checkpoints"
 
 

@@ -12,6 +12,7 @@ lease. A process suspended between check and put could overwrite a newer file.
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ ASK_SECONDS = 2.0
 """Minimum time between two queries of the bucket for requests, by a worker."""
 TELL_SECONDS = 5.0
 """Minimum time between two uploads of progress.json by a worker, or two downloads by the driver."""
+
+_uploading = threading.Lock()
+"""Held while a process uploads records: its loop and the writer of its checkpoints both do."""
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +92,8 @@ class Mirror:
 
     def push(self, *names: str) -> None:
         """Upload files and folders, except files unchanged since the last upload by this mirror."""
-        for name in names:
-            for path in files(self.path / name):
+        with _uploading:
+            for path in (path for name in names for path in files(self.path / name)):
                 stat = path.stat()
                 state, relative = (stat.st_mtime_ns, stat.st_size), str(path.relative_to(self.path))
                 if self._sent.get(relative) != state:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from trainyard.config import TrainConfig
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.optimizer import build_optimizer
-from trainyard.training.worker.weights import owners, stored_moments, stored_weights, tied
+from trainyard.training.worker.weights import Copy, owners, stored_moments, stored_weights, tied
 
 
 class ShardedGradients(Gradients):
@@ -80,13 +80,16 @@ def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             yield from layers(child)
 
 
-def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def state(
+    model: Any, optimizer: Any, writers: int, copy: Copy
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Gather each weight and its moments on the worker that writes them.
 
     Args:
         model: Model from `prepare`.
         optimizer: Optimizer from `prepare`.
         writers: Number of workers that write, from rank 0.
+        copy: Copies a tensor to the CPU.
 
     Returns:
         Whole weights of this worker by name, and an optimizer state with their moments, on the CPU.
@@ -100,16 +103,17 @@ def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dic
         entry = {"": weight, **state["state"].get(name, {})}
         whole = {key: _whole(part) for key, part in entry.items()}  # a collective operation
         if owned[name] == dist.get_rank():
-            own[name] = whole.pop("")
-            moments[name] = whole
+            copies = {key: copy(part) for key, part in whole.items()}
+            own[name] = copies.pop("")
+            moments[name] = copies
     return own, {**state, "state": {name: found for name, found in moments.items() if found}}
 
 
 def _whole(tensor: Any) -> Any:
-    """Return a whole tensor on the CPU, gathered from all workers if it is sharded."""
+    """Return a whole tensor, gathered from all workers if it is sharded."""
     if isinstance(tensor, DTensor):
         tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()
-    return tensor.cpu()
+    return tensor
 
 
 def load(model: Any, optimizer: Any, folder: Path) -> None:

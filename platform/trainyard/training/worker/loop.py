@@ -46,36 +46,35 @@ def train(
         SupersededError: Another driver has taken over the run.
     """
     accelerator = training_accelerator(config)
-    session = Session(config, task, data, folder, accelerator, on_evaluation)
+    with Session(config, task, data, folder, accelerator, on_evaluation) as session:
+        strategy = STRATEGIES[config.strategy]
+        model, optimizer = strategy.prepare(config, accelerator, session.build_model())
+        scheduler = build_scheduler(config, optimizer, session.last_step)
+        gradients = strategy.gradients(accelerator, model)
+        objective = Objective(config, task, data.table("train").labels)
+        session.resume(model, optimizer, scheduler)
+        model.train()
 
-    strategy = STRATEGIES[config.strategy]
-    model, optimizer = strategy.prepare(config, accelerator, session.build_model())
-    scheduler = build_scheduler(config, optimizer, session.last_step)
-    gradients = strategy.gradients(accelerator, model)
-    objective = Objective(config, task, data.table("train").labels)
-    session.resume(model, optimizer, scheduler)
-    model.train()
+        for batches in session.batches():
+            losses = []
+            for turn, batch in enumerate(batches.mine):
+                inputs = {
+                    name: tensor.to(accelerator.device, non_blocking=True)
+                    for name, tensor in batch.inputs.items()
+                }
+                seed = micro_batch_seed(config.seed, batches.epoch, batches.step, batch.index)
+                seed_generator(accelerator.device, seed)
+                with gradients.add(turn, len(batches.mine)):
+                    loss = objective(model, inputs) * batch.weight
+                    gradients.backward(loss)
+                losses.append(loss.detach())
+                if batch.weight:
+                    session.journal.record_micro_batch(
+                        batches.step, batches.epoch, batch.index, batch.rows, loss
+                    )
+            gradients.step(optimizer, config.max_grad_norm)
+            scheduler.step()  # also after steps that fp16 skips for an overflow
+            if not session.finish_step(batches.step + 1, tree_sum(losses), batches.rows):
+                break
 
-    for batches in session.batches():
-        losses = []
-        for turn, batch in enumerate(batches.mine):
-            inputs = {
-                name: tensor.to(accelerator.device, non_blocking=True)
-                for name, tensor in batch.inputs.items()
-            }
-            seed = micro_batch_seed(config.seed, batches.epoch, batches.step, batch.index)
-            seed_generator(accelerator.device, seed)
-            with gradients.add(turn, len(batches.mine)):
-                loss = objective(model, inputs) * batch.weight
-                gradients.backward(loss)
-            losses.append(loss.detach())
-            if batch.weight:
-                session.journal.record_micro_batch(
-                    batches.step, batches.epoch, batch.index, batch.rows, loss
-                )
-        gradients.step(optimizer, config.max_grad_norm)
-        scheduler.step()  # also after steps that fp16 skips for an overflow
-        if not session.finish_step(batches.step + 1, tree_sum(losses), batches.rows):
-            break
-
-    return session.outcome()
+        return session.outcome()

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -38,12 +38,8 @@ from trainyard.training.outcome import Outcome, TrainState
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.journal import Journal
 from trainyard.training.worker.probe import probe
-from trainyard.training.worker.state import (
-    broadcast,
-    load_checkpoint,
-    save_checkpoint,
-    stored_predictions,
-)
+from trainyard.training.worker.saving import CheckpointWriter
+from trainyard.training.worker.state import broadcast, load_checkpoint, stored_predictions
 from trainyard.training.worker.trackers import tracker_folders
 
 if TYPE_CHECKING:
@@ -74,7 +70,10 @@ class StepBatches:
 
 
 class Session:
-    """One process's view of one attempt at a run; all processes call its methods alike."""
+    """One process's view of one attempt at a run; all processes call its methods alike.
+
+    On exit a checkpoint that is being written is finished, whatever ends the attempt.
+    """
 
     journal: Journal
     state: TrainState
@@ -101,6 +100,7 @@ class Session:
         )
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
         self._store = folder.store()
+        self._writer = CheckpointWriter(config, accelerator, self._store)
         self._notes: list[str] = []
         self._status: Literal["finished", "stopped", "failed"] = "finished"
         self._error: UserError | None = None
@@ -112,6 +112,12 @@ class Session:
         self._rows, self._seconds = 0, 0.0
         self._steps, self._waited = 0, 0.0
         self._flops = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
 
     def build_model(self) -> "PreTrainedModel":
         """Build the model as all processes begin with it, whole and on the CPU."""
@@ -225,7 +231,7 @@ class Session:
         if self.accelerator.is_main_process:
             self._store.check_claim()  # back from a lost network, it must log nothing either
         stop = self._read_losses()
-        if self._error:
+        if self._error or ((save or stop) and not self._join_checkpoint()):
             return False
         self._seconds += time.perf_counter() - self._clock
         self._tell()
@@ -235,25 +241,29 @@ class Session:
             if self._error:
                 return False
         if save or stop:
-            self._error = save_checkpoint(
-                config,
-                self.accelerator,
-                self._store,
-                *self._live,
-                self.state,
-                self._best_predictions if self.state.is_best else None,
-            )
+            predictions = self._best_predictions if self.state.is_best else None
+            self._writer.begin(*self._live, self.state, predictions)
             self.stopwatch.lap("checkpoint")
             self._tell(at_once=True)
         going_on = done < self.last_step and not self.state.stopped_early
-        if not self._error and going_on and (stop or (evaluate and self._scheduler_stops())):
+        if going_on and (stop or (evaluate and self._scheduler_stops())):
             self._status = "stopped"
         self._clock = time.perf_counter()
         done_here = self._error or self._status == "stopped" or self.state.stopped_early
         return not done_here
 
+    def _join_checkpoint(self) -> bool:
+        """Wait for the checkpoint that is being written; return whether it, if any, is committed."""
+        failure = self._writer.join()
+        self.stopwatch.lap("checkpoint")
+        if failure is not None and self._error is not None:
+            self._notes.append(f"warning: {failure}")
+        self._error = self._error or failure
+        return failure is None
+
     def outcome(self) -> Outcome:
-        """Close the records and return how the attempt ended."""
+        """Finish the last checkpoint, close the records, and return how the attempt ended."""
+        self._join_checkpoint()
         self.journal.close()
         self.accelerator.wait_for_everyone()
         self.stopwatch.lap("sync")
@@ -316,7 +326,10 @@ class Session:
             self.folder.write_predictions(stored_predictions(self._store.bring(best)))
 
     def _scheduler_stops(self) -> bool:
-        stops = self._on_evaluation is not None and not self._on_evaluation()
+        """Let the scheduler decide, when the checkpoint that it may copy is committed."""
+        if self._on_evaluation is None or not self._join_checkpoint():
+            return False
+        stops = not self._on_evaluation()
         self.stopwatch.lap("verdict")
         return stops
 
@@ -338,17 +351,20 @@ class Session:
     def _read_losses(self) -> bool:
         """Sum the unread losses over the processes, log and check them; returns whether to stop.
 
-        One message carries both, so that all processes stop at the same step.
+        One message carries all, so that all processes stop at the same step, also where the
+        checkpoint of one of them has failed.
         """
         main = self.accelerator.is_main_process
-        wish = float(main and self.folder.wants_stop())
-        message = torch.stack([*self._unread, torch.full_like(self._unread[0], wish)])
+        wishes = float(main and self.folder.wants_stop()), float(self._writer.has_failed)
+        message = torch.stack(
+            [*self._unread, *(torch.full_like(self._unread[0], wish) for wish in wishes)]
+        )
         self._unread.clear()
         if self.accelerator.num_processes > 1:
             parts = [torch.empty_like(message) for _ in range(self.accelerator.num_processes)]
             torch.distributed.all_gather(parts, message)
             message = tree_sum(parts)
-        *losses, stop = message.tolist()
+        *losses, stop, failed = message.tolist()
         scales = torch.stack(self._unread_scales).tolist() if self._unread_scales else []
         self._unread_scales.clear()
         # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
@@ -371,6 +387,8 @@ class Session:
             if self.state.step % self.config.logging_steps == 0:
                 epoch = self.state.step / self.plan.steps_per_epoch
                 self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])
+        if failed:
+            self._join_checkpoint()
         return bool(stop)
 
     def _diverge(self, what: str) -> None:

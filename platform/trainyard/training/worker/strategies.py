@@ -17,7 +17,7 @@ from trainyard.models import build_accelerator, compute_deterministically
 from trainyard.training.worker import fsdp, zero
 from trainyard.training.worker.gradients import Gradients, GradientTree
 from trainyard.training.worker.optimizer import build_optimizer
-from trainyard.training.worker.weights import OPTIMIZER_FILE, bare, stored_weights
+from trainyard.training.worker.weights import OPTIMIZER_FILE, Copy, bare, stored_weights, tied
 
 
 def one_backend(config: TrainConfig) -> str:
@@ -36,8 +36,9 @@ class Strategy:
 
     prepare: Callable[[TrainConfig, Accelerator, Any], tuple[Any, torch.optim.Optimizer]]
     """(config, accelerator, model) -> the prepared model, and its optimizer."""
-    state: Callable[[Any, Any, int], tuple[dict[str, Any], dict[str, Any]]]
-    """(model, optimizer, number of writers) -> fp32 weights and optimizer state of this writer."""
+    state: Callable[[Any, Any, int, Copy], tuple[dict[str, Any], dict[str, Any]]]
+    """(model, optimizer, writers, copy) -> copies of the fp32 weights and optimizer state that this
+    process writes."""
     load: Callable[[Any, Any, Path], None]
     """(model, optimizer, checkpoint folder): load a stored state into model and optimizer."""
     gradients: type[Gradients]
@@ -81,10 +82,17 @@ def _copies(
 
 
 def _copies_state(
-    model: Any, optimizer: Any, writers: int
+    model: Any, optimizer: Any, writers: int, copy: Copy
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     del writers  # rank 0 writes all
-    return bare(model).state_dict(), optimizer.state_dict()
+    weights, state = bare(model).state_dict(), optimizer.state_dict()
+    for name in tied(bare(model), weights):
+        del weights[name]
+    moments = {
+        index: {key: copy(part) for key, part in parts.items()}
+        for index, parts in state["state"].items()
+    }
+    return {name: copy(tensor) for name, tensor in weights.items()}, {**state, "state": moments}
 
 
 def _copies_load(model: Any, optimizer: Any, folder: Path) -> None:

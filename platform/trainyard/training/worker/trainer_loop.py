@@ -39,13 +39,18 @@ def train_by_trainer(
     Arguments, result and errors are those of `loop.train`.
     """
     accelerator = training_accelerator(config)
-    session = Session(config, task, data, folder, accelerator, on_evaluation)
+    with Session(config, task, data, folder, accelerator, on_evaluation) as session:
+        return _train(session, callbacks)
+
+
+def _train(session: Session, callbacks: Sequence[transformers.TrainerCallback]) -> Outcome:
+    config, accelerator = session.config, session.accelerator
     model = session.build_model()
     optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, session.last_step)
     session.resume(model, optimizer, scheduler)
     micro_batches = _MicroBatches(session)
-    objective = Objective(config, task, data.table("train").labels)
+    objective = Objective(config, session.task, session.data.table("train").labels)
     if not micro_batches:
         return session.outcome()
 
@@ -87,7 +92,7 @@ def train_by_trainer(
     trainer = PlannedTrainer(
         model=model,
         args=transformers.TrainingArguments(
-            output_dir=str(folder.path / ".trainer"),
+            output_dir=str(session.folder.path / ".trainer"),
             max_steps=micro_batches.last - micro_batches.first,
             gradient_accumulation_steps=micro_batches.per_step,
             per_device_train_batch_size=config.per_device_train_batch_size,
@@ -111,7 +116,7 @@ def train_by_trainer(
     trainer.accelerator.scaler = accelerator.scaler  # the session saves and restores this one
     trainer.train()
     with suppress(OSError):  # Trainer makes the folder even when it saves nothing
-        (folder.path / ".trainer").rmdir()
+        (session.folder.path / ".trainer").rmdir()
     return session.outcome()
 
 

@@ -6,11 +6,12 @@ Workers that hold shards write whole tensors, each worker a part of them. No wor
     optimizer-00001-of-00002.safetensors  moments, NAME.MOMENT; the rest is in optimizer.pt
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,12 @@ from trainyard.errors import DamagedRun
 
 OPTIMIZER_FILE = "optimizer.pt"
 WEIGHTS_FILE = "model.safetensors"
+
+
+class Copy(Protocol):
+    """Copy a tensor into the host's memory, completely on return only if `at_once`."""
+
+    def __call__(self, tensor: torch.Tensor, *, at_once: bool = False) -> torch.Tensor: ...
 
 
 def bare(model: Any) -> Any:
@@ -66,6 +73,22 @@ def write_part(
         files.append(folder / part_file(file, writer, writers))
         save_file(dense, files[-1], {"format": "pt"})
     return files
+
+
+def write_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> Path:
+    """Write all weights into one file; return it."""
+    save_file(dict(weights), folder / WEIGHTS_FILE, {"format": "pt"})
+    return folder / WEIGHTS_FILE
+
+
+def write_config(folder: Path, model: Any) -> None:
+    """Write the config of a model as `save_pretrained` does, which would import DeepSpeed for it."""
+    config = copy.deepcopy(model.config)
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 renames the class
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
 
 def write_index(folder: Path, parts: Iterable[Mapping[str, int]]) -> None:

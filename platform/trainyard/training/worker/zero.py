@@ -20,6 +20,7 @@ from trainyard.errors import Diverged
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.optimizer import build_optimizer
 from trainyard.training.worker.weights import (
+    Copy,
     bare,
     owners,
     stored_moments,
@@ -110,13 +111,16 @@ class EngineGradients(Gradients):
         return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def state(
+    model: Any, optimizer: Any, writers: int, copy: Copy
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Gather each weight and its moments on the worker that writes them.
 
     Args:
         model: Engine from `prepare`.
         optimizer: Optimizer from `prepare`.
         writers: Number of workers that write, from rank 0.
+        copy: Copies a tensor to the CPU.
 
     Returns:
         Whole weights of this worker by name, and an optimizer state with their moments, on the CPU.
@@ -136,12 +140,12 @@ def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dic
             whole.narrow(0, start, len(part)).copy_(part)
             dist.all_reduce(whole)  # exact: other workers hold zeros there
             if owned.get(name, 0) == dist.get_rank():
-                found.setdefault(name, {})[key] = whole.view(_shape(parameter)).cpu()
+                found.setdefault(name, {})[key] = copy(whole.view(_shape(parameter)))
     own = {}
     for name in sorted(stored):
         with _gathered(tensors[name]) as whole:
             if owned[name] == dist.get_rank():
-                own[name] = whole.detach().to("cpu", copy=True)
+                own[name] = copy(whole, at_once=True)  # DeepSpeed frees it on a stream of its own
     return own, {"state": found, "step": step}
 
 

@@ -1,0 +1,254 @@
+"""Save checkpoints while training continues.
+
+Training stops only while what a checkpoint holds is copied into the host's memory. A thread then
+writes, hashes, syncs and commits the copies. It reads nothing that training changes.
+"""
+
+import copy
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from trainyard.config import TrainConfig
+from trainyard.errors import SupersededError, UserError
+from trainyard.storage import CheckpointStore, entry_of, sync_file, write_array, write_json
+from trainyard.training.outcome import TrainState
+from trainyard.training.worker.state import PREDICTIONS, STATE_FILE, broadcast
+from trainyard.training.worker.strategies import STRATEGIES
+from trainyard.training.worker.weights import (
+    OPTIMIZER_FILE,
+    bare,
+    write_config,
+    write_index,
+    write_part,
+    write_weights,
+)
+
+KEPT_CHECKPOINTS = 2
+"""Number of newest checkpoints kept next to the best: the second replaces a damaged first."""
+
+log = logging.getLogger(__name__)
+
+
+class HostMemory:
+    """Copies of tensors in the host's memory; every save uses the buffers of the one before.
+
+    Copies of a GPU's tensors are pinned: the GPU writes them while the host requests the next ones.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[torch.Tensor] = []
+        self._used = 0
+        self._from_gpu = False
+
+    def rewind(self) -> None:
+        """Use the buffers again, in the same order."""
+        self._used = 0
+
+    def copy(self, tensor: torch.Tensor, *, at_once: bool = False) -> torch.Tensor:
+        """Return a copy; it is complete after `wait`, or immediately if `at_once`."""
+        if self._used == len(self._buffers):
+            self._buffers.append(torch.empty(0))
+        buffer = self._buffers[self._used]
+        if (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[self._used] = buffer
+        self._used += 1
+        self._from_gpu |= tensor.is_cuda
+        return buffer.copy_(tensor.detach(), non_blocking=not at_once)
+
+    def wait(self) -> None:
+        """Wait until the copies are complete."""
+        if self._from_gpu:
+            torch.cuda.synchronize()
+
+
+class Part(NamedTuple):
+    """A worker's part of a checkpoint: bytes of its weights by name, manifest entries of its files."""
+
+    sizes: dict[str, int]
+    entries: dict[str, dict[str, Any]]
+
+
+class Snapshot(NamedTuple):
+    """Part of a checkpoint that one process writes; training does not change it."""
+
+    step: int
+    best_step: int
+    model: Any
+    """The live model: only its config is written from it."""
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, Any]
+    """The optimizer's state, of which "state" holds tensors."""
+    record: dict[str, Any]
+    predictions: Mapping[str, NDArray[Any]]
+
+
+class CheckpointWriter:
+    """Write one checkpoint at a time, in a thread. All processes call its methods alike.
+
+    With fsdp and deepspeed the threads of all processes write together. Their messages have a process
+    group of their own, so they never mix with those of training.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Any, store: CheckpointStore) -> None:
+        self._strategy = STRATEGIES[config.strategy]
+        self._accelerator, self._store = accelerator, store
+        self._main: bool = accelerator.is_main_process
+        together = self._strategy.shards and store.is_shared
+        self._writers: int = accelerator.num_processes if together else 1
+        self._group = dist.new_group(backend="gloo") if self._writers > 1 else None
+        self._memory = HostMemory()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._begun = self._met_others = False
+        self._writing: Future[UserError | None] | None = None
+
+    def begin(
+        self,
+        model: Any,
+        optimizer: Any,
+        scheduler: Any,
+        state: TrainState,
+        predictions: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Copy what a checkpoint holds, and write it in the thread; the last one must be joined.
+
+        The folder is in Hugging Face's format, with the optimizer and the logits of the best evaluation
+        next to the weights: the best checkpoint becomes `model/` unchanged.
+        """
+        if self._begun:
+            raise RuntimeError("the checkpoint before is still being written")
+        self._begun = True
+        if not (self._main or self._strategy.shards):
+            return  # rank 0 has all
+        self._memory.rewind()
+        weights, moments = self._strategy.state(model, optimizer, self._writers, self._memory.copy)
+        settings = copy.deepcopy({key: moments[key] for key in moments if key != "state"})
+        record = {"train": state.as_dict(), "scheduler": scheduler.state_dict(), "scaler": None}
+        if self._accelerator.scaler is not None:
+            record["scaler"] = self._accelerator.scaler.state_dict()
+        snapshot = Snapshot(
+            state.step,
+            state.best_step or state.step,
+            bare(model),
+            weights,
+            {**settings, "state": moments["state"]},
+            copy.deepcopy(record),
+            predictions or {},
+        )
+        self._memory.wait()
+        if self._main:
+            self._writing = self._thread.submit(self._commit, snapshot)
+        elif self._writers > 1:
+            self._writing = self._thread.submit(self._write_with_rank_0, snapshot)
+
+    @property
+    def has_failed(self) -> bool:
+        """True when this process's part of the checkpoint has ended with an error."""
+        writing = self._writing
+        if writing is None or not writing.done():
+            return False
+        return writing.exception() is not None or writing.result() is not None
+
+    def join(self) -> UserError | None:
+        """Wait until the checkpoint is committed; return the error when that failed.
+
+        Raises:
+            SupersededError: when a newer attempt has claimed the run.
+        """
+        if not self._begun:
+            return None
+        self._begun = False
+        failure: UserError | None = broadcast(self._accelerator, self._wait())
+        return failure
+
+    def close(self) -> None:
+        """Let the thread finish what it writes, and end it. Each process calls this for itself."""
+        try:
+            failure = self._wait()
+        except Exception as error:  # another one ends the attempt
+            failure = error
+        if failure is not None:
+            log.warning("the last checkpoint was not written: %s", failure)
+        self._thread.shutdown()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+
+    def _wait(self) -> Any:
+        writing, self._writing = self._writing, None
+        return None if writing is None else writing.result()
+
+    def _commit(self, snapshot: Snapshot) -> UserError | None:
+        """Write and commit a checkpoint as rank 0; return the error when that failed."""
+        self._met_others = False
+        try:
+            self._store.commit(snapshot.step, lambda folder: self._write(folder, snapshot))
+            newest = self._store.steps()[-KEPT_CHECKPOINTS:]
+            self._store.keep({*newest, snapshot.best_step})
+        except SupersededError:
+            raise
+        except UserError as error:
+            return error
+        finally:
+            if self._writers > 1 and not self._met_others:  # they wait for the folder
+                self._together(None, snapshot)
+        return None
+
+    def _write_with_rank_0(self, snapshot: Snapshot) -> None:
+        self._together(None, snapshot)
+
+    def _write(self, folder: Path, snapshot: Snapshot) -> dict[str, Any]:
+        """Fill a checkpoint's folder as rank 0; return manifest entries of what others wrote."""
+        write_config(folder, snapshot.model)
+        write_json(folder / STATE_FILE, snapshot.record)
+        for split, values in snapshot.predictions.items():
+            write_array(folder / PREDICTIONS / f"{split}.npy", values)
+        if self._writers == 1:
+            self._write_files(folder, snapshot)
+            torch.save(snapshot.moments, folder / OPTIMIZER_FILE)
+            return {}
+        torch.save({**snapshot.moments, "state": {}}, folder / OPTIMIZER_FILE)
+        parts = self._together(folder, snapshot)
+        write_index(folder, [part.sizes for part in parts])
+        return {name: entry for part in parts for name, entry in part.entries.items()}
+
+    def _write_files(self, folder: Path, snapshot: Snapshot) -> list[Path]:
+        """Write this process's weights, and its moments where each process writes a part."""
+        if self._writers == 1:
+            return [write_weights(folder, snapshot.weights)]
+        moments, rank = snapshot.moments["state"], self._accelerator.process_index
+        return write_part(folder, snapshot.weights, moments, rank, self._writers)
+
+    def _together(self, folder: Path | None, snapshot: Snapshot) -> list[Part]:
+        """Let the threads of all processes write into rank 0's `folder`; None calls it off.
+
+        Raises:
+            Exception: on rank 0, the first one that any of them met.
+        """
+        self._met_others = True
+        message = [folder]
+        dist.broadcast_object_list(message, src=0, group=self._group)
+        folder = message[0]
+        if folder is None:
+            return []
+        found: Part | Exception
+        try:
+            files = self._write_files(folder, snapshot)
+            for file in files:
+                sync_file(file)
+            sizes = {name: tensor.nbytes for name, tensor in snapshot.weights.items()}
+            found = Part(sizes, {file.name: entry_of(file) for file in files})
+        except Exception as error:
+            found = error
+        parts: list[Any] | None = [None] * self._writers if self._main else None
+        dist.gather_object(found, parts, dst=0, group=self._group)
+        for part in parts or []:
+            if isinstance(part, Exception):
+                raise part
+        return parts or []
