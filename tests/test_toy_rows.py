@@ -35,7 +35,7 @@ from trainyard.storage import Files
 from trainyard.tasks import TASKS
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.strategies import STRATEGIES, Strategy
-from trainyard.training.worker.weights import OPTIMIZER_FILE, stored_weights
+from trainyard.training.worker.weights import OPTIMIZER_FILE, Copy, stored_weights
 from trainyard.tuning.honesty import SplitPredictions, confirm
 
 
@@ -115,8 +115,10 @@ def test_a_strategy(
     """It adds gradients up as autograd does, and stores an optimizer in its own way."""
     ddp = STRATEGIES["ddp"]
 
-    def state(model: Any, optimizer: Any, writers: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        weights, moments = ddp.state(model, optimizer, writers)
+    def state(
+        model: Any, optimizer: Any, writers: int, copy: Copy
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        weights, moments = ddp.state(model, optimizer, writers, copy)
         return weights, {"toy": moments}
 
     def load(model: Any, optimizer: Any, folder: Path) -> None:

@@ -57,7 +57,8 @@ def live(config: TrainConfig, accelerator: Any) -> tuple[Any, Any, Any]:
 def save(config: TrainConfig, accelerator: Any, store: CheckpointStore, live: Any) -> None:
     """Commit the checkpoint of step 1."""
     writer = CheckpointWriter(config, accelerator, store)
-    writer.begin(*live, TrainState(step=1))
+    model, optimizer, scheduler = live
+    writer.begin(model, optimizer, scheduler, TrainState(step=1))
     assert writer.join() is None
     writer.close()
 
