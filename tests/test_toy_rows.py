@@ -11,6 +11,8 @@ import pytest
 import torch
 from support.runs_locally import run_locally
 from support.small_models import classifier
+from trainyard.inference.tokenizing import Item
+from trainyard.metrics.table import Metric
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
@@ -22,13 +24,11 @@ from trainyard.evaluation.scoring import score
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.run import predict
 from trainyard.inference.registry import PREDICTORS
-from trainyard.inference.request_tokens import Item
 from trainyard.inference.tasks.text_classification import (
     SequenceClassifier,
     TextClassificationParameters,
 )
 from trainyard.metrics import METRICS
-from trainyard.metrics.registry import Metric
 from trainyard.models.engines.registry import ENGINES, Engine, check_engine
 from trainyard.report.dashboard.records import Run
 from trainyard.storage import Files
@@ -119,7 +119,7 @@ def test_a_strategy(
         model: Any, optimizer: Any, writers: int, copy: Copy
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         weights, moments = ddp.state(model, optimizer, writers, copy)
-        return weights, {"state": {}, "toy": moments}
+        return weights, {"toy": moments}
 
     def load(model: Any, optimizer: Any, folder: Path) -> None:
         model.load_state_dict(stored_weights(model, folder))

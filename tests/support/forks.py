@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -58,10 +59,13 @@ def _fork(attempt: dict[str, Any], meeting: Path, world: int, rank: int, group: 
 
 def main() -> None:
     """Fork the processes of each attempt of `run_forked`."""
+    # What the attempts import. Not all of it: some packages start threads, which a fork cannot have.
+    import scipy.stats  # noqa: F401
     import torch
+    import transformers.models.auto.modeling_auto
+    import transformers.models.bert.modeling_bert  # noqa: F401
     from support.lifted import lift
 
-    # What the attempts import.
     import trainyard.training.worker.loop
     import trainyard.training.worker.trainer_loop  # noqa: F401
 
@@ -76,11 +80,13 @@ def main() -> None:
         world = attempt["config"]["num_workers"]
         for rank in range(world):
             children.append(_fork(attempt, place, world, rank, children[0] if children else 0))
-        signal.alarm(WAIT_SECONDS)
+        timer = threading.Timer(WAIT_SECONDS, os.killpg, (children[0], signal.SIGKILL))
+        timer.start()
         try:
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         finally:
-            signal.alarm(0)
+            timer.cancel()
+            timer.join()
         every.append(codes)
     (meeting / "codes.json").write_text(json.dumps(every))
 

@@ -116,7 +116,7 @@ def die_while_writing(step: int, die: Callable[[], None]) -> None:
         return going_on
 
     saving.CheckpointWriter._write_files = write_slowly  # type: ignore[method-assign]
-    session.Session.finish_step = finish_step  # type: ignore[assignment, method-assign]
+    session.Session.finish_step = finish_step  # type: ignore[method-assign, assignment]
 
 
 def main() -> None:

@@ -64,14 +64,15 @@ class Case:
 
 WRITES = "while it writes and training continues"
 QUICK = [
-    *(Case("ddp", 1, 0, phase) for phase in PHASES),
+    Case("ddp", 1, 0, WRITES),
+    Case("ddp", 1, 0, "when files are durable"),
     Case("fsdp", 2, 1, WRITES),
-    Case("fsdp", 2, 0, WRITES, kills_all=True),
 ]
 FULL = [
     case
     for strategy in ("ddp", "fsdp")
     for case in (
+        *(Case(strategy, 1, 0, phase) for phase in PHASES if strategy == "ddp"),
         *(Case(strategy, 2, 0, phase) for phase in PHASES),
         *(Case(strategy, 2, 0, phase, kills_all=True) for phase in PHASES),
         *(Case(strategy, 2, 1, phase) for phase in SECOND_RANK if strategy == "fsdp"),

@@ -59,7 +59,8 @@ def save(
 ) -> None:
     """Commit the checkpoint of step 1."""
     writer = CheckpointWriter(config, accelerator, store)
-    writer.begin(*live, TrainState(step=1))
+    model, optimizer, scheduler = live
+    writer.begin(model, optimizer, scheduler, TrainState(step=1))
     assert writer.join() is None
     writer.close()
 

@@ -85,7 +85,7 @@ class Snapshot(NamedTuple):
     """The live model: only its config is written from it."""
     weights: dict[str, torch.Tensor]
     moments: dict[str, Any]
-    """The optimizer's state, of which "state" holds tensors."""
+    """The optimizer's state; where processes write parts of it, "state" holds its tensors."""
     record: dict[str, Any]
     predictions: Mapping[str, NDArray[Any]]
 
@@ -129,7 +129,6 @@ class CheckpointWriter:
             return  # rank 0 has all
         self._memory.rewind()
         weights, moments = self._strategy.state(model, optimizer, self._writers, self._memory.copy)
-        settings = copy.deepcopy({key: moments[key] for key in moments if key != "state"})
         record = {"train": state.as_dict(), "scheduler": scheduler.state_dict(), "scaler": None}
         if self._accelerator.scaler is not None:
             record["scaler"] = self._accelerator.scaler.state_dict()
@@ -138,7 +137,10 @@ class CheckpointWriter:
             state.best_step or state.step,
             bare(model),
             weights,
-            {**settings, "state": moments["state"]},
+            {
+                key: moments[key] if key == "state" else copy.deepcopy(moments[key])
+                for key in moments
+            },
             copy.deepcopy(record),
             predictions or {},
         )
