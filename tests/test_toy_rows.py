@@ -11,8 +11,6 @@ import pytest
 import torch
 from support.runs_locally import run_locally
 from support.small_models import classifier
-from trainyard.inference.tokenizing import Item
-from trainyard.metrics.table import Metric
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
@@ -24,11 +22,13 @@ from trainyard.evaluation.scoring import score
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.run import predict
 from trainyard.inference.registry import PREDICTORS
+from trainyard.inference.request_tokens import Item
 from trainyard.inference.tasks.text_classification import (
     SequenceClassifier,
     TextClassificationParameters,
 )
 from trainyard.metrics import METRICS
+from trainyard.metrics.registry import Metric
 from trainyard.models.engines.registry import ENGINES, Engine, check_engine
 from trainyard.report.dashboard.records import Run
 from trainyard.storage import Files
