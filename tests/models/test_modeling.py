@@ -6,16 +6,18 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from support.architectures import architecture
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
-from trainyard.models.build import build_model, build_tokenizer
+from trainyard.models.build import _dropout_names, build_model, build_tokenizer
 from trainyard.models.hub import load_config, resolve_model
 from trainyard.tasks import get_task
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
@@ -171,3 +173,24 @@ def test_the_rate_of_each_step(schedule: str) -> None:
             config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=10
         )
     )
+
+
+@pytest.mark.parametrize(
+    "kind", ["bert", "distilbert", "modernbert", "deberta", "gpt2", "t5", "bart", "xlnet"]
+)
+def test_dropout_of_every_family_is_set(kind: str, tmp_path: Path) -> None:
+    folder = architecture(tmp_path, kind)
+
+    def rates(dropout: float | None) -> set[float]:
+        model = build_model(str(folder), MRPC, seed=1, dropout=dropout)
+        return {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+
+    assert rates(0.0) == {0.0}
+    assert rates(0.4) == {0.4}
+    assert rates(None) <= {0.0, 0.1, 0.2}
+
+
+def test_a_model_without_dropout_is_refused() -> None:
+    config = SimpleNamespace(to_dict=lambda: {"hidden_size": 8, "encoder_layerdrop": 0.1})
+    with pytest.raises(UserError, match="has no dropout in its config; leave out --dropout"):
+        _dropout_names("acme/model", config)

@@ -238,7 +238,7 @@ def test_early_stopping_and_the_best_checkpoint(base: TrainConfig) -> None:
     [
         {"mixed_precision": "bf16"},
         {"gradient_checkpointing": True},
-        {"init": "random"},
+        {"init": "random", "dropout": 0.3},
         {"pad_to_max_length": True},
         {"lr_scheduler_type": "cosine", "warmup_steps": 0.2, "weight_decay": 0.1},
         {"max_steps": 7, "max_grad_norm": 0.0},

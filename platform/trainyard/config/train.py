@@ -50,6 +50,8 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     class_weights: Literal["balanced"] | Mapping[str, float] | None = added(None, before=None)
     """Weights of the classes in the loss: `balanced`, or as in --class-weights spam 2 ham 0.5. With one
     label a row, they are scaled to mean 1 over the training rows."""
+    dropout: float | None = added(None, before=None)
+    """Probability of all dropout in training. 0 suits a few epochs. Default: as in the model's config."""
     label_smoothing_factor: float = added(0.0, before=0.0)
     """Share of each target that is spread over all labels, in training only."""
 
@@ -146,6 +148,8 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
             raise UserError(
                 f"--learning-rate is {self.learning_rate}; it must lie between 0 and 1 (5e-5 is usual)"
             )
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout is {self.dropout:g}; it must be from 0 to below 1")
         if not 0 <= self.label_smoothing_factor < 1:
             raise UserError(
                 f"--label-smoothing-factor is {self.label_smoothing_factor:g}; it must be from 0 to below 1"

@@ -100,6 +100,7 @@ def build_model(
     init: Literal["pretrained", "random"] = "pretrained",
     gradient_checkpointing: bool = False,
     vocabulary: int | None = None,
+    dropout: float | None = None,
 ) -> "PreTrainedModel":
     """Load a model with a classification head for `task`, in float32.
 
@@ -113,10 +114,11 @@ def build_model(
         init: Initial weights of the encoder.
         gradient_checkpointing: True to compute activations again in the backward pass.
         vocabulary: Minimum number of word vectors; None keeps the number of the model.
+        dropout: Probability of all dropout in the model's config; None keeps the config's.
 
     Raises:
-        UserError: The model cannot be loaded, or lacks weights of its encoder, which would be
-            random.
+        UserError: The model cannot be loaded, lacks weights of its encoder, which would be random, or
+            has no dropout to set.
     """
     import torch
     import transformers
@@ -130,6 +132,8 @@ def build_model(
         "problem_type": task.problem_type,
     }
     classifier = transformers.AutoModelForSequenceClassification
+    if dropout is not None:
+        head |= dict.fromkeys(_dropout_names(name, load_config(name)), dropout)
     source, revision = with_safetensors(name, revision)
     with quiet():
         if init == "random":
@@ -166,6 +170,21 @@ def build_model(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _dropout_names(name: str, config: Any) -> list[str]:
+    """Return the fields of a config that hold a dropout probability; no two families name them alike."""
+    names = [
+        field
+        for field, value in config.to_dict().items()
+        if "drop" in field
+        and "layerdrop" not in field
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    ]
+    if not names:
+        raise UserError(f"model '{name}' has no dropout in its config; leave out --dropout")
+    return names
 
 
 def _check_encoder(name: str, model: Any, info: Any) -> None:

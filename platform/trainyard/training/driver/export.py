@@ -209,7 +209,7 @@ def model_card(
         for name in (
             "learning_rate", "num_train_epochs", "max_steps", "train_batch_size", "weight_decay",
             "lr_scheduler_type", "warmup_steps", "max_length", "mixed_precision", "seed",
-            "class_weights", "label_smoothing_factor", "label_thresholds",
+            "class_weights", "dropout", "label_smoothing_factor", "label_thresholds",
         )
     ]  # fmt: skip
     hub_id, base = _base(config, run)

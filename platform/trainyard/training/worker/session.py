@@ -129,6 +129,7 @@ class Session:
             init=self.config.init,
             gradient_checkpointing=self.config.gradient_checkpointing,
             vocabulary=self.data.vocabulary,
+            dropout=self.config.dropout,
         )
         self.padding = probe(model, self.config, self.data)
         self._flops = training_flops(model, self._lengths)
