@@ -76,7 +76,7 @@ class Part(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What one process writes of a checkpoint; training changes nothing of it."""
+    """Data that one process writes into a checkpoint; training changes none of it."""
 
     step: int
     best_step: int
@@ -92,8 +92,8 @@ class Snapshot(NamedTuple):
 class CheckpointWriter:
     """Write one checkpoint at a time, in a thread. All processes call its methods alike.
 
-    With fsdp and deepspeed the threads of all processes write together. Their messages have a process
-    group of their own, so they never mix with those of training.
+    With fsdp and deepspeed the threads of all processes write together. They have a separate
+    process group, so their messages never mix with those of training.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Any, store: CheckpointStore) -> None:
