@@ -93,8 +93,8 @@ class Snapshot(NamedTuple):
 class CheckpointWriter:
     """Write one checkpoint at a time, in a thread. All processes call its methods alike.
 
-    With fsdp and deepspeed the threads of all processes write together. Their messages have a process
-    group of their own, so they never mix with those of training.
+    With fsdp and deepspeed the threads of all processes write together. They have a separate
+    process group, so their messages never mix with those of training.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Any, store: CheckpointStore) -> None:

@@ -145,7 +145,7 @@ def state(
     for name in sorted(stored):
         with _gathered(tensors[name]) as whole:
             if owned[name] == dist.get_rank():
-                own[name] = copy(whole, at_once=True)  # DeepSpeed frees it on a stream of its own
+                own[name] = copy(whole, at_once=True)  # DeepSpeed frees it on another stream
     return own, {"state": found, "step": step}
 
 
