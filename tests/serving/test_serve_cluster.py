@@ -166,6 +166,7 @@ def test_a_broken_version_is_refused_while_the_old_one_serves(
         error = refusal(f"{url}/models/mail")
     assert set(load.found) == {(200, "a")}
     assert "no weights in safetensors" in error
+    deploy(config(models, models["a"]))
 
 
 @pytest.mark.long
