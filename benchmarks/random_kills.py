@@ -104,11 +104,12 @@ class Job:
         shared = [
             "--data-dir", str(folder / "glue"), "--model-name-or-path", str(folder / "model"),
             "--storage-path", str(self.storage), "--max-length", "32", "--train-batch-size", "16",
-            "--per-device-train-batch-size", "4", "--learning-rate", "1e-3", "--logging-steps", "5",
-            "--save-steps", "20", "--resources-per-worker", "CPU", "1",
+            "--per-device-train-batch-size", "4", "--learning-rate", "1e-3",
+            "--resources-per-worker", "CPU", "1",
         ]  # fmt: skip
         own = {
             "sweep": ["tune.py", "--task", "mrpc", "--num-train-epochs", "5", "--num-trials", "4",
+                      "--logging-steps", "5", "--save-steps", "20",
                       "--max-concurrent-trials", "2", "--scheduler", "fifo", "--confirm-top", "1",
                       "--confirm-seeds", "2", "--set", "learning_rate=loguniform:1e-4:1e-2"],
             "suite": ["glue.py", "--tasks", "mrpc", "--seeds", "1", "2", "3", "4",

@@ -9,6 +9,7 @@ table ends with the command, the date, the machine and the commit that it was me
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -381,6 +382,28 @@ def hurt() -> str:
     return table(columns, rows) + source(found)
 
 
+def kills() -> str:
+    """Count the kills of sweeps, suites and a server, and what became of them."""
+    found = load("random-kills")
+    rows = []
+    for kind in ("sweep", "suite"):
+        if kind not in found:
+            continue
+        count = Counter(kill["victim"] for kill in found[kind]["kills"])
+        killed = ", ".join(f"{number} x {victim}" for victim, number in sorted(count.items()))
+        same = f"{found[kind]['compared']} ended, each with the undisturbed one's bits"
+        rows.append([f"a {kind} of {found[kind]['undisturbed_seconds']:.0f} s", killed, same])
+    for part in ("replica", "gateway", "proxy", "controller", "all"):
+        seconds = [
+            k["served_again_seconds"] for k in found["server"]["kills"] if k["killed"] == part
+        ]
+        failed = sum(n for code, n in found["server"]["by_status"][part].items() if code != "200")
+        again = f"ten right answers in a row after {max(seconds):.1f} s at most"
+        rows.append([f"a server: {part}", str(len(seconds)), f"{again}; {failed:,} not answered"])
+    columns = ["Killed by SIGKILL", "Kills", "Outcome"]
+    return table(columns, rows) + source(*found.values())
+
+
 def overload() -> str:
     """List throughput beyond capacity."""
     rows = []
@@ -442,6 +465,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": engines,
     "start-up": start_up,
     "hurt": hurt,
+    "kills": kills,
     "overload": overload,
     "soak": soak,
     "dashboard": dashboard,
