@@ -13,6 +13,7 @@ from .ray_train import build_trainer as build_trainer
 from .ray_train import cause_of as cause_of
 from .ray_train import dead_ranks as dead_ranks
 from .session import TOKENIZERS as TOKENIZERS
+from .session import check_local_ray as check_local_ray
 from .session import owns_gpu as owns_gpu
 from .session import ray_session as ray_session
 from .session import start_ray as start_ray

@@ -99,6 +99,23 @@ def start_ray(address: str = "local", **options: Any) -> None:
         node.Node = whole
 
 
+def check_local_ray() -> None:
+    """Check that the local Ray of this process is alive; Ray itself waits without a limit.
+
+    Raises:
+        UserError: Its raylet or its GCS server has ended.
+    """
+    from ray._private import worker
+
+    node = worker._global_node
+    dead = [] if node is None else [name for name, _ in node.dead_processes()]
+    if lost := [name for name in ("raylet", "gcs_server") if name in dead]:
+        raise UserError(
+            f"Ray on this machine has ended: its {lost[0]} process was killed, perhaps because memory "
+            "was full; run the same command again to resume"
+        )
+
+
 def _no_ray(address: str, error: Exception) -> str:
     reason = one_line(error, 160)
     if address == "local":

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainyard.cluster import release_orphans
+from trainyard.cluster import check_local_ray, release_orphans
 from trainyard.errors import HeldError, UserError
 from trainyard.fleet.spec import TAKEOVER_SECONDS, Ended, RunSpec, Shared, pruned
 from trainyard.signals import StopSignals
@@ -66,6 +66,7 @@ class Fleet:
         Raises:
             SupersededError: Another driver has taken over the job.
             HeldError: A process of an ended run still holds the run's lease.
+            UserError: The local Ray has ended.
         """
         self._unsettled.clear()
         stopping = False
@@ -90,6 +91,7 @@ class Fleet:
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
                 self.lease.poll()
+                check_local_ray()
                 stopping = stop() or self.folder.stop_is_requested() or stopping
                 for spec in list(self.running.values()) if stopping else ():
                     if spec.folder.path.is_dir():

@@ -1,0 +1,38 @@
+"""The local Ray of a job: it may end before the job does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+LOSE_RAY = """
+import psutil
+from trainyard import TrainConfig
+from trainyard.cluster import check_local_ray, ray_session
+from trainyard.errors import UserError
+
+check_local_ray()  # without Ray
+with ray_session(TrainConfig(task="demo")):
+    check_local_ray()
+    (raylet,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "raylet"]
+    raylet.kill()
+    psutil.wait_procs([raylet], timeout=10)
+    try:
+        check_local_ray()
+    except UserError as error:
+        print(error, flush=True)
+"""
+
+
+def test_a_local_ray_that_ended_is_one_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOSE_RAY],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "disabled"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[0] == (
+        "Ray on this machine has ended: its raylet process was killed, perhaps because memory was "
+        "full; run the same command again to resume"
+    ), done.stderr
