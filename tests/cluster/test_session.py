@@ -32,7 +32,11 @@ def test_a_local_ray_that_ended_is_one_sentence() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "disabled"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.stdout.splitlines()[0] == (
+    sentence = (
         "Ray on this machine has ended: its raylet process was killed, perhaps because memory was "
         "full; run the same command again to resume"
-    ), done.stderr
+    )
+    assert done.stdout.startswith(sentence), (
+        done.stdout,
+        done.stderr,
+    )  # Ray's own lines may follow
