@@ -36,7 +36,4 @@ def test_a_local_ray_that_ended_is_one_sentence() -> None:
         "Ray on this machine has ended: its raylet process was killed, perhaps because memory was "
         "full; run the same command again to resume"
     )
-    assert done.stdout.startswith(sentence), (
-        done.stdout,
-        done.stderr,
-    )  # Ray's own lines may follow
+    assert sentence in done.stdout, done.stderr  # among lines of Ray
