@@ -1,4 +1,4 @@
-"""Attempts whose processes are forked from one that has imported everything: a kill costs no imports."""
+"""Attempts whose processes are forked from one that has imported most: a kill costs few imports."""
 
 import json
 import os

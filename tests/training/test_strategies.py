@@ -242,6 +242,25 @@ def test_killed_at_any_phase_of_a_checkpoint_of_parts_it_ends_with_the_same_bits
     assert not list(folder.checkpoints.glob(".inprogress*"))
 
 
+@pytest.mark.long
+def test_a_full_disk_before_the_parts_are_written_ends_all_workers(
+    small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """The others wait for rank 0's folder; the next losses tell them."""
+    config = replace(
+        small_run, storage_path=str(tmp_path / "runs"), run_name="full", strategy="fsdp",
+        max_steps=LAST_STEP, save_steps=2, num_workers=2, ledger=False,
+    )  # fmt: skip
+    full = (0, "trainyard.training.worker.saving:write_config:2")
+    run_ranks(2, [Attempt(config, full_disk=full)], tmp_path / "full")
+    folder = open_run(config.storage_path, "full")
+    ended = json.loads((folder.path / "outcome.json").read_text())
+    assert ended["status"] == "failed"
+    assert "checkpoint of step 4 could not be written" in ended["error"]
+    assert "No space left on device" in ended["error"]
+    assert folder.store().steps() == [2]
+
+
 def test_each_worker_writes_a_part_of_a_checkpoint(runs: Runs) -> None:
     for kind in ("fsdp", "zero2", "zero3"):
         folder = runs(f"{kind}-no").checkpoints / f"step-{LAST_STEP:08d}"

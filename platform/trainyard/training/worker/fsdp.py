@@ -83,17 +83,7 @@ def layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 def state(
     model: Any, optimizer: Any, writers: int, copy: Copy
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather each weight and its moments on the worker that writes them.
-
-    Args:
-        model: Model from `prepare`.
-        optimizer: Optimizer from `prepare`.
-        writers: Number of workers that write, from rank 0.
-        copy: Copies a tensor to the CPU.
-
-    Returns:
-        Whole weights of this worker by name, and an optimizer state with their moments, on the CPU.
-    """
+    """Gather each weight and its moments on the worker that writes them, see `Strategy.state`."""
     weights, state = get_state_dict(model, optimizer.optimizer)
     for name in tied(model, weights):
         del weights[name]

@@ -37,8 +37,8 @@ class Strategy:
     prepare: Callable[[TrainConfig, Accelerator, Any], tuple[Any, torch.optim.Optimizer]]
     """(config, accelerator, model) -> the prepared model, and its optimizer."""
     state: Callable[[Any, Any, int, Copy], tuple[dict[str, Any], dict[str, Any]]]
-    """(model, optimizer, writers, copy) -> copies of the fp32 weights and optimizer state that this
-    process writes."""
+    """(model, optimizer, number of writers, copy) -> what this process writes, copied to host memory.
+    These are whole fp32 weights by name, and the optimizer state."""
     load: Callable[[Any, Any, Path], None]
     """(model, optimizer, checkpoint folder): load a stored state into model and optimizer."""
     gradients: type[Gradients]

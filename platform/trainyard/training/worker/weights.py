@@ -116,7 +116,7 @@ def copy_weights(checkpoint: Path, target: Path) -> None:
     if (checkpoint / WEIGHTS_FILE).exists():
         shutil.copyfile(checkpoint / WEIGHTS_FILE, target / WEIGHTS_FILE)
     else:
-        save_file(whole_weights(checkpoint), target / WEIGHTS_FILE, {"format": "pt"})
+        write_weights(target, whole_weights(checkpoint))
         shutil.copymode(
             target / "config.json", target / WEIGHTS_FILE
         )  # else only its owner reads it

@@ -114,17 +114,7 @@ class EngineGradients(Gradients):
 def state(
     model: Any, optimizer: Any, writers: int, copy: Copy
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather each weight and its moments on the worker that writes them.
-
-    Args:
-        model: Engine from `prepare`.
-        optimizer: Optimizer from `prepare`.
-        writers: Number of workers that write, from rank 0.
-        copy: Copies a tensor to the CPU.
-
-    Returns:
-        Whole weights of this worker by name, and an optimizer state with their moments, on the CPU.
-    """
+    """Gather each weight and its moments on the worker that writes them, see `Strategy.state`."""
     step = max((float(moments["step"]) for moments in optimizer.state.values()), default=0.0)
     module = bare(model)
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
