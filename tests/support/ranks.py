@@ -55,7 +55,11 @@ def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    last = (meeting / f"rank-{codes.index(max(codes))}.log").read_text()[-3000:]
+    last = "\n".join(
+        f"--- rank {rank} ended with {code}\n{(meeting / f'rank-{rank}.log').read_text()[-3000:]}"
+        for rank, code in enumerate(codes)
+        if code
+    )
     if killed := attempts[-1].killed:
         assert codes[killed[0]] == -signal.SIGKILL, last
         assert all(codes), last

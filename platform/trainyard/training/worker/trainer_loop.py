@@ -115,9 +115,12 @@ def _train(session: Session, callbacks: Sequence[transformers.TrainerCallback]) 
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.accelerator.scaler = accelerator.scaler  # the session saves and restores this one
     trainer.train()
-    with suppress(OSError):  # Trainer makes the folder even when it saves nothing
+    outcome = session.outcome()
+    # Trainer makes the folder even when it saves nothing, and lists it once more after the last
+    # step. `outcome` has waited for all processes, so none of them still does.
+    with suppress(OSError):
         (session.folder.path / ".trainer").rmdir()
-    return session.outcome()
+    return outcome
 
 
 def _sum(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
