@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from markdown_tables import load, source, table
 from provenance import provenance
 from quality_figures import difference, last_scores
 
@@ -132,6 +133,23 @@ def store(name: str, found: Mapping[str, Mapping[int, Any]], args: argparse.Name
     kept[name] = {**head, "recipe": dict(SHARED), "seeds": args.seeds, "variants": figures}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
     print(json.dumps({name: figures}, indent=2))
+
+
+def unbalanced_table() -> str:
+    """Table of the docs: means over seeds, and differences to the plain variant."""
+    found = load("unbalanced")
+    rows = []
+    for name, data in found.items():
+        for variant, figures in data["variants"].items():
+            for metric, cell in figures.items():
+                interval = (
+                    "{:+.3f} to {:+.3f}".format(*cell["interval"]) if "interval" in cell else ""
+                )
+                gain = f"{cell['difference']:+.3f}" if "difference" in cell else ""
+                by_seed = ", ".join(f"{value:.4f}" for value in cell["values"])
+                rows.append([name, variant, metric, by_seed, gain, interval])
+    columns = ["Data", "Variant", "Metric", "By seed", "Less plain", "95 % over seeds"]
+    return table(columns, rows) + source(*found.values())
 
 
 if __name__ == "__main__":

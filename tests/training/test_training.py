@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.assassin import kill_at
 from support.runs_locally import run_locally, weights_hash
@@ -266,6 +267,27 @@ def test_driver_killed_or_asked_to_stop_then_the_same_command(
     assert losses(folder.path) == losses(undisturbed.path)
     check_each_row_once_per_epoch(folder.path, 90, epochs)
     assert not (folder.path / "lease.json").exists()
+
+
+@pytest.mark.parametrize("lost", [pytest.param("gcs_server", marks=pytest.mark.long), "raylet"])
+def test_a_local_ray_that_is_killed_is_one_sentence(base: TrainConfig, lost: str) -> None:
+    """Ray's own end of the driver comes after some 14 seconds, with a status and no reason."""
+    config = dataclasses.replace(base, run_name=f"lost-{lost}", save_steps=1, num_train_epochs=60)
+    folder = RunFolder(Path(config.storage_path) / config.resolved_run_name)
+    command, environment = job(config)
+    driver = subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for_step(folder, 2, driver)
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        if child.name() == lost:
+            child.kill()
+    stdout, stderr = driver.communicate(timeout=120)
+    assert driver.returncode == 2, stderr
+    assert '"job"' not in stdout  # Ray writes there that its raylet has ended
+    assert f"error: Ray on this machine has ended: its {lost} process was killed" in stderr
+    assert "run the same command again to resume" in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.long

@@ -10,7 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainyard.batch_plan import PLAN_VERSION
-from trainyard.cluster import TOKENIZERS, ray_session, room_requested, worker_resources
+from trainyard.cluster import (
+    TOKENIZERS,
+    check_local_ray,
+    ray_session,
+    room_requested,
+    worker_resources,
+)
 from trainyard.config import SPLIT_VERSION, TrainConfig
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
@@ -313,6 +319,7 @@ def _supervise(
     Raises:
         Interrupted: A second signal came before the workers had saved.
         SupersededError: Another driver has taken over the run.
+        UserError: The local Ray has ended.
     """
     pool = ThreadPoolExecutor(1)
     leaving = threading.Event()
@@ -326,6 +333,7 @@ def _supervise(
             while not workers.done():
                 wait([workers], timeout=0.2)
                 lease.poll()
+                check_local_ray()
                 folder.sync()
                 bar.update()
         return workers.result()

@@ -14,7 +14,6 @@ from trainyard.cluster import (
     Node,
     build_trainer,
     cause_of,
-    check_local_ray,
     claim_processor,
     dead_ranks,
     fitting,
@@ -67,7 +66,6 @@ def run_workers(
 
     Raises:
         SupersededError: Another driver has taken over the run.
-        UserError: The local Ray has ended.
         TrainingFailedError: Training failed while the driver was `leaving`.
         RayError: The connection to Ray failed while the driver was `leaving`.
     """
@@ -91,7 +89,6 @@ def run_workers(
         except (TrainingFailedError, RayError) as error:
             if leaving.is_set():
                 raise
-            check_local_ray()
             folder.check()
             release_orphans()
             if _was_claimed(error):
