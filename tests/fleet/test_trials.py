@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from storage.test_checkpoints import writer
-from support.runs_locally import run_locally
+from support.runs_locally import run_locally, weights_hash
 
 from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
@@ -19,6 +20,7 @@ from trainyard.fleet import actor, tokenization_of
 from trainyard.fleet.actor import WORST, RunProcess
 from trainyard.fleet.spec import Ended
 from trainyard.models.build import build_tokenizer
+from trainyard.storage.atomic import link_tree
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.storage.lease import this_process
 from trainyard.storage.stopwatch import time_ledger
@@ -375,6 +377,74 @@ def test_a_population_exchanges_checkpoints_and_the_rest_trains_as_if_alone(
             assert own.run.metrics() + trial.run.metrics() == undisturbed.metrics()
         peak = trial.spec.hyperparameters["learning_rate"]
         assert lines[0]["learning_rate"] == pytest.approx(peak * (1 - 9 / 12))
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_stretch_killed_before_it_was_recorded_ends_where_it_would_have(
+    process: TrialProcess, folder: SweepFolder, tmp_path: Path, *, committed: bool
+) -> None:
+    """Its evaluation is logged. Its checkpoint is committed, or was not yet; run.json has neither."""
+    stretch = TrialSpec(
+        index=0, name="trial-0000", hyperparameters={"learning_rate": 1e-3}, member=0,
+        generation=0, stretch=1,
+    )  # fmt: skip
+    folder.add(stretch)
+    process.begin(stretch)
+    process.next_report()
+    run = folder.records()[0].run
+    left = tmp_path / "left"
+    shutil.copytree(run.path, left)
+    to_the_end(process)
+    lines, saved = run.metrics(), weights_hash(run, 6)
+    shutil.rmtree(run.path)
+    left.rename(run.path)
+    (run.path / "lease.json").unlink()
+    if not committed:
+        shutil.rmtree(run.store().path(6))
+    assert not folder.records()[0].ended
+
+    successor = TrialProcess(process.context)
+    successor.begin(stretch)
+    assert to_the_end(successor)[-1]["ended"].status == "stopped"
+    (record,) = folder.records()
+    assert record.ended
+    assert (record.status, record.evaluations) == ("stopped", 1)
+    assert run.metrics() == lines
+    assert weights_hash(run, 6) == saved
+
+
+def test_a_child_that_was_killed_while_it_inherited_inherits_again(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its parent's checkpoints, with the predictions, or none."""
+    for index in range(2):
+        spec(folder, index)
+    parent, child = (record.run for record in folder.records())
+    with pytest.raises(
+        UserError, match=r"trial-0001 continues from trial-0000, which has no check"
+    ):
+        actor.inherit(child, parent)
+    store = parent.store()
+    store.claim()
+    for step in (10, 20):
+        store.commit(step, writer(f"step {step}"))
+    parent.write_predictions({"validation": np.zeros((2, 2), np.float32)})
+    with monkeypatch.context() as patch:
+
+        def link(source: Path, target: Path) -> None:
+            if "20" in target.name:
+                raise SystemExit
+            link_tree(source, target)
+
+        patch.setattr(actor, "link_tree", link)
+        with pytest.raises(SystemExit):
+            actor.inherit(child, parent)
+    assert child.store().steps() == []
+    actor.inherit(child, parent)
+    assert child.store().steps() == [10, 20]
+    assert child.store().newest() == (20, child.store().path(20))
+    assert (child.predictions / "validation.npy").exists()
+    assert not (child.path / ".inherited").exists()
 
 
 def test_a_population_refuses_what_is_fixed(config: SweepConfig) -> None:

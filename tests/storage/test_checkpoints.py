@@ -255,6 +255,16 @@ def test_after_many_faults_the_folder_holds_the_kept_checkpoints_alone(
     ]  # fmt: skip
 
 
+def test_an_attempt_judges_no_checkpoint_after_its_own(tmp_path: Path) -> None:
+    """They are damaged, and the run resumed before them; or they are a successor's."""
+    store = CheckpointStore(tmp_path)
+    store.claim()
+    for step in (10, 20, 30, 60):
+        store.commit(step, writer(f"step {step}"))
+    store.keep({10, 30}, until=30)
+    assert store.steps() == [10, 30, 60]
+
+
 CRASHING_COMMIT = """
 import os, sys
 from pathlib import Path

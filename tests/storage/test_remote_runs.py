@@ -112,6 +112,42 @@ def test_a_driver_that_lost_its_lease_changes_nothing_in_the_bucket(
     assert bucket.read("run/lease.json") == before["run/lease.json"]
 
 
+def test_a_fresh_run_uploads_nothing_of_the_one_it_replaces(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers' node still has that one's checkpoint of the same step, and its records."""
+    drivers_cache = os.environ["TRAINYARD_CACHE"]
+    stored = {}
+    for content in ("old", "new"):
+        monkeypatch.setenv("TRAINYARD_CACHE", drivers_cache)
+        driver = open_run(url, "run")
+        driver.create()
+        with driver.lease():
+            driver.fetch()
+            driver.clear()
+            driver.update(status="running")
+            monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / "node"))
+            for _ in range(2):  # the second process of the node, or a restart: nothing is emptied
+                worker, _ = pickle.loads(pickle.dumps(driver)).on_this_node({})
+                worker.append_metrics({"step": 10, "run": content})
+            assert len(worker.metrics()) == 2
+            store = worker.store()
+            store.claim()
+            store.commit(10, writer(content))
+            (worker.path / "tensorboard").mkdir(exist_ok=True)
+            (worker.path / f"tensorboard/events.{content}").write_text(content)
+            worker.publish("tensorboard")
+        name = store._index_names()[10]
+        bucket = Bucket(url)
+        stored[content] = {
+            key.removeprefix(f"run/checkpoints/{name}/"): bucket.read(key).content
+            for key in bucket.names(f"run/checkpoints/{name}")
+        }
+    assert stored["old"].keys() == stored["new"].keys()
+    assert stored["old"] != stored["new"]
+    assert bucket.names("run/tensorboard") == ["run/tensorboard/events.new"]
+
+
 def on_an_empty_machine(config: TrainConfig, machine: Path, patch: pytest.MonkeyPatch) -> RunFolder:
     """The run, as fetched by a machine that never saw it."""
     patch.setenv("TRAINYARD_CACHE", str(machine))

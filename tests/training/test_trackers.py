@@ -155,6 +155,25 @@ def test_a_tracker_that_fails_does_not_end_the_run(
         trackers.open_trackers(replace(config, report_to=("wandb",)), folder, 0)
 
 
+def test_a_tracker_that_fails_at_its_end_does_not_fail_the_trained_run(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those after it are closed all the same."""
+    closed: list[object] = []
+
+    def refuse(*_: Any) -> None:
+        raise ConnectionError("the server is gone")
+
+    close = TRACKERS["tensorboard"].close
+    monkeypatch.setattr(MLflow, "close", refuse)
+    monkeypatch.setattr(TRACKERS["tensorboard"], "close", lambda self: closed.append(close(self)))
+    outcome, _ = run_locally(replace(config, report_to=("mlflow", "tensorboard")))
+    assert outcome.status == "finished"
+    assert len(closed) == 1
+    (note,) = [note for note in outcome.notes if "mlflow" in note]
+    assert note.startswith("warning: --report-to mlflow was not closed (the server is gone)")
+
+
 def test_a_tracker_that_is_not_installed_is_named(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

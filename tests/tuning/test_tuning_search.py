@@ -168,6 +168,10 @@ def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
         ({"confirm_seeds": -1}, "--confirm-seeds is -1; it must be a number, not negative"),
         ({"scheduler": "pbt", "num_workers": 2}, "--scheduler pbt pauses trials in their process"),
         ({"scheduler": "pbt", "searcher": "optuna"}, "--scheduler pbt chooses its own points"),
+        (
+            {"scheduler": "pbt", "early_stopping_patience": 2},
+            "stopped early does not have; drop --early-stopping-patience, or use --scheduler asha",
+        ),
     ],
 )
 def test_flags_that_cannot_work_are_one_sentence(fields: dict[str, Any], sentence: str) -> None:

@@ -29,7 +29,17 @@ from trainyard.fleet.spec import (
     tokenization_of,
 )
 from trainyard.models import build_tokenizer
-from trainyard.storage import ENDED, RunFolder, Stopwatch, TrialSpec, link_tree, now, write_atomic
+from trainyard.storage import (
+    ENDED,
+    RunFolder,
+    Stopwatch,
+    TrialSpec,
+    link_tree,
+    now,
+    sync_folder,
+    sync_tree,
+    write_atomic,
+)
 from trainyard.training import Trial, fit
 
 WORST = -1e9
@@ -121,11 +131,25 @@ class RunProcess:
                 self._close(pruned(len(self._reported)))
 
     def _known_end(self, trial: TrialSpec) -> Ended | None:
+        """Return how the run ended; None if it must train.
+
+        A stretch whose process was killed after its last checkpoint is recorded as ended. Without
+        that checkpoint it trains again from the one before.
+        """
         known = self._run.read()
-        status = known.get("status")
-        if status in ENDED or trial.is_over(len(self._reported)):
-            return Ended(status or "stopped", known.get("reason"))
-        return None
+        status, reason = known.get("status"), known.get("reason")
+        if status in ENDED:
+            return Ended(status, reason)
+        if trial.is_over(known.get("trial_evaluations", 0)):
+            return Ended("stopped", reason)
+        if not trial.is_over(len(self._reported)):
+            return None
+        with self._run.lease(TAKEOVER_SECONDS):
+            newest = self._run.store().newest()
+            if newest is None or newest[0] < max(self._reported):
+                return None
+            self._record_end(Ended("stopped"), "")
+        return Ended("stopped")
 
     def _next_event(self, timeout: float | None) -> str | None:
         try:
@@ -188,7 +212,8 @@ class RunProcess:
             stopwatch=self._stopwatch,
         )
         if self._trial.parent is not None:
-            inherit(self._run, RunFolder(self._run.path.parent / self._trial.parent))
+            with self._run.lease(TAKEOVER_SECONDS):
+                inherit(self._run, RunFolder(self._run.path.parent / self._trial.parent))
         self._stopwatch.lap("start_up")  # mostly imports, in the first trial of a process
         return part
 
@@ -210,7 +235,8 @@ class RunProcess:
 
     def _close(self, outcome: Ended) -> None:
         claim = self._run.checkpoints / "attempt.json"
-        begun = claim.stat().st_mtime if claim.exists() else self._started
+        # The claim of an earlier process is older than this one.
+        begun = max(claim.stat().st_mtime, self._started) if claim.exists() else self._started
         known = self._run.read()
         until = self._ended or time.time()
         self._run.update(
@@ -299,19 +325,32 @@ def mean_loss(run: RunFolder, last_step: int) -> float:
 def inherit(run: RunFolder, parent: RunFolder) -> None:
     """Link the checkpoints and predictions of `parent` into `run`, so that it resumes from there.
 
-    A run that already has checkpoints is not changed.
+    The checkpoints appear together, after the predictions. A run that already has checkpoints is
+    not changed. Only the holder of the lease of `run` may call this.
+
+    Raises:
+        UserError: `parent` has no checkpoint.
     """
-    own, source = run.store(), parent.store()
-    if own.steps():
+    source = parent.store()
+    if run.store().steps():
         return
-    run.checkpoints.mkdir(exist_ok=True)
+    if not source.steps():
+        raise UserError(
+            f"{run.path.name} continues from {parent.path.name}, which has no checkpoint; use --fresh "
+            "to start the sweep anew"
+        )
+    scratch = run.path / ".inherited"
+    shutil.rmtree(scratch, ignore_errors=True)
     for step in source.steps():
-        scratch = run.checkpoints / f".inprogress-{step:08d}-inherited"
-        shutil.rmtree(scratch, ignore_errors=True)
-        link_tree(source.path(step), scratch)
-        scratch.rename(own.path(step))
-    if parent.predictions.is_dir() and not run.predictions.exists():
+        link_tree(source.path(step), scratch / source.path(step).name)
+    sync_tree(scratch)
+    if parent.predictions.is_dir():
+        shutil.rmtree(run.predictions, ignore_errors=True)
         link_tree(parent.predictions, run.predictions)
+        sync_tree(run.predictions)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # at most the claim of an attempt
+    scratch.rename(run.checkpoints)
+    sync_folder(run.path)
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ class CheckpointStore:
             sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(OSError):
+                self.check_claim()  # a successor's claim deletes the folder that is being filled
             raise UserError(
                 f"checkpoint of step {step} could not be written to {self.folder}: "
                 f"{os.strerror(error.errno or 0)}; make room or make it writable, then run the same "
@@ -146,10 +149,19 @@ class CheckpointStore:
             self._skip(path.name, fault)
         return None
 
-    def keep(self, steps: Collection[int]) -> None:
-        """Delete all checkpoints but those of `steps`; the next claim deletes what is still in use."""
+    def keep(self, steps: Collection[int], until: int | None = None) -> None:
+        """Delete all checkpoints except those of `steps` and those after step `until`.
+
+        An attempt gives its own step as `until`, for later ones can be its successor's. An error of
+        the file system is only logged. Files that NFS keeps for another process are deleted by the
+        next `claim`.
+
+        Raises:
+            SupersededError: Another driver has taken over the run.
+            UserError: The storage of the lease does not answer.
+        """
         self._check_fence()
-        for step in self.steps():
+        for step in _older(self.steps(), until):
             if step not in steps:
                 # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
                 doomed = self.folder / f".inprogress-{step:08d}-deleted-{uuid.uuid4().hex[:8]}"
@@ -221,6 +233,8 @@ class BucketCheckpoints(CheckpointStore):
 
     @override
     def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
+        # The local copy does not count: it may be of a run that --fresh has replaced since.
+        shutil.rmtree(self.path(step), ignore_errors=True)
         path = super().commit(step, write)
         name = f"{path.name}-{str(self.attempt)[:8]}"
         try:
@@ -261,9 +275,11 @@ class BucketCheckpoints(CheckpointStore):
         return self.path(step)
 
     @override
-    def keep(self, steps: Collection[int]) -> None:
-        self._replace({step: name for step, name in self._index_names().items() if step in steps})
-        for step in super().steps():
+    def keep(self, steps: Collection[int], until: int | None = None) -> None:
+        names = self._index_names()
+        doomed = {step for step in _older(names, until) if step not in steps}
+        self._replace({step: name for step, name in names.items() if step not in doomed})
+        for step in _older(super().steps(), until):
             if step not in steps:
                 shutil.rmtree(self.path(step))
 
@@ -324,6 +340,11 @@ class BucketCheckpoints(CheckpointStore):
 
     def _superseded(self) -> SupersededError:
         return SupersededError(f"attempt {self.attempt} was superseded; it stops here")
+
+
+def _older(steps: Iterable[int], until: int | None) -> list[int]:
+    """Return the steps up to `until`; None for all."""
+    return [step for step in steps if until is None or step <= until]
 
 
 def _fill(

@@ -42,7 +42,13 @@ from trainyard.storage.atomic import (
 )
 from trainyard.storage.checkpoints import BucketCheckpoints, CheckpointStore
 from trainyard.storage.lease import LEASE, Fence, Lease
-from trainyard.storage.mirror import ASK_SECONDS, TELL_SECONDS, Mirror, outages_logged
+from trainyard.storage.mirror import (
+    ASK_SECONDS,
+    DRIVER,
+    TELL_SECONDS,
+    Mirror,
+    outages_logged,
+)
 from trainyard.storage.records import parse_line, parse_record, read_record
 from trainyard.storage.stopwatch import add
 from trainyard.storage.store import Bucket, Conflict, Disk, Store, lock_name, unwritable
@@ -50,7 +56,7 @@ from trainyard.storage.store import Bucket, Conflict, Disk, Store, lock_name, un
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_GUARDS = {LEASE, lock_name(LEASE)}
+_GUARDS = {LEASE, lock_name(LEASE), DRIVER}
 _REQUEST_NAMES = ("stop-request", "restart-request")
 _REQUESTS = [f"{name}*" for name in _REQUEST_NAMES]
 _LOG = "log.txt"
@@ -310,6 +316,8 @@ class RunFolder(JobFolder):
         if self.mirror is None:
             return self, tables
         mirror = self.mirror.on_this_node()
+        if self.fence is not None:
+            mirror.empty_unless_of(self.fence.id)
         mirror.path.mkdir(parents=True, exist_ok=True)
         run = type(self)(mirror.path, mirror=mirror, fence=self.fence)
         local = {split: mirror.path.parent / ".cache" / path.name for split, path in tables.items()}
@@ -326,6 +334,8 @@ class RunFolder(JobFolder):
         if self.mirror is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
+            if self.fence is not None:
+                self.mirror.mark_as_of(self.fence.id)
             self.mirror.pull("run.json", "metrics.jsonl", "progress.json")
             self.mirror.delete(
                 name for name in self.mirror.names() if name.startswith(_REQUEST_NAMES)

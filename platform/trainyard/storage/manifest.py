@@ -90,7 +90,7 @@ def download_folder(bucket: Bucket, name: str, folder: Path) -> str | None:
         UserError: The bucket cannot be read.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         manifest = bucket.read(f"{name}/{MANIFEST}")
         if manifest is not None and (folder / MANIFEST).exists():
             same = (folder / MANIFEST).read_bytes() == manifest.content
@@ -112,7 +112,8 @@ def download_folder(bucket: Bucket, name: str, folder: Path) -> str | None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process of this node at a time into the block; the lock lies next to `folder`."""
     with folder.with_name(f".{folder.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

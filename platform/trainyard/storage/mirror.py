@@ -3,31 +3,43 @@
     <url>/<run name>/   files of a run folder; for checkpoints/ see `checkpoints`
     <url>/.cache/       tokenized splits, each with a manifest of hashes
 
-A starting driver deletes its scratch folder and downloads the records, so no run depends on the
-scratch folder. Conditional puts replace the lease, run.json and the index of checkpoints: of two
-concurrent writers, one succeeds. Other files, such as metrics.jsonl, are put after a check of the
-lease. A process suspended between check and put could overwrite a newer file.
+A starting driver deletes its scratch folder and downloads the records, and its workers empty those
+of their nodes, so no run depends on a scratch folder. Conditional puts replace the lease, run.json
+and the index of checkpoints: of two concurrent writers, one succeeds. Other files, such as
+metrics.jsonl, are put after a check of the lease. A process suspended between check and put could
+overwrite a newer file.
 """
 
 import hashlib
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage.atomic import write_json
 from trainyard.storage.lease import LEASE
-from trainyard.storage.manifest import MANIFEST, download_folder, files, hashes_of, upload_folder
+from trainyard.storage.manifest import (
+    MANIFEST,
+    download_folder,
+    files,
+    hashes_of,
+    locked,
+    upload_folder,
+)
 from trainyard.storage.store import Bucket
 
 ASK_SECONDS = 2.0
 """Minimum time between two queries of the bucket for requests, by a worker."""
 TELL_SECONDS = 5.0
 """Minimum time between two uploads of progress.json by a worker, or two downloads by the driver."""
+
+DRIVER = ".driver"
+"""File in a scratch folder that holds the id of the lease of the driver it belongs to."""
 
 _uploading = threading.Lock()
 """Held while a process uploads records: its loop and the writer of its checkpoints both do."""
@@ -81,6 +93,25 @@ class Mirror:
         """Return a mirror of the same run with the scratch folder of the calling node."""
         return Mirror(self.bucket.url, self.name)
 
+    def mark_as_of(self, driver: str) -> None:
+        """Record the id of the driver's lease in the scratch folder."""
+        (self.path / DRIVER).write_text(driver)
+
+    def empty_unless_of(self, driver: str) -> None:
+        """Empty the scratch folder if it is not marked by this driver.
+
+        Otherwise files of a run that `--fresh` has replaced would be uploaded as those of the new
+        one. The processes of a node call this one after another.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            with suppress(FileNotFoundError):
+                if (self.path / DRIVER).read_text() == driver:
+                    return
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(exist_ok=True)
+            self.mark_as_of(driver)
+
     def key(self, name: str = "") -> str:
         return f"{self.name}/{name}" if name else self.name
 
@@ -119,8 +150,9 @@ class Mirror:
             base = f".cache/{folder.name}"
             if folder.name not in self._built and self.bucket.has(f"{base}/{MANIFEST}"):
                 continue
-            if not (folder / MANIFEST).exists():
-                write_json(folder / MANIFEST, {"files": hashes_of(folder)})
+            with locked(folder):  # two drivers of one node share the folder
+                if not (folder / MANIFEST).exists():
+                    write_json(folder / MANIFEST, {"files": hashes_of(folder)})
             upload_folder(self.bucket, folder, base)
 
     def pull_table(self, folder: Path) -> bool:

@@ -118,6 +118,11 @@ class Population(Scheduler):
             raise UserError(
                 f"--scheduler pbt chooses its own points; drop --searcher {config.searcher}"
             )
+        if config.early_stopping_patience is not None:
+            raise UserError(
+                "--scheduler pbt continues each member from its last checkpoint, which a member that "
+                "stopped early does not have; drop --early-stopping-patience, or use --scheduler asha"
+            )
 
     def check_space(self, config: "SweepConfig", space: Space) -> None:
         fixed = [field for field in space if field not in CHANGEABLE]

@@ -117,9 +117,17 @@ class Journal:
             )
 
     def close(self) -> None:
-        for writer in (self._ledger, *self._trackers.values()):
-            if writer is not None:
-                writer.close()
+        """Close the ledger and the trackers; a tracker that fails is only noted."""
+        if self._ledger is not None:
+            self._ledger.close()
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.close()
+            except Exception as error:  # their errors have no common base
+                self.notes.append(
+                    f"warning: --report-to {name} was not closed ({one_line(error, 200)}); "
+                    "metrics.jsonl has all values"
+                )
 
 
 def usage() -> dict[str, float]:

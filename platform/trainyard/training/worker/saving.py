@@ -191,8 +191,10 @@ class CheckpointWriter:
         self._met_others = False
         try:
             self._store.commit(snapshot.step, lambda folder: self._write(folder, snapshot))
-            newest = self._store.steps()[-KEPT_CHECKPOINTS:]
-            self._store.keep({*newest, snapshot.best_step})
+            # Later ones are damaged, for the run resumed before them; or a successor's.
+            steps = [step for step in self._store.steps() if step <= snapshot.step]
+            kept = {*steps[-KEPT_CHECKPOINTS:], snapshot.best_step}
+            self._store.keep(kept, until=snapshot.step)
         except SupersededError:
             raise
         except UserError as error:
