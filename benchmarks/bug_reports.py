@@ -259,7 +259,7 @@ def run_case(case: Mapping[str, Any], folder: Path) -> Outcome:
 
 
 def _short(text: str, outcome: Outcome) -> str:
-    """Replace long texts by their length."""
+    """Replace long texts with their length."""
     if len(text) < 2_000:
         return text
     shortened = {

@@ -7,11 +7,11 @@
 Each part replaces its own tables in results/statistics.json and leaves the others.
 
 Metrics: the real labels of every evaluation split with made-up predictions (the label, or with
-probability 0.2 another one; a similarity with noise), scored by ours and by scikit-learn and SciPy
-as `evaluate`'s `glue` metric calls them. Coverage: validation sets of GLUE's sizes are drawn from a
-known population, and it is counted how often the interval holds the population's value. Sweeps: see
-`synthetic_sweeps`; a cell may have 5 % wrong verdicts and needs 93 % coverage, judged by the
-simulation's own interval. Comparisons: see `synthetic_comparisons`.
+probability 0.2 another one; a similarity with noise), scored with ours and with scikit-learn and
+SciPy as `evaluate`'s `glue` metric calls them. Coverage: validation sets of GLUE's sizes are drawn
+from a known population, and it is counted how often the interval holds the population's value.
+Sweeps: see `synthetic_sweeps`; a cell may have 5 % wrong verdicts and needs 93 % coverage, judged
+by the simulation's own interval. Comparisons: see `synthetic_comparisons`.
 """
 
 import argparse

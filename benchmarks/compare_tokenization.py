@@ -36,7 +36,7 @@ def ours(config: TrainConfig, tokenizer: Any, folder: Path) -> tuple[float, int]
 
 
 def peer(config: TrainConfig, tokenizer: Any, folder: Path) -> tuple[float, int]:
-    """The same by the course's way; lengths are summed off the clock."""
+    """The same in the course's way; lengths are summed off the clock."""
     import datasets
 
     from trainyard.tasks import get_task

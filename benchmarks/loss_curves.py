@@ -3,7 +3,7 @@
     python benchmarks/loss_curves.py            # trains, writes results/loss-curves.json and the figure
     python benchmarks/loss_curves.py --draw     # draws the stored result again
 
-The killed run loses its driver and its workers to SIGKILL twice, and is started again by the same
+The killed run loses its driver and its workers to SIGKILL twice, and is started again with the same
 command. Weights are compared by the hash of model.safetensors in the newest checkpoint.
 """
 

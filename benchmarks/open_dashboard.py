@@ -2,9 +2,9 @@
 
     python benchmarks/open_dashboard.py --rounds 7
 
-makes 1,000 runs and a sweep of 200 trials, serves them by `jobs/dashboard.py`, and opens the first
-page and the sweep's page in headless Chromium: seconds to the load event, and until all figures of
-the page that are near the screen are drawn. Writes benchmarks/results/dashboard.json.
+makes 1,000 runs and a sweep of 200 trials, serves them with `jobs/dashboard.py`, and opens the
+first page and the sweep's page in headless Chromium: seconds to the load event, and until all
+figures of the page that are near the screen are drawn. Writes benchmarks/results/dashboard.json.
 """
 
 import argparse

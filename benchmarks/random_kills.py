@@ -1,4 +1,4 @@
-"""Sweeps, suites and a server killed at random points, and started again by the same command.
+"""Sweeps, suites and a server killed at random points, and started again with the same command.
 
     python benchmarks/random_kills.py --kinds sweep suite server --kills 10 --seed 1
 

@@ -2,7 +2,7 @@
 
     python benchmarks/ready.py --rounds 2
 
-Each is a server of its own, by `benchmarks/serving_process.py`: Python starts Ray and Serve, a replica
+Each is its own server, with `benchmarks/serving_process.py`: Python starts Ray and Serve, a replica
 imports, reads and checks the weights, compares its engine, warms up, and answers. MiniLM is pretrained;
 the others have their architectures' published sizes and random weights: reading takes no notice.
 Writes benchmarks/results/ready.json.

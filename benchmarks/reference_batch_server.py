@@ -1,7 +1,7 @@
 """Ray's way to serve a classifier: one deployment with a FastAPI ingress and `@serve.batch`.
 
 The same model, tokenizer, thread pool and access-log setting as ours; batches of up to 32, and the
-5 ms of waiting that suit 32 and more clients. Run by `serve run`, as ours is:
+5 ms of waiting that suit 32 and more clients. Run with `serve run`, as ours is:
 
     serve run benchmarks.reference_batch_server:build model=FOLDER
 """

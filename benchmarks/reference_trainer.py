@@ -1,4 +1,4 @@
-"""The peer: GLUE fine-tuning as Hugging Face's `run_glue.py` and course do it, by `Trainer`.
+"""The peer: GLUE fine-tuning as Hugging Face's `run_glue.py` and course do it, with `Trainer`.
 
 Dynamic padding, as the course teaches (`run_glue.py` itself pads all to 128 tokens by default).
 Prints one JSON line: metrics on the validation split, seconds and samples per second of training.
@@ -28,7 +28,7 @@ TEXT_COLUMNS = {
 
 
 def score(task: str, logits: Any, labels: Any) -> dict[str, float]:
-    """The task's GLUE metrics by scikit-learn and SciPy."""
+    """The task's GLUE metrics with scikit-learn and SciPy."""
     from scipy import stats
     from sklearn import metrics
 

@@ -26,7 +26,7 @@ def rewrite(text: str) -> str:
     """Return a page with the present tables in its places.
 
     Raises:
-        KeyError: for a place whose name is unknown.
+        KeyError: The page has a place whose name is unknown.
     """
 
     def fill(place: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""What more workers cost: the same run by 1, 2 and 4 workers on the same cores, in turn.
+"""What more workers cost: the same run with 1, 2 and 4 workers on the same cores, in turn.
 
     python benchmarks/scaling.py --data-dir DIR --task mrpc --max-steps 20 --rounds 3
 

@@ -1,4 +1,4 @@
-"""Train architectures by every strategy, on two CPU processes, and log what was seen.
+"""Train architectures with every strategy, on two CPU processes, and log what was seen.
 
     python benchmarks/strategy_architectures.py [--only NAME ...]
 

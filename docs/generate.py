@@ -121,7 +121,7 @@ def value_in_words(kind: str) -> str:
     """Write a type of --help in words: `{None}|STR` is text.
 
     Raises:
-        KeyError: for a type that has no words yet.
+        KeyError: The type has no words yet.
     """
     return " or ".join(map(_one_kind, filter("{None}".__ne__, filter(None, kind.split("|")))))
 

@@ -54,7 +54,10 @@ def bootstrap_interval(
     The method is that of Efron and Tibshirani 1993, chapter 13. The same input and seed give the
     same interval. Above 20,000 distinct rows, fewer than 1000 resamples are drawn (at least 200) to
     bound the time. A `metric` function is called once per resample, and must not depend on the
-    order of rows. With `groups`, whole groups are resampled.
+    order of rows. With `groups`, whole groups are resampled, and the interval is expanded, since
+    that of few groups is too narrow (Hesterberg 2015).
+
+    Predictions and references have the shapes that the metric takes, see `Metric.inputs`.
 
     Raises:
         UserError: The metric is unknown, there are no rows, shapes differ, or all rows are one
@@ -80,7 +83,7 @@ def metric_interval(
     bootstrap interval of a share of few rows is too narrow. Otherwise it is the bootstrap interval.
 
     Raises:
-        UserError: As for `bootstrap_interval`.
+        UserError: A condition of `bootstrap_interval` applies.
     """
     if groups is not None or not get_metric(metric).counts_rows:
         return bootstrap_interval(metric, predictions, references, seed=seed, groups=groups)
@@ -106,7 +109,7 @@ def paired_bootstrap(
     that such a choice biases is corrected by Bonferroni's inequality.
 
     Raises:
-        UserError: As for `bootstrap_interval`.
+        UserError: A condition of `bootstrap_interval` applies.
     """
     check_rows(predictions, references)
     check_rows(baseline, references)

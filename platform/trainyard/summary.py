@@ -65,8 +65,8 @@ def short(path: str) -> str:
 def interval_words(ends: Sequence[float]) -> str:
     """Format a 95 % interval.
 
-    An interval of no width is not shown, because it means no certainty: all resamples agree, for
-    example if every row is right.
+    An interval of zero width is not shown, since it would suggest certainty. It only means that all
+    resamples agree, for example because every row is right.
     """
     if ends[0] == ends[1]:
         return "no interval: all resamples of the rows agree"

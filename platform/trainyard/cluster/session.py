@@ -100,10 +100,12 @@ def start_ray(address: str = "local", **options: Any) -> None:
 
 
 def check_local_ray() -> None:
-    """Check that the local Ray of this process is alive; Ray itself waits without a limit.
+    """Check that the Ray that this process started is alive; a call to a dead one never returns.
+
+    A process that started no Ray passes.
 
     Raises:
-        UserError: Its raylet or its GCS server has ended.
+        UserError: The raylet or the GCS server has ended.
     """
     from ray._private import worker
 

@@ -37,7 +37,7 @@ def parse(
         needs: Fields, at least one of which must be given as a flag.
 
     Raises:
-        SystemExit: Status 2 for an unknown flag or a value of the wrong type; 0 after --help.
+        SystemExit: The status is 2 for an unknown flag or a value of a wrong type; 0 after --help.
         UserError: A file cannot be read, all `needs` are missing, or values conflict.
     """
     import tyro
@@ -135,8 +135,8 @@ def run_job(
         opening: First line on stderr.
 
     Raises:
-        SystemExit: Status 1 when the result has `ok: false`; 2 for a UserError or a storage fault,
-            printed as one sentence; 143 or 130 when stopped by SIGTERM or Ctrl-C.
+        SystemExit: The status is 1 when the result has `ok: false`; 2 for a UserError or a storage
+            fault, printed as one sentence; 143 or 130 when stopped by SIGTERM or Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words or not sys.stdout.isatty()

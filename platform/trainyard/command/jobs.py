@@ -171,7 +171,7 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
         argv: Command line. Default: the process's arguments.
 
     Raises:
-        SystemExit: The job's exit status, see `run_job`; 2 for an unknown job or shell.
+        SystemExit: The status is the job's, see `run_job`; 2 for an unknown job or shell.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if name is None:
@@ -203,7 +203,7 @@ def completion(shell: str) -> str:
     """Build the completion script of `shell`, one of SHELLS, for all commands and their flags.
 
     Raises:
-        SystemExit: Status 2 for a shell that is not in SHELLS.
+        SystemExit: The shell is not in SHELLS; the status is 2.
     """
     import tyro
 

@@ -143,7 +143,7 @@ def find_alias(name: str) -> Alias | None:
 
 
 def translate(config: type[Any], args: Sequence[str]) -> list[str]:
-    """Replace names of `TrainingArguments` in `args` by Trainyard flags.
+    """Replace names of `TrainingArguments` in `args` with Trainyard flags.
 
     The arguments of a config without `learning_rate`, which does not train, are returned unchanged.
 
@@ -240,7 +240,7 @@ def meaning(
 
 
 def _accumulation(args: list[str], config: type[Any]) -> list[str]:
-    """Replace --gradient-accumulation-steps by the implied --train-batch-size on one worker."""
+    """Replace --gradient-accumulation-steps with the implied --train-batch-size on one worker."""
     steps = _last(args, "--gradient-accumulation-steps")
     if steps is None:
         return args

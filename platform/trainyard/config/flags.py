@@ -366,13 +366,16 @@ class ScoringFlags(ModelFlags):
 
     @property
     def fixed_length(self) -> bool:
-        """True to pad every batch to `max_length`, False to pad to its longest row."""
+        """True to pad every batch to `max_length`.
+
+        Otherwise each batch is padded to its longest row, rounded up to `padding_multiple`.
+        """
         return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFlags(Flags):
-    """Ray cluster of a job, and its logs."""
+    """Ray cluster of a job, and the display of Ray's logs."""
 
     address: str | None = None
     """Ray cluster to use. Default: RAY_ADDRESS, else a local Ray for this job."""

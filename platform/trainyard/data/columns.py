@@ -74,7 +74,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class TextFormat:
-    """Format of a text file."""
+    """Delimiter of a CSV or TSV file, and encoding of any text file; Parquet ignores both."""
 
     delimiter: str | None = None
     """Separator of fields; None for a comma in CSV and a tab in TSV."""
@@ -91,7 +91,7 @@ class Columns:
     """True to keep an unusable row with its error instead of refusing the file."""
     format: TextFormat = TextFormat()
     class_names: bool = False
-    """True to replace class ids by the names that `datasets` stores in a Parquet file."""
+    """True to replace class ids with the names that `datasets` stores in a Parquet file."""
     others: tuple[str, ...] | None = ()
     """Further columns to keep if the file has them; None keeps all."""
 
@@ -145,7 +145,7 @@ class Columns:
         """Return an unusable row: (place, None for each column, `others`, error sentence).
 
         Raises:
-            UserError: `error`, if `keep_bad_rows` is False.
+            UserError: `keep_bad_rows` is False; `error` itself is raised.
         """
         if not self.keep_bad_rows:
             raise error

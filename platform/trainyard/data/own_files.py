@@ -33,7 +33,10 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class OwnFile:
-    """One file, or several files as one, with the options of reading; can be read repeatedly."""
+    """The user's data file, or several files read as one, with reading options.
+
+    Each method reads the files anew.
+    """
 
     path: Path
     """File, or a pattern that `files_of` resolves."""
@@ -116,10 +119,13 @@ class OwnFile:
         return fold_label(name) if self.merge_similar_labels else name
 
     def label_order(self) -> Sequence[str]:
-        """Return the label names stored in the first file, by class id.
+        """Return the label names stored in the first file, in the order of class ids.
 
         The result is empty if `class_names` is False, or if the file is not Parquet or stores no
         names.
+
+        Raises:
+            UserError: No file matches the pattern, or the Parquet file is absent or damaged.
         """
         first = files_of(str(self.path))[0]
         if not self.class_names or first.suffix.lower() != ".parquet":
@@ -142,7 +148,11 @@ class OwnFile:
     def encoded(
         self, encoder: LabelEncoder, rows: NDArray[np.int64] | None = None
     ) -> "Iterator[pa.RecordBatch]":
-        """Yield canonical record batches of all rows, or of the ascending row indices `rows`."""
+        """Yield canonical record batches of all rows, or of the ascending row indices `rows`.
+
+        Raises:
+            UserError: A file, a row or a label cannot be used.
+        """
         import pyarrow as pa
 
         for batch in self.batches():
@@ -226,10 +236,18 @@ def survey(config: DataFlags) -> OwnData:
 
 
 def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
-    """Divide the rows of the training file by a split version of `held_out`.
+    """Hold out a tenth (HELD_OUT) of the rows of the training file.
+
+    Args:
+        data: Result of `survey`.
+        seed: Seed of the draw.
+        version: Split version, a key of `held_out.VERSIONS`.
+
+    Returns:
+        Ascending indices of the rows to train on, and of the held-out rows.
 
     Raises:
-        UserError: No row can be held out.
+        UserError: A file or a row cannot be used, or no row can be held out.
     """
     labels, texts = [], []
     for batch in data.train.batches():

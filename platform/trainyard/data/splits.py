@@ -319,8 +319,13 @@ def canonical(
 def selection_and_test(labels: NDArray[Any], share: float) -> Parts:
     """Return the indices of the rows that choose models, and of the rows that are set aside.
 
-    A `share` of each class is set aside. The result depends on nothing else, so all runs and sweeps
-    on a data set set the same rows aside.
+    A `share` (0 to 1) of each class is set aside, see `by_class`. Rows of regression and
+    multi-label data are drawn at random. The seed is fixed, so the result depends only on the
+    arguments: all runs and sweeps on a data set set the same rows aside.
+
+    Args:
+        labels: Labels in row order, shape [rows] or [rows, labels].
+        share: Share of the rows to set aside.
 
     Raises:
         UserError: There are too few rows to set any aside.

@@ -1,10 +1,9 @@
 """Tokenize splits into a fingerprinted cache that later runs and trials share.
 
-    split ──► raw Parquet ──► tokenize, in this process or by Ray Data, in order ──► TokenTable
+    split ──► raw Parquet ──► tokenize, in this process or with Ray Data, in order ──► TokenTable
 
-The training loop gathers the rows of its plan from the memory-mapped table. Compared with a stream
-of planned batches through Ray Data, training starts at once and needs no further CPUs. The order of
-rows is exact, because no pipeline has to preserve it.
+The training loop gathers the rows of its plan from the memory-mapped table. A stream of planned
+batches through Ray Data would delay the first step, and would occupy CPUs during training.
 """
 
 import contextlib
@@ -242,7 +241,7 @@ def _here(files: list[Path], tokenizer: Any, max_length: int) -> "Iterator[pa.Ta
 def _by_ray(
     files: list[Path], tokenizer: Any, max_length: int, seen_everywhere: bool
 ) -> "Iterator[pa.Table]":
-    """Tokenize by Ray Data; yield batches in row order."""
+    """Tokenize with Ray Data; yield batches in row order."""
     import ray
 
     environment = {"env_vars": FLAT_MEMORY}

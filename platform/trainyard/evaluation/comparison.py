@@ -42,7 +42,14 @@ class Selection:
 
 
 def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
-    """Read the use of the rows of `split` in training or choosing a model from its run folder."""
+    """Determine from a model's run folder if the rows of `split` trained the model or chose it.
+
+    The kind is "unknown" for a model outside a run folder, or if these rows cannot be compared
+    with the recorded data.
+
+    Raises:
+        UserError: run.json, sweep.json or metrics.jsonl is damaged.
+    """
     found = _run_of(model)
     if found is None:
         return _unknown(model)
@@ -291,11 +298,23 @@ def permutation_test(
     seed: int,
     groups: NDArray[Any] | None = None,
 ) -> float:
-    """Return the two-sided p-value of a difference, by random swaps of the models' predictions.
+    """Return the two-sided p-value of a metric's difference between two models.
 
-    Under the null hypothesis, the two predictions of a row, or of a group of rows, are exchangeable
-    (approximate randomization: Noreen 1989). For many distinct rows, fewer than 10,000 swaps are
-    drawn, but at least 200.
+    Under the null hypothesis, the predictions of a row, or of a whole group of rows, are
+    exchangeable. They are swapped at random (approximate randomization, Noreen 1989). The observed
+    difference counts as one of the swaps, so the value is never 0. For many distinct rows, fewer
+    than 10,000 swaps are drawn, but at least 200.
+
+    Args:
+        metric: Name of the metric.
+        predictions: Answers of the first model, shape [rows] or [rows, labels], see `answers`.
+        baseline: Answers of the second model, of the same shape.
+        references: Labels or values, shape [rows] or [rows, labels].
+        seed: Seed of the swaps.
+        groups: Group of each row, shape [rows]; None to swap single rows.
+
+    Raises:
+        UserError: The metric is unknown, or all rows are of one group.
     """
     group = None if groups is None else group_numbers(groups)
     columns = [predictions, baseline, references, *([] if group is None else [group])]

@@ -34,7 +34,7 @@ _GENERIC = re.compile(r"LABEL_([0-9]+)")
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Description of a fine-tuned model by its config, without its weights."""
+    """Description of a fine-tuned model from its config, without its weights."""
 
     name: str
     path: str
@@ -55,7 +55,7 @@ class EvaluatedModel:
 
 
 def describe(name: str) -> EvaluatedModel:
-    """Describe a model by its config and, in a run folder, by run.json; do not read its weights.
+    """Describe a model from its config and, in a run folder, run.json; do not read its weights.
 
     Raises:
         UserError: The model does not exist, or its stored thresholds or run.json are damaged.
@@ -99,7 +99,10 @@ def _trained_length(folder: Path) -> int | None:
 
 
 def max_length(model: EvaluatedModel, requested: int | None) -> int:
-    """Return `--max-length`, else the value in training, else 128 or the model's maximum."""
+    """Return the maximum tokens per row: `requested`, else the value in training.
+
+    Without either, it is 128, or the model's maximum if that is smaller.
+    """
     positions = model.positions or -1  # XLNet says -1
     usual = min(DEFAULT_LENGTH, positions) if positions > 0 else DEFAULT_LENGTH
     return requested or model.max_length or usual

@@ -115,7 +115,7 @@ class SuiteConfig(RunFlags, ClusterFlags):
         Paths are absolute, because the processes of the runs have other working directories.
 
         Raises:
-            UserError: for a task without a recipe, or flags that do not fit together.
+            UserError: The task has no recipe, or flags do not fit together.
         """
         recipe, source = get_recipe(task), self.source_of(task)
         given = {name: getattr(self, name) for name in _OVERRIDES}

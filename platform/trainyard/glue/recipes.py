@@ -68,7 +68,7 @@ def get_recipe(task: str) -> Recipe:
     """Return the recipe of a task.
 
     Raises:
-        UserError: for an unknown task, or a task without a recipe.
+        UserError: The task is unknown, or has no recipe.
     """
     get_task(task)
     if task not in RECIPES:
@@ -87,7 +87,7 @@ class Reference:
     source: str
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Task -> scores in percent, as printed at the source. Two scores are in the order of the
-    task's metrics here."""
+    task's metrics here, or for MNLI of its splits: matched, mismatched."""
 
 
 _MINILM = "microsoft/unilm minilm/README.md"

@@ -73,8 +73,8 @@ def write_submission(
         {"zip": path, "files": rows by file name, "faults": sentences from `check_submission`}.
 
     Raises:
-        UserError: for non-finite outputs of a model, failed workers, or a test file with an invalid
-            `idx`.
+        UserError: An output of a model is not finite, the workers failed, or a test file has an
+            invalid `idx`.
     """
     folder = config.folder / "submission"
     folder.mkdir(exist_ok=True)
@@ -135,7 +135,7 @@ def row_order(path: Path) -> NDArray[np.int64]:
     The leaderboard identifies rows by `idx`.
 
     Raises:
-        UserError: when the column `idx` is missing or does not have each number from 0 once.
+        UserError: The column `idx` is missing, or does not have each number from 0 once.
     """
     with open_parquet(path) as file:
         has = "idx" in file.schema_arrow.names

@@ -54,9 +54,11 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
     `check_submission`, only check a zip.
 
     Raises:
-        UserError: when runs failed (after the table is written), flags cannot work, or the
-            leaderboard would refuse the submission.
-        Interrupted: after SIGTERM or Ctrl-C, when every run has saved its progress.
+        SupersededError: Another driver has taken over the suite.
+        HeldError: Another driver holds the suite.
+        UserError: Runs failed (after the table is written), flags cannot work, or the leaderboard
+            would refuse the submission.
+        Interrupted: SIGTERM or Ctrl-C stopped the suite; every run has saved its progress.
     """
     started = time.monotonic()
     if config.check_submission:
@@ -116,7 +118,7 @@ def _runs_in_table(
     """Return the names of the runs in the table that an earlier command wrote.
 
     Raises:
-        UserError: when this command would remove a run from the table, or change its warm start.
+        UserError: This command would remove a run from the table, or change its warm start.
     """
     try:
         rows = folder.read().get("tasks", [])
@@ -157,8 +159,8 @@ def _plan(
         folder: Folder of the suite.
 
     Raises:
-        UserError: when a run's folder was made from another config or other data, or a run in
-            `kept` cannot be read.
+        UserError: A run's folder was made from another config or other data, or a run in `kept`
+            cannot be read.
     """
     outcomes, left = Outcomes(), []
     sources = {job: f"{source}-seed-{run.seed}" for job, run in configs.items()
@@ -197,7 +199,11 @@ def _plan(
 
 
 def job_of(config: SuiteConfig, run: TrainConfig) -> Job:
-    """Return the cost (training rows) and the constraints of a run, for the schedule."""
+    """Return the cost (training rows) and the constraints of a run, for the schedule.
+
+    Raises:
+        UserError: The file of the training split is damaged.
+    """
     rows = split_rows(run, "train") or 1
     steps = -(-rows // run.train_batch_size) * run.num_train_epochs
     source = config.source_of(run.task)
@@ -218,12 +224,14 @@ def train_runs(
     lease: Lease,
     signals: StopSignals,
 ) -> None:
-    """Start runs as workers become free, until none is left; record their ends in `outcomes`.
+    """Start runs as workers become free, until none is left; record outcomes in `outcomes`.
 
     On a stop request, all running runs save and end.
 
     Raises:
-        UserError: when no worker fits into the cluster.
+        SupersededError: Another driver has taken over the suite.
+        HeldError: A process of an ended run still holds the run's lease.
+        UserError: No worker fits into the cluster, or the local Ray has ended.
     """
     first = next(iter(configs.values()))
     resources, capacity = worker_capacity(config, first, nodes_for(first))
@@ -276,7 +284,7 @@ def worker_capacity(
         nodes: Resources of each node.
 
     Raises:
-        UserError: when no worker fits on a node.
+        UserError: No worker fits on a node.
     """
     needed, room = share_out(run, nodes, title="workers")
     if config.use_gpu and not config.resources_per_worker:

@@ -83,10 +83,13 @@ class GenerateParameters(Strict):
 
 
 class Generator(Predictor):
-    """Base of predictors that generate text by a decoder or an encoder-decoder."""
+    """Base of predictors that generate text with a decoder or an encoder-decoder."""
 
     def check_model(self) -> None:
-        """Store defaults of requests, and replace the model's generation config by safe options."""
+        """Take request defaults from the model's generation config, and reduce it to `KEPT`.
+
+        The padding token and, for an encoder-decoder, `forced_eos_token_id` stay too.
+        """
         from transformers import GenerationConfig
 
         config = self.model.generation_config

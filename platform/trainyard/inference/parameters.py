@@ -1,4 +1,4 @@
-"""Validation of requests: inputs, and parameters by a frozen dataclass per task and pydantic.
+"""Validation of requests: inputs, and parameters with a frozen dataclass per task and pydantic.
 
 A field and its docstring in the dataclass of `tasks/<task>.py` define a parameter of the HTTP
 interface. The same dataclasses give the OpenAPI schemas, see `json_schema`.
@@ -18,7 +18,10 @@ _STRICT = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Strict:
-    """Base of JSON types: values are not converted, unknown names refused, docstrings published."""
+    """Base of JSON types. Pydantic converts no value and refuses unknown fields.
+
+    Field docstrings become descriptions in the published schema.
+    """
 
     __pydantic_config__ = _STRICT  # an annotation would make it a field
 

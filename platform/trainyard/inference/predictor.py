@@ -148,7 +148,7 @@ class Predictor(Tokenizing, ABC):
         return {"input_ids": self.pad_token_id, "token_type_ids": types}
 
     def _start(self, engine: str, dtype: str, file: Path | None) -> None:
-        """Run forward passes by `engine`, and free weights that the engine does not need."""
+        """Run forward passes with `engine`, and free weights that the engine does not need."""
         import torch
 
         with torch.inference_mode():
@@ -168,7 +168,11 @@ class Predictor(Tokenizing, ABC):
         return [two, alone, long]
 
     def read_more(self, name: str, revision: str | None) -> None:
-        """Read further files of the model's folder; called once, by `load`.
+        """Read further files of the model; `load` calls this once. The default reads nothing.
+
+        Args:
+            name: Folder, `package:NAME/FOLDER`, or Hub id.
+            revision: Commit, tag or branch on the Hub.
 
         Raises:
             UserError: A file is invalid.

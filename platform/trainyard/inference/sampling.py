@@ -15,7 +15,11 @@ import numpy as np
 
 @dataclass(slots=True)
 class Wanted:
-    """Requested text of one row. Rows of a batch have equal `options`; other fields may differ."""
+    """Generation request of one row: options, limits and callbacks.
+
+    Rows of a batch have equal `options`. With beams or an encoder-decoder, their `max_new_tokens`
+    is equal too. Other fields may differ.
+    """
 
     options: dict[str, Any]
     """Options of `generate` and of `Sampler`, except the fields below."""

@@ -1,7 +1,7 @@
 """Metrics of many bootstrap resamples at once, as functions of the weights of distinct rows.
 
 A resample gives each distinct row a weight: its number of occurrences. A `Statistic` computes the
-metric of all resamples by a few matrix products, instead of one call per resample.
+metric of all resamples with a few matrix products, instead of one call per resample.
 """
 
 from collections.abc import Callable
@@ -188,7 +188,16 @@ def matthews(counts: Counts) -> Floats:
 
 
 def correlation(weights: Floats, x: Floats, y: Floats) -> Floats:
-    """Compute Pearson's correlation in each resample; 0 where either side is constant."""
+    """Compute Pearson's correlation in each resample; 0 where either side is constant.
+
+    Args:
+        weights: Weight of each distinct row, shape [resamples, rows].
+        x: Values, shape [rows], or [resamples, rows] such as `ranks`.
+        y: Values, of the same shape as `x`.
+
+    Returns:
+        Correlations, shape [resamples].
+    """
     rows = weights.sum(axis=1, keepdims=True)
     dx, dy = (v - (weights * v).sum(axis=1, keepdims=True) / rows for v in (x, y))
     spread = np.ones(len(weights))  # the product of both variances

@@ -52,10 +52,10 @@ def compute_deterministically() -> None:
 
 
 def seed_generator(device: "torch.device", seed: int) -> None:
-    """Seed the random number generators of the CPU and of `device`.
+    """Seed the random number generators of the CPU and, for CUDA, of this process's current GPU.
 
-    This is faster than `torch.manual_seed`, which seeds all devices: without a GPU, it takes a
-    millisecond to record a stack trace for each kind of GPU.
+    `torch.manual_seed` would seed all kinds of devices, which is slow enough to matter for each
+    micro-batch. For devices other than CPUs and CUDA GPUs, this calls it.
     """
     import torch
 

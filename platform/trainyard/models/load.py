@@ -30,7 +30,7 @@ def load_model(
 ) -> "tuple[PreTrainedModel, Any]":
     """Load a model with its tokenizer, in evaluation mode.
 
-    Evaluation, batch inference, engines and serving load all models by this function. No code of
+    Evaluation, batch inference, engines and serving load all models with this function. No code of
     the model is run: weights come from safetensors, see `with_safetensors`, and models that need
     their own code are refused. Missing weights, which transformers would fill with random numbers,
     are an error.

@@ -70,7 +70,7 @@ def pad_rows(
     """Pad tokenized rows to arrays of shape [rows, longest row], by input name.
 
     The arrays include `attention_mask`. `fill` holds the padding value of each input that is not
-    padded by 0.
+    padded with 0.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     width = max(lengths)

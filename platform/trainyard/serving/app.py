@@ -1,8 +1,10 @@
-"""Builders of the Serve applications: a gateway that holds no model, and one per model.
+"""Builders of the Serve applications: the gateway, which holds no model, and models.
 
-Each model is deployed, scaled and replaced separately. The gateway receives whole requests before
-it forwards them, so slow clients do not occupy models. It also retries a request after a replica
-dies. Serve's build task and jobs call the builders. Gateways and replicas never import this module.
+A model built by `model` is deployed, scaled and replaced separately. Several rarely used models can
+share replicas instead (`shared`). The gateway receives whole requests before it forwards them, so
+slow clients do not occupy models. It also retries a request after a replica dies. Ray Serve calls
+the builders when it deploys a config, and `trainyard serve` calls `build`. Gateways and replicas
+never import this module.
 """
 
 import os
@@ -41,7 +43,7 @@ def gateway_application(
         models: Applications to deploy together with the gateway, by model name.
 
     Raises:
-        UserError: when `args` are invalid.
+        UserError: `args` are invalid.
     """
     from ray import serve
 
@@ -71,7 +73,7 @@ def gateway(args: dict[str, Any]) -> "Application":
         args: Fields of `GatewayOptions`.
 
     Raises:
-        UserError: when `args` are invalid.
+        UserError: `args` are invalid.
     """
     return gateway_application(args)
 
@@ -83,7 +85,7 @@ def model(args: dict[str, Any]) -> "Application":
         args: Fields of `ModelOptions`.
 
     Raises:
-        UserError: when `args` are invalid.
+        UserError: `args` are invalid.
     """
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.versioned_model import Build
@@ -100,7 +102,7 @@ def shared(args: dict[str, Any]) -> "Application":
         args: Fields of `SharedOptions`.
 
     Raises:
-        UserError: when `args` are invalid.
+        UserError: `args` are invalid.
     """
     from trainyard.serving.replica.shared import SharedReplica
     from trainyard.serving.replica.versioned_model import Build
@@ -117,8 +119,7 @@ def build(args: dict[str, Any]) -> "Application":
         args: Fields of `HostOptions`.
 
     Raises:
-        UserError: when `args` are invalid, or the files of a local model are missing, unsafe or
-            damaged.
+        UserError: `args` are invalid, or the files of a local model are missing, unsafe or damaged.
     """
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.model_source import locate

@@ -36,8 +36,7 @@ def main(argv: list[str]) -> None:
     """Run one subcommand.
 
     Raises:
-        SystemExit: with status 2, after printing one sentence about a mistake in `argv` or in a
-            file.
+        SystemExit: `argv` or a file has a mistake, printed as one sentence; the status is 2.
     """
     try:
         if not argv or argv[0] not in WORDS or (len(argv) < 2) != (argv[0] == "example"):
@@ -83,7 +82,7 @@ def check_config(config: Any, where: str) -> None:
         where: Name of the file in errors.
 
     Raises:
-        UserError: for the first mistake found.
+        UserError: The config has a mistake; the message names the first one found.
     """
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema

@@ -41,8 +41,9 @@ def served(
         options: Further fields of `HostOptions`.
 
     Raises:
-        UserError: when an option is invalid, the model cannot be loaded, the port is in use, or the
-            gateway is not ready within `READY_SECONDS`.
+        UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
+            gateway is not ready within `READY_SECONDS`. Or other machines reach `host`, and no key
+            is needed.
     """
     import ray
 
@@ -132,7 +133,7 @@ def _free_port(port: int | None) -> int:
     Serve would share a port with another server that uses it.
 
     Raises:
-        UserError: when the port is in use on the loopback address, or cannot be bound.
+        UserError: The port is in use on the loopback address, or cannot be bound.
     """
     try:
         with socket.create_server(("127.0.0.1", port or 0)) as listener:

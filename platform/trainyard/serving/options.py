@@ -54,7 +54,7 @@ class Strict(BaseModel):
             where: Origin of the fields, named in errors.
 
         Raises:
-            UserError: for the first wrong key, in one sentence.
+            UserError: A key is wrong; the message is one sentence about the first one.
         """
         if isinstance(fields, cls):
             return fields
@@ -102,7 +102,7 @@ def check_keys(value: Mapping[str, Any], schema: Any, where: str) -> None:
         where: Origin of the configuration, named in errors.
 
     Raises:
-        UserError: for the first unknown key.
+        UserError: A key is unknown; the message names the first one.
     """
     for key, item in value.items():
         if key not in schema.model_fields:
@@ -320,7 +320,7 @@ def check_name(name: str) -> str:
     """Return `name`.
 
     Raises:
-        ValueError: when it is not a valid model name.
+        ValueError: `name` is not a valid model name.
     """
     if not NAME.fullmatch(name) or ("/" in name and name.rpartition("/")[2] in SUFFIXES):
         raise ValueError(

@@ -76,7 +76,8 @@ def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
         options: Further fields of `HostOptions`, and `host`, the address to listen on.
 
     Raises:
-        UserError: when an option is invalid, the model cannot be loaded, or the port is in use.
+        UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
+            server is not ready in time. Or other machines reach the address, and no key is needed.
     """
     return Server(source, port, options)
 
@@ -84,10 +85,11 @@ def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
 def serve_model(config: ServeConfig) -> dict[str, Any]:
     """Serve one model until Ctrl-C; return the job's result: `job`, `model` and `url`.
 
-    SIGTERM stops the server too, by the SystemExit of Ray's signal handler.
+    SIGTERM stops the server too: Ray's signal handler raises SystemExit.
 
     Raises:
-        UserError: when the model cannot be loaded, or the port is in use.
+        UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
+            server is not ready in time. Or other machines reach the address, and no key is needed.
     """
     from trainyard.serving.local import served
 

@@ -170,7 +170,7 @@ class Connection(_MessageProtocol):
             seconds: Maximum seconds in which the replica must answer.
 
         Raises:
-            ConnectionLost: when the replica or its host is gone.
+            ConnectionLost: The replica or its host is gone.
         """
         if not self.usable or self._transport.is_closing():
             raise ConnectionLost(in_work=False)

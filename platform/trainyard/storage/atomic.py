@@ -86,7 +86,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush the content of a file to disk by fsync."""
+    """Flush the content of a file to disk with fsync."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -111,7 +111,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a folder by hard links, or by copies of files that cannot be linked; weights are large.
+    """Copy a folder with hard links, or copies of files that cannot be linked; weights are large.
 
     Raises:
         FileExistsError: `target` exists.

@@ -64,7 +64,12 @@ class CheckpointStore:
         self._fence, self._publish = fence, publish
 
     def claim(self) -> None:
-        """Start an attempt: fence off earlier ones and delete what they left half-written."""
+        """Start an attempt: fence off earlier ones and delete what they left half-written.
+
+        Raises:
+            SupersededError: Another driver has taken over the run.
+            UserError: The storage does not answer, or the bucket's index is damaged.
+        """
         self._check_fence()
         self.attempt = uuid.uuid4().hex
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +78,12 @@ class CheckpointStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def check_claim(self) -> None:
-        """Raise SupersededError when another driver or a newer attempt has claimed the run."""
+        """Check that this attempt is still the newest.
+
+        Raises:
+            SupersededError: Another driver or a newer attempt has claimed the run.
+            UserError: The storage does not answer.
+        """
         self._check_fence()
         current = json.loads((self.folder / "attempt.json").read_text())["attempt"]
         if current != self.attempt:
@@ -90,9 +100,9 @@ class CheckpointStore:
         `write` may return manifest entries of files that other processes wrote and hashed.
 
         Raises:
-            UserError: when the disk is full or the storage cannot be written; older checkpoints
-                are unchanged.
-            SupersededError: when a newer attempt has claimed the run.
+            UserError: The disk is full, or the storage cannot be written or does not answer; older
+                checkpoints are unchanged.
+            SupersededError: Another driver or a newer attempt has claimed the run.
         """
         final = self.path(step)
         scratch = self.folder / f".inprogress-{step:08d}-{self.attempt}"
@@ -127,7 +137,11 @@ class CheckpointStore:
         return final
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, oldest first, verified or not."""
+        """Return the steps that have a checkpoint, oldest first, verified or not.
+
+        Raises:
+            UserError: The bucket does not answer, or its index is damaged.
+        """
         if not self.folder.is_dir():
             return []
         matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
@@ -137,11 +151,21 @@ class CheckpointStore:
         return self.folder / f"step-{step:08d}"
 
     def bring(self, step: int) -> Path:
-        """Return the folder of the checkpoint of `step`, present on this node."""
+        """Return the folder of the checkpoint of `step`, present on this node.
+
+        Raises:
+            UserError: The bucket does not answer, or its checkpoint is damaged.
+        """
         return self.path(step)
 
     def newest(self) -> tuple[int, Path] | None:
-        """Return the newest checkpoint that verifies; note the ones passed over in `skipped`."""
+        """Return step and folder of the newest checkpoint that verifies, or None.
+
+        Each damaged checkpoint that is passed over is noted in `skipped`.
+
+        Raises:
+            UserError: The bucket does not answer, or its index is damaged.
+        """
         for step in reversed(self.steps()):
             path = self.path(step)
             if (fault := fault_of(path)) is None:
@@ -157,8 +181,8 @@ class CheckpointStore:
         next `claim`.
 
         Raises:
-            SupersededError: Another driver has taken over the run.
-            UserError: The storage of the lease does not answer.
+            SupersededError: Another driver or a newer attempt has claimed the run.
+            UserError: The storage does not answer.
         """
         self._check_fence()
         for step in _older(self.steps(), until):

@@ -134,7 +134,13 @@ class JobFolder:
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """Create the folder; after a UserError in the block, remove it if it holds only a log."""
+        """Create the folder; after a UserError in the block, remove empty folders made here.
+
+        A folder that holds only the driver's log counts as empty, unless the job is in a bucket.
+
+        Raises:
+            UserError: The folder or the bucket cannot be written, or `check` fails.
+        """
         folders = (self.path, self.path.parent / ".cache", *self.path.parents)
         missing = [folder for folder in folders if not folder.exists()]
         self.create()
@@ -160,6 +166,7 @@ class JobFolder:
 
         Raises:
             HeldError: Another driver still holds the lease after `patience` seconds.
+            UserError: The folder or the bucket cannot be written, or `check` fails.
         """
         with (
             self.created(),
@@ -175,7 +182,12 @@ class JobFolder:
                 self.fence = above
 
     def check(self) -> None:
-        """Raise SupersededError if another driver has taken the job over."""
+        """Check that this driver, if it has a fence, still holds the lease of the job.
+
+        Raises:
+            SupersededError: Another driver has taken over the job.
+            UserError: The storage does not answer.
+        """
         if self.fence is not None:
             self.fence.check()
 
@@ -202,7 +214,13 @@ class JobFolder:
         )
 
     def update(self, **fields: Any) -> None:
-        """Set fields of the record by a conditional write; repeat it if another process writes."""
+        """Set fields of the record with a conditional write; repeat it if another process writes.
+
+        Raises:
+            DamagedRun: The record holds no JSON object.
+            SupersededError: Another driver has taken over the job.
+            UserError: The storage cannot be read or written.
+        """
         store, name = self._stored(self.RECORD)
         while True:
             stored = store.read(name)
@@ -229,7 +247,12 @@ class JobFolder:
         return self.mirror.bucket, self.mirror.key(name)
 
     def publish(self, *names: str) -> None:
-        """Upload files and folders to the job's bucket, if it has one."""
+        """Upload files and folders to the job's bucket, if it has one; skip unchanged files.
+
+        Raises:
+            SupersededError: Another driver has taken over the job.
+            UserError: The bucket cannot be written.
+        """
         if self.mirror is not None:
             self.check()
             self.mirror.push(*names)
@@ -249,7 +272,9 @@ class JobFolder:
         """Delete everything in the folder, except its lease.
 
         Raises:
-            UserError: The folder has content but no record, so it is not the folder of a job.
+            SupersededError: Another driver has taken over the job.
+            UserError: The folder has content but no record, so it is not the folder of a job. Or
+                the storage does not answer.
         """
         self.check()
         if (names := self.names()) and self.RECORD not in names:
@@ -330,7 +355,14 @@ class RunFolder(JobFolder):
         return run, local
 
     def fetch(self) -> None:
-        """Download the records of an earlier driver, and delete its requests; needs the lease."""
+        """Replace this node's scratch folder with the bucket's records, and delete requests.
+
+        The requests are those to an earlier driver. Only the holder of the lease may call this.
+        Without a bucket, it does nothing.
+
+        Raises:
+            UserError: The bucket does not answer.
+        """
         if self.mirror is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
@@ -342,16 +374,28 @@ class RunFolder(JobFolder):
             )
 
     def share_tables(self, tables: Mapping[str, Path]) -> None:
-        """Upload the tokenized splits to the run's bucket, if it has one, for other nodes."""
+        """Upload the tokenized splits to the run's bucket, if it has one, for other nodes.
+
+        Raises:
+            UserError: The bucket cannot be written.
+        """
         if self.mirror is not None:
             self.mirror.push_tables(tables)
 
     def find_table(self, folder: Path) -> bool:
-        """Return whether a tokenized split is in `folder`; if not, try to download it first."""
+        """Return whether a tokenized split is in `folder`; if not, try to download it first.
+
+        Raises:
+            UserError: The bucket cannot be read.
+        """
         return folder.exists() or (self.mirror is not None and self.mirror.pull_table(folder))
 
     def request(self, path: Path, reason: str | None) -> None:
-        """Write the request file `path` with its reason; a reason of None withdraws the request."""
+        """Write the request file `path` with its reason; a reason of None withdraws the request.
+
+        Raises:
+            SupersededError: Another driver has taken over the run, which is in a bucket.
+        """
         path.unlink(missing_ok=True) if reason is None else path.write_text(reason)
         if self.mirror is not None:
             with outages_logged():
@@ -371,7 +415,11 @@ class RunFolder(JobFolder):
         return self._seen_request
 
     def sync(self) -> None:
-        """Upload a stop request and download progress, if the run is in a bucket. Poll it."""
+        """Upload a stop request and download progress, if the run is in a bucket. Poll it.
+
+        Raises:
+            SupersededError: Another driver has taken over the run.
+        """
         if self.mirror is None:
             return
         with outages_logged():
@@ -390,13 +438,20 @@ class RunFolder(JobFolder):
             shutil.rmtree(self.path / "ray", ignore_errors=True)  # holds no file of the run
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Add a driver's seconds by account to the `seconds` of run.json."""
+        """Add a driver's seconds by account to the `seconds` of run.json.
+
+        Raises:
+            UserError: `update` fails.
+        """
         self.update(seconds=add(self.read().get("seconds", {}), seconds))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl in a single write.
 
         Lines of a mirrored run stay on this node until `publish` checks the lease.
+
+        Raises:
+            UserError: `check` fails.
         """
         if self.mirror is None:
             self.check()
@@ -426,13 +481,22 @@ class RunFolder(JobFolder):
         return whole_lines
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again."""
+        """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again.
+
+        Raises:
+            DamagedRun: A complete line holds no JSON object with an integer `step`.
+            UserError: `check` fails.
+        """
         self.check()
         lines = [line for line in self.metrics() if line["step"] <= step]
         write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write_predictions(self, logits: Mapping[str, "NDArray[Any]"]) -> None:
-        """Write the logits of each split to predictions/SPLIT.npy."""
+        """Write the logits of each split to predictions/SPLIT.npy.
+
+        Raises:
+            UserError: `check` fails.
+        """
         self.check()
         for split, values in logits.items():
             write_array(self.predictions / f"{split}.npy", values)
@@ -462,7 +526,11 @@ class RunFolder(JobFolder):
             return {}
 
     def set_progress(self, **fields: Any) -> None:
-        """Replace progress.json; it is informative only, so it is not flushed to disk."""
+        """Replace progress.json; it is informative only, so it is not flushed to disk.
+
+        Raises:
+            UserError: `check` fails.
+        """
         if self.mirror is None:
             self.check()
         self._write_progress(fields)

@@ -74,7 +74,7 @@ class Lease:
         remedy: Alternative to waiting, for the error.
 
     Raises:
-        HeldError: On entry, if another driver still holds the lease after `patience` seconds.
+        HeldError: On entry, another driver still holds the lease after `patience` seconds.
     """
 
     def __init__(

@@ -3,11 +3,11 @@
     <url>/<run name>/   files of a run folder; for checkpoints/ see `checkpoints`
     <url>/.cache/       tokenized splits, each with a manifest of hashes
 
-A starting driver deletes its scratch folder and downloads the records, and its workers empty those
-of their nodes, so no run depends on a scratch folder. Conditional puts replace the lease, run.json
-and the index of checkpoints: of two concurrent writers, one succeeds. Other files, such as
-metrics.jsonl, are put after a check of the lease. A process suspended between check and put could
-overwrite a newer file.
+A starting driver deletes its scratch folder and downloads the records. Its workers empty the
+scratch folders of their nodes. So no run depends on a scratch folder. Conditional puts replace the
+lease, run.json and the index of checkpoints: of two concurrent writers, one succeeds. Other files,
+such as metrics.jsonl, are put after a check of the lease. A process suspended between check and put
+could overwrite a newer file.
 """
 
 import hashlib
@@ -132,7 +132,7 @@ class Mirror:
                     self._sent[relative] = state
 
     def pull(self, *names: str) -> None:
-        """Replace local files by the objects of the same names; delete a file without an object."""
+        """Replace local files with objects of the same names; delete a file without an object."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
             if (stored := self.bucket.read(self.key(name))) is not None:

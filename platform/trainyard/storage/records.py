@@ -90,9 +90,10 @@ class Files:
         return value
 
     def lines(self, path: Path) -> tuple[list[dict[str, Any]], str | None]:
-        """Return the objects in the lines of a JSONL file, and the problem or None.
+        """Return all objects in the lines of a JSONL file so far, and the problem or None.
 
-        Only lines added since the last call are read. A last line without newline is left out.
+        The list is the cache's own, so do not change it. A call reads only lines added since the
+        last one. A last line without newline is left out. Without a file, the list is empty.
         """
         with self._lock:
             follower = self._lines.setdefault(path, _Lines())

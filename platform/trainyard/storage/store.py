@@ -69,7 +69,7 @@ class Store(Protocol):
     """Storage of objects with conditional writes.
 
     Raises:
-        UserError: From every method, if the storage refuses access or does not answer.
+        UserError: In any method, the storage refuses access or does not answer.
     """
 
     def read(self, name: str) -> Stored | None:
@@ -254,8 +254,8 @@ class Bucket:
         impatient: True to give up within seconds instead of minutes; a pickled copy is patient.
 
     Raises:
-        UserError: From the constructor, if the scheme of `url` is not supported. From every method,
-            if the storage refuses access or does not answer.
+        UserError: In the constructor, the scheme of `url` is not supported. In any method, the
+            storage refuses access or does not answer.
     """
 
     def __init__(self, url: str, *, impatient: bool = False) -> None:
@@ -340,7 +340,7 @@ class Bucket:
         self.write(name, mark, over=over)
 
     def clock(self) -> datetime:
-        """Return the bucket's time, by a probe object that also proves read and write access."""
+        """Return the bucket's time, from a probe object that also proves read and write access."""
         name = f".probe-{uuid.uuid4().hex}"
         with self._reported():
             obstore.put(self._store, name, b"probe")

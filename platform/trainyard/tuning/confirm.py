@@ -232,6 +232,9 @@ def looks_of(folder: SweepFolder) -> list[dict[str, Any]]:
     """Return the comparisons that were made on the confirmation rows, oldest first.
 
     Each comparison uses up a part of the error probability, see `confidence_of`.
+
+    Raises:
+        DamagedRun: sweep.json is damaged.
     """
     known = folder.read()
     earlier = [{"candidates": "those of an earlier version"}] if known.get("confirmation") else []
@@ -239,7 +242,11 @@ def looks_of(folder: SweepFolder) -> list[dict[str, Any]]:
 
 
 def failure(runs: Sequence[RunFolder]) -> str:
-    """Return the reason that a recipe's runs cannot be compared; empty if all have finished."""
+    """Return the reason that a recipe's runs cannot be compared; empty if all have finished.
+
+    Raises:
+        DamagedRun: A run.json is damaged.
+    """
     for run in runs:
         known = run.read()
         if known.get("status") != "finished":
@@ -307,8 +314,11 @@ def confirmation_rows(context: Context) -> list[Rows]:
 def rank_on_searched_rows(context: Context, ranked: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
     """Sort finished trials by score on the rows for the search, best first; other trials follow.
 
-    `ranked` is returned unchanged if rows were set aside, since its scores are then on these rows.
-    The same holds without a confirmation or if a trial lacks predictions.
+    `ranked` is returned unchanged without a confirmation, or if a trial lacks predictions. So it is
+    if rows were set aside before the search: its scores are already on the rows for the search.
+
+    Raises:
+        UserError: There are too few rows to set any aside, or predictions are damaged.
     """
     if not context.config.confirm_seeds or not searches_all_rows(context):
         return ranked

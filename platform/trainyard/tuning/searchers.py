@@ -123,7 +123,7 @@ def suggest(
 
 
 def seed_of(*parts: Any) -> int:
-    """Derive a seed from 0 to 2**31 - 1 from the representations of `parts`."""
+    """Return a seed between 0 and 2**31 - 1: a hash of `repr(parts)`, equal in every process."""
     return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16) >> 1
 
 

@@ -55,7 +55,7 @@ def tune(config: SweepConfig) -> SweepResult:
     Raises:
         SupersededError: Another driver has taken over the sweep.
         HeldError: Another driver holds the sweep.
-        UserError: Another condition that the user can fix; completed work is kept.
+        UserError: Another condition applies that the user can fix; completed work is kept.
         Interrupted: SIGTERM or Ctrl-C stopped the sweep; running trials are saved.
     """
     result = _tune(config)

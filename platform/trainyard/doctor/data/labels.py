@@ -222,7 +222,7 @@ def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> di
 
 
 def out_of_fold(inputs: "csr_matrix", labels: NDArray[Any], seed: int) -> NDArray[np.float64]:
-    """Predict label probabilities by models that were not trained on the row; shape [rows, labels].
+    """Predict label probabilities with models not trained on the row; shape [rows, labels].
 
     `inputs` holds the features of the rows. Each label from 0 on must occur in at least FOLDS
     rows.

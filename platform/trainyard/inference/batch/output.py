@@ -42,7 +42,7 @@ def json_kind(text: str) -> str:
 
 
 def as_input(table: pa.Table) -> pa.Table:
-    """Prefix the column names of a table by `INPUT`."""
+    """Return the table with `INPUT` in front of each column name."""
     return table.rename_columns([f"{INPUT}{name}" for name in table.column_names])
 
 
@@ -145,7 +145,10 @@ class JsonlWriter(_TextWriter):
 
 
 class CsvWriter(_TextWriter):
-    """Writer of a line with the column names, then a line per row; nested values are JSON texts."""
+    """Writer of CSV with a header line. Nested values become JSON texts, and bytes base64.
+
+    Nulls become empty fields, like empty texts.
+    """
 
     _names: list[str] | None = None
 

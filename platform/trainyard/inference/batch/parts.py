@@ -30,10 +30,13 @@ ROWS_PER_PART = 4_096
 
 
 class Parts:
-    """Parts of one job, in a hidden folder next to its output file.
+    """Parquet parts of the input's rows, raw and predicted, for one job of batch inference.
+
+    They are in a hidden folder next to the output file, so the same command resumes the job.
 
     Raises:
-        UserError: The folder of the output file, the input file, or a column does not exist.
+        UserError: The folder of the output file or a column does not exist, or the input file
+            cannot be read.
     """
 
     def __init__(self, config: PredictConfig) -> None:

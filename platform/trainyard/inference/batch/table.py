@@ -38,13 +38,15 @@ def request_parameters(predictor: Predictor, config: PredictConfig) -> dict[str,
 
 
 def predict_table(predictor: Predictor, config: PredictConfig, table: pa.Table) -> pa.Table:
-    """Add predictions and `truncated_tokens` to a table of `row`, `text`, `text_pair` and `error`.
+    """Add predictions and `truncated_tokens` to a table of texts.
 
-    Rows of similar length share forward passes. A row on which the model fails gets an error and no
-    prediction, like rows that already have an error.
+    The table has the columns `row`, `text`, `error` and, for pairs, `text_pair`. Rows of similar
+    length share forward passes. A row on which the model fails gets an error and no prediction,
+    like rows that already have an error.
 
     Raises:
-        Exception: The model fails on a row, and on the built-in example of its task, too.
+        UserError: A parameter of the config is unknown or invalid.
+        Exception: The model fails on a row, and also on the built-in example of its task.
     """
     requests = _prepare(predictor, config, table)
     good = [request for request in requests if isinstance(request, Prepared)]

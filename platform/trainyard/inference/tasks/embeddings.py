@@ -107,7 +107,7 @@ def _json(name: str, file: str, revision: str | None) -> Any:
 
 
 class Embedder(Predictor):
-    """Base of predictors that pool the token vectors of a model without head."""
+    """Base of predictors that pool the token vectors of a model without a task head."""
 
     auto_model = "AutoModel"
     optional_weights = ("pooler.",)

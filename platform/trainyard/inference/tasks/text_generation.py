@@ -1,4 +1,4 @@
-"""Text generation by decoders: sampling, greedy or beam search; whole or streamed."""
+"""Text generation with decoders: sampling, greedy or beam search; whole or streamed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,7 +68,8 @@ class TextGenerationParameters(GenerateParameters):
 class TextGeneration(Generator):
     """Continuations of a prompt. `inputs` is a text or a list of texts.
 
-    The answer is a list of texts, even for a single one, as `InferenceClient` expects.
+    The answer to a text is a list of objects with `generated_text`, as `InferenceClient` expects.
+    A list of texts gives a list of such lists.
     """
 
     task = "text-generation"

@@ -182,10 +182,10 @@ class Translation(TextToText):
         return hasattr(self.tokenizer, "src_lang")
 
     def forced(self, parameters: TranslationParameters) -> dict[str, Any]:
-        """Return `forced_bos_token_id`, the target language's token, for a multilingual model.
+        """Return the target language's token as `forced_bos_token_id`; empty unless multilingual.
 
         Raises:
-            UserError: A language is missing or unknown.
+            UserError: The model is multilingual, and a language is missing or unknown.
         """
         if not self._multilingual:
             return {}

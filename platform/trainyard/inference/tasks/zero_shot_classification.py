@@ -58,7 +58,7 @@ class ZeroShotClassification(SequenceClassifier):
         """Find the model's entailment output.
 
         Raises:
-            UserError: The model has no entailment output.
+            UserError: The model has no entailment output, or the tokenizer no padding token.
         """
         super().check_model()
         found = [i for i, name in enumerate(self.labels) if name.lower().startswith("entail")]
@@ -75,7 +75,9 @@ class ZeroShotClassification(SequenceClassifier):
         """Build one item per text, with one row per candidate label.
 
         Raises:
-            UserError: There is no label, a label is too long, or the template has not one `{}`.
+            UserError: There is no label, a label or a text is too long, or the template does not
+                have exactly one `{}`.
+            TooLargeError: The pairs exceed the limits of a request.
         """
         template, labels = parameters.hypothesis_template, parameters.labels
         if not labels:

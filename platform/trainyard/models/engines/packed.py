@@ -1,9 +1,8 @@
-"""Linear layers on AMD processors, computed by oneDNN from weights that are packed once.
+"""Linear layers on AMD processors, computed with oneDNN from weights that are packed once.
 
-Torch computes float32 layers by MKL, which is slow on processors of other makers than Intel. OneDNN
-takes two fifths of MKL's time with AVX-512 (Zen 5), and four fifths with AVX2. Torch computes
-bfloat16 layers by oneDNN, but packs the weights again in every pass. `torch.compile` makes the same
-calls for frozen weights (torch/_inductor/fx_passes/mkldnn_fusion.py).
+Torch computes float32 layers with MKL, which is slow on processors that are not from Intel. It
+computes bfloat16 layers with oneDNN, but packs the weights again in every pass. `torch.compile`
+makes the same calls for frozen weights (torch/_inductor/fx_passes/mkldnn_fusion.py).
 """
 
 import copy

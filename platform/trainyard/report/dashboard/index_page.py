@@ -110,7 +110,10 @@ def _rows(
 
 
 def chosen_score(sweep: Sweep) -> Cell:
-    """Return the cell of a sweep's score: the best trial's, or a kept default recipe's."""
+    """Return the cell of the score of a sweep's result; a dash before the first score.
+
+    It is the score of the best trial, or of the default recipe if the sweep kept it.
+    """
     corrected = real(sweep.default.get("corrected"))
     score = real(sweep.default.get("mean")) if corrected is None else corrected
     if sweep.keeps_default and score is not None:

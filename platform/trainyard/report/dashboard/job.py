@@ -39,7 +39,7 @@ def run_dashboard(config: DashboardConfig) -> dict[str, Any]:
     """Serve until Ctrl-C, or export one page; return the job's result.
 
     Raises:
-        UserError: for a storage path, name, port or file that cannot be used.
+        UserError: A storage path, name, port or file cannot be used.
     """
     storage = storage_folder(config.storage_path)
     if not storage.is_dir():

@@ -39,7 +39,7 @@ _SECRET = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """Replace passwords in URLs, access tokens and similar secrets by "[hidden]"."""
+    """Replace passwords in URLs, access tokens and similar secrets with "[hidden]"."""
     return _SECRET.sub(lambda found: f"{found[1] or found[2] or ''}[hidden]", text)
 
 
@@ -231,7 +231,11 @@ class Run(Job):
 
     @cached_property
     def best(self) -> Evaluation | None:
-        """Best evaluation: as recorded, else from metrics.jsonl; None before the first."""
+        """Best evaluation; None before the first.
+
+        It is the recorded result, else the best in metrics.jsonl, else run.json's `trial_score`.
+        Lower is better for errors such as rmse.
+        """
         score = real(self.result.get("score"))
         if score is not None:  # metrics.jsonl need not be read
             spans = list(mapping(self.result.get("intervals")).values())
@@ -348,7 +352,11 @@ class Sweep(Job):
 
     @property
     def seconds(self) -> float | None:
-        """Wall-clock seconds over all attempts as recorded, else from start to end, or None."""
+        """Wall-clock seconds of the sweep; None before its start.
+
+        For a running sweep, it is the time since the first start, pauses included. Otherwise it is
+        the recorded time of all attempts, else the time from start to end.
+        """
         recorded = real(self.record.get("seconds"))
         if self.started is None or (recorded is not None and self.status != "running"):
             return recorded

@@ -32,7 +32,7 @@ LOG_LINES = 200
 
 
 def label(value: Any) -> str:
-    """Format a hyperparameter; numbers get three significant digits."""
+    """Format a hyperparameter; fractions get three digits, see `number`."""
     found = real(value)
     return words(value) if found is None else number(found, 3)
 

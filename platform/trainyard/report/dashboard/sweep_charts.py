@@ -56,7 +56,7 @@ def ranked(sweep: Sweep) -> list[tuple[Run, float, str]]:
 
 
 def hyperparameters(trial: Run) -> str:
-    """Return the hyperparameters of a trial as text."""
+    """Format the hyperparameters of a trial, such as "learning_rate 3e-05, num_train_epochs 3"."""
     return ", ".join(f"{name} {label(value)}" for name, value in trial.hyperparameters.items())
 
 

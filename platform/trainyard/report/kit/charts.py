@@ -72,7 +72,7 @@ def specification(
         height: Pixels.
         log: True to let the reader switch the y axis to a logarithmic scale.
         zoom: True to let the reader zoom and pan.
-        smooth: Columns `y` and `series` of a curve that the reader may replace by its moving
+        smooth: Columns `y` and `series` of a curve that the reader may replace with its moving
             average.
         rows: Data of the chart, by name.
     """

@@ -69,7 +69,7 @@ class Cell:
         share: Fraction from 0 to 1, drawn as a bar below the text.
 
     Raises:
-        ValueError: for a link that is neither https nor inside the page's own site.
+        ValueError: The link is neither https nor inside the page's own site.
     """
 
     text: str
@@ -170,9 +170,11 @@ class Section:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Format a number with `digits` significant digits, and thousands separators.
+    """Format a number for a page, with thousands separators.
 
-    Whole numbers keep all digits. None becomes a dash.
+    Whole numbers below 1e15, and the integer parts of fractions below 1e6, keep all digits.
+    Decimals fill a fraction up to `digits` digits; one below 1 gets `digits` decimals. Other
+    numbers, also very small ones, have Python's format `g`. None becomes a dash, and infinity ∞.
     """
     if value is None:
         return "–"
@@ -469,7 +471,7 @@ def _embedded_json(value: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON lacks, by null, which Vega leaves out."""
+    """Replace NaN and infinities, which JSON lacks, with null, which Vega leaves out."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -69,7 +69,7 @@ class ConcurrencyLimit:
         """Refuse a request before its body is read.
 
         Raises:
-            RequestError: `overloaded`, when `limit` requests are in flight.
+            RequestError: `limit` requests are in flight (`overloaded`).
         """
         if self._active >= self._limit:
             raise RequestError(
@@ -82,7 +82,7 @@ class ConcurrencyLimit:
         """Count one request as in flight inside the block.
 
         Raises:
-            RequestError: `overloaded`, when `limit` requests are in flight.
+            RequestError: `limit` requests are in flight (`overloaded`).
         """
         self.check()
         self._active += 1
@@ -107,7 +107,7 @@ class Quotas:
         The rate is a token bucket that holds the requests of one minute.
 
         Raises:
-            RequestError: `overloaded`, when a limit is reached or the bucket is empty.
+            RequestError: A limit is reached, or the bucket is empty (`overloaded`).
         """
         self._all.check()
         if key is None:
@@ -132,7 +132,7 @@ class Quotas:
         """Count one request as in flight inside the block: for the gateway, and for `key` if given.
 
         Raises:
-            RequestError: `overloaded`, when a concurrency limit is reached.
+            RequestError: A concurrency limit is reached (`overloaded`).
         """
         limit = self._limit_of(key) if key else None
         if limit is None:
@@ -162,7 +162,7 @@ def check_media_type(request: Request, *, required: bool) -> None:
     Browsers send some other types across origins without a preflight request.
 
     Raises:
-        RequestError: `media_type`, for another type, or for a missing type if one is `required`.
+        RequestError: The type is another one, or is missing although `required` (`media_type`).
     """
     sent = _all(request, "content-type").partition(";")[0].strip().lower()
     if sent == "application/json" or (sent.startswith("application/") and sent.endswith("+json")):
@@ -185,10 +185,10 @@ async def read_body(request: Request, limit: int, seconds: float, pending: Pendi
         pending: Bytes of all bodies that are being received.
 
     Raises:
-        RequestError: `too_large` above `limit`, before reading if Content-Length exceeds it;
-            `slow_body` after `seconds`; `overloaded` when `pending` refuses the body; `left` when
-            the client disconnected; `malformed` for an invalid length or broken gzip; `media_type`
-            for another compression than gzip.
+        RequestError: The kind is `too_large` above `limit`, before reading if Content-Length
+            exceeds it; `slow_body` after `seconds`; `overloaded` when `pending` refuses the body;
+            `left` when the client disconnected; `malformed` for an invalid length or broken gzip;
+            `media_type` for another compression than gzip.
     """
     encoding = _all(request, "content-encoding").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip"):

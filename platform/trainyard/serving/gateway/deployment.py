@@ -89,7 +89,7 @@ def check_exposure(keys: KeyRing, host: str) -> None:
     """Refuse to listen on an address that other machines reach, without API keys.
 
     Raises:
-        UserError: when no key is required and `host` is not a loopback address.
+        UserError: No key is required, and `host` is not a loopback address.
     """
     if not keys.required and host not in LOOPBACK:
         raise UserError(
@@ -105,7 +105,7 @@ def check_port(host: str, port: int) -> None:
     descend from the raylet, which is this process's parent.
 
     Raises:
-        UserError: when a process of this user that is not part of this Ray listens on the port.
+        UserError: A process of this user that is not part of this Ray listens on the port.
     """
     try:
         connections = psutil.net_connections("tcp")

@@ -88,7 +88,7 @@ class _Snapshot:
 
 
 class ServeModels:
-    """Implement `Models` by Serve's other applications, found by the names of their deployments."""
+    """Implement `Models` with Serve's other applications, found by names of their deployments."""
 
     def __init__(self, deployed_with: Sequence[str] = ()) -> None:
         """Start without models, until the first `refresh`.

@@ -80,7 +80,7 @@ class Models(Protocol):
         """Send a request's body to a model; return its answer, due within `seconds`.
 
         Raises:
-            RequestError: when no replica answers.
+            RequestError: No replica answers.
         """
 
     def stream(self, name: str, body: bytes, seconds: float) -> AsyncGenerator[Answer | bytes]:
@@ -89,14 +89,14 @@ class Models(Protocol):
         Yields server-sent events, or a single `Answer` when the body does not ask for a stream.
 
         Raises:
-            RequestError: when there is no answer, or no further event.
+            RequestError: There is no answer, or no further event.
         """
 
     async def describe(self, name: str) -> dict[str, Any]:
         """Return the labels, limits, metrics and lineage of a model.
 
         Raises:
-            RequestError: when the model cannot be described.
+            RequestError: The model cannot be described.
         """
 
 

@@ -71,7 +71,7 @@ class KeyRing:
         path: Keys file; None requires no key.
 
     Raises:
-        UserError: when the file cannot be read or is not a list of keys.
+        UserError: The file cannot be read, or is not a list of keys.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -92,7 +92,7 @@ class KeyRing:
         """Read the file again once it has changed and then stayed unchanged for `SETTLE_SECONDS`.
 
         Raises:
-            UserError: when the file cannot be read or is not a list of keys; the former keys stay
+            UserError: The file cannot be read, or is not a list of keys; the former keys stay
                 valid.
         """
         if self._path is None:
@@ -122,8 +122,8 @@ class KeyRing:
             model: Model that the request names, or None.
 
         Raises:
-            RequestError: `unauthorized`. The sentence is the same for an unknown key and for a key
-                of other models.
+            RequestError: No key that may use `model` was sent (`unauthorized`). The sentence is the
+                same for an unknown key and for a key of other models.
         """
         if not self.required:
             return None

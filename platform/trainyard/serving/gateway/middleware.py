@@ -121,8 +121,8 @@ class SourceCheck:
         """Compare the headers `Host` and `Origin` with the allowed values; absent headers pass.
 
         Raises:
-            RequestError: `foreign` for a value that is not allowed; `malformed` for a repeated
-                header.
+            RequestError: The kind is `foreign` for a value that is not allowed; `malformed` for a
+                repeated header.
         """
         if request.scope["path"] in PROBES:
             return

@@ -84,7 +84,10 @@ class Translated(Strict):
 
 @dataclass(frozen=True)
 class Token(Strict):
-    """A generated token."""
+    """A generated token: vocabulary id, natural log-probability, and the text that it adds.
+
+    The text is empty for a special token, and for a part of a character.
+    """
 
     id: int
     logprob: float

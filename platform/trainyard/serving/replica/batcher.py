@@ -67,10 +67,10 @@ class BatchResults(Generic[Result]):
 
 
 class CostModel:
-    """Linear model of the seconds of a forward pass over its padded tokens.
+    """Linear model of a forward pass's seconds, as a function of its padded tokens.
 
     It is fitted by weighted least squares. The weight of a pass halves with every `MEMORY` further
-    passes, so the model follows a machine that gets slower.
+    passes, so the model follows a machine whose speed changes.
     """
 
     MEMORY = 50
@@ -172,15 +172,17 @@ class PendingRow(Generic[Row]):
 
 
 class Batcher(Generic[Row, Result]):
-    """Run `forward` over the rows of many requests.
+    """Queue that computes the rows of many requests in shared forward passes.
+
+    The constructor starts `workers` daemon threads, which end after `close`.
 
     Args:
         forward: Padded forward pass over rows; returns one result per row, in order. Called in the
             worker threads with the number of workers that are busy or about to take waiting rows.
-        length: Returns the tokens of a row.
+        length: Returns the number of tokens of a row.
         group: Returns the group of a row; only rows of one group share a pass. Default: one group.
         limits: See `BatchLimits`.
-        on_batch: Callback after every forward pass, called in a worker thread.
+        on_batch: Callback after every forward pass, called in a worker thread; must not raise.
         workers: Maximum concurrent forward passes.
         own_thread: Returns True if a pass uses only its worker's thread at this number of busy
             workers. Its cost is then the thread's CPU time: waiting for a core must not change the
@@ -237,9 +239,10 @@ class Batcher(Generic[Row, Result]):
         of the batcher's clock, or None for no limit.
 
         Raises:
-            RequestError: `overloaded`, at once, when the queue is full or too long to meet the
-                deadline; `late` when the deadline passes first; `failed` when the pass fails on one
-                of the rows even alone, or a worker stopped; `unavailable` after `close`.
+            RequestError: The kind is `overloaded`, at once, when the queue is full or too long to
+                meet the deadline; `late` when the deadline passes first; `failed` when the pass
+                fails on one of the rows even alone, or a worker stopped; `unavailable` after
+                `close`.
         """
         request = PendingRequest.open(deadline, now := self._clock())
         self._enter(request, rows, now)

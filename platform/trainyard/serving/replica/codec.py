@@ -22,8 +22,8 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
     `parameters` also has the keys that stand next to `inputs`.
 
     Raises:
-        RequestError: `malformed` for invalid JSON; `invalid` for missing inputs or parameters that
-            are not an object; `too_large` for more than `max_items` inputs.
+        RequestError: The kind is `malformed` for invalid JSON; `invalid` for missing inputs or
+            parameters that are not an object; `too_large` for more than `max_items` inputs.
     """
     try:
         # The parser also refuses deep nesting.
@@ -62,8 +62,8 @@ def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> P
     """Turn a parsed request into tokenized rows.
 
     Raises:
-        RequestError: `too_large` above the predictor's limits or `max_tokens` in all rows;
-            `invalid` for wrong inputs or parameters; `failed` when tokenizing fails.
+        RequestError: The kind is `too_large` above the predictor's limits or `max_tokens` in all
+            rows; `invalid` for wrong inputs or parameters; `failed` when tokenizing fails.
     """
     try:
         prepared = predictor.preprocess(request["inputs"], request["parameters"])
@@ -87,7 +87,7 @@ def dump(result: Any) -> bytes:
     """Encode a result as JSON.
 
     Raises:
-        RequestError: `failed`, when the result has NaN or infinite numbers.
+        RequestError: The result has NaN or infinite numbers (`failed`).
     """
     try:
         return json.dumps(result, allow_nan=False, ensure_ascii=False).encode()

@@ -35,7 +35,7 @@ class ModelReplica:
         It does not listen if Ray uses TLS, which connections lack.
 
         Raises:
-            UserError: when the version cannot be loaded and there is no other; the deployment then
+            UserError: The version cannot be loaded, and there is no other; the deployment then
                 fails.
         """
         await self._model.want(user_config)
@@ -53,7 +53,7 @@ class ModelReplica:
         A model that is scaled by load has no address: Serve must see its requests.
 
         Raises:
-            RequestError: `unavailable`, when no version is loaded.
+            RequestError: No version is loaded (`unavailable`).
         """
         scaled = serve.get_replica_context()._deployment_config.autoscaling_config is not None
         connects = self._host().uses_connections and not scaled
@@ -76,7 +76,7 @@ class ModelReplica:
         `lines` has the number of open connections and of requests received over them.
 
         Raises:
-            RequestError: `unavailable`, when no version is loaded.
+            RequestError: No version is loaded (`unavailable`).
         """
         del name
         self._host()
@@ -89,7 +89,7 @@ class ModelReplica:
         Serve calls this every ten seconds.
 
         Raises:
-            RuntimeError: when the model cannot answer.
+            RuntimeError: The model cannot answer.
         """
         await self._model.check_health()
 

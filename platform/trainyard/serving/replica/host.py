@@ -54,7 +54,7 @@ FAULT_SECONDS = 20.0
 
 
 class Host:
-    """Answer requests by one predictor.
+    """Answer requests with one predictor.
 
     Create it with `load`, and `close` it when another version has taken over.
     """
@@ -108,8 +108,8 @@ class Host:
         """Load and warm up a version. A large model takes minutes, so call this in a thread.
 
         Raises:
-            UserError: when the model is missing, unsafe, damaged, too large, of no known task, or
-                fails on the example of its task.
+            UserError: The model is missing, unsafe, damaged, too large, of no known task, or fails
+                on the example of its task.
         """
         import torch
 
@@ -135,10 +135,10 @@ class Host:
 
     @property
     def uses_connections(self) -> bool:
-        """Return whether requests bypass Serve.
+        """True if requests may bypass Serve, on connections from the gateway.
 
-        A call through Serve would take a large part of the time of one pass. Generation takes
-        longer and uses Serve.
+        A call through Serve takes about as long as a short forward pass. Generation takes much
+        longer, so it uses Serve.
         """
         return not self.predictor.model.can_generate()
 
@@ -160,7 +160,7 @@ class Host:
         """Run the task's example from JSON to answer, so that the first request is fast.
 
         Raises:
-            UserError: when the model fails on the example; the host is then closed.
+            UserError: The model fails on the example; the host is then closed.
         """
         example = json.dumps(self.predictor.example).encode()
         try:
@@ -258,7 +258,7 @@ class Host:
         first event, an error becomes the last event.
 
         Raises:
-            RequestError: for an error before the first event.
+            RequestError: An error occurs before the first event.
         """
         began, sent = time.monotonic(), 0
         deadline = began + seconds

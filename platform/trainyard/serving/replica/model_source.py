@@ -29,9 +29,9 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
     """Return the folder of a version, and its source, revision, run, examples and metrics.
 
     Raises:
-        UserError: when the model is missing, has no safetensors, or has more than `max_parameters`.
-            Also when its config describes a larger model than its weights: transformers would fill
-            the rest with random numbers.
+        UserError: The model is missing, has no safetensors, or has more than `max_parameters`. Or
+            its config describes a larger model than its weights: transformers would fill the rest
+            with random numbers.
     """
     path, revision = with_safetensors(version.source, version.revision)
     folder = Path(path) if Path(path).is_dir() else _from_hub(path, revision)
@@ -53,7 +53,7 @@ def task_of(folder: Path) -> str:
     """Return the task of a model: the first whose predictor supports its config's architecture.
 
     Raises:
-        UserError: when no predictor supports the architecture.
+        UserError: No predictor supports the architecture.
     """
     architectures = _read_json(folder / "config.json").get("architectures") or []
     if (task := task_for(architectures)) is not None:
@@ -141,7 +141,7 @@ def check_memory(folder: Path, dtype: str, device: str, source: str) -> None:
     """Refuse a model that does not fit into free memory: loading it would end the process.
 
     Raises:
-        UserError: when the model needs more memory than is free on `device`.
+        UserError: The model needs more memory than is free on `device`.
     """
     stored = sum(_parameters_in(file, source) for file in weight_files(folder))
     tried = DTYPE_BYTES["float32"] if stored <= FLOAT32_PARAMETERS else 0  # see `find_padding`

@@ -58,7 +58,7 @@ class SharedReplica:
         good list of the application.
 
         Raises:
-            UserError: when the list is invalid and there is no other.
+            UserError: The list is invalid, and there is no other.
         """
         async with self._changing:
             try:
@@ -98,11 +98,11 @@ class SharedReplica:
             yield event
 
     async def describe(self, name: str) -> dict[str, Any]:
-        """Describe a model, see `VersionedModel.describe`; by its files if it is not loaded.
+        """Describe a model, see `VersionedModel.describe`; from its files if it is not loaded.
 
         Raises:
-            RequestError: `not_found` for an unknown name; `unavailable` for a model that cannot be
-                loaded.
+            RequestError: The kind is `not_found` for an unknown name; `unavailable` for a model
+                that cannot be loaded.
         """
         version = self._check(name)
         loaded = self._loaded.get(name)
@@ -176,10 +176,10 @@ def _parse(user_config: Any) -> dict[str, Version]:
 
 
 def describe_files(version: Version, options: ModelOptions) -> dict[str, Any]:
-    """Describe a model by its files and options, without loading or downloading it.
+    """Describe a model from its files and options, without loading or downloading it.
 
     Raises:
-        UserError: when local files are missing, unsafe or damaged, or the task is unknown.
+        UserError: Local files are missing, unsafe or damaged, or the task is unknown.
     """
     about: dict[str, Any] = {"source": version.source, "revision": version.revision}
     about |= {"status": "not loaded", "dtype": options.dtype}

@@ -36,7 +36,7 @@ async def token_events(
         compute: Starts the computation of its rows; its errors are raised here.
 
     Raises:
-        RequestError: `invalid`, when the task or the request cannot stream.
+        RequestError: The task or the request cannot stream (`invalid`).
     """
     loop = asyncio.get_running_loop()
     prepare_stream = getattr(predictor, "stream", None)

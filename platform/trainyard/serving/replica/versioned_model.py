@@ -171,8 +171,8 @@ class LoadAttempts:
             is_proven: Returns True once any replica has loaded the version.
 
         Raises:
-            UserError: when earlier attempts ended their process, during the cool-down or after
-                `MAX_CUT_OFF` attempts.
+            UserError: Earlier attempts ended their process. Either the cool-down is not over, or
+                `MAX_CUT_OFF` attempts did so.
         """
         prefix = self._prefix + hashlib.sha256(version.model_dump_json().encode()).hexdigest() + ":"
         until = time.monotonic() + FIRST_LOAD_SECONDS
@@ -219,7 +219,7 @@ class LoadAttempts:
         record one.
 
         Raises:
-            UserError: when earlier attempts ended their process, see `first`.
+            UserError: Earlier attempts ended their process, see `first`.
         """
         cut_off: list[float] = []
         number = 0
@@ -312,7 +312,7 @@ class VersionedModel:
         loaded. An exception would make Serve stop the replica, and with it the version that works.
 
         Raises:
-            UserError: when the version cannot be loaded and there is no other.
+            UserError: The version cannot be loaded, and there is no other.
         """
         async with self._loading:
             if self.host is not None and version == self._wanted:
@@ -324,7 +324,7 @@ class VersionedModel:
         """Check the version that serves; retry a refused version in the background.
 
         Raises:
-            RuntimeError: when the version cannot answer.
+            RuntimeError: The version cannot answer.
         """
         if self.host is not None and (reason := await self.host.find_fault()):
             raise RuntimeError(f"model '{self._name}': {reason}")

@@ -134,7 +134,7 @@ def fit(
         HeldError: Another driver still holds the run after `patience` seconds.
         SupersededError: Another driver has taken over the run, its sweep or its suite.
         Diverged: The loss, an output or the gradients were not finite.
-        UserError: Another condition that the user can fix; checkpoints are kept.
+        UserError: Another condition applies that the user can fix; checkpoints are kept.
         Interrupted: SIGTERM, Ctrl-C or `trial.on_evaluation` stopped the run; checkpoints are kept.
     """
     result = _fit(config, trial, callbacks, patience, fence)

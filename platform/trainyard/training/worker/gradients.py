@@ -1,15 +1,15 @@
 """Sum of a step's gradients, in an order that does not depend on the number of workers.
 
 Floating-point addition is not associative. If the order of a sum depended on the number of workers,
-so would its last bits. Some hundred steps later, the models would differ. So the micro-batches of
+so would its last bits. A few hundred steps later, the models would differ. So the micro-batches of
 a step are the leaves of a binary tree, whose sum has the same order for every number of workers:
 
     ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))
 
 This is pairwise summation (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section
-4.2). Worker r of N computes the r-th of N equal ranges of leaves. If N is a power of two, each
-range is a subtree and the sum on CPUs is bit-exact. For other N, or with NCCL on more than two
-GPUs, the last bits may differ.
+4.2). Worker r of N computes the r-th of N equal ranges of leaves. If N and the number of
+micro-batches are powers of two, each range is a subtree, and the sum on CPUs is bit-exact.
+Otherwise, or with NCCL on more than two GPUs, the last bits may differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class Gradients:
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of this process's share of the step's loss, a scalar."""
+        """Backpropagate the weighted loss of one micro-batch, a scalar; call it inside `add`."""
         self._accelerator.backward(loss)
 
     def step(self, optimizer: Any, max_norm: float) -> None:

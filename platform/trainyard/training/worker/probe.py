@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def probe(model: "PreTrainedModel", config: TrainConfig, data: PreparedData) -> Padding:
-    """Prepare a newly built model for training, and return the padding that it needs.
+    """Prepare a new model for training, and return the padding that it needs.
 
     A missing padding token is set. Parameters that get no gradient are frozen, because DDP and the
     sum of gradients need a gradient from each parameter. The optimizer would not change them
-    anyway. All processes use the same rows, so they get the same result.
+    anyway. All processes use the same rows, so they get the same result. The model is left in
+    evaluation mode.
 
     Raises:
         UserError: The model cannot train on rows of the configured lengths.

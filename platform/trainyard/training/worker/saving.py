@@ -91,10 +91,11 @@ class Snapshot(NamedTuple):
 
 
 class CheckpointWriter:
-    """Write one checkpoint at a time, in a thread. All processes call its methods alike.
+    """Write one checkpoint at a time, in a thread.
 
-    With fsdp and deepspeed the threads of all processes write together. They have a separate
-    process group, so their messages never mix with those of training.
+    All processes must call `begin` and `join` in the same order. With fsdp and deepspeed on shared
+    storage, each process writes a part; else rank 0 writes all. Threads that write parts have a
+    separate process group, so their messages never mix with those of training.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Any, store: CheckpointStore) -> None:
@@ -162,7 +163,7 @@ class CheckpointWriter:
         """Wait until the checkpoint is committed; return the error when that failed.
 
         Raises:
-            SupersededError: when a newer attempt has claimed the run.
+            SupersededError: Another driver or a newer attempt has claimed the run.
         """
         if not self._begun:
             return None
@@ -233,7 +234,7 @@ class CheckpointWriter:
         """Let the threads of all processes write into rank 0's `folder`; None calls it off.
 
         Raises:
-            Exception: on rank 0, the first one that any of them met.
+            Exception: A thread failed; rank 0 raises the first exception of any of them.
         """
         self._met_others = True
         message = [folder]

@@ -61,7 +61,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """Micro-batches of one step that this process runs; `rows` counts those of all processes."""
+    """Micro-batches of one step that this process runs.
+
+    `step` counts from 0 over the run. `rows` is the number of rows of the step in all processes.
+    """
 
     step: int
     epoch: int
@@ -297,7 +300,7 @@ class Session:
         """Note other kinds of workers, whose bits may differ; refuse another order of rows.
 
         Raises:
-            UserError: the order differs, so rows would be trained on twice or never.
+            UserError: The order differs, so rows would be trained on twice or never.
         """
         order = hashlib.sha256(self.plan.epoch(0).order.tobytes()).hexdigest()[:16]
         if self.state.row_order not in (None, order):
@@ -318,7 +321,7 @@ class Session:
         self.state.row_order, self.state.workers = order, workers
 
     def _restore_predictions(self) -> None:
-        """Replace predictions/ by those of the best checkpoint.
+        """Replace predictions/ with those of the best checkpoint.
 
         An attempt that was killed may have written those of an evaluation that is made again now.
         """

@@ -34,7 +34,17 @@ def bare(model: Any) -> Any:
 
 
 def owners(sizes: Mapping[str, int], writers: int) -> dict[str, int]:
-    """Assign each tensor to a worker that writes it: the largest first, to the one with the least."""
+    """Assign tensors to the workers that write them: largest first, to the least loaded worker.
+
+    This is longest-processing-time-first scheduling (Graham 1969). Equal inputs give equal results.
+
+    Args:
+        sizes: Size of each tensor by name, in any unit, such as elements.
+        writers: Number of workers.
+
+    Returns:
+        Rank of the writer of each tensor, by name.
+    """
     loads, found = [0] * writers, dict[str, int]()
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         found[name] = loads.index(min(loads))
@@ -106,13 +116,17 @@ def write_index(folder: Path, parts: Iterable[Mapping[str, int]]) -> None:
 
 
 def whole_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a checkpoint under the names that they are stored by."""
+    """Return the weights of a checkpoint under the names by which they are stored."""
     files = [folder / WEIGHTS_FILE, *sorted(folder.glob("model-*-of-*.safetensors"))]
     return {name: t for file in files if file.exists() for name, t in load_file(file).items()}
 
 
 def copy_weights(checkpoint: Path, target: Path) -> None:
-    """Copy a checkpoint's weights into one file next to config.json, whichever parts hold them."""
+    """Write a checkpoint's weights, in one or several parts, to one file in `target`.
+
+    Several parts are loaded into memory together. Then `target` must hold config.json, whose
+    permissions the file gets.
+    """
     if (checkpoint / WEIGHTS_FILE).exists():
         shutil.copyfile(checkpoint / WEIGHTS_FILE, target / WEIGHTS_FILE)
     else:
@@ -136,7 +150,7 @@ def stored_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's weights, under all names of `model`: tied ones are stored under one of theirs.
 
     Raises:
-        DamagedRun: when they are not those of the model.
+        DamagedRun: The stored weights are not those of the model.
     """
     weights = whole_weights(folder)
     for name, source in model.all_tied_weights_keys.items():
