@@ -164,9 +164,11 @@ def test_a_tracker_that_fails_at_its_end_does_not_fail_the_trained_run(
     def refuse(*_: Any) -> None:
         raise ConnectionError("the server is gone")
 
-    close = TRACKERS["tensorboard"].close
+    tensorboard = TRACKERS["tensorboard"]
+    assert tensorboard is not None
+    close = tensorboard.close
     monkeypatch.setattr(MLflow, "close", refuse)
-    monkeypatch.setattr(TRACKERS["tensorboard"], "close", lambda self: closed.append(close(self)))
+    monkeypatch.setattr(tensorboard, "close", lambda self: closed.append(close(self)))
     outcome, _ = run_locally(replace(config, report_to=("mlflow", "tensorboard")))
     assert outcome.status == "finished"
     assert len(closed) == 1
