@@ -101,7 +101,11 @@ def test_values_that_cannot_work_are_refused_in_one_sentence(
     assert sentence in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["just words", "- a\n- b\n", "a: [1", "\x00"])
+DAY, DEEP = "run_name: 2024-13-45", "[" * 1_000
+"""YAML for which its library raises a ValueError and a RecursionError."""
+
+
+@pytest.mark.parametrize("content", ["just words", "- a\n- b\n", "a: [1", "\x00", DAY, DEEP])
 def test_a_config_file_of_another_shape_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content)

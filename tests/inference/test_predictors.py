@@ -13,6 +13,8 @@ from trainyard.inference.parameters import json_schema
 from trainyard.inference.predictor import Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
 from trainyard.inference.tasks.text_classification import TextClassification
+from trainyard.models import build_model
+from trainyard.tasks import get_task
 
 MODELS: dict[str, Any] = {
     "text-classification": classifier,
@@ -141,8 +143,9 @@ def test_weights_outside_the_models_folder_are_not_read(tmp_path: Path, way: str
     (model / "model.safetensors").rename(elsewhere / "model.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, way.format(tmp_path))}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="no safetensors file in the model's own folder"):
-        TextClassification.load(str(model))
+    for load in (TextClassification.load, lambda name: build_model(name, get_task("mrpc"), seed=0)):
+        with pytest.raises(UserError, match="no safetensors file in the model's own folder"):
+            load(str(model))
     # The same index over the same weights is fine inside.
     (elsewhere / "model.safetensors").rename(model / "part-1.safetensors")
     index["weight_map"] = dict.fromkeys(names, "part-1.safetensors")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from trainyard.errors import UserError
 from trainyard.serving.app import default_name
-from trainyard.serving.check import check_config
+from trainyard.serving.check import check_config, main
 from trainyard.serving.gateway.keys import KeyRing
 from trainyard.serving.options import (
     NAME,
@@ -254,12 +254,25 @@ def test_lineage_comes_from_the_run(tmp_path: Path) -> None:
 
 def test_a_keys_file_that_is_wrong_is_not_repeated_in_the_error(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
-    file.write_text("- name: a\n  sha256: my-secret-in-the-clear\n")
-    with pytest.raises(UserError, match="is no list of keys") as error:
-        KeyRing(str(file))
-    assert "my-secret" not in str(error.value)
+    wrong = ("- name: a\n  sha256: my-secret-in-the-clear\n", "- name: 2024-13-45\n", "[" * 1_000)
+    for content in wrong:
+        file.write_text(content)
+        with pytest.raises(UserError, match="is no list of keys") as error:
+            KeyRing(str(file))
+        assert "my-secret" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         KeyRing(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("content", ["applications: 2024-13-45", "[" * 1_000])
+def test_yaml_that_its_library_cannot_build_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    with pytest.raises(SystemExit):
+        main(["check", str(file)])
+    assert f"error: {file} cannot be read: " in capsys.readouterr().err
 
 
 def test_honest_configs_pass(tmp_path: Path) -> None:

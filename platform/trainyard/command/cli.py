@@ -86,7 +86,8 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(
             f"--config {path} cannot be read ({error.strerror}); give the path of a YAML file"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: for example a date that does not exist
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config {path} is no valid YAML: {one_line(error)}") from error
 
 

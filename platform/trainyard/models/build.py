@@ -1,11 +1,12 @@
 """Build the tokenizer and the model of a training run from a pretrained model."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.config import ModelFlags
 from trainyard.errors import UserError
 from trainyard.models.hub import from_hub, load_config, model_revision, quiet, reserved_positions
-from trainyard.models.load import CLASSIFIER, special_tokens
+from trainyard.models.load import CLASSIFIER, check_shards, special_tokens
 from trainyard.models.padding import use_full_attention
 from trainyard.models.pickled import with_safetensors
 from trainyard.tasks import Task
@@ -147,6 +148,8 @@ def build_model(
                 ),
             )
         else:
+            if Path(source).is_dir():
+                check_shards(Path(source), name)
             model, info = from_hub(
                 name,
                 lambda: classifier.from_pretrained(

@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def resolve_model(name: str) -> str:
                 "folder or a Hub id"
             )
         path = Path(spec.submodule_search_locations[0]) / folder
-    elif name.startswith((".", "/", "~")) or Path(name).exists():
+    # Path.exists raises for a name that is too long.
+    elif name.startswith((".", "/", "~")) or exists(name):  # noqa: PTH110
         path = Path(name).expanduser().absolute()
     else:
         return name

@@ -59,7 +59,7 @@ def _new_key(name: str, *models: str) -> None:
 def _check(path: str) -> None:
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     check_config(config, path)
     names = ", ".join(application["name"] for application in config["applications"])

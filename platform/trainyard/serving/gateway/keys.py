@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from trainyard.errors import UserError
 from trainyard.serving.errors import RequestError
@@ -154,7 +154,7 @@ def _read(path: Path) -> list[Key]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
         return [Key.model_validate(entry) for entry in entries]
-    except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         # Do not quote the file: it may hold a secret in plain text.
         raise UserError(
             f"keys_file {path} is no list of keys ({type(error).__name__}); each entry has a `name`, "
