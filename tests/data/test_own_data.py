@@ -6,11 +6,12 @@ from typing import Any
 
 import datasets
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from trainyard.config import TrainConfig
 from trainyard.data.own_files import held_out_rows, survey
 from trainyard.data.quick_checks import warnings
-from trainyard.data.splits import find_splits
+from trainyard.data.splits import find_splits, sample_rows
 from trainyard.data.tokenize import prepare
 from trainyard.errors import UserError
 from trainyard.models.build import build_tokenizer
@@ -108,6 +109,35 @@ def test_labels_that_look_alike_are_warned_of_and_merged_on_request(tmp_path: Pa
     assert train.fingerprint != find_splits(config).splits[0].fingerprint
     dropped = replace(config, merge_similar_labels=True, drop_labels=("SPAM", "-1"))
     assert find_splits(dropped).task.labels == ("caf\u00e9", "ham")
+
+
+def test_dropped_rows_that_fill_a_batch_or_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path, [*["-1"] * 10_001, "spam", "ham"])
+    config = TrainConfig(train_file=str(path), validation_file=str(path), drop_labels=("-1",))
+    found = find_splits(config)
+    assert [batch["label"].to_pylist() for batch in found.splits[0].batches()] == [[1, 0]]
+    assert [row["label"] for row in sample_rows(found)] == ["spam", "ham"]
+    unlabeled = tmp_path / "unlabeled.csv"
+    unlabeled.write_text("text,label\na,-1\nb,-1\n")
+    for name in ("train_file", "validation_file", "test_file"):
+        changed: dict[str, Any] = {name: str(unlabeled)}
+        with pytest.raises(
+            UserError, match=r"unlabeled\.csv: every row has a label of --drop-labels \(-1\)"
+        ):
+            find_splits(replace(config, **changed))
+
+
+def test_a_split_without_a_token_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n,x\n,y\n")
+    config = TrainConfig(
+        train_file=str(path), validation_file=str(path), model_name_or_path=str(tiny_model),
+        max_length=32,
+    )  # fmt: skip
+    tokenizer = build_tokenizer(config)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A", "$A $B", [])
+    with pytest.raises(UserError, match="split 'train': no text has a token, expected at least on"):
+        prepare(find_splits(config), tokenizer, config, tmp_path / "cache")
 
 
 def test_targets_are_dropped_as_numbers(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def test_awkward_files_that_work(tmp_path: Path, name: str, content: str, expect
         ("fake.parquet", b"\0" * 12, r"fake\.parquet is not a Parquet file"),
         ("words.txt", b"a", r"words\.txt ends in '\.txt'"),
         ("be.tsv", b"\xfe\xff\0t\0e", r"be\.tsv.*UTF-16.*iconv -f UTF-16"),
+        ("le.csv", b"\xff\xfe\0\0t\0\0\0", r"le\.csv.*UTF-32.*add --encoding utf-32"),
+        ("be.csv", b"\0\0\xfe\xff\0\0\0t", r"be\.csv.*UTF-32.*iconv -f UTF-32"),
         ("byte.csv", b"text,label\nd\xc3\xa9j\xe0,x\n", r"line 2: byte 0xe0 \(number 5 of .*iconv"),
         ("late.jsonl", b'{"text": "", "label": 1}\n' * 5_000 + b"\xff", r"line 5001: byte 0xff"),
         ("near.csv", b"text,Lable\na,x\n", r"'label'.*; did you mean 'Lable'\?.* --label-column"),
@@ -101,6 +103,9 @@ def test_awkward_files_that_work(tmp_path: Path, name: str, content: str, expect
         ("none.jsonl", b'{"text": "", "label": null}', r"line 1: the label is missing"),
         ("nan.jsonl", b'{"text": "", "label": NaN}', r"line 1: the label is missing"),
         ("many.jsonl", b'{"text": "", "label": ["a"]}', r"line 1: .*multi_label_classification"),
+        ("twice.jsonl", b'{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n',
+         r"twice\.jsonl line 2 has 2 columns called 'label', .* rename all but one"),
+        ("twice.json", b'[{"text": "b", "text": "c", "label": "x"}]', r"json row 1 has 2 .* 'text'"),
         ("cut.parquet", b"PAR1\xff\xff\xff\x7fPAR1", r"cut\.parquet is not .*cut short.*write it"),
         ("footer.parquet", b"PAR1\xff\xff\x02\0\0\0PAR1", r"footer\.parquet cannot be read .*whole"),
     ],
@@ -122,10 +127,13 @@ def test_a_file_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         rows_of(tmp_path / "folder.csv")
     with pytest.raises(UserError, match=r"asked for twice \(text, text, label\)"):
         rows_of(path, ("text", "text"))
+    table = write(tmp_path, "a.parquet", "PAR1")
     denied = Mock(side_effect=PermissionError(13, "Permission denied"))  # root may read everything
     monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(UserError, match=r"train\.csv cannot be read \(Permission denied\); check"):
         rows_of(path)
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read \(Permission denied\); check"):
+        find_splits(TrainConfig(train_file=str(table)))
 
 
 def test_a_quote_without_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +170,31 @@ def test_parquet_of_every_string_type_and_none_that_runs_code(tmp_path: Path) ->
         pq.write_table(pa.table({"text": texts, "label": [1] * 15_000}), path)
         with pytest.raises(UserError, match=sentence):
             rows_of(path)
+
+
+def test_a_damaged_footer_is_told_wherever_it_is_read_first(tmp_path: Path) -> None:
+    footer = b"PAR1\xff\xff\x02\0\0\0PAR1"
+    path = write(tmp_path, "a.parquet", footer)
+    damaged = r"parquet cannot be read \(.*\); check that the file is whole"
+    with pytest.raises(UserError, match=rf"a\.{damaged}"):
+        find_splits(TrainConfig(train_file=str(path)))
+    (tmp_path / "cola").mkdir()
+    write(tmp_path / "cola", "train.parquet", footer)
+    config = TrainConfig(task="cola", data_dir=str(tmp_path))
+    for read in (find_splits, lambda config: split_rows(config, "train")):
+        with pytest.raises(UserError, match=rf"train\.{damaged}"):
+            read(config)
+
+
+def test_labels_in_parquet_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    buffers = pa.array([b"x"] * 11_000 + [b"caf\xe9"]).buffers()
+    names = pa.StringArray.from_buffers(11_001, *buffers[1:])
+    lists = pa.ListArray.from_arrays(pa.array(range(11_002), pa.int32()), names)
+    for labels, problem in ((names, SINGLE), (lists, MULTI)):
+        pq.write_table(pa.table({"text": ["a"] * 11_001, "label": labels}), path)
+        with pytest.raises(UserError, match=r"rows\.parquet row 11001: 'label' is not UTF-8; deco"):
+            rows_of(path, problem=problem)
 
 
 def test_long_documents_make_small_batches(tmp_path: Path) -> None:
@@ -337,8 +370,35 @@ def test_a_delimiter_and_an_encoding_are_read(tmp_path: Path) -> None:
         rows_of(write(tmp_path, "b.csv", "text;label\na;b\n"))
     with pytest.raises(UserError, match=r"--delimiter is '::'; it must be one character"):
         TrainConfig(train_file="a.csv", delimiter="::")
-    with pytest.raises(UserError, match=r"--encoding klingon is unknown"):
-        TrainConfig(train_file="a.csv", encoding="klingon")
+    for encoding in ("klingon", "hex", "undefined", "utf-8\0"):
+        with pytest.raises(UserError, match=rf"--encoding {encoding} is no encoding of text; use"):
+            TrainConfig(train_file="a.csv", encoding=encoding)
+    for encoding, sentence in (
+        ("UTF_16", r"a\.csv is not UTF_16 \(.*\); give --encoding utf-16-le or utf-16-be"),
+        ("punycode", r"a\.csv is not punycode \(.*\); give its encoding with --encoding"),
+    ):
+        text_format = TextFormat(";", encoding)
+        with pytest.raises(UserError, match=sentence):
+            list(read_rows(path, ["text"], "label", SINGLE, text_format=text_format))
+
+
+def test_keys_that_occur_twice_in_other_columns(tmp_path: Path) -> None:
+    row = '{"text": "a", "label": "x", "id": 1, "id": 2, "more": {"b": 1, "b": 2}}'
+    for content in (row, f"[{row}]"):
+        path = write(tmp_path, "a.json", content)
+        (batch,) = read_rows(path, ["text"], "label", SINGLE, others=None)
+        assert batch.labels == ["x"]
+        assert batch.others is not None
+        assert batch.others.to_pylist() == [{"more": '{"b": 2}'}], "like CSV, without id"
+
+
+@pytest.mark.parametrize("label", ["{{1}}", "{['a']}", "{[1]: 2}", "[" + "-" * 10_000 + "1]"])
+def test_a_label_that_looks_like_python_and_is_none_is_a_name(tmp_path: Path, label: str) -> None:
+    path = write(tmp_path, "a.csv", f"text,label\na,{label}\n")
+    assert rows_of(path) == [("a", label)]
+    if label.startswith("["):
+        with pytest.raises(UserError, match="is no list of quoted names; write lists as"):
+            rows_of(path, problem=MULTI)
 
 
 def test_json_is_read_by_its_content(tmp_path: Path) -> None:

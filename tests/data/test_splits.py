@@ -48,6 +48,14 @@ def test_a_value_of_another_type_is_named_with_its_row(
         rows_of(write(tmp_path, task, **{name: column}), task)
 
 
+@pytest.mark.parametrize("column", ["sentence1", "sentence2", "label"])
+def test_a_text_that_is_not_utf8_is_named_with_its_row(tmp_path: Path, column: str) -> None:
+    buffers = pa.array([b"1"] * 4097 + [b"\xff"] * 903, pa.binary()).buffers()
+    texts = pa.StringArray.from_buffers(5000, *buffers[1:])
+    with pytest.raises(UserError, match=rf"train\.parquet row 4097: '{column}' is not UTF-8; dec"):
+        rows_of(write(tmp_path, **{column: texts}))
+
+
 def test_a_damaged_page_is_told_when_it_is_read(tmp_path: Path) -> None:
     """The footer is whole, so the file opens; what is in it is not."""
     texts = [str(n) for n in np.random.default_rng(0).integers(10**9, size=5000)]

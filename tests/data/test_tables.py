@@ -51,6 +51,17 @@ def test_several_files_are_one(mail: Path) -> None:
         find_splits(TrainConfig(train_file=str(mail / "nothing-*.csv")))
 
 
+def test_a_list_of_files_may_be_longer_than_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"shard-{number:05d}.csv" for number in range(40)]
+    for number, name in enumerate(names):
+        Path(name).write_text(f"text,label\na,{('ham', 'spam')[number % 2]}\n")
+    config = TrainConfig(train_file=",".join(names), validation_file=names[0])
+    assert rows_of(config)[0] == [("a", number % 2) for number in range(40)]
+
+
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

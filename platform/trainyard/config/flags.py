@@ -5,7 +5,6 @@ that it needs. A function takes the narrowest group that has the fields it reads
 """
 
 import ast
-import codecs
 import dataclasses
 import hashlib
 import inspect
@@ -208,7 +207,7 @@ class FileFlags(Flags):
     """Format of the user's own text files.
 
     Raises:
-        UserError: The delimiter is not a single character, or Python does not know the encoding.
+        UserError: The delimiter is not a single character, or the encoding is unknown or not of text.
     """
 
     delimiter: str | None = added(None, before=None)
@@ -223,11 +222,11 @@ class FileFlags(Flags):
                 f"--delimiter is {self.delimiter!r}; it must be one character, such as ';' or $'\\t'"
             )
         try:
-            codecs.lookup(self.encoding)
-        except LookupError:
+            "a".encode(self.encoding)
+        except (LookupError, ValueError):
             raise UserError(
-                f"--encoding {self.encoding} is unknown; use a name that Python knows, such as utf-8, "
-                "cp1252, latin-1 or utf-16"
+                f"--encoding {self.encoding} is no encoding of text; use a name that Python knows, "
+                "such as utf-8, cp1252, latin-1 or utf-16"
             ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,14 +186,41 @@ def readable(origin: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Reco
         ) from error
 
 
+def unreadable(path: Path, error: OSError) -> UserError:
+    """Build the error of a file that the system, or the reader of its format, cannot read."""
+    return UserError(
+        f"{path} cannot be read ({error.strerror or one_line(error)}); check that the file is whole "
+        "and that you may read it"
+    )
+
+
+NOT_UTF8 = "is not UTF-8; decode the text properly and write the file again"
+"""Fault of a text in Parquet, whose readers accept any bytes as a string."""
+
+
+def undecodable(column: pa.Array) -> int | None:
+    """Return the index of the first value with a string that is not UTF-8; None without one."""
+    import pyarrow as pa
+
+    with contextlib.suppress(pa.ArrowInvalid):
+        column.validate(full=True)
+        return None
+    for index, value in enumerate(column):
+        try:
+            value.as_py()
+        except UnicodeDecodeError:
+            return index
+    return None
+
+
 def column_as(
     place: str, first: int, batch: pa.RecordBatch, name: str, kind: pa.DataType, expected: str
 ) -> pa.Array:
     """Cast column `name` of a batch to `kind`; `first` is the index of the batch's first row.
 
     Raises:
-        UserError: A value does not fit. The message names `place`, the row and the `expected`
-            values.
+        UserError: A value does not fit, or is not UTF-8. The message names `place`, the row and
+            the `expected` values.
     """
     import pyarrow as pa
 
@@ -204,6 +232,8 @@ def column_as(
         return True
 
     column = batch[name]
+    if (wrong := undecodable(column)) is not None:
+        raise UserError(f"{place} {first + wrong}: '{name}' {NOT_UTF8}")
     try:
         return column.cast(kind)
     except pa.ArrowException as error:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from glob import glob, has_magic
+from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainyard.data.columns import Batch, Columns, TextFormat, did_you_mean
+from trainyard.data.columns import Batch, Columns, TextFormat, did_you_mean, unreadable
 from trainyard.data.labels import canonical_labels
 from trainyard.data.parquet_files import read_parquet
 from trainyard.data.text_files import read_csv, read_json, read_tsv
-from trainyard.errors import UserError, one_line
+from trainyard.errors import UserError
 
 if TYPE_CHECKING:
     from trainyard.tasks import ProblemType
@@ -71,10 +72,7 @@ def read_rows(
             yield replace(batch, first_row=first_row, labels=labels)
             first_row += len(batch)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or one_line(error)}); check that the file is whole "
-            "and that you may read it"
-        ) from error
+        raise unreadable(path, error) from error
     if first_row == 0:
         raise UserError(
             f"{path.name} has no rows; expected at least one row of data (in CSV and TSV: below "
@@ -97,7 +95,7 @@ def files_of(pattern: str) -> tuple[Path, ...]:
     Raises:
         UserError: A pattern matches no file. A path without wildcards is not checked.
     """
-    if Path(pattern).exists():
+    if exists(pattern):  # noqa: PTH110 (Path.exists raises for a list that is too long for a path)
         return (Path(pattern),)
     found: list[Path] = []
     for part in pattern.split(","):
@@ -112,8 +110,16 @@ def check_file(path: Path) -> None:
     """Refuse a path that is not a readable data file.
 
     Raises:
-        UserError: The path is absent, a folder, empty, compressed, or a Git LFS pointer.
+        UserError: The path is absent, a folder, empty, compressed, or a Git LFS pointer, or cannot
+            be read.
     """
+    try:
+        _check_content(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _check_content(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file; name one file inside it")
     if not path.exists():

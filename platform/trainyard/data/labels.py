@@ -237,7 +237,7 @@ def _list_in_text(text: str, *, expected: bool = False) -> list[Any] | None:
         return None
     try:
         found = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         if expected and text.startswith("[") and text.endswith("]"):
             raise _BadLabelError(
                 f"label {text[:60]!r} is no list of quoted names; write lists as ['a', 'b'], or "

@@ -70,7 +70,8 @@ class OwnFile:
                 text_lists=self.text_lists,
             ):
                 kept = self._without_dropped(batch, dropped)
-                yield replace(kept, first_row=first_row)
+                if len(kept):
+                    yield replace(kept, first_row=first_row)
                 first_row += len(kept)
 
     @property
@@ -78,6 +79,8 @@ class OwnFile:
         return " ".join(file_digest(path) for path in files_of(str(self.path)))
 
     def _without_dropped(self, batch: Batch, dropped: set[str | float]) -> Batch:
+        import pyarrow as pa
+
         labels = batch.labels or []
         if self.merge_similar_labels and self.problem_type != "regression":
             labels = [
@@ -96,10 +99,11 @@ class OwnFile:
                 rows.append(row)
         if len(rows) == len(labels):
             return batch
+        indices = pa.array(rows, pa.int64())
         return replace(
             batch,
             places=[batch.places[row] for row in rows],
-            texts=tuple(text.take(rows) for text in batch.texts),
+            texts=tuple(text.take(indices) for text in batch.texts),
             labels=[labels[row] for row in rows],
         )
 
@@ -303,5 +307,11 @@ def _counting_empty(file: OwnFile, notes: list[str], dropped: set[str | float]) 
     for batch in file.batches(dropped):
         rows, empty = rows + len(batch), empty + batch.empty_texts
         yield batch
+    if not rows:
+        raise UserError(
+            f"{file.path.name}: every row has a label of --drop-labels "
+            f"({', '.join(file.drop_labels)}), expected rows with other labels; add some, or leave "
+            "the file out"
+        )
     if empty:
         notes.append(f"{file.path.name}: {empty} empty text(s) in {rows} rows; they are kept")

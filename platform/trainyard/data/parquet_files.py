@@ -9,7 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainyard.data.columns import BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns
+from trainyard.data.columns import (
+    BATCH_CHARACTERS,
+    BATCH_ROWS,
+    NOT_UTF8,
+    Batch,
+    Columns,
+    undecodable,
+    unreadable,
+)
 from trainyard.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -24,18 +32,20 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """Open an untrusted Parquet file; use this function for every file of a user.
 
     Raises:
-        UserError: The file is damaged, is not Parquet, or has an Arrow extension type.
-        OSError: The file cannot be read.
+        UserError: The file is absent, damaged or not Parquet, cannot be read, or has an Arrow
+            extension type.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    _refuse_extension_types(path)
     try:
+        _refuse_extension_types(path)
         # Use a small read buffer: without one, whole columns of a row group are held in memory.
         return pq.ParquetFile(path, buffer_size=1 << 20)
     except pa.ArrowException as error:
         raise _damaged(path, error) from error
+    except OSError as error:  # also for a footer that cannot be decoded
+        raise unreadable(path, error) from error
 
 
 def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
@@ -59,19 +69,26 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Batch]:
                     places=range(row + 1, row + 1 + record_batch.num_rows),
                     unit="row",
                     texts=tuple(record_batch[name].cast(pa.string()) for name in columns.texts),
-                    labels=_labels(record_batch, columns.label, names),
+                    labels=None,
                     others=pa.Table.from_batches([record_batch]).select(others) if others else None,
                 )
-                yield _checked(batch, columns)
+                labels = _labels(record_batch, columns.label, names, batch)
+                yield _checked(replace(batch, labels=labels), columns)
                 row += record_batch.num_rows
     except pa.ArrowException as error:
         raise _damaged(path, error) from error
 
 
-def _labels(batch: pa.RecordBatch, column: str | None, names: Sequence[str]) -> list[Any] | None:
+def _labels(
+    rows: pa.RecordBatch, column: str | None, names: Sequence[str], batch: Batch
+) -> list[Any] | None:
     if column is None:
         return None
-    labels: list[Any] = batch[column].to_pylist()
+    try:
+        labels: list[Any] = rows[column].to_pylist()
+    except UnicodeDecodeError:
+        place = batch.place(undecodable(rows[column]) or 0)
+        raise UserError(f"{place}: {column!r} {NOT_UTF8}") from None
     if not names:
         return labels
 
@@ -87,8 +104,7 @@ def class_label_names(path: Path, column: str) -> Sequence[str]:
     """Return the names that `datasets` stores for a column of class ids; empty if there are none.
 
     Raises:
-        UserError: The file is damaged, is not Parquet, or has an Arrow extension type.
-        OSError: The file cannot be read.
+        UserError: `open_parquet` refuses the file.
     """
     with open_parquet(path) as file:
         return _names_in(file.schema_arrow, column)
@@ -213,4 +229,4 @@ def _faults(texts: pa.Array) -> Iterator[tuple[int, str]]:
             if text.as_py() is None:
                 yield index, "is null, expected a string; fill it in or remove the row"
         except UnicodeDecodeError:
-            yield index, "is not UTF-8; decode the text properly and write the file again"
+            yield index, NOT_UTF8

@@ -21,7 +21,13 @@ _FIELD_CHARACTERS = 1 << 26
 """Maximum characters of a CSV field. The csv module's default, 128 KiB, refuses long documents;
 without a limit an unclosed quote would read the rest of the file into one field."""
 
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins with the mark of UTF-16
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Encodings other than UTF-8, by the byte order mark at the start of a file."""
 _FIRST_SURROGATE = 0xDC80
 _LAST_SURROGATE = 0xDCFF
 
@@ -203,10 +209,32 @@ def _header(path: Path, columns: Columns, names: list[str]) -> list[int]:
     return columns.positions(names, path.name, "its first line names", remedy)
 
 
+class _Doubled(dict[str, Any]):
+    """JSON object in which a key occurs twice; `names` are its keys, repetitions included."""
+
+    names: Sequence[str]
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) == len(pairs):
+        return record
+    doubled = _Doubled(record)
+    doubled.names = [name for name, _ in pairs]
+    return doubled
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_json_object)  # json.loads would build one for each row
+
+
+def _names(record: dict[str, Any]) -> list[str]:
+    return list(record.names if isinstance(record, _Doubled) else record)
+
+
 def _objects(path: Path, columns: Columns, lines: Iterator[str]) -> Iterator[Row]:
     def parsed(where: str, line: str) -> object:
         try:
-            return json.loads(line)
+            return _JSON.decode(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{where}: not valid JSON ({error}); every line must hold one complete object, "
@@ -224,14 +252,14 @@ def _objects(path: Path, columns: Columns, lines: Iterator[str]) -> Iterator[Row
             yield columns.bad_row(number, error)
             continue
         if not named:  # a column that the first object lacks is a mistake in its name, not in a row
-            _check_keys(where, columns, record)
+            _check_keys(where, columns, list(record))
             named = True
         yield _row(where, number, columns, record, escapes="\\u" in line)
 
 
 def _elements(path: Path, columns: Columns, text: str) -> Iterator[Row]:
     try:
-        records = json.loads(text)
+        records = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path.name} starts with '[' and is no valid JSON array ({error}); write one array of "
@@ -245,7 +273,7 @@ def _elements(path: Path, columns: Columns, text: str) -> Iterator[Row]:
             yield columns.bad_row(number, error)
             continue
         if number == 1:
-            _check_keys(where, columns, row)
+            _check_keys(where, columns, list(row))
         yield _row(where, number, columns, row, escapes=True)
 
 
@@ -254,7 +282,7 @@ def _row(
 ) -> Row:
     others = {
         name: json.dumps(record[name])
-        for name in columns.others_of(list(record))
+        for name in columns.others_of(_names(record))
         if record[name] is not None
     }
     try:
@@ -272,14 +300,14 @@ def _object(where: str, record: object) -> dict[str, Any]:
     return record
 
 
-def _check_keys(where: str, columns: Columns, record: dict[str, Any]) -> None:
+def _check_keys(where: str, columns: Columns, names: Sequence[str]) -> None:
     remedy = "every line must have the same keys"
-    columns.positions(list(record), where, "its keys are", remedy)
+    columns.positions(names, where, "its keys are", remedy)
 
 
 def _values(where: str, columns: Columns, record: dict[str, Any], *, escapes: bool) -> list[Any]:
-    if not all(name in record for name in columns.names):
-        _check_keys(where, columns, record)
+    if isinstance(record, _Doubled) or not all(name in record for name in columns.names):
+        _check_keys(where, columns, _names(record))
     values = [record[name] for name in columns.names]
     for name, text in zip(columns.texts, values, strict=False):
         if type(text) is not str:
@@ -321,20 +349,21 @@ def _check_surrogates(where: str, values: list[Any]) -> None:
 def _opened(path: Path, encoding: str) -> Iterator[Iterator[str]]:
     codec = codecs.lookup(encoding).name
     with path.open("rb") as binary:
-        mark = binary.read(len(codecs.BOM_UTF8))
-    if mark == codecs.BOM_UTF8 and not codec.startswith("utf-8"):
+        start = binary.read(max(map(len, _MARKS)))
+    if start.startswith(codecs.BOM_UTF8) and not codec.startswith("utf-8"):
         raise UserError(
             f"{path.name} line 1: the file starts with the mark of UTF-8, but --encoding is {encoding}; "
             "leave out --encoding"
         )
     if codec == "utf-8":
         encoding = "utf-8-sig"
-        if mark[:2] in _UTF16_MARKS:
-            raise UserError(
-                f"{path.name} line 1: the file is UTF-16 (it starts with {mark!r}), expected UTF-8; "
-                f"add --encoding utf-16, or convert it: iconv -f UTF-16 -t UTF-8 {path.name} > "
-                f"utf8-{path.name}"
-            )
+        for mark, name in _MARKS.items():
+            if start.startswith(mark):
+                raise UserError(
+                    f"{path.name} line 1: the file is {name} (it starts with {mark!r}), expected "
+                    f"UTF-8; add --encoding {name.lower()}, or convert it: iconv -f {name} -t UTF-8 "
+                    f"{path.name} > utf8-{path.name}"
+                )
     with path.open(encoding=encoding, newline="") as text:
         yield _lines(path, text, encoding)
 
@@ -350,12 +379,16 @@ def _lines(path: Path, text: Iterator[str], encoding: str) -> Iterator[str]:
                     "file is damaged, binary or UTF-16: re-save it as UTF-8, e.g. with iconv"
                 )
             yield line
-    except UnicodeDecodeError as error:
-        if encoding != "utf-8-sig":
-            raise UserError(
-                f"{path.name} is not {encoding} ({error.reason}); give its encoding with --encoding"
-            ) from None
-        _raise_undecodable(path)
+    except UnicodeError as error:
+        if encoding == "utf-8-sig":
+            _raise_undecodable(path)
+        remedy = "give its encoding with --encoding"
+        if "BOM" in str(error):  # the order of bytes is unknown
+            codec = codecs.lookup(encoding).name
+            remedy = f"give --encoding {codec}-le or {codec}-be, or another encoding"
+        raise UserError(
+            f"{path.name} is not {encoding} ({getattr(error, 'reason', error)}); {remedy}"
+        ) from None
 
 
 def _raise_undecodable(path: Path) -> NoReturn:

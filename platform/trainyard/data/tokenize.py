@@ -80,7 +80,7 @@ def prepare(
     rename wins.
 
     Raises:
-        UserError: A split has no rows, or a row cannot be used.
+        UserError: A split has no rows or no tokens, or a row cannot be used.
     """
     recipe = json.dumps(
         [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]
@@ -133,6 +133,11 @@ def _build(
             else _here(files, tokenizer, config.max_length)
         )
         _write(batches, scratch / "table", tokenizer, pair=_is_pair(files[0]))
+        if not (scratch / "table" / "ids.bin").stat().st_size:
+            raise UserError(
+                f"split '{split.name}': no text has a token, expected at least one that is not empty; "
+                "check the file and --text-column"
+            )
         sync_tree(scratch / "table")  # an existing table is never verified
         try:
             (scratch / "table").rename(folder)
