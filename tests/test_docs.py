@@ -108,38 +108,6 @@ def test_serve_commands_parse() -> None:
         check_config(yaml.safe_load(text), "docs/serve.md")
 
 
-def test_no_page_installs_the_package_of_this_name_on_pypi() -> None:
-    """PyPI has another project under the name: the install is from a clone."""
-    for page in PAGES:
-        assert not re.findall(r"pip install[^\n`]* '?trainyard\b", page.read_text()), page.name
-
-
-def test_the_config_of_the_quickstart_is_that_of_init(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy(ROOT / "examples" / "mail.csv", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    result = write_starter(InitConfig(train_file="mail.csv"))
-    assert (tmp_path / "mail.yaml").read_text() in (ROOT / "docs/quickstart.md").read_text()
-    assert json.dumps(result) in (ROOT / "docs/troubleshooting.md").read_text()
-    assert summary(result)[0] in (ROOT / "README.md").read_text()
-
-
-def test_the_intervals_of_the_data_page_are_wilsons() -> None:
-    rows = re.findall(
-        r"^\| ([\d,]+) \| (0\.\d+) to (0\.\d+) \|$", (ROOT / "docs/data.md").read_text(), re.M
-    )
-    assert rows
-    for count, low, high in rows:
-        number = int(count.replace(",", ""))
-        found = proportion_interval(round(0.9 * number), number)
-        assert [f"{end:.2f}" for end in found] == [low, high]
-
-
-def test_the_data_page_names_the_commit_of_glue() -> None:
-    assert GLUE_REVISION in (ROOT / "docs/data.md").read_text()
-
-
 def test_every_job_is_taught() -> None:
     assert {job for _, job, _ in commands()} >= set(JOBS)
 
@@ -216,3 +184,35 @@ def test_the_runtime_environment_is_what_ray_takes() -> None:
 
     environment = RuntimeEnv(**yaml.safe_load((ROOT / "runtime_env.yaml").read_text()))
     assert environment["env_vars"]["PYTHONPATH"] == "platform"
+
+
+def test_no_page_installs_the_package_of_this_name_on_pypi() -> None:
+    """PyPI has another project under the name: the install is from a clone."""
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        assert not re.findall(r"pip install[^\n`]* '?trainyard\b", page.read_text()), page.name
+
+
+def test_the_config_of_the_quickstart_is_that_of_init(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "examples" / "mail.csv", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = write_starter(InitConfig(train_file="mail.csv"))
+    assert (tmp_path / "mail.yaml").read_text() in (ROOT / "docs/quickstart.md").read_text()
+    assert json.dumps(result) in (ROOT / "docs/troubleshooting.md").read_text()
+    assert summary(result)[0] in (ROOT / "README.md").read_text()
+
+
+def test_the_intervals_of_the_data_page_are_wilsons() -> None:
+    rows = re.findall(
+        r"^\| ([\d,]+) \| (0\.\d+) to (0\.\d+) \|$", (ROOT / "docs/data.md").read_text(), re.M
+    )
+    assert rows
+    for count, low, high in rows:
+        number = int(count.replace(",", ""))
+        found = proportion_interval(round(0.9 * number), number)
+        assert [f"{end:.2f}" for end in found] == [low, high]
+
+
+def test_the_data_page_names_the_commit_of_glue() -> None:
+    assert GLUE_REVISION in (ROOT / "docs/data.md").read_text()
