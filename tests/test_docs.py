@@ -1,5 +1,6 @@
 """The docs: commands parse, links lead somewhere, generated parts are current, the site builds."""
 
+import json
 import re
 import runpy
 import shlex
@@ -16,8 +17,15 @@ from support.job_scripts import JOBS as SCRIPTS
 from support.job_scripts import ROOT, config_of, script
 
 from trainyard.command import JOBS, parse
+from trainyard.command.starter import InitConfig, write_starter
+from trainyard.config import TrainConfig
 from trainyard.serving.check import check_config
 from trainyard.serving.options import HostOptions
+from trainyard.stats import proportion_interval
+from trainyard.summary import summary
+from trainyard.tasks import GLUE_REVISION
+from trainyard.tuning import SweepConfig
+from trainyard.tuning.space import build_space
 
 SITE = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *SITE]
@@ -40,9 +48,31 @@ def test_a_command_parses(page: str, job: str, flags: str, monkeypatch: pytest.M
     words = shlex.split(flags.replace("\\\n", " "), comments=True)
     assert job in JOBS, f"{page}: trainyard {job}"
     if "--help" in words or "--config" in words or (words and words[0] in (JOBS[job].verbs or {})):
-        return
+        return  # the next test runs those with the config of `init`
     config = JOBS[job].config_class()
     assert isinstance(parse(config, JOBS[job].flags(words)), config)
+
+
+@pytest.mark.parametrize("page", sorted({page.name for page in PAGES}))
+def test_commands_with_the_config_of_init_are_accepted(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of a page parse in turn, and two of one run name have one identity."""
+    shutil.copy(ROOT / "examples" / "mail.csv", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text("{}")
+    write_starter(InitConfig(train_file="mail.csv"))
+    identities: dict[str, str] = {}
+    for name, job, flags in commands():
+        words = shlex.split(flags.replace("\\\n", " "), comments=True)
+        if name != page or words[:2] != ["--config", "mail.yaml"]:
+            continue
+        config = parse(JOBS[job].config_class(), words)
+        assert isinstance(config, TrainConfig)
+        if isinstance(config, SweepConfig):
+            build_space(config.space, config.overrides, config.base)
+        run, identity = config.resolved_run_name, config.identity()
+        assert identities.setdefault(run, identity) == identity, f"{page}: {job} {flags}"
 
 
 SUBMITTED = [
@@ -154,3 +184,35 @@ def test_the_runtime_environment_is_what_ray_takes() -> None:
 
     environment = RuntimeEnv(**yaml.safe_load((ROOT / "runtime_env.yaml").read_text()))
     assert environment["env_vars"]["PYTHONPATH"] == "platform"
+
+
+def test_no_page_installs_the_package_of_this_name_on_pypi() -> None:
+    """PyPI has another project under the name: the install is from a clone."""
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        assert not re.findall(r"pip install[^\n`]* '?trainyard\b", page.read_text()), page.name
+
+
+def test_the_config_of_the_quickstart_is_that_of_init(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "examples" / "mail.csv", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = write_starter(InitConfig(train_file="mail.csv"))
+    assert (tmp_path / "mail.yaml").read_text() in (ROOT / "docs/quickstart.md").read_text()
+    assert json.dumps(result) in (ROOT / "docs/troubleshooting.md").read_text()
+    assert summary(result)[0] in (ROOT / "README.md").read_text()
+
+
+def test_the_intervals_of_the_data_page_are_wilsons() -> None:
+    rows = re.findall(
+        r"^\| ([\d,]+) \| (0\.\d+) to (0\.\d+) \|$", (ROOT / "docs/data.md").read_text(), re.M
+    )
+    assert rows
+    for count, low, high in rows:
+        number = int(count.replace(",", ""))
+        found = proportion_interval(round(0.9 * number), number)
+        assert [f"{end:.2f}" for end in found] == [low, high]
+
+
+def test_the_data_page_names_the_commit_of_glue() -> None:
+    assert GLUE_REVISION in (ROOT / "docs/data.md").read_text()

@@ -224,7 +224,7 @@ def overview() -> str:
     return (
         "Take text data to a fine-tuned, tuned and served Hugging Face model.\n\n"
         "First steps:\n"
-        "  trainyard quickstart                      the built-in demo, in two minutes\n"
+        "  trainyard quickstart                      the built-in demo, in a few minutes\n"
         "  trainyard init mail.csv                   a config for your own rows: mail.yaml\n"
         "  trainyard train --config mail.yaml        fine-tune\n"
         "  trainyard dashboard                       its curves, in a browser\n\n"

@@ -94,7 +94,7 @@ def load() -> Any:
         import openvino
     except ImportError as error:
         raise UserError(
-            "engine openvino needs OpenVINO; install it by `pip install 'trainyard[openvino]'`"
+            "engine openvino needs OpenVINO; install it with `pip install openvino nncf`"
         ) from error
     return openvino
 
@@ -133,9 +133,7 @@ def quantize(model: Any, batches: Iterable[Batch], file: Path) -> None:
     try:
         import nncf
     except ImportError as error:
-        raise UserError(
-            "int8 needs NNCF; install it by `pip install 'trainyard[openvino]'`"
-        ) from error
+        raise UserError("int8 needs NNCF; install it with `pip install nncf`") from error
     nncf.set_log_level("ERROR")
     examples = list(batches)
     inputs = [[tensor.numpy() for tensor in batch.values()] for batch in examples]

@@ -81,11 +81,11 @@ class Trial:
 
 
 EXTRAS = {
-    "deepspeed": "use --strategy fsdp",
-    "mlflow": "leave it out: TensorBoard needs no other package",
-    "wandb": "leave it out: TensorBoard needs no other package",
+    "deepspeed": ("deepspeed", "use --strategy fsdp"),
+    "mlflow": ("mlflow-skinny", "leave it out: TensorBoard needs no other package"),
+    "wandb": ("wandb", "leave it out: TensorBoard needs no other package"),
 }
-"""Flag value that needs the package of the same name -> alternative without the package."""
+"""Flag value and module -> package on PyPI that has the module, and alternative without it."""
 
 
 def check_packages(config: TrainConfig) -> None:
@@ -97,9 +97,10 @@ def check_packages(config: TrainConfig) -> None:
     for flag, values in (("--strategy", [config.strategy]), ("--report-to", config.report_to)):
         for name in values:
             if name in EXTRAS and importlib.util.find_spec(name) is None:
+                package, alternative = EXTRAS[name]
                 raise UserError(
                     f"{flag} {name} needs the package {name}, which is not installed; install it "
-                    f"(pip install 'trainyard[{name}]'), or {EXTRAS[name]}"
+                    f"(pip install {package}), or {alternative}"
                 )
     server = "MLFLOW_TRACKING_URI"
     if "mlflow" in config.report_to and "://" in config.storage_path and server not in os.environ:
