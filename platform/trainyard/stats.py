@@ -18,7 +18,8 @@ from trainyard.metrics import Floats, MetricFunction, Statistic, check_rows, get
 Groups = NDArray[Any]
 """Group of each row, shape [rows]. Rows of a group are dependent, such as questions on one text."""
 
-_CELLS_AT_ONCE = 1 << 20  # cells (resamples times distinct rows) of a temporary array: 8 MiB
+CELLS_AT_ONCE = 1 << 20
+"""Maximum cells (resamples times distinct rows) of a temporary array: 8 MiB."""
 _CELLS_IN_ALL = 20_000_000  # maximum cells of an interval: a few seconds
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -230,7 +231,7 @@ def _resamples(draws: _Draws, seed: int, resamples: int) -> Iterator[Floats]:
     rng, counts = np.random.default_rng(seed), draws.counts
     total, distinct = int(counts.sum()), len(counts)
     resamples = min(resamples, max(_CELLS_IN_ALL // distinct, _FEWEST_RESAMPLES))
-    at_once = max(1, _CELLS_AT_ONCE // distinct)
+    at_once = max(1, CELLS_AT_ONCE // distinct)
     row_of_draw = np.repeat(np.arange(distinct), counts)
     groups = 0 if draws.group is None else int(draws.group.max()) + 1
     for start in range(0, resamples, at_once):

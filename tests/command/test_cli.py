@@ -91,6 +91,8 @@ def test_a_config_survives_yaml_and_flags(tmp_path_factory: Any, chosen: dict[st
         (["--train-file", "a.csv", "--task", "mrpc"], "--train-file and --task name two sources of data"),
         (["--label-column", "x"], "--label-column describes your own data, but there is no --train"),
         (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
+        (["--task", "cola", "--config"], "--config has no file name; give the path of a YAML file"),
+        (["--config=", "--task"], "--config has no file name; give the path of a YAML file"),
     ],
 )  # fmt: skip
 def test_values_that_cannot_work_are_refused_in_one_sentence(

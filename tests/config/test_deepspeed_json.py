@@ -128,6 +128,8 @@ def test_the_loss_scale_of_a_file_is_torch_s(tmp_path: Path) -> None:
     text = config(tmp_path, {"fp16": SCALER}, "--mixed-precision", "fp16").deepspeed_config
     assert scaler_arguments(text) == {"init_scale": 4096.0, "growth_interval": 500}
     assert merge_deepspeed_json({}, text) == {}
+    off = config(tmp_path, {"fp16": False}).deepspeed_config
+    assert scaler_arguments(off) == {}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from trainyard.evaluation.inputs import (
     EvaluatedModel,
     column_order,
     describe,
+    group_of_rows,
     labeled_splits,
     match_labels,
     match_task,
@@ -155,3 +156,23 @@ def test_a_file_of_several_labels_a_row_is_matched(tmp_path: Path) -> None:
     (split,) = splits_of(model, rows(tmp_path / "rows.csv", "0|2", "1")).splits
     found = [label for batch in split.batches() for label in batch["label"].to_pylist()]
     assert found == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_several_files_are_evaluated_as_one(tmp_path: Path) -> None:
+    model = classifier(tmp_path / "model", ("LABEL_0", "LABEL_1"))
+    one = splits_of(model, rows(tmp_path / "more-1.csv", "1", "0")).splits[0].digest
+    rows(tmp_path / "more-2.csv", "0")
+    for several in ("more-*.csv", f"more-1.csv,{tmp_path / 'more-2.csv'}"):
+        found = splits_of(model, tmp_path / several)
+        (split,) = found.splits
+        labels = [label for batch in split.batches() for label in batch["label"].to_pylist()]
+        assert labels == [1, 0, 0]
+        assert split.digest != one
+        config = EvalConfig(
+            model_name_or_path=str(model),
+            validation_file=str(tmp_path / several),
+            group_column="label",
+        )
+        groups = group_of_rows(config, found, "validation")
+        assert groups is not None
+        assert groups.tolist() == ["1", "0", "0"]

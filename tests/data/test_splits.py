@@ -100,6 +100,17 @@ def test_a_share_of_the_evaluation_rows_is_set_aside_the_same_ones_for_every_see
     )
 
 
+def test_too_few_validation_rows_to_set_some_aside_are_told_as_such(tmp_path: Path) -> None:
+    write(tmp_path, rows=2, label=[0, 1])
+    with pytest.raises(UserError) as refused:
+        texts(TrainConfig(task="mrpc", data_dir=str(tmp_path), test_share=0.5))
+    assert str(refused.value) == (
+        "no test rows can be set aside from 2 validation rows, because no label has two of them; "
+        "give more validation rows, or set none aside: leave out --test-share, or give a sweep "
+        "--confirm-seeds 0"
+    )
+
+
 def test_a_test_file_is_a_split_of_its_own(tmp_path: Path) -> None:
     for name in ("train", "held", "test"):
         lines = "".join(f"{name} {n},{'ab'[n % 2]}\n" for n in range(4))

@@ -1,6 +1,7 @@
 """What `evaluate` computes from logits alone: no model, no Ray."""
 
 import itertools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from trainyard.errors import UserError
-from trainyard.evaluation.comparison import compare, mcnemar, permutation_test
+from trainyard.evaluation import comparison
+from trainyard.evaluation.comparison import SWAPS, compare, mcnemar, permutation_test
 from trainyard.evaluation.details import (
     calibration,
     calibration_error,
@@ -175,6 +177,38 @@ def test_the_permutation_test_is_fishers_of_signs() -> None:
     )
     topics = np.eye(3, dtype=int)[np.arange(30) % 3]
     assert permutation_test("f1_macro", topics, 1 - topics, topics, seed=0) < 0.001
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(40_000) // 2])
+def test_the_permutation_test_of_many_rows_takes_little_memory(groups: Any) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40_000) % 2
+    sure = labels + rng.normal(size=(2, 40_000))
+    first, second = np.stack([1 - sure, sure], axis=2)
+    tracemalloc.start()
+    p = permutation_test("roc_auc", first, second, labels, seed=0, groups=groups)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.005 < p <= 1
+    assert peak < 160 << 20  # one array of 200 swaps is 61 MiB, and there were about eight
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(300) // 3])
+def test_the_permutation_test_does_not_depend_on_its_chunks(
+    monkeypatch: pytest.MonkeyPatch, groups: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 2
+    sure = labels + rng.normal(scale=[[1.0], [1.2]], size=(2, 300))
+    first, second = np.stack([1 - sure, sure], axis=2)
+
+    def p() -> float:
+        return permutation_test("roc_auc", first, second, labels, seed=0, groups=groups)
+
+    monkeypatch.setattr(comparison, "CELLS_AT_ONCE", 300 * SWAPS)
+    whole = p()
+    monkeypatch.setattr(comparison, "CELLS_AT_ONCE", 300 * 7)
+    assert 0.001 < p() == whole < 1
 
 
 @pytest.mark.parametrize("name", ["mrpc", "cola"])

@@ -126,15 +126,40 @@ def test_own_files_are_recognized_by_their_content(tmp_path: Path, glue: Path) -
     record = json.loads((tmp_path / "run/run.json").read_text())
     (tmp_path / "held.csv").rename(tmp_path / "moved.csv")
     assert kind("moved") == "unknown"  # an older run does not tell, once its file has moved
+    assert kind("test") == "none"
+    assert kind("*[tr]") == "unknown"  # test.csv and other.csv
     (tmp_path / "run/run.json").write_text(json.dumps({**record, "data_files": digests}))
     assert kind("moved") == "epochs"
     assert kinds(model, glue, "validation") == [("none", 1)]  # a task's rows are others
     several = {**digests, "validation_file": f"0123 {digests['validation_file']}"}
     (tmp_path / "run/run.json").write_text(json.dumps({**record, "data_files": several}))
     assert kind("moved") == "epochs"  # one of several files
+    assert kind("[mo]*") == "epochs"  # other.csv and moved.csv
+    assert kind("t*") == "trained"  # train.csv and test.csv
     hub = {**record["config"], "train_file": None, "dataset_name": "imdb"}
     (tmp_path / "run/run.json").write_text(json.dumps({**record, "config": hub}))
     assert kind("moved") == "unknown"  # its rows may be those of the data set
+
+
+def test_rows_are_set_aside_only_in_the_files_of_the_run(tmp_path: Path) -> None:
+    for name in ("train", "held-1", "held-2"):
+        lines = "".join(f"{name} {n},{'ab'[n % 2]}\n" for n in range(4))
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + lines)
+    held = str(tmp_path / "held-*.csv")
+    config = TrainConfig(
+        train_file=str(tmp_path / "train.csv"), validation_file=held, test_share=0.5
+    )
+    model = write_run(tmp_path / "run", config)
+    (split,) = (each for each in find_splits(config).splits if each.name == "validation")
+
+    def found(files: str) -> tuple[str, float]:
+        evaluation = EvalConfig(model_name_or_path="A", validation_file=files)
+        selection = selection_of(model, evaluation, "own", split)
+        return selection.kind, selection.test_share
+
+    first, second = (str(tmp_path / f"held-{n}.csv") for n in (1, 2))
+    assert found(held) == found(f"{first},{second}") == ("epochs", 0.5)
+    assert found(first) == found(f"{second},{first}") == ("epochs", 0.0)
 
 
 def test_nothing_is_known_of_a_model_without_a_run(tmp_path: Path, glue: Path) -> None:

@@ -111,6 +111,29 @@ def test_json_values_keep_their_types(model: Path, tmp_path: Path) -> None:
     assert texts == ['["a"]', '{"b": null}', ""]
 
 
+def test_json_holds_no_nan_and_no_infinity(model: Path, tmp_path: Path) -> None:
+    def strict(text: str) -> Any:
+        raise AssertionError(f"{text} is not JSON")
+
+    source = tmp_path / "in.parquet"
+    table = {"text": ["bana", "cola"], "price": [float("nan"), 2.5],
+             "list": [[1.0, float("inf")], [2.0]]}  # fmt: skip
+    pq.write_table(pa.table(table), source)
+    answers(model, source)
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    first, second = (json.loads(line, parse_constant=strict) for line in lines)
+    assert "price" not in first  # like a null
+    assert first["list"] == [1.0, None]
+    assert (second["price"], second["list"]) == (2.5, [2.0])
+    assert [row["list"] for row in answers(model, source, "out.csv")] == ["[1.0, null]", "[2.0]"]
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "bana", "tags": {"a": NaN}, "x": -Infinity, "half": "\\ud800"}\n')
+    answers(model, source)
+    row = json.loads((tmp_path / "out.jsonl").read_text(), parse_constant=strict)
+    assert (row["tags"], row["half"]) == ({"a": None}, "\ud800")
+    assert "x" not in row
+
+
 def test_parquet_columns_keep_their_types(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.parquet"
     day = datetime.date(2026, 11, 30)

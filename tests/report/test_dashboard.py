@@ -144,7 +144,8 @@ def test_the_command_of_a_run_gives_its_config(flags: list[str]) -> None:
 def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
     for name, file, record in (
         ("eval", "evaluation.json", {"score": 0.91234, "score_metric": "f1", "model": "org/bert"}),
-        ("doctor", "doctor.json", {"findings": [{"severity": "grave"}, {"severity": "notice"}]}),
+        ("older", "doctor.json", {"findings": [{"severity": "grave"}, {"severity": "notice"}]}),
+        ("doctor", "doctor.json", {"findings": [{"level": "severe"}, *[{"level": "notice"}] * 2]}),
         ("suite", "glue.json", {"average": {"mean": 81.26}}),
         ("unfinished", "evaluation.json", {"score": 1.0}),
     ):
@@ -156,7 +157,8 @@ def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
     page = str(dashboard.page("", site="/"))
     for seen in (
         "f1 0.9123",
-        "1 severe, 1 notice",
+        "1 severe, 1 notice<",
+        "1 severe, 2 notices<",
         "Average 81.3",
         'href="/report/eval"',
         ">bert<",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainyard.serving.errors import RequestError
-from trainyard.serving.replica.batcher import Batcher
+from trainyard.serving.replica.batcher import Batcher, BatchRecord
 
 
 class Activations:
@@ -105,3 +105,19 @@ def test_nobody_waits_for_a_thread_that_is_gone() -> None:
             await batcher.submit([4])
 
     asyncio.run(run())
+
+
+def test_a_metric_that_fails_stops_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: BatchRecord) -> None:
+        raise ValueError("no such metric")
+
+    async def run() -> None:
+        batcher: Batcher[int, int] = Batcher(lambda rows, _: rows, lambda _: 1, on_batch=broken)
+        for row in range(3):  # of a stopped worker, the second would be told so
+            assert (await batcher.submit([row])).results == [row]
+        assert not batcher.broken
+        batcher.close()
+
+    asyncio.run(run())
+    assert "a batch of 1 rows could not be reported" in caplog.text
+    assert "no such metric" in caplog.text

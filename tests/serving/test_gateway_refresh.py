@@ -65,6 +65,42 @@ def test_a_broken_keys_file_does_not_freeze_the_models(
     asyncio.run(run())
 
 
+def test_a_broken_or_absent_keys_file_is_logged_once(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refreshed = 0
+
+    async def refresh(_: ServeModels) -> None:
+        nonlocal refreshed
+        refreshed += 1
+
+    monkeypatch.setattr(ServeModels, "refresh", refresh)
+    file = gateway._keys._path
+    assert file is not None
+
+    async def rounds() -> int:
+        """Let the gateway refresh ten times; return how often it logged since the start."""
+        until = refreshed + 10
+        while refreshed < until:
+            await asyncio.sleep(0.001)
+        return caplog.text.count("the keys could not be refreshed")
+
+    async def run() -> None:
+        gateway.__serve_build_asgi_app__()
+        async with asyncio.timeout(10):
+            file.write_text("[broken")
+            assert await rounds() == 1
+            file.write_text("[broken again")
+            assert await rounds() == 2
+            file.unlink()
+            assert await rounds() == 3
+            file.write_text("[]")
+            assert await rounds() == 3
+        gateway._refreshing.cancel()
+
+    asyncio.run(run())
+
+
 def test_serve_sends_requests_to_a_gateway_that_knows_its_models(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +168,7 @@ def test_a_new_key_is_read_as_it_was_written(
     file = tmp_path / "keys.yaml"
     file.write_text(printed.out * 2)  # each goes to the end of the file
     secret = printed.err.split()[-1]
+    assert printed.err == f"give this key to its user; it is not stored anywhere: {secret}\n"
     ring = KeyRing(str(file))
     for model in [*names[1:], None]:
         key = ring.admit(f"Bearer {secret}", model)

@@ -386,3 +386,9 @@ def test_a_key_whose_models_are_null_is_refused(tmp_path: Path) -> None:
     file.write_text(f"- name: a\n  sha256: {'0' * 64}\n  models:\n")
     with pytest.raises(Exception, match="is no list of keys"):
         KeyRing(str(file))
+
+
+def test_a_key_of_no_models_opens_none() -> None:
+    _, key = new_key("reports", [])
+    assert not key.opens("sentiment")
+    assert new_key("reports")[1].opens("sentiment")

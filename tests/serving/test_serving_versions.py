@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import struct
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -274,6 +275,24 @@ def test_a_refused_version_is_tried_again_ever_more_rarely(monkeypatch: pytest.M
 
     asyncio.run(run())
     assert module.LONGEST_RETRY_SECONDS == 900
+
+
+def test_a_version_is_still_refused_after_ten_days_of_retries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Loads(monkeypatch, {"a": TASK, "broken": UserError("it is broken")})
+
+    async def run() -> None:
+        model = replica()
+        await model.want(source("a"))
+        await model.want(source("broken"))
+        model._tries = 1024  # 2.0**1024 is no float
+        before = time.monotonic()
+        model._refuse(UserError("it is broken"))
+        assert model._retry_at >= before + module.LONGEST_RETRY_SECONDS
+        assert model.describe()["refused"]["tries"] == 1025
+
+    asyncio.run(run())
 
 
 def test_weights_that_a_folder_holds_twice_are_counted_once(tmp_path: Path) -> None:

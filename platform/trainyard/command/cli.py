@@ -68,11 +68,13 @@ def _check_given(needs: Sequence[str], words: Sequence[str]) -> None:
 def _expand(args: Sequence[str]) -> Iterator[str]:
     rest = iter(args)
     for arg in rest:
-        name, _, value = arg.partition("=")
+        name, equals, value = arg.partition("=")
         if name != "--config":
             yield arg
             continue
-        path = Path(value or next(rest, ""))
+        if not (source := value if equals else next(rest, "")):
+            raise UserError("--config has no file name; give the path of a YAML file after it")
+        path = Path(source)
         fields = _read_yaml(path)
         yield from accelerate_flags(fields) if is_accelerate(fields) else _flags(fields, path)
 

@@ -167,8 +167,10 @@ def check_deepspeed_json(config: Any) -> None:
 
 def scaler_arguments(source: str | None) -> dict[str, float]:
     """Return keyword arguments for torch's GradScaler from a user's JSON text `source`."""
-    fp16 = _without_auto(json.loads(source or "{}")).get("fp16", {})
-    found = {}
+    fp16 = _without_auto(json.loads(source or "{}")).get("fp16")
+    found: dict[str, float] = {}
+    if not isinstance(fp16, dict):  # absent, or false
+        return found
     if "initial_scale_power" in fp16:
         found["init_scale"] = 2.0 ** fp16["initial_scale_power"]
     if "loss_scale_window" in fp16:

@@ -30,6 +30,14 @@ def by_class(
         UserError: No row can be held out.
     """
     del texts
+    parts = draw_by_class(labels, fraction, seed)
+    if not len(parts[1]):
+        raise _too_few(len(labels), "no label has two rows")
+    return parts
+
+
+def draw_by_class(labels: NDArray[np.generic], fraction: float, seed: int) -> Parts:
+    """Draw the rows of `by_class`; hold out no row if no class has two."""
     strata = labels if _are_classes(labels) else np.zeros(len(labels), np.int64)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     _, stratum, counts = np.unique(strata[shuffled], return_inverse=True, return_counts=True)
@@ -38,8 +46,6 @@ def by_class(
     rank[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     held = np.minimum(np.maximum(np.rint(counts * fraction), 1), counts - 1)
     is_held = rank < held[stratum]
-    if not is_held.any():
-        raise _too_few(len(labels), "no label has two rows")
     return np.sort(shuffled[~is_held]), np.sort(shuffled[is_held])
 
 

@@ -20,7 +20,7 @@ from trainyard.config import DataFlags
 from trainyard.data import demo
 from trainyard.data import own_files as own_data
 from trainyard.data.columns import column_as, readable
-from trainyard.data.held_out import Parts, by_class
+from trainyard.data.held_out import Parts, draw_by_class
 from trainyard.data.parquet_files import open_parquet
 from trainyard.errors import UserError, one_line
 from trainyard.metrics import with_metrics
@@ -330,7 +330,14 @@ def selection_and_test(labels: NDArray[Any], share: float) -> Parts:
     Raises:
         UserError: There are too few rows to set any aside.
     """
-    return by_class(labels, np.zeros(0, np.uint64), share, seed=0)
+    parts = draw_by_class(labels, share, seed=0)
+    if not len(parts[1]):
+        raise UserError(
+            f"no test rows can be set aside from {len(labels)} validation rows, because no label has "
+            "two of them; give more validation rows, or set none aside: leave out --test-share, or "
+            "give a sweep --confirm-seeds 0"
+        )
+    return parts
 
 
 def _with_tests(found: Splits, share: float) -> Splits:

@@ -7,19 +7,24 @@ has the splits, the sweep and the trial; metrics.jsonl has the evaluations.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from trainyard.data import Split, selection_and_test
+from trainyard.data import Split, files_of, selection_and_test
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inputs import EvaluatedModel
 from trainyard.metrics import answers, get_metric
-from trainyard.stats import distinct_rows, group_numbers, paired_bootstrap, statistic_of
+from trainyard.stats import (
+    CELLS_AT_ONCE,
+    distinct_rows,
+    group_numbers,
+    paired_bootstrap,
+    statistic_of,
+)
 from trainyard.storage import RunFolder, SweepFolder, file_digest
 from trainyard.tasks import Task
 
@@ -66,6 +71,10 @@ def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Sp
     if role == "other":
         return Selection(kind="none", sentence=f"other rows chose {model.name}")
     share = float(record["config"].get("test_share") or 0.0)
+    if config.validation_file and _recorded(record, "validation_file") != _digests(
+        config.validation_file
+    ):
+        share = 0.0  # a run sets rows aside by their position in exactly its files
     if record.get("trial", {}).get("kind") == "search":
         trials = len(list(run.path.parent.glob("*/trial.json")))
         return Selection(
@@ -120,7 +129,7 @@ def _role(
 ) -> Literal["selection", "trained", "other", "unknown"]:
     trained = record["config"]
     if config.validation_file:
-        return _role_of_file(record, Path(config.validation_file))
+        return _role_of_files(record, config.validation_file)
     own = trained.get("train_file") or trained.get("dataset_name")
     if own or trained.get("task") != task:
         return "other"
@@ -139,30 +148,43 @@ def _role(
     return "selection" if same or not both_files else "other"
 
 
-def _role_of_file(
-    record: Mapping[str, Any], path: Path
+def _role_of_files(
+    record: Mapping[str, Any], evaluated: str
 ) -> Literal["selection", "trained", "other", "unknown"]:
     trained = record["config"]
     if trained.get("dataset_name"):  # files of a data set have other digests, even for equal rows
         return "unknown"
     if not trained.get("train_file"):
         return "other"
-    digest, missing = file_digest(path), False
-    roles: tuple[tuple[str, Literal["selection", "trained", "other"]], ...] = (
-        ("train_file", "trained"), ("validation_file", "selection"), ("test_file", "other"),
+    digests, missing = set(_digests(evaluated)), False
+    roles: tuple[tuple[str, Literal["selection", "trained"]], ...] = (
+        ("train_file", "trained"), ("validation_file", "selection"),
     )  # fmt: skip
     for field, role in roles:
         if not trained.get(field):
             continue
-        known = (record.get("data_files") or {}).get(field)
+        known = _recorded(record, field)
         if known is None:
-            try:
-                known = file_digest(Path(trained[field]))
-            except (OSError, UserError):
-                missing = True
-        if known and digest in known.split():  # one digest for each file
+            missing = True
+        elif not digests.isdisjoint(known):
             return role
-    return "unknown" if missing else "other"
+    tested = set(_recorded(record, "test_file") or ()) if trained.get("test_file") else set()
+    return "unknown" if missing and not digests <= tested else "other"
+
+
+def _recorded(record: Mapping[str, Any], field: str) -> list[str] | None:
+    """Return the digests of a run's files; None if it did not record them, and they are gone."""
+    if known := (record.get("data_files") or {}).get(field):
+        return str(known).split()
+    try:
+        return _digests(record["config"][field])
+    except (OSError, UserError):
+        return None
+
+
+def _digests(pattern: str) -> list[str]:
+    """Return the digest of each file of a path or pattern, see `files_of`."""
+    return [file_digest(path) for path in files_of(pattern)]
 
 
 def clean_rows(
@@ -193,7 +215,7 @@ LEVEL = 0.05
 WITHHELD = "withheld"
 """Verdict on a model that the rows favor, because they chose it among many models."""
 SWAPS = 10_000
-_CELLS_IN_ALL = 1 << 22  # 32 MiB per temporary array
+_CELLS_IN_ALL = 1 << 22  # cells (swaps times distinct rows) of a test, to bound its time
 
 
 def compare(
@@ -334,13 +356,18 @@ def permutation_test(
 
     swaps = int(np.clip(_CELLS_IN_ALL // len(counts), 200, SWAPS))
     rng = np.random.default_rng(seed)
-    if group is None:
-        drawn = rng.binomial(counts, 0.5, size=(swaps, len(counts)))
-    else:
-        coins = rng.integers(2, size=(swaps, int(group.max()) + 1))
-        drawn = coins[:, group[first]] * counts
     observed = differences(np.zeros((1, len(counts)), np.int64))
-    return float((1 + (differences(drawn) >= observed - 1e-12).sum()) / (1 + swaps))
+    as_large = 0
+    at_once = max(1, CELLS_AT_ONCE // len(counts))
+    for start in range(0, swaps, at_once):
+        size = min(at_once, swaps - start)
+        if group is None:
+            drawn = rng.binomial(counts, 0.5, size=(size, len(counts)))
+        else:
+            coins = rng.integers(2, size=(size, int(group.max()) + 1))
+            drawn = coins[:, group[first]] * counts
+        as_large += int((differences(drawn) >= observed - 1e-12).sum())
+    return (1 + as_large) / (1 + swaps)
 
 
 def mcnemar(only_first_right: int, only_second_right: int) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class EvaluatedRows(FileFlags):
     data_dir: str | None = None
     """Folder with <task>/<split>.parquet in the Hub's schema. Default: the data set on the Hub."""
     validation_file: str | None = None
-    """Own data instead of a task: .csv, .tsv, .json, .jsonl or .parquet, labeled as in training."""
+    """Own data instead of a task, labeled as in training: .csv, .tsv, .json, .jsonl or .parquet; a
+    pattern such as 'more-*.csv', or several of them separated by commas."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None

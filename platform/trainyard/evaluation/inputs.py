@@ -17,7 +17,7 @@ from trainyard.data import (
     Split,
     Splits,
     TextFormat,
-    class_label_names,
+    files_of,
     find_splits,
     read_rows,
     split_file,
@@ -26,7 +26,7 @@ from trainyard.errors import UserError
 from trainyard.evaluation.config import DEFAULT_LENGTH, EvalConfig, EvaluatedRows
 from trainyard.metrics import stored_cuts
 from trainyard.models import load_config, resolve_model
-from trainyard.storage import RunFolder, file_digest
+from trainyard.storage import RunFolder
 from trainyard.tasks import ProblemType, Task, get_task, own_task
 
 _GENERIC = re.compile(r"LABEL_([0-9]+)")
@@ -252,14 +252,10 @@ def _own_file(config: EvaluatedRows, model: EvaluatedModel) -> Splits:
     problem_type = cast("ProblemType", model.problem_type or "single_label_classification")
     path = Path(config.validation_file or "")
     text_format = TextFormat(config.delimiter, config.encoding)
-    names = (
-        class_label_names(path, config.label_column)
-        if path.suffix == ".parquet" and path.is_file()
-        else ()
-    )
+    file = OwnFile(path, texts, config.label_column, problem_type, text_format, class_names=True)
     # Models of early releases have class ids as labels.
-    by_name = any(name in model.labels for name in names)
-    file = OwnFile(path, texts, config.label_column, problem_type, text_format, by_name)
+    by_name = any(name in model.labels for name in file.label_order())
+    file = replace(file, class_names=by_name)
     encoder, notes = _encoder(file, model, config.label_mapping)
     task = own_task(
         text_columns=texts,
@@ -267,7 +263,7 @@ def _own_file(config: EvaluatedRows, model: EvaluatedModel) -> Splits:
         labels=model.labels,
         problem_type=problem_type,
     )
-    parts = (file_digest(path), texts, config.label_column, problem_type, model.labels)
+    parts = (file.digest, texts, config.label_column, problem_type, model.labels)
     digest = repr((*parts, *sorted(encoder.aliases.items()))) if notes else repr(parts)
     return Splits(task, [Split(OWN_SPLIT, digest, partial(file.encoded, encoder))], notes)
 
@@ -342,16 +338,20 @@ def group_of_rows(config: EvalConfig, splits: Splits, name: str) -> NDArray[Any]
 
 def _column(config: EvalConfig, splits: Splits, name: str, column: str, flag: str) -> list[str]:
     if config.validation_file:
-        path = Path(config.validation_file)
+        paths = files_of(config.validation_file)
     elif config.data_dir:
-        path = split_file(splits.task, name, Path(config.data_dir))
+        paths = (split_file(splits.task, name, Path(config.data_dir)),)
     else:
         raise UserError(f"{flag} needs a file: give --data-dir or --validation-file")
     text_format = TextFormat(config.delimiter, config.encoding)
     try:
-        batches = read_rows(
-            path, (), column, "single_label_classification", text_format=text_format
-        )
-        return [str(value) for batch in batches for value in batch.labels or []]
+        return [
+            str(value)
+            for path in paths
+            for batch in read_rows(
+                path, (), column, "single_label_classification", text_format=text_format
+            )
+            for value in batch.labels or []
+        ]
     except UserError as error:
         raise UserError(f"{flag} {column}: {error}") from error

@@ -48,8 +48,10 @@ def main(argv: list[str]) -> None:
 
 
 def _new_key(name: str, *models: str) -> None:
-    secret, key = new_key(name, list(models))
-    print(f"give this away, it is not kept anywhere: {secret}", file=sys.stderr)  # noqa: T201
+    secret, key = new_key(name, list(models) or None)
+    print(  # noqa: T201
+        f"give this key to its user; it is not stored anywhere: {secret}", file=sys.stderr
+    )
     entry = key.model_dump(exclude_none=True) | (
         {"models": sorted(key.models)} if key.models else {}
     )

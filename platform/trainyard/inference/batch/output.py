@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -127,20 +128,25 @@ class _TextWriter:
 
 
 class JsonlWriter(_TextWriter):
-    """Writer of one JSON object per line; nested values stay nested, nulls are left out."""
+    """Writer of one JSON object per line; nested values stay nested.
+
+    Nulls are left out, and so are NaN and infinity, which JSON lacks. Inside nested values, NaN
+    and infinity become null.
+    """
 
     def write(self, table: pa.Table) -> None:
         for row in table.to_pylist():
             line = {
-                name: json.loads(value) if name in self._encoded else value
+                name: _finite(json.loads(value) if name in self._encoded else value)
                 for name, value in row.items()
                 if value is not None
             }
-            text = json.dumps(line, ensure_ascii=False, default=_plain)
+            line = {name: value for name, value in line.items() if value is not None}
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=_plain)
             try:
                 text.encode()
             except UnicodeEncodeError:  # half of a surrogate pair needs an escape
-                text = json.dumps(line, default=_plain)
+                text = json.dumps(line, allow_nan=False, default=_plain)
             self._file.write(text + "\n")
 
 
@@ -160,7 +166,7 @@ class CsvWriter(_TextWriter):
         columns = [table[name].to_pylist() for name in self._names]
         lines.writerows(
             [
-                json.dumps(value, ensure_ascii=False, default=_plain)
+                json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
                 if isinstance(value, list | dict)
                 else _plain(value)
                 if isinstance(value, bytes)
@@ -189,6 +195,18 @@ class ParquetWriter:
     def write(self, table: pa.Table) -> None:
         self._writer = self._writer or pq.ParquetWriter(self._path, table.schema)
         self._writer.write_table(table)
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with None for each NaN and infinity in it."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case dict():
+            return {name: _finite(item) for name, item in value.items()}
+    return value
 
 
 def _plain(value: Any) -> str:

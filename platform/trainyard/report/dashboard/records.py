@@ -419,7 +419,9 @@ class Report:
         if average is not None:
             return f"Average {average:.1f}"
         if isinstance(findings, list):
-            levels = [mapping(finding).get("severity") for finding in findings]
+            # Reports of older releases have only `severity`.
+            each = [mapping(finding) for finding in findings]
+            levels = [finding.get("level", finding.get("severity")) for finding in each]
             notices = levels.count("notice")
             return f"{len(levels) - notices} severe, {notices} notice{'s' * (notices != 1)}"
         return "–"

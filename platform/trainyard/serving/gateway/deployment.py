@@ -60,11 +60,15 @@ class Gateway:
         await self._refreshed.wait()
 
     async def _keep_fresh(self) -> None:
+        logged = None
         while True:
             try:
                 await asyncio.to_thread(self._keys.refresh)
-            except Exception:  # keep the former keys
-                log.exception("the keys could not be refreshed")
+                logged = None
+            except Exception as error:  # keep the former keys
+                if str(error) != logged:  # a file that is absent fails each time
+                    log.exception("the keys could not be refreshed")
+                logged = str(error)
             try:
                 await self._models.refresh()
                 self._refreshed.set()

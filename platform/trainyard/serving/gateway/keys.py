@@ -55,10 +55,12 @@ def new_key(name: str, models: list[str] | None = None) -> tuple[str, Key]:
 
     Args:
         name: Name of the key.
-        models: Models that the key may use. Default: all models.
+        models: Models that the key may use; an empty list opens none. Default: all models.
     """
     secret = f"ty_{secrets.token_urlsafe(32)}"
-    entry = {"name": name, "sha256": _hash(secret)} | ({"models": models} if models else {})
+    entry: dict[str, Any] = {"name": name, "sha256": _hash(secret)}
+    if models is not None:
+        entry["models"] = models
     return secret, Key.model_validate(entry)
 
 
@@ -92,8 +94,8 @@ class KeyRing:
         """Read the file again once it has changed and then stayed unchanged for `SETTLE_SECONDS`.
 
         Raises:
-            UserError: The file cannot be read, or is not a list of keys; the former keys stay
-                valid.
+            UserError: The file cannot be read, or its changed text is not a list of keys, which is
+                raised only once for each change. The former keys stay valid.
         """
         if self._path is None:
             return
@@ -105,7 +107,11 @@ class KeyRing:
                 self._changed = stamp, now
             if now - self._changed[1] < SETTLE_SECONDS:
                 return
-            keys = _read(self._path)
+            try:
+                keys = _read(self._path)
+            except UserError:
+                self._stamp = stamp  # read it again after the next change
+                raise
             if _stamp(self._path) == stamp:  # else the file changed while it was read
                 self._keys, self._stamp, self._changed = keys, stamp, None
         except OSError as error:

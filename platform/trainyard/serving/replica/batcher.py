@@ -14,7 +14,7 @@ oldest row is always among them.
 
 import asyncio
 import contextlib
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +26,11 @@ import numpy as np
 
 from trainyard.batch_plan import next_batch
 from trainyard.serving.errors import RequestError
+from trainyard.serving.replica.failed_pass import as_request_error, out_of_memory, release_memory
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
+log = logging.getLogger("ray.serve.trainyard")
 
 SPLIT_ROWS = 8
 """Rows. Fewer rows are not divided among idle workers: small batches cost more per row."""
@@ -182,7 +184,7 @@ class Batcher(Generic[Row, Result]):
         length: Returns the number of tokens of a row.
         group: Returns the group of a row; only rows of one group share a pass. Default: one group.
         limits: See `BatchLimits`.
-        on_batch: Callback after every forward pass, called in a worker thread; must not raise.
+        on_batch: Callback after every forward pass, called in a worker thread; its errors are logged.
         workers: Maximum concurrent forward passes.
         own_thread: Returns True if a pass uses only its worker's thread at this number of busy
             workers. Its cost is then the thread's CPU time: waiting for a core must not change the
@@ -196,7 +198,7 @@ class Batcher(Generic[Row, Result]):
         length: Callable[[Row], int],
         group: Callable[[Row], str] = lambda _: "",
         limits: BatchLimits | None = None,
-        on_batch: Callable[[BatchRecord], None] | None = None,
+        on_batch: Callable[[BatchRecord], None] = lambda _: None,
         workers: int = 1,
         own_thread: Callable[[int], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
@@ -437,9 +439,11 @@ class Batcher(Generic[Row, Result]):
                     item.request.finished = ended
                     complete.append(item.request)
         settle(complete)
-        if self._on_batch is not None:
-            text = sum(item.length for item in batch)
+        text = sum(item.length for item in batch)
+        try:
             self._on_batch(BatchRecord(len(batch), text, padded, ended - began))
+        except Exception:  # a metric must not stop the worker: the batch is computed
+            log.exception("a batch of %d rows could not be reported", len(batch))
 
 
 def settle(requests: Sequence[PendingRequest]) -> None:
@@ -463,41 +467,3 @@ def fail_stopped(items: "Sequence[PendingRow[Any]]") -> None:
     for request in requests:
         request.failure = RequestError("failed", "the batcher stopped; see its replica's log")
     settle(requests)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return whether `error` means out of memory; torch's own exception class covers GPUs only."""
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
-
-
-def release_memory(error: Exception) -> None:
-    """Free the memory of a failed pass before a smaller one.
-
-    The frames of the traceback hold its tensors. Freed GPU memory then stays in the cache of torch.
-    """
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__context__
-    torch = sys.modules.get("torch")
-    if torch is not None and out_of_memory(error) and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def as_request_error(error: Exception, length: int) -> RequestError:
-    """Build the error of a row of `length` tokens that fails even alone."""
-    if out_of_memory(error):
-        return RequestError(
-            "failed", f"an input of {length} tokens does not fit into memory; shorten it"
-        )
-    failure = RequestError(
-        "failed", "the model failed on this input; its replica's log has the reason"
-    )
-    failure.__cause__ = error
-    return failure

@@ -401,7 +401,8 @@ class VersionedModel:
         raise error
 
     def _refuse(self, error: UserError) -> None:
-        wait = min(RETRY_SECONDS * 2**self._tries, LONGEST_RETRY_SECONDS)
+        doublings = min(self._tries, 10)  # more would overflow a float in the end
+        wait = min(RETRY_SECONDS * 2**doublings, LONGEST_RETRY_SECONDS)
         self._tries, self._retry_at = self._tries + 1, time.monotonic() + wait
         wanted = self._wanted.model_dump() if isinstance(self._wanted, Version) else self._wanted
         self.refused = {"version": wanted, "error": str(error), "tries": self._tries}
