@@ -294,3 +294,36 @@ def test_many_rows_are_divided_among_free_workers_and_few_are_not(
         batcher.close()
 
     asyncio.run(run())
+
+
+def test_a_pass_is_stuck_when_nobody_waits_for_it_and_it_still_runs() -> None:
+    """A pass of two requests is not stuck while one caller is left."""
+    gates, started = {1: threading.Event(), 2: threading.Event()}, threading.Semaphore(0)
+
+    def forward(rows: list[int], passes: int) -> list[int]:
+        del passes
+        started.release()
+        assert gates[len(rows)].wait(20)
+        return rows
+
+    async def run() -> None:
+        batcher = Batcher(forward, lambda row: row)
+        first = asyncio.create_task(batcher.submit([7]))
+        await asyncio.to_thread(started.acquire)
+        assert batcher.stuck_seconds() == 0
+        pair = [asyncio.create_task(batcher.submit([7])) for _ in range(2)]
+        while batcher.waiting_rows < 2:
+            await asyncio.sleep(0)
+        gates[1].set()
+        await first
+        await asyncio.to_thread(started.acquire)
+        for caller, stuck in zip(pair, (False, True), strict=True):
+            caller.cancel()
+            await asyncio.sleep(0.05)
+            assert (batcher.stuck_seconds() > 0) == stuck
+        gates[2].set()
+        while batcher.stuck_seconds():
+            await asyncio.sleep(0.01)
+        batcher.close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))

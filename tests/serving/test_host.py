@@ -317,3 +317,28 @@ def test_health_asks_the_example_after_a_failure() -> None:
         host.close()
 
     asyncio.run(run())
+
+
+def test_a_pass_that_does_not_end_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device may hang instead of raising; a pass whose caller still waits is only slow."""
+    monkeypatch.setattr(host_module, "STUCK_SECONDS", 0.2)
+    predictor: Any = Slow(1)
+    predictor.gate.clear()
+
+    async def run() -> None:
+        host = host_of(predictor)
+        waiting = asyncio.create_task(host.answer(b'{"inputs": "x"}', 30))
+        await asyncio.sleep(0.4)
+        assert await host.find_fault() is None
+        waiting.cancel()
+        await asyncio.sleep(0.1)
+        assert await host.find_fault() is None
+        await asyncio.sleep(0.2)
+        assert await host.find_fault() == "a forward pass does not end"
+        predictor.gate.set()
+        while await host.find_fault():
+            await asyncio.sleep(0.01)
+        assert (await host.answer(b'{"inputs": "x"}', 30)).status == 200
+        host.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))

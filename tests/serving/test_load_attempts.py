@@ -3,17 +3,19 @@
 import asyncio
 import json
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.replicas_locally import Loads, Store, unwatched
+from support.replicas_locally import Loads, Store, settled, unwatched, wanted
 
 from trainyard.errors import UserError
 from trainyard.serving.options import ModelOptions, Version
-from trainyard.serving.replica import versioned_model as module
+from trainyard.serving.replica import version_records as module
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.versioned_model import Build, VersionedModel
+from trainyard.serving.replica.version_records import Build
+from trainyard.serving.replica.versioned_model import VersionedModel
 
 TASK = "text-classification"
 
@@ -51,7 +53,7 @@ def test_a_version_that_ends_its_process_ends_no_other(
         deadly = Version(source="deadly")
         attempt = one._attempts.first(deadly, lambda: False)
         await attempt.__aenter__()  # and its process will end in there
-        waiting = asyncio.create_task(two.want(deadly))
+        waiting = asyncio.create_task(wanted(two, deadly))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         store.alive.remove("one")
@@ -61,15 +63,15 @@ def test_a_version_that_ends_its_process_ends_no_other(
         assert about["source"] == "a"
         assert "ended the process of the replica that loaded it" in about["refused"]["error"]
         instead = named("three")  # Serve starts another, with what is wanted
-        await instead.want(source("deadly"))
+        await wanted(instead, source("deadly"))
         assert instead.describe()["source"] == "a"
         two._retry_at = 0.0
         await two.check_health()
-        await two._retrying
+        await settled(two)
         assert two.describe()["source"] == "a"
         assert "deadly" not in loads.asked
-        await two.want(source("b"))  # wanted again after another one, it is tried again
-        await two.want(source("deadly"))
+        await wanted(two, source("b"))  # wanted again after another one, it is tried again
+        await wanted(two, source("deadly"))
         assert two.describe() == {"source": "deadly"}
 
     asyncio.run(run())
@@ -98,7 +100,7 @@ def test_a_version_that_was_cut_off_is_tried_again_after_a_while_and_not_for_eve
     async def refusal() -> Any:
         model = named("asks")
         await model.want(source("a"))  # that is loaded already, so it forgets nothing
-        await model.want(source("unlucky"))
+        await wanted(model, source("unlucky"))
         return model.refused and model.refused["error"]
 
     async def run() -> None:
@@ -125,6 +127,61 @@ def test_a_version_that_was_cut_off_is_tried_again_after_a_while_and_not_for_eve
         error = await refusal() or ""
         assert "3 of at most 3 times" in error
         assert "it is not tried again; deploy another version" in error
+
+    asyncio.run(run())
+
+
+def test_the_time_until_the_next_attempt_begins_when_the_process_has_ended(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt may hang for hours before somebody kills it."""
+    loads = Loads(monkeypatch, {"a": TASK, "hangs": TASK})
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: now[0])
+    monkeypatch.setattr(module, "time", clock)
+
+    async def run() -> None:
+        await replica().want(source("a"))
+        attempt = replica()._attempts.first(Version(source="hangs"), lambda: False)
+        await attempt.__aenter__()
+        now[0] += 3600
+        store.alive.remove("one")
+        for name, minutes in (("two", 10), ("three", 5)):
+            store.replica = name
+            store.alive.add(name)
+            model = replica()
+            await wanted(model, source("hangs"))
+            assert model.describe()["source"] == "a"
+            assert f"again in {minutes} min" in model.describe()["refused"]["error"]
+            now[0] += 300
+        now[0] += 1
+        model._retry_at = 0.0
+        await model.check_health()
+        await settled(model)
+        assert model.describe() == {"source": "hangs"}
+        assert loads.open() == ["a", "a", "hangs"]
+
+    asyncio.run(run())
+
+
+def test_a_new_replica_does_not_wait_for_the_attempt_of_another_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = Loads(monkeypatch, {"a": TASK, "slow": TASK})
+
+    async def run() -> None:
+        await replica().want(source("a"))
+        attempt = replica()._attempts.first(Version(source="slow"), lambda: False)
+        await attempt.__aenter__()
+        store.replica = "two"
+        store.alive.add("two")
+        two = replica()
+        await asyncio.wait_for(two.want(source("slow")), 5)
+        assert two.describe()["source"] == "a"
+        assert "slow" not in loads.asked
+        await attempt.__aexit__(None, None, None)
+        await settled(two)
+        assert two.describe() == {"source": "slow"}
 
     asyncio.run(run())
 

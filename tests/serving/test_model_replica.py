@@ -8,7 +8,7 @@ import pytest
 from support.replicas_locally import Loads, Store, unwatched
 
 from trainyard.serving.replica.deployment import ModelReplica
-from trainyard.serving.replica.versioned_model import Build
+from trainyard.serving.replica.version_records import Build
 from trainyard.serving.transport import Address, Connection, ConnectionServer
 
 TASK = "text-classification"

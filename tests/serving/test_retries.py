@@ -218,6 +218,31 @@ def test_a_sick_replica_does_not_attract_the_traffic() -> None:
     assert min(healthy.values()) > 60, healthy
 
 
+def test_a_replica_that_hangs_does_not_get_its_share() -> None:
+    """Between requests all replicas have none in work; each request to the hung one is lost."""
+
+    async def run() -> Counter[str]:
+        working, hung = Replicas(), Replicas()
+        hung.gate.clear()
+        addresses = [*await working.open(3), *await hung.open(1)]
+        found = models(echo)
+        found._models["mail"].connections = {
+            address: await Connection.open(address) for address in addresses
+        }
+        outcomes = Counter[str]()
+        for _ in range(40):
+            try:
+                async with asyncio.timeout(0.05):
+                    await found.ask("mail", b"x", 0.05)
+            except TimeoutError:
+                outcomes["lost"] += 1
+            else:
+                outcomes["answered"] += 1
+        return outcomes
+
+    assert asyncio.run(run())["lost"] <= 3
+
+
 def test_a_stream_is_begun_again_when_its_replica_dies_before_the_first_event() -> None:
     from ray.exceptions import RayActorError
 

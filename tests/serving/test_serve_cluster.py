@@ -224,6 +224,36 @@ def test_a_version_that_ends_its_process_ends_one_and_is_refused(
     deploy(config(models, models["a"]))
 
 
+@pytest.mark.long
+def test_a_version_that_hangs_costs_neither_the_model_nor_the_next_version(
+    url: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Not even when each replica is killed meanwhile: new ones first load what served."""
+    import ray
+    from ray import serve
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    hanging = tmp_path / "hanging"
+    shutil.copytree(models["a"], hanging)
+    os.mkfifo(hanging / "metrics.json")
+    with Load(f"{url}/models/mail") as load:
+        load.wait_for((200, "a"))
+        deploy(config(models, hanging))
+        prefix = "attempt/mail:mail:"
+        wait_until(lambda: bool(_internal_kv_list(prefix, namespace="trainyard")), 60)
+        for name in sorted(replicas()):
+            wait_until(lambda: serve.status().applications["mail"].status == "RUNNING", 30)
+            assert ask(f"{url}/ready")[0] == 200
+            ray.kill(ray.get_actor(name, namespace="serve"))
+            wait_until(lambda: name not in replicas() and running("mail", "Model") == 2, 90)  # noqa: B023
+            load.wait_for((200, "a"), 40)
+        deploy(config(models, models["b"]))
+        load.wait_for((200, "b"), 150)
+        deploy(config(models, models["a"]))
+        load.wait_for((200, "a"), 150)
+    assert {status for status, _ in load.found} == {200}, load.found
+
+
 def test_killed_replicas_cost_no_request(url: str) -> None:
     import ray
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.replicas_locally import Cache, Loads, Store, unwatched
+from support.replicas_locally import Cache, Loads, Store, settled, unwatched
 from support.small_models import LABELS, classifier
 
 from trainyard.errors import UserError
@@ -19,7 +19,7 @@ from trainyard.serving.options import SHARED
 from trainyard.serving.replica import shared as shared_module
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.shared import SharedReplica
-from trainyard.serving.replica.versioned_model import Build
+from trainyard.serving.replica.version_records import Build
 
 TASK = "text-classification"
 
@@ -41,6 +41,13 @@ def models(**sources: str) -> dict[str, Any]:
 
 async def loaded(replica: SharedReplica, name: str) -> Any:
     return (await replica._host(name)).describe()["source"]
+
+
+async def reconfigured(replica: SharedReplica, user_config: Any) -> None:
+    """Take a list, and wait until its new versions serve or are refused."""
+    await replica.reconfigure(user_config)
+    for kept in list(replica._loaded.values()):
+        await settled(kept.model)
 
 
 def test_they_are_kept_by_the_name_that_the_gateway_asks_for(
@@ -99,16 +106,16 @@ def test_a_new_version_takes_over_or_is_refused(monkeypatch: pytest.MonkeyPatch)
 
     async def run() -> None:
         replica = shared(max_loaded=1)
-        await replica.reconfigure(models(a="a1", b="b"))
+        await reconfigured(replica, models(a="a1", b="b"))
         assert await loaded(replica, "a") == "a1"
-        await replica.reconfigure(models(a="broken", b="b"))
+        await reconfigured(replica, models(a="broken", b="b"))
         for _ in range(5):
             assert await loaded(replica, "a") == "a1"
         assert "KeyError" in (await replica.describe("a"))["refused"]["error"]
-        await replica.reconfigure(models(a="a2", b="b"))
+        await reconfigured(replica, models(a="a2", b="b"))
         assert await loaded(replica, "a") == "a2"
         assert loads.asked == ["a1", "broken", "a2"]
-        await replica.reconfigure(models(a="broken", b="b"))
+        await reconfigured(replica, models(a="broken", b="b"))
         assert await loaded(replica, "b") == "b"  # and a gives way
         assert await loaded(replica, "a") == "a2"  # what was good, when it comes again
         assert loads.open() == ["a2"]

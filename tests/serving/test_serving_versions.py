@@ -4,13 +4,14 @@ import asyncio
 import json
 import shutil
 import struct
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.replicas_locally import Loads, Store, unwatched
+from support.replicas_locally import Loads, Store, settled, unwatched, wanted
 from support.small_models import classifier
 
 from trainyard.errors import UserError
@@ -19,7 +20,8 @@ from trainyard.serving.replica import versioned_model as module
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import ReplicaMetrics
 from trainyard.serving.replica.model_source import locate, weight_files
-from trainyard.serving.replica.versioned_model import KEPT, Build, VersionedModel
+from trainyard.serving.replica.version_records import KEPT, Build
+from trainyard.serving.replica.versioned_model import VersionedModel
 
 TASK = "text-classification"
 DEEP = "[" * 100_000
@@ -57,14 +59,14 @@ def test_whatever_a_version_raises_the_one_that_serves_stays(
 
     async def run() -> None:
         model = replica()
-        await model.want(source("a"))
-        for wanted in (source("broken"), {"sorce": "a"}, 7):
-            await model.want(wanted)
+        await wanted(model, source("a"))
+        for bad in (source("broken"), {"sorce": "a"}, 7):
+            await wanted(model, bad)
             about = model.describe()
             assert about["source"] == "a"
-            assert about["refused"]["version"] == wanted
+            assert about["refused"]["version"] == bad
             assert "\n" not in about["refused"]["error"]
-        await model.want(source("b"))
+        await wanted(model, source("b"))
         assert model.describe() == {"source": "b"}
         assert loads.open() == ["b"]
 
@@ -125,8 +127,8 @@ def test_a_broken_folder_is_refused_in_one_sentence(
         with pytest.raises(UserError) as first:
             await replica(task=task).want(source(str(bad)))
         model = replica("2", task=task)
-        await model.want(source(str(good)))
-        await model.want(source(str(bad)))
+        await wanted(model, source(str(good)))
+        await wanted(model, source(str(bad)))
         about = model.describe()
         assert about["source"] == str(good)
         assert about["refused"]["error"] == str(first.value)
@@ -171,9 +173,9 @@ def test_a_version_for_another_task_is_refused_everywhere(
 
     async def run() -> None:
         model = replica()
-        await model.want(source("a"))
+        await wanted(model, source("a"))
         for one in (model, replica()):  # also a replica that has not seen the old one
-            await one.want(source("other"))
+            await wanted(one, source("other"))
             about = one.describe()
             assert about["source"] == "a"
             assert (
@@ -196,14 +198,14 @@ def test_a_new_replica_starts_from_what_was_good_in_its_deployment(
 
     async def run() -> None:
         for good in "ab":
-            await replica().want(source(good))
+            await wanted(replica(), source(good))
         again = replica()
-        await again.want(source("broken"))
+        await wanted(again, source("broken"))
         assert again.describe()["source"] == "b"
         assert again.describe()["refused"]["error"] == "it is broken"
         loads.table["b"] = UserError("it is not on this node")
         elsewhere = replica()
-        await elsewhere.want(source("b"))
+        await wanted(elsewhere, source("b"))
         assert elsewhere.describe()["source"] == "a"
         with pytest.raises(UserError, match="it is broken"):
             await replica("another build").want(source("broken"))
@@ -227,9 +229,9 @@ def test_a_build_after_one_that_failed_knows_what_its_replicas_serve(
     async def run() -> None:
         await replica("the first").want(source("a"))
         for store.status, store.running in (("RUNNING", 0), ("UNHEALTHY", 0), ("DEPLOYING", 1)):
-            for wanted in ("broken", "other"):
-                lost_and_replaced = replica(f"{store.status} {wanted}")
-                await lost_and_replaced.want(source(wanted))
+            for name in ("broken", "other"):
+                lost_and_replaced = replica(f"{store.status} {name}")
+                await wanted(lost_and_replaced, source(name))
                 assert lost_and_replaced.describe()["source"] == "a"
         for store.running, args in (
             (0, "some"),
@@ -248,23 +250,24 @@ def test_a_refused_version_is_tried_again_ever_more_rarely(monkeypatch: pytest.M
 
     async def run() -> None:
         model = replica()
-        await model.want(source("a"))
-        await model.want(source("copied"))
+        await wanted(model, source("a"))
+        await wanted(model, source("copied"))
         waits = []
         for _ in range(8):
+            asked = len(loads.asked)
             await model.check_health()
-            assert not hasattr(model, "_retrying")
+            await settled(model)
+            assert len(loads.asked) == asked, "too early"
             waits.append(model._retry_at - now[0])
             now[0] = model._retry_at
             await model.check_health()
-            await model._retrying
-            del model._retrying
+            await settled(model)
         assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
         assert model.describe()["refused"]["tries"] == 9
         loads.table["copied"] = TASK
         now[0] = model._retry_at
         await model.check_health()
-        await model._retrying
+        await settled(model)
         assert model.describe() == {"source": "copied"}
         assert loads.open() == ["copied"]
         asked = len(loads.asked)
@@ -340,7 +343,7 @@ def test_what_serves_is_not_loaded_again_when_serve_repeats_itself(
     async def run() -> None:
         model = replica()
         for name in ("a", "a", "broken", "broken"):
-            await model.want(source(name))
+            await wanted(model, source(name))
         assert loads.asked == ["a", "broken"]
 
     asyncio.run(run())
@@ -351,9 +354,133 @@ def test_a_version_that_comes_after_the_end_is_let_go(monkeypatch: pytest.Monkey
 
     async def run() -> None:
         model = replica()
-        await model.want(source("a"))
+        await wanted(model, source("a"))
         model.close()
-        await model.want(source("b"))
+        await wanted(model, source("b"))
         assert loads.open() == []
+
+    asyncio.run(run())
+
+
+class Hanging(Loads):
+    """Loads of which some hang until `gate` is set, as the files of a storage that hangs do."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, table: dict[str, str | Exception], *hanging: str
+    ) -> None:
+        super().__init__(monkeypatch, table)
+        self.gate, self.hanging = threading.Event(), hanging
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+
+    def _load(self, version: Any, options: Any, metrics: Any) -> Any:
+        if version.source in self.hanging:
+            self.asked.append(f"{version.source} hangs")
+            assert self.gate.wait(20)
+        return super()._load(version, options, metrics)
+
+
+def test_the_one_that_serves_does_not_wait_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Serve sends no request to a replica that is being reconfigured, and tells it no version."""
+    loads = Hanging(monkeypatch, {"a": TASK, "slow": TASK}, "slow")
+
+    async def run() -> None:
+        model = replica()
+        await model.want(source("a"))
+        await asyncio.wait_for(model.want(source("slow")), 5)
+        about = {"source": "a", "loading": {"version": source("slow")}}
+        assert model.describe() == about
+        await model.check_health()
+        assert model.describe() == about
+        loads.gate.set()
+        await settled(model)
+        assert model.describe() == {"source": "slow"}
+        assert loads.asked == ["a", "slow hangs", "slow"]
+        assert loads.open() == ["slow"]
+
+    asyncio.run(run())
+
+
+def test_a_version_that_hangs_is_refused_and_the_next_one_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = Hanging(monkeypatch, {"a": TASK, "hangs": TASK, "b": TASK}, "hangs")
+    now = [1000.0]
+
+    async def run() -> None:
+        model = VersionedModel("mail", ModelOptions(threads=1), "app", Build("some", "1"), 0.1)
+        await model.want(source("a"))
+        await wanted(model, source("hangs"))
+        about = model.describe()
+        assert about["source"] == "a"
+        assert "model hangs did not load within 0 s" in about["refused"]["error"]
+        monkeypatch.setattr(
+            module, "time", SimpleNamespace(monotonic=lambda: now[0] + time.monotonic())
+        )
+        for _ in range(3):  # its thread cannot be stopped, and another one would hang as well
+            now[0] += 10_000
+            await model.check_health()
+            await settled(model)
+        assert loads.asked == ["a", "hangs hangs"]
+        await wanted(model, source("b"))
+        assert model.describe() == {"source": "b"}
+        await wanted(model, source("hangs"))  # not before its storage answers
+        assert model.describe()["source"] == "b"
+        loads.gate.set()
+        while model._overdue:
+            await asyncio.sleep(0.01)
+        assert loads.open() == ["b"], "a late one does not stay in memory"
+        await model.check_health()
+        await settled(model)
+        assert model.describe() == {"source": "hangs"}
+        assert loads.open() == ["hangs"]
+
+    asyncio.run(run())
+
+
+def test_a_load_is_given_up_once_another_version_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the one that serves is not loaded once more."""
+    loads = Hanging(monkeypatch, {"a": TASK, "hangs": TASK, "b": TASK}, "hangs")
+    monkeypatch.setattr(module, "SUPERSEDED_SECONDS", 0.1)
+
+    async def run() -> None:
+        model = replica()
+        await model.want(source("a"))
+        await model.want(source("hangs"))
+        await asyncio.sleep(0.05)
+        await wanted(model, source("a"))
+        assert model.describe() == {"source": "a"}
+        await model.want(source("hangs"))
+        await wanted(model, source("b"))
+        assert model.describe() == {"source": "b"}
+        assert loads.asked == ["a", "hangs hangs", "b"]
+        loads.gate.set()
+        while model._overdue:
+            await asyncio.sleep(0.01)
+        assert loads.open() == ["b"]
+        assert model._last_good.read()[0]["version"]["source"] == "b"
+
+    asyncio.run(asyncio.wait_for(run(), 10))  # the load that hangs takes longer
+
+
+def test_a_new_replica_first_loads_what_served_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wanted version may hang there, or end its process, while nothing answers."""
+    loads = Hanging(monkeypatch, {"a": TASK, "hangs": TASK}, "hangs")
+
+    async def run() -> None:
+        await replica().want(source("a"))
+        instead = replica()
+        await asyncio.wait_for(instead.want(source("hangs")), 5)
+        assert instead.describe() == {"source": "a", "loading": {"version": source("hangs")}}
+        loads.gate.set()
+        await settled(instead)
+        assert instead.describe() == {"source": "hangs"}
+        another = replica()  # proven now
+        await another.want(source("hangs"))
+        assert another.describe() == {"source": "hangs"}
+        assert loads.asked[-2:] == ["hangs hangs", "hangs"]
 
     asyncio.run(run())

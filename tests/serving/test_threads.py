@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from trainyard.serving.replica.threads import process_threads, run_and_end, run_pass
+from trainyard.serving.replica.threads import process_threads, run_pass, start
 
 
 def where() -> tuple[str, int]:
@@ -53,8 +53,11 @@ def test_the_next_version_gets_the_cores_of_the_process_whatever_ran_before_it()
     given = process_threads()
     with ThreadPoolExecutor(1) as narrow:
         narrow.submit(run_pass, where, 1).result()  # torch now gives each new thread one core
-    assert run_and_end(process_threads) == given
+    assert start(process_threads).result() == given
 
 
 def test_a_loading_thread_ends() -> None:
-    assert run_and_end(threading.current_thread) not in threading.enumerate()
+    thread = start(threading.current_thread).result()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert thread.daemon, "one that hangs would keep the process"

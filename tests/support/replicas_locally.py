@@ -1,5 +1,6 @@
 """What replicas need of Ray and of models, in this process: a store, a cache, hosts that load at once."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from trainyard.serving.options import MODEL
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import ReplicaMetrics
+from trainyard.serving.replica.versioned_model import VersionedModel
 
 
 class Store:
@@ -138,3 +140,15 @@ def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "trainyard.serving.replica.versioned_model.RayReplicaMetrics", lambda _: ReplicaMetrics()
     )
+
+
+async def settled(model: VersionedModel) -> None:
+    """Wait until the model loads nothing in the background."""
+    while model._task is not None and not model._task.done():
+        await asyncio.wait([model._task])
+
+
+async def wanted(model: VersionedModel, version: Any) -> None:
+    """Want a version, and wait until it serves or is refused."""
+    await model.want(version)
+    await settled(model)

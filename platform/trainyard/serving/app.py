@@ -88,7 +88,7 @@ def model(args: dict[str, Any]) -> "Application":
         UserError: `args` are invalid.
     """
     from trainyard.serving.replica.deployment import ModelReplica
-    from trainyard.serving.replica.versioned_model import Build
+    from trainyard.serving.replica.version_records import Build
 
     options = ModelOptions.parse(args, "args of a model")
     fields = options.model_dump()
@@ -105,7 +105,7 @@ def shared(args: dict[str, Any]) -> "Application":
         UserError: `args` are invalid.
     """
     from trainyard.serving.replica.shared import SharedReplica
-    from trainyard.serving.replica.versioned_model import Build
+    from trainyard.serving.replica.version_records import Build
 
     options = SharedOptions.parse(args, "args of shared models")
     fields = options.model_dump()
@@ -123,7 +123,7 @@ def build(args: dict[str, Any]) -> "Application":
     """
     from trainyard.serving.replica.deployment import ModelReplica
     from trainyard.serving.replica.model_source import locate
-    from trainyard.serving.replica.versioned_model import Build
+    from trainyard.serving.replica.version_records import Build
 
     wanted = HostOptions.parse(args, "trainyard.serving.app:build")
     of_gateway = {"keys_file", "allowed_hosts", "cors_origins"}
@@ -164,7 +164,6 @@ def _replicas(replica: type[Any], name: str, options: ModelOptions, **more: Any)
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         # The batcher's queue is bounded in tokens; Serve must not queue in front of it.
         max_ongoing_requests=100_000,
-        max_constructor_retry_count=2,  # a broken model fails each time
         max_surge_percent=100,  # the old replica stays until the next is ready
         logging_config={"enable_access_log": False},
         **more,

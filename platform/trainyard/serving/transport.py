@@ -47,6 +47,9 @@ FAILURE_PENALTY = 16.0
 PENALTY_HALF_LIFE = 10.0
 """Seconds in which the penalty halves, so that a recovered replica gets requests again."""
 
+FAILURES = {STATUSES["failed"][0], STATUSES["late"][0]}
+"""Statuses of answers that count as failures of the replica."""
+
 Address = tuple[str, int, bytes]
 """Host, port and secret of a replica."""
 
@@ -145,7 +148,8 @@ class Connection(_MessageProtocol):
         """Requests in flight, plus a penalty for recent failures.
 
         A replica on a broken device answers 500 at once, so it has hardly any requests in flight.
-        Without the penalty it would get nearly all requests.
+        Without the penalty it would get nearly all requests. One that hangs lets each request run
+        to its deadline, so a deadline counts as well.
         """
         return len(self._pending) + self._current_penalty()
 
@@ -155,8 +159,7 @@ class Connection(_MessageProtocol):
         age = time.monotonic() - self._penalty_at
         return float(self._penalty * 0.5 ** (age / PENALTY_HALF_LIFE))
 
-    def _count(self, status: int) -> None:
-        failed = status == STATUSES["failed"][0]
+    def _count(self, *, failed: bool) -> None:
         if failed or self._penalty:
             now = self._current_penalty()
             self._penalty = now + FAILURE_PENALTY if failed else now / 2
@@ -174,7 +177,7 @@ class Connection(_MessageProtocol):
         """
         if not self.usable or self._transport.is_closing():
             raise ConnectionLost(in_work=False)
-        call = next(self._calls)
+        call, until = next(self._calls), time.monotonic() + seconds
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[call] = answer
         self._send(call, body, seconds)
@@ -182,6 +185,8 @@ class Connection(_MessageProtocol):
             return await answer
         except asyncio.CancelledError:
             self._send(call)
+            if time.monotonic() >= until:  # else the client left
+                self._count(failed=True)
             raise
         finally:
             self._pending.pop(call, None)
@@ -199,7 +204,7 @@ class Connection(_MessageProtocol):
             self.usable = False
             return
         status, body, headers = message
-        self._count(status)
+        self._count(failed=status in FAILURES)
         if (answer := self._pending.get(call)) is not None and not answer.done():
             answer.set_result(Answer(status, body, headers))
 

@@ -110,7 +110,8 @@ class PendingRequest:
         submitted: Time at which its rows entered the queue.
         missing: Number of rows without a result.
         started: Time at which its first batch was taken, or None.
-        gone: True once the request is answered, cancelled or late; its waiting rows are dropped.
+        left: Time at which the request was answered, cancelled or late; its waiting rows are then
+            dropped. Infinite until then.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -122,13 +123,17 @@ class PendingRequest:
     started: float | None = None
     finished: float = 0.0
     failure: Exception | None = None
-    gone: bool = False
+    left: float = float("inf")
 
     @classmethod
     def open(cls, deadline: float | None, now: float) -> Self:
         loop = asyncio.get_running_loop()
         latest = float("inf") if deadline is None else deadline
         return cls(loop, loop.create_future(), latest, now)
+
+    @property
+    def gone(self) -> bool:
+        return self.left < float("inf")
 
     def add_rows(
         self, rows: Sequence[Row], length: Callable[[Row], int], now: float
@@ -215,6 +220,7 @@ class Batcher(Generic[Row, Result]):
         self._changed = threading.Condition()
         self._closed = self._broken = False
         self._workers, self._busy = workers, 0
+        self._passes: dict[int, list[PendingRow[Row]]] = {}
         for _ in range(workers):
             threading.Thread(target=self._guarded_run, name="batcher", daemon=True).start()
 
@@ -225,6 +231,15 @@ class Batcher(Generic[Row, Result]):
     @property
     def waiting_rows(self) -> int:
         return len(self._waiting)
+
+    def stuck_seconds(self) -> float:
+        """Return how many seconds ago the last caller left a pass that still runs.
+
+        It is zero if each pass has a caller. A pass ends soon after its callers have left, unless
+        the device hangs.
+        """
+        left = [max(item.request.left for item in batch) for batch in list(self._passes.values())]
+        return max(0.0, self._clock() - min(left, default=float("inf")))
 
     def expected_wait(self, tokens: int = 0) -> float:
         """Estimate, from past passes, the seconds until `tokens` arriving now would be computed."""
@@ -318,7 +333,7 @@ class Batcher(Generic[Row, Result]):
             self._changed.notify()
 
     def _drop_rows(self, request: PendingRequest) -> None:
-        request.gone = True
+        request.left = min(request.left, self._clock())
         if request.missing:
             with self._changed:
                 self._keep([item for item in self._waiting if item.request is not request])
@@ -340,6 +355,7 @@ class Batcher(Generic[Row, Result]):
             raise
 
     def _run(self) -> None:
+        thread = threading.get_ident()
         while True:
             with self._changed:
                 while not self._waiting and not self._closed:
@@ -353,11 +369,14 @@ class Batcher(Generic[Row, Result]):
                     self._changed.notify()
             settle(late)
             if batch:
+                self._passes[thread] = batch
                 try:
                     self._execute(batch, busy)
                 except BaseException:
                     fail_stopped(batch)
                     raise
+                finally:
+                    del self._passes[thread]
                 del batch  # a waiting thread must not keep its last rows in memory
             with self._changed:
                 self._busy -= 1
@@ -368,7 +387,7 @@ class Batcher(Generic[Row, Result]):
         late = {item.request for item in self._waiting if item.request.deadline <= now}
         for request in late:
             request.failure = request.late(now, self.expected_wait())
-            request.gone = True
+            request.left = now
         waiting = [item for item in self._waiting if not item.request.gone]
         batch: list[PendingRow[Row]] = []
         if waiting:
@@ -407,7 +426,7 @@ class Batcher(Generic[Row, Result]):
             self._budget = max(padded / 2, 1.0)
         if len(batch) == 1:
             request = batch[0].request
-            request.failure, request.gone = as_request_error(error, batch[0].length), True
+            request.failure, request.left = as_request_error(error, batch[0].length), self._clock()
             settle([request])
             return
         release_memory(error)

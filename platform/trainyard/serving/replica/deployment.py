@@ -12,7 +12,8 @@ from trainyard.serving.answer import Answer
 from trainyard.serving.errors import RequestError
 from trainyard.serving.options import ModelOptions
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.versioned_model import Build, VersionedModel
+from trainyard.serving.replica.version_records import Build
+from trainyard.serving.replica.versioned_model import VersionedModel
 from trainyard.serving.transport import Address, ConnectionServer, ReplicaInfo
 
 log = logging.getLogger("ray.serve.trainyard")

@@ -52,6 +52,10 @@ thread."""
 FAULT_SECONDS = 20.0
 """Maximum seconds to answer the example in a health check; Serve's own timeout is 30 s."""
 
+STUCK_SECONDS = 120.0
+"""Seconds that a forward pass may run after its last caller left. Only a device that hangs takes
+longer: the batch of a large model on few cores takes some ten seconds."""
+
 
 class Host:
     """Answer requests with one predictor.
@@ -146,10 +150,12 @@ class Host:
         """Return the reason why the model cannot answer, or None.
 
         After a failed request, the task's example is computed. It succeeds if the input was bad,
-        and fails if the device is broken.
+        and fails if the device is broken. A pass that does not end shows a device that hangs.
         """
         if self._batcher.broken:
             return "its batcher stopped"
+        if self._batcher.stuck_seconds() > STUCK_SECONDS:
+            return "a forward pass does not end"
         if not self._failed:
             return None
         self._failed = False

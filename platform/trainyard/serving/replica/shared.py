@@ -18,12 +18,16 @@ from trainyard.serving.errors import RequestError
 from trainyard.serving.options import ModelOptions, SharedOptions, SharedVersions, Version
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.model_source import locate, task_of
-from trainyard.serving.replica.versioned_model import Build, LastGood, VersionedModel
+from trainyard.serving.replica.version_records import Build, LastGood
+from trainyard.serving.replica.versioned_model import VersionedModel
 from trainyard.serving.transport import ReplicaInfo
 
 FAILED_SECONDS = 60.0
 """Seconds until a model that could not be loaded is tried again. Models load one at a time, so a
 retry delays others."""
+
+LOAD_SECONDS = 300.0
+"""Maximum seconds to load a model; meanwhile no other one is loaded."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
@@ -44,7 +48,7 @@ class SharedReplica:
         self._failed: dict[str, float] = {}
         self._loaded: WeakValueDictionary[str, _LoadedModel] = WeakValueDictionary()
         self._loads: dict[str, asyncio.Task[_LoadedModel]] = {}
-        self._changing = asyncio.Lock()
+        self._loading = asyncio.Lock()
 
         async def load(name: str) -> _LoadedModel:
             return await self._load(name)
@@ -60,24 +64,23 @@ class SharedReplica:
         Raises:
             UserError: The list is invalid, and there is no other.
         """
-        async with self._changing:
-            try:
-                self._versions = _parse(user_config)
-            except UserError as error:
-                log.error("the list of shared models stays as it is: %s", error)
-                self._refused = {"refused": {"version": user_config, "error": str(error)}}
-                if not self._versions:
-                    good = await asyncio.to_thread(self._last_good.read)
-                    if not good:
-                        raise
-                    self._versions = _parse(good[0])
-                return
-            self._refused = {}
-            self._failed.clear()
-            await asyncio.to_thread(self._last_good.write, user_config)
-            for name, loaded in list(self._loaded.items()):
-                if name in self._versions:
-                    await loaded.model.want(self._versions[name])
+        try:
+            self._versions = _parse(user_config)
+        except UserError as error:
+            log.error("the list of shared models stays as it is: %s", error)
+            self._refused = {"refused": {"version": user_config, "error": str(error)}}
+            if not self._versions:
+                good = await asyncio.to_thread(self._last_good.read)
+                if not good:
+                    raise
+                self._versions = _parse(good[0])
+            return
+        self._refused = {}
+        self._failed.clear()
+        await asyncio.to_thread(self._last_good.write, user_config)
+        for name, loaded in list(self._loaded.items()):
+            if name in self._versions:
+                await loaded.model.want(self._versions[name])
 
     async def info(self) -> ReplicaInfo:
         """Return the names of the models, without an address: Serve routes calls by model."""
@@ -152,19 +155,21 @@ class SharedReplica:
                 self._loads.pop(name, None)
 
     async def _load_now(self, name: str) -> "_LoadedModel":
-        async with self._changing:
-            # Drop finished loads whose callers were all cancelled.
-            self._loads = {n: load for n, load in self._loads.items() if not load.done()}
-            version = self._check(name)  # again: another load may have failed meanwhile
-            model = VersionedModel(name, self._options, self._application, self._build)
-            try:
-                await model.want(version)
-            except UserError as error:
-                log.error("model '%s' cannot be loaded: %s", name, error)
-                self._failed[name] = time.monotonic() + FAILED_SECONDS
-                raise _cannot_load(name, FAILED_SECONDS) from None
-            loaded = self._loaded[name] = _LoadedModel(model)
-            return loaded
+        model = VersionedModel(
+            name, self._options, self._application, self._build, LOAD_SECONDS, self._loading
+        )
+        try:
+            await model.want(self._check(name))
+        except UserError as error:
+            log.error("model '%s' cannot be loaded: %s", name, error)
+            self._failed[name] = time.monotonic() + FAILED_SECONDS
+            raise _cannot_load(name, FAILED_SECONDS) from None
+        loaded = self._loaded[name] = _LoadedModel(model)
+        if name in self._versions:  # a new list may have come during the load
+            await model.want(self._versions[name])
+        # Drop finished loads whose callers were all cancelled.
+        self._loads = {n: load for n, load in self._loads.items() if not load.done()}
+        return loaded
 
 
 def _cannot_load(name: str, seconds: float) -> RequestError:

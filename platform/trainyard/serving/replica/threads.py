@@ -9,7 +9,7 @@ passes on several cores run in one thread of the process, and threads that load 
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
@@ -50,10 +50,21 @@ def run_pass(forward: Callable[[], Result], cores: int) -> Result:
     return _run_on(1, forward)
 
 
-def run_and_end(work: Callable[[], Result]) -> Result:
-    """Run `work` in a new thread, which ends with its team of OpenMP threads; return the result."""
-    with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
-        return thread.submit(work).result()
+def start(work: Callable[[], Result]) -> "Future[Result]":
+    """Run `work` in a new thread, which ends with its team of OpenMP threads.
+
+    The thread does not keep the process alive, so one that hangs is lost with it.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return future
 
 
 def _run_on(cores: int, forward: Callable[[], Result]) -> Result:

@@ -1,285 +1,39 @@
 """Versions of a model: the next version is loaded next to the current one and replaces it.
 
-A version that cannot be loaded is refused. Ray's internal key-value store records the versions that
-a deployment loaded last, and the attempts to load one. Serve keeps its own state in the same store.
-It outlives replicas, the controller and, with Redis, the head node.
+A version that cannot be loaded is refused. What served comes first: a replica never waits for a new
+version while another one serves, or while one that served before can be loaded.
 """
 
 import asyncio
-import hashlib
-import json
 import logging
-import math
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Self
-
-import ray
-from ray import serve
-from ray.experimental import internal_kv
+from typing import Any
 
 from trainyard.errors import UserError, one_line
-from trainyard.serving.options import MODEL, SHARED, ModelOptions, Version
+from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import RayReplicaMetrics
-from trainyard.serving.replica.threads import run_and_end
+from trainyard.serving.replica.threads import start
+from trainyard.serving.replica.version_records import Build, LastGood, LoadAttempts
 
-KEPT = 2
-"""Number of versions remembered as good: the last one may be good on one node and bad on
-another."""
+LOAD_SECONDS = 1800.0
+"""Maximum seconds to load a version; then it is refused. Its files may lie in a storage that
+hangs."""
 
-NAMESPACE = "trainyard"
-"""Namespace of the records in Ray's key-value store."""
+SUPERSEDED_SECONDS = 60.0
+"""Maximum seconds that a load may go on after another version was wanted. Two loads at once need
+the memory of both."""
+
+POLL_SECONDS = 0.5
+"""Seconds between two checks whether the version that is being loaded is still wanted."""
 
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 900.0
 """Seconds from a refusal to the next attempt at the version, and their maximum. The wait doubles
 each time: files may still be copied, or the device may have been full."""
 
-POLL_SECONDS = 0.5
-"""Seconds between two checks of another replica's attempt."""
-
-FIRST_LOAD_SECONDS = 900.0
-"""Maximum seconds that a replica waits for another replica's attempt, before it loads the version
-too."""
-
-MAX_CUT_OFF = 3
-"""Maximum number of attempts that end their process; then the version is not tried again."""
-
-COOL_DOWN_SECONDS = 600.0
-"""Seconds from the start of an attempt that ended its process to the next attempt; doubled each
-time."""
-
 log = logging.getLogger("ray.serve.trainyard")
-
-
-@dataclass(frozen=True)
-class Build:
-    """One run of an application's builder.
-
-    Serve runs the builder when an application is deployed after its deletion, or with other
-    arguments, or with the same arguments after a failed build. Only in the last case do its
-    replicas continue to serve.
-
-    Attributes:
-        args: SHA-256 of the builder's arguments.
-        run: Random id of the run.
-    """
-
-    args: str
-    run: str
-
-    @classmethod
-    def of(cls, args: Any) -> Self:
-        """Identify this run of a builder that has the arguments `args`."""
-        text = json.dumps(args, sort_keys=True, default=str)
-        return cls(hashlib.sha256(text.encode()).hexdigest(), uuid.uuid4().hex)
-
-    def continues(self, other: Self, application: str) -> bool:
-        """Return whether a record made by the build `other` still holds for this build.
-
-        A record of other arguments does not hold, nor does a record from before the application's
-        deletion.
-        """
-        return other == self or (other.args == self.args and _serves(application))
-
-
-def _serves(application: str) -> bool:
-    """Return whether replicas of an application serve, or served until they were lost."""
-    status = serve.status().applications.get(application)
-    if status is None:
-        return False
-    return status.status in ("RUNNING", "UNHEALTHY") or any(
-        deployment.replica_states.get("RUNNING", 0)
-        for name, deployment in status.deployments.items()
-        if name in (MODEL, SHARED)
-    )
-
-
-class LastGood:
-    """Versions of one model, or lists of shared models, that an application loaded last.
-
-    Serve starts every replica with the wanted version. While that version is refused, a new replica
-    reads here which version the other replicas serve.
-    """
-
-    def __init__(self, application: str, build: Build, name: str) -> None:
-        self._application = application
-        self._build = build
-        self._key = f"last-good/{application}/{name}"
-
-    def read(self) -> list[Any]:
-        """Return the good versions, newest first; none when the store does not answer."""
-        try:
-            stored = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE)
-            record = json.loads(stored or b"null")
-            if record is None:
-                return []
-            if not self._build.continues(Build(**record["build"]), self._application):
-                return []
-            good: list[Any] = record["good"]
-        except Exception:  # the errors of the store's connection have no common base
-            log.exception("%s cannot be read", self._key)
-            return []
-        return good
-
-    def write(self, good: Any) -> None:
-        """Store a version as the newest.
-
-        An error of the store is only logged: the model can serve without a record.
-        """
-        kept = [good, *(other for other in self.read() if other != good)][:KEPT]
-        try:
-            record = json.dumps({"build": asdict(self._build), "good": kept})
-            internal_kv._internal_kv_put(self._key, record, namespace=NAMESPACE)
-        except Exception:
-            log.exception("%s cannot be written", self._key)
-
-
-class LoadAttempts:
-    """Attempts to load a version for the first time, recorded before they begin.
-
-    A version can end its process: out of memory, a segmentation fault, an abort of CUDA. The record
-    of its attempt then stays, and the version is refused instead of ending one replica after
-    another. One replica tries first; the others wait for its result.
-
-    Another process may have caused the end, for example by using the memory. So a version is tried
-    again after a cool-down, until `MAX_CUT_OFF` attempts ended their process. Wanting another
-    version in between, or other `args`, clears the count.
-    """
-
-    def __init__(self, application: str, build: Build, name: str) -> None:
-        self._application = application
-        self._build = build
-        self._prefix = f"attempt/{application}:{name}:"  # no name has a colon
-        context = ray.get_runtime_context()
-        replica = serve.get_replica_context().replica_id
-        self._owner = {"actor": replica.to_full_id_str(), "node": context.get_node_id()}
-        self._held: str | None = None
-
-    @asynccontextmanager
-    async def first(self, version: Version, is_proven: Callable[[], bool]) -> AsyncIterator[None]:
-        """Hold the only attempt at a version inside the block.
-
-        While another replica holds it, wait. The block runs without a recorded attempt once
-        `is_proven` returns True, after `FIRST_LOAD_SECONDS`, or when the store does not answer.
-
-        Args:
-            version: Version to load.
-            is_proven: Returns True once any replica has loaded the version.
-
-        Raises:
-            UserError: Earlier attempts ended their process. Either the cool-down is not over, or
-                `MAX_CUT_OFF` attempts did so.
-        """
-        prefix = self._prefix + hashlib.sha256(version.model_dump_json().encode()).hexdigest() + ":"
-        until = time.monotonic() + FIRST_LOAD_SECONDS
-        try:
-            await asyncio.to_thread(self._forget_others, prefix)
-            while not await asyncio.to_thread(self._claim, prefix, version.source):
-                await asyncio.sleep(POLL_SECONDS)
-                if await asyncio.to_thread(is_proven) or time.monotonic() > until:
-                    break
-        except UserError:
-            raise
-        except Exception:  # the store does not answer: load without a record
-            log.exception("%s cannot be recorded", prefix)
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(self.abandon)
-
-    def abandon(self) -> None:
-        """Remove the record of this replica's attempt.
-
-        Call this when the attempt has ended, or when Serve is about to end the replica.
-        """
-        key, self._held = self._held, None
-        if key is not None:
-            try:
-                internal_kv._internal_kv_del(key, namespace=NAMESPACE)
-            except Exception:
-                log.exception("%s cannot be removed", key)
-
-    def _forget_others(self, prefix: str) -> None:
-        """Remove attempts at other versions.
-
-        A version that is wanted again later is then tried again.
-        """
-        for key in internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE):
-            if not key.decode().startswith(prefix):
-                internal_kv._internal_kv_del(key, namespace=NAMESPACE)
-
-    def _claim(self, prefix: str, source: str) -> bool:
-        """Record an attempt; return False if another replica has one that is running.
-
-        Attempts are numbered, and the store accepts each number once. So two replicas cannot both
-        record one.
-
-        Raises:
-            UserError: Earlier attempts ended their process, see `first`.
-        """
-        cut_off: list[float] = []
-        number = 0
-        for name in internal_kv._internal_kv_list(prefix, namespace=NAMESPACE):
-            key = name.decode()
-            number = max(number, int(key.removeprefix(prefix)) + 1)
-            stored = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
-            record = json.loads(stored) if stored else None
-            if record is None or not self._counts(record):
-                internal_kv._internal_kv_del(key, namespace=NAMESPACE)
-            elif _is_alive(record["owner"]["actor"]):
-                return False
-            else:
-                cut_off.append(record["at"])
-        if cut_off:
-            _check_cut_off(cut_off, source)
-        key = f"{prefix}{number}"
-        record = {"build": asdict(self._build), "owner": self._owner, "at": time.time()}
-        exists = internal_kv._internal_kv_put(
-            key, json.dumps(record), overwrite=False, namespace=NAMESPACE
-        )
-        if not exists:
-            self._held = key
-        return not exists
-
-    def _counts(self, record: dict[str, Any]) -> bool:
-        owner = record["owner"]
-        ours = self._build.continues(Build(**record["build"]), self._application)
-        return bool(
-            ours
-            and owner != self._owner
-            and (
-                _is_alive(owner["actor"])
-                or owner["node"] in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            )
-        )
-
-
-def _check_cut_off(times: Sequence[float], source: str) -> None:
-    cool_down = COOL_DOWN_SECONDS * 2 ** (len(times) - 1)
-    wait = min(max(times) + cool_down - time.time(), cool_down)  # clocks of hosts differ
-    if len(times) >= MAX_CUT_OFF:
-        following = "it is not tried again"
-    elif wait > 0:
-        following = f"it is tried again in {math.ceil(wait / 60)} min"
-    else:
-        return
-    raise UserError(
-        f"model {source} ended the process of the replica that loaded it, {len(times)} of at most "
-        f"{MAX_CUT_OFF} times (out of memory or a crash; see `ray logs`); {following}; deploy another "
-        "version, or give the replicas more memory in `args`"
-    )
-
-
-def _is_alive(actor: str) -> bool:
-    try:
-        ray.get_actor(actor, namespace="serve")
-    except ValueError:
-        return False
-    return True
 
 
 class VersionedModel:
@@ -291,34 +45,64 @@ class VersionedModel:
             loaded.
     """
 
-    def __init__(self, name: str, options: ModelOptions, application: str, build: Build) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: ModelOptions,
+        application: str,
+        build: Build,
+        load_seconds: float = LOAD_SECONDS,
+        one_load: asyncio.Lock | None = None,
+    ) -> None:
+        """Take the options of a model, without loading one.
+
+        Args:
+            name: Name of the model.
+            options: Options of its application.
+            application: Name of its application in Serve.
+            build: Run of the application's builder.
+            load_seconds: Maximum seconds to load a version.
+            one_load: Lock held during a load, for models that are loaded one at a time.
+        """
         self.host: Host | None = None
         self.refused: dict[str, Any] | None = None
         self._name = name
         self._options = options
+        self._load_seconds = load_seconds
         self._last_good = LastGood(application, build, name)
         self._attempts = LoadAttempts(application, build, name)
         self._metrics = RayReplicaMetrics(name)
+        self._serves: Version | None = None
         self._wanted: Any = None
+        self._waits = False  # the wanted version does not serve yet
         self._tries = 0
         self._retry_at = 0.0
-        self._loading = asyncio.Lock()  # of two versions wanted in a row, the second stays
+        self._loading = one_load or asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._overdue: dict[asyncio.Future[Host], Any] = {}
         self._closed = False
 
     async def want(self, version: Any) -> None:
-        """Load a version in a thread, warm it up, then let it take over between two requests.
+        """Make a version the one that this replica shall serve.
 
-        A version that cannot be loaded is refused if another one serves, or a recorded one can be
-        loaded. An exception would make Serve stop the replica, and with it the version that works.
+        While another version serves, this returns at once. The wanted one is loaded in a thread,
+        warmed up, and takes over between two requests. A replica that serves nothing returns once a
+        version serves: a recorded one if the wanted one was never loaded, else the wanted one.
+
+        A version that cannot be loaded is refused if another one can be. An exception would make
+        Serve stop the replica, and with it the version that works.
 
         Raises:
             UserError: The version cannot be loaded, and there is no other.
         """
-        async with self._loading:
-            if self.host is not None and version == self._wanted:
-                return  # Serve sends the version again when it renumbers replicas
-            self._wanted, self._tries = version, 0
-            await self._try()
+        if self.host is not None and version == self._wanted:
+            return  # Serve sends the version again when it renumbers replicas
+        self._wanted, self._tries, self._retry_at = version, 0, 0.0
+        self._waits, self.refused = self._serves is None or _parsed(version) != self._serves, None
+        if self.host is None:
+            async with self._loading:
+                await self._load_any()
+        self._load_if_due()
 
     async def check_health(self) -> None:
         """Check the version that serves; retry a refused version in the background.
@@ -328,22 +112,17 @@ class VersionedModel:
         """
         if self.host is not None and (reason := await self.host.find_fault()):
             raise RuntimeError(f"model '{self._name}': {reason}")
-        if self._due() and not self._loading.locked():
-            self._retrying = asyncio.get_running_loop().create_task(self._retry())
-
-    def _due(self) -> bool:
-        waits = self.refused is not None and not self._closed
-        return waits and time.monotonic() >= self._retry_at
-
-    async def _retry(self) -> None:
-        async with self._loading:
-            if self._due():  # else another version was wanted meanwhile and loaded
-                await self._try()
+        self._load_if_due()
 
     def describe(self) -> dict[str, Any]:
-        """Describe the version that serves, see `Host.describe`; add `refused` if it is set."""
+        """Describe the version that serves, see `Host.describe`.
+
+        Until the wanted version serves, add `refused`, or `loading` with its `version`.
+        """
         about = self.host.describe() if self.host else {}
-        return about | ({"refused": self.refused} if self.refused else {})
+        if self.refused:
+            return about | {"refused": self.refused}
+        return about | ({"loading": {"version": _plain(self._wanted)}} if self._waits else {})
 
     def abandon(self) -> None:
         """Remove the record of an attempt that Serve is about to end."""
@@ -356,61 +135,120 @@ class VersionedModel:
         if self.host is not None:
             self.host.close()
 
-    async def _try(self) -> None:
+    async def _load_any(self) -> None:
+        """Load a version into a replica without one, see `want`."""
         good = await asyncio.to_thread(self._last_good.read)
-        task = self.host.predictor.task if self.host else next((g["task"] for g in good), None)
-        version = None
+        former = [Version(**each["version"]) for each in good]
+        wanted = _parsed(self._wanted)
+        others = [version for version in former if version != wanted]
+        is_proven = wanted in former
+        if not is_proven and await self._go_back(others):
+            return  # the wanted one may hang or end the process, so it is loaded next to this one
         try:
-            version = Version.parse(self._wanted, f"user_config of model '{self._name}'")
-            host = await self._load_first(version, task)
+            await self._load_wanted(good[0]["task"] if good else None)
         except UserError as error:
-            former = [Version(**g["version"]) for g in good]
-            host = await self._fall_back([other for other in former if other != version], error)
+            if not is_proven or not await self._go_back(others):
+                raise
             self._refuse(error)
-        else:
-            self.refused = None
-        if self._closed:
-            host.close()
-        elif host is not self.host:
-            replaced, self.host = self.host, host
-            if replaced is not None:
-                replaced.close()
 
-    async def _load_first(self, version: Version, task: str | None) -> Host:
-        """Load a version.
+    async def _go_back(self, former: Sequence[Version]) -> bool:
+        """Load the first of `former` that can be loaded; return whether one serves."""
+        for version in former:
+            try:
+                host = await self._load(version, None)
+            except UserError as error:
+                log.error("model '%s' cannot go back: %s", self._name, error)
+            else:
+                await self._take(version, host)
+                return True
+        return False
 
-        If no replica has loaded it yet, record the attempt.
+    def _load_if_due(self) -> None:
+        if self._is_due() and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._load_in_background())
+            self._task.add_done_callback(_log_error)
+
+    def _is_due(self) -> bool:
+        waits = self._waits and not self._closed and time.monotonic() >= self._retry_at
+        # A load that hangs is not begun again: its thread cannot be stopped.
+        return waits and self._wanted not in self._overdue.values()
+
+    async def _load_in_background(self) -> None:
+        async with self._loading:
+            while self._is_due():
+                wanted = self._wanted
+                try:
+                    await self._load_wanted(self.host.predictor.task if self.host else None)
+                except UserError as error:
+                    if self._wanted == wanted:
+                        self._refuse(error)
+
+    async def _load_wanted(self, task: str | None) -> None:
+        """Load the wanted version and let it take over, unless another one is wanted meanwhile.
+
+        If no replica has loaded the version yet, record the attempt.
+
+        Args:
+            task: Task that the version must have; None for any.
+
+        Raises:
+            UserError: The version cannot be loaded, or earlier attempts ended their process.
         """
+        wanted = self._wanted
+        version = Version.parse(wanted, f"user_config of model '{self._name}'")
+        async with self._attempt(version):
+            if self._wanted != wanted or self._closed:
+                return
+            host = await self._load(version, task)
+            if self._wanted != wanted:
+                host.close()
+                return
+            await self._take(version, host)
+            if self._wanted == wanted:
+                self._waits, self.refused = False, None
+
+    @asynccontextmanager
+    async def _attempt(self, version: Version) -> AsyncIterator[None]:
+        wanted = self._wanted
 
         def is_proven() -> bool:
             return any(good["version"] == version.model_dump() for good in self._last_good.read())
 
+        def is_decided() -> bool:
+            return self._wanted != wanted or self._closed or is_proven()
+
         if await asyncio.to_thread(is_proven):
-            return await asyncio.to_thread(self._load, version, task)
-        async with self._attempts.first(version, is_proven):
-            return await asyncio.to_thread(self._load, version, task)
+            yield
+        else:
+            async with self._attempts.first(version, is_decided):
+                yield
 
-    async def _fall_back(self, former: Sequence[Version], error: UserError) -> Host:
-        if self.host is not None:
-            return self.host
-        for version in former:
-            try:
-                return await asyncio.to_thread(self._load, version, None)
-            except UserError as another:
-                log.error("model '%s' cannot go back: %s", self._name, another)
-        raise error
+    async def _load(self, version: Version, task: str | None) -> Host:
+        """Load a version in a thread.
 
-    def _refuse(self, error: UserError) -> None:
-        doublings = min(self._tries, 10)  # more would overflow a float in the end
-        wait = min(RETRY_SECONDS * 2**doublings, LONGEST_RETRY_SECONDS)
-        self._tries, self._retry_at = self._tries + 1, time.monotonic() + wait
-        wanted = self._wanted.model_dump() if isinstance(self._wanted, Version) else self._wanted
-        self.refused = {"version": wanted, "error": str(error), "tries": self._tries}
-        log.error("model '%s' keeps its version, next try in %.0f s: %s", self._name, wait, error)
+        Raises:
+            UserError: The version cannot be loaded, has another task than `task`, or takes longer
+                than it may. A late host is closed.
+        """
+        wanted = self._wanted
+        loading = asyncio.wrap_future(start(lambda: self._load_here(version, task)))
+        until = time.monotonic() + self._load_seconds
+        while not loading.done():
+            await asyncio.wait([loading], timeout=POLL_SECONDS)
+            if self._wanted != wanted:
+                until = min(until, time.monotonic() + SUPERSEDED_SECONDS)
+            if not loading.done() and time.monotonic() >= until:
+                self._overdue[loading] = wanted
+                loading.add_done_callback(self._close_late)
+                raise UserError(
+                    f"model {version.source} did not load within {self._load_seconds:.0f} s; check "
+                    "that the storage of its files answers, then deploy it again"
+                )
+        return loading.result()
 
-    def _load(self, version: Version, task: str | None) -> Host:
+    def _load_here(self, version: Version, task: str | None) -> Host:
         try:
-            host = run_and_end(lambda: Host.load(version, self._options, self._metrics))
+            host = Host.load(version, self._options, self._metrics)
         except UserError:
             raise
         except Exception as error:  # readers of broken files raise errors of any class
@@ -426,5 +264,45 @@ class VersionedModel:
                 f"model {version.source} is for {host.predictor.task} and '{self._name}' answers {task}; "
                 "give it another name, or set `task` in args to replace one by the other"
             )
-        self._last_good.write({"version": version.model_dump(), "task": host.predictor.task})
         return host
+
+    def _close_late(self, loading: "asyncio.Future[Host]") -> None:
+        del self._overdue[loading]
+        if loading.exception() is None:
+            loading.result().close()
+
+    async def _take(self, version: Version, host: Host) -> None:
+        """Let a version take over from the one that serves, and record it as good."""
+        good = {"version": version.model_dump(), "task": host.predictor.task}
+        await asyncio.to_thread(self._last_good.write, good)
+        if self._closed:
+            host.close()
+            return
+        replaced, self.host, self._serves = self.host, host, version
+        if replaced is not None:
+            replaced.close()
+
+    def _refuse(self, error: UserError) -> None:
+        doublings = min(self._tries, 10)  # more would overflow a float in the end
+        wait = min(RETRY_SECONDS * 2**doublings, LONGEST_RETRY_SECONDS)
+        self._tries, self._retry_at = self._tries + 1, time.monotonic() + wait
+        self.refused = {
+            "version": _plain(self._wanted), "error": str(error), "tries": self._tries,
+        }  # fmt: skip
+        log.error("model '%s' keeps its version, next try in %.0f s: %s", self._name, wait, error)
+
+
+def _parsed(wanted: Any) -> Version | None:
+    try:
+        return Version.parse(wanted, "")
+    except UserError:
+        return None
+
+
+def _plain(wanted: Any) -> Any:
+    return wanted.model_dump() if isinstance(wanted, Version) else wanted
+
+
+def _log_error(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a version cannot be loaded", exc_info=error)
