@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.command import parse
+from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.fleet import RunSpec, Supply
@@ -359,12 +361,16 @@ def test_a_searcher_and_a_scheduler_are_a_row_each(
     assert [run.hyperparameters["learning_rate"] for run in runs if run] == [1e-3, 5e-4, 2.5e-4]
 
 
-def test_the_commands_of_the_docs_parse() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "tune.md").read_text()
+def test_the_commands_of_the_docs_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    shutil.copy(root / "examples" / "mail.csv", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write_starter(InitConfig(train_file="mail.csv"))
+    page = (root / "docs" / "tune.md").read_text()
     commands = re.findall(r"^trainyard tune ((?:.*\\\n)*.*)", page, re.MULTILINE)
     assert commands
     for command in commands:
-        config = parse(SweepConfig, shlex.split(command.replace("\\\n", " ")))
+        config = parse(SweepConfig, shlex.split(command.replace("\\\n", " "), comments=True))
         build_space(config.space, config.overrides, config.base)
     domains = re.findall(r"[a-z_]+=[a-z]+:[a-z0-9:.,-]+", page)
     assert len(domains) >= 3
