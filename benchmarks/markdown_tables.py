@@ -22,7 +22,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def source(*results: Result) -> str:
-    """State where the figures of a table come from, a line for each result."""
+    """State where the figures of a table come from, a line for each result; equal lines once."""
     lines = []
     for result in results:
         facts = [f"`{result['command']}`"] if "command" in result else []
@@ -30,9 +30,15 @@ def source(*results: Result) -> str:
             str(result[key]) for key in ("gpu", "processor", "machine", "date") if key in result
         ]
         if "versions" in result:
-            facts.append(f"commit {result['versions']['commit'][:10]}")
+            facts.append(f"commit {short_commit(result)}")
         lines.append(", ".join(facts) + ".")
-    return "\n" + "<br>\n".join(lines) + "\n"
+    return "\n" + "<br>\n".join(dict.fromkeys(lines)) + "\n"
+
+
+def short_commit(result: Result) -> str:
+    """Abbreviate the commit of a result; `+` at its end stands for uncommitted changes."""
+    commit: str = result["versions"]["commit"]
+    return commit[:10] + (" with uncommitted changes" if commit.endswith("+") else "")
 
 
 def percent(share: float) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import statistics_tables
 from gpu import gpu_table
-from markdown_tables import RESULTS, Result, load, source, table
+from markdown_tables import RESULTS, Result, load, short_commit, source, table
 from scaling_model import gains, large_models, losses
 from unbalanced import unbalanced_table
 
@@ -123,7 +123,7 @@ def quality() -> str:
     """Compare scores with Hugging Face's Trainer, task by task."""
     rows, commits = [], set()
     for task, found in load("quality").items():
-        commits.add(found["versions"]["commit"][:10])
+        commits.add(short_commit(found))
         for name, metric in found["metrics"].items():
             ours = list(metric["ours"].values())
             rows.append(

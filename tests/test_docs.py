@@ -42,6 +42,14 @@ def commands() -> Iterator[tuple[str, str, str]]:
                 yield page.name, job, flags
 
 
+def examples() -> Iterator[tuple[str, str, str]]:
+    """Yield ("--help", job, flags) of every example of --help, which flags.md repeats."""
+    for job in JOBS.values():
+        for example in job.examples:
+            name, _, flags = example.partition(" ")
+            yield "--help", name, flags
+
+
 @pytest.mark.parametrize(("page", "job", "flags"), [*commands()])
 def test_a_command_parses(page: str, job: str, flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -53,7 +61,7 @@ def test_a_command_parses(page: str, job: str, flags: str, monkeypatch: pytest.M
     assert isinstance(parse(config, JOBS[job].flags(words)), config)
 
 
-@pytest.mark.parametrize("page", sorted({page.name for page in PAGES}))
+@pytest.mark.parametrize("page", ["--help", *sorted({page.name for page in PAGES})])
 def test_commands_with_the_config_of_init_are_accepted(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +71,7 @@ def test_commands_with_the_config_of_init_are_accepted(
     (tmp_path / "ds.json").write_text("{}")
     write_starter(InitConfig(train_file="mail.csv"))
     identities: dict[str, str] = {}
-    for name, job, flags in commands():
+    for name, job, flags in (*commands(), *examples()):
         words = shlex.split(flags.replace("\\\n", " "), comments=True)
         if name != page or words[:2] != ["--config", "mail.yaml"]:
             continue

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 from gpu import PIECES, gpu_table
+from markdown_tables import source
 from support.job_scripts import ROOT
+
+
+def test_a_source_tells_uncommitted_changes_and_stands_once() -> None:
+    commit = "0123456789abcdef"
+    clean = {"command": "python bench.py", "versions": {"commit": commit}}
+    changed = {**clean, "versions": {"commit": f"{commit}+"}}
+    line = "`python bench.py`, commit 0123456789"
+    assert source(clean, changed, clean) == f"\n{line}.<br>\n{line} with uncommitted changes.\n"
 
 
 @pytest.mark.parametrize(

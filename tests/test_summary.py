@@ -7,7 +7,7 @@ import pytest
 
 from trainyard.config import TrainConfig
 from trainyard.storage import RunFolder
-from trainyard.summary import duration, summary
+from trainyard.summary import Readable, duration, summary
 from trainyard.training.driver.pace import slow_settings
 from trainyard.training.driver.progress_bar import ProgressBar, evaluation_words
 
@@ -34,9 +34,30 @@ def test_an_interval_without_width_is_not_shown_as_certainty() -> None:
     assert lines[1].endswith("(no interval: all resamples of the rows agree, 30 rows)")
 
 
+def test_a_notebook_does_not_show_an_interval_without_width() -> None:
+    class Perfect(Readable):
+        def as_json(self) -> dict[str, Any]:
+            return {
+                **TRAINED,
+                "intervals": {"validation": {"accuracy": [1.0, 1.0], "f1": [0.6, 1.0]}},
+            }
+
+    html = Perfect()._repr_html_()
+    assert "<td>no interval: all resamples of the rows agree</td>" in html
+    assert "<td>0.6000 to 1.0000</td>" in html
+
+
 def test_a_path_with_a_space_is_quoted() -> None:
     lines = summary({**TRAINED, "model": "my runs/mail/model"})
     assert any(line.endswith("--model-name-or-path 'my runs/mail/model'") for line in lines)
+
+
+def test_the_dashboard_of_a_suite_reads_the_folder_of_its_runs() -> None:
+    suite = {"job": "glue", "run": "glue", "seconds": 60.0, "score": None}
+    lines = summary({**suite, "table": str(Path.cwd() / "runs/glue/glue.md")})
+    assert lines[-1].endswith("trainyard dashboard --storage-path runs/glue")
+    lines = summary({**suite, "table": "my runs/glue/glue.md"})
+    assert lines[-1].endswith("trainyard dashboard --storage-path 'my runs/glue'")
 
 
 def test_a_job_without_words_prints_none() -> None:

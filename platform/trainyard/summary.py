@@ -43,7 +43,7 @@ class Readable:
 
 
 def _ends(interval: Any) -> str:
-    return "{:.4f} to {:.4f}".format(*interval) if interval else ""
+    return span_words(interval, "{:.4f}".format) if interval else ""
 
 
 def duration(seconds: float) -> str:
@@ -62,15 +62,21 @@ def short(path: str) -> str:
     return path.removeprefix(here)
 
 
-def interval_words(ends: Sequence[float]) -> str:
-    """Format a 95 % interval.
+def span_words(ends: Sequence[float], form: Callable[[float], str] = "{:.3f}".format) -> str:
+    """Format the ends of an interval, such as "0.850 to 0.905".
 
     An interval of zero width is not shown, since it would suggest certainty. It only means that all
     resamples agree, for example because every row is right.
     """
     if ends[0] == ends[1]:
         return "no interval: all resamples of the rows agree"
-    return "95 % interval {:.3f} to {:.3f}".format(*ends)
+    return f"{form(ends[0])} to {form(ends[1])}"
+
+
+def interval_words(ends: Sequence[float]) -> str:
+    """Format a 95 % interval with its name; see `span_words` for one of zero width."""
+    words = span_words(ends)
+    return words if ends[0] == ends[1] else f"95 % interval {words}"
 
 
 def scores(result: Result) -> Iterator[str]:
@@ -107,7 +113,9 @@ def _after_model(model: str) -> Iterator[str]:
 
 
 def _dashboard(storage: str) -> str:
-    return "trainyard dashboard" + ("" if storage == "runs" else f" --storage-path {storage}")
+    return "trainyard dashboard" + (
+        "" if storage == "runs" else f" --storage-path {shlex.quote(storage)}"
+    )
 
 
 def _train(result: Result) -> Iterator[str]:
@@ -156,7 +164,9 @@ def _glue(result: Result) -> Iterator[str]:
         "not every task is finished" if result["score"] is None else f"{100 * result['score']:.1f}"
     )
     yield f"suite {result['run']} in {duration(result['seconds'])}; average: {mean}"
-    yield from _next(table=short(result["table"]), curves="trainyard dashboard")
+    yield from _next(
+        table=short(result["table"]), curves=_dashboard(short(str(Path(result["table"]).parent)))
+    )
 
 
 def _engine(result: Result) -> Iterator[str]:

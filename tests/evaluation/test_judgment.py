@@ -24,7 +24,7 @@ from trainyard.evaluation.details import (
     slices,
     worst_rows,
 )
-from trainyard.evaluation.report import _slices, _worst
+from trainyard.evaluation.report import _slices, _with_interval, _worst
 from trainyard.evaluation.run import store_temperature
 from trainyard.evaluation.scoring import one_answer_words, one_answers, score
 from trainyard.inference.tasks.text_classification import stored_temperature
@@ -288,6 +288,12 @@ def test_a_page_shows_the_beginning_of_a_long_text() -> None:
         ("a" * 1000 + "…", "b" * 1000),
         ("short", ""),
     ]
+
+
+def test_an_interval_without_width_is_not_shown_as_certainty() -> None:
+    assert _with_interval(1.0, (1.0, 1.0)).note == "no interval: all resamples of the rows agree"
+    assert _with_interval(0.9, (0.85, 1.0)).note == "0.8500 to 1"
+    assert _with_interval(0.9, None).note == ""
 
 
 def test_a_planted_weakness_is_found_and_nothing_else() -> None:

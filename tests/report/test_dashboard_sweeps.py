@@ -8,10 +8,10 @@ from pathlib import Path
 from support.sample_runs import write_confirming, write_run, write_sweep
 
 from trainyard.report.dashboard.records import Sweep
-from trainyard.report.dashboard.run_page import score_cell
+from trainyard.report.dashboard.run_page import interval, score_cell
 from trainyard.report.dashboard.server import Dashboard
 from trainyard.report.dashboard.sweep_charts import learning_curves, ranked
-from trainyard.report.dashboard.sweep_page import compared
+from trainyard.report.dashboard.sweep_page import _verdict, compared
 from trainyard.storage.records import Files
 
 
@@ -40,6 +40,26 @@ def test_where_the_winner_was_worse_the_default_recipe_is_named(tmp_path: Path) 
     assert "In the default recipe" in shown
     assert "Corrected f1" not in shown
     assert "0.8733" in str(Dashboard(tmp_path).page("", site=None))
+
+
+def test_an_interval_without_width_is_not_shown_as_certainty(tmp_path: Path) -> None:
+    result = {"metrics": {"validation": {"f1": 1.0}}, "score": 1.0, "best_step": 340}
+    spans = {"validation": {"f1": [1.0, 1.0]}}
+    write_run(tmp_path / "r", result={**result, "score_metric": "f1", "intervals": spans})
+    for page in ("", "r"):
+        shown = str(Dashboard(tmp_path).page(page, site=None))
+        assert "no interval: all resamples of the rows agree" in shown
+        assert "1.000 to 1.000" not in shown
+    assert [interval(0.85, 0.905), interval(None, 1.0)] == ["0.850 to 0.905", ""]
+
+    sweep = Sweep(Files(), write_sweep(tmp_path / "s", 12, verdict="better"), "s")
+    for ends, words in (
+        ({"low": 0.02, "high": 0.02}, " (no interval: all resamples of the rows agree)"),
+        ({"low": 0.01, "high": 0.03}, " (95% interval 0.010 to 0.030)"),
+        ({}, ""),
+    ):
+        sweep.confirmation = {**sweep.confirmation, "difference": {"value": 0.02, **ends}}
+        assert f": +0.0200 f1{words}, each run again" in _verdict(sweep)
 
 
 def test_confirming_runs_are_seen_before_there_is_a_verdict(tmp_path: Path) -> None:

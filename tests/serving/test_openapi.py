@@ -51,6 +51,14 @@ def test_every_parameter_is_described(got: dict[str, Any]) -> None:
             assert described["description"], task
 
 
+def test_an_answer_may_say_whether_a_label_applies(got: dict[str, Any]) -> None:
+    schema, part = got["/openapi.json"], {"$ref": "#/components/schemas/TextClassificationAnswer"}
+    answer = [[{"label": "sport", "score": 0.4, "applies": True}, {"label": "news", "score": 0.1}]]
+    check(schema, part, answer)
+    with pytest.raises(jsonschema.ValidationError):
+        check(schema, part, [[{"label": "sport", "score": 0.4, "applies": "yes"}]])
+
+
 def test_every_answer_has_a_schema_and_follows_it(got: dict[str, Any]) -> None:
     schema = got["/openapi.json"]
     for path, methods in schema["paths"].items():

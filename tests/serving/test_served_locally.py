@@ -1,11 +1,15 @@
 """A model behind HTTP for as long as a block lasts: what is started, and what is told."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from trainyard.command import parse
 from trainyard.errors import UserError
 from trainyard.serving import local as locally
+from trainyard.serving.options import HostOptions
+from trainyard.serving.server import ServeConfig, serve_model
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +43,25 @@ def test_what_fails_inside_the_block_is_no_failure_to_serve(
     with pytest.raises(RuntimeError, match="the block's own"):
         block()
     assert done == ["ray.init", "serve.start", "serve.run", "serve.shutdown", "ray.shutdown"]
+
+
+@pytest.mark.usefixtures("done")
+def test_hosts_and_origins_are_options_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(locally, "build", options.update)
+    monkeypatch.setattr("trainyard.serving.server.resolve_model", lambda _: None)
+
+    def stop(url: str, timeout: float) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("urllib.request.urlopen", stop)
+    flags = ["--model-name-or-path", "mail", "--allowed-hosts", "models.example.com", "proxy"]
+    origins = ["--cors-origins", "https://app.example.com"]
+    with pytest.raises(KeyboardInterrupt):
+        serve_model(parse(ServeConfig, [*flags, *origins]))
+    wanted = HostOptions.parse(options, "build")
+    assert wanted.allowed_hosts == ("models.example.com", "proxy")
+    assert wanted.cors_origins == ("https://app.example.com",)
 
 
 def test_a_model_that_is_refused_at_once_starts_nothing(tmp_path: Path, done: list[str]) -> None:

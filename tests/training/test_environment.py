@@ -91,13 +91,16 @@ def test_the_model_card_names_base_model_data_labels_warnings_and_limits() -> No
         "base_model_digest": "f00d", "warnings": ["warning: 3 rows of train hold no text at all"],
         "sweep": "s",
     }  # fmt: skip
-    found = {"validation": {"metrics": {"f1": 0.5}, "intervals": {"f1": [0.4, 0.6]}}}
+    found = {"validation": {"metrics": {"f1": 0.5, "accuracy": 1.0},
+                            "intervals": {"f1": [0.4, 0.6], "accuracy": [1.0, 1.0]}}}  # fmt: skip
     rows = {"train": 90, "validation": 37}
     config = TrainConfig(task="mrpc")
     card = model_card(config, TASKS["mrpc"], run, found, rows)
     for part in (
         'base_model: "sentence-transformers/all-MiniLM-L6-v2"',
         "digest of its weights `f00d`, fine-tuned on `mrpc` (single_label_classification)",
+        "| validation | f1 | 0.5000 | 0.4000 to 0.6000 |",
+        "| validation | accuracy | 1.0000 | no interval: all resamples of the rows agree |",
         "Rows: 90 of train, 37 of validation. Labels: `not_equivalent`, `equivalent`.",
         "## Warnings\n\n- 3 rows of train hold no text at all\n\n## Limits",
         "Sweep `s` compared its recipe with others on rows of validation.",

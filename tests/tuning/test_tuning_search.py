@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.command import parse
+from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.fleet import RunSpec, Supply
@@ -19,6 +21,7 @@ from trainyard.fleet.driver.ray_tune import SUPERVISOR, _resources
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.sweep_folder import SweepFolder, TrialRecord, TrialSpec
 from trainyard.tasks import TASKS
+from trainyard.tuning.conclude import write_best
 from trainyard.tuning.config import SweepConfig
 from trainyard.tuning.schedulers import SCHEDULERS, Scheduler, next_stretch
 from trainyard.tuning.searchers import SEARCHERS, Point, Searcher, rank, suggest
@@ -133,7 +136,8 @@ MISTAKES = {
     "num_train_epochs=randint:0:4": "--num-train-epochs is 0; it must be at least 1",
     "num_train_epochs=choice:1,many": "'many' is no value of num_train_epochs; expected int",
     "lr_scheduler_type=choice:linear,cosin": "'cosin' is no value of lr_scheduler_type; expected lin",
-    "train_batch_size=choice:2,8": "does not share out evenly over --num-workers 1",
+    "train_batch_size=choice:6,8": "does not share out evenly over --num-workers 1",
+    "train_batch_size=randint:0:8": "--train-batch-size is 0; it must be at least 1",
     "max_length=randint:8:64": "list its values: max_length=choice:8,64",
     "num_workers=choice:1,2": "is the same for all trials of a sweep; what can be searched: seed, model",
     "task=choice:mrpc,rte": "task is the same for all trials",
@@ -145,6 +149,33 @@ def test_an_override_that_cannot_work_is_one_sentence(override: str) -> None:
     with pytest.raises(UserError, match=re.escape(MISTAKES[override])) as caught:
         build_space("default", [override], BASE)
     assert "\n" not in str(caught.value)
+
+
+def test_a_searched_batch_reduces_a_larger_micro_batch(tmp_path: Path) -> None:
+    sweep = SweepConfig(train_batch_size=32, per_device_train_batch_size=16)
+    space = build_space("wide", (), sweep.base)
+    assert space["train_batch_size"].values == (8, 16, 32, 64)
+    micro_batches = {8: 8, 16: 16, 32: 16, 64: 16}
+    for batch, size in micro_batches.items():
+        trial_config = sweep.train_config({"train_batch_size": batch})
+        assert trial_config.per_device_train_batch_size == size
+    assert sweep.train_config({"learning_rate": 1e-5}).per_device_train_batch_size == 16
+
+    folder, run = SweepFolder(tmp_path / "sweep"), RunFolder(tmp_path / "run")
+    best = sweep.train_config({"train_batch_size": 8})
+    run.model.mkdir(parents=True)
+    run.update(config=dataclasses.asdict(best))
+    folder.path.mkdir()
+    write_best(folder, run, "trial-0001")
+    parsed = parse(TrainConfig, ["--config", str(folder.best_config)])
+    assert (parsed.train_batch_size, parsed.per_device_train_batch_size) == (8, 8)
+    assert parsed.identity() == dataclasses.replace(best, storage_path="runs").identity()
+
+
+def test_a_searched_micro_batch_is_not_reduced() -> None:
+    sizes = ["train_batch_size=choice:8,16", "per_device_train_batch_size=choice:8,16"]
+    with pytest.raises(UserError, match="train_batch_size=8, per_device_train_batch_size=16, but"):
+        build_space("default", sizes, SweepConfig(train_batch_size=16).base)
 
 
 def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
@@ -330,12 +361,16 @@ def test_a_searcher_and_a_scheduler_are_a_row_each(
     assert [run.hyperparameters["learning_rate"] for run in runs if run] == [1e-3, 5e-4, 2.5e-4]
 
 
-def test_the_commands_of_the_docs_parse() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "tune.md").read_text()
+def test_the_commands_of_the_docs_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    shutil.copy(root / "examples" / "mail.csv", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write_starter(InitConfig(train_file="mail.csv"))
+    page = (root / "docs" / "tune.md").read_text()
     commands = re.findall(r"^trainyard tune ((?:.*\\\n)*.*)", page, re.MULTILINE)
     assert commands
     for command in commands:
-        config = parse(SweepConfig, shlex.split(command.replace("\\\n", " ")))
+        config = parse(SweepConfig, shlex.split(command.replace("\\\n", " "), comments=True))
         build_space(config.space, config.overrides, config.base)
     domains = re.findall(r"[a-z_]+=[a-z]+:[a-z0-9:.,-]+", page)
     assert len(domains) >= 3

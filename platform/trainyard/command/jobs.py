@@ -84,7 +84,7 @@ JOBS: dict[str, Job] = {
         "trainyard.tuning:tune",
         (
             "tune --train-file mail.csv --num-trials 8",
-            "tune --config mail.yaml --run-name mail-sweep --space wide --searcher optuna",
+            "tune --config mail.yaml --run-name mail-wide --space wide --searcher optuna",
         ),
         needs=("train_file", "dataset_name", "task", "data_dir"),
     ),
@@ -93,9 +93,8 @@ JOBS: dict[str, Job] = {
         "trainyard.evaluation:EvalConfig",
         "trainyard.evaluation:evaluate",
         (
-            "eval --model-name-or-path runs/mail/model --validation-file more.csv",
-            "eval --model-name-or-path runs/mail/model --validation-file more.csv "
-            "--against runs/other/model",
+            "eval --model-name-or-path runs/mail --validation-file more.csv",
+            "eval --model-name-or-path runs/mail --validation-file more.csv --against runs/other",
         ),
     ),
     "predict": Job(
@@ -103,7 +102,7 @@ JOBS: dict[str, Job] = {
         "trainyard.inference:PredictConfig",
         "trainyard.inference:predict",
         (
-            "predict --model-name-or-path runs/mail/model --input-file new.csv "
+            "predict --model-name-or-path runs/mail --input-file new.csv "
             "--output-file answers.jsonl",
         ),
         opening="loading torch, which takes some seconds",
@@ -130,7 +129,7 @@ JOBS: dict[str, Job] = {
         "Measure the engines that can serve a model here, and store the best one.",
         "trainyard.evaluation:EngineConfig",
         "trainyard.evaluation:choose_engine",
-        ("engine --model-name-or-path runs/mail/model --validation-file more.csv",),
+        ("engine --model-name-or-path runs/mail --validation-file more.csv",),
         opening="loading torch, which takes some seconds",
     ),
     "doctor": Job(

@@ -239,7 +239,8 @@ class DataFlags(FileFlags):
     """
 
     task: str = "demo"
-    """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or `demo`, generated sentence pairs."""
+    """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or `demo`, generated sentence pairs.
+    `train` and `tune` require it unless own data is given."""
     data_dir: str | None = None
     """Folder with <task>/<split>.parquet in the Hub's schema. Default: the data set on the Hub."""
     train_file: str | None = None
@@ -365,10 +366,7 @@ class ScoringFlags(ModelFlags):
 
     @property
     def fixed_length(self) -> bool:
-        """True to pad every batch to `max_length`.
-
-        Otherwise each batch is padded to its longest row, rounded up to `padding_multiple`.
-        """
+        """True to pad to `max_length`; else to the longest row, rounded up to `padding_multiple`."""
         return False
 
 

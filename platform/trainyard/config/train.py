@@ -32,7 +32,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """
 
     max_train_samples: int | None = None
-    """Train on the first N rows only; the demo generates as many."""
+    """Train on the first N rows. The task `demo` generates N rows."""
     test_file: str | None = added(None, before=None)
     """Own data: rows that take no part in early stopping or in the choice of the best epoch. They are
     scored once, at the best epoch, as split `test`."""

@@ -30,7 +30,7 @@ class EvaluatedRows(FileFlags):
     """Flags of a model and of the labeled rows that it is evaluated on."""
 
     model_name_or_path: str
-    """Fine-tuned classifier: a run's model/ folder, a Hub id, or package:NAME/FOLDER."""
+    """Fine-tuned classifier: a run, its model/ folder, a Hub id, or package:NAME/FOLDER."""
     task: str | None = None
     """GLUE task or `demo`. Default: the task that the model was fine-tuned on."""
     data_dir: str | None = None

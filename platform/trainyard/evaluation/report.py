@@ -20,6 +20,7 @@ from trainyard.report.kit import (
     render,
     text_cell,
 )
+from trainyard.summary import span_words
 
 Details = Mapping[str, Any]
 
@@ -111,7 +112,7 @@ def _title(metric: str) -> str:
 
 
 def _with_interval(value: float, interval: Sequence[float] | None) -> Cell:
-    return number_cell(value, note=" to ".join(map(number, interval)) if interval else "")
+    return number_cell(value, note=span_words(interval, number) if interval else "")
 
 
 def _classes(split: Details) -> list[Part]:

@@ -33,6 +33,11 @@ class ServeConfig(Flags):
     """Address to listen on. Any but this machine's loopback needs --keys-file."""
     keys_file: str | None = None
     """YAML list of API keys, see `trainyard serve new-key`."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names accepted in the header Host, such as a proxy's, without port and wildcard. Default: this
+    machine's; with --keys-file, any name."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose web pages may send requests, such as https://app.example.com, or * for all."""
     engine: EngineName | None = None
     """Engine of the forward passes. Default: the one that `trainyard engine` stored, else torch."""
     dtype: Dtype = "float32"
@@ -99,6 +104,8 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "threads": config.threads,
         "keys_file": config.keys_file,
+        "allowed_hosts": config.allowed_hosts,
+        "cors_origins": config.cors_origins,
     }
     given = {key: value for key, value in options.items() if value is not None}
     if not Path(config.model_name_or_path).exists():

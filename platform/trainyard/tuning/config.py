@@ -10,6 +10,7 @@ from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.errors import UserError
 from trainyard.tuning.schedulers import SCHEDULERS
 from trainyard.tuning.searchers import SEARCHERS
+from trainyard.tuning.space import fit_micro_batch
 
 if TYPE_CHECKING:
     SearcherName: TypeAlias = str
@@ -37,7 +38,8 @@ class SweepConfig(TrainConfig):
     """Named search space: default, wide, bert or seed."""
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Domains of fields, on top of the space: learning_rate=loguniform:1e-6:1e-3,
-    num_train_epochs=randint:2:5, train_batch_size=choice:16,32, weight_decay=0.01."""
+    num_train_epochs=randint:2:5, train_batch_size=choice:16,32, weight_decay=0.01. A searched batch that is
+    smaller than the micro-batch reduces it."""
     searcher: SearcherName = "random"
     """Choice of the next trial: random, every point of a grid, or Optuna's TPE."""
     scheduler: SchedulerName = "asha"
@@ -46,7 +48,7 @@ class SweepConfig(TrainConfig):
     num_trials: int | None = None
     """Trials to run. Default: 12, or the whole grid."""
     max_seconds: float | None = None
-    """Stop searching after this time. Running trials are saved; finished ones are confirmed."""
+    """Stop searching after this time. Running trials are saved; finished trials are confirmed."""
     grace_period: int = 1
     """asha: evaluations before a trial can be stopped. pbt: evaluations between exchanges."""
     reduction_factor: float = 3
@@ -91,7 +93,8 @@ class SweepConfig(TrainConfig):
     def train_config(self, hyperparameters: Mapping[str, Any], **place: Any) -> TrainConfig:
         """Build the config of a trial.
 
-        All trials hold out the same rows, whatever their seeds.
+        All trials hold out the same rows, whatever their seeds. `fit_micro_batch` sets the
+        micro-batch.
 
         Args:
             hyperparameters: Fields that the trial sets.
@@ -101,7 +104,8 @@ class SweepConfig(TrainConfig):
         fixed = {
             "data_seed": self.held_out_seed, "fresh": False, "run_name": None, "push_to_hub": None,
         }  # fmt: skip
-        return TrainConfig(**{**own, **fixed, **hyperparameters, **place})
+        searched = fit_micro_batch(self.per_device_train_batch_size, hyperparameters)
+        return TrainConfig(**{**own, **fixed, **searched, **place})
 
     @property
     def resolved_run_name(self) -> str:

@@ -118,6 +118,19 @@ def build_space(name: str, overrides: Iterable[str], base: TrainConfig) -> dict[
     return space
 
 
+def fit_micro_batch(size: int, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `hyperparameters`, with the micro-batch reduced to a searched batch that is smaller.
+
+    A micro-batch that is searched itself stays, so that the record of a trial holds its values.
+
+    Args:
+        size: Micro-batch of the default recipe.
+        hyperparameters: Searched fields and their values.
+    """
+    batch = hyperparameters.get("train_batch_size", size)
+    return {"per_device_train_batch_size": min(size, batch), **hyperparameters}
+
+
 def parse_domain(field: str, text: str) -> Domain:
     """Parse `uniform:LOW:HIGH`, `loguniform:LOW:HIGH`, `randint:LOW:HIGH`, `choice:A,B`, `grid:A,B`.
 
@@ -218,7 +231,7 @@ def _value(field: str, type_: Any, item: str, text: str) -> Any:
 def _try(base: TrainConfig, values: Mapping[str, Any], said: str) -> None:
     known = {field.name: getattr(base, field.name) for field in fields(TrainConfig)}
     try:
-        TrainConfig(**{**known, **values})
+        TrainConfig(**{**known, **fit_micro_batch(base.per_device_train_batch_size, values)})
     except UserError as error:
         raise UserError(f"the space has {said}, but {error}") from error
 

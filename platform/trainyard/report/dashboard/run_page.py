@@ -24,7 +24,7 @@ from trainyard.report.kit import (  # fmt: skip
     percent,
 )
 from trainyard.storage import ACCOUNTS, mapping, real, words
-from trainyard.summary import short
+from trainyard.summary import short, span_words
 
 NEVER_EVALUATED = "No step has been logged yet."
 LOG_LINES = 200
@@ -38,8 +38,8 @@ def label(value: Any) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Format an interval, such as "0.850 to 0.905"; empty if an end is None."""
-    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    """Format an interval by `span_words`; empty if an end is None."""
+    return "" if low is None or high is None else span_words((low, high))
 
 
 def score_cell(run: Run) -> Cell:

@@ -103,7 +103,9 @@ def _verdict(sweep: Sweep) -> str:
     value, low, high = (real(gain.get(name)) for name in ("value", "low", "high"))
     if value is None:
         return ""
-    difference = f"{value:+.4f} {sweep.metric} (95% interval {interval(low, high)})"
+    difference = f"{value:+.4f} {sweep.metric}"
+    if span := interval(low, high):
+        difference += f" ({span})" if low == high else f" (95% interval {span})"
     if withheld := sweep.confirmation.get("withheld"):
         return f"No verdict: {words(withheld)}. Winner minus default recipe: {difference}."
     verdict = words(sweep.confirmation.get("verdict"))

@@ -25,6 +25,9 @@ class Label(Strict):
     label: str
     score: float
     """Probability of the label; the predicted number for a regression."""
+    applies: bool | None = None
+    """True if the score is above the fitted threshold. Present only for a multi-label model with
+    fitted thresholds."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from trainyard.errors import UserError, one_line
 from trainyard.inference import PREDICTORS
 from trainyard.metrics import THRESHOLDS_KEY
 from trainyard.storage import RunFolder, sync_folder, sync_tree
+from trainyard.summary import span_words
 from trainyard.tasks import Task
 from trainyard.terminal import say, stage
 
@@ -199,10 +200,10 @@ def model_card(
         counts: Number of rows by split.
     """
     rows = [
-        f"| {split} | {name} | {value:.4f} | {low:.4f} to {high:.4f} |"
+        f"| {split} | {name} | {value:.4f} | {span_words(ends, '{:.4f}'.format)} |"
         for split, found in evaluation.items()
         for name, value in found["metrics"].items()
-        for low, high in [found["intervals"][name]]
+        for ends in [found["intervals"][name]]
     ]
     recipe = [
         f"| {name} | {getattr(config, name)} |"
