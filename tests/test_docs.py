@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +21,9 @@ from trainyard.command import JOBS, parse
 from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
 from trainyard.serving.check import check_config
-from trainyard.serving.options import HostOptions
+from trainyard.serving.errors import STATUSES
+from trainyard.serving.options import GatewayOptions, HostOptions, SharedOptions
+from trainyard.serving.replica.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from trainyard.stats import proportion_interval
 from trainyard.summary import summary
 from trainyard.tasks import GLUE_REVISION
@@ -106,6 +109,40 @@ def test_serve_commands_parse() -> None:
     assert shown
     for text in shown:
         check_config(yaml.safe_load(text), "docs/serve.md")
+
+
+def table_below(page: str, head: str) -> list[list[str]]:
+    """Return the rows of the table of a page whose first column is titled `head`."""
+    text = (ROOT / "docs" / page).read_text()
+    found = re.search(rf"^\| {re.escape(head)} \|.*\n\|[ |-]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert found, f"{page} has no table of {head}"
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in found[1].splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("head", "options"), [("gateway", GatewayOptions), ("model", SharedOptions)]
+)
+def test_every_option_of_a_serve_file_has_its_default_in_the_docs(head: str, options: Any) -> None:
+    shown = {row[0].strip("`"): row[-1] for row in table_below("serve.md", head)}
+    assert shown.keys() == options.model_fields.keys()
+    for name, field in options.model_fields.items():
+        if isinstance(field.default, int | float):
+            assert float(shown[name].replace(",", "")) == field.default, name
+
+
+def test_every_status_has_its_error_types_in_the_docs() -> None:
+    shown = {int(row[0]): set(row[1].split(", ")) for row in table_below("requests.md", "status")}
+    sent: dict[int, set[str]] = {}
+    for kind, (status, error_type) in STATUSES.items():
+        if kind != "left":  # no client is there to read it
+            sent.setdefault(status, set()).add(error_type)
+    assert shown == sent
+
+
+def test_every_metric_of_a_server_is_in_the_docs() -> None:
+    shown = {row[0].strip("`") for row in table_below("serve.md", "metric")}
+    names = [*HISTOGRAMS, *(f"{name}_total" for name in COUNTERS), *GAUGES, "gateway_refused_total"]
+    assert shown == {f"ray_trainyard_{name}" for name in names}
 
 
 def test_every_job_is_taught() -> None:
