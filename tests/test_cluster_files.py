@@ -204,6 +204,7 @@ def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
     ).stdout.split()  # fmt: skip
     sources = sum((ROOT / name).stat().st_size for name in needed)
     assert sources < upload_bytes(ROOT) < 1.06 * sources  # Ray's zip does not compress
+    assert upload_bytes(ROOT) < 2_000_000  # as docs/cluster.md says
     assert [finding.level for finding in check_upload(ROOT)] == ["ok"]
     assert not list(check_upload(tmp_path))
 

@@ -1,6 +1,7 @@
 """The docs: commands parse, links lead somewhere, generated parts are current, the site builds."""
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -143,6 +144,33 @@ def test_every_metric_of_a_server_is_in_the_docs() -> None:
     shown = {row[0].strip("`") for row in table_below("serve.md", "metric")}
     names = [*HISTOGRAMS, *(f"{name}_total" for name in COUNTERS), *GAUGES, "gateway_refused_total"]
     assert shown == {f"ray_trainyard_{name}" for name in names}
+
+
+def test_the_diffs_of_the_docs_add_what_they_say(tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "platform", tmp_path / "platform", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    diffs = re.findall(
+        r"^```diff\n(.*?)^```", (ROOT / "docs/extend.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(diffs) == 6
+    for diff in diffs:
+        subprocess.run(["git", "apply"], cwd=tmp_path, input=diff, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/support/extensions_of_the_docs.py", tmp_path],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'platform'}:{ROOT / 'tests'}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "splits": ["train", "validation"],
+        "engine": ["no", "yes"],
+        "point": ["learning_rate", "weight_decay"],
+        "scheduler": "MedianStoppingRule",
+        "tokens": 6,
+        "answer": "int | list[int]",
+        "labels": 1,
+    }
 
 
 def test_every_job_is_taught() -> None:
