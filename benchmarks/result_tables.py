@@ -264,7 +264,7 @@ SCENARIOS = {
     "worker-kill": "a worker is killed",
     "power-off": "a host loses power",
     "partition-alone": "a host is cut off for 60 s and comes back",
-    "one-way-loss": "a host hears and is not heard",
+    "one-way-loss": "a host's outgoing packets are lost",
     "drain": "a host drains, SIGTERM 30 s later",
     "sigterm": "a host is shut down by SIGTERM",
     "driver-kill": "the driver is killed; the same command again",
@@ -371,7 +371,7 @@ def hurt() -> str:
     """List what serving withstands."""
     columns = ["What happens under load", "Requests", "Not 200", "p99, ms", "Longest, ms"]
     names = {"swap": "versions swapped", "kill": "replicas killed", "redeploy": "redeployments",
-             "drip_60": "60 dripping clients", "drip_400": "400 dripping clients"}  # fmt: skip
+             "drip_60": "60 slow clients", "drip_400": "400 slow clients"}  # fmt: skip
     found = load("hurt-serving")[0]
     rows = []
     for key, label in names.items():
@@ -392,7 +392,7 @@ def kills() -> str:
             continue
         count = Counter(kill["victim"] for kill in found[kind]["kills"])
         killed = ", ".join(f"{number} x {victim}" for victim, number in sorted(count.items()))
-        same = f"{found[kind]['compared']} ended, each with the undisturbed one's bits"
+        same = f"{found[kind]['compared']} ended, each with the uninterrupted one's bits"
         rows.append([f"a {kind} of {found[kind]['undisturbed_seconds']:.0f} s", killed, same])
     for part in ("replica", "gateway", "proxy", "controller", "all"):
         seconds = [

@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of the docs: the flags reference, and the tables of results.
+"""Rewrite the generated parts of the docs: flags, the HTTP reference, and tables of results.
 
     python docs/generate.py
 
@@ -7,16 +7,21 @@ The tests fail when a page is not what this writes.
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
+from fastapi import FastAPI
 
 from trainyard.command import JOBS, Job, parse
 from trainyard.config import TrainConfig
+from trainyard.inference import PREDICTORS
+from trainyard.serving.gateway.openapi import describe_api
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
@@ -154,10 +159,127 @@ def _cell(words: str) -> str:
     return words.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
+JSON_KINDS = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "object": "object",
+    "null": "`null`",
+}
+"""Types of JSON schema in words."""
+
+
+def http_reference() -> str:
+    """Write the HTTP reference: parameters and answers of each task, from the OpenAPI schema."""
+    app = FastAPI()
+    app.add_api_route("/models/{name}", lambda: None, methods=["POST"])
+    describe_api(app, has_keys=True)
+    schemas = app.openapi()["components"]["schemas"]
+    page = [
+        "# HTTP reference\n\nThis page is generated from the schema that a server sends at "
+        "`GET /openapi.json`. [Ask a model](requests.md) explains requests, errors and headers.\n"
+    ]
+    earlier: dict[str, list[Row]] = {}
+    for task, predictor in PREDICTORS.items():
+        title = "".join(part.title() for part in task.split("-"))
+        request = schemas[f"{title}Request"]
+        rows = _fields(request["properties"]["parameters"])
+        example = json.dumps(dict(predictor.example), ensure_ascii=False)
+        page.append(
+            f"## {task}\n\n{_sentences(request)}\n\n```json\n{example}\n```\n\n"
+            f"{_parameters(rows, earlier)}\nAnswer: {_json_kind(schemas[f'{title}Answer'])}.\n"
+        )
+        earlier[task] = rows
+    page.append("## Objects of answers\n")
+    for name, schema in sorted(schemas.items()):
+        if not name.endswith(("Request", "Answer")):
+            page.append(f"### {name}\n\n{_sentences(schema)}\n\n{_table(_fields(schema))}")
+    return "\n".join(page)
+
+
+def _parameters(rows: list[Row], earlier: Mapping[str, list[Row]]) -> str:
+    """Write the table of a task's parameters, or refer to an earlier task that has the same."""
+    for task, same in earlier.items():
+        if len(same) > 1 and all(row in rows for row in same):
+            more = [row for row in rows if row not in same]
+            return f"The parameters of [{task}](#{task})" + (
+                f", and these:\n\n{_table(more)}" if more else ".\n"
+            )
+    return _table(rows)
+
+
+def _sentences(schema: Mapping[str, Any]) -> str:
+    return " ".join(schema.get("description", "").split())
+
+
+def _fields(schema: Mapping[str, Any]) -> list[Row]:
+    """Return the fields of an object as rows: name, value and meaning."""
+    required = schema.get("required", ())
+    return [
+        (
+            f"`{name}`{' (required)' if name in required else ''}",
+            _json_kind(field),
+            f"{_sentences(field)}{_default(field)}",
+        )
+        for name, field in schema["properties"].items()
+    ]
+
+
+def _table(rows: list[Row]) -> str:
+    body = "".join(f"| {name} | {kind} | {_cell(words)} |\n" for name, kind, words in rows)
+    return f"| Field | Value | Meaning |\n| --- | --- | --- |\n{body}"
+
+
+def _default(field: Mapping[str, Any]) -> str:
+    default = field.get("default")
+    return "" if default is None else f" (default: `{json.dumps(default)}`)"
+
+
+def _json_kind(schema: Mapping[str, Any]) -> str:
+    """Write a JSON schema in words."""
+    *others, last = dict.fromkeys(_json_kinds(schema))
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _json_kinds(schema: Mapping[str, Any]) -> Iterator[str]:
+    if "anyOf" in schema:
+        for kind in schema["anyOf"]:
+            # A default of null only marks the field as optional.
+            if kind.get("type") != "null" or "default" not in schema:
+                yield from _json_kinds(kind)
+    elif "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        yield f"[{name}](#{name.lower()})"
+    elif "enum" in schema or "const" in schema:
+        for value in schema.get("enum") or [schema["const"]]:
+            yield f"`{json.dumps(value)}`"
+    elif isinstance(schema["type"], list):
+        for kind in schema["type"]:
+            yield JSON_KINDS[kind]
+    elif schema["type"] == "boolean":
+        yield from ("`true`", "`false`")
+    elif schema["type"] == "array":
+        items = _json_kind(schema["items"]) if schema.get("items") else "any values"
+        yield f"list of {re.sub('^list of', 'lists of', items)}"
+    else:
+        yield JSON_KINDS[schema["type"]] + "".join(_bounds(schema))
+
+
+def _bounds(schema: Mapping[str, Any]) -> Iterator[str]:
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
+    for key, word in words.items():
+        if key in schema:
+            yield f", {word} {schema[key]:g}"
+
+
 def pages() -> dict[Path, str]:
     """Return the text of every generated page by its path."""
     tables = (HERE / "benchmarks.md", HERE.parent / "README.md")
-    return {HERE / "flags.md": flags(), **{page: rewrite(page.read_text()) for page in tables}}
+    return {
+        HERE / "flags.md": flags(),
+        HERE / "http.md": http_reference(),
+        **{page: rewrite(page.read_text()) for page in tables},
+    }
 
 
 if __name__ == "__main__":

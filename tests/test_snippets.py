@@ -1,14 +1,16 @@
-"""Snippets of the docs, run as they stand: Python, curl and JavaScript, and the notebooks of examples/.
+"""Snippets of the docs, run as they stand: Python, curl and JavaScript; the notebooks page of examples/.
 
-The commands are parsed by test_docs.py. A server of the pages, on port 8000, is one of a tiny model here.
+The commands are parsed by test_docs.py. A server of the pages, on port 8000, is one of tiny models here.
 """
 
 import json
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import pytest
 from support.browser import BROWSER, chromium, page_at
 from support.job_scripts import ROOT
 from support.serving_locally import LocalModels, load, serving
-from support.small_models import classifier
+from support.small_models import LABELS, classifier, gpt2
 
-from trainyard.tasks import TASKS, Task
+from trainyard.serving.options import GatewayOptions
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
@@ -50,11 +52,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[str]:
-    host = load(folder / "runs" / "mail")
-    with serving(LocalModels({"mail": host})) as url:
+def pages(folder: Path) -> Iterator[str]:
+    """Origin of a server of `folder`, as `python -m http.server` is one."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{files.server_port}"
+        files.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, pages: str) -> Iterator[str]:
+    hosts = {
+        "mail": load(folder / "runs" / "mail"),
+        "distilgpt2": load(gpt2(folder / "distilgpt2")),
+    }
+    with serving(LocalModels(hosts), GatewayOptions(cors_origins=(pages,))) as url:
         yield url
-    host.close()
+    for host in hosts.values():
+        host.close()
 
 
 def test_there_are_snippets_of_every_kind() -> None:
@@ -75,10 +91,6 @@ def test_python_runs(
     # The client refuses any request while it is set, also to this machine.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     code = code.replace(SERVER, server)
-    if code.startswith("Task("):  # a row of a table
-        row = eval(code, {"Task": Task})
-        assert replace(row, rows=TASKS[row.name].rows) == TASKS[row.name]
-        return
     exec(compile(code, "a snippet of the docs", "exec"), {})
 
 
@@ -87,7 +99,15 @@ def test_curl_gets_an_answer(command: str, server: str) -> None:
     done = subprocess.run(
         ["bash", "-c", command.replace(SERVER, server)], capture_output=True, check=True
     )
-    assert {"label", "score"} == json.loads(done.stdout)[0][0].keys()
+    if '"stream": true' not in command:
+        assert {"label", "score"} == json.loads(done.stdout)[0][0].keys()
+        return
+    *events, end = done.stdout.decode().strip().split("\n\n")
+    assert end == "data: [DONE]"
+    shown = [json.loads(event.removeprefix("data:")) for event in events]
+    assert [event["index"] for event in shown] == [1, 2, 3]
+    assert shown[-1]["details"]["finish_reason"] == "length"
+    assert shown[-1]["generated_text"]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
@@ -99,6 +119,21 @@ def test_javascript_gets_an_answer(code: str, server: str) -> None:
         page.locator("#f-text").wait_for()
         answer = page.evaluate(f"async () => {{ {code} }}")
     assert {"label", "score"} == answer[0][0].keys()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_the_page_of_the_examples_shows_every_label(folder: Path, pages: str, server: str) -> None:
+    text = (ROOT / "examples" / "client.html").read_text()
+    assert SERVER in text
+    (folder / "client.html").write_text(text.replace(SERVER, server))
+    with chromium() as browser, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{pages}/client.html")
+        page.get_by_role("button", name="Sort").click()
+        page.locator("#answer td").first.wait_for()
+        cells = page.locator("#answer td").all_text_contents()
+    assert set(cells[::2]) == set(LABELS), cells
+    assert sum(map(float, cells[1::2])) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

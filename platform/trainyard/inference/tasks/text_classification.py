@@ -65,7 +65,7 @@ class TextClassification(SequenceClassifier):
 
     `inputs` is a text, `{"text": …, "text_pair": …}`, or a list of these. The answer is a list of
     lists, one per input, even for a single input, as `InferenceClient` expects. Scores equal those
-    of transformers' pipeline, except for calibrated models, see `stored_temperature`. If the model
+    of transformers' pipeline, except for models with a calibration file. If the model
     stores thresholds (`--label-thresholds fitted`), each label also has `applies`.
     """
 

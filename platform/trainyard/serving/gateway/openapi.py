@@ -165,6 +165,7 @@ REFERENCE = "#/components/schemas/{model}"
 
 ERROR = {
     "type": "object",
+    "description": "Body of every error.",
     "required": ["error", "error_type"],
     "properties": {
         "error": {"type": "string", "description": "One sentence: what is wrong, and what to do."},
@@ -172,10 +173,16 @@ ERROR = {
     },
 }
 
-STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
+STATUS = {
+    "type": "object",
+    "description": "Answer of the routes for probes.",
+    "required": ["status"],
+    "properties": {"status": {"const": "ok"}},
+}
 
 BRIEF: dict[str, Any] = {
     "type": "object",
+    "description": "Entry of `GET /models`.",
     "required": ["name"],
     "properties": {
         "name": {"type": "string", "description": "The name in the path."},
@@ -191,6 +198,7 @@ BRIEF: dict[str, Any] = {
 
 MODEL = {
     "type": "object",
+    "description": "Answer of `GET /models/{name}`.",
     "required": ["name"],
     "properties": {
         **BRIEF["properties"],
