@@ -13,7 +13,7 @@ from support.small_models import classifier
 from support.tiny import WORDS, read_lines
 
 from trainyard.data.files import read_rows
-from trainyard.errors import UserError
+from trainyard.errors import SupersededError, UserError
 from trainyard.inference.batch import parts, run
 from trainyard.inference.batch import table as rows
 from trainyard.inference.batch.config import PredictConfig
@@ -21,6 +21,7 @@ from trainyard.inference.batch.run import predict
 from trainyard.inference.batch.table import isolated
 from trainyard.inference.request_tokens import Row
 from trainyard.inference.tasks.text_classification import TextClassification
+from trainyard.storage import lease as leases
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +251,81 @@ def test_one_job_writes_a_file(
     assert "scores.jsonl is already being run by process" in told[0]
     assert told[0].endswith("choose another --output-file")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["input.jsonl", "scores.jsonl"]
+
+
+@pytest.mark.parametrize("flags", [{}, {"truncation": False}], ids=["same", "other"])
+@pytest.mark.parametrize("when", ["while a part is predicted", "before the output is replaced"])
+def test_a_suspended_job_that_was_succeeded_changes_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], when: str
+) -> None:
+    """Its successor has finished, and has deleted the folders of both."""
+    source = lines(tmp_path, 20)
+    config = job(model, source)
+    module, name = (run, "predict_table") if when.startswith("while") else (parts, "_sync")
+    real = getattr(module, name)
+    left: list[Any] = []
+
+    def suspended(*arguments: Any) -> Any:
+        at_end = name == "predict_table" or arguments[0].name == "scores.jsonl"
+        if at_end and not left:
+            left.append("the successor has started")
+            with monkeypatch.context() as patch:
+                patch.setattr(leases, "EXPIRY_SECONDS", 0.0)
+                predict(job(model, source, **flags))
+            left[0] = files()
+        return real(*arguments)
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 8)
+    monkeypatch.setattr(module, name, suspended)
+    with pytest.raises(SupersededError, match=r"scores\.jsonl was taken over by another driver"):
+        predict(config)
+    assert files() == left[0]
+    assert set(left[0]) == {"input.jsonl", "scores.jsonl"}
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("flags", [{}, {"truncation": False}], ids=["same", "other"])
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        pytest.param(PredictConfig, "predictor", 1, id="before the input is read"),
+        pytest.param(parts, "_write", 1, id="between raw parts"),
+        pytest.param(parts, "_write", 3, id="after the last raw part"),
+        pytest.param(parts, "_write", 4, id="between done parts"),
+        pytest.param(parts, "_sync", 7, id="before the output is replaced"),
+        pytest.param(parts, "sync_folder", 7, id="before the parts are deleted"),
+    ],
+)
+def test_a_suspended_job_leaves_the_work_of_its_successor(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    flags: dict[str, Any], owner: Any, name: str, call: int,
+) -> None:  # fmt: skip
+    """The successor has taken the lease, and is at work."""
+    source = lines(tmp_path, 20)
+    (tmp_path / "scores.jsonl").write_text("before")
+    successor = json.dumps({"id": "b", "pid": 7, "host": "elsewhere"})
+    work = parts.Parts(job(model, source, **flags))._folder
+    real, calls = getattr(owner, name), [0]
+    left: dict[Path, bytes] = {}
+
+    def suspended(*arguments: Any) -> Any:
+        result = real(*arguments)
+        calls[0] += 1
+        if calls[0] == call:
+            (tmp_path / ".scores.jsonl-lease.json").write_text(successor)
+            work.mkdir(exist_ok=True)
+            (work / "part").write_text("of the successor")
+            left.update(files())
+        return result
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 8)
+    monkeypatch.setattr(owner, name, suspended)
+    with pytest.raises(SupersededError, match="was taken over by process 7 on elsewhere"):
+        predict(job(model, source))
+    assert files() == left

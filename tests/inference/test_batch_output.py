@@ -153,6 +153,51 @@ def test_parquet_columns_keep_their_types(model: Path, tmp_path: Path) -> None:
     assert [line.get("list") for line in lines] == [[1], [], None]
 
 
+def not_utf8() -> pa.Array:
+    buffers = pa.array([b"d\xc3\xa9", b"caf\xe9", None], pa.binary()).buffers()
+    return pa.StringArray.from_buffers(3, buffers[1], buffers[2], buffers[0])
+
+
+def test_values_that_python_lacks_are_texts(model: Path, tmp_path: Path) -> None:
+    """They are in columns that the job does not use; all rows are predicted before they are read."""
+    odd, late = not_utf8(), [0, 2**40, None]
+    columns = {
+        "text": pa.array(["bana", "cola", "fele"]),
+        "odd": odd,
+        "word": odd.cast(pa.large_string()),
+        "list": pa.ListArray.from_arrays([0, 2, 2, 3], odd),
+        "map": pa.MapArray.from_arrays([0, 1, 2, 2], pa.array(["a", "b"]), odd.slice(0, 2)),
+        "inner": pa.StructArray.from_arrays([odd, odd], names=["a", "b"]),
+        "double": pa.StructArray.from_arrays([pa.array([1, 2, 3]), odd], names=["a", "a"]),
+        "when": pa.array(late, pa.timestamp("s")),
+        "where": pa.array([0, 1, None], pa.timestamp("ms", tz="Nowhere/At")),
+        "day": pa.array([0, 2**31 - 1, None], pa.date32()),
+        "span": pa.array([1, 2**62, None], pa.duration("s")),
+    }
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table(columns), source)
+    first, second, third = answers(model, source)
+    assert [row["odd"] for row in (first, second)] == ["dé", "caf\\xe9"]
+    assert [row["word"] for row in (first, second)] == ["dé", "caf\\xe9"]
+    assert [row["list"] for row in (first, second, third)] == [["dé", "caf\\xe9"], [], [None]]
+    assert [row["map"] for row in (first, second)] == [[["a", "dé"]], [["b", "caf\\xe9"]]]
+    assert second["inner"] == {"a": "caf\\xe9", "b": "caf\\xe9"}
+    assert [row["double"] for row in (first, third)] == [
+        [["a", 1], ["a", "dé"]],
+        [["a", 3], ["a", None]],
+    ]
+    assert [first["when"], second["when"]] == ["1970-01-01 00:00:00", "36812-02-20 00:36:16.000"]
+    assert second["where"] == "1970-01-01 00:00:00.001+00:00"
+    assert [first["day"], second["day"]] == ["1970-01-01", "5881580-07-11"]
+    assert [first["span"], second["span"]] == ["0:00:01", "4611686018427387904 seconds"]
+    assert third.keys().isdisjoint({"odd", "word", "when", "where", "day", "span"})
+    _, row, last = answers(model, source, "out.csv")
+    assert (row["odd"], row["when"], last["odd"]) == ("caf\\xe9", "36812-02-20 00:36:16.000", "")
+    assert json.loads(row["inner"]) == second["inner"]
+    table = answers(model, source, "out.parquet")
+    assert table["odd"].chunk(0)[1].as_buffer().to_pybytes() == b"caf\xe9"
+
+
 def test_columns_are_narrowed_by_name(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text("review,id,other\nbana,1,x\n")

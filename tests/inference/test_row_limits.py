@@ -85,6 +85,14 @@ def hosts(folders: dict[str, Path]) -> Iterator[dict[str, Host]]:
             "zero-shot-classification", PAGES,
             {"candidate_labels": MANY[:4], "truncation": False}, 413, "160000 tokens",
         ),
+        (  # one token that is unknown, and no token at all
+            "zero-shot-classification", "x" * 100_000, {"candidate_labels": MANY[:400]}, 413,
+            "2500000 tokens",
+        ),
+        (
+            "zero-shot-classification", ["bab" + " " * 100_000] * 2,
+            {"candidate_labels": MANY[:200], "truncation": "only_second"}, 413, "1250000 tokens",
+        ),
         (
             "zero-shot-classification", "bab",
             {"candidate_labels": ["x" * 900], "hypothesis_template": "{}" * 400}, 422, "has 400 {}",

@@ -286,6 +286,16 @@ def test_a_models_own_defaults_count_and_its_tricks_do_not(tmp_path: Path) -> No
         ({"num_beams": 2, "stop": ["a"]}, "stop and details need num_beams 1"),
         ({"stop": [""]}, "parameters.stop is ''"),
         ({"temperature": 0}, "parameters.temperature is 0: input should be greater than 0"),
+        (
+            {"num_beams": 2, "length_penalty": 1e308},  # a length to this power is no float
+            r"parameters.length_penalty is 1e\+308: input should be less than or equal to 10",
+        ),
+        ({"num_beams": 2, "length_penalty": -11}, "should be greater than or equal to -10"),
+        (
+            {"repetition_penalty": 1e-300, "details": True},  # its log-probabilities are infinite
+            "parameters.repetition_penalty is 1e-300: input should be greater than or equal to 0.01",
+        ),
+        ({"repetition_penalty": 101}, "should be less than or equal to 100"),
         ({"watermark": True}, "parameters.watermark is not supported here; leave it out"),
         ({"grammar": {"type": "json"}}, "parameters.grammar is not supported here"),
         ({"custom_generate": "evil/repo"}, "custom_generate is no parameter of text-generation"),

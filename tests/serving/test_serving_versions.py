@@ -288,7 +288,7 @@ def test_a_version_is_still_refused_after_ten_days_of_retries(
     async def run() -> None:
         model = replica()
         await model.want(source("a"))
-        await model.want(source("broken"))
+        await wanted(model, source("broken"))
         model._tries = 1024  # 2.0**1024 is no float
         before = time.monotonic()
         model._refuse(UserError("it is broken"))

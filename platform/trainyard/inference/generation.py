@@ -66,13 +66,13 @@ class GenerateParameters(Strict):
     """Sample from the most likely tokens that make up this probability."""
     typical_p: Fraction | None = None
     """Sample from the most typical tokens that make up this probability (Meister et al. 2022)."""
-    repetition_penalty: Annotated[float, Gt(0)] | None = None
+    repetition_penalty: Annotated[float, Ge(0.01), Le(100)] | None = None
     """Above 1, repeated tokens become less likely (Keskar et al. 2019)."""
     no_repeat_ngram_size: Annotated[int, Ge(0)] | None = None
     """Size of the n-grams that may occur only once."""
     num_beams: Annotated[int, Ge(1), Le(64)] | None = None
     """Width of beam search; 1 means no beam search."""
-    length_penalty: float | None = None
+    length_penalty: Annotated[float, Ge(-10), Le(10)] | None = None
     """With beams: above 0, longer texts are preferred."""
     early_stopping: bool | None = None
     """With beams: stop when `num_beams` texts are complete."""

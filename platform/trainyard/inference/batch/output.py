@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -135,7 +136,9 @@ class JsonlWriter(_TextWriter):
     """
 
     def write(self, table: pa.Table) -> None:
-        for row in table.to_pylist():
+        columns = [_values(column) for column in table.columns]
+        for values in zip(*columns, strict=True):
+            row = dict(zip(table.column_names, values, strict=True))
             line = {
                 name: _finite(json.loads(value) if name in self._encoded else value)
                 for name, value in row.items()
@@ -163,7 +166,7 @@ class CsvWriter(_TextWriter):
         if self._names is None:
             self._names = table.column_names
             lines.writerow(self._names)
-        columns = [table[name].to_pylist() for name in self._names]
+        columns = [_values(table[name]) for name in self._names]
         lines.writerows(
             [
                 json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
@@ -207,6 +210,48 @@ def _finite(value: Any) -> Any:
         case dict():
             return {name: _finite(item) for name, item in value.items()}
     return value
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Return Python values of a column, also of values that pyarrow cannot convert.
+
+    Bytes of a text that are not UTF-8 become backslash escapes. Dates and times out of Python's
+    range, or in an unknown time zone, become texts, in UTC. A struct that has a name twice becomes
+    a list of pairs.
+    """
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        kind = scalar.type
+    if pa.types.is_struct(kind):
+        pairs = [(field.name, _value(scalar[i])) for i, field in enumerate(kind)]
+        return dict(pairs) if len(dict(pairs)) == len(pairs) else pairs
+    if pa.types.is_map(kind):
+        return [(_value(pair[0]), _value(pair[1])) for pair in scalar.values]
+    if pa.types.is_nested(kind):
+        return [_value(item) for item in scalar.values]
+    if pa.types.is_temporal(kind):
+        return _time(scalar)
+    return scalar.as_buffer().to_pybytes().decode(errors="backslashreplace")
+
+
+def _time(scalar: pa.Scalar) -> str:
+    """Convert a date, time stamp or duration to text with numpy, which has a wider range."""
+    kind = scalar.type
+    if pa.types.is_duration(kind):
+        return str(np.timedelta64(scalar.value, kind.unit))
+    if pa.types.is_date(kind):
+        return str(np.datetime64(scalar.cast(pa.date32()).value, "D"))
+    zone = "" if kind.tz is None else "+00:00"
+    return str(np.datetime64(scalar.value, kind.unit)).replace("T", " ") + zone
 
 
 def _plain(value: Any) -> str:

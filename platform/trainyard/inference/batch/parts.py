@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
@@ -20,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainyard.data import AS_JSON, Batch, TextFormat, did_you_mean, listing, read_rows
-from trainyard.errors import UserError
+from trainyard.errors import SupersededError, UserError
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.output import WRITERS, Layout, as_input, json_kind
-from trainyard.storage import Disk, Lease, scratch_path, sync_folder, write_json
+from trainyard.storage import Disk, Fence, Lease, scratch_path, sync_folder, write_json
 
 ROWS_PER_PART = 4_096
 """Maximum rows of a part, and thus of the rows that each worker of a killed job predicts again."""
@@ -51,21 +52,41 @@ class Parts:
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
         self._raw, self._done = self._folder / "raw", self._folder / "done"
+        self._fence: Fence | None = None
 
-    def lease(self) -> Lease:
-        """Build the lease on the output file: one job at a time writes it."""
+    @contextmanager
+    def lease(self) -> Iterator[Lease]:
+        """Hold the lease on the output file: one job at a time writes it and its parts.
+
+        Raises:
+            HeldError: Another job writes the output file.
+        """
         name = f".{self._output.name}-lease.json"
         what, remedy = f"--output-file {self._output}", "choose another --output-file"
-        return Lease(Disk(self._output.parent), name, what, remedy=remedy)
+        with Lease(Disk(self._output.parent), name, what, remedy=remedy) as lease:
+            self._fence = lease.fence()
+            yield lease
+
+    def _check(self) -> None:
+        """Check, before files are written or deleted, that this job still holds its lease.
+
+        Raises:
+            SupersededError: Another job has taken the lease over.
+            UserError: The storage does not answer.
+        """
+        if self._fence is not None:
+            self._fence.check()
 
     def read(self) -> None:
         """Split the input file into raw parts, unless these exist. Invalid rows keep their error.
 
         Raises:
             UserError: The input file cannot be read.
+            SupersededError: Another job has taken over the output file.
         """
         if self._complete.exists():
             return
+        self._check()
         shutil.rmtree(self._folder, ignore_errors=True)
         for folder in (self._raw, self._done):
             folder.mkdir(parents=True)
@@ -84,11 +105,14 @@ class Parts:
                     table = table.append_column(name, column)
                 for start in range(0, table.num_rows, ROWS_PER_PART):
                     part = table.slice(start, ROWS_PER_PART)
-                    _write(part, self._raw / f"{number:06d}.parquet")
+                    self._write(part, self._raw / f"{number:06d}.parquet")
                     rows, number = rows + part.num_rows, number + 1
+        except SupersededError:
+            raise  # the successor may have the same flags, and thus this folder
         except UserError:
             shutil.rmtree(self._folder)
             raise
+        self._check()
         write_json(
             self._complete,
             {"rows": rows, "kinds": {name: sorted(each) for name, each in kinds.items()}},
@@ -132,7 +156,16 @@ class Parts:
         return [p for p in sorted(self._raw.iterdir()) if not (self._done / p.name).exists()]
 
     def store(self, raw: Path, table: pa.Table) -> None:
-        _write(table, self._done / raw.name)
+        """Write the predicted rows of the part `raw`.
+
+        Raises:
+            SupersededError: Another job has taken over the output file.
+        """
+        self._write(table, self._done / raw.name)
+
+    def _write(self, table: pa.Table, path: Path) -> None:
+        self._check()
+        _write(table, path)
 
     def assemble(self) -> dict[str, int]:
         """Join all parts into the output file, and delete the parts.
@@ -142,6 +175,7 @@ class Parts:
 
         Raises:
             RuntimeError: A row is missing, duplicated or out of order.
+            SupersededError: Another job has taken over the output file.
         """
         scratch = self._folder / self._output.name
         counts = {"rows": 0, "errors": 0, "truncated_rows": 0}
@@ -170,8 +204,10 @@ class Parts:
         if counts["rows"] != self.rows:
             raise RuntimeError(f"{counts['rows']} of {self.rows} rows were predicted")
         _sync(scratch)
+        self._check()
         scratch.replace(self._output)
         sync_folder(self._output.parent)
+        self._check()
         for left in self._output.parent.glob(f".{escape(self._output.name)}-" + "[0-9a-f]" * 16):
             shutil.rmtree(left)  # of this job, and of killed jobs with other flags
         return counts

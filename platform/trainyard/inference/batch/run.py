@@ -30,21 +30,27 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     Raises:
         UserError: A file, column, parameter or model cannot be used.
         HeldError: Another job writes the output file.
+        SupersededError: Another job has taken over the output file.
     """
     started = time.monotonic()
     config = config.pinned()
     parts = Parts(config)
-    with parts.lease():
-        stage(f"loading {config.model_name_or_path}")
-        predictor = config.predictor()
-        request_parameters(predictor, config)
-        stage(f"reading {config.input_file}")
-        parts.read()
-        resumed = parts.rows_done
-        with progress_bar(parts.rows, unit="row", title="predict", done=resumed) as bar:
-            for rows in _predicted(config, predictor, parts):
-                bar.update(rows)
-        counts = parts.assemble()
+    with parts.lease() as lease:
+        try:
+            stage(f"loading {config.model_name_or_path}")
+            predictor = config.predictor()
+            request_parameters(predictor, config)
+            stage(f"reading {config.input_file}")
+            parts.read()
+            resumed = parts.rows_done
+            with progress_bar(parts.rows, unit="row", title="predict", done=resumed) as bar:
+                for rows in _predicted(config, predictor, parts):
+                    lease.poll()
+                    bar.update(rows)
+            counts = parts.assemble()
+        except Exception:
+            lease.check()  # a job that was taken over fails on files that its successor deleted
+            raise
     seconds = time.monotonic() - started
     return {
         "job": "predict",

@@ -20,6 +20,10 @@ from trainyard.inference.tasks.text_classification import SequenceClassifier, so
 LABEL_CHARACTERS = 1000
 """Maximum length of a label and of the template: both are tokenized again with each text."""
 
+TOKEN_CHARACTERS = 16
+"""Characters of a text that count as a token for the budget: a long word or spaces can be few tokens,
+but are read again with each label."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotClassificationParameters(Strict):
@@ -98,7 +102,7 @@ class ZeroShotClassification(SequenceClassifier):
         items = []
         for text in map(text_of, inputs):
             text, length, cut = self._shortened(text, parameters.truncation)
-            budget.spend(0, "pairs", length * len(labels))
+            budget.spend(0, "pairs", max(length, len(text) // TOKEN_CHARACTERS) * len(labels))
             tokens = self.tokenize(
                 [text] * len(labels), hypotheses, truncation=parameters.truncation
             )
