@@ -256,7 +256,8 @@ JSON = st.recursive(
 FIELDS = st.sampled_from(
     ["status", "config", "result", "trial", "seconds", "started", "ended", "versions", "reason",
      "space", "confirmation", "verdict", "metric", "num_trials", "hyperparameters", "score", "step",
-     "last_step", "metrics", "intervals", "split", "loss", "winner", "difference", "index"]
+     "last_step", "metrics", "intervals", "split", "loss", "eval_loss", "winner", "difference",
+     "index"]
 )  # fmt: skip
 
 

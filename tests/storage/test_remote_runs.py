@@ -23,6 +23,8 @@ from trainyard.errors import SupersededError
 from trainyard.storage import folder as folders
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.storage.store import Bucket
+from trainyard.terminal import say
+from trainyard.training.driver.fit import _logged_records
 
 __all__ = ["endpoint", "url"]  # fixtures
 
@@ -110,6 +112,62 @@ def test_a_driver_that_lost_its_lease_changes_nothing_in_the_bucket(
                 harm()
         assert {name: bucket.read(name) for name in bucket.names("run")} == before
     assert bucket.read("run/lease.json") == before["run/lease.json"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"step": "7"}', b"\xff"])
+def test_damaged_progress_in_the_bucket_does_not_end_the_run(
+    url: str, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(folders, "TELL_SECONDS", 0.0)
+    driver = open_run(url, "run")
+    driver.create()
+    driver.fetch()
+    driver.set_progress(step=3)
+    Bucket(url).write("run/progress.json", content)
+    driver.sync()
+    assert driver.progress() == {"step": 3}
+
+
+def test_the_next_attempt_continues_the_log_and_the_use_of_the_node(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine. A checkpoint uploads the rows of usage, and the end the log."""
+
+    def attempt(number: int) -> None:
+        driver.update(status="running")
+        say(f"attempt {number}")
+        store = driver.store()
+        store.claim()
+        driver.append_usage({"seconds": number})
+        store.commit(10 * number, writer("rows"))
+        raise UserError("cut off")
+
+    for number in (1, 2):
+        monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / str(number)))
+        driver = open_run(url, "run")
+        driver.create()
+        with pytest.raises(UserError, match="cut off"), _logged_records(driver):
+            attempt(number)
+    bucket = Bucket(url)
+    usage, log = bucket.read("run/usage.jsonl"), bucket.read("run/log.txt")
+    assert usage is not None
+    assert [json.loads(line)["seconds"] for line in usage.content.splitlines()] == [1, 2]
+    assert log is not None
+    lines = [line.split(" ", 2)[2] for line in log.content.decode().splitlines()]
+    assert lines == [
+        line
+        for number in (1, 2)
+        for line in ("started", f"attempt {number}", "ended by UserError: cut off")
+    ]
+
+
+def test_a_start_that_fails_leaves_no_object(url: str) -> None:
+    """--fresh would refuse to delete a log without a record."""
+    driver = open_run(url, "run")
+    driver.create()
+    with pytest.raises(UserError, match="no such file"), _logged_records(driver):
+        raise UserError("no such file")
+    assert Bucket(url).names("run") == []
 
 
 def test_a_fresh_run_uploads_nothing_of_the_one_it_replaces(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ class Attempt:
     """The other ranks are killed with it: they are one group of processes (`run_forked`)."""
     full_disk: tuple[int, str] | None = None
     """Rank and place (`die_at`) where the disk is full."""
+    small_disk: tuple[int, str] | None = None
+    """Rank and place (`die_at`) from where on its files have room for 16 KiB."""
 
 
 class CutOff(BaseException):
@@ -75,6 +78,11 @@ def fill_disk() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def shrink_disk() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))
+
+
 def run_attempt(entry: Mapping[str, Any], rank: int) -> None:
     """Run an attempt that was written as JSON."""
     config: dict[str, Any] = {
@@ -114,6 +122,8 @@ def _run(attempt: Attempt, rank: int) -> None:
         die_at(attempt.killed[1], kill_group if attempt.kills_all else kill_this_process)
     if attempt.full_disk and attempt.full_disk[0] == rank:
         die_at(attempt.full_disk[1], fill_disk)
+    if attempt.small_disk and attempt.small_disk[0] == rank:
+        die_at(attempt.small_disk[1], shrink_disk)
     folder = open_run(config.storage_path, config.resolved_run_name)
     data: list[Any] = [None]
     if rank == 0:

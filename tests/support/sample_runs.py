@@ -42,12 +42,13 @@ def write_run(
                       "learning_rate": 5e-5 * (1 - step / steps)})  # fmt: skip
         if step % (steps // 17 * 2 or 10) < 10:
             f1 = quality - 0.3 * math.exp(-4 * step / steps) + 0.01 * rng.random()
-            found = {"accuracy": f1 - 0.06, "f1": f1, "loss": 1 - f1}
+            found = {"accuracy": f1 - 0.06, "f1": f1}
             found = found if fixed is None else dict.fromkeys(found, fixed)
             spans = {name: [value - 0.03, value + 0.025] for name, value in found.items()}
             line: dict[str, Any] = {
                 "step": step,
                 "split": "validation",
+                "eval_loss": 1 - f1,
                 "metrics": found,
                 "intervals": spans,
             }

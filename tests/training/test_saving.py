@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import pickle
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -12,14 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.bucket_here import endpoint, url
 from support.runs_locally import run_locally, weights_hash
 
 from trainyard.config import TrainConfig
-from trainyard.errors import Diverged, SupersededError, UserError
+from trainyard.errors import DamagedRun, Diverged, SupersededError, UserError
+from trainyard.evaluation import score
 from trainyard.storage import Bucket, RunFolder, open_run
 from trainyard.storage.checkpoints import CheckpointStore
-from trainyard.training.worker.saving import CheckpointWriter, HostMemory
+from trainyard.training.worker.saving import CheckpointWriter, HostMemory, _sendable
 from trainyard.training.worker.session import Session
 
 __all__ = ["endpoint", "url"]
@@ -103,7 +107,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
 def test_a_checkpoint_holds_its_step_though_it_is_written_two_steps_later(
     base: TrainConfig, loop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CheckpointStore, "keep", lambda *_: None)
+    monkeypatch.setattr(CheckpointStore, "keep", lambda *_, **__: None)
     runs = {}
     for way, prepare in (("later", lambda patch: SlowWriter(patch, 1)), ("at-once", at_once)):
         with monkeypatch.context() as patch:
@@ -185,6 +189,59 @@ def test_the_last_checkpoint_of_a_run_fails_and_so_does_the_run(
     )
     assert (outcome.status, str(outcome.error)) == ("failed", "no room for step 4")
     assert not folder.store().steps()
+
+
+@pytest.mark.parametrize("name", ["predictions/validation.npy", "model.safetensors"])
+def test_a_damaged_best_checkpoint_ends_the_run_before_it_resumes(
+    base: TrainConfig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The newest checkpoint is whole, but the run cannot end with its best model."""
+    scores = iter((0.9, 0.8))
+
+    def falling(*arguments: Any, **named: Any) -> dict[str, Any]:
+        found = score(*arguments, **named)
+        found["metrics"]["f1"] = next(scores)
+        return found
+
+    monkeypatch.setattr(f"{Session.__module__}.score", falling)
+    outcome, folder = run_locally(base)
+    assert outcome.state.best_step == 6
+    best = folder.checkpoints / "step-00000006"
+    os.truncate(best / name, 100)
+    outcome, _ = run_locally(base)
+    assert isinstance(outcome.error, DamagedRun)
+    damaged = f"the best checkpoint {best} is damaged ({Path(name).name} has 100 bytes, not "
+    assert str(outcome.error).startswith(damaged)
+    assert str(outcome.error).endswith("; use --fresh to train it again")
+
+
+def test_a_full_disk_of_another_worker_can_be_sent_to_rank_0(tmp_path: Path) -> None:
+    """safetensors raises no OSError, and rank 0 cannot test the disk of another worker."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(Exception, match="File too large") as raised:
+            save_file({"weight": torch.zeros(10_000)}, tmp_path / "part")
+        found = _sendable(raised.value, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not isinstance(raised.value, OSError)
+    sent = pickle.loads(pickle.dumps(found))
+    assert (type(sent), sent.errno) == (OSError, errno.EFBIG)
+    other = pickle.loads(pickle.dumps(_sendable(raised.value, tmp_path)))
+    assert type(other) is RuntimeError
+    assert str(other).startswith("SafetensorError: ")
+    assert _sendable(found, tmp_path) is found
+    assert not list(tmp_path.iterdir())
+
+    class LocalError(Exception):
+        """An exception that pickle cannot send."""
+
+    with pytest.raises((AttributeError, pickle.PicklingError), match="LocalError"):
+        pickle.dumps(LocalError("odd"))
+    assert (
+        str(pickle.loads(pickle.dumps(_sendable(LocalError("odd"), tmp_path)))) == "LocalError: odd"
+    )
 
 
 def test_a_run_that_was_superseded_while_it_wrote_ends_so(

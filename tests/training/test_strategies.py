@@ -261,6 +261,25 @@ def test_a_full_disk_before_the_parts_are_written_ends_all_workers(
     assert folder.store().steps() == [2]
 
 
+@pytest.mark.long
+def test_a_full_disk_of_a_worker_that_writes_a_part_is_one_sentence(
+    small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """Rank 1 sends the error of its disk, where safetensors raises one without an errno."""
+    config = replace(
+        small_run, storage_path=str(tmp_path / "runs"), run_name="full", strategy="fsdp",
+        max_steps=LAST_STEP, save_steps=2, num_workers=2, ledger=False,
+    )  # fmt: skip
+    small = (1, "trainyard.training.worker.weights:save_file:3")  # of two files each
+    run_ranks(2, [Attempt(config, small_disk=small)], tmp_path / "full")
+    folder = open_run(config.storage_path, "full")
+    ended = json.loads((folder.path / "outcome.json").read_text())
+    assert ended["status"] == "failed"
+    assert "checkpoint of step 4 could not be written" in ended["error"]
+    assert "File too large" in ended["error"]
+    assert folder.store().steps() == [2]
+
+
 def test_each_worker_writes_a_part_of_a_checkpoint(runs: Runs) -> None:
     for kind in ("fsdp", "zero2", "zero3"):
         folder = runs(f"{kind}-no").checkpoints / f"step-{LAST_STEP:08d}"

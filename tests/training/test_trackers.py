@@ -38,7 +38,10 @@ def in_metrics(run: Path) -> Curves:
     """Curves of metrics.jsonl."""
     found: Curves = defaultdict(dict)
     for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
-        values = line.get("metrics") or {key: line[key] for key in ("loss", "learning_rate")}
+        if "split" in line:
+            values = {"loss": line["eval_loss"], **line["metrics"]}
+        else:
+            values = {key: line[key] for key in ("loss", "learning_rate")}
         for name, value in values.items():
             found[f"{line.get('split', 'train')}/{name}"][line["step"]] = value
     return found
@@ -112,6 +115,7 @@ def test_every_tracker_has_the_curves_of_a_run_that_was_interrupted(config: Trai
     assert set(expected) == {
         "train/loss",
         "train/learning_rate",
+        "validation/loss",
         "validation/accuracy",
         "validation/f1",
     }

@@ -55,6 +55,7 @@ def _results(found: Details) -> Section:
             title = _title(metric)
             rows.append([name, title, _with_interval(value, (low, high)), split["rows"]])
             dots.append({"metric": f"{title}, {name}", "value": value, "low": low, "high": high})
+        rows.append([name, "Loss", _with_interval(split["eval_loss"], None), split["rows"]])
     facts: list[tuple[str, str]] = [
         (_title(found["score_metric"]), number(found["score"])),
         ("Rows", number(sum(split["rows"] for split in splits.values()))),

@@ -12,7 +12,7 @@ from trainyard.data import TokenTable
 from trainyard.metrics import answers, build_metric, decode, get_metric, is_constant
 from trainyard.models import RIGHT, Padding, find_padding
 from trainyard.stats import metric_interval
-from trainyard.tasks import Task
+from trainyard.tasks import ProblemType, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,8 +111,9 @@ def score(
 ) -> dict[str, Any]:
     """Compute the metrics of one split with their 95 % intervals over rows, see `metric_interval`.
 
-    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}}. If the model predicts the
-    same label for every row although the labels differ, the key `one_answer` holds the label.
+    Returns {"metrics": {name: value}, "intervals": {name: [low, high]}, "eval_loss": value}, see
+    `mean_loss`. If the model predicts the same label for every row although the labels differ, the
+    key `one_answer` holds the label.
     """
     references = np.asarray(labels)
     values: dict[str, float] = {}
@@ -129,11 +130,36 @@ def score(
     found: dict[str, Any] = {
         "metrics": {name: values[name] for name in task.metrics},
         "intervals": {name: intervals[name] for name in task.metrics},
+        "eval_loss": mean_loss(task.problem_type, logits, references),
     }
     predictions = decode(task.problem_type, logits, task.cuts)
     if (answer := _one_answer(task, predictions, references)) is not None:
         found["one_answer"] = answer
     return found
+
+
+def mean_loss(problem_type: ProblemType, logits: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Compute the mean loss over rows, by the rules of the models of transformers.
+
+    The loss of a row is the cross-entropy, the squared error of a regression, or the mean binary
+    cross-entropy over several labels. Class weights and label smoothing do not apply. Sums are in
+    float64.
+
+    Args:
+        problem_type: Problem type of the task.
+        logits: Logits of shape [rows, labels].
+        labels: Class indices or values of shape [rows], or 0/1 of shape [rows, labels].
+    """
+    from scipy.special import log_softmax
+
+    wide = logits.astype(np.float64)
+    if problem_type == "regression":
+        losses = (wide[:, 0] - labels) ** 2
+    elif problem_type == "multi_label_classification":
+        losses = np.logaddexp(0, wide) - wide * labels
+    else:
+        losses = -log_softmax(wide, axis=1)[np.arange(len(labels)), labels]
+    return float(losses.mean())
 
 
 def _one_answer(task: Task, predictions: NDArray[Any], references: NDArray[Any]) -> str | None:

@@ -31,7 +31,7 @@ from typing import Any
 from typing_extensions import override
 
 from trainyard.errors import DamagedRun, SupersededError, UserError
-from trainyard.storage.atomic import sync_folder, sync_tree, write_json
+from trainyard.storage.atomic import scratch_path, sync_folder, sync_tree, write_json
 from trainyard.storage.lease import Fence
 from trainyard.storage.manifest import MANIFEST, download_folder, fault_of, hashes_of, upload_folder
 from trainyard.storage.store import Bucket, Conflict, Stored, replace_own
@@ -158,6 +158,24 @@ class CheckpointStore:
         """
         return self.path(step)
 
+    def bring_best(self, step: int) -> Path:
+        """Return the folder of the best checkpoint, present on this node and verified.
+
+        Raises:
+            DamagedRun: The checkpoint is damaged, and no other one can replace it.
+            UserError: The bucket does not answer.
+        """
+        if (fault := self._fault(step)) is not None:
+            raise DamagedRun(
+                f"the best checkpoint {self.path(step)} is damaged ({fault})",
+                remedy="use --fresh to train it again",
+            )
+        return self.path(step)
+
+    def _fault(self, step: int) -> str | None:
+        """Return why the checkpoint of `step` does not verify, or None if it does."""
+        return fault_of(self.path(step))
+
     def newest(self) -> tuple[int, Path] | None:
         """Return step and folder of the newest checkpoint that verifies, or None.
 
@@ -168,7 +186,7 @@ class CheckpointStore:
         """
         for step in reversed(self.steps()):
             path = self.path(step)
-            if (fault := fault_of(path)) is None:
+            if (fault := self._fault(step)) is None:
                 return step, path
             self._skip(path.name, fault)
         return None
@@ -299,6 +317,10 @@ class BucketCheckpoints(CheckpointStore):
         return self.path(step)
 
     @override
+    def _fault(self, step: int) -> str | None:
+        return self._download(step)
+
+    @override
     def keep(self, steps: Collection[int], until: int | None = None) -> None:
         names = self._index_names()
         doomed = {step for step in _older(names, until) if step not in steps}
@@ -383,5 +405,18 @@ def _fill(
     except OSError:
         raise
     except Exception:
-        (scratch / "probe").write_bytes(bytes(_PROBE_BYTES))
+        probe_disk(scratch)
         raise
+
+
+def probe_disk(folder: Path) -> None:
+    """Write and delete a file in `folder`.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    probe = scratch_path(folder / "probe")
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)

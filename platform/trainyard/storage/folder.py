@@ -282,9 +282,11 @@ class JobFolder:
                 f"{self.address()} holds {names[0]} but no {self.RECORD}, so --fresh does not empty it; "
                 "choose another --run-name"
             )
-        for path in self.path.iterdir():
+        # The record goes last: without it, --fresh refuses to delete the rest.
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == self.RECORD):
             if path.name not in _GUARDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                whole = path.is_dir() and not path.is_symlink()
+                shutil.rmtree(path) if whole else path.unlink(missing_ok=True)
         if self.mirror is not None:
             self.mirror.delete(self.mirror.names())
 
@@ -320,9 +322,9 @@ class RunFolder(JobFolder):
             self.checkpoints,
             mirror.bucket,
             mirror.key("checkpoints"),
-            fetch=lambda: mirror.pull("metrics.jsonl", "progress.json"),
+            fetch=lambda: mirror.pull("metrics.jsonl", "progress.json", "usage.jsonl"),
             publish=lambda: self.publish(
-                "metrics.jsonl", "progress.json", "predictions", "tensorboard"
+                "metrics.jsonl", "progress.json", "usage.jsonl", "predictions", "tensorboard"
             ),
             fence=self.fence,
         )
@@ -368,7 +370,7 @@ class RunFolder(JobFolder):
             self.path.mkdir(parents=True)
             if self.fence is not None:
                 self.mirror.mark_as_of(self.fence.id)
-            self.mirror.pull("run.json", "metrics.jsonl", "progress.json")
+            self.mirror.pull("run.json", "metrics.jsonl", "progress.json", "usage.jsonl", _LOG)
             self.mirror.delete(
                 name for name in self.mirror.names() if name.startswith(_REQUEST_NAMES)
             )
@@ -426,8 +428,8 @@ class RunFolder(JobFolder):
             self.publish(self.stop_request.name)  # a signal handler only writes the local file
             if self.mirror.tells.is_due(TELL_SECONDS):
                 stored = self.mirror.bucket.read(self.mirror.key("progress.json"))
-                progress: dict[str, Any] = json.loads(stored.content) if stored else {}
-                if progress.get("step", 0) > self.progress().get("step", 0):
+                progress = (parse_line(stored.content) if stored else None) or {}
+                if _step(progress) > _step(self.progress()):
                     self._write_progress(progress)
 
     def clean_up(self) -> None:
@@ -469,27 +471,37 @@ class RunFolder(JobFolder):
         Raises:
             DamagedRun: A complete line holds no JSON object with an integer `step`.
         """
+        lines = self._metrics_or_damage()
+        whole = [line for line in lines if line is not None]
+        if len(whole) < len(lines):
+            raise self.damaged("metrics.jsonl")
+        return whole
+
+    def _metrics_or_damage(self) -> list[dict[str, Any] | None]:
+        """Return the complete lines of metrics.jsonl; None for each damaged one."""
         if not self._metrics.exists():
             return []
-        whole, _, _ = self._metrics.read_bytes().rpartition(b"\n")
-        lines = [parse_line(line) for line in whole.splitlines()]
-        whole_lines = [
-            line for line in lines if line is not None and isinstance(line.get("step"), int)
-        ]
-        if len(whole_lines) < len(lines):
-            raise self.damaged("metrics.jsonl")
-        return whole_lines
+        complete, _, _ = self._metrics.read_bytes().rpartition(b"\n")
+        lines = (parse_line(line) or {} for line in complete.splitlines())
+        return [line if isinstance(line.get("step"), int) else None for line in lines]
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again.
 
+        A power cut may have damaged them: a checkpoint makes only the lines before it durable.
+
         Raises:
-            DamagedRun: A complete line holds no JSON object with an integer `step`.
+            DamagedRun: A line that is not dropped holds no JSON object with an integer `step`.
             UserError: `check` fails.
         """
         self.check()
-        lines = [line for line in self.metrics() if line["step"] <= step]
-        write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        lines = self._metrics_or_damage()
+        while lines and (lines[-1] is None or lines[-1]["step"] > step):
+            lines.pop()
+        if None in lines:
+            raise self.damaged("metrics.jsonl")
+        kept = [line for line in lines if line is not None and line["step"] <= step]
+        write_atomic(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_predictions(self, logits: Mapping[str, "NDArray[Any]"]) -> None:
         """Write the logits of each split to predictions/SPLIT.npy.
@@ -546,6 +558,12 @@ class RunFolder(JobFolder):
     def _sync_metrics(self) -> None:
         if self._metrics.exists():
             sync_file(self._metrics)
+
+
+def _step(progress: Mapping[str, Any]) -> int:
+    """Return the step of progress.json; 0 without one."""
+    step = progress.get("step")
+    return step if isinstance(step, int) else 0
 
 
 def _request(kind: str, fence: Fence | None) -> str:

@@ -67,6 +67,16 @@ class TrainState:
             self.evaluations_without_gain += 1
 
     @property
+    def eval_loss(self) -> float | None:
+        """Mean loss over the splits of the last evaluation; None before the first evaluation.
+
+        None, too, after an evaluation by an older version, which recorded no loss.
+        """
+        losses = [split.get("eval_loss") for split in self.evaluation.values()]
+        known = [loss for loss in losses if loss is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
     def is_best(self) -> bool:
         """True if the best evaluation so far was made at the current step."""
         return self.best_step is not None and self.best_step == self.step

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trainyard.report import kit
 from trainyard.report.dashboard.records import (  # fmt: skip
@@ -17,6 +17,7 @@ from trainyard.report.dashboard.records import (  # fmt: skip
 )
 from trainyard.report.dashboard.run_page import (  # fmt: skip
     interval,
+    kind_of_rows,
     label,
     loss_rows,
     score_cell,
@@ -182,12 +183,10 @@ def comparison(runs: Sequence[Run], link: Link) -> list[Section]:
     scores = [
         {"step": e.step, "score": e.score, "run": run.key} for run in runs for e in run.evaluations
     ]
-    losses = {
-        name: [
-            {**row, "run": run.key} for run in runs for row in loss_rows(run) if row["rows"] == name
-        ]
-        for name in ("training", "validation")
-    }
+    losses: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        for row in loss_rows(run):
+            losses.setdefault(row["rows"], []).append({**row, "run": run.key})
     metrics = " or ".join(dict.fromkeys(run.metric for run in runs if run.metric)) or "Score"
     lines = kit.charts.lines
     curves: list[Part] = []
@@ -195,9 +194,8 @@ def comparison(runs: Sequence[Run], link: Link) -> list[Section]:
         chart = lines(scores, "step", "score", "run", points=True)
         curves.append(Figure(f"Evaluation: {metrics}", chart))
     curves += [
-        Figure(f"{name.capitalize()} loss", lines(rows, "step", "loss", "run"))
+        Figure(f"{kind_of_rows(name)} loss", lines(rows, "step", "loss", "run"))
         for name, rows in losses.items()
-        if rows
     ]
     return [
         Section("Results", [results]),

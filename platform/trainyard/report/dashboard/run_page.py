@@ -183,7 +183,6 @@ def _curves(run: Run) -> list[Part]:
         for line in run.lines
         if "split" in line
         for name, value in mapping(line.get("metrics")).items()
-        if name != "loss"
     ]
     if not training and not scores:
         return [Text(NEVER_EVALUATED, "note")]
@@ -194,33 +193,42 @@ def _curves(run: Run) -> list[Part]:
         ends = ", ".join(f"{name} {number(value)}" for name, value in last.items())
         chart = lines(scores, "step", "value", "series", points=True)
         parts.append(Figure("Evaluation", chart, f"Metrics by step; the last: {ends}."))
+    if losses := loss_rows(run):
+        kinds: dict[str, list[float]] = {}
+        for row in losses:
+            kinds.setdefault(row["rows"], []).append(row["loss"])
+        chart = lines(losses, "step", "loss", "rows" if len(kinds) > 1 else None)
+        name = "Training and validation loss" if len(kinds) > 1 else f"{kind_of_rows(*kinds)} loss"
+        ends = ". ".join(
+            f"{kind_of_rows(kind)}: from {number(values[0])} to {number(values[-1])}"
+            for kind, values in kinds.items()
+        )
+        parts.append(Figure(name, chart, f"{ends}."))
     if training:
-        losses = loss_rows(run)
-        kinds = {row["rows"] for row in losses}
         rates = [
             {"step": line["step"], "learning rate": real(line.get("learning_rate"))}
             for line in training
         ]
-        chart = lines(losses, "step", "loss", "rows" if len(kinds) > 1 else None)
-        name = "Training and validation loss" if len(kinds) > 1 else "Training loss"
-        before, after = (number(real(line["loss"])) for line in (training[0], training[-1]))
-        ends = f"Training: from {before} to {after}."
-        parts += [
-            Figure(name, chart, ends),
-            Figure("Learning rate", lines(rates, "step", "learning rate", y_format=".2~e"),
-                   "Of the next step."),
-        ]  # fmt: skip
+        chart = lines(rates, "step", "learning rate", y_format=".2~e")
+        parts.append(Figure("Learning rate", chart, "Of the next step."))
     return parts
 
 
+def kind_of_rows(rows: str) -> str:
+    """Return the title of `rows` in `loss_rows`, such as "Validation matched"."""
+    return rows.replace("_", " ").capitalize()
+
+
 def loss_rows(run: Run) -> list[dict[str, Any]]:
-    """Return the training and validation losses by step; `rows` names the kind of data rows."""
+    """Return the losses by step; `rows` is "training" or the name of the evaluated split.
+
+    Evaluations of older versions have no loss.
+    """
     found = []
     for line in run.lines:
-        validation = "split" in line
-        loss = real(mapping(line.get("metrics")).get("loss") if validation else line.get("loss"))
+        name = words(line["split"]) if "split" in line else "training"
+        loss = real(line.get("eval_loss") if "split" in line else line.get("loss"))
         if loss is not None:
-            name = "validation" if validation else "training"
             found.append({"step": line["step"], "loss": loss, "rows": name})
     return found
 

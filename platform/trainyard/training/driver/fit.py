@@ -4,8 +4,9 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from trainyard.cluster import (
 from trainyard.config import SPLIT_VERSION, TrainConfig
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
-from trainyard.errors import DamagedRun, Diverged, Interrupted, UserError
+from trainyard.errors import DamagedRun, Diverged, Interrupted, SupersededError, UserError
 from trainyard.evaluation import figures, one_answer_words, one_answers
 from trainyard.metrics import THRESHOLDS_KEY
 from trainyard.models import build_tokenizer, resolve_model
@@ -30,9 +31,9 @@ from trainyard.storage import (
     Lease,
     RunFolder,
     Stopwatch,
-    fault_of,
     file_digest,
     open_run,
+    outages_logged,
     time_ledger,
     versions,
 )
@@ -162,9 +163,8 @@ def _fit(
     with (
         folder.lease(patience) as lease,
         StopSignals(folder.stop_request) as signals,
-        logged(folder.path / "log.txt"),
+        _logged_records(folder),
     ):
-        folder.fetch()
         if config.fresh:
             folder.clear()
         begun = folder.read()
@@ -237,6 +237,22 @@ def _fit(
                 signals.exit_status,
             )
         return _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
+
+
+@contextmanager
+def _logged_records(folder: RunFolder) -> Iterator[None]:
+    """Fetch the records of a run, and log the block to its log.txt, which is uploaded at the end.
+
+    A folder without run.json gets no log in its bucket: --fresh would refuse to empty it.
+    """
+    folder.fetch()
+    try:
+        with logged(folder.path / "log.txt"):
+            yield
+    finally:
+        with suppress(SupersededError), outages_logged():  # an error here must not hide the block's
+            if folder.read():
+                folder.publish("log.txt")
 
 
 def _open_record(
@@ -365,14 +381,11 @@ def _conclude(
     state = outcome.state
     assert state.best_step is not None  # the last step of a run is evaluated
     assert state.best_score is not None
-    best = folder.store().bring(state.best_step)
-    if (fault := fault_of(best)) is not None:
-        damaged = DamagedRun(
-            f"the best checkpoint {best} is damaged ({fault})",
-            remedy="use --fresh to train it again",
-        )
+    try:
+        best = folder.store().bring_best(state.best_step)
+    except DamagedRun as damaged:
         folder.update(status="failed", reason=str(damaged))
-        raise damaged
+        raise
     evaluation = state.best_evaluation
     answers = one_answers(evaluation)
     thresholds = next(iter(evaluation.values())).get(THRESHOLDS_KEY, {})

@@ -11,14 +11,15 @@ from trainyard.terminal import progress_bar, say
 def evaluation_words(line: Mapping[str, Any], score: str, last_step: int) -> str:
     ends = line.get("intervals", {}).get(score)
     behind = f" ({interval_words(ends)})" if ends else ""
+    loss = f", loss {line['eval_loss']:.4f}" if "eval_loss" in line else ""
     return (
         f"step {line['step']} of {last_step}: {line['split']} {score} "
-        f"{line['metrics'][score]:.4f}{behind}"
+        f"{line['metrics'][score]:.4f}{behind}{loss}"
     )
 
 
 class ProgressBar:
-    """Progress bar with rows, loss, samples per second and time left.
+    """Progress bar with rows, losses, score, samples per second and time left.
 
     The bar reads the run's progress.json, so workers send nothing to it and never wait for it.
 
@@ -71,6 +72,7 @@ class ProgressBar:
                 f"{name} {value:.4g}"
                 for name, value in (
                     ("loss", found["loss"]),
+                    ("eval loss", found.get("eval_loss")),
                     ("score", found["score"]),
                     ("samples/s", found["train_samples_per_second"]),
                 )

@@ -66,8 +66,8 @@ class FitResult(Readable):
     def history(self) -> "pd.DataFrame":
         """Losses and metrics of the run by step, read from metrics.jsonl.
 
-        Columns are `epoch`, `loss`, `learning_rate`, and SPLIT_METRIC for each split and metric.
-        Steps without a value have NaN.
+        Columns are `epoch`, `loss`, `learning_rate`, and for each split SPLIT_loss and SPLIT_METRIC
+        for each metric. Steps without a value have NaN.
 
         Raises:
             UserError: The run lies in a bucket, or its metrics.jsonl is damaged.
@@ -78,7 +78,10 @@ class FitResult(Readable):
         for line in RunFolder(self._model_folder().parent).metrics():
             row = by_step.setdefault(line["step"], {})
             if "split" in line:
-                row |= {f"{line['split']}_{name}": x for name, x in line["metrics"].items()}
+                values = dict(line["metrics"])
+                if "eval_loss" in line:  # not in runs of older versions
+                    values["loss"] = line["eval_loss"]
+                row |= {f"{line['split']}_{name}": x for name, x in values.items()}
             else:
                 row |= {name: value for name, value in line.items() if name != "step"}
         return pd.DataFrame.from_dict(by_step, orient="index").rename_axis("step").sort_index()

@@ -63,12 +63,18 @@ class Journal:
             self._report("train", values, state.step)
 
     def log_evaluation(self, state: TrainState) -> None:
-        """Evaluation lines: the metrics of each split after `state.step` steps."""
+        """Evaluation lines: the loss and the metrics of each split after `state.step` steps.
+
+        The loss has another key than that of training lines. Trackers get it as SPLIT/loss.
+        """
         if not self._main:
             return
         for split, found in state.evaluation.items():
-            self._folder.append_metrics({"step": state.step, "split": split, **figures(found)})
-            self._report(split, found["metrics"], state.step)
+            loss = found["eval_loss"]
+            self._folder.append_metrics(
+                {"step": state.step, "split": split, "eval_loss": loss, **figures(found)}
+            )
+            self._report(split, {"loss": loss, **found["metrics"]}, state.step)
 
     def _report(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Report values to the trackers. One that fails gets no more: training does not need it."""
@@ -111,6 +117,7 @@ class Journal:
                 last_step=self._last_step,
                 rows_per_step=self._batch_size,
                 loss=state.loss_sum / state.loss_count if state.loss_count else None,
+                eval_loss=state.eval_loss,
                 score=state.score,
                 train_samples_per_second=samples_per_second,
                 seconds=add(self._seconds_before, seconds),

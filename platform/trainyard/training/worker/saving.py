@@ -16,8 +16,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
-from trainyard.errors import SupersededError, UserError
-from trainyard.storage import CheckpointStore, entry_of, sync_file, write_array, write_json
+from trainyard.errors import SupersededError, UserError, one_line
+from trainyard.storage import (
+    CheckpointStore,
+    entry_of,
+    probe_disk,
+    sync_file,
+    write_array,
+    write_json,
+)
 from trainyard.training.outcome import TrainState
 from trainyard.training.worker.state import PREDICTIONS, STATE_FILE, broadcast
 from trainyard.training.worker.strategies import STRATEGIES
@@ -250,10 +257,26 @@ class CheckpointWriter:
             sizes = {name: tensor.nbytes for name, tensor in snapshot.weights.items()}
             found = Part(sizes, {file.name: entry_of(file) for file in files})
         except Exception as error:
-            found = error
+            found = _sendable(error, folder)
         parts: list[Any] | None = [None] * self._writers if self._main else None
         dist.gather_object(found, parts, dst=0, group=self._group)
         for part in parts or []:
             if isinstance(part, Exception):
                 raise part
         return parts or []
+
+
+def _sendable(error: Exception, folder: Path) -> Exception:
+    """Return an error of a thread that writes into `folder`, as one that rank 0 can report.
+
+    safetensors reports a full disk without its errno, and older versions by an exception that
+    pickle cannot send. The result is then the OSError of this worker's disk, or a RuntimeError.
+    """
+    if isinstance(error, UserError | OSError):
+        return error
+    try:
+        probe_disk(folder)
+    except OSError as fault:
+        return fault
+    log.error("this worker's part of the checkpoint failed", exc_info=error)
+    return RuntimeError(f"{type(error).__name__}: {one_line(error)}")

@@ -324,10 +324,13 @@ class Session:
         """Replace predictions/ with those of the best checkpoint.
 
         An attempt that was killed may have written those of an evaluation that is made again now.
+
+        Raises:
+            DamagedRun: The best checkpoint is damaged, so the run cannot end with its model.
         """
         best = self.state.best_step
         if self.accelerator.is_main_process and best in self._store.steps():
-            self.folder.write_predictions(stored_predictions(self._store.bring(best)))
+            self.folder.write_predictions(stored_predictions(self._store.bring_best(best)))
 
     def _scheduler_stops(self) -> bool:
         """Let the scheduler decide, when the checkpoint that it may copy is committed."""
