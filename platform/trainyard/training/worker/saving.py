@@ -6,8 +6,10 @@ writes, hashes, syncs and commits the copies. It reads nothing that training cha
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +17,12 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from trainyard.cluster import GROUP_SECONDS
 from trainyard.config import TrainConfig
-from trainyard.errors import SupersededError, UserError
+from trainyard.errors import Diverged, SupersededError, UserError
 from trainyard.storage import CheckpointStore, entry_of, sync_file, write_array, write_json
 from trainyard.training.outcome import TrainState
-from trainyard.training.worker.state import PREDICTIONS, STATE_FILE, broadcast
+from trainyard.training.worker.state import PREDICTIONS, STATE_FILE, broadcast_result
 from trainyard.training.worker.strategies import STRATEGIES
 from trainyard.training.worker.weights import (
     OPTIMIZER_FILE,
@@ -104,7 +107,10 @@ class CheckpointWriter:
         self._main: bool = accelerator.is_main_process
         together = self._strategy.shards and store.is_shared
         self._writers: int = accelerator.num_processes if together else 1
-        self._group = dist.new_group(backend="gloo") if self._writers > 1 else None
+        self._group = None
+        if self._writers > 1:
+            patience = timedelta(seconds=GROUP_SECONDS)
+            self._group = dist.new_group(backend="gloo", timeout=patience)
         self._memory = HostMemory()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._begun = self._met_others = False
@@ -168,13 +174,21 @@ class CheckpointWriter:
         if not self._begun:
             return None
         self._begun = False
-        failure: UserError | None = broadcast(self._accelerator, self._wait())
+        writing = self._take()
+        # Rank 0's part ends last: it gathers the others.
+        failure: UserError | None = broadcast_result(
+            self._accelerator, writing if self._main else None
+        )
+        if writing is not None:
+            writing.result()
         return failure
 
     def close(self) -> None:
         """Let the thread finish what it writes, and end it. Each process calls this for itself."""
+        failure: Exception | None
         try:
-            failure = self._wait()
+            writing = self._take()
+            failure = None if writing is None else writing.result()
         except Exception as error:  # another one ends the attempt
             failure = error
         if failure is not None:
@@ -183,9 +197,9 @@ class CheckpointWriter:
         if self._group is not None:
             dist.destroy_process_group(self._group)
 
-    def _wait(self) -> Any:
+    def _take(self) -> Future[UserError | None] | None:
         writing, self._writing = self._writing, None
-        return None if writing is None else writing.result()
+        return writing
 
     def _commit(self, snapshot: Snapshot) -> UserError | None:
         """Write and commit a checkpoint as rank 0; return the error when that failed."""
@@ -224,7 +238,13 @@ class CheckpointWriter:
         return {name: entry for part in parts for name, entry in part.entries.items()}
 
     def _write_files(self, folder: Path, snapshot: Snapshot) -> list[Path]:
-        """Write this process's weights, and its moments where each process writes a part."""
+        """Write this process's weights, and its moments where each process writes a part.
+
+        Raises:
+            Diverged: A weight is not finite. The loss of this step cannot tell: it is older.
+        """
+        if (name := _not_finite(snapshot)) is not None:
+            raise diverged(f"after step {snapshot.step} the weight {name} holds NaN or infinity")
         if self._writers == 1:
             return [write_weights(folder, snapshot.weights)]
         moments, rank = snapshot.moments["state"], self._accelerator.process_index
@@ -257,3 +277,22 @@ class CheckpointWriter:
             if isinstance(part, Exception):
                 raise part
         return parts or []
+
+
+def _not_finite(snapshot: Snapshot) -> str | None:
+    """Return the name of a parameter in the snapshot that is not finite; None without one."""
+    parameters = {name for name, _ in snapshot.model.named_parameters(remove_duplicate=False)}
+    for name, tensor in snapshot.weights.items():
+        if name in parameters and tensor.numel():
+            low, high = torch.aminmax(tensor)  # both are NaN if one value is
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return name
+    return None
+
+
+def diverged(what: str) -> Diverged:
+    """Build the error of a run whose numbers are not finite; `what` says which."""
+    return Diverged(
+        f"{what}; lower --learning-rate or add --warmup-steps (the checkpoints before that step are "
+        "kept)"
+    )
