@@ -6,11 +6,13 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from ray.train import WorkerGroupError
 from support.runs_locally import run_locally
 
 from trainyard.config import TrainConfig
@@ -19,7 +21,12 @@ from trainyard.evaluation import run as evaluation
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inputs import _trained_length, describe, max_length
 from trainyard.evaluation.report import _results
-from trainyard.evaluation.run import _stored_temperature, evaluate, predict_splits
+from trainyard.evaluation.run import (
+    _stored_temperature,
+    evaluate,
+    predict_on_ray,
+    predict_splits,
+)
 from trainyard.report.kit.page import Text
 
 
@@ -282,3 +289,36 @@ def test_the_bar_follows_the_workers_count(tmp_path: Path, monkeypatch: pytest.M
         count(2)  # within half a second of the first: not written
     assert seen[-1] == 5
     assert not counted.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_s_mistake_ends_the_workers_that_wait_for_it(
+    workers: int, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sentence is the job's, whether it was returned or raised."""
+
+    class Trainer:
+        def __init__(self, _: Any, work: Any, *__: Any, **___: Any) -> None:
+            self.work = work
+
+        def fit(self) -> Any:
+            try:
+                found = self.work()
+            except UserError as error:
+                assert workers == 2
+                raise WorkerGroupError("a worker failed", {1: error}) from error
+            assert workers == 1
+            return SimpleNamespace(return_value=found)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("the file of the weights is damaged")
+
+    place = "trainyard.evaluation.run"
+    monkeypatch.setattr(f"{place}.build_trainer", Trainer)
+    monkeypatch.setattr(f"{place}.worker_resources", lambda _: {"CPU": 1.0})
+    monkeypatch.setattr(f"{place}.claim_processor", lambda _: None)
+    monkeypatch.setattr(f"{place}.predict_splits", refuse)
+    job: Any = ("model", SimpleNamespace(folders={}), None)
+    config = dataclasses.replace(small_run, num_workers=workers)
+    with pytest.raises(UserError, match="the file of the weights is damaged"):
+        predict_on_ray([job], config, tmp_path)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from ray import cloudpickle
+from storage.test_checkpoints import writer
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.fleet import Ended, Fleet, RunSpec
 from trainyard.fleet.driver.ray_tune import _TuneCallback
+from trainyard.fleet.spec import VERDICT
 from trainyard.signals import StopSignals
 from trainyard.storage import SuiteFolder
 from trainyard.storage import lease as leases
@@ -66,7 +68,16 @@ def test_a_damaged_record_of_a_lost_run_stops_no_other(fleet: Fleet, run: RunSpe
 def test_a_run_without_an_outcome_was_stopped_by_the_scheduler(fleet: Fleet, run: RunSpec) -> None:
     run.folder.create()
     run.folder.update(status="running")
+    store = run.folder.store()
+    store.claim()
+    store.commit(6, writer("its last"))
     assert fleet.complete("a", run, None).status == "pruned"
+    assert (run.folder.path / VERDICT).exists()
+    assert run.folder.read()["status"] == "running"  # its process records it, if it still lives
+    assert fleet.settle(run, None).status == "pruned"
+    assert run.folder.read()["status"] == "pruned"
+    assert store.steps() == []
+    assert not (run.folder.path / VERDICT).exists()
     fleet.start("a", run)
     assert fleet.complete("a", run, Ended("stopped", "saved")) == Ended("stopped", "saved")
     assert fleet.running == {}

@@ -18,7 +18,7 @@ from trainyard.data.tokenize import prepare
 from trainyard.errors import UserError
 from trainyard.fleet import actor, tokenization_of
 from trainyard.fleet.actor import WORST, RunProcess
-from trainyard.fleet.spec import Ended
+from trainyard.fleet.spec import VERDICT, Ended
 from trainyard.models.build import build_tokenizer
 from trainyard.storage.atomic import link_tree
 from trainyard.storage.checkpoints import CheckpointStore
@@ -43,6 +43,11 @@ class TrialProcess(RunProcess):
 
     def begin(self, trial: TrialSpec) -> None:
         self.start(self.context.run(trial))
+
+    def prune(self) -> None:
+        """Stop the trial as the driver does when the scheduler stops it."""
+        (self._run.path / VERDICT).touch()
+        self.stop()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +140,7 @@ def test_a_stopped_trial_is_saved_and_holds_nothing(
     assert first["score"] - first["standing"] == pytest.approx(
         1e-9 * sum(losses) / len(losses), rel=1e-3
     )
-    process.stop()
+    process.prune()
     (record,) = folder.records()
     assert (record.status, record.evaluations, record.score) == ("pruned", 1, first["score"])
     assert record.run.read()["reason"] == "stopped by the scheduler at evaluation 1"
@@ -191,6 +196,30 @@ def test_a_trial_asked_to_stop_can_go_on(process: TrialProcess, folder: SweepFol
     assert record.status == "stopped"
     assert not record.ended
     assert list(run.checkpoints.glob("step-*"))
+
+
+def test_a_trial_whose_driver_fails_is_saved_and_not_pruned(
+    process: TrialProcess, folder: SweepFolder, config: SweepConfig
+) -> None:
+    """Tune then stops all processes, in the way in which it stops one for the scheduler."""
+    own = spec(folder, learning_rate=1e-3)
+    process.begin(own)
+    first = process.next_report()
+    process.stop()
+    (record,) = folder.records()
+    assert (record.status, record.evaluations) == ("stopped", 1)
+    assert record.run.store().steps() == [6]
+    assert not (record.run.path / "lease.json").exists()
+    (record.run.path / VERDICT).touch()  # its driver was killed before this verdict was carried out
+    process.begin(own)
+    assert process.next_report() == first
+    process.stop()
+    assert folder.records()[0].status == "stopped"
+    process.begin(own)
+    assert to_the_end(process)[-1]["ended"] == Ended("finished")
+    point = {"learning_rate": 1e-3}
+    alone = config.train_config(point, storage_path=str(folder.path), run_name="alone")
+    assert record.run.metrics() == run_locally(alone)[1].metrics()
 
 
 def test_a_diverged_trial_says_so_and_reports_the_worst(
@@ -287,15 +316,16 @@ def test_a_trial_stopped_for_what_its_killed_process_left_gives_the_lease_back(
     own = spec(folder, learning_rate=1e-3)
     process.begin(own)
     process.next_report()
-    process.stop()
+    process.prune()
     run = folder.records()[0].run
     run.update(status="running")
     (run.path / "lease.json").write_text(json.dumps({**this_process(), "ticks": 0}))
     successor = TrialProcess(process.context)
     successor.begin(own)
     assert successor.next_report()["evaluation"] == 1
-    successor.stop()
+    successor.prune()
     assert run.read()["status"] == "pruned"
+    assert not (run.path / VERDICT).exists()
     assert not (run.path / "lease.json").exists()
 
 

@@ -43,6 +43,25 @@ def test_a_peak_is_measured_once_for_each_number_type(
     assert peak_flops(cpu, "no") == first
 
 
+def test_a_peak_that_was_measured_next_to_other_work_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial's is never stored. A run that is faster than the stored one measures again."""
+    monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(flops, "_not_kept", {})
+    peaks = iter([2e9, 1e9, 5e9])
+    monkeypatch.setattr(flops, "_measured", lambda *_: next(peaks))
+    cpu, file = torch.device("cpu"), tmp_path / "cache" / flops.PEAKS
+    assert peak_flops(cpu, "no", keep=False) == peak_flops(cpu, "no", keep=False) == 2e9
+    assert not file.exists()
+    monkeypatch.setattr(flops, "_not_kept", {})  # another process
+    assert peak_flops(cpu, "no", reached=0.5e9) == 1e9
+    assert peak_flops(cpu, "no", reached=0.9e9) == 1e9
+    assert peak_flops(cpu, "no", reached=1.5e9) == 5e9
+    assert [*json.loads(file.read_text()).values()] == [5e9]
+    assert peak_flops(cpu, "no", reached=1.5e9) == 5e9
+
+
 def test_a_gpu_s_peak_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 PCIe")
     gpu = torch.device("cuda")

@@ -9,7 +9,7 @@ import pytest
 from storage.test_checkpoints import writer
 
 from trainyard.errors import SupersededError
-from trainyard.storage.atomic import sync_tree, write_atomic
+from trainyard.storage.atomic import replace_folder, sync_tree, write_atomic
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.manifest import MANIFEST
@@ -132,3 +132,28 @@ def test_processes_of_one_id_in_two_containers_do_not_share_a_scratch_file(
     write_atomic(tmp_path / "run.json", "first")
     assert (tmp_path / "run.json").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_is_replaced_while_another_process_replaces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "engine", Path.rename
+    for name in ("engine", "ours", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    monkeypatch.setattr(Path, "rename", lambda path, to: faster(path, to))
+
+    def faster(path: Path, to: Path) -> Path:
+        if path.name == "ours" and (tmp_path / "theirs").exists():
+            rename(tmp_path / "theirs", target)
+        return rename(path, to)
+
+    replace_folder(target, tmp_path / "ours")
+    assert (target / "file").read_text() == "ours"
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+    with pytest.raises(FileNotFoundError):
+        replace_folder(target, tmp_path / "absent")
+    (tmp_path / "engine").mkdir(exist_ok=True)
+    replace_folder(target, None)
+    replace_folder(target, None)
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from storage.test_checkpoints import writer
@@ -168,6 +170,43 @@ def test_a_start_that_fails_leaves_no_object(url: str) -> None:
     with pytest.raises(UserError, match="no such file"), _logged_records(driver):
         raise UserError("no such file")
     assert Bucket(url).names("run") == []
+
+
+def test_a_step_waits_neither_for_an_upload_nor_for_a_bucket_that_does_not_answer(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other workers would wait with it. Its progress is uploaded later."""
+    run = open_run(url, "run")
+    run.create()
+    monkeypatch.setattr("trainyard.storage.folder.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("trainyard.storage.folder.ASK_SECONDS", 0.0)
+
+    class Busy:
+        def acquire(self, blocking: bool = True) -> bool:
+            assert not blocking
+            return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainyard.storage.mirror._uploading", Busy())
+        run.set_progress(step=1)
+    assert Bucket(url).read("run/progress.json") is None
+    asked: list[bool] = []
+
+    def watched(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(bucket: Bucket, *names: Any) -> Any:
+            asked.append(bucket._impatient)
+            return ask(bucket, *names)
+
+        return noted
+
+    monkeypatch.setattr(Bucket, "has", watched(Bucket.has))
+    monkeypatch.setattr(Bucket, "upload", watched(Bucket.upload))
+    run.set_progress(step=2)
+    assert not run.wants_stop()
+    assert asked == [True] * 3
+    stored = Bucket(url).read("run/progress.json")
+    assert stored is not None
+    assert json.loads(stored.content) == {"step": 2}
 
 
 def test_a_fresh_run_uploads_nothing_of_the_one_it_replaces(

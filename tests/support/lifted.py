@@ -20,11 +20,17 @@ def lift() -> None:
     """Let this process train by such configs. Call it before anything imports DeepSpeed."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    os.environ.setdefault("DS_ACCELERATOR", device)
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    lift_guards(pytest.MonkeyPatch())
+    lift_scaler(pytest.MonkeyPatch())
+
+
+def lift_scaler(patch: pytest.MonkeyPatch) -> None:
+    """Let Accelerate scale the loss of fp16 on CPUs."""
+    import torch
     from accelerate import Accelerator
 
-    lift_guards(pytest.MonkeyPatch())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     build = Accelerator.__init__
 
     def build_with_fp16(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -35,4 +41,4 @@ def lift() -> None:
             ours = {"init_scale": INIT_SCALE, "growth_interval": GROWTH_INTERVAL}
             self.scaler = torch.amp.GradScaler(device, **ours | given)
 
-    Accelerator.__init__ = build_with_fp16
+    patch.setattr(Accelerator, "__init__", build_with_fp16)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from trainyard.training.outcome import Outcome
 
 
 def run_locally(
-    config: TrainConfig, on_evaluation: Callable[[], bool] | None = None
+    config: TrainConfig,
+    on_evaluation: Callable[[], bool] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> tuple[Outcome, RunFolder]:
     """Outcome and folder of one attempt at `config`, by the function that Ray's workers run."""
     folder = open_run(config.storage_path, config.resolved_run_name)
@@ -30,8 +32,9 @@ def run_locally(
     data = prepare(splits, build_tokenizer(config), config, cache, folder)
     folder.share_tables(data.folders)
     work = worker_function(
-        config, splits.task, data, folder, threads=1, on_evaluation=on_evaluation
-    )
+        config, splits.task, data, folder, threads=1, on_evaluation=on_evaluation,
+        callbacks=callbacks,
+    )  # fmt: skip
     return work(), folder
 
 

@@ -9,7 +9,10 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +21,17 @@ from safetensors.torch import save_file
 from support.bucket_here import endpoint, url
 from support.runs_locally import run_locally, weights_hash
 
+from trainyard.cluster import GROUP_SECONDS
 from trainyard.config import TrainConfig
 from trainyard.errors import DamagedRun, Diverged, SupersededError, UserError
 from trainyard.evaluation import score
 from trainyard.storage import Bucket, RunFolder, open_run
 from trainyard.storage.checkpoints import CheckpointStore
+from trainyard.training.worker import state as state_module
+from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.saving import CheckpointWriter, HostMemory, _sendable
 from trainyard.training.worker.session import Session
+from trainyard.training.worker.state import broadcast_result
 
 __all__ = ["endpoint", "url"]
 
@@ -49,7 +56,7 @@ class SlowWriter:
         self._done, self._wanted = 0, threading.Event()
         self._changed = threading.Condition()
         finish, begin = Session.finish_step, CheckpointWriter.begin
-        wait, write = CheckpointWriter._wait, CheckpointWriter._write_files
+        take, write = CheckpointWriter._take, CheckpointWriter._write_files
 
         def finish_step(session: Session, done: int, *rest: Any) -> bool:
             with self._changed:
@@ -61,11 +68,11 @@ class SlowWriter:
             self._wanted.clear()
             begin(writer, *parts)
 
-        def wait_for(writer: CheckpointWriter) -> Any:
+        def take_at_once(writer: CheckpointWriter) -> Any:
             with self._changed:
                 self._wanted.set()
                 self._changed.notify_all()
-            return wait(writer)
+            return take(writer)
 
         def write_files(writer: CheckpointWriter, folder: Path, snapshot: Any) -> list[Path]:
             with self._changed:
@@ -77,7 +84,7 @@ class SlowWriter:
 
         patch.setattr(Session, "finish_step", finish_step)
         patch.setattr(CheckpointWriter, "begin", begin_anew)
-        patch.setattr(CheckpointWriter, "_wait", wait_for)
+        patch.setattr(CheckpointWriter, "_take", take_at_once)
         patch.setattr(CheckpointWriter, "_write_files", write_files)
 
 
@@ -293,6 +300,64 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoint_that_is_being_written(
     outcome, folder = run_locally(base)
     assert isinstance(outcome.error, Diverged)
     assert folder.store().steps() == [3]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    base: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of step 6 is finite, and not all of its gradients; the run is asked to stop there."""
+    step, steps = Gradients.step, 0
+
+    def step_with_nan(gradients: Gradients, *rest: Any) -> bool:
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            next(gradients._model.parameters()).grad[0, 0] = float("nan")
+        return step(gradients, *rest)
+
+    monkeypatch.setattr(Gradients, "step", step_with_nan)
+    monkeypatch.setattr(RunFolder, "wants_stop", lambda _: steps == 6)
+    config = dataclasses.replace(base, eval_steps=12, max_grad_norm=0.0)
+    outcome, folder = run_locally(config)
+    assert isinstance(outcome.error, Diverged)
+    assert "NaN or infinity; lower --learning-rate" in str(outcome.error)
+    assert "after step 6 the weight bert.embeddings.word_embeddings.weight" in str(outcome.error)
+    assert folder.store().steps() == [3]
+
+
+def test_others_hear_from_rank_0_while_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes longer than the process group waits does not end the attempt."""
+    sent: list[Any] = []
+
+    def broadcast(_: Any, value: Any) -> Any:
+        sent.append(value)
+        return value
+
+    monkeypatch.setattr(state_module, "broadcast", broadcast)
+    monkeypatch.setattr(state_module, "WAIT_SECONDS", 0.05)
+
+    def write() -> str:
+        time.sleep(0.3)
+        return "written"
+
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(write)
+        assert broadcast_result(None, work) == "written"
+    assert len(sent) > 4
+    assert sent[:-2] == [True] * (len(sent) - 2)
+    assert sent[-2:] == [False, "written"]
+    assert broadcast_result(None, None) is None
+
+
+def test_threads_wait_for_a_lost_host_no_longer_than_training(
+    base: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("torch.distributed.new_group", lambda **group: made.append(group))
+    pair = SimpleNamespace(is_main_process=True, num_processes=2)
+    store = CheckpointStore(Path(base.storage_path))
+    CheckpointWriter(dataclasses.replace(base, strategy="fsdp"), pair, store)
+    assert made == [{"backend": "gloo", "timeout": timedelta(seconds=GROUP_SECONDS)}]
 
 
 def test_a_scheduler_decides_when_the_checkpoint_is_committed(

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from support.lifted import lift_guards, lift_scaler
 from support.runs_locally import run_locally, weights_hash
 from support.tiny import write_task
 
@@ -19,6 +21,8 @@ from trainyard.models import seed_generator
 from trainyard.storage import RunFolder
 from trainyard.training.driver.environment import with_workers
 from trainyard.training.worker import session
+from trainyard.training.worker.gradients import Gradients
+from trainyard.training.worker.journal import Journal
 
 
 def test_batches_gathered_ahead_by_a_thread_are_the_same(
@@ -81,6 +85,90 @@ def test_answers_that_are_no_numbers_end_the_run_before_they_are_kept(
     assert outcome.state.best_step == 6
     assert [line["step"] for line in folder.metrics() if "split" in line] == [6]
     assert [path.name for path in folder.checkpoints.glob("step-*")] == ["step-00000006"]
+
+
+def test_a_step_that_was_refused_for_its_gradients_ends_the_run_like_any_divergence(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with ZeRO, which looks at them: the losses are logged, and the records are closed."""
+    step, steps = Gradients.step, 0
+
+    def refuse(gradients: Gradients, *rest: Any) -> bool:
+        nonlocal steps
+        steps += 1
+        return steps != 4 and step(gradients, *rest)
+
+    closed: list[object] = []
+    monkeypatch.setattr(Gradients, "step", refuse)
+    monkeypatch.setattr(Journal, "close", lambda journal: closed.append(journal))
+    config = dataclasses.replace(
+        small_run, storage_path=str(tmp_path), max_steps=6, save_steps=2, ledger=False
+    )
+    outcome, folder = run_locally(config)
+    assert (outcome.status, type(outcome.error)) == ("failed", Diverged)
+    assert str(outcome.error).startswith(
+        "the gradients of step 4 are not finite; lower --learning-rate or add --warmup-steps"
+    )
+    assert [line["step"] for line in folder.metrics() if "loss" in line] == [1, 2, 3, 4]
+    assert folder.store().steps() == [2]
+    assert len(closed) == 1
+
+
+def test_twenty_skips_in_a_row_are_a_clear_failure(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale that fp16 would need is below any that it tries."""
+    grow = Gradients.backward
+
+    def overflow(gradients: Gradients, loss: Any) -> None:
+        grow(gradients, loss * float("inf"))
+
+    monkeypatch.setattr(Gradients, "backward", overflow)
+    lift_guards(monkeypatch)
+    lift_scaler(monkeypatch)
+    config = dataclasses.replace(
+        small_run, storage_path=str(tmp_path), mixed_precision="fp16", max_steps=30, ledger=False,
+        eval_steps=30,
+    )  # fmt: skip
+    outcome, folder = run_locally(config)
+    assert (outcome.status, type(outcome.error)) == ("failed", Diverged)
+    scale = outcome.state.loss_scale
+    assert str(outcome.error) == (
+        f"in fp16 the gradients of 20 steps in a row overflowed, the last one at step 20 with a loss "
+        f"scale of {scale:g}; use --mixed-precision bf16 or no, or lower --learning-rate"
+    )
+    assert outcome.state.skipped_in_a_row == 20
+    assert [line["step"] for line in folder.metrics()] == [*range(1, 20)]
+    assert folder.store().steps() == []
+
+
+class StopsAt(transformers.TrainerCallback):
+    """A user's callback that ends training after a step, in one of two ways."""
+
+    def __init__(self, step: int, flag: str) -> None:
+        self.step, self.flag = step, flag
+
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        if state.global_step == self.step:
+            setattr(control, self.flag, True)
+
+
+@pytest.mark.parametrize("flag", ["should_training_stop", "should_epoch_stop"])
+def test_a_callback_that_stops_training_saves_the_run(
+    flag: str, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """It can be resumed, and ends with the bits of a run without the callback."""
+    config = dataclasses.replace(
+        small_run, storage_path=str(tmp_path), run_name="stops", loop="trainer", max_steps=8,
+        eval_steps=6, ledger=False,
+    )  # fmt: skip
+    outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag)])
+    assert (outcome.status, outcome.state.step) == ("stopped", 4)
+    assert folder.store().steps() == [4]
+    outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag)])  # its last step
+    assert (outcome.status, outcome.state.step) == ("finished", 8)
+    _, whole = run_locally(dataclasses.replace(config, run_name="whole"))
+    assert weights_hash(folder, 8) == weights_hash(whole, 8)
 
 
 def test_rows_that_are_set_aside_choose_nothing_and_are_scored_once(

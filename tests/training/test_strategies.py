@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from config.test_deepspeed_json import COURSE, MEANT
+from config.test_deepspeed_json import config as read_json
 from safetensors.torch import load_file
 from support.lifted import lift_guards
 from support.ranks import Attempt, run_ranks
@@ -21,7 +23,7 @@ from trainyard.training.driver.export import export_model
 from trainyard.training.driver.fit import check_packages
 from trainyard.training.driver.restarts import _trainer
 from trainyard.training.outcome import failed
-from trainyard.training.worker.weights import whole_weights
+from trainyard.training.worker.weights import stored_moments, whole_weights
 
 LAST_STEP = 6
 KINDS: dict[str, dict[str, Any]] = {
@@ -150,6 +152,59 @@ def test_fp16_skips_steps_and_says_so(runs: Runs, kind: str, precision: str) -> 
     )
     expected = [line["loss_scale"] for line in runs("ddp-fp16").metrics() if "loss" in line]
     assert scales == expected
+
+
+@pytest.mark.long
+def test_saving_before_the_first_step_that_fp16_takes_changes_nothing(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimizer without moments would get some from torch, by a step that counts."""
+    lift_guards(monkeypatch)
+    base = replace(
+        small_run, storage_path=str(tmp_path / "runs"), strategy="fsdp", mixed_precision="fp16",
+        max_steps=LAST_STEP, eval_steps=LAST_STEP, num_workers=2, ledger=False,
+    )  # fmt: skip
+    often, once = replace(base, run_name="often", save_steps=1), replace(base, run_name="once")
+    run_ranks(2, [Attempt(often), Attempt(once)], tmp_path / "ranks")
+    runs = Runs(base.storage_path)
+    skipped = [line["skipped_steps"] for line in runs("often").metrics() if "loss" in line]
+    assert skipped[0] == 1  # so the first checkpoint is made before a step was taken
+    assert skipped[-1] < LAST_STEP
+    for name in ("often", "once"):
+        moments = stored_moments(runs(name).store().path(LAST_STEP))["state"]
+        steps = {float(parts["step"]) for parts in moments.values()}
+        assert steps == {LAST_STEP - skipped[-1]}
+    assert weights_hash(runs("often"), LAST_STEP) == weights_hash(runs("once"), LAST_STEP)
+    assert runs("often").metrics() == runs("once").metrics()
+
+
+@pytest.mark.long
+def test_the_json_of_the_course_trains_as_its_flags_say(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lift_guards(monkeypatch)
+    given = read_json(tmp_path, COURSE, *MEANT)
+    ddp = replace(
+        given, storage_path=str(tmp_path / "runs"), run_name="ddp", strategy="ddp",
+        zero_offload="none", deepspeed_config=None, use_gpu=False, task=small_run.task,
+        data_dir=small_run.data_dir, model_name_or_path=small_run.model_name_or_path,
+        max_length=small_run.max_length, max_steps=LAST_STEP, logging_steps=1,
+    )  # fmt: skip
+    zero = replace(
+        ddp, run_name="zero", strategy="deepspeed", zero_offload=given.zero_offload,
+        deepspeed_config=given.deepspeed_config,
+    )  # fmt: skip
+    assert zero.deepspeed_config is not None
+    run_ranks(2, [Attempt(zero), Attempt(ddp)], tmp_path / "ranks")
+    runs = Runs(ddp.storage_path)
+    lines = [line for line in runs("zero").metrics() if "loss" in line]
+    rates = [line["learning_rate"] for line in lines]
+    assert rates == pytest.approx([3e-5 * step / 100 for step in range(1, LAST_STEP + 1)])
+    assert 0 < lines[-1]["skipped_steps"] < LAST_STEP
+    expected = [line for line in runs("ddp").metrics() if "loss" in line]
+    for name in ("loss_scale", "skipped_steps"):
+        assert [line[name] for line in lines] == [line[name] for line in expected]
+    assert runs.losses("zero") == pytest.approx(runs.losses("ddp"), abs=1e-4)
 
 
 def test_fp16_skips_the_same_steps_at_any_number_of_workers(runs: Runs) -> None:

@@ -142,6 +142,28 @@ def test_the_server_of_the_environment_is_used(
     assert not folder.tensorboard.exists()
 
 
+def test_a_run_is_found_in_any_of_several_experiments_of_one_name(config: TrainConfig) -> None:
+    """Trials that start together can each create the experiment in a file store."""
+    config = replace(config, report_to=("mlflow",))
+    outcome, folder = run_locally(config, on_evaluation=lambda: False)
+    assert outcome.status == "stopped"
+    store = folder.path.parent / "mlruns"
+    (own,) = (path.parent.parent for path in store.glob("*/*/meta.yaml"))
+    meta = own / "meta.yaml"
+    for other in range(100, 110):
+        (store / str(other)).mkdir()
+        text = meta.read_text().replace(own.name, str(other))
+        (store / str(other) / "meta.yaml").write_text(text)
+    outcome, _ = run_locally(config)
+    assert outcome.status == "finished"
+    (run,) = store.glob("*/*/meta.yaml")
+    assert run.parent.parent == own
+    others = replace(config, run_name="another")
+    run_locally(others)
+    (second,) = set(store.glob("*/*/meta.yaml")) - {run}
+    assert second.parent.parent.name == "100"  # all are as old
+
+
 def test_a_tracker_that_fails_does_not_end_the_run(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

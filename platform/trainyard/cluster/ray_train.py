@@ -7,6 +7,10 @@ from typing import Any
 
 from trainyard.cluster.autoscaler import may_grow
 from trainyard.config import WorkerFlags
+from trainyard.errors import UserError
+
+GROUP_SECONDS = 600
+"""Maximum seconds that an operation of a process group waits for a worker."""
 
 
 def build_trainer(
@@ -17,7 +21,7 @@ def build_trainer(
     storage: Path,
     *,
     name: str = "ray",
-    timeout_seconds: int = 600,
+    timeout_seconds: int = GROUP_SECONDS,
     backend: str | None = None,
     **failures: int,
 ) -> Any:
@@ -156,6 +160,12 @@ def cause_of(error: Any) -> str:
         worker, cause = f"worker {rank}: ", failures[rank]
     lines = str(cause).strip().splitlines() or ["no message"]
     return f"{worker}{type(cause).__name__}: {lines[-1][:300]}"
+
+
+def mistake_of(error: Any) -> UserError | None:
+    """Return the UserError that a worker raised, which a restart would repeat; None without one."""
+    causes = getattr(error, "worker_failures", {}).values()
+    return next((cause for cause in causes if isinstance(cause, UserError)), None)
 
 
 def dead_ranks(error: Any) -> set[int]:

@@ -31,7 +31,7 @@ from trainyard.evaluation.scoring import score
 from trainyard.inference import PREDICTORS, Predictor, Row
 from trainyard.metrics import decode
 from trainyard.models import ENGINES, FILE, INT8, machine, weights_of, with_safetensors
-from trainyard.storage import versions, write_json
+from trainyard.storage import replace_folder, scratch_path, versions, write_json
 from trainyard.terminal import progress_bar, say, stage
 
 SAME = 1e-4
@@ -67,7 +67,7 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     stage("predicting them with torch in float32")
     bench = Bench(model, splits, config)
-    scratch, found = folder / f".{INT8.parent.name}", []
+    scratch, found = scratch_path(folder / INT8.parent), []
     try:
         every = candidates()
         with progress_bar(len(every), unit="engine", title="measure") as bar:
@@ -75,10 +75,8 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
                 found.append(bench.measure(engine, dtype, scratch))
                 bar.update()
         best = best_of(found, config.max_loss)
-        shutil.rmtree(folder / INT8.parent, ignore_errors=True)
         int8 = best["dtype"] == "int8"
-        if int8:
-            scratch.rename(folder / INT8.parent)
+        replace_folder(folder / INT8.parent, scratch if int8 else None)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     result = {

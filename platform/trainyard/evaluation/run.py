@@ -16,6 +16,7 @@ from trainyard.cluster import (
     build_trainer,
     cause_of,
     claim_processor,
+    mistake_of,
     ray_session,
     worker_resources,
 )
@@ -76,8 +77,10 @@ def predict_on_ray(
         try:
             count = _RowCount(counted)
             return [predict_splits(*job, use_gpu=config.use_gpu, progress=count) for job in jobs]
-        except UserError as error:  # returned, not raised: Ray would retry
-            return str(error)
+        except UserError as error:
+            if config.worker_counts != [1]:
+                raise  # ends the other workers, which wait for this one
+            return str(error)  # Ray would retry
 
     trainer = build_trainer(
         config,
@@ -93,6 +96,8 @@ def predict_on_ray(
         with _bar(counted, rows):
             found: list[Logits] | str = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
+        if (mistake := mistake_of(error)) is not None:
+            raise mistake from error
         raise UserError(
             f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
         ) from error

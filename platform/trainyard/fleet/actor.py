@@ -21,6 +21,7 @@ from trainyard.config import ModelFlags
 from trainyard.errors import Diverged, HeldError, Interrupted, SupersededError, UserError
 from trainyard.fleet.spec import (
     TAKEOVER_SECONDS,
+    VERDICT,
     Ended,
     RunSpec,
     Shared,
@@ -67,6 +68,8 @@ class RunProcess:
         """Set the next run. Training starts when `next_report` has no stored evaluation left."""
         self._started, self._stopwatch = time.time(), Stopwatch()
         self._spec, self._trial, self._run = spec, spec.trial, spec.folder
+        self._verdict = self._run.path / VERDICT
+        self._verdict.unlink(missing_ok=True)  # left by a killed process; it is given again
         self._reported: dict[int, float] = {}
         self._thread: threading.Thread | None = None
         self._events: queue.Queue[str] = queue.Queue()
@@ -107,7 +110,10 @@ class RunProcess:
             self._permit()  # a repeated evaluation that was reported before the restart
 
     def stop(self) -> None:
-        """Save and end a run that the scheduler stops; return when its resources are free.
+        """Save and end a run; return when its resources are free.
+
+        A trial with a VERDICT is recorded as pruned. Without one the driver has failed, and the
+        same command resumes the trial.
 
         Raises:
             HeldError: Another process still holds the lease of a trial after TAKEOVER_SECONDS.
@@ -123,12 +129,13 @@ class RunProcess:
                 self._permit(resume=False)
                 self._next_event(POLL_SECONDS)
             self._run.stop_request.unlink(missing_ok=True)
-        if self._trial is None:
+        if self._trial is None or not self._verdict.exists():
             return
         # A predecessor that was killed may have left its lease, and workers that still train.
         with self._run.lease(TAKEOVER_SECONDS):
             if self._run.read().get("status") not in ENDED:
                 self._close(pruned(len(self._reported)))
+            self._verdict.unlink(missing_ok=True)
 
     def _known_end(self, trial: TrialSpec) -> Ended | None:
         """Return how the run ended; None if it must train.

@@ -15,6 +15,12 @@ from trainyard.training import AnotherRun
 TAKEOVER_SECONDS = 2 * EXPIRY_SECONDS
 """Maximum seconds to wait for the lease of a run whose last process is dead or about to end."""
 
+VERDICT = "verdict"
+"""File in a run folder that tells the run's process that the scheduler has stopped the trial.
+
+Tune stops a process in the same way when the driver fails, which is no reason to prune its trial.
+"""
+
 Status = Literal["finished", "stopped", "pruned", "diverged", "failed"]
 
 

@@ -37,6 +37,9 @@ SIZE, ROUNDS = 2048, 5
 PEAKS = "peaks.json"
 """File of measured peaks in FLOP/s, in the cache folder: by processor, threads, dtype and torch."""
 
+_not_kept: dict[str, float] = {}
+"""Peaks that this process measured next to other work, by the keys of PEAKS."""
+
 
 def training_flops(model: "PreTrainedModel", lengths: NDArray[np.int32]) -> float:
     """Return the mean FLOPs per training row: forward, plus a backward pass of twice the cost.
@@ -60,11 +63,20 @@ def training_flops(model: "PreTrainedModel", lengths: NDArray[np.int32]) -> floa
     return float(3 * (2 * weights * tokens + attention * tokens**2).mean())
 
 
-def peak_flops(device: "torch.device", precision: Precision) -> float:
+def peak_flops(
+    device: "torch.device", precision: Precision, *, reached: float = 0.0, keep: bool = True
+) -> float:
     """Return the peak FLOP/s of matrix products on `device`.
 
     The peak of a known GPU comes from GPU_TERAFLOPS. Any other peak is measured once and cached in
-    PEAKS. Other work of the process at this time would lower the measured peak.
+    PEAKS. Other work on the machine at this time lowers the measured peak.
+
+    Args:
+        device: Device of this process.
+        precision: Precision of the products.
+        reached: FLOP/s that a run reached on the device. A cached peak below was measured next to
+            other work, so it is measured again, and the larger one is cached.
+        keep: False on a machine that has other work now: only this process uses the measured peak.
     """
     import torch
 
@@ -81,12 +93,16 @@ def peak_flops(device: "torch.device", precision: Precision) -> float:
     peaks: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         peaks = json.loads(path.read_text(encoding="utf-8"))
-    if key not in peaks:
-        peaks[key] = _measured(device, kind)
+    peak = max(float(peaks.get(key, 0.0)), _not_kept.get(key, 0.0))
+    if peak <= reached:
+        peak = max(peak, _measured(device, kind))
+        if not keep:
+            _not_kept[key] = peak
+            return peak
         with contextlib.suppress(OSError):  # without a cache, each process measures
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, peaks)
-    return float(peaks[key])
+            write_json(path, {**peaks, key: peak})
+    return peak
 
 
 def _measured(device: "torch.device", kind: "torch.dtype") -> float:

@@ -1,4 +1,5 @@
 from .atomic import link_tree as link_tree
+from .atomic import replace_folder as replace_folder
 from .atomic import scratch_path as scratch_path
 from .atomic import sync_file as sync_file
 from .atomic import sync_folder as sync_folder

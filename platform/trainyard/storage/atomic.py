@@ -1,10 +1,12 @@
 """Crash-safe file operations: a file is complete under its name, or absent."""
 
+import errno
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -108,6 +110,28 @@ def sync_tree(folder: Path) -> None:
         else:
             sync_file(path)
     sync_folder(folder)
+
+
+def replace_folder(path: Path, new: Path | None) -> None:
+    """Put the folder `new` in the place of `path`, or delete `path` if `new` is None.
+
+    The last of several processes that replace it at the same time wins. For an instant there is no
+    folder at `path`.
+    """
+    while True:
+        old = scratch_path(path)
+        try:
+            with suppress(FileNotFoundError):
+                path.rename(old)
+            if new is not None:
+                new.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+                raise
+        else:
+            return
+        finally:
+            discard(old)
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -413,7 +413,7 @@ class RunFolder(JobFolder):
         if self.mirror is not None and self.mirror.asks.is_due(ASK_SECONDS):
             with outages_logged():
                 keys = [self.mirror.key(p.name) for p in (self.stop_request, self.restart_request)]
-                self._seen_request = any(map(self.mirror.bucket.has, keys))
+                self._seen_request = any(map(self.mirror.brief.has, keys))
         return self._seen_request
 
     def sync(self) -> None:
@@ -548,7 +548,8 @@ class RunFolder(JobFolder):
         self._write_progress(fields)
         if self.mirror is not None and self.mirror.tells.is_due(TELL_SECONDS):
             with outages_logged():
-                self.publish("progress.json")
+                self.check()
+                self.mirror.push_at_once("progress.json")
 
     def _write_progress(self, fields: Mapping[str, Any]) -> None:
         scratch = scratch_path(self.path / "progress.json")

@@ -84,6 +84,8 @@ class Mirror:
 
     def __init__(self, url: str, name: str) -> None:
         self.bucket, self.name = Bucket(url), name
+        self.brief = Bucket(url, impatient=True)
+        """The same bucket, for what a training step asks and tells: an outage costs it seconds."""
         self.path = scratch_folder(url) / name
         self.asks, self.tells = Timer(), Timer()
         self._built: set[str] = set()
@@ -130,6 +132,18 @@ class Mirror:
                 if self._sent.get(relative) != state:
                     self.bucket.upload(self.key(relative), path)
                     self._sent[relative] = state
+
+    def push_at_once(self, name: str) -> None:
+        """Upload a file now, or not at all: never wait for another upload or for long.
+
+        Raises:
+            UserError: The bucket does not answer within seconds.
+        """
+        if _uploading.acquire(blocking=False):
+            try:
+                self.brief.upload(self.key(name), self.path / name)
+            finally:
+                _uploading.release()
 
     def pull(self, *names: str) -> None:
         """Replace local files with objects of the same names; delete a file without an object."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trainyard.cluster import check_local_ray, release_orphans
 from trainyard.errors import HeldError, UserError
-from trainyard.fleet.spec import TAKEOVER_SECONDS, Ended, RunSpec, Shared, pruned
+from trainyard.fleet.spec import TAKEOVER_SECONDS, VERDICT, Ended, RunSpec, Shared, pruned
 from trainyard.signals import StopSignals
 from trainyard.storage import ENDED, JobFolder, Lease, now
 
@@ -108,7 +108,7 @@ class Fleet:
         self._supervised |= not spec.trains_in_process
 
     def complete(self, trial_id: str, spec: RunSpec, ended: Ended | None) -> Ended:
-        """Record the end of a run, and return its outcome.
+        """Return the outcome of a run; if the scheduler stopped it, tell its process so.
 
         Args:
             trial_id: Tune's id of the run.
@@ -120,6 +120,7 @@ class Fleet:
             return ended
         if (known := _ended(spec)) is not None:  # the run ended before the decision
             return known
+        (spec.folder.path / VERDICT).touch()
         self._unsettled.append((spec, None))
         return Ended("pruned")
 
@@ -173,6 +174,9 @@ class Fleet:
                 }
             ended = ended or pruned(trial.get("trial_evaluations", 0))
             run.update(status=ended.status, reason=ended.reason, ended=now(), **trial)
+            if ended.status == "pruned":
+                run.store().keep(())
+            (run.path / VERDICT).unlink(missing_ok=True)
             return ended
 
 

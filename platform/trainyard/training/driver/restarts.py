@@ -18,6 +18,7 @@ from trainyard.cluster import (
     dead_ranks,
     fitting,
     greatest_count,
+    mistake_of,
     nodes_for,
     release_orphans,
     worker_count,
@@ -96,7 +97,7 @@ def run_workers(
                 continue
             write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
             folder.publish("error.txt")
-            if (mistake := _mistake(error)) is not None:
+            if (mistake := mistake_of(error)) is not None:
                 return failed(mistake)
             failure = (folder.progress().get("step"), cause_of(error))
             lost = dead_ranks(error)
@@ -162,12 +163,6 @@ def _was_claimed(error: Exception) -> bool:
     """
     causes = getattr(error, "worker_failures", {}).values()
     return any(isinstance(cause, SupersededError) for cause in causes)
-
-
-def _mistake(error: Exception) -> UserError | None:
-    """Return the UserError that a worker raised, which a restart would repeat; None without one."""
-    causes = getattr(error, "worker_failures", {}).values()
-    return next((cause for cause in causes if isinstance(cause, UserError)), None)
 
 
 def _sentence(error: Exception, config: TrainConfig) -> UserError | None:

@@ -11,13 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -90,11 +84,7 @@ def state(
     model: Any, optimizer: Any, writers: int, copy: Copy
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Gather each weight and its moments on the worker that writes them, see `Strategy.state`."""
-    if optimizer.optimizer.state:
-        weights, state = get_state_dict(model, optimizer.optimizer)
-    else:  # all steps were skipped: torch would make a step here, to have moments to return
-        groups = [_settings(group) for group in optimizer.optimizer.param_groups]
-        weights, state = get_model_state_dict(model), {"state": {}, "param_groups": groups}
+    weights, state = get_state_dict(model, optimizer.optimizer)
     for name in tied(model, weights):
         del weights[name]
     owned = owners({name: tensor.numel() for name, tensor in weights.items()}, writers)
@@ -107,10 +97,6 @@ def state(
             own[name] = copies.pop("")
             moments[name] = copies
     return own, {**state, "state": {name: found for name, found in moments.items() if found}}
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}
 
 
 def _whole(tensor: Any) -> Any:
@@ -126,18 +112,10 @@ def load(model: Any, optimizer: Any, folder: Path) -> None:
     Raises:
         DamagedRun: The stored weights do not match the model's names.
     """
-    options = StateDictOptions(full_state_dict=True)
-    weights, moments = stored_weights(model, folder), stored_moments(folder)
-    if not moments["state"]:  # saved before the first step that was not skipped
-        set_model_state_dict(model, weights, options=options)
-        groups = optimizer.optimizer.param_groups
-        for group, stored in zip(groups, moments["param_groups"], strict=True):
-            group.update(stored)
-        return
     set_state_dict(
         model,
         optimizer.optimizer,
-        model_state_dict=weights,
-        optim_state_dict=moments,
-        options=options,
+        model_state_dict=stored_weights(model, folder),
+        optim_state_dict=stored_moments(folder),
+        options=StateDictOptions(full_state_dict=True),
     )

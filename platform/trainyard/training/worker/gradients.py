@@ -45,17 +45,22 @@ class Gradients:
         """Backpropagate the weighted loss of one micro-batch, a scalar; call it inside `add`."""
         self._accelerator.backward(loss)
 
-    def step(self, optimizer: Any, max_norm: float) -> None:
+    def step(self, optimizer: Any, max_norm: float) -> bool:
         """Clip the gradients, take the optimizer's step, and clear the gradients.
 
         Args:
             optimizer: Optimizer that Accelerate has prepared.
             max_norm: Maximum L2 norm of all gradients together; 0 for no clipping.
+
+        Returns:
+            False if the gradients are known not to be finite without a loss scale to reduce. Then
+            no process has taken the step.
         """
         if max_norm:
             self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
         optimizer.step()
         optimizer.zero_grad()
+        return True
 
 
 class TouchedRows:

@@ -72,9 +72,12 @@ def train(
                     session.journal.record_micro_batch(
                         batches.step, batches.epoch, batch.index, batch.rows, loss
                     )
-            gradients.step(optimizer, config.max_grad_norm)
+            loss = tree_sum(losses)
+            if not gradients.step(optimizer, config.max_grad_norm):
+                session.end_diverged(batches.step + 1, loss)
+                break
             scheduler.step()  # also after steps that fp16 skips for an overflow
-            if not session.finish_step(batches.step + 1, tree_sum(losses), batches.rows):
+            if not session.finish_step(batches.step + 1, loss, batches.rows):
                 break
 
         return session.outcome()

@@ -6,8 +6,10 @@ writes, hashes, syncs and commits the copies. It reads nothing that training cha
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +17,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from trainyard.cluster import GROUP_SECONDS
 from trainyard.config import TrainConfig
-from trainyard.errors import SupersededError, UserError, one_line
+from trainyard.errors import Diverged, SupersededError, UserError, one_line
 from trainyard.storage import (
     CheckpointStore,
     entry_of,
@@ -26,7 +29,7 @@ from trainyard.storage import (
     write_json,
 )
 from trainyard.training.outcome import TrainState
-from trainyard.training.worker.state import PREDICTIONS, STATE_FILE, broadcast
+from trainyard.training.worker.state import PREDICTIONS, STATE_FILE, broadcast_result
 from trainyard.training.worker.strategies import STRATEGIES
 from trainyard.training.worker.weights import (
     OPTIMIZER_FILE,
@@ -111,7 +114,10 @@ class CheckpointWriter:
         self._main: bool = accelerator.is_main_process
         together = self._strategy.shards and store.is_shared
         self._writers: int = accelerator.num_processes if together else 1
-        self._group = dist.new_group(backend="gloo") if self._writers > 1 else None
+        self._group = None
+        if self._writers > 1:
+            patience = timedelta(seconds=GROUP_SECONDS)
+            self._group = dist.new_group(backend="gloo", timeout=patience)
         self._memory = HostMemory()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._begun = self._met_others = False
@@ -175,13 +181,21 @@ class CheckpointWriter:
         if not self._begun:
             return None
         self._begun = False
-        failure: UserError | None = broadcast(self._accelerator, self._wait())
+        writing = self._take()
+        # Rank 0's part ends last: it gathers the others.
+        failure: UserError | None = broadcast_result(
+            self._accelerator, writing if self._main else None
+        )
+        if writing is not None:
+            writing.result()
         return failure
 
     def close(self) -> None:
         """Let the thread finish what it writes, and end it. Each process calls this for itself."""
+        failure: Exception | None
         try:
-            failure = self._wait()
+            writing = self._take()
+            failure = None if writing is None else writing.result()
         except Exception as error:  # another one ends the attempt
             failure = error
         if failure is not None:
@@ -190,9 +204,9 @@ class CheckpointWriter:
         if self._group is not None:
             dist.destroy_process_group(self._group)
 
-    def _wait(self) -> Any:
+    def _take(self) -> Future[UserError | None] | None:
         writing, self._writing = self._writing, None
-        return None if writing is None else writing.result()
+        return writing
 
     def _commit(self, snapshot: Snapshot) -> UserError | None:
         """Write and commit a checkpoint as rank 0; return the error when that failed."""
@@ -231,7 +245,13 @@ class CheckpointWriter:
         return {name: entry for part in parts for name, entry in part.entries.items()}
 
     def _write_files(self, folder: Path, snapshot: Snapshot) -> list[Path]:
-        """Write this process's weights, and its moments where each process writes a part."""
+        """Write this process's weights, and its moments where each process writes a part.
+
+        Raises:
+            Diverged: A weight is not finite. The loss of this step cannot tell: it is older.
+        """
+        if (name := _not_finite(snapshot)) is not None:
+            raise diverged(f"after step {snapshot.step} the weight {name} holds NaN or infinity")
         if self._writers == 1:
             return [write_weights(folder, snapshot.weights)]
         moments, rank = snapshot.moments["state"], self._accelerator.process_index
@@ -280,3 +300,22 @@ def _sendable(error: Exception, folder: Path) -> Exception:
         return fault
     log.error("this worker's part of the checkpoint failed", exc_info=error)
     return RuntimeError(f"{type(error).__name__}: {one_line(error)}")
+
+
+def _not_finite(snapshot: Snapshot) -> str | None:
+    """Return the name of a parameter in the snapshot that is not finite; None without one."""
+    parameters = {name for name, _ in snapshot.model.named_parameters(remove_duplicate=False)}
+    for name, tensor in snapshot.weights.items():
+        if name in parameters and tensor.numel():
+            low, high = torch.aminmax(tensor)  # both are NaN if one value is
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return name
+    return None
+
+
+def diverged(what: str) -> Diverged:
+    """Build the error of a run whose numbers are not finite; `what` says which."""
+    return Diverged(
+        f"{what}; lower --learning-rate or add --warmup-steps (the checkpoints before that step are "
+        "kept)"
+    )

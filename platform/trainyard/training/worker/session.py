@@ -38,7 +38,7 @@ from trainyard.training.outcome import Outcome, TrainState
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.journal import Journal
 from trainyard.training.worker.probe import probe
-from trainyard.training.worker.saving import CheckpointWriter
+from trainyard.training.worker.saving import CheckpointWriter, diverged
 from trainyard.training.worker.state import broadcast, load_checkpoint, stored_predictions
 from trainyard.training.worker.trackers import tracker_folders
 
@@ -82,6 +82,8 @@ class Session:
     state: TrainState
     padding = RIGHT
     """Padding of the model, see `probe`."""
+    wants_stop = False
+    """Set where this process wants the run to save and stop; one process is enough."""
 
     def __init__(
         self,
@@ -256,6 +258,16 @@ class Session:
         done_here = self._error or self._status == "stopped" or self.state.stopped_early
         return not done_here
 
+    def end_diverged(self, done: int, loss: Any) -> None:
+        """End the attempt at optimizer step `done` (from 1), whose gradients were not finite.
+
+        All processes call it instead of `finish_step`. The step was not taken, so nothing is saved.
+        """
+        self._unread.append(loss)
+        self._read_losses()
+        if self._error is None:
+            self._diverge(f"the gradients of step {done} are not finite")
+
     def _join_checkpoint(self) -> bool:
         """Wait for the checkpoint that is being written; return whether it, if any, is committed."""
         failure = self._writer.join()
@@ -277,8 +289,14 @@ class Session:
         speed = self._rows / self._seconds if self._seconds else None
         peak = used = None
         if speed and self.accelerator.is_main_process:
-            peak = peak_flops(self.accelerator.device, self.config.mixed_precision)
-            used = self._flops * speed / (peak * self.accelerator.num_processes)
+            reached = self._flops * speed / self.accelerator.num_processes
+            peak = peak_flops(
+                self.accelerator.device,
+                self.config.mixed_precision,
+                reached=reached,
+                keep=self._on_evaluation is None,  # other trials of a sweep train now
+            )
+            used = reached / peak
         return Outcome(
             status="failed" if self._error else self._status,
             error=self._error,
@@ -362,7 +380,8 @@ class Session:
         checkpoint of one of them has failed.
         """
         main = self.accelerator.is_main_process
-        wishes = float(main and self.folder.wants_stop()), float(self._writer.has_failed)
+        stop = self.wants_stop or (main and self.folder.wants_stop())
+        wishes = float(stop), float(self._writer.has_failed)
         message = torch.stack(
             [*self._unread, *(torch.full_like(self._unread[0], wish) for wish in wishes)]
         )
@@ -371,7 +390,7 @@ class Session:
             parts = [torch.empty_like(message) for _ in range(self.accelerator.num_processes)]
             torch.distributed.all_gather(parts, message)
             message = tree_sum(parts)
-        *losses, stop, failed = message.tolist()
+        *losses, stops, failed = message.tolist()
         scales = torch.stack(self._unread_scales).tolist() if self._unread_scales else []
         self._unread_scales.clear()
         # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
@@ -396,13 +415,10 @@ class Session:
                 self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])
         if failed:
             self._join_checkpoint()
-        return bool(stop)
+        return bool(stops)
 
     def _diverge(self, what: str) -> None:
-        self._error = Diverged(
-            f"{what}; lower --learning-rate or add --warmup-steps (the checkpoints before that step "
-            "are kept)"
-        )
+        self._error = diverged(what)
 
     def _evaluate(self) -> None:
         """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).

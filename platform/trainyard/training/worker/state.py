@@ -1,6 +1,7 @@
 """Resume from a checkpoint: weights, optimizer, state; see `saving` for how it is written."""
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from trainyard.training.worker.strategies import STRATEGIES
 STATE_FILE = "state.json"
 PREDICTIONS = "predictions"
 
+WAIT_SECONDS = 60.0
+"""Maximum seconds between messages of rank 0 while the others wait for its work."""
+
 
 def load_checkpoint(
     config: TrainConfig,
@@ -26,11 +30,9 @@ def load_checkpoint(
     scheduler: Any,
 ) -> TrainState:
     """Claim the run and resume from its newest valid checkpoint, or start at step 0."""
-    found = None
-    if accelerator.is_main_process:
-        store.claim()
-        found = store.newest()
-    found = broadcast(accelerator, found)
+    with ThreadPoolExecutor(1) as thread:
+        claimed = thread.submit(_claim, store) if accelerator.is_main_process else None
+        found = broadcast_result(accelerator, claimed)
     if found is None:
         return TrainState()
     step, _ = found
@@ -45,6 +47,11 @@ def load_checkpoint(
     if state.step != step:
         raise RuntimeError(f"{folder} holds the state of step {state.step}")
     return state
+
+
+def _claim(store: CheckpointStore) -> tuple[int, Path] | None:
+    store.claim()
+    return store.newest()
 
 
 def stored_predictions(folder: Path) -> dict[str, NDArray[Any]]:
@@ -67,3 +74,17 @@ def _use_config(config: TrainConfig, optimizer: Any, scheduler: Any) -> None:
 def broadcast(accelerator: Any, value: Any) -> Any:
     """Return rank 0's `value` on every process."""
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+def broadcast_result(accelerator: Any, work: Future[Any] | None) -> Any:
+    """Return the result of rank 0's `work` on every process; without work, None.
+
+    While rank 0 waits, it sends a message every WAIT_SECONDS: a single operation that waits longer
+    than the process group allows would end the attempt.
+
+    Raises:
+        Exception: The work failed, on rank 0 only.
+    """
+    while broadcast(accelerator, work is not None and bool(wait([work], WAIT_SECONDS).not_done)):
+        pass
+    return broadcast(accelerator, None if work is None else work.result())

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError, one_line
@@ -73,15 +73,15 @@ class MLflow(Tracker):
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         with contextlib.suppress(MlflowException):  # the experiment exists
             self._client.create_experiment(name)
-        experiment = self._client.get_experiment_by_name(name).experiment_id
+        experiments = _experiments(self._client, name)
         tags = {"trainyard.run": _mark(folder)}
-        known = self._client.search_runs([experiment], f"tags.`trainyard.run` = '{_mark(folder)}'")
+        known = self._client.search_runs(experiments, f"tags.`trainyard.run` = '{_mark(folder)}'")
         if known:
             self._run = known[0].info.run_id
             self._client.update_run(self._run, "RUNNING")
         else:
             self._run = self._client.create_run(
-                experiment, tags=tags, run_name=folder.path.name
+                experiments[0], tags=tags, run_name=folder.path.name
             ).info.run_id
             for key, value in asdict(config).items():
                 self._client.log_param(self._run, key, value)
@@ -103,6 +103,21 @@ class MLflow(Tracker):
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
+
+
+def _experiments(client: Any, name: str) -> list[str]:
+    """Return the ids of the experiments called `name`, the oldest first.
+
+    A file store has several when runs that started together have each created one.
+    """
+    from mlflow.entities import ViewType
+
+    quote = '"' if "'" in name else "'"
+    found = client.search_experiments(
+        view_type=ViewType.ALL, filter_string=f"name = {quote}{name}{quote}"
+    )
+    oldest_first = sorted(found, key=lambda one: (one.creation_time or 0, one.experiment_id))
+    return [one.experiment_id for one in oldest_first]
 
 
 class WeightsAndBiases(Tracker):

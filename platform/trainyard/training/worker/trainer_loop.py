@@ -86,8 +86,10 @@ def _train(session: Session, callbacks: Sequence[transformers.TrainerCallback]) 
             if trainer.lr_scheduler.last_epoch < done:
                 trainer.lr_scheduler.step()  # also after steps that fp16 skips
             session.use(trainer.model_wrapped, trainer.optimizer, trainer.lr_scheduler)
+            # Trainer itself sets the flag at the last step.
+            session.wants_stop |= control.should_training_stop or control.should_epoch_stop
             going_on = session.finish_step(done, loss, micro_batches.rows[done - 1])
-            control.should_training_stop = not going_on
+            control.should_training_stop, control.should_epoch_stop = not going_on, False
 
     trainer = PlannedTrainer(
         model=model,
@@ -110,7 +112,7 @@ def _train(session: Session, callbacks: Sequence[transformers.TrainerCallback]) 
         ),
         train_dataset=micro_batches,
         optimizers=(optimizer, scheduler),
-        callbacks=[AroundSteps(), *callbacks],
+        callbacks=[*callbacks, AroundSteps()],  # the last one sees what the others decide
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.accelerator.scaler = accelerator.scaler  # the session saves and restores this one

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from trainyard.config import TrainConfig, merge_deepspeed_json
-from trainyard.errors import Diverged
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.optimizer import build_optimizer
 from trainyard.training.worker.weights import (
@@ -81,13 +80,11 @@ class EngineGradients(Gradients):
         """Add the gradients of this process's share of the step's loss, a scalar."""
         self._model.backward(loss)
 
-    def step(self, optimizer: Any, max_norm: float) -> None:  # noqa: ARG002
+    def step(self, optimizer: Any, max_norm: float) -> bool:  # noqa: ARG002
         """Take the engine's step, and update the loss scale as torch's `GradScaler` does.
 
-        The engine clips by the config's norm, so `max_norm` is ignored.
-
-        Raises:
-            Diverged: Gradients are not finite in fp32 or bf16, which have no loss scale to reduce.
+        The engine clips by the config's norm, so `max_norm` is ignored. Returns False if gradients
+        are not finite in fp32 or bf16, which have no loss scale to reduce.
         """
         # The engine averages over workers. Dividing the scale by their number makes the mean a sum.
         scale = self._loss_scale() / self._accelerator.num_processes
@@ -95,9 +92,7 @@ class EngineGradients(Gradients):
         self._model.step()
         overflow, scaler = self._model.optimizer.overflow, self._accelerator.scaler
         if scaler is None:
-            if overflow:
-                raise Diverged("the gradients of a step are not finite; lower --learning-rate")
-            return
+            return not overflow
         found = scaler.state_dict()
         grown = 0 if overflow else found["_growth_tracker"] + 1
         if overflow:
@@ -105,6 +100,7 @@ class EngineGradients(Gradients):
         elif grown == found["growth_interval"]:
             found["scale"], grown = found["scale"] * found["growth_factor"], 0
         scaler.load_state_dict({**found, "_growth_tracker": grown})
+        return True
 
     def _loss_scale(self) -> float:
         scaler = self._accelerator.scaler
