@@ -14,7 +14,8 @@ from trainyard.fleet.actor import RunProcess
 from trainyard.fleet.driver.ray_tune import run_tuner
 from trainyard.signals import StopSignals
 from trainyard.storage import lease as leases
-from trainyard.storage.folder import JobFolder, SuiteFolder
+from trainyard.storage.folder import SuiteFolder
+from trainyard.storage.job_folder import JobFolder
 from trainyard.storage.lease import LEASE, Lease
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
 from trainyard.tasks import TASKS

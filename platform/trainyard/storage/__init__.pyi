@@ -9,11 +9,11 @@ from .atomic import write_atomic as write_atomic
 from .atomic import write_json as write_json
 from .checkpoints import CheckpointStore as CheckpointStore
 from .checkpoints import probe_disk as probe_disk
-from .folder import JobFolder as JobFolder
 from .folder import RunFolder as RunFolder
 from .folder import SuiteFolder as SuiteFolder
 from .folder import open_run as open_run
-from .folder import storage_folder as storage_folder
+from .job_folder import JobFolder as JobFolder
+from .job_folder import storage_folder as storage_folder
 from .lease import EXPIRY_SECONDS as EXPIRY_SECONDS
 from .lease import LEASE as LEASE
 from .lease import Fence as Fence

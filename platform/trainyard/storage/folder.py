@@ -24,56 +24,38 @@ A suite holds one run folder per (task, seed), and its table: glue.json glue.md 
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from trainyard.errors import DamagedRun, UserError
+from trainyard.errors import UserError
 from trainyard.storage.atomic import (
-    as_json,
-    discard,
     scratch_path,
-    scratch_pattern,
     sync_file,
     write_array,
     write_atomic,
     write_json,
 )
 from trainyard.storage.checkpoints import BucketCheckpoints, CheckpointStore
-from trainyard.storage.lease import LEASE, Fence, Lease
+from trainyard.storage.job_folder import (
+    LOG,
+    REQUEST_NAMES,
+    JobFolder,
+    request_name,
+    storage_folder,
+)
+from trainyard.storage.lease import Fence
 from trainyard.storage.mirror import (
     ASK_SECONDS,
-    DRIVER,
     TELL_SECONDS,
     Mirror,
     outages_logged,
 )
-from trainyard.storage.records import parse_line, parse_record, read_record
+from trainyard.storage.records import parse_line, read_record
 from trainyard.storage.stopwatch import add
-from trainyard.storage.store import Bucket, Conflict, Disk, Store, lock_name, unwritable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_GUARDS = {LEASE, lock_name(LEASE), DRIVER}
-_REQUEST_NAMES = ("stop-request", "restart-request")
-_REQUESTS = [f"{name}*" for name in _REQUEST_NAMES]
-_LOG = "log.txt"
-
-
-def storage_folder(path: str) -> Path:
-    """Return `--storage-path` as an absolute path: workers have another working directory.
-
-    Raises:
-        UserError: `path` is a URL.
-    """
-    if "://" in path:
-        raise UserError(
-            f"--storage-path {path} is a URL, with which only `trainyard train` can work; mount the bucket "
-            "and give the folder"
-        )
-    return Path(path).expanduser().absolute()
 
 
 def open_run(storage_path: str, name: str, fence: Fence | None = None) -> "RunFolder":
@@ -86,209 +68,6 @@ def open_run(storage_path: str, name: str, fence: Fence | None = None) -> "RunFo
         mirror = Mirror(storage_path, name)
         return RunFolder(mirror.path, mirror=mirror, fence=fence)
     return RunFolder(storage_folder(storage_path) / name, fence=fence)
-
-
-class JobFolder:
-    """Paths and record of a job in `<storage_path>/<name>/`. The constructor accesses no storage.
-
-    Args:
-        path: Folder of the job; with a `mirror`, its scratch copy on this node.
-        mirror: Copy of the folder in a bucket.
-        fence: Fence of the sweep or suite that the job belongs to; inside `lease`, the job's own.
-            Checked before shared records are written, except requests and usage.jsonl.
-    """
-
-    RECORD = "run.json"
-    KIND = "run"
-
-    def __init__(
-        self, path: Path, *, mirror: Mirror | None = None, fence: Fence | None = None
-    ) -> None:
-        self.path, self.mirror, self.fence = path, mirror, fence
-        self.model = path / "model"
-        self.tensorboard = path / "tensorboard"
-
-    @property
-    def stop_request(self) -> Path:
-        """Path of the file that asks the holder of `fence`, and runs below it, to save and stop."""
-        return self.path / _request("stop", self.fence)
-
-    def stop_is_requested(self) -> bool:
-        """Return whether a stop request lies here, to `fence`, a fence above it, or any holder."""
-        return any((self.path / _request("stop", one)).exists() for one in _and_above(self.fence))
-
-    def create(self) -> None:
-        """Create the folder, and check that it and the bucket can be written.
-
-        Raises:
-            UserError: The folder or the bucket cannot be written, or `check` fails.
-        """
-        self.check()
-        try:
-            if self.mirror is not None:
-                Bucket(self.mirror.bucket.url, impatient=True).clock()
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        Disk(self.path).clock()
-
-    @contextmanager
-    def created(self) -> Iterator[None]:
-        """Create the folder; after a UserError in the block, remove empty folders made here.
-
-        A folder that holds only the driver's log counts as empty, unless the job is in a bucket.
-
-        Raises:
-            UserError: The folder or the bucket cannot be written, or `check` fails.
-        """
-        folders = (self.path, self.path.parent / ".cache", *self.path.parents)
-        missing = [folder for folder in folders if not folder.exists()]
-        self.create()
-        try:
-            yield
-        except UserError:
-            if self.path in missing and self.mirror is None and not self.names():
-                (self.path / _LOG).unlink(missing_ok=True)
-            for folder in missing:  # the innermost first
-                with suppress(OSError):
-                    folder.rmdir()
-            raise
-
-    def address(self, name: str = "") -> str:
-        """Return the path or URL of a file or folder of the job; by default, of the job."""
-        if self.mirror is not None:
-            return f"{self.mirror.bucket.url}/{self.mirror.key(name)}".rstrip("/")
-        return str(self.path / name)
-
-    @contextmanager
-    def lease(self, patience: float = 0.0) -> Iterator[Lease]:
-        """Create the folder, hold its `Lease`, and delete old requests and scratch files.
-
-        Raises:
-            HeldError: Another driver still holds the lease after `patience` seconds.
-            UserError: The folder or the bucket cannot be written, or `check` fails.
-        """
-        with (
-            self.created(),
-            Lease(*self._stored(LEASE), f"{self.KIND} '{self.path.name}'", patience) as lease,
-        ):
-            above, self.fence = self.fence, lease.fence(self.fence)
-            try:
-                for pattern in (scratch_pattern(), *_REQUESTS):
-                    for left in self.path.glob(pattern):
-                        discard(left)
-                yield lease
-            finally:
-                self.fence = above
-
-    def check(self) -> None:
-        """Check that this driver, if it has a fence, still holds the lease of the job.
-
-        Raises:
-            SupersededError: Another driver has taken over the job.
-            UserError: The storage does not answer.
-        """
-        if self.fence is not None:
-            self.fence.check()
-
-    def read(self) -> dict[str, Any]:
-        """Return the job's record; empty before it is first written.
-
-        Raises:
-            DamagedRun: The record holds no JSON object.
-        """
-        return self.read_json(self.RECORD)
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        try:
-            return read_record(self.path / name)
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise self.damaged(name) from error
-
-    def damaged(self, name: str) -> DamagedRun:
-        return DamagedRun(
-            f"{self.path / name} is damaged",
-            remedy=f"use --fresh to start this {self.KIND} anew, or another --run-name",
-        )
-
-    def update(self, **fields: Any) -> None:
-        """Set fields of the record with a conditional write; repeat it if another process writes.
-
-        Raises:
-            DamagedRun: The record holds no JSON object.
-            SupersededError: Another driver has taken over the job.
-            UserError: The storage cannot be read or written.
-        """
-        store, name = self._stored(self.RECORD)
-        while True:
-            stored = store.read(name)
-            try:
-                before = {} if stored is None else parse_record(stored.content)
-            except ValueError as error:
-                raise self.damaged(self.RECORD) from error
-            record = {**before, **fields}
-            self.check()
-            try:
-                store.write(
-                    name, as_json(record).encode(), over=stored.version if stored else "nothing"
-                )
-                break
-            except Conflict:
-                continue
-        if self.mirror is not None:
-            write_json(self.path / self.RECORD, record)
-
-    def _stored(self, name: str) -> tuple[Store, str]:
-        """Return the store of a file that several drivers may write, and the file's name in it."""
-        if self.mirror is None:
-            return Disk(self.path), name
-        return self.mirror.bucket, self.mirror.key(name)
-
-    def publish(self, *names: str) -> None:
-        """Upload files and folders to the job's bucket, if it has one; skip unchanged files.
-
-        Raises:
-            SupersededError: Another driver has taken over the job.
-            UserError: The bucket cannot be written.
-        """
-        if self.mirror is not None:
-            self.check()
-            self.mirror.push(*names)
-
-    def names(self) -> list[str]:
-        """Return the names in the folder, except files of a starting driver such as the lease."""
-        if self.mirror is not None:
-            return sorted({name.partition("/")[0] for name in self.mirror.names()})
-        return sorted(
-            path.name
-            for path in self.path.iterdir()
-            if path.name not in {LEASE, _LOG}
-            and not any(path.match(p) for p in (scratch_pattern(), lock_name("*"), *_REQUESTS))
-        )
-
-    def clear(self) -> None:
-        """Delete everything in the folder, except its lease.
-
-        Raises:
-            SupersededError: Another driver has taken over the job.
-            UserError: The folder has content but no record, so it is not the folder of a job. Or
-                the storage does not answer.
-        """
-        self.check()
-        if (names := self.names()) and self.RECORD not in names:
-            raise UserError(
-                f"{self.address()} holds {names[0]} but no {self.RECORD}, so --fresh does not empty it; "
-                "choose another --run-name"
-            )
-        # The record goes last: without it, --fresh refuses to delete the rest.
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == self.RECORD):
-            if path.name not in _GUARDS:
-                whole = path.is_dir() and not path.is_symlink()
-                shutil.rmtree(path) if whole else path.unlink(missing_ok=True)
-        if self.mirror is not None:
-            self.mirror.delete(self.mirror.names())
 
 
 class RunFolder(JobFolder):
@@ -307,7 +86,7 @@ class RunFolder(JobFolder):
     @property
     def restart_request(self) -> Path:
         """Path of the file by which the driver asks its workers to save and stop for a restart."""
-        return self.path / _request("restart", self.fence)
+        return self.path / request_name("restart", self.fence)
 
     @property
     def seen_everywhere(self) -> bool:
@@ -370,9 +149,9 @@ class RunFolder(JobFolder):
             self.path.mkdir(parents=True)
             if self.fence is not None:
                 self.mirror.mark_as_of(self.fence.id)
-            self.mirror.pull("run.json", "metrics.jsonl", "progress.json", "usage.jsonl", _LOG)
+            self.mirror.pull("run.json", "metrics.jsonl", "progress.json", "usage.jsonl", LOG)
             self.mirror.delete(
-                name for name in self.mirror.names() if name.startswith(_REQUEST_NAMES)
+                name for name in self.mirror.names() if name.startswith(REQUEST_NAMES)
             )
 
     def share_tables(self, tables: Mapping[str, Path]) -> None:
@@ -565,18 +344,6 @@ def _step(progress: Mapping[str, Any]) -> int:
     """Return the step of progress.json; 0 without one."""
     step = progress.get("step")
     return step if isinstance(step, int) else 0
-
-
-def _request(kind: str, fence: Fence | None) -> str:
-    """Return the file name of a request to the holder of `fence`; None means any holder."""
-    return f"{kind}-request" if fence is None else f"{kind}-request-{fence.id[:12]}"
-
-
-def _and_above(fence: Fence | None) -> Iterator[Fence | None]:
-    while fence is not None:
-        yield fence
-        fence = fence.above
-    yield None
 
 
 class SuiteFolder(JobFolder):

@@ -59,7 +59,8 @@ from typing import Any, Literal
 
 from trainyard.errors import UserError
 from trainyard.storage.atomic import write_json
-from trainyard.storage.folder import JobFolder, RunFolder
+from trainyard.storage.folder import RunFolder
+from trainyard.storage.job_folder import JobFolder
 from trainyard.storage.lease import Fence
 
 Kind = Literal["search", "confirmation"]
