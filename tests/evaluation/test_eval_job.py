@@ -231,6 +231,7 @@ def test_a_temperature_that_is_stored_is_said(model: Path, tmp_path: Path) -> No
     split = {
         "metrics": {"f1": 0.5},
         "intervals": {"f1": [0.4, 0.6]},
+        "eval_loss": 0.7,
         "rows": 3,
         "truncated_rows": 0,
     }

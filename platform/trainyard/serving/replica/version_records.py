@@ -226,7 +226,7 @@ class LoadAttempts:
             elif _is_alive(record["owner"]["actor"]):
                 return False
             else:
-                if "ended" not in record:  # nobody knows when; an attempt may hang before it ends
+                if "ended" not in record:  # first seen here; an attempt may hang before it ends
                     record["ended"] = time.time()
                     internal_kv._internal_kv_put(key, json.dumps(record), namespace=NAMESPACE)
                 cut_off.append(record["ended"])

@@ -23,7 +23,7 @@ LOAD_SECONDS = 1800.0
 hangs."""
 
 SUPERSEDED_SECONDS = 60.0
-"""Maximum seconds that a load may go on after another version was wanted. Two loads at once need
+"""Maximum seconds that a load may continue after another version was wanted. Two loads at once need
 the memory of both."""
 
 POLL_SECONDS = 0.5
