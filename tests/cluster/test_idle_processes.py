@@ -83,6 +83,7 @@ def test_processes_that_tokenized_end(tmp_path: Path) -> None:
     assert int(run_here(TOKENIZE, str(folder), str(tmp_path / "cache"))) > 0
 
 
+@pytest.mark.long
 def test_no_process_runs_that_a_run_does_not_need(small_run: TrainConfig, tmp_path: Path) -> None:
     """Each takes a second of a core to start, and its memory all the time.
 

@@ -110,6 +110,7 @@ def test_a_data_set_is_loaded_at_the_named_revision(hub_folder: Path, tmp_path: 
     assert f"GET api/datasets/nyu-mll/glue/revision/{COMMIT}" in requests
 
 
+@pytest.mark.long
 def test_what_the_hub_does_not_have_is_one_sentence(hub_folder: Path, tmp_path: Path) -> None:
     with hub(hub_folder) as (endpoint, _):
         answer = ask(endpoint, tmp_path, "mrpc", "acme/absent")

@@ -23,6 +23,7 @@ class FullDisk(TrainerCallback):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)  # the other worker would wait for 600 seconds
 def test_a_full_disk_of_one_worker_ends_the_others_at_once(
     cluster: Any,  # noqa: ARG001
