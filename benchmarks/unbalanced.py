@@ -23,7 +23,7 @@ from quality_figures import difference, last_scores
 from trainyard import TrainConfig, fit
 
 RESULTS = Path(__file__).parent / "results" / "unbalanced.json"
-TRAIN_ROWS, EVALUATION_ROWS = 2000, 1000
+TRAIN_ROWS, EVALUATION_ROWS = 4000, 2000
 SHARED: Mapping[str, Any] = {
     "num_train_epochs": 2,
     "learning_rate": 2e-4,
