@@ -342,3 +342,20 @@ def test_a_pass_that_does_not_end_is_a_fault(monkeypatch: pytest.MonkeyPatch) ->
         host.close()
 
     asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_pass_may_take_as_long_as_the_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model on one core needs minutes for a batch: a client that left must not end it."""
+    monkeypatch.setattr(host_module, "STUCK_SECONDS", 0.0)
+    predictor: Any = Slow(1)
+    predictor.example = {"inputs": "x"}
+
+    def forward_all(rows: Sequence[Row]) -> list[Any]:
+        time.sleep(0.3)
+        return predictor.forward(rows)  # type: ignore[no-any-return]
+
+    predictor.forward_all = forward_all
+    host = host_of(predictor)
+    host.warm_up()  # of 3 tokens
+    assert 400 < host._stuck_seconds < 4000  # 4 * 0.1 s * 4096 tokens
+    host.close()

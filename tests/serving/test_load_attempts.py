@@ -226,7 +226,7 @@ def test_an_attempt_counts_only_for_what_its_version_did(
         await replica().want(source("a"))
         await attempted()
         await replica("2", "other args").want(source("a"))
-        (await attempted()).abandon()
+        (await attempted()).stop_loading()
         await replica().want(source("a"))
         await attempted()
         with pytest.raises(UserError, match="ended the process"):
@@ -296,3 +296,77 @@ def test_of_two_claims_at_once_one_gets_the_attempt(
     assert others == [True]
     (record,) = (value for key, value in store.kept.items() if key.endswith("attempt/a/0"))
     assert json.loads(record)["owner"] == two._attempts._owner
+
+
+def test_an_end_that_serve_causes_is_not_held_against_the_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even when the replica comes to the turn while it finishes its last requests."""
+    Loads(monkeypatch, {"a": TASK, "b": TASK})
+
+    async def run() -> None:
+        await replica().want(source("a"))
+        attempt = replica()._attempts.first(Version(source="b"), lambda: False)
+        await attempt.__aenter__()
+        store.replica = "two"
+        store.alive.add("two")
+        two = replica()
+        await two.want(source("a"))
+        await two.want(source("b"))  # waits for the attempt of the other one
+        two.stop_loading()
+        await attempt.__aexit__(None, None, None)
+        await settled(two)
+        assert two.describe()["source"] == "a"
+        assert not [key for key in store.kept if "attempt" in key]
+        with pytest.raises(UserError, match="Serve ends this replica"):
+            two._attempts._claim("attempt/app:mail:x:", "b")
+
+    asyncio.run(run())
+
+
+def test_an_attempt_that_runs_is_not_forgotten(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Loads(monkeypatch, {"a": TASK, "b": TASK})
+
+    async def run() -> None:
+        await replica().want(source("a"))
+        attempt = replica()._attempts.first(Version(source="b"), lambda: False)
+        await attempt.__aenter__()
+        store.replica = "two"
+        store.alive.add("two")
+        replica()._attempts.forget(Version(source="c"))
+        assert [key for key in store.kept if "attempt" in key]
+        store.alive.remove("one")
+        replica()._attempts.forget(Version(source="c"))
+        assert not [key for key in store.kept if "attempt" in key]
+
+    asyncio.run(run())
+
+
+def test_a_recorded_version_that_ends_its_process_now_gives_way_to_the_wanted_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deploy must be able to replace it: no replica serves it any more."""
+    loads = Loads(monkeypatch, {"a": TASK, "b": TASK})
+
+    async def run() -> None:
+        await replica().want(source("a"))
+        start = replica()._starts.first(Version(source="a"), lambda: True)
+        await start.__aenter__()  # and the process ends in there
+        store.alive.remove("one")
+        store.replica = "two"
+        store.alive.add("two")
+        two = replica()
+        await two.want(source("b"))
+        assert two.describe() == {"source": "b"}
+        assert loads.asked == ["a", "b"]
+        loads.table["b"] = UserError("it is broken")
+        store.replica = "three"
+        store.alive.add("three")
+        three = replica()
+        await wanted(three, source("b"))  # then better that one than none
+        assert three.describe()["source"] == "a"
+        assert not [key for key in store.kept if "start/" in key], "it can be started again"
+
+    asyncio.run(run())

@@ -17,6 +17,7 @@ from trainyard.serving.errors import RequestError
 from trainyard.serving.gateway.discovery import _handle, _Model
 from trainyard.serving.options import SHARED
 from trainyard.serving.replica import shared as shared_module
+from trainyard.serving.replica import versioned_model
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.shared import SharedReplica
 from trainyard.serving.replica.version_records import Build
@@ -246,3 +247,80 @@ def test_the_health_of_all_models_takes_as_long_as_that_of_one(
         await asyncio.wait_for(replica.check_health(), 5)
 
     asyncio.run(run())
+
+
+def gated(monkeypatch: pytest.MonkeyPatch, loads: Loads, *names: str) -> threading.Event:
+    """Let the loads of some sources wait for the returned event."""
+    load, gate = loads._load, threading.Event()
+
+    def slowly(version: Any, *more: Any) -> Any:
+        if version.source in names:
+            assert gate.wait(10)
+        return load(version, *more)
+
+    monkeypatch.setattr(Host, "load", slowly)
+    return gate
+
+
+def test_a_list_that_comes_during_a_load_that_fails_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = Loads(monkeypatch, {"bad": UserError("it is broken"), "good": TASK})
+    gate = gated(monkeypatch, loads, "bad")
+
+    async def run() -> None:
+        replica = shared()
+        await replica.reconfigure(models(a="bad"))
+        asking = asyncio.create_task(loaded(replica, "a"))
+        await asyncio.sleep(0.05)
+        await replica.reconfigure(models(a="good"))
+        gate.set()
+        assert await asking == "good"
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_failure_that_nobody_waited_for_is_not_told_to_the_next_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = Loads(monkeypatch, {"a": UserError("it is not there yet")})
+    gate = gated(monkeypatch, loads, "a")
+    now = [1000.0]
+    monkeypatch.setattr(shared_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    async def run() -> None:
+        replica = shared()
+        await replica.reconfigure(models(a="a"))
+        leaving = asyncio.create_task(replica.answer("a", b"{}", 1))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        gate.set()
+        while "a" not in replica._failed:
+            await asyncio.sleep(0.01)
+        now[0] += 120
+        loads.table["a"] = TASK
+        assert await loaded(replica, "a") == "a"
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_model_that_gave_way_does_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its next version hangs, and only one model may be loaded at a time."""
+    loads = Loads(monkeypatch, {"a": TASK, "hangs": TASK, "b": TASK})
+    gate = gated(monkeypatch, loads, "hangs")
+    monkeypatch.setattr(versioned_model, "SUPERSEDED_SECONDS", 0.1)
+    monkeypatch.setattr(versioned_model, "POLL_SECONDS", 0.01)
+
+    async def run() -> None:
+        replica = shared(max_loaded=1)
+        await replica.reconfigure(models(a="a", b="b"))
+        await loaded(replica, "a")
+        await replica.reconfigure(models(a="hangs", b="b"))
+        await asyncio.sleep(0.05)
+        next(iter(replica._loaded.values())).model.close()  # as the cache does
+        assert await asyncio.wait_for(loaded(replica, "b"), 5) == "b"
+        gate.set()
+
+    asyncio.run(asyncio.wait_for(run(), 20))

@@ -47,8 +47,13 @@ FAILURE_PENALTY = 16.0
 PENALTY_HALF_LIFE = 10.0
 """Seconds in which the penalty halves, so that a recovered replica gets requests again."""
 
-FAILURES = {STATUSES["failed"][0], STATUSES["late"][0]}
-"""Statuses of answers that count as failures of the replica."""
+FAILED, LATE = (STATUSES[kind][0] for kind in ("failed", "late"))
+
+COUNTED_SECONDS = 5.0
+"""Shortest time limit of a request whose end counts as a failure. Clients may choose shorter ones."""
+
+EARLY_SECONDS = 0.05
+"""Seconds by which a timer of the event loop may fire early."""
 
 Address = tuple[str, int, bytes]
 """Host, port and secret of a replica."""
@@ -128,7 +133,7 @@ class Connection(_MessageProtocol):
         self._calls = itertools.count()
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._closing = False
-        self._penalty, self._penalty_at = 0.0, 0.0
+        self._penalty, self._penalty_at, self._answered_at = 0.0, 0.0, 0.0
 
     @classmethod
     async def open(cls, address: Address) -> Self:
@@ -149,7 +154,7 @@ class Connection(_MessageProtocol):
 
         A replica on a broken device answers 500 at once, so it has hardly any requests in flight.
         Without the penalty it would get nearly all requests. One that hangs lets each request run
-        to its deadline, so a deadline counts as well.
+        to its deadline, so a deadline counts as well, unless other answers came meanwhile.
         """
         return len(self._pending) + self._current_penalty()
 
@@ -158,6 +163,11 @@ class Connection(_MessageProtocol):
             return 0.0
         age = time.monotonic() - self._penalty_at
         return float(self._penalty * 0.5 ** (age / PENALTY_HALF_LIFE))
+
+    def _hangs(self, sent: float, seconds: float) -> bool:
+        """Return whether a request ran to its time limit, and no other was answered meanwhile."""
+        ran_out = time.monotonic() >= sent + seconds - EARLY_SECONDS
+        return ran_out and seconds >= COUNTED_SECONDS and self._answered_at < sent
 
     def _count(self, *, failed: bool) -> None:
         if failed or self._penalty:
@@ -177,15 +187,20 @@ class Connection(_MessageProtocol):
         """
         if not self.usable or self._transport.is_closing():
             raise ConnectionLost(in_work=False)
-        call, until = next(self._calls), time.monotonic() + seconds
+        call, sent = next(self._calls), time.monotonic()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[call] = answer
         self._send(call, body, seconds)
         try:
-            return await answer
+            found = await answer
+            hung = found.status == LATE and self._hangs(sent, seconds)
+            self._count(failed=found.status == FAILED or hung)
+            if found.status not in (FAILED, LATE):
+                self._answered_at = time.monotonic()
+            return found
         except asyncio.CancelledError:
             self._send(call)
-            if time.monotonic() >= until:  # else the client left
+            if self._hangs(sent, seconds):  # else the client left
                 self._count(failed=True)
             raise
         finally:
@@ -204,7 +219,6 @@ class Connection(_MessageProtocol):
             self.usable = False
             return
         status, body, headers = message
-        self._count(failed=status in FAILURES)
         if (answer := self._pending.get(call)) is not None and not answer.done():
             answer.set_result(Answer(status, body, headers))
 

@@ -99,7 +99,7 @@ class ModelReplica:
 
         Serve awaits this before it ends the process.
         """
-        self._model.abandon()
+        self._model.stop_loading()
         await self._server.close()
 
     def _host(self) -> Host:

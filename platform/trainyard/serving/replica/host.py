@@ -52,9 +52,10 @@ thread."""
 FAULT_SECONDS = 20.0
 """Maximum seconds to answer the example in a health check; Serve's own timeout is 30 s."""
 
-STUCK_SECONDS = 120.0
-"""Seconds that a forward pass may run after its last caller left. Only a device that hangs takes
-longer: the batch of a large model on few cores takes some ten seconds."""
+STUCK_SECONDS, STUCK_FACTOR = 120.0, 4.0
+"""A forward pass whose last caller left is stuck after `STUCK_SECONDS`, or `STUCK_FACTOR` times
+the longest pass that the warm-up's time per token predicts. A small pass costs most per token, so
+only a device that hangs takes longer."""
 
 
 class Host:
@@ -80,6 +81,7 @@ class Host:
         self._in_flight = 0
         self._failed = False
         self._closed = False
+        self._stuck_seconds = STUCK_SECONDS
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._large_tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="answer")
@@ -154,7 +156,7 @@ class Host:
         """
         if self._batcher.broken:
             return "its batcher stopped"
-        if self._batcher.stuck_seconds() > STUCK_SECONDS:
+        if self._batcher.stuck_seconds() > self._stuck_seconds:
             return "a forward pass does not end"
         if not self._failed:
             return None
@@ -172,15 +174,20 @@ class Host:
         try:
             for _ in range(WARM_UP_PASSES):
                 prepared = self._prepare(read(example, self._options.max_items))
+                began = time.perf_counter()
                 results = self.predictor.forward_all(prepared.rows)
+                seconds = time.perf_counter() - began
                 dump(self.predictor.postprocess(prepared, results))
-        except Exception as error:
+        except BaseException as error:  # tokenizers raises panics that are no Exception
             self.close()  # else its threads would keep the model
             raise UserError(
                 f"the model of {self.about['source']} fails on the example of its task "
                 f"({one_line(error, 200)}); is it really a model for "
                 f"{self.predictor.task}?"
             ) from error
+        per_token = seconds / max(1, sum(row.length for row in prepared.rows))
+        longest = per_token * max(self.limits.batch_tokens, self.predictor.max_tokens or 0)
+        self._stuck_seconds = max(STUCK_SECONDS, STUCK_FACTOR * longest)
 
     async def answer(self, body: bytes, seconds: float) -> Answer:
         """Answer a request's body within `seconds`; an error becomes an `Answer` too."""

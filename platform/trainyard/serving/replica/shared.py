@@ -4,10 +4,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary, ref
 
 from ray import serve
 
@@ -48,6 +50,9 @@ class SharedReplica:
         self._failed: dict[str, float] = {}
         self._loaded: WeakValueDictionary[str, _LoadedModel] = WeakValueDictionary()
         self._loads: dict[str, asyncio.Task[_LoadedModel]] = {}
+        self._last_begun: Callable[[], asyncio.Task[_LoadedModel] | None] = lambda: None
+        self._callers = Counter[asyncio.Task[_LoadedModel]]()
+        self._models: WeakSet[VersionedModel] = WeakSet()
         self._loading = asyncio.Lock()
 
         async def load(name: str) -> _LoadedModel:
@@ -140,36 +145,80 @@ class SharedReplica:
             raise _cannot_load(name, wait)
         return version
 
+    async def __del__(self) -> None:
+        """Load no further version; Serve awaits this before it ends the process."""
+        for model in self._models:
+            model.stop_loading()
+
     async def _load(self, name: str) -> "_LoadedModel":
         """Load a model in a separate task, which survives the cancellation of its caller.
 
         Other callers wait for the same task, and the thread that loads cannot be stopped.
         """
-        if name not in self._loads:
-            self._loads[name] = asyncio.get_running_loop().create_task(self._load_now(name))
-        loading = self._loads[name]
+        loading = self._loads.get(name)
+        if loading is None or (loading.done() and _error_of(loading) is not None):
+            loading = asyncio.get_running_loop().create_task(self._load_now(name))
+            loading.add_done_callback(self._loaded_for_nobody)
+            self._loads[name], self._last_begun = loading, ref(loading)
+        self._callers[loading] += 1
         try:
             return await asyncio.shield(loading)
         finally:
+            self._callers[loading] -= 1
             if loading.done():
-                self._loads.pop(name, None)
+                if not self._callers[loading]:
+                    del self._callers[loading]
+                if self._loads.get(name) is loading:
+                    del self._loads[name]
+
+    def _loaded_for_nobody(self, loading: "asyncio.Task[_LoadedModel]") -> None:
+        """Keep a model whose callers have all left for the next one, unless another load began."""
+        _error_of(loading)  # retrieved, although it is awaited by no caller
+        if not self._callers[loading]:
+            del self._callers[loading]
+            if loading is not self._last_begun():
+                self._drop_finished()
+
+    def _drop_finished(self) -> None:
+        self._loads = {
+            name: load
+            for name, load in self._loads.items()
+            if not load.done() or load in self._callers
+        }
 
     async def _load_now(self, name: str) -> "_LoadedModel":
         model = VersionedModel(
-            name, self._options, self._application, self._build, LOAD_SECONDS, self._loading
+            name, self._options, self._application, self._build, LOAD_SECONDS, self._one_load
         )
-        try:
-            await model.want(self._check(name))
-        except UserError as error:
-            log.error("model '%s' cannot be loaded: %s", name, error)
-            self._failed[name] = time.monotonic() + FAILED_SECONDS
-            raise _cannot_load(name, FAILED_SECONDS) from None
+        self._models.add(model)
+        version = self._check(name)
+        while True:
+            try:
+                await model.want(version)
+                break
+            except UserError as error:
+                newer = self._versions.get(name, version)
+                if newer == version:
+                    log.error("model '%s' cannot be loaded: %s", name, error)
+                    self._failed[name] = time.monotonic() + FAILED_SECONDS
+                    raise _cannot_load(name, FAILED_SECONDS) from None
+                version = newer  # a new list came during the load
         loaded = self._loaded[name] = _LoadedModel(model)
-        if name in self._versions:  # a new list may have come during the load
+        if name in self._versions:
             await model.want(self._versions[name])
-        # Drop finished loads whose callers were all cancelled.
-        self._loads = {n: load for n, load in self._loads.items() if not load.done()}
         return loaded
+
+    @asynccontextmanager
+    async def _one_load(self) -> AsyncIterator[None]:
+        """Hold the memory for one load; finished loads without callers give theirs back."""
+        async with self._loading:
+            self._drop_finished()
+            yield
+
+
+def _error_of(loading: "asyncio.Task[_LoadedModel]") -> object:
+    """Return why a load gave no model; None if it did."""
+    return "cancelled" if loading.cancelled() else loading.exception()
 
 
 def _cannot_load(name: str, seconds: float) -> RequestError:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import math
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -33,7 +34,11 @@ NAMESPACE = "trainyard"
 POLL_SECONDS = 0.5
 """Seconds between two checks of another replica's attempt."""
 
-FIRST_LOAD_SECONDS = 900.0
+LOAD_SECONDS = 1800.0
+"""Maximum seconds to load a version; then it is refused. Its files may lie in a storage that
+hangs."""
+
+FIRST_LOAD_SECONDS = LOAD_SECONDS + 60
 """Maximum seconds that a replica waits for another replica's attempt, before it loads the version
 too."""
 
@@ -142,14 +147,24 @@ class LoadAttempts:
     version in between, or other `args`, clears the count.
     """
 
-    def __init__(self, application: str, build: Build, name: str) -> None:
+    def __init__(self, application: str, build: Build, name: str, kind: str = "attempt") -> None:
+        """Identify this replica.
+
+        Args:
+            application: Name of its application in Serve.
+            build: Run of the application's builder.
+            name: Name of the model.
+            kind: `attempt`, or `start` for loads of a proven version into a new replica.
+        """
         self._application = application
         self._build = build
-        self._prefix = f"attempt/{application}:{name}:"  # no name has a colon
+        self._prefix = f"{kind}/{application}:{name}:"  # no name has a colon
         context = ray.get_runtime_context()
         replica = serve.get_replica_context().replica_id
         self._owner = {"actor": replica.to_full_id_str(), "node": context.get_node_id()}
         self._held: str | None = None
+        self._ended = False
+        self._lock = threading.Lock()
 
     @asynccontextmanager
     async def first(self, version: Version, is_decided: Callable[[], bool]) -> AsyncIterator[None]:
@@ -167,10 +182,9 @@ class LoadAttempts:
             UserError: Earlier attempts ended their process. Either the cool-down is not over, or
                 `MAX_CUT_OFF` attempts did so.
         """
-        prefix = self._prefix + hashlib.sha256(version.model_dump_json().encode()).hexdigest() + ":"
+        prefix = self._prefix_of(version)
         until = time.monotonic() + FIRST_LOAD_SECONDS
         try:
-            await asyncio.to_thread(self._forget_others, prefix)
             while not await asyncio.to_thread(self._claim, prefix, version.source):
                 await asyncio.sleep(POLL_SECONDS)
                 if await asyncio.to_thread(is_decided) or time.monotonic() > until:
@@ -184,26 +198,39 @@ class LoadAttempts:
         finally:
             await asyncio.to_thread(self.abandon)
 
-    def abandon(self) -> None:
+    def abandon(self, *, for_good: bool = False) -> None:
         """Remove the record of this replica's attempt.
 
-        Call this when the attempt has ended, or when Serve is about to end the replica.
+        Call this when the attempt has ended. With `for_good`, record no further one: Serve is about
+        to end the replica, which is not the version's fault.
         """
-        key, self._held = self._held, None
+        with self._lock:
+            self._ended = self._ended or for_good
+            key, self._held = self._held, None
         if key is not None:
             try:
                 internal_kv._internal_kv_del(key, namespace=NAMESPACE)
             except Exception:
                 log.exception("%s cannot be removed", key)
 
-    def _forget_others(self, prefix: str) -> None:
-        """Remove attempts at other versions.
+    def forget(self, kept: Version | None = None) -> None:
+        """Remove the records of ended attempts at other versions than `kept`.
 
-        A version that is wanted again later is then tried again.
+        Such a version is tried again when it is wanted again. An error of the store is only logged.
         """
-        for key in internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE):
-            if not key.decode().startswith(prefix):
-                internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+        try:
+            for name in internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE):
+                key = name.decode()
+                if kept is not None and key.startswith(self._prefix_of(kept)):
+                    continue
+                stored = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+                if stored and not _is_alive(json.loads(stored)["owner"]["actor"]):
+                    internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+        except Exception:
+            log.exception("%s cannot be cleared", self._prefix)
+
+    def _prefix_of(self, version: Version) -> str:
+        return self._prefix + hashlib.sha256(version.model_dump_json().encode()).hexdigest() + ":"
 
     def _claim(self, prefix: str, source: str) -> bool:
         """Record an attempt; return False if another replica has one that is running.
@@ -234,11 +261,14 @@ class LoadAttempts:
             _check_cut_off(cut_off, source)
         key = f"{prefix}{number}"
         record = {"build": asdict(self._build), "owner": self._owner}
-        exists = internal_kv._internal_kv_put(
-            key, json.dumps(record), overwrite=False, namespace=NAMESPACE
-        )
-        if not exists:
-            self._held = key
+        with self._lock:
+            if self._ended:
+                raise UserError(f"model {source} is not loaded: Serve ends this replica")
+            exists = internal_kv._internal_kv_put(
+                key, json.dumps(record), overwrite=False, namespace=NAMESPACE
+            )
+            if not exists:
+                self._held = key
         return not exists
 
     def _counts(self, record: dict[str, Any]) -> bool:

@@ -5,10 +5,15 @@ version while another one serves, or while one that served before can be loaded.
 """
 
 import asyncio
+import fcntl
+import hashlib
 import logging
+import os
+import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from trainyard.errors import UserError, one_line
@@ -16,11 +21,16 @@ from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import RayReplicaMetrics
 from trainyard.serving.replica.threads import start
-from trainyard.serving.replica.version_records import Build, LastGood, LoadAttempts
+from trainyard.serving.replica.version_records import (
+    LOAD_SECONDS,
+    Build,
+    LastGood,
+    LoadAttempts,
+)
 
-LOAD_SECONDS = 1800.0
-"""Maximum seconds to load a version; then it is refused. Its files may lie in a storage that
-hangs."""
+GO_BACK_SECONDS = 300.0
+"""Maximum seconds to load a former version into a replica without one; then the next one is
+tried."""
 
 SUPERSEDED_SECONDS = 60.0
 """Maximum seconds that a load may continue after another version was wanted. Two loads at once need
@@ -52,7 +62,7 @@ class VersionedModel:
         application: str,
         build: Build,
         load_seconds: float = LOAD_SECONDS,
-        one_load: asyncio.Lock | None = None,
+        one_load: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         """Take the options of a model, without loading one.
 
@@ -62,25 +72,28 @@ class VersionedModel:
             application: Name of its application in Serve.
             build: Run of the application's builder.
             load_seconds: Maximum seconds to load a version.
-            one_load: Lock held during a load, for models that are loaded one at a time.
+            one_load: Context of each load, for models that are loaded one at a time.
         """
         self.host: Host | None = None
         self.refused: dict[str, Any] | None = None
         self._name = name
         self._options = options
         self._load_seconds = load_seconds
+        self._one_load = one_load
         self._last_good = LastGood(application, build, name)
         self._attempts = LoadAttempts(application, build, name)
+        self._starts = LoadAttempts(application, build, name, kind="start")
         self._metrics = RayReplicaMetrics(name)
         self._serves: Version | None = None
         self._wanted: Any = None
-        self._waits = False  # the wanted version does not serve yet
         self._tries = 0
         self._retry_at = 0.0
-        self._loading = one_load or asyncio.Lock()
+        self._in_turn = asyncio.Lock()  # of two versions wanted in a row, the second stays
         self._task: asyncio.Task[None] | None = None
-        self._overdue: dict[asyncio.Future[Host], Any] = {}
-        self._closed = False
+        self._overdue: dict[asyncio.Future[Host], Version] = {}
+        self._ends = False
+        digest = hashlib.sha256(f"{application}/{name}".encode()).hexdigest()[:16]
+        self._node_lock = Path(tempfile.gettempdir()) / f"trainyard-load-{os.getuid()}-{digest}"
 
     async def want(self, version: Any) -> None:
         """Make a version the one that this replica shall serve.
@@ -97,10 +110,9 @@ class VersionedModel:
         """
         if self.host is not None and version == self._wanted:
             return  # Serve sends the version again when it renumbers replicas
-        self._wanted, self._tries, self._retry_at = version, 0, 0.0
-        self._waits, self.refused = self._serves is None or _parsed(version) != self._serves, None
+        self._wanted, self._tries, self._retry_at, self.refused = version, 0, 0.0, None
         if self.host is None:
-            async with self._loading:
+            async with self._in_turn:
                 await self._load_any()
         self._load_if_due()
 
@@ -124,57 +136,74 @@ class VersionedModel:
             return about | {"refused": self.refused}
         return about | ({"loading": {"version": _plain(self._wanted)}} if self._waits else {})
 
-    def abandon(self) -> None:
-        """Remove the record of an attempt that Serve is about to end."""
-        self._attempts.abandon()
+    def stop_loading(self) -> None:
+        """Load no further version, since Serve is about to end the replica.
+
+        The record of an attempt that the end cuts off is removed.
+        """
+        self._ends = True
+        self._attempts.abandon(for_good=True)
+        self._starts.abandon(for_good=True)
 
     def close(self) -> None:
         """Free the model; a version that is being loaded is freed after its load."""
-        self._closed = True
-        self.abandon()
+        self.stop_loading()
         if self.host is not None:
             self.host.close()
 
+    @property
+    def _waits(self) -> bool:
+        """True until the wanted version serves."""
+        return self._serves is None or _parsed(self._wanted) != self._serves
+
     async def _load_any(self) -> None:
-        """Load a version into a replica without one, see `want`."""
+        """Load a version into a replica without one, see `want`.
+
+        A recorded version whose start ended a process comes after the wanted one.
+        """
         good = await asyncio.to_thread(self._last_good.read)
         former = [Version(**each["version"]) for each in good]
         wanted = _parsed(self._wanted)
         others = [version for version in former if version != wanted]
-        is_proven = wanted in former
-        if not is_proven and await self._go_back(others):
+        if wanted not in former and await self._go_back(others, recorded=True):
             return  # the wanted one may hang or end the process, so it is loaded next to this one
         try:
             await self._load_wanted(good[0]["task"] if good else None)
         except UserError as error:
-            if not is_proven or not await self._go_back(others):
+            if not await self._go_back(others, recorded=False):
                 raise
             self._refuse(error)
 
-    async def _go_back(self, former: Sequence[Version]) -> bool:
-        """Load the first of `former` that can be loaded; return whether one serves."""
+    async def _go_back(self, former: Sequence[Version], *, recorded: bool) -> bool:
+        """Load the first of `former` that can be loaded; return whether one serves.
+
+        With `recorded`, record each start, and leave out a version whose start ended a process.
+        """
+        seconds = min(GO_BACK_SECONDS, self._load_seconds)
         for version in former:
+            starting = self._starts.first(version, lambda: True) if recorded else nullcontext()
             try:
-                host = await self._load(version, None)
+                async with starting:
+                    host = await self._load(version, None, seconds)
             except UserError as error:
                 log.error("model '%s' cannot go back: %s", self._name, error)
-            else:
-                await self._take(version, host)
+                continue
+            if host is not None and await self._take(version, host):
+                await asyncio.to_thread(self._starts.forget)
                 return True
         return False
 
     def _load_if_due(self) -> None:
         if self._is_due() and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._load_in_background())
-            self._task.add_done_callback(_log_error)
 
     def _is_due(self) -> bool:
-        waits = self._waits and not self._closed and time.monotonic() >= self._retry_at
+        waits = self._waits and not self._ends and time.monotonic() >= self._retry_at
         # A load that hangs is not begun again: its thread cannot be stopped.
-        return waits and self._wanted not in self._overdue.values()
+        return waits and _parsed(self._wanted) not in self._overdue.values()
 
     async def _load_in_background(self) -> None:
-        async with self._loading:
+        async with self._in_turn:
             while self._is_due():
                 wanted = self._wanted
                 try:
@@ -182,6 +211,10 @@ class VersionedModel:
                 except UserError as error:
                     if self._wanted == wanted:
                         self._refuse(error)
+                except Exception as error:
+                    log.exception("model '%s': the next version cannot be loaded", self._name)
+                    if self._wanted == wanted:
+                        self._refuse(UserError(f"the version cannot be loaded ({one_line(error)})"))
 
     async def _load_wanted(self, task: str | None) -> None:
         """Load the wanted version and let it take over, unless another one is wanted meanwhile.
@@ -196,16 +229,10 @@ class VersionedModel:
         """
         wanted = self._wanted
         version = Version.parse(wanted, f"user_config of model '{self._name}'")
-        async with self._attempt(version):
-            if self._wanted != wanted or self._closed:
-                return
-            host = await self._load(version, task)
-            if self._wanted != wanted:
-                host.close()
-                return
-            await self._take(version, host)
-            if self._wanted == wanted:
-                self._waits, self.refused = False, None
+        async with self._attempt(version), self._turn():
+            host = await self._load(version, task, self._load_seconds)
+            if host is not None and await self._take(version, host, wanted):
+                self.refused = None
 
     @asynccontextmanager
     async def _attempt(self, version: Version) -> AsyncIterator[None]:
@@ -215,72 +242,121 @@ class VersionedModel:
             return any(good["version"] == version.model_dump() for good in self._last_good.read())
 
         def is_decided() -> bool:
-            return self._wanted != wanted or self._closed or is_proven()
+            return self._wanted != wanted or self._ends or is_proven()
 
         if await asyncio.to_thread(is_proven):
             yield
         else:
+            await asyncio.to_thread(self._attempts.forget, version)
             async with self._attempts.first(version, is_decided):
                 yield
 
-    async def _load(self, version: Version, task: str | None) -> Host:
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Let the replicas of a node that serve load their next version one after another.
+
+        Otherwise a deploy would need the memory of two versions in all replicas at once.
+        """
+        wanted, until = self._wanted, time.monotonic() + self._load_seconds
+        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            file = os.open(self._node_lock, flags, 0o600)
+        except OSError as error:  # without it, replicas only need more memory for a while
+            log.warning("replicas of this node do not load in turn (%s)", error)
+            yield
+            return
+        try:
+            while self.host is not None and time.monotonic() < until:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(POLL_SECONDS)
+                if self._wanted != wanted or self._ends:
+                    break
+            yield
+        finally:
+            os.close(file)
+
+    async def _load(self, version: Version, task: str | None, seconds: float) -> Host | None:
         """Load a version in a thread.
+
+        Returns None if another version was wanted, or the replica ends, and the load was not begun
+        or did not end soon.
 
         Raises:
             UserError: The version cannot be loaded, has another task than `task`, or takes longer
-                than it may. A late host is closed.
+                than `seconds`. A late host is closed.
         """
         wanted = self._wanted
-        loading = asyncio.wrap_future(start(lambda: self._load_here(version, task)))
-        until = time.monotonic() + self._load_seconds
-        while not loading.done():
-            await asyncio.wait([loading], timeout=POLL_SECONDS)
-            if self._wanted != wanted:
-                until = min(until, time.monotonic() + SUPERSEDED_SECONDS)
-            if not loading.done() and time.monotonic() >= until:
-                self._overdue[loading] = wanted
-                loading.add_done_callback(self._close_late)
-                raise UserError(
-                    f"model {version.source} did not load within {self._load_seconds:.0f} s; check "
-                    "that the storage of its files answers, then deploy it again"
-                )
-        return loading.result()
+        async with self._one_load():
+            if self._wanted != wanted or self._ends:
+                return None
+            loading = asyncio.wrap_future(start(lambda: self._load_here(version, task)))
+            began, needless_since = time.monotonic(), None
+            while not (await asyncio.wait([loading], timeout=POLL_SECONDS))[0]:
+                now = time.monotonic()
+                is_needed = self._wanted == wanted and not self._ends
+                needless_since = None if is_needed else needless_since or now
+                if needless_since is not None and now >= needless_since + SUPERSEDED_SECONDS:
+                    self._give_up(loading, version)
+                    return None
+                if now >= began + seconds:
+                    self._give_up(loading, version)
+                    raise UserError(
+                        f"model {version.source} did not load within {seconds:.0f} s; check that the "
+                        "storage of its files answers, and it is loaded again"
+                    )
+            return loading.result()
 
-    def _load_here(self, version: Version, task: str | None) -> Host:
-        try:
-            host = Host.load(version, self._options, self._metrics)
-        except UserError:
-            raise
-        except Exception as error:  # readers of broken files raise errors of any class
-            log.exception("model '%s' cannot be loaded", self._name)
-            reason = one_line(f"{type(error).__name__}: {error}", 240)
-            raise UserError(
-                f"model {version.source} cannot be loaded ({reason}); it must be a folder as "
-                "save_pretrained writes it, and fit into memory"
-            ) from error
-        if task is not None and host.predictor.task != task:
-            host.close()
-            raise UserError(
-                f"model {version.source} is for {host.predictor.task} and '{self._name}' answers {task}; "
-                "give it another name, or set `task` in args to replace one by the other"
-            )
-        return host
+    def _give_up(self, loading: "asyncio.Future[Host]", version: Version) -> None:
+        self._overdue[loading] = version
+        loading.add_done_callback(self._close_late)
 
     def _close_late(self, loading: "asyncio.Future[Host]") -> None:
         del self._overdue[loading]
         if loading.exception() is None:
             loading.result().close()
 
-    async def _take(self, version: Version, host: Host) -> None:
-        """Let a version take over from the one that serves, and record it as good."""
+    def _load_here(self, version: Version, task: str | None) -> Host:
+        host, fault = None, None
+        try:
+            host = Host.load(version, self._options, self._metrics)
+        except UserError as error:
+            fault = str(error)
+        except BaseException as error:  # readers of broken files raise errors of any class
+            log.exception("model '%s' cannot be loaded", self._name)
+            reason = one_line(f"{type(error).__name__}: {error}", 240)
+            fault = (
+                f"model {version.source} cannot be loaded ({reason}); it must be a folder as "
+                "save_pretrained writes it, and fit into memory"
+            )
+        if host is not None and task is not None and host.predictor.task != task:
+            fault = (
+                f"model {version.source} is for {host.predictor.task} and '{self._name}' answers {task}; "
+                "give it another name, or set `task` in args to replace one by the other"
+            )
+            host.close()
+            host = None
+        if host is None:
+            # Raised outside of `except`: the frames of the first error would keep the weights.
+            raise UserError(fault or f"model {version.source} cannot be loaded")
+        return host
+
+    async def _take(self, version: Version, host: Host, wanted: Any = None) -> bool:
+        """Record a version as good, and let it take over from the one that serves.
+
+        Returns False, and closes the host, if the replica ends or no longer wants `wanted`.
+        """
         good = {"version": version.model_dump(), "task": host.predictor.task}
         await asyncio.to_thread(self._last_good.write, good)
-        if self._closed:
+        if self._ends or (wanted is not None and self._wanted != wanted):
             host.close()
-            return
+            return False
         replaced, self.host, self._serves = self.host, host, version
         if replaced is not None:
             replaced.close()
+        return True
 
     def _refuse(self, error: UserError) -> None:
         doublings = min(self._tries, 10)  # more would overflow a float in the end
@@ -301,8 +377,3 @@ def _parsed(wanted: Any) -> Version | None:
 
 def _plain(wanted: Any) -> Any:
     return wanted.model_dump() if isinstance(wanted, Version) else wanted
-
-
-def _log_error(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a version cannot be loaded", exc_info=error)
