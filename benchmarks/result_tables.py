@@ -17,7 +17,6 @@ import statistics_tables
 from gpu import gpu_table
 from markdown_tables import RESULTS, Result, load, short_commit, source, table
 from scaling_model import gains, large_models, losses
-from unbalanced import unbalanced_table
 
 PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -453,7 +452,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "tokenization": tokenization,
     "quality": quality,
-    "unbalanced": unbalanced_table,
     "workers": workers,
     "ray-overhead": ray_overhead,
     "scaling-model": scaling_model,

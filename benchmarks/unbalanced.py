@@ -100,6 +100,7 @@ def main() -> None:
                 for variant, fields in VARIANTS[name].items()
             }
             store(name, found, args)
+    print(unbalanced_table())
 
 
 def scores(name: str, fields: Mapping[str, Any], folder: Path) -> dict[str, float]:
@@ -132,11 +133,10 @@ def store(name: str, found: Mapping[str, Mapping[int, Any]], args: argparse.Name
     head["command"] = head["command"].replace(str(args.course), "DIR")
     kept[name] = {**head, "recipe": dict(SHARED), "seeds": args.seeds, "variants": figures}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
-    print(json.dumps({name: figures}, indent=2))
 
 
 def unbalanced_table() -> str:
-    """Table of the docs: means over seeds, and differences to the plain variant."""
+    """Table of the scores by seed, and of the differences to the plain variant."""
     found = load("unbalanced")
     rows = []
     for name, data in found.items():

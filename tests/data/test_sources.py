@@ -389,7 +389,7 @@ def test_keys_that_occur_twice_in_other_columns(tmp_path: Path) -> None:
         (batch,) = read_rows(path, ["text"], "label", SINGLE, others=None)
         assert batch.labels == ["x"]
         assert batch.others is not None
-        assert batch.others.to_pylist() == [{"more": '{"b": 2}'}], "like CSV, without id"
+        assert batch.others.to_pylist() == [{"id": "2", "more": '{"b": 2}'}], "the last one"
 
 
 @pytest.mark.parametrize("label", ["{{1}}", "{['a']}", "{[1]: 2}", "[" + "-" * 10_000 + "1]"])

@@ -209,6 +209,33 @@ def test_a_step_waits_neither_for_an_upload_nor_for_a_bucket_that_does_not_answe
     assert json.loads(stored.content) == {"step": 2}
 
 
+def test_fresh_in_a_bucket_can_be_repeated_after_an_outage(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its record, the rest would not be the folder of a run, and stay for ever."""
+    driver = open_run(url, "run")
+    driver.create()
+    driver.update(status="failed")
+    bucket = Bucket(url)
+    for name in ("log.txt", "tensorboard/events", "usage.jsonl"):
+        bucket.write(f"run/{name}", b"x")
+    delete = Bucket.delete
+
+    def in_part(self: Bucket, names: list[str]) -> None:
+        delete(self, names[: len(names) // 2])
+        raise UserError("the bucket does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "delete", in_part)
+        with pytest.raises(UserError, match="does not answer"):
+            driver.clear()
+    assert bucket.names("run")
+    again = open_run(url, "run")
+    again.create()
+    again.clear()
+    assert not bucket.names("run")
+
+
 def test_a_fresh_run_uploads_nothing_of_the_one_it_replaces(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

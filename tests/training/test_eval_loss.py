@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,20 @@ def test_the_loss_is_that_of_transformers(scale: float) -> None:
     ):
         found = mean_loss(problem, given.numpy(), labels.numpy())  # type: ignore[arg-type]
         assert found == pytest.approx(of_transformers(problem, given, labels), rel=1e-12)
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_the_loss_of_many_rows_needs_little_memory(problem: Any) -> None:
+    """It is computed at each evaluation, next to training."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(60_000, 100)).astype(np.float32)
+    several = problem.startswith("multi")
+    labels = rng.integers(0, 2, logits.shape) if several else rng.integers(0, 100, len(logits))
+    mean_loss(problem, logits[:1], labels[:1])  # imports
+    tracemalloc.start()
+    found = mean_loss(problem, logits, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * logits.nbytes
+    parts = [mean_loss(problem, logits[i : i + 1], labels[i : i + 1]) for i in range(0, 60_000, 50)]
+    assert found == pytest.approx(np.mean(parts), rel=0.05)

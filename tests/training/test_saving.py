@@ -349,7 +349,7 @@ def test_others_hear_from_rank_0_while_it_writes(monkeypatch: pytest.MonkeyPatch
     assert broadcast_result(None, None) is None
 
 
-def test_threads_wait_for_a_lost_host_no_longer_than_training(
+def test_threads_wait_for_slow_parts_longer_than_training_does(
     base: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[dict[str, Any]] = []
@@ -357,7 +357,7 @@ def test_threads_wait_for_a_lost_host_no_longer_than_training(
     pair = SimpleNamespace(is_main_process=True, num_processes=2)
     store = CheckpointStore(Path(base.storage_path))
     CheckpointWriter(dataclasses.replace(base, strategy="fsdp"), pair, store)
-    assert made == [{"backend": "gloo", "timeout": timedelta(seconds=GROUP_SECONDS)}]
+    assert made == [{"backend": "gloo", "timeout": timedelta(seconds=3 * GROUP_SECONDS)}]
 
 
 def test_a_scheduler_decides_when_the_checkpoint_is_committed(

@@ -143,29 +143,44 @@ def test_twenty_skips_in_a_row_are_a_clear_failure(
 
 
 class StopsAt(transformers.TrainerCallback):
-    """A user's callback that ends training after a step, in one of two ways."""
+    """A user's callback that ends training by one of two flags, at an event of step `step`."""
 
-    def __init__(self, step: int, flag: str) -> None:
-        self.step, self.flag = step, flag
+    def __init__(self, step: int, flag: str, event: str) -> None:
+        self.step, self.flag, self.event = step, flag, event
 
-    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        if state.global_step == self.step:
+    def _decide(self, event: str, done: int, control: Any) -> None:
+        if (event, done) == (self.event, self.step):
             setattr(control, self.flag, True)
 
+    def on_step_begin(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        self._decide("begin", state.global_step + 1, control)
 
-@pytest.mark.parametrize("flag", ["should_training_stop", "should_epoch_stop"])
+    def on_substep_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        self._decide("within", state.global_step + 1, control)
+
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        self._decide("end", state.global_step, control)
+
+
+@pytest.mark.parametrize(
+    ("flag", "event"),
+    [
+        ("should_training_stop", "end"), ("should_epoch_stop", "end"),
+        ("should_training_stop", "within"), ("should_epoch_stop", "begin"),
+    ],
+)  # fmt: skip
 def test_a_callback_that_stops_training_saves_the_run(
-    flag: str, small_run: TrainConfig, tmp_path: Path
+    flag: str, event: str, small_run: TrainConfig, tmp_path: Path
 ) -> None:
     """It can be resumed, and ends with the bits of a run without the callback."""
     config = dataclasses.replace(
         small_run, storage_path=str(tmp_path), run_name="stops", loop="trainer", max_steps=8,
         eval_steps=6, ledger=False,
     )  # fmt: skip
-    outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag)])
+    outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag, event)])
     assert (outcome.status, outcome.state.step) == ("stopped", 4)
     assert folder.store().steps() == [4]
-    outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag)])  # its last step
+    outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag, event)])  # its last step
     assert (outcome.status, outcome.state.step) == ("finished", 8)
     _, whole = run_locally(dataclasses.replace(config, run_name="whole"))
     assert weights_hash(folder, 8) == weights_hash(whole, 8)

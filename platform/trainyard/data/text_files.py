@@ -282,7 +282,7 @@ def _row(
 ) -> Row:
     others = {
         name: json.dumps(record[name])
-        for name in columns.others_of(_names(record))
+        for name in columns.others_of(list(record))
         if record[name] is not None
     }
     try:

@@ -11,7 +11,7 @@ from trainyard.config import ScoringFlags
 from trainyard.data import TokenTable
 from trainyard.metrics import answers, build_metric, decode, get_metric, is_constant
 from trainyard.models import RIGHT, Padding, find_padding
-from trainyard.stats import metric_interval
+from trainyard.stats import CELLS_AT_ONCE, metric_interval
 from trainyard.tasks import ProblemType, Task
 
 if TYPE_CHECKING:
@@ -150,16 +150,27 @@ def mean_loss(problem_type: ProblemType, logits: NDArray[Any], labels: NDArray[A
         logits: Logits of shape [rows, labels].
         labels: Class indices or values of shape [rows], or 0/1 of shape [rows, labels].
     """
+    at_once = max(1, CELLS_AT_ONCE // logits.shape[1])
+    parts = [
+        _row_losses(problem_type, logits[first : first + at_once], labels[first : first + at_once])
+        for first in range(0, len(logits), at_once)
+    ]
+    return float(np.concatenate(parts).mean())
+
+
+def _row_losses(
+    problem_type: ProblemType, logits: NDArray[Any], labels: NDArray[Any]
+) -> NDArray[np.float64]:
     from scipy.special import log_softmax
 
     wide = logits.astype(np.float64)
     if problem_type == "regression":
-        losses = (wide[:, 0] - labels) ** 2
+        losses: NDArray[np.float64] = (wide[:, 0] - labels) ** 2
     elif problem_type == "multi_label_classification":
-        losses = np.logaddexp(0, wide) - wide * labels
+        losses = (np.logaddexp(0, wide) - wide * labels).mean(axis=1)
     else:
         losses = -log_softmax(wide, axis=1)[np.arange(len(labels)), labels]
-    return float(losses.mean())
+    return losses
 
 
 def _one_answer(task: Task, predictions: NDArray[Any], references: NDArray[Any]) -> str | None:

@@ -92,8 +92,10 @@ def peak_flops(
     path = cache_root() / PEAKS
     peaks: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        peaks = json.loads(path.read_text(encoding="utf-8"))
-    peak = max(float(peaks.get(key, 0.0)), _not_kept.get(key, 0.0))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        peaks = found if isinstance(found, dict) else {}
+    stored = peaks.get(key)
+    peak = max(stored if isinstance(stored, float) else 0.0, _not_kept.get(key, 0.0))
     if peak <= reached:
         peak = max(peak, _measured(device, kind))
         if not keep:

@@ -243,7 +243,9 @@ class JobFolder:
                 whole = path.is_dir() and not path.is_symlink()
                 shutil.rmtree(path) if whole else path.unlink(missing_ok=True)
         if self.mirror is not None:
-            self.mirror.delete(self.mirror.names())
+            names = self.mirror.names()
+            self.mirror.delete(name for name in names if name != self.RECORD)
+            self.mirror.delete(name for name in names if name == self.RECORD)
 
 
 def request_name(kind: str, fence: Fence | None) -> str:

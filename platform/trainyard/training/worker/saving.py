@@ -100,6 +100,10 @@ class Snapshot(NamedTuple):
     predictions: Mapping[str, NDArray[Any]]
 
 
+WRITE_SECONDS = 3 * GROUP_SECONDS
+"""Maximum seconds by which the parts of a checkpoint may be written at different speeds."""
+
+
 class CheckpointWriter:
     """Write one checkpoint at a time, in a thread.
 
@@ -116,7 +120,7 @@ class CheckpointWriter:
         self._writers: int = accelerator.num_processes if together else 1
         self._group = None
         if self._writers > 1:
-            patience = timedelta(seconds=GROUP_SECONDS)
+            patience = timedelta(seconds=WRITE_SECONDS)
             self._group = dist.new_group(backend="gloo", timeout=patience)
         self._memory = HostMemory()
         self._thread = ThreadPoolExecutor(1, "checkpoint")

@@ -73,6 +73,10 @@ def _train(session: Session, callbacks: Sequence[transformers.TrainerCallback]) 
                 session.journal.record_micro_batch(step, epoch, micro_batch, rows, loss)
             return loss
 
+    def take_wish(control: Any) -> None:
+        session.wants_stop |= control.should_training_stop or control.should_epoch_stop
+        control.should_training_stop = control.should_epoch_stop = False
+
     class AroundSteps(transformers.TrainerCallback):
         """Sum gradients over processes, and pass each finished step to the session."""
 
@@ -86,10 +90,12 @@ def _train(session: Session, callbacks: Sequence[transformers.TrainerCallback]) 
             if trainer.lr_scheduler.last_epoch < done:
                 trainer.lr_scheduler.step()  # also after steps that fp16 skips
             session.use(trainer.model_wrapped, trainer.optimizer, trainer.lr_scheduler)
-            # Trainer itself sets the flag at the last step.
-            session.wants_stop |= control.should_training_stop or control.should_epoch_stop
+            take_wish(control)  # Trainer itself sets the flag at the last step
             going_on = session.finish_step(done, loss, micro_batches.rows[done - 1])
-            control.should_training_stop, control.should_epoch_stop = not going_on, False
+            control.should_training_stop = not going_on
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            take_wish(control)  # else Trainer would leave in the middle of a step
 
     trainer = PlannedTrainer(
         model=model,
