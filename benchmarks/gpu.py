@@ -259,12 +259,13 @@ def glue(setting: Setting) -> list[dict[str, Any]]:
 def serving(setting: Setting) -> list[dict[str, Any]]:
     """Compare the answers and the requests per second of a replica on a GPU with a CPU's."""
     from compare_serving import answers, largest_difference
-    from load import bodies_of, closed_loop
+    from load import bodies_of, classifier, closed_loop
     from serving_process import running
 
     from trainyard.data.demo import generate
 
     bodies = bodies_of([first for first, *_ in generate("validation", 40)])
+    model = classifier(setting.folder / "served", f"{setting.folder}/model")
     expected: list[dict[str, float]] = []
     found, base = [], 0.0
     kinds = [("cpu", "float32")]
@@ -274,7 +275,7 @@ def serving(setting: Setting) -> list[dict[str, Any]]:
     for device, dtype in kinds:
         name = f"{device}, {dtype}"
         gpus = int(device == "cuda")
-        with running("ours", f"{setting.folder}/model", 2, dtype=dtype, gpus=gpus) as server:
+        with running("ours", model, 2, dtype=dtype, gpus=gpus) as server:
             given = asyncio.run(answers(server.url, bodies))
             expected = expected or given
             off = largest_difference(expected, given)

@@ -138,8 +138,11 @@ def bodies_of(texts: Sequence[str]) -> list[bytes]:
     ]
 
 
-def classifier(folder: Any) -> str:
-    """A pretrained MiniLM with a seeded head of two classes, saved to `folder`: speed needs no training."""
+def classifier(folder: Any, encoder: str | None = None) -> str:
+    """An encoder with a seeded head of two classes, saved to `folder`: speed needs no training.
+
+    Default: the pretrained MiniLM.
+    """
     import torch
     import transformers
 
@@ -147,7 +150,7 @@ def classifier(folder: Any) -> str:
     from trainyard.models.hub import resolve_model
 
     torch.manual_seed(0)
-    source = resolve_model(DEFAULT_MODEL)
+    source = resolve_model(encoder or DEFAULT_MODEL)
     transformers.AutoModelForSequenceClassification.from_pretrained(
         source, num_labels=2, dtype=torch.float32
     ).save_pretrained(folder)

@@ -46,15 +46,17 @@ def submit(address: str, *words: str) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     port = free_port()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of the jobs' `python`
     cluster = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER, str(port)], stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", CLUSTER, str(port)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
     assert cluster.stdout is not None
     assert cluster.stdout.readline() == "up\n"
     address = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 120
-    while submit(address, "true").returncode != 0:  # its agent starts last
-        assert time.monotonic() < deadline
+    while (done := submit(address, "true")).returncode != 0:  # its agent starts last
+        assert time.monotonic() < deadline, done.stdout[-2000:] + done.stderr[-2000:]
     yield address
     cluster.terminate()
     cluster.wait(60)

@@ -24,7 +24,7 @@ def every_job(shared: Path) -> dict[str, list[str]]:
                     "--text-pair-column", "sentence2", "--output-file", str(shared / "scored.jsonl")],
         "engine": [*data[:2], "--model-name-or-path", str(model), "--num-rows", "20", "--threads", "1"],
         "doctor_data": [*data, "--task", "mrpc", "--model-name-or-path", str(shared / "model"),
-                        "--run-name", "examined"],
+                        "--run-name", "examined", "--max-length", "32"],
         "tune": [*short, "--task", "mrpc", "--num-trials", "2", "--scheduler", "fifo",
                  "--confirm-seeds", "0", "--run-name", "sweep"],
         "glue": [*short, "--tasks", "mrpc", "--seeds", "1", "--run-name", "suite"],

@@ -230,6 +230,10 @@ def returned(jobs: Jobs, folder: str, command: Sequence[str], records: str) -> d
     return dict(stable(result))
 
 
+ADDED = {"eval_loss"}
+"""Keys of metrics.jsonl that newer code adds."""
+
+
 def resumed(jobs: Jobs, name: str, command: Sequence[str]) -> dict[str, Any]:
     """Resume an interrupted run; return its result, its first step and its weights."""
     result = jobs.run(*command)
@@ -248,7 +252,10 @@ def resumed(jobs: Jobs, name: str, command: Sequence[str]) -> dict[str, Any]:
             run / "model/model.safetensors"
         ),  # from before the interruption
         "last weights": weights_hash(last),
-        "metrics.jsonl": [json.dumps(json.loads(line)) for line in (run / "metrics.jsonl").open()],
+        "metrics.jsonl": [
+            json.dumps({k: v for k, v in json.loads(line).items() if k not in ADDED})
+            for line in (run / "metrics.jsonl").open()
+        ],
     }
 
 
