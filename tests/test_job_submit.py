@@ -51,15 +51,17 @@ def address() -> Iterator[str]:
         [sys.executable, "-c", CLUSTER, str(port)], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PATH": path},
     )  # fmt: skip
-    assert cluster.stdout is not None
-    assert cluster.stdout.readline() == "up\n"
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while (done := submit(address, "true")).returncode != 0:  # its agent starts last
-        assert time.monotonic() < deadline, done.stdout[-2000:] + done.stderr[-2000:]
-    yield address
-    cluster.terminate()
-    cluster.wait(60)
+    try:
+        assert cluster.stdout is not None
+        assert cluster.stdout.readline() == "up\n"
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while (done := submit(address, "true")).returncode != 0:  # its agent starts last
+            assert time.monotonic() < deadline, done.stdout[-2000:] + done.stderr[-2000:]
+        yield address
+    finally:
+        cluster.terminate()
+        cluster.wait(60)
 
 
 @pytest.mark.long
