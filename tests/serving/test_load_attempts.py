@@ -31,6 +31,12 @@ def replica(run: str = "1", args: str = "some") -> VersionedModel:
     return VersionedModel("mail", ModelOptions(threads=1), "app", Build(args, run))
 
 
+def start_process(store: Store, name: str) -> None:
+    """Let what follows run in another replica's process."""
+    store.replica = name
+    store.alive.add(name)
+
+
 def source(name: str) -> dict[str, str]:
     return {"source": name}
 
@@ -308,8 +314,7 @@ def test_an_end_that_serve_causes_is_not_held_against_the_version(
         await replica().want(source("a"))
         attempt = replica()._attempts.first(Version(source="b"), lambda: False)
         await attempt.__aenter__()
-        store.replica = "two"
-        store.alive.add("two")
+        start_process(store, "two")
         two = replica()
         await two.want(source("a"))
         await two.want(source("b"))  # waits for the attempt of the other one
@@ -333,8 +338,7 @@ def test_an_attempt_that_runs_is_not_forgotten(
         await replica().want(source("a"))
         attempt = replica()._attempts.first(Version(source="b"), lambda: False)
         await attempt.__aenter__()
-        store.replica = "two"
-        store.alive.add("two")
+        start_process(store, "two")
         replica()._attempts.forget(Version(source="c"))
         assert [key for key in store.kept if "attempt" in key]
         store.alive.remove("one")
@@ -355,15 +359,13 @@ def test_a_recorded_version_that_ends_its_process_now_gives_way_to_the_wanted_on
         start = replica()._starts.first(Version(source="a"), lambda: True)
         await start.__aenter__()  # and the process ends in there
         store.alive.remove("one")
-        store.replica = "two"
-        store.alive.add("two")
+        start_process(store, "two")
         two = replica()
         await two.want(source("b"))
         assert two.describe() == {"source": "b"}
         assert loads.asked == ["a", "b"]
         loads.table["b"] = UserError("it is broken")
-        store.replica = "three"
-        store.alive.add("three")
+        start_process(store, "three")
         three = replica()
         await wanted(three, source("b"))  # then better that one than none
         assert three.describe()["source"] == "a"

@@ -115,6 +115,13 @@ def _ready(url: str) -> bool:
     return False
 
 
+def copy_that_hangs(model: Path, folder: Path) -> Path:
+    """Copy a model; reading the copy waits at a pipe for ever."""
+    shutil.copytree(model, folder)
+    os.mkfifo(folder / "metrics.json")
+    return folder
+
+
 def replicas(of: str = "mail#Model") -> set[str]:
     from ray.util import list_named_actors
 
@@ -203,9 +210,7 @@ def test_a_version_that_ends_its_process_ends_one_and_is_refused(
     import ray
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 
-    deadly = tmp_path / "deadly"
-    shutil.copytree(models["a"], deadly)
-    os.mkfifo(deadly / "metrics.json")
+    deadly = copy_that_hangs(models["a"], tmp_path / "deadly")
     before = replicas()
     with Load(f"{url}/models/mail") as load:
         load.wait_for((200, "a"))
@@ -233,9 +238,7 @@ def test_a_version_that_hangs_costs_neither_the_model_nor_the_next_version(
     from ray import serve
     from ray.experimental.internal_kv import _internal_kv_list
 
-    hanging = tmp_path / "hanging"
-    shutil.copytree(models["a"], hanging)
-    os.mkfifo(hanging / "metrics.json")
+    hanging = copy_that_hangs(models["a"], tmp_path / "hanging")
     with Load(f"{url}/models/mail") as load:
         load.wait_for((200, "a"))
         deploy(config(models, hanging))

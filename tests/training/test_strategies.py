@@ -298,40 +298,30 @@ def test_killed_at_any_phase_of_a_checkpoint_of_parts_it_ends_with_the_same_bits
 
 
 @pytest.mark.long
-def test_a_full_disk_before_the_parts_are_written_ends_all_workers(
-    small_run: TrainConfig, tmp_path: Path
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        # The others wait for rank 0's folder; the next losses tell them.
+        ({"full_disk": (0, "trainyard.training.worker.saving:write_config:2")},
+         "No space left on device"),
+        # Rank 1 sends the error of its disk, where safetensors raises one without an errno.
+        ({"small_disk": (1, "trainyard.training.worker.weights:save_file:3")},  # of two files each
+         "File too large"),
+    ],
+)  # fmt: skip
+def test_a_full_disk_of_one_worker_ends_all_in_one_sentence(
+    fault: dict[str, Any], sentence: str, small_run: TrainConfig, tmp_path: Path
 ) -> None:
-    """The others wait for rank 0's folder; the next losses tell them."""
     config = replace(
         small_run, storage_path=str(tmp_path / "runs"), run_name="full", strategy="fsdp",
         max_steps=LAST_STEP, save_steps=2, num_workers=2, ledger=False,
     )  # fmt: skip
-    full = (0, "trainyard.training.worker.saving:write_config:2")
-    run_ranks(2, [Attempt(config, full_disk=full)], tmp_path / "full")
+    run_ranks(2, [Attempt(config, **fault)], tmp_path / "full")
     folder = open_run(config.storage_path, "full")
     ended = json.loads((folder.path / "outcome.json").read_text())
     assert ended["status"] == "failed"
     assert "checkpoint of step 4 could not be written" in ended["error"]
-    assert "No space left on device" in ended["error"]
-    assert folder.store().steps() == [2]
-
-
-@pytest.mark.long
-def test_a_full_disk_of_a_worker_that_writes_a_part_is_one_sentence(
-    small_run: TrainConfig, tmp_path: Path
-) -> None:
-    """Rank 1 sends the error of its disk, where safetensors raises one without an errno."""
-    config = replace(
-        small_run, storage_path=str(tmp_path / "runs"), run_name="full", strategy="fsdp",
-        max_steps=LAST_STEP, save_steps=2, num_workers=2, ledger=False,
-    )  # fmt: skip
-    small = (1, "trainyard.training.worker.weights:save_file:3")  # of two files each
-    run_ranks(2, [Attempt(config, small_disk=small)], tmp_path / "full")
-    folder = open_run(config.storage_path, "full")
-    ended = json.loads((folder.path / "outcome.json").read_text())
-    assert ended["status"] == "failed"
-    assert "checkpoint of step 4 could not be written" in ended["error"]
-    assert "File too large" in ended["error"]
+    assert sentence in ended["error"]
     assert folder.store().steps() == [2]
 
 
