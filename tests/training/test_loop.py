@@ -76,6 +76,24 @@ def test_a_run_is_what_it_says(base: TrainConfig, uninterrupted: Any) -> None:
     ]
 
 
+def test_a_run_of_an_earlier_release_keeps_the_masks_of_pytorch(
+    base: TrainConfig, uninterrupted: Any
+) -> None:
+    """Its record has no version of them."""
+    begun = base.as_begun({})
+    assert (begun.dropout_version, base.as_begun(None).dropout_version) == (1, 2)
+    hashes = {
+        version: weights_hash(
+            run_locally(
+                dataclasses.replace(base, dropout_version=version, run_name=f"masks_{version}")
+            )[1],
+            LAST_STEP,
+        )
+        for version in (1, 2)
+    }
+    assert hashes[2] == uninterrupted[1] != hashes[1]
+
+
 def kill_and_run_again(config: TrainConfig, points: list[str], uninterrupted: Any) -> None:
     """Kill a run at each of `points` in turn, let it end, and compare all that it left."""
     flags = []

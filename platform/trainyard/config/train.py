@@ -13,6 +13,7 @@ from trainyard.config.flags import (
     added,
     check_precision,
     flag,
+    recorded,
     sha256_of,
 )
 from trainyard.errors import UserError
@@ -52,6 +53,9 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     label a row, they are scaled to mean 1 over the training rows."""
     dropout: float | None = added(None, before=None)
     """Probability of all dropout in training. 0 suits a few epochs. Default: as in the model's config."""
+    dropout_version: Literal[1, 2] | None = recorded(before=1, now=2)
+    """Generator of dropout's masks on CPUs: PyTorch's (1), or a faster one (2). Default: the one that a
+    run began with, and 2 for a new run."""
     label_smoothing_factor: float = added(0.0, before=0.0)
     """Share of each target that is spread over all labels, in training only."""
 

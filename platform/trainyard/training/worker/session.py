@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -35,6 +35,7 @@ from trainyard.models import RIGHT, build_model, machine, peak_flops, training_f
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome, TrainState
+from trainyard.training.worker.dropout import fast_masks
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.journal import Journal
 from trainyard.training.worker.probe import probe
@@ -106,6 +107,7 @@ class Session:
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
         self._store = folder.store()
         self._writer = CheckpointWriter(config, accelerator, self._store)
+        self._masks = ExitStack()
         self._notes: list[str] = []
         self._status: Literal["finished", "stopped", "failed"] = "finished"
         self._error: UserError | None = None
@@ -119,9 +121,12 @@ class Session:
         self._flops = 0.0
 
     def __enter__(self) -> Self:
+        if self.config.dropout_version != 1 and self.accelerator.device.type == "cpu":
+            self._masks.enter_context(fast_masks())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._masks.close()
         self._writer.close()
 
     def build_model(self) -> "PreTrainedModel":
