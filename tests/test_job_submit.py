@@ -33,6 +33,11 @@ signal.pause()
 """Another process's, with a dashboard: the session's Ray has none."""
 
 
+KEEPS_PACKAGES = {"RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S": "3600"}
+"""Ray deletes an uploaded package ten minutes later once no job uses it, also between the look-up of
+the next submission, which then does not upload it, and the start of its job."""
+
+
 def submit(address: str, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run a command by `ray job submit`, with the checkout as its working directory."""
     return subprocess.run(
@@ -49,7 +54,7 @@ def address() -> Iterator[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of the jobs' `python`
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(port)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, **KEEPS_PACKAGES},
     )  # fmt: skip
     try:
         assert cluster.stdout is not None

@@ -57,14 +57,16 @@ def test_shape_type_and_layout_do_not_change_a_mask(shape: list[int], seed: int,
     plain = mask(int(np.prod(shape)), p, seed)
     for kind in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64):
         found = draw_mask(torch.full(shape, 7, dtype=kind), p, torch.Generator().manual_seed(seed))
-        assert found.dtype == kind and torch.equal(found.float().view(-1), plain)
+        assert found.dtype == kind
+        assert torch.equal(found.float().view(-1), plain)
     strided = torch.full(shape[::-1], 7.0).permute(*reversed(range(len(shape))))
     draw_mask(strided, p, torch.Generator().manual_seed(seed))
     assert torch.equal(strided.reshape(-1), plain)
 
 
 def test_certain_probabilities() -> None:
-    assert mask(1000, 1.0).all() and not mask(1000, 0.0).any()
+    assert mask(1000, 1.0).all()
+    assert not mask(1000, 0.0).any()
 
 
 def test_dropout_of_modules_and_of_attention_is_seeded_by_pytorch() -> None:
@@ -84,9 +86,11 @@ def test_dropout_of_modules_and_of_attention_is_seeded_by_pytorch() -> None:
         first, second = drawn(), drawn()
         torch.manual_seed(6)
         another = functional.dropout(x, 0.3)
-    assert all(map(torch.equal, first, second)) and all(map(torch.equal, before, drawn()))
+    assert all(map(torch.equal, first, second))
+    assert all(map(torch.equal, before, drawn()))
     assert not any(map(torch.equal, first, before))
-    assert not torch.equal(first[0], first[1]) and not torch.equal(first[0], another)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], another)
     kept = first[0] != 0
     assert torch.allclose(first[0][kept], x[kept] / 0.7)
 
@@ -102,4 +106,5 @@ def test_activation_checkpointing_draws_the_same_masks_again() -> None:
             layer.zero_grad()
             run(x).square().sum().backward()
             gradients.append([p.grad.clone() for p in layer.parameters() if p.grad is not None])
-    assert gradients[0] and all(map(torch.equal, *gradients))
+    assert gradients[0]
+    assert all(map(torch.equal, *gradients))
