@@ -38,16 +38,22 @@ def rewrite(text: str) -> str:
 # Training
 
 
+OTHER_LOOPS = {"peer": "`Trainer`", "grouped": "its `group_by_length`", "plain": "a plain loop"}
+TASKS = ("cola", "sst2", "mrpc", "rte")
+PRECISIONS = {"fp32": "", "bf16": "-bf16"}
+"""Precision -> end of the names of its results."""
+
+
 def steps() -> str:
     """Compare training throughput with Hugging Face's Trainer and a plain loop."""
     names = [
         f"{task}{precision}"
-        for precision in ("", "-bf16")
-        for task in ("cola", "sst2", "mrpc", "rte")
+        for precision in PRECISIONS.values()
+        for task in TASKS
         if (RESULTS / f"steps-{task}{precision}.json").exists()
     ]
     results = {name: load(f"steps-{name}") for name in names}
-    others = {"peer": "`Trainer`", "grouped": "its `group_by_length`", "plain": "plain loop"}
+    others = OTHER_LOOPS
     sides = [side for side in others if any(side in found["samples_per_second"] for found in
              results.values())]  # fmt: skip
     rows = [
@@ -63,6 +69,20 @@ def steps() -> str:
     for side in sides:
         columns += [f"{others[side]}, samples/s", f"Trainyard / {others[side]} [95 %]"]
     return table(columns, rows) + source(*results.values())
+
+
+def step_means() -> str:
+    """List the geometric means over tasks of the throughput over that of each other loop."""
+    rows, used = [], []
+    for precision, end in PRECISIONS.items():
+        found = [load(f"steps-{task}{end}") for task in TASKS]
+        used += found
+        rows.append([precision] + [
+            f"{statistics.geometric_mean(one['ratios'][side]['ratio'] for one in found):.2f}"
+            for side in OTHER_LOOPS
+        ])  # fmt: skip
+    columns = ["Precision", *(f"times {name}" for name in OTHER_LOOPS.values())]
+    return table(columns, rows) + source(*({**one, "command": "make bench DATA=DIR"} for one in used))
 
 
 def _compared(found: Result, side: str) -> tuple[str, str]:
@@ -448,6 +468,7 @@ def dashboard() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **statistics_tables.TABLES,
     "steps": steps,
+    "step-means": step_means,
     "first-step": first_step,
     "memory": memory,
     "tokenization": tokenization,
