@@ -67,7 +67,7 @@ def steps() -> str:
     ]
     columns = ["Task", "Precision", "Trainyard, samples/s"]
     for side in sides:
-        columns += [f"{others[side]}, samples/s", f"Trainyard / {others[side]} [95 %]"]
+        columns += [f"{others[side]}, samples/s", "ratio [95 %]"]
     return table(columns, rows) + source(*results.values())
 
 
@@ -82,7 +82,9 @@ def step_means() -> str:
             for side in OTHER_LOOPS
         ])  # fmt: skip
     columns = ["Precision", *(f"times {name}" for name in OTHER_LOOPS.values())]
-    return table(columns, rows) + source(*({**one, "command": "make bench DATA=DIR"} for one in used))
+    return table(columns, rows) + source(
+        *({**one, "command": "make bench DATA=DIR"} for one in used)
+    )
 
 
 def _compared(found: Result, side: str) -> tuple[str, str]:
