@@ -11,7 +11,6 @@ from typing import Any
 
 from trainyard.storage.software import versions
 
-
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("platform", "jobs", "serve", "benchmarks/*.py", "pyproject.toml", "constraints.txt")
 """What a figure depends on. Other results and the pages that show them may have changed."""
