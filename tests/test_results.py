@@ -6,9 +6,11 @@ import json
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import screenshots
 from markdown_tables import RESULTS, load
 from ports_table import answering, rows
 from support.job_scripts import ROOT
@@ -121,3 +123,17 @@ def test_a_socket_that_answers_without_the_token_shows(kind: str) -> None:
 def test_a_socket_of_an_unknown_kind_has_no_row() -> None:
     with pytest.raises(ValueError, match="unknown"):
         list(rows([{"kind": "unknown", "host": "head", "port": 1, "answers": {}}]))
+
+
+def test_pictures_are_not_drawn_from_runs_of_another_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screenshots, "WORK", tmp_path / "work")
+    run = tmp_path / "work" / "runs" / "mail"
+    for commit, kept in (("a", False), ("a", True), ("b", False), ("b", True)):
+        screenshots.forget_other_commits(commit)
+        assert run.exists() == kept
+        run.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "work" / "commit").unlink()
+    screenshots.forget_other_commits("b")
+    assert not run.exists()
