@@ -73,30 +73,28 @@ def record(folder: Path) -> dict[str, Any]:
         "LANG": "C.UTF-8",
     }
     commands: dict[str, Any] = {}
-    server: tuple[Terminal, float] | None = None
-    for name, command in COMMANDS.items():
+
+    def run(name: str) -> dict[str, Any]:
         began = time.monotonic()
-        terminal = Terminal(command, folder, environment)
+        terminal = Terminal(COMMANDS[name], folder, environment)
         if name == "serve":
-            terminal.wait_for("Ctrl-C", 120)
-            server = terminal, began
-            continue
-        commands[name] = _ended(name, terminal, began)
-        if name == "ask" and server is not None:
-            server[0].interrupt()
-            commands["serve"] = _ended("serve", *server)
+            try:
+                terminal.wait_for("Ctrl-C", LONGEST)
+                commands["ask"] = run("ask")
+            finally:
+                terminal.interrupt()
+        status = terminal.wait(LONGEST)
+        seconds = round(time.monotonic() - began, 1)
+        if status:
+            raise SystemExit(f"{COMMANDS[name]}: status {status}\n" + "\n".join(terminal.lines()))
+        found = {"command": COMMANDS[name], "seconds": seconds, "output": terminal.lines()}
+        return {**found, "recording": terminal.recording} if name in SHOWN else found
+
+    for name in COMMANDS:
+        if name not in commands:
+            commands[name] = run(name)
     commands["python"]["code"] = snippet()
     return commands
-
-
-def _ended(name: str, terminal: Terminal, began: float) -> dict[str, Any]:
-    """Wait for a command; return it with what it wrote."""
-    status = terminal.wait(LONGEST)
-    seconds = round(time.monotonic() - began, 1)
-    if status:
-        raise SystemExit(f"{COMMANDS[name]}: status {status}\n" + "\n".join(terminal.lines()))
-    found = {"command": COMMANDS[name], "seconds": seconds, "output": terminal.lines()}
-    return {**found, "recording": terminal.recording} if name in SHOWN else found
 
 
 def main() -> None:

@@ -178,6 +178,35 @@ def test_the_recorded_commands_are_those_of_the_pages() -> None:
     assert "serve(" in transcripts.snippet()
 
 
+SERVER = (
+    "trap 'rm running; exit 0' INT; touch running; echo stop Ctrl-C; while true; do sleep 0.1; done"
+)
+
+
+def test_the_server_runs_while_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = {"init": "ls", "train": "echo 1; printf '\\r2'", "serve": SERVER, "ask": "ls running",
+                "python": "ls running || cat first.py"}  # fmt: skip
+    monkeypatch.setattr(transcripts, "COMMANDS", commands)
+    found = transcripts.record(tmp_path)
+    assert {name: each["command"] for name, each in found.items()} == commands
+    assert found["init"]["output"][0].split() == ["first.py", "mail.csv", "more.csv"]
+    assert lines_of(found["train"]["recording"]) == found["train"]["output"] == ["1", "2"]
+    assert found["ask"]["output"] == ["running"]
+    assert found["serve"]["output"][0] == "stop Ctrl-C"
+    assert found["python"]["output"][1:] == transcripts.snippet().splitlines()
+    monkeypatch.setattr(transcripts, "COMMANDS", {**commands, "ask": "echo refused; exit 7"})
+    with pytest.raises(SystemExit, match=r"exit 7: status 7\nrefused"):
+        transcripts.record(tmp_path)
+    until_gone(tmp_path / "running")
+
+
+def until_gone(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.xfail(not is_recorded(), reason="nothing is recorded yet: make transcripts")
 def test_the_recording_and_the_picture_are_of_these_commands() -> None:
     found = json.loads(transcripts.RECORDED.read_text())
