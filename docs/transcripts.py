@@ -53,7 +53,8 @@ LONGEST = 900.0
 
 def snippet() -> str:
     """Return the Python code of the README's first hour: train, predict, serve, ask."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    text = (ROOT / "README.md").read_text()
+    blocks: list[str] = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     return next(block for block in blocks if "fit(" in block)
 
 

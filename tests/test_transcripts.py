@@ -209,7 +209,7 @@ def until_gone(path: Path) -> None:
 
 @pytest.mark.xfail(not is_recorded(), reason="nothing is recorded yet: make transcripts")
 def test_the_recording_and_the_picture_are_of_these_commands() -> None:
-    found = json.loads(transcripts.RECORDED.read_text())
+    found = json.loads(excerpts.RECORDED.read_text())
     commands = found["commands"]
     assert {name: command["command"] for name, command in commands.items()} == transcripts.COMMANDS
     assert commands["python"]["code"] == transcripts.snippet()
