@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help install quickstart serve test test-long test-gpu test-wheel test-cluster check bench docs screenshots format clean
+.PHONY: help install quickstart serve test test-long test-gpu test-wheel test-cluster check bench docs screenshots transcripts format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -59,6 +59,10 @@ bench: install  ## the speed tables of the docs, measured anew on this quiet mac
 
 screenshots: install  ## the pictures of the docs, from real runs (minutes; needs chromium)
 	$(BIN)/python docs/screenshots.py
+
+transcripts: install  ## the outputs that the docs print, from a recorded terminal (ten minutes; port 8000)
+	$(BIN)/python docs/transcripts.py
+	$(BIN)/python docs/generate.py
 
 docs: install  ## the docs site, in build/docs: open index.html
 	$(BIN)/python docs/generate.py

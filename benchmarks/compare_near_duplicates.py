@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance
 
 from trainyard.config import TrainConfig
 from trainyard.doctor.data.duplicates import _numbered, near_pairs
@@ -77,6 +78,7 @@ def main() -> None:
     )
     assert not pairs["datasketch"] - pairs["exact join"]
     report = {
+        **provenance(args.data_dir),
         "task": args.task,
         "rows": [len(validation), len(train)],
         **found,

@@ -10,7 +10,6 @@ figures of the page that are near the screen are drawn. Writes benchmarks/result
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -21,6 +20,8 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -99,10 +100,7 @@ def main() -> None:
         for i in range(1000):
             write_run(storage / f"run-{i:04d}", seed=i, started=1.79e9 + 100 * i)
         found = measure(storage, rounds)
-    result = {
-        "command": f"python benchmarks/open_dashboard.py --rounds {rounds}",
-        "python": platform.python_version(), "cores": os.cpu_count(), **found,
-    }  # fmt: skip
+    result = {**provenance(), **found}
     (ROOT / "benchmarks/results/dashboard.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 

@@ -3,34 +3,40 @@
     python benchmarks/result_tables.py docs/benchmarks.md README.md
 
 A place is the text between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of TABLES. Each
-table ends with the command, the date, the machine and the commit that it was measured with.
+table ends with the command, the date, the machine and the commit that it was measured with. Places
+that begin with `<!-- transcript: NAME -->` have outputs of commands, see excerpts.py.
 """
 
 import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import statistics_tables
+from excerpts import EXCERPTS, is_recorded
 from gpu import gpu_table
 from markdown_tables import RESULTS, Result, load, short_commit, source, table
+from ports_table import ports
 from scaling_model import gains, large_models, losses
 
-PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (table|transcript): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rewrite(text: str) -> str:
-    """Return a page with the present tables in its places.
+    """Return a page with the present tables and transcripts in its places.
 
     Raises:
         KeyError: The page has a place whose name is unknown.
+        ValueError: A recorded command has no line that an excerpt shows.
     """
 
     def fill(place: re.Match[str]) -> str:
-        head, name, end = place.groups()
-        return f"{head}{TABLES[name]()}{end}"
+        head, kind, name, end = place.groups()
+        if kind == "transcript" and not is_recorded():
+            return place[0]
+        return f"{head}{PLACES[kind][name]()}{end}"
 
     return PLACE.sub(fill, text)
 
@@ -492,7 +498,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "overload": overload,
     "soak": soak,
     "dashboard": dashboard,
+    "ports": ports,
 }
+
+PLACES: Mapping[str, Mapping[str, Callable[[], str]]] = {"table": TABLES, "transcript": EXCERPTS}
+"""Texts by the kind and the name of a place."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of the docs: flags, the HTTP reference, and tables of results.
+"""Rewrite the generated parts of the docs: flags, the HTTP reference, tables of results, transcripts.
 
     python docs/generate.py
 
@@ -26,7 +26,7 @@ from trainyard.serving.gateway.openapi import describe_api
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
 
-from result_tables import rewrite  # noqa: E402
+from result_tables import PLACE, rewrite  # noqa: E402
 
 Row = tuple[str, str, str]
 """A flag, its value and its meaning, in words."""
@@ -274,11 +274,11 @@ def _bounds(schema: Mapping[str, Any]) -> Iterator[str]:
 
 def pages() -> dict[Path, str]:
     """Return the text of every generated page by its path."""
-    tables = (HERE / "benchmarks.md", HERE.parent / "README.md")
+    texts = {page: page.read_text() for page in (HERE.parent / "README.md", *HERE.glob("*.md"))}
     return {
         HERE / "flags.md": flags(),
         HERE / "http.md": http_reference(),
-        **{page: rewrite(page.read_text()) for page in tables},
+        **{page: rewrite(text) for page, text in texts.items() if PLACE.search(text)},
     }
 
 
