@@ -47,7 +47,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
             # Ray would keep an idle process for each CPU, with its memory: a process that has
             # tokenized holds half the memory of the worker that trains.
             "num_workers_soft_limit": 0,
-            # Prestarted processes are of no use: each kind of work needs another environment.
+            # Prestarted processes are useless: each kind of work needs a different environment.
             "prestart_worker_first_driver": False,
         }
     _check_answers(address)
