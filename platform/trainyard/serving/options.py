@@ -317,10 +317,10 @@ class HostOptions(ModelOptions):
 
 
 def check_name(name: str) -> str:
-    """Return `name`.
+    """Return `name` if it is a valid model name.
 
     Raises:
-        ValueError: `name` is not a valid model name.
+        ValueError: `name` is not valid.
     """
     if not NAME.fullmatch(name) or ("/" in name and name.rpartition("/")[2] in SUFFIXES):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Deployment of the gateway, which asks Serve for the models every `REFRESH_SECONDS`."""
+"""Deployment of the gateway, which reads the list of models from Serve every `REFRESH_SECONDS`."""
 
 import asyncio
 import logging
@@ -128,9 +128,9 @@ def check_port(host: str, port: int) -> None:
 
 
 def _is_ours(pid: int) -> bool:
-    """Return whether this Ray started the process, or it has ended.
+    """Return whether this Ray started the process, or the process has ended.
 
-    A HAProxy may outlive its parent, so every process of that name counts.
+    HAProxy may outlive its parent, so every process of that name counts.
     """
     try:
         process = psutil.Process(pid)

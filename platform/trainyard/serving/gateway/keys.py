@@ -87,7 +87,7 @@ class KeyRing:
 
     @property
     def required(self) -> bool:
-        """Return whether requests need a key."""
+        """True if requests need a key."""
         return self._path is not None
 
     def refresh(self) -> None:

@@ -30,8 +30,8 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
 
     Raises:
         UserError: The model is missing, has no safetensors, or has more than `max_parameters`. Or
-            its config describes a larger model than its weights: transformers would fill the rest
-            with random numbers.
+            its config describes a larger model than its weights: transformers would initialize the
+            missing weights randomly.
     """
     path, revision = with_safetensors(version.source, version.revision)
     folder = Path(path) if Path(path).is_dir() else _from_hub(path, revision)
