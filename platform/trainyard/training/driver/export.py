@@ -79,7 +79,7 @@ def push_model(model: str, repository: str) -> None:
     """Upload the folder `model` to a Hub repository, which is created as private if it is missing.
 
     Raises:
-        UserError: `model` is no local folder, or the Hub refuses or cannot be reached.
+        UserError: `model` is not a local folder, or the Hub rejects it or cannot be reached.
     """
     from huggingface_hub import HfApi
 

@@ -37,7 +37,7 @@ class Gradients:
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround forward and backward of micro-batch `turn` (from 0) of this process's `turns`."""
+        """Wrap forward and backward of micro-batch `turn` (from 0) of this process's `turns`."""
         with nullcontext() if turn + 1 == turns else self._accelerator.no_sync(self._model):
             yield
 
@@ -132,7 +132,7 @@ class GradientTree(Gradients):
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround forward and backward of micro-batch `turn` (from 0) of `turns`.
+        """Wrap forward and backward of micro-batch `turn` (from 0) of this process's `turns`.
 
         Autograd adds the gradients of the second micro-batch of a pair to those of the first.
         """
