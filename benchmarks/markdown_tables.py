@@ -22,7 +22,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def source(*results: Result) -> str:
-    """State where the figures of a table come from, a line for each result; equal lines once."""
+    """State the source of a table's figures, one line per result, without equal lines."""
     lines = []
     for result in results:
         facts = [f"`{result['command']}`"] if "command" in result else []

@@ -21,7 +21,7 @@ def provenance(data_dir: str | None = None, model: str | None = None) -> dict[st
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "processor": processor(),
         "versions": versions(),
-        # These decide how threads wait for each other, and so the time of a short forward pass.
+        # These control how threads wait for each other, and so the time of a short forward pass.
         "environment": {
             name: os.environ[name]
             for name in sorted(os.environ)
@@ -31,7 +31,7 @@ def provenance(data_dir: str | None = None, model: str | None = None) -> dict[st
 
 
 def processor() -> str:
-    """Read the processor's name, where Linux tells it."""
+    """Return the processor's name, from /proc/cpuinfo on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""Rewrite the tables of results/*.json in the pages that have a place for them.
+"""Rewrite the tables of results/*.json in the pages that have a placeholder for them.
 
     python benchmarks/result_tables.py docs/benchmarks.md README.md
 
-A place is the text between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of TABLES. Each
-table ends with the command, the date, the machine and the commit that it was measured with.
+A placeholder is the text between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of
+TABLES. Each table ends with the command, the date, the machine and the commit of the measurement.
 """
 
 import re
@@ -22,10 +22,10 @@ PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rewrite(text: str) -> str:
-    """Return a page with the present tables in its places.
+    """Return a page with the current tables in its placeholders.
 
     Raises:
-        KeyError: The page has a place whose name is unknown.
+        KeyError: The name of a placeholder is unknown.
     """
 
     def fill(place: re.Match[str]) -> str:
@@ -66,7 +66,7 @@ def steps() -> str:
 
 
 def _compared(found: Result, side: str) -> tuple[str, str]:
-    """Samples per second of another side, and how many times faster ours is."""
+    """Return the samples per second of another side, and the ratio of ours to it."""
     if side not in found["samples_per_second"]:
         return "", ""
     # Before 2026-12 there was one other side.
@@ -206,7 +206,7 @@ def lost_work() -> str:
 
 
 def strategies() -> str:
-    """List the largest differences to ddp, by architecture and strategy."""
+    """List the largest differences from ddp, by architecture and strategy."""
     found = load("strategies")
 
     def cell(seen: Result) -> str:
@@ -367,7 +367,7 @@ def start_up() -> str:
 
 
 def hurt() -> str:
-    """List what serving withstands."""
+    """List failed requests and latencies during disturbances of a server."""
     columns = ["What happens under load", "Requests", "Not 200", "p99, ms", "Longest, ms"]
     names = {"swap": "versions swapped", "kill": "replicas killed", "redeploy": "redeployments",
              "drip_60": "60 slow clients", "drip_400": "400 slow clients"}  # fmt: skip
@@ -383,7 +383,7 @@ def hurt() -> str:
 
 
 def kills() -> str:
-    """Count the kills of sweeps, suites and a server, and what became of them."""
+    """Count the kills of sweeps, suites and a server, with their outcomes."""
     found = load("random-kills")
     rows = []
     for kind in ("sweep", "suite"):
@@ -473,7 +473,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Rewrite the pages that are named."""
+    """Rewrite the pages named on the command line."""
     for path in map(Path, sys.argv[1:]):
         path.write_text(rewrite(path.read_text()))
 
