@@ -55,7 +55,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
     importing.start()
     try:
         start_ray(address, **options)
-    except Exception as error:  # a node that starts too slowly raises a plain one
+    except Exception as error:  # a slow start of a node raises a plain Exception
         raise UserError(_no_ray(address, error)) from error
     try:
         importing.join()  # the import ends by replacing the module object

@@ -42,8 +42,8 @@ def served(
 
     Raises:
         UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
-            gateway is not ready within `READY_SECONDS`. Or other machines reach `host`, and no key
-            is needed.
+            gateway is not ready within `READY_SECONDS`. Or other machines can reach `host`, and no
+            key is required.
     """
     import ray
 

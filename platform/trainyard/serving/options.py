@@ -27,7 +27,7 @@ MODEL, SHARED, GATEWAY = "Model", "SharedModels", "Gateway"
 """Names of the deployments, to which `deployments:` in serve/config.yaml refers."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Host names that only this machine reaches."""
+"""Host names that only this machine can reach."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 """Valid model names: NAME or ORG/NAME. No part can be `.` or `..`."""

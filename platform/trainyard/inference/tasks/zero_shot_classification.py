@@ -97,7 +97,7 @@ class ZeroShotClassification(SequenceClassifier):
             raise UserError(
                 f"a label has {longest} characters, at most {LABEL_CHARACTERS} may be; send a shorter one"
             )
-        # Not str.format: a request's format string could read attributes and fill the memory.
+        # Not str.format: a request's format string could read attributes and exhaust the memory.
         hypotheses = [template.replace("{}", label) for label in labels]
         items = []
         for text in map(text_of, inputs):

@@ -66,7 +66,7 @@ class Gateway:
                 await asyncio.to_thread(self._keys.refresh)
                 logged = None
             except Exception as error:  # keep the former keys
-                if str(error) != logged:  # a file that is absent fails each time
+                if str(error) != logged:  # a missing file fails each time
                     log.exception("the keys could not be refreshed")
                 logged = str(error)
             try:
@@ -90,7 +90,7 @@ class Gateway:
 
 
 def check_exposure(keys: KeyRing, host: str) -> None:
-    """Refuse to listen on an address that other machines reach, without API keys.
+    """Refuse to listen on an address that other machines can reach, without API keys.
 
     Raises:
         UserError: No key is required, and `host` is not a loopback address.

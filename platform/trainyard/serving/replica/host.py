@@ -114,8 +114,8 @@ class Host:
         """Load and warm up a version. A large model takes minutes, so call this in a thread.
 
         Raises:
-            UserError: The model is missing, unsafe, damaged, too large, of no known task, or fails
-                on the example of its task.
+            UserError: The model is missing, unsafe, damaged, too large, of an unknown task, or
+                fails on the example of its task.
         """
         import torch
 
@@ -152,7 +152,7 @@ class Host:
         """Return the reason why the model cannot answer, or None.
 
         After a failed request, the task's example is computed. It succeeds if the input was bad,
-        and fails if the device is broken. A pass that does not end shows a device that hangs.
+        and fails if the device is broken. A pass that does not end indicates a device that hangs.
         """
         if self._batcher.broken:
             return "its batcher stopped"

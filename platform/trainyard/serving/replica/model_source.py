@@ -191,7 +191,7 @@ def _parameters_of(config: dict[str, Any]) -> tuple[float, float]:
     width = number("hidden_size", "d_model", "n_embd", "dim", "emb_dim")
     if not width and "model_type" not in config:  # a table of labels, not a model
         return 0.0, 0.0
-    width = width or 768.0  # the default of most kinds
+    width = width or 768.0  # the default of most model types
     layers = number("num_hidden_groups") or number(
         "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers"
     ) + number("decoder_layers", "num_decoder_layers")

@@ -88,7 +88,7 @@ class VersionedModel:
         self._wanted: Any = None
         self._tries = 0
         self._retry_at = 0.0
-        self._in_turn = asyncio.Lock()  # of two versions wanted in a row, the second stays
+        self._in_turn = asyncio.Lock()  # the version wanted last must win
         self._task: asyncio.Task[None] | None = None
         self._overdue: dict[asyncio.Future[Host], Version] = {}
         self._ends = False

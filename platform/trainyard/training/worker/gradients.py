@@ -53,8 +53,8 @@ class Gradients:
             max_norm: Maximum L2 norm of all gradients together; 0 for no clipping.
 
         Returns:
-            False if the gradients are known not to be finite without a loss scale to reduce. Then
-            no process has taken the step.
+            False if the gradients are known not to be finite, and there is no loss scale to reduce.
+            Then no process has taken the step.
         """
         if max_norm:
             self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)

@@ -113,7 +113,7 @@ class Journal:
             trained = sum(add(self._seconds_before, seconds).values())
             with contextlib.suppress(
                 OSError
-            ):  # a full disk ends the run at its next record, in a sentence
+            ):  # a full disk ends the run at its next record, with a clear error
                 self._folder.append_usage({"step": state.step, "seconds": trained, **usage()})
         if self._main and (at_once or now - self._shown >= PROGRESS_SECONDS):
             self._shown = now

@@ -101,7 +101,7 @@ class Snapshot(NamedTuple):
 
 
 WRITE_SECONDS = 3 * GROUP_SECONDS
-"""Maximum seconds by which the parts of a checkpoint may be written at different speeds."""
+"""Maximum seconds that the writers of a checkpoint's parts wait for the slowest one."""
 
 
 class CheckpointWriter:

@@ -51,7 +51,7 @@ SKIPS_IN_A_ROW = 20
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass: its place in the step, its rows, their share of the step, and its inputs."""
+    """One forward pass: index in the step, rows, their share of the step, and inputs."""
 
     index: int
     rows: Rows
@@ -110,7 +110,7 @@ class Session:
         self._status: Literal["finished", "stopped", "failed"] = "finished"
         self._error: UserError | None = None
         self._best_predictions: dict[str, NDArray[Any]] = {}
-        # Reading a loss makes the host wait for the device: each step where that costs nothing.
+        # Reading a loss makes the host wait for the device, which costs nothing on CPUs.
         self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
         self._unread: list[torch.Tensor] = []
         self._unread_scales: list[torch.Tensor] = []
@@ -219,7 +219,7 @@ class Session:
         """Read, evaluate and save after optimizer step `done` (from 1); return whether to continue.
 
         `loss` is this process's share of the step's loss, on its device. It is read, logged and
-        checked together with the losses of earlier steps, when one of these is due.
+        checked together with the losses of earlier steps, when a read is due.
         """
         config = self.config
         self.stopwatch.lap("compute")

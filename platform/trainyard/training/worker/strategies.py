@@ -1,4 +1,4 @@
-"""Strategies by which workers share a model: a row for each --strategy."""
+"""Strategies for sharing a model among workers: one row per --strategy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

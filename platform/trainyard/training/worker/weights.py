@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, by the names of the model that writes and reads them.
+"""Tensors of a checkpoint, by their names in the model.
 
 With sharded strategies on shared storage, each worker writes some whole tensors; none gathers all.
 
