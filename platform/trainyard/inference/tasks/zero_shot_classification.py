@@ -95,7 +95,7 @@ class ZeroShotClassification(SequenceClassifier):
         budget.spend(len(inputs) * len(labels), "pairs of a text and a label")
         if (longest := max(len(text_of(label, "a label")) for label in labels)) > LABEL_CHARACTERS:
             raise UserError(
-                f"a label has {longest} characters, at most {LABEL_CHARACTERS} may be; send a shorter one"
+                f"a label has {longest} characters, more than {LABEL_CHARACTERS}; send a shorter one"
             )
         # Not str.format: a request's format string could read attributes and exhaust the memory.
         hypotheses = [template.replace("{}", label) for label in labels]

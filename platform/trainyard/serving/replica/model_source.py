@@ -59,8 +59,8 @@ def task_of(folder: Path) -> str:
     if (task := task_for(architectures)) is not None:
         return task
     raise UserError(
-        f"{folder} is a model of kind {', '.join(map(str, architectures)) or 'unknown'}, which none of "
-        f"the tasks takes; set `task` to one of {', '.join(PREDICTORS)} if it fits"
+        f"{folder} is a model of kind {', '.join(map(str, architectures)) or 'unknown'}, which no "
+        f"task supports; set `task` to one of {', '.join(PREDICTORS)} if it fits"
     )
 
 
@@ -73,8 +73,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # its errors have no other common base
         reason = one_line(error, 200)
         raise UserError(
-            f"model '{name}' is no folder here and could not be taken from the Hub ({reason}); check "
-            "`source`"
+            f"model '{name}' is not a local folder and could not be downloaded from the Hub ({reason}); "
+            "check `source`"
         ) from error
 
 

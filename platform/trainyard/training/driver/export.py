@@ -86,7 +86,7 @@ def push_model(model: str, repository: str) -> None:
     stage(f"uploading {model} to {repository}")
     try:
         if not Path(model).is_dir():
-            raise FileNotFoundError(f"{model} is no folder here")
+            raise FileNotFoundError(f"{model} is not a local folder")
         api = HfApi()
         api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=model, commit_message="Upload")
