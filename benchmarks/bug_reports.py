@@ -2,10 +2,11 @@
 
     python benchmarks/bug_reports.py [--only TEXT]
 
-Each case of results/bug-reports.json holds a citation, the kind of fault, the input, the expected
-outcome, the first outcome (`happened`), the test of the fix (`fixed_by`) and the last outcome
-(`now`). A new case is an entry without outcomes. The process exits with status 1 if an outcome
-differs from the expected one. `tests/data/test_bug_reports.py` runs the cases that need no model.
+Each case of results/bug-reports.json holds a citation, the kind of fault, the input and the
+expected outcome. Runs add the first outcome (`happened`) and the last one (`now`); `fixed_by` is
+the test of the fix. A new case is an entry without outcomes. The process exits with status 1 if an
+outcome differs from the expected one. `tests/data/test_bug_reports.py` runs the cases that need no
+model.
 """
 
 import argparse
