@@ -30,7 +30,7 @@ def provenance(data_dir: str | None = None, model: str | None = None) -> dict[st
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "processor": processor(),
         "versions": {**versions(), "commit": commit()},
-        # These decide how threads wait for each other, and so the time of a short forward pass.
+        # These control how threads wait for each other, and so the time of a short forward pass.
         "environment": {
             name: os.environ[name]
             for name in sorted(os.environ)

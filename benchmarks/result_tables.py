@@ -1,4 +1,4 @@
-"""Rewrite the tables of results/*.json in the pages that have a place for them.
+"""Rewrite the tables of results/*.json in the pages that have a placeholder for them.
 
     python benchmarks/result_tables.py docs/benchmarks.md README.md
 
@@ -94,7 +94,7 @@ def step_means() -> str:
 
 
 def _compared(found: Result, side: str) -> tuple[str, str]:
-    """Samples per second of another side, and how many times faster ours is."""
+    """Return the samples per second of another side, and the ratio of ours to it."""
     if side not in found["samples_per_second"]:
         return "", ""
     # Before 2026-12 there was one other side.
@@ -234,7 +234,7 @@ def lost_work() -> str:
 
 
 def strategies() -> str:
-    """List the largest differences to ddp, by architecture and strategy."""
+    """List the largest differences from ddp, by architecture and strategy."""
     found = load("strategies")
 
     def cell(seen: Result) -> str:
@@ -395,7 +395,7 @@ def start_up() -> str:
 
 
 def hurt() -> str:
-    """List what serving withstands."""
+    """List failed requests and latencies during disturbances of a server."""
     columns = ["What happens under load", "Requests", "Not 200", "p99, ms", "Longest, ms"]
     names = {"swap": "versions swapped", "kill": "replicas killed", "redeploy": "redeployments",
              "drip_60": "60 slow clients", "drip_400": "400 slow clients"}  # fmt: skip
@@ -411,7 +411,7 @@ def hurt() -> str:
 
 
 def kills() -> str:
-    """Count the kills of sweeps, suites and a server, and what became of them."""
+    """Count the kills of sweeps, suites and a server, with their outcomes."""
     found = load("random-kills")
     rows = []
     for kind in ("sweep", "suite"):
@@ -506,7 +506,7 @@ PLACES: Mapping[str, Mapping[str, Callable[[], str]]] = {"table": TABLES, "trans
 
 
 def main() -> None:
-    """Rewrite the pages that are named."""
+    """Rewrite the pages named on the command line."""
     for path in map(Path, sys.argv[1:]):
         path.write_text(rewrite(path.read_text()))
 

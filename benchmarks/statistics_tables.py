@@ -100,7 +100,7 @@ def span(shares: Sequence[float]) -> str:
 
 
 def coverage() -> str:
-    """List how often the intervals of scores hold the truth."""
+    """List how often the intervals of scores contain the true value."""
     found = load("statistics")
     rows = [
         [

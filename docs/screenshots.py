@@ -1,4 +1,4 @@
-"""Make the pictures of the docs, docs/assets/*.png, from real runs on examples/mail.csv.
+"""Take the screenshots of the docs, docs/assets/*.png, of real runs on examples/mail.csv.
 
     python docs/screenshots.py [--look]
 
@@ -43,7 +43,7 @@ PAGES = {
 }
 """Picture -> page of the dashboard."""
 TOP = {"run": "curves", "evaluation": "classes"}
-"""Picture -> section at its upper edge, if it is not the beginning."""
+"""Picture -> section at its upper edge. Default: the head of the page."""
 
 
 def forget_other_commits(commit: str) -> None:
@@ -93,7 +93,7 @@ def runs() -> None:
 
 
 def save(picture: bytes, path: Path) -> None:
-    """Write a picture with a palette: pages have few colors, so it loses nothing that is seen."""
+    """Write a picture with a palette of `COLORS` colors, without visible loss."""
     from io import BytesIO
 
     from PIL import Image
@@ -107,7 +107,7 @@ def save(picture: bytes, path: Path) -> None:
 
 @contextmanager
 def pages() -> Iterator[dict[str, Any]]:
-    """URLs of all pages, with what must be done on them before the picture."""
+    """Serve the dashboard and a model; yield the URLs of all pages by picture."""
     with (
         dashboard_of(RUNS) as dashboard,
         serve(str(RUNS / "mail"), port=8000) as server,
@@ -117,7 +117,7 @@ def pages() -> Iterator[dict[str, Any]]:
 
 
 def prepare(page: Any, name: str) -> None:
-    """Bring a page into the state that is shown."""
+    """Prepare a page for its picture: draw figures, click, scroll."""
     if name == "playground":
         page.locator("#examples button").nth(1).click()
         page.locator(".bar").first.wait_for()

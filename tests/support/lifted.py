@@ -1,4 +1,4 @@
-"""Let CPUs run what the product keeps to GPUs: DeepSpeed, and fp16 with its loss scale."""
+"""Allow on CPUs what the package allows on GPUs only: DeepSpeed, and fp16 with loss scaling."""
 
 import os
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 INIT_SCALE = 2.0**24
-"""Loss scale that the first steps of a small model overflow with."""
+"""Initial loss scale; large enough that the first steps of a small model overflow."""
 GROWTH_INTERVAL = 4
 
 
 def lift_guards(patch: pytest.MonkeyPatch) -> None:
-    """Let configs be built that CPUs are refused."""
+    """Allow configs that are otherwise an error without a GPU."""
     patch.setattr("trainyard.config.train.GPU_STRATEGIES", ())
     patch.setattr("trainyard.config.train.check_precision", lambda *_, **__: None)
 
 
 def lift() -> None:
-    """Let this process train by such configs. Call it before anything imports DeepSpeed."""
+    """Let this process train with such configs. Call it before DeepSpeed is imported."""
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -26,7 +26,7 @@ def lift() -> None:
 
 
 def lift_scaler(patch: pytest.MonkeyPatch) -> None:
-    """Let Accelerate scale the loss of fp16 on CPUs."""
+    """Make Accelerate scale the loss in fp16 on CPUs, too."""
     import torch
     from accelerate import Accelerator
 

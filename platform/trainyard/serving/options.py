@@ -27,7 +27,7 @@ MODEL, SHARED, GATEWAY = "Model", "SharedModels", "Gateway"
 """Names of the deployments, to which `deployments:` in serve/config.yaml refers."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Host names that only this machine reaches."""
+"""Host names that only this machine can reach."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 """Valid model names: NAME or ORG/NAME. No part can be `.` or `..`."""
@@ -317,10 +317,10 @@ class HostOptions(ModelOptions):
 
 
 def check_name(name: str) -> str:
-    """Return `name`.
+    """Return `name` if it is a valid model name.
 
     Raises:
-        ValueError: `name` is not a valid model name.
+        ValueError: `name` is not valid.
     """
     if not NAME.fullmatch(name) or ("/" in name and name.rpartition("/")[2] in SUFFIXES):
         raise ValueError(

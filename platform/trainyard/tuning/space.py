@@ -39,7 +39,7 @@ SPACES: dict[str, dict[str, str]] = {
         "train_batch_size": "choice:16,32",
         "num_train_epochs": "choice:2,3,4",
     },
-    # The spread of chance alone (Dodge et al. 2020): any "winner" here is noise.
+    # The spread over seeds alone (Dodge et al. 2020): any "winner" here is noise.
     "seed": {"seed": "randint:0:100000"},
 }
 

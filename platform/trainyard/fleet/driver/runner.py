@@ -43,7 +43,7 @@ class Fleet:
     """Data and task of the trials of a sweep; None for ordinary runs."""
     verbose: bool = False
     running: dict[str, RunSpec] = field(default_factory=dict, init=False)
-    """Runs that train now, by Tune's trial id."""
+    """Runs in training, by Tune's trial id."""
     _unsettled: list[tuple[RunSpec, Ended | None]] = field(default_factory=list, init=False)
     _supervised: bool = field(default=False, init=False)
 
@@ -108,7 +108,7 @@ class Fleet:
         self._supervised |= not spec.trains_in_process
 
     def complete(self, trial_id: str, spec: RunSpec, ended: Ended | None) -> Ended:
-        """Return the outcome of a run; if the scheduler stopped it, tell its process so.
+        """Return the outcome of a run; write VERDICT if the scheduler stopped it.
 
         Args:
             trial_id: Tune's id of the run.

@@ -27,13 +27,13 @@ from trainyard.inference.batch.output import WRITERS, Layout, as_input, json_kin
 from trainyard.storage import Disk, Fence, Lease, scratch_path, sync_folder, write_json
 
 ROWS_PER_PART = 4_096
-"""Maximum rows of a part, and thus of the rows that each worker of a killed job predicts again."""
+"""Maximum rows of a part. After a kill, each worker repeats at most one part."""
 
 
 class Parts:
     """Parquet parts of the input's rows, raw and predicted, for one job of batch inference.
 
-    They are in a hidden folder next to the output file, so the same command resumes the job.
+    Parts are in a hidden folder next to the output file, where the same command finds them again.
 
     Raises:
         UserError: The folder of the output file or a column does not exist, or the input file

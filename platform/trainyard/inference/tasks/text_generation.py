@@ -106,7 +106,7 @@ class TextGeneration(Generator):
     def _begin(self) -> list[int]:
         if self.tokenizer.bos_token_id is None:
             raise UserError(
-                "the prompt has no token, and the model none to begin with; send a text"
+                "the prompt has no token, and the model has no start token; send a text"
             )
         return [self.tokenizer.bos_token_id]
 

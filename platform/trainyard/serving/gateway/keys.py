@@ -87,15 +87,15 @@ class KeyRing:
 
     @property
     def required(self) -> bool:
-        """Return whether requests need a key."""
+        """True if requests need a key."""
         return self._path is not None
 
     def refresh(self) -> None:
         """Read the file again once it has changed and then stayed unchanged for `SETTLE_SECONDS`.
 
         Raises:
-            UserError: The file cannot be read, or its changed text is not a list of keys, which is
-                raised only once for each change. The former keys stay valid.
+            UserError: The file cannot be read, or its content is not a list of keys. Invalid
+                content is reported once per change. The former keys stay valid.
         """
         if self._path is None:
             return

@@ -31,7 +31,7 @@ from trainyard.serving.replica.threads import process_threads, run_pass
 log = logging.getLogger("ray.serve.trainyard")
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
-"""Device -> default of `batch_tokens`. Larger batches make rows no cheaper."""
+"""Device -> default of `batch_tokens`. Larger batches do not make rows cheaper."""
 
 SMALL_BODY = 16_384
 """Bytes. Larger bodies are tokenized in another thread, so that short texts do not wait for
@@ -46,16 +46,16 @@ encode it."""
 
 SMALL_ANSWER = 512
 """Numbers. Results up to this size are encoded on the event loop, which takes about as long as
-waking a thread. Larger results, and results that are not arrays, would delay all requests and use a
-thread."""
+waking a thread. Larger results, and results that are not arrays, are encoded in a thread, since
+they would delay all requests."""
 
 FAULT_SECONDS = 20.0
 """Maximum seconds to answer the example in a health check; Serve's own timeout is 30 s."""
 
 STUCK_SECONDS, STUCK_FACTOR = 120.0, 4.0
-"""A forward pass whose last caller left is stuck after `STUCK_SECONDS`, or `STUCK_FACTOR` times
-the longest pass that the warm-up's time per token predicts. A small pass costs most per token, so
-only a device that hangs takes longer."""
+"""A forward pass whose last caller left is stuck after `STUCK_SECONDS`. The limit grows to
+`STUCK_FACTOR` times the longest pass that the warm-up's time per token predicts. A small pass costs
+most per token, so only a device that hangs takes longer."""
 
 
 class Host:
@@ -114,8 +114,8 @@ class Host:
         """Load and warm up a version. A large model takes minutes, so call this in a thread.
 
         Raises:
-            UserError: The model is missing, unsafe, damaged, too large, of no known task, or fails
-                on the example of its task.
+            UserError: The model is missing, unsafe, damaged, too large, of an unknown task, or
+                fails on the example of its task.
         """
         import torch
 
@@ -152,7 +152,7 @@ class Host:
         """Return the reason why the model cannot answer, or None.
 
         After a failed request, the task's example is computed. It succeeds if the input was bad,
-        and fails if the device is broken. A pass that does not end shows a device that hangs.
+        and fails if the device is broken. A pass that does not end indicates a device that hangs.
         """
         if self._batcher.broken:
             return "its batcher stopped"

@@ -172,7 +172,7 @@ class SharedReplica:
                     del self._loads[name]
 
     def _loaded_for_nobody(self, loading: "asyncio.Task[_LoadedModel]") -> None:
-        """Keep a model whose callers have all left for the next one, unless another load began."""
+        """Keep a model that lost all its callers for the next caller, unless another load began."""
         _error_of(loading)  # retrieved, although it is awaited by no caller
         if not self._callers[loading]:
             del self._callers[loading]
@@ -210,14 +210,14 @@ class SharedReplica:
 
     @asynccontextmanager
     async def _one_load(self) -> AsyncIterator[None]:
-        """Hold the memory for one load; finished loads without callers give theirs back."""
+        """Let one model load at a time; first free finished loads that have no callers."""
         async with self._loading:
             self._drop_finished()
             yield
 
 
 def _error_of(loading: "asyncio.Task[_LoadedModel]") -> object:
-    """Return why a load gave no model; None if it did."""
+    """Return the reason that a load failed; None if it succeeded."""
     return "cancelled" if loading.cancelled() else loading.exception()
 
 

@@ -35,8 +35,7 @@ POLL_SECONDS = 0.5
 """Seconds between two checks of another replica's attempt."""
 
 LOAD_SECONDS = 1800.0
-"""Maximum seconds to load a version; then it is refused. Its files may lie in a storage that
-hangs."""
+"""Maximum seconds to load a version; then it is refused. The storage of its files may hang."""
 
 FIRST_LOAD_SECONDS = LOAD_SECONDS + 60
 """Maximum seconds that a replica waits for another replica's attempt, before it loads the version

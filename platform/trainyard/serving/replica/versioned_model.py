@@ -1,7 +1,7 @@
 """Versions of a model: the next version is loaded next to the current one and replaces it.
 
-A version that cannot be loaded is refused. What served comes first: a replica never waits for a new
-version while another one serves, or while one that served before can be loaded.
+A version that cannot be loaded is refused. Availability comes first: a replica never waits for a
+new version while another one serves, or while one that served before can be loaded.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ class VersionedModel:
         self._wanted: Any = None
         self._tries = 0
         self._retry_at = 0.0
-        self._in_turn = asyncio.Lock()  # of two versions wanted in a row, the second stays
+        self._in_turn = asyncio.Lock()  # the version wanted last must win
         self._task: asyncio.Task[None] | None = None
         self._overdue: dict[asyncio.Future[Host], Version] = {}
         self._ends = False
@@ -96,7 +96,7 @@ class VersionedModel:
         self._node_lock = Path(tempfile.gettempdir()) / f"trainyard-load-{os.getuid()}-{digest}"
 
     async def want(self, version: Any) -> None:
-        """Make a version the one that this replica shall serve.
+        """Set the version that this replica must serve.
 
         While another version serves, this returns at once. The wanted one is loaded in a thread,
         warmed up, and takes over between two requests. A replica that serves nothing returns once a
@@ -253,7 +253,7 @@ class VersionedModel:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Let the replicas of a node that serve load their next version one after another.
+        """Let the serving replicas of a node load their next version one after another.
 
         Otherwise a deploy would need the memory of two versions in all replicas at once.
         """
@@ -281,8 +281,8 @@ class VersionedModel:
     async def _load(self, version: Version, task: str | None, seconds: float) -> Host | None:
         """Load a version in a thread.
 
-        Returns None if another version was wanted, or the replica ends, and the load was not begun
-        or did not end soon.
+        Returns None if the version is no longer needed: another one is wanted, or the replica ends.
+        A load that has begun may then take SUPERSEDED_SECONDS more.
 
         Raises:
             UserError: The version cannot be loaded, has another task than `task`, or takes longer

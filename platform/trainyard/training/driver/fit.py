@@ -93,7 +93,7 @@ def check_packages(config: TrainConfig) -> None:
     """Refuse flag values whose package or server is missing, before anything is started.
 
     Raises:
-        UserError: A package is not installed, or MLflow has no server while runs lie in a bucket.
+        UserError: A package is not installed, or MLflow has no server and runs are in a bucket.
     """
     for flag, values in (("--strategy", [config.strategy]), ("--report-to", config.report_to)):
         for name in values:
@@ -136,7 +136,7 @@ def fit(
         HeldError: Another driver still holds the run after `patience` seconds.
         SupersededError: Another driver has taken over the run, its sweep or its suite.
         Diverged: The loss, an output or the gradients were not finite.
-        UserError: Another condition applies that the user can fix; checkpoints are kept.
+        UserError: The flags, data, model or cluster cannot be used; checkpoints are kept.
         Interrupted: SIGTERM, Ctrl-C or `trial.on_evaluation` stopped the run; checkpoints are kept.
     """
     result = _fit(config, trial, callbacks, patience, fence)
@@ -331,7 +331,7 @@ def _supervise(
 ) -> Outcome:
     """Run the workers from a thread, while the calling thread shows progress and handles signals.
 
-    On the main thread, Ray Train would handle Ctrl-C and exit with status 0.
+    If Ray Train ran on the main thread, it would handle Ctrl-C and exit with status 0.
 
     Raises:
         Interrupted: A second signal came before the workers had saved.

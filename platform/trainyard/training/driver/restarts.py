@@ -219,7 +219,7 @@ def worker_function(
             place, tables = folder.on_this_node(data.folders)
             here = replace(data, folders=tables)
             if config.loop == "trainer":
-                from trainyard.training.worker.trainer_loop import train_by_trainer  # a second
+                from trainyard.training.worker.trainer_loop import train_by_trainer  # slow import
 
                 return train_by_trainer(config, task, here, place, on_evaluation, callbacks)
             return train(config, task, here, place, on_evaluation)

@@ -70,7 +70,7 @@ class FitResult(Readable):
         for each metric. Steps without a value have NaN.
 
         Raises:
-            UserError: The run lies in a bucket, or its metrics.jsonl is damaged.
+            UserError: The run is in a bucket, or its metrics.jsonl is damaged.
         """
         import pandas as pd
 
@@ -95,7 +95,7 @@ class FitResult(Readable):
             For each input, {"label": …, "score": …} of the label with the highest score.
 
         Raises:
-            UserError: A text is refused, or the run lies in a bucket.
+            UserError: An input is invalid, or the run is in a bucket.
         """
         inputs = [
             text if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True))

@@ -1,7 +1,7 @@
 """Work between the steps of a run: reading losses, evaluating, saving, stopping.
 
-Both loops, ours and transformers' Trainer, train inside a `Session`. They differ only in the way they
-make a step.
+Both loops, ours and transformers' Trainer, train inside a `Session`. They differ only in how they
+take a step.
 """
 
 import hashlib
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SKIPS_IN_A_ROW = 20
-"""Steps that fp16 may skip in a row while it finds its loss scale."""
+"""Number of consecutive fp16 steps with overflowing gradients at which a run counts as diverged."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass: its place in the step, its rows, their share of the step, and its inputs."""
+    """One forward pass: index in the step, rows, their share of the step, and inputs."""
 
     index: int
     rows: Rows
@@ -74,9 +74,9 @@ class StepBatches:
 
 
 class Session:
-    """One process's view of one attempt at a run; all processes call its methods alike.
+    """One process's part in an attempt at a run; all processes must make the same calls.
 
-    On exit a checkpoint that is being written is finished, whatever ends the attempt.
+    On exit, a checkpoint that is being written is finished, also after an error.
     """
 
     journal: Journal
@@ -84,7 +84,7 @@ class Session:
     padding = RIGHT
     """Padding of the model, see `probe`."""
     wants_stop = False
-    """Set where this process wants the run to save and stop; one process is enough."""
+    """True to make the run save and stop; setting it in one process suffices."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Session:
         self._status: Literal["finished", "stopped", "failed"] = "finished"
         self._error: UserError | None = None
         self._best_predictions: dict[str, NDArray[Any]] = {}
-        # Reading a loss makes the host wait for the device: each step where that costs nothing.
+        # Reading a loss makes the host wait for the device, which costs nothing on CPUs.
         self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
         self._unread: list[torch.Tensor] = []
         self._unread_scales: list[torch.Tensor] = []
@@ -130,7 +130,7 @@ class Session:
         self._writer.close()
 
     def build_model(self) -> "PreTrainedModel":
-        """Build the model as all processes begin with it, whole and on the CPU."""
+        """Build the initial model, equal in all processes, unsharded and on the CPU."""
         model = build_model(
             self.data.model,
             self.task,
@@ -146,7 +146,7 @@ class Session:
         return model
 
     def resume(self, model: Any, optimizer: Any, scheduler: Any) -> None:
-        """Take up the run where its newest valid checkpoint left it."""
+        """Resume the run from its newest valid checkpoint, or start at step 0."""
         self.use(model, optimizer, scheduler)
         self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
         self._compare_with_checkpoint()
@@ -164,22 +164,22 @@ class Session:
         self.stopwatch.lap("start_up")
 
     def use(self, model: Any, optimizer: Any, scheduler: Any) -> None:
-        """The live objects that are evaluated and saved from now on."""
+        """Set the objects to evaluate and to save from now on."""
         self._live = (model, optimizer, scheduler)
 
     def steps(self) -> Iterator[tuple[int, int, list[Rows]]]:
-        """Steps that are left, as (step, epoch, micro-batches); steps count from 0."""
+        """Return the remaining steps as (step, epoch, micro-batches); steps count from 0."""
         return self.plan.steps(self.state.step, 0 if self.state.stopped_early else self.last_step)
 
     @property
     def gathers_ahead(self) -> bool:
-        """True next to a GPU. On CPUs all threads compute."""
+        """True on a GPU. On CPUs, a gathering thread would slow down the computation."""
         return bool(self.accelerator.device.type != "cpu")
 
     def batches(self) -> Iterator["StepBatches"]:
-        """Yield this process's batches of each step that is left to do.
+        """Yield this process's batches of each remaining step.
 
-        Where it `gathers_ahead`, a thread gathers those of the next step while this step computes.
+        If `gathers_ahead`, a thread gathers the batches of the next step during the current one.
         """
         left = self.steps()
         with ThreadPoolExecutor(1) if self.gathers_ahead else nullcontext() as thread:
@@ -216,7 +216,7 @@ class Session:
         )
         arrays = self._table.gather(rows, width, self.padding)
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if self.accelerator.device.type == "cuda":  # the copy to the device is then no wait
+        if self.accelerator.device.type == "cuda":  # the copy to the device then blocks nothing
             inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
         return MicroBatch(index, rows, len(chosen) / step_rows, inputs)
 
@@ -224,7 +224,7 @@ class Session:
         """Read, evaluate and save after optimizer step `done` (from 1); return whether to continue.
 
         `loss` is this process's share of the step's loss, on its device. It is read, logged and
-        checked together with the losses of earlier steps, when one of these is due.
+        checked together with the losses of earlier steps, when a read is due.
         """
         config = self.config
         self.stopwatch.lap("compute")
@@ -240,7 +240,7 @@ class Session:
             return True
 
         if self.accelerator.is_main_process:
-            self._store.check_claim()  # back from a lost network, it must log nothing either
+            self._store.check_claim()  # if superseded during an outage, log nothing
         stop = self._read_losses()
         if self._error or ((save or stop) and not self._join_checkpoint()):
             return False
@@ -274,7 +274,7 @@ class Session:
             self._diverge(f"the gradients of step {done} are not finite")
 
     def _join_checkpoint(self) -> bool:
-        """Wait for the checkpoint that is being written; return whether it, if any, is committed."""
+        """Wait for the checkpoint that is being written, if any; return False if it failed."""
         failure = self._writer.join()
         self.stopwatch.lap("checkpoint")
         if failure is not None and self._error is not None:
@@ -283,7 +283,7 @@ class Session:
         return failure is None
 
     def outcome(self) -> Outcome:
-        """Finish the last checkpoint, close the records, and return how the attempt ended."""
+        """Finish the last checkpoint, close the records, and return the outcome of the attempt."""
         self._join_checkpoint()
         self.journal.close()
         self.accelerator.wait_for_everyone()
@@ -320,7 +320,7 @@ class Session:
         )
 
     def _compare_with_checkpoint(self) -> None:
-        """Note other kinds of workers, whose bits may differ; refuse another order of rows.
+        """Warn about changed kinds of workers, whose bits may differ; refuse a changed row order.
 
         Raises:
             UserError: The order differs, so rows would be trained on twice or never.
@@ -346,7 +346,7 @@ class Session:
     def _restore_predictions(self) -> None:
         """Replace predictions/ with those of the best checkpoint.
 
-        An attempt that was killed may have written those of an evaluation that is made again now.
+        A killed attempt may have written those of an evaluation that this attempt repeats.
 
         Raises:
             DamagedRun: The best checkpoint is damaged, so the run cannot end with its model.
@@ -356,7 +356,10 @@ class Session:
             self.folder.write_predictions(stored_predictions(self._store.bring_best(best)))
 
     def _scheduler_stops(self) -> bool:
-        """Let the scheduler decide, when the checkpoint that it may copy is committed."""
+        """Return whether the scheduler ends the run; ask once the checkpoint is committed.
+
+        Another trial may then continue from this checkpoint.
+        """
         if self._on_evaluation is None or not self._join_checkpoint():
             return False
         stops = not self._on_evaluation()
@@ -364,10 +367,10 @@ class Session:
         return stops
 
     def _tell(self, *, at_once: bool = False) -> None:
-        """Show where the run is, and where its time went.
+        """Write the progress and the time ledger of the run.
 
-        A step's wait for gradients is inside its backward pass: DDP measures what of it did not
-        overlap with computing, in the first ten steps and then in every hundredth.
+        The wait for gradients is part of the backward pass. DDP measures the part that did not
+        overlap with computation, in the first ten steps and then in every hundredth.
         """
         measured: dict[str, Any] = getattr(self._live[0], "_get_ddp_logging_data", dict)()
         exchange = measured.get("avg_backward_comm_time", 0)
@@ -379,10 +382,10 @@ class Session:
         self.stopwatch.lap("records")
 
     def _read_losses(self) -> bool:
-        """Sum the unread losses over the processes, log and check them; returns whether to stop.
+        """Sum the unread losses over the processes, check and log them; return whether to stop.
 
-        One message carries all, so that all processes stop at the same step, also where the
-        checkpoint of one of them has failed.
+        The same message carries stop requests and failed checkpoints, so that all processes stop at
+        the same step.
         """
         main = self.accelerator.is_main_process
         stop = self.wants_stop or (main and self.folder.wants_stop())
@@ -426,9 +429,10 @@ class Session:
         self._error = diverged(what)
 
     def _evaluate(self) -> None:
-        """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).
+        """Score all evaluation splits; the headline score is their mean (MNLI has two).
 
-        Test splits are scored at the best evaluation only and join neither headline nor journal.
+        Test splits are scored only at a new best evaluation, and enter neither the headline score
+        nor the journal.
         """
         splits = [name for name in self.data.folders if name != "train"]
         logits, found = self._scored([name for name in splits if not is_test(name)])
@@ -456,7 +460,7 @@ class Session:
     def _scored(
         self, names: Sequence[str], chosen_on: Mapping[str, NDArray[Any]] | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Logits of some splits, and their scores; all processes predict, rank 0 scores.
+        """Return the logits and the scores of some splits; all processes predict, rank 0 scores.
 
         Fitted thresholds come from the logits `chosen_on`. Default: from these splits, which are then
         scored with thresholds fitted on other parts of their rows.

@@ -1,4 +1,4 @@
-"""Resume from a checkpoint: weights, optimizer, state; see `saving` for how it is written."""
+"""Resume from a checkpoint: weights, optimizer, state. `saving` writes checkpoints."""
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -79,8 +79,8 @@ def broadcast(accelerator: Any, value: Any) -> Any:
 def broadcast_result(accelerator: Any, work: Future[Any] | None) -> Any:
     """Return the result of rank 0's `work` on every process; without work, None.
 
-    While rank 0 waits, it sends a message every WAIT_SECONDS: a single operation that waits longer
-    than the process group allows would end the attempt.
+    While rank 0 waits, it sends a message every WAIT_SECONDS. One operation that exceeds the
+    timeout of the process group would end the attempt.
 
     Raises:
         Exception: The work failed, on rank 0 only.
