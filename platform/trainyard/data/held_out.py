@@ -1,6 +1,7 @@
 """Hold out validation rows of a training file; one function per split version.
 
 A run keeps the version that it started with: another version would change its training rows.
+`labels` has the shape [rows] or [rows, labels], and `texts` holds the hashes of `text_hashes`.
 """
 
 import hashlib

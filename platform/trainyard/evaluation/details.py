@@ -138,11 +138,11 @@ def slices(
 ) -> list[dict[str, Any]]:
     """Compute figures per group of rows: by length in tokens, by label and by further `columns`.
 
-    `error` is the share of wrong rows (Wilson interval), or for a regression the mean absolute
-    error (Student's t interval). `score` is the headline metric with its interval over rows. A
-    `weak` slice has a larger error than all other rows, at a false discovery rate of 5 % (Benjamini
-    and Hochberg 1995). The test is one-sided: Fisher's exact test, or Mann-Whitney for a
-    regression.
+    Only the rows of single-label tasks are grouped by label. `error` is the share of wrong rows
+    (Wilson interval), or for a regression the mean absolute error (Student's t interval). `score` is
+    the headline metric with its interval over rows. A `weak` slice has a larger error than all other
+    rows, at a false discovery rate of 5 % (Benjamini and Hochberg 1995). The test is one-sided:
+    Fisher's exact test, or Mann-Whitney for a regression.
     """
     errors = row_errors(task, logits, labels)
     predictions = answers(task.score, task.problem_type, logits, task.cuts)

@@ -244,9 +244,10 @@ def out_of_fold(inputs: "csr_matrix", labels: NDArray[Any], seed: int) -> NDArra
 def confident_errors(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Return a mask of rows whose label is confidently wrong, shape [rows].
 
-    The rows are the off-diagonal of the confident joint (Northcutt et al. 2021): the probability of
-    another label is the highest above its threshold. The threshold of a label is its mean
-    probability in the rows with this label.
+    `probabilities` has the shape [rows, labels], and `labels` [rows]. The rows are the off-diagonal
+    of the confident joint (Northcutt et al. 2021): the probability of another label is the highest
+    above its threshold. The threshold of a label is its mean probability in the rows with this
+    label.
     """
     threshold = np.full(probabilities.shape[1], np.inf)
     for label in np.unique(labels):
