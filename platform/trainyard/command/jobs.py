@@ -1,4 +1,4 @@
-"""The `trainyard` command: the table of jobs, and the choice of one by the first argument."""
+"""The `trainyard` command: the table of jobs, and dispatch by the first argument."""
 
 import contextlib
 import importlib
@@ -20,7 +20,7 @@ class Job:
     about: str
     """Description in `trainyard --help`."""
     config: str
-    """Class of the flags, as MODULE:NAME."""
+    """Config class, as MODULE:NAME."""
     function: str
     """Function from the config to a mapping or an object with `as_json`, as MODULE:NAME."""
     examples: tuple[str, ...]

@@ -141,7 +141,7 @@ def check_deepspeed_json(config: Any) -> None:
     """Check that the DeepSpeed settings of a `TrainConfig` agree with its flags.
 
     Raises:
-        UserError: Keys contradict the flags or have no counterpart; lists the keys and advice.
+        UserError: Keys contradict the flags or have no counterpart; the message lists them.
     """
     theirs = _without_auto(json.loads(config.deepspeed_config or "{}"))
     odd = []

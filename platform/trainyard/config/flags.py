@@ -32,7 +32,8 @@ PLACE_FIELDS = (
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
     "tags", "report_to", "push_to_hub", "tokenize_on",
 )  # fmt: skip
-"""Fields for placement, storage and logging. These do not change results and are in no identity."""
+"""Fields for placement, storage and logging. They do not change results, so no identity
+includes them."""
 
 TOKENIZATION_FIELDS = ("model_name_or_path", "max_length")
 """Fields that decide the tokens of a split. Trials that agree in these share tokenized splits."""
@@ -64,7 +65,7 @@ _NAME_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 
 
 def added(default: Any, *, before: Any) -> Any:
-    """Declare a field added after commit 29a2e37; `before` is the value that acts like no field.
+    """Declare a field added after commit 29a2e37, which has no effect if its value is `before`.
 
     The identity includes the field only if its value differs from `before`. Runs of earlier
     versions thus keep their names and can be resumed.
@@ -159,7 +160,7 @@ class Flags(metaclass=FlagsType):
         return {name: _plain(value) for name, value in fields.items() if value != old[name]}
 
     def identity(self) -> str:
-        """Return the SHA-256 of `identity_fields` in hexadecimal, without content of data files."""
+        """Return the SHA-256 of `identity_fields` in hexadecimal; it does not cover data files."""
         return sha256_of(self.identity_fields())
 
     def as_begun(self, record: Mapping[str, Any] | None) -> Self:
@@ -207,7 +208,8 @@ class FileFlags(Flags):
     """Format of the user's own text files.
 
     Raises:
-        UserError: The delimiter is not a single character, or the encoding is unknown or not of text.
+        UserError: The delimiter is not a single character, or is a double quote or a line break. Or
+            the encoding is unknown or not of text.
     """
 
     delimiter: str | None = added(None, before=None)
@@ -235,7 +237,7 @@ class DataFlags(FileFlags):
     """Rows of a known task, or of the user's own files.
 
     Raises:
-        UserError: Two sources of data are named, or fields describe own data that is not named.
+        UserError: Two sources of data are given, or a field describes a source that is not given.
     """
 
     task: str = "demo"

@@ -1,4 +1,4 @@
-"""Warnings before training, on the faults of tokenized data that are cheap to find."""
+"""Warnings before training, from cheap checks of the tokenized data."""
 
 from collections.abc import Mapping
 
@@ -65,8 +65,7 @@ def _empty(tables: Mapping[str, TokenTable]) -> list[str]:
     found = []
     for name, table in tables.items():
         lengths = table.lengths
-        # Rows of special tokens only; older tables lack the number of special tokens, 2 for one
-        # text.
+        # Rows of special tokens only. Older tables lack their number; single texts have 2.
         empty = int((lengths <= table.info.get("special_tokens", 2)).sum())
         if empty:
             found.append(f"warning: {empty} of {len(lengths)} rows of {name} hold no text at all")

@@ -341,7 +341,7 @@ def _check_surrogates(where: str, values: list[Any]) -> None:
     except UnicodeEncodeError as error:
         raise UserError(
             f"{where}: half of a surrogate pair, \\u{ord(error.object[error.start]):04x}, stands "
-            "alone and is no character; write the whole pair or remove it"
+            "alone and is not a character; write the whole pair or remove it"
         ) from error
 
 

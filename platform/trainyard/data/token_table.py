@@ -70,7 +70,7 @@ class TokenTable:
         return found
 
     def two_rows(self) -> list[dict[str, list[int]]]:
-        """Return the token lists of a short row and of a longer row, by input name.
+        """Return the token lists of the shortest non-empty row and of a longer row, by input name.
 
         The longer row has at least 8 more tokens, if there is one. If all rows have the same
         length, the list holds a single row.
@@ -120,7 +120,7 @@ class TokenTable:
 
 
 class TableWriter:
-    """Write a table: append rows in order; the table is complete after `close`."""
+    """Writer of a table: rows are appended in order; the table is complete after `close`."""
 
     def __init__(self, folder: Path, *, types: bool) -> None:
         folder.mkdir(parents=True)

@@ -54,7 +54,7 @@ class PreparedData:
     fingerprint: str
     folders: Mapping[str, Path]
     sources: Mapping[str, str]
-    """Digest of the rows of each split, before tokenization."""
+    """Digest of each split before tokenization, see `Split.digest`."""
     model: str
     """Name of the tokenizer's model, valid in every process; workers load its weights."""
     model_revision: str | None = None
@@ -64,7 +64,7 @@ class PreparedData:
     padding_side: str = "right"
     """Value of the tokenizer's `padding_side`."""
     vocabulary: int | None = None
-    """Minimum number of word vectors; None keeps the number of the model."""
+    """Minimum number of token embeddings; None keeps the model's number."""
 
     def table(self, split: str) -> TokenTable:
         return TokenTable(self.folders[split])
@@ -80,7 +80,7 @@ def prepare(
     rename wins.
 
     Raises:
-        UserError: A split has no rows or no tokens, or a row cannot be used.
+        UserError: A split has no rows or no tokens, a row cannot be used, or the bucket cannot be read.
     """
     recipe = json.dumps(
         [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]
@@ -288,7 +288,7 @@ def _tokenize_in_task(
 
 
 def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
-    """Tokenize the columns `text` and `text_pair` (pairs only), up to `max_length` tokens a row.
+    """Tokenize the columns `text` and `text_pair` (pairs only), up to `max_length` tokens per row.
 
     Returns the columns `input_ids` (list<int32>), `length`, `lost` and `label`, and
     `token_type_ids` (list<uint8>) if the model has them. `lost` counts the tokens that truncation

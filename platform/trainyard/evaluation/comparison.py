@@ -3,6 +3,9 @@
 The best of several candidates owes part of its score to noise in the rows that selected it. On
 these rows, it beats an equally good model too often. The run folder records the selection: run.json
 has the splits, the sweep and the trial; metrics.jsonl has the evaluations.
+
+In this module, logits have the shape [rows, labels]. `labels` holds class indices or targets of
+shape [rows], or 0/1 of shape [rows, labels].
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +41,7 @@ class Selection:
     kind: Kind
     sentence: str
     candidates: int | None = 1
-    """Number of models among which the rows chose; None if no correction is possible."""
+    """Number of models from which the rows chose one; None if no correction is possible."""
     test_share: float = 0.0
     """Share of the rows that was set aside from the selection, see `selection_and_test`."""
 
@@ -47,7 +50,7 @@ class Selection:
 
 
 def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
-    """Determine from a model's run folder if the rows of `split` trained the model or chose it.
+    """Determine from its run folder if a model was trained on, or selected by, rows of `split`.
 
     The kind is "unknown" for a model outside a run folder, or if these rows cannot be compared
     with the recorded data.
@@ -173,7 +176,7 @@ def _role_of_files(
 
 
 def _recorded(record: Mapping[str, Any], field: str) -> list[str] | None:
-    """Return the digests of a run's files; None if it did not record them, and they are gone."""
+    """Return the digests of a run's files; None if they are not recorded and the files are gone."""
     if known := (record.get("data_files") or {}).get(field):
         return str(known).split()
     try:
@@ -233,8 +236,8 @@ def compare(
     """Compare two models on the same rows by every metric of the task.
 
     Accuracy is decided by McNemar's exact test (McNemar 1947), metrics of a regression by the paired
-    bootstrap over rows. For other metrics, the bootstrap and the permutation test must agree: the
-    models differ on few rows, for which the bootstrap is too confident. All tests are at the 5 %
+    bootstrap over rows. For other metrics, the bootstrap and the permutation test must agree: models
+    often differ on few rows, for which the bootstrap is overconfident. All tests are at the 5 %
     level.
 
     `selections` describes the use of these rows in choosing the first and the second model. A model
@@ -329,14 +332,14 @@ def permutation_test(
 
     Args:
         metric: Name of the metric.
-        predictions: Answers of the first model, shape [rows] or [rows, labels], see `answers`.
-        baseline: Answers of the second model, of the same shape.
+        predictions: Output of `answers` for the first model, shape [rows] or [rows, labels].
+        baseline: Output of `answers` for the second model, of the same shape.
         references: Labels or values, shape [rows] or [rows, labels].
         seed: Seed of the swaps.
         groups: Group of each row, shape [rows]; None to swap single rows.
 
     Raises:
-        UserError: The metric is unknown, or all rows are of one group.
+        UserError: The metric is unknown, or all rows belong to one group.
     """
     group = None if groups is None else group_numbers(groups)
     columns = [predictions, baseline, references, *([] if group is None else [group])]

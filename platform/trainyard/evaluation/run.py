@@ -55,6 +55,7 @@ from trainyard.summary import Readable
 from trainyard.terminal import progress_bar, say, stage
 
 Logits = dict[str, NDArray[Any]]
+"""Logits by split, shape [rows, labels]."""
 
 
 def predict_on_ray(
@@ -66,7 +67,7 @@ def predict_on_ray(
     split, shape [rows, labels].
 
     Raises:
-        UserError: The workers failed; the message names the cause.
+        UserError: No worker fits into the cluster, or the workers failed.
     """
     resources = worker_resources(config)
     counted = storage / ".predicted_rows"
@@ -149,7 +150,7 @@ def predict_splits(
     use_gpu: bool,
     progress: Callable[[int], None] | None = None,
 ) -> Logits:
-    """Load the model in this worker, predict its share of the rows, and add all workers' shares."""
+    """Load the model in this worker, predict its share of the rows, and combine all shares."""
     accelerator = build_accelerator(config.mixed_precision, use_gpu=use_gpu)
     classifier, _ = load_model(CLASSIFIER, model, revision=data.model_revision)
     tables = {name: data.table(name) for name in data.folders}
@@ -201,7 +202,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     """Evaluate a model; write evaluation.json, report.html and, with `calibrate`, its temperature.
 
     Raises:
-        UserError: The model, the rows and the flags do not fit each other, or the workers failed.
+        UserError: The model, the rows and the flags do not fit each other, the workers failed, or the
+            temperature cannot be stored.
     """
     started = time.monotonic()
     model = describe(config.model_name_or_path)
@@ -392,7 +394,7 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
     The temperature is that of the first split.
 
     Raises:
-        UserError: The best temperature is the lowest possible, as if all rows are right, or the
+        UserError: The fitted temperature is the lower bound, as when all rows are right, or the
             folder cannot be written.
     """
     name, found = next(iter(splits.items()))
@@ -400,12 +402,14 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
     kept = {key: found["calibration"][key] for key in fields}
     if kept["temperature"] == COLDEST:
         raise UserError(
-            f"--calibrate: with {100 * kept['before']['accuracy']:.4g} % of {name} right, any "
-            f"temperature fits better the lower it is, down to {COLDEST:g} and on, so none is stored "
+            f"--calibrate: with {100 * kept['before']['accuracy']:.4g} % of {name} right, a "
+            f"lower temperature always fits better, even below {COLDEST:g}, so none is stored "
             "(the report is); calibrate on more rows, some of them hard"
         )
     if kept["temperature"] == HOTTEST:
-        say(f"note: on {name} the model is no better than chance, so its scores are made all alike")
+        say(
+            f"note: on {name} the model is no better than chance, so calibration makes its scores alike"
+        )
     path = folder / "calibration.json"
     try:
         write_json(path, {**kept, "split": name})

@@ -38,7 +38,7 @@ PEAKS = "peaks.json"
 """File of measured peaks in FLOP/s, in the cache folder: by processor, threads, dtype and torch."""
 
 _not_kept: dict[str, float] = {}
-"""Peaks that this process measured next to other work, by the keys of PEAKS."""
+"""Peaks that this process measured while the machine was busy, by the keys of PEAKS."""
 
 
 def training_flops(model: "PreTrainedModel", lengths: NDArray[np.int32]) -> float:
@@ -74,9 +74,9 @@ def peak_flops(
     Args:
         device: Device of this process.
         precision: Precision of the products.
-        reached: FLOP/s that a run reached on the device. A cached peak below was measured next to
-            other work, so it is measured again, and the larger one is cached.
-        keep: False on a machine that has other work now: only this process uses the measured peak.
+        reached: FLOP/s that a run reached on the device. A cached peak below it was measured on a
+            busy machine, so it is measured again, and the larger value is cached.
+        keep: False while the machine is busy: a newly measured peak is not cached on disk.
     """
     import torch
 

@@ -129,7 +129,7 @@ def _shards(folder: Path, name: str) -> Iterator[str]:
     for shard in shards:
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise UserError(
-                f"model {name}: {INDEX} names the weights {shard!r}, which are no file of the model's "
+                f"model {name}: {INDEX} names the weights {shard!r}, which are not a file in the model's "
                 "own folder; copy the whole model again"
             )
         yield shard

@@ -85,11 +85,12 @@ class RunFolder(JobFolder):
 
     @property
     def restart_request(self) -> Path:
-        """Path of the file by which the driver asks its workers to save and stop for a restart."""
+        """Path of the file by which the driver makes its workers save and stop for a restart."""
         return self.path / request_name("restart", self.fence)
 
     @property
     def seen_everywhere(self) -> bool:
+        """True if every node sees the folder; False for a scratch copy of a bucket."""
         return self.mirror is None
 
     def store(self) -> CheckpointStore:
@@ -109,6 +110,11 @@ class RunFolder(JobFolder):
         )
 
     def has_model(self) -> bool:
+        """Return whether the run has exported its model.
+
+        Raises:
+            UserError: The bucket does not answer.
+        """
         if self.mirror is not None:
             return self.mirror.bucket.has(self.mirror.key("model/model.safetensors"))
         return (self.model / "model.safetensors").exists()
@@ -164,7 +170,7 @@ class RunFolder(JobFolder):
             self.mirror.push_tables(tables)
 
     def find_table(self, folder: Path) -> bool:
-        """Return whether a tokenized split is in `folder`; if not, try to download it first.
+        """Return whether `folder` holds a tokenized split; first try to download an absent one.
 
         Raises:
             UserError: The bucket cannot be read.
@@ -356,6 +362,11 @@ class SuiteFolder(JobFolder):
         return RunFolder(self.path / name, fence=self.fence)
 
     def write_table(self, table: Mapping[str, Any], markdown: str, page: str) -> None:
+        """Write the table as glue.json, glue.md and glue.html.
+
+        Raises:
+            UserError: `check` fails.
+        """
         self.check()
         write_json(self.path / self.RECORD, table)
         write_atomic(self.path / "glue.md", markdown)

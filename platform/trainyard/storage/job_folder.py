@@ -67,7 +67,7 @@ class JobFolder:
         return self.path / request_name("stop", self.fence)
 
     def stop_is_requested(self) -> bool:
-        """Return whether a stop request lies here, to `fence`, a fence above it, or any holder."""
+        """Return whether there is a stop request to `fence`, a fence above it, or any holder."""
         return any(
             (self.path / request_name("stop", one)).exists() for one in _and_above(self.fence)
         )
@@ -155,6 +155,11 @@ class JobFolder:
         return self.read_json(self.RECORD)
 
     def read_json(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in a file of the folder; empty if the file is absent.
+
+        Raises:
+            DamagedRun: The file holds no JSON object.
+        """
         try:
             return read_record(self.path / name)
         except FileNotFoundError:

@@ -42,7 +42,7 @@ DRIVER = ".driver"
 """File in a scratch folder that holds the id of the lease of the driver it belongs to."""
 
 _uploading = threading.Lock()
-"""Held while a process uploads records: its loop and the writer of its checkpoints both do."""
+"""Lock for uploads of records, from the training loop and from the writer of checkpoints."""
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +79,14 @@ class Mirror:
         name: Name of the run.
 
     Raises:
-        UserError: The scheme of `url` is not supported.
+        UserError: In the constructor, the scheme of `url` is not supported. In any method, the
+            bucket refuses access or does not answer.
     """
 
     def __init__(self, url: str, name: str) -> None:
         self.bucket, self.name = Bucket(url), name
         self.brief = Bucket(url, impatient=True)
-        """The same bucket, for what a training step asks and tells: an outage costs it seconds."""
+        """The same bucket with short timeouts: an outage delays a training step by seconds only."""
         self.path = scratch_folder(url) / name
         self.asks, self.tells = Timer(), Timer()
         self._built: set[str] = set()
@@ -102,8 +103,8 @@ class Mirror:
     def empty_unless_of(self, driver: str) -> None:
         """Empty the scratch folder if it is not marked by this driver.
 
-        Otherwise files of a run that `--fresh` has replaced would be uploaded as those of the new
-        one. The processes of a node call this one after another.
+        Otherwise, files of a run that `--fresh` has replaced would be uploaded as those of the new
+        run. A lock serializes the processes of a node.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
@@ -134,7 +135,7 @@ class Mirror:
                     self._sent[relative] = state
 
     def push_at_once(self, name: str) -> None:
-        """Upload a file now, or not at all: never wait for another upload or for long.
+        """Upload a file with short timeouts; do nothing while another upload is running.
 
         Raises:
             UserError: The bucket does not answer within seconds.

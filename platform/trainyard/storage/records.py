@@ -216,7 +216,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def real(value: Any) -> float | None:
-    """Return `value` if it is a number (or NaN), else None; integers from 2**63 on give None."""
+    """Return a number (or NaN) unchanged; None for other types, and for integers beyond 2**63."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return None if isinstance(value, int) and abs(value) >= 1 << 63 else value

@@ -237,8 +237,8 @@ def lock_name(name: str) -> str:
 
 def unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"--storage-path: {folder} cannot be written ({error.strerror}); give a folder that can, seen "
-        "by every node, or make room"
+        f"--storage-path: {folder} cannot be written ({error.strerror}); give a writable folder "
+        "that every node sees, or make room"
     )
 
 
