@@ -150,7 +150,7 @@ def compare(run: Path, other: Path, steps: int) -> dict[str, Any]:
 
 
 def compare_with_ddp(run: Path, ddp: Path, steps: int) -> dict[str, Any]:
-    """Compare weights and logged losses with those of ddp, which are close but not equal."""
+    """Compare weights and logged losses with those of ddp, within TOLERANCE."""
     import numpy as np
 
     ours, theirs = weights(run, steps), weights(ddp, steps)
