@@ -298,6 +298,9 @@ SCENARIOS = {
     "job-stop": "`ray job stop`; the same command again",
     "elastic": "one of two workers leaves and comes back (`--num-workers 1:2`)",
     "head-restart": "the head loses power and comes back empty; the same command again",
+    "power-off-fsdp": "a host of an fsdp run loses power",
+    "power-off-zero2": "a host of a ZeRO-2 run loses power",
+    "power-off-zero3": "a host of a ZeRO-3 run loses power",
 }
 
 

@@ -153,7 +153,7 @@ def main() -> None:
         make_root_only(Path(made))
         write_workload(Path(made) / "shared")
         with RayCluster(Path(made), workers=2) as cluster:
-            job = cluster.submit("ports", flags_for(Path(made) / "shared", STEPS, alone=False))
+            job = cluster.submit("ports", flags_for(Path(made) / "shared", "ports", STEPS))
             job.wait_for_step(EARLY)
             sockets = matrix(cluster)
             job.stop()

@@ -1,6 +1,12 @@
-"""Allow on CPUs what the package allows on GPUs only: DeepSpeed, and fp16 with loss scaling."""
+"""Allow on CPUs what the package allows on GPUs only: DeepSpeed, and fp16 with loss scaling.
+
+As a script it runs a job's script, `python tests/support/lifted.py jobs/train.py FLAGS`: in the job's
+process and in its Ray Train workers, which get this code with the function that they run.
+"""
 
 import os
+import runpy
+import sys
 from typing import Any
 
 import pytest
@@ -25,6 +31,41 @@ def lift() -> None:
     lift_scaler(pytest.MonkeyPatch())
 
 
+def lift_compiler() -> None:
+    """Keep DeepSpeed from compiling its collective operations; gloo computes the same sums.
+
+    The compiler leaves a lock behind when it is killed, for which all later processes wait.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}  # unset, it is found out by running the compiler
+
+
+def lift_workers(patch: pytest.MonkeyPatch) -> None:
+    """Let this process build such configs, and its Ray Train workers train by them.
+
+    Where this module can be imported, and the workers cannot import it, register it by
+    `cloudpickle.register_pickle_by_value`.
+    """
+    from trainyard.training.driver import restarts
+
+    build = restarts.worker_function
+
+    def build_lifted(config: Any, *args: Any, **more: Any) -> Any:
+        work, compiles = build(config, *args, **more), config.strategy == "deepspeed"
+
+        def work_lifted() -> Any:
+            lift()
+            if compiles:
+                lift_compiler()
+            return work()
+
+        return work_lifted
+
+    lift_guards(patch)
+    patch.setattr(restarts, "worker_function", build_lifted)
+
+
 def lift_scaler(patch: pytest.MonkeyPatch) -> None:
     """Make Accelerate scale the loss in fp16 on CPUs, too."""
     import torch
@@ -42,3 +83,14 @@ def lift_scaler(patch: pytest.MonkeyPatch) -> None:
             self.scaler = torch.amp.GradScaler(device, **ours | given)
 
     patch.setattr(Accelerator, "__init__", build_with_fp16)
+
+
+def main() -> None:
+    """Run the script of a job with its flags."""
+    del sys.argv[0]
+    lift_workers(pytest.MonkeyPatch())
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -164,7 +164,7 @@ def main() -> None:
     """Join the group of `run_ranks`, and run its attempts."""
     import torch
     import torch.distributed as dist
-    from support.lifted import lift
+    from support.lifted import lift, lift_compiler
 
     meeting, world, rank = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     lift()
@@ -172,10 +172,7 @@ def main() -> None:
     join_group(meeting, world, rank)
     attempts = json.loads((meeting / "attempts.json").read_text())
     if any(entry["config"]["strategy"] == "deepspeed" for entry in attempts):
-        import deepspeed
-
-        # A killed compiler leaves a lock behind, for which all later processes would wait.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        lift_compiler()
     for entry in attempts:
         run_attempt(entry, rank)
         if world > 1:
