@@ -53,7 +53,8 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
     """The run stopped on request; everything saved before the stop is kept.
 
     Attributes:
-        exit_status: 128 plus the signal's number, as a shell reports it.
+        exit_status: 128 plus the signal's number, as a shell reports it; that of SIGTERM if a
+            callback or a request in a file stopped the run.
     """
 
     def __init__(self, message: str, exit_status: int) -> None:
