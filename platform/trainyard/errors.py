@@ -53,7 +53,8 @@ class Interrupted(Exception):  # noqa: N818 (a requested stop, not an error)
     """The run stopped on request; everything saved before the stop is kept.
 
     Attributes:
-        exit_status: 128 plus the signal's number, as a shell reports it.
+        exit_status: 128 plus the signal's number, as a shell reports it; that of SIGTERM if a
+            callback or a request in a file stopped the run.
     """
 
     def __init__(self, message: str, exit_status: int) -> None:

@@ -1,6 +1,7 @@
 """Runs in a bucket, on a real S3 server: two nodes, and going on on an empty machine."""
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -161,6 +162,36 @@ def test_the_next_attempt_continues_the_log_and_the_use_of_the_node(
         for number in (1, 2)
         for line in ("started", f"attempt {number}", "ended by UserError: cut off")
     ]
+
+
+def test_the_log_of_a_finished_run_is_whole_in_the_bucket_and_gone_from_the_node(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path))
+    driver = open_run(url, "run")
+    driver.create()
+    with _logged_records(driver):
+        driver.update(status="finished")
+        say("note: one answer")
+        assert driver.path.exists()
+    assert not driver.path.exists()
+    log = Bucket(url).read("run/log.txt")
+    assert log is not None
+    lines = [line.split(" ", 2)[2] for line in log.content.decode().splitlines()]
+    assert lines == ["started", "note: one answer", "ended"]
+
+
+def test_a_disk_that_fails_at_the_end_does_not_hide_why_a_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: RunFolder) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    driver = RunFolder(tmp_path / "run")
+    driver.create()
+    monkeypatch.setattr(RunFolder, "read", broken)
+    with pytest.raises(UserError, match="cut off"), _logged_records(driver):
+        raise UserError("cut off")
 
 
 def test_a_start_that_fails_leaves_no_object(url: str) -> None:

@@ -178,10 +178,10 @@ def test_a_callback_that_stops_training_saves_the_run(
         eval_steps=6, ledger=False,
     )  # fmt: skip
     outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag, event)])
-    assert (outcome.status, outcome.state.step) == ("stopped", 4)
+    assert (outcome.status, outcome.state.step, outcome.by_callback) == ("stopped", 4, True)
     assert folder.store().steps() == [4]
     outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag, event)])  # its last step
-    assert (outcome.status, outcome.state.step) == ("finished", 8)
+    assert (outcome.status, outcome.state.step, outcome.by_callback) == ("finished", 8, False)
     _, whole = run_locally(dataclasses.replace(config, run_name="whole"))
     assert weights_hash(folder, 8) == weights_hash(whole, 8)
 

@@ -18,6 +18,7 @@ from trainyard.cluster import (
     claim_processor,
     mistake_of,
     ray_session,
+    release_orphans,
     worker_resources,
 )
 from trainyard.config import ScoringFlags, WorkerFlags
@@ -81,27 +82,32 @@ def predict_on_ray(
         except UserError as error:
             if config.worker_counts != [1]:
                 raise  # ends the other workers, which wait for this one
-            return str(error)  # Ray would retry
+            return str(error)  # else Ray would log a traceback
 
-    trainer = build_trainer(
-        config,
-        work,
-        config.worker_counts[0],
-        resources,
-        storage,
-        max_failures=1,
-        controller_failure_limit=3,
-    )
     rows = sum(len(data.table(name)) for _, data, _ in jobs for name in data.folders)
-    try:
-        with _bar(counted, rows):
-            found: list[Logits] | str = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        if (mistake := mistake_of(error)) is not None:
-            raise mistake from error
-        raise UserError(
-            f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
-        ) from error
+    with _bar(counted, rows):
+        for is_last in (False, True):
+            trainer = build_trainer(
+                config,
+                work,
+                config.worker_counts[0],
+                resources,
+                storage,
+                max_failures=0,  # Ray would also retry after a mistake
+                controller_failure_limit=3,
+            )
+            try:
+                found: list[Logits] | str = trainer.fit().return_value
+                break
+            except ray.train.TrainingFailedError as error:
+                if (mistake := mistake_of(error)) is not None:
+                    raise mistake from error
+                if is_last:
+                    raise UserError(
+                        f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
+                    ) from error
+                say(f"the workers are started once more: {cause_of(error)}")
+                release_orphans()
     if isinstance(found, str):
         raise UserError(found)
     return found

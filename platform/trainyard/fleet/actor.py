@@ -122,6 +122,8 @@ class RunProcess:
             if not self._reported:  # neither started, nor reported from stored evaluations
                 return
         elif not self._thread.is_alive():
+            if self._outcome is not None:  # the run ended before the decision
+                self._verdict.unlink(missing_ok=True)
             return
         else:
             while self._thread.is_alive():

@@ -91,8 +91,6 @@ class JobFolder:
     def created(self) -> Iterator[None]:
         """Create the folder; after a UserError in the block, remove empty folders made here.
 
-        A folder that holds only the driver's log counts as empty, unless the job is in a bucket.
-
         Raises:
             UserError: The folder or the bucket cannot be written, or `check` fails.
         """
@@ -102,8 +100,6 @@ class JobFolder:
         try:
             yield
         except UserError:
-            if self.path in missing and self.mirror is None and not self.names():
-                (self.path / LOG).unlink(missing_ok=True)
             for folder in missing:  # the innermost first
                 with suppress(OSError):
                     folder.rmdir()
@@ -119,10 +115,14 @@ class JobFolder:
     def lease(self, patience: float = 0.0) -> Iterator[Lease]:
         """Create the folder, hold its `Lease`, and delete old requests and scratch files.
 
+        After a UserError in the block, empty folders made here are removed. A folder that holds
+        only the driver's log counts as empty, unless the job is in a bucket.
+
         Raises:
             HeldError: Another driver still holds the lease after `patience` seconds.
             UserError: The folder or the bucket cannot be written, or `check` fails.
         """
+        is_new = not self.path.exists()
         with (
             self.created(),
             Lease(*self._stored(LEASE), f"{self.KIND} '{self.path.name}'", patience) as lease,
@@ -133,6 +133,12 @@ class JobFolder:
                     for left in self.path.glob(pattern):
                         discard(left)
                 yield lease
+            except UserError:
+                if is_new and self.mirror is None and not self.names():
+                    with suppress(UserError):  # the log of a successor stays
+                        self.check()
+                        (self.path / LOG).unlink(missing_ok=True)
+                raise
             finally:
                 self.fence = above
 

@@ -94,6 +94,8 @@ class Outcome:
 
     status: Literal["finished", "stopped", "failed"]
     error: UserError | None = None
+    by_callback: bool = False
+    """True if a user's callback stopped the run."""
     state: TrainState = field(default_factory=TrainState)
     notes: list[str] = field(default_factory=list)
     """Sentences to print, about skipped damaged checkpoints and changed machines."""

@@ -162,22 +162,25 @@ class Fleet:
         """
         run = spec.folder
         with run.lease(patience):
-            if (known := _ended(spec)) is not None:
-                return known
-            trial: dict[str, Any] = {}
-            if self.shared is not None and spec.trial is not None:
-                scores = self.shared.scores(run)
-                trial = {
-                    "trial": spec.trial.as_dict(),
-                    "trial_score": max(scores.values(), default=None),
-                    "trial_evaluations": len(scores),
-                }
-            ended = ended or pruned(trial.get("trial_evaluations", 0))
-            run.update(status=ended.status, reason=ended.reason, ended=now(), **trial)
-            if ended.status == "pruned":
-                run.store().keep(())
+            known = _ended(spec) or self._record(spec, ended)
             (run.path / VERDICT).unlink(missing_ok=True)
-            return ended
+            return known
+
+    def _record(self, spec: RunSpec, ended: Ended | None) -> Ended:
+        run = spec.folder
+        trial: dict[str, Any] = {}
+        if self.shared is not None and spec.trial is not None:
+            scores = self.shared.scores(run)
+            trial = {
+                "trial": spec.trial.as_dict(),
+                "trial_score": max(scores.values(), default=None),
+                "trial_evaluations": len(scores),
+            }
+        ended = ended or pruned(trial.get("trial_evaluations", 0))
+        run.update(status=ended.status, reason=ended.reason, ended=now(), **trial)
+        if ended.status == "pruned":
+            run.store().keep(())
+        return ended
 
 
 def _ended(spec: RunSpec) -> Ended | None:

@@ -140,16 +140,16 @@ class JsonlWriter(_TextWriter):
         for values in zip(*columns, strict=True):
             row = dict(zip(table.column_names, values, strict=True))
             line = {
-                name: _finite(json.loads(value) if name in self._encoded else value)
+                name: json.loads(value) if name in self._encoded else value
                 for name, value in row.items()
                 if value is not None
             }
-            line = {name: value for name, value in line.items() if value is not None}
-            text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=_plain)
+            line = {name: value for name, value in line.items() if not _is_missing(value)}
+            text = _json(line)
             try:
                 text.encode()
             except UnicodeEncodeError:  # half of a surrogate pair needs an escape
-                text = json.dumps(line, allow_nan=False, default=_plain)
+                text = _json(line, ensure_ascii=True)
             self._file.write(text + "\n")
 
 
@@ -169,7 +169,7 @@ class CsvWriter(_TextWriter):
         columns = [_values(table[name]) for name in self._names]
         lines.writerows(
             [
-                json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+                _json(value)
                 if isinstance(value, list | dict)
                 else _plain(value)
                 if isinstance(value, bytes)
@@ -198,6 +198,19 @@ class ParquetWriter:
     def write(self, table: pa.Table) -> None:
         self._writer = self._writer or pq.ParquetWriter(self._path, table.schema)
         self._writer.write_table(table)
+
+
+def _json(value: Any, *, ensure_ascii: bool = False) -> str:
+    """Return the value as JSON, with null for each NaN and infinity in it."""
+    try:
+        return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False, default=_plain)
+    except ValueError:  # NaN or infinity; looking for them takes as long as writing the value
+        finite = _finite(value)
+        return json.dumps(finite, ensure_ascii=ensure_ascii, allow_nan=False, default=_plain)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _finite(value: Any) -> Any:

@@ -27,6 +27,7 @@ from trainyard.serving.replica.metrics import ReplicaMetrics
 from trainyard.serving.replica.model_source import check_memory, locate, task_of
 from trainyard.serving.replica.streams import cancelled_on_exit, token_events
 from trainyard.serving.replica.threads import process_threads, run_pass
+from trainyard.serving.replica.turns import memory_turn
 
 log = logging.getLogger("ray.serve.trainyard")
 
@@ -124,12 +125,13 @@ class Host:
         on_gpu = torch.cuda.is_available() and owns_gpu()
         device = options.device or ("cuda" if on_gpu else "cpu")
         folder, about = locate(version, options.max_parameters)
-        check_memory(folder, options.dtype, device, version.source)
         task = options.task or task_of(folder)
         if task not in PREDICTORS:
             raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
         choice = choose(options.engine, options.dtype, folder, device)
-        predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
+        with memory_turn():
+            check_memory(folder, options.dtype, device, version.source)
+            predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
         about |= {"task": task, "device": device, **choice.about()}
         if predictor.padding.note is not None:
             about["padding_note"] = predictor.padding.note

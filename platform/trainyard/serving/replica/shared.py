@@ -54,6 +54,7 @@ class SharedReplica:
         self._callers = Counter[asyncio.Task[_LoadedModel]]()
         self._models: WeakSet[VersionedModel] = WeakSet()
         self._loading = asyncio.Lock()
+        self._ends = False
 
         async def load(name: str) -> _LoadedModel:
             return await self._load(name)
@@ -147,6 +148,7 @@ class SharedReplica:
 
     async def __del__(self) -> None:
         """Load no further version; Serve awaits this before it ends the process."""
+        self._ends = True
         for model in self._models:
             model.stop_loading()
 
@@ -191,6 +193,8 @@ class SharedReplica:
             name, self._options, self._application, self._build, LOAD_SECONDS, self._one_load
         )
         self._models.add(model)
+        if self._ends:
+            model.stop_loading()
         version = self._check(name)
         while True:
             try:
@@ -203,6 +207,8 @@ class SharedReplica:
                     self._failed[name] = time.monotonic() + FAILED_SECONDS
                     raise _cannot_load(name, FAILED_SECONDS) from None
                 version = newer  # a new list came during the load
+        if model.host is None:  # the replica ends
+            raise _cannot_load(name, FAILED_SECONDS)
         loaded = self._loaded[name] = _LoadedModel(model)
         if name in self._versions:
             await model.want(self._versions[name])

@@ -1,6 +1,7 @@
 """`fit`: train one run from its config to `model/`, on Ray. Sweeps and suites use it, too."""
 
 import importlib.util
+import logging
 import os
 import threading
 import time
@@ -81,6 +82,8 @@ class Trial:
     """Stopwatch that was started with the trial. Time that `fit` does not record stays on it."""
 
 
+log = logging.getLogger(__name__)
+
 EXTRAS = {
     "deepspeed": ("deepspeed", "use --strategy fsdp"),
     "mlflow": ("mlflow-skinny", "leave it out: TensorBoard needs no other package"),
@@ -137,7 +140,8 @@ def fit(
         SupersededError: Another driver has taken over the run, its sweep or its suite.
         Diverged: The loss, an output or the gradients were not finite.
         UserError: The flags, data, model or cluster cannot be used; checkpoints are kept.
-        Interrupted: SIGTERM, Ctrl-C or `trial.on_evaluation` stopped the run; checkpoints are kept.
+        Interrupted: SIGTERM, Ctrl-C, a callback or `trial.on_evaluation` stopped the run;
+            checkpoints are kept.
     """
     result = _fit(config, trial, callbacks, patience, fence)
     if config.push_to_hub:
@@ -231,9 +235,11 @@ def _fit(
             folder.update(environments=with_workers(folder.read()["environments"], workers))
         if outcome.status == "stopped":
             folder.update(status="stopped")
+            where = f"at step {outcome.state.step}"
+            if outcome.by_callback:
+                where += ", where a callback stopped it"
             raise Interrupted(
-                f"run {folder.path.name} is saved at step {outcome.state.step}; the same command "
-                "resumes it",
+                f"run {folder.path.name} is saved {where}; the same command resumes it",
                 signals.exit_status,
             )
         return _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
@@ -243,16 +249,23 @@ def _fit(
 def _logged_records(folder: RunFolder) -> Iterator[None]:
     """Fetch the records of a run, and log the block to its log.txt, which is uploaded at the end.
 
-    A folder without run.json gets no log in its bucket: --fresh would refuse to empty it.
+    A folder without run.json gets no log in its bucket: --fresh would refuse to empty it. After the
+    upload, the files that a finished run does not need are deleted.
     """
     folder.fetch()
     try:
         with logged(folder.path / "log.txt"):
             yield
     finally:
-        with suppress(SupersededError), outages_logged():  # an error here must not hide the block's
-            if folder.read():
-                folder.publish("log.txt")
+        try:  # an error here must not hide the block's
+            with suppress(SupersededError), outages_logged():
+                record = folder.read()
+                if record:
+                    folder.publish("log.txt")
+                if record.get("status") == "finished":
+                    folder.clean_up()
+        except OSError as error:
+            log.warning("log.txt of run %s is not uploaded: %s", folder.path.name, error)
 
 
 def _open_record(
@@ -429,5 +442,4 @@ def _conclude(
         say(f"note: {words}")
     known = {"one_answer": answers} if answers else {}
     folder.update(status="finished", result=asdict(result), warnings=alerts, **known)
-    folder.clean_up()
     return result

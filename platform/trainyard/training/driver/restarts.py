@@ -105,7 +105,8 @@ def run_workers(
             if (newest := max(folder.store().steps(), default=0)) > saved:
                 failures, saved = 0, newest
         else:
-            if outcome.status == "stopped" and monitor.reason and not folder.stop_is_requested():
+            wanted = outcome.by_callback or folder.stop_is_requested()
+            if outcome.status == "stopped" and monitor.reason and not wanted:
                 say(f"restarting from step {outcome.state.step}: {monitor.reason}")
                 continue
             return outcome

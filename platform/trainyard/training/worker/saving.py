@@ -92,7 +92,7 @@ class Snapshot(NamedTuple):
     step: int
     best_step: int
     model: Any
-    """The live model, for its config and the names of its parameters."""
+    """The live model. The thread reads only its configs, its dtype and the names of its parameters."""
     weights: dict[str, torch.Tensor]
     moments: dict[str, Any]
     """The optimizer's state; where processes write parts of it, "state" holds its tensors."""

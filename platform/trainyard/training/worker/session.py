@@ -305,6 +305,7 @@ class Session:
         return Outcome(
             status="failed" if self._error else self._status,
             error=self._error,
+            by_callback=self.wants_stop and self._status == "stopped",
             state=self.state,
             padding_note=self.padding.note,
             notes=[*self._store.skipped, *self._notes, *self.journal.notes],
@@ -388,17 +389,17 @@ class Session:
         the same step.
         """
         main = self.accelerator.is_main_process
-        stop = self.wants_stop or (main and self.folder.wants_stop())
-        wishes = float(stop), float(self._writer.has_failed)
+        wishes = main and self.folder.wants_stop(), self.wants_stop, self._writer.has_failed
         message = torch.stack(
-            [*self._unread, *(torch.full_like(self._unread[0], wish) for wish in wishes)]
+            [*self._unread, *(torch.full_like(self._unread[0], float(wish)) for wish in wishes)]
         )
         self._unread.clear()
         if self.accelerator.num_processes > 1:
             parts = [torch.empty_like(message) for _ in range(self.accelerator.num_processes)]
             torch.distributed.all_gather(parts, message)
             message = tree_sum(parts)
-        *losses, stops, failed = message.tolist()
+        *losses, requested, called, failed = message.tolist()
+        self.wants_stop = bool(called)
         scales = torch.stack(self._unread_scales).tolist() if self._unread_scales else []
         self._unread_scales.clear()
         # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
@@ -423,7 +424,7 @@ class Session:
                 self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])
         if failed:
             self._join_checkpoint()
-        return bool(stops)
+        return bool(requested or called)
 
     def _diverge(self, what: str) -> None:
         self._error = diverged(what)
