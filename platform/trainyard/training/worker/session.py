@@ -4,6 +4,7 @@ Both loops, ours and transformers' Trainer, train inside a `Session`. They diffe
 make a step.
 """
 
+import copy
 import hashlib
 import math
 import time
@@ -39,7 +40,7 @@ from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.journal import Journal
 from trainyard.training.worker.probe import probe
 from trainyard.training.worker.saving import CheckpointWriter, diverged
-from trainyard.training.worker.state import broadcast, load_checkpoint, stored_predictions
+from trainyard.training.worker.state import broadcast, load_checkpoint, restore_predictions
 from trainyard.training.worker.trackers import tracker_folders
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self._writer.close()
+        self.folder.end_exchange()
 
     def build_model(self) -> "PreTrainedModel":
         """Build the model as all processes begin with it, whole and on the CPU."""
@@ -144,10 +146,15 @@ class Session:
         """Take up the run where its newest valid checkpoint left it."""
         self.use(model, optimizer, scheduler)
         self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
+        if self.accelerator.is_main_process:
+            self.folder.begin_exchange()
         self._compare_with_checkpoint()
         if (scaler := self.accelerator.scaler) is not None and self.state.loss_scale is None:
             self.state.loss_scale = scaler.get_scale()
-        self._restore_predictions()
+        warning = restore_predictions(
+            self.accelerator, self._store, self.folder, self.state.best_step
+        )
+        self._notes += [warning] if warning else []
         self.journal = Journal(
             self.config,
             self.folder,
@@ -235,7 +242,8 @@ class Session:
             return True
 
         if self.accelerator.is_main_process:
-            self._store.check_claim()  # back from a lost network, it must log nothing either
+            self.folder.poll()  # back from a lost network, it must log nothing either
+            self._store.check_attempt()
         stop = self._read_losses()
         if self._error or ((save or stop) and not self._join_checkpoint()):
             return False
@@ -248,6 +256,7 @@ class Session:
                 return False
         if save or stop:
             predictions = self._best_predictions if self.state.is_best else None
+            self._saved = copy.deepcopy(self.state)
             self._writer.begin(*self._live, self.state, predictions)
             self.stopwatch.lap("checkpoint")
             self._tell(at_once=True)
@@ -266,14 +275,20 @@ class Session:
         self._unread.append(loss)
         self._read_losses()
         if self._error is None:
-            self._diverge(f"the gradients of step {done} are not finite")
+            self._diverge(diverged(f"the gradients of step {done} are not finite"))
 
     def _join_checkpoint(self) -> bool:
-        """Wait for the checkpoint that is being written; return whether it, if any, is committed."""
+        """Wait for the checkpoint that is being written; return whether it, if any, is committed.
+
+        If its weights are not finite, the run ends at its step: how many steps were done since then
+        depends on the speed of the disk.
+        """
         failure = self._writer.join()
         self.stopwatch.lap("checkpoint")
-        if failure is not None and self._error is not None:
-            self._notes.append(f"warning: {failure}")
+        if isinstance(failure, Diverged):
+            self.state = self._saved
+            if self.accelerator.is_main_process:
+                self.folder.rewind_metrics(self.state.step)
         self._error = self._error or failure
         return failure is None
 
@@ -285,7 +300,8 @@ class Session:
         self.stopwatch.lap("sync")
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
-            self.folder.publish("progress.json", "usage.jsonl", *tracker_folders(self.config))
+            records = "metrics.jsonl", "progress.json", "usage.jsonl"
+            self.folder.publish(*records, *tracker_folders(self.config))
         speed = self._rows / self._seconds if self._seconds else None
         peak = used = None
         if speed and self.accelerator.is_main_process:
@@ -294,7 +310,7 @@ class Session:
                 self.accelerator.device,
                 self.config.mixed_precision,
                 reached=reached,
-                keep=self._on_evaluation is None,  # other trials of a sweep train now
+                keep=not self.folder.has_siblings,  # which may train now
             )
             used = reached / peak
         return Outcome(
@@ -337,18 +353,6 @@ class Session:
                 "not be bit-identical to that of an undisturbed run"
             )
         self.state.row_order, self.state.workers = order, workers
-
-    def _restore_predictions(self) -> None:
-        """Replace predictions/ with those of the best checkpoint.
-
-        An attempt that was killed may have written those of an evaluation that is made again now.
-
-        Raises:
-            DamagedRun: The best checkpoint is damaged, so the run cannot end with its model.
-        """
-        best = self.state.best_step
-        if self.accelerator.is_main_process and best in self._store.steps():
-            self.folder.write_predictions(stored_predictions(self._store.bring_best(best)))
 
     def _scheduler_stops(self) -> bool:
         """Let the scheduler decide, when the checkpoint that it may copy is committed."""
@@ -398,17 +402,18 @@ class Session:
         for loss, scale in zip_longest(losses, scales):
             self.state.step += 1
             if not math.isfinite(loss):
-                self._diverge(f"the loss of step {self.state.step} is {loss}")
+                self._diverge(diverged(f"the loss of step {self.state.step} is {loss}"))
                 return True
             self.state.add_loss(loss)
             if scale is not None:
                 self.state.add_loss_scale(scale)
             if self.state.skipped_in_a_row == SKIPS_IN_A_ROW:
-                self._error = Diverged(
+                overflow = (
                     f"in fp16 the gradients of {SKIPS_IN_A_ROW} steps in a row overflowed, the last one at "
                     f"step {self.state.step} with a loss scale of {scale:g}; use --mixed-precision bf16 "
                     "or no, or lower --learning-rate"
                 )
+                self._diverge(Diverged(overflow))
                 return True
             if self.state.step % self.config.logging_steps == 0:
                 epoch = self.state.step / self.plan.steps_per_epoch
@@ -417,8 +422,10 @@ class Session:
             self._join_checkpoint()
         return bool(stops)
 
-    def _diverge(self, what: str) -> None:
-        self._error = diverged(what)
+    def _diverge(self, error: Diverged) -> None:
+        """End the run with `error`, unless the checkpoint of an earlier step has failed."""
+        if self._join_checkpoint():
+            self._error = error
 
     def _evaluate(self) -> None:
         """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).
@@ -462,7 +469,7 @@ class Session:
             for name, table in tables.items()
         }
         if fault := not_finite(logits):  # every process has all logits, so all of them stop here
-            self._diverge(f"after step {self.state.step} the model answers {fault}")
+            self._diverge(diverged(f"after step {self.state.step} the model answers {fault}"))
             return logits, {}
         found = None
         if self.accelerator.is_main_process:
