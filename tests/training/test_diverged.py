@@ -94,6 +94,7 @@ def test_a_bucket_gets_the_lines_up_to_the_step_that_diverged(
     url: str, base: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only those of its last checkpoint."""
+    at_once(monkeypatch)
     damage(monkeypatch, 100, 5)
     outcome, folder = run_locally(dataclasses.replace(base, storage_path=url, run_name="nan"))
     assert str(outcome.error).startswith("the loss of step 5 is nan")
