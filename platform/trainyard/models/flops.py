@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,12 +91,13 @@ def peak_flops(
         name = f"{machine()}, {torch.get_num_threads()} threads"
     key = f"{name}, {str(kind).removeprefix('torch.')}, torch {torch.__version__}"
     path = cache_root() / PEAKS
-    peaks: dict[str, Any] = {}
+    peaks: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
-        peaks = found if isinstance(found, dict) else {}
-    stored = peaks.get(key)
-    peak = max(stored if isinstance(stored, float) else 0.0, _not_kept.get(key, 0.0))
+        if isinstance(found, dict):  # entries of a damaged file are measured again
+            floats = {name: x for name, x in found.items() if isinstance(x, float)}
+            peaks = {name: x for name, x in floats.items() if math.isfinite(x)}
+    peak = max(peaks.get(key, 0.0), _not_kept.get(key, 0.0))
     if peak <= reached:
         peak = max(peak, _measured(device, kind))
         if not keep:

@@ -87,6 +87,14 @@ class CheckpointStore:
             UserError: The storage does not answer.
         """
         self._check_fence()
+        self.check_attempt()
+
+    def check_attempt(self) -> None:
+        """Check that this attempt is still the newest in `folder`; the lease is not read.
+
+        Raises:
+            SupersededError: A newer attempt has claimed the run.
+        """
         current = json.loads((self.folder / "attempt.json").read_text())["attempt"]
         if current != self.attempt:
             raise SupersededError(
@@ -380,8 +388,9 @@ class BucketCheckpoints(CheckpointStore):
             self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
 
     def _download(self, step: int) -> str | None:
-        name = f"{self._key}/{self._index_names()[step]}"
-        return download_folder(self._bucket, name, self.path(step))
+        if (name := self._index_names().get(step)) is None:
+            return "the index of checkpoints does not list it"
+        return download_folder(self._bucket, f"{self._key}/{name}", self.path(step))
 
     def _is_own(self, content: bytes) -> bool:
         return bool(json.loads(content)["attempt"] == self.attempt)

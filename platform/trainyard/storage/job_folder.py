@@ -66,6 +66,11 @@ class JobFolder:
         """Path of the file that asks the holder of `fence`, and runs below it, to save and stop."""
         return self.path / request_name("stop", self.fence)
 
+    @property
+    def has_siblings(self) -> bool:
+        """Return whether the job, whose lease is held, is one of several of a sweep or suite."""
+        return self.fence is not None and self.fence.above is not None
+
     def stop_is_requested(self) -> bool:
         """Return whether there is a stop request to `fence`, a fence above it, or any holder."""
         return any(

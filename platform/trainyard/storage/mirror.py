@@ -34,7 +34,7 @@ from trainyard.storage.manifest import (
 from trainyard.storage.store import Bucket
 
 ASK_SECONDS = 2.0
-"""Minimum time between two queries of the bucket for requests, by a worker."""
+"""Time between two checks of the lease and queries of the bucket for requests, by a worker."""
 TELL_SECONDS = 5.0
 """Minimum time between two uploads of progress.json by a worker, or two downloads by the driver."""
 
@@ -42,7 +42,7 @@ DRIVER = ".driver"
 """File in a scratch folder that holds the id of the lease of the driver it belongs to."""
 
 _uploading = threading.Lock()
-"""Lock for uploads of records, from the training loop and from the writer of checkpoints."""
+"""Lock for uploads of records, which several threads of a process make."""
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +86,9 @@ class Mirror:
     def __init__(self, url: str, name: str) -> None:
         self.bucket, self.name = Bucket(url), name
         self.brief = Bucket(url, impatient=True)
-        """The same bucket with short timeouts: an outage delays a training step by seconds only."""
+        """The same bucket with short timeouts, for requests that are repeated anyway."""
         self.path = scratch_folder(url) / name
-        self.asks, self.tells = Timer(), Timer()
+        self.tells = Timer()
         self._built: set[str] = set()
         self._sent: dict[str, tuple[int, int]] = {}
 
@@ -127,24 +127,27 @@ class Mirror:
     def push(self, *names: str) -> None:
         """Upload files and folders, except files unchanged since the last upload by this mirror."""
         with _uploading:
-            for path in (path for name in names for path in files(self.path / name)):
-                stat = path.stat()
-                state, relative = (stat.st_mtime_ns, stat.st_size), str(path.relative_to(self.path))
-                if self._sent.get(relative) != state:
-                    self.bucket.upload(self.key(relative), path)
-                    self._sent[relative] = state
+            self._push(self.bucket, *names)
 
     def push_at_once(self, name: str) -> None:
-        """Upload a file with short timeouts; do nothing while another upload is running.
+        """Do as `push` now, or not at all: never wait for another upload or for long.
 
         Raises:
             UserError: The bucket does not answer within seconds.
         """
         if _uploading.acquire(blocking=False):
             try:
-                self.brief.upload(self.key(name), self.path / name)
+                self._push(self.brief, name)
             finally:
                 _uploading.release()
+
+    def _push(self, bucket: Bucket, *names: str) -> None:
+        for path in (path for name in names for path in files(self.path / name)):
+            stat = path.stat()
+            state, relative = (stat.st_mtime_ns, stat.st_size), str(path.relative_to(self.path))
+            if self._sent.get(relative) != state:
+                bucket.upload(self.key(relative), path)
+                self._sent[relative] = state
 
     def pull(self, *names: str) -> None:
         """Replace local files with objects of the same names; delete a file without an object."""

@@ -224,6 +224,8 @@ def _fit(
                 outcome = worker_function(
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
                 )()
+                for note in outcome.notes:
+                    say(note)
             else:
                 outcome = _supervise(
                     config, task, data, folder, resources, signals, lease, callbacks

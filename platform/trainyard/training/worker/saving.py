@@ -270,7 +270,9 @@ class CheckpointWriter:
         Without a `folder` on rank 0, nothing is written.
 
         Raises:
-            Exception: A thread failed; rank 0 raises the first exception of any of them.
+            Diverged: A weight of any process is not finite; rank 0 names the same one for any number
+                of processes.
+            Exception: A thread failed otherwise; rank 0 raises the first exception of any of them.
         """
         self._met_others = True
         message = [folder]
@@ -289,9 +291,9 @@ class CheckpointWriter:
             found = _sendable(error, folder)
         parts: list[Any] | None = [None] * self._writers if self._main else None
         dist.gather_object(found, parts, dst=0, group=self._group)
-        for part in parts or []:
-            if isinstance(part, Exception):
-                raise part
+        errors = [part for part in parts or [] if isinstance(part, Exception)]
+        if errors:
+            raise min((e for e in errors if isinstance(e, Diverged)), key=str, default=errors[0])
         return parts or []
 
 
@@ -312,9 +314,9 @@ def _sendable(error: Exception, folder: Path) -> Exception:
 
 
 def _not_finite(snapshot: Snapshot) -> str | None:
-    """Return the name of a parameter in the snapshot that is not finite; None without one."""
+    """Return the first name, in alphabetical order, of a parameter that is not finite; else None."""
     parameters = {name for name, _ in snapshot.model.named_parameters(remove_duplicate=False)}
-    for name, tensor in snapshot.weights.items():
+    for name, tensor in sorted(snapshot.weights.items()):
         if name in parameters and tensor.numel():
             low, high = torch.aminmax(tensor)  # both are NaN if one value is
             if not (math.isfinite(low) and math.isfinite(high)):

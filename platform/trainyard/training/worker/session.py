@@ -4,13 +4,13 @@ Both loops, ours and transformers' Trainer, train inside a `Session`. They diffe
 take a step.
 """
 
+import copy
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from trainyard.batch_plan import Plan, Rows, padded_length, padding_efficiency, share
+from trainyard.batch_plan import Plan, Rows, padding_efficiency
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
@@ -35,12 +35,13 @@ from trainyard.models import RIGHT, build_model, machine, peak_flops, training_f
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome, TrainState
+from trainyard.training.worker.batches import Gatherer, StepBatches
 from trainyard.training.worker.dropout import fast_masks
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.journal import Journal
 from trainyard.training.worker.probe import probe
 from trainyard.training.worker.saving import CheckpointWriter, diverged
-from trainyard.training.worker.state import broadcast, load_checkpoint, stored_predictions
+from trainyard.training.worker.state import broadcast, load_checkpoint, restore_predictions
 from trainyard.training.worker.trackers import tracker_folders
 
 if TYPE_CHECKING:
@@ -48,29 +49,6 @@ if TYPE_CHECKING:
 
 SKIPS_IN_A_ROW = 20
 """Number of consecutive fp16 steps with overflowing gradients at which a run counts as diverged."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass: index in the step, rows, their share of the step, and inputs."""
-
-    index: int
-    rows: Rows
-    weight: float
-    inputs: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class StepBatches:
-    """Micro-batches of one step that this process runs.
-
-    `step` counts from 0 over the run. `rows` is the number of rows of the step in all processes.
-    """
-
-    step: int
-    epoch: int
-    rows: int
-    mine: list[MicroBatch]
 
 
 class Session:
@@ -128,6 +106,7 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self._masks.close()
         self._writer.close()
+        self.folder.end_exchange()
 
     def build_model(self) -> "PreTrainedModel":
         """Build the initial model, equal in all processes, unsharded and on the CPU."""
@@ -149,10 +128,15 @@ class Session:
         """Resume the run from its newest valid checkpoint, or start at step 0."""
         self.use(model, optimizer, scheduler)
         self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
+        if self.accelerator.is_main_process:
+            self.folder.begin_exchange()
         self._compare_with_checkpoint()
         if (scaler := self.accelerator.scaler) is not None and self.state.loss_scale is None:
             self.state.loss_scale = scaler.get_scale()
-        self._restore_predictions()
+        warning = restore_predictions(
+            self.accelerator, self._store, self.folder, self.state.best_step
+        )
+        self._notes += [warning] if warning else []
         self.journal = Journal(
             self.config,
             self.folder,
@@ -171,54 +155,10 @@ class Session:
         """Return the remaining steps as (step, epoch, micro-batches); steps count from 0."""
         return self.plan.steps(self.state.step, 0 if self.state.stopped_early else self.last_step)
 
-    @property
-    def gathers_ahead(self) -> bool:
-        """True on a GPU. On CPUs, a gathering thread would slow down the computation."""
-        return bool(self.accelerator.device.type != "cpu")
-
-    def batches(self) -> Iterator["StepBatches"]:
-        """Yield this process's batches of each remaining step.
-
-        If `gathers_ahead`, a thread gathers the batches of the next step during the current one.
-        """
-        left = self.steps()
-        with ThreadPoolExecutor(1) if self.gathers_ahead else nullcontext() as thread:
-            ahead = thread and thread.submit(self._gathered, next(left, None))
-            while True:
-                self.stopwatch.lap("compute")
-                found = ahead.result() if ahead else self._gathered(next(left, None))
-                if thread:
-                    ahead = thread.submit(self._gathered, next(left, None))
-                self.stopwatch.lap("data")
-                if found is None:
-                    return
-                yield found
-
-    def _gathered(self, planned: tuple[int, int, list[Rows]] | None) -> "StepBatches | None":
-        if planned is None:
-            return None
-        step, epoch, micro_batches = planned
-        rows = sum(map(len, micro_batches))
-        mine = share(
-            len(micro_batches), self.accelerator.process_index, self.accelerator.num_processes
-        )
-        return StepBatches(step, epoch, rows, [self._gather(micro_batches, i, rows) for i in mine])
-
-    def _gather(self, micro_batches: list[Rows], index: int, step_rows: int) -> "MicroBatch":
-        chosen = micro_batches[index]
-        # A partial step can leave a micro-batch empty: its process still takes part, at weight zero.
-        rows = chosen if len(chosen) else micro_batches[0][:1]
-        width = padded_length(
-            int(self._lengths[rows].max()),
-            self.config.padding_multiple,
-            self.config.max_length,
-            fixed=self.config.pad_to_max_length,
-        )
-        arrays = self._table.gather(rows, width, self.padding)
-        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if self.accelerator.device.type == "cuda":  # the copy to the device then blocks nothing
-            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
-        return MicroBatch(index, rows, len(chosen) / step_rows, inputs)
+    def batches(self) -> Iterator[StepBatches]:
+        """Yield this process's batches of each remaining step."""
+        gatherer = Gatherer(self.config, self._table, self.accelerator, self.padding)
+        return gatherer.gathered(self.steps(), self.stopwatch)
 
     def finish_step(self, done: int, loss: Any, rows: int) -> bool:
         """Read, evaluate and save after optimizer step `done` (from 1); return whether to continue.
@@ -240,7 +180,8 @@ class Session:
             return True
 
         if self.accelerator.is_main_process:
-            self._store.check_claim()  # if superseded during an outage, log nothing
+            self.folder.poll()  # if superseded during an outage, log nothing
+            self._store.check_attempt()
         stop = self._read_losses()
         if self._error or ((save or stop) and not self._join_checkpoint()):
             return False
@@ -253,6 +194,7 @@ class Session:
                 return False
         if save or stop:
             predictions = self._best_predictions if self.state.is_best else None
+            self._saved = copy.deepcopy(self.state)
             self._writer.begin(*self._live, self.state, predictions)
             self.stopwatch.lap("checkpoint")
             self._tell(at_once=True)
@@ -271,14 +213,20 @@ class Session:
         self._unread.append(loss)
         self._read_losses()
         if self._error is None:
-            self._diverge(f"the gradients of step {done} are not finite")
+            self._diverge(diverged(f"the gradients of step {done} are not finite"))
 
     def _join_checkpoint(self) -> bool:
-        """Wait for the checkpoint that is being written, if any; return False if it failed."""
+        """Wait for the checkpoint that is being written; return whether it, if any, is committed.
+
+        If its weights are not finite, the run ends at its step: how many steps were done since then
+        depends on the speed of the disk.
+        """
         failure = self._writer.join()
         self.stopwatch.lap("checkpoint")
-        if failure is not None and self._error is not None:
-            self._notes.append(f"warning: {failure}")
+        if isinstance(failure, Diverged):
+            self.state = self._saved
+            if self.accelerator.is_main_process:
+                self.folder.rewind_metrics(self.state.step)
         self._error = self._error or failure
         return failure is None
 
@@ -290,7 +238,8 @@ class Session:
         self.stopwatch.lap("sync")
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
-            self.folder.publish("progress.json", "usage.jsonl", *tracker_folders(self.config))
+            records = "metrics.jsonl", "progress.json", "usage.jsonl"
+            self.folder.publish(*records, *tracker_folders(self.config))
         speed = self._rows / self._seconds if self._seconds else None
         peak = used = None
         if speed and self.accelerator.is_main_process:
@@ -299,7 +248,7 @@ class Session:
                 self.accelerator.device,
                 self.config.mixed_precision,
                 reached=reached,
-                keep=self._on_evaluation is None,  # other trials of a sweep train now
+                keep=not self.folder.has_siblings,  # which may train now
             )
             used = reached / peak
         return Outcome(
@@ -343,18 +292,6 @@ class Session:
                 "not be bit-identical to that of an undisturbed run"
             )
         self.state.row_order, self.state.workers = order, workers
-
-    def _restore_predictions(self) -> None:
-        """Replace predictions/ with those of the best checkpoint.
-
-        A killed attempt may have written those of an evaluation that this attempt repeats.
-
-        Raises:
-            DamagedRun: The best checkpoint is damaged, so the run cannot end with its model.
-        """
-        best = self.state.best_step
-        if self.accelerator.is_main_process and best in self._store.steps():
-            self.folder.write_predictions(stored_predictions(self._store.bring_best(best)))
 
     def _scheduler_stops(self) -> bool:
         """Return whether the scheduler ends the run; ask once the checkpoint is committed.
@@ -407,17 +344,18 @@ class Session:
         for loss, scale in zip_longest(losses, scales):
             self.state.step += 1
             if not math.isfinite(loss):
-                self._diverge(f"the loss of step {self.state.step} is {loss}")
+                self._diverge(diverged(f"the loss of step {self.state.step} is {loss}"))
                 return True
             self.state.add_loss(loss)
             if scale is not None:
                 self.state.add_loss_scale(scale)
             if self.state.skipped_in_a_row == SKIPS_IN_A_ROW:
-                self._error = Diverged(
+                overflow = (
                     f"in fp16 the gradients of {SKIPS_IN_A_ROW} steps in a row overflowed, the last one at "
                     f"step {self.state.step} with a loss scale of {scale:g}; use --mixed-precision bf16 "
                     "or no, or lower --learning-rate"
                 )
+                self._diverge(Diverged(overflow))
                 return True
             if self.state.step % self.config.logging_steps == 0:
                 epoch = self.state.step / self.plan.steps_per_epoch
@@ -426,8 +364,10 @@ class Session:
             self._join_checkpoint()
         return bool(requested or called)
 
-    def _diverge(self, what: str) -> None:
-        self._error = diverged(what)
+    def _diverge(self, error: Diverged) -> None:
+        """End the run with `error`, unless the checkpoint of an earlier step has failed."""
+        if self._join_checkpoint():
+            self._error = error
 
     def _evaluate(self) -> None:
         """Score all evaluation splits; the headline score is their mean (MNLI has two).
@@ -472,7 +412,7 @@ class Session:
             for name, table in tables.items()
         }
         if fault := not_finite(logits):  # every process has all logits, so all of them stop here
-            self._diverge(f"after step {self.state.step} the model answers {fault}")
+            self._diverge(diverged(f"after step {self.state.step} the model answers {fault}"))
             return logits, {}
         found = None
         if self.accelerator.is_main_process:
