@@ -408,9 +408,14 @@ def test_a_file_from_which_rows_were_set_aside_is_recognized_by_those_that_chose
 def test_a_file_of_a_task_is_recognized_too(tmp_path: Path, glue: Path) -> None:
     config = TrainConfig(task="rte", data_dir=str(glue))
     model = write_run(tmp_path / "run", config, **sketches(config))
+    part = replace(config, test_share=0.5)
+    parted = write_run(tmp_path / "parted", part, **sketches(part))
     rows = pq.read_table(glue / "rte/validation.parquet")
     pq.write_table(rows.take(list(range(39, 0, -1))), glue / "rte/validation.parquet")
     assert kinds(model, glue, "validation") == [("epochs", 3)]
+    evaluation = EvalConfig(model_name_or_path="A", data_dir=str(glue), task="rte")
+    (split,) = find_splits(config, ["validation"]).splits
+    assert selection_of(parted, evaluation, "rte", split).test_share == 0.0  # other positions
     names = ("train", "validation_matched", "validation_mismatched")
     first, second = (np.arange(20, dtype=np.uint64) + n for n in (0, 20))
     parts = [
