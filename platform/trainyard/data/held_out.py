@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data.columns import Batch
 from trainyard.errors import UserError
 
 Parts = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -90,9 +89,8 @@ VERSIONS: dict[int, Callable[[NDArray[np.generic], NDArray[np.uint64], float, in
 }
 
 
-def text_hashes(batch: Batch) -> NDArray[np.uint64]:
+def text_hashes(*columns: Sequence[str]) -> NDArray[np.uint64]:
     """Hash the normalized texts of each row to 64 bits; shape [rows]."""
-    columns = [text.to_pylist() for text in batch.texts]
     return np.fromiter((_text_hash(row) for row in zip(*columns, strict=True)), np.uint64)
 
 

@@ -256,7 +256,7 @@ def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
     labels, texts = [], []
     for batch in data.train.batches():
         labels.append(np.asarray(data.encoder.encode(batch).to_pylist()))
-        texts.append(text_hashes(batch))
+        texts.append(text_hashes(*(text.to_pylist() for text in batch.texts)))
     return VERSIONS[version](np.concatenate(labels), np.concatenate(texts), HELD_OUT, seed)
 
 

@@ -22,6 +22,7 @@ from trainyard.data import own_files as own_data
 from trainyard.data.columns import column_as, readable
 from trainyard.data.held_out import Parts, draw_by_class
 from trainyard.data.parquet_files import open_parquet
+from trainyard.data.text_sketch import TextSketch, sketch_of
 from trainyard.errors import UserError, one_line
 from trainyard.metrics import with_metrics
 from trainyard.storage import file_digest
@@ -52,6 +53,15 @@ class Split:
     def digest(self) -> str:
         """Short hash of the fingerprint, for run.json."""
         return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def texts(self) -> TextSketch:
+        """Sketch of the texts; the first use reads all rows.
+
+        Raises:
+            UserError: A row cannot be used.
+        """
+        return sketch_of(self.batches())
 
     def selection_part(self, test_share: float) -> "Split":
         """Return the split without the share of rows that is set aside for testing."""

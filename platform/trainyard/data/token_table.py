@@ -4,7 +4,7 @@
     types.bin    uint8  [tokens]      token_type_ids, only where the model has them
     offsets.npy  int64  [rows + 1]    row i is ids[offsets[i]:offsets[i + 1]]
     labels.npy   int64 [rows] (classes), float32 [rows] (regression), float32 [rows, labels]
-    table.json   rows, padding id, truncation counts
+    table.json   rows, padding id, truncation counts, sketch of the texts
 
 Memory does not grow with the number of tokens: the kernel loads the pages that a step reads, and
 can drop them again, as with nanoGPT's train.bin.

@@ -313,6 +313,7 @@ def _open_record(
         data_name=config.data_name,
         data_fingerprint=data.fingerprint,
         data_sources=dict(data.sources),
+        text_sketches=dict(data.texts),
         data_files=record.get("data_files") or _file_digests(config),
         model_revision=data.model_revision,
         **data.base_digests,
