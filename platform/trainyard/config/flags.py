@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -142,7 +142,7 @@ class Flags(metaclass=FlagsType):
                 continue
             low, end = RANGES[field.name]
             if not low <= value < end:
-                above = f"at least {low}" if low else "a number, not negative"
+                above = f"at least {low}" if isfinite(value) else f"a finite number, at least {low}"
                 expected = above if end == inf else f"between {low} and {end - 1}"
                 raise UserError(f"{flag(field.name)} is {value}; it must be {expected}")
 
@@ -227,7 +227,7 @@ class FileFlags(Flags):
             "a".encode(self.encoding)
         except (LookupError, ValueError):
             raise UserError(
-                f"--encoding {self.encoding} is no encoding of text; use a name that Python knows, "
+                f"--encoding {self.encoding} is not a text encoding; use a name that Python knows, "
                 "such as utf-8, cp1252, latin-1 or utf-16"
             ) from None
 

@@ -46,7 +46,7 @@ def _leaks(hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
         if leaked:
             found.append(
                 f"warning: {leaked} of {len(values)} rows of {name} occur in train too, so its score "
-                "is too good"
+                "is too high"
             )
     return found
 

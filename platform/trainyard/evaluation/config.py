@@ -117,8 +117,8 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
             raise UserError(f"--splits is {' '.join(self.splits)}; name each once")
         if self.calibrate and "train" in self.splits:
             raise UserError(
-                "--calibrate with --splits train: a model is surer of the rows that it was trained "
-                "on; calibrate on validation"
+                "--calibrate with --splits train: a model is more confident on the rows that it "
+                "was trained on; calibrate on validation"
             )
 
     def scoring(self, model: str, max_length: int) -> ScoringFlags:

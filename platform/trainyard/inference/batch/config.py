@@ -93,7 +93,7 @@ class PredictConfig(FileFlags, WorkerFlags):
             return json.loads(self.parameters)
         except ValueError as error:
             raise UserError(
-                f"--parameters is no valid JSON ({error}); quote it with '…'"
+                f"--parameters is not valid JSON ({error}); quote it with '…'"
             ) from error
 
     def predictor(self) -> Predictor:

@@ -127,7 +127,7 @@ class Host:
         check_memory(folder, options.dtype, device, version.source)
         task = options.task or task_of(folder)
         if task not in PREDICTORS:
-            raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
+            raise UserError(f"task '{task}' is not one of {', '.join(sorted(PREDICTORS))}")
         choice = choose(options.engine, options.dtype, folder, device)
         predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
         about |= {"task": task, "device": device, **choice.about()}

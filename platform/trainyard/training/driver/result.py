@@ -106,7 +106,7 @@ class FitResult(Readable):
 
     def _model_folder(self) -> Path:
         if "://" in self.model:
-            raise UserError(f"{self.model} lies in a bucket; copy the run to a folder first")
+            raise UserError(f"{self.model} is in a bucket; copy the run to a folder first")
         return Path(self.model)
 
 
@@ -164,7 +164,7 @@ def computed_otherwise(record: Mapping[str, Any], model: str) -> str | None:
     if not changed:
         return None
     return (
-        f"version of Trainyard, which computed {config.model_type} models otherwise (numerics "
+        f"version of Trainyard, which computed {config.model_type} models differently (numerics "
         f"{before}, now {NUMERICS_VERSION})"
     )
 
@@ -177,7 +177,10 @@ def planned_otherwise(record: Mapping[str, Any]) -> str | None:
     before = record.get("plan_version", 1)
     if before == PLAN_VERSION:
         return None
-    return f"version of Trainyard, which planned its batches otherwise (plan {before}, now {PLAN_VERSION})"
+    return (
+        f"version of Trainyard, which planned its batches differently (plan {before}, now "
+        f"{PLAN_VERSION})"
+    )
 
 
 def earlier_result(
