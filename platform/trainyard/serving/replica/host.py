@@ -178,7 +178,7 @@ class Host:
                 results = self.predictor.forward_all(prepared.rows)
                 seconds = time.perf_counter() - began
                 dump(self.predictor.postprocess(prepared, results))
-        except BaseException as error:  # tokenizers raises panics that are no Exception
+        except BaseException as error:  # tokenizers raises panics that are not an Exception
             self.close()  # else its threads would keep the model
             raise UserError(
                 f"the model of {self.about['source']} fails on the example of its task "

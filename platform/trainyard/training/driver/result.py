@@ -27,7 +27,7 @@ class FitResult(Readable):
     Errors such as rmse are lower for better models. `metrics` is {split: {metric: value}} of the
     best checkpoint, and `intervals` holds 95 % intervals over rows. `model` is the model's folder
     or URL. `seconds` is the time of all attempts. `padding_efficiency` is the share of tokens in
-    the batches of the first epoch that are no padding. `truncated_rows` counts rows longer than
+    the batches of the first epoch that are not padding. `truncated_rows` counts rows longer than
     --max-length, by split.
     """
 
