@@ -2,7 +2,7 @@
 
 import statistics
 
-from markdown_tables import RESULTS, Result, load, source, table
+from markdown_tables import RESULTS, Result, load, short_commit, source, table
 
 OTHER_LOOPS = {"peer": "`Trainer`", "grouped": "its `group_by_length`", "plain": "a plain loop"}
 TASKS = ("cola", "sst2", "mrpc", "rte")
@@ -48,9 +48,9 @@ def step_means() -> str:
             for side in OTHER_LOOPS
         ])  # fmt: skip
     columns = ["Precision", *(f"times {name}" for name in OTHER_LOOPS.values())]
-    return table(columns, rows) + source(
-        *({**one, "command": "make bench DATA=DIR"} for one in used)
-    )
+    commits = " and ".join(dict.fromkeys(short_commit(one) for one in used))
+    machine = f"{used[0]['processor']}, {used[0]['machine']}, {used[0]['date']}"
+    return table(columns, rows) + f"\n`make bench DATA=DIR`, {machine}, commit {commits}.\n"
 
 
 def _compared(found: Result, side: str) -> tuple[str, str]:

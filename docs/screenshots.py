@@ -102,7 +102,7 @@ def save(picture: bytes, path: Path) -> None:
     colors = image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     colors.save(path, optimize=True)
     if (size := path.stat().st_size) > LARGEST:
-        raise SystemExit(f"{path} has {size:,} bytes, at most {LARGEST:,} may be; lower COLORS")
+        raise SystemExit(f"{path} has {size:,} bytes, the maximum is {LARGEST:,}; lower COLORS")
 
 
 @contextmanager

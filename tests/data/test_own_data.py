@@ -167,7 +167,7 @@ def test_targets_are_dropped_as_numbers(tmp_path: Path) -> None:
     )
     train, _ = find_splits(config).splits
     assert [r for batch in train.batches() for r in batch["label"].to_pylist()] == [0.5, 2.0]
-    with pytest.raises(UserError, match="--drop-labels x is no number"):
+    with pytest.raises(UserError, match="--drop-labels x is not a number"):
         find_splits(replace(config, drop_labels=("x",)))
 
 

@@ -180,7 +180,7 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     )
     refuse(r"--text-pair-column describes your own data", text_pair_column="b")
     refuse(r"--splits is validation validation; name each once", splits=("validation",) * 2)
-    refuse(r"surer of the rows that it was trained on; calibrate on validation", splits=("train",),
+    refuse(r"more confident on the rows that it was trained on; calibrate on validation", splits=("train",),
            calibrate=True)  # fmt: skip
     refuse(r"--max-length is 0; it must be at least 1", max_length=0)
     refuse(r"--data-dir .* would not be read: the rows of task 'demo' are", task="demo")
@@ -194,7 +194,7 @@ def test_what_a_model_lies_in(model: Path, tmp_path: Path, monkeypatch: pytest.M
     assert max_length(describe(str(run / "model")), 32) == 32
     (run / "run.json").write_text(json.dumps({"config": {"max_length": 77}}))
     assert describe(str(run / "model")).max_length == 77
-    monkeypatch.chdir(run)  # a Hub id without a slash is no file beside it
+    monkeypatch.chdir(run)  # a Hub id without a slash is not a file next to it
     assert _trained_length(Path("bert-base-uncased")) is None
     for foreign in ("{}", json.dumps({"config": "mine"})):
         (run / "run.json").write_text(foreign)

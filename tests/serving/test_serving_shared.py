@@ -152,7 +152,7 @@ def test_a_list_with_a_bad_name_is_refused_as_a_whole(monkeypatch: pytest.Monkey
     Loads(monkeypatch, {"a": TASK})
 
     async def run() -> None:
-        with pytest.raises(UserError, match="is no model name"):
+        with pytest.raises(UserError, match="is not a model name"):
             await shared().reconfigure(models(**{"../up": "a"}))
         replica = shared()
         await replica.reconfigure(models(a="a"))

@@ -47,7 +47,7 @@ def test_an_attempt_in_another_environment_warns_and_is_recorded(
 ) -> None:
     folder, here = RunFolder(tmp_path), environment(small_run, 1)
     folder.create()
-    for _ in range(2):  # the same environment again is no news
+    for _ in range(2):  # the same environment again is not news
         _open_record(folder, small_run, data, None, here)
     assert folder.read()["environments"] == [here]
     assert not capsys.readouterr().err

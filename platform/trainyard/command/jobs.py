@@ -61,7 +61,7 @@ JOBS: dict[str, Job] = {
         preset="quickstart.yaml",
     ),
     "init": Job(
-        "Look into a file, and write a starter config for it.",
+        "Inspect a file, and write a starter config for it.",
         "trainyard.command.starter:InitConfig",
         "trainyard.command.starter:write_starter",
         ("init mail.csv", "train --config mail.yaml"),
@@ -79,7 +79,7 @@ JOBS: dict[str, Job] = {
         needs=("train_file", "dataset_name", "task", "data_dir"),
     ),
     "tune": Job(
-        "Search hyperparameters, and say how sure the winner is.",
+        "Search hyperparameters, and state the confidence in the winner.",
         "trainyard.tuning:SweepConfig",
         "trainyard.tuning:tune",
         (

@@ -34,7 +34,7 @@ MANY_CLASSES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig(Flags):
-    """Look into a file, and write a commented config that `trainyard train --config` reads.
+    """Inspect a file, and write a commented config that `trainyard train --config` reads.
 
     The columns are guessed from their names and contents; check them in the written file.
     """
@@ -123,7 +123,7 @@ def starter(source: Path, guess: Guess, rows: Mapping[str, int], labels: Sequenc
 # trainyard train --config THIS_FILE          trainyard train --help explains every line
 # {counts}{f"; labels: {shown}" if labels else ""}
 train_file: {json.dumps(str(source))}
-# validation_file: more.csv                   # else a seeded tenth of the rows is held out
+# validation_file: more.csv                   # else a random tenth of the rows is held out
 {data}
 # The model: a Hub id such as microsoft/deberta-v3-small, or a folder.
 # model_name_or_path: distilbert-base-uncased

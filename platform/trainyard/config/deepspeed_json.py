@@ -131,7 +131,7 @@ def read_deepspeed_json(source: str) -> str:
             f"--deepspeed-config {source} cannot be read ({error.strerror}); give the path of a JSON file"
         ) from error
     except ValueError as error:
-        raise UserError(f"--deepspeed-config {source} is no valid JSON: {error}") from error
+        raise UserError(f"--deepspeed-config {source} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"--deepspeed-config {source} must hold a JSON object, not {found!r}")
     return json.dumps(found, sort_keys=True)

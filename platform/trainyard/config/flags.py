@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -142,7 +142,7 @@ class Flags(metaclass=FlagsType):
                 continue
             low, end = RANGES[field.name]
             if not low <= value < end:
-                above = f"at least {low}" if low else "a number, not negative"
+                above = f"at least {low}" if isfinite(value) else f"a finite number, at least {low}"
                 expected = above if end == inf else f"between {low} and {end - 1}"
                 raise UserError(f"{flag(field.name)} is {value}; it must be {expected}")
 
@@ -227,7 +227,7 @@ class FileFlags(Flags):
             "a".encode(self.encoding)
         except (LookupError, ValueError):
             raise UserError(
-                f"--encoding {self.encoding} is no encoding of text; use a name that Python knows, "
+                f"--encoding {self.encoding} is not a text encoding; use a name that Python knows, "
                 "such as utf-8, cp1252, latin-1 or utf-16"
             ) from None
 
@@ -254,10 +254,10 @@ class DataFlags(FileFlags):
     dataset_config_name: str | None = added(None, before=None)
     """Own data: configuration of --dataset-name."""
     validation_file: str | None = None
-    """Own validation data. Default: a seeded tenth of --train-file."""
+    """Own validation data. Default: a random tenth of --train-file."""
     split_version: Literal[1, 2] | None = recorded(before=1, now=SPLIT_VERSION)
-    """Rules of reading own data and of the held-out tenth: by class (1), or no equal texts on both
-    sides (2). Default: the rules that a run began with, and 2 for a new one."""
+    """Version of the rules for reading and holding out own data: 1 splits by class, 2 also keeps equal
+    texts on one side. Default: the version that the run started with; 2 for a new run."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None
@@ -269,7 +269,7 @@ class DataFlags(FileFlags):
     drop_labels: tuple[str, ...] = added((), before=())
     """Own data: leave out the rows with one of these labels, such as -1 for unlabeled ones."""
     merge_similar_labels: bool = added(False, before=False)
-    """Own data: write label names in lower case and with single spaces, in one Unicode form."""
+    """Own data: normalize label names: lower case, single spaces, one Unicode form."""
     seed: int = 42
     """Seed of the held-out rows."""
 
@@ -446,7 +446,7 @@ class StorageFlags(Flags):
     """Folder of all runs."""
 
     storage_path: str = "runs"
-    """Folder of all runs; on a cluster one that every node sees."""
+    """Folder of all runs; on a cluster, every node must see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,7 +460,7 @@ class RunFlags(StorageFlags):
     run_name: str | None = None
     """Folder of this job inside --storage-path. Default: a name with a hash of the flags."""
     tags: tuple[str, ...] = ()
-    """Words by which the dashboard's index can choose this job."""
+    """Tags to filter by in the dashboard."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,7 +61,7 @@ def read_rows(
     )
     if len(set(columns.names)) < len(columns.names):
         raise UserError(
-            f"one column is asked for twice ({', '.join(columns.names)}); --text-column, "
+            f"one column is named twice ({', '.join(columns.names)}); --text-column, "
             "--text-pair-column and --label-column must name different columns"
         )
     try:

@@ -240,7 +240,7 @@ def _list_in_text(text: str, *, expected: bool = False) -> list[Any] | None:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         if expected and text.startswith("[") and text.endswith("]"):
             raise _BadLabelError(
-                f"label {text[:60]!r} is no list of quoted names; write lists as ['a', 'b'], or "
+                f"label {text[:60]!r} is not a list of quoted names; write lists as ['a', 'b'], or "
                 "separate the names by |"
             ) from None
         return None

@@ -118,7 +118,7 @@ class OwnFile:
                 return float(name)
             except ValueError:
                 raise UserError(
-                    f"--drop-labels {name} is no number, but --problem-type is regression; give numbers"
+                    f"--drop-labels {name} is not a number, but --problem-type is regression; give numbers"
                 ) from None
         return fold_label(name) if self.merge_similar_labels else name
 

@@ -50,7 +50,7 @@ def _leaks(hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
     ]
     return [
         f"warning: {rows} of {len(hashes[name])} rows of {name} occur in {other} too, so its score is "
-        "too good"
+        "too high"
         for name, other, rows in leaked
         if rows
     ]

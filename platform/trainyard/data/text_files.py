@@ -262,7 +262,7 @@ def _elements(path: Path, columns: Columns, text: str) -> Iterator[Row]:
         records = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path.name} starts with '[' and is no valid JSON array ({error}); write one array of "
+            f"{path.name} starts with '[' but is not a valid JSON array ({error}); write one array of "
             "objects, or one object on every line"
         ) from error
     for number, record in enumerate(records, 1):

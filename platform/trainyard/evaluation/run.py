@@ -387,7 +387,7 @@ def _notes_on_cuts(model: EvaluatedModel, facts: Mapping[str, _Facts]) -> list[s
         name for name, found in facts.items() if found.selections[0].kind in ("epochs", "trials")
     ]
     seen = (
-        f"; they were fitted on rows of {' and '.join(fitted)}, so its F1 is too good"
+        f"; they were fitted on rows of {' and '.join(fitted)}, so its F1 is too high"
         if fitted
         else ""
     )

@@ -82,9 +82,9 @@ def _sentence(fault: Mapping[str, Any], cls: type[Any], task: str) -> str:
     if fault["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(str(fault["loc"][0]), names, n=1)
         hint = f"did you mean {near[0]}? It knows" if near else "it knows"
-        return f"{place} is no parameter of {task}; {hint} {', '.join(names)}"
+        return f"{place} is not a parameter of {task}; {hint} {', '.join(names)}"
     if fault["type"] == "missing":
-        return f"{place} is missing; {task} cannot do without it"
+        return f"{place} is missing; {task} requires it"
     return f"{place} is {_shown(fault['input'])}: {str(fault['msg'])[0].lower()}{str(fault['msg'])[1:]}"
 
 
@@ -105,7 +105,7 @@ def text_of(value: Any, place: str = "inputs") -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{place} is no valid Unicode: character {error.start} is half of a surrogate pair"
+            f"{place} is not valid Unicode: character {error.start} is half of a surrogate pair"
         ) from None
     return value
 

@@ -161,12 +161,12 @@ def check_shards(folder: Path, name: str) -> None:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"model {name}: {index.name} is no valid index of weights; copy it again"
+                f"model {name}: {index.name} is not a valid index of weights; copy it again"
             ) from None
         if named - shards:
             raise UserError(
                 f"model {name}: {index.name} names the weights {min(map(repr, named - shards))}, which "
-                "are no safetensors file in the model's own folder; copy the whole model again"
+                "are not a safetensors file in the model's own folder; copy the whole model again"
             )
 
 

@@ -70,7 +70,7 @@ class ReplicaInfo:
     address: Address | None = None
 
 
-class ConnectionLost(Exception):  # noqa: N818  # the replica's state, which is no error of this process
+class ConnectionLost(Exception):  # noqa: N818  # a state of the replica, not an error of this process
     """Error for a connection whose replica or host is gone.
 
     Attributes:

@@ -44,14 +44,14 @@ def parse_record(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError("it is no valid JSON") from error
+        raise ValueError("it is not valid JSON") from error
     if not isinstance(value, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     return value
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """Parse a line of a JSONL file; return None if it holds no JSON object."""
+    """Parse a line of a JSONL file; return None if it is not a JSON object."""
     try:
         return parse_record(line)
     except ValueError:

@@ -276,7 +276,7 @@ class Clock:
         expired = self.expired(limit)
         if expired and not self._said:
             self._said = True
-            say("the time is up: saving what runs")
+            say("time is up: saving running trials")
         return expired
 
     def write(self) -> None:

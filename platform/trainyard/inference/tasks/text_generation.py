@@ -185,7 +185,8 @@ class TextGeneration(Generator):
         rows = prepared.rows
         if len(rows) != 1 or rows[0].wanted.options.get("num_beams", 1) > 1 or prepared.listed:
             raise UserError(
-                "a stream is of one text, drawn without beams; send one input at a time"
+                "only one answer to one text can be streamed, without beam search; send one text, not "
+                "a list, with num_beams 1 and num_return_sequences 1"
             )
         (row,) = rows
         sent = ""

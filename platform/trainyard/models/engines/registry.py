@@ -147,6 +147,6 @@ def _compare(name: str, dtype: str, expected: "ModelOutput", outputs: Any) -> No
         far = float((theirs - ours).abs().mean() / theirs.abs().max().clamp(min=1e-6))
         if not far <= FAR[dtype]:  # also NaN
             raise UserError(
-                f"engine {name} in {dtype} answers something else than the model (its {key} differ by "
+                f"engine {name} in {dtype} gives other outputs than the model (its {key} differ by "
                 f"{far:.2g} of the largest); measure again by `trainyard engine`, or set engine to torch"
             )

@@ -74,7 +74,7 @@ class ConcurrencyLimit:
         if self._active >= self._limit:
             raise RequestError(
                 "overloaded",
-                f"{self._limit} requests{self._whose} are in work already; try again later", 1,
+                f"{self._limit} requests{self._whose} are already in progress; try again later", 1,
             )  # fmt: skip
 
     @contextmanager

@@ -122,7 +122,7 @@ def check_port(host: str, port: int) -> None:
             continue
         if found.pid is not None and not _is_ours(found.pid):  # None: another user's
             raise UserError(
-                f"port {port} is in use already by process {found.pid}, and answers would come from "
+                f"port {port} is already in use by process {found.pid}, and answers would come from "
                 "either server at random; stop it, or set another `port` in http_options"
             )
 

@@ -163,7 +163,7 @@ def _read(path: Path) -> list[Key]:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         # Do not quote the file: it may hold a secret in plain text.
         raise UserError(
-            f"keys_file {path} is no list of keys ({type(error).__name__}); each entry has a `name`, "
-            "the `sha256` of the key, and optionally `models`, `requests_per_minute` and "
+            f"keys_file {path} is not a valid list of keys ({type(error).__name__}); each entry has a "
+            "`name`, the `sha256` of the key, and optionally `models`, `requests_per_minute` and "
             "`concurrent_requests`"
         ) from None

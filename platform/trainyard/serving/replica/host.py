@@ -127,7 +127,7 @@ class Host:
         folder, about = locate(version, options.max_parameters)
         task = options.task or task_of(folder)
         if task not in PREDICTORS:
-            raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
+            raise UserError(f"task '{task}' is not one of {', '.join(sorted(PREDICTORS))}")
         choice = choose(options.engine, options.dtype, folder, device)
         with memory_turn():
             check_memory(folder, options.dtype, device, version.source)
@@ -180,7 +180,7 @@ class Host:
                 results = self.predictor.forward_all(prepared.rows)
                 seconds = time.perf_counter() - began
                 dump(self.predictor.postprocess(prepared, results))
-        except BaseException as error:  # tokenizers raises panics that are no Exception
+        except BaseException as error:  # tokenizers raises panics that are not an Exception
             self.close()  # else its threads would keep the model
             raise UserError(
                 f"the model of {self.about['source']} fails on the example of its task "

@@ -89,7 +89,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_size(folder: Path, limit: float, source: str) -> None:
     config = _read_json(folder / "config.json")
     if not config:
-        raise UserError(f"model {source}: its config.json is missing or no valid JSON")
+        raise UserError(f"model {source}: its config.json is missing or not valid JSON")
     files = weight_files(folder)
     if not files:
         raise UserError(
@@ -133,7 +133,7 @@ def _parameters_in(file: Path, source: str) -> int:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"model {source}: {file.name} is no valid safetensors file ({error}); copy it again"
+            f"model {source}: {file.name} is not a valid safetensors file ({error}); copy it again"
         ) from None
 
 

@@ -249,7 +249,7 @@ def describe_files(version: Version, options: ModelOptions) -> dict[str, Any]:
     folder, files = locate(version, options.max_parameters)
     task = options.task or task_of(folder)
     if task not in PREDICTORS:
-        raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
+        raise UserError(f"task '{task}' is not one of {', '.join(sorted(PREDICTORS))}")
     predictor = PREDICTORS[task]
     about |= files | {"task": task, "example": dict(predictor.example)}
     about["parameters"] = json_schema(predictor.parameters)

@@ -51,7 +51,7 @@ def run_workers(
 
     Ray Train's own restarts are off: Ray Train cannot tell a lost worker from a deterministic
     error. An error that repeats at the same step ends the run, unless workers were lost. A restart
-    for a leaving node, or for more workers, is no failure.
+    for a leaving node, or for more workers, is not a failure.
 
     Args:
         config: Flags of the run.
