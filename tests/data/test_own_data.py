@@ -83,7 +83,7 @@ def test_test_rows_that_choose_the_model_are_warned_of(tiny_model: Path, tmp_pat
     data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")
     leaks = [sentence for sentence in warnings(data, splits.task, 32) if "occur in" in sentence]
     assert leaks == [
-        "warning: 3 of 7 rows of test occur in validation too, so its score is too good"
+        "warning: 3 of 7 rows of test occur in validation too, so its score is too high"
     ]
 
 
