@@ -291,9 +291,7 @@ def test_the_printed_command_reads_the_cleaned_and_the_validation_file(
     again = find_splits(parse(TrainConfig, command))
     assert again.task.labels == ("ham", "spam")
     assert all(note.startswith("no --validation-file") for note in again.notes)
-    found = {
-        split.name: sum(len(batch) for batch in split.batches()) for split in again.splits
-    }
+    found = {split.name: sum(len(batch) for batch in split.batches()) for split in again.splits}
     assert sum(found.values()) == cleaned["rows"] + 40 * validated
     assert ("--delimiter" in command, "--split-version" in command) == (validated, True)
 

@@ -284,7 +284,9 @@ def test_the_group_column_is_read_from_the_file(glue: Path) -> None:
         model_name_or_path="A", task="rte", data_dir=str(glue)
     ).resolved_run_name("rte")
     wrong = EvalConfig(model_name_or_path="A", task="rte", data_dir=str(glue), group_column="no")
-    with pytest.raises(UserError, match=r"--group-column no: .*has no column 'no'.* --group-column$"):
+    with pytest.raises(
+        UserError, match=r"--group-column no: .*has no column 'no'.* --group-column$"
+    ):
         group_of_rows(wrong, splits, "validation")
 
 

@@ -59,7 +59,13 @@ def read_rows(
             ".csv, .tsv, .json, .jsonl or .parquet; convert or rename it"
         )
     columns = Columns(
-        tuple(text_columns), label_column, keep_bad_rows, text_format, class_names, others, label_flag
+        tuple(text_columns),
+        label_column,
+        keep_bad_rows,
+        text_format,
+        class_names,
+        others,
+        label_flag,
     )
     if len(set(columns.names)) < len(columns.names):
         raise UserError(

@@ -352,9 +352,7 @@ def _column(config: EvalConfig, splits: Splits, name: str, column: str, flag: st
         return [
             value
             for path in paths
-            for batch in read_rows(
-                path, (), column, None, text_format=text_format, label_flag=flag
-            )
+            for batch in read_rows(path, (), column, None, text_format=text_format, label_flag=flag)
             for value in batch.labels or []
         ]
     except UserError as error:

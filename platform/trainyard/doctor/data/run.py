@@ -172,7 +172,9 @@ def _write_cleaned(
         if not left_out
     ]
     # --encoding is one for all files, and the validation file may need it.
-    write_atomic(path, "\n".join(lines) + "\n", config.encoding if config.validation_file else "utf-8")
+    write_atomic(
+        path, "\n".join(lines) + "\n", config.encoding if config.validation_file else "utf-8"
+    )
     first = np.argmax(list(faults.values()), axis=0)[removed]
     counts = Counter(list(faults)[reason] for reason in first.tolist())
     return {
