@@ -15,7 +15,6 @@ from trainyard.report.kit.page import (
     Section,
     Table,
     Text,
-    duration,
     markdown,
     number,
     render,
@@ -155,14 +154,6 @@ def test_numbers_are_formatted(value: float | None, shown: str) -> None:
 )
 def test_few_digits_leave_no_number_at_zero(value: float, digits: int, shown: str) -> None:
     assert number(value, digits) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.84, "0.8 s"), (59.6, "1 min 00 s"), (184, "3 min 04 s"), (7500, "2 h 05 min"), (None, "–")],
-)
-def test_durations_are_formatted(seconds: float | None, shown: str) -> None:
-    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize("items", range(2, 20))
