@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +14,7 @@ import pytest
 import screenshots
 from markdown_tables import RESULTS, load
 from ports_table import answering, rows
+from result_tables import engines
 from support.job_scripts import ROOT
 
 MEASURE_AGAIN = {
@@ -137,3 +139,12 @@ def test_pictures_are_not_drawn_from_runs_of_another_commit(
     (tmp_path / "work" / "commit").unlink()
     screenshots.forget_other_commits("b")
     assert not run.exists()
+
+
+def test_the_table_of_engines_reads_what_their_comparison_writes() -> None:
+    program = (ROOT / "benchmarks" / "compare_engines.py").read_text()
+    written = set(re.findall(r'one\["(\w+)"\] =', program))
+    assert written
+    for engine in load("engines")["engines"]:
+        assert "refused" in engine or engine.keys() >= written
+    assert "Largest influence of neighbors" in engines()
