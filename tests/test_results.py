@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 import screenshots
+from load import Outcome
 from markdown_tables import RESULTS, load
 from ports_table import answering, rows
 from result_tables import engines
+from soak_serving import median_ms
 from support.job_scripts import ROOT
 
 MEASURE_AGAIN = {
@@ -148,3 +151,9 @@ def test_the_table_of_engines_reads_what_their_comparison_writes() -> None:
     for engine in load("engines")["engines"]:
         assert "refused" in engine or engine.keys() >= written
     assert "Largest influence of neighbors" in engines()
+
+
+def test_a_soak_in_which_no_request_succeeded_is_no_result() -> None:
+    assert median_ms(Outcome(statuses=Counter({200: 2}), latencies=[0.25, 0.75])) == 500.0
+    with pytest.raises(SystemExit, match=r"no request succeeded, answers by status: \{0: 9\}"):
+        median_ms(Outcome(statuses=Counter({0: 9})))
