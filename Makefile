@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help install quickstart serve test test-long test-gpu test-wheel test-cluster check bench docs screenshots format clean
+.PHONY: help install quickstart serve test test-long test-gpu test-wheel test-cluster check bench docs screenshots transcripts format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -39,9 +39,13 @@ check: install  ## lint, import directions and types
 test: check  ## everything that CI runs
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-long: install  ## what takes minutes each: sweeps, suites and elastic runs that are killed
-	$(BIN)/pytest -m long --durations 0
+test-long: install build/mlflow/bin/mlflow  ## what takes minutes each: sweeps, suites and elastic runs that are killed
+	MLFLOW_PYTHON=$(CURDIR)/build/mlflow/bin/python $(BIN)/pytest -m long --durations 0
 	$(BIN)/pytest -m long -k nested --dashboard
+
+build/mlflow/bin/mlflow:  # its server wants an older pyarrow
+	$(BIN)/python -m venv build/mlflow
+	build/mlflow/bin/pip install --quiet mlflow==$$(sed -n 's/^mlflow-skinny==//p' constraints.txt)
 
 test-gpu: install  ## what needs a GPU: bits, strategies, jobs, serving (ONLY=test_jobs.py for one file)
 	$(BIN)/pytest -m gpu tests/gpu/$(ONLY)
@@ -59,6 +63,10 @@ bench: install  ## the speed tables of the docs, measured anew on this quiet mac
 
 screenshots: install  ## the pictures of the docs, from real runs (minutes; needs chromium)
 	$(BIN)/python docs/screenshots.py
+
+transcripts: install  ## the outputs that the docs print, from a recorded terminal (ten minutes; port 8000)
+	$(BIN)/python docs/transcripts.py
+	$(BIN)/python docs/generate.py
 
 docs: install  ## the docs site, in build/docs: open index.html
 	$(BIN)/python docs/generate.py

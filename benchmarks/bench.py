@@ -1,11 +1,12 @@
-"""Measure the speed tables of the docs anew, one driver after the other.
+"""Measure the speed tables of the docs again, one driver after another.
 
     python benchmarks/bench.py --data-dir DIR
     python benchmarks/bench.py --data-dir DIR --only steps-mrpc serving
 
-`make bench DATA=DIR` calls it. The machine must be quiet: each driver alternates ours and its reference,
-but not with other work. Two cores should need about 30 minutes. Quality, faults and scaling are not in it.
-At the end the tables in docs/benchmarks.md and README.md are rewritten.
+`make bench DATA=DIR` calls it. The machine must be idle: drivers alternate between ours and the
+reference, which does not cancel the effect of other load. It takes about 30 minutes on two cores.
+Quality, faults and scaling are not included. At the end, the tables in docs/benchmarks.md and
+README.md are rewritten.
 """
 
 import argparse
@@ -40,7 +41,7 @@ DRIVERS: dict[str, str] = {
 
 
 def main() -> None:
-    """Run the drivers, then rewrite the tables; exit with 1 when a driver failed."""
+    """Run the drivers, then rewrite the tables; exit with status 1 if a driver failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,10 +2,11 @@
 
     python benchmarks/bug_reports.py [--only TEXT]
 
-Each case of results/bug-reports.json holds a citation, the kind of fault, the input, the expected
-outcome, the first outcome (`happened`), the test that holds the repair (`fixed_by`) and the last
-outcome (`now`). A new case is an entry without outcomes. The process ends with status 1 when an
-outcome is not the expected one. `tests/data/test_bug_reports.py` runs the cases that need no model.
+Each case of results/bug-reports.json holds a citation, the kind of fault, the input and the
+expected outcome. Runs add the first outcome (`happened`) and the last one (`now`); `fixed_by` is
+the test of the fix. A new case is an entry without outcomes. The process exits with status 1 if an
+outcome differs from the expected one. `tests/data/test_bug_reports.py` runs the cases that need no
+model.
 """
 
 import argparse
@@ -67,7 +68,7 @@ CASTS: dict[str, Callable[[Any], Any]] = {
     "binary": str.encode,
     "map": lambda pairs: [tuple(pair) for pair in pairs],
 }
-"""Python values of the types that JSON lacks."""
+"""Conversions from JSON values, for types that JSON lacks."""
 
 
 def write_file(path: Path, content: Mapping[str, Any]) -> None:
@@ -114,7 +115,7 @@ def config_of(case: Mapping[str, Any], folder: Path, **more: Any) -> TrainConfig
 
 
 def read(case: Mapping[str, Any], folder: Path) -> Outcome:
-    """Read the first file as training data, and the second one (or the first again) as validation."""
+    """Read the first file as training data and the last one, maybe the same, as validation data."""
     files = list(case["input"]["files"])
     found = find_splits(config_of(case, folder, validation_file=str(folder / files[-1])))
     return {
@@ -126,7 +127,7 @@ def read(case: Mapping[str, Any], folder: Path) -> Outcome:
 
 
 def held_out(case: Mapping[str, Any], folder: Path) -> Outcome:
-    """Hold validation rows out of the first file; count them, shared texts and lost classes."""
+    """Hold out validation rows of the first file; count rows, shared texts and lost classes."""
     found = find_splits(config_of(case, folder))
     train, validation = (_rows(split, found.task) for split in found.splits)
     texts = [{normalize_text(row[0]) for row in rows} for rows in (train, validation)]
@@ -194,7 +195,7 @@ def _exported(run: Any, outcome: Any, case: Mapping[str, Any], folder: Path) -> 
 
 
 def answer(case: Mapping[str, Any], folder: Path) -> Outcome:
-    """Ask a classifier about texts alone and together; report the largest difference."""
+    """Classify texts alone and in one batch; report whether the outputs agree to 1e-5."""
     from trainyard.inference.registry import PREDICTORS
 
     predictor = PREDICTORS["text-classification"].load(str(_model(case, folder)))
@@ -237,12 +238,12 @@ def _model(case: Mapping[str, Any], folder: Path) -> Path:
 
 
 ACTIONS = {"read": read, "held_out": held_out, "train": train, "answer": answer, "predict": predict}
-"""By name in the log."""
+"""Functions by the name of the action in the log."""
 WITH_MODEL = ("train", "answer", "predict")
 
 
 def run_case(case: Mapping[str, Any], folder: Path) -> Outcome:
-    """Return the outcome of a case: of its action, or the sentence or error that ended it."""
+    """Return the outcome of a case: the result of its action, or the error that ended it."""
     for name, content in case["input"].get("files", {}).items():
         write_file(folder / name, content)
     before = Path.cwd()
@@ -270,9 +271,9 @@ def _short(text: str, outcome: Outcome) -> str:
 
 
 def differences(expected: Mapping[str, Any], outcome: Outcome) -> list[str]:
-    """Name the expectations that an outcome does not meet.
+    """List the expectations that an outcome does not meet.
 
-    `refused` and `said` are patterns to find; every other value must be equal.
+    `refused` and `said` are patterns to search for; other values must be equal.
     """
     wrong = []
     for name, value in expected.items():

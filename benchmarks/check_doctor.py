@@ -1,12 +1,12 @@
-"""What the data doctor finds of what was planted in real data, and how long it takes.
+"""Measure how many of the faults planted in real data the data doctor finds, and its speed.
 
     python benchmarks/check_doctor.py --data-dir DIR [--rows 400000]
 
-Flips: 5 % of SST-2's training labels are flipped, for three seeds; precision at each recall of the
-ranking. Leaks: rows of train copied into validation as they are, in other case and spacing, and with
-one word in ten replaced; all must be found. Known: duplicates of the official files, against the
-counts that the data's README gives. Speed: pairs made of SST-2's phrases, every check but
-tokenization.
+Flips: precision of the ranking at several recalls, with 5 % of SST-2's training labels flipped, for
+three seeds. Leaks: training rows copied into the validation split, unchanged, with changed case and
+spacing, or with one word replaced; all must be found. Known: duplicates in the official files,
+compared with the counts in the data's README. Speed: all checks but tokenization, on pairs made of
+SST-2's phrases.
 """
 
 import argparse
@@ -31,17 +31,17 @@ KNOWN: dict[str, dict[Any, int]] = {
     "sst2": {"train": 371},
     "stsb": {"train": 43, ("train", "validation"): 6, ("train", "test"): 7},
 }
-"""Text-equal rows of the official files: inside a split, and of the second split in the first."""
+"""Rows with equal texts in the official files: in a split, or of the second split in the first."""
 
 
 def rows_of(task: str, data_dir: str) -> list[Rows]:
-    """All splits of a task."""
+    """Read all splits of a task."""
     splits, _ = all_splits(TrainConfig(task=task, data_dir=data_dir))
     return [read(split, splits.task) for split in splits.splits]
 
 
 def flips(train: Rows, seed: int) -> dict[str, Any]:
-    """Precision of the ranking at each recall, with 5 % of the labels flipped."""
+    """Measure the precision of the ranking at each recall, with 5 % of the labels flipped."""
     rng = np.random.default_rng(seed)
     planted = np.zeros(len(train), bool)
     planted[rng.choice(len(train), len(train) // 20, replace=False)] = True
@@ -64,7 +64,7 @@ def flips(train: Rows, seed: int) -> dict[str, Any]:
 
 
 def leaks(train: Rows, validation: Rows, count: int) -> dict[str, Any]:
-    """How many of `count` leaks of each of three kinds are reported, beyond those there before."""
+    """Plant `count` leaks of each of three kinds; count the leaks reported in addition."""
     rng = np.random.default_rng(0)
     long = [
         i
@@ -94,7 +94,7 @@ def leaks(train: Rows, validation: Rows, count: int) -> dict[str, Any]:
 
 
 def known(data_dir: str) -> dict[str, Any]:
-    """[expected, found] of the official duplicates."""
+    """Return [expected, found] counts of the duplicates in the official files."""
     report: dict[str, Any] = {}
     for task, expected in KNOWN.items():
         found = duplicates(rows_of(task, data_dir), 1.0, 0)
@@ -110,7 +110,7 @@ def known(data_dir: str) -> dict[str, Any]:
 
 
 def speed(train: Rows, rows: int) -> dict[str, float]:
-    """Seconds of each check on `rows` training and a tenth as many validation rows."""
+    """Measure the seconds of each check on `rows` training and `rows` / 10 validation rows."""
     rng = np.random.default_rng(0)
 
     def make(name: str, count: int) -> Rows:
@@ -141,7 +141,7 @@ def speed(train: Rows, rows: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure what is asked for, print it and add it to benchmarks/results/doctor.json."""
+    """Measure the requested parts, print them and add them to benchmarks/results/doctor.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--only", choices=("flips", "leaks", "known", "speed"))
@@ -158,7 +158,7 @@ def main() -> None:
     report = json.loads(path.read_text()) if path.exists() else {}
     for name, part in parts.items():
         if args.only in (None, name):
-            report[name] = {"found": part(), "versions": versions()}  # parts may be of several days
+            report[name] = {"found": part(), "versions": versions()}  # the day may differ by part
             print(name, json.dumps(report[name]), flush=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -1,17 +1,17 @@
-"""Are the figures right, and do 95 % intervals hold the truth 95 times in 100?
+"""Check that metrics are correct, and that 95 % intervals have 95 % coverage.
 
     python benchmarks/check_statistics.py --data-dir DIR [--trials 1000]
     python benchmarks/check_statistics.py --only sweeps [--worlds 400]
     python benchmarks/check_statistics.py --only comparisons [--worlds 400]
 
-Each part replaces its own tables in results/statistics.json and leaves the others.
+Each part replaces its own tables in results/statistics.json and keeps the others.
 
 Metrics: the real labels of every evaluation split with made-up predictions (the label, or with
-probability 0.2 another one; a similarity with noise), scored with ours and with scikit-learn and
-SciPy as `evaluate`'s `glue` metric calls them. Coverage: validation sets of GLUE's sizes are drawn
-from a known population, and it is counted how often the interval holds the population's value.
-Sweeps: see `synthetic_sweeps`; a cell may have 5 % wrong verdicts and needs 93 % coverage, judged
-by the simulation's own interval. Comparisons: see `synthetic_comparisons`.
+probability 0.2 another one; a similarity plus noise), scored with our code and with scikit-learn
+and SciPy, called as in `evaluate`'s `glue` metric. Coverage: the share of validation sets, drawn
+from a known population in GLUE's sizes, whose interval contains the population's value. Sweeps: see
+`synthetic_sweeps`; a cell may have 5 % wrong verdicts and needs 93 % coverage, within the
+simulation's own interval. Comparisons: see `synthetic_comparisons`.
 """
 
 import argparse
@@ -46,13 +46,13 @@ REFERENCE: dict[str, Callable[[Any, Any], float]] = {
     "pearson": lambda p, y: float(stats.pearsonr(p.astype(float), y.astype(float))[0]),
     "spearmanr": lambda p, y: float(stats.spearmanr(p.astype(float), y.astype(float))[0]),
 }
-"""As in evaluate's metrics/glue/glue.py."""
+"""Reference metrics, as in evaluate's metrics/glue/glue.py."""
 
 ROWS = {"wnli": 71, "rte": 277, "mrpc": 408, "sst2": 872, "cola": 1043, "stsb": 1500, "qnli": 5463}
 
 
 def compare_metrics(data_dir: str) -> dict[str, float]:
-    """The largest difference of any metric, by task and split."""
+    """Return the largest difference of any metric, by task and split."""
     found = {}
     rng = np.random.default_rng(0)
     for name in RECIPES:
@@ -78,7 +78,7 @@ def compare_metrics(data_dir: str) -> dict[str, float]:
 
 
 def draw(metric: str, rows: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Predictions and labels of a population: 68 % of class 1, 83 % right; r of 0.85 for values."""
+    """Draw predictions and labels: 68 % of class 1, 83 % right; values have r = 0.85."""
     if "values" in METRICS[metric].inputs:
         labels = np.round(rng.uniform(0, 5, rows), 1)
         return labels + rng.normal(0, 0.9, rows), labels
@@ -87,7 +87,7 @@ def draw(metric: str, rows: int, rng: np.random.Generator) -> tuple[Any, Any]:
 
 
 def coverage(metric: str, rows: int, trials: int) -> dict[str, Any]:
-    """How often the interval of a sample holds the value of the population."""
+    """Measure how often the interval of a sample contains the value of the population."""
     rng = np.random.default_rng(1)
     truth = METRICS[metric].function(*draw(metric, 2_000_000, rng))
     held = []
@@ -102,9 +102,10 @@ def coverage(metric: str, rows: int, trials: int) -> dict[str, Any]:
 
 
 def sweep_cells() -> list[Cell]:
-    """The corners of the grid with its smallest verdict too, the inside, and extended sweeps.
+    """List the cells of the grid: its corners, some points inside, and extended sweeps.
 
-    All recipes are equally good except in the last two cells, which show that differences are found.
+    All recipes are equally good, except in the last two cells, which show that differences are
+    found.
     """
     corners = itertools.product((6, 200), (0.0, 1.0), (1, 4), (1, 3, 10), (100, 5000))
     inside = [
@@ -128,8 +129,8 @@ def sweep_cells() -> list[Cell]:
 
 
 def check_sweeps(worlds: int) -> dict[str, Any]:
-    """Simulate every cell; none may be dishonest."""
-    honesty.RESAMPLES = 200  # of 1,000: the variance is as right, and 400 worlds take less long
+    """Simulate every cell of `sweep_cells`."""
+    honesty.RESAMPLES = 200  # of 1,000: the variance is as accurate, and 400 worlds take less time
     found = []
     for cell in sweep_cells():
         found.append(simulate(cell, worlds))
@@ -138,7 +139,7 @@ def check_sweeps(worlds: int) -> dict[str, Any]:
 
 
 def check_comparisons(worlds: int) -> dict[str, Any]:
-    """False verdicts of `eval --against` on rows that chose the model, and on dependent rows."""
+    """Count false verdicts of `eval --against` on rows that chose the model, or are dependent."""
     chosen = [
         best_of(candidates, rows, alike, "rte", worlds, corrected=True)
         for rows, alike in ((300, 0.0), (300, 0.8), (1000, 0.0))
@@ -163,7 +164,7 @@ def store(path: Path, **tables: Any) -> None:
 
 
 def main() -> None:
-    """Check, print, store."""
+    """Run the checks, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["metrics", "sweeps", "comparisons"])
     parser.add_argument("--data-dir")
@@ -195,7 +196,7 @@ def main() -> None:
 
 
 def check_coverage(trials: int) -> dict[str, Any]:
-    """Coverage of every kind of interval, at the sizes of GLUE's validation splits."""
+    """Measure the coverage of every kind of interval, at the sizes of GLUE's validation splits."""
     covered = {}
     for task in ("wnli", "rte", "sst2", "qnli"):
         covered[f"accuracy, {task}"] = coverage("accuracy", ROWS[task], trials)

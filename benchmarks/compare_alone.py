@@ -1,11 +1,10 @@
-"""What Ray costs a running loop: the same steps in a Ray Train worker and in a bare process, in turn.
+"""Measure Ray's overhead: the same steps in a Ray Train worker and in a bare process, in turn.
 
     python benchmarks/compare_alone.py --data-dir DIR --task mrpc --max-steps 60 --pairs 3 --threads 1
 
-Both call the same function with as many threads. Only steps of a running loop are timed: from step
-`--skip` on, as Ray's own processes are still busy with their start before, to the last.
-With as many threads as the machine has cores, Ray's own processes compete with the loop; with one
-less they have a core of their own.
+Both call the same function with the same number of threads. Steps before `--skip` are not timed,
+since Ray's own processes are still starting. If `--threads` is the number of cores, Ray's own
+processes compete with the loop; with one thread less, a core is left for them.
 """
 
 import argparse
@@ -35,21 +34,21 @@ def last_json(command: list[str]) -> dict[str, Any]:
 
 
 def losses_told(run: Path) -> list[Any]:
-    """What TensorBoard was told of a run's losses, each with its `step` and `wall_time`."""
+    """Read a run's losses from its TensorBoard files, each with its `step` and `wall_time`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     return list(EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train/loss"))
 
 
 def once_running(run: Path, skip: int) -> float:
-    """Rows per second from step `skip` on."""
+    """Return the rows per second from step `skip` on."""
     counted = [event for event in losses_told(run) if event.step >= skip]
     seconds = counted[-1].wall_time - counted[0].wall_time
     return float((counted[-1].step - counted[0].step) * BATCH / seconds)
 
 
 def alone(config: TrainConfig, threads: int) -> Path:
-    """Run the loop in this process; returns the run's folder."""
+    """Run the loop in this process; return the run's folder."""
     from trainyard.data.splits import find_splits
     from trainyard.data.tokenize import prepare
     from trainyard.models.build import build_tokenizer
@@ -65,7 +64,7 @@ def alone(config: TrainConfig, threads: int) -> Path:
 
 
 def main() -> None:
-    """Run the pairs and store what they gave."""
+    """Run the pairs and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

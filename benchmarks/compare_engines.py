@@ -1,12 +1,13 @@
-"""Engines for a classifier on a CPU: torch, OpenVINO and ONNX Runtime, in float32 and int8.
+"""Compare engines for a classifier on a CPU: torch, OpenVINO and ONNX Runtime, float32 and int8.
 
     pip install 'trainyard[openvino]' onnx onnxruntime
     python benchmarks/compare_engines.py --model-name-or-path runs/NAME/model --data-dir glue --threads 2
 
-Each is measured as jobs/engine.py measures, in turns with torch. ONNX Runtime is here only: exported by
-torch.onnx, its int8 is `quantize_dynamic` (weights per channel, activations by their range in the pass).
-`neighbors` is how far a row's outputs move when rows as long as it share its pass, as a part of the
-largest. Writes benchmarks/results/engines.json.
+Each engine is measured as in jobs/engine.py, in turn with torch. ONNX Runtime is not an engine of
+the package. Its model is exported by torch.onnx; int8 is `quantize_dynamic` (weights per channel,
+activations by their range in the pass). `neighbors` is the largest change of a row's outputs when
+rows of equal length share its pass, relative to the largest output. Writes
+benchmarks/results/engines.json.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ TOGETHER = 8
 
 
 def onnx_runtime(model: Any, batch: Any, dtype: str, file: Path | None) -> Callable[..., Any]:
-    """ONNX Runtime on as many threads as torch has."""
+    """Build a forward function on ONNX Runtime, with torch's number of threads."""
     import onnx
     import onnxruntime
     import torch
@@ -79,7 +80,7 @@ def onnx_runtime(model: Any, batch: Any, dtype: str, file: Path | None) -> Calla
 
 
 def neighbors(predictor: Predictor, rows: Sequence[Row]) -> float:
-    """How far a row moves with others in its pass, as a part of the largest output."""
+    """Return the largest change of a row by others in its pass, relative to the largest output."""
     by_length: dict[int, list[Row]] = {}
     for row in rows:
         by_length.setdefault(row.length, []).append(row)
@@ -94,7 +95,7 @@ def neighbors(predictor: Predictor, rows: Sequence[Row]) -> float:
 
 
 def main() -> None:
-    """Measure all and store what they gave."""
+    """Measure all engines and store the results."""
     import torch
 
     config = parse(EngineConfig)

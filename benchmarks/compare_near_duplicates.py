@@ -1,11 +1,11 @@
-"""Our exact join against MinHash with LSH (datasketch): near duplicates found, and seconds.
+"""Compare our exact join with MinHash LSH (datasketch): near duplicates found, and seconds.
 
     pip install datasketch
     python benchmarks/compare_near_duplicates.py --data-dir DIR --task stsb
 
 Both look for pairs (row of validation, row of train) of Jaccard similarity 0.8 or more over the same
-words. MinHash (128 permutations, as in datasketch's documentation) answers candidates; those are
-verified, so that only what it misses counts against it.
+words. MinHash (128 permutations, as in datasketch's documentation) proposes candidates. These are
+verified, so only missed pairs count against it.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance
 
 from trainyard.config import TrainConfig
 from trainyard.doctor.data.duplicates import _numbered, near_pairs
@@ -25,7 +26,7 @@ SIMILARITY = 0.8
 
 
 def by_minhash(words: list[list[str]], others: list[list[str]]) -> set[tuple[int, int]]:
-    """Verified pairs that MinHash LSH proposes."""
+    """Return the verified pairs among those that MinHash LSH proposes."""
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=SIMILARITY, num_perm=128)
@@ -50,7 +51,7 @@ def by_minhash(words: list[list[str]], others: list[list[str]]) -> set[tuple[int
 
 
 def main() -> None:
-    """Run both, print and store."""
+    """Run both methods, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--task", default="stsb")
@@ -77,6 +78,7 @@ def main() -> None:
     )
     assert not pairs["datasketch"] - pairs["exact join"]
     report = {
+        **provenance(args.data_dir),
         "task": args.task,
         "rows": [len(validation), len(train)],
         **found,

@@ -1,10 +1,10 @@
-"""Batch inference against the peer's way, in turn, in one process: `pipeline` over a data set.
+"""Compare batch inference with transformers' `pipeline` over a data set, in turn, in one process.
 
     python benchmarks/compare_predict.py --input-file DIR/qnli/validation.parquet --text-column sentence
 
-Both classify the same rows of a file with the same fp32 weights (the pretrained MiniLM with a head
-whose weights are random: speed does not ask for more), both read the file and write JSON lines. The
-peer is what transformers' documentation shows: `pipeline(KeyDataset(…), batch_size=64)`.
+Both read the file, classify the same rows with the same fp32 weights, and write JSON lines. The
+weights are the pretrained MiniLM's with a random head, which does not change the speed. The peer
+follows transformers' documentation: `pipeline(KeyDataset(…), batch_size=64)`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 
 
 def peer(model: str, source: Path, output: Path, column: str, batch_size: int) -> None:
-    """Transformers' pipeline over a datasets data set."""
+    """Classify the rows with transformers' pipeline over a data set of `datasets`."""
     import datasets
     from transformers import pipeline
     from transformers.pipelines.pt_utils import KeyDataset
@@ -47,7 +47,7 @@ def peer(model: str, source: Path, output: Path, column: str, batch_size: int) -
 
 
 def check_equal(ours: Path, theirs: Path) -> float:
-    """Largest difference between two scores of a row and label."""
+    """Assert equal texts; return the largest difference between the best scores of a row."""
     worst = 0.0
     for left, right in zip(ours.open(), theirs.open(), strict=True):
         mine, yours = json.loads(left), json.loads(right)
@@ -58,7 +58,7 @@ def check_equal(ours: Path, theirs: Path) -> float:
 
 
 def main() -> None:
-    """Run the pairs and store what they gave."""
+    """Run the rounds and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

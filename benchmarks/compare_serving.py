@@ -1,10 +1,10 @@
-"""Our server against FastAPI with `pipeline` and against `@serve.batch`, in turn, in one session.
+"""Compare our server with FastAPI plus `pipeline` and with `@serve.batch`, in turn, in one session.
 
     python benchmarks/compare_serving.py --data-dir DIR --rounds 2 --seconds 10
 
-`--kinds ours ours-grpc ours-handle` compares what lies between our gateway and its replica.
-Sentences of SST-2 of all lengths, MiniLM with a head of two classes, one request one text. Writes
-every figure, ratios and versions to benchmarks/results/serving.json.
+`--kinds ours ours-grpc ours-handle` compares transports between our gateway and its replica.
+Requests have one sentence of SST-2 each, of all lengths; the model is MiniLM with a head of two
+classes. Writes all figures, ratios and versions to benchmarks/results/NAME.json.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from serving_process import running
 
 KINDS = ("ours", "batch", "pipeline")
 TRANSPORTS = ("ours-grpc", "ours-handle")
-"""Ours, with Serve's gRPC transport or its handle between gateway and replica."""
+"""Our server, with Serve's gRPC transport or its handle between gateway and replica."""
 
 
 def sentences(data_dir: str, count: int = 400) -> list[str]:
-    """Every n-th sentence of the validation split: short and long ones as they come."""
+    """Read up to `count` sentences of the validation split, evenly spaced."""
     import pyarrow.parquet as pq
 
     texts = pq.read_table(Path(data_dir) / "sst2/validation.parquet")["sentence"].to_pylist()
@@ -39,7 +39,7 @@ predictor = PREDICTORS['text-classification'].load(model, engine=engine, dtype=d
 rows = [predictor.preprocess(text, {'truncation': True}).rows for text in texts]
 passes = [lambda row=row: predictor.forward(row) for row in rows]
 """
-"""By our server's engine."""
+"""Code of a forward pass with our server's engine."""
 
 THEIR_PASS = """
 import transformers
@@ -48,11 +48,11 @@ network = transformers.AutoModelForSequenceClassification.from_pretrained(model)
 batches = [tokenizer(text, truncation=True, return_tensors='pt') for text in texts]
 passes = [lambda batch=batch: network(**batch) for batch in batches]
 """
-"""The model as transformers runs it."""
+"""Code of a forward pass with transformers alone."""
 
 
 def bare_forward(passes: str, *arguments: str, texts: list[str], threads: int) -> float:
-    """Median milliseconds of one forward pass of one text, tokenized before, in a process of its own."""
+    """Measure the median milliseconds of a forward pass of one tokenized text, in a new process."""
     import subprocess
 
     code = (
@@ -74,7 +74,7 @@ def bare_forward(passes: str, *arguments: str, texts: list[str], threads: int) -
 
 
 async def answers(url: str, bodies: list[bytes]) -> list[dict[str, float]]:
-    """Label -> score, of each body."""
+    """Return the scores by label of each body."""
     connection = Connection(url)
     found = [json.loads((await connection.post(body))[1]) for body in bodies]
     connection.close()
@@ -82,12 +82,12 @@ async def answers(url: str, bodies: list[bytes]) -> list[dict[str, float]]:
 
 
 def largest_difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
-    """Between the scores that two servers give."""
+    """Return the largest difference between the scores of two servers."""
     return max(abs(x[label] - y[label]) for x, y in zip(a, b, strict=True) for label in x)
 
 
 def main() -> None:
-    """Run the rounds and store what they gave."""
+    """Run the rounds and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,7 +111,7 @@ def main() -> None:
         model = classifier(folder)
         bare: dict[str, list[float]] = {"engine": [], "transformers": []}
         for number in range(args.rounds):
-            # In each round: a machine is not equally fast for long.
+            # In each round, since the speed of a machine drifts.
             for name, passes in (("engine", OUR_PASS), ("transformers", THEIR_PASS)):
                 bare[name].append(
                     bare_forward(

@@ -1,12 +1,12 @@
-"""Our loop against others in turns of a few steps: speed on a machine whose own speed wanders.
+"""Compare our loop with others in turns of a few steps, which cancels drift of the machine's speed.
 
     python benchmarks/compare_steps.py --task mrpc --data-dir DIR --turns 40 --mixed-precision bf16
 
-The processes live side by side, and one computes while the others wait for their turn, so what slows the
-machine for a minute slows all. The loops are those of `jobs/train.py`, of `reference_trainer.py` (`peer`,
-and `grouped` with batches of similar length), and a plain loop over our batches. Of ours, what Ray costs
-is not in it (`compare_alone.py` measures that). Stores every turn, the ratios of rows per second over all
-of them, and 95 % bootstrap intervals over the turns.
+All processes stay alive; one computes while the others wait for their turn, so a slow minute of the
+machine affects all of them. The loops are those of `jobs/train.py`, of `reference_trainer.py`
+(`peer`, and `grouped` with batches of similar length), and a plain loop over our batches. Ours runs
+without Ray, whose overhead `compare_alone.py` measures. Stores all turns, the ratios of rows per
+second over all turns, and 95 % bootstrap intervals over the turns.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from trainyard.models.hub import resolve_model
 
 HERE = Path(__file__).parent
 WARM_UP = 2
-"""Turns of each side that are not counted."""
+"""Number of initial turns of each side that are not counted."""
 
 
 class Pace:
-    """Counts a process's steps, and lets it wait for its turn after every few."""
+    """Count a process's steps, and make it wait for its next turn after every `steps` steps."""
 
     def __init__(self, steps: int) -> None:
         self._steps, self._done, self._rows = steps, 0, 0
         self._began = time.perf_counter()
 
     def step(self, rows: int) -> None:
-        """A step of so many rows has ended."""
+        """Count a step of `rows` rows; after the last one of a turn, wait for the next turn."""
         self._done += 1
         self._rows += rows
         if self._done % self._steps == 0:
@@ -49,7 +49,7 @@ class Pace:
 
 
 def ours(args: argparse.Namespace) -> None:
-    """Our loop in this process, paced."""
+    """Run our loop in this process, in turns."""
     from compare_alone import alone
 
     from trainyard.training.worker.session import Session
@@ -72,7 +72,7 @@ def ours(args: argparse.Namespace) -> None:
 
 
 def plain(args: argparse.Namespace) -> None:
-    """A loop without checks, records and resumption over the same batches, paced."""
+    """Run a loop without checks, records and checkpoints over the same batches, in turns."""
     import torch
 
     from trainyard.batch_plan import Plan, padded_length
@@ -105,12 +105,12 @@ def plain(args: argparse.Namespace) -> None:
 
 
 def grouped(args: argparse.Namespace) -> None:
-    """The peer's loop with batches of rows of similar length."""
+    """Run the peer's loop with batches of rows of similar length."""
     peer(args, "--group-by-length")
 
 
 def peer(args: argparse.Namespace, *more: str) -> None:
-    """The peer's loop in this process, paced."""
+    """Run the peer's loop in this process, in turns."""
     import reference_trainer
     import transformers
 
@@ -132,7 +132,7 @@ SIDES = {"ours": ours, "peer": peer, "grouped": grouped, "plain": plain}
 
 
 def take_turns(sides: list[str], turns: int) -> dict[str, list[dict[str, float]]]:
-    """Rows and seconds of each turn of each side."""
+    """Alternate between the sides; return rows and seconds of each turn of each side."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     quiet: dict[str, Any] = {
         "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL,
@@ -154,7 +154,7 @@ def take_turns(sides: list[str], turns: int) -> dict[str, list[dict[str, float]]
 
     try:
         for name in sides:
-            end_of_turn(name)  # all have started, and made their first steps
+            end_of_turn(name)  # every side has started, and done its first steps
         for turn in range(WARM_UP + turns):
             for name in sides[:: 1 if turn % 2 else -1]:
                 stdin = running[name].stdin
@@ -171,7 +171,7 @@ def take_turns(sides: list[str], turns: int) -> dict[str, list[dict[str, float]]
 
 
 def main() -> None:
-    """Take the turns and store what they gave; with --side, be one of the two."""
+    """Take the turns and store the results; with --side, run as the process of one side."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""Tokenization against the peer's: Ray Data's tasks against `datasets.map(num_proc=2)`, in turn.
+"""Compare tokenization by Ray Data's tasks with `datasets.map(num_proc=2)`, in turn.
 
     python benchmarks/compare_tokenization.py --data-dir DIR --task sst2 --pairs 3
 
-Both start from the task's Parquet file with their workers not yet running, and end with token ids
-on disk (ours: the flat table that training maps; the peer's: its Arrow cache). Ray itself is
-running before the clock starts, as it is in a run.
+Both start from the task's Parquet file, without running workers, and end with token ids on disk
+(ours: the flat table that training maps; the peer's: its Arrow cache). Ray itself is started before
+the clock, as in a run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 
 def ours(config: TrainConfig, tokenizer: Any, folder: Path) -> tuple[float, int]:
-    """Seconds and tokens of the training split."""
+    """Tokenize the training split with our code; return seconds and number of tokens."""
     from trainyard.data.splits import find_splits
     from trainyard.data.tokenize import prepare
 
@@ -36,7 +36,7 @@ def ours(config: TrainConfig, tokenizer: Any, folder: Path) -> tuple[float, int]
 
 
 def peer(config: TrainConfig, tokenizer: Any, folder: Path) -> tuple[float, int]:
-    """The same in the course's way; lengths are summed off the clock."""
+    """Tokenize the training split as in the Hugging Face course; return seconds and tokens."""
     import datasets
 
     from trainyard.tasks import get_task
@@ -60,7 +60,7 @@ def peer(config: TrainConfig, tokenizer: Any, folder: Path) -> tuple[float, int]
 
 
 def main() -> None:
-    """Run the pairs and store what they gave."""
+    """Run the pairs and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Our server deployed from a config, to be changed and hurt while it answers."""
+"""Our server, deployed from a config; scenarios change or damage it under load."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from serving_process import free_port
 
 
 class Server:
-    """The gateway and one model, deployed from a config as `serve run FILE` does it."""
+    """Gateway and one model, deployed from a config as by `serve run FILE`."""
 
     def __init__(self, replicas: int) -> None:
         import ray
@@ -27,7 +27,7 @@ class Server:
         self.replicas = replicas
 
     def deploy(self, source: str, batch_rows: int = 128) -> None:
-        """Make `source` the model's version; another `batch_rows` replaces its replicas."""
+        """Make `source` the model's version; a changed `batch_rows` replaces its replicas."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
@@ -46,13 +46,13 @@ class Server:
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
 
     def version(self) -> str:
-        """The source that answers now."""
+        """Return the source of the version that answers."""
         with urllib.request.urlopen(self.url, timeout=30) as response:
             source: str = json.load(response)["source"]
             return source
 
     def wait_for(self, source: str) -> float:
-        """Seconds until the version answers."""
+        """Return the seconds until the version `source` answers."""
 
         def answers() -> bool:
             with contextlib.suppress(OSError):
@@ -62,19 +62,19 @@ class Server:
         return until(answers, "in service")
 
     def serving(self) -> int:
-        """Replicas of the model that answer, as far as Serve knows."""
+        """Return the number of running replicas of the model, according to Serve."""
         from ray import serve
 
         deployment = serve.status().applications["bench"].deployments["Model"]
         return int(deployment.replica_states.get("RUNNING", 0))
 
     def pids(self) -> list[int]:
-        """Processes of the model's replicas."""
+        """Return the process ids of the model's replicas."""
         return [process.pid for process in started("ServeReplica:bench:Model")]
 
 
 def until(true: Callable[[], bool], what: str) -> float:
-    """Seconds until something is true."""
+    """Wait until `true()` holds; return the seconds. `what` names the state in the error."""
     began = time.perf_counter()
     while not true():
         if time.perf_counter() - began > 120:
@@ -84,13 +84,13 @@ def until(true: Callable[[], bool], what: str) -> float:
 
 
 def replaced(server: Server, before: set[int]) -> bool:
-    """Whether all of its replicas are other processes than before."""
+    """Return whether all replicas are new processes, none of them in `before`."""
     now = set(server.pids())
     return not before & now and len(now) == server.replicas
 
 
 def started(word: str) -> list[Any]:
-    """The processes that this one started, and they in turn, whose command line holds `word`."""
+    """List the descendants of this process whose command line contains `word`."""
     import psutil
 
     found = []

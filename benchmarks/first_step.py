@@ -1,9 +1,9 @@
-"""Seconds from a command to its first optimizer step, and where they go.
+"""Measure the seconds from a command to its first optimizer step, by phase.
 
     python benchmarks/first_step.py --data-dir DIR --task mrpc --rounds 5
 
-Each round trains one step in a new folder, where the data has to be tokenized, and then another run in
-the same folder, which finds it tokenized. Writes benchmarks/results/first-step-TASK.json.
+Each round trains one step in a new folder, which tokenizes the data, and then another run in the
+same folder, which reuses the tokens. Writes benchmarks/results/first-step-TASK.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 
 def first_step(storage: str, name: str, task: str, data_dir: str) -> dict[str, float]:
-    """Seconds until the first step's loss is told, and the run's own accounts of its start."""
+    """Return the seconds until the first step's loss is logged, and the phases before it."""
     began = time.time()
     last_json(
         [str(HERE.parent / "jobs/train.py"), "--task", task, "--data-dir", data_dir,
@@ -37,12 +37,12 @@ def first_step(storage: str, name: str, task: str, data_dir: str) -> dict[str, f
         "worker_start_up": worker["start_up"],
         "first_step": worker["compute"] + worker.get("data", 0.0),
     }
-    # Python and its imports before the run's own clock, and what starts a worker's process.
+    # The rest: Python's imports before the run's clock, and the start of a worker's process.
     return {"seconds": told, **known, "other": told - sum(known.values())}
 
 
 def main() -> None:
-    """Run the rounds and store what they gave."""
+    """Run the rounds and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,12 @@
-"""What a GPU gives, against bare loops and against CPUs: `python benchmarks/gpu.py --only PIECE`.
+"""Compare a GPU's speed with bare loops and with CPUs: `python benchmarks/gpu.py --only PIECE`.
 
 Each piece takes less than ten minutes on one GPU, needs no network, and writes its checks to
-benchmarks/results/gpu-PIECE.json. The exit code is 1 when a check fails. `--device cpu --tiny --results
-FOLDER` tries the script itself, on a small model: its figures mean nothing, and no check fails it.
+benchmarks/results/gpu-PIECE.json. The exit status is 1 if a check fails. `--device cpu --tiny
+--results FOLDER` tests the script on a small model; its figures mean nothing, and failed checks are
+ignored.
 
-Models have random weights. Every run is a new process, forked from one that has imported torch and no
-more: a choice such as --deterministic holds for a process.
+Models have random weights. Every run is a new process, forked from one that has only imported
+modules, since a choice such as --deterministic holds for a whole process.
 """
 
 import argparse
@@ -41,7 +42,7 @@ TINY = {**BASE, "vocab_size": 1000, "hidden_size": 32, "num_hidden_layers": 2,
 
 @dataclass(frozen=True)
 class Setting:
-    """What a piece runs with."""
+    """Device, model size and scratch folder of all pieces."""
 
     device: str
     tiny: bool
@@ -55,7 +56,7 @@ class Setting:
         return self.fresh.submit(train, str(self.folder), self.device, flags).result()
 
     def bare(self, **flags: Any) -> float:
-        """Run a hand-tuned loop; see `bare`."""
+        """Time a hand-tuned loop; see `bare`."""
         return self.fresh.submit(bare, str(self.folder), self.device, flags).result()
 
     @property
@@ -64,7 +65,7 @@ class Setting:
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Rows and tokens of a micro-batch."""
+        """Shapes of micro-batches: rows and tokens."""
         return ((8, 32),) if self.tiny else ((32, 128), (256, 128))
 
     @property
@@ -77,7 +78,7 @@ class Setting:
 
 
 def check(name: str, value: Any, limit: str = "", ok: bool = True) -> dict[str, Any]:
-    """Make a check of a result; without a limit it is a figure for comparison."""
+    """Print and return a check; without a limit, it is a figure for comparison."""
     print(f"{'ok  ' if ok else 'FAIL'} {name}: {value} {limit}", file=sys.stderr, flush=True)
     return {"check": name, "value": value, "limit": limit, "ok": bool(ok)}
 
@@ -86,7 +87,7 @@ def check(name: str, value: Any, limit: str = "", ok: bool = True) -> dict[str, 
 
 
 def train(folder: str, device: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Run our loop on the rows of `folder`; return seconds a step and the run's time ledger."""
+    """Run our loop on the rows of `folder`; return the seconds per step and the time ledger."""
     from compare_alone import alone
 
     from trainyard.config import TrainConfig
@@ -111,14 +112,14 @@ def train(folder: str, device: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         run = alone(config, threads=1)
         seconds = json.loads((run / "progress.json").read_text())["seconds"]
-    every = config.logging_steps  # the losses are read, so the device is waited for
+    every = config.logging_steps  # reading the losses waits for the device
     read = marks[every - 1 :: every]
     times = [(b - a) / every for a, b in itertools.pairwise(read[1:])]
     return {"step": statistics.median(times), "seconds": seconds}
 
 
 def bare(folder: str, device: str, flags: Mapping[str, Any]) -> float:
-    """Time a loop without a library: batches on the device, autocast, clipping, fused AdamW."""
+    """Return the seconds per step of a plain loop: autocast, clipping, fused AdamW."""
     import contextlib
 
     import torch
@@ -149,7 +150,7 @@ def bare(folder: str, device: str, flags: Mapping[str, Any]) -> float:
 
 
 def product(device: str, size: int) -> float:
-    """Return FLOP/s of a product of square bf16 matrices."""
+    """Measure the FLOP/s of a product of square bf16 matrices."""
     import torch
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -174,7 +175,7 @@ def gpu_name() -> str:
 
 
 def speed(setting: Setting) -> list[dict[str, Any]]:
-    """Compare steps with those of the bare loop, in turns, and with the GPU's peak."""
+    """Compare the time of a step with the bare loop, in turns, and with the GPU's peak."""
     found = []
     peak = setting.fresh.submit(product, setting.device, 128 if setting.tiny else 8192).result()
     found.append(check("bf16 product, TFLOP/s", round(peak / 1e12), "> 700", peak > 700e12))
@@ -203,7 +204,7 @@ def speed(setting: Setting) -> list[dict[str, Any]]:
 
 
 def shape_flags(setting: Setting, rows: int, width: int, precision: str) -> dict[str, Any]:
-    """Flags of a run in which every micro-batch has one shape."""
+    """Return the flags of a run whose micro-batches all have one shape."""
     return {
         "max_length": width, "pad_to_max_length": True, "train_batch_size": rows,
         "per_device_train_batch_size": rows, "max_steps": setting.steps, "mixed_precision": precision,
@@ -218,7 +219,7 @@ def step_flop(sizes: Mapping[str, int], rows: int, width: int) -> float:
 
 
 def deterministic(setting: Setting) -> list[dict[str, Any]]:
-    """Measure the price of --deterministic."""
+    """Measure the cost of --deterministic."""
     found = []
     rows, width = setting.shapes[0]
     for precision in ("bf16", "no"):
@@ -235,7 +236,7 @@ def deterministic(setting: Setting) -> list[dict[str, Any]]:
 
 
 def glue(setting: Setting) -> list[dict[str, Any]]:
-    """Train on pairs of all lengths; project the time of GLUE from a step's."""
+    """Train on pairs of all lengths; project the time of GLUE from the time of a step."""
     steps, found, spent = {}, [], dict[str, float]()
     for size in GLUE_STEPS:
         run = setting.ours(
@@ -257,7 +258,7 @@ def glue(setting: Setting) -> list[dict[str, Any]]:
 
 
 def serving(setting: Setting) -> list[dict[str, Any]]:
-    """Compare the answers and the requests per second of a replica on a GPU with a CPU's."""
+    """Compare a replica on a GPU with one on a CPU: answers and requests per second."""
     from compare_serving import answers, largest_difference
     from load import bodies_of, classifier, closed_loop
     from serving_process import running
@@ -305,7 +306,7 @@ PIECES: dict[str, tuple[Callable[[Setting], list[dict[str, Any]]], str]] = {
 
 
 def gpu_table(folder: Path = RESULTS) -> str:
-    """List the checks of every piece; of one that was never run its subject and command."""
+    """Build the table of all checks; a piece without results has its subject and command."""
     rows: list[Sequence[Any]] = []
     results = []
     for piece, (_, about) in PIECES.items():
@@ -328,7 +329,7 @@ def gpu_table(folder: Path = RESULTS) -> str:
 
 
 def main() -> None:
-    """Run the pieces and store what they found."""
+    """Run the pieces and store the results."""
     from provenance import provenance
     from scale import write_rows
 

@@ -1,10 +1,10 @@
-"""Host time per micro-batch: what the loop costs around a model that computes nothing.
+"""Measure the host time per micro-batch: the loop's overhead around a model that computes nothing.
 
     python benchmarks/host_time.py --rounds 5
 
-The loop of `jobs/train.py` on the demo's rows in this process, with a model of one weight in the place
-of MiniLM. Forward pass, backward pass and optimizer of that weight are timed alone and subtracted.
-Writes benchmarks/results/host-time.json.
+Runs the loop of `jobs/train.py` on the demo's rows in this process, with a model of one weight in
+place of MiniLM. The time of that weight's passes and optimizer steps is measured alone and
+subtracted. Writes benchmarks/results/host-time.json.
 """
 
 import argparse
@@ -27,11 +27,11 @@ HERE = Path(__file__).parent
 ROWS, MICRO_BATCHES = 8, 4
 """Rows of a micro-batch, and micro-batches of a step."""
 WARM_UP = 20
-"""Steps that are not counted."""
+"""Number of initial steps that are not counted."""
 
 
 class Empty(torch.nn.Module):
-    """A model of one weight, whose loss takes no notice of the batch."""
+    """Model of one weight, whose loss ignores the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ class Empty(torch.nn.Module):
 
 
 class DoneError(Exception):
-    """Ends the run after its last counted step."""
+    """Exception that ends the run after its last counted step."""
 
 
 def loop_seconds(steps: int) -> tuple[float, float]:
-    """Wall and processor seconds of a micro-batch of the loop."""
+    """Return the wall and CPU seconds per micro-batch of the loop."""
     began: list[tuple[float, float]] = []
     finish = Session.finish_step
 
@@ -82,7 +82,7 @@ def loop_seconds(steps: int) -> tuple[float, float]:
 
 
 def bare_seconds(steps: int) -> tuple[float, float]:
-    """Wall and processor seconds of a micro-batch of the model alone, with its optimizer."""
+    """Return the wall and CPU seconds per micro-batch of the model alone, with its optimizer."""
     model = Empty()
     optimizer = torch.optim.AdamW(model.parameters())
     for step in range(WARM_UP + steps):
@@ -97,7 +97,7 @@ def bare_seconds(steps: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Take turns, print and store."""
+    """Run both in turn, print and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

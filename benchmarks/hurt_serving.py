@@ -1,9 +1,9 @@
-"""What our server does while it is hurt: versions swapped, replicas killed, clients that drip, overload.
+"""Disturb our server under load: new versions, killed replicas, slow clients, overload.
 
     python benchmarks/hurt_serving.py --data-dir DIR --swaps 20 --kills 5 --seconds 10
 
-Counts every answer by status (0: the connection failed). Adds its run to
-benchmarks/results/hurt-serving.json, in place of earlier ones of the same scenarios.
+Counts all answers by status (0: the connection failed). Adds its run to
+benchmarks/results/hurt-serving.json, and removes earlier results of the same scenarios.
 """
 
 import argparse
@@ -34,7 +34,7 @@ READY = "seconds_to_ready"
 
 @contextlib.contextmanager
 def load(url: str, bodies: list[bytes], found: dict[str, Any], name: str) -> Iterator[None]:
-    """Clients that ask all the while; their outcome under `name`."""
+    """Send requests from `CLIENTS` clients during the block; store their outcome as `name`."""
     outcome, stop = Outcome(), threading.Event()
 
     async def run() -> None:
@@ -56,7 +56,7 @@ def load(url: str, bodies: list[bytes], found: dict[str, Any], name: str) -> Ite
 
 
 def swap(server: Server, bodies: list[bytes], models: list[str], times: int) -> dict[str, Any]:
-    """New versions under load."""
+    """Deploy new versions under load."""
     found: dict[str, Any] = {}
     took = []
     with load(server.url, bodies, found, "swap"):
@@ -69,7 +69,7 @@ def swap(server: Server, bodies: list[bytes], models: list[str], times: int) -> 
 
 
 def redeploy(server: Server, bodies: list[bytes], source: str, times: int) -> dict[str, Any]:
-    """All replicas replaced by new ones under load."""
+    """Replace all replicas under load."""
     found: dict[str, Any] = {}
     took = []
     with load(server.url, bodies, found, "redeploy"):
@@ -82,21 +82,21 @@ def redeploy(server: Server, bodies: list[bytes], source: str, times: int) -> di
 
 
 def all_serve(server: Server, wanted: bool) -> bool:
-    """Whether it is as wanted that all of its replicas serve."""
+    """Return whether all replicas serve, or, with `wanted` False, whether one does not."""
     return (server.serving() == server.replicas) == wanted
 
 
 def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
-    """SIGKILL of one replica after another, the next when all are back."""
+    """Kill one replica after another under load; wait until all serve before the next kill."""
     found: dict[str, Any] = {}
     killed = 0
-    time.sleep(2)  # after a swap Serve counts a replica as gone for a moment, which is no kill
+    time.sleep(2)  # after a swap, Serve counts a replica as gone for a moment
     until(partial(all_serve, server, True), "whole")
     with load(server.url, bodies, found, "kill"):
         for _ in range(times):
             os.kill(server.pids()[0], signal.SIGKILL)
             killed += 1
-            for back in (False, True):  # first it must be seen that one is gone
+            for back in (False, True):  # first wait until Serve notices the loss
                 until(partial(all_serve, server, back), "back")
             time.sleep(1)
     found["kill"] |= {"kills": killed}
@@ -104,7 +104,7 @@ def kill(server: Server, bodies: list[bytes], times: int) -> dict[str, Any]:
 
 
 def drip(server: Server, bodies: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
-    """Clients that send a byte a second, and one body of 300 MB, beside normal ones."""
+    """Add clients that send a byte per second, and one body of 300 MB, to the normal load."""
     host, port = server.url.removeprefix("http://").split("/")[0].split(":")
     head = b"POST /models/bench HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: %d\r\n\r\n"
@@ -156,7 +156,7 @@ def drip(server: Server, bodies: list[bytes], clients: int, seconds: float) -> d
 
 
 def overload(server: Server, bodies: list[bytes], seconds: float) -> dict[str, Any]:
-    """Twice, five and ten times what it can do, then how long until it is as before."""
+    """Offer 2, 5 and 10 times the capacity; measure goodput and the time to recover."""
     usual = asyncio.run(closed_loop(server.url, bodies, 64, seconds))
     capacity = usual.statuses[200] / usual.seconds
     found: dict[str, Any] = {"capacity": usual.as_json()}
@@ -177,7 +177,7 @@ def overload(server: Server, bodies: list[bytes], seconds: float) -> dict[str, A
 
 
 def main() -> None:
-    """Run what is asked for and store what was found."""
+    """Run the requested scenarios and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
-"""Load on an HTTP server: many clients on kept-alive connections, each asking again at once.
+"""Load generator for an HTTP server: many clients on kept-alive connections, without pauses.
 
-Raw sockets and prepared requests, because the load shares the machine with the server that it
-measures: a full HTTP client would cost as much as what it asks.
+It uses raw sockets and prepared requests, because it shares the machine with the measured server. A
+full HTTP client would need about as much CPU time as the request.
 """
 
 import asyncio
@@ -18,14 +18,17 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Outcome:
-    """What a load found: answers by status (0: the connection failed) and latencies of the 200s."""
+    """Result of a load: answers by status, and latencies of the 200s in seconds.
+
+    Status 0 is a failed connection, -1 a request for which no connection was free.
+    """
 
     seconds: float = 0.0
     statuses: "collections.Counter[int]" = field(default_factory=collections.Counter)
     latencies: list[float] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Figures: rates per second, latencies in milliseconds."""
+        """Return the figures: rates per second, latencies in milliseconds."""
         ordered = sorted(self.latencies) or [float("nan")]
         return {
             "requests": self.statuses.total(),
@@ -38,7 +41,7 @@ class Outcome:
 
 
 class Connection:
-    """One kept-alive connection; opened again after a failure."""
+    """One kept-alive connection, which is opened again after a failure."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -46,7 +49,7 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of an answer; status 0 when the connection fails."""
+        """Send a request; return status and body of its answer, or status 0 for no connection."""
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection(self.host, self.port)
@@ -66,7 +69,7 @@ class Connection:
             return 0, b""
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         if self._streams is not None:
             self._streams[1].close()
         self._streams = None
@@ -75,7 +78,7 @@ class Connection:
 async def closed_loop(
     url: str, bodies: Sequence[bytes], clients: int, seconds: float, warm_up: float = 0.0
 ) -> Outcome:
-    """`clients` clients that each ask again as soon as they have their answer."""
+    """Run `clients` clients that each send the next request as soon as they get an answer."""
     outcome = Outcome()
     begin = time.perf_counter() + warm_up
     end = begin + seconds
@@ -100,7 +103,7 @@ async def closed_loop(
 async def open_loop(
     url: str, bodies: Sequence[bytes], rate: float, seconds: float, connections: int = 2000
 ) -> Outcome:
-    """Requests that come at `rate` per second whether or not the earlier ones are answered."""
+    """Send `rate` requests per second, whether or not earlier ones are answered."""
     outcome, rng = Outcome(), random.Random(0)
     free = [Connection(url) for _ in range(connections)]
     tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +124,7 @@ async def open_loop(
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             else:
-                outcome.statuses[-1] += 1  # more are open than a client would ever have
+                outcome.statuses[-1] += 1  # all connections are in use
             sent += 1
         await asyncio.sleep(0.002)
     await asyncio.gather(*tasks)
@@ -132,16 +135,16 @@ async def open_loop(
 
 
 def bodies_of(texts: Sequence[str]) -> list[bytes]:
-    """Requests to classify texts, as the Hugging Face client sends them."""
+    """Build requests to classify texts, like those of the Hugging Face client."""
     return [
         json.dumps({"inputs": text, "parameters": {"truncation": True}}).encode() for text in texts
     ]
 
 
 def classifier(folder: Any, encoder: str | None = None) -> str:
-    """An encoder with a seeded head of two classes, saved to `folder`: speed needs no training.
+    """Save an encoder with a seeded, untrained head of two classes to `folder`; return `folder`.
 
-    Default: the pretrained MiniLM.
+    The default encoder is the pretrained MiniLM.
     """
     import torch
     import transformers

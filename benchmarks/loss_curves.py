@@ -3,8 +3,8 @@
     python benchmarks/loss_curves.py            # trains, writes results/loss-curves.json and the figure
     python benchmarks/loss_curves.py --draw     # draws the stored result again
 
-The killed run loses its driver and its workers to SIGKILL twice, and is started again with the same
-command. Weights are compared by the hash of model.safetensors in the newest checkpoint.
+SIGKILL ends the driver and the workers of the killed run twice, and the same command resumes it.
+Weights are compared by the hash of model.safetensors in the newest checkpoint.
 """
 
 import argparse
@@ -34,7 +34,7 @@ KILLS = (17, 41)
 
 
 def train(storage: str, name: str, workers: int) -> subprocess.Popen[bytes]:
-    """Start a run in a session of its own."""
+    """Start a run in a new session."""
     command = [sys.executable, str(HERE.parent / "jobs" / "train.py"), *FLAGS,
                "--num-workers", str(workers), "--storage-path", storage, "--run-name", name]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -22,7 +22,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def source(*results: Result) -> str:
-    """State where the figures of a table come from, a line for each result; equal lines once."""
+    """State where the figures of a table come from, a line for each result; equal lines once.
+
+    A result without any of these facts has no line.
+    """
     lines = []
     for result in results:
         facts = [f"`{result['command']}`"] if "command" in result else []
@@ -31,8 +34,9 @@ def source(*results: Result) -> str:
         ]
         if "versions" in result:
             facts.append(f"commit {short_commit(result)}")
-        lines.append(", ".join(facts) + ".")
-    return "\n" + "<br>\n".join(dict.fromkeys(lines)) + "\n"
+        if facts:
+            lines.append(", ".join(facts) + ".")
+    return "\n" + "<br>\n".join(dict.fromkeys(lines)) + "\n" if lines else ""
 
 
 def short_commit(result: Result) -> str:

@@ -1,16 +1,15 @@
-"""How long the dashboard takes to open over many runs, in a real browser with an empty cache.
+"""Measure the time to open the dashboard over many runs, in a browser with an empty cache.
 
     python benchmarks/open_dashboard.py --rounds 7
 
-makes 1,000 runs and a sweep of 200 trials, serves them with `jobs/dashboard.py`, and opens the
-first page and the sweep's page in headless Chromium: seconds to the load event, and until all
-figures of the page that are near the screen are drawn. Writes benchmarks/results/dashboard.json.
+Writes 1,000 runs and a sweep of 200 trials, and serves them with `jobs/dashboard.py`. Opens the
+first page and the sweep's page in headless Chromium, and measures the seconds to the load event and
+to the first drawn figure. Writes benchmarks/results/dashboard.json.
 """
 
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -22,12 +21,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 
 def serve(storage: Path) -> tuple[subprocess.Popen[str], str]:
-    """The job as people start it, and its address once it answers."""
+    """Start the dashboard's job; return its process, and its address once it listens."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "jobs/dashboard.py"), "--storage-path", str(storage), "--port", "0"],
         env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
@@ -41,7 +42,7 @@ def serve(storage: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 def opened(browser: Any, url: str) -> dict[str, float]:
-    """Seconds until a page is loaded and until its first figures are drawn; nothing is cached."""
+    """Return the seconds until a page is loaded and until its first figure is drawn."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         page = context.new_page()
         started = time.perf_counter()
@@ -55,7 +56,7 @@ def opened(browser: Any, url: str) -> dict[str, float]:
 
 
 def measure(storage: Path, rounds: int) -> dict[str, Any]:
-    """Medians and raw figures for the first page and the sweep's."""
+    """Return medians and raw figures for the first page and the sweep's page."""
     from playwright.sync_api import sync_playwright
 
     process, address = serve(storage)
@@ -99,10 +100,7 @@ def main() -> None:
         for i in range(1000):
             write_run(storage / f"run-{i:04d}", seed=i, started=1.79e9 + 100 * i)
         found = measure(storage, rounds)
-    result = {
-        "command": f"python benchmarks/open_dashboard.py --rounds {rounds}",
-        "python": platform.python_version(), "cores": os.cpu_count(), **found,
-    }  # fmt: skip
+    result = {**provenance(), **found}
     (ROOT / "benchmarks/results/dashboard.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 

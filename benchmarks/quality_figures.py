@@ -1,17 +1,18 @@
-"""Our suite beside the peer's `Trainer`, task by task: scores by seed and the difference of their means.
+"""Compare our suite with Hugging Face's `Trainer` (the peer): scores by seed, difference of means.
 
     python jobs/glue.py --data-dir glue --tasks cola mrpc rte --seeds 0 1 2 --run-name suite
     python benchmarks/reference_trainer.py --task rte --data-dir glue --seed 0 ... > peer/rte-0.json
     python benchmarks/quality_figures.py runs/suite/glue.json peer benchmarks/results/quality.json
 
-What is stored already stays for the tasks, and for the seeds of the peer, that are not given: the suite
-takes hours, and can be run in parts.
+Stored results of other tasks, and of other seeds of the peer, are kept, since the suite takes hours
+and can be run in parts.
 
-The peer is scored after its last epoch, and for the difference so are we: to choose the best epoch by
-the rows that are scored, as our runs do for their users, flatters whoever does it. `ours` is the best.
+The peer is scored after its last epoch, and so is ours in the difference. Choosing the best epoch
+on the scored rows, as our runs do, biases the score upward. `ours` is the score of the best epoch.
 
-The interval of a difference is Welch's t (SciPy's `ttest_ind` without equal variances): it says what
-other seeds could have given, on the same rows. Seeds are not paired, as they mean other draws to each.
+The interval of a difference is Welch's (SciPy's `ttest_ind` without equal variances). It covers the
+choice of seeds, on the same rows. Seeds are not paired, since each side draws other numbers from a
+seed.
 """
 
 import json
@@ -22,7 +23,7 @@ from typing import Any
 
 
 def peers(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """What the peer printed, by task and seed."""
+    """Read the JSON lines that the peer printed, by task and seed."""
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text().splitlines()[-1])
@@ -31,7 +32,7 @@ def peers(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def last_scores(run: Path) -> dict[str, float]:
-    """What a run scored after its last epoch, by split and metric."""
+    """Return the scores of a run after its last epoch, by split and metric."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         f"{line['split']} {metric}": value  # later lines replace earlier ones
@@ -42,7 +43,7 @@ def last_scores(run: Path) -> dict[str, float]:
 
 
 def difference(ours: list[float], peer: list[float]) -> dict[str, Any]:
-    """Ours less the peer's, of the means, and its 95 % interval where both have two seeds or more."""
+    """Return our mean minus the peer's; with two seeds or more each, also its 95 % interval."""
     from scipy import stats
 
     found: dict[str, Any] = {"difference": sum(ours) / len(ours) - sum(peer) / len(peer)}
@@ -53,7 +54,7 @@ def difference(ours: list[float], peer: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Join the two with what is stored, store it and print it."""
+    """Merge both into the stored results, store and print these."""
     table, folder, out = map(Path, sys.argv[1:4])
     suite = json.loads(table.read_text())
     tasks: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}

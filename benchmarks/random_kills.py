@@ -1,12 +1,12 @@
-"""Sweeps, suites and a server killed at random points, and started again with the same command.
+"""Kill sweeps, suites and a server at random points, and start them again with the same command.
 
     python benchmarks/random_kills.py --kinds sweep suite server --kills 10 --seed 1
 
-A sweep or suite loses its driver, one of the processes it started, or all of them at once, at a point
-drawn from the length of an undisturbed one. It must end with that one's results: the answer, every
-logged line and the weights, equal to the bit. A server loses a process or all of them while a client
-asks; its answers must stay the same. At the end nothing may be left running. Adds each kind to
-benchmarks/results/random-kills.json.
+A sweep or suite loses its driver, one of its other processes, or all of them at once. The time of
+the kill is drawn from the length of an undisturbed job. The killed job must end with the
+undisturbed job's result, logged lines and weights, bit-exactly. A server loses one process or all
+of them under load; its answers must stay the same. At the end, no process may be left. Adds each
+kind to benchmarks/results/random-kills.json.
 """
 
 import argparse
@@ -42,15 +42,15 @@ from support.tiny import WORDS, write_task, write_tiny_model
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "random-kills.json"
 ADOPT_ORPHANS = 36
-"""PR_SET_CHILD_SUBREAPER: what a killed driver leaves becomes a child of this process."""
+"""PR_SET_CHILD_SUBREAPER: the orphans of a killed driver become children of this process."""
 LEAVE_SECONDS = 60
-"""Maximum time until the processes of a killed job are gone."""
+"""Maximum seconds until the processes of a killed job have ended."""
 TIMED = {"seconds", "train_samples_per_second"}
 """Keys of a result that differ between equal runs."""
 
 
 def started(word: str = "") -> list[psutil.Process]:
-    """Living processes below this one, orphans included, whose command line holds `word`."""
+    """List the living descendants of this process whose command line contains `word`."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -60,7 +60,7 @@ def started(word: str = "") -> list[psutil.Process]:
 
 
 def wait_until_gone() -> float:
-    """Seconds until nothing is left running."""
+    """Wait until no descendant is left; return the seconds."""
     began = time.monotonic()
     while left := started():
         if time.monotonic() - began > LEAVE_SECONDS:
@@ -70,7 +70,7 @@ def wait_until_gone() -> float:
 
 
 def kill(victim: str, driver: int, rng: random.Random) -> str:
-    """SIGKILL the driver, a process below it, or all; returns what was killed."""
+    """Kill the driver, one of its descendants, or all; return what was killed."""
     alive = started()
     below = [process for process in alive if process.pid != driver]
     chosen = {
@@ -86,7 +86,7 @@ def kill(victim: str, driver: int, rng: random.Random) -> str:
 
 
 def name_of(process: psutil.Process) -> str:
-    """The first word of a command line that is not Python's."""
+    """Return the first word of a command line after Python and its options."""
     with contextlib.suppress(psutil.Error):
         words = [Path(word).name for word in process.cmdline() if not word.startswith("-")]
         return next((word for word in words if not word.startswith("python")), process.name())
@@ -94,7 +94,7 @@ def name_of(process: psutil.Process) -> str:
 
 
 class Job:
-    """A sweep or a suite of `flags`, in runs below `storage`."""
+    """Sweep or suite on tiny data, in run folders below `storage`."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.storage = kind, folder / "runs"
@@ -134,11 +134,11 @@ class Job:
             )
 
     def said(self, name: str) -> str:
-        """The end of what its attempts wrote for people."""
+        """Return the end of the messages of a job's attempts."""
         return (self.storage / f"{name}.log").read_text()[-3000:]
 
     def outcome(self, name: str) -> dict[str, Any]:
-        """All that must be equal: the answer, and each run's logged lines and weights."""
+        """Return what must be equal: the result, and each run's logged lines and weights."""
         folder = self.storage / name
         said = (self.storage / f"{name}.out").read_text().splitlines()[-1]
         found = {"answer": _untimed(json.loads(said.replace(name, "NAME")))}
@@ -158,7 +158,7 @@ def _untimed(found: Any) -> Any:
 
 
 def hurt_job(kind: str, folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Jobs until `kills` of them were killed; each that ends is compared with the undisturbed one."""
+    """Run jobs until `kills` attempts were killed; compare each job with an undisturbed one."""
     job = Job(kind, folder)
     began = time.monotonic()
     ended = job.start("undisturbed").wait()
@@ -203,11 +203,11 @@ PARTS = {
     "replica": "ServeReplica:bench", "gateway": "ServeReplica:gateway", "proxy": "ProxyActor",
     "controller": "ServeController", "all": "",
 }  # fmt: skip
-"""What is killed, and what the command line of its process holds."""
+"""Part of the server -> text in the command line of its processes."""
 
 
 class Client:
-    """Asks one question after another, and counts the answers by what was killed last."""
+    """Client that sends one request after another, and counts answers by the part killed last."""
 
     def __init__(self, url: str) -> None:
         self.url, self.phase = url, "start"
@@ -226,7 +226,7 @@ class Client:
         self._thread.join()
 
     def wait_until_served(self, seconds: float = 120) -> float:
-        """Seconds until ten answers in a row were right."""
+        """Wait for ten correct answers in a row; return the seconds."""
         began, self.in_a_row = time.monotonic(), 0
         while self.in_a_row < 10:
             if time.monotonic() - began > seconds:
@@ -258,7 +258,7 @@ class Client:
 
 
 def hurt_server(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
-    """A server of two replicas that loses a part at a random moment, again and again."""
+    """Serve with two replicas under load; kill a part of the server at random moments."""
     port = free_port()
     model = classifier(folder / "served")
     (folder / "server.yaml").write_text(SERVER.format(port=port, model=model))
@@ -279,7 +279,7 @@ def hurt_server(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
         for number in range(kills):
             time.sleep(rng.uniform(0, 5))
             part = list(PARTS)[number % len(PARTS)]
-            while not (alive := started(PARTS[part])):  # it was killed before, and is not back yet
+            while not (alive := started(PARTS[part])):  # not back yet after an earlier kill
                 time.sleep(0.1)
             client.phase = part
             for process in alive if part == "all" else [rng.choice(alive)]:
@@ -300,7 +300,7 @@ def hurt_server(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Hurt each kind and store what was found."""
+    """Kill jobs of each kind and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -325,7 +325,7 @@ def main() -> None:
 
 
 def hurt(kind: str, kept: Path | None, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Hurt one kind in the folder `kept`, or in one that is deleted again."""
+    """Kill jobs of one kind in the folder `kept`, or in a temporary folder."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
         folder = kept or Path(made)
         work = hurt_server if kind == "server" else partial(hurt_job, kind)

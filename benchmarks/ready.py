@@ -1,11 +1,11 @@
-"""Seconds from a command to the first answer, for models of several sizes and tasks.
+"""Measure the seconds from a command to the first answer, for models of several sizes and tasks.
 
     python benchmarks/ready.py --rounds 2
 
-Each is its own server, with `benchmarks/serving_process.py`: Python starts Ray and Serve, a replica
-imports, reads and checks the weights, compares its engine, warms up, and answers. MiniLM is pretrained;
-the others have their architectures' published sizes and random weights: reading takes no notice.
-Writes benchmarks/results/ready.json.
+Each model has a new server (`benchmarks/serving_process.py`). Python starts Ray and Serve; a
+replica imports modules, reads and checks the weights, compares its engine, warms up, and answers.
+MiniLM is pretrained. The other models have their published sizes and random weights, which load
+equally fast. Writes benchmarks/results/ready.json.
 """
 
 import argparse
@@ -33,11 +33,11 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "T5 small, generates": ("T5ForConditionalGeneration", {"decoder_start_token_id": 0}),
     "GPT-2, generates": ("GPT2LMHeadModel", {"eos_token_id": 102, "bos_token_id": 101}),
 }  # fmt: skip
-"""Class in transformers, and what of its configuration is not the default."""
+"""Model -> its class in transformers, and the changed fields of its config."""
 
 
 def make(name: str, folder: str) -> tuple[str, int]:
-    """Write a model and MiniLM's tokenizer to `folder`; returns it and its parameters."""
+    """Write a model and MiniLM's tokenizer to `folder`; return it and the number of parameters."""
     import torch
     import transformers
 
@@ -56,7 +56,7 @@ def make(name: str, folder: str) -> tuple[str, int]:
 
 
 def first_answer(model: str, engine: str) -> dict[str, float]:
-    """Seconds until a server answers, and those of them in which it loaded the model."""
+    """Return the seconds until a server answers, and those that it took to load the model."""
     began = time.perf_counter()
     with running("ours", model, engine=engine) as server:
         seconds = time.perf_counter() - began
@@ -66,7 +66,7 @@ def first_answer(model: str, engine: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Start each in turn, print and store."""
+    """Start a server for each model, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Ray's way to serve a classifier: one deployment with a FastAPI ingress and `@serve.batch`.
+"""Reference server as in Ray's documentation: a FastAPI ingress with `@serve.batch`.
 
-The same model, tokenizer, thread pool and access-log setting as ours; batches of up to 32, and the
-5 ms of waiting that suit 32 and more clients. Run with `serve run`, as ours is:
+Model, tokenizer, thread pool and access-log setting equal ours. Batches have up to 32 rows and wait
+5 ms, which suits 32 and more clients. Run it with `serve run`, like ours:
 
     serve run benchmarks.reference_batch_server:build model=FOLDER
 """
@@ -18,7 +18,7 @@ app = FastAPI()
 @serve.deployment(max_ongoing_requests=1000, logging_config={"enable_access_log": False})
 @serve.ingress(app)
 class Classifier:
-    """Tokenizes and classifies what came together, off the event loop."""
+    """Tokenize and classify batches of requests, off the event loop."""
 
     def __init__(self, model: str, threads: int) -> None:
         import torch
@@ -32,7 +32,7 @@ class Classifier:
         ).eval()
 
     def forward(self, texts: list[str]) -> list[Any]:
-        """One padded forward pass."""
+        """Run one padded forward pass."""
         batch = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         with self.torch.inference_mode():
             scores = self.model(**batch).logits.softmax(-1).tolist()
@@ -49,16 +49,16 @@ class Classifier:
         max_batch_size=32, batch_wait_timeout_s=0.005
     )
     async def batched(self, texts: list[str]) -> list[Any]:
-        """Called by Serve with what came together."""
+        """Classify a batch that Serve has collected."""
         return await asyncio.to_thread(self.forward, texts)
 
     @app.post("/models/reference")
     async def predict(self, request: dict[str, Any]) -> Any:
-        """One text."""
+        """Answer a request of one text."""
         return await self.batched(request["inputs"])
 
 
 def build(args: dict[str, str]) -> Any:
-    """Builder for `serve run`."""
+    """Build the application for `serve run`."""
     deployment: Any = Classifier
     return deployment.bind(args["model"], int(args.get("threads", "2")))

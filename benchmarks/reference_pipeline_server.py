@@ -1,4 +1,4 @@
-"""The peer's way to serve a classifier: FastAPI and transformers' pipeline, one thread per request.
+"""Reference server with FastAPI and transformers' pipeline, one thread per request.
 
 python benchmarks/reference_pipeline_server.py MODEL PORT
 """
@@ -16,7 +16,7 @@ classify = pipeline("text-classification", model=sys.argv[1], top_k=None)
 
 @app.post("/models/reference")
 def predict(request: dict[str, Any]) -> Any:
-    """A `def`, so FastAPI runs it in its thread pool, as its documentation advises for such work."""
+    """Answer a request. FastAPI runs a `def` in its thread pool, as its documentation advises."""
     return classify(request["inputs"], truncation=True)
 
 

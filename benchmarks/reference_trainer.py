@@ -1,7 +1,7 @@
-"""The peer: GLUE fine-tuning as Hugging Face's `run_glue.py` and course do it, with `Trainer`.
+"""Reference for GLUE fine-tuning, like Hugging Face's `run_glue.py` and course, with `Trainer`.
 
-Dynamic padding, as the course teaches (`run_glue.py` itself pads all to 128 tokens by default).
-Prints one JSON line: metrics on the validation split, seconds and samples per second of training.
+Padding is dynamic, as in the course (`run_glue.py` pads all rows to 128 tokens by default). Prints
+one JSON line: metrics on the validation split, seconds and samples per second of training.
 
     python benchmarks/reference_trainer.py --task mrpc --data-dir DIR --model MODEL_DIR --seed 0
 """
@@ -24,11 +24,11 @@ TEXT_COLUMNS = {
     "qqp": ("question1", "question2"),
     "qnli": ("question", "sentence"),
 }
-"""As `task_to_keys` in transformers' examples/pytorch/text-classification/run_glue.py."""
+"""Text columns by task, as in `task_to_keys` of transformers' run_glue.py."""
 
 
 def score(task: str, logits: Any, labels: Any) -> dict[str, float]:
-    """The task's GLUE metrics with scikit-learn and SciPy."""
+    """Compute the task's GLUE metrics with scikit-learn and SciPy."""
     from scipy import stats
     from sklearn import metrics
 
@@ -48,7 +48,7 @@ def score(task: str, logits: Any, labels: Any) -> dict[str, float]:
 
 
 def main(*callbacks: Any) -> None:
-    """Train, evaluate, print; `callbacks` are Trainer's."""
+    """Train, evaluate and print the result; `callbacks` are passed to `Trainer`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="mrpc", choices=sorted(TEXT_COLUMNS))
     parser.add_argument("--data-dir", type=Path, required=True)

@@ -1,113 +1,48 @@
-"""Rewrite the tables of results/*.json in the pages that have a place for them.
+"""Rewrite the tables of results/*.json in the pages that have a placeholder for them.
 
     python benchmarks/result_tables.py docs/benchmarks.md README.md
 
 A place is the text between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of TABLES. Each
-table ends with the command, the date, the machine and the commit that it was measured with.
+table ends with the command, the date, the machine and the commit that it was measured with. Places
+that begin with `<!-- transcript: NAME -->` have outputs of commands, see excerpts.py.
 """
 
 import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import statistics_tables
+from excerpts import EXCERPTS, is_recorded
 from gpu import gpu_table
-from markdown_tables import RESULTS, Result, load, short_commit, source, table
+from markdown_tables import Result, load, short_commit, source, table
+from ports_table import ports
 from scaling_model import gains, large_models, losses
+from step_tables import first_step, step_means, steps
 
-PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (table|transcript): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rewrite(text: str) -> str:
-    """Return a page with the present tables in its places.
+    """Return a page with the present tables and transcripts in its places.
 
     Raises:
         KeyError: The page has a place whose name is unknown.
+        ValueError: A recorded command has no line that an excerpt shows.
     """
 
     def fill(place: re.Match[str]) -> str:
-        head, name, end = place.groups()
-        return f"{head}{TABLES[name]()}{end}"
+        head, kind, name, end = place.groups()
+        if kind == "transcript" and not is_recorded():
+            return place[0]
+        return f"{head}{PLACES[kind][name]()}{end}"
 
     return PLACE.sub(fill, text)
 
 
 # Training
-
-
-OTHER_LOOPS = {"peer": "`Trainer`", "grouped": "its `group_by_length`", "plain": "a plain loop"}
-TASKS = ("cola", "sst2", "mrpc", "rte")
-PRECISIONS = {"fp32": "", "bf16": "-bf16"}
-"""Precision -> end of the names of its results."""
-
-
-def steps() -> str:
-    """Compare training throughput with Hugging Face's Trainer and a plain loop."""
-    names = [
-        f"{task}{precision}"
-        for precision in PRECISIONS.values()
-        for task in TASKS
-        if (RESULTS / f"steps-{task}{precision}.json").exists()
-    ]
-    results = {name: load(f"steps-{name}") for name in names}
-    others = OTHER_LOOPS
-    sides = [side for side in others if any(side in found["samples_per_second"] for found in
-             results.values())]  # fmt: skip
-    rows = [
-        [
-            name.partition("-")[0].upper(),
-            found.get("precision", "fp32"),
-            f"{found['samples_per_second']['ours']:.1f}",
-            *(cell for side in sides for cell in _compared(found, side)),
-        ]
-        for name, found in results.items()
-    ]
-    columns = ["Task", "Precision", "Trainyard, samples/s"]
-    for side in sides:
-        columns += [f"{others[side]}, samples/s", f"Trainyard / {others[side]} [95 %]"]
-    return table(columns, rows) + source(*results.values())
-
-
-def step_means() -> str:
-    """List the geometric means over tasks of the throughput over that of each other loop."""
-    rows, used = [], []
-    for precision, end in PRECISIONS.items():
-        found = [load(f"steps-{task}{end}") for task in TASKS]
-        used += found
-        rows.append([precision] + [
-            f"{statistics.geometric_mean(one['ratios'][side]['ratio'] for one in found):.2f}"
-            for side in OTHER_LOOPS
-        ])  # fmt: skip
-    columns = ["Precision", *(f"times {name}" for name in OTHER_LOOPS.values())]
-    return table(columns, rows) + source(*({**one, "command": "make bench DATA=DIR"} for one in used))
-
-
-def _compared(found: Result, side: str) -> tuple[str, str]:
-    """Samples per second of another side, and how many times faster ours is."""
-    if side not in found["samples_per_second"]:
-        return "", ""
-    # Before 2026-12 there was one other side.
-    ratio = found["ratios"][side] if "ratios" in found else {
-        "ratio": found["speed_ratio"], "interval": found["interval"]
-    }  # fmt: skip
-    speed = found["samples_per_second"][side]
-    return f"{speed:.1f}", "{:.2f} [{:.2f}, {:.2f}]".format(ratio["ratio"], *ratio["interval"])
-
-
-def first_step() -> str:
-    """List the seconds from the command to the first step."""
-    found = load("first-step-mrpc")
-    names = {"tokenizes": "tokenizes first", "tokenized": "tokenized before"}
-    parts = ["seconds", "driver_start_up", "tokenization", "worker_start_up", "first_step", "other"]
-    rows = [
-        [label, *(f"{found['medians'][name][part]:.1f}" for part in parts)]
-        for name, label in names.items()
-    ]
-    columns = ["MRPC", "Seconds", "Driver", "Tokenization", "Worker", "First step", "Other"]
-    return table(columns, rows) + source(found)
 
 
 def memory() -> str:
@@ -226,7 +161,7 @@ def lost_work() -> str:
 
 
 def strategies() -> str:
-    """List the largest differences to ddp, by architecture and strategy."""
+    """List the largest differences from ddp, by architecture and strategy."""
     found = load("strategies")
 
     def cell(seen: Result) -> str:
@@ -290,6 +225,9 @@ SCENARIOS = {
     "job-stop": "`ray job stop`; the same command again",
     "elastic": "one of two workers leaves and comes back (`--num-workers 1:2`)",
     "head-restart": "the head loses power and comes back empty; the same command again",
+    "power-off-fsdp": "a host of an fsdp run loses power",
+    "power-off-zero2": "a host of a ZeRO-2 run loses power",
+    "power-off-zero3": "a host of a ZeRO-3 run loses power",
 }
 
 
@@ -387,7 +325,7 @@ def start_up() -> str:
 
 
 def hurt() -> str:
-    """List what serving withstands."""
+    """List failed requests and latencies during disturbances of a server."""
     columns = ["What happens under load", "Requests", "Not 200", "p99, ms", "Longest, ms"]
     names = {"swap": "versions swapped", "kill": "replicas killed", "redeploy": "redeployments",
              "drip_60": "60 slow clients", "drip_400": "400 slow clients"}  # fmt: skip
@@ -403,7 +341,7 @@ def hurt() -> str:
 
 
 def kills() -> str:
-    """Count the kills of sweeps, suites and a server, and what became of them."""
+    """Count the kills of sweeps, suites and a server, with their outcomes."""
     found = load("random-kills")
     rows = []
     for kind in ("sweep", "suite"):
@@ -490,11 +428,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "overload": overload,
     "soak": soak,
     "dashboard": dashboard,
+    "ports": ports,
 }
+
+PLACES: Mapping[str, Mapping[str, Callable[[], str]]] = {"table": TABLES, "transcript": EXCERPTS}
+"""Texts by the kind and the name of a place."""
 
 
 def main() -> None:
-    """Rewrite the pages that are named."""
+    """Rewrite the pages named on the command line."""
     for path in map(Path, sys.argv[1:]):
         path.write_text(rewrite(path.read_text()))
 

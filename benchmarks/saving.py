@@ -1,12 +1,11 @@
-"""Time of checkpoints: written while training continues, against training that waits for them.
+"""Compare checkpoints written while training continues with training that waits for them.
 
     python benchmarks/saving.py --rounds 5
 
-The loop of `jobs/train.py` on the demo's rows in this process. The two ways take turns. Each run has
-a fresh folder; its time is from the first counted step until the last checkpoint is committed.
-`copy_ms` is how long training stops for a checkpoint at least; `gap_ms` is the longest time for which
-the writer keeps a thread from running that wants to run every millisecond.
-Writes benchmarks/results/saving.json.
+Runs the loop of `jobs/train.py` on the demo's rows in this process, both ways in turn. Each run has
+a new folder; its time is from the first counted step until the last checkpoint is committed.
+`copy_ms` is the time for which training pauses at least. `gap_ms` is the longest time for which the
+writer blocks a thread that wakes every millisecond. Writes benchmarks/results/saving.json.
 """
 
 import argparse
@@ -29,11 +28,11 @@ from trainyard.training.worker.session import Session
 
 HERE = Path(__file__).parent
 WARM_UP = 4
-"""Steps that are not counted."""
+"""Number of initial steps that are not counted."""
 
 
 class Clock(threading.Thread):
-    """Notes the longest time between two of its turns."""
+    """Thread that records the longest time between two of its wake-ups."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -53,7 +52,7 @@ class Clock(threading.Thread):
 
 
 def one_run(storage: str, every: int, steps: int, threads: int, *, waits: bool) -> dict[str, float]:
-    """Milliseconds of a step, of a copy, and the longest gap while a checkpoint is written."""
+    """Return the milliseconds of a step, of a copy, and of the longest gap during a checkpoint."""
     began: list[float] = []
     ended: list[float] = []
     copies: list[float] = []
@@ -111,7 +110,7 @@ def one_run(storage: str, every: int, steps: int, threads: int, *, waits: bool) 
 
 
 def main() -> None:
-    """Take turns, print and store."""
+    """Run both ways in turn, print and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""Memory and time as rows grow: the same short run on 100 thousand and on 1 million rows.
+"""Measure memory and time by the number of rows: the same short run on 100,000 and 1,000,000 rows.
 
     python benchmarks/scale.py --rows 100000 1000000
 
-The rows are the demo's, written as a Parquet file of one's own. Memory is the sum, over the driver and
-every process that it started (Ray's and the workers), of their proportional set sizes, in which shared
-pages are divided by those who share them; at its peak, and by kind, each at its own: `anon`, what the
-processes hold themselves; `shmem`, Ray's object store; `file`, pages of mapped files (libraries, the
-token table) that were touched, which the system may take back.
+The rows are the demo's, as a Parquet file for --train-file. Memory is the peak sum of the
+proportional set sizes of the driver and its descendants: Ray's processes and the workers. These
+sizes divide shared pages among their users. Each kind has its own peak. `anon` is private memory,
+`shmem` is Ray's object store. `file` is touched pages of mapped files (libraries, the token table),
+which the system may reclaim.
 """
 
 import argparse
@@ -29,7 +29,7 @@ KINDS = ("anon", "shmem", "file")
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """The demo's first `rows` training pairs, and its validation rows beside them."""
+    """Write the demo's first `rows` training pairs to a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -44,7 +44,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def run_measured(command: list[str]) -> dict[str, Any]:
-    """Run a job; its JSON line, its seconds and the peak memory of all its processes, in MiB."""
+    """Run a job; return its seconds, throughput and the peak memory of its processes in MiB."""
     started = time.monotonic()
     job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     root, peaks = psutil.Process(job.pid), dict[str, float]()
@@ -67,7 +67,7 @@ def run_measured(command: list[str]) -> dict[str, Any]:
 
 
 def _memory(pid: int) -> dict[str, float]:
-    """MiB of a process by kind; none when it ended meanwhile."""
+    """Return the MiB of a process by kind; zeros if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
@@ -84,7 +84,7 @@ def _descendants(root: psutil.Process) -> list[psutil.Process]:
 
 
 def main() -> None:
-    """One run per size; store the figures."""
+    """Make one run per number of rows; store the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

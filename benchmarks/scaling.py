@@ -1,11 +1,11 @@
-"""What more workers cost: the same run with 1, 2 and 4 workers on the same cores, in turn.
+"""Measure the overhead of more workers: the same run with 1, 2 and 4 workers on the same cores.
 
     python benchmarks/scaling.py --data-dir DIR --task mrpc --max-steps 20 --rounds 3
 
-All workers together have the threads of the machine's cores (at least one each), so no figure shows a
-gain: what is lost against one worker is the cost of having several, for each step the same gradients
-and one exchange of them. `bytes_per_step` is what a worker sends in a ring all-reduce, 2 (N - 1) / N
-times the gradients (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms").
+All workers together have the threads of the machine's cores (at least one each), so no speedup is
+possible. The loss compared with one worker is the overhead, mostly the exchange of gradients in
+each step. `bytes_per_step` is what a worker sends in a ring all-reduce: 2 (N - 1) / N times the
+gradients (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms").
 """
 
 import argparse
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 
 def parameters(model: str) -> int:
-    """How many numbers are trained."""
+    """Return the number of trainable parameters."""
     from transformers import AutoModelForSequenceClassification
 
     built = AutoModelForSequenceClassification.from_pretrained(resolve_model(model))
@@ -35,7 +35,7 @@ def parameters(model: str) -> int:
 
 
 def measure(shared: list[str], count: int) -> dict[str, float]:
-    """Samples per second of one run, and its seconds a step by account."""
+    """Return the samples per second of one run, and its seconds per step by account."""
     with tempfile.TemporaryDirectory() as storage:
         found = last_json(
             [str(HERE.parent / "jobs/train.py"), *shared, "--num-workers", str(count),
@@ -51,7 +51,7 @@ def measure(shared: list[str], count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run the rounds and store what they gave."""
+    """Run the rounds and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,7 @@
-"""What up to 256 GPUs would give, on paper, and what would bound it: `python benchmarks/scaling_model.py`.
+"""Predict the speedup on up to 256 GPUs and its bottleneck: `python benchmarks/scaling_model.py`.
 
-Nothing here was measured on GPUs: it says which term grows. Micro-batches are one a worker and step.
+Nothing here was measured on GPUs; the model shows which term grows. Each worker has one micro-batch
+per step.
 
     compute     6 FLOP for each weight of the layers and token (Kaplan et al. 2020, "Scaling laws",
                 section 2.1), one third of them forward
@@ -44,12 +45,12 @@ FAILURES = 419 / (54 * 24 * 16_384)
 RESTART = 90.0
 """Seconds. Ray's default health check takes about a minute, starting again half a minute (cluster.json)."""
 TOKENS = 8192
-"""Of a worker and step: 64 rows of 128."""
+"""Tokens of a worker in a step: 64 rows of 128."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """Weights in all, and those in the encoder's layers."""
+    """Model with its number of weights, in total and in the encoder's layers."""
 
     name: str
     weights: float
@@ -90,9 +91,9 @@ MACHINES = (
 
 @dataclass(frozen=True)
 class Strategy:
-    """Units of exchange in a forward pass, a backward pass and after the step; what workers share.
+    """Units of exchange in the forward pass, in the backward pass and after the step.
 
-    Bytes of a weight that each worker holds whole; the rest of STATE is divided among them.
+    `whole` is the number of bytes per weight that each worker holds; the rest of STATE is sharded.
     """
 
     name: str
@@ -157,7 +158,7 @@ def bound(parts: dict[str, float]) -> str:
 
 
 def gains() -> Iterator[list[str]]:
-    """Yield a row for each model, kind of machine and size of a step: gains of ddp, the largest part."""
+    """Yield rows by machine, model and step size: speedups of ddp, largest part of a step."""
     for machines in MACHINES:
         for model in (MINILM, BERT):
             for label, of_all in (("8,192 in all", 8192), ("8,192 a worker", None)):
@@ -186,7 +187,7 @@ def large_models() -> Iterator[list[str]]:
 
 
 def checkpoint_seconds(model: Model, writers: int) -> float:
-    """Return the seconds in which so many processes write a checkpoint together."""
+    """Return the seconds in which `writers` processes write a checkpoint."""
     return STORED * model.weights / min(writers * WRITER, STORAGE)
 
 
@@ -196,12 +197,12 @@ def between_failures(workers: int) -> float:
 
 
 def best_interval(checkpoint: float, failure: float) -> float:
-    """Return the seconds between checkpoints that lose the least."""
+    """Return the seconds between checkpoints that minimize the lost time."""
     return math.sqrt(2 * checkpoint * failure)
 
 
 def lost_share(checkpoint: float, interval: float, failure: float) -> float:
-    """Return the share of time in which nothing is gained: writing, starting, computing again."""
+    """Return the share of time lost to writing checkpoints, restarts and repeated steps."""
     return checkpoint / interval + (interval / 2 + RESTART) / failure
 
 

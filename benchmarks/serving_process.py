@@ -1,8 +1,8 @@
-"""A server to be measured, as a process of its own on a free port, with a Ray of its own.
+"""Server to measure: a separate process with its own Ray.
 
 python benchmarks/serving_process.py ours|ours-grpc|ours-handle|batch MODEL PORT THREADS [ENGINE DTYPE GPUS]
 
-ours-grpc and ours-handle have Serve's transports between gateway and replica in place of connections.
+ours-grpc and ours-handle use Serve's transports between gateway and replica instead of connections.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ PATHS = dict.fromkeys(("ours", "ours-grpc", "ours-handle"), "/models/bench") | {
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def haproxy_environment(folder: str) -> dict[str, str]:
-    """Ray Serve behind HAProxy, with files and ports of its own."""
+    """Return the environment that puts Ray Serve behind HAProxy, with files in `folder`."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
@@ -50,13 +50,13 @@ def haproxy_environment(folder: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers."""
+    """Running server."""
 
     url: str
     process: "subprocess.Popen[bytes]"
 
     def cpu_seconds(self) -> float:
-        """Processor time of its whole tree of processes: what a busy machine cannot distort."""
+        """Return the CPU time of the process tree, which other load hardly changes."""
         import psutil
 
         total = 0.0
@@ -78,7 +78,7 @@ def running(
     dtype: str = "float32",
     gpus: float = 0,
 ) -> Iterator[Server]:
-    """A server, once it answers; its process group ends with the block."""
+    """Start a server, yield it once it answers, and end all its processes after the block."""
     port = free_port()
     script = "reference_pipeline_server.py" if kind == "pipeline" else "serving_process.py"
     arguments = (
@@ -108,12 +108,12 @@ def running(
 
 
 def _end(process: "subprocess.Popen[bytes]", folder: str) -> None:
-    """End a server and all that it started, also what left its process group, as HAProxy does."""
+    """End a server and its descendants, and HAProxy, which detaches itself."""
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):
         started = psutil.Process(process.pid).children(recursive=True)
-        # HAProxy is nobody's child, but its files are ours.
+        # HAProxy is found by its files, since it is not a descendant.
         started += [one for one in psutil.process_iter(["cmdline"]) if _names(one, f"{folder}/")]
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -125,7 +125,7 @@ def _end(process: "subprocess.Popen[bytes]", folder: str) -> None:
 
 
 def _names(process: Any, text: str) -> bool:
-    """Whether the command line of a process names it."""
+    """Return whether the command line of a process contains `text`."""
     return any(text in part for part in process.info["cmdline"] or ())
 
 
@@ -144,7 +144,7 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 def use_serve_alone(*, grpc: bool) -> None:
-    """Let gateways that are deployed from here ask replicas through Serve, and through nothing else."""
+    """Make gateways deployed by this process send all requests through Serve."""
     from trainyard.serving.answer import Answer
     from trainyard.serving.gateway import deployment
     from trainyard.serving.gateway.discovery import ServeModels
@@ -164,7 +164,7 @@ def use_serve_alone(*, grpc: bool) -> None:
 
 
 def main() -> None:
-    """Deploy and stay until SIGTERM."""
+    """Deploy the server, and run until SIGTERM."""
     import ray
     from ray import serve
 

@@ -1,10 +1,10 @@
-"""Memory of our server over a long time at moderate load: whether it stays flat.
+"""Check for memory growth of our server over a long time at moderate load.
 
     python benchmarks/soak_serving.py --data-dir DIR --minutes 60 --per-second 5
 
-Each minute the private memory (USS) of every process that serves is read. Its growth is the slope of
-a straight line through the readings of the second half, so that what is filled once (caches, pools of
-the allocator) does not count. Writes benchmarks/results/soak-serving.json.
+Reads the private memory (USS) of each serving process every minute. Its growth is the slope of a
+line fitted to the second half of the readings. So memory that is filled once (caches, allocator
+pools) does not count. Writes benchmarks/results/soak-serving.json.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from provenance import provenance
 
 KINDS = {"ServeReplica:bench:Model": "model", "ServeReplica:gateway": "gateway", "ProxyActor": "proxy",
          "ServeController": "controller", "haproxy": "haproxy"}  # fmt: skip
-"""What the command line of a process holds, and what it is."""
+"""Text in a process's command line -> kind of process."""
 
 
 def memory() -> dict[str, float]:
-    """Private memory in MiB of each process that serves, by kind and process id."""
+    """Return the private memory in MiB of each serving process, by kind and process id."""
     found = {}
     for word, kind in KINDS.items():
         for process in started(word):
@@ -41,7 +41,7 @@ def memory() -> dict[str, float]:
 
 
 def growth(readings: list[dict[str, float]], minutes: list[float]) -> dict[str, dict[str, float]]:
-    """Of each process that lived all the while: memory at first, half-way and last, and MiB an hour."""
+    """Return first, middle and last MiB, and MiB per hour, of processes in all `readings`."""
     import numpy as np
 
     half = len(readings) // 2
@@ -55,7 +55,7 @@ def growth(readings: list[dict[str, float]], minutes: list[float]) -> dict[str, 
 
 
 def main() -> None:
-    """Ask for a long time, look every minute, store what was seen."""
+    """Send requests, read the memory every minute, and store the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

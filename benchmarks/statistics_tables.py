@@ -100,7 +100,7 @@ def span(shares: Sequence[float]) -> str:
 
 
 def coverage() -> str:
-    """List how often the intervals of scores hold the truth."""
+    """List how often the intervals of scores contain the true value."""
     found = load("statistics")
     rows = [
         [
@@ -117,9 +117,10 @@ def coverage() -> str:
 
 def near_duplicates() -> str:
     """Compare the near-duplicate join with MinHash LSH."""
-    rows = []
+    rows, results = [], []
     for task in ("cola", "sst2", "stsb"):
         found = load(f"near-duplicates-{task}")
+        results.append(found)
         ours, peer = found["exact join"], found["datasketch"]
         rows.append(
             [
@@ -128,7 +129,8 @@ def near_duplicates() -> str:
                 f"{peer['pairs']} in {peer['seconds']:.1f} s",
             ]
         )
-    return table(["Validation rows near a training row", "Exact join", "datasketch's LSH"], rows)
+    columns = ["Validation rows near a training row", "Exact join", "datasketch's LSH"]
+    return table(columns, rows) + source(*results)
 
 
 def flipped_labels() -> str:

@@ -1,10 +1,11 @@
-"""Train architectures with every strategy, on two CPU processes, and log what was seen.
+"""Train architectures with every strategy, on two CPU processes, and log the results.
 
     python benchmarks/strategy_architectures.py [--only NAME ...]
 
-Models are tiny and have random weights. Each run is repeated, cut off after half of its steps and
-resumed; its exported model is loaded with plain transformers. `--only` replaces the rows it names. The
-process ends with status 1 when a strategy failed. `tests/support/strategy_matrix.py` does the work.
+Models are tiny and have random weights. Each run is repeated, cut off after half of its steps, and
+resumed. The exported model is loaded with plain transformers. `--only` replaces only the named
+rows. The process exits with status 1 if a strategy failed. `tests/support/strategy_matrix.py` does
+the work.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Figures of a finished sweep: what it cost against training every trial to its end, and its verdict.
+"""Figures of a finished sweep: its cost relative to training all trials to their end, its verdict.
 
     python jobs/tune.py --task mrpc --data-dir glue --run-name mrpc-asha ...
     python benchmarks/sweep_figures.py runs/mrpc-asha benchmarks/results/sweep-mrpc.json
 
 Cost is counted in optimizer steps, which do not depend on the machine's load, and in seconds of
-training. `startup_seconds` is the time from a process taking a trial up to the trial's first step: data,
-model and, for the first trial of a process, the imports. What a trial waits for the scheduler's verdict
-is in neither.
+training. `startup_seconds` is the time from the start of a trial in a process to its first step:
+data, model and, for the first trial of a process, imports. Neither includes the wait for the
+scheduler's decision.
 """
 
 import json
@@ -21,7 +21,7 @@ UNSET: tuple[Any, ...] = (None, [], False)
 
 
 def figures(sweep: Path) -> dict[str, Any]:
-    """All that the README quotes."""
+    """Return the figures for the docs."""
     known = json.loads((sweep / "sweep.json").read_text())
     trials = []
     for path in sorted((sweep / "trials").glob("*/run.json")):

@@ -1,7 +1,7 @@
-"""Comparisons of two models that are equally good: how often is one called better?
+"""Simulate comparisons of two equally good models, to count false verdicts.
 
-The first model is the best of several candidates on the very rows of the comparison, as the best
-epoch of a run is. Groups: rows that share a premise are right or wrong together.
+The first model is the best of several candidates on the rows of the comparison, like the best epoch
+of a run. In grouped data, rows that share a group (a premise) tend to be right or wrong together.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,25 +17,25 @@ from trainyard.stats import metric_interval
 from trainyard.tasks import get_task
 
 EASE, EASE_SPREAD = 1.5, 1.5
-"""Mean and deviation of a row's ease; what differs between two models has deviation 1."""
+"""Mean and standard deviation of a row's ease; the noise of a model has standard deviation 1."""
 
 
 def rate(events: Iterable[bool], worlds: int) -> list[float]:
-    """Share of worlds, with its 95 % interval by Clopper and Pearson."""
+    """Return the share of worlds with an event, and its 95 % Clopper-Pearson interval."""
     hits = sum(map(bool, events))
     low, high = binomtest(hits, worlds).proportion_ci()
     return [round(float(value), 4) for value in (hits / worlds, low, high)]
 
 
 def answers(right: NDArray[np.bool_], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Logits of answers that are right on some rows."""
+    """Build logits of a model that is right on the rows `right`."""
     return np.eye(2)[np.where(right, labels, 1 - labels)]
 
 
 def best_of(
     candidates: int, rows: int, alike: float, task_name: str, worlds: int, *, corrected: bool
 ) -> dict[str, Any]:
-    """False verdicts on the best of a number of candidates; `alike` is their correlation."""
+    """Count false verdicts on the best of several candidates; `alike` is their correlation."""
     rng, task = np.random.default_rng(candidates), get_task(task_name)
     score: Callable[..., float] = _accuracy if task.score == "accuracy" else _f1
     chosen = Selection(kind="epochs", sentence="", candidates=candidates if corrected else 1)
@@ -72,7 +72,7 @@ def _f1(right: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
 
 
 def grouped(groups: int, rows_each: int, worlds: int, *, by_group: bool) -> dict[str, Any]:
-    """Coverage of an accuracy and false verdicts, of rows that depend on each other in groups."""
+    """Measure the coverage of an accuracy's interval, and false verdicts, on grouped rows."""
     rng, task = np.random.default_rng(groups), get_task("rte")
     truth = float(ndtr(EASE / np.sqrt(EASE_SPREAD**2 + 2)))
     none = Selection(kind="none", sentence="")

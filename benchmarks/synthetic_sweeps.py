@@ -1,8 +1,8 @@
-"""Sweeps in a world whose truth is known: how often is their claim wrong?
+"""Simulate sweeps with known true scores, to count wrong verdicts.
 
-A run is right on a row where the row's ease, the recipe's skill, the recipe's taste for the row, the
-seed and chance add up to more than 0. `taste` makes recipes that are equally good differ in which
-rows they get right: the luck that fresh seeds do not remove. The claim is `confirm`'s own.
+A run is right on a row if a sum is above 0: the row's ease, the recipe's skill, the recipe's taste
+for the row, the seed's effect, and noise. `taste` makes equally good recipes right on different
+rows: noise that fresh seeds do not remove. The verdict is that of `confirm`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from trainyard.tuning.honesty import (
 
 Floats = NDArray[np.float32]
 EASE, EASE_SPREAD, CHANCE = 1.8, 1.5, 0.5**0.5
-"""Mean and deviation of a row's ease; deviation of what differs between two runs of one recipe."""
+"""Mean and standard deviation of a row's ease; standard deviation of a run's noise."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Cell:
     seed_spread: float = 0.0
     skill_spread: float = 0.0
     extended_to: int | None = None
-    """Trials after an extension, which is made where the first verdict tells nothing apart."""
+    """Number of trials after an extension, which follows a first verdict "not distinguishable"."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and the true values behind it."""
+    """Result of a confirmation, and the true scores."""
 
     found: Confirmation
     winner: float
@@ -72,7 +72,7 @@ class World:
         return self._rng.standard_normal(shape, dtype=np.float32)
 
     def runs(self, recipes: Sequence[int], seeds: int) -> tuple[NDArray[np.bool_], Floats]:
-        """Which rows each run has right [recipes, seeds, rows], and the luck of each seed."""
+        """Return masks of the right rows, [recipes, seeds, rows], and the effect of each seed."""
         luck = np.float32(self.cell.seed_spread) * self._normal(len(recipes), seeds)
         chance = np.float32(CHANCE) * self._normal(len(recipes), seeds, self.cell.rows)
         chosen = np.asarray(recipes)
@@ -80,7 +80,7 @@ class World:
         return shared[:, None] + luck[..., None] + chance > 0, luck
 
     def truth(self, recipe: int, luck: Floats) -> float:
-        """Accuracy over all rows and seeds; with too few seeds, that of these runs over all rows."""
+        """Return the accuracy over all rows and seeds; with too few seeds, that of these seeds."""
         cell = self.cell
         few = cell.seeds < FEWEST_SEEDS
         noise = EASE_SPREAD**2 + CHANCE**2 + cell.taste**2 + (0 if few else cell.seed_spread**2)
@@ -88,7 +88,7 @@ class World:
         return float(np.mean(ndtr(skill / np.sqrt(noise))))
 
     def claim(self, trials: int, *, look: int = 1) -> Claim:
-        """Take the best of the first trials, run them again, and judge them."""
+        """Confirm the best of the first `trials` trials with fresh seeds."""
         scores = self.searched_scores[:trials]
         chosen = [0, *(1 + np.argsort(-scores, kind="stable")[: self.cell.top])]
         for recipe in chosen:
@@ -111,7 +111,7 @@ class World:
         )
 
     def claims(self) -> list[Claim]:
-        """The claim, and that of the extended sweep where the first tells nothing apart."""
+        """Return the claim; if it is not distinguishable, also that of the extended sweep."""
         first = self.claim(self.cell.trials)
         if self.cell.extended_to is None or first.found.verdict != "not distinguishable":
             return [first]
@@ -119,14 +119,14 @@ class World:
 
 
 def is_wrong(claim: Claim) -> bool:
-    """Whether a verdict contradicts the truth; equal recipes are neither better nor worse."""
+    """Return whether a verdict contradicts the truth; equal recipes are not better or worse."""
     return (claim.found.verdict == "better" and claim.winner <= claim.default) or (
         claim.found.verdict == "worse" and claim.winner >= claim.default
     )
 
 
 def simulate(cell: Cell, worlds: int, seed: int = 0) -> dict[str, Any]:
-    """Rates over many worlds, each with its 95 % interval by Clopper and Pearson."""
+    """Return rates over simulated worlds, each with its 95 % Clopper-Pearson interval."""
     rng = np.random.default_rng(seed)
     claims = [World(cell, rng).claims() for _ in range(worlds)]
     last = [each[-1] for each in claims]
@@ -153,6 +153,6 @@ def simulate(cell: Cell, worlds: int, seed: int = 0) -> dict[str, Any]:
 
 
 def is_honest(found: dict[str, Any]) -> bool:
-    """Errors of at most 5 % and coverage of at least 93 %, as far as the simulation can tell."""
+    """Return whether the intervals allow errors of at most 5 %, and coverage of at least 93 %."""
     covered = all(found[name][2] >= 0.93 for name in ("winner", "default", "difference"))
     return found["wrong"][1] <= 0.05 and covered

@@ -1,11 +1,12 @@
-"""Class weights, label smoothing and fitted thresholds on unbalanced data: each variant on three seeds.
+"""Compare class weights, label smoothing and fitted thresholds on unbalanced data, on three seeds.
 
     python benchmarks/unbalanced.py --glue DIR --course DIR
 
-CoLA (70 % acceptable), emotions (GoEmotions' rows with one label, 28 classes) and emotions-multi (its
-rows with any labels). Emotions choose their epoch on validation rows and report a test file's; CoLA has
-no labeled test rows, so its figures are those of its last epoch. A difference to the plain variant is of
-the means over seeds, with Welch's 95 % interval. Stores results/unbalanced.json.
+Data: CoLA (70 % acceptable), emotions (GoEmotions' rows with one label, 28 classes) and
+emotions-multi (all its rows). Emotions choose their epoch on validation rows and report test
+scores. CoLA has no labeled test rows, so its scores are those of the last epoch. Differences from
+the plain variant are of means over seeds, with Welch's 95 % intervals. Stores
+results/unbalanced.json.
 """
 
 import argparse
@@ -48,7 +49,7 @@ METRICS = {
 
 
 def emotions(source: Path, *, several: bool) -> Iterator[dict[str, Any]]:
-    """Rows of a GoEmotions file, labels by name; without `several`, those with one label."""
+    """Yield the rows of a GoEmotions file, labels by name; single-label rows unless `several`."""
     names = (source.parent / "labels.txt").read_text().split()
     with source.open(newline="") as file:
         for text, numbers, _ in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
@@ -104,7 +105,7 @@ def main() -> None:
 
 
 def scores(name: str, fields: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """Train one run; return the metrics that are reported."""
+    """Train one run; return the reported metrics."""
     metrics = METRICS[name]
     config = TrainConfig(
         **{**SHARED, **fields}, metrics=metrics, storage_path=str(folder / "runs" / name)
@@ -117,7 +118,7 @@ def scores(name: str, fields: Mapping[str, Any], folder: Path) -> dict[str, floa
 
 
 def store(name: str, found: Mapping[str, Mapping[int, Any]], args: argparse.Namespace) -> None:
-    """Add a data set's scores by variant and seed, and their differences to the plain variant."""
+    """Store a data set's scores by variant and seed, and differences from the plain variant."""
     figures: dict[str, Any] = {}
     for variant, by_seed in found.items():
         for metric in METRICS[name]:
@@ -136,7 +137,7 @@ def store(name: str, found: Mapping[str, Mapping[int, Any]], args: argparse.Name
 
 
 def unbalanced_table() -> str:
-    """Table of the scores by seed, and of the differences to the plain variant."""
+    """Build the table of scores by seed, and of differences from the plain variant."""
     found = load("unbalanced")
     rows = []
     for name, data in found.items():

@@ -1,8 +1,8 @@
-"""Rewrite the generated parts of the docs: flags, the HTTP reference, and tables of results.
+"""Rewrite the generated parts of the docs: flags, the HTTP reference, tables of results, transcripts.
 
     python docs/generate.py
 
-The tests fail when a page is not what this writes.
+Tests fail if a page differs from this output.
 """
 
 import contextlib
@@ -26,27 +26,27 @@ from trainyard.serving.gateway.openapi import describe_api
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
 
-from result_tables import rewrite  # noqa: E402
+from result_tables import PLACE, rewrite  # noqa: E402
 
 Row = tuple[str, str, str]
-"""A flag, its value and its meaning, in words."""
+"""Name, value and meaning of a flag or field."""
 
 WIDTH = "129"
-"""Columns of a terminal too narrow for two groups of flags next to each other."""
+"""Columns of the help: too few for two groups of flags side by side."""
 
 
 SHARED = "train"
-"""Command whose section holds the flags of all commands that train one run or several."""
+"""Command whose section has the flags that all training commands share."""
 
 KINDS = {"STR": "text", "INT": "whole number", "FLOAT": "number"}
-"""Types of --help in words."""
+"""Words for types in --help."""
 LISTS = {
     "STR": "list of names",
     "INT": "list of whole numbers",
     "STR STR": "pairs of names",
     "STR FLOAT": "pairs of name and number",
 }
-"""Types of --help that take several words."""
+"""Words for types in --help that take several values."""
 
 
 def flags() -> str:
@@ -87,7 +87,7 @@ def _difference(groups: Mapping[str, list[Row]], shared: Mapping[str, list[Row]]
 
 
 def _preset(job: Job) -> str:
-    """Name the flags that a command sets before the given ones."""
+    """Return a sentence on the flags that a command presets."""
     if job.preset is None:
         return ""
     _, _, path = job.flags([])[0].partition("=")
@@ -118,7 +118,7 @@ def groups_of(job: Job) -> dict[str, list[Row]]:
 
 def _row(usage: str, words: str) -> Row:
     flag, _, kind = usage.partition(", --no-")[0].partition(" ")
-    # A default of None or nothing is what the text says.
+    # The text describes a default of None.
     return flag, value_in_words(kind), re.sub(r" \(default: (None)?\)$", "", words)
 
 
@@ -141,7 +141,7 @@ def _one_kind(kind: str) -> str:
 
 
 def help_of(job: Job) -> str:
-    """Return the text of --help."""
+    """Return the --help of a command, as text."""
     out = io.StringIO()
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = WIDTH
@@ -166,7 +166,7 @@ JSON_KINDS = {
     "object": "object",
     "null": "`null`",
 }
-"""Types of JSON schema in words."""
+"""Words for JSON schema types."""
 
 
 def http_reference() -> str:
@@ -198,7 +198,7 @@ def http_reference() -> str:
 
 
 def _parameters(rows: list[Row], earlier: Mapping[str, list[Row]]) -> str:
-    """Write the table of a task's parameters, or refer to an earlier task that has the same."""
+    """Write the table of a task's parameters, or refer to an earlier task with the same ones."""
     for task, same in earlier.items():
         if len(same) > 1 and all(row in rows for row in same):
             more = [row for row in rows if row not in same]
@@ -274,11 +274,11 @@ def _bounds(schema: Mapping[str, Any]) -> Iterator[str]:
 
 def pages() -> dict[Path, str]:
     """Return the text of every generated page by its path."""
-    tables = (HERE / "benchmarks.md", HERE.parent / "README.md")
+    texts = {page: page.read_text() for page in (HERE.parent / "README.md", *HERE.glob("*.md"))}
     return {
         HERE / "flags.md": flags(),
         HERE / "http.md": http_reference(),
-        **{page: rewrite(page.read_text()) for page in tables},
+        **{page: rewrite(text) for page, text in texts.items() if PLACE.search(text)},
     }
 
 

@@ -1,14 +1,18 @@
-"""Make the pictures of the docs, docs/assets/*.png, from real runs on examples/mail.csv.
+"""Take the screenshots of the docs, docs/assets/*.png, of real runs on examples/mail.csv.
 
     python docs/screenshots.py [--look]
 
-The runs are kept in build/screenshots, so a second call draws the pictures only. With --look every page
-is also drawn in three widths, light and dark, into build/screenshots/look, to be looked at.
+The runs are kept in build/screenshots, so a second call at the same commit draws the pictures only. With
+--look every page is also drawn in three widths, light and dark, into build/screenshots/look, to be looked
+at. Writes benchmarks/results/screenshots.json: versions, and the hash of each picture.
 """
 
 import csv
+import hashlib
+import json
 import os
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +23,10 @@ ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "docs" / "assets"
 WORK = ROOT / "build" / "screenshots"
 RUNS = WORK / "runs"
-sys.path.insert(0, str(ROOT / "tests"))
+RESULT = ROOT / "benchmarks" / "results" / "screenshots.json"
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+from provenance import provenance  # noqa: E402
 from support.browser import chromium, dashboard_of, draw_all, page_at  # noqa: E402
 
 from trainyard import EvalConfig, SweepConfig, TrainConfig, evaluate, fit, serve, tune  # noqa: E402
@@ -37,7 +43,16 @@ PAGES = {
 }
 """Picture -> page of the dashboard."""
 TOP = {"run": "curves", "evaluation": "classes"}
-"""Picture -> section at its upper edge, if it is not the beginning."""
+"""Picture -> section at its upper edge. Default: the head of the page."""
+
+
+def forget_other_commits(commit: str) -> None:
+    """Delete the runs of another commit: today's pages may show what it did not store."""
+    stamp = WORK / "commit"
+    if WORK.exists() and not (stamp.exists() and stamp.read_text() == commit):
+        shutil.rmtree(WORK)
+    WORK.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(commit)
 
 
 def runs() -> None:
@@ -78,7 +93,7 @@ def runs() -> None:
 
 
 def save(picture: bytes, path: Path) -> None:
-    """Write a picture with a palette: pages have few colors, so it loses nothing that is seen."""
+    """Write a picture with a palette of `COLORS` colors, without visible loss."""
     from io import BytesIO
 
     from PIL import Image
@@ -87,12 +102,12 @@ def save(picture: bytes, path: Path) -> None:
     colors = image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     colors.save(path, optimize=True)
     if (size := path.stat().st_size) > LARGEST:
-        raise SystemExit(f"{path} has {size:,} bytes, at most {LARGEST:,} may be; lower COLORS")
+        raise SystemExit(f"{path} has {size:,} bytes, the maximum is {LARGEST:,}; lower COLORS")
 
 
 @contextmanager
 def pages() -> Iterator[dict[str, Any]]:
-    """URLs of all pages, with what must be done on them before the picture."""
+    """Serve the dashboard and a model; yield the URLs of all pages by picture."""
     with (
         dashboard_of(RUNS) as dashboard,
         serve(str(RUNS / "mail"), port=8000) as server,
@@ -102,7 +117,7 @@ def pages() -> Iterator[dict[str, Any]]:
 
 
 def prepare(page: Any, name: str) -> None:
-    """Bring a page into the state that is shown."""
+    """Prepare a page for its picture: draw figures, click, scroll."""
     if name == "playground":
         page.locator("#examples button").nth(1).click()
         page.locator(".bar").first.wait_for()
@@ -113,8 +128,9 @@ def prepare(page: Any, name: str) -> None:
 
 
 def main() -> None:
-    """Draw every picture; with --look, every page in three widths, light and dark."""
-    WORK.mkdir(parents=True, exist_ok=True)
+    """Draw and store every picture; with --look, every page in three widths, light and dark."""
+    found = provenance()
+    forget_other_commits(str(found["versions"]["commit"]))
     os.chdir(WORK)  # pages show paths below the working directory from there
     runs()
     with chromium() as browser, pages() as urls:
@@ -132,6 +148,11 @@ def main() -> None:
                         page.screenshot(
                             path=folder / f"{name}-{width}-{scheme}.png", full_page=True
                         )
+    pictures = {
+        f"{name}.png": hashlib.sha256((ASSETS / f"{name}.png").read_bytes()).hexdigest()
+        for name in urls
+    }
+    RESULT.write_text(json.dumps({**found, "pictures": pictures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the demo, serve it, and ask it: `trainyard quickstart` as a script, for `ray job submit`."""
+"""Train, serve and query the demo: `trainyard quickstart` as a script, for `ray job submit`."""
 
 from trainyard.command import main
 

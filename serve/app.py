@@ -1,4 +1,4 @@
-"""The builders of `trainyard.serving.app`, for configurations that name `serve.app:…` in a clone.
+"""Builders of `trainyard.serving.app`, for configs of a checkout that import `serve.app:…`.
 
 python serve/app.py check serve/config.yaml      # as `trainyard serve check`
 python serve/app.py new-key reporting sentiment  # as `trainyard serve new-key`

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Ray's fast ingress, safe for the open internet: HAProxy with the configuration that Ray wrote, hardened.
+"""Start HAProxy, Ray's fast ingress, with Ray's configuration hardened for the open internet.
 
 RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_HAPROXY_BINARY_PATH=$PWD/serve/haproxy.py serve run serve/config.yaml
 
 Ray starts this file in place of HAProxy, on every node; on a cluster, set both variables before `ray
-start`. Ray's own configuration has no time limit for headers and no limit for one client's share of the
-connections. It serves statistics, metrics and the list of routes to all hosts. This file needs the
-standard library alone, and refuses a configuration that it does not know.
+start`. Ray's own configuration has no time limit for headers, and no limit on one client's share of
+the connections. It serves statistics, metrics and the list of routes to all hosts. This file uses
+only the standard library, and rejects a configuration that it does not recognize.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from pathlib import Path
 MARK = "# hardened by serve/haproxy.py\n"
 
 HEADER_SECONDS = 10
-"""Seconds in which a request's headers must arrive."""
+"""Maximum seconds in which a request's headers must arrive."""
 
 KEEP_ALIVE_SECONDS = 60
-"""Seconds that a connection may be idle between two requests."""
+"""Maximum seconds that a connection may be idle between two requests."""
 
 CONNECTIONS_PER_SOURCE = int(os.environ.get("TRAINYARD_CONNECTIONS_PER_SOURCE", "256"))
 """Maximum connections of one client address. Raise it behind a load balancer."""
@@ -48,14 +48,14 @@ RULES = (
     (r"^(listen stats\n  bind )\*:(\d+)$", r"\g<1>127.0.0.1:\2"),
     (r"^(    stats socket \S+ mode )666 ", r"\g<1>600 "),
 )
-"""Pattern in Ray's configuration, which occurs once, and its replacement."""
+"""Pattern, which must match exactly once in Ray's configuration, and its replacement."""
 
 
 def harden(config: str) -> str:
-    """Apply `RULES` to a configuration of Ray's.
+    """Apply `RULES` to Ray's configuration.
 
     Raises:
-        ValueError: when one of them does not fit, as after an update of Ray.
+        ValueError: A pattern does not match exactly once, for example after an update of Ray.
     """
     for pattern, replacement in RULES:
         config, count = re.subn(pattern, replacement, config, flags=re.MULTILINE)
@@ -68,7 +68,7 @@ def harden(config: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Harden the file behind `-f` in place, as Ray knows its processes by it; become HAProxy."""
+    """Harden the file of `-f` in place, since Ray finds HAProxy by its path; then run HAProxy."""
     path = Path(arguments[arguments.index("-f") + 1])
     config = path.read_text()
     if not config.startswith(MARK):
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _binary() -> str:
-    """The HAProxy in the site-packages of the Ray that started this file, else that on the PATH."""
+    """Return the HAProxy next to the Ray that started this file, else the one on the PATH."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{os.getppid()}/maps").read_text().splitlines():
             if line.endswith("/ray/_raylet.so"):

@@ -71,7 +71,7 @@ def test_a_result_predicts_texts_and_pairs(result: FitResult) -> None:
     pairs = result.predict([("ba co", "da"), ("fo", "ba")])
     assert len(pairs) == 2
     assert all(0 <= answer["score"] <= 1 and isinstance(answer["label"], str) for answer in pairs)
-    with pytest.raises(UserError, match="lies in a bucket"):
+    with pytest.raises(UserError, match="is in a bucket"):
         replace(result, model="s3://bucket/run/model").predict(["ba"])
 
 

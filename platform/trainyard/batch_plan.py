@@ -18,8 +18,8 @@ WINDOW_STEPS = 8
 less shuffling."""
 
 PLAN_VERSION = 2
-"""Version of the plan. Raise it when a code change plans other steps for the same lengths and seed.
-A run can only resume with the version that it started with."""
+"""Version of the plan. Raise it when a change to the code alters the plan of the same lengths and
+seed. A run can only be resumed under the version that it started with."""
 
 Rows = NDArray[np.int64]
 Item = TypeVar("Item")
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of all steps of a run, as a function of its fields alone.
+    """Plan of all steps of a run: a pure function of its fields.
 
     `lengths` holds the tokens of each row, shape [rows]. Any step can be computed directly, so
     resuming at step k replays no earlier step.
@@ -41,12 +41,12 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over all rows; one of the steps may be partial."""
+        """Optimizer steps per epoch, a partial step included."""
         return -(-len(self.lengths) // self.batch_size)
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of one step, summed over all workers."""
+        """Micro-batches per step, over all workers."""
         return self.batch_size // self.micro_batch_size
 
     def epoch(self, epoch: int) -> "EpochPlan":
@@ -78,7 +78,7 @@ class EpochPlan:
     Attributes:
         plan: Plan of the run.
         order: All rows, shape [rows]. Each consecutive block of `plan.batch_size` rows is one step.
-        starts: Block of `order` that each step uses, a permutation, shape [steps per epoch].
+        starts: Index of the block of `order` for each step, a permutation, shape [steps per epoch].
     """
 
     plan: Plan
@@ -97,7 +97,7 @@ class EpochPlan:
 
 
 def share(micro_batches: int, rank: int, world: int) -> range:
-    """Return the indices of a step's micro-batches that process `rank` of `world` runs.
+    """Return the range of a step's micro-batches that belongs to worker `rank` of `world` workers.
 
     `micro_batches` must be a multiple of `world`: any remainder would be skipped.
     """
@@ -126,13 +126,13 @@ def next_batch(
 ) -> Rows:
     """Choose the next batch of waiting rows: the oldest row, and rows of similar length.
 
-    The rows that could share a batch with the oldest row are sorted by length, then cut into
-    batches of least total cost. A batch costs `overhead_tokens` plus its rows times the tokens of
-    its longest row. The batch that holds the oldest row is returned. So a row waits for at most one
-    batch per older row.
+    The rows that could share a batch with the oldest row are sorted by length, then partitioned
+    into batches of minimum total cost. A batch costs `overhead_tokens` plus its rows times the
+    tokens of its longest row. The batch that holds the oldest row is returned. So a row waits for
+    at most one batch per older row.
 
-    Dynamic programming finds the cheapest cut, as in the batch scheduler of TurboTransformers (Fang et
-    al., PPoPP 2021).
+    Dynamic programming finds the cheapest partition, as in the batch scheduler of TurboTransformers
+    (Fang et al., PPoPP 2021).
 
     Args:
         lengths: Tokens per row, oldest row first, shape [waiting].
@@ -159,11 +159,11 @@ def next_batch(
     padded = rows * longest
     fits = (rows == 1) | ((rows > 1) & (rows <= max_rows) & (padded <= token_budget))
     cost = np.where(fits, overhead_tokens + padded, np.inf)  # [first row, last row] of a batch
-    cheapest = np.zeros(len(order) + 1)  # cost of the best cut of the n shortest rows
-    begin = np.zeros(len(order), np.int64)  # first row of that cut's last batch
+    cheapest = np.zeros(len(order) + 1)  # cost of the best partition of the n shortest rows
+    begin = np.zeros(len(order), np.int64)  # first row of its last batch
     for end in range(len(order)):
         cut = cheapest[: end + 1] + cost[: end + 1, end]
-        # argmin takes the first of equal cuts, which has the largest last batch.
+        # Of equally cheap partitions, argmin takes the one with the largest last batch.
         begin[end] = np.argmin(cut)
         cheapest[end + 1] = cut[begin[end]]
     end = len(order) - 1

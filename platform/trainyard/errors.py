@@ -16,7 +16,7 @@ class UserError(Exception):
 
     Args:
         problem: Condition found and condition expected; the whole sentence if `remedy` is empty.
-        remedy: Fix of the problem, kept apart if a caller may offer another fix.
+        remedy: Fix for the problem, separate so that a caller can offer a different one.
     """
 
     def __init__(self, problem: str, *, remedy: str = "") -> None:
@@ -27,18 +27,18 @@ class UserError(Exception):
         return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
 
     def within(self, context: str) -> Self:
-        """Return a copy of the error with `context` in front of `problem`."""
+        """Return a copy of the error whose `problem` is prefixed with `context`."""
         found = copy.copy(self)
         found.problem = f"{context}{self.problem}"
         return found
 
 
 class Diverged(UserError):  # noqa: N818 (a sentence for the user, like its parent)
-    """The loss, the gradients or an output of the model are not finite: the config is the cause."""
+    """Loss, gradients or model outputs are not finite, because of the config."""
 
 
 class DamagedRun(UserError):  # noqa: N818 (a sentence for the user, like its parent)
-    """Stored files of a run, sweep or suite are damaged; the fix is a new start with --fresh."""
+    """Stored files of a run, sweep or suite are damaged; --fresh starts it over."""
 
 
 class SupersededError(UserError):
@@ -49,11 +49,12 @@ class HeldError(UserError):
     """Another driver holds the lease of the run, sweep or suite: this process must not write."""
 
 
-class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)
+class Interrupted(Exception):  # noqa: N818 (a requested stop, not an error)
     """The run stopped on request; everything saved before the stop is kept.
 
     Attributes:
-        exit_status: 128 plus the signal's number, as a shell reports it.
+        exit_status: 128 plus the signal's number, as a shell reports it; that of SIGTERM if a
+            callback or a request in a file stopped the run.
     """
 
     def __init__(self, message: str, exit_status: int) -> None:
@@ -62,11 +63,11 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 
 
 def storage_fault(error: OSError) -> str:
-    """Return a sentence for the user about an error of `STORAGE_FAULTS`: reason, path and fix."""
+    """Describe an error of `STORAGE_FAULTS` in a sentence for the user: reason, path and fix."""
     path = f" ({error.filename})" if error.filename else ""
     return f"{error.strerror}{path}; make room or fix the disk, then run the same command again"
 
 
 def one_line(message: object, longest: int | None = None) -> str:
-    """Join the lines of a library's message, and cut the result after `longest` characters."""
+    """Collapse a message to one line, cut after `longest` characters if given."""
     return " ".join(str(message).split())[:longest]

@@ -2,7 +2,7 @@
 
 Resampling n rows with replacement draws the count of each *distinct* row from a multinomial
 distribution. A classifier has few distinct rows of prediction and label: the cells of its confusion
-matrix. A thousand resamples are then one small array, and a metric is computed for all at once.
+matrix. A thousand resamples are then one small array, and a metric is computed on all at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,7 +56,7 @@ def bootstrap_interval(
     same interval. Above 20,000 distinct rows, fewer than 1000 resamples are drawn (at least 200) to
     bound the time. A `metric` function is called once per resample, and must not depend on the
     order of rows. With `groups`, whole groups are resampled, and the interval is expanded, since
-    that of few groups is too narrow (Hesterberg 2015).
+    percentile intervals of few groups are too narrow (Hesterberg 2015).
 
     Predictions and references have the shapes that the metric takes, see `Metric.inputs`.
 
@@ -105,9 +105,10 @@ def paired_bootstrap(
 ) -> Comparison:
     """Compare `predictions` with a `baseline`, both evaluated on the same resampled rows.
 
-    A `metric` function must return higher values for better models. `candidates` holds the number
-    of models among which these rows chose the first model, and the second. The end of the interval
-    that such a choice biases is corrected by Bonferroni's inequality.
+    The arrays have the shapes of `bootstrap_interval`. A `metric` function must return higher values
+    for better models. If these rows also selected a model, `candidates` holds the number of models
+    that it was selected from, for each side. Selection biases one end of the interval; a Bonferroni
+    correction widens that end.
 
     Raises:
         UserError: A condition of `bootstrap_interval` applies.
@@ -154,7 +155,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def proportion_interval(hits: int, rows: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval (low, high) of the share `hits` / `rows`.
 
-    Unlike the bootstrap interval, it has a width for shares of 0 and 1. Without rows it is (0, 1).
+    Unlike the bootstrap interval, it does not collapse at shares of 0 and 1. Without rows it is
+    (0, 1).
     """
     from scipy.stats import binomtest
 
@@ -196,7 +198,7 @@ def group_numbers(groups: Groups) -> NDArray[np.int64]:
     """Return the group of each row as a number counted from 0; shape [rows].
 
     Raises:
-        UserError: All rows are of one group.
+        UserError: All rows belong to one group.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     if len(names) < 2:

@@ -1,4 +1,4 @@
-"""Summary of a finished job for people, from its JSON result: scores, paths and next commands."""
+"""Readable summary of a finished job from its JSON result: scores, paths and next commands."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 
 
 def summary(result: Result) -> list[str]:
-    """Return the summary lines of a job's JSON result; empty for a job without `SUMMARIES`."""
+    """Return the summary lines of a job's JSON result; empty for a job not in SUMMARIES."""
     words = SUMMARIES.get(str(result.get("job")))
     return [] if words is None else list(words(result))
 

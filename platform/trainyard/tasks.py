@@ -1,4 +1,4 @@
-"""Table of tasks; an entry holds all that is specific to a task, so no code tests for its name."""
+"""Table of tasks: an entry holds the columns, labels, metrics and splits of one task."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -141,10 +141,10 @@ def get_task(name: str) -> Task:
 
 
 def check_data_dir(task: Task, data_dir: str | None) -> None:
-    """Refuse a data folder that would be ignored.
+    """Refuse --data-dir for a task with generated rows, which would ignore it.
 
     Raises:
-        UserError: `data_dir` is given, but the rows of the task do not come from a data set.
+        UserError: `data_dir` is set, but the rows of the task are generated.
     """
     if data_dir and task.hub_path is None:
         raise UserError(
@@ -210,8 +210,8 @@ def own_headline(metrics: Collection[str]) -> str:
     return next(iter(metrics), "")
 
 
-# The balance of a user's classes is unknown: accuracy would reward a model that always predicts the
-# largest class, so f1_macro weights classes equally. With many labels, few of which apply, f1_micro
+# The balance of a user's classes is unknown. Accuracy would reward a model that always predicts the
+# largest class; f1_macro weights classes equally. With many labels, few of which apply, f1_micro
 # is steadier: rare labels make f1_macro jump. Lower is better for rmse, so it is never the score.
 _OWN_METRICS: dict[ProblemType, tuple[tuple[str, ...], str]] = {
     "single_label_classification": (("accuracy", "f1_macro", "matthews_correlation"), "f1_macro"),

@@ -41,13 +41,13 @@ def logged(path: Path) -> Iterator[None]:
 def _append(path: Path, sentence: str) -> None:
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {sentence}\n"
     # Write errors are ignored: stderr shows the same line, and a full disk must not hide the error
-    # being logged. The local copy of a run in a bucket is deleted at the end of the run.
+    # being logged. The folder may also be gone: a bucket's local copy is deleted after the run.
     with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as log:
         log.write(line)
 
 
 def stage(sentence: str) -> None:
-    """Announce the next stage of a job on stderr, so that no job works silently."""
+    """Announce the next stage of a job on stderr."""
     say(f"· {sentence}")
 
 

@@ -1,5 +1,6 @@
 """How many workers fit a cluster, and what a run does when that changes."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -200,6 +201,21 @@ def test_a_new_checkpoint_starts_the_count_of_failures_anew(
     restarts.run_workers(config, None, None, folder, {"CPU": 1.0}, threading.Event())  # type: ignore[arg-type]
     assert folder.store().steps() == [1, 2, 3, 4, 5]
     assert Lost.attempts == 7  # five further on, one restart without progress
+
+
+@pytest.mark.parametrize("by_callback", [True, False])
+def test_a_restart_for_more_workers_does_not_undo_the_stop_of_a_callback(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_callback: bool
+) -> None:
+    """The callback stopped in the step in which the workers were to restart."""
+    stopped = Outcome(status="stopped", by_callback=by_callback)
+    outcomes = [stopped, Outcome(status="finished")]
+    found = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=outcomes.pop(0)))
+    monkeypatch.setattr(restarts, "_trainer", lambda *_: found)
+    monitor = SimpleNamespace(reason="room for 2 workers")
+    monkeypatch.setattr(restarts, "NodeMonitor", lambda *_: contextlib.nullcontext(monitor))
+    run: Any = (small_run, None, None, RunFolder(tmp_path), {"CPU": 1.0}, threading.Event())
+    assert restarts.run_workers(*run).status == ("stopped" if by_callback else "finished")
 
 
 class Superseded:

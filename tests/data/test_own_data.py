@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import pytest
+from support.tiny import WORDS
 from tokenizers.processors import TemplateProcessing
 
 from trainyard.config import TrainConfig
@@ -68,6 +69,22 @@ def test_a_label_that_was_wholly_held_out_is_warned_of(tiny_model: Path, tmp_pat
     splits = find_splits(config)
     data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")
     assert "warning: train has no row with the label b" in warnings(data, splits.task, 32)
+
+
+def test_test_rows_that_choose_the_model_are_warned_of(tiny_model: Path, tmp_path: Path) -> None:
+    for name, numbers in (("train", range(8)), ("held", range(8, 16)), ("test", range(13, 20))):
+        lines = "".join(f"{WORDS[n]},{'ab'[n % 2]}\n" for n in numbers)
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + lines)
+    config = TrainConfig(
+        train_file=str(tmp_path / "train.csv"), validation_file=str(tmp_path / "held.csv"),
+        test_file=str(tmp_path / "test.csv"), max_length=32, model_name_or_path=str(tiny_model),
+    )  # fmt: skip
+    splits = find_splits(config)
+    data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")
+    leaks = [sentence for sentence in warnings(data, splits.task, 32) if "occur in" in sentence]
+    assert leaks == [
+        "warning: 3 of 7 rows of test occur in validation too, so its score is too high"
+    ]
 
 
 def test_a_run_keeps_the_split_that_it_began_with(tmp_path: Path) -> None:
@@ -150,7 +167,7 @@ def test_targets_are_dropped_as_numbers(tmp_path: Path) -> None:
     )
     train, _ = find_splits(config).splits
     assert [r for batch in train.batches() for r in batch["label"].to_pylist()] == [0.5, 2.0]
-    with pytest.raises(UserError, match="--drop-labels x is no number"):
+    with pytest.raises(UserError, match="--drop-labels x is not a number"):
         find_splits(replace(config, drop_labels=("x",)))
 
 

@@ -125,7 +125,7 @@ def test_a_file_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match=r"folder\.csv is a folder, .* name one file inside"):
         rows_of(tmp_path / "folder.csv")
-    with pytest.raises(UserError, match=r"asked for twice \(text, text, label\)"):
+    with pytest.raises(UserError, match=r"named twice \(text, text, label\)"):
         rows_of(path, ("text", "text"))
     table = write(tmp_path, "a.parquet", "PAR1")
     denied = Mock(side_effect=PermissionError(13, "Permission denied"))  # root may read everything
@@ -371,7 +371,7 @@ def test_a_delimiter_and_an_encoding_are_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--delimiter is '::'; it must be one character"):
         TrainConfig(train_file="a.csv", delimiter="::")
     for encoding in ("klingon", "hex", "undefined", "utf-8\0"):
-        with pytest.raises(UserError, match=rf"--encoding {encoding} is no encoding of text; use"):
+        with pytest.raises(UserError, match=rf"--encoding {encoding} is not a text encoding; use"):
             TrainConfig(train_file="a.csv", encoding=encoding)
     for encoding, sentence in (
         ("UTF_16", r"a\.csv is not UTF_16 \(.*\); give --encoding utf-16-le or utf-16-be"),
@@ -397,7 +397,7 @@ def test_a_label_that_looks_like_python_and_is_none_is_a_name(tmp_path: Path, la
     path = write(tmp_path, "a.csv", f"text,label\na,{label}\n")
     assert rows_of(path) == [("a", label)]
     if label.startswith("["):
-        with pytest.raises(UserError, match="is no list of quoted names; write lists as"):
+        with pytest.raises(UserError, match="is not a list of quoted names; write lists as"):
             rows_of(path, problem=MULTI)
 
 
@@ -409,7 +409,7 @@ def test_json_is_read_by_its_content(tmp_path: Path) -> None:
             assert rows_of(write(tmp_path, name, content)) == [("a", "x"), ("b", "y")]
     with pytest.raises(UserError, match=r"a\.json row 2: 'text' is null, expected a string"):
         rows_of(write(tmp_path, "a.json", json.dumps([*rows[:1], {"text": None, "label": "y"}])))
-    with pytest.raises(UserError, match=r"a\.json starts with '\[' and is no valid JSON array"):
+    with pytest.raises(UserError, match=r"a\.json starts with '\[' but is not a valid JSON array"):
         rows_of(write(tmp_path, "a.json", "[1,\n2"))
     with pytest.raises(
         UserError, match=r"a\.json row 1: expected a JSON object, found the number 1"

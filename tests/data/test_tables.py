@@ -86,7 +86,7 @@ def test_names_of_classes_come_with_a_data_set() -> None:
         "spam",
         "ham",
     )
-    with pytest.raises(UserError, match="list is no table; give a pandas or polars DataFrame"):
+    with pytest.raises(UserError, match="list is not a table; give a pandas or polars DataFrame"):
         as_file([1])
 
 

@@ -241,7 +241,7 @@ def test_train_warns_of_severe_faults(spoilt: TrainConfig, tmp_path: Path) -> No
     found = warnings(data, MRPC, 40)
     assert [sentence.partition(" (")[0] for sentence in found] == [
         "train: 1 of 90 rows were cut to --max-length 40 tokens",
-        "warning: 2 of 37 rows of validation occur in train too, so its score is too good",
+        "warning: 2 of 37 rows of validation occur in train too, so its score is too high",
         "warning: 1 texts of train occur with different labels",
         "warning: 1 of 90 rows of train hold no text at all",
         "`trainyard data-doctor` with the same data flags shows the rows",

@@ -187,7 +187,7 @@ def test_a_target_of_minus_one_is_a_target(tmp_path: Path, tiny_model: Path) -> 
     [
         ({"data_dir": "glue"}, r"--data-dir glue would not be read: the rows of task 'demo' are"),
         ({"run_name": "../x"}, r"--run-name is '../x'; it must be of letters"),
-        ({"num_examples": -1}, r"--num-examples is -1; it must be a number, not negative"),
+        ({"num_examples": -1}, r"--num-examples is -1; it must be at least 0"),
         ({"label_column": "y"}, r"--label-column describes your own data"),
     ],
 )

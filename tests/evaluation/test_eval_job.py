@@ -180,7 +180,7 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     )
     refuse(r"--text-pair-column describes your own data", text_pair_column="b")
     refuse(r"--splits is validation validation; name each once", splits=("validation",) * 2)
-    refuse(r"surer of the rows that it was trained on; calibrate on validation", splits=("train",),
+    refuse(r"more confident on the rows that it was trained on; calibrate on validation", splits=("train",),
            calibrate=True)  # fmt: skip
     refuse(r"--max-length is 0; it must be at least 1", max_length=0)
     refuse(r"--data-dir .* would not be read: the rows of task 'demo' are", task="demo")
@@ -194,7 +194,7 @@ def test_what_a_model_lies_in(model: Path, tmp_path: Path, monkeypatch: pytest.M
     assert max_length(describe(str(run / "model")), 32) == 32
     (run / "run.json").write_text(json.dumps({"config": {"max_length": 77}}))
     assert describe(str(run / "model")).max_length == 77
-    monkeypatch.chdir(run)  # a Hub id without a slash is no file beside it
+    monkeypatch.chdir(run)  # a Hub id without a slash is not a file next to it
     assert _trained_length(Path("bert-base-uncased")) is None
     for foreign in ("{}", json.dumps({"config": "mine"})):
         (run / "run.json").write_text(foreign)
@@ -299,10 +299,12 @@ def test_a_worker_s_mistake_ends_the_workers_that_wait_for_it(
     """Its sentence is the job's, whether it was returned or raised."""
 
     class Trainer:
-        def __init__(self, _: Any, work: Any, *__: Any, **___: Any) -> None:
+        def __init__(self, _: Any, work: Any, *__: Any, max_failures: int, **___: Any) -> None:
             self.work = work
+            assert max_failures == 0, "Ray retries any error"
 
         def fit(self) -> Any:
+            attempts.append(1)
             try:
                 found = self.work()
             except UserError as error:
@@ -314,6 +316,7 @@ def test_a_worker_s_mistake_ends_the_workers_that_wait_for_it(
     def refuse(*_: Any, **__: Any) -> None:
         raise UserError("the file of the weights is damaged")
 
+    attempts: list[int] = []
     place = "trainyard.evaluation.run"
     monkeypatch.setattr(f"{place}.build_trainer", Trainer)
     monkeypatch.setattr(f"{place}.worker_resources", lambda _: {"CPU": 1.0})
@@ -323,3 +326,32 @@ def test_a_worker_s_mistake_ends_the_workers_that_wait_for_it(
     config = dataclasses.replace(small_run, num_workers=workers)
     with pytest.raises(UserError, match="the file of the weights is damaged"):
         predict_on_ray([job], config, tmp_path)
+    assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_lost_workers_are_started_once_more(
+    losses: int, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    class Trainer:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def fit(self) -> Any:
+            attempts.append(1)
+            if len(attempts) <= losses:
+                raise WorkerGroupError("lost", {0: RuntimeError("Connection closed by peer")})
+            return SimpleNamespace(return_value=[])
+
+    place = "trainyard.evaluation.run"
+    monkeypatch.setattr(f"{place}.build_trainer", Trainer)
+    monkeypatch.setattr(f"{place}.worker_resources", lambda _: {"CPU": 1.0})
+    monkeypatch.setattr(f"{place}.release_orphans", lambda: None)  # there is no Ray here
+    if losses == 1:
+        assert predict_on_ray([], small_run, tmp_path) == []
+    else:
+        with pytest.raises(UserError, match="evaluation failed, worker 0: RuntimeError"):
+            predict_on_ray([], small_run, tmp_path)
+    assert len(attempts) == 2

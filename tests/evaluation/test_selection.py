@@ -1,6 +1,9 @@
 """Rows that chose a model do not call it better; rows that depend on each other count as groups."""
 
 import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from synthetic_comparisons import best_of, grouped
 
 from trainyard.config import TrainConfig
-from trainyard.data.splits import find_splits, selection_and_test
+from trainyard.data.splits import Split, find_splits, is_test, selection_and_test
+from trainyard.data.text_sketch import TextSketch
 from trainyard.errors import UserError
 from trainyard.evaluation.comparison import WITHHELD, Selection, clean_rows, compare, selection_of
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.details import calibration
 from trainyard.evaluation.inputs import EvaluatedModel, group_of_rows
+from trainyard.evaluation.known_texts import known_texts
 from trainyard.stats import bootstrap_interval, metric_interval
+from trainyard.storage.folder import RunFolder
 from trainyard.storage.manifest import file_digest
 from trainyard.tasks import get_task
 
@@ -286,3 +294,163 @@ def test_the_group_column_is_read_from_the_file(glue: Path) -> None:
     wrong = EvalConfig(model_name_or_path="A", task="rte", data_dir=str(glue), group_column="no")
     with pytest.raises(UserError, match=r"--group-column no: .*has no column 'no'"):
         group_of_rows(wrong, splits, "validation")
+
+
+def sketches(config: TrainConfig) -> dict[str, Any]:
+    """The field of run.json with the texts that train and choose the model."""
+    splits = (split for split in find_splits(config).splits if not is_test(split.name))
+    return {"text_sketches": {split.name: split.texts.encoded() for split in splits}}
+
+
+def write_rows(path: Path, texts: Sequence[str], **more: list[str]) -> str:
+    rows = pa.table({**more, "label": ["ab"[len(text) % 2] for text in texts], "text": texts})
+    if path.suffix == ".parquet":
+        pq.write_table(rows, path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()))
+    else:
+        lines = [rows.column_names, *(list(row.values()) for row in rows.to_pylist())]
+        path.write_text(
+            "".join(("\t" if path.suffix == ".tsv" else ",").join(line) + "\n" for line in lines)
+        )
+    return str(path)
+
+
+def texts_named(name: str, number: int) -> list[str]:
+    return [f"{name} {'x' * (n % 2)} row {n}" for n in range(number)]
+
+
+def found_in(model: EvaluatedModel, file: str) -> Selection:
+    """What is found out about the rows of a file, which the run has not read."""
+    evaluation = EvalConfig(model_name_or_path="A", validation_file=file)
+    read = TrainConfig(train_file=file, validation_file=file)
+    (split,) = (split for split in find_splits(read).splits if split.name == "validation")
+    return selection_of(model, evaluation, "own", split)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(4, 60), seed=st.integers(0, 3), dropped=st.integers(0, 1),
+    kind=st.sampled_from(["csv", "tsv", "jsonl", "parquet"]), more=st.booleans(),
+)  # fmt: skip
+def test_a_file_that_was_saved_again_is_recognized(
+    rows: int, seed: int, dropped: int, kind: str, more: bool
+) -> None:
+    """In any order and format, with another column, and without a row."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        parts = {name: texts_named(name, rows) for name in ("train", "held", "other")}
+        files = {name: write_rows(folder / f"{name}.csv", parts[name]) for name in parts}
+        config = TrainConfig(train_file=files["train"], validation_file=files["held"])
+        digests = {field: file_digest(vars(config)[field])
+                   for field in ("train_file", "validation_file")}  # fmt: skip
+        fields: dict[str, Any] = {**sketches(config), "data_files": digests}
+        run = write_run(folder / "run", config, **fields)
+        trial: dict[str, Any] = {"trial": {"kind": "search", "name": "0"}, "sweep": "s"}
+        chosen = write_run(folder / "sweep/trials/0", config, **fields, **trial)
+        older = write_run(folder / "older", config, data_files=digests)
+        rng = np.random.default_rng(seed)
+        again = {}
+        for name, texts in parts.items():
+            kept = [texts[n].upper() for n in rng.permutation(rows)[dropped:]]
+            column = {"id": [str(n) for n in range(len(kept))]} if more else {}
+            again[name] = write_rows(folder / f"{name}-again.{kind}", kept, **column)
+        expected = {"train": ("trained", None), "held": ("epochs", 3), "other": ("none", 1)}
+        for files_of_a_name in (files, again):
+            for name, file in files_of_a_name.items():
+                found = found_in(run, file)
+                assert (found.kind, found.candidates) == expected[name]
+        assert found_in(chosen, again["held"]).kind == "trials"
+        assert found_in(older, again["held"]).kind == "none"  # as before
+        sentence = found_in(run, again["held"]).sentence
+    number = rows - dropped
+    assert sentence.endswith(f", recognized by {number} of the {number} texts compared")
+
+
+@pytest.mark.parametrize(("shared", "kind"), [(0, "none"), (1, "unknown"), (50, "unknown"),
+                                              (51, "used"), (100, "used")])  # fmt: skip
+@pytest.mark.parametrize(("name", "used"), [("train", "trained"), ("held", "epochs")])
+def test_rows_that_were_used_in_part_are_named(
+    tmp_path: Path, shared: int, kind: str, name: str, used: str
+) -> None:
+    files = {each: write_rows(tmp_path / f"{each}.csv", texts_named(each, 100))
+             for each in ("train", "held")}  # fmt: skip
+    config = TrainConfig(train_file=files["train"], validation_file=files["held"])
+    model = write_run(tmp_path / "run", config, **sketches(config))
+    mixed = texts_named(name, 100)[:shared] + texts_named("other", 100)[shared:]
+    found = found_in(model, write_rows(tmp_path / "mixed.csv", mixed))
+    assert found.kind == (used if kind == "used" else kind)
+    if kind == "unknown":
+        assert found.candidates == 1
+        assert found.sentence == (
+            f"about {shared:.1f}% of the texts of validation ({shared} of 100 compared) trained or "
+            "chose A, which looks better on them than it is; leave them out, or compare on other rows"
+        )
+
+
+def test_a_file_from_which_rows_were_set_aside_is_recognized_by_those_that_chose(
+    tmp_path: Path,
+) -> None:
+    """Their positions are known in the run's file only."""
+    files = {name: write_rows(tmp_path / f"{name}.csv", texts_named(name, 100))
+             for name in ("train", "held")}  # fmt: skip
+    config = TrainConfig(train_file=files["train"], validation_file=files["held"], test_share=0.5)
+    trial: dict[str, Any] = {"trial": {"kind": "search", "name": "0"}, "sweep": "s"}
+    model = write_run(tmp_path / "trials/0", config, **sketches(config), **trial)
+    whole = found_in(model, write_rows(tmp_path / "again.csv", texts_named("held", 100)[::-1]))
+    assert (whole.kind, whole.candidates, whole.test_share) == ("trials", None, 0.0)
+    apart = next(split for split in find_splits(config).splits if is_test(split.name))
+    texts = [text for batch in apart.batches() for text in batch["text"].to_pylist()]
+    assert len(texts) == 50
+    assert found_in(model, write_rows(tmp_path / "apart.csv", texts)).kind == "none"
+
+
+def test_a_file_of_a_task_is_recognized_too(tmp_path: Path, glue: Path) -> None:
+    config = TrainConfig(task="rte", data_dir=str(glue))
+    model = write_run(tmp_path / "run", config, **sketches(config))
+    part = replace(config, test_share=0.5)
+    parted = write_run(tmp_path / "parted", part, **sketches(part))
+    rows = pq.read_table(glue / "rte/validation.parquet")
+    pq.write_table(rows.take(list(range(39, 0, -1))), glue / "rte/validation.parquet")
+    assert kinds(model, glue, "validation") == [("epochs", 3)]
+    evaluation = EvalConfig(model_name_or_path="A", data_dir=str(glue), task="rte")
+    (split,) = find_splits(config, ["validation"]).splits
+    assert selection_of(parted, evaluation, "rte", split).test_share == 0.0  # other positions
+    names = ("train", "validation_matched", "validation_mismatched")
+    first, second = (np.arange(20, dtype=np.uint64) + n for n in (0, 20))
+    parts = [
+        TextSketch(np.arange(100, 120, dtype=np.uint64)),
+        TextSketch(first),
+        TextSketch(second),
+    ]
+    both = Split("validation", "", lambda: iter(()))
+    vars(both)["texts"] = TextSketch(np.concatenate([first, second]))
+    encoded = {name: part.encoded() for name, part in zip(names, parts, strict=True)}
+    record = {"config": {}, "text_sketches": encoded}
+    found = known_texts(RunFolder(tmp_path), record, both)
+    assert found is not None
+    assert found.role == "selection"
+    assert found.splits == set(names[1:])
+
+
+def test_the_texts_tell_where_files_cannot(tmp_path: Path) -> None:
+    """The files of a data set of the Hub have other digests."""
+    files = {name: write_rows(tmp_path / f"{name}.csv", texts_named(name, 40))
+             for name in ("train", "held", "other")}  # fmt: skip
+    config = TrainConfig(train_file=files["train"], validation_file=files["held"])
+    hub = replace(config, train_file=None, validation_file=None, dataset_name="imdb")
+    model = write_run(tmp_path / "run", config, **sketches(config))
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps({**record, "config": vars(hub)}))
+    kinds = {name: found_in(model, file).kind for name, file in files.items()}
+    assert kinds == {"train": "trained", "held": "epochs", "other": "none"}
+    large = TextSketch(np.arange(1, 1001, dtype=np.uint64)).encoded()  # of many millions of texts
+    record["text_sketches"]["train"] = large
+    (tmp_path / "run/run.json").write_text(json.dumps({**record, "config": vars(hub)}))
+    assert found_in(model, files["other"]).kind == "unknown"
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    assert found_in(model, files["other"]).kind == "none"  # by its digest
+    record["text_sketches"]["train"] = "*"
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"run.json is damaged"):
+        found_in(model, files["other"])

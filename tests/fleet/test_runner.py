@@ -53,6 +53,9 @@ def test_a_run_that_ended_before_its_process_was_lost_keeps_its_outcome(
     run.folder.update(status="finished", result={"score": 0.5})
     assert fleet.lose("a", run) == Ended("finished")
     assert fleet.complete("a", run, None) == Ended("finished")  # the scheduler's decision came late
+    (run.folder.path / VERDICT).touch()
+    assert fleet.settle(run, None) == Ended("finished")
+    assert not (run.folder.path / VERDICT).exists()
     assert run.folder.read() == {"status": "finished", "result": {"score": 0.5}}
 
 

@@ -124,6 +124,8 @@ def test_a_trial_is_the_run_that_train_would_do(
     assert (record.run.predictions / "validation.npy").exists()
 
     before = record.run.read()
+    process.prune()  # too late
+    assert (record.run.read(), (record.run.path / VERDICT).exists()) == (before, False)
     process.begin(record.spec)
     assert [report["score"] for report in to_the_end(process)][-1] == reports[-1]["score"]
     assert record.run.read() == before

@@ -70,10 +70,13 @@ Edit = Callable[[dict[str, bytes]], object]
 
 FAULTS: dict[str, tuple[Edit, str]] = {
     "missing": (lambda files: files.pop("AX.tsv"), "AX.tsv is missing"),
-    "foreign": (lambda files: files.update({"dev.tsv": b""}), "dev.tsv is no file of a submission"),
+    "foreign": (
+        lambda files: files.update({"dev.tsv": b""}),
+        "dev.tsv is not a file of a submission",
+    ),
     "in a folder": (
         lambda files: files.update({"out/RTE.tsv": files.pop("RTE.tsv")}),
-        "out/RTE.tsv is no file",
+        "out/RTE.tsv is not a file",
     ),
     "header": (
         lambda files: files.update({"RTE.tsv": files["RTE.tsv"].replace(b"index", b"id", 1)}),
@@ -89,7 +92,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "label": (
         lambda files: files.update({"RTE.tsv": files["RTE.tsv"].replace(b"not_ent", b"un_ent", 1)}),
-        "'un_entailment' is none of entailment, not_entailment",
+        "'un_entailment' is not one of entailment, not_entailment",
     ),
     "number": (
         lambda files: files.update(
@@ -137,7 +140,7 @@ def test_a_file_that_is_there_twice(whole: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(whole, tmp_path))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("RTE.tsv", archive.read("RTE.tsv"))
-    assert check_submission(path) == ["RTE.tsv is there 2 times"]
+    assert check_submission(path) == ["RTE.tsv occurs 2 times"]
 
 
 def write_test_split(folder: Path, task: str, split: str, rows: int) -> list[tuple[str, str]]:

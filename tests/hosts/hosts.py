@@ -87,14 +87,20 @@ class Network:
     def __enter__(self) -> Self:
         take_down_what_is_left()
         ip(f"link add {self.bridge} type bridge")
-        ip(f"addr add {STORAGE}/24 dev {self.bridge}")
-        ip(f"link set {self.bridge} up")
+        try:
+            ip(f"addr add {STORAGE}/24 dev {self.bridge}")
+            ip(f"link set {self.bridge} up")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for host in self.hosts.values():
-            host.power_off()
-        ip(f"link delete {self.bridge}")
+        try:
+            for host in self.hosts.values():
+                host.power_off()
+        finally:  # after a second Ctrl-C, too; the hosts end with this process
+            ip(f"link delete {self.bridge}")
 
     def host(self, name: str) -> "Host":
         """A host called `name`, switched on."""
@@ -154,8 +160,11 @@ class Host:
             return
         subprocess.run(["ip", "link", "delete", self._cable], check=False)
         assert self._shell is not None
+        first = psutil.Process(self._shell.pid).children()
         self._shell.kill()
         self._shell.wait()
+        # Process 1 ends after all others, which may still write into a folder that is deleted next.
+        until(lambda: all(map(ended, first)), 30, f"{self.name} is off")
 
     def cut(self) -> None:
         """Pull the network cable."""
@@ -215,6 +224,14 @@ class Host:
             except (psutil.Error, OSError):
                 continue
         return found
+
+
+def ended(process: psutil.Process) -> bool:
+    """Return whether a process is gone, or a zombie, of which only its parent knows."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def until(condition: object, seconds: float, what: str) -> float:

@@ -2,7 +2,8 @@
 
 sudo python tests/hosts/ports.py --json benchmarks/results/ports.json    (part of make test-cluster)
 
-Prints the table of docs/cluster.md. Fails when a socket that OPEN does not name answers without the token.
+`benchmarks/ports_table.py` makes the table of docs/cluster.md of it. Fails when a socket that its OPEN does
+not name answers without the token.
 """
 
 import argparse
@@ -20,6 +21,10 @@ from ray_hosts import RayCluster, make_root_only
 from scenarios import EARLY
 from workload import STEPS, flags_for, write_workload
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from ports_table import OPEN, TOKENS, answering, rows
+from provenance import provenance
+
 PATHS = ("/metrics", "/api/version", "/api/jobs/", "/api/gcs_healthz", "/")
 METHODS = {
     "NodeInfoGcsService/GetAllNodeInfo": "",
@@ -30,15 +35,6 @@ METHODS = {
     "RayletDriver/ClusterInfo": "",
 }
 """One harmless method of each of Ray's gRPC services, and a valid request, in hex."""
-
-OPEN = {
-    "metrics": "Prometheus figures",
-    "rendezvous of a run": "torch's store and gloo know no token; who connects can break the run",
-}
-"""Kinds of socket that answer anybody: the firewall's business."""
-
-OPEN_PATHS = {"dashboard, HTTP": {"/", "/api/gcs_healthz"}}
-"""Static pages and the health check, which say nothing of the cluster's work."""
 
 RENDEZVOUS = range(32768, 61000)
 """Ports from which torch's store and gloo take theirs; Ray's gRPC in a worker has 10002 to 19999."""
@@ -116,55 +112,32 @@ def kind(row: dict[str, Any]) -> str:
     return f"{understood[0].split('/')[0]}, gRPC" if len(understood) == 1 else "unknown"
 
 
-def verdict(row: dict[str, Any], token: str) -> str:
-    """What one token got, in words: refused how, or what answered."""
-    exempt = OPEN_PATHS.get(row["kind"], set())
-    known = {  # a service that a socket does not have refuses nobody, and does nothing
-        asked: code
-        for asked, code in row["answers"][token].items()
-        if asked not in exempt and code != "UNIMPLEMENTED"
-    }
-    return " or ".join(sorted({str(code) for code in known.values()} - {"404"})) or "404"
-
-
 def matrix(cluster: RayCluster) -> list[dict[str, Any]]:
     """One row for each socket that another host can reach; those that a stranger breaks come last."""
-    rows: list[dict[str, Any]] = [
+    found: list[dict[str, Any]] = [
         {"host": host.name, "address": host.address, "port": port, "bound": bound,
          "process": process}
         for host in (cluster.head, *cluster.workers)
         for port, bound, process in listening(host)
         if "127.0.0.1" not in bound
     ]  # fmt: skip
-    rows.sort(key=lambda row: row["process"].startswith("ray::RayTrain"))
-    rows.sort(
+    found.sort(key=lambda row: row["process"].startswith("ray::RayTrain"))
+    found.sort(
         key=lambda row: row["process"].startswith("ray::RayTrain") and row["port"] in RENDEZVOUS
     )
-    answers = ask(cluster, [(row["address"], row["port"]) for row in rows])
-    for row in rows:
+    answers = ask(cluster, [(row["address"], row["port"]) for row in found])
+    for row in found:
         row["answers"] = answers[row["address"], row["port"]]
         row["kind"] = kind(row)
-    return rows
+    return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, one line for each kind of socket; asserts what docs/cluster.md says of them."""
-    lines = ["| socket | on | no token | wrong | right |", "| --- | --- | --- | --- | --- |"]
-    for name in sorted({row["kind"] for row in rows}):
-        same = [row for row in rows if row["kind"] == name]
-        said = {
-            token: " or ".join(sorted({verdict(row, token) for row in same}))
-            for token in ("none", "wrong", "right")
-        }
-        hosts = {"head" if row["host"] == "head" else "workers" for row in same}
-        cells = ["answers"] * 3 if name in OPEN else list(said.values())
-        lines.append(f"| {name} | {', '.join(sorted(hosts))} | {' | '.join(cells)} |")
-        assert name in OPEN or not {said["none"], said["wrong"]} - {
-            "401",
-            "403",
-            "UNAUTHENTICATED",
-        }, f"{name} answers without the token: {same}"
-    return "\n".join(lines)
+def check(sockets: list[dict[str, Any]]) -> None:
+    """Fail when a kind of socket answers without the token, or refuses the right one."""
+    for name in {row["kind"] for row in sockets} - set(OPEN):
+        same = [row for row in sockets if row["kind"] == name]
+        found = {token: bool(answering(same, token)) for token in TOKENS}
+        assert found == {"none": False, "wrong": False, "right": True}, f"{name}: {same}"
 
 
 def main() -> None:
@@ -180,13 +153,15 @@ def main() -> None:
         make_root_only(Path(made))
         write_workload(Path(made) / "shared")
         with RayCluster(Path(made), workers=2) as cluster:
-            job = cluster.submit("ports", flags_for(Path(made) / "shared", STEPS, alone=False))
+            job = cluster.submit("ports", flags_for(Path(made) / "shared", "ports", STEPS))
             job.wait_for_step(EARLY)
-            rows = matrix(cluster)
+            sockets = matrix(cluster)
             job.stop()
     if args.json:
-        args.json.write_text(json.dumps({"sockets": rows}, indent=1) + "\n")
-    print(table(rows))
+        args.json.write_text(json.dumps({**provenance(), "sockets": sockets}, indent=1) + "\n")
+    for cells in rows(sockets):
+        print(" | ".join(cells))
+    check(sockets)
 
 
 if __name__ == "__main__":

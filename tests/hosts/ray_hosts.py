@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 import time
+import traceback
 import urllib.request
 from pathlib import Path
 from typing import Any, Self
@@ -60,15 +61,18 @@ class RayCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._servers.close()
-        self.network.__exit__()
+        try:
+            self._servers.close()
+        finally:
+            self.network.__exit__()
 
     def bring_back(self) -> None:
         """Leave every host on, connected, in the cluster and without a job, whatever happened before."""
         try:
             self._mend()
-        except AssertionError:  # as an operator would at last: everything off and on again
-            for host in (self.head, *self.workers):
+        except Exception:  # as an operator would at last: everything off and on again
+            traceback.print_exc()
+            for host in (self.head, *self.workers, self.client):
                 host.power_off()
             self._mend()
 
@@ -81,7 +85,8 @@ class RayCluster:
         if self.nodes() is None:
             self.start_head()
         for worker in self.workers:
-            if worker.address not in (self.nodes() or {}):
+            # The head takes one that has just lost power for alive.
+            if not worker.processes("raylet/raylet") or worker.address not in self.addresses():
                 self.join(worker)
         until(
             lambda: not any(worker.processes("RayTrainWorker") for worker in self.workers), 90,
@@ -135,11 +140,19 @@ class RayCluster:
             for process in host.processes("ray"):
                 with contextlib.suppress(psutil.NoSuchProcess):  # its raylet's end took it along
                     process.kill()
+            before = set(self.nodes() or {})
             self.start_worker(host)
             with contextlib.suppress(AssertionError):
-                until(lambda: host.address in (self.nodes() or {}), 40, f"{host.name} joins")
+                until(lambda before=before: self._joined(host, before), 40, f"{host.name} joins")
                 return
         raise AssertionError(f"{host.name} does not join the cluster: {host.home}")
+
+    def _joined(self, host: Host, before: set[str]) -> bool:
+        """Return whether a node of the host is alive that is not one of those `before`."""
+        return any(
+            address == host.address and node not in before
+            for node, address in (self.nodes() or {}).items()
+        )
 
     def ask(self, path: str) -> Any:
         """A GET on the dashboard, with the token."""
@@ -151,12 +164,19 @@ class RayCluster:
             return json.load(answer)
 
     def nodes(self) -> dict[str, str] | None:
-        """{address: node id} of the living nodes; None while the head does not answer."""
+        """{node id: address} of the living nodes; None while the head does not answer.
+
+        A host that was off has two until the head gives the first one up.
+        """
         try:
             found = self.ask("/api/v0/nodes")["data"]["result"]["result"]
         except (OSError, KeyError, TypeError, ValueError):
             return None
-        return {node["node_ip"]: node["node_id"] for node in found if node["state"] == "ALIVE"}
+        return {node["node_id"]: node["node_ip"] for node in found if node["state"] == "ALIVE"}
+
+    def addresses(self) -> list[str]:
+        """Addresses of the living nodes."""
+        return list((self.nodes() or {}).values())
 
     def wait_for_nodes(self, count: int) -> float:
         """Wait until `count` nodes are alive; returns when they were."""
@@ -195,13 +215,16 @@ class Job:
                 json.dumps({f"node:{on.address}": 0.001}),
             ]
         )
+        script = ["jobs/train.py"]
+        if "deepspeed" in flags:  # on CPUs
+            script.insert(0, str(ROOT / "tests/support/lifted.py"))
         self.id = f"{name}-{time.time_ns()}"
         self.log = cluster.folder / f"{self.id}.log"
         self.started = time.time()
         self._process = cluster.client.start(
             cluster.job_command("submit", "--submission-id", self.id, "--runtime-env",
                                 "runtime_env.yaml", "--working-dir", ".", *where, "--",
-                                "python", "jobs/train.py", *flags, "--run-name", name),
+                                "python", *script, *flags, "--run-name", name),
             self.log, cluster.environment(cluster.client), ROOT,
         )  # fmt: skip
 

@@ -2,8 +2,8 @@
 
     make test-cluster            or      sudo python tests/hosts/run.py --only power-off
 
-Needs root. Every scenario must end with the weights of the undisturbed run, equal to the bit where
-the number of workers is the same. Times go to benchmarks/results/cluster.json with --json.
+Needs root. Every scenario must end with the weights of the undisturbed run of its strategy, bit for
+bit. Times go to benchmarks/results/cluster.json with --json.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -22,12 +23,23 @@ from typing import Any
 from hosts import end_in_order, missing
 from ray_hosts import RayCluster, make_root_only, read_json, run_folder
 from scenarios import EARLY, LONG, LONG_SECONDS, SCENARIOS, logged, undisturbed
-from support.s3_server import BUCKET
-from workload import BATCH, STEPS, flags_for, weights, write_workload
+from workload import (
+    BATCH,
+    STEPS,
+    flags_for,
+    moments,
+    strategy_of,
+    weights,
+    write_workload,
+)
 
 WORKERS = 3
 ROUNDED = 500
 """Steps of a long run are a multiple of it, so that a kept baseline can serve again."""
+SHARDED_STEPS = 300
+"""Steps of runs by other strategies than ddp, and of ddp's that they are compared with."""
+TOLERANCE = 1e-6
+"""Greatest difference of a weight, or of a logged loss, between ddp and another strategy."""
 
 
 def main() -> None:
@@ -39,7 +51,10 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="merge the results into this file")
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help="length of most runs; some need longer ones"
+        "--steps",
+        type=int,
+        default=STEPS,
+        help="length of most runs; some need longer ones, and those that shard weights are short",
     )
     args = parser.parse_args()
     if reason := missing():
@@ -52,6 +67,8 @@ def main() -> None:
         write_workload(where / "shared")
         with RayCluster(where, WORKERS) as cluster:
             for name, steps in lengths(args.only, args.steps, where / "shared/runs"):
+                if name in results:  # a baseline of the same length
+                    continue
                 results[name] = attempt(cluster, name, steps)
                 if args.json:
                     merge(args.json, args.steps, {name: results[name]})
@@ -60,21 +77,33 @@ def main() -> None:
 
 
 def lengths(names: Sequence[str], steps: int, runs: Path) -> Iterator[tuple[str, int]]:
-    """Each scenario and its steps, the baselines among them; the long runs by the measured step time."""
-    yield baseline(steps), steps
-    yield from ((name, steps) for name in names if name not in LONG)
-    if long := [name for name in names if name in LONG]:
-        result = read_json(runs / baseline(steps) / "run.json")["result"]
-        needed = EARLY + LONG_SECONDS * result["train_samples_per_second"] / BATCH
-        more = max(steps, math.ceil(needed / ROUNDED) * ROUNDED)
-        if more > steps:
-            yield baseline(more), more
+    """Each scenario and its steps, after the baselines that it is compared with.
+
+    The length of long runs is by the measured step time.
+    """
+    plain, sharded = (
+        [name for name in names if (strategy_of(name) is not None) == shards]
+        for shards in (False, True)
+    )
+    if plain:
+        yield baseline(steps), steps
+    yield from ((name, steps) for name in plain if name not in LONG)
+    if sharded:
+        yield baseline(SHARDED_STEPS), SHARDED_STEPS
+    for name in sharded:
+        yield baseline(SHARDED_STEPS, strategy_of(name)), SHARDED_STEPS
+        yield name, SHARDED_STEPS
+    if long := [name for name in plain if name in LONG]:
+        result = read_json(runs / baseline(steps) / "run.json").get("result") or {}
+        speed = result.get("train_samples_per_second", 0)  # 0: it failed, and so do the long ones
+        more = max(steps, math.ceil((EARLY + LONG_SECONDS * speed / BATCH) / ROUNDED) * ROUNDED)
+        yield baseline(more), more
         yield from ((name, more) for name in long)
 
 
-def baseline(steps: int) -> str:
+def baseline(steps: int, strategy: str | None = None) -> str:
     """Name of the run by two workers that all others of `steps` must equal, whoever trains them."""
-    return f"undisturbed-{steps}"
+    return f"undisturbed-{steps}-{strategy}" if strategy else f"undisturbed-{steps}"
 
 
 def attempt(cluster: RayCluster, name: str, steps: int) -> dict[str, Any]:
@@ -84,12 +113,14 @@ def attempt(cluster: RayCluster, name: str, steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {"ok": False, "steps": steps}
     try:
         cluster.bring_back()
-        flags = flags_for(
-            cluster.folder / "shared", steps, alone=name.endswith("-alone"),
-            storage=f"s3://{BUCKET}" if name.endswith("-bucket") else None,
-        )  # fmt: skip
+        run, strategy = run_folder(cluster, name), strategy_of(name)
+        if name in SCENARIOS and run.exists():  # of an earlier test in a kept folder
+            shutil.rmtree(run)
+        flags = flags_for(cluster.folder / "shared", name, steps)
         found |= SCENARIOS.get(name, undisturbed)(cluster, name, flags)
-        found |= compare(run_folder(cluster, name), run_folder(cluster, baseline(steps)), steps)
+        found |= compare(run, run_folder(cluster, baseline(steps, strategy)), steps)
+        if strategy is not None:
+            found |= compare_with_ddp(run, run_folder(cluster, baseline(steps)), steps)
         found["ok"] = True
     except Exception as error:  # the others are still to be tried
         traceback.print_exc()
@@ -108,13 +139,29 @@ def compare(run: Path, other: Path, steps: int) -> dict[str, Any]:
 
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished", record["status"]
-    ours, theirs = weights(run, steps), weights(other, steps)
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs), "other weights"
+    for kind, read in (("weights", weights), ("optimizer state", moments)):
+        ours, theirs = read(run, steps), read(other, steps)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs), f"other {kind}"
     assert logged(run) == logged(other), "metrics.jsonl differs from the undisturbed run's"
     left, kept = checkpoints(run), checkpoints(other)
     assert left == kept, (left, kept)
     return {"weights_equal": True}
+
+
+def compare_with_ddp(run: Path, ddp: Path, steps: int) -> dict[str, Any]:
+    """Compare weights and logged losses with those of ddp, within TOLERANCE."""
+    import numpy as np
+
+    ours, theirs = weights(run, steps), weights(ddp, steps)
+    assert ours.keys() == theirs.keys()
+    difference = max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
+    losses, expected = (
+        np.array([line["loss"] for line in logged(one) if "loss" in line]) for one in (run, ddp)
+    )
+    of_losses = float(np.abs(losses - expected).max())
+    assert max(difference, of_losses) <= TOLERANCE, (difference, of_losses)
+    return {"difference_to_ddp": difference, "difference_of_losses_to_ddp": of_losses}
 
 
 def checkpoints(run: Path) -> list[str]:

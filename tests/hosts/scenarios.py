@@ -73,6 +73,7 @@ def power_off(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     fault = time.time()
     host.power_off()
     found = recovery(job, fault, before)
+    assert job.progress()["step"] >= SAVE_STEPS, "it did not resume from a checkpoint"
     finish(job)
     return found
 
@@ -112,7 +113,8 @@ def drain(cluster: RayCluster, name: str, flags: list[str]) -> Found:
     """The host of rank 0 gets notice, as of a spot machine, and SIGTERM once it is left."""
 
     def notice(host: Host) -> None:
-        node = (cluster.nodes() or {})[host.address]
+        nodes = (cluster.nodes() or {}).items()
+        (node,) = (node for node, address in nodes if address == host.address)
         cluster.head.run(
             ["ray", "drain-node", "--address", f"{cluster.head.address}:6379", "--node-id", node,
              "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
@@ -330,8 +332,14 @@ SCENARIOS: dict[str, Scenario] = {
     "job-stop": job_stop,
     "elastic": elastic,
     "head-restart": head_restart,
+    "power-off-fsdp": power_off,
+    "power-off-zero2": power_off,
+    "power-off-zero3": power_off,
 }
-"""By run name. Those that end in `-alone` have one worker, the others two; `-bucket` stores in a bucket."""
+"""By run name. Those that end in `-alone` have one worker, the others two; `-bucket` stores in a bucket.
+
+Those that end in the name of a strategy (`workload.STRATEGIES`) train by it, the others by ddp.
+"""
 
 LONG = ("partition-alone", "driver-suspend", "driver-partition-bucket")
 """Scenarios whose run must last for LONG_SECONDS after the damage, on a fast machine, too."""

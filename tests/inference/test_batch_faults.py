@@ -329,3 +329,27 @@ def test_a_suspended_job_leaves_the_work_of_its_successor(
     with pytest.raises(SupersededError, match="was taken over by process 7 on elsewhere"):
         predict(job(model, source))
     assert files() == left
+
+
+@pytest.mark.parametrize("succeeded", [True, False])
+def test_a_bad_file_costs_no_successor_its_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, succeeded: bool
+) -> None:
+    """The job read the file while it was suspended for longer than its lease."""
+    work = parts.Parts(job(model, lines(tmp_path, 5)))
+    successor = json.dumps({"id": "b", "pid": 7, "host": "elsewhere"})
+
+    def batches() -> Any:
+        yield from ()
+        if succeeded:
+            (tmp_path / ".scores.jsonl-lease.json").write_text(successor)
+            (work._folder / "part").write_text("of the successor")
+        raise UserError("the file is cut off")
+
+    monkeypatch.setattr(work, "_batches", batches)
+    with (
+        pytest.raises(UserError, match="taken over" if succeeded else "cut off"),
+        work.lease(),
+    ):
+        work.read()
+    assert (work._folder / "part").exists() == work._folder.exists() == succeeded

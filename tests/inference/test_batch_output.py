@@ -243,3 +243,18 @@ def test_two_ids_with_one_label_are_refused(tmp_path: Path) -> None:
 
 def test_every_format_of_the_flags_has_a_writer() -> None:
     assert tuple(output.WRITERS) == config.OUTPUTS
+
+
+@pytest.mark.parametrize("writer", [output.JsonlWriter, output.CsvWriter])
+def test_a_row_of_finite_numbers_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: Any
+) -> None:
+    """Looking for NaN takes as long as writing the row."""
+    searched: list[Any] = []
+    monkeypatch.setattr(output, "_finite", searched.append)
+    table = pa.table({"vector": [[0.5, 1.0], [float("nan"), 1.0]], "text": ["a", "b"]})
+    with writer(tmp_path / "out", set()) as lines:
+        lines.write(table.slice(0, 1))
+        assert searched == []
+        lines.write(table.slice(1, 1))
+    assert len(searched) == 1

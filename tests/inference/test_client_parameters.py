@@ -50,7 +50,7 @@ REFUSED = {
     "encoding_format='base64'": "parameters.encoding_format is 'base64': input should be 'float'",
     "prompt_name='query'": "the model has no prompts; send one of them or none",
     "dimensions=33": "vectors have 32 numbers; send at most that",
-    "generate_parameters={'wrong': 1}": "parameters.wrong is no parameter of",
+    "generate_parameters={'wrong': 1}": "parameters.wrong is not a parameter of",
     **{
         f"{name}={value!r}": f"parameters.{name} is not supported here; leave it out"
         for name, value in (

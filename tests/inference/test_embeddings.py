@@ -124,12 +124,12 @@ def test_prompts_and_limits_come_from_the_model(plain: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("modules", "sentence"),
     [
-        ([{"type": "models.Pooling", "path": "{}/elsewhere"}], "outside the model's own"),
-        ([{"type": "models.Pooling", "path": "../elsewhere"}], "outside the model's own"),
+        ([{"type": "models.Pooling", "path": "{}/elsewhere"}], "outside the model's folder"),
+        ([{"type": "models.Pooling", "path": "../elsewhere"}], "outside the model's folder"),
         ([{"type": "models.Pooling", "path": ""}], "only one pooling of"),
-        ([{"type": "models.Pooling"}], "is no list of modules with type and path"),
-        (5, "is no list of modules"),
-        ("not JSON", "modules.json is no JSON (Expecting value"),
+        ([{"type": "models.Pooling"}], "is not a list of modules with type and path"),
+        (5, "is not a list of modules"),
+        ("not JSON", "modules.json is not valid JSON (Expecting value"),
     ],
 )
 def test_modules_are_inside_the_model(

@@ -85,7 +85,9 @@ def test_every_parameter_is_described(loaded: tuple[Path, Predictor]) -> None:
 
 def test_an_architecture_without_a_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
-    with pytest.raises(UserError, match="is a ViTForImageClassification, which tells no task"):
+    with pytest.raises(
+        UserError, match="is a ViTForImageClassification, which does not determine the task"
+    ):
         task_of(str(tmp_path))
 
 
@@ -144,7 +146,7 @@ def test_weights_outside_the_models_folder_are_not_read(tmp_path: Path, way: str
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, way.format(tmp_path))}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     for load in (TextClassification.load, lambda name: build_model(name, get_task("mrpc"), seed=0)):
-        with pytest.raises(UserError, match="no safetensors file in the model's own folder"):
+        with pytest.raises(UserError, match="are not a safetensors file in the model's own folder"):
             load(str(model))
     # The same index over the same weights is fine inside.
     (elsewhere / "model.safetensors").rename(model / "part-1.safetensors")
@@ -152,7 +154,7 @@ def test_weights_outside_the_models_folder_are_not_read(tmp_path: Path, way: str
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert TextClassification.load(str(model))("bab")
     (model / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(UserError, match="is no valid index of weights"):
+    with pytest.raises(UserError, match="is not a valid index of weights"):
         TextClassification.load(str(model))
 
 

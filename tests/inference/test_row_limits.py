@@ -225,7 +225,7 @@ def test_a_budget_counts_what_comes_together() -> None:
     budget = Budget(Limits(rows=10, tokens=100))
     budget.spend(6, "texts", 90)
     with pytest.raises(
-        TooLargeError, match="holds 11 texts, at most 10 may come at once; split a list"
+        TooLargeError, match="holds 11 texts, at most 10 are allowed in one request; split a list"
     ):
         budget.spend(5, "texts")
     with pytest.raises(TooLargeError, match="holds 101 tokens, at most 100"):

@@ -298,7 +298,7 @@ def test_a_models_own_defaults_count_and_its_tricks_do_not(tmp_path: Path) -> No
         ({"repetition_penalty": 101}, "should be less than or equal to 100"),
         ({"watermark": True}, "parameters.watermark is not supported here; leave it out"),
         ({"grammar": {"type": "json"}}, "parameters.grammar is not supported here"),
-        ({"custom_generate": "evil/repo"}, "custom_generate is no parameter of text-generation"),
+        ({"custom_generate": "evil/repo"}, "custom_generate is not a parameter of text-generation"),
     ],
 )
 def test_a_bad_request_gets_a_sentence(
@@ -314,5 +314,5 @@ def test_a_stream_is_of_one_text(predictor: TextGeneration) -> None:
         predictor.preprocess("a", {"num_beams": 2}),
         predictor.preprocess("a", {"num_return_sequences": 2, "do_sample": True}),
     ):
-        with pytest.raises(UserError, match="a stream is of one text, drawn without beams"):
+        with pytest.raises(UserError, match="only one answer to one text can be streamed, without"):
             predictor.stream(request, print)

@@ -161,9 +161,9 @@ def test_an_answer_longer_than_the_model_has_positions_is_refused(tmp_path: Path
 def test_bad_decoding_parameters_get_a_sentence(folder: Path, task: type[Predictor]) -> None:
     predictor = task.load(str(folder))
     for parameters, sentence in (
-        ({"generate_parameters": {"beams": 2}}, "parameters.beams is no parameter of"),
+        ({"generate_parameters": {"beams": 2}}, "parameters.beams is not a parameter of"),
         ({"generate_parameters": {"num_beams": "2"}}, "parameters.num_beams is '2': input should"),
-        ({"generate_parameters": {"custom_generate": "a/b"}}, "custom_generate is no parameter"),
+        ({"generate_parameters": {"custom_generate": "a/b"}}, "custom_generate is not a parameter"),
         ({"max_tokens": 2}, "did you mean max_new_tokens"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -93,7 +93,7 @@ def test_the_text_is_cut_and_never_the_label(predictor: ZeroShotClassification) 
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({}, "parameters.candidate_labels is missing; zero-shot-classification cannot do without"),
+        ({}, "parameters.candidate_labels is missing; zero-shot-classification requires it"),
         ({"candidate_labels": []}, "candidate_labels is empty; send at least one label"),
         ({"candidate_labels": " , "}, "candidate_labels is empty"),
         ({"candidate_labels": ["a"], "hypothesis_template": "no"}, r"no \{\} where the label goes"),

@@ -91,7 +91,7 @@ def test_thresholds_that_do_not_fit_are_refused() -> None:
     ("kind", "words"),
     [
         ("none", "stores"),
-        ("epochs", "stores; they were fitted on rows of v, so its F1 is too good"),
+        ("epochs", "stores; they were fitted on rows of v, so its F1 is too high"),
     ],
 )
 def test_an_evaluation_says_where_thresholds_were_fitted(kind: Any, words: str) -> None:
@@ -159,7 +159,7 @@ def test_thresholds_decide_in_predictions_evaluation_and_server(
     assert found["splits"]["validation"]["metrics"]["f1_micro"] == pytest.approx(f1_micro)
     assert found["splits"]["validation"]["comparison"]["metrics"]["f1_micro"]["difference"] == 0
     assert found["label_thresholds"] == pytest.approx(result.label_thresholds)
-    assert "too good" not in " ".join(found["notes"])
+    assert "too high" not in " ".join(found["notes"])
     half = dataclasses.replace(judged, label_thresholds="0.5", run_name="half", against=None)
     scores = np.array([[answer["score_ba"], answer["score_co"]] for answer in answers])
     found = evaluate(half).details

@@ -62,6 +62,25 @@ def test_a_peak_that_was_measured_next_to_other_work_is_not_kept(
     assert peak_flops(cpu, "no", reached=1.5e9) == 5e9
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "null", "[1.0]", '{"KEY": null}', '{"KEY": ["1e12"]}', '{"KEY": NaN, "other": NaN}',
+     '{"KEY": Infinity}', '{"KEY": "1e12"}'],
+)  # fmt: skip
+def test_a_damaged_file_of_peaks_is_measured_again(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path))
+    monkeypatch.setattr(flops, "_not_kept", {})
+    monkeypatch.setattr(flops, "_measured", lambda *_: 3e9)
+    cpu, file = torch.device("cpu"), tmp_path / flops.PEAKS
+    peak_flops(cpu, "no")
+    (key,) = json.loads(file.read_text())
+    file.write_text(content.replace("KEY", key))
+    assert peak_flops(cpu, "no", reached=1e9) == 3e9
+    assert json.loads(file.read_text()) == {key: 3e9}
+
+
 def test_a_gpu_s_peak_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 PCIe")
     gpu = torch.device("cuda")

@@ -119,7 +119,7 @@ def test_a_pickle_that_would_run_code_is_refused(
         with pytest.raises(UserError, match="damaged or holds more than tensors"):
             with_safetensors(str(model))
     torch.save({"weight": torch.ones(1), "epoch": 3}, model / "pytorch_model.bin")
-    with pytest.raises(UserError, match="holds 'epoch', which is no tensor"):
+    with pytest.raises(UserError, match="holds 'epoch', which is not a tensor"):
         load(str(model))
     (model / "pytorch_model.bin").unlink()
     index = {"weight_map": {"weight": "../safe/model.safetensors"}}

@@ -168,7 +168,10 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> None:
         first = await hold(model, batcher)
         waiting = [asyncio.create_task(batcher.submit([10])) for _ in range(3)]
         await asyncio.sleep(0)
-        with pytest.raises(RequestError, match="30 tokens wait already, at most 30 may") as refused:
+        sentence = (
+            "30 tokens are queued and this request has 10, the maximum is 30; try again later"
+        )
+        with pytest.raises(RequestError, match=sentence) as refused:
             await batcher.submit([10])
         assert refused.value.status == 429
         assert int(refused.value.headers()["retry-after"]) >= 1
@@ -187,7 +190,7 @@ def test_what_waited_too_long_is_shed_and_the_model_not_bothered() -> None:
         late = asyncio.create_task(batcher.submit([5], time.monotonic() + 0.05))
         await asyncio.sleep(0.1)
         model.gate.set()
-        with pytest.raises(RequestError, match="longer than this request may") as shed:
+        with pytest.raises(RequestError, match="longer than this request allows") as shed:
             await late
         assert shed.value.status == 503
         await first

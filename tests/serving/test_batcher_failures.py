@@ -65,7 +65,7 @@ def test_a_late_request_is_told_while_the_model_is_busy_and_leaves_no_tokens() -
         running = asyncio.create_task(batcher.submit([1]))
         await asyncio.to_thread(started.wait, 10)
         told = await late(batcher, [7, 8], 0.1)
-        assert str(told).startswith("it waited 0.1 s, longer than this request may")
+        assert str(told).startswith("it waited 0.1 s, longer than this request allows")
         assert (told.kind, told.status) == ("late", 503)
         assert batcher.waiting_rows == batcher.expected_wait() == 0
         gate.set()

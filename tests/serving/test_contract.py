@@ -207,7 +207,7 @@ def test_the_clients_own_errors(
         client.text_generation(TEXT, max_new_tokens=10_000)
     with pytest.raises(ValidationError, match="is not supported here"):
         client.text_generation(TEXT, watermark=True)
-    with pytest.raises((ValidationError, HfHubHTTPError), match="no streamed answers"):
+    with pytest.raises((ValidationError, HfHubHTTPError), match="does not support streaming"):
         list(InferenceClient(f"{url}/summarization").text_generation(TEXT, stream=True))
 
     async def full(*_: Any) -> Any:

@@ -163,7 +163,7 @@ def test_a_port_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         deployment.check_port("127.0.0.1", port)  # a process of this server
         monkeypatch.setattr(os, "getppid", lambda: 2**30)
         for host in ("127.0.0.1", "0.0.0.0"):
-            with pytest.raises(UserError, match=f"port {port} is in use already by process"):
+            with pytest.raises(UserError, match=f"port {port} is already in use by process"):
                 deployment.check_port(host, port)
         deployment.check_port("127.0.0.2", port)
     deployment.check_port("127.0.0.1", port)

@@ -51,7 +51,7 @@ def test_a_broken_keys_file_does_not_freeze_the_models(
         refreshed.set()
 
     def unreadable(_: KeyRing) -> None:
-        raise UserError("it is no list of keys")
+        raise UserError("it is not a valid list of keys")
 
     monkeypatch.setattr(ServeModels, "refresh", refresh)
     monkeypatch.setattr(KeyRing, "refresh", unreadable)

@@ -136,7 +136,9 @@ def test_a_stream_behind_a_busy_model_ends_at_its_deadline() -> None:
         began = time.monotonic()
         told = iter([began])  # when it came; later on it is as late as can be
         host._batcher._clock = lambda: next(told, began + 0.3)
-        with pytest.raises(RequestError, match=r"it waited 0\.3 s, longer than this request may"):
+        with pytest.raises(
+            RequestError, match=r"it waited 0\.3 s, longer than this request allows"
+        ):
             async for _ in host.stream(b'{"inputs": "", "stream": true}', 0.3):
                 pass
         assert time.monotonic() - began < 3
@@ -278,7 +280,7 @@ def test_nothing_is_generated_for_a_caller_who_left_or_is_late(
         assert 0 < generated[0] < LONG["max_new_tokens"]
         if not leaves:
             assert (await long).status == 503
-            assert b"longer than this request may" in (await long).body
+            assert b"longer than this request allows" in (await long).body
 
     asyncio.run(run())
 

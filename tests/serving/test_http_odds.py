@@ -109,15 +109,15 @@ def test_pages_behind_a_proxy_that_replaces_the_host_are_this_servers_own() -> N
     [
         ("allowed_hosts", "models.example:8000", "without scheme, port or wildcard"),
         ("allowed_hosts", "*", "with `keys_file`, leave the list out to allow any name"),
-        ("allowed_hosts", "*.example", "is no host name"),
-        ("allowed_hosts", "https://models.example", "is no host name"),
-        ("allowed_hosts", "", "is no host name"),
-        ("cors_origins", "a.example", "is no origin as browsers send it"),
+        ("allowed_hosts", "*.example", "is not a host name"),
+        ("allowed_hosts", "https://models.example", "is not a host name"),
+        ("allowed_hosts", "", "is not a host name"),
+        ("cors_origins", "a.example", "is not an origin as browsers send it"),
         ("cors_origins", "https://a.example/", "without a path"),
         ("cors_origins", "https://A.example", "in lower case"),
         ("cors_origins", "https://a.example:443", "a default port"),
-        ("cors_origins", "https://*.example", "is no origin"),
-        ("cors_origins", "null", "is no origin"),
+        ("cors_origins", "https://*.example", "is not an origin"),
+        ("cors_origins", "null", "is not an origin"),
     ],
 )
 def test_an_entry_that_could_never_match_is_refused(key: str, entry: str, sentence: str) -> None:
@@ -209,7 +209,10 @@ def test_a_list_beyond_the_limit_is_answered_with_the_limit_and_the_way_out(tmp_
     host = load(classifier(tmp_path), max_items=4)
     with serving(LocalModels({"mail": host}), GatewayOptions(body_bytes=20_000)) as url:
         for inputs, sentence in (
-            (["bana"] * 9, "9 inputs, at most 4 may come at once; split the list over 3 requests"),
+            (
+                ["bana"] * 9,
+                "9 inputs, at most 4 are allowed in one request; split the list over 3 requests",
+            ),
             (["a" * 12_000] * 2, "larger than 20000 bytes; split a list over several requests"),
         ):
             status, answer, _ = ask(url, body=json.dumps({"inputs": inputs}).encode())
@@ -262,7 +265,7 @@ def test_a_model_of_an_organization_is_served_under_its_name(url: str) -> None:
 
 @pytest.mark.parametrize("name", ["org/health", "org/info", "a/b/c", "/a", "a/", "../a", "a//b"])
 def test_names_that_would_hide_a_page_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no model name"):
+    with pytest.raises(ValueError, match="is not a model name"):
         check_name(name)
     assert check_name("org/name-1.2") == "org/name-1.2"
     assert check_name("health") == "health"
@@ -346,9 +349,11 @@ def test_quotas_refill_and_leave_other_keys_alone() -> None:
     quotas.count(slow)
     now[0] += 1
     with quotas.hold(slow), quotas.hold(slow):
-        with pytest.raises(RequestError, match="2 requests of the API key 'slow' are in work"):
+        with pytest.raises(
+            RequestError, match="2 requests of the API key 'slow' are already in progress"
+        ):
             quotas.count(slow)
-        with pytest.raises(RequestError, match="in work"), quotas.hold(slow):
+        with pytest.raises(RequestError, match="already in progress"), quotas.hold(slow):
             pass
         quotas.count(other)
     quotas.count(slow)
@@ -384,7 +389,7 @@ def test_a_keys_file_that_is_being_written_opens_nothing(
 def test_a_key_whose_models_are_null_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text(f"- name: a\n  sha256: {'0' * 64}\n  models:\n")
-    with pytest.raises(Exception, match="is no list of keys"):
+    with pytest.raises(Exception, match="is not a valid list of keys"):
         KeyRing(str(file))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import threading
 import time
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from trainyard.errors import UserError
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica import version_records as module
 from trainyard.serving.replica.host import Host
-from trainyard.serving.replica.version_records import Build
+from trainyard.serving.replica.version_records import Build, CutOffError
 from trainyard.serving.replica.versioned_model import VersionedModel
 
 TASK = "text-classification"
@@ -346,6 +347,58 @@ def test_an_attempt_that_runs_is_not_forgotten(
         assert not [key for key in store.kept if "attempt" in key]
 
     asyncio.run(run())
+
+
+def test_a_replica_removes_no_record_but_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later build removed its record, which counts no more, and then used its number."""
+    Loads(monkeypatch, {"a": TASK})
+    version = Version(source="a")
+
+    async def run() -> None:
+        first = replica("1", "old args")._attempts.first(version, lambda: False)
+        await first.__aenter__()
+        for name in ("two", "three"):
+            start_process(store, name)
+            later = replica("2")._attempts.first(version, lambda: False)
+            await later.__aenter__()
+            if name == "two":
+                await later.__aexit__(None, None, None)
+        await first.__aexit__(None, None, None)
+        (record,) = (value for key, value in store.kept.items() if "attempt" in key)
+        assert json.loads(record)["owner"]["actor"] == "three"
+
+    asyncio.run(run())
+
+
+def test_a_version_is_tried_again_as_soon_as_its_cool_down_is_over(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses between the attempts of a replica, which grow, would end minutes later."""
+    Loads(monkeypatch, {"a": TASK, "b": TASK})
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: now[0])
+    monkeypatch.setattr(module, "time", clock)
+
+    async def run() -> None:
+        await replica().want(source("a"))
+        attempt = replica()._attempts.first(Version(source="b"), lambda: False)
+        await attempt.__aenter__()  # and its process ends in there
+        store.alive.remove("one")
+        start_process(store, "two")
+        two = replica()
+        await wanted(two, source("b"))
+        assert 29 < two._retry_at - time.monotonic() <= 30
+        now[0] += 450
+        two._tries, two._retry_at = 4, 0.0
+        await two.check_health()
+        await settled(two)
+        assert 149 < two._retry_at - time.monotonic() <= 150
+
+    asyncio.run(run())
+    error = pickle.loads(pickle.dumps(CutOffError("cut off", seconds=5)))  # Ray sends it
+    assert (str(error), error.seconds) == ("cut off", 5)
 
 
 def test_a_recorded_version_that_ends_its_process_now_gives_way_to_the_wanted_one(

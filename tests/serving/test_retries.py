@@ -137,7 +137,7 @@ def test_a_stream_that_nobody_hears_to_its_end_is_cancelled(heard: int) -> None:
 
 
 def test_a_lost_connection_costs_no_request() -> None:
-    """Requests in work are sent again, to another replica while there is one, else through Ray."""
+    """Requests in flight are sent again, to another replica while there is one, else through Ray."""
 
     async def run(lost: int) -> None:
         replicas = Replicas()
@@ -163,7 +163,7 @@ def test_a_lost_connection_costs_no_request() -> None:
 
 
 def test_a_request_that_kills_replicas_takes_none_along_that_was_sent_with_it() -> None:
-    """Of four replicas it kills two; what was in work on both is answered."""
+    """Of four replicas it kills two; what was in flight on both is answered."""
 
     async def run() -> None:
         replicas = Replicas(seconds=0.05)
@@ -199,7 +199,7 @@ def test_requests_that_were_never_sent_are_sent_as_often_as_it_takes() -> None:
 
 
 def test_a_sick_replica_does_not_attract_the_traffic() -> None:
-    """It answers 500 at once, so it has the fewest requests in work; before, it got 76 of 100."""
+    """It answers 500 at once, so it has the fewest requests in flight; before, it got 76 of 100."""
 
     async def run(sick: set[int]) -> Counter[int]:
         replicas = Replicas(seconds=0.005, sick=sick)
@@ -225,7 +225,7 @@ def test_a_sick_replica_does_not_attract_the_traffic() -> None:
 def test_a_replica_that_hangs_does_not_get_its_share(
     loop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between requests all replicas have none in work; each request to the hung one is lost.
+    """Between requests all replicas have none in flight; each request to the hung one is lost.
 
     Timers of uvloop, which Ray uses, may fire a little early.
     """
@@ -327,7 +327,7 @@ def test_a_stream_is_not_begun_again_for_ever() -> None:
 
 
 def test_a_request_does_not_wait_long_for_the_others_of_a_lost_replica() -> None:
-    """Sixteen long generations in work at a death would not all be answered in turns."""
+    """Sixteen long generations in flight at a death would not all be answered in turns."""
 
     async def waits() -> tuple[float, bool]:
         lock = asyncio.Lock()

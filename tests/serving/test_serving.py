@@ -136,11 +136,11 @@ def test_requests_at_the_same_time_fail_each_by_themselves(host: Host) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     [
-        (b"{", 400, "the body is no valid JSON"),
-        (b"", 400, "the body is no valid JSON"),
-        (b"\xff\xfe", 400, "the body is no valid JSON"),
-        (b"[" * 15_000, 400, "the body is no valid JSON"),
-        (b'{"inputs": NaN}', 400, "the body is no valid JSON"),
+        (b"{", 400, "the body is not valid JSON"),
+        (b"", 400, "the body is not valid JSON"),
+        (b"\xff\xfe", 400, "the body is not valid JSON"),
+        (b"[" * 15_000, 400, "the body is not valid JSON"),
+        (b'{"inputs": NaN}', 400, "the body is not valid JSON"),
         ([1], 422, 'the body must be a JSON object with "inputs"'),
         ({"input": "x"}, 422, 'the body must be a JSON object with "inputs"'),
         ({"inputs": 3}, 422, "inputs must be"),
@@ -148,9 +148,13 @@ def test_requests_at_the_same_time_fail_each_by_themselves(host: Host) -> None:
         ({"inputs": "x", "parameters": []}, 422, '"parameters" must be a JSON object'),
         ({"inputs": "x", "parameters": {"top_n": 1}}, 422, "did you mean top_k?"),
         ({"inputs": "x", "parameters": {"top_k": 0}}, 422, "parameters.top_k is 0"),
-        ({"inputs": ["x"] * 9}, 413, "the request holds 9 inputs, at most 8 may come at once"),
+        (
+            {"inputs": ["x"] * 9},
+            413,
+            "the request holds 9 inputs, at most 8 are allowed in one request",
+        ),
         ({"inputs": "x" * 20_000}, 413, "the body is larger than 20000 bytes"),
-        ({"inputs": "\ud800"}, 400, "the body is no valid JSON"),
+        ({"inputs": "\ud800"}, 400, "the body is not valid JSON"),
     ],
 )
 def test_a_mistake_is_answered_by_a_sentence(

@@ -129,7 +129,7 @@ def test_a_name_with_a_slash_is_one_of_args() -> None:
     for other, sentence in (
         ({**model, "name": "org/mail"}, "set `name: org/mail` in args"),
         ({**model, "name": "other", "args": {"name": "org/mail"}}, "the model 'org/mail' is in"),
-        ({**model, "name": "other", "args": {"name": "org/info"}}, "is no model name"),
+        ({**model, "name": "other", "args": {"name": "org/info"}}, "is not a model name"),
     ):
         with pytest.raises(UserError, match=sentence):
             check_config({"applications": [named, other]}, "FILE")
@@ -140,7 +140,7 @@ def test_a_name_with_a_slash_is_one_of_args() -> None:
 def test_a_wrong_value_is_shown() -> None:
     with pytest.raises(UserError, match="args: 'dtype' is 'fp32': input should be 'float32'"):
         ModelOptions.parse({"dtype": "fp32"}, "args")
-    with pytest.raises(UserError, match=r"'models': '\.\./up' is no model name") as error:
+    with pytest.raises(UserError, match=r"'models': '\.\./up' is not a model name") as error:
         SharedVersions.parse({"models": {"../up": {"source": "x"}}}, "user_config")
     assert "\n" not in str(error.value)
 
@@ -154,7 +154,7 @@ def test_no_name_is_a_path(name: str) -> None:
         assert Path("/root", name).resolve().parent == Path("/root", organization)
         assert check_name(name) == name or last in SUFFIXES
     else:
-        with pytest.raises(ValueError, match="is no model name"):
+        with pytest.raises(ValueError, match="is not a model name"):
             check_name(name)
 
 
@@ -203,9 +203,9 @@ BOMBS: list[dict[str, Any]] = [
     ("files", "sentence"),
     [
         ({}, "holds no config.json"),
-        ({"config.json": b"{"}, "config.json is missing or no valid JSON"),
+        ({"config.json": b"{"}, "config.json is missing or not valid JSON"),
         ({"config.json": CONFIG, "pytorch_model.bin": b"x"}, "holds more than tensors"),
-        ({"config.json": CONFIG, "model.safetensors": b"x"}, "is no valid safetensors file"),
+        ({"config.json": CONFIG, "model.safetensors": b"x"}, "is not a valid safetensors file"),
         ({"config.json": CONFIG, "model.safetensors": struct.pack("<Q", 2**62)}, "header too large"),
         (
             {"config.json": CONFIG, "model.safetensors": safetensors({"a": [10, 5], "b": [2**20]})},
@@ -257,7 +257,7 @@ def test_a_keys_file_that_is_wrong_is_not_repeated_in_the_error(tmp_path: Path) 
     wrong = ("- name: a\n  sha256: my-secret-in-the-clear\n", "- name: 2024-13-45\n", "[" * 1_000)
     for content in wrong:
         file.write_text(content)
-        with pytest.raises(UserError, match="is no list of keys") as error:
+        with pytest.raises(UserError, match="is not a valid list of keys") as error:
             KeyRing(str(file))
         assert "my-secret" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):

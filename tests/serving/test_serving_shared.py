@@ -152,7 +152,7 @@ def test_a_list_with_a_bad_name_is_refused_as_a_whole(monkeypatch: pytest.Monkey
     Loads(monkeypatch, {"a": TASK})
 
     async def run() -> None:
-        with pytest.raises(UserError, match="is no model name"):
+        with pytest.raises(UserError, match="is not a model name"):
             await shared().reconfigure(models(**{"../up": "a"}))
         replica = shared()
         await replica.reconfigure(models(a="a"))
@@ -324,3 +324,27 @@ def test_a_model_that_gave_way_does_not_hold_up_the_others(
         gate.set()
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_load_that_begins_while_the_replica_ends_is_no_attempt(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, proven: bool
+) -> None:
+    """Its end would count against the version."""
+    store, loads = Store(monkeypatch), Loads(monkeypatch, {"a": TASK})
+
+    async def run() -> None:
+        if proven:
+            replica = shared()
+            await replica.reconfigure(models(a="a"))
+            await loaded(replica, "a")
+            cache.kept.clear()
+        replica = shared()
+        await replica.reconfigure(models(a="a"))
+        await replica.__del__()
+        with pytest.raises(RequestError, match="model 'a' cannot be loaded"):
+            await replica._host("a")
+        assert loads.asked == (["a"] if proven else [])
+        assert not [key for key in store.kept if "attempt" in key]
+
+    asyncio.run(run())

@@ -140,18 +140,18 @@ def test_a_broken_folder_is_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("config.json", DEEP.encode(), "config.json is missing or no valid JSON"),
+        ("config.json", DEEP.encode(), "config.json is missing or not valid JSON"),
         (
             "config.json",
             json.dumps({"hidden_size": 10**400, "n_layer": 1}).encode(),
             "parameters, at most",
         ),
-        ("model.safetensors", header(DEEP), "is no valid safetensors file"),
-        ("model.safetensors", header(json.dumps(RUNAWAY)), "is no valid safetensors file"),
+        ("model.safetensors", header(DEEP), "is not a valid safetensors file"),
+        ("model.safetensors", header(json.dumps(RUNAWAY)), "is not a valid safetensors file"),
         (
             "model.safetensors",
             header(json.dumps({"a": {"shape": [10**400]}})),
-            "no valid safetensors",
+            "is not a valid safetensors file",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -425,23 +425,3 @@ def test_a_lease_on_a_full_disk_is_one_sentence_and_leaves_none(
     ):
         pass
     assert not list(tmp_path.iterdir())
-
-
-def refuse(folder: RunFolder, before: Callable[[], object]) -> None:
-    with folder.lease():
-        before()
-        raise UserError("refused")
-
-
-def test_a_refused_job_leaves_no_folder(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "runs" / "new")
-    with pytest.raises(UserError, match="refused"):
-        refuse(folder, lambda: (folder.path / "log.txt").write_text("said"))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_refused_job_keeps_what_has_a_record(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    with pytest.raises(UserError, match="refused"):
-        refuse(folder, lambda: folder.update(status="running"))
-    assert folder.read() == {"status": "running"}

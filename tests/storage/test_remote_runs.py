@@ -1,6 +1,7 @@
 """Runs in a bucket, on a real S3 server: two nodes, and going on on an empty machine."""
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -9,19 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from storage.test_checkpoints import writer
 from support.bucket_here import endpoint, url
 from support.runs_locally import run_locally, weights_hash
+from support.serve_requests import wait_until
 from training.test_loop import LAST_STEP
 from training.test_training import job, losses, wait_for_step
 
 from trainyard import TrainConfig, UserError, fit
 from trainyard.errors import SupersededError
+from trainyard.storage import exchange
 from trainyard.storage import folder as folders
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.storage.store import Bucket
@@ -35,8 +36,9 @@ def test_what_driver_and_worker_on_two_nodes_see_of_each_other(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tables and requests go there, progress comes back; each has a disk of its own."""
-    monkeypatch.setattr(folders, "ASK_SECONDS", 0.0)
     monkeypatch.setattr(folders, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(exchange, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(exchange, "TELL_SECONDS", 0.0)
     driver = open_run(url, "run")
     driver.create()
     driver.fetch()
@@ -52,20 +54,23 @@ def test_what_driver_and_worker_on_two_nodes_see_of_each_other(
     assert tables["train"] != table
     assert (tables["train"] / "ids.bin").read_bytes() == b"tokens"
 
+    worker.begin_exchange()
     worker.set_progress(step=7)
+    wait_until(lambda: Bucket(url).has("run/progress.json"), 10)
     driver.sync()
     assert driver.progress() == {"step": 7}
     assert not worker.wants_stop()
     driver.request(driver.restart_request, "room for 4 workers")
-    assert worker.wants_stop()
+    wait_until(worker.wants_stop, 10)
     driver.request(driver.restart_request, None)
-    assert not worker.wants_stop()
+    wait_until(lambda: not worker.wants_stop(), 10)
     driver.stop_request.write_text("SIGTERM")  # by a signal's handler
     driver.sync()
-    assert worker.wants_stop()
+    wait_until(worker.wants_stop, 10)
     driver.update(status="stopped")
     driver.fetch()  # the next driver
-    assert not worker.wants_stop()
+    wait_until(lambda: not worker.wants_stop(), 10)
+    worker.end_exchange()
     assert driver.read() == {"status": "stopped"}
     driver.clear()
     assert Bucket(url).names("run") == []
@@ -163,6 +168,36 @@ def test_the_next_attempt_continues_the_log_and_the_use_of_the_node(
     ]
 
 
+def test_the_log_of_a_finished_run_is_whole_in_the_bucket_and_gone_from_the_node(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path))
+    driver = open_run(url, "run")
+    driver.create()
+    with _logged_records(driver):
+        driver.update(status="finished")
+        say("note: one answer")
+        assert driver.path.exists()
+    assert not driver.path.exists()
+    log = Bucket(url).read("run/log.txt")
+    assert log is not None
+    lines = [line.split(" ", 2)[2] for line in log.content.decode().splitlines()]
+    assert lines == ["started", "note: one answer", "ended"]
+
+
+def test_a_disk_that_fails_at_the_end_does_not_hide_why_a_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: RunFolder) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    driver = RunFolder(tmp_path / "run")
+    driver.create()
+    monkeypatch.setattr(RunFolder, "read", broken)
+    with pytest.raises(UserError, match="cut off"), _logged_records(driver):
+        raise UserError("cut off")
+
+
 def test_a_start_that_fails_leaves_no_object(url: str) -> None:
     """--fresh would refuse to delete a log without a record."""
     driver = open_run(url, "run")
@@ -170,43 +205,6 @@ def test_a_start_that_fails_leaves_no_object(url: str) -> None:
     with pytest.raises(UserError, match="no such file"), _logged_records(driver):
         raise UserError("no such file")
     assert Bucket(url).names("run") == []
-
-
-def test_a_step_waits_neither_for_an_upload_nor_for_a_bucket_that_does_not_answer(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other workers would wait with it. Its progress is uploaded later."""
-    run = open_run(url, "run")
-    run.create()
-    monkeypatch.setattr("trainyard.storage.folder.TELL_SECONDS", 0.0)
-    monkeypatch.setattr("trainyard.storage.folder.ASK_SECONDS", 0.0)
-
-    class Busy:
-        def acquire(self, blocking: bool = True) -> bool:
-            assert not blocking
-            return False
-
-    with monkeypatch.context() as patch:
-        patch.setattr("trainyard.storage.mirror._uploading", Busy())
-        run.set_progress(step=1)
-    assert Bucket(url).read("run/progress.json") is None
-    asked: list[bool] = []
-
-    def watched(ask: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(bucket: Bucket, *names: Any) -> Any:
-            asked.append(bucket._impatient)
-            return ask(bucket, *names)
-
-        return noted
-
-    monkeypatch.setattr(Bucket, "has", watched(Bucket.has))
-    monkeypatch.setattr(Bucket, "upload", watched(Bucket.upload))
-    run.set_progress(step=2)
-    assert not run.wants_stop()
-    assert asked == [True] * 3
-    stored = Bucket(url).read("run/progress.json")
-    assert stored is not None
-    assert json.loads(stored.content) == {"step": 2}
 
 
 def test_fresh_in_a_bucket_can_be_repeated_after_an_outage(

@@ -1,4 +1,4 @@
-// Faults of the page for readers who cannot see it well: the rules of WCAG 2.2 that a script can check.
+// Accessibility faults of the page: the rules of WCAG 2.2 that a script can check.
 () => {
   const faults = [];
   const all = (selector) => [...document.querySelectorAll(selector)];

@@ -74,7 +74,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
                               "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
                               "max_position_embeddings": 130}),
 }  # fmt: skip
-"""Architectures of the bug reports (benchmarks/bug_reports.py) and of the table by strategy."""
+"""More architectures, for benchmarks/bug_reports.py and benchmarks/strategy_architectures.py."""
 
 
 def _tokenizer(kind: str) -> Any:
@@ -116,7 +116,7 @@ def _tokenizer(kind: str) -> Any:
 
 
 def architecture(folder: Path, kind: str) -> Path:
-    """Write a two-class model of one of KINDS or FURTHER."""
+    """Write a two-class model and tokenizer of a kind of KINDS or FURTHER; return `folder`."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -154,7 +154,7 @@ def config_for(
     labels: tuple[str, str] = ("no", "yes"),
     **more: Any,
 ) -> TrainConfig:
-    """A run of two steps on 24 rows of many lengths."""
+    """Build the config of a run of two steps; by default on 24 rows of different lengths."""
     file = folder / "rows.csv"
     rows = texts or [" ".join(TEXT_WORDS[i % 7 : i % 7 + 6 + i % 11]) for i in range(24)]
     with file.open("w", newline="") as stream:

@@ -1,4 +1,4 @@
-"""Kill a process of a run when the run has reached a step."""
+"""Kill a process of a run when the run reaches a step."""
 
 import threading
 import time
@@ -12,13 +12,16 @@ from trainyard.storage.folder import RunFolder
 
 @contextmanager
 def kill_at(folder: RunFolder, step: int, victim: str) -> Iterator[None]:
-    """SIGKILL the child process whose command line holds `victim`; it must have come to that."""
+    """Send SIGKILL at `step` to the newest child process whose command line contains `victim`.
+
+    The block must reach the step before it ends.
+    """
     killed: list[int] = []
 
     def kill() -> None:
         while folder.progress().get("step", 0) < step:
             time.sleep(0.01)
-        # The newest: one of the run before may still be about to end.
+        # The newest: a process of an earlier run may not have ended yet.
         newest = max(
             (
                 one

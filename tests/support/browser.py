@@ -1,7 +1,7 @@
-"""Pages in headless Chromium, driven by Playwright, and what each of them must fulfill.
+"""Pages in headless Chromium, driven by Playwright, and checks that every page must pass.
 
-Both are for tests only. Playwright is in the `dev` extra; the browser is the system's own
-(chromium or google-chrome), for Playwright's would have to be downloaded.
+Playwright is in the `dev` extra. The browser is the system's chromium or google-chrome, since
+Playwright's own would have to be downloaded.
 """
 
 import shutil
@@ -35,7 +35,7 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def dashboard_of(storage: Path) -> Iterator[str]:
-    """Address of a dashboard over a storage path."""
+    """Serve a dashboard over a storage path; yield its address."""
     import uvicorn
 
     warm_up()
@@ -51,7 +51,7 @@ def dashboard_of(storage: Path) -> Iterator[str]:
 
 @contextmanager
 def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
-    """A page that must say nothing on its console and ask nobody but its own server."""
+    """Open a page, which must leave its console empty and send requests only to its own server."""
     complaints: list[str] = []
     with browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}) as opened:
         page = opened.new_page()
@@ -71,10 +71,10 @@ def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
 
 
 def draw_all(page: Any) -> int:
-    """Scroll to each figure until it is drawn; how many there are."""
+    """Scroll to each figure, and wait until it is drawn; return the number of figures."""
     figures = page.locator("figure")
     for i in range(figures.count()):
-        # At once: a figure that is replaced by news while its place is waited for would be an error.
+        # In one call: Playwright's own scrolling fails if an update replaces the figure meanwhile.
         figures.nth(i).evaluate("figure => figure.scrollIntoView()")
         figures.nth(i).locator("svg .mark-group").first.wait_for(state="attached", timeout=20_000)
     return int(figures.count())
@@ -84,7 +84,7 @@ FAULTS = Path(__file__).with_name("accessibility.js").read_text()
 
 
 def accessibility_faults(page: Any) -> list[str]:
-    """Sentences about names, headings, tables, identifiers and contrast; and what axe-core finds."""
+    """List faults in names, headings, tables, ids and contrast, and the violations of axe-core."""
     from axe_playwright_python.sync_playwright import Axe
 
     found: list[str] = page.evaluate(FAULTS)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need a bucket: a server for the module, an empty place for each test."""
+"""Fixtures for tests that need a bucket: one server per module, one empty prefix per test."""
 
 import uuid
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def url(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where nothing is yet; this test's machine has an empty scratch folder."""
+    """Return an unused URL in the bucket, and set credentials and an empty scratch folder."""
     for name, value in {
         "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1", "TRAINYARD_CACHE": str(tmp_path / "scratch"),

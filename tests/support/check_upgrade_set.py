@@ -1,8 +1,9 @@
-"""Check that this code continues an upgrade set as the old code did: python check_upgrade_set.py SET.
+"""Check that this code resumes an upgrade set as the old code did: python check_upgrade_set.py SET.
 
-On a copy of the set, every part is resumed, returned, extended, shown, served or used for predictions.
-The outcome must equal the reference in the set: weights bit by bit, figures to 1e-5. --checkout checks
-the code of another checkout, with its .venv. The commit that made the set must pass.
+On a copy of the set, every part is resumed, returned, extended, shown, served or used for
+predictions. The outcome must equal the reference in the set: weights bit-exactly, figures to 1e-5.
+--checkout checks the code of another checkout, with its .venv. The commit that made the set must
+pass.
 """
 
 import argparse

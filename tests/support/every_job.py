@@ -1,13 +1,13 @@
-"""Flags of every kind of job on small data, for those that submit them to a cluster."""
+"""Flags of every kind of job on small data, for tests that submit jobs to a cluster."""
 
 import re
 from pathlib import Path
 
 
 def every_job(shared: Path) -> dict[str, list[str]]:
-    """Script of jobs/ and flags, in the order in which one makes what the next one needs.
+    """Return the flags of each script in jobs/, by name; later jobs use the output of earlier ones.
 
-    `shared` holds model/ and glue/, see `tiny`.
+    `shared` contains model/ and glue/, see `tiny`.
     """
     runs, model, pairs = shared / "runs", shared / "runs/trained/model", shared / "glue/mrpc"
     data = ["--data-dir", str(shared / "glue"), "--storage-path", str(runs)]
@@ -37,5 +37,5 @@ def every_job(shared: Path) -> dict[str, list[str]]:
 
 def check_answer(job: str, said: str) -> None:
     """Assert that the output of `ray job submit` has the job's JSON line."""
-    name = {"quickstart": "train"}.get(job, job)  # its answer is that of its run
+    name = {"quickstart": "train"}.get(job, job)  # it prints the result of its run
     assert re.search(rf'^\{{"job": "{name}".*\}}$', said, re.MULTILINE), said[-4000:]

@@ -1,4 +1,4 @@
-"""Use each row that the diffs of docs/extend.md add to the package; print what it gives, as JSON.
+"""Use each extension that the diffs of docs/extend.md add; print the results as JSON.
 
 python tests/support/extensions_of_the_docs.py EMPTY_FOLDER, with the patched package in PYTHONPATH.
 """

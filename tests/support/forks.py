@@ -1,4 +1,4 @@
-"""Attempts whose processes are forked from one that has imported most: a kill costs few imports."""
+"""Attempts in forks of a process with most modules imported, so a kill costs few imports."""
 
 import json
 import os
@@ -18,7 +18,7 @@ WAIT_SECONDS = 120
 
 
 def run_forked(attempts: Sequence[Attempt], meeting: Path) -> None:
-    """Run attempts one after another, each in new processes; each must end as it should."""
+    """Run attempts one after another, each in new processes, and check their exit statuses."""
     meeting.mkdir(parents=True)
     (meeting / "attempts.json").write_text(json.dumps([asdict(attempt) for attempt in attempts]))
     ended = subprocess.run(
@@ -59,7 +59,7 @@ def _fork(attempt: dict[str, Any], meeting: Path, world: int, rank: int, group: 
 
 def main() -> None:
     """Fork the processes of each attempt of `run_forked`."""
-    # What the attempts import. Not all of it: some packages start threads, which a fork cannot have.
+    # The imports of the attempts, except packages that start threads, which a fork would lose.
     import scipy.stats  # noqa: F401
     import torch
     import transformers.models.auto.modeling_auto

@@ -1,4 +1,4 @@
-"""Requests with any header, and models that answer with the body they got."""
+"""Requests with arbitrary headers, and models that echo the body of a request."""
 
 import asyncio
 import http.client
@@ -18,7 +18,7 @@ BODY = b'{"inputs": "bana"}'
 
 
 class Echo:
-    """Models that answer with the body they got; `describe` waits for the gate."""
+    """Models that echo the body of a request; `describe` waits until `gate` is set."""
 
     def __init__(self, *names: str) -> None:
         self._names = sorted(names)
@@ -53,7 +53,10 @@ def ask(
     url: str, method: str = "POST", path: str = "/models/mail", body: Any = BODY,
     **headers: str,
 ) -> tuple[int, Any, dict[str, str]]:  # fmt: skip
-    """Status, JSON (or text) and headers; a header of an empty value is left out."""
+    """Send a request; return its status, parsed JSON (else None) and headers.
+
+    A header with an empty value is not sent.
+    """
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     named = JSON | {key.replace("_", "-"): value for key, value in headers.items()}
     connection.request(

@@ -1,9 +1,9 @@
-"""A small stand-in for the Hub's HTTP interface over a local folder, enough for both libraries.
+"""Small stand-in for the Hub's HTTP API over a local folder, for huggingface_hub and datasets.
 
     <root>/models/<owner>/<name>/…      <root>/datasets/<owner>/<name>/…
 
-It answers what `huggingface_hub` asks: repository info, file listings, metadata by HEAD, files; and it
-takes models from clients with the token `TOKEN`: small files in the commit, large ones by Git LFS.
+It serves repository info, file listings, metadata by HEAD, and files. It accepts uploads of models
+with the token `TOKEN`: small files in the commit, large ones by Git LFS.
 """
 
 import base64
@@ -23,7 +23,7 @@ TOKEN = "hf_stand_in"
 
 @contextlib.contextmanager
 def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve `root` on a free port; yields its URL and the list of requests it gets."""
+    """Serve `root` on a free port; yield the URL and the list of received requests."""
     requests: list[str] = []
     uploaded: dict[str, bytes] = {}
 
@@ -79,7 +79,7 @@ def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
             self.reply(200, b"")
 
         def take(self, path: str, body: bytes) -> None:
-            """A step of an upload."""
+            """Answer one request of an upload."""
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self.reply(401, b'{"error": "Invalid username or password."}')
             answer: dict[str, Any]
@@ -160,12 +160,12 @@ def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file of a repository."""
+    """List the files of a repository, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def entry(folder: Path, path: Path) -> dict[str, Any]:
-    """A file or folder as the Hub lists it."""
+    """Describe a file or folder as the Hub's API does."""
     name = str(path.relative_to(folder))
     if path.is_dir():
         return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}

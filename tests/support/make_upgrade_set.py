@@ -23,7 +23,7 @@ from support.upgrade_set import Jobs, UpgradeError, commands_at, copy_at_home, s
 
 
 def make(checkout: Path, python: Path, folder: Path) -> None:
-    """Make the set, unless it lacks only its reference, and then the reference."""
+    """Make the set, if kept/ does not exist yet, and compute its reference."""
     home = folder / "home"
     commands = commands_at(home)
     if not (folder / "kept").exists():

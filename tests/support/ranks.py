@@ -1,4 +1,4 @@
-"""Run attempts in several processes over gloo without Ray, one after another in the same processes."""
+"""Run attempts in several processes over gloo, without Ray; all attempts use the same processes."""
 
 import errno
 import json
@@ -17,26 +17,26 @@ from trainyard.config import TrainConfig
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a run; it is cut off when `cut_at` steps are done, as by a kill.
+    """One attempt at a run. It is cut off after `cut_at` steps, like a killed one.
 
-    With `no_waits` a step fails if its host waits for a GPU, except while losses are read.
+    With `no_waits`, a step fails if the host waits for a GPU, except while losses are read.
     """
 
     config: TrainConfig
     cut_at: int | None = None
     no_waits: bool = False
     killed: tuple[int, str] | None = None
-    """Rank that is killed by SIGKILL, and its place (`die_at`). Such an attempt is the last one."""
+    """Rank to kill with SIGKILL, and the place (`die_at`). The attempt must be the last one."""
     kills_all: bool = False
-    """The other ranks are killed with it: they are one group of processes (`run_forked`)."""
+    """True to kill the other ranks too, which are in one process group (`run_forked`)."""
     full_disk: tuple[int, str] | None = None
     """Rank and place (`die_at`) where the disk is full."""
     small_disk: tuple[int, str] | None = None
-    """Rank and place (`die_at`) from where on its files have room for 16 KiB."""
+    """Rank, and the place (`die_at`) after which it can write at most 16 KiB to a file."""
 
 
 class CutOff(BaseException):
-    """The end of an attempt that nothing in the product handles."""
+    """Simulated kill; a BaseException, which the package does not handle."""
 
 
 def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
@@ -93,11 +93,11 @@ def run_attempt(entry: Mapping[str, Any], rank: int) -> None:
 
 
 def join_group(meeting: Path, world: int, rank: int) -> None:
-    """Make this process rank `rank` of `world`, which meet in a folder."""
+    """Join a process group of `world` processes as `rank`; they rendezvous in a folder."""
     import torch
     import torch.distributed as dist
 
-    if world > 1:  # a lone process has no group, as a trial of Tune has none
+    if world > 1:  # a single process has no group, like a trial of Tune
         local = 0 if torch.cuda.is_available() else rank  # all processes share one GPU
         places = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ |= {name: str(value) for name, value in places.items()}
@@ -164,7 +164,7 @@ def main() -> None:
     """Join the group of `run_ranks`, and run its attempts."""
     import torch
     import torch.distributed as dist
-    from support.lifted import lift
+    from support.lifted import lift, lift_compiler
 
     meeting, world, rank = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     lift()
@@ -172,10 +172,7 @@ def main() -> None:
     join_group(meeting, world, rank)
     attempts = json.loads((meeting / "attempts.json").read_text())
     if any(entry["config"]["strategy"] == "deepspeed" for entry in attempts):
-        import deepspeed
-
-        # Its compiler leaves a lock behind when it is killed, for which all later processes wait.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        lift_compiler()
     for entry in attempts:
         run_attempt(entry, rank)
         if world > 1:

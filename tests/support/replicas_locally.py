@@ -1,4 +1,4 @@
-"""What replicas need of Ray and of models, in this process: a store, a cache, hosts that load at once."""
+"""Stand-ins for Ray and models, to run replicas in this process: store, cache, instant hosts."""
 
 import asyncio
 from collections import OrderedDict
@@ -15,10 +15,16 @@ from trainyard.serving.replica.versioned_model import VersionedModel
 
 
 class Store:
-    """Ray's internal key-value store; `broken`, it does not answer.
+    """Stand-in for Ray's internal key-value store and for Serve's status of one application.
 
-    And what Serve knows of the application: its `status`, and how many of its replicas are `running`.
-    `replica` names the process that asks; `alive` are the names of those that did not end.
+    Attributes:
+        kept: Stored values, by namespace and key.
+        broken: True to make every access fail.
+        status: Status of the application.
+        running: Number of its running replicas.
+        replica: Name of the calling replica.
+        alive: Names of the living replicas.
+        nodes: Ids of the living nodes.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +43,7 @@ class Store:
         monkeypatch.setattr("ray.serve.get_replica_context", self.context)
 
     def context(self) -> Any:
-        """Serve's context of the replica that asks."""
+        """Build Serve's context of the calling replica."""
         name = self.replica
         return SimpleNamespace(
             app_name="app", replica_id=SimpleNamespace(to_full_id_str=lambda: name)
@@ -59,7 +65,7 @@ class Store:
         return self.kept.get(namespace + key)
 
     def _put(self, key: str, value: str, overwrite: bool = True, *, namespace: str) -> bool:
-        """True when the key existed, as Ray says."""
+        """Return True if the key existed, as Ray does."""
         if self.broken:
             raise RuntimeError("the store is away")
         existed = namespace + key in self.kept
@@ -81,7 +87,7 @@ class Store:
 
 
 class Loads:
-    """`Host.load`, by a table: a source is a model for a task, or raises."""
+    """Stand-in for `Host.load`: `table` maps a source to the task of its model, or to an error."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, table: dict[str, str | Exception]) -> None:
         self.table = table
@@ -109,12 +115,12 @@ class Loads:
         return host
 
     def open(self) -> list[str]:
-        """Sources of the hosts that nobody closed."""
+        """List the sources of the hosts that are not closed."""
         return [host.source for host in self.hosts if not host.closed]
 
 
 class Cache:
-    """`serve.multiplexed`: what it keeps, by the id that it was asked for."""
+    """Stand-in for `serve.multiplexed`; `kept` holds the loaded models by id."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kept: OrderedDict[str, Any] = OrderedDict()
@@ -136,7 +142,7 @@ class Cache:
 
 
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No metrics in Ray."""
+    """Replace Ray's metrics by ones that record nothing."""
     monkeypatch.setattr(
         "trainyard.serving.replica.versioned_model.RayReplicaMetrics", lambda _: ReplicaMetrics()
     )
@@ -149,6 +155,6 @@ async def settled(model: VersionedModel) -> None:
 
 
 async def wanted(model: VersionedModel, version: Any) -> None:
-    """Want a version, and wait until it serves or is refused."""
+    """Set the wanted version, and wait until it serves or is refused."""
     await model.want(version)
     await settled(model)

@@ -1,4 +1,4 @@
-"""Run the loop in this process, without Ray: what the invariants are checked on, in seconds."""
+"""Run the training loop in this process, without Ray, to check the invariants in seconds."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ def run_locally(
     on_evaluation: Callable[[], bool] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> tuple[Outcome, RunFolder]:
-    """Outcome and folder of one attempt at `config`, by the function that Ray's workers run."""
+    """Make one attempt at `config` with the function of Ray's workers; return outcome, folder."""
     folder = open_run(config.storage_path, config.resolved_run_name)
     folder.create()
     folder.fetch()
@@ -39,7 +39,7 @@ def run_locally(
 
 
 def weights_hash(folder: RunFolder, step: int) -> str:
-    """SHA-256 of the weights and the optimizer's state at `step`, tensor by tensor."""
+    """Return the SHA-256 of the weights and the optimizer state of the checkpoint at `step`."""
     from trainyard.training.worker.weights import stored_moments, whole_weights
 
     checkpoint = folder.checkpoints / f"step-{step:08d}"
@@ -58,12 +58,12 @@ def kill_this_process() -> None:
 
 
 def die_at(place: str, die: Callable[[], None] = kill_this_process) -> None:
-    """Kill this process (SIGKILL), or call `die`, when it reaches a place.
+    """Kill this process with SIGKILL, or call `die`, when it reaches a place.
 
-    `step:N` kills before the optimizer's N-th step of this process, `save:N` in the middle of the
-    N-th checkpoint, when its files are written and its manifest is not. `while:N` kills in the thread
-    that writes a checkpoint, which waits for that until N steps are done. `MODULE:NAME:N` kills at the
-    N-th call of a function.
+    `step:N` is before the N-th optimizer step of this process. `save:N` is in the middle of the
+    N-th checkpoint, when its files are written and its manifest is not. `while:N` is in the thread
+    that writes a checkpoint, after training has done N steps. `MODULE:NAME:N` is before the N-th
+    call of a function.
     """
     import importlib
 
@@ -91,7 +91,7 @@ def die_at(place: str, die: Callable[[], None] = kill_this_process) -> None:
     elif ":" in point:
         module, _, name = point.partition(":")
         owner: Any = importlib.import_module(module)
-        owner = getattr(owner, name.rpartition(".")[0], owner)  # of a class, or the module
+        owner = getattr(owner, name.rpartition(".")[0], owner)  # the class, or the module
         last = name.rpartition(".")[2]
         setattr(owner, last, deadly(getattr(owner, last)))
     else:
@@ -99,7 +99,7 @@ def die_at(place: str, die: Callable[[], None] = kill_this_process) -> None:
 
 
 def die_while_writing(step: int, die: Callable[[], None]) -> None:
-    """Call `die` in the writer of the checkpoint before `step`, when training has done that step."""
+    """Call `die` in the writer of the checkpoint before `step`, once training reaches `step`."""
     from trainyard.training.worker import saving, session
 
     reached = threading.Event()
@@ -123,7 +123,7 @@ def die_while_writing(step: int, die: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    """Run flags in a process that is killed at `KILL_AT`."""
+    """Run the flags of the command line in this process, which dies at the place `KILL_AT`."""
     from trainyard.command import parse
 
     die_at(os.environ["KILL_AT"])

@@ -1,6 +1,4 @@
-"""An S3 server on this machine: localbucket, with what it lacks of S3.
-
-Those are If-Match, the deletion of many objects at once, and keys to refuse.
+"""Local S3 server: localbucket, plus If-Match, deletion of several objects, and a check of keys.
 
 TRAINYARD_TEST_S3=http://HOST:PORT runs the same tests against another server that has `BUCKET`.
 """
@@ -21,7 +19,7 @@ KEY = "right-key"
 
 
 class Handler(S3Handler):
-    """localbucket, less forgiving."""
+    """localbucket's handler, which also checks access keys and If-Match."""
 
     writing = threading.Lock()
 
@@ -61,7 +59,7 @@ class Handler(S3Handler):
 
 @contextmanager
 def serve(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
-    """Serve `folder`, which gets a bucket unless it has one; yields the endpoint."""
+    """Serve `folder`, and create its bucket if it is missing; yield the endpoint."""
     if endpoint := os.environ.get("TRAINYARD_TEST_S3"):
         yield endpoint
         return

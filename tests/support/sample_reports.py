@@ -1,4 +1,4 @@
-"""Pages of an evaluation, a data examination and a suite, made from made-up figures in a second."""
+"""Pages of an evaluation and a suite from made-up figures, built in a second."""
 
 import importlib
 from pathlib import Path
@@ -15,7 +15,7 @@ evaluation: Any = importlib.import_module("trainyard.evaluation.run")
 
 
 def evaluation_page(rows: int = 400) -> str:
-    """A classifier of three classes that is right on about 80 % of its rows."""
+    """Build the page of a three-class classifier with an accuracy of about 80 %."""
     rng = np.random.default_rng(0)
     task = get_task("mnli")
     labels = rng.integers(0, 3, rows)
@@ -58,7 +58,7 @@ def evaluation_page(rows: int = 400) -> str:
 
 
 def glue_page(storage: Path) -> str:
-    """A suite of three tasks with two seeds, of which one run failed."""
+    """Build the page of a suite of three tasks and two seeds, in which one run failed."""
     config = SuiteConfig(tasks=("cola", "mrpc", "rte"), seeds=(1, 2), storage_path=str(storage))
     runs = {
         run.resolved_run_name: run

@@ -1,4 +1,4 @@
-"""Run and sweep folders as training and tuning write them, made in milliseconds for the pages."""
+"""Run and sweep folders like those of training and tuning, written in milliseconds."""
 
 import json
 import math
@@ -19,7 +19,7 @@ SPACE = {
 
 
 def instant(seconds: float) -> str:
-    """As run.json has it."""
+    """Format a time as in run.json."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
@@ -27,9 +27,9 @@ def write_run(
     folder: Path, *, status: str = "finished", seed: int = 0, steps: int = 340, started: float = 1.79e9,
     upto: float = 1.0, quality: float = 0.85, fixed: float | None = None, **record: Any,
 ) -> Path:  # fmt: skip
-    """A run of `steps` steps of which a part `upto` is done, scoring about `quality` in the end.
+    """Write a run of `steps` steps with a final score of about `quality`; return its folder.
 
-    With `fixed`, every metric of every evaluation is that.
+    The share `upto` of the steps is done. With `fixed`, every metric has this value.
     """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,9 +94,9 @@ def write_sweep(
     folder: Path, trials: int = 24, *, status: str = "finished", started: float = 1.79e9,
     confirmed: bool = True, verdict: str = "better", fixed: float | None = None,
 ) -> Path:  # fmt: skip
-    """A sweep whose score depends on the learning rate most, then on the batch size.
+    """Write a sweep whose score depends mostly on the learning rate, then on the batch size.
 
-    Those of its trials that diverged had been evaluated before.
+    Its diverged trials have evaluations from before they diverged.
     """
     rng = random.Random(7)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def write_sweep(
 
 
 def write_confirming(folder: Path) -> Path:
-    """A sweep whose search is over and whose confirming runs are on their way; one of them failed."""
+    """Write a sweep during its confirmation, with a failed and an unfinished confirming run."""
     write_sweep(folder, 12, confirmed=False)
     record = json.loads((folder / "sweep.json").read_text())
     for field in ("result", "ended"):
@@ -174,7 +174,7 @@ def write_confirming(folder: Path) -> Path:
 def confirmation(
     folder: Path, best: tuple[float, str, dict[str, Any]], verdict: str
 ) -> dict[str, Any]:
-    """The block of sweep.json, and the runs with fresh seeds behind it."""
+    """Write the confirming runs; return the verdict and the confirmation of sweep.json."""
     runs: dict[str, list[str]] = {}
     for who, quality in (("winner", best[0]), ("default", best[0] - 0.02)):
         for seed in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""How tests ask a Ray Serve: once, without a pause, or until it says what they wait for."""
+"""Requests of tests to Ray Serve: one at a time, continuously, or until a condition holds."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
 
 
 class Load:
-    """Requests without a pause from two threads; what came back, counted by status and label."""
+    """Continuous requests from two threads; `found` counts answers by status and label or error."""
 
     def __init__(self, url: str) -> None:
         self.found: Counter[Any] = Counter()
@@ -61,7 +61,10 @@ def wait_until(happened: Callable[[], bool], seconds: float) -> None:
 
 
 def refusal(url: str) -> str:
-    """Why a version is refused. Each replica comes to refuse it by itself, and any of them answers."""
+    """Wait for a replica that refuses its version; return the reason.
+
+    Replicas refuse a version independently, and any of them may answer.
+    """
     deadline = time.monotonic() + 30
     while "refused" not in (about := ask(url)[1]):
         assert time.monotonic() < deadline, about

@@ -1,4 +1,4 @@
-"""What the gateway needs of Serve, without it: a status, handles, replicas with connections."""
+"""Stand-ins for Serve, to test the gateway: a status, handles, replicas with connections."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -23,7 +23,7 @@ async def until(happened: Callable[[], bool]) -> None:
 
 
 def models(remote: Callable[..., Any]) -> ServeModels:
-    """The gateway's models with one that is asked through Ray: its replica's `answer` is `remote`."""
+    """Build the gateway's models: one, reached through Ray, whose replica answers by `remote`."""
     found = ServeModels()
     handle = SimpleNamespace(
         deployment_name=MODEL, app_name="mail", answer=SimpleNamespace(remote=remote)
@@ -33,7 +33,7 @@ def models(remote: Callable[..., Any]) -> ServeModels:
 
 
 def applications(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any]) -> None:
-    """What `serve.status` says; no application has a configuration."""
+    """Make `serve.status` return the applications `found`, none of which has a config."""
     details = {"applications": {name: {"deployed_app_config": None} for name in found}}
     client = SimpleNamespace(get_serve_details=lambda: details)
     monkeypatch.setattr(discovery, "_get_global_client", lambda: client)
@@ -53,7 +53,7 @@ def one_running(
 def offering(
     offers: Callable[[], Any], deployment: str = MODEL, app_name: str = "mail", **more: Any
 ) -> Any:
-    """A handle whose replicas say these offers."""
+    """Build a handle whose replicas report `offers()` as their info."""
 
     async def results(**_: Any) -> Any:
         return offers()
@@ -69,9 +69,9 @@ async def echo(_: str, body: bytes, __: float) -> Answer:
 
 
 class Replicas:
-    """Replicas that can be asked by connection, and lost.
+    """Replicas that are reached by connections, and that can be lost.
 
-    Each answers after `seconds`, when the gate is open; the `sick` ones with 500, at once.
+    Each answers after `seconds`, once `gate` is set. `sick` replicas answer 500 immediately.
     """
 
     def __init__(self, seconds: float = 0.0, sick: Collection[int] = ()) -> None:
@@ -87,7 +87,7 @@ class Replicas:
         return [await server.open(HOST) for server in self.servers]
 
     def kill_on(self, body: bytes) -> list[int]:
-        """Let a body end whichever replica computes it; returns those it ended."""
+        """Make `body` end each replica that computes it; return the growing list of ended ones."""
         self._deadly = body
         return self._killed
 
@@ -97,7 +97,7 @@ class Replicas:
             if index in self._sick:
                 return Answer(500, b"{}")
             if body == self._deadly:
-                await asyncio.sleep(self._seconds / 2)  # until others are in work, too
+                await asyncio.sleep(self._seconds / 2)  # until others are in flight, too
                 self._killed.append(index)
                 for connection in list(self.servers[index].connections):
                     connection._transport.abort()

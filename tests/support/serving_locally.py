@@ -1,4 +1,4 @@
-"""The gateway over hosts in this process, behind a real uvicorn: HTTP without a cluster."""
+"""Gateway over hosts in this process, behind a real uvicorn: HTTP without a cluster."""
 
 import contextlib
 import socket
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 class LocalModels:
-    """`Models` that are hosts in this process."""
+    """Implement `Models` with hosts in this process."""
 
     def __init__(self, hosts: dict[str, Host]) -> None:
         self.hosts = hosts
@@ -60,7 +60,7 @@ def serving(
     keys: KeyRing | None = None,
     metrics: GatewayMetrics | None = None,
 ) -> Iterator[str]:
-    """The URL of a gateway that runs until the block ends."""
+    """Run a gateway until the block ends; yield its URL."""
     import uvicorn
 
     listener = socket.create_server(("127.0.0.1", 0))

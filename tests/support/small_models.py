@@ -1,6 +1,6 @@
-"""Small models of real architectures with random weights and real subword tokenizers, on disk.
+"""Small models of real architectures, with random weights and real subword tokenizers, on disk.
 
-Random weights prove wiring and decoding: every output differs from every other.
+Random weights suffice to test wiring and decoding, since all outputs differ.
 """
 
 import json
@@ -16,7 +16,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 
 
 def wordpiece() -> Any:
-    """BERT's kind of tokenizer: known words whole, all others in letters."""
+    """Build a WordPiece tokenizer: known words are one token, others are split into characters."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -43,7 +43,7 @@ def wordpiece() -> Any:
 
 
 def bert(folder: Path, head: str, **config: Any) -> Path:
-    """A two-layer BERT of 64 positions with the head of a task, such as `QuestionAnswering`."""
+    """Write a two-layer BERT of 64 positions with a head, such as `ForQuestionAnswering`."""
     import torch
     import transformers
 
@@ -62,14 +62,14 @@ def bert(folder: Path, head: str, **config: Any) -> Path:
 
 
 def classifier(folder: Path, labels: tuple[str, ...] = LABELS, **config: Any) -> Path:
-    """A BERT that classifies sequences."""
+    """Write a BERT that classifies sequences."""
     names = dict(enumerate(labels))
     numbers = {label: i for i, label in names.items()}
     return bert(folder, "ForSequenceClassification", id2label=names, label2id=numbers, **config)
 
 
 def same(ours: Any, theirs: Any) -> None:
-    """Equal structure and texts, floats to 1e-5."""
+    """Assert equal structure and texts, and equal floats to 1e-5."""
     if isinstance(theirs, dict):
         assert list(ours) == list(theirs)
         for key, value in theirs.items():
@@ -86,7 +86,7 @@ def same(ours: Any, theirs: Any) -> None:
 
 
 def byte_level() -> Any:
-    """GPT-2's kind of tokenizer: bytes, and a few merged pairs."""
+    """Build a byte-level BPE tokenizer with a few merges, like GPT-2's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -105,7 +105,7 @@ def byte_level() -> Any:
 
 
 def gpt2(folder: Path, **generation: Any) -> Path:
-    """A decoder of 64 learnt positions."""
+    """Write a GPT-2 with 64 learned positions; `generation` sets its generation config."""
     import torch
     import transformers
 
@@ -123,7 +123,7 @@ def gpt2(folder: Path, **generation: Any) -> Path:
 
 
 def encoder_decoder(folder: Path, kind: str, **config: Any) -> Path:
-    """A `T5` (relative positions) or a `Bart` (learnt ones)."""
+    """Write a `T5` (relative positions) or a `Bart` (learned positions)."""
     import torch
     import transformers
 
@@ -157,7 +157,7 @@ FRENCH_AND_ENGLISH = (
 
 
 def marian(folder: Path) -> Path:
-    """A translator with a SentencePiece vocabulary, in the files of Helsinki-NLP/opus-mt-fr-en."""
+    """Write a translation model with SentencePiece, in the format of Helsinki-NLP/opus-mt-fr-en."""
     import io
 
     import sentencepiece
@@ -194,7 +194,7 @@ def marian(folder: Path) -> Path:
 
 
 def _with_defaults(model: Any, generation: dict[str, Any]) -> Any:
-    """The model with a generation_config.json of its own."""
+    """Set fields of the model's generation config; return the model."""
     for name, value in generation.items():
         setattr(model.generation_config, name, value)
     return model
@@ -204,7 +204,7 @@ TAGS = {0: "O", 1: "B-PER", 2: "I-PER"}
 
 
 def every_task(root: Path) -> dict[str, Path]:
-    """A small model for each task of `PREDICTORS`."""
+    """Write a small model for each task of `PREDICTORS`; return the folders by task."""
     languages = {"translation_en_to_de": {"prefix": "bab: "}}
     t5 = encoder_decoder(
         root / "t5", "T5", generation={"max_new_tokens": 8}, task_specific_params=languages

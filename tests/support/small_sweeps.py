@@ -1,4 +1,4 @@
-"""Small sweeps on the session's Ray, for the tests that need real ones."""
+"""Small sweeps on the session's Ray, for tests that need a real sweep."""
 
 import dataclasses
 import time
@@ -11,7 +11,7 @@ from trainyard.tuning.config import SweepConfig
 
 
 def small_sweep(small_run: TrainConfig, storage: Path) -> SweepConfig:
-    """Three random trials by two at once, the best confirmed by two seeds."""
+    """Build a sweep of three random trials, two at a time; two seeds confirm the best."""
     own = {field.name: getattr(small_run, field.name) for field in dataclasses.fields(TrainConfig)}
     changed: dict[str, Any] = {
         "ledger": False, "num_train_epochs": 2, "logging_steps": 3, "run_name": "undisturbed",

@@ -1,4 +1,4 @@
-"""Architectures by strategy: train, cut off, resume, export, and read by plain transformers."""
+"""Architectures by strategy: train, cut off, resume, export, and load with plain transformers."""
 
 import json
 import shutil
@@ -32,10 +32,11 @@ LABELS = ("no", "yes")
 
 
 def try_strategies(kind: str, root: Path) -> dict[str, dict[str, Any]]:
-    """Train an architecture by every strategy, on two processes; return what was seen of each.
+    """Train an architecture with every strategy, on two processes; return the results by strategy.
 
-    `loss_difference` and `logit_difference` are the largest ones to ddp; `resumed` says that the bits
-    are those of a run that was not cut off. Of a strategy that fails there is `error` instead.
+    `loss_difference` and `logit_difference` are the largest differences from ddp. `resumed` is True
+    if a resumed run ends with the same bits as an uninterrupted one. A strategy that fails has
+    `error` instead.
     """
     with pytest.MonkeyPatch.context() as patch:
         lift_guards(patch)
@@ -67,7 +68,10 @@ def try_strategies(kind: str, root: Path) -> dict[str, dict[str, Any]]:
 
 
 def _run(whole: TrainConfig, names: Sequence[str], root: Path) -> dict[str, str | None]:
-    """Run strategies in the same two processes; where one ends these, each in its own two."""
+    """Run strategies in the same two processes; if one ends these, run each in two new ones.
+
+    Returns the error of each strategy, or None.
+    """
     attempts = []
     for name in names:
         config = replace(whole, run_name=name, **STRATEGIES[name])
@@ -85,7 +89,7 @@ def _run(whole: TrainConfig, names: Sequence[str], root: Path) -> dict[str, str 
 
 
 def _exported_logits(config: TrainConfig, folder: RunFolder) -> torch.Tensor:
-    """Export a run's last checkpoint, and compute with it as a user of plain transformers does."""
+    """Export a run's last checkpoint, and compute logits of a text with plain transformers."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     checkpoint = folder.checkpoints / f"step-{LAST_STEP:08d}"

@@ -1,4 +1,4 @@
-"""A tiny model and tiny data on disk. Usable without the package."""
+"""Tiny model and tiny data on disk, usable without the package."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ WORDS = [
 
 
 def write_tiny_model(folder: Path, **sizes: float) -> Path:
-    """A two-layer BERT with dropout and its word-level tokenizer, made here: no Hub is asked.
+    """Write a two-layer BERT with dropout and a word-level tokenizer, without the Hub.
 
     `sizes` are fields of its config.
     """
@@ -40,7 +40,7 @@ def write_tiny_model(folder: Path, **sizes: float) -> Path:
 
 
 def write_task(folder: Path, task: str = "mrpc", train: int = 90, validation: int = 37) -> Path:
-    """A GLUE-shaped data folder: pairs that share their first word are equivalent."""
+    """Write a data folder like GLUE's: pairs that share their first word are equivalent."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -70,5 +70,5 @@ def write_task(folder: Path, task: str = "mrpc", train: int = 90, validation: in
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """A JSONL file."""
+    """Read a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

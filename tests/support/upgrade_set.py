@@ -1,4 +1,4 @@
-"""Upgrade set: runs left behind by an older version, and the steps that jobs take with them.
+"""Upgrade set: runs of an older version, and the steps of jobs on them.
 
 Jobs run as subprocesses of a checkout. The old code takes the same steps as the new code, and its
 outcome is the reference. Nothing here imports the package.
@@ -52,7 +52,7 @@ QUESTION = {"inputs": {"text": "baa bae", "text_pair": "baa cob"}, "parameters":
 
 
 class UpgradeError(Exception):
-    """A step of the set that did not end as it must."""
+    """Error of a step with an unexpected outcome."""
 
 
 def commands_at(home: Path) -> dict[str, list[str]]:
@@ -260,7 +260,7 @@ def resumed(jobs: Jobs, name: str, command: Sequence[str]) -> dict[str, Any]:
 
 
 def extended(jobs: Jobs, command: Sequence[str]) -> dict[str, Any]:
-    """Give a finished sweep two more trials, which must leave the others alone."""
+    """Extend a finished sweep by two trials; the other trials must not change."""
     folder = jobs.home / "runs/sweep"
     before = stamps(folder, "trials/*/metrics.jsonl")
     result = jobs.run(*command, *MORE_TRIALS)

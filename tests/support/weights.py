@@ -1,4 +1,4 @@
-"""Hash of a model's weights, to compare them bit by bit."""
+"""Hash of a model's weights, for bit-exact comparison."""
 
 import hashlib
 from pathlib import Path

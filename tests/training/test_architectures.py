@@ -114,7 +114,7 @@ def test_an_unfinished_run_that_would_be_computed_otherwise_is_refused(
         "the data of run 'bert' has changed"
         if kind == "bert"
         else f"run '{kind}' was started with another version of Trainyard, which computed {kind} models "
-        "otherwise (numerics 1, now 2); choose another --run-name, or --fresh"
+        "differently (numerics 1, now 2); choose another --run-name, or --fresh"
     )
     with pytest.raises(UserError, match=re.escape(sentence)):
         _open_record(folder, config, data, None, environment(config))

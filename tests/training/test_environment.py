@@ -32,12 +32,22 @@ def other(here: dict[str, Any], **packages: str) -> dict[str, Any]:
     return {**here, "packages": {**here["packages"], **packages}}
 
 
+def test_the_texts_that_train_and_choose_the_model_are_recorded(
+    small_run: TrainConfig, data: PreparedData, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create()
+    _open_record(folder, small_run, data, None, environment(small_run, 1))
+    assert folder.read()["text_sketches"] == data.texts
+    assert list(data.texts) == ["train", "validation"]
+
+
 def test_an_attempt_in_another_environment_warns_and_is_recorded(
     small_run: TrainConfig, data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, here = RunFolder(tmp_path), environment(small_run, 1)
     folder.create()
-    for _ in range(2):  # the same environment again is no news
+    for _ in range(2):  # the same environment again is not news
         _open_record(folder, small_run, data, None, here)
     assert folder.read()["environments"] == [here]
     assert not capsys.readouterr().err

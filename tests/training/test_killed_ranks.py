@@ -17,7 +17,6 @@ from support.runs_locally import weights_hash
 from trainyard.config import TrainConfig
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.training import fit
-from trainyard.training.driver import restarts
 
 LAST_STEP = 6
 FP16 = {"enabled": True, "initial_scale_power": 22, "loss_scale_window": 2}
@@ -71,19 +70,8 @@ def test_a_worker_of_ray_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """ZeRO-2 with offload through Ray Train; the guards are lifted inside its workers."""
-    build = restarts.worker_function
-
-    def build_lifted(*args: Any, **more: Any) -> Any:
-        work, lift = build(*args, **more), lifted.lift
-
-        def work_lifted() -> Any:
-            lift()
-            return work()
-
-        return work_lifted
-
     cloudpickle.register_pickle_by_value(lifted)
-    monkeypatch.setattr(restarts, "worker_function", build_lifted)
+    lifted.lift_workers(monkeypatch)
     base = replace(base, resources_per_worker={"CPU": 1, "place": 1}, **KINDS["zero2-offload"])
     whole, config = (replace(base, run_name=name, max_steps=12) for name in ("whole", "killed"))
     fit(whole)

@@ -23,8 +23,7 @@ from support.runs_locally import run_locally, weights_hash
 
 from trainyard.cluster import GROUP_SECONDS
 from trainyard.config import TrainConfig
-from trainyard.errors import DamagedRun, Diverged, SupersededError, UserError
-from trainyard.evaluation import score
+from trainyard.errors import Diverged, SupersededError, UserError
 from trainyard.storage import Bucket, RunFolder, open_run
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.training.worker import state as state_module
@@ -196,30 +195,6 @@ def test_the_last_checkpoint_of_a_run_fails_and_so_does_the_run(
     )
     assert (outcome.status, str(outcome.error)) == ("failed", "no room for step 4")
     assert not folder.store().steps()
-
-
-@pytest.mark.parametrize("name", ["predictions/validation.npy", "model.safetensors"])
-def test_a_damaged_best_checkpoint_ends_the_run_before_it_resumes(
-    base: TrainConfig, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """The newest checkpoint is whole, but the run cannot end with its best model."""
-    scores = iter((0.9, 0.8))
-
-    def falling(*arguments: Any, **named: Any) -> dict[str, Any]:
-        found = score(*arguments, **named)
-        found["metrics"]["f1"] = next(scores)
-        return found
-
-    monkeypatch.setattr(f"{Session.__module__}.score", falling)
-    outcome, folder = run_locally(base)
-    assert outcome.state.best_step == 6
-    best = folder.checkpoints / "step-00000006"
-    os.truncate(best / name, 100)
-    outcome, _ = run_locally(base)
-    assert isinstance(outcome.error, DamagedRun)
-    damaged = f"the best checkpoint {best} is damaged ({Path(name).name} has 100 bytes, not "
-    assert str(outcome.error).startswith(damaged)
-    assert str(outcome.error).endswith("; use --fresh to train it again")
 
 
 def test_a_full_disk_of_another_worker_can_be_sent_to_rank_0(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from trainyard.data.splits import find_splits
 from trainyard.errors import Diverged
 from trainyard.evaluation.scoring import predict
 from trainyard.models import seed_generator
-from trainyard.storage import RunFolder
+from trainyard.storage import RunFolder, SuiteFolder, open_run
 from trainyard.training.driver.environment import with_workers
-from trainyard.training.worker import session
+from trainyard.training.worker import batches, session
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.journal import Journal
 
@@ -31,7 +31,7 @@ def test_batches_gathered_ahead_by_a_thread_are_the_same(
     """As next to a GPU: a run that is interrupted and resumed has the weights of one on a CPU."""
     config = dataclasses.replace(small_run, storage_path=str(tmp_path), run_name="here")
     _, here = run_locally(config)
-    monkeypatch.setattr(session.Session, "gathers_ahead", True)
+    monkeypatch.setattr(batches.Gatherer, "gathers_ahead", True)
     ahead = dataclasses.replace(config, run_name="ahead", eval_steps=4)
     stopped, _ = run_locally(ahead, lambda: False)
     assert (stopped.status, stopped.state.step) == ("stopped", 4)
@@ -178,10 +178,10 @@ def test_a_callback_that_stops_training_saves_the_run(
         eval_steps=6, ledger=False,
     )  # fmt: skip
     outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag, event)])
-    assert (outcome.status, outcome.state.step) == ("stopped", 4)
+    assert (outcome.status, outcome.state.step, outcome.by_callback) == ("stopped", 4, True)
     assert folder.store().steps() == [4]
     outcome, folder = run_locally(config, callbacks=[StopsAt(4, flag, event)])  # its last step
-    assert (outcome.status, outcome.state.step) == ("finished", 8)
+    assert (outcome.status, outcome.state.step, outcome.by_callback) == ("finished", 8, False)
     _, whole = run_locally(dataclasses.replace(config, run_name="whole"))
     assert weights_hash(folder, 8) == weights_hash(whole, 8)
 
@@ -289,3 +289,25 @@ def test_another_order_of_rows_is_refused(
     assert "the rows of run 'run' are in another order than before" in str(outcome.error)
     assert "use --fresh to start it anew" in str(outcome.error)
     assert folder.store().steps() == [6]
+
+
+def test_a_run_next_to_others_of_its_suite_keeps_no_measured_peak(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They train on the same machine, whatever the number of its workers."""
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=2, ledger=False)
+    kept: list[bool] = []
+
+    def peak(*_: Any, keep: bool, **__: Any) -> float:
+        kept.append(keep)
+        return 1e12
+
+    monkeypatch.setattr(session, "peak_flops", peak)
+    suite = SuiteFolder(tmp_path / "suite")
+    with suite.lease():
+        for folder in (suite.run("part"), open_run(str(tmp_path), "alone")):
+            monkeypatch.setattr("support.runs_locally.open_run", lambda *_, run=folder: run)
+            with folder.lease():
+                outcome, _ = run_locally(config)
+            assert outcome.peak_flops == 1e12
+    assert kept == [False, True]

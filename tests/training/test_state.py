@@ -1,6 +1,8 @@
 """A checkpoint gives back what was saved, whatever names a model's weights have on the Hub."""
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.models.build import build_model
+from trainyard.storage import RunFolder
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.tasks import get_task
 from trainyard.training.outcome import TrainState
+from trainyard.training.worker import state as state_module
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.saving import CheckpointWriter
-from trainyard.training.worker.state import load_checkpoint
+from trainyard.training.worker.state import load_checkpoint, on_every_rank, restore_predictions
 from trainyard.training.worker.strategies import training_accelerator
 
 
@@ -104,3 +108,92 @@ def test_the_checkpoint_of_another_model_is_refused(tiny_model: Path, tmp_path: 
     save(configs[0], accelerator, store, first)
     with pytest.raises(UserError, match=r"does not fit the model: .*bert\.embeddings"):
         load_checkpoint(configs[1], accelerator, store, *other)
+
+
+def slow(work: Any) -> Any:
+    def wait_first(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return work(*arguments)
+
+    return wait_first
+
+
+def test_processes_that_wait_for_the_slowest_hear_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that downloads for longer than the process group waits does not end the attempt."""
+    busy: list[list[bool]] = []
+    another = iter([True, True, True, False])
+
+    def gather(mine: list[bool]) -> list[bool]:
+        busy.append([*mine, next(another, False)])
+        return busy[-1]
+
+    monkeypatch.setattr(state_module, "gather_object", gather)
+    monkeypatch.setattr(state_module, "WAIT_SECONDS", 0.05)
+    assert on_every_rank(lambda: "here") == "here"
+    assert busy == [[False, True]] * 3 + [[False, False]]
+    busy.clear()
+    assert on_every_rank(slow(lambda: "at last")) == "at last"
+    assert len(busy) > 3
+    assert busy[:-1] == [[True, False]] * (len(busy) - 1)
+    with pytest.raises(UserError, match="lost"):
+        on_every_rank(fail)
+
+
+def fail() -> None:
+    raise UserError("lost")
+
+
+def test_a_resume_tells_the_others_what_one_process_still_downloads(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint on every node, and on rank 0 the best one, whose predictions it restores."""
+    config = TrainConfig(task="mrpc", model_name_or_path=str(tiny_model))
+    accelerator = training_accelerator(config)
+    run = RunFolder(tmp_path)
+    store = run.store()
+    store.claim()
+    save(config, accelerator, store, live(config, accelerator))
+
+    gathered: list[bool] = []
+    sent: list[Any] = []
+
+    def gather(mine: list[bool]) -> list[bool]:
+        gathered.extend(mine)
+        return mine
+
+    def broadcast(_: Any, value: Any) -> Any:
+        sent.append(value)
+        return value
+
+    monkeypatch.setattr(state_module, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(state_module, "gather_object", gather)
+    monkeypatch.setattr(state_module, "broadcast", broadcast)
+    monkeypatch.setattr(CheckpointStore, "bring", slow(CheckpointStore.bring))
+    monkeypatch.setattr(CheckpointStore, "bring_best", slow(CheckpointStore.bring_best))
+    assert load_checkpoint(config, accelerator, store, *live(config, accelerator)).step == 1
+    assert gathered.count(True) > 3
+    sent.clear()
+    assert restore_predictions(accelerator, store, run, 1) is None
+    assert sent[-2:] == [False, None]
+    assert sent.count(True) > 3
+
+
+def test_every_process_takes_part_when_predictions_are_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not write them, and one of a run without an evaluation."""
+    sent: list[Any] = []
+
+    def broadcast(_: Any, value: Any) -> Any:
+        sent.append(value)
+        return value
+
+    monkeypatch.setattr(state_module, "broadcast", broadcast)
+    run = RunFolder(tmp_path)
+    for main, best in ((False, 1), (False, None), (True, None)):
+        assert (
+            restore_predictions(SimpleNamespace(is_main_process=main), run.store(), run, best)
+            is None
+        )
+        assert sent == [False, None]
+        sent.clear()

@@ -1,8 +1,13 @@
 """Trackers of --report-to, read back from where each of them keeps its runs."""
 
 import json
+import os
 import shutil
+import signal
 import struct
+import subprocess
+import time
+import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 from support.runs_locally import run_locally
+from support.serving_locally import free_port
 
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
@@ -140,6 +146,58 @@ def test_the_server_of_the_environment_is_used(
     assert in_mlflow(uri)[1] == in_metrics(folder.path)
     assert not (folder.path.parent / "mlruns").exists()
     assert not folder.tensorboard.exists()
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[str]:
+    """URL of MLflow's own server over a database."""
+    if (python := os.environ.get("MLFLOW_PYTHON")) is None:
+        pytest.skip("MLFLOW_PYTHON names no Python with all of MLflow; `make test-long` makes one")
+    port = free_port()
+    command = [
+        python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}",
+        "--default-artifact-root", str(tmp_path / "artifacts"),
+    ]  # fmt: skip
+    log = tmp_path / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=tmp_path, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+        yield url
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)  # its workers, too
+            process.wait(60)
+
+
+@pytest.mark.long
+def test_a_server_has_the_curves_of_a_run_that_was_interrupted(
+    config: TrainConfig, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    config = replace(config, report_to=("mlflow",))
+    outcome, _ = run_locally(config, on_evaluation=lambda: False)
+    assert outcome.status == "stopped"
+    outcome, folder = run_locally(config)
+    assert outcome.status == "finished"
+    assert not [note for note in outcome.notes if "mlflow" in note]
+    run, found = in_mlflow(mlflow_server)
+    assert found == in_metrics(folder.path)
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    assert run.data.params["learning_rate"] == "5e-05"
+    assert not (folder.path.parent / "mlruns").exists()
 
 
 def test_a_run_is_found_in_any_of_several_experiments_of_one_name(config: TrainConfig) -> None:

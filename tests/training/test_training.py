@@ -346,7 +346,7 @@ def test_changed_data_under_a_running_name_is_refused(
         (run / "run.json").write_text(json.dumps({**record, "status": status, "plan_version": 1}))
         with pytest.raises(
             UserError,
-            match=r"'changed' was started with another version .* otherwise \(plan 1, now",
+            match=r"'changed' was started with another version .* differently \(plan 1, now",
         ):
             fit(config)
     (run / "run.json").write_text(json.dumps({**record, "status": "stopped"}))

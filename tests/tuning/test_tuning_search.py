@@ -128,14 +128,14 @@ MISTAKES = {
     "learning_rate=uniform:1e-5": "'1e-5' is not LOW:HIGH; write for example",
     "learning_rate=uniform:a:b": "'a:b' is not LOW:HIGH",
     "learning_rate=normal:0:1": "there is no 'normal:'; write uniform:LOW:HIGH",
-    "learning_rate=loguniform:0:1e-3": "0 to 0.001 is no range; the first must be less",
-    "learning_rate=uniform:1e-3:1e-5": "is no range",
-    "learning_rate=uniform:nan:1": "is no range",
+    "learning_rate=loguniform:0:1e-3": "0 to 0.001 is not a range; the first must be less",
+    "learning_rate=uniform:1e-3:1e-5": "is not a range",
+    "learning_rate=uniform:nan:1": "is not a range",
     "learning_rate=uniform:0.1:2": "--learning-rate is 2.0; it must lie between 0 and 1",
     "num_train_epochs=uniform:1:4": "cannot be drawn by uniform; use num_train_epochs=randint:LOW",
     "num_train_epochs=randint:0:4": "--num-train-epochs is 0; it must be at least 1",
-    "num_train_epochs=choice:1,many": "'many' is no value of num_train_epochs; expected int",
-    "lr_scheduler_type=choice:linear,cosin": "'cosin' is no value of lr_scheduler_type; expected lin",
+    "num_train_epochs=choice:1,many": "'many' is not a value of num_train_epochs; expected int",
+    "lr_scheduler_type=choice:linear,cosin": "'cosin' is not a value of lr_scheduler_type; expected lin",
     "train_batch_size=choice:6,8": "does not share out evenly over --num-workers 1",
     "train_batch_size=randint:0:8": "--train-batch-size is 0; it must be at least 1",
     "max_length=randint:8:64": "list its values: max_length=choice:8,64",
@@ -181,7 +181,7 @@ def test_a_searched_micro_batch_is_not_reduced() -> None:
 def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
     with pytest.raises(UserError, match="--space wid is unknown; did you mean 'wide'"):
         build_space("wid", (), BASE)
-    with pytest.raises(UserError, match="--searcher grid cannot walk learning_rate=loguniform"):
+    with pytest.raises(UserError, match="--searcher grid cannot visit learning_rate=loguniform"):
         SEARCHERS["grid"].check("grid", build_space("default", (), BASE), None)
     with pytest.raises(UserError, match="the grid has 18 points, more than --num-trials 4"):
         SEARCHERS["grid"].check("grid", build_space("bert", (), BASE), 4)
@@ -196,7 +196,7 @@ def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
         ({"num_trials": 0}, "--num-trials is 0; it must be at least 1"),
         ({"max_seconds": 0.0}, "--max-seconds is 0; it must be more than 0"),
         ({"reduction_factor": 1.0}, "--reduction-factor is 1; it must be more than 1"),
-        ({"confirm_seeds": -1}, "--confirm-seeds is -1; it must be a number, not negative"),
+        ({"confirm_seeds": -1}, "--confirm-seeds is -1; it must be at least 0"),
         ({"scheduler": "pbt", "num_workers": 2}, "--scheduler pbt pauses trials in their process"),
         ({"scheduler": "pbt", "searcher": "optuna"}, "--scheduler pbt chooses its own points"),
         (

@@ -33,8 +33,8 @@ def share_out(
         title: Plural subject of the error sentence.
         groups: Maximum number of groups to make room for.
         size: Workers in a group.
-        least: Workers that must fit.
-        growing: True if the cluster may add nodes that are not in `nodes`; then nothing is refused.
+        least: Minimum number of workers that must fit.
+        growing: True if the cluster may add nodes that are not in `nodes`; no error is raised then.
 
     Returns:
         Resources of a worker, and the number of workers that fit on `nodes`.
@@ -68,11 +68,12 @@ def share_out(
 def worker_resources(config: WorkerFlags) -> Node:
     """Return the Ray resources of each worker of one run: by default an equal share of the CPUs.
 
-    --use-gpu adds one GPU. Ray waits endlessly for workers that never fit, so this refuses them.
-    Nodes that an autoscaler may add count as available.
+    --use-gpu adds one GPU. Nodes that an autoscaler may add count as available. Workers that can
+    never fit are an error, since Ray would wait for them endlessly.
 
     Raises:
-        UserError: The smallest allowed number of workers does not fit, without KubeRay.
+        UserError: The smallest allowed number of workers does not fit, and no KubeRay autoscaler
+            could add nodes.
     """
     counts = config.worker_counts
     needed, _ = share_out(
@@ -126,7 +127,7 @@ def greatest_count(counts: list[int], room: int) -> int:
 
 
 def nodes_for(config: WorkerFlags, *, free: bool = False) -> list[Node]:
-    """Return the resources of each node that workers may run on, without draining nodes.
+    """Return the resources of each node that workers may run on; draining nodes are left out.
 
     Nodes must have the labels of `config`. With `free`, only unreserved resources count.
     """

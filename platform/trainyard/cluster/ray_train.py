@@ -125,7 +125,7 @@ def mistake_of(error: Any) -> UserError | None:
 
 
 def dead_ranks(error: Any) -> set[int]:
-    """Return the ranks of workers that were killed, hung or lost, so their health checks failed."""
+    """Return the ranks of workers that failed their health check: killed, hung or lost."""
     from ray.train.v2._internal import exceptions
 
     gone = (exceptions.WorkerHealthCheckFailedError, exceptions.WorkerHealthCheckTimeoutError)

@@ -47,7 +47,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
             # Ray would keep an idle process for each CPU, with its memory: a process that has
             # tokenized holds half the memory of the worker that trains.
             "num_workers_soft_limit": 0,
-            # Prestarted processes are of no use: each kind of work needs another environment.
+            # Prestarted processes are useless: each kind of work needs a different environment.
             "prestart_worker_first_driver": False,
         }
     _check_answers(address)
@@ -55,7 +55,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
     importing.start()
     try:
         start_ray(address, **options)
-    except Exception as error:  # a node that starts too slowly raises a plain one
+    except Exception as error:  # a slow start of a node raises a plain Exception
         raise UserError(_no_ray(address, error)) from error
     try:
         importing.join()  # the import ends by replacing the module object

@@ -25,12 +25,12 @@ def parse(
 ) -> Config:
     """Build `config` from flags, reading each `--config FILE.yaml` as more flags; later flags win.
 
-    The parser of flags also reads a file's values. So `3e-5` is a number (in YAML 1.1 it is a
+    The flag parser also parses the values of a file. So `3e-5` is a number (in YAML 1.1 it is a
     string), and a misspelled key gets the same hint. Names of `TrainingArguments`, and files of
     `accelerate config`, are translated.
 
     Args:
-        config: Class of the flags.
+        config: Config class; its fields are the flags.
         argv: Flags. Default: the process's arguments.
         prog: Name of the command in --help.
         examples: Command lines in --help, without the program's name.
@@ -90,7 +90,7 @@ def _read_yaml(path: Path) -> Any:
         ) from error
     # ValueError: for example a date that does not exist
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is no valid YAML: {one_line(error)}") from error
+        raise UserError(f"--config {path} is not valid YAML: {one_line(error)}") from error
 
 
 def _flags(fields: Any, path: Path) -> Iterator[str]:
@@ -125,11 +125,11 @@ def run_job(
 ) -> None:
     """Parse the command line, run `job`, and print a summary and the result as JSON.
 
-    The summary goes to stderr. The JSON is the last line of stdout, with --json or if stdout is no
-    terminal. The function returns only when the work is done and stored.
+    The summary goes to stderr. The JSON is the last line of stdout, with --json or if stdout is not
+    a terminal. The function returns only when the work is done and stored.
 
     Args:
-        config: Class of the flags.
+        config: Config class; its fields are the flags.
         job: Function from the config to the result.
         argv: Flags. Default: the process's arguments.
         prog: Name of the command in --help.

@@ -1,4 +1,4 @@
-"""The `trainyard` command: the table of jobs, and the choice of one by the first argument."""
+"""The `trainyard` command: the table of jobs, and dispatch by the first argument."""
 
 import contextlib
 import importlib
@@ -20,7 +20,7 @@ class Job:
     about: str
     """Description in `trainyard --help`."""
     config: str
-    """Class of the flags, as MODULE:NAME."""
+    """Config class, as MODULE:NAME."""
     function: str
     """Function from the config to a mapping or an object with `as_json`, as MODULE:NAME."""
     examples: tuple[str, ...]
@@ -61,7 +61,7 @@ JOBS: dict[str, Job] = {
         preset="quickstart.yaml",
     ),
     "init": Job(
-        "Look into a file, and write a starter config for it.",
+        "Inspect a file, and write a starter config for it.",
         "trainyard.command.starter:InitConfig",
         "trainyard.command.starter:write_starter",
         ("init mail.csv", "train --config mail.yaml"),
@@ -79,7 +79,7 @@ JOBS: dict[str, Job] = {
         needs=("train_file", "dataset_name", "task", "data_dir"),
     ),
     "tune": Job(
-        "Search hyperparameters, and say how sure the winner is.",
+        "Search hyperparameters, and state the confidence in the winner.",
         "trainyard.tuning:SweepConfig",
         "trainyard.tuning:tune",
         (

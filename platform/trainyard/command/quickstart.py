@@ -12,8 +12,7 @@ def quickstart(config: TrainConfig) -> dict[str, Any]:
     """Train on generated data, serve the model, and print its answers to unseen sentence pairs.
 
     Returns:
-        The result of `fit` as JSON, with `open`: URL of the start page once the model is served
-        again.
+        The JSON result of `fit`, and `open`: URL of the start page once `trainyard serve` runs.
     """
     from trainyard.data import EXAMPLES
     from trainyard.serving import served

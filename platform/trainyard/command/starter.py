@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainyard.data import TextFormat
 
 SAMPLE = 2000
-"""Maximum number of rows that are read to guess the columns."""
+"""Maximum number of rows from which the columns are guessed."""
 
 TEXTS = ("text", "sentence", "sentence1", "body", "content", "review", "message", "comment",
          "question", "premise", "description", "title")  # fmt: skip
@@ -29,12 +29,12 @@ LABELS = ("label", "labels", "class", "category", "target", "sentiment", "tag", 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 MANY_CLASSES = 20
-"""Maximum number of distinct whole numbers in a class label; more make it a regression target."""
+"""Maximum number of distinct integer labels; with more, the labels are regression targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig(Flags):
-    """Look into a file, and write a commented config that `trainyard train --config` reads.
+    """Inspect a file, and write a commented config that `trainyard train --config` reads.
 
     The columns are guessed from their names and contents; check them in the written file.
     """
@@ -49,7 +49,7 @@ class InitConfig(Flags):
 
 @dataclass(frozen=True)
 class Guess:
-    """Guessed columns, problem type and text format of a file; None keeps the usual value."""
+    """Guessed columns, problem type and text format of a file; None keeps the default."""
 
     text: str
     pair: str | None
@@ -81,7 +81,7 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
         The job's JSON: path of the config, rows of each split, labels and column names.
 
     Raises:
-        UserError: The file cannot be used for training, or the config exists without --force.
+        UserError: The file cannot be used for training, or the config exists and `force` is False.
     """
     from trainyard.data import find_splits
 
@@ -123,7 +123,7 @@ def starter(source: Path, guess: Guess, rows: Mapping[str, int], labels: Sequenc
 # trainyard train --config THIS_FILE          trainyard train --help explains every line
 # {counts}{f"; labels: {shown}" if labels else ""}
 train_file: {json.dumps(str(source))}
-# validation_file: more.csv                   # else a seeded tenth of the rows is held out
+# validation_file: more.csv                   # else a random tenth of the rows is held out
 {data}
 # The model: a Hub id such as microsoft/deberta-v3-small, or a folder.
 # model_name_or_path: distilbert-base-uncased
@@ -210,7 +210,7 @@ def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:
     """Read the first rows of a file, at most SAMPLE.
 
     Returns:
-        Values by column, the encoding, and the delimiter; None for the usual one of the extension.
+        Values by column, the encoding, and the delimiter; None for the default of the extension.
     """
     from trainyard.data import AS_JSON, TextFormat, check_file, read_rows
 

@@ -160,7 +160,7 @@ def keywords(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Replace names of `TrainingArguments` among the keywords of a config, as `translate` does.
 
     Raises:
-        UnknownField: A keyword is neither a field nor a known setting; suggests a field.
+        UnknownField: A keyword is neither a field nor a known setting; the message suggests a field.
         UserError: A setting has no equivalent field, or contradicts another keyword.
     """
     names = [field.name for field in dataclasses.fields(config)]

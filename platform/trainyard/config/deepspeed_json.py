@@ -131,7 +131,7 @@ def read_deepspeed_json(source: str) -> str:
             f"--deepspeed-config {source} cannot be read ({error.strerror}); give the path of a JSON file"
         ) from error
     except ValueError as error:
-        raise UserError(f"--deepspeed-config {source} is no valid JSON: {error}") from error
+        raise UserError(f"--deepspeed-config {source} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"--deepspeed-config {source} must hold a JSON object, not {found!r}")
     return json.dumps(found, sort_keys=True)
@@ -141,7 +141,7 @@ def check_deepspeed_json(config: Any) -> None:
     """Check that the DeepSpeed settings of a `TrainConfig` agree with its flags.
 
     Raises:
-        UserError: Keys contradict the flags or have no counterpart; lists the keys and advice.
+        UserError: Keys contradict the flags or have no counterpart; the message lists them.
     """
     theirs = _without_auto(json.loads(config.deepspeed_config or "{}"))
     odd = []

@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -32,7 +32,8 @@ PLACE_FIELDS = (
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
     "tags", "report_to", "push_to_hub", "tokenize_on",
 )  # fmt: skip
-"""Fields for placement, storage and logging. These do not change results and are in no identity."""
+"""Fields for placement, storage and logging. They do not change results, so no identity
+includes them."""
 
 TOKENIZATION_FIELDS = ("model_name_or_path", "max_length")
 """Fields that decide the tokens of a split. Trials that agree in these share tokenized splits."""
@@ -64,7 +65,7 @@ _NAME_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 
 
 def added(default: Any, *, before: Any) -> Any:
-    """Declare a field added after commit 29a2e37; `before` is the value that acts like no field.
+    """Declare a field added after commit 29a2e37, which has no effect if its value is `before`.
 
     The identity includes the field only if its value differs from `before`. Runs of earlier
     versions thus keep their names and can be resumed.
@@ -141,7 +142,7 @@ class Flags(metaclass=FlagsType):
                 continue
             low, end = RANGES[field.name]
             if not low <= value < end:
-                above = f"at least {low}" if low else "a number, not negative"
+                above = f"at least {low}" if isfinite(value) else f"a finite number, at least {low}"
                 expected = above if end == inf else f"between {low} and {end - 1}"
                 raise UserError(f"{flag(field.name)} is {value}; it must be {expected}")
 
@@ -159,7 +160,7 @@ class Flags(metaclass=FlagsType):
         return {name: _plain(value) for name, value in fields.items() if value != old[name]}
 
     def identity(self) -> str:
-        """Return the SHA-256 of `identity_fields` in hexadecimal, without content of data files."""
+        """Return the SHA-256 of `identity_fields` in hexadecimal; it does not cover data files."""
         return sha256_of(self.identity_fields())
 
     def as_begun(self, record: Mapping[str, Any] | None) -> Self:
@@ -207,7 +208,8 @@ class FileFlags(Flags):
     """Format of the user's own text files.
 
     Raises:
-        UserError: The delimiter is not a single character, or the encoding is unknown or not of text.
+        UserError: The delimiter is not a single character, or is a double quote or a line break. Or
+            the encoding is unknown or not of text.
     """
 
     delimiter: str | None = added(None, before=None)
@@ -225,7 +227,7 @@ class FileFlags(Flags):
             "a".encode(self.encoding)
         except (LookupError, ValueError):
             raise UserError(
-                f"--encoding {self.encoding} is no encoding of text; use a name that Python knows, "
+                f"--encoding {self.encoding} is not a text encoding; use a name that Python knows, "
                 "such as utf-8, cp1252, latin-1 or utf-16"
             ) from None
 
@@ -235,7 +237,7 @@ class DataFlags(FileFlags):
     """Rows of a known task, or of the user's own files.
 
     Raises:
-        UserError: Two sources of data are named, or fields describe own data that is not named.
+        UserError: Two sources of data are given, or a field describes a source that is not given.
     """
 
     task: str = "demo"
@@ -252,10 +254,10 @@ class DataFlags(FileFlags):
     dataset_config_name: str | None = added(None, before=None)
     """Own data: configuration of --dataset-name."""
     validation_file: str | None = None
-    """Own validation data. Default: a seeded tenth of --train-file."""
+    """Own validation data. Default: a random tenth of --train-file."""
     split_version: Literal[1, 2] | None = recorded(before=1, now=SPLIT_VERSION)
-    """Rules of reading own data and of the held-out tenth: by class (1), or no equal texts on both
-    sides (2). Default: the rules that a run began with, and 2 for a new one."""
+    """Version of the rules for reading and holding out own data: 1 splits by class, 2 also keeps equal
+    texts on one side. Default: the version that the run started with; 2 for a new run."""
     text_column: str | None = None
     """Own data: column of the text. Default: text."""
     text_pair_column: str | None = None
@@ -267,7 +269,7 @@ class DataFlags(FileFlags):
     drop_labels: tuple[str, ...] = added((), before=())
     """Own data: leave out the rows with one of these labels, such as -1 for unlabeled ones."""
     merge_similar_labels: bool = added(False, before=False)
-    """Own data: write label names in lower case and with single spaces, in one Unicode form."""
+    """Own data: normalize label names: lower case, single spaces, one Unicode form."""
     seed: int = 42
     """Seed of the held-out rows."""
 
@@ -444,7 +446,7 @@ class StorageFlags(Flags):
     """Folder of all runs."""
 
     storage_path: str = "runs"
-    """Folder of all runs; on a cluster one that every node sees."""
+    """Folder of all runs; on a cluster, every node must see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,7 +460,7 @@ class RunFlags(StorageFlags):
     run_name: str | None = None
     """Folder of this job inside --storage-path. Default: a name with a hash of the flags."""
     tags: tuple[str, ...] = ()
-    """Words by which the dashboard's index can choose this job."""
+    """Tags to filter by in the dashboard."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,8 +38,8 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """Own data: rows that take no part in early stopping or in the choice of the best epoch. They are
     scored once, at the best epoch, as split `test`."""
     test_share: float = added(0.0, before=0.0)
-    """Share of each evaluation split that is set aside in the same way, as split NAME_test. The rest
-    chooses the epoch. The rows depend on the data only."""
+    """Share of each evaluation split that is set aside like --test-file, as split NAME_test. The rest
+    chooses the epoch. The choice of rows depends only on the data."""
 
     init: Literal["pretrained", "random"] = added("pretrained", before="pretrained")
     """Initial weights: those of the model, or random ones of its architecture (--seed)."""
@@ -47,21 +47,23 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     metrics: tuple[str, ...] = added((), before=())
     """Further metrics by name, such as roc_auc, log_loss or balanced_accuracy."""
     metric_for_best_model: str | None = added(None, before=None)
-    """Metric that chooses the best epoch and stops early. Default: the task's headline."""
+    """Metric for the best epoch and for early stopping. Default: the task's headline metric."""
     class_weights: Literal["balanced"] | Mapping[str, float] | None = added(None, before=None)
     """Weights of the classes in the loss: `balanced`, or as in --class-weights spam 2 ham 0.5. With one
     label a row, they are scaled to mean 1 over the training rows."""
     dropout: float | None = added(None, before=None)
-    """Probability of all dropout in training. 0 suits a few epochs. Default: as in the model's config."""
+    """Dropout probability of every dropout layer in training. 0 suits runs of a few epochs. Default: as
+    in the model's config."""
     dropout_version: Literal[1, 2] | None = recorded(before=1, now=2)
-    """Generator of dropout's masks on CPUs: PyTorch's (1), or a faster one (2). Default: the one that a
-    run began with, and 2 for a new run."""
+    """Random generator of the dropout masks on CPUs: PyTorch's (1) or a faster one (2). Default: the
+    one that the run started with; 2 for a new run."""
     label_smoothing_factor: float = added(0.0, before=0.0)
     """Share of each target that is spread over all labels, in training only."""
 
     label_thresholds: Literal["0.5", "fitted"] = added("0.5", before="0.5")
-    """Multi-label: minimum probability of a label that applies, 0.5 or fitted to the F1 of each label on
-    the evaluation rows. Their own score is then cross-fitted. Predictions and server use them too."""
+    """Multi-label: minimum probability for a label to apply: 0.5, or fitted to maximize each label's F1
+    on the evaluation rows. Their own score is then cross-fitted. Predictions and serving use the
+    thresholds too."""
 
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""
@@ -74,7 +76,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     train_batch_size: int = 8
     """Rows per optimizer step, over all workers."""
     per_device_train_batch_size: int = 4
-    """Rows per forward pass, a micro-batch. A step has train_batch_size / this many of them, a
+    """Rows per forward pass, a micro-batch. The number of micro-batches per optimizer step must be a
     multiple of the number of workers."""
     warmup_steps: float = 0.0
     """Steps of linear warm-up; below 1, a fraction of all steps."""
@@ -92,22 +94,22 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     zero_stage: Literal[2, 3] = 2
     """ZeRO stage with --strategy deepspeed."""
     zero_offload: Literal["none", "cpu"] = added("none", before="none")
-    """Memory of the optimizer's state and step with --strategy deepspeed: the GPU's, or the host's."""
+    """With --strategy deepspeed, keep the optimizer's state and step on the GPU (none) or on the CPU
+    (cpu)."""
     fsdp_offload: bool = added(False, before=False)
     """With --strategy fsdp, keep weights, gradients and optimizer state in the host's memory."""
     deepspeed_config: str | None = added(None, before=None)
-    """JSON file of DeepSpeed, merged over ours; keys that flags set must agree with them. A run's name
-    depends on its content."""
+    """DeepSpeed JSON file, merged over the generated config; it must agree with the flags. A run's
+    name depends on its content."""
     deterministic: bool = added(True, before=True)
-    """On GPUs, compute the same bits in each run of the same command, at some cost in speed. CPUs always
-    do."""
+    """On GPUs, make runs of the same command bit-identical, at some cost in speed. CPU runs always are."""
     pad_to_multiple_of: int | None = None
     """Pad a micro-batch to its longest row, rounded up to a multiple of this. Default: 8 with mixed
     precision, else 1."""
     pad_to_max_length: bool = False
-    """Pad every micro-batch to --max-length, for accelerators that want one shape."""
+    """Pad every micro-batch to --max-length, for accelerators that need a fixed shape."""
     resize_embeddings: bool = added(False, before=False)
-    """Add new word vectors when the tokenizer has more tokens than the model."""
+    """Enlarge the token embeddings when the tokenizer has more tokens than the model."""
     seed: int = 42
     """Seed of the classifier's initial weights, the order of rows and dropout."""
     data_seed: int | None = None
@@ -129,22 +131,22 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     report_to: tuple[Literal["tensorboard", "mlflow", "wandb", "none"], ...] = added(
         ("tensorboard",), before=("tensorboard",)
     )
-    """Trackers that get losses and metrics: tensorboard, mlflow, wandb, none."""
+    """Trackers that receive losses and metrics: tensorboard, mlflow, wandb, none."""
     push_to_hub: str | None = added(None, before=None)
-    """Repository of the Hub, OWNER/NAME, that gets model/ at the end. A new one is private."""
+    """Hub repository, OWNER/NAME, to which model/ is uploaded at the end. A new repository is private."""
 
     storage_path: str = "runs"
-    """Folder of all runs, on a cluster one that every node sees; or s3://… or gs://… (training only)."""
+    """Folder of all runs; on a cluster, every node must see it. Or s3://… or gs://… (training only)."""
     run_name: str | None = None
     """Folder of this run. Default: task and hash of the config, so the same command resumes."""
     fresh: bool = False
-    """Delete an earlier run of this name, and start anew."""
+    """Delete an earlier run of this name and start over."""
     num_workers: int | str = 1
     """Training processes: a number, or MIN:MAX to continue with fewer nodes and grow with more."""
     label_selector: dict[str, str] | None = None
     """Run workers on nodes with these labels only, as in --label-selector ray.io/market-type spot."""
     max_failures: int = 3
-    """Restarts after a lost worker or node; a new checkpoint starts the count anew."""
+    """Restarts after a lost worker or node; each new checkpoint resets the count."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

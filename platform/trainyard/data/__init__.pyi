@@ -23,6 +23,8 @@ from .splits import selection_and_test as selection_and_test
 from .splits import split_file as split_file
 from .splits import split_rows as split_rows
 from .tables import as_file as as_file
+from .text_sketch import Overlap as Overlap
+from .text_sketch import TextSketch as TextSketch
 from .token_table import TokenTable as TokenTable
 from .tokenize import PreparedData as PreparedData
 from .tokenize import prepare as prepare

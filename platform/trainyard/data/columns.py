@@ -187,7 +187,7 @@ def readable(origin: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Reco
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """Build the error of a file that the system, or the reader of its format, cannot read."""
+    """Build the error for a file that cannot be opened or decoded."""
     return UserError(
         f"{path} cannot be read ({error.strerror or one_line(error)}); check that the file is whole "
         "and that you may read it"
@@ -195,7 +195,7 @@ def unreadable(path: Path, error: OSError) -> UserError:
 
 
 NOT_UTF8 = "is not UTF-8; decode the text properly and write the file again"
-"""Fault of a text in Parquet, whose readers accept any bytes as a string."""
+"""End of an error sentence. Parquet readers accept any bytes as a string."""
 
 
 def undecodable(column: pa.Array) -> int | None:

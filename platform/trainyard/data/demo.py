@@ -1,10 +1,10 @@
 """Generated demo data: sentence pairs like GLUE's, whose shared words do not reveal the label.
 
-A pair is equivalent (1) if both sentences state the same fact in other words: synonyms, passive
+A pair is equivalent (1) if both sentences state the same fact in different words: synonyms, passive
 for active, another order, "A before B" as "B after A". Otherwise (0) one part of the fact differs:
-agent and patient, denial, an opposite, a number, a place, a time, a reason or an event. Facts of
-both labels follow one distribution, so neither a single sentence nor the shared words reveal the
-label. People, things, places and events of validation and test never occur in training.
+agent and patient, negation, an antonym, a number, a place, a time, a reason or an event. The facts
+of both labels have the same distribution, so neither a single sentence nor the shared words reveal
+the label. People, things, places and events of validation and test never occur in training.
 """
 
 import itertools
@@ -33,7 +33,7 @@ The last pair is hard: small encoders learn the roles of agent and patient last.
 _BLOCK = 4096
 """Rows of a block. Each block has its own seed, so the first rows do not depend on the total."""
 _COPIED = (0.6, 0.3)
-"""Probability that sentence 2 keeps a wording of sentence 1, by label; balances shared words."""
+"""Probability, by label, that sentence 2 repeats a wording of sentence 1; balances word overlap."""
 _SAID = {"place": 0.5, "time": 0.25, "event": 0.12, "claim": 0.08}
 """Probability of each optional part of a fact."""
 
@@ -117,7 +117,7 @@ _VERB = _table(
 
 
 class _Words:
-    """Content words of a split, as arrays in which many rows are looked up at once."""
+    """Content words of a split, as arrays for vectorized look-up."""
 
     def __init__(self, held_out: bool) -> None:
         tables = (_PEOPLE, _THINGS, _PLACES)
@@ -146,7 +146,7 @@ def generate(split: str, rows: int, seed: int = 0) -> Iterator[tuple[str, str, i
 
 
 def _pairs(rng: np.random.Generator, words: _Words) -> Iterator[tuple[str, str, int]]:
-    """Yield a block of rows; one of each two neighbors is equivalent, so any prefix is balanced."""
+    """Yield a block of rows; one of every two is equivalent, so that any prefix is balanced."""
     label = np.repeat(rng.integers(2, size=_BLOCK // 2), 2)
     label[1::2] ^= 1
     fact, wording = _draw_fact(rng, words), _draw_wording(rng)
@@ -183,7 +183,7 @@ def _draw_fact(rng: np.random.Generator, words: _Words) -> _Columns:
 
 
 def _in_time(fact: _Columns) -> _Column:
-    """Mask facts before or after an event; they are not denied, as "after he did not" is odd."""
+    """Select facts before or after an event. They are not negated: "after he did not" is odd."""
     return fact["has event"] & (fact["relation"] > 1)
 
 

@@ -43,7 +43,7 @@ def read_rows(
 
     Without text columns, only the labels are read, which is fast in Parquet. `keep_bad_rows`, for
     files without labels, keeps an unusable row and its error (`Batch.errors`). Faults of the whole
-    file are always refused: wrong encoding, missing columns, an unclosed quote. `Columns` describes
+    file are always errors: wrong encoding, missing columns, an unclosed quote. `Columns` describes
     `class_names` and `others`, and `canonical_labels` describes `text_lists`.
 
     Raises:
@@ -61,7 +61,7 @@ def read_rows(
     )
     if len(set(columns.names)) < len(columns.names):
         raise UserError(
-            f"one column is asked for twice ({', '.join(columns.names)}); --text-column, "
+            f"one column is named twice ({', '.join(columns.names)}); --text-column, "
             "--text-pair-column and --label-column must name different columns"
         )
     try:
@@ -86,7 +86,7 @@ _NOT_DATA = {
     b"\x28\xb5\x2f\xfd": "is compressed; unpack it with unzstd",
     b"PK\x03\x04": "is a ZIP archive or a workbook; unpack it, or save the sheet as CSV",
 }
-"""Faults of files, by the first bytes of the file."""
+"""Ends of error sentences, by the first bytes of a file."""
 
 
 def files_of(pattern: str) -> tuple[Path, ...]:

@@ -1,6 +1,7 @@
 """Hold out validation rows of a training file; one function per split version.
 
 A run keeps the version that it started with: another version would change its training rows.
+`labels` has the shape [rows] or [rows, labels], and `texts` holds the hashes of `text_hashes`.
 """
 
 import hashlib
@@ -10,7 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data.columns import Batch
 from trainyard.errors import UserError
 
 Parts = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -23,8 +23,8 @@ def by_class(
     """Hold out `fraction` of each class, and at least one row of each class of two or more rows.
 
     Regression targets and multi-hot labels have no classes: their rows are drawn at random. `texts`
-    is not used, so equal texts can be on both sides. Many small classes lose more than `fraction`.
-    This is version 1, which older runs and test shares use.
+    is not used, so equal texts can be on both sides. With many small classes, more than `fraction`
+    of all rows is held out. This is version 1, which older runs and test shares use.
 
     Raises:
         UserError: No row can be held out.
@@ -37,7 +37,7 @@ def by_class(
 
 
 def draw_by_class(labels: NDArray[np.generic], fraction: float, seed: int) -> Parts:
-    """Draw the rows of `by_class`; hold out no row if no class has two."""
+    """Draw rows as `by_class` does, but hold out none if no class has two rows."""
     strata = labels if _are_classes(labels) else np.zeros(len(labels), np.int64)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     _, stratum, counts = np.unique(strata[shuffled], return_inverse=True, return_counts=True)
@@ -89,9 +89,8 @@ VERSIONS: dict[int, Callable[[NDArray[np.generic], NDArray[np.uint64], float, in
 }
 
 
-def text_hashes(batch: Batch) -> NDArray[np.uint64]:
+def text_hashes(*columns: Sequence[str]) -> NDArray[np.uint64]:
     """Hash the normalized texts of each row to 64 bits; shape [rows]."""
-    columns = [text.to_pylist() for text in batch.texts]
     return np.fromiter((_text_hash(row) for row in zip(*columns, strict=True)), np.uint64)
 
 

@@ -49,7 +49,7 @@ class LabelEncoder:
     source: str
     """Origin of the names, a training file or a model, for error sentences."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Name in `names` for each other label that rows may have."""
+    """Other label that rows may have -> its name in `names`."""
 
     def encode(self, batch: Batch) -> pa.Array:
         """Encode the labels of a batch as int64 ids, float32 targets or list<float32> multi-hot.
@@ -150,12 +150,12 @@ def canonical_labels(
     """Convert the raw labels of a batch to names, floats or lists of names, by problem type.
 
     The result does not depend on the file format: 1, 1.0 and the text "1.0" are one class name, and
-    names lose outer white space. For multi-label data, `a|b` is a list of two names. With
+    names are stripped of white space. For multi-label data, `a|b` is a list of two names. With
     `text_lists`, a list written as text is read as a list, or refused as the name of a class.
     Returns None without labels.
 
     Raises:
-        UserError: A label is missing, or is not of the problem type.
+        UserError: A label is missing, or does not fit the problem type.
     """
     if batch.labels is None:
         return None
@@ -240,7 +240,7 @@ def _list_in_text(text: str, *, expected: bool = False) -> list[Any] | None:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         if expected and text.startswith("[") and text.endswith("]"):
             raise _BadLabelError(
-                f"label {text[:60]!r} is no list of quoted names; write lists as ['a', 'b'], or "
+                f"label {text[:60]!r} is not a list of quoted names; write lists as ['a', 'b'], or "
                 "separate the names by |"
             ) from None
         return None

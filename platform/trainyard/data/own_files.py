@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SEPARATORS = (",", ";", "#", "/", "\t", "\n")
-"""Separators of the names in a list that other programs write instead of |."""
+"""Separators that other programs write between the names of a list, instead of |."""
 HELD_OUT = 0.1
 """Fraction of the training rows held out when there is no validation file."""
 
@@ -35,7 +35,7 @@ HELD_OUT = 0.1
 class OwnFile:
     """The user's data file, or several files read as one, with reading options.
 
-    Each method reads the files anew.
+    Each method reads the files again.
     """
 
     path: Path
@@ -118,7 +118,7 @@ class OwnFile:
                 return float(name)
             except ValueError:
                 raise UserError(
-                    f"--drop-labels {name} is no number, but --problem-type is regression; give numbers"
+                    f"--drop-labels {name} is not a number, but --problem-type is regression; give numbers"
                 ) from None
         return fold_label(name) if self.merge_similar_labels else name
 
@@ -139,7 +139,7 @@ class OwnFile:
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """Options of reading for the fingerprint; empty if rows are read as by commit 29a2e37."""
+        """Reading options in the fingerprint; empty if rows are read as in commit 29a2e37."""
         options = (self.text_format, self.drop_labels, self.merge_similar_labels)
         several = self.problem_type == "multi_label_classification"
         return (
@@ -181,7 +181,7 @@ class OwnData:
 
 
 def survey(config: DataFlags) -> OwnData:
-    """Read all files once, so that their faults are reported before a run starts.
+    """Read and check all files once, before a run starts.
 
     Raises:
         UserError: A file or a row cannot be used. The message names the file, the line and the fix.
@@ -256,7 +256,7 @@ def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
     labels, texts = [], []
     for batch in data.train.batches():
         labels.append(np.asarray(data.encoder.encode(batch).to_pylist()))
-        texts.append(text_hashes(batch))
+        texts.append(text_hashes(*(text.to_pylist() for text in batch.texts)))
     return VERSIONS[version](np.concatenate(labels), np.concatenate(texts), HELD_OUT, seed)
 
 

@@ -1,10 +1,11 @@
-"""Warnings before training, on the faults of tokenized data that are cheap to find."""
+"""Warnings before training, from cheap checks of the tokenized data."""
 
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.data.splits import TEST, is_test
 from trainyard.data.token_table import TokenTable
 from trainyard.data.tokenize import PreparedData
 from trainyard.tasks import Task
@@ -40,15 +41,19 @@ def _truncated(tables: Mapping[str, TokenTable], max_length: int) -> list[str]:
 
 
 def _leaks(hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
-    found = []
-    for name, values in hashes.items():
-        leaked = int(np.isin(values, hashes["train"]).sum()) if name != "train" else 0
-        if leaked:
-            found.append(
-                f"warning: {leaked} of {len(values)} rows of {name} occur in train too, so its score "
-                "is too good"
-            )
-    return found
+    choosing = [name for name in hashes if name != "train" and not is_test(name)]
+    pairs = [(name, "train") for name in hashes if name != "train"]
+    if TEST in hashes:
+        pairs += [(TEST, name) for name in choosing]
+    leaked = [
+        (name, other, int(np.isin(hashes[name], hashes[other]).sum())) for name, other in pairs
+    ]
+    return [
+        f"warning: {rows} of {len(hashes[name])} rows of {name} occur in {other} too, so its score is "
+        "too high"
+        for name, other, rows in leaked
+        if rows
+    ]
 
 
 def _contradictions(table: TokenTable, hashes: NDArray[np.uint64], task: Task) -> list[str]:
@@ -65,8 +70,7 @@ def _empty(tables: Mapping[str, TokenTable]) -> list[str]:
     found = []
     for name, table in tables.items():
         lengths = table.lengths
-        # Rows of special tokens only; older tables lack the number of special tokens, 2 for one
-        # text.
+        # Rows of special tokens only. Older tables lack their number; single texts have 2.
         empty = int((lengths <= table.info.get("special_tokens", 2)).sum())
         if empty:
             found.append(f"warning: {empty} of {len(lengths)} rows of {name} hold no text at all")

@@ -22,6 +22,7 @@ from trainyard.data import own_files as own_data
 from trainyard.data.columns import column_as, readable
 from trainyard.data.held_out import Parts, draw_by_class
 from trainyard.data.parquet_files import open_parquet
+from trainyard.data.text_sketch import TextSketch, sketch_of
 from trainyard.errors import UserError, one_line
 from trainyard.metrics import with_metrics
 from trainyard.storage import file_digest
@@ -53,13 +54,22 @@ class Split:
         """Short hash of the fingerprint, for run.json."""
         return hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]
 
+    @functools.cached_property
+    def texts(self) -> TextSketch:
+        """Sketch of the texts; the first use reads all rows.
+
+        Raises:
+            UserError: A row cannot be used.
+        """
+        return sketch_of(self.batches())
+
     def selection_part(self, test_share: float) -> "Split":
         """Return the split without the share of rows that is set aside for testing."""
         return _divided(self, test_share)[0]
 
 
 def is_test(split: str) -> bool:
-    """Return True for a split that is set aside: it is scored once, and chooses no model."""
+    """Return True for a test split, which is scored once and takes no part in model selection."""
     return split == TEST or split.endswith(f"_{TEST}")
 
 
@@ -75,14 +85,15 @@ class Splits:
 def find_splits(
     config: DataFlags, names: Sequence[str] | None = None, *, labeled: bool = True
 ) -> Splits:
-    """Find the splits named by `config`: by default the training and evaluation splits.
+    """Find the splits `names` of a config, by default the training and evaluation splits.
 
-    With `labeled=False`, withheld labels (-1) are accepted, to predict or inspect the rows.
+    Own data ignores `names`: all of its splits are returned. With `labeled=False`, withheld labels
+    (-1) are accepted, to predict or inspect the rows.
 
     Raises:
-        UserError: The task or a metric is unknown, a folder would be ignored, a file is missing, or
-            a row cannot be used. A missing column or a bad row of a task is raised by
-            `Split.batches`.
+        UserError: The task or a metric is unknown, `data_dir` would be ignored, a split is missing,
+            or a row cannot be used. For a task, `Split.batches` raises the errors about columns and
+            rows.
     """
     if config.is_own:
         own = _own_splits(config)
@@ -109,10 +120,9 @@ def find_splits(
 
 
 def sample_rows(found: Splits) -> list[dict[str, Any]]:
-    """Return up to SAMPLE_ROWS short rows of the first evaluation split, alternately of each label.
+    """Return up to SAMPLE_ROWS short rows of the first evaluation split, alternating by label.
 
-    A row is {"text", "text_pair" (pairs only), "label"}; labels are names, or targets of a
-    regression.
+    A row is {"text", "text_pair" (pairs only), "label"}; labels are names, or regression targets.
     """
     columns = next(found.splits[1].batches()).to_pydict()
     labels = found.task.labels
@@ -147,12 +157,12 @@ def _demo_split(name: str, least: int) -> Split:
 
 
 def split_rows(config: DataFlags, name: str) -> int | None:
-    """Return the number of rows of a split, by its file in `data_dir`, else by the task.
+    """Return the number of rows of a task's split, or None if it is unknown.
 
-    Returns None if the number is unknown.
+    With `data_dir`, the number comes from the split's file; otherwise it is the official number.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The task is unknown, or the file is damaged.
     """
     task = get_task(config.task)
     rows = task.rows.get(name)
@@ -270,7 +280,7 @@ def canonical(
 ) -> "Iterator[pa.RecordBatch]":
     """Convert a task's columns to canonical columns, and check every label.
 
-    `labeled` is described at `find_splits`.
+    See `find_splits` for `labeled`.
 
     Raises:
         UserError: A column or a text is missing, a label does not fit the task, or a row cannot be

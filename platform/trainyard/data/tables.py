@@ -35,7 +35,7 @@ def as_file(rows: Any) -> str:
         table = pa.Table.from_pandas(rows, preserve_index=False)
     else:
         raise UserError(
-            f"{type(rows).__name__} is no table; give a pandas or polars DataFrame, an Arrow table or a "
+            f"{type(rows).__name__} is not a table; give a pandas or polars DataFrame, an Arrow table or a "
             "datasets.Dataset"
         )
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "trainyard"

@@ -262,7 +262,7 @@ def _elements(path: Path, columns: Columns, text: str) -> Iterator[Row]:
         records = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path.name} starts with '[' and is no valid JSON array ({error}); write one array of "
+            f"{path.name} starts with '[' but is not a valid JSON array ({error}); write one array of "
             "objects, or one object on every line"
         ) from error
     for number, record in enumerate(records, 1):
@@ -341,7 +341,7 @@ def _check_surrogates(where: str, values: list[Any]) -> None:
     except UnicodeEncodeError as error:
         raise UserError(
             f"{where}: half of a surrogate pair, \\u{ord(error.object[error.start]):04x}, stands "
-            "alone and is no character; write the whole pair or remove it"
+            "alone and is not a character; write the whole pair or remove it"
         ) from error
 
 

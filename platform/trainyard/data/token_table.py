@@ -4,7 +4,7 @@
     types.bin    uint8  [tokens]      token_type_ids, only where the model has them
     offsets.npy  int64  [rows + 1]    row i is ids[offsets[i]:offsets[i + 1]]
     labels.npy   int64 [rows] (classes), float32 [rows] (regression), float32 [rows, labels]
-    table.json   rows, padding id, truncation counts
+    table.json   rows, padding id, truncation counts, sketch of the texts
 
 Memory does not grow with the number of tokens: the kernel loads the pages that a step reads, and
 can drop them again, as with nanoGPT's train.bin.
@@ -70,7 +70,7 @@ class TokenTable:
         return found
 
     def two_rows(self) -> list[dict[str, list[int]]]:
-        """Return the token lists of a short row and of a longer row, by input name.
+        """Return the token lists of the shortest non-empty row and of a longer row, by input name.
 
         The longer row has at least 8 more tokens, if there is one. If all rows have the same
         length, the list holds a single row.
@@ -120,7 +120,7 @@ class TokenTable:
 
 
 class TableWriter:
-    """Write a table: append rows in order; the table is complete after `close`."""
+    """Writer of a table: rows are appended in order; the table is complete after `close`."""
 
     def __init__(self, folder: Path, *, types: bool) -> None:
         folder.mkdir(parents=True)

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainyard.config import ModelFlags
-from trainyard.data.splits import Split, Splits
+from trainyard.data.held_out import text_hashes
+from trainyard.data.splits import Split, Splits, is_test
+from trainyard.data.text_sketch import TextSketch, text_columns
 from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
 from trainyard.models import base_digests, locate_model, model_revision, vocabulary_size
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
-"""Part of every fingerprint; raise it if the output of `tokenize` changes."""
+"""Part of every fingerprint; raise it if the tokens of a table change."""
 ROWS_PER_FILE = 50_000
 ROWS_PER_TASK = 4_096
 ROWS_HERE = 131_072
@@ -54,7 +56,7 @@ class PreparedData:
     fingerprint: str
     folders: Mapping[str, Path]
     sources: Mapping[str, str]
-    """Digest of the rows of each split, before tokenization."""
+    """Digest of each split before tokenization, see `Split.digest`."""
     model: str
     """Name of the tokenizer's model, valid in every process; workers load its weights."""
     model_revision: str | None = None
@@ -64,7 +66,9 @@ class PreparedData:
     padding_side: str = "right"
     """Value of the tokenizer's `padding_side`."""
     vocabulary: int | None = None
-    """Minimum number of word vectors; None keeps the number of the model."""
+    """Minimum number of token embeddings; None keeps the model's number."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Encoded `TextSketch` of each split that is not set aside for testing."""
 
     def table(self, split: str) -> TokenTable:
         return TokenTable(self.folders[split])
@@ -80,7 +84,7 @@ def prepare(
     rename wins.
 
     Raises:
-        UserError: A split has no rows or no tokens, or a row cannot be used.
+        UserError: A split has no rows or no tokens, a row cannot be used, or the bucket cannot be read.
     """
     recipe = json.dumps(
         [FORMAT, config.max_length, hashlib.sha256(_serialized(tokenizer)).hexdigest()]
@@ -94,6 +98,12 @@ def prepare(
         if not run.find_table(folders[split.name]):
             _build(split, tokenizer, config, folders[split.name], run.seen_everywhere)
     sources = {split.name: split.digest for split in splits.splits}
+    texts = {
+        split.name: TokenTable(folders[split.name]).info.get("texts")
+        or split.texts.encoded()  # a table of an earlier version
+        for split in splits.splits
+        if not is_test(split.name)
+    }
     model = config.model_name_or_path
     return PreparedData(
         digest.hexdigest()[:16],
@@ -104,6 +114,7 @@ def prepare(
         base_digests=base_digests(model),
         padding_side=tokenizer.padding_side,
         vocabulary=vocabulary_size(tokenizer) if config.grows_vocabulary else None,
+        texts=texts,
     )
 
 
@@ -210,9 +221,10 @@ def _nodes() -> int:
 
 
 def _write(batches: "Iterator[pa.Table]", folder: Path, tokenizer: Any, *, pair: bool) -> None:
-    """Write tokenized batches into `folder` as a `TokenTable`, with counts of truncated rows."""
+    """Write tokenized batches into `folder` as a `TokenTable`, with facts on the rows as its info."""
     types = "token_type_ids" in tokenizer.model_input_names
     truncated = lost = 0
+    texts = TextSketch()
     with TableWriter(folder, types=types) as writer:
         for batch in batches:
             writer.append(
@@ -223,12 +235,14 @@ def _write(batches: "Iterator[pa.Table]", folder: Path, tokenizer: Any, *, pair:
             )
             truncated += int((batch["lost"].to_numpy() > 0).sum())
             lost += int(batch["lost"].to_numpy().sum())
+            texts = texts.with_hashes(batch["text_hash"].to_numpy())
         writer.close(
             {
                 "pad_id": tokenizer.pad_token_id,
                 "special_tokens": tokenizer.num_special_tokens_to_add(pair=pair),
                 "truncated_rows": truncated,
                 "lost_tokens": lost,
+                "texts": texts.encoded(),
             }
         )
 
@@ -288,17 +302,15 @@ def _tokenize_in_task(
 
 
 def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
-    """Tokenize the columns `text` and `text_pair` (pairs only), up to `max_length` tokens a row.
+    """Tokenize the columns `text` and `text_pair` (pairs only), up to `max_length` tokens per row.
 
-    Returns the columns `input_ids` (list<int32>), `length`, `lost` and `label`, and
-    `token_type_ids` (list<uint8>) if the model has them. `lost` counts the tokens that truncation
-    removed from a row, from the longer text first.
+    Returns the columns `input_ids` (list<int32>), `length`, `lost`, `text_hash` (see `text_hashes`)
+    and `label`, and `token_type_ids` (list<uint8>) if the model has them. `lost` counts the tokens
+    that truncation removed from a row, from the longer text first.
     """
     import pyarrow as pa
 
-    texts = [
-        batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.schema.names
-    ]
+    texts = text_columns(batch)
     encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
     lengths = np.fromiter(map(len, encoded["input_ids"]), np.int32)
     lost = np.zeros(len(lengths), np.int32)
@@ -312,6 +324,7 @@ def tokenize(tokenizer: Any, max_length: int, batch: "pa.Table") -> "pa.Table":
         "input_ids": pa.array(encoded["input_ids"], pa.list_(pa.int32())),
         "length": pa.array(lengths),
         "lost": pa.array(lost),
+        "text_hash": pa.array(text_hashes(*texts)),
         "label": batch["label"],
     }
     if "token_type_ids" in tokenizer.model_input_names:

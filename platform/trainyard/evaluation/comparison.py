@@ -3,6 +3,9 @@
 The best of several candidates owes part of its score to noise in the rows that selected it. On
 these rows, it beats an equally good model too often. The run folder records the selection: run.json
 has the splits, the sweep and the trial; metrics.jsonl has the evaluations.
+
+In this module, logits have the shape [rows, labels]. `labels` holds class indices or targets of
+shape [rows], or 0/1 of shape [rows, labels].
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from trainyard.data import Split, files_of, selection_and_test
+from trainyard.data import Overlap, Split, files_of, selection_and_test
 from trainyard.errors import UserError
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inputs import EvaluatedModel
+from trainyard.evaluation.known_texts import known_texts
 from trainyard.metrics import answers, get_metric
 from trainyard.stats import (
     CELLS_AT_ONCE,
@@ -38,7 +42,7 @@ class Selection:
     kind: Kind
     sentence: str
     candidates: int | None = 1
-    """Number of models among which the rows chose; None if no correction is possible."""
+    """Number of models from which the rows chose one; None if no correction is possible."""
     test_share: float = 0.0
     """Share of the rows that was set aside from the selection, see `selection_and_test`."""
 
@@ -47,32 +51,43 @@ class Selection:
 
 
 def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
-    """Determine from a model's run folder if the rows of `split` trained the model or chose it.
+    """Determine from its run folder if a model was trained on, or selected by, rows of `split`.
 
-    The kind is "unknown" for a model outside a run folder, or if these rows cannot be compared
-    with the recorded data.
+    Rows are recognized by the digest of their file or split, otherwise by their texts, see
+    `known_texts`. The kind is "unknown" for a model outside a run folder. It is "unknown", too, if
+    only some rows were used, or if they cannot be compared with the recorded data.
 
     Raises:
-        UserError: run.json, sweep.json or metrics.jsonl is damaged.
+        UserError: run.json, sweep.json or metrics.jsonl is damaged, or a row cannot be used.
     """
     found = _run_of(model)
     if found is None:
         return _unknown(model)
     run, record = found
     role = _role(record, config, task, split)
-    if role == "unknown":
-        return _unknown(model)
+    known = known_texts(run, record, split) if role in ("other", "unknown") else None
+    if known is None:
+        if role == "unknown":
+            return _unknown(model)
+        recognized, chose = "", frozenset({split.name})
+    else:
+        if known.role == "partly":
+            return _partly_known(model, split, known.overlap)
+        role, chose = known.role, known.splits
+        shared, compared = known.overlap.shared, known.overlap.compared
+        recognized = f", recognized by {shared:,} of the {compared:,} texts compared"
     if role == "trained":
         return Selection(
             kind="trained",
-            sentence=f"{model.name} was trained on rows of {split.name}",
+            sentence=f"{model.name} was trained on rows of {split.name}{recognized}",
             candidates=None,
         )
     if role == "other":
         return Selection(kind="none", sentence=f"other rows chose {model.name}")
     share = float(record["config"].get("test_share") or 0.0)
-    if config.validation_file and _recorded(record, "validation_file") != _digests(
+    if known is not None or (
         config.validation_file
+        and _recorded(record, "validation_file") != _digests(config.validation_file)
     ):
         share = 0.0  # a run sets rows aside by their position in exactly its files
     if record.get("trial", {}).get("kind") == "search":
@@ -81,15 +96,18 @@ def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Sp
             kind="trials",
             sentence=(
                 f"{model.name} was chosen among the {trials} trials of sweep "
-                f"{record.get('sweep')} by rows of {split.name}"
+                f"{record.get('sweep')} by rows of {split.name}{recognized}"
             ),
             candidates=None,
             test_share=share,
         )
-    steps = {line["step"] for line in run.metrics() if line.get("split") == split.name}
+    steps = {line["step"] for line in run.metrics() if line.get("split") in chose}
     return Selection(
         kind="epochs",
-        sentence=f"{model.name} is the best of {len(steps)} evaluations of its run on {split.name}",
+        sentence=(
+            f"{model.name} is the best of {len(steps)} evaluations of its run on {split.name}"
+            f"{recognized}"
+        ),
         candidates=max(len(steps), 1),
         test_share=share,
     )
@@ -101,6 +119,17 @@ def _unknown(model: EvaluatedModel) -> Selection:
         sentence=(
             f"nothing is known about how {model.name} was chosen; if these rows chose it, it looks "
             "better than it is"
+        ),
+    )
+
+
+def _partly_known(model: EvaluatedModel, split: Split, overlap: Overlap) -> Selection:
+    return Selection(
+        kind="unknown",
+        sentence=(
+            f"about {overlap.share:.1%} of the texts of {split.name} ({overlap.shared:,} of "
+            f"{overlap.compared:,} compared) trained or chose {model.name}, which looks better on them "
+            "than it is; leave them out, or compare on other rows"
         ),
     )
 
@@ -173,7 +202,7 @@ def _role_of_files(
 
 
 def _recorded(record: Mapping[str, Any], field: str) -> list[str] | None:
-    """Return the digests of a run's files; None if it did not record them, and they are gone."""
+    """Return the digests of a run's files; None if they are not recorded and the files are gone."""
     if known := (record.get("data_files") or {}).get(field):
         return str(known).split()
     try:
@@ -233,8 +262,8 @@ def compare(
     """Compare two models on the same rows by every metric of the task.
 
     Accuracy is decided by McNemar's exact test (McNemar 1947), metrics of a regression by the paired
-    bootstrap over rows. For other metrics, the bootstrap and the permutation test must agree: the
-    models differ on few rows, for which the bootstrap is too confident. All tests are at the 5 %
+    bootstrap over rows. For other metrics, the bootstrap and the permutation test must agree: models
+    often differ on few rows, for which the bootstrap is overconfident. All tests are at the 5 %
     level.
 
     `selections` describes the use of these rows in choosing the first and the second model. A model
@@ -329,14 +358,14 @@ def permutation_test(
 
     Args:
         metric: Name of the metric.
-        predictions: Answers of the first model, shape [rows] or [rows, labels], see `answers`.
-        baseline: Answers of the second model, of the same shape.
+        predictions: Output of `answers` for the first model, shape [rows] or [rows, labels].
+        baseline: Output of `answers` for the second model, of the same shape.
         references: Labels or values, shape [rows] or [rows, labels].
         seed: Seed of the swaps.
         groups: Group of each row, shape [rows]; None to swap single rows.
 
     Raises:
-        UserError: The metric is unknown, or all rows are of one group.
+        UserError: The metric is unknown, or all rows belong to one group.
     """
     group = None if groups is None else group_numbers(groups)
     columns = [predictions, baseline, references, *([] if group is None else [group])]

@@ -45,8 +45,8 @@ class EvaluatedRows(FileFlags):
     label_column: str = "label"
     """Own data: column of the label."""
     label_mapping: Mapping[str, str] | None = added(None, before=None)
-    """Model's label for labels of the rows, as in --label-mapping 0 NEGATIVE 1 POSITIVE. Default: equal
-    names, or numbers for LABEL_0, LABEL_1 and so on."""
+    """Map labels of the rows to labels of the model, as in --label-mapping 0 NEGATIVE 1 POSITIVE.
+    Default: equal names, or numbers for LABEL_0, LABEL_1 and so on."""
     seed: int = 42
     """Seed of the bootstrap."""
 
@@ -86,7 +86,7 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
     num_errors: int = 50
     """Number of worst errors listed with their text."""
     label_thresholds: Literal["0.5", "fitted"] = added("fitted", before="fitted")
-    """Multi-label: the fitted thresholds that a model stores, if it has some, or 0.5."""
+    """Multi-label: `fitted` uses the thresholds stored with the model, if any; 0.5 ignores them."""
     metrics: tuple[str, ...] = added((), before=())
     """Further metrics by name, such as roc_auc, log_loss or balanced_accuracy."""
 
@@ -117,8 +117,8 @@ class EvalConfig(RunFlags, WorkerFlags, EvaluatedRows):
             raise UserError(f"--splits is {' '.join(self.splits)}; name each once")
         if self.calibrate and "train" in self.splits:
             raise UserError(
-                "--calibrate with --splits train: a model is surer of the rows that it was trained "
-                "on; calibrate on validation"
+                "--calibrate with --splits train: a model is more confident on the rows that it "
+                "was trained on; calibrate on validation"
             )
 
     def scoring(self, model: str, max_length: int) -> ScoringFlags:
@@ -143,9 +143,9 @@ class EngineConfig(EvaluatedRows):
     """
 
     num_rows: int = 1000
-    """Rows that are scored, from the split's start; the 300 after them set the scales of int8."""
+    """Rows that are scored, from the split's start; the next 300 calibrate int8."""
     max_loss: float = 0.0
-    """Maximum loss of score against torch. 0: only engines with the same predictions as torch."""
+    """Maximum drop of the score compared with torch. 0: only engines with the same predictions as torch."""
     threads: int | None = None
     """Cores of a forward pass. Default: all. Use the number that the model is served with."""
 

@@ -2,8 +2,11 @@
 
 Expected calibration error and temperature scaling follow Guo et al., On Calibration of Modern
 Neural Networks (ICML 2017). On a finite sample, even a perfectly calibrated model has an error
-above 0. `expected_if_calibrated` is the 95th percentile of its error on as large a sample with the
-same confidences (consistency resampling, Bröcker and Smith 2007).
+above 0. `expected_if_calibrated` is the 95th percentile of the error of such a model on a sample
+with the same confidences (consistency resampling, Bröcker and Smith 2007).
+
+In this module, `logits` has the shape [rows, labels]. `labels` holds class indices or targets of
+shape [rows], or 0/1 of shape [rows, labels].
 """
 
 import itertools
@@ -135,11 +138,11 @@ def slices(
 ) -> list[dict[str, Any]]:
     """Compute figures per group of rows: by length in tokens, by label and by further `columns`.
 
-    `error` is the share of wrong rows (Wilson interval), or for a regression the mean absolute
-    error (Student's t interval). `score` is the headline metric with its interval over rows. A
-    `weak` slice has a larger error than all other rows, at a false discovery rate of 5 % (Benjamini
-    and Hochberg 1995). The test is one-sided: Fisher's exact test, or Mann-Whitney for a
-    regression.
+    Only the rows of single-label tasks are grouped by label. `error` is the share of wrong rows
+    (Wilson interval), or for a regression the mean absolute error (Student's t interval). `score` is
+    the headline metric with its interval over rows. A `weak` slice has a larger error than all other
+    rows, at a false discovery rate of 5 % (Benjamini and Hochberg 1995). The test is one-sided:
+    Fisher's exact test, or Mann-Whitney for a regression.
     """
     errors = row_errors(task, logits, labels)
     predictions = answers(task.score, task.problem_type, logits, task.cuts)
@@ -175,7 +178,7 @@ def slices(
 def numeric_groups(values: NDArray[np.float64], unit: str = "") -> dict[str, NDArray[np.bool_]]:
     """Return masks of the rows in each quartile of `values`, by name of the group.
 
-    Repeated values can give fewer groups. NaN and infinity form a group. One value must be finite.
+    Repeated values can give fewer groups. NaN and infinity form a group. At least one value must be finite.
     """
     known = np.isfinite(values)
     edges = np.unique(np.quantile(values[known], np.linspace(0, 1, QUARTERS + 1)))
@@ -257,10 +260,10 @@ def log_loss(logits: Floats, labels: NDArray[np.int64], temperature: float = 1.0
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
-    """Find the temperature of least log loss from COLDEST to HOTTEST (bounded Brent search).
+    """Find the temperature from COLDEST to HOTTEST that minimizes log loss (bounded Brent search).
 
-    The result is a bound if no temperature between the bounds is better. If all rows are right, it
-    is COLDEST.
+    The result is a bound if no temperature between the bounds is better. It is COLDEST if every
+    prediction is correct.
     """
     found = minimize_scalar(
         lambda log_t: log_loss(logits, labels, float(np.exp(log_t))),
@@ -298,7 +301,7 @@ def calibration(
     The figures after scaling are cross-fitted: each fold is scored with a temperature fitted on the
     other folds. `temperature` is fitted on all rows.
 
-    Accuracy is too high on rows that chose the model. So the verdict "overconfident" needs no
+    Accuracy is optimistic on rows that selected the model. So the verdict "overconfident" needs no
     correction. The verdict "underconfident" is corrected for a choice among a run's evaluations
     (Bonferroni). If no correction is possible, the verdict is None, unless it is "overconfident".
     """

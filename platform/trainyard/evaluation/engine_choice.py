@@ -104,14 +104,14 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
 
 
 def candidates() -> list[tuple[str, str]]:
-    """List the pairs (engine, number type) that are compared with torch in float32."""
+    """List the pairs (engine, dtype) that are compared with torch in float32."""
     return [(name, dtype) for name, engine in ENGINES.items() for dtype in engine.measured]
 
 
 def best_of(found: Sequence[Mapping[str, Any]], max_loss: float) -> Mapping[str, Any]:
     """Return the fastest candidate with torch's outputs, or with a score at most `max_loss` lower.
 
-    Without a candidate that is at least WORTH times as fast as torch, return torch.
+    If none of them is at least WORTH times as fast as torch, return torch in float32.
     """
     able = [
         one for one in found
@@ -123,7 +123,7 @@ def best_of(found: Sequence[Mapping[str, Any]], max_loss: float) -> Mapping[str,
 
 
 class Bench:
-    """Benchmark of engines on labeled rows, with the predictions of torch in float32.
+    """Benchmark of engines against torch in float32, on labeled rows.
 
     Attributes:
         rows: Tokenized rows that are scored and timed.

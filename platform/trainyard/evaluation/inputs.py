@@ -179,7 +179,7 @@ def with_cuts(task: Task, model: EvaluatedModel, order: Sequence[int]) -> Task:
 
 
 def mapping_note(found: Mapping[str, str]) -> list[str]:
-    """Return a note on the model's label of each label of the rows; empty if all are equal."""
+    """Return a note that maps labels of the rows to the model's; empty if all names are equal."""
     if all(label == name for label, name in found.items()):
         return []
     pairs = ", ".join(f"{label} is {name}" for label, name in found.items())

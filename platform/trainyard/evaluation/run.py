@@ -18,6 +18,7 @@ from trainyard.cluster import (
     claim_processor,
     mistake_of,
     ray_session,
+    release_orphans,
     worker_resources,
 )
 from trainyard.config import ScoringFlags, WorkerFlags
@@ -55,6 +56,7 @@ from trainyard.summary import Readable
 from trainyard.terminal import progress_bar, say, stage
 
 Logits = dict[str, NDArray[Any]]
+"""Logits by split, shape [rows, labels]."""
 
 
 def predict_on_ray(
@@ -66,7 +68,7 @@ def predict_on_ray(
     split, shape [rows, labels].
 
     Raises:
-        UserError: The workers failed; the message names the cause.
+        UserError: No worker fits into the cluster, or the workers failed.
     """
     resources = worker_resources(config)
     counted = storage / ".predicted_rows"
@@ -80,27 +82,32 @@ def predict_on_ray(
         except UserError as error:
             if config.worker_counts != [1]:
                 raise  # ends the other workers, which wait for this one
-            return str(error)  # Ray would retry
+            return str(error)  # else Ray would log a traceback
 
-    trainer = build_trainer(
-        config,
-        work,
-        config.worker_counts[0],
-        resources,
-        storage,
-        max_failures=1,
-        controller_failure_limit=3,
-    )
     rows = sum(len(data.table(name)) for _, data, _ in jobs for name in data.folders)
-    try:
-        with _bar(counted, rows):
-            found: list[Logits] | str = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        if (mistake := mistake_of(error)) is not None:
-            raise mistake from error
-        raise UserError(
-            f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
-        ) from error
+    with _bar(counted, rows):
+        for is_last in (False, True):
+            trainer = build_trainer(
+                config,
+                work,
+                config.worker_counts[0],
+                resources,
+                storage,
+                max_failures=0,  # Ray would also retry after a mistake
+                controller_failure_limit=3,
+            )
+            try:
+                found: list[Logits] | str = trainer.fit().return_value
+                break
+            except ray.train.TrainingFailedError as error:
+                if (mistake := mistake_of(error)) is not None:
+                    raise mistake from error
+                if is_last:
+                    raise UserError(
+                        f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
+                    ) from error
+                say(f"the workers are started once more: {cause_of(error)}")
+                release_orphans()
     if isinstance(found, str):
         raise UserError(found)
     return found
@@ -149,7 +156,7 @@ def predict_splits(
     use_gpu: bool,
     progress: Callable[[int], None] | None = None,
 ) -> Logits:
-    """Load the model in this worker, predict its share of the rows, and add all workers' shares."""
+    """Load the model in this worker, predict its share of the rows, and combine all shares."""
     accelerator = build_accelerator(config.mixed_precision, use_gpu=use_gpu)
     classifier, _ = load_model(CLASSIFIER, model, revision=data.model_revision)
     tables = {name: data.table(name) for name in data.folders}
@@ -201,7 +208,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     """Evaluate a model; write evaluation.json, report.html and, with `calibrate`, its temperature.
 
     Raises:
-        UserError: The model, the rows and the flags do not fit each other, or the workers failed.
+        UserError: The model, the rows and the flags do not fit each other, the workers failed, or the
+            temperature cannot be stored.
     """
     started = time.monotonic()
     model = describe(config.model_name_or_path)
@@ -379,7 +387,7 @@ def _notes_on_cuts(model: EvaluatedModel, facts: Mapping[str, _Facts]) -> list[s
         name for name, found in facts.items() if found.selections[0].kind in ("epochs", "trials")
     ]
     seen = (
-        f"; they were fitted on rows of {' and '.join(fitted)}, so its F1 is too good"
+        f"; they were fitted on rows of {' and '.join(fitted)}, so its F1 is too high"
         if fitted
         else ""
     )
@@ -392,7 +400,7 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
     The temperature is that of the first split.
 
     Raises:
-        UserError: The best temperature is the lowest possible, as if all rows are right, or the
+        UserError: The fitted temperature is the lower bound, as when all rows are right, or the
             folder cannot be written.
     """
     name, found = next(iter(splits.items()))
@@ -400,12 +408,14 @@ def store_temperature(folder: Path, splits: Mapping[str, Any]) -> None:
     kept = {key: found["calibration"][key] for key in fields}
     if kept["temperature"] == COLDEST:
         raise UserError(
-            f"--calibrate: with {100 * kept['before']['accuracy']:.4g} % of {name} right, any "
-            f"temperature fits better the lower it is, down to {COLDEST:g} and on, so none is stored "
+            f"--calibrate: with {100 * kept['before']['accuracy']:.4g} % of {name} right, a "
+            f"lower temperature always fits better, even below {COLDEST:g}, so none is stored "
             "(the report is); calibrate on more rows, some of them hard"
         )
     if kept["temperature"] == HOTTEST:
-        say(f"note: on {name} the model is no better than chance, so its scores are made all alike")
+        say(
+            f"note: on {name} the model is no better than chance, so calibration makes its scores alike"
+        )
     path = folder / "calibration.json"
     try:
         write_json(path, {**kept, "split": name})

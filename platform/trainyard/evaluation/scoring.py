@@ -90,7 +90,7 @@ def predict(
 
 
 def not_finite(logits: Mapping[str, NDArray[Any]]) -> str | None:
-    """Return a phrase on the first split with NaN or infinite logits and its count of such rows.
+    """Describe the first split with NaN or infinite logits, and count its rows with such logits.
 
     Returns None if all logits are finite.
     """
@@ -114,6 +114,16 @@ def score(
     Returns {"metrics": {name: value}, "intervals": {name: [low, high]}, "eval_loss": value}, see
     `mean_loss`. If the model predicts the same label for every row although the labels differ, the
     key `one_answer` holds the label.
+
+    Args:
+        task: Task with its metrics and thresholds.
+        logits: Logits of shape [rows, labels].
+        labels: Class indices or values of shape [rows], or 0/1 of shape [rows, labels].
+        seed: Seed of the bootstrap.
+        groups: Group of each row, shape [rows]; None for independent rows.
+
+    Raises:
+        UserError: There are no rows, or all rows belong to one group.
     """
     references = np.asarray(labels)
     values: dict[str, float] = {}
@@ -139,7 +149,7 @@ def score(
 
 
 def mean_loss(problem_type: ProblemType, logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Compute the mean loss over rows, by the rules of the models of transformers.
+    """Compute the mean loss over rows, with the loss functions of transformers.
 
     The loss of a row is the cross-entropy, the squared error of a regression, or the mean binary
     cross-entropy over several labels. Class weights and label smoothing do not apply. Sums are in

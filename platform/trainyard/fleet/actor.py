@@ -69,7 +69,7 @@ class RunProcess:
         self._started, self._stopwatch = time.time(), Stopwatch()
         self._spec, self._trial, self._run = spec, spec.trial, spec.folder
         self._verdict = self._run.path / VERDICT
-        self._verdict.unlink(missing_ok=True)  # left by a killed process; it is given again
+        self._verdict.unlink(missing_ok=True)  # stale: the scheduler decides again
         self._reported: dict[int, float] = {}
         self._thread: threading.Thread | None = None
         self._events: queue.Queue[str] = queue.Queue()
@@ -107,7 +107,7 @@ class RunProcess:
                 return self._report(self._outcome)
             if (report := self._unreported()) is not None:
                 return report
-            self._permit()  # a repeated evaluation that was reported before the restart
+            self._permit()  # this evaluation was already reported before a restart
 
     def stop(self) -> None:
         """Save and end a run; return when its resources are free.
@@ -119,9 +119,11 @@ class RunProcess:
             HeldError: Another process still holds the lease of a trial after TAKEOVER_SECONDS.
         """
         if self._thread is None:
-            if not self._reported:  # not begun, and no stored evaluation was reported
+            if not self._reported:  # neither started, nor reported from stored evaluations
                 return
         elif not self._thread.is_alive():
+            if self._outcome is not None:  # the run ended before the decision
+                self._verdict.unlink(missing_ok=True)
             return
         else:
             while self._thread.is_alive():

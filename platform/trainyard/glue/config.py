@@ -36,7 +36,7 @@ class SuiteConfig(RunFlags, ClusterFlags):
     submission: bool = False
     """Predict the test splits with each task's best seed and write submission.zip."""
     check_submission: str | None = None
-    """Only check a submission zip for what the leaderboard would refuse."""
+    """Only check whether the leaderboard would accept a submission zip."""
 
     learning_rate: float | None = None
     """Peak learning rate of all tasks. Default: the task's recipe."""
@@ -66,7 +66,7 @@ class SuiteConfig(RunFlags, ClusterFlags):
     resources_per_worker: dict[str, float] | None = None
     """Ray resources of a worker. Default: one CPU, or one GPU and its share of the CPUs."""
     max_failures: int = 3
-    """Restarts of a run after a lost worker; a new checkpoint starts the count anew."""
+    """Restarts of a run after a lost worker; each new checkpoint resets the count."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -204,8 +204,8 @@ def check_submission(path: Path) -> list[str]:
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         # RuntimeError: encrypted, or compressed by a method that Python lacks
         return [f"{path} cannot be read as a zip ({error}); write it again"]
-    faults = [f"{name} is no file of a submission" for name in names if name not in FILES]
-    faults += [f"{name} is there {names.count(name)} times" for name in FILES
+    faults = [f"{name} is not a file of a submission" for name in names if name not in FILES]
+    faults += [f"{name} occurs {names.count(name)} times" for name in FILES
                if names.count(name) > 1]  # fmt: skip
     for name, file in FILES.items():
         faults += (
@@ -237,8 +237,10 @@ def _line_fault(index: int, line: str, task: Task, allowed: Sequence[str]) -> st
     if not tab or found != str(index):
         return f"{line!r} does not start with index {index} and a tab"
     if task.labels:
-        return None if prediction in allowed else f"{prediction!r} is none of {', '.join(allowed)}"
+        return (
+            None if prediction in allowed else f"{prediction!r} is not one of {', '.join(allowed)}"
+        )
     try:
         return None if 0 <= float(prediction) <= 5 else f"{prediction} is not between 0 and 5"
     except ValueError:
-        return f"{prediction!r} is no number"
+        return f"{prediction!r} is not a number"

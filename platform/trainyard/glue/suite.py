@@ -95,7 +95,7 @@ def run_suite(config: SuiteConfig) -> dict[str, Any]:
         name, reason = next(iter(outcomes.failed.items()))
         raise UserError(
             f"{len(outcomes.failed)} of {len(configs)} runs failed, {name} of them: {reason}; the "
-            f"others are in {config.folder / 'glue.md'}, and the same command trains the failed again"
+            f"others are in {config.folder / 'glue.md'}, and the same command trains the failed ones again"
         )
     if config.submission:
         _refuse(Path(extra["submission"]["zip"]), extra["submission"]["faults"])

@@ -5,7 +5,7 @@ A score has two sources of uncertainty, each with its own interval:
     seeds  other runs of the same recipe; Student's t over the runs
     rows   another validation set of this size; the mean of the runs' interval ends
 
-One interval does not contain the other source.
+Neither interval covers the other source.
 """
 
 from collections.abc import Mapping, Sequence
@@ -111,7 +111,7 @@ def _over_seeds(values: Sequence[float], *, constant: bool = False) -> dict[str,
     """Return the mean, standard deviation and 95% Student interval of the scores of several runs.
 
     The latter two are None for a single run. They are also None for equal scores of `constant`
-    runs, which give one answer for every row: such scores are not repeated measurements.
+    runs, which predict the same label for every row: such scores are not repeated measurements.
     """
     if not values:
         return {"mean": None, "sd": None, "seeds_interval": None}

@@ -27,7 +27,7 @@ class Strict:
 
 
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
-"""Treatment of texts that are too long: refuse (False), truncate (True), or a strategy."""
+"""Treatment of texts that are too long: an error (False), truncation (True), or a strategy."""
 
 Parameters = TypeVar("Parameters")
 
@@ -62,7 +62,7 @@ def json_schema(cls: Any, **options: Any) -> dict[str, Any]:
     schema: dict[str, Any] = _adapter(cls).json_schema(**options)
     for base in cls.__mro__[1:]:
         if is_dataclass(base):
-            known: Any = base  # mypy calls no dataclass hashable
+            known: Any = base  # for mypy, dataclasses are not hashable
             for name, field in _adapter(known).json_schema()["properties"].items():
                 if "description" in field:
                     schema["properties"][name].setdefault("description", field["description"])
@@ -82,9 +82,9 @@ def _sentence(fault: Mapping[str, Any], cls: type[Any], task: str) -> str:
     if fault["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(str(fault["loc"][0]), names, n=1)
         hint = f"did you mean {near[0]}? It knows" if near else "it knows"
-        return f"{place} is no parameter of {task}; {hint} {', '.join(names)}"
+        return f"{place} is not a parameter of {task}; {hint} {', '.join(names)}"
     if fault["type"] == "missing":
-        return f"{place} is missing; {task} cannot do without it"
+        return f"{place} is missing; {task} requires it"
     return f"{place} is {_shown(fault['input'])}: {str(fault['msg'])[0].lower()}{str(fault['msg'])[1:]}"
 
 
@@ -94,10 +94,10 @@ def _shown(value: Any) -> str:
 
 
 def text_of(value: Any, place: str = "inputs") -> str:
-    """Return `value` if it is a valid Unicode text; `place` names the text in errors.
+    """Return `value` if it is a valid Unicode string; `place` names it in errors.
 
     Raises:
-        UserError: `value` is no text, or has half of a surrogate pair.
+        UserError: `value` is not a string, or has half of a surrogate pair.
     """
     if not isinstance(value, str):
         raise UserError(f"{place} must be a text, not {_shown(value)}")
@@ -105,7 +105,7 @@ def text_of(value: Any, place: str = "inputs") -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{place} is no valid Unicode: character {error.start} is half of a surrogate pair"
+            f"{place} is not valid Unicode: character {error.start} is half of a surrogate pair"
         ) from None
     return value
 
@@ -114,7 +114,7 @@ def fields_of(value: Any, required: Sequence[str], optional: Sequence[str] = ())
     """Return `value` if it is an object with all `required` and no unknown fields.
 
     Raises:
-        UserError: `value` is no object, lacks a field, or has an unknown field.
+        UserError: `value` is not an object, lacks a field, or has an unknown field.
     """
     wanted = f"an object with {' and '.join(required)}" + (
         f" (and {', '.join(optional)} if need be)" if optional else ""

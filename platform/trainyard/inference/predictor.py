@@ -55,7 +55,7 @@ class Predictor(Tokenizing, ABC):
         example: Body of a request that any model of the task can answer.
         optional_weights: Name prefixes of weights that the task does not use; may be missing.
         has_label_columns: True if batch inference writes label and score columns, else JSON.
-        needs_offsets: True if the task needs the characters of each token, as fast tokenizers give.
+        needs_offsets: True if the task needs each token's character offsets, from a fast tokenizer.
         pair: Names of the fields for the two texts of a pair.
         limits: Maximum size of one request; no limits by default.
     """
@@ -111,7 +111,7 @@ class Predictor(Tokenizing, ABC):
             engine_file: File of the engine's stored weights, if it needs one.
 
         Raises:
-            UserError: Weights are not safetensors, missing, NaN or infinite. Or the model has
+            UserError: Weights are missing, not in safetensors, or not finite. Or the model has
                 custom code or another task, or the engine cannot run it.
         """
         check_engine(engine, dtype, device)

@@ -61,5 +61,5 @@ def task_of(model: str, revision: str | None = None) -> str:
         return task
     raise UserError(
         f"model {model} is a {' '.join(architectures or ['model without a name'])}, "
-        f"which tells no task; name one of {', '.join(PREDICTORS)}"
+        f"which does not determine the task; name one of {', '.join(PREDICTORS)}"
     )

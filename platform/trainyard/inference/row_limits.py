@@ -53,6 +53,6 @@ class Budget:
         ):
             if most is not None and spent > most:
                 raise TooLargeError(
-                    f"the request holds {spent} {name}, at most {most} may come at once; split a "
-                    "list over several requests, send shorter inputs, or ask for less"
+                    f"the request holds {spent} {name}, at most {most} are allowed in one "
+                    "request; split a list over several requests, send shorter inputs, or ask for less"
                 )

@@ -1,8 +1,8 @@
 """Metrics as pure functions of numpy arrays, and as one offline `evaluate.Metric`.
 
 A metric is one entry of METRICS, from which intervals, comparisons, sweeps and pages read its
-properties. The metrics of GLUE have the names of the `glue` metric of `evaluate`. Values are always
-Python floats, because numpy scalars in a worker's report cannot be stored as JSON.
+properties. GLUE's metrics are named as in the `glue` metric of `evaluate`. Values are always Python
+floats, because numpy scalars in a worker's report cannot be stored as JSON.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import evaluate
 
 MetricFunction = Callable[[NDArray[Any], NDArray[Any]], float]
+"""(predictions, references) -> value; for the shapes, see `Metric.inputs`."""
 Input = Literal["labels", "values", "multi_label", "scores", "multi_label_scores"]
 INPUTS: dict["ProblemType", tuple[Input, ...]] = {
     "single_label_classification": ("labels", "scores"),
@@ -68,7 +69,7 @@ class Metric:
     counts_rows: bool = False
     """True for a share of correct rows: Wilson's interval and McNemar's test apply to it."""
     two_classes: bool = False
-    """True for a metric of the second of exactly two classes."""
+    """True for a metric of the second class, defined only for two classes."""
     statistic: Builder | None = None
     """(predictions, references) of distinct rows -> Statistic, for the bootstrap interval.
     Default: call `function` on each resample, which is slower."""

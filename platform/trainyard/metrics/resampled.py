@@ -106,7 +106,7 @@ def kappa(counts: Counts) -> Floats:
 def _label_columns(
     probabilities: NDArray[Any], references: NDArray[Any]
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return scores and truth of each decision, both [rows, labels]; of two classes the second."""
+    """Return score and truth of each decision, [rows, labels]; for two classes, only the second."""
     scores = probabilities.astype(np.float64)
     if references.ndim == 2:
         return scores, references > 0

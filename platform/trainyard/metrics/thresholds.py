@@ -1,4 +1,4 @@
-"""Decision thresholds of a multi-label model, fitted to the largest F1 of each label.
+"""Decision thresholds of a multi-label model, fitted to maximize the F1 of each label.
 
 A *cut* is a threshold as a logit. A label applies above its cut; a cut of 0 is a probability of
 0.5.
@@ -33,7 +33,7 @@ def folds(rows: int, seed: int) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.
 
 
 def fit_cuts(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """Find the cut of each label with the largest F1 on these rows, shape [labels].
+    """Find the cut that maximizes the F1 of each label on these rows, shape [labels].
 
     `logits` and `labels` (0 or 1) have the shape [rows, labels]. Candidate cuts lie midway between
     neighboring logits, or at 0 between logits of opposite sign. Among cuts of equal F1, the one
@@ -60,7 +60,7 @@ def cross_fitted_cuts(
     """Fit the cuts of each fold on the other folds; return the cuts of each row, [rows, labels].
 
     The cuts of a row were fitted without the row, so the fit does not inflate the score of its
-    decisions.
+    decisions. A single row is the exception: see `folds`.
     """
     cuts = np.zeros(logits.shape)
     for held, others in folds(len(logits), seed):

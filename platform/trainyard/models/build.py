@@ -20,12 +20,12 @@ def build_tokenizer(config: ModelFlags) -> Any:
 
     Raises:
         UserError: The model cannot be loaded, `max_length` does not fit, the tokenizer has no
-            padding token, or a token id has no word vector.
+            padding token, or a token id has no embedding.
     """
     import transformers
 
     model_config = load_config(config.model_name_or_path)
-    # Weights are converted here, in the driver, so that the message of a conversion appears there.
+    # Convert weights here, in the driver, so that its terminal shows the message.
     source, revision = with_safetensors(
         config.model_name_or_path, model_revision(config.model_name_or_path)
     )
@@ -68,15 +68,15 @@ def build_tokenizer(config: ModelFlags) -> Any:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Return the number of word vectors that a tokenizer needs: its largest id plus 1."""
+    """Return the number of token embeddings that a tokenizer needs: its largest id plus 1."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _positions(name: str, settings: Any, wanted: int) -> int | None:
     """Return the maximum tokens of a row, or None without a maximum.
 
-    If `wanted` is near the maximum, positions that no token can use are subtracted, by a model
-    without weights. Otherwise they are included.
+    If `wanted` is near the maximum, positions that no token can use are subtracted; a model without
+    weights is built to count them. Otherwise they are included.
     """
     import transformers
 
@@ -113,13 +113,13 @@ def build_model(
         revision: Commit of a Hub model, see `model_revision`.
         seed: Seed of all new weights: the head's, or all weights if `init` is `random`.
         init: Initial weights of the encoder.
-        gradient_checkpointing: True to compute activations again in the backward pass.
-        vocabulary: Minimum number of word vectors; None keeps the number of the model.
-        dropout: Probability of all dropout in the model's config; None keeps the config's.
+        gradient_checkpointing: True to recompute activations in the backward pass.
+        vocabulary: Minimum number of token embeddings; None keeps the model's number.
+        dropout: Probability for every dropout in the model's config; None keeps the config's values.
 
     Raises:
-        UserError: The model cannot be loaded, lacks weights of its encoder, which would be random, or
-            has no dropout to set.
+        UserError: The model cannot be loaded, lacks encoder weights (they would be random), or has no
+            dropout to set.
     """
     import torch
     import transformers
@@ -158,7 +158,7 @@ def build_model(
                     dtype=torch.float32,  # a checkpoint saved in bf16 would train in bf16 otherwise
                     use_safetensors=True,
                     trust_remote_code=False,
-                    # A fine-tuned checkpoint of another task brings a head of another shape.
+                    # A checkpoint fine-tuned on another task has a head of another shape.
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     **head,
@@ -176,7 +176,7 @@ def build_model(
 
 
 def _dropout_names(name: str, config: Any) -> list[str]:
-    """Return the fields of a config that hold a dropout probability; no two families name them alike."""
+    """Return the config fields that hold a dropout probability; their names vary by architecture."""
     names = [
         field
         for field, value in config.to_dict().items()

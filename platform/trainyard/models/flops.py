@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ PEAKS = "peaks.json"
 """File of measured peaks in FLOP/s, in the cache folder: by processor, threads, dtype and torch."""
 
 _not_kept: dict[str, float] = {}
-"""Peaks that this process measured next to other work, by the keys of PEAKS."""
+"""Peaks that this process measured while the machine was busy, by the keys of PEAKS."""
 
 
 def training_flops(model: "PreTrainedModel", lengths: NDArray[np.int32]) -> float:
@@ -74,9 +75,9 @@ def peak_flops(
     Args:
         device: Device of this process.
         precision: Precision of the products.
-        reached: FLOP/s that a run reached on the device. A cached peak below was measured next to
-            other work, so it is measured again, and the larger one is cached.
-        keep: False on a machine that has other work now: only this process uses the measured peak.
+        reached: FLOP/s that a run reached on the device. A cached peak below it was measured on a
+            busy machine, so it is measured again, and the larger value is cached.
+        keep: False while the machine is busy: a newly measured peak is not cached on disk.
     """
     import torch
 
@@ -90,12 +91,13 @@ def peak_flops(
         name = f"{machine()}, {torch.get_num_threads()} threads"
     key = f"{name}, {str(kind).removeprefix('torch.')}, torch {torch.__version__}"
     path = cache_root() / PEAKS
-    peaks: dict[str, Any] = {}
+    peaks: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
-        peaks = found if isinstance(found, dict) else {}
-    stored = peaks.get(key)
-    peak = max(stored if isinstance(stored, float) else 0.0, _not_kept.get(key, 0.0))
+        if isinstance(found, dict):  # entries of a damaged file are measured again
+            floats = {name: x for name, x in found.items() if isinstance(x, float)}
+            peaks = {name: x for name, x in floats.items() if math.isfinite(x)}
+    peak = max(peaks.get(key, 0.0), _not_kept.get(key, 0.0))
     if peak <= reached:
         peak = max(peak, _measured(device, kind))
         if not keep:

@@ -13,7 +13,7 @@ from trainyard.errors import UserError, one_line
 from trainyard.storage import file_digest
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".spm", ".jinja", ".tiktoken")
-"""Name endings of the files from which a model and its tokenizer are loaded; none holds code."""
+"""Suffixes of the files from which a model and its tokenizer are loaded; none holds code."""
 
 TOKENIZER_FILES = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "special_tokens_map.json",
@@ -153,6 +153,9 @@ def model_revision(name: str) -> str | None:
     """Resolve a Hub id to a commit, so that all processes load the same files.
 
     Returns None for a folder, or if the Hub does not answer.
+
+    Raises:
+        UserError: The package is not installed, or the folder holds no config.json.
     """
     from transformers.utils.hub import resolve_revision
 

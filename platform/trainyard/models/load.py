@@ -38,7 +38,7 @@ def load_model(
     Args:
         auto_model: Name of a class in transformers, such as `AutoModelForSequenceClassification`.
         name: Folder, `package:NAME/FOLDER`, or Hub id.
-        dtype: Number type of the weights.
+        dtype: Data type of the weights.
         device: Device of the weights.
         revision: Commit, tag or branch on the Hub.
         optional_weights: Prefixes of weights that may be missing, because the task does not use
@@ -49,7 +49,7 @@ def load_model(
 
     Raises:
         UserError: The model cannot be loaded, weights are missing or not finite, a token id has no
-            word vector, or two ids share a label.
+            embedding, or two ids share a label.
     """
     import torch
     import transformers
@@ -104,10 +104,10 @@ def load_model(
 
 
 def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with ids that have no word vector: one such id fails a whole batch.
+    """Refuse a tokenizer with ids that have no embedding: one such id fails a whole batch.
 
     Raises:
-        UserError: The largest token id has no word vector.
+        UserError: The largest token id has no embedding.
     """
     try:
         vectors = getattr(model.get_input_embeddings(), "num_embeddings", None)
@@ -161,12 +161,12 @@ def check_shards(folder: Path, name: str) -> None:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"model {name}: {index.name} is no valid index of weights; copy it again"
+                f"model {name}: {index.name} is not a valid index of weights; copy it again"
             ) from None
         if named - shards:
             raise UserError(
                 f"model {name}: {index.name} names the weights {min(map(repr, named - shards))}, which "
-                "are no safetensors file in the model's own folder; copy the whole model again"
+                "are not a safetensors file in the model's own folder; copy the whole model again"
             )
 
 

@@ -1,8 +1,8 @@
 """Padding under which a model's output for a row does not depend on the other rows of its batch.
 
-Most models ignore tokens that the attention mask hides, at any position. XLNet reads the last
-position, so it needs padding on the left. FNet, CANINE, MobileBERT, ConvBERT and others mix hidden
-tokens into their outputs: only rows of equal length may share a pass. Configs do not record this
+Most models ignore masked tokens at any position. XLNet reads the last position, so it needs padding
+on the left. FNet, CANINE, MobileBERT, ConvBERT and others mix masked tokens into their outputs:
+only rows of equal length may share a pass. Configs do not record this
 property, so each model is tested once, when it is loaded.
 """
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 Side = Literal["right", "left"]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""Maximum change of an output by other rows, relative to the largest output, by number type."""
+"""Maximum change of an output by other rows, relative to the largest output, by dtype."""
 
 FLOAT32_PARAMETERS = 600_000_000
-"""Maximum parameters of a half-precision model that is tested in float32, in twice its memory."""
+"""Maximum parameters of a half-precision model that is tested in float32, in twice the memory."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def use_fixed_hashes(model: "PreTrainedModel") -> None:
 
 
 def use_full_attention(model: "PreTrainedModel") -> None:
-    """Select BigBird's full attention: otherwise the first short batch switches to it for good."""
+    """Select BigBird's full attention: otherwise the first short batch switches to it permanently."""
     base = model.base_model
     if getattr(base, "attention_type", None) == "block_sparse":
         base.set_attention_type("original_full")

@@ -124,12 +124,12 @@ def _shards(folder: Path, name: str) -> Iterator[str]:
         shards = sorted(set(index["weight_map"].values()))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"model {name}: {INDEX} is no valid index of weights; copy it again"
+            f"model {name}: {INDEX} is not a valid index of weights; copy it again"
         ) from None
     for shard in shards:
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise UserError(
-                f"model {name}: {INDEX} names the weights {shard!r}, which are no file of the model's "
+                f"model {name}: {INDEX} names the weights {shard!r}, which are not a file in the model's "
                 "own folder; copy the whole model again"
             )
         yield shard
@@ -161,8 +161,8 @@ def _save(source: Path, target: Path, name: str) -> list[str]:
     others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise UserError(
-            f"model {name}: {source.name} holds {others[0]!r}, which is no tensor, so it is not the "
-            "weights of a transformers model; get its weights as safetensors"
+            f"model {name}: {source.name} holds {others[0]!r}, which is not a tensor, so it is not "
+            "the weights of a transformers model; get its weights as safetensors"
         )
     # Safetensors refuses tied weights, which share memory: store copies, which loading ties again.
     copies = {key: value.detach().clone().contiguous() for key, value in state.items()}

@@ -28,7 +28,7 @@ STOP_SECONDS = 30
 def served(
     source: str, *, port: int | None = None, host: str = "127.0.0.1", **options: Any
 ) -> Iterator[str]:
-    """Serve a model with Ray Serve inside the block; yields its URL for `InferenceClient(url)`.
+    """Serve a model with Ray Serve inside the block; yield its URL for `InferenceClient(url)`.
 
     The process's connection to Ray is used. Without one, a local Ray is started, and stopped at the
     end.
@@ -42,8 +42,8 @@ def served(
 
     Raises:
         UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
-            gateway is not ready within `READY_SECONDS`. Or other machines reach `host`, and no key
-            is needed.
+            gateway is not ready within `READY_SECONDS`. Or other machines can reach `host`, and no
+            key is required.
     """
     import ray
 

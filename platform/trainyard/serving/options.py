@@ -27,7 +27,7 @@ MODEL, SHARED, GATEWAY = "Model", "SharedModels", "Gateway"
 """Names of the deployments, to which `deployments:` in serve/config.yaml refers."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Host names that only this machine reaches."""
+"""Host names that only this machine can reach."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 """Valid model names: NAME or ORG/NAME. No part can be `.` or `..`."""
@@ -125,7 +125,7 @@ def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not _is_address(name) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(
-                f"{name!r} is no host name; give names without scheme, port or wildcard, such as "
+                f"{name!r} is not a host name; give names without scheme, port or wildcard, such as "
                 "models.example.com; with `keys_file`, leave the list out to allow any name"
             )
     return tuple(name.strip("[]").rstrip(".").lower() for name in names)
@@ -145,7 +145,7 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
         port = {"http": ":80", "https": ":443"}.get(scheme)
         if origin != "*" and (not ORIGIN.fullmatch(origin) or (port and host.endswith(port))):
             raise ValueError(
-                f"{origin!r} is no origin as browsers send it; give `*`, or scheme and host in lower "
+                f"{origin!r} is not an origin as browsers send it; give `*`, or scheme and host in lower "
                 "case, without a path and a default port, such as https://app.example.com"
             )
     return origins
@@ -317,14 +317,14 @@ class HostOptions(ModelOptions):
 
 
 def check_name(name: str) -> str:
-    """Return `name`.
+    """Return `name` if it is a valid model name.
 
     Raises:
-        ValueError: `name` is not a valid model name.
+        ValueError: `name` is not valid.
     """
     if not NAME.fullmatch(name) or ("/" in name and name.rpartition("/")[2] in SUFFIXES):
         raise ValueError(
-            f"'{name}' is no model name; use up to 96 letters, digits, '.', '_' and '-', starting "
+            f"'{name}' is not a model name; use up to 96 letters, digits, '.', '_' and '-', starting "
             "with a letter or a digit, optionally after an organization and '/'"
         )
     return name

@@ -82,7 +82,8 @@ def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
 
     Raises:
         UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
-            server is not ready in time. Or other machines reach the address, and no key is needed.
+            server is not ready in time. Or other machines can reach the address, and no key is
+            required.
     """
     return Server(source, port, options)
 
@@ -94,7 +95,8 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
 
     Raises:
         UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
-            server is not ready in time. Or other machines reach the address, and no key is needed.
+            server is not ready in time. Or other machines can reach the address, and no key is
+            required.
     """
     from trainyard.serving.local import served
 

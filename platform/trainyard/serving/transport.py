@@ -50,7 +50,8 @@ PENALTY_HALF_LIFE = 10.0
 FAILED, LATE = (STATUSES[kind][0] for kind in ("failed", "late"))
 
 COUNTED_SECONDS = 5.0
-"""Shortest time limit of a request whose end counts as a failure. Clients may choose shorter ones."""
+"""Minimum time limit, in seconds, of a request whose expiry counts as a failure. Clients may choose
+shorter limits."""
 
 EARLY_SECONDS = 0.05
 """Seconds by which a timer of the event loop may fire early."""
@@ -69,7 +70,7 @@ class ReplicaInfo:
     address: Address | None = None
 
 
-class ConnectionLost(Exception):  # noqa: N818  # the replica's state, which is no error of this process
+class ConnectionLost(Exception):  # noqa: N818  # a state of the replica, not an error of this process
     """Error for a connection whose replica or host is gone.
 
     Attributes:
@@ -231,7 +232,7 @@ class Connection(_MessageProtocol):
 
 
 class ConnectionServer:
-    """Replica's end of all its connections.
+    """Server for the connections of all gateways to one replica.
 
     Attributes:
         connections: Open connections, one per gateway replica.

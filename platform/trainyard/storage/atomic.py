@@ -29,7 +29,7 @@ def scratch_pattern(name: str | None = None) -> str:
 
 
 def discard(path: Path) -> None:
-    """Delete a file, or a folder with its content; an absent path is no error."""
+    """Delete a file, or a folder with its content; an absent path is not an error."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -113,10 +113,10 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_folder(path: Path, new: Path | None) -> None:
-    """Put the folder `new` in the place of `path`, or delete `path` if `new` is None.
+    """Replace the folder `path` with the folder `new`, or delete it if `new` is None.
 
-    The last of several processes that replace it at the same time wins. For an instant there is no
-    folder at `path`.
+    If several processes replace it at the same time, the last one wins. For a moment, `path` does
+    not exist.
     """
     while True:
         old = scratch_path(path)
@@ -135,7 +135,7 @@ def replace_folder(path: Path, new: Path | None) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a folder with hard links, or copies of files that cannot be linked; weights are large.
+    """Copy a folder by hard links, because weights are large; copy files that cannot be linked.
 
     Raises:
         FileExistsError: `target` exists.

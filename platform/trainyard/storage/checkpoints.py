@@ -1,20 +1,22 @@
-"""Checkpoints of a run: committed whole with a manifest of hashes, verified before they are used.
+"""Checkpoints of a run: committed atomically with a manifest of hashes, verified before use.
 
     checkpoints/step-00000120/   config.json model.safetensors optimizer.pt state.json MANIFEST.json
 
-With fsdp and deepspeed each worker writes its part, see `training.worker.weights`.
+With fsdp and deepspeed, each worker writes its part, see `training.worker.weights`.
 
-The run folder is the one source of truth: a resumed run takes the newest checkpoint here that
-verifies. Nothing is reported to Ray Train: its own record of checkpoints is rewritten in place and up
-to two seconds late. A crash can leave it empty, and then the run can never start again.
+The run folder is the single source of truth: a run resumes from its newest checkpoint that verifies.
+Checkpoints are not reported to Ray Train: it rewrites its own record in place, up to two seconds
+late. A crash can leave that record empty, and the run could then never start again.
 
-In a bucket a checkpoint is uploaded whole, then entered in an index that one attempt alone may replace.
+In a bucket, a checkpoint is uploaded completely, then added to an index that only one attempt may
+replace.
 
     checkpoints/index.json                {"attempt": …, "checkpoints": {"120": "step-00000120-4f1c22ab"}}
     checkpoints/step-00000120-4f1c22ab/   the files of a checkpoint, MANIFEST.json the last
 
-Each attempt uploads under its own names, so one that comes back from a lost network cannot mix its
-files into its successor's; and its entry is refused, for the index is no longer the one it read.
+Each attempt uploads under its own names. So an attempt that returns after a network outage cannot
+mix its files with those of its successor. Its index entry is rejected, because the index has
+changed since it was read.
 """
 
 import json
@@ -43,16 +45,16 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """The checkpoints of one run.
+    """Checkpoints of one run.
 
-    Creating a store does not touch the folder. `claim` starts an attempt, the only one that may
-    commit from then on. So a worker that returns from a lost network cannot overwrite the
+    The constructor does not access the folder. `claim` starts an attempt; earlier attempts can
+    no longer commit. So a worker that returns after a network outage cannot overwrite the
     checkpoints of its successor.
 
     Args:
-        folder: Holds the checkpoints.
-        fence: Of the driver that the attempt belongs to; checked before anything is written.
-        publish: Called before a checkpoint counts: makes the records it refers to durable.
+        folder: Folder of the checkpoints.
+        fence: Fence of the driver that the attempt belongs to, checked before each write.
+        publish: Function that makes the run's records durable, called before a commit.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class CheckpointStore:
         self._fence, self._publish = fence, publish
 
     def claim(self) -> None:
-        """Start an attempt: fence off earlier ones and delete what they left half-written.
+        """Start an attempt: fence off earlier attempts, and delete their unfinished checkpoints.
 
         Raises:
             SupersededError: Another driver has taken over the run.
@@ -85,6 +87,14 @@ class CheckpointStore:
             UserError: The storage does not answer.
         """
         self._check_fence()
+        self.check_attempt()
+
+    def check_attempt(self) -> None:
+        """Check that this attempt is still the newest in `folder`; the lease is not read.
+
+        Raises:
+            SupersededError: A newer attempt has claimed the run.
+        """
         current = json.loads((self.folder / "attempt.json").read_text())["attempt"]
         if current != self.attempt:
             raise SupersededError(
@@ -92,10 +102,10 @@ class CheckpointStore:
             )
 
     is_shared = True
-    """True when workers of all nodes see `folder`."""
+    """True if the workers of all nodes see `folder`."""
 
     def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
-        """Let `write` fill a folder and make it the checkpoint of `step`, durable on return.
+        """Let `write` fill a folder, and commit it as the checkpoint of `step`; durable on return.
 
         `write` may return manifest entries of files that other processes wrote and hashed.
 
@@ -113,8 +123,8 @@ class CheckpointStore:
             sync_tree(scratch)
             self._publish_local()
             self.check_claim()
-            # What another attempt made durable is the same by construction, and stays: one that was
-            # asleep since its claim was checked must not delete its successor's checkpoint.
+            # A valid checkpoint of another attempt has the same content, and stays. An attempt that
+            # was suspended after `check_claim` must not delete its successor's checkpoint.
             if fault_of(final) is None:
                 shutil.rmtree(scratch, ignore_errors=True)
             else:
@@ -151,7 +161,7 @@ class CheckpointStore:
         return self.folder / f"step-{step:08d}"
 
     def bring(self, step: int) -> Path:
-        """Return the folder of the checkpoint of `step`, present on this node.
+        """Return the folder of the checkpoint of `step` on this node; download it if necessary.
 
         Raises:
             UserError: The bucket does not answer, or its checkpoint is damaged.
@@ -159,10 +169,10 @@ class CheckpointStore:
         return self.path(step)
 
     def bring_best(self, step: int) -> Path:
-        """Return the folder of the best checkpoint, present on this node and verified.
+        """Verify the best checkpoint, and return its folder on this node.
 
         Raises:
-            DamagedRun: The checkpoint is damaged, and no other one can replace it.
+            DamagedRun: The checkpoint is damaged; no other checkpoint can replace it.
             UserError: The bucket does not answer.
         """
         if (fault := self._fault(step)) is not None:
@@ -179,7 +189,7 @@ class CheckpointStore:
     def newest(self) -> tuple[int, Path] | None:
         """Return step and folder of the newest checkpoint that verifies, or None.
 
-        Each damaged checkpoint that is passed over is noted in `skipped`.
+        `skipped` lists the damaged checkpoints that were passed over.
 
         Raises:
             UserError: The bucket does not answer, or its index is damaged.
@@ -194,9 +204,9 @@ class CheckpointStore:
     def keep(self, steps: Collection[int], until: int | None = None) -> None:
         """Delete all checkpoints except those of `steps` and those after step `until`.
 
-        An attempt gives its own step as `until`, for later ones can be its successor's. An error of
-        the file system is only logged. Files that NFS keeps for another process are deleted by the
-        next `claim`.
+        An attempt passes its own step as `until`, because later checkpoints may be its successor's.
+        An OSError is only logged: NFS keeps files that another process has open, until the next
+        `claim` deletes them.
 
         Raises:
             SupersededError: Another driver or a newer attempt has claimed the run.
@@ -228,14 +238,14 @@ class CheckpointStore:
 
 
 class BucketCheckpoints(CheckpointStore):
-    """The checkpoints of one run in a bucket; `folder` is this node's copy.
+    """Checkpoints of one run in a bucket.
 
     Args:
-        folder: See `CheckpointStore`.
-        bucket: Holds the checkpoints.
+        folder: Folder of this node's copies.
+        bucket: Bucket of the checkpoints.
         key: Name of their folder in the bucket.
-        fetch: Called by `claim`: brings the run's records to this node.
-        publish: See `CheckpointStore`; uploads the records.
+        fetch: Function that downloads the run's records to this node, called by `claim`.
+        publish: Function that uploads the run's records, called before a commit.
         fence: See `CheckpointStore`.
     """
 
@@ -256,7 +266,7 @@ class BucketCheckpoints(CheckpointStore):
     def claim(self) -> None:
         super().claim()
         while True:
-            # Listed before the index is replaced: what came later may be a successor's.
+            # List the objects before replacing the index: later objects may be a successor's.
             listed = self._bucket.names(self._key)
             stored, names = self._read()
             try:
@@ -275,7 +285,7 @@ class BucketCheckpoints(CheckpointStore):
 
     @override
     def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
-        # The local copy does not count: it may be of a run that --fresh has replaced since.
+        # The local copy may belong to a run that --fresh has replaced since.
         shutil.rmtree(self.path(step), ignore_errors=True)
         path = super().commit(step, write)
         name = f"{path.name}-{str(self.attempt)[:8]}"
@@ -331,7 +341,7 @@ class BucketCheckpoints(CheckpointStore):
 
     @override
     def _publish_local(self) -> None:
-        """Publish nothing yet: the local copy does not count."""
+        """Publish nothing: `commit` publishes after the upload."""
 
     @property
     def _index(self) -> str:
@@ -378,8 +388,9 @@ class BucketCheckpoints(CheckpointStore):
             self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
 
     def _download(self, step: int) -> str | None:
-        name = f"{self._key}/{self._index_names()[step]}"
-        return download_folder(self._bucket, name, self.path(step))
+        if (name := self._index_names().get(step)) is None:
+            return "the index of checkpoints does not list it"
+        return download_folder(self._bucket, f"{self._key}/{name}", self.path(step))
 
     def _is_own(self, content: bytes) -> bool:
         return bool(json.loads(content)["attempt"] == self.attempt)
@@ -396,9 +407,9 @@ def _older(steps: Iterable[int], until: int | None) -> list[int]:
 def _fill(
     scratch: Path, write: Callable[[Path], Mapping[str, Any] | None]
 ) -> Mapping[str, Any] | None:
-    """Call `write`; when it fails and the disk is why, raise the disk's OSError.
+    """Call `write`; if it fails because of the disk, raise an OSError.
 
-    torch and safetensors open the files, and report "unexpected pos 576 vs 534" for a full disk.
+    torch and safetensors raise other errors for a full disk, such as "unexpected pos 576 vs 534".
     """
     try:
         return write(scratch)
@@ -410,7 +421,7 @@ def _fill(
 
 
 def probe_disk(folder: Path) -> None:
-    """Write and delete a file in `folder`.
+    """Check that a file of 1 MiB can be written in `folder`.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.

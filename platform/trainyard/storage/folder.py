@@ -37,6 +37,7 @@ from trainyard.storage.atomic import (
     write_json,
 )
 from trainyard.storage.checkpoints import BucketCheckpoints, CheckpointStore
+from trainyard.storage.exchange import Exchange
 from trainyard.storage.job_folder import (
     LOG,
     REQUEST_NAMES,
@@ -45,12 +46,7 @@ from trainyard.storage.job_folder import (
     storage_folder,
 )
 from trainyard.storage.lease import Fence
-from trainyard.storage.mirror import (
-    ASK_SECONDS,
-    TELL_SECONDS,
-    Mirror,
-    outages_logged,
-)
+from trainyard.storage.mirror import TELL_SECONDS, Mirror, outages_logged
 from trainyard.storage.records import parse_line, read_record
 from trainyard.storage.stopwatch import add
 
@@ -81,15 +77,16 @@ class RunFolder(JobFolder):
         self.ledger = path / "ledger"
         self.predictions = path / "predictions"
         self._metrics = path / "metrics.jsonl"
-        self._seen_request = False
+        self._exchange: Exchange | None = None
 
     @property
     def restart_request(self) -> Path:
-        """Path of the file by which the driver asks its workers to save and stop for a restart."""
+        """Path of the file by which the driver makes its workers save and stop for a restart."""
         return self.path / request_name("restart", self.fence)
 
     @property
     def seen_everywhere(self) -> bool:
+        """True if every node sees the folder; False for a scratch copy of a bucket."""
         return self.mirror is None
 
     def store(self) -> CheckpointStore:
@@ -109,6 +106,11 @@ class RunFolder(JobFolder):
         )
 
     def has_model(self) -> bool:
+        """Return whether the run has exported its model.
+
+        Raises:
+            UserError: The bucket does not answer.
+        """
         if self.mirror is not None:
             return self.mirror.bucket.has(self.mirror.key("model/model.safetensors"))
         return (self.model / "model.safetensors").exists()
@@ -164,7 +166,7 @@ class RunFolder(JobFolder):
             self.mirror.push_tables(tables)
 
     def find_table(self, folder: Path) -> bool:
-        """Return whether a tokenized split is in `folder`; if not, try to download it first.
+        """Return whether `folder` holds a tokenized split; first try to download an absent one.
 
         Raises:
             UserError: The bucket cannot be read.
@@ -186,14 +188,39 @@ class RunFolder(JobFolder):
                     self.publish(path.name)
 
     def wants_stop(self) -> bool:
-        """Return whether a stop or restart is requested, on this node or in the bucket."""
+        """Return whether a stop or restart is requested, on this node or in the bucket.
+
+        Requests in the bucket are seen between `begin_exchange` and `end_exchange`.
+        """
         if self.stop_is_requested() or self.restart_request.exists():
             return True
-        if self.mirror is not None and self.mirror.asks.is_due(ASK_SECONDS):
-            with outages_logged():
-                keys = [self.mirror.key(p.name) for p in (self.stop_request, self.restart_request)]
-                self._seen_request = any(map(self.mirror.brief.has, keys))
-        return self._seen_request
+        return self._exchange is not None and self._exchange.request_seen
+
+    def begin_exchange(self) -> None:
+        """Start the thread of an `Exchange` with the run's bucket, if it has one."""
+        if self.mirror is not None:
+            requests = self.stop_request.name, self.restart_request.name
+            self._exchange = Exchange(self.mirror, self.fence, requests)
+
+    def end_exchange(self) -> None:
+        """End the thread that `begin_exchange` started, if any."""
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
+
+    def poll(self) -> None:
+        """Call `check`; after `begin_exchange`, only when its last answer is too old.
+
+        So a short outage of the bucket stops no training step.
+
+        Raises:
+            SupersededError: Another driver has taken over the run.
+            UserError: The storage does not answer.
+        """
+        if self._exchange is None:
+            self.check()
+        else:
+            self._exchange.poll()
 
     def sync(self) -> None:
         """Upload a stop request and download progress, if the run is in a bucket. Poll it.
@@ -285,10 +312,13 @@ class RunFolder(JobFolder):
     def write_predictions(self, logits: Mapping[str, "NDArray[Any]"]) -> None:
         """Write the logits of each split to predictions/SPLIT.npy.
 
+        Those of a mirrored run stay on this node until `publish` checks the lease.
+
         Raises:
             UserError: `check` fails.
         """
-        self.check()
+        if self.mirror is None:
+            self.check()
         for split, values in logits.items():
             write_array(self.predictions / f"{split}.npy", values)
 
@@ -319,16 +349,14 @@ class RunFolder(JobFolder):
     def set_progress(self, **fields: Any) -> None:
         """Replace progress.json; it is informative only, so it is not flushed to disk.
 
+        That of a mirrored run is uploaded by the thread of `begin_exchange`, or by `publish`.
+
         Raises:
             UserError: `check` fails.
         """
         if self.mirror is None:
             self.check()
         self._write_progress(fields)
-        if self.mirror is not None and self.mirror.tells.is_due(TELL_SECONDS):
-            with outages_logged():
-                self.check()
-                self.mirror.push_at_once("progress.json")
 
     def _write_progress(self, fields: Mapping[str, Any]) -> None:
         scratch = scratch_path(self.path / "progress.json")
@@ -356,6 +384,11 @@ class SuiteFolder(JobFolder):
         return RunFolder(self.path / name, fence=self.fence)
 
     def write_table(self, table: Mapping[str, Any], markdown: str, page: str) -> None:
+        """Write the table as glue.json, glue.md and glue.html.
+
+        Raises:
+            UserError: `check` fails.
+        """
         self.check()
         write_json(self.path / self.RECORD, table)
         write_atomic(self.path / "glue.md", markdown)

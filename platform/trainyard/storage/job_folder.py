@@ -66,8 +66,13 @@ class JobFolder:
         """Path of the file that asks the holder of `fence`, and runs below it, to save and stop."""
         return self.path / request_name("stop", self.fence)
 
+    @property
+    def has_siblings(self) -> bool:
+        """Return whether the job, whose lease is held, is one of several of a sweep or suite."""
+        return self.fence is not None and self.fence.above is not None
+
     def stop_is_requested(self) -> bool:
-        """Return whether a stop request lies here, to `fence`, a fence above it, or any holder."""
+        """Return whether there is a stop request to `fence`, a fence above it, or any holder."""
         return any(
             (self.path / request_name("stop", one)).exists() for one in _and_above(self.fence)
         )
@@ -91,8 +96,6 @@ class JobFolder:
     def created(self) -> Iterator[None]:
         """Create the folder; after a UserError in the block, remove empty folders made here.
 
-        A folder that holds only the driver's log counts as empty, unless the job is in a bucket.
-
         Raises:
             UserError: The folder or the bucket cannot be written, or `check` fails.
         """
@@ -102,8 +105,6 @@ class JobFolder:
         try:
             yield
         except UserError:
-            if self.path in missing and self.mirror is None and not self.names():
-                (self.path / LOG).unlink(missing_ok=True)
             for folder in missing:  # the innermost first
                 with suppress(OSError):
                     folder.rmdir()
@@ -119,10 +120,14 @@ class JobFolder:
     def lease(self, patience: float = 0.0) -> Iterator[Lease]:
         """Create the folder, hold its `Lease`, and delete old requests and scratch files.
 
+        After a UserError in the block, empty folders made here are removed. A folder that holds
+        only the driver's log counts as empty, unless the job is in a bucket.
+
         Raises:
             HeldError: Another driver still holds the lease after `patience` seconds.
             UserError: The folder or the bucket cannot be written, or `check` fails.
         """
+        is_new = not self.path.exists()
         with (
             self.created(),
             Lease(*self._stored(LEASE), f"{self.KIND} '{self.path.name}'", patience) as lease,
@@ -133,6 +138,12 @@ class JobFolder:
                     for left in self.path.glob(pattern):
                         discard(left)
                 yield lease
+            except UserError:
+                if is_new and self.mirror is None and not self.names():
+                    with suppress(UserError):  # the log of a successor stays
+                        self.check()
+                        (self.path / LOG).unlink(missing_ok=True)
+                raise
             finally:
                 self.fence = above
 
@@ -155,6 +166,11 @@ class JobFolder:
         return self.read_json(self.RECORD)
 
     def read_json(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in a file of the folder; empty if the file is absent.
+
+        Raises:
+            DamagedRun: The file holds no JSON object.
+        """
         try:
             return read_record(self.path / name)
         except FileNotFoundError:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fence:
-    """Check that a driver still holds its lease, which workers make before they write.
+    """Handle of a lease; workers check before they write that their driver still holds the lease.
 
     Attributes:
         store: Storage of the lease.
@@ -75,6 +75,7 @@ class Lease:
 
     Raises:
         HeldError: On entry, another driver still holds the lease after `patience` seconds.
+        UserError: On entry, the storage does not answer.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class Lease:
         return None
 
     def _stamp(self, stored: Stored) -> None:
-        """Renew the time of a lease that lies in the future since the storage's clock was set back.
+        """Rewrite a lease whose time is in the future, because the storage's clock was set back.
 
         A living holder renews the lease as before. The lease of a dead holder expires from now on.
         """
@@ -279,7 +280,7 @@ def _state(pid: int) -> tuple[str, int | None]:
 
 
 def _process_table() -> str | None:
-    """Return a name of the table of process ids: PID namespace and boot id; None outside Linux.
+    """Identify the table of process ids by PID namespace and boot id; return None outside Linux.
 
     Each container has its own namespace, but containers may share a host name. Machines of equal
     host name and namespace differ in the boot id.

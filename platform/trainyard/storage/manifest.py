@@ -113,7 +113,7 @@ def download_folder(bucket: Bucket, name: str, folder: Path) -> str | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process of this node at a time into the block; the lock lies next to `folder`."""
+    """Exclude the other processes of this node from the block, by a lock file next to `folder`."""
     with folder.with_name(f".{folder.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

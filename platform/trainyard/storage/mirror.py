@@ -34,7 +34,7 @@ from trainyard.storage.manifest import (
 from trainyard.storage.store import Bucket
 
 ASK_SECONDS = 2.0
-"""Minimum time between two queries of the bucket for requests, by a worker."""
+"""Time between two checks of the lease and queries of the bucket for requests, by a worker."""
 TELL_SECONDS = 5.0
 """Minimum time between two uploads of progress.json by a worker, or two downloads by the driver."""
 
@@ -42,7 +42,7 @@ DRIVER = ".driver"
 """File in a scratch folder that holds the id of the lease of the driver it belongs to."""
 
 _uploading = threading.Lock()
-"""Held while a process uploads records: its loop and the writer of its checkpoints both do."""
+"""Lock for uploads of records, which several threads of a process make."""
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +79,16 @@ class Mirror:
         name: Name of the run.
 
     Raises:
-        UserError: The scheme of `url` is not supported.
+        UserError: In the constructor, the scheme of `url` is not supported. In any method, the
+            bucket refuses access or does not answer.
     """
 
     def __init__(self, url: str, name: str) -> None:
         self.bucket, self.name = Bucket(url), name
         self.brief = Bucket(url, impatient=True)
-        """The same bucket, for what a training step asks and tells: an outage costs it seconds."""
+        """The same bucket with short timeouts, for requests that are repeated anyway."""
         self.path = scratch_folder(url) / name
-        self.asks, self.tells = Timer(), Timer()
+        self.tells = Timer()
         self._built: set[str] = set()
         self._sent: dict[str, tuple[int, int]] = {}
 
@@ -102,8 +103,8 @@ class Mirror:
     def empty_unless_of(self, driver: str) -> None:
         """Empty the scratch folder if it is not marked by this driver.
 
-        Otherwise files of a run that `--fresh` has replaced would be uploaded as those of the new
-        one. The processes of a node call this one after another.
+        Otherwise, files of a run that `--fresh` has replaced would be uploaded as those of the new
+        run. A lock serializes the processes of a node.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
@@ -126,24 +127,27 @@ class Mirror:
     def push(self, *names: str) -> None:
         """Upload files and folders, except files unchanged since the last upload by this mirror."""
         with _uploading:
-            for path in (path for name in names for path in files(self.path / name)):
-                stat = path.stat()
-                state, relative = (stat.st_mtime_ns, stat.st_size), str(path.relative_to(self.path))
-                if self._sent.get(relative) != state:
-                    self.bucket.upload(self.key(relative), path)
-                    self._sent[relative] = state
+            self._push(self.bucket, *names)
 
     def push_at_once(self, name: str) -> None:
-        """Upload a file now, or not at all: never wait for another upload or for long.
+        """Do as `push` now, or not at all: never wait for another upload or for long.
 
         Raises:
             UserError: The bucket does not answer within seconds.
         """
         if _uploading.acquire(blocking=False):
             try:
-                self.brief.upload(self.key(name), self.path / name)
+                self._push(self.brief, name)
             finally:
                 _uploading.release()
+
+    def _push(self, bucket: Bucket, *names: str) -> None:
+        for path in (path for name in names for path in files(self.path / name)):
+            stat = path.stat()
+            state, relative = (stat.st_mtime_ns, stat.st_size), str(path.relative_to(self.path))
+            if self._sent.get(relative) != state:
+                bucket.upload(self.key(relative), path)
+                self._sent[relative] = state
 
     def pull(self, *names: str) -> None:
         """Replace local files with objects of the same names; delete a file without an object."""

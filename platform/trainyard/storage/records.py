@@ -44,14 +44,14 @@ def parse_record(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError("it is no valid JSON") from error
+        raise ValueError("it is not valid JSON") from error
     if not isinstance(value, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     return value
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """Parse a line of a JSONL file; return None if it holds no JSON object."""
+    """Parse a line of a JSONL file; return None if it is not a JSON object."""
     try:
         return parse_record(line)
     except ValueError:
@@ -216,7 +216,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def real(value: Any) -> float | None:
-    """Return `value` if it is a number (or NaN), else None; integers from 2**63 on give None."""
+    """Return a number (or NaN) unchanged; None for other types, and for integers beyond 2**63."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return None if isinstance(value, int) and abs(value) >= 1 << 63 else value

@@ -62,7 +62,7 @@ def add(*books: Mapping[str, float]) -> dict[str, float]:
 def time_ledger(run: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, float]:
     """Return the seconds of a run by account, over all attempts, without accounts of zero seconds.
 
-    The driver measures the total `training` time of the workers, and rank 0 divides it by account.
+    The driver measures the total `training` time of the workers; rank 0 breaks it down by account.
     The difference is account `workers`: starting and stopping processes. A trial of a sweep may
     lack a driver's ledger; then account `workers` is its `startup_seconds`.
 

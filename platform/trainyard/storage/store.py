@@ -16,12 +16,12 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -50,6 +50,8 @@ Version = dict[str, Any]
 """Identifier of an object's content; a write of other content changes it."""
 Expected = Version | Literal["nothing"] | None
 """Condition of a write: version to replace, "nothing" to only create, None to replace all."""
+
+Result = TypeVar("Result")
 
 
 class Conflict(Exception):  # noqa: N818 (an answer, not a defect)
@@ -116,9 +118,16 @@ class Disk:
 
     def write(self, name: str, content: bytes, *, over: Expected = None) -> Version:
         scratch = scratch_path(self.folder / name)
+
+        def write() -> None:
+            write_durable(scratch, lambda file: file.write(content))
+
         with self._reported():
             try:
-                write_durable(scratch, lambda file: file.write(content))
+                if over == "nothing":
+                    self._in_folder(write)
+                else:
+                    write()
                 with self._guarded(name, scratch):
                     self._expect(name, over)
                     with _conflict_if_deleted():
@@ -128,6 +137,19 @@ class Disk:
                 discard(scratch)
                 raise
         return _content_version(content)
+
+    def _in_folder(self, create: Callable[[], Result]) -> Result:
+        """Create a file by `create`, and before it the folder if that is absent.
+
+        A driver removes its job's empty folder after an error, while another waits for the lease.
+        """
+        for _ in range(3):  # it may be removed again
+            try:
+                return create()
+            except FileNotFoundError:
+                with suppress(FileNotFoundError):  # a parent folder was removed, too
+                    self.folder.mkdir(parents=True, exist_ok=True)
+        return create()
 
     def retire(self, name: str, mark: bytes, over: Version) -> None:  # noqa: ARG002
         # Renamed into a scratch folder: if others delete it, a suspended process deletes no object.
@@ -147,7 +169,8 @@ class Disk:
         probe = scratch_path(self.folder / "probe")
         with self._reported():
             try:
-                with probe.open("wb") as file:  # a starting driver may delete the name
+                # A starting driver may delete the name while the file is open.
+                with self._in_folder(lambda: probe.open("wb")) as file:
                     file.write(b"probe")
                     file.flush()
                     os.fsync(file.fileno())
@@ -237,8 +260,8 @@ def lock_name(name: str) -> str:
 
 def unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"--storage-path: {folder} cannot be written ({error.strerror}); give a folder that can, seen "
-        "by every node, or make room"
+        f"--storage-path: {folder} cannot be written ({error.strerror}); give a writable folder "
+        "that every node sees, or make room"
     )
 
 

@@ -28,7 +28,7 @@ sweep.json holds
                   intervals are on the confirmation rows. Sweeps of older versions have no `method`:
                   their intervals do not cover the choice among all trials
     looks         list of comparisons on the confirmation rows, {candidates, seeds}; `look` is the
-                  1-based number of the present one
+                  1-based number of the current one
 
 trial.json holds the decisions made before the trial ran: {index, name, kind ("search" or
 "confirmation"), hyperparameters, and for PBT member, generation, parent, stretch}. A trial's
@@ -94,6 +94,7 @@ class TrialSpec:
     """PBT: number of evaluations before the exchange; None for the member's last stretch."""
 
     def is_over(self, evaluations: int) -> bool:
+        """Return whether the stretch ends after this number of evaluations."""
         return self.stretch is not None and evaluations >= self.stretch
 
     def as_dict(self) -> dict[str, Any]:
@@ -149,6 +150,11 @@ class SweepFolder(JobFolder):
         return RunFolder(parent / name, fence=self.fence)
 
     def add(self, spec: TrialSpec) -> RunFolder:
+        """Create the folder of a trial, with its trial.json.
+
+        Raises:
+            UserError: `check` fails.
+        """
         self.check()
         run = self.run(spec.kind, spec.name)
         run.path.mkdir(parents=True, exist_ok=True)
@@ -200,5 +206,5 @@ def record(run: RunFolder) -> TrialRecord:
 
 
 def now() -> str:
-    """Return the present UTC time as in all records: `2026-01-31T12:00:00Z`."""
+    """Return the current UTC time as in all records: `2026-01-31T12:00:00Z`."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -70,7 +70,7 @@ class TrainState:
     def eval_loss(self) -> float | None:
         """Mean loss over the splits of the last evaluation; None before the first evaluation.
 
-        None, too, after an evaluation by an older version, which recorded no loss.
+        It is also None after an evaluation by an older version, which recorded no loss.
         """
         losses = [split.get("eval_loss") for split in self.evaluation.values()]
         known = [loss for loss in losses if loss is not None]
@@ -94,6 +94,8 @@ class Outcome:
 
     status: Literal["finished", "stopped", "failed"]
     error: UserError | None = None
+    by_callback: bool = False
+    """True if a user's callback stopped the run."""
     state: TrainState = field(default_factory=TrainState)
     notes: list[str] = field(default_factory=list)
     """Sentences to print, about skipped damaged checkpoints and changed machines."""

@@ -147,7 +147,8 @@ def conclude(
 def write_best(folder: SweepFolder, run: RunFolder, comment: str) -> None:
     """Write best.yaml and `model/` from `run`, with `comment` at the top of best.yaml.
 
-    Training with best.yaml reproduces the model bit-exactly.
+    Training with best.yaml reproduces the model bit-exactly, unless `run` is the last stretch of a
+    population's member.
     """
     import yaml
 

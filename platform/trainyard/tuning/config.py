@@ -26,7 +26,7 @@ BUDGET_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(TrainConfig):
-    """Search the hyperparameters of a run, confirm the best with fresh seeds, and state how sure it is.
+    """Search hyperparameters, confirm the best with fresh seeds, and state the confidence in the winner.
 
     The flags of `trainyard train` give the default recipe. It is trial 0, and the winner is compared with
     it. The same command resumes a sweep that was interrupted.

@@ -122,7 +122,7 @@ def verdict_of(
         none.
 
     Raises:
-        UserError: There are too few evaluation rows to set any aside.
+        UserError: There are too few evaluation rows to set any aside, or a stored file is damaged.
     """
     config = context.config
 
@@ -263,7 +263,7 @@ class Rows:
     """
 
     splits: tuple[str, ...]
-    """Stored splits whose predictions, one after the other, are those of the rows."""
+    """Names of the stored splits whose predictions, concatenated, match the rows."""
     references: NDArray[Any]
     searched: NDArray[np.bool_]
 
@@ -314,8 +314,8 @@ def confirmation_rows(context: Context) -> list[Rows]:
 def rank_on_searched_rows(context: Context, ranked: Sequence[TrialRecord]) -> Sequence[TrialRecord]:
     """Sort finished trials by score on the rows for the search, best first; other trials follow.
 
-    `ranked` is returned unchanged without a confirmation, or if a trial lacks predictions. So it is
-    if rows were set aside before the search: its scores are already on the rows for the search.
+    `ranked` is returned unchanged without a confirmation, or if a trial lacks predictions. It is
+    also unchanged if rows were set aside before the search, since no score includes those rows.
 
     Raises:
         UserError: There are too few rows to set any aside, or predictions are damaged.

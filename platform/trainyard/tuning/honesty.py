@@ -1,11 +1,11 @@
 """Statistics of a sweep: the winner's score on rows that the search never saw, and a verdict.
 
-The best of many recipes is picked partly by chance: the chance of the rows and the chance of the
-seeds. Fresh seeds remove only the chance of seeds, because a recipe that suits the validation rows
-suits these rows with every seed. So the rows are split. Trials, candidates and the winner are
-chosen on the *searched* rows. The winner is compared with the default recipe on the *confirmation*
-rows, which took no part in any choice. This is valid for any searcher and number of trials, without
-a model of the search.
+The score of the best of many recipes is biased upward: it won partly by noise in the rows, and
+partly by noise in the seeds. Fresh seeds remove only the seed noise, because a recipe that happens
+to suit the validation rows suits them with every seed. So the rows are split. Trials, candidates
+and the winner are chosen on the *searched* rows. The winner is compared with the default recipe on
+the *confirmation* rows, which took no part in any choice. This is valid for any searcher and number
+of trials, without a model of the search.
 
 The confirming runs themselves pick the winner among several candidates, so seeds are split, too.
 Each half of the seeds picks a candidate, which is scored with the other half. (Leaving out one seed

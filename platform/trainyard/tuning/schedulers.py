@@ -22,16 +22,19 @@ the work that follows its last evaluation.
 """
 
 CHANGEABLE = ("learning_rate", "weight_decay", "max_grad_norm")
-"""Fields that can change during training, since they set no batches, model or schedule."""
+"""Fields that can change in mid-training: no batch, model or schedule depends on them."""
 QUANTILE = 0.25
 """Share of members that are replaced, and share of the best members that replace others."""
 RESAMPLED = 0.25
-"""Probability that a hyperparameter is drawn again, not multiplied by one of FACTORS."""
+"""Probability that a value from a range is drawn again instead of multiplied by one of FACTORS.
+
+A value from a list is always drawn again.
+"""
 FACTORS = (0.8, 1.2)
 
 
 class Scheduler:
-    """Base of schedulers, and the one without early stopping: trials train to their end (fifo)."""
+    """Base class of schedulers; itself the one without early stopping (fifo)."""
 
     rejudges = False
     """True if ended trials report again after a resume, for comparison with new trials."""

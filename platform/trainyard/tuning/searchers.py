@@ -37,7 +37,7 @@ class Searcher:
             if domain.kind == "grid":
                 raise UserError(
                     f"--set {field}={domain} asks for every point of a grid, which --searcher {name} "
-                    f"does not walk; use --searcher grid, or {field}=choice:…"
+                    f"does not visit; use --searcher grid, or {field}=choice:…"
                 )
 
     def size(self, space: Space) -> int | None:  # noqa: ARG002
@@ -74,7 +74,7 @@ class Grid(Searcher):
         for field, domain in space.items():
             if not domain.values:
                 raise UserError(
-                    f"--searcher grid cannot walk {field}={domain}; list its values, as in "
+                    f"--searcher grid cannot visit {field}={domain}; list its values, as in "
                     f"--set {field}=grid:{domain.low:g},{domain.high:g}, or use --space bert"
                 )
         return math.prod(len(domain.values) for domain in space.values())

@@ -39,7 +39,7 @@ SPACES: dict[str, dict[str, str]] = {
         "train_batch_size": "choice:16,32",
         "num_train_epochs": "choice:2,3,4",
     },
-    # The spread of chance alone (Dodge et al. 2020): any "winner" here is noise.
+    # The spread over seeds alone (Dodge et al. 2020): any "winner" here is noise.
     "seed": {"seed": "randint:0:100000"},
 }
 
@@ -190,7 +190,7 @@ def _range(field: str, type_: Any, kind: Kind, rest: str, text: str) -> Domain:
         )
     if not low < high or (kind == "loguniform" and low <= 0):
         raise UserError(
-            f"--set {field}={text}: {low:g} to {high:g} is no range; the first must be less than the "
+            f"--set {field}={text}: {low:g} to {high:g} is not a range; the first must be less than the "
             f"second{' and above 0' if kind == 'loguniform' else ''}"
         )
     return Domain(kind, int(low), int(high)) if kind == "randint" else Domain(kind, low, high)
@@ -225,7 +225,7 @@ def _value(field: str, type_: Any, item: str, text: str) -> Any:
         "None" if option is type(None) else str(getattr(option, "__name__", option))
         for option in _options(type_)
     )
-    raise UserError(f"--set {field}={text}: '{item}' is no value of {field}; expected {names}")
+    raise UserError(f"--set {field}={text}: '{item}' is not a value of {field}; expected {names}")
 
 
 def _try(base: TrainConfig, values: Mapping[str, Any], said: str) -> None:

@@ -55,7 +55,7 @@ def tune(config: SweepConfig) -> SweepResult:
     Raises:
         SupersededError: Another driver has taken over the sweep.
         HeldError: Another driver holds the sweep.
-        UserError: Another condition applies that the user can fix; completed work is kept.
+        UserError: The flags, data, model or cluster cannot be used; completed work is kept.
         Interrupted: SIGTERM or Ctrl-C stopped the sweep; running trials are saved.
     """
     result = _tune(config)
@@ -276,7 +276,7 @@ class Clock:
         expired = self.expired(limit)
         if expired and not self._said:
             self._said = True
-            say("the time is up: saving what runs")
+            say("time is up: saving running trials")
         return expired
 
     def write(self) -> None:

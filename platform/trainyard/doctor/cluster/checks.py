@@ -19,7 +19,7 @@ Level = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Sentence about the cluster, by a check. A `failure` means that a run will not work."""
+    """Result of a check, as a sentence. A `failure` means that a run will not work."""
 
     check: str
     level: Level

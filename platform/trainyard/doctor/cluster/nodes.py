@@ -95,7 +95,7 @@ def _take(answer: Any, deadline: float) -> Any:
 
 
 def _skew(started: float, node_time: Any, ended: float) -> dict[str, float] | None:
-    """Return the seconds by which a node's clock is ahead of the driver's, and their uncertainty.
+    """Return the seconds by which a node's clock is ahead of the driver's, and the uncertainty.
 
     Returns None if the node did not answer.
     """

@@ -208,7 +208,7 @@ def check_workers(config: TrainConfig, needed: Node) -> Finding:
 
 
 def sum_ones() -> dict[str, Any]:
-    """Sum a one of each worker with an all-reduce; every worker runs this function.
+    """Check the process group by an all-reduce of ones; every worker runs this function.
 
     Returns the sum, and the names of the backend, the network interface and the device.
     """

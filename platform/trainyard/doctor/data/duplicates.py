@@ -123,8 +123,8 @@ def _examples(near: "NearPairs", rows: Rows, others: Rows, limit: int) -> list[d
 def contradictions(splits: Sequence[Rows], regression: bool, examples: int) -> dict[str, Any]:
     """Find rows with the same normalized text and different labels, over all splits with labels.
 
-    Labels of a regression differ if they are more than a fifth of the largest range of a split
-    apart.
+    Regression targets differ if they are apart by more than a fifth of the range of targets. The
+    range is that of the split with the largest range.
     """
     contradicting = _contradicting(splits, regression)
     return {
@@ -190,8 +190,8 @@ def near_pairs(
 ) -> NearPairs:
     """Find all pairs (row of `words`, row of `others`) of Jaccard similarity `similarity` or more.
 
-    Without `others`, pairs are formed within `words`, each pair once with first > second. Repeats
-    of a word in a row count. Rows without words form no pair.
+    Without `others`, pairs are formed within `words`, each pair once with first > second. Rows
+    are compared as bags of words, repeats included. Rows without words form no pair.
     """
     left = [_numbered(row) for row in words]
     right = left if others is None else [_numbered(row) for row in others]

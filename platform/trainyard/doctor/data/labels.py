@@ -27,11 +27,11 @@ DIMENSIONS = 1 << 20
 
 
 def features(words: Sequence[Sequence[str]]) -> "csr_matrix":
-    """Compute TF-IDF features of words and of pairs of neighbors; sparse, shape [rows, features].
+    """Compute TF-IDF features of words and bigrams; sparse, shape [rows, features].
 
-    Rows have unit length. For a pair of texts, further features mark words of both texts, and of
-    one text only. Features of a single row are left out, because they cannot generalize to other
-    rows. So there may be no features at all.
+    Rows have unit norm. For a pair of texts, further features mark words of both texts, and of one
+    text only. Features that occur in a single row are dropped, because they cannot generalize. So
+    there may be no features at all.
     """
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
@@ -92,8 +92,8 @@ def drift(task: Task, train: Rows, other: Rows, *, seed: int) -> dict[str, Any]:
     - `labels`: Cramér's V with a chi-squared test; for a regression, Kolmogorov-Smirnov.
     - `lengths`: Kolmogorov-Smirnov of the words per row.
     - `unseen_words`: Share of the words in `other` that do not occur in `train`.
-    - `told_apart`: Cross-validated area under the ROC curve of a classifier of a row's split. 0.5 means
-      no drift of the words (Lopez-Paz and Oquab 2017).
+    - `told_apart`: Cross-validated area under the ROC curve of a classifier that predicts the split of
+      a row. 0.5 means no drift of the words (Lopez-Paz and Oquab 2017).
     """
     # Without the index of its text: a word of a first text also counts as seen in a second one.
     train_words = {word[1:] for word in {word for row in train.words for word in row}}
@@ -224,8 +224,8 @@ def suspicious_labels(task: Task, rows: Rows, *, seed: int, examples: int) -> di
 def out_of_fold(inputs: "csr_matrix", labels: NDArray[Any], seed: int) -> NDArray[np.float64]:
     """Predict label probabilities with models not trained on the row; shape [rows, labels].
 
-    `inputs` holds the features of the rows. Each label from 0 on must occur in at least FOLDS
-    rows.
+    `inputs` holds the features of the rows. Labels count from 0, and each must occur in at least
+    FOLDS rows.
     """
     from sklearn.linear_model import SGDClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -242,11 +242,12 @@ def out_of_fold(inputs: "csr_matrix", labels: NDArray[Any], seed: int) -> NDArra
 
 
 def confident_errors(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return a mask of rows that confidently have another label, shape [rows].
+    """Return a mask of rows whose label is confidently wrong, shape [rows].
 
-    The rows are the off-diagonal of the confident joint (Northcutt et al. 2021): the probability of
-    another label is the highest above its threshold. The threshold of a label is its mean
-    probability in the rows with this label.
+    `probabilities` has the shape [rows, labels], and `labels` [rows]. The rows are the off-diagonal
+    of the confident joint (Northcutt et al. 2021): the probability of another label is the highest
+    above its threshold. The threshold of a label is its mean probability in the rows with this
+    label.
     """
     threshold = np.full(probabilities.shape[1], np.inf)
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""Findings of the data doctor, a sentence for each fault in the figures, and the HTML report."""
+"""Findings of the data doctor as sentences, and the HTML report."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple

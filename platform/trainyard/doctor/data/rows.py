@@ -28,7 +28,7 @@ FAULTS: dict[str, Callable[[tuple[str, ...]], bool]] = {
     "control_characters": lambda texts: any(_CONTROL.search(text) for text in texts),
     "undecodable": lambda texts: any("\ufffd" in text for text in texts),
 }
-"""Faults of the texts of a single row: functions of the texts that return True for a faulty row."""
+"""Predicates over the texts of a row; True means that the row has the fault."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def examine_data(config: DataDoctorConfig) -> Examination:
     Checks that need rows or labels are left out for a split that has none.
 
     Raises:
-        UserError: The data cannot be read.
+        UserError: The data or the tokenizer cannot be read, or the folder cannot be written.
     """
     started = time.monotonic()
     splits, absent = all_splits(config)

@@ -88,7 +88,7 @@ def run_tuner(
             tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        with suppress(OSError):  # it holds the folder of a successor
+        with suppress(OSError):  # not empty: a successor has its folder there
             scratches.rmdir()
 
 

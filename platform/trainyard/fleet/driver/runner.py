@@ -43,7 +43,7 @@ class Fleet:
     """Data and task of the trials of a sweep; None for ordinary runs."""
     verbose: bool = False
     running: dict[str, RunSpec] = field(default_factory=dict, init=False)
-    """Runs that train now, by Tune's trial id."""
+    """Runs in training, by Tune's trial id."""
     _unsettled: list[tuple[RunSpec, Ended | None]] = field(default_factory=list, init=False)
     _supervised: bool = field(default=False, init=False)
 
@@ -108,7 +108,7 @@ class Fleet:
         self._supervised |= not spec.trains_in_process
 
     def complete(self, trial_id: str, spec: RunSpec, ended: Ended | None) -> Ended:
-        """Return the outcome of a run; if the scheduler stopped it, tell its process so.
+        """Return the outcome of a run; write VERDICT if the scheduler stopped it.
 
         Args:
             trial_id: Tune's id of the run.
@@ -162,22 +162,25 @@ class Fleet:
         """
         run = spec.folder
         with run.lease(patience):
-            if (known := _ended(spec)) is not None:
-                return known
-            trial: dict[str, Any] = {}
-            if self.shared is not None and spec.trial is not None:
-                scores = self.shared.scores(run)
-                trial = {
-                    "trial": spec.trial.as_dict(),
-                    "trial_score": max(scores.values(), default=None),
-                    "trial_evaluations": len(scores),
-                }
-            ended = ended or pruned(trial.get("trial_evaluations", 0))
-            run.update(status=ended.status, reason=ended.reason, ended=now(), **trial)
-            if ended.status == "pruned":
-                run.store().keep(())
+            known = _ended(spec) or self._record(spec, ended)
             (run.path / VERDICT).unlink(missing_ok=True)
-            return ended
+            return known
+
+    def _record(self, spec: RunSpec, ended: Ended | None) -> Ended:
+        run = spec.folder
+        trial: dict[str, Any] = {}
+        if self.shared is not None and spec.trial is not None:
+            scores = self.shared.scores(run)
+            trial = {
+                "trial": spec.trial.as_dict(),
+                "trial_score": max(scores.values(), default=None),
+                "trial_evaluations": len(scores),
+            }
+        ended = ended or pruned(trial.get("trial_evaluations", 0))
+        run.update(status=ended.status, reason=ended.reason, ended=now(), **trial)
+        if ended.status == "pruned":
+            run.store().keep(())
+        return ended
 
 
 def _ended(spec: RunSpec) -> Ended | None:

@@ -54,8 +54,8 @@ class PredictConfig(FileFlags, WorkerFlags):
     threshold: float = 0.5
     """Multi-label: minimum score of the labels that apply."""
     label_thresholds: Literal["0.5", "fitted"] = added("fitted", before="fitted")
-    """Multi-label: the fitted thresholds that a model stores, if it has some, or 0.5. A --threshold other
-    than 0.5 replaces both."""
+    """Multi-label: `fitted` uses the thresholds stored with the model, if any; 0.5 ignores them. A
+    --threshold other than 0.5 replaces both."""
     batch_tokens: int = BATCH_TOKENS
     """Maximum padded tokens per forward pass."""
     engine: EngineName = "torch"
@@ -93,7 +93,7 @@ class PredictConfig(FileFlags, WorkerFlags):
             return json.loads(self.parameters)
         except ValueError as error:
             raise UserError(
-                f"--parameters is no valid JSON ({error}); quote it with '…'"
+                f"--parameters is not valid JSON ({error}); quote it with '…'"
             ) from error
 
     def predictor(self) -> Predictor:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from trainyard.data import AS_JSON
 
 INPUT = "input:"
-"""Prefix of the input's columns in a part, as an input column may be named like an answer."""
+"""Prefix of the input's columns in a part, since their names may equal those of answer columns."""
 
 JSON_TYPES: dict[frozenset[str], pa.DataType] = {
     frozenset({"bool"}): pa.bool_(),
@@ -33,7 +33,7 @@ def json_kind(text: str) -> str:
     """Return the kind of a JSON value, see `JSON_TYPES`: its Python type, `long` or `json`.
 
     `long` is an integer of magnitude 2**53 or more, which a float may not hold exactly. `json` is
-    an integer or text that Arrow cannot hold.
+    an integer or string that Arrow cannot hold.
     """
     value = json.loads(text)
     if isinstance(value, int) and abs(value) >= 2**53:
@@ -140,23 +140,23 @@ class JsonlWriter(_TextWriter):
         for values in zip(*columns, strict=True):
             row = dict(zip(table.column_names, values, strict=True))
             line = {
-                name: _finite(json.loads(value) if name in self._encoded else value)
+                name: json.loads(value) if name in self._encoded else value
                 for name, value in row.items()
                 if value is not None
             }
-            line = {name: value for name, value in line.items() if value is not None}
-            text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=_plain)
+            line = {name: value for name, value in line.items() if not _is_missing(value)}
+            text = _json(line)
             try:
                 text.encode()
             except UnicodeEncodeError:  # half of a surrogate pair needs an escape
-                text = json.dumps(line, allow_nan=False, default=_plain)
+                text = _json(line, ensure_ascii=True)
             self._file.write(text + "\n")
 
 
 class CsvWriter(_TextWriter):
-    """Writer of CSV with a header line. Nested values become JSON texts, and bytes base64.
+    """Writer of CSV with a header line. Nested values become JSON strings, and bytes base64.
 
-    Nulls become empty fields, like empty texts.
+    Nulls become empty fields, like empty strings.
     """
 
     _names: list[str] | None = None
@@ -169,7 +169,7 @@ class CsvWriter(_TextWriter):
         columns = [_values(table[name]) for name in self._names]
         lines.writerows(
             [
-                json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+                _json(value)
                 if isinstance(value, list | dict)
                 else _plain(value)
                 if isinstance(value, bytes)
@@ -181,7 +181,7 @@ class CsvWriter(_TextWriter):
 
 
 class ParquetWriter:
-    """Writer of typed columns; a column of values without a common type holds JSON texts."""
+    """Writer of typed columns; a column of values without a common type holds JSON strings."""
 
     def __init__(self, path: Path, encoded: set[str]) -> None:
         del encoded
@@ -200,6 +200,19 @@ class ParquetWriter:
         self._writer.write_table(table)
 
 
+def _json(value: Any, *, ensure_ascii: bool = False) -> str:
+    """Return the value as JSON, with null for each NaN and infinity in it."""
+    try:
+        return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False, default=_plain)
+    except ValueError:  # NaN or infinity; looking for them takes as long as writing the value
+        finite = _finite(value)
+        return json.dumps(finite, ensure_ascii=ensure_ascii, allow_nan=False, default=_plain)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def _finite(value: Any) -> Any:
     """Return the value with None for each NaN and infinity in it."""
     match value:
@@ -213,11 +226,11 @@ def _finite(value: Any) -> Any:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """Return Python values of a column, also of values that pyarrow cannot convert.
+    """Return the Python values of a column, including values that pyarrow cannot convert.
 
-    Bytes of a text that are not UTF-8 become backslash escapes. Dates and times out of Python's
-    range, or in an unknown time zone, become texts, in UTC. A struct that has a name twice becomes
-    a list of pairs.
+    Bytes of a string that are not UTF-8 become backslash escapes. Dates and times out of Python's
+    range, or in an unknown time zone, become strings, in UTC. A struct with a duplicate field name
+    becomes a list of pairs.
     """
     try:
         values: list[Any] = column.to_pylist()
@@ -244,7 +257,7 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _time(scalar: pa.Scalar) -> str:
-    """Convert a date, time stamp or duration to text with numpy, which has a wider range."""
+    """Convert a date, timestamp or duration to text with numpy, which has a wider range."""
     kind = scalar.type
     if pa.types.is_duration(kind):
         return str(np.timedelta64(scalar.value, kind.unit))

@@ -21,19 +21,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainyard.data import AS_JSON, Batch, TextFormat, did_you_mean, listing, read_rows
-from trainyard.errors import SupersededError, UserError
+from trainyard.errors import UserError
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.output import WRITERS, Layout, as_input, json_kind
 from trainyard.storage import Disk, Fence, Lease, scratch_path, sync_folder, write_json
 
 ROWS_PER_PART = 4_096
-"""Maximum rows of a part, and thus of the rows that each worker of a killed job predicts again."""
+"""Maximum rows of a part. After a kill, each worker repeats at most one part."""
 
 
 class Parts:
     """Parquet parts of the input's rows, raw and predicted, for one job of batch inference.
 
-    They are in a hidden folder next to the output file, so the same command resumes the job.
+    Parts are in a hidden folder next to the output file, where the same command finds them again.
 
     Raises:
         UserError: The folder of the output file or a column does not exist, or the input file
@@ -107,10 +107,9 @@ class Parts:
                     part = table.slice(start, ROWS_PER_PART)
                     self._write(part, self._raw / f"{number:06d}.parquet")
                     rows, number = rows + part.num_rows, number + 1
-        except SupersededError:
-            raise  # the successor may have the same flags, and thus this folder
         except UserError:
-            shutil.rmtree(self._folder)
+            self._check()  # a successor may have the same flags, and thus this folder
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._check()
         write_json(

@@ -214,4 +214,4 @@ _COLUMNS: dict[str, Callable[[Predictor, PredictConfig, Answers], Columns]] = {
     "multi_label_classification": _multi_label,
     "regression": _regression,
 }
-"""Builders of answer columns by problem type; other answers become one column of JSON texts."""
+"""Builders of answer columns by problem type; other answers become one column of JSON strings."""

@@ -57,13 +57,13 @@ def sentence_settings(name: str, revision: str | None = None) -> SentenceSetting
         kinds = {module["type"].rpartition(".")[2]: Path(module["path"]) for module in modules}
     except (TypeError, KeyError, AttributeError):
         raise UserError(
-            f"model {name}: modules.json is no list of modules with type and path; copy it again"
+            f"model {name}: modules.json is not a list of modules with type and path; copy it again"
         ) from None
     for path in kinds.values():
         if path.is_absolute() or ".." in path.parts:
             raise UserError(
                 f"model {name}: modules.json names the folder '{path}', which is outside the model's "
-                "own; copy the whole model again"
+                "folder; copy the whole model again"
             )
     pooling = _json(name, str(kinds.get("Pooling", Path()) / "config.json"), revision) or {}
     modes = [
@@ -100,9 +100,9 @@ def _json(name: str, file: str, revision: str | None) -> Any:
         return None
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(
-            f"model {name}: {file} is no JSON ({one_line(error)}); copy it again"
+            f"model {name}: {file} is not valid JSON ({one_line(error)}); copy it again"
         ) from None
 
 

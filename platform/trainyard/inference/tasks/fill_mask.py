@@ -101,7 +101,7 @@ class FillMask(Predictor):
     def results(self, rows: Any, outputs: Any) -> list[Any]:
         """Return token ids and probabilities of each row's proposals, both [masks, top_k].
 
-        The probabilities of a whole vocabulary per mask would fill the memory.
+        Probabilities of the whole vocabulary for each mask would take too much memory.
         """
         logits = self.tokens_of(outputs.logits, rows)
         return [self._best(mine, row.wanted) for row, mine in zip(rows, logits, strict=True)]

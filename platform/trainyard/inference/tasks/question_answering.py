@@ -183,7 +183,7 @@ def best_spans(
     probabilities = softmax(logits[:, places])
     null = 0.0 if cls is None else float(probabilities[0, -1] * probabilities[1, -1])
     start, end = probabilities[:, : len(inside)]
-    # In parts: all spans of a context of thousands of tokens would fill the memory.
+    # In parts: all spans of a context of thousands of tokens would take too much memory.
     parts = [
         _likeliest(*_spans(start, end, begin, longest), top_k)
         for begin in range(0, len(inside), PART)

@@ -106,7 +106,7 @@ class TextGeneration(Generator):
     def _begin(self) -> list[int]:
         if self.tokenizer.bos_token_id is None:
             raise UserError(
-                "the prompt has no token, and the model none to begin with; send a text"
+                "the prompt has no token, and the model has no start token; send a text"
             )
         return [self.tokenizer.bos_token_id]
 
@@ -185,7 +185,8 @@ class TextGeneration(Generator):
         rows = prepared.rows
         if len(rows) != 1 or rows[0].wanted.options.get("num_beams", 1) > 1 or prepared.listed:
             raise UserError(
-                "a stream is of one text, drawn without beams; send one input at a time"
+                "only one answer to one text can be streamed, without beam search; send one text, not "
+                "a list, with num_beams 1 and num_return_sequences 1"
             )
         (row,) = rows
         sent = ""

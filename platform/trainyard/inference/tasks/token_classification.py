@@ -104,7 +104,7 @@ class TokenClassification(Predictor):
     def _check_stride(self, parameters: TokenClassificationParameters) -> None:
         if parameters.strategy == "none":
             raise UserError(
-                "parameters.stride fuses chunks by their entities; send an aggregation_strategy "
+                "parameters.stride merges chunks by their entities; send an aggregation_strategy "
                 "other than none with it"
             )
         room = self.max_tokens and self.max_tokens - self.tokenizer.num_special_tokens_to_add()

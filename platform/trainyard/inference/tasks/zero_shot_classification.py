@@ -21,8 +21,8 @@ LABEL_CHARACTERS = 1000
 """Maximum length of a label and of the template: both are tokenized again with each text."""
 
 TOKEN_CHARACTERS = 16
-"""Characters of a text that count as a token for the budget: a long word or spaces can be few tokens,
-but are read again with each label."""
+"""Characters of a text that count as one token for the budget. A long word or a run of spaces can
+be few tokens, but is tokenized again with each label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,9 @@ class ZeroShotClassification(SequenceClassifier):
         budget.spend(len(inputs) * len(labels), "pairs of a text and a label")
         if (longest := max(len(text_of(label, "a label")) for label in labels)) > LABEL_CHARACTERS:
             raise UserError(
-                f"a label has {longest} characters, at most {LABEL_CHARACTERS} may be; send a shorter one"
+                f"a label has {longest} characters, more than {LABEL_CHARACTERS}; send a shorter one"
             )
-        # Not str.format: a request's format string could read attributes and fill the memory.
+        # Not str.format: a request's format string could read attributes and exhaust the memory.
         hypotheses = [template.replace("{}", label) for label in labels]
         items = []
         for text in map(text_of, inputs):
@@ -121,7 +121,7 @@ class ZeroShotClassification(SequenceClassifier):
         fast = self.tokenizer.is_fast
         whole = self.tokenize([text], return_offsets_mapping=fast, **options).encoding
         length = len(whole["input_ids"][0])
-        # The last tokens depend on the text after, so keep some more than fit.
+        # The last tokens depend on the text that follows, so keep some more than fit.
         kept = (self.max_tokens or 2**31) + 64
         if not fast or truncation not in (True, "only_first", "longest_first") or length <= kept:
             return text, length, 0

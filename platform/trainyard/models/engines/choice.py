@@ -24,8 +24,8 @@ class Choice:
 
     Attributes:
         engine: Name in `ENGINES`.
-        dtype: Number type of the engine.
-        file: File of the stored int8 model; None for other number types.
+        dtype: Data type of the engine.
+        file: File of the stored int8 model; None for other dtypes.
         why: Reason for ignoring the stored choice; None if it was not ignored.
     """
 
@@ -84,13 +84,13 @@ def read(folder: Path) -> Mapping[str, Any] | None:
 
 
 def weights_of(folder: Path, pattern: str = "*.safetensors") -> str:
-    """Return the SHA-256 of the digests of all files in `folder` that match `pattern`, by name."""
+    """Return a SHA-256 over the digests of the files in `folder` that match `pattern`, by name."""
     digests = [file_digest(path) for path in sorted(folder.glob(pattern))]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def machine() -> str:
-    """Return the processor's name and a digest of its features; they identify measurements."""
+    """Identify the processor of a measurement by its name and a digest of its feature flags."""
     name, abilities = platform.processor() or platform.machine(), ""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -5,7 +5,7 @@ cores each. Two passes have a higher throughput, because fewer cores synchronize
 operation. The weights are in memory twice.
 
 ONNX Runtime is as fast in float32, but its dynamic int8 scales a whole batch by its largest value.
-With OpenVINO, the output for a row does not depend on the other rows in any number type.
+With OpenVINO, the output for a row depends on no other row, whatever the dtype.
 """
 
 import contextlib

@@ -19,8 +19,7 @@ def pack_linears(model: Any) -> Any:
     mapped from the model's file, so the system can reclaim unread pages.
 
     Returns:
-        The copy. On other processors, or for number types that oneDNN does not pack, the model
-        itself.
+        The copy. On other processors, or for dtypes that oneDNN does not pack, the model itself.
     """
     import torch
 
@@ -77,8 +76,7 @@ def grid(rows: int) -> int:
 
     The grid holds 0, 1, the multiples of 8 up to 64, and four numbers per further power of two.
     OneDNN compiles a kernel of about 0.5 MiB for each number of rows, and never frees half of its
-    memory. In 2,000 mixed batches, a process grew by 1.5 GB without the grid, by 0.4 GB with the
-    grid or with MKL.
+    memory. The grid bounds how much memory a process loses this way.
     """
     if rows <= 1:
         return rows

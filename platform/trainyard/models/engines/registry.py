@@ -32,13 +32,13 @@ class Engine:
 
     Attributes:
         build: Builds a `Run` from (model, batch, dtype, file of stored weights).
-        dtypes: Supported number types.
-        measured: Number types that `trainyard engine` compares with torch in float32.
+        dtypes: Supported dtypes.
+        measured: Dtypes that `trainyard engine` compares with torch in float32.
         devices: Supported kinds of device; empty for any.
-        loads: Number type in which torch loads the weights; None for the engine's number type.
+        loads: Dtype in which torch loads the weights; None for the dtype of the engine.
         keeps_model: True if the engine needs the torch model after `build`.
-        passes: Maximum number of concurrent passes, each with its share of torch's threads; None
-            without a maximum.
+        passes: Maximum number of concurrent passes, which share torch's threads; None without a
+            maximum.
         quantize: Stores the int8 model, given (model, calibration batches, file); None without
             int8.
     """
@@ -85,12 +85,12 @@ else:  # the help of flags lists the engines
     EngineName = Literal[tuple(ENGINES)]
 
 FAR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 1.0}
-"""Maximum mean difference from torch, relative to the largest output, by number type. A larger one
-means a wrong model. `trainyard engine` measures the quality of each number type."""
+"""Maximum mean difference from torch, relative to the largest output, by dtype. A larger difference
+means a wrong model. `trainyard engine` measures the quality of each dtype."""
 
 
 def check_engine(name: str, dtype: str, device: str) -> None:
-    """Refuse a number type or device that an engine does not support, before a model is loaded.
+    """Refuse a dtype or device that an engine does not support, before a model is loaded.
 
     Raises:
         UserError: The engine does not support `dtype` or `device`.
@@ -147,6 +147,6 @@ def _compare(name: str, dtype: str, expected: "ModelOutput", outputs: Any) -> No
         far = float((theirs - ours).abs().mean() / theirs.abs().max().clamp(min=1e-6))
         if not far <= FAR[dtype]:  # also NaN
             raise UserError(
-                f"engine {name} in {dtype} answers something else than the model (its {key} differ by "
+                f"engine {name} in {dtype} gives other outputs than the model (its {key} differ by "
                 f"{far:.2g} of the largest); measure again by `trainyard engine`, or set engine to torch"
             )

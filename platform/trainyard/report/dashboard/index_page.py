@@ -1,4 +1,4 @@
-"""Index of everything below the storage path, and the page that compares runs."""
+"""Index of runs, sweeps and reports below the storage path, and the comparison of runs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +55,7 @@ def sections(yard: Yard, link: Link, compare: str) -> list[Section]:
     """Return counts, sweeps, runs and reports, newest first.
 
     Args:
-        yard: Everything below the storage path.
+        yard: Runs, sweeps and reports below the storage path.
         link: Returns the URL of an entry's page.
         compare: URL of the page that compares runs; empty for none.
     """
@@ -141,7 +141,7 @@ def _learning_rate(run: Run) -> Cell:
 
 
 CHOICES = ("State", "Kind", "Data set", "Model", "Tags")
-"""Columns by whose values the reader can select rows of the tables."""
+"""Columns by which the reader can filter the tables."""
 SWEEPS: Columns[Sweep] = {
     "State": _state,
     "Data set": lambda sweep: sweep.data or "–",

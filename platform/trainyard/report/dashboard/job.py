@@ -28,7 +28,7 @@ class DashboardConfig(StorageFlags):
     """Address to listen on. There is no password: any address but this machine's loopback exposes
     all runs to the network."""
     port: int = 8600
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 chooses a free port."""
     export: str | None = None
     """Write the page of this run or sweep (or SWEEP/trials/TRIAL) to a file instead, and exit."""
     output: str | None = None

@@ -134,7 +134,7 @@ class Run(Job):
 
     @property
     def has_ended(self) -> bool:
-        """Return whether the run never resumes.
+        """Return whether the run has ended; a stopped run has not, because it can be resumed.
 
         A trial of population-based training also ends after its `stretch` of evaluations.
         """
@@ -263,7 +263,7 @@ class Run(Job):
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds of training that are left, or None if not running or unknown."""
+        """Estimated remaining seconds of training; None if not running or unknown."""
         rows, speed = real(self.progress.get("rows_per_step")), self.samples_per_second
         if self.status != "running" or not (rows and speed and self.steps and self.last_step):
             return None
@@ -395,8 +395,8 @@ class Report:
     """Folder with a finished page: an evaluation, a data examination or a GLUE suite.
 
     Attributes:
-        path: The folder.
-        key: Its name.
+        path: Folder of the report.
+        key: Name of the folder.
         kind: Kind of the report, a value of `REPORTS`.
         record: Content of the JSON file.
         written: Time of the last write, in seconds since 1970.

@@ -31,7 +31,7 @@ SANDBOX = {
     "Content-Security-Policy": "sandbox allow-scripts allow-downloads; default-src 'none'; "
     "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 }
-"""Headers of a report, which may come from anyone: its page has no origin and no network access."""
+"""Headers of a report, which is not trusted: its page has no origin and no network access."""
 SHARED: dict[str, tuple[str, Callable[[], str]]] = {
     "page.css": ("text/css", lambda: static_text("page.css")),
     "page.js": ("text/javascript", lambda: static_text("page.js")),
@@ -48,7 +48,7 @@ class Dashboard:
         self._files = Files()
         self._lock = threading.Lock()
         self.visited = threading.Event()
-        """Set after the first response."""
+        """Set when the first response is built."""
 
     def yard(self) -> Yard:
         return Yard(self.storage, self._files)
@@ -158,7 +158,7 @@ def _subtitle(kind: str, found: Run | Sweep) -> str:
 
 
 def build_app(dashboard: Dashboard, allowed_hosts: Sequence[str]) -> "FastAPI":
-    """Return the pages as an ASGI application, which answers GET and HEAD and changes nothing.
+    """Build the ASGI application; it is read-only and answers GET and HEAD.
 
     Args:
         dashboard: Pages to serve.

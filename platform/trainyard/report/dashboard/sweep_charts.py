@@ -274,8 +274,8 @@ def axis(name: str, domain: Any, values: Sequence[Any]) -> Axis:
     """Choose the axis of a hyperparameter.
 
     Words, and the domains "choice" and "grid", get a listed axis. Positive numbers get a
-    logarithmic axis for "loguniform". For other domains but "uniform", they do if the largest is at
-    least 30 times the smallest.
+    logarithmic axis for "loguniform". For domains other than "uniform", they also get one if the
+    largest is at least 30 times the smallest.
 
     Args:
         name: Name of the hyperparameter.

@@ -1,8 +1,7 @@
 """Charts for `page.Figure`: functions that turn rows of plain values into Vega-Lite specifications.
 
-Colors are the page's CSS variables, so a chart follows light, dark and print. Shapes or direct
-labels separate series as well, for readers who do not see the colors. Values that are None or NaN
-are left out of a chart, never drawn as zero.
+Colors are the page's CSS variables, so a chart follows light, dark and print. Values that are None
+or NaN are left out of a chart, never drawn as zero.
 """
 
 import math
@@ -21,7 +20,7 @@ SERIES = tuple(f"var(--c{i})" for i in range(1, 8))
 LEVELS = tuple(f"var(--q{i})" for i in range(1, 6))
 """Colors from worst to best. They are steps, because CSS variables cannot be interpolated."""
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
-"""Shapes of the points of up to seven series."""
+"""Shapes of up to seven series, in a chart that encodes series by shape."""
 FEWEST_SMOOTHED = 20
 """Minimum rows of a curve for which the page offers a moving average."""
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'

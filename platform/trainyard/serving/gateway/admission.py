@@ -74,7 +74,7 @@ class ConcurrencyLimit:
         if self._active >= self._limit:
             raise RequestError(
                 "overloaded",
-                f"{self._limit} requests{self._whose} are in work already; try again later", 1,
+                f"{self._limit} requests{self._whose} are already in progress; try again later", 1,
             )  # fmt: skip
 
     @contextmanager
@@ -102,9 +102,9 @@ class Quotas:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def count(self, key: Key | None) -> None:
-        """Check the concurrency limits, and take one request from the rate of `key`.
+        """Check the concurrency limits, and take one request from the rate limit of `key`.
 
-        The rate is a token bucket that holds the requests of one minute.
+        The rate limit is a token bucket that holds the requests of one minute.
 
         Raises:
             RequestError: A limit is reached, or the bucket is empty (`overloaded`).
@@ -152,7 +152,7 @@ class Quotas:
 
 
 def _all(request: Request, name: str) -> str:
-    """Return a header's value; repeated headers are joined to one list, as HTTP defines it."""
+    """Return a header's value; repeated headers are joined into one list, as HTTP specifies."""
     return ", ".join(request.headers.getlist(name))
 
 
@@ -162,7 +162,7 @@ def check_media_type(request: Request, *, required: bool) -> None:
     Browsers send some other types across origins without a preflight request.
 
     Raises:
-        RequestError: The type is another one, or is missing although `required` (`media_type`).
+        RequestError: The type is not JSON, or is missing although `required` (`media_type`).
     """
     sent = _all(request, "content-type").partition(";")[0].strip().lower()
     if sent == "application/json" or (sent.startswith("application/") and sent.endswith("+json")):
@@ -188,7 +188,7 @@ async def read_body(request: Request, limit: int, seconds: float, pending: Pendi
         RequestError: The kind is `too_large` above `limit`, before reading if Content-Length
             exceeds it; `slow_body` after `seconds`; `overloaded` when `pending` refuses the body;
             `left` when the client disconnected; `malformed` for an invalid length or broken gzip;
-            `media_type` for another compression than gzip.
+            `media_type` for a compression other than gzip.
     """
     encoding = _all(request, "content-encoding").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip"):

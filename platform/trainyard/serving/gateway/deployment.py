@@ -1,4 +1,4 @@
-"""Deployment of the gateway, which asks Serve for the models every `REFRESH_SECONDS`."""
+"""Deployment of the gateway, which reads the list of models from Serve every `REFRESH_SECONDS`."""
 
 import asyncio
 import logging
@@ -66,7 +66,7 @@ class Gateway:
                 await asyncio.to_thread(self._keys.refresh)
                 logged = None
             except Exception as error:  # keep the former keys
-                if str(error) != logged:  # a file that is absent fails each time
+                if str(error) != logged:  # a missing file fails each time
                     log.exception("the keys could not be refreshed")
                 logged = str(error)
             try:
@@ -90,7 +90,7 @@ class Gateway:
 
 
 def check_exposure(keys: KeyRing, host: str) -> None:
-    """Refuse to listen on an address that other machines reach, without API keys.
+    """Refuse to listen on an address that other machines can reach, without API keys.
 
     Raises:
         UserError: No key is required, and `host` is not a loopback address.
@@ -122,15 +122,15 @@ def check_port(host: str, port: int) -> None:
             continue
         if found.pid is not None and not _is_ours(found.pid):  # None: another user's
             raise UserError(
-                f"port {port} is in use already by process {found.pid}, and answers would come from "
+                f"port {port} is already in use by process {found.pid}, and answers would come from "
                 "either server at random; stop it, or set another `port` in http_options"
             )
 
 
 def _is_ours(pid: int) -> bool:
-    """Return whether this Ray started the process, or it has ended.
+    """Return whether this Ray started the process, or the process has ended.
 
-    A HAProxy may outlive its parent, so every process of that name counts.
+    HAProxy may outlive its parent, so every process of that name counts.
     """
     try:
         process = psutil.Process(pid)

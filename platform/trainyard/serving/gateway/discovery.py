@@ -25,8 +25,8 @@ MAX_ATTEMPTS = 5
 request was sent."""
 
 MAX_DEATHS = 2
-"""Deaths of replicas while they compute a request, after which the request fails as their likely
-cause. So a request is retried once after a death."""
+"""Number of replica deaths during a request at which the request fails, as their likely cause. So a
+request is retried once after a death."""
 
 SUSPECT_SECONDS = 1.0
 """Maximum seconds that a request retried after a death waits for other such requests, see
@@ -191,8 +191,7 @@ class ServeModels:
     ) -> dict[str, _Model]:
         """Return the models of an application, by name.
 
-        The replicas are asked for their models only after a change of `state`, or after
-        `INFO_SECONDS`.
+        The replicas report their models only after a change of `state`, or after `INFO_SECONDS`.
 
         Args:
             application: Name of the application.
@@ -202,7 +201,7 @@ class ServeModels:
         """
         before = {
             name: model for name, model in self._of(application).items()
-            if model.handle.deployment_name == deployment  # another builder, another name
+            if model.handle.deployment_name == deployment  # it changes with the builder
         }  # fmt: skip
         last = self._snapshots.get(application)
         if (

@@ -87,15 +87,15 @@ class KeyRing:
 
     @property
     def required(self) -> bool:
-        """Return whether requests need a key."""
+        """True if requests need a key."""
         return self._path is not None
 
     def refresh(self) -> None:
         """Read the file again once it has changed and then stayed unchanged for `SETTLE_SECONDS`.
 
         Raises:
-            UserError: The file cannot be read, or its changed text is not a list of keys, which is
-                raised only once for each change. The former keys stay valid.
+            UserError: The file cannot be read, or its content is not a list of keys. Invalid
+                content is reported once per change. The former keys stay valid.
         """
         if self._path is None:
             return
@@ -163,7 +163,7 @@ def _read(path: Path) -> list[Key]:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         # Do not quote the file: it may hold a secret in plain text.
         raise UserError(
-            f"keys_file {path} is no list of keys ({type(error).__name__}); each entry has a `name`, "
-            "the `sha256` of the key, and optionally `models`, `requests_per_minute` and "
+            f"keys_file {path} is not a valid list of keys ({type(error).__name__}); each entry has a "
+            "`name`, the `sha256` of the key, and optionally `models`, `requests_per_minute` and "
             "`concurrent_requests`"
         ) from None

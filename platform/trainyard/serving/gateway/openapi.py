@@ -220,11 +220,11 @@ ANSWERED = {
 `Status`."""
 
 FAILURES = {
-    400: "The body is no JSON object.",
+    400: "The body is not JSON, or a header is invalid.",
     401: "No key that may use this.",
     403: "The request comes from a page of another site, or names another host.",
-    404: "No such model; the sentence names the models there are.",
-    408: "The body came too slowly.",
+    404: "No such model; the error lists the available models.",
+    408: "The body arrived too slowly.",
     413: "Too many bytes, inputs or tokens.",
     415: "The body is not JSON, or is compressed by something other than gzip.",
     422: "The request cannot be understood.",
@@ -239,7 +239,7 @@ NO_BODY = ("400", "408", "413", "415", "422")
 
 
 TAGS = [
-    {"name": "models", "description": "Ask a model, and what it is."},
+    {"name": "models", "description": "Query models, and describe them."},
     {"name": "status", "description": "For probes and load balancers."},
 ]
 

@@ -156,7 +156,7 @@ class PendingRequest:
         spent = "it waited" if self.started is None else "it took"
         return RequestError(
             "late",
-            f"{spent} {now - self.submitted:.1f} s, longer than this request may; try again later, or "
+            f"{spent} {now - self.submitted:.1f} s, longer than this request allows; try again later, or "
             "ask for less at once", wait,
         )  # fmt: skip
 
@@ -319,13 +319,13 @@ class Batcher(Generic[Row, Result]):
             if self._waiting and self._waiting_tokens + tokens > self._limits.waiting_tokens:
                 raise RequestError(
                     "overloaded",
-                    f"{self._waiting_tokens} tokens wait already, at most "
-                    f"{self._limits.waiting_tokens} may; try again later", wait,
+                    f"{self._waiting_tokens} tokens are queued and this request has {tokens}, the "
+                    f"maximum is {self._limits.waiting_tokens}; try again later", wait,
                 )  # fmt: skip
             if self._waiting and request.submitted + wait > request.deadline:
                 raise RequestError(
                     "overloaded",
-                    f"the answer would take about {wait:.1f} s, longer than this request may wait; "
+                    f"the answer would take about {wait:.1f} s, longer than this request allows; "
                     "try again later", wait,
                 )  # fmt: skip
             self._waiting.extend(arriving)

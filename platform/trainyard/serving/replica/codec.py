@@ -30,7 +30,7 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
         request = from_json(body.removeprefix(BYTE_ORDER_MARK), allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise RequestError(
-            "malformed", f"the body is no valid JSON in UTF-8: {one_line(error, 200)}"
+            "malformed", f"the body is not valid JSON in UTF-8: {one_line(error, 200)}"
         ) from None
     if not isinstance(request, dict) or "inputs" not in request:
         raise RequestError(
@@ -48,8 +48,9 @@ def read(body: bytes, max_items: int) -> dict[str, Any]:
     if isinstance(inputs, list) and len(inputs) > max_items:
         raise RequestError(
             "too_large",
-            f"the request holds {len(inputs)} inputs, at most {max_items} may come at once; split the "
-            f"list over {-(-len(inputs) // max_items)} requests, or raise `max_items` of the server",
+            f"the request holds {len(inputs)} inputs, at most {max_items} are allowed in one request; "
+            f"split the list over {-(-len(inputs) // max_items)} requests, or raise `max_items` of the "
+            "server",
         )
     return {
         "inputs": inputs,
@@ -77,8 +78,8 @@ def prepare(predictor: Predictor, request: dict[str, Any], max_tokens: int) -> P
     if tokens > max_tokens:
         raise RequestError(
             "too_large",
-            f"the request holds {tokens} tokens, at most {max_tokens} may come at once; split a list "
-            "over several requests, or send shorter inputs",
+            f"the request holds {tokens} tokens, at most {max_tokens} are allowed in one request; "
+            "split a list over several requests, or send shorter inputs",
         )
     return prepared
 

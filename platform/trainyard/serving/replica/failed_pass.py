@@ -19,7 +19,8 @@ def out_of_memory(error: Exception) -> bool:
 def release_memory(error: Exception) -> None:
     """Free the memory of a failed pass before a smaller one.
 
-    The frames of the traceback hold its tensors. Freed GPU memory then stays in the cache of torch.
+    The frames of the traceback hold its tensors. Freed GPU memory stays in torch's cache, which is
+    emptied after an out-of-memory error.
     """
     link: BaseException | None = error
     while link is not None:

@@ -27,11 +27,12 @@ from trainyard.serving.replica.metrics import ReplicaMetrics
 from trainyard.serving.replica.model_source import check_memory, locate, task_of
 from trainyard.serving.replica.streams import cancelled_on_exit, token_events
 from trainyard.serving.replica.threads import process_threads, run_pass
+from trainyard.serving.replica.turns import memory_turn
 
 log = logging.getLogger("ray.serve.trainyard")
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
-"""Device -> default of `batch_tokens`. Larger batches make rows no cheaper."""
+"""Device -> default of `batch_tokens`. Larger batches do not make rows cheaper."""
 
 SMALL_BODY = 16_384
 """Bytes. Larger bodies are tokenized in another thread, so that short texts do not wait for
@@ -46,16 +47,16 @@ encode it."""
 
 SMALL_ANSWER = 512
 """Numbers. Results up to this size are encoded on the event loop, which takes about as long as
-waking a thread. Larger results, and results that are not arrays, would delay all requests and use a
-thread."""
+waking a thread. Larger results, and results that are not arrays, are encoded in a thread, since
+they would delay all requests."""
 
 FAULT_SECONDS = 20.0
 """Maximum seconds to answer the example in a health check; Serve's own timeout is 30 s."""
 
 STUCK_SECONDS, STUCK_FACTOR = 120.0, 4.0
-"""A forward pass whose last caller left is stuck after `STUCK_SECONDS`, or `STUCK_FACTOR` times
-the longest pass that the warm-up's time per token predicts. A small pass costs most per token, so
-only a device that hangs takes longer."""
+"""A forward pass whose last caller left is stuck after `STUCK_SECONDS`. The limit grows to
+`STUCK_FACTOR` times the longest pass that the warm-up's time per token predicts. A small pass costs
+most per token, so only a device that hangs takes longer."""
 
 
 class Host:
@@ -114,8 +115,8 @@ class Host:
         """Load and warm up a version. A large model takes minutes, so call this in a thread.
 
         Raises:
-            UserError: The model is missing, unsafe, damaged, too large, of no known task, or fails
-                on the example of its task.
+            UserError: The model is missing, unsafe, damaged, too large, of an unknown task, or
+                fails on the example of its task.
         """
         import torch
 
@@ -124,12 +125,13 @@ class Host:
         on_gpu = torch.cuda.is_available() and owns_gpu()
         device = options.device or ("cuda" if on_gpu else "cpu")
         folder, about = locate(version, options.max_parameters)
-        check_memory(folder, options.dtype, device, version.source)
         task = options.task or task_of(folder)
         if task not in PREDICTORS:
-            raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
+            raise UserError(f"task '{task}' is not one of {', '.join(sorted(PREDICTORS))}")
         choice = choose(options.engine, options.dtype, folder, device)
-        predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
+        with memory_turn():
+            check_memory(folder, options.dtype, device, version.source)
+            predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
         about |= {"task": task, "device": device, **choice.about()}
         if predictor.padding.note is not None:
             about["padding_note"] = predictor.padding.note
@@ -152,7 +154,7 @@ class Host:
         """Return the reason why the model cannot answer, or None.
 
         After a failed request, the task's example is computed. It succeeds if the input was bad,
-        and fails if the device is broken. A pass that does not end shows a device that hangs.
+        and fails if the device is broken. A pass that does not end indicates a device that hangs.
         """
         if self._batcher.broken:
             return "its batcher stopped"
@@ -178,7 +180,7 @@ class Host:
                 results = self.predictor.forward_all(prepared.rows)
                 seconds = time.perf_counter() - began
                 dump(self.predictor.postprocess(prepared, results))
-        except BaseException as error:  # tokenizers raises panics that are no Exception
+        except BaseException as error:  # tokenizers raises panics that are not an Exception
             self.close()  # else its threads would keep the model
             raise UserError(
                 f"the model of {self.about['source']} fails on the example of its task "

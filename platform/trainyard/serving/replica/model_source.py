@@ -30,8 +30,8 @@ def locate(version: Version, max_parameters: float) -> tuple[Path, dict[str, Any
 
     Raises:
         UserError: The model is missing, has no safetensors, or has more than `max_parameters`. Or
-            its config describes a larger model than its weights: transformers would fill the rest
-            with random numbers.
+            its config describes a larger model than its weights: transformers would initialize the
+            missing weights randomly.
     """
     path, revision = with_safetensors(version.source, version.revision)
     folder = Path(path) if Path(path).is_dir() else _from_hub(path, revision)
@@ -59,8 +59,8 @@ def task_of(folder: Path) -> str:
     if (task := task_for(architectures)) is not None:
         return task
     raise UserError(
-        f"{folder} is a model of kind {', '.join(map(str, architectures)) or 'unknown'}, which none of "
-        f"the tasks takes; set `task` to one of {', '.join(PREDICTORS)} if it fits"
+        f"{folder} is a model of kind {', '.join(map(str, architectures)) or 'unknown'}, which no "
+        f"task supports; set `task` to one of {', '.join(PREDICTORS)} if it fits"
     )
 
 
@@ -73,8 +73,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # its errors have no other common base
         reason = one_line(error, 200)
         raise UserError(
-            f"model '{name}' is no folder here and could not be taken from the Hub ({reason}); check "
-            "`source`"
+            f"model '{name}' is not a local folder and could not be downloaded from the Hub ({reason}); "
+            "check `source`"
         ) from error
 
 
@@ -89,7 +89,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_size(folder: Path, limit: float, source: str) -> None:
     config = _read_json(folder / "config.json")
     if not config:
-        raise UserError(f"model {source}: its config.json is missing or no valid JSON")
+        raise UserError(f"model {source}: its config.json is missing or not valid JSON")
     files = weight_files(folder)
     if not files:
         raise UserError(
@@ -133,7 +133,7 @@ def _parameters_in(file: Path, source: str) -> int:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"model {source}: {file.name} is no valid safetensors file ({error}); copy it again"
+            f"model {source}: {file.name} is not a valid safetensors file ({error}); copy it again"
         ) from None
 
 
@@ -191,7 +191,7 @@ def _parameters_of(config: dict[str, Any]) -> tuple[float, float]:
     width = number("hidden_size", "d_model", "n_embd", "dim", "emb_dim")
     if not width and "model_type" not in config:  # a table of labels, not a model
         return 0.0, 0.0
-    width = width or 768.0  # the default of most kinds
+    width = width or 768.0  # the default of most model types
     layers = number("num_hidden_groups") or number(
         "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers"
     ) + number("decoder_layers", "num_decoder_layers")

@@ -54,6 +54,7 @@ class SharedReplica:
         self._callers = Counter[asyncio.Task[_LoadedModel]]()
         self._models: WeakSet[VersionedModel] = WeakSet()
         self._loading = asyncio.Lock()
+        self._ends = False
 
         async def load(name: str) -> _LoadedModel:
             return await self._load(name)
@@ -147,6 +148,7 @@ class SharedReplica:
 
     async def __del__(self) -> None:
         """Load no further version; Serve awaits this before it ends the process."""
+        self._ends = True
         for model in self._models:
             model.stop_loading()
 
@@ -172,7 +174,7 @@ class SharedReplica:
                     del self._loads[name]
 
     def _loaded_for_nobody(self, loading: "asyncio.Task[_LoadedModel]") -> None:
-        """Keep a model whose callers have all left for the next one, unless another load began."""
+        """Keep a model that lost all its callers for the next caller, unless another load began."""
         _error_of(loading)  # retrieved, although it is awaited by no caller
         if not self._callers[loading]:
             del self._callers[loading]
@@ -191,6 +193,8 @@ class SharedReplica:
             name, self._options, self._application, self._build, LOAD_SECONDS, self._one_load
         )
         self._models.add(model)
+        if self._ends:
+            model.stop_loading()
         version = self._check(name)
         while True:
             try:
@@ -203,6 +207,8 @@ class SharedReplica:
                     self._failed[name] = time.monotonic() + FAILED_SECONDS
                     raise _cannot_load(name, FAILED_SECONDS) from None
                 version = newer  # a new list came during the load
+        if model.host is None:  # the replica ends
+            raise _cannot_load(name, FAILED_SECONDS)
         loaded = self._loaded[name] = _LoadedModel(model)
         if name in self._versions:
             await model.want(self._versions[name])
@@ -210,14 +216,14 @@ class SharedReplica:
 
     @asynccontextmanager
     async def _one_load(self) -> AsyncIterator[None]:
-        """Hold the memory for one load; finished loads without callers give theirs back."""
+        """Let one model load at a time; first free finished loads that have no callers."""
         async with self._loading:
             self._drop_finished()
             yield
 
 
 def _error_of(loading: "asyncio.Task[_LoadedModel]") -> object:
-    """Return why a load gave no model; None if it did."""
+    """Return the reason that a load failed; None if it succeeded."""
     return "cancelled" if loading.cancelled() else loading.exception()
 
 
@@ -243,7 +249,7 @@ def describe_files(version: Version, options: ModelOptions) -> dict[str, Any]:
     folder, files = locate(version, options.max_parameters)
     task = options.task or task_of(folder)
     if task not in PREDICTORS:
-        raise UserError(f"task '{task}' is none of {', '.join(sorted(PREDICTORS))}")
+        raise UserError(f"task '{task}' is not one of {', '.join(sorted(PREDICTORS))}")
     predictor = PREDICTORS[task]
     about |= files | {"task": task, "example": dict(predictor.example)}
     about["parameters"] = json_schema(predictor.parameters)

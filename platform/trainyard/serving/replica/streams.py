@@ -41,7 +41,7 @@ async def token_events(
     loop = asyncio.get_running_loop()
     prepare_stream = getattr(predictor, "stream", None)
     if prepare_stream is None:
-        raise RequestError("invalid", f"{predictor.task} has no streamed answers")
+        raise RequestError("invalid", f"{predictor.task} does not support streaming")
     events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
     def emit(event: dict[str, Any]) -> None:

@@ -35,8 +35,7 @@ POLL_SECONDS = 0.5
 """Seconds between two checks of another replica's attempt."""
 
 LOAD_SECONDS = 1800.0
-"""Maximum seconds to load a version; then it is refused. Its files may lie in a storage that
-hangs."""
+"""Maximum seconds to load a version; then it is refused. The storage of its files may hang."""
 
 FIRST_LOAD_SECONDS = LOAD_SECONDS + 60
 """Maximum seconds that a replica waits for another replica's attempt, before it loads the version
@@ -50,6 +49,18 @@ COOL_DOWN_SECONDS = 600.0
 time."""
 
 log = logging.getLogger("ray.serve.trainyard")
+
+
+class CutOffError(UserError):
+    """Earlier attempts at a version ended their process, so it is not tried now.
+
+    Attributes:
+        seconds: Seconds until an attempt is allowed; infinite if none is.
+    """
+
+    def __init__(self, problem: str, *, seconds: float = math.inf) -> None:
+        super().__init__(problem)
+        self.seconds = seconds
 
 
 @dataclass(frozen=True)
@@ -179,8 +190,9 @@ class LoadAttempts:
                 version, or it is no longer wanted. Called in a thread.
 
         Raises:
-            UserError: Earlier attempts ended their process. Either the cool-down is not over, or
+            CutOffError: Earlier attempts ended their process. Either the cool-down is not over, or
                 `MAX_CUT_OFF` attempts did so.
+            UserError: Serve ends this replica.
         """
         prefix = self._prefix_of(version)
         until = time.monotonic() + FIRST_LOAD_SECONDS
@@ -209,7 +221,10 @@ class LoadAttempts:
             key, self._held = self._held, None
         if key is not None:
             try:
-                internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+                stored = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+                # Replicas of another build may have removed the record, and then used its number.
+                if stored and json.loads(stored)["owner"] == self._owner:
+                    internal_kv._internal_kv_del(key, namespace=NAMESPACE)
             except Exception:
                 log.exception("%s cannot be removed", key)
 
@@ -239,7 +254,8 @@ class LoadAttempts:
         record one.
 
         Raises:
-            UserError: Earlier attempts ended their process, see `first`.
+            CutOffError: Earlier attempts ended their process, see `first`.
+            UserError: Serve ends this replica.
         """
         cut_off: list[float] = []
         number = 0
@@ -288,15 +304,16 @@ def _check_cut_off(times: Sequence[float], source: str) -> None:
     cool_down = COOL_DOWN_SECONDS * 2 ** (len(times) - 1)
     wait = min(max(times) + cool_down - time.time(), cool_down)  # clocks of hosts differ
     if len(times) >= MAX_CUT_OFF:
-        following = "it is not tried again"
+        wait, following = math.inf, "it is not tried again"
     elif wait > 0:
         following = f"it is tried again in {math.ceil(wait / 60)} min"
     else:
         return
-    raise UserError(
+    raise CutOffError(
         f"model {source} ended the process of the replica that loaded it, {len(times)} of at most "
         f"{MAX_CUT_OFF} times (out of memory or a crash; see `ray logs`); {following}; deploy another "
-        "version, or give the replicas more memory in `args`"
+        "version, or give the replicas more memory in `args`",
+        seconds=wait,
     )
 
 

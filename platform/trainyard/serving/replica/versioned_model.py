@@ -1,19 +1,15 @@
 """Versions of a model: the next version is loaded next to the current one and replaces it.
 
-A version that cannot be loaded is refused. What served comes first: a replica never waits for a new
-version while another one serves, or while one that served before can be loaded.
+A version that cannot be loaded is refused. Availability comes first: a replica never waits for a
+new version while another one serves, or while one that served before can be loaded.
 """
 
 import asyncio
-import fcntl
 import hashlib
 import logging
-import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
 from typing import Any
 
 from trainyard.errors import UserError, one_line
@@ -21,9 +17,11 @@ from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import RayReplicaMetrics
 from trainyard.serving.replica.threads import start
+from trainyard.serving.replica.turns import Turn, turn_file
 from trainyard.serving.replica.version_records import (
     LOAD_SECONDS,
     Build,
+    CutOffError,
     LastGood,
     LoadAttempts,
 )
@@ -88,15 +86,15 @@ class VersionedModel:
         self._wanted: Any = None
         self._tries = 0
         self._retry_at = 0.0
-        self._in_turn = asyncio.Lock()  # of two versions wanted in a row, the second stays
+        self._in_turn = asyncio.Lock()  # the version wanted last must win
         self._task: asyncio.Task[None] | None = None
         self._overdue: dict[asyncio.Future[Host], Version] = {}
         self._ends = False
         digest = hashlib.sha256(f"{application}/{name}".encode()).hexdigest()[:16]
-        self._node_lock = Path(tempfile.gettempdir()) / f"trainyard-load-{os.getuid()}-{digest}"
+        self._node_lock = turn_file(f"load-{digest}")
 
     async def want(self, version: Any) -> None:
-        """Make a version the one that this replica shall serve.
+        """Set the version that this replica must serve.
 
         While another version serves, this returns at once. The wanted one is loaded in a thread,
         warmed up, and takes over between two requests. A replica that serves nothing returns once a
@@ -253,36 +251,23 @@ class VersionedModel:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Let the replicas of a node that serve load their next version one after another.
+        """Let the serving replicas of a node load their next version one after another.
 
         Otherwise a deploy would need the memory of two versions in all replicas at once.
         """
         wanted, until = self._wanted, time.monotonic() + self._load_seconds
-        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            file = os.open(self._node_lock, flags, 0o600)
-        except OSError as error:  # without it, replicas only need more memory for a while
-            log.warning("replicas of this node do not load in turn (%s)", error)
-            yield
-            return
-        try:
-            while self.host is not None and time.monotonic() < until:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(POLL_SECONDS)
+        with closing(Turn(self._node_lock)) as turn:
+            while self.host is not None and time.monotonic() < until and not turn.take():
+                await asyncio.sleep(POLL_SECONDS)
                 if self._wanted != wanted or self._ends:
                     break
             yield
-        finally:
-            os.close(file)
 
     async def _load(self, version: Version, task: str | None, seconds: float) -> Host | None:
         """Load a version in a thread.
 
-        Returns None if another version was wanted, or the replica ends, and the load was not begun
-        or did not end soon.
+        Returns None if the version is no longer needed: another one is wanted, or the replica ends.
+        A load that has begun may then take SUPERSEDED_SECONDS more.
 
         Raises:
             UserError: The version cannot be loaded, has another task than `task`, or takes longer
@@ -361,6 +346,8 @@ class VersionedModel:
     def _refuse(self, error: UserError) -> None:
         doublings = min(self._tries, 10)  # more would overflow a float in the end
         wait = min(RETRY_SECONDS * 2**doublings, LONGEST_RETRY_SECONDS)
+        if isinstance(error, CutOffError):
+            wait = min(wait, error.seconds)
         self._tries, self._retry_at = self._tries + 1, time.monotonic() + wait
         self.refused = {
             "version": _plain(self._wanted), "error": str(error), "tries": self._tries,

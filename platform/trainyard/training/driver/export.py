@@ -79,14 +79,14 @@ def push_model(model: str, repository: str) -> None:
     """Upload the folder `model` to a Hub repository, which is created as private if it is missing.
 
     Raises:
-        UserError: `model` is no local folder, or the Hub refuses or cannot be reached.
+        UserError: `model` is not a local folder, or the Hub rejects it or cannot be reached.
     """
     from huggingface_hub import HfApi
 
     stage(f"uploading {model} to {repository}")
     try:
         if not Path(model).is_dir():
-            raise FileNotFoundError(f"{model} is no folder here")
+            raise FileNotFoundError(f"{model} is not a local folder")
         api = HfApi()
         api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=model, commit_message="Upload")

@@ -1,6 +1,7 @@
 """`fit`: train one run from its config to `model/`, on Ray. Sweeps and suites use it, too."""
 
 import importlib.util
+import logging
 import os
 import threading
 import time
@@ -81,6 +82,8 @@ class Trial:
     """Stopwatch that was started with the trial. Time that `fit` does not record stays on it."""
 
 
+log = logging.getLogger(__name__)
+
 EXTRAS = {
     "deepspeed": ("deepspeed", "use --strategy fsdp"),
     "mlflow": ("mlflow-skinny", "leave it out: TensorBoard needs no other package"),
@@ -93,7 +96,7 @@ def check_packages(config: TrainConfig) -> None:
     """Refuse flag values whose package or server is missing, before anything is started.
 
     Raises:
-        UserError: A package is not installed, or MLflow has no server while runs lie in a bucket.
+        UserError: A package is not installed, or MLflow has no server and runs are in a bucket.
     """
     for flag, values in (("--strategy", [config.strategy]), ("--report-to", config.report_to)):
         for name in values:
@@ -136,8 +139,9 @@ def fit(
         HeldError: Another driver still holds the run after `patience` seconds.
         SupersededError: Another driver has taken over the run, its sweep or its suite.
         Diverged: The loss, an output or the gradients were not finite.
-        UserError: Another condition applies that the user can fix; checkpoints are kept.
-        Interrupted: SIGTERM, Ctrl-C or `trial.on_evaluation` stopped the run; checkpoints are kept.
+        UserError: The flags, data, model or cluster cannot be used; checkpoints are kept.
+        Interrupted: SIGTERM, Ctrl-C, a callback or `trial.on_evaluation` stopped the run;
+            checkpoints are kept.
     """
     result = _fit(config, trial, callbacks, patience, fence)
     if config.push_to_hub:
@@ -220,6 +224,8 @@ def _fit(
                 outcome = worker_function(
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
                 )()
+                for note in outcome.notes:
+                    say(note)
             else:
                 outcome = _supervise(
                     config, task, data, folder, resources, signals, lease, callbacks
@@ -231,9 +237,11 @@ def _fit(
             folder.update(environments=with_workers(folder.read()["environments"], workers))
         if outcome.status == "stopped":
             folder.update(status="stopped")
+            where = f"at step {outcome.state.step}"
+            if outcome.by_callback:
+                where += ", where a callback stopped it"
             raise Interrupted(
-                f"run {folder.path.name} is saved at step {outcome.state.step}; the same command "
-                "resumes it",
+                f"run {folder.path.name} is saved {where}; the same command resumes it",
                 signals.exit_status,
             )
         return _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
@@ -243,16 +251,23 @@ def _fit(
 def _logged_records(folder: RunFolder) -> Iterator[None]:
     """Fetch the records of a run, and log the block to its log.txt, which is uploaded at the end.
 
-    A folder without run.json gets no log in its bucket: --fresh would refuse to empty it.
+    A folder without run.json gets no log in its bucket: --fresh would refuse to empty it. After the
+    upload, the files that a finished run does not need are deleted.
     """
     folder.fetch()
     try:
         with logged(folder.path / "log.txt"):
             yield
     finally:
-        with suppress(SupersededError), outages_logged():  # an error here must not hide the block's
-            if folder.read():
-                folder.publish("log.txt")
+        try:  # an error here must not hide the block's
+            with suppress(SupersededError), outages_logged():
+                record = folder.read()
+                if record:
+                    folder.publish("log.txt")
+                if record.get("status") == "finished":
+                    folder.clean_up()
+        except OSError as error:
+            log.warning("log.txt of run %s is not uploaded: %s", folder.path.name, error)
 
 
 def _open_record(
@@ -298,6 +313,7 @@ def _open_record(
         data_name=config.data_name,
         data_fingerprint=data.fingerprint,
         data_sources=dict(data.sources),
+        text_sketches=dict(data.texts),
         data_files=record.get("data_files") or _file_digests(config),
         model_revision=data.model_revision,
         **data.base_digests,
@@ -331,7 +347,7 @@ def _supervise(
 ) -> Outcome:
     """Run the workers from a thread, while the calling thread shows progress and handles signals.
 
-    On the main thread, Ray Train would handle Ctrl-C and exit with status 0.
+    If Ray Train ran on the main thread, it would handle Ctrl-C and exit with status 0.
 
     Raises:
         Interrupted: A second signal came before the workers had saved.
@@ -429,5 +445,4 @@ def _conclude(
         say(f"note: {words}")
     known = {"one_answer": answers} if answers else {}
     folder.update(status="finished", result=asdict(result), warnings=alerts, **known)
-    folder.clean_up()
     return result

@@ -51,7 +51,7 @@ def run_workers(
 
     Ray Train's own restarts are off: Ray Train cannot tell a lost worker from a deterministic
     error. An error that repeats at the same step ends the run, unless workers were lost. A restart
-    for a leaving node, or for more workers, is no failure.
+    for a leaving node, or for more workers, is not a failure.
 
     Args:
         config: Flags of the run.
@@ -105,7 +105,8 @@ def run_workers(
             if (newest := max(folder.store().steps(), default=0)) > saved:
                 failures, saved = 0, newest
         else:
-            if outcome.status == "stopped" and monitor.reason and not folder.stop_is_requested():
+            wanted = outcome.by_callback or folder.stop_is_requested()
+            if outcome.status == "stopped" and monitor.reason and not wanted:
                 say(f"restarting from step {outcome.state.step}: {monitor.reason}")
                 continue
             return outcome
@@ -219,7 +220,7 @@ def worker_function(
             place, tables = folder.on_this_node(data.folders)
             here = replace(data, folders=tables)
             if config.loop == "trainer":
-                from trainyard.training.worker.trainer_loop import train_by_trainer  # a second
+                from trainyard.training.worker.trainer_loop import train_by_trainer  # slow import
 
                 return train_by_trainer(config, task, here, place, on_evaluation, callbacks)
             return train(config, task, here, place, on_evaluation)

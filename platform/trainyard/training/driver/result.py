@@ -27,7 +27,7 @@ class FitResult(Readable):
     Errors such as rmse are lower for better models. `metrics` is {split: {metric: value}} of the
     best checkpoint, and `intervals` holds 95 % intervals over rows. `model` is the model's folder
     or URL. `seconds` is the time of all attempts. `padding_efficiency` is the share of tokens in
-    the batches of the first epoch that are no padding. `truncated_rows` counts rows longer than
+    the batches of the first epoch that are not padding. `truncated_rows` counts rows longer than
     --max-length, by split.
     """
 
@@ -70,7 +70,7 @@ class FitResult(Readable):
         for each metric. Steps without a value have NaN.
 
         Raises:
-            UserError: The run lies in a bucket, or its metrics.jsonl is damaged.
+            UserError: The run is in a bucket, or its metrics.jsonl is damaged.
         """
         import pandas as pd
 
@@ -95,7 +95,7 @@ class FitResult(Readable):
             For each input, {"label": …, "score": …} of the label with the highest score.
 
         Raises:
-            UserError: A text is refused, or the run lies in a bucket.
+            UserError: An input is invalid, or the run is in a bucket.
         """
         inputs = [
             text if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True))
@@ -106,7 +106,7 @@ class FitResult(Readable):
 
     def _model_folder(self) -> Path:
         if "://" in self.model:
-            raise UserError(f"{self.model} lies in a bucket; copy the run to a folder first")
+            raise UserError(f"{self.model} is in a bucket; copy the run to a folder first")
         return Path(self.model)
 
 
@@ -164,7 +164,7 @@ def computed_otherwise(record: Mapping[str, Any], model: str) -> str | None:
     if not changed:
         return None
     return (
-        f"version of Trainyard, which computed {config.model_type} models otherwise (numerics "
+        f"version of Trainyard, which computed {config.model_type} models differently (numerics "
         f"{before}, now {NUMERICS_VERSION})"
     )
 
@@ -177,7 +177,10 @@ def planned_otherwise(record: Mapping[str, Any]) -> str | None:
     before = record.get("plan_version", 1)
     if before == PLAN_VERSION:
         return None
-    return f"version of Trainyard, which planned its batches otherwise (plan {before}, now {PLAN_VERSION})"
+    return (
+        f"version of Trainyard, which planned its batches differently (plan {before}, now "
+        f"{PLAN_VERSION})"
+    )
 
 
 def earlier_result(

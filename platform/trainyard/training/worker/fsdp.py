@@ -23,7 +23,7 @@ from trainyard.training.worker.weights import Copy, owners, stored_moments, stor
 
 
 class ShardedGradients(Gradients):
-    """Gradients that are whole until the last micro-batch of a step, then are summed in shards."""
+    """Gradients that stay unsharded until the last micro-batch of a step sums them in shards."""
 
     def __init__(self, accelerator: Accelerator, model: Any) -> None:
         super().__init__(accelerator, model)
@@ -34,7 +34,7 @@ class ShardedGradients(Gradients):
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround forward and backward of a micro-batch; the last one of a step reduces gradients.
+        """Wrap the two passes of a micro-batch; the last one of a step reduces the gradients.
 
         Args:
             turn: Index of the micro-batch among this process's micro-batches of the step.

@@ -37,7 +37,7 @@ class Gradients:
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround forward and backward of micro-batch `turn` (from 0) of this process's `turns`."""
+        """Wrap forward and backward of micro-batch `turn` (from 0) of this process's `turns`."""
         with nullcontext() if turn + 1 == turns else self._accelerator.no_sync(self._model):
             yield
 
@@ -53,8 +53,8 @@ class Gradients:
             max_norm: Maximum L2 norm of all gradients together; 0 for no clipping.
 
         Returns:
-            False if the gradients are known not to be finite without a loss scale to reduce. Then
-            no process has taken the step.
+            False if the gradients are known not to be finite, and there is no loss scale to reduce.
+            Then no process has taken the step.
         """
         if max_norm:
             self._accelerator.clip_grad_norm_(self._model.parameters(), max_norm)
@@ -132,7 +132,7 @@ class GradientTree(Gradients):
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround forward and backward of micro-batch `turn` (from 0) of `turns`.
+        """Wrap forward and backward of micro-batch `turn` (from 0) of this process's `turns`.
 
         Autograd adds the gradients of the second micro-batch of a pair to those of the first.
         """

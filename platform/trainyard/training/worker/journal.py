@@ -1,4 +1,4 @@
-"""The records of a running run: metrics.jsonl, trackers, progress.json, and the ledger."""
+"""Records of a run in progress: metrics.jsonl, trackers, progress.json, usage.jsonl, the ledger."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ class Journal:
             name = f"from-{first_step:08d}-rank-{rank}-{time.time_ns()}.jsonl"
             self._ledger = (folder.ledger / name).open("a", buffering=1)
         if self._main:
-            usage()  # the first row is of the time since now
+            usage()  # CPU use is measured from here on
             self._used = time.monotonic()
             self._seconds_before = folder.progress().get("seconds", {})
             folder.rewind_metrics(first_step)
@@ -48,13 +48,13 @@ class Journal:
     def record_micro_batch(
         self, step: int, epoch: int, micro_batch: int, rows: Rows, loss: Any
     ) -> None:
-        """Ledger: the rows of one forward pass and its share of the step's loss, bit-exact."""
+        """Write one forward pass to the ledger: its rows and, bit-exact, its share of the loss."""
         if self._ledger is not None:
             line = {"step": step, "epoch": epoch, "slot": micro_batch, "rows": rows.tolist()}
             self._ledger.write(json.dumps({**line, "loss": float(loss.detach()).hex()}) + "\n")
 
     def log_step(self, state: TrainState, epoch: float, learning_rate: float) -> None:
-        """Training line: mean loss since the last one, and the rate of the next step; in fp16 its scale."""
+        """Log the mean loss since the last call and the next learning rate; in fp16, the scale."""
         values: dict[str, float] = {"loss": state.take_mean_loss(), "learning_rate": learning_rate}
         if state.loss_scale is not None:
             values |= {"loss_scale": state.loss_scale, "skipped_steps": state.skipped_steps}
@@ -63,9 +63,10 @@ class Journal:
             self._report("train", values, state.step)
 
     def log_evaluation(self, state: TrainState) -> None:
-        """Evaluation lines: the loss and the metrics of each split after `state.step` steps.
+        """Log the loss and the metrics of each split after `state.step` steps.
 
-        The loss has another key than that of training lines. Trackers get it as SPLIT/loss.
+        metrics.jsonl has the loss as `eval_loss`, apart from the training loss. Trackers get it as
+        SPLIT/loss.
         """
         if not self._main:
             return
@@ -77,7 +78,7 @@ class Journal:
             self._report(split, {"loss": loss, **found["metrics"]}, state.step)
 
     def _report(self, group: str, values: Mapping[str, float], step: int) -> None:
-        """Report values to the trackers. One that fails gets no more: training does not need it."""
+        """Report values to the trackers; drop a tracker that fails, and let training continue."""
         named = {f"{group}/{name}": value for name, value in values.items()}
         for name, tracker in list(self._trackers.items()):
             try:
@@ -98,9 +99,13 @@ class Journal:
         *,
         at_once: bool = False,
     ) -> None:
-        """Write progress.json, at most twice a second; `seconds` are this attempt's.
+        """Write progress.json, at most twice a second, and every few seconds a row of usage.jsonl.
 
-        Every few seconds usage.jsonl gets a row.
+        Args:
+            state: State of the run.
+            samples_per_second: Training throughput; None before the first step.
+            seconds: Time of this attempt by account.
+            at_once: True to write both now.
         """
         now = time.monotonic()
         if self._main and (at_once or now - self._used >= USAGE_SECONDS):
@@ -108,7 +113,7 @@ class Journal:
             trained = sum(add(self._seconds_before, seconds).values())
             with contextlib.suppress(
                 OSError
-            ):  # a full disk ends the run at its next record, in a sentence
+            ):  # a full disk ends the run at its next record, with a clear error
                 self._folder.append_usage({"step": state.step, "seconds": trained, **usage()})
         if self._main and (at_once or now - self._shown >= PROGRESS_SECONDS):
             self._shown = now
@@ -138,7 +143,7 @@ class Journal:
 
 
 def usage() -> dict[str, float]:
-    """Use of this node's processor, memory and first GPU; the processor's is since the last call."""
+    """Return the use of this node's CPU, memory and current GPU; CPU use is since the last call."""
     import psutil
     import torch
 

@@ -42,7 +42,7 @@ def train(
         Outcome of the attempt. Divergence and failed checkpoints are its `error`.
 
     Raises:
-        UserError: The model cannot train on rows of these lengths, or the checkpoint does not fit.
+        UserError: The model cannot train on rows of these lengths, or does not fit the checkpoint.
         SupersededError: Another driver has taken over the run.
     """
     accelerator = training_accelerator(config)

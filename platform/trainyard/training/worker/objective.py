@@ -13,7 +13,7 @@ from trainyard.tasks import Task
 
 
 class Objective:
-    """Loss of forward passes in training; evaluation does not use it.
+    """Training loss of one forward pass; evaluation does not use it.
 
     With one label per row, a class weight multiplies the losses of the rows of its class. These
     weights have mean 1 over the training rows, so the scale of the loss stays the same. With

@@ -1,6 +1,6 @@
 """Save checkpoints while training continues.
 
-Training stops only while what a checkpoint holds is copied into the host's memory. A thread then
+Training pauses only while the checkpoint's content is copied into host memory. A thread then
 writes, hashes, syncs and commits the copies. It reads nothing that training changes.
 """
 
@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 
 
 class HostMemory:
-    """Copies of tensors in the host's memory; every save uses the buffers of the one before.
+    """Copies of tensors in host memory; each save reuses the buffers of the one before.
 
-    Copies of a GPU's tensors are pinned: the GPU writes them while the host requests the next ones.
+    Buffers for GPU tensors are pinned, so the host can request the next copies before one is done.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class HostMemory:
 
 
 class Part(NamedTuple):
-    """A worker's part of a checkpoint: bytes of its weights by name, manifest entries of its files."""
+    """One worker's part of a checkpoint: bytes of weights by name, manifest entries of files."""
 
     sizes: dict[str, int]
     entries: dict[str, dict[str, Any]]
@@ -92,7 +92,7 @@ class Snapshot(NamedTuple):
     step: int
     best_step: int
     model: Any
-    """The live model: only its config is written from it."""
+    """The live model. The thread reads only its configs, its dtype and the names of its parameters."""
     weights: dict[str, torch.Tensor]
     moments: dict[str, Any]
     """The optimizer's state; where processes write parts of it, "state" holds its tensors."""
@@ -101,7 +101,7 @@ class Snapshot(NamedTuple):
 
 
 WRITE_SECONDS = 3 * GROUP_SECONDS
-"""Maximum seconds by which the parts of a checkpoint may be written at different speeds."""
+"""Maximum seconds that the writers of a checkpoint's parts wait for the slowest one."""
 
 
 class CheckpointWriter:
@@ -135,10 +135,13 @@ class CheckpointWriter:
         state: TrainState,
         predictions: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        """Copy what a checkpoint holds, and write it in the thread; the last one must be joined.
+        """Copy the content of a checkpoint, and write it in the thread.
 
-        The folder is in Hugging Face's format, with the optimizer and the logits of the best evaluation
-        next to the weights: the best checkpoint becomes `model/` unchanged.
+        The folder is in Hugging Face's format, with the optimizer and the logits of the best
+        evaluation next to the weights.
+
+        Raises:
+            RuntimeError: The checkpoint before was not joined.
         """
         if self._begun:
             raise RuntimeError("the checkpoint before is still being written")
@@ -170,14 +173,14 @@ class CheckpointWriter:
 
     @property
     def has_failed(self) -> bool:
-        """True when this process's part of the checkpoint has ended with an error."""
+        """True if this process's part of the checkpoint ended with an error."""
         writing = self._writing
         if writing is None or not writing.done():
             return False
         return writing.exception() is not None or writing.result() is not None
 
     def join(self) -> UserError | None:
-        """Wait until the checkpoint is committed; return the error when that failed.
+        """Wait until the checkpoint is committed; return the error if that failed.
 
         Raises:
             SupersededError: Another driver or a newer attempt has claimed the run.
@@ -195,7 +198,7 @@ class CheckpointWriter:
         return failure
 
     def close(self) -> None:
-        """Let the thread finish what it writes, and end it. Each process calls this for itself."""
+        """Let the thread finish its checkpoint, and end it; this needs no other process."""
         failure: Exception | None
         try:
             writing = self._take()
@@ -213,11 +216,11 @@ class CheckpointWriter:
         return writing
 
     def _commit(self, snapshot: Snapshot) -> UserError | None:
-        """Write and commit a checkpoint as rank 0; return the error when that failed."""
+        """Write and commit a checkpoint as rank 0; return the error if that failed."""
         self._met_others = False
         try:
             self._store.commit(snapshot.step, lambda folder: self._write(folder, snapshot))
-            # Later ones are damaged, for the run resumed before them; or a successor's.
+            # Later checkpoints are damaged, since the run resumed before them, or a successor's.
             steps = [step for step in self._store.steps() if step <= snapshot.step]
             kept = {*steps[-KEPT_CHECKPOINTS:], snapshot.best_step}
             self._store.keep(kept, until=snapshot.step)
@@ -234,7 +237,7 @@ class CheckpointWriter:
         self._together(None, snapshot)
 
     def _write(self, folder: Path, snapshot: Snapshot) -> dict[str, Any]:
-        """Fill a checkpoint's folder as rank 0; return manifest entries of what others wrote."""
+        """Fill a checkpoint's folder as rank 0; return the manifest entries of all parts."""
         write_config(folder, snapshot.model)
         write_json(folder / STATE_FILE, snapshot.record)
         for split, values in snapshot.predictions.items():
@@ -252,7 +255,7 @@ class CheckpointWriter:
         """Write this process's weights, and its moments where each process writes a part.
 
         Raises:
-            Diverged: A weight is not finite. The loss of this step cannot tell: it is older.
+            Diverged: A weight is not finite. The loss does not show it: it predates the update.
         """
         if (name := _not_finite(snapshot)) is not None:
             raise diverged(f"after step {snapshot.step} the weight {name} holds NaN or infinity")
@@ -262,10 +265,14 @@ class CheckpointWriter:
         return write_part(folder, snapshot.weights, moments, rank, self._writers)
 
     def _together(self, folder: Path | None, snapshot: Snapshot) -> list[Part]:
-        """Let the threads of all processes write into rank 0's `folder`; None calls it off.
+        """Write the parts of all processes into rank 0's `folder`; return them on rank 0.
+
+        Without a `folder` on rank 0, nothing is written.
 
         Raises:
-            Exception: A thread failed; rank 0 raises the first exception of any of them.
+            Diverged: A weight of any process is not finite; rank 0 names the same one for any number
+                of processes.
+            Exception: A thread failed otherwise; rank 0 raises the first exception of any of them.
         """
         self._met_others = True
         message = [folder]
@@ -284,9 +291,9 @@ class CheckpointWriter:
             found = _sendable(error, folder)
         parts: list[Any] | None = [None] * self._writers if self._main else None
         dist.gather_object(found, parts, dst=0, group=self._group)
-        for part in parts or []:
-            if isinstance(part, Exception):
-                raise part
+        errors = [part for part in parts or [] if isinstance(part, Exception)]
+        if errors:
+            raise min((e for e in errors if isinstance(e, Diverged)), key=str, default=errors[0])
         return parts or []
 
 
@@ -307,9 +314,9 @@ def _sendable(error: Exception, folder: Path) -> Exception:
 
 
 def _not_finite(snapshot: Snapshot) -> str | None:
-    """Return the name of a parameter in the snapshot that is not finite; None without one."""
+    """Return the first name, in alphabetical order, of a parameter that is not finite; else None."""
     parameters = {name for name, _ in snapshot.model.named_parameters(remove_duplicate=False)}
-    for name, tensor in snapshot.weights.items():
+    for name, tensor in sorted(snapshot.weights.items()):
         if name in parameters and tensor.numel():
             low, high = torch.aminmax(tensor)  # both are NaN if one value is
             if not (math.isfinite(low) and math.isfinite(high)):

@@ -1,16 +1,16 @@
 """Work between the steps of a run: reading losses, evaluating, saving, stopping.
 
-Both loops, ours and transformers' Trainer, train inside a `Session`. They differ only in the way they
-make a step.
+Both loops, ours and transformers' Trainer, train inside a `Session`. They differ only in how they
+take a step.
 """
 
+import copy
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from trainyard.batch_plan import Plan, Rows, padded_length, padding_efficiency, share
+from trainyard.batch_plan import Plan, Rows, padding_efficiency
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
@@ -35,48 +35,26 @@ from trainyard.models import RIGHT, build_model, machine, peak_flops, training_f
 from trainyard.storage import RunFolder, Stopwatch
 from trainyard.tasks import Task
 from trainyard.training.outcome import Outcome, TrainState
+from trainyard.training.worker.batches import Gatherer, StepBatches
 from trainyard.training.worker.dropout import fast_masks
 from trainyard.training.worker.gradients import tree_sum
 from trainyard.training.worker.journal import Journal
 from trainyard.training.worker.probe import probe
 from trainyard.training.worker.saving import CheckpointWriter, diverged
-from trainyard.training.worker.state import broadcast, load_checkpoint, stored_predictions
+from trainyard.training.worker.state import broadcast, load_checkpoint, restore_predictions
 from trainyard.training.worker.trackers import tracker_folders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SKIPS_IN_A_ROW = 20
-"""Steps that fp16 may skip in a row while it finds its loss scale."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass: its place in the step, its rows, their share of the step, and its inputs."""
-
-    index: int
-    rows: Rows
-    weight: float
-    inputs: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class StepBatches:
-    """Micro-batches of one step that this process runs.
-
-    `step` counts from 0 over the run. `rows` is the number of rows of the step in all processes.
-    """
-
-    step: int
-    epoch: int
-    rows: int
-    mine: list[MicroBatch]
+"""Number of consecutive fp16 steps with overflowing gradients at which a run counts as diverged."""
 
 
 class Session:
-    """One process's view of one attempt at a run; all processes call its methods alike.
+    """One process's part in an attempt at a run; all processes must make the same calls.
 
-    On exit a checkpoint that is being written is finished, whatever ends the attempt.
+    On exit, a checkpoint that is being written is finished, also after an error.
     """
 
     journal: Journal
@@ -84,7 +62,7 @@ class Session:
     padding = RIGHT
     """Padding of the model, see `probe`."""
     wants_stop = False
-    """Set where this process wants the run to save and stop; one process is enough."""
+    """True to make the run save and stop; setting it in one process suffices."""
 
     def __init__(
         self,
@@ -112,7 +90,7 @@ class Session:
         self._status: Literal["finished", "stopped", "failed"] = "finished"
         self._error: UserError | None = None
         self._best_predictions: dict[str, NDArray[Any]] = {}
-        # Reading a loss makes the host wait for the device: each step where that costs nothing.
+        # Reading a loss makes the host wait for the device, which costs nothing on CPUs.
         self._read_every = 1 if accelerator.device.type == "cpu" else config.logging_steps
         self._unread: list[torch.Tensor] = []
         self._unread_scales: list[torch.Tensor] = []
@@ -128,9 +106,10 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self._masks.close()
         self._writer.close()
+        self.folder.end_exchange()
 
     def build_model(self) -> "PreTrainedModel":
-        """Build the model as all processes begin with it, whole and on the CPU."""
+        """Build the initial model, equal in all processes, unsharded and on the CPU."""
         model = build_model(
             self.data.model,
             self.task,
@@ -146,13 +125,18 @@ class Session:
         return model
 
     def resume(self, model: Any, optimizer: Any, scheduler: Any) -> None:
-        """Take up the run where its newest valid checkpoint left it."""
+        """Resume the run from its newest valid checkpoint, or start at step 0."""
         self.use(model, optimizer, scheduler)
         self.state = load_checkpoint(self.config, self.accelerator, self._store, *self._live)
+        if self.accelerator.is_main_process:
+            self.folder.begin_exchange()
         self._compare_with_checkpoint()
         if (scaler := self.accelerator.scaler) is not None and self.state.loss_scale is None:
             self.state.loss_scale = scaler.get_scale()
-        self._restore_predictions()
+        warning = restore_predictions(
+            self.accelerator, self._store, self.folder, self.state.best_step
+        )
+        self._notes += [warning] if warning else []
         self.journal = Journal(
             self.config,
             self.folder,
@@ -164,67 +148,23 @@ class Session:
         self.stopwatch.lap("start_up")
 
     def use(self, model: Any, optimizer: Any, scheduler: Any) -> None:
-        """The live objects that are evaluated and saved from now on."""
+        """Set the objects to evaluate and to save from now on."""
         self._live = (model, optimizer, scheduler)
 
     def steps(self) -> Iterator[tuple[int, int, list[Rows]]]:
-        """Steps that are left, as (step, epoch, micro-batches); steps count from 0."""
+        """Return the remaining steps as (step, epoch, micro-batches); steps count from 0."""
         return self.plan.steps(self.state.step, 0 if self.state.stopped_early else self.last_step)
 
-    @property
-    def gathers_ahead(self) -> bool:
-        """True next to a GPU. On CPUs all threads compute."""
-        return bool(self.accelerator.device.type != "cpu")
-
-    def batches(self) -> Iterator["StepBatches"]:
-        """Yield this process's batches of each step that is left to do.
-
-        Where it `gathers_ahead`, a thread gathers those of the next step while this step computes.
-        """
-        left = self.steps()
-        with ThreadPoolExecutor(1) if self.gathers_ahead else nullcontext() as thread:
-            ahead = thread and thread.submit(self._gathered, next(left, None))
-            while True:
-                self.stopwatch.lap("compute")
-                found = ahead.result() if ahead else self._gathered(next(left, None))
-                if thread:
-                    ahead = thread.submit(self._gathered, next(left, None))
-                self.stopwatch.lap("data")
-                if found is None:
-                    return
-                yield found
-
-    def _gathered(self, planned: tuple[int, int, list[Rows]] | None) -> "StepBatches | None":
-        if planned is None:
-            return None
-        step, epoch, micro_batches = planned
-        rows = sum(map(len, micro_batches))
-        mine = share(
-            len(micro_batches), self.accelerator.process_index, self.accelerator.num_processes
-        )
-        return StepBatches(step, epoch, rows, [self._gather(micro_batches, i, rows) for i in mine])
-
-    def _gather(self, micro_batches: list[Rows], index: int, step_rows: int) -> "MicroBatch":
-        chosen = micro_batches[index]
-        # A partial step can leave a micro-batch empty: its process still takes part, at weight zero.
-        rows = chosen if len(chosen) else micro_batches[0][:1]
-        width = padded_length(
-            int(self._lengths[rows].max()),
-            self.config.padding_multiple,
-            self.config.max_length,
-            fixed=self.config.pad_to_max_length,
-        )
-        arrays = self._table.gather(rows, width, self.padding)
-        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if self.accelerator.device.type == "cuda":  # the copy to the device is then no wait
-            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
-        return MicroBatch(index, rows, len(chosen) / step_rows, inputs)
+    def batches(self) -> Iterator[StepBatches]:
+        """Yield this process's batches of each remaining step."""
+        gatherer = Gatherer(self.config, self._table, self.accelerator, self.padding)
+        return gatherer.gathered(self.steps(), self.stopwatch)
 
     def finish_step(self, done: int, loss: Any, rows: int) -> bool:
         """Read, evaluate and save after optimizer step `done` (from 1); return whether to continue.
 
         `loss` is this process's share of the step's loss, on its device. It is read, logged and
-        checked together with the losses of earlier steps, when one of these is due.
+        checked together with the losses of earlier steps, when a read is due.
         """
         config = self.config
         self.stopwatch.lap("compute")
@@ -240,7 +180,8 @@ class Session:
             return True
 
         if self.accelerator.is_main_process:
-            self._store.check_claim()  # back from a lost network, it must log nothing either
+            self.folder.poll()  # if superseded during an outage, log nothing
+            self._store.check_attempt()
         stop = self._read_losses()
         if self._error or ((save or stop) and not self._join_checkpoint()):
             return False
@@ -253,6 +194,7 @@ class Session:
                 return False
         if save or stop:
             predictions = self._best_predictions if self.state.is_best else None
+            self._saved = copy.deepcopy(self.state)
             self._writer.begin(*self._live, self.state, predictions)
             self.stopwatch.lap("checkpoint")
             self._tell(at_once=True)
@@ -271,26 +213,33 @@ class Session:
         self._unread.append(loss)
         self._read_losses()
         if self._error is None:
-            self._diverge(f"the gradients of step {done} are not finite")
+            self._diverge(diverged(f"the gradients of step {done} are not finite"))
 
     def _join_checkpoint(self) -> bool:
-        """Wait for the checkpoint that is being written; return whether it, if any, is committed."""
+        """Wait for the checkpoint that is being written; return whether it, if any, is committed.
+
+        If its weights are not finite, the run ends at its step: how many steps were done since then
+        depends on the speed of the disk.
+        """
         failure = self._writer.join()
         self.stopwatch.lap("checkpoint")
-        if failure is not None and self._error is not None:
-            self._notes.append(f"warning: {failure}")
+        if isinstance(failure, Diverged):
+            self.state = self._saved
+            if self.accelerator.is_main_process:
+                self.folder.rewind_metrics(self.state.step)
         self._error = self._error or failure
         return failure is None
 
     def outcome(self) -> Outcome:
-        """Finish the last checkpoint, close the records, and return how the attempt ended."""
+        """Finish the last checkpoint, close the records, and return the outcome of the attempt."""
         self._join_checkpoint()
         self.journal.close()
         self.accelerator.wait_for_everyone()
         self.stopwatch.lap("sync")
         self._tell(at_once=True)
         if self.accelerator.is_main_process:
-            self.folder.publish("progress.json", "usage.jsonl", *tracker_folders(self.config))
+            records = "metrics.jsonl", "progress.json", "usage.jsonl"
+            self.folder.publish(*records, *tracker_folders(self.config))
         speed = self._rows / self._seconds if self._seconds else None
         peak = used = None
         if speed and self.accelerator.is_main_process:
@@ -299,12 +248,13 @@ class Session:
                 self.accelerator.device,
                 self.config.mixed_precision,
                 reached=reached,
-                keep=self._on_evaluation is None,  # other trials of a sweep train now
+                keep=not self.folder.has_siblings,  # which may train now
             )
             used = reached / peak
         return Outcome(
             status="failed" if self._error else self._status,
             error=self._error,
+            by_callback=self.wants_stop and self._status == "stopped",
             state=self.state,
             padding_note=self.padding.note,
             notes=[*self._store.skipped, *self._notes, *self.journal.notes],
@@ -320,7 +270,7 @@ class Session:
         )
 
     def _compare_with_checkpoint(self) -> None:
-        """Note other kinds of workers, whose bits may differ; refuse another order of rows.
+        """Warn about changed kinds of workers, whose bits may differ; refuse a changed row order.
 
         Raises:
             UserError: The order differs, so rows would be trained on twice or never.
@@ -343,20 +293,11 @@ class Session:
             )
         self.state.row_order, self.state.workers = order, workers
 
-    def _restore_predictions(self) -> None:
-        """Replace predictions/ with those of the best checkpoint.
-
-        An attempt that was killed may have written those of an evaluation that is made again now.
-
-        Raises:
-            DamagedRun: The best checkpoint is damaged, so the run cannot end with its model.
-        """
-        best = self.state.best_step
-        if self.accelerator.is_main_process and best in self._store.steps():
-            self.folder.write_predictions(stored_predictions(self._store.bring_best(best)))
-
     def _scheduler_stops(self) -> bool:
-        """Let the scheduler decide, when the checkpoint that it may copy is committed."""
+        """Return whether the scheduler ends the run; ask once the checkpoint is committed.
+
+        Another trial may then continue from this checkpoint.
+        """
         if self._on_evaluation is None or not self._join_checkpoint():
             return False
         stops = not self._on_evaluation()
@@ -364,10 +305,10 @@ class Session:
         return stops
 
     def _tell(self, *, at_once: bool = False) -> None:
-        """Show where the run is, and where its time went.
+        """Write the progress and the time ledger of the run.
 
-        A step's wait for gradients is inside its backward pass: DDP measures what of it did not
-        overlap with computing, in the first ten steps and then in every hundredth.
+        The wait for gradients is part of the backward pass. DDP measures the part that did not
+        overlap with computation, in the first ten steps and then in every hundredth.
         """
         measured: dict[str, Any] = getattr(self._live[0], "_get_ddp_logging_data", dict)()
         exchange = measured.get("avg_backward_comm_time", 0)
@@ -379,23 +320,23 @@ class Session:
         self.stopwatch.lap("records")
 
     def _read_losses(self) -> bool:
-        """Sum the unread losses over the processes, log and check them; returns whether to stop.
+        """Sum the unread losses over the processes, check and log them; return whether to stop.
 
-        One message carries all, so that all processes stop at the same step, also where the
-        checkpoint of one of them has failed.
+        The same message carries stop requests and failed checkpoints, so that all processes stop at
+        the same step.
         """
         main = self.accelerator.is_main_process
-        stop = self.wants_stop or (main and self.folder.wants_stop())
-        wishes = float(stop), float(self._writer.has_failed)
+        wishes = main and self.folder.wants_stop(), self.wants_stop, self._writer.has_failed
         message = torch.stack(
-            [*self._unread, *(torch.full_like(self._unread[0], wish) for wish in wishes)]
+            [*self._unread, *(torch.full_like(self._unread[0], float(wish)) for wish in wishes)]
         )
         self._unread.clear()
         if self.accelerator.num_processes > 1:
             parts = [torch.empty_like(message) for _ in range(self.accelerator.num_processes)]
             torch.distributed.all_gather(parts, message)
             message = tree_sum(parts)
-        *losses, stops, failed = message.tolist()
+        *losses, requested, called, failed = message.tolist()
+        self.wants_stop = bool(called)
         scales = torch.stack(self._unread_scales).tolist() if self._unread_scales else []
         self._unread_scales.clear()
         # On a GPU this waits for the device to finish its steps, on CPUs for the other processes.
@@ -403,32 +344,36 @@ class Session:
         for loss, scale in zip_longest(losses, scales):
             self.state.step += 1
             if not math.isfinite(loss):
-                self._diverge(f"the loss of step {self.state.step} is {loss}")
+                self._diverge(diverged(f"the loss of step {self.state.step} is {loss}"))
                 return True
             self.state.add_loss(loss)
             if scale is not None:
                 self.state.add_loss_scale(scale)
             if self.state.skipped_in_a_row == SKIPS_IN_A_ROW:
-                self._error = Diverged(
+                overflow = (
                     f"in fp16 the gradients of {SKIPS_IN_A_ROW} steps in a row overflowed, the last one at "
                     f"step {self.state.step} with a loss scale of {scale:g}; use --mixed-precision bf16 "
                     "or no, or lower --learning-rate"
                 )
+                self._diverge(Diverged(overflow))
                 return True
             if self.state.step % self.config.logging_steps == 0:
                 epoch = self.state.step / self.plan.steps_per_epoch
                 self.journal.log_step(self.state, epoch, self._live[2].get_last_lr()[0])
         if failed:
             self._join_checkpoint()
-        return bool(stops)
+        return bool(requested or called)
 
-    def _diverge(self, what: str) -> None:
-        self._error = diverged(what)
+    def _diverge(self, error: Diverged) -> None:
+        """End the run with `error`, unless the checkpoint of an earlier step has failed."""
+        if self._join_checkpoint():
+            self._error = error
 
     def _evaluate(self) -> None:
-        """Score every evaluation split exactly; the headline is the mean over them (MNLI has two).
+        """Score all evaluation splits; the headline score is their mean (MNLI has two).
 
-        Test splits are scored at the best evaluation only and join neither headline nor journal.
+        Test splits are scored only at a new best evaluation, and enter neither the headline score
+        nor the journal.
         """
         splits = [name for name in self.data.folders if name != "train"]
         logits, found = self._scored([name for name in splits if not is_test(name)])
@@ -456,7 +401,7 @@ class Session:
     def _scored(
         self, names: Sequence[str], chosen_on: Mapping[str, NDArray[Any]] | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Logits of some splits, and their scores; all processes predict, rank 0 scores.
+        """Return the logits and the scores of some splits; all processes predict, rank 0 scores.
 
         Fitted thresholds come from the logits `chosen_on`. Default: from these splits, which are then
         scored with thresholds fitted on other parts of their rows.
@@ -467,7 +412,7 @@ class Session:
             for name, table in tables.items()
         }
         if fault := not_finite(logits):  # every process has all logits, so all of them stop here
-            self._diverge(f"after step {self.state.step} the model answers {fault}")
+            self._diverge(diverged(f"after step {self.state.step} the model answers {fault}"))
             return logits, {}
         found = None
         if self.accelerator.is_main_process:

@@ -1,16 +1,19 @@
-"""Resume from a checkpoint: weights, optimizer, state; see `saving` for how it is written."""
+"""Resume from a checkpoint: weights, optimizer, state. `saving` writes checkpoints."""
 
 import json
+import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
-from trainyard.storage import CheckpointStore
+from trainyard.errors import DamagedRun
+from trainyard.storage import CheckpointStore, RunFolder
 from trainyard.training.outcome import TrainState
 from trainyard.training.worker.strategies import STRATEGIES
 
@@ -18,7 +21,11 @@ STATE_FILE = "state.json"
 PREDICTIONS = "predictions"
 
 WAIT_SECONDS = 60.0
-"""Maximum seconds between messages of rank 0 while the others wait for its work."""
+"""Maximum seconds between messages of the processes while some of them wait for others' work."""
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def load_checkpoint(
@@ -30,13 +37,11 @@ def load_checkpoint(
     scheduler: Any,
 ) -> TrainState:
     """Claim the run and resume from its newest valid checkpoint, or start at step 0."""
-    with ThreadPoolExecutor(1) as thread:
-        claimed = thread.submit(_claim, store) if accelerator.is_main_process else None
-        found = broadcast_result(accelerator, claimed)
+    found = on_rank_0(accelerator, lambda: _claim(store))
     if found is None:
         return TrainState()
     step, _ = found
-    folder = store.bring(step)
+    folder = on_every_rank(lambda: store.bring(step))
     STRATEGIES[config.strategy].load(model, optimizer, folder)
     record = json.loads((folder / STATE_FILE).read_text())
     scheduler.load_state_dict(record["scheduler"])
@@ -54,7 +59,34 @@ def _claim(store: CheckpointStore) -> tuple[int, Path] | None:
     return store.newest()
 
 
-def stored_predictions(folder: Path) -> dict[str, NDArray[Any]]:
+def restore_predictions(
+    accelerator: Any, store: CheckpointStore, folder: RunFolder, best: int | None
+) -> str | None:
+    """Replace predictions/ with those of the best checkpoint; return a warning if it is damaged.
+
+    An attempt that was killed may have written those of an evaluation that is made again now. All
+    processes must call this; rank 0 does the work. `best` is the step of the best checkpoint.
+    """
+
+    def restore() -> str | None:
+        if best is None:
+            return None
+        try:
+            checkpoint = store.bring_best(best)
+        except DamagedRun as damaged:
+            warning = (
+                f"warning: {damaged.problem}; the run continues, and fails at its end unless a "
+                f"later evaluation is better: then {damaged.remedy}"
+            )
+            log.warning(warning)
+            return warning
+        folder.write_predictions(_stored_predictions(checkpoint))
+        return None
+
+    return on_rank_0(accelerator, restore)
+
+
+def _stored_predictions(folder: Path) -> dict[str, NDArray[Any]]:
     """Return the logits in a checkpoint by split; the first version stored none."""
     return {path.stem: np.load(path) for path in (folder / PREDICTIONS).glob("*.npy")}
 
@@ -76,11 +108,38 @@ def broadcast(accelerator: Any, value: Any) -> Any:
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 
+def on_rank_0(accelerator: Any, work: Callable[[], T]) -> T:
+    """Call `work` in a thread of rank 0, and return its result on every process.
+
+    The work may take longer than the process group waits, see `broadcast_result`.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(work) if accelerator.is_main_process else None
+        result: T = broadcast_result(accelerator, future)
+    return result
+
+
+def on_every_rank(work: Callable[[], T]) -> T:
+    """Call `work` in a thread of each process, and return its result when all have ended.
+
+    The processes may differ by more seconds than the process group waits: they exchange messages
+    every WAIT_SECONDS.
+
+    Raises:
+        Exception: The work failed on this process.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(work)
+        while any(gather_object([bool(wait([future], WAIT_SECONDS).not_done)])):
+            pass
+    return future.result()
+
+
 def broadcast_result(accelerator: Any, work: Future[Any] | None) -> Any:
     """Return the result of rank 0's `work` on every process; without work, None.
 
-    While rank 0 waits, it sends a message every WAIT_SECONDS: a single operation that waits longer
-    than the process group allows would end the attempt.
+    While rank 0 waits, it sends a message every WAIT_SECONDS. One operation that exceeds the
+    timeout of the process group would end the attempt.
 
     Raises:
         Exception: The work failed, on rank 0 only.

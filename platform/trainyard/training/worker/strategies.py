@@ -1,4 +1,4 @@
-"""Strategies by which workers share a model: a row for each --strategy."""
+"""Strategies for sharing a model among workers: one row per --strategy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def training_accelerator(config: TrainConfig) -> Accelerator:
     # Uncached, this function searches sys.path for a package twice per step.
     accelerate.optimizer.is_lomo_available = cache(is_lomo_available)
     handlers = [
-        # Buffers are constants here (positions): broadcasting them before each forward only costs.
+        # Buffers are constants here (positions): broadcasting them only costs time.
         DistributedDataParallelKwargs(broadcast_buffers=False),
         GradScalerKwargs(**scaler_arguments(config.deepspeed_config)),
     ]

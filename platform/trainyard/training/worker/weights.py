@@ -1,6 +1,6 @@
-"""The tensors of a checkpoint, by the names of the model that writes and reads them.
+"""Tensors of a checkpoint, by their names in the model.
 
-Workers that hold shards write whole tensors, each worker a part of them. No worker gathers all.
+With sharded strategies on shared storage, each worker writes some whole tensors; none gathers all.
 
     model-00001-of-00002.safetensors      weights, with model.safetensors.index.json as on the Hub
     optimizer-00001-of-00002.safetensors  moments, NAME.MOMENT; the rest is in optimizer.pt
@@ -23,13 +23,13 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class Copy(Protocol):
-    """Copy a tensor into the host's memory, completely on return only if `at_once`."""
+    """Copy a tensor into host memory; with `at_once`, the copy is complete on return."""
 
     def __call__(self, tensor: torch.Tensor, *, at_once: bool = False) -> torch.Tensor: ...
 
 
 def bare(model: Any) -> Any:
-    """The model inside DDP or DeepSpeed's engine; FSDP leaves a model as it is."""
+    """Return the model inside DDP's wrapper or DeepSpeed's engine; FSDP has no wrapper."""
     return getattr(model, "module", model)
 
 
@@ -53,7 +53,7 @@ def owners(sizes: Mapping[str, int], writers: int) -> dict[str, int]:
 
 
 def tied(model: Any, names: Iterable[str]) -> set[str]:
-    """Return the names that are stored under another one of them."""
+    """Return those of `names` whose tensor is stored under another of the names."""
     present = set(names)
     return {
         name
@@ -86,13 +86,13 @@ def write_part(
 
 
 def write_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> Path:
-    """Write all weights into one file; return it."""
+    """Write all weights into one file; return its path."""
     save_file(dict(weights), folder / WEIGHTS_FILE, {"format": "pt"})
     return folder / WEIGHTS_FILE
 
 
 def write_config(folder: Path, model: Any) -> None:
-    """Write the config of a model as `save_pretrained` does, which would import DeepSpeed for it."""
+    """Write a model's configs like `save_pretrained`, which would import DeepSpeed."""
     config = copy.deepcopy(model.config)
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 renames the class
@@ -102,7 +102,7 @@ def write_config(folder: Path, model: Any) -> None:
 
 
 def write_index(folder: Path, parts: Iterable[Mapping[str, int]]) -> None:
-    """Write which part of the weights holds which; `parts` are bytes by name, of each writer."""
+    """Write the index of the weight files; `parts` holds each writer's bytes by tensor name."""
     parts = list(parts)
     index = {
         "metadata": {"total_size": sum(sum(part.values()) for part in parts)},
@@ -133,7 +133,7 @@ def copy_weights(checkpoint: Path, target: Path) -> None:
         write_weights(target, whole_weights(checkpoint))
         shutil.copymode(
             target / "config.json", target / WEIGHTS_FILE
-        )  # else only its owner reads it
+        )  # else only its owner can read it
 
 
 def stored_moments(folder: Path) -> dict[str, Any]:
@@ -147,10 +147,10 @@ def stored_moments(folder: Path) -> dict[str, Any]:
 
 
 def stored_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights, under all names of `model`: tied ones are stored under one of theirs.
+    """Return a checkpoint's weights under all names of `model`; it stores tied weights once.
 
     Raises:
-        DamagedRun: The stored weights are not those of the model.
+        DamagedRun: The names of the stored weights are not those of the model.
     """
     weights = whole_weights(folder)
     for name, source in model.all_tied_weights_keys.items():

@@ -1,6 +1,6 @@
 """--strategy deepspeed: ZeRO stage 2 shards gradients and moments, stage 3 the weights too.
 
-DeepSpeed computes in fp32. Accelerate does autocast and scales the loss, as with every strategy.
+DeepSpeed computes in fp32. Autocast and the loss scale are Accelerate's, as with every strategy.
 Checkpoints hold whole fp32 weights, and moments by parameter name, so every stage and number of
 workers can read them.
 """
@@ -71,7 +71,7 @@ class EngineGradients(Gradients):
 
     @contextmanager
     def add(self, turn: int, turns: int) -> Iterator[None]:
-        """Surround micro-batch `turn` (from 0) of `turns`; the last one completes the gradients."""
+        """Wrap micro-batch `turn` (from 0) of `turns`; the last one completes the gradients."""
         self._model.optimizer.override_loss_scale(self._loss_scale())
         self._model.set_gradient_accumulation_boundary(turn + 1 == turns)
         yield

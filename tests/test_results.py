@@ -1,0 +1,139 @@
+"""Stored results: each names the commit that it was measured at, and that commit is in the history."""
+
+import copy
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import screenshots
+from markdown_tables import RESULTS, load
+from ports_table import answering, rows
+from support.job_scripts import ROOT
+
+MEASURE_AGAIN = {
+    "dashboard": "names no commit",
+    "loss-curves": "its commit is not in the history",
+    "near-duplicates-cola": "names no commit",
+    "near-duplicates-sst2": "names no commit",
+    "near-duplicates-stsb": "names no commit",
+    "ports": "names no commit",
+    "statistics": "the commit of its comparisons is not in the history",
+}
+"""Results that must be measured again. An entry whose result passes fails the test: delete it then."""
+
+SCREENSHOTS = RESULTS / "screenshots.json"
+
+
+def commits(found: Any) -> Iterator[str]:
+    """Yield the commit of each `versions` in a result."""
+    if isinstance(found, list):
+        for item in found:
+            yield from commits(item)
+    elif isinstance(found, dict):
+        if isinstance(versions := found.get("versions"), dict):
+            yield str(versions.get("commit"))
+        for item in found.values():
+            yield from commits(item)
+
+
+def test_commits_are_found_at_any_depth() -> None:
+    found = {"versions": {"commit": "a+"}, "parts": [{"versions": {"commit": "b"}}, {"runs": 1}]}
+    assert list(commits(found)) == ["a+", "b"]
+    assert list(commits({"versions": {"python": "3.11"}})) == ["None"]
+
+
+@cache
+def history() -> frozenset[str]:
+    """All commits that lead to this checkout; skips where they are not known."""
+    shallow = _git("rev-parse", "--is-shallow-repository")
+    if shallow != ["false"]:
+        pytest.skip("needs a clone with its full history")
+    return frozenset(_git("rev-list", "HEAD"))
+
+
+def _git(*words: str) -> list[str]:
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            path.stem, marks=pytest.mark.xfail(reason=MEASURE_AGAIN[path.stem], strict=True)
+        )
+        if path.stem in MEASURE_AGAIN
+        else path.stem
+        for path in sorted(RESULTS.glob("*.json"))
+    ],
+)
+def test_a_result_was_measured_at_a_commit_of_the_history(name: str) -> None:
+    known = history()
+    measured = {commit.rstrip("+") for commit in commits(load(name))}
+    assert measured, f"{name}.json names no commit; write provenance() into it"
+    assert measured <= known, f"{name}.json: {measured - known} is not in the history"
+
+
+def test_results_to_measure_again_exist() -> None:
+    assert {path.stem for path in RESULTS.glob("*.json")} >= set(MEASURE_AGAIN)
+
+
+@pytest.mark.xfail(not SCREENSHOTS.exists(), reason="no pictures since their hashes are kept")
+def test_every_picture_is_of_the_stored_run() -> None:
+    pictures = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (ROOT / "docs" / "assets").glob("*.png")
+    }
+    assert json.loads(SCREENSHOTS.read_text())["pictures"] == pictures
+
+
+def test_the_table_of_ports_has_every_kind_of_socket_and_what_it_answers() -> None:
+    sockets = load("ports")["sockets"]
+    table = {row[0]: row[1:] for row in rows(sockets)}
+    assert len(table) == len({socket["kind"] for socket in sockets}) + 1
+    refused = ["UNAUTHENTICATED", "UNAUTHENTICATED", "answers"]
+    assert table["control store: gRPC"] == ["6379", "head", *refused]
+    assert table["agents: gRPC"] == ["any", "all", *refused]
+    assert table["dashboard and jobs: HTTP"] == ["8265", "head", "401", "403", "answers"]
+    assert table["of these, `/` and `/api/gcs_healthz`"] == ["8265", "head", "200", "200", "200"]
+    assert table["metrics: `GET /metrics`"][0] == "44217, 44227, others"
+
+
+@pytest.mark.parametrize("kind", ["dashboard, HTTP", "NodeManagerService, gRPC"])
+def test_a_socket_that_answers_without_the_token_shows(kind: str) -> None:
+    same = [copy.deepcopy(found) for found in load("ports")["sockets"] if found["kind"] == kind]
+    assert not answering(same, "none")
+    request = next(
+        request for request, status in same[0]["answers"]["none"].items()
+        if status in (401, "UNAUTHENTICATED")
+    )  # fmt: skip
+    same[0]["answers"]["none"][request] = 200 if kind.endswith("HTTP") else "OK"
+    assert answering(same, "none") == {str(same[0]["answers"]["none"][request])}
+    assert "answers" in next(iter(rows(same)))[3]
+
+
+def test_a_socket_of_an_unknown_kind_has_no_row() -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        list(rows([{"kind": "unknown", "host": "head", "port": 1, "answers": {}}]))
+
+
+def test_pictures_are_not_drawn_from_runs_of_another_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screenshots, "WORK", tmp_path / "work")
+    run = tmp_path / "work" / "runs" / "mail"
+    for commit, kept in (("a", False), ("a", True), ("b", False), ("b", True)):
+        screenshots.forget_other_commits(commit)
+        assert run.exists() == kept
+        run.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "work" / "commit").unlink()
+    screenshots.forget_other_commits("b")
+    assert not run.exists()
