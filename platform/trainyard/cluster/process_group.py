@@ -22,6 +22,8 @@ from ray.train.constants import (
 )
 from ray.train.v2._internal.util import TrainingFramework
 
+from trainyard.cluster.imports import without_collection
+
 log = logging.getLogger(__name__)
 
 
@@ -84,7 +86,8 @@ class GroupBackend(Backend):
 
 
 def _join(config: GroupConfig, rank: int, count: int, address: str, port: int) -> None:
-    from ray.train.torch import config as ray_torch
+    with without_collection():
+        from ray.train.torch import config as ray_torch
 
     name_interface()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from trainyard.cluster.imports import without_collection
 from trainyard.config import ClusterFlags
 from trainyard.errors import UserError, one_line
 
@@ -51,7 +52,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
             "prestart_worker_first_driver": False,
         }
     _check_answers(address)
-    importing = threading.Thread(target=importlib.import_module, args=(needed_next,))
+    importing = threading.Thread(target=_import, args=(needed_next,))
     importing.start()
     try:
         start_ray(address, **options)
@@ -62,6 +63,11 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _import(name: str) -> None:
+    with without_collection():
+        importlib.import_module(name)
 
 
 def start_ray(address: str = "local", **options: Any) -> None:
