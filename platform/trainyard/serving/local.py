@@ -1,6 +1,7 @@
 """Serve one model over HTTP on this machine, inside a `with` block."""
 
 import contextlib
+import importlib
 import os
 import socket
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from trainyard.cluster import start_ray
 from trainyard.errors import UserError
-from trainyard.serving.app import build, default_name
+from trainyard.serving.app import build, check_host, default_name
 from trainyard.terminal import quieted
 
 READY_SECONDS = 120
@@ -47,21 +48,25 @@ def served(
     """
     import ray
 
-    application = build({"model": source, **options})
+    args = {"model": source, **options}
+    check_host(args)
     port = _free_port(port)
     ours = not ray.is_initialized()
     if ours:
-        start_ray(log_to_driver=False, logging_level="error")
+        start_ray(needed_next="fastapi", log_to_driver=False, logging_level="error")
     url = f"http://{_reachable(host)}:{port}"
-    with quieted("ray.serve"):  # Serve's log files have the messages
-        try:
-            _start(application, source, host, port)
-            _wait_until_ready(f"{url}/ready")
-            yield f"{url}/models/{options.get('name') or default_name(source)}"
-        finally:
-            _stop()
-            if ours:
-                ray.shutdown()
+    try:
+        importlib.import_module("ray.serve")  # sets its logger's level
+        with quieted("ray.serve"):  # Serve's log files have the messages
+            try:
+                _start(args, source, host, port)
+                _wait_until_ready(f"{url}/ready")
+                yield f"{url}/models/{options.get('name') or default_name(source)}"
+            finally:
+                _stop()
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def _stop() -> None:
@@ -95,10 +100,11 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _start(application: Any, source: str, host: str, port: int) -> None:
+def _start(args: dict[str, Any], source: str, host: str, port: int) -> None:
     from ray import serve
 
     _start_serve(host, port)
+    application = build(args)  # while Serve's controller starts
     try:
         serve.run(application, name="trainyard", route_prefix="/")
     except RuntimeError as error:  # Serve's error for a deployment that failed
