@@ -61,7 +61,36 @@ def test_a_model_that_cannot_be_built_leaves_no_ray(
     assert done == ["ray.init", "serve.start", "serve.shutdown", "ray.shutdown"]
 
 
-def test_messages_of_serve_stay_in_its_files() -> None:
+@pytest.mark.usefixtures("done")
+@pytest.mark.parametrize("alone", [True, False])
+def test_only_a_ray_without_other_applications_leaves_pandas_out(
+    monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("ray.init", lambda **options: given.update(options))
+    monkeypatch.setattr(locally, "build", dict)
+    with locally.served("mail", alone=alone):
+        pass
+    preloaded = given.get("_system_config", {}).get("preload_python_modules")
+    assert preloaded == (["trainyard.serving.lean_serve"] if alone else None)
+
+
+def test_serve_is_imported_without_pandas_and_pandas_stays_importable() -> None:
+    code = (
+        "import sys, trainyard.serving.lean_serve\n"
+        "from ray import serve\n"
+        "assert callable(serve.run)\n"
+        "assert not {'pandas', 'pyarrow'} & set(sys.modules)\n"
+        "import pandas\n"
+        "import trainyard.serving.lean_serve\n"
+        "assert sys.modules['pandas'].DataFrame is pandas.DataFrame\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_messages_of_serve_stay_in_its_files(alone: bool) -> None:
     """Its import sets the level of its logger, so it comes before the block that is quiet."""
     code = (
         "import importlib, logging\n"
@@ -70,7 +99,7 @@ def test_messages_of_serve_stay_in_its_files() -> None:
         "names = ('_start', '_stop', '_wait_until_ready')\n"
         "def load(*_, **__): importlib.import_module('ray.serve')\n"
         "with patch.multiple(local, **dict.fromkeys(names, load), start_ray=dict):\n"
-        "    with local.served('mail'):\n"
+        f"    with local.served('mail', alone={alone}):\n"
         "        assert not logging.getLogger('ray.serve').isEnabledFor(logging.INFO)\n"
         "assert logging.getLogger('ray.serve').isEnabledFor(logging.INFO)\n"
     )

@@ -15,6 +15,9 @@ from trainyard.errors import UserError
 from trainyard.serving.app import build, check_host, default_name
 from trainyard.terminal import quieted
 
+LEAN_SERVE = "trainyard.serving.lean_serve"
+"""Module that each process of the Ray of `trainyard serve` imports first."""
+
 READY_SECONDS = 120
 """Maximum seconds until the gateway reports that its model is ready."""
 
@@ -27,7 +30,12 @@ STOP_SECONDS = 30
 
 @contextlib.contextmanager
 def served(
-    source: str, *, port: int | None = None, host: str = "127.0.0.1", **options: Any
+    source: str,
+    *,
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    alone: bool = False,
+    **options: Any,
 ) -> Iterator[str]:
     """Serve a model with Ray Serve inside the block; yields its URL for `InferenceClient(url)`.
 
@@ -39,6 +47,7 @@ def served(
         port: Port of the HTTP server; None takes a free one.
         host: Address to listen on; any but the loopback address needs `keys_file` among the
             options.
+        alone: Whether a Ray that is started here will hold no other application.
         options: Further fields of `HostOptions`.
 
     Raises:
@@ -52,11 +61,15 @@ def served(
     check_host(args)
     port = _free_port(port)
     ours = not ray.is_initialized()
+    lean = ours and alone
     if ours:
-        start_ray(needed_next="fastapi", log_to_driver=False, logging_level="error")
+        more: dict[str, Any] = {}
+        if lean:
+            more["_system_config"] = {"preload_python_modules": [LEAN_SERVE]}
+        start_ray(needed_next="fastapi", log_to_driver=False, logging_level="error", **more)
     url = f"http://{_reachable(host)}:{port}"
     try:
-        importlib.import_module("ray.serve")  # sets its logger's level
+        importlib.import_module(LEAN_SERVE if lean else "ray.serve")  # sets its logger's level
         with quieted("ray.serve"):  # Serve's log files have the messages
             try:
                 _start(args, source, host, port)
