@@ -9,8 +9,15 @@ from trainyard.cluster import without_collection
 
 def test_collection_is_off_inside_and_on_after_an_error() -> None:
     frozen = gc.get_freeze_count()
-    with pytest.raises(ImportError), without_collection():
-        assert not gc.isenabled()
-        raise ImportError
+    inside = []
+
+    def fails() -> None:
+        with without_collection():
+            inside.append(gc.isenabled())
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        fails()
+    assert inside == [False]
     assert gc.isenabled()
     assert gc.get_freeze_count() > frozen
