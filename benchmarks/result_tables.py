@@ -302,7 +302,7 @@ def engines() -> str:
             f"{engine['rows_per_second'] / engine['torch_rows_per_second']:.2f}",
             engine["changed_answers"],
             f"{engine['score']:.4f}",
-            f"{engine['neighbours']:.1g}",
+            f"{engine['neighbors']:.1g}",
         ]
         for engine in found["engines"]
         if "one_ms" in engine

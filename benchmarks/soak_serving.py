@@ -11,18 +11,18 @@ import argparse
 import asyncio
 import contextlib
 import json
+import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import psutil
 from compare_serving import sentences
 from deployed import Server, started
-from load import bodies_of, classifier, open_loop
+from load import Outcome, bodies_of, classifier, open_loop
 from provenance import provenance
 
 KINDS = {"ServeReplica:bench:Model": "model", "ServeReplica:gateway": "gateway", "ProxyActor": "proxy",
@@ -54,6 +54,20 @@ def growth(readings: list[dict[str, float]], minutes: list[float]) -> dict[str, 
     return found
 
 
+def median_ms(outcome: Outcome) -> float:
+    """Return the median latency in milliseconds.
+
+    Raises:
+        SystemExit: No request succeeded, so memory at moderate load was not measured.
+    """
+    if not outcome.latencies:
+        raise SystemExit(
+            f"no request succeeded, answers by status: {dict(outcome.statuses)}; fix the server, "
+            "and measure again"
+        )
+    return round(1000 * statistics.median(outcome.latencies), 1)
+
+
 def main() -> None:
     """Send requests, read the memory every minute, and store the results."""
     parser = argparse.ArgumentParser(
@@ -66,8 +80,7 @@ def main() -> None:
     args = parser.parse_args()
 
     bodies = bodies_of(sentences(args.data_dir, 100))
-    statuses: Counter[int] = Counter()
-    latencies: list[float] = []
+    total = Outcome()
     readings, minutes = [], []
     with tempfile.TemporaryDirectory() as folder:
         model = classifier(folder)
@@ -79,8 +92,8 @@ def main() -> None:
         async def ask() -> None:
             while not stop.is_set():
                 part = await open_loop(server.url, bodies, args.per_second, 10, connections=64)
-                statuses.update(part.statuses)
-                latencies.extend(part.latencies)
+                total.statuses.update(part.statuses)
+                total.latencies.extend(part.latencies)
 
         thread = threading.Thread(target=lambda: asyncio.run(ask()))
         thread.start()
@@ -94,8 +107,8 @@ def main() -> None:
         thread.join()
     result: dict[str, Any] = {
         **provenance(args.data_dir),
-        "by_status": {str(status): n for status, n in sorted(statuses.items())},
-        "p50_ms": round(1000 * sorted(latencies)[len(latencies) // 2], 1),
+        "by_status": {str(status): n for status, n in sorted(total.statuses.items())},
+        "p50_ms": median_ms(total),
         "growth": growth(readings, minutes),
         "readings": readings,
     }

@@ -3,7 +3,9 @@
 import copy
 import hashlib
 import json
+import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,8 +13,11 @@ from typing import Any
 
 import pytest
 import screenshots
+from load import Outcome
 from markdown_tables import RESULTS, load
 from ports_table import answering, rows
+from result_tables import engines
+from soak_serving import median_ms
 from support.job_scripts import ROOT
 
 MEASURE_AGAIN = {
@@ -137,3 +142,18 @@ def test_pictures_are_not_drawn_from_runs_of_another_commit(
     (tmp_path / "work" / "commit").unlink()
     screenshots.forget_other_commits("b")
     assert not run.exists()
+
+
+def test_the_table_of_engines_reads_what_their_comparison_writes() -> None:
+    program = (ROOT / "benchmarks" / "compare_engines.py").read_text()
+    written = set(re.findall(r'one\["(\w+)"\] =', program))
+    assert written
+    for engine in load("engines")["engines"]:
+        assert "refused" in engine or engine.keys() >= written
+    assert "Largest influence of neighbors" in engines()
+
+
+def test_a_soak_in_which_no_request_succeeded_is_no_result() -> None:
+    assert median_ms(Outcome(statuses=Counter({200: 2}), latencies=[0.25, 0.75])) == 500.0
+    with pytest.raises(SystemExit, match=r"no request succeeded, answers by status: \{0: 9\}"):
+        median_ms(Outcome(statuses=Counter({0: 9})))

@@ -66,9 +66,13 @@ def test_a_job_without_words_prints_none() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(4.25, "4.2 s"), (41, "41 s"), (256.3, "4 min 16 s"), (7500, "2 h 5 min")],
-)
-def test_seconds_read_as_people_say_them(seconds: float, words: str) -> None:
+    [
+        (0.84, "0.8 s"), (4.25, "4.2 s"), (9.97, "10 s"), (41, "41 s"), (59.6, "1 min 00 s"),
+        (184, "3 min 04 s"), (256.3, "4 min 16 s"), (7500, "2 h 05 min"), (None, "–"),
+        (float("nan"), "–"),
+    ],
+)  # fmt: skip
+def test_seconds_read_as_people_say_them(seconds: float | None, words: str) -> None:
     assert duration(seconds) == words
 
 

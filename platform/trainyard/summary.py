@@ -1,5 +1,6 @@
 """Readable summary of a finished job from its JSON result: scores, paths and next commands."""
 
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,14 +47,20 @@ def _ends(interval: Any) -> str:
     return span_words(interval, "{:.4f}".format) if interval else ""
 
 
-def duration(seconds: float) -> str:
-    """Format a duration in seconds, such as `41 s`, `4 min 16 s` or `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+def duration(seconds: float | None) -> str:
+    """Format seconds: 0.8 s, 12 s, 3 min 04 s, 2 h 05 min.
+
+    None, NaN and infinity become a dash.
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def short(path: str) -> str:

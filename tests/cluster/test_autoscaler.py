@@ -1,14 +1,21 @@
 """What `ray up`'s autoscaler may add, and what a run asks of it."""
 
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cluster.test_workers import config
 
 from trainyard import UserError
 from trainyard.cluster import autoscaler, capacity
+from trainyard.glue import suite as glue
+from trainyard.glue.config import SuiteConfig
+from trainyard.glue.suite import train_runs, worker_capacity
+from trainyard.tuning import sweep as tuning
+from trainyard.tuning.config import SweepConfig
+from trainyard.tuning.sweep import trial_capacity, tune
 
 
 @pytest.fixture
@@ -92,3 +99,40 @@ def test_an_elastic_run_asks_the_autoscaler_for_all_its_workers(
     if wish:
         assert seen[0]["bundles"][0] == {"GPU": 1.0, "CPU": 8.0}
         assert seen[0]["bundle_label_selectors"] == ([labels] * 4 if labels else None)
+
+
+class _SizedError(Exception):
+    """Raised in place of the work after its capacity is known."""
+
+
+def test_what_an_autoscaler_may_add_counts_for_a_sweep_and_a_suite(
+    launched: Counter[str],
+    nodes: list[autoscaler.Node],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes.append({"CPU": 1.0})
+    assert launched == {"head": 1}
+    monkeypatch.setattr(tuning, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(tuning, "preflight", lambda _: None)
+    found = []
+    for module, capacity_of in ((tuning, trial_capacity), (glue, worker_capacity)):
+
+        def size(*args: Any, capacity_of: Any = capacity_of) -> None:
+            found.append(capacity_of(*args))
+            raise _SizedError
+
+        monkeypatch.setattr(module, capacity_of.__name__, size)
+    with pytest.raises(_SizedError):
+        tune(SweepConfig(num_workers=4, storage_path=str(tmp_path), train_batch_size=64))
+    suite, unused = SuiteConfig(), cast("Any", None)
+    with pytest.raises(_SizedError):
+        train_runs(suite, {"rte": suite.run_config("rte", 1)}, *[unused] * 5)
+    assert found == [({"CPU": 1.0}, 6), ({"CPU": 1.0}, 25)]
+
+
+def test_kuberay_may_add_nodes_for_a_sweep_and_a_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
+    sweep, suite = SweepConfig(num_workers=4, train_batch_size=64), SuiteConfig()
+    assert trial_capacity(sweep, 12, [{"CPU": 1.0}]) == ({"CPU": 1.0}, 1)
+    assert worker_capacity(suite, suite.run_config("rte", 1), []) == ({"CPU": 1.0}, 1)

@@ -100,3 +100,17 @@ def test_a_file_that_cannot_be_trained_writes_nothing(
         write_starter(InitConfig(train_file=name))
     assert sentence in str(refused.value)
     assert not list(tmp_path.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"), [("absent/a.yaml", "No such file"), ("folder", "Is a directory")]
+)
+def test_a_config_that_cannot_be_written_is_a_sentence(
+    output: str, reason: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text("text,label\n" + rows("ba {0},x\nco {0},y\n", 20))
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / output
+    with pytest.raises(UserError, match=rf"--output {path} cannot be written \({reason}.*another"):
+        write_starter(InitConfig(train_file=str(source), output=str(path), force=True))

@@ -21,8 +21,8 @@ from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import prepare
 from trainyard.doctor.data.duplicates import contradictions, duplicates, near_pairs
 from trainyard.doctor.data.labels import confident_errors, drift, suspicious_labels
-from trainyard.doctor.data.rows import Rows, faulty_texts
-from trainyard.doctor.data.run import DataDoctorConfig, examine_data
+from trainyard.doctor.data.rows import Rows, all_splits, faulty_texts, read
+from trainyard.doctor.data.run import DataDoctorConfig, _write_cleaned, examine_data
 from trainyard.errors import UserError
 from trainyard.models.build import build_tokenizer
 from trainyard.tasks import get_task
@@ -265,6 +265,35 @@ def test_row_hashes_are_those_of_the_tokens(spoilt: TrainConfig, tmp_path: Path,
     assert hashes[10] == hashes[11]
     monkeypatch.setattr("trainyard.data.token_table._HASHED_AT_ONCE", 7)
     assert table.row_hashes().tolist() == hashes.tolist()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+@pytest.mark.parametrize("validated", [True, False])
+def test_the_printed_command_reads_the_cleaned_and_the_validation_file(
+    encoding: str, *, validated: bool, tmp_path: Path
+) -> None:
+    rows = ["schön {0};Spam", "größer {0};spam ", "naß {0};Ham", "öd {0};-1", "über {0};ham"]
+    texts = [row.format(number) for number in range(10) for row in rows]
+    for name, more in (("train", [";Spam"]), ("validation", [])):
+        lines = ["text;label", *(f"{name} {text}" for text in texts), *more]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding)
+    config = DataDoctorConfig(
+        train_file=str(tmp_path / "train.csv"),
+        validation_file=str(tmp_path / "validation.csv") if validated else None,
+        delimiter=";", encoding=encoding, merge_similar_labels=True, drop_labels=("-1",),
+        split_version=2,
+    )  # fmt: skip
+    splits, _ = all_splits(config)
+    train, *others = (read(split, splits.task) for split in splits.splits)
+    cleaned = _write_cleaned(tmp_path, config, splits.task, train, others)
+    assert cleaned is not None
+    command = shlex.split(cleaned["command"])[2:]
+    again = find_splits(parse(TrainConfig, command))
+    assert again.task.labels == ("ham", "spam")
+    assert all(note.startswith("no --validation-file") for note in again.notes)
+    found = {split.name: sum(len(batch) for batch in split.batches()) for split in again.splits}
+    assert sum(found.values()) == cleaned["rows"] + 40 * validated
+    assert ("--delimiter" in command, "--split-version" in command) == (validated, True)
 
 
 def test_the_whole_examination(cluster: Any, spoilt: TrainConfig, tmp_path: Path) -> None:  # noqa: ARG001

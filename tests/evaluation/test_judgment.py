@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from trainyard.data import EMPTY
 from trainyard.errors import UserError
 from trainyard.evaluation import comparison
 from trainyard.evaluation.comparison import SWAPS, compare, mcnemar, permutation_test
@@ -344,10 +345,10 @@ def test_every_row_is_in_exactly_one_group(values: list[str]) -> None:
 
 def test_groups_of_large_and_of_missing_numbers_lose_no_row() -> None:
     stamps = [str(1_700_000_000 + i) for i in range(100)]  # equal in their first six digits
-    groups = column_groups([*stamps, "nan", "inf"])
+    groups = column_groups([*stamps, "nan", "inf", EMPTY])
     assert len(groups) == 5
-    assert groups["(no number)"].tolist() == [False] * 100 + [True] * 2
-    assert np.sum(list(groups.values()), axis=0).tolist() == [1] * 102
+    assert groups["(no number)"].tolist() == [False] * 100 + [True] * 3
+    assert np.sum(list(groups.values()), axis=0).tolist() == [1] * 103
 
 
 def test_one_row_has_no_interval() -> None:

@@ -22,7 +22,7 @@ from trainyard.errors import UserError
 from trainyard.evaluation.comparison import WITHHELD, Selection, clean_rows, compare, selection_of
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.details import calibration
-from trainyard.evaluation.inputs import EvaluatedModel, group_of_rows
+from trainyard.evaluation.inputs import EvaluatedModel, extra_columns, group_of_rows
 from trainyard.evaluation.known_texts import known_texts
 from trainyard.stats import bootstrap_interval, metric_interval
 from trainyard.storage.folder import RunFolder
@@ -292,7 +292,9 @@ def test_the_group_column_is_read_from_the_file(glue: Path) -> None:
         model_name_or_path="A", task="rte", data_dir=str(glue)
     ).resolved_run_name("rte")
     wrong = EvalConfig(model_name_or_path="A", task="rte", data_dir=str(glue), group_column="no")
-    with pytest.raises(UserError, match=r"--group-column no: .*has no column 'no'"):
+    with pytest.raises(
+        UserError, match=r"--group-column no: .*has no column 'no'.* --group-column$"
+    ):
         group_of_rows(wrong, splits, "validation")
 
 
@@ -454,3 +456,30 @@ def test_the_texts_tell_where_files_cannot(tmp_path: Path) -> None:
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"run.json is damaged"):
         found_in(model, files["other"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_an_empty_cell_groups_rows_like_any_other_value(suffix: str, tmp_path: Path) -> None:
+    cells = ["a", "", "1.0", " a ", "[x, y]"]
+    nulls = suffix != ".csv"
+    rows = [
+        {"text": "ba", "label": "x", "source": cell or None if nulls else cell} for cell in cells
+    ]
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".csv":
+        quoted = (f'ba,x,"{row["source"]}"' for row in rows)
+        path.write_text("\n".join(["text,label,source", *quoted]))
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    config = EvalConfig(
+        model_name_or_path="A", validation_file=str(path), slice_columns=("source",),
+        group_column="source",
+    )  # fmt: skip
+    splits = find_splits(TrainConfig(task="demo"))
+    expected = ["a", "(empty)", "1", "a", "[x, y]"]
+    assert extra_columns(config, splits, "validation") == {"source": expected}
+    groups = group_of_rows(config, splits, "validation")
+    assert groups is not None
+    assert groups.tolist() == expected

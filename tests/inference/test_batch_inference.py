@@ -232,12 +232,16 @@ def test_the_job_prints_its_line_and_its_mistakes(model: Path, tmp_path: Path) -
         ({"model_task": "fill-mask"}, "lacks .* of the weights that AutoModelForMaskedLM needs"),
         ({"batch_tokens": 0}, "--batch-tokens is 0; it must be at least 1"),
         ({"output_file": "nowhere/scores.jsonl"}, "nowhere of --output-file does not exist"),
+        ({"output_file": "folder.jsonl"}, "folder.jsonl is a folder; give the path of a file"),
         ({"input_file": "nowhere.csv"}, "nowhere.csv does not exist"),
     ],
 )
 def test_mistakes_are_answered_by_a_sentence(
-    model: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
-) -> None:
+    model: Path, tmp_path: Path, changes: dict[str, Any], sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("folder.jsonl").mkdir()
     fields = {
         "model_name_or_path": str(model),
         "input_file": str(write(tmp_path, ".csv", {"text": texts(20)})),

@@ -51,6 +51,20 @@ def test_metrics_are_followed_as_they_grow_and_are_rewound(tmp_path: Path) -> No
     assert [line["step"] for line in files.lines(path)[0]] == [1, 9, 10]
 
 
+def test_of_a_large_file_the_end_is_read_and_every_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainyard.storage.records.MOST_BYTES", 100)
+    path = tmp_path / "log.txt"
+    path.write_text("first\n" + "🚂" * 400 + "x" * 99 + "end")
+    assert Files().text(path, 5) == "xxend"
+    assert Files().text(path) == "x" * 97 + "end"
+    path.write_text("a" + "🚂" * 400)
+    assert Files().text(path, 7) == "🚂" * 7
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(50)))
+    assert [line["step"] for line in Files().lines(path)[0]] == list(range(50))
+
+
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("root:x:0:0")
     folder = write_run(tmp_path / "run")

@@ -15,7 +15,6 @@ from trainyard.report.kit.page import (
     Section,
     Table,
     Text,
-    duration,
     markdown,
     number,
     render,
@@ -104,6 +103,20 @@ def test_missing_values_and_nan_are_shown_and_never_drawn() -> None:
     assert charts.lines(rows, "x", "y")["datasets"]["rows"] == [{"x": 2.0, "y": 0.5}]
 
 
+@pytest.mark.parametrize("options", [{}, {"points": True}, {"size": "n"}])
+def test_lines_of_several_series_differ_without_color(options: dict[str, Any]) -> None:
+    rows = [{"x": x, "y": x * i, "of": f"s{i}", "n": 1} for i in range(7) for x in (1, 2)]
+    chart = charts.lines(rows, "x", "y", "of", **options)
+    shared = chart["encoding"]["color"]
+    second = chart["encoding"]["shape" if "points" in options else "strokeDash"]
+    kinds = second["scale"].pop("range")
+    assert second == shared  # so both have one legend
+    colors = chart["config"]["range"]["category"]
+    pairs = {(colors[i % len(colors)], str(kinds[i % len(kinds)])) for i in range(35)}
+    assert len(pairs) == 35
+    assert "strokeDash" not in charts.lines(rows, "x", "y")["encoding"]
+
+
 def test_a_page_is_markdown_too() -> None:
     table = Table(
         "Scores", ["model", "f1"], [["a|b", Cell("0.91", note="0.8 to 0.9")], ["*", None]]
@@ -141,14 +154,6 @@ def test_numbers_are_formatted(value: float | None, shown: str) -> None:
 )
 def test_few_digits_leave_no_number_at_zero(value: float, digits: int, shown: str) -> None:
     assert number(value, digits) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.84, "0.8 s"), (59.6, "1 min 00 s"), (184, "3 min 04 s"), (7500, "2 h 05 min"), (None, "–")],
-)
-def test_durations_are_formatted(seconds: float | None, shown: str) -> None:
-    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize("items", range(2, 20))

@@ -359,6 +359,20 @@ def test_quotas_refill_and_leave_other_keys_alone() -> None:
     quotas.count(slow)
 
 
+def test_keys_of_equal_names_have_separate_quotas() -> None:
+    quotas = Quotas(10, lambda: 0.0)
+    one, other = (
+        Key(name="team", sha256=digit * 64, requests_per_minute=1, concurrent_requests=1)
+        for digit in "12"
+    )
+    quotas.count(one)
+    with pytest.raises(RequestError, match="'team' is used up"):
+        quotas.count(one)
+    quotas.count(other)
+    with quotas.hold(one), quotas.hold(other), pytest.raises(RequestError, match="are in work"):
+        quotas.count(one)
+
+
 def test_a_keys_file_that_is_being_written_opens_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,8 @@ async def place_of(monkeypatch: pytest.MonkeyPatch, *, connects: bool, scaled: A
     if info.address:
         connection = await Connection.open(info.address)
         await asyncio.sleep(0.05)
-        assert (await replica.describe("mail"))["lines"] == {"open": 1, "requests": 0}
+        found = await replica.describe("mail")
+        assert found["connections"] == found["lines"] == {"open": 1, "requests": 0}
         connection.close()
     await replica.__del__()
     return info.address

@@ -140,10 +140,10 @@ def test_models_are_found_and_answer(url: str) -> None:
     assert ask(f"{url}/models/mail", BODY)[1][0][0]["label"].startswith("a-")
     status, about = ask(f"{url}/models/mail")
     assert (status, about["task"], about["labels"]) == (200, "text-classification", ["a-1", "a-2"])
-    wait_until(lambda: ask(f"{url}/models/mail")[1]["lines"]["open"] == 1, 10)
+    wait_until(lambda: ask(f"{url}/models/mail")[1]["connections"]["open"] == 1, 10)
     with Load(f"{url}/models/mail") as load:
         load.wait_for((200, "a"))
-        wait_until(lambda: ask(f"{url}/models/mail")[1]["lines"]["requests"] > 0, 10)
+        wait_until(lambda: ask(f"{url}/models/mail")[1]["connections"]["requests"] > 0, 10)
     status, answer = ask(f"{url}/models/mai", BODY)
     assert (status, answer["error"]) == (
         404,

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,41 @@ def test_honest_configs_pass(tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps({**CONFIG, **more}))
         (folder / "model.safetensors").write_bytes(safetensors({"a": [45_000]}))
         assert locate(Version(source=str(folder)), 2e10)[0] == folder
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of each value in a configuration."""
+    yield path
+    items = value.items() if isinstance(value, dict) else ()
+    for key, inner in enumerate(value) if isinstance(value, list) else items:
+        yield from places(inner, (*path, key))
+
+
+@pytest.mark.parametrize("wrong", [5, True, "x", [1], [[1]], {"a": [1]}, {5: 5}, None], ids=str)
+def test_a_value_of_any_type_at_any_place_is_valid_or_a_sentence(wrong: Any) -> None:
+    sentences = []
+    for path in places(config()):
+        broken: Any = {"": config()}
+        *above, last = ("", *path)
+        place = broken
+        for part in above:
+            place = place[part]
+        place[last] = wrong
+        try:
+            check_config(broken[""], "serve/config.yaml")
+        except UserError as error:
+            sentences.append(str(error))
+    assert sentences
+    assert not any("\n" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["check"], ["check", "a.yaml", "b.yaml"], ["new-key"], ["example", "a"], ["start", "a"]],
+)
+def test_a_wrong_number_of_arguments_is_a_sentence(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    assert capsys.readouterr().err.startswith("error: use `check FILE.yaml`, `new-key NAME")

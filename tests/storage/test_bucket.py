@@ -1,8 +1,10 @@
 """Objects, leases and checkpoints in a bucket, on a real S3 server."""
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -184,6 +186,21 @@ def test_the_doctor_asks_each_node_for_the_bucket(
             elsewhere.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
             assert "http://127.0.0.1:1: HTTP error" in examine(question)["reads"]
     assert Bucket(url).names("") == []
+
+
+def test_a_local_copy_that_cannot_be_deleted_stops_nothing(
+    three: BucketCheckpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def busy(path: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        three.keep({20, 30})
+    assert "step-00000010 could not be deleted: [Errno 16] Device or resource busy" in caplog.text
+    assert three.steps() == [20, 30]
+    three.claim()
+    assert not list(three.folder.glob(".inprogress-*"))
 
 
 def test_another_machine_finds_the_newest(

@@ -100,6 +100,19 @@ def test_a_sweep_that_is_not_confirmed_says_why(folder: SweepFolder, lost: str) 
     assert f"not confirmed: {why}" in folder.best_config.read_text()
 
 
+@pytest.mark.parametrize("generation", [1, None])
+def test_hyperparameters_of_the_last_stretch_are_called_so(
+    folder: SweepFolder, generation: int | None
+) -> None:
+    ranked = [
+        dataclasses.replace(trial, spec=dataclasses.replace(trial.spec, generation=generation))
+        for trial in rank(folder.records())
+    ]
+    conclude(folder, TASKS["mrpc"], SPACE, ranked, None, "", 12.0)
+    head = folder.best_config.read_text().splitlines()[0]
+    assert ("does not reproduce the model" in head) == (generation is not None)
+
+
 def test_a_trial_killed_while_it_was_stopping_is_closed_and_holds_nothing(
     folder: SweepFolder,
 ) -> None:

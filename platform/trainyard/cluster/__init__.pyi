@@ -1,9 +1,11 @@
 from .autoscaler import Node as Node
+from .autoscaler import grows_by_itself as grows_by_itself
 from .autoscaler import may_grow as may_grow
 from .autoscaler import room_requested as room_requested
 from .capacity import fitting as fitting
 from .capacity import greatest_count as greatest_count
 from .capacity import nodes_for as nodes_for
+from .capacity import nodes_within_reach as nodes_within_reach
 from .capacity import share_out as share_out
 from .capacity import worker_count as worker_count
 from .capacity import worker_resources as worker_resources

@@ -78,7 +78,7 @@ def worker_resources(config: WorkerFlags) -> Node:
     counts = config.worker_counts
     needed, _ = share_out(
         config,
-        [*nodes_for(config), *nodes_to_come(config)],
+        nodes_within_reach(config),
         title=f"--num-workers {config.num_workers}",
         groups=counts[-1],
         least=counts[0],
@@ -147,6 +147,11 @@ def nodes_for(config: WorkerFlags, *, free: bool = False) -> list[Node]:
         available = available_resources_per_node()
         nodes = {name: available.get(name, {}) for name in nodes}
     return list(nodes.values())
+
+
+def nodes_within_reach(config: WorkerFlags) -> list[Node]:
+    """Return the resources of the nodes of `nodes_for`, and of those that `ray up` may add."""
+    return [*nodes_for(config), *nodes_to_come(config)]
 
 
 def _words(resources: Node) -> str:

@@ -81,7 +81,8 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
         The job's JSON: path of the config, rows of each split, labels and column names.
 
     Raises:
-        UserError: The file cannot be used for training, or the config exists and `force` is False.
+        UserError: The file cannot be used for training, the config cannot be written, or the
+            config exists and `force` is False.
     """
     from trainyard.data import find_splits
 
@@ -94,7 +95,12 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
     splits = find_splits(run)
     labels = splits.task.labels or ()
     rows = {split.name: sum(len(b) for b in split.batches()) for split in splits.splits}
-    path.write_text(starter(source, guess, rows, labels), encoding="utf-8")
+    try:
+        path.write_text(starter(source, guess, rows, labels), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--output {path} cannot be written ({error.strerror}); give another file"
+        ) from error
     return {
         "job": "init",
         "config": str(path),

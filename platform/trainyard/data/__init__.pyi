@@ -8,6 +8,7 @@ from .files import check_file as check_file
 from .files import files_of as files_of
 from .files import read_rows as read_rows
 from .held_out import normalize_text as normalize_text
+from .labels import EMPTY as EMPTY
 from .labels import LabelEncoder as LabelEncoder
 from .own_files import OwnFile as OwnFile
 from .parquet_files import class_label_names as class_label_names

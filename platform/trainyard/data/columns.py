@@ -95,6 +95,8 @@ class Columns:
     """True to replace class ids with the names that `datasets` stores in a Parquet file."""
     others: tuple[str, ...] | None = ()
     """Further columns to keep if the file has them; None keeps all."""
+    label_flag: str = "--label-column"
+    """Flag that names the label column, for error sentences."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ class Columns:
 
     def flag(self, name: str) -> str:
         if name == self.label:
-            return "--label-column"
+            return self.label_flag
         return "--text-column" if name == self.texts[0] else "--text-pair-column"
 
     def positions(self, found: Sequence[str], where: str, source: str, remedy: str) -> list[int]:

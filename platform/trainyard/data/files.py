@@ -31,20 +31,22 @@ def read_rows(
     path: str | Path,
     text_columns: Sequence[str],
     label_column: str | None,
-    problem_type: ProblemType,
+    problem_type: ProblemType | None,
     *,
     keep_bad_rows: bool = False,
     text_format: TextFormat = TextFormat(),  # noqa: B008 (frozen)
     class_names: bool = False,
     text_lists: bool = True,
     others: tuple[str, ...] | None = (),
+    label_flag: str = "--label-column",
 ) -> Iterator[Batch]:
     """Yield the rows of a file in order, in batches of bounded size.
 
     Without text columns, only the labels are read, which is fast in Parquet. `keep_bad_rows`, for
     files without labels, keeps an unusable row and its error (`Batch.errors`). Faults of the whole
     file are always errors: wrong encoding, missing columns, an unclosed quote. `Columns` describes
-    `class_names` and `others`, and `canonical_labels` describes `text_lists`.
+    `class_names`, `others` and `label_flag`. `canonical_labels` describes `problem_type` and
+    `text_lists`.
 
     Raises:
         UserError: The file or a row cannot be used. The message names the place and the fix.
@@ -57,7 +59,13 @@ def read_rows(
             ".csv, .tsv, .json, .jsonl or .parquet; convert or rename it"
         )
     columns = Columns(
-        tuple(text_columns), label_column, keep_bad_rows, text_format, class_names, others
+        tuple(text_columns),
+        label_column,
+        keep_bad_rows,
+        text_format,
+        class_names,
+        others,
+        label_flag,
     )
     if len(set(columns.names)) < len(columns.names):
         raise UserError(

@@ -31,6 +31,8 @@ _MISSING = {
 _ITEM = r"""'[^']*'|"[^"]*"|[-+.\deE]+"""
 _ARRAY = re.compile(rf"\[\s*(?:{_ITEM})(?:\s+(?:{_ITEM}))+\s*\]")
 """Text of a numpy array, which has no commas."""
+EMPTY = "(empty)"
+"""Group of the rows whose value is missing or blank, in a column that groups rows."""
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
 
 _MANY_LABELS = 1_000
@@ -145,13 +147,14 @@ def discover_labels(
 
 
 def canonical_labels(
-    batch: Batch, problem_type: ProblemType, *, text_lists: bool = True
+    batch: Batch, problem_type: ProblemType | None, *, text_lists: bool = True
 ) -> list[Any] | None:
     """Convert the raw labels of a batch to names, floats or lists of names, by problem type.
 
     The result does not depend on the file format: 1, 1.0 and the text "1.0" are one class name, and
     names are stripped of white space. For multi-label data, `a|b` is a list of two names. With
     `text_lists`, a list written as text is read as a list, or refused as the name of a class.
+    Without a `problem_type`, the column groups rows: each value is a name, a missing one is EMPTY.
     Returns None without labels.
 
     Raises:
@@ -190,6 +193,14 @@ def _class_name(label: object, text_lists: bool) -> str:
         case float() | Decimal() if math.isfinite(label):
             return str(int(label)) if label == int(label) else str(label)
     raise _unusable(label, "a name or a whole number")
+
+
+def _group(value: object, _: bool) -> str:
+    try:
+        return _class_name(value, text_lists=False)
+    except _BadLabelError:
+        missing = value is None or value != value or not str(value).strip()
+        return EMPTY if missing else str(value)
 
 
 def _target(label: object, _: bool) -> float:
@@ -247,10 +258,11 @@ def _list_in_text(text: str, *, expected: bool = False) -> list[Any] | None:
     return list(found) if isinstance(found, list | tuple | set) else None
 
 
-_CANONICAL: dict[ProblemType, Callable[[object, bool], str | float | list[str]]] = {
+_CANONICAL: dict[ProblemType | None, Callable[[object, bool], str | float | list[str]]] = {
     "single_label_classification": _class_name,
     "multi_label_classification": _class_names,
     "regression": _target,
+    None: _group,
 }
 
 

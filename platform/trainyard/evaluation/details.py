@@ -20,6 +20,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import false_discovery_control, fisher_exact, mannwhitneyu
 from sklearn.metrics import confusion_matrix
 
+from trainyard.data import EMPTY
 from trainyard.evaluation.comparison import Selection, wrong_rows
 from trainyard.inference import COLDEST, HOTTEST
 from trainyard.metrics import answers, decode, folds, get_metric
@@ -203,13 +204,14 @@ def column_groups(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
     """Return masks of the rows of each value, by name of the group.
 
     Above MOST_VALUES values, numbers are grouped by quartile, and the rarest names form one group.
+    Among numbers, EMPTY is no number.
     """
     array = np.asarray(values, dtype=object)
     names, codes, counts = np.unique(array.astype(str), return_inverse=True, return_counts=True)
     if len(names) <= MOST_VALUES:
         return {str(name): codes == i for i, name in enumerate(names)}
     try:
-        numbers = array.astype(np.float64)
+        numbers = np.where(array == EMPTY, np.nan, array).astype(np.float64)
     except ValueError:
         numbers = np.full(len(array), np.nan)
     if np.isfinite(numbers).any():

@@ -316,6 +316,8 @@ def texts_of(splits: Splits, name: str, rows: Sequence[int]) -> Mapping[int, dic
 def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, list[str]]:
     """Read the values of `--slice-columns` in a split, as strings by column.
 
+    Rows without a value form a group, EMPTY.
+
     Raises:
         UserError: The data is not a file, or a column cannot be used.
     """
@@ -327,6 +329,8 @@ def extra_columns(config: EvalConfig, splits: Splits, name: str) -> dict[str, li
 
 def group_of_rows(config: EvalConfig, splits: Splits, name: str) -> NDArray[Any] | None:
     """Read the values of `--group-column` in a split, shape [rows]; return None without the flag.
+
+    Rows without a value form a group, EMPTY.
 
     Raises:
         UserError: The data is not a file, or the column cannot be used.
@@ -346,11 +350,9 @@ def _column(config: EvalConfig, splits: Splits, name: str, column: str, flag: st
     text_format = TextFormat(config.delimiter, config.encoding)
     try:
         return [
-            str(value)
+            value
             for path in paths
-            for batch in read_rows(
-                path, (), column, "single_label_classification", text_format=text_format
-            )
+            for batch in read_rows(path, (), column, None, text_format=text_format, label_flag=flag)
             for value in batch.labels or []
         ]
     except UserError as error:

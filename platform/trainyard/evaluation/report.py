@@ -14,13 +14,12 @@ from trainyard.report.kit import (
     Table,
     Text,
     commit,
-    duration,
     number,
     number_cell,
     render,
     text_cell,
 )
-from trainyard.summary import span_words
+from trainyard.summary import duration, span_words
 
 Details = Mapping[str, Any]
 

@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trainyard.cluster import TOKENIZERS, Node, nodes_for, ray_session, share_out
+from trainyard.cluster import (
+    TOKENIZERS,
+    Node,
+    grows_by_itself,
+    nodes_within_reach,
+    ray_session,
+    share_out,
+)
 from trainyard.config import TrainConfig
 from trainyard.data import split_rows
 from trainyard.errors import DamagedRun, Interrupted, UserError
@@ -234,7 +241,7 @@ def train_runs(
         UserError: No worker fits into the cluster, or the local Ray has ended.
     """
     first = next(iter(configs.values()))
-    resources, capacity = worker_capacity(config, first, nodes_for(first))
+    resources, capacity = worker_capacity(config, first, nodes_within_reach(first))
     schedule.share_out(capacity)
     fleet = Fleet(
         folder=folder,
@@ -281,15 +288,15 @@ def worker_capacity(
     Args:
         config: Flags of the suite.
         run: Config of any run: all runs have the same kind of worker.
-        nodes: Resources of each node.
+        nodes: Resources of each node, also of those that an autoscaler may add.
 
     Raises:
-        UserError: No worker fits on a node.
+        UserError: No worker fits on a node, and no KubeRay autoscaler could add nodes.
     """
-    needed, room = share_out(run, nodes, title="workers")
+    needed, room = share_out(run, nodes, title="workers", growing=grows_by_itself())
     if config.use_gpu and not config.resources_per_worker:
         needed["CPU"] = max(needed["CPU"] - 1, 1.0)  # one CPU of each GPU's share feeds the GPU
-    return needed, min(room, config.max_parallel_workers or room)
+    return needed, max(min(room, config.max_parallel_workers or room), 1)
 
 
 def _made_by(run: RunFolder) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Subcommands of `trainyard serve`: check a configuration, make API keys, print an example."""
 
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,20 @@ def main(argv: list[str]) -> None:
         SystemExit: `argv` or a file has a mistake, printed as one sentence; the status is 2.
     """
     try:
-        if not argv or argv[0] not in WORDS or (len(argv) < 2) != (argv[0] == "example"):
+        if not argv or argv[0] not in WORDS or not _takes(WORDS[argv[0]], argv[1:]):
             raise UserError("use `check FILE.yaml`, `new-key NAME [MODEL …]` or `example`")
         WORDS[argv[0]](*argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+
+
+def _takes(word: Callable[..., None], args: Sequence[str]) -> bool:
+    try:
+        inspect.signature(word).bind(*args)
+    except TypeError:
+        return False
+    return True
 
 
 def _new_key(name: str, *models: str) -> None:
@@ -93,7 +102,10 @@ def check_config(config: Any, where: str) -> None:
         raise UserError(f"{where} must hold a Serve config, not {config!r}")
     check_keys(config, ServeDeploySchema, where)
     applications: dict[str, str] = {}
-    for number, application in enumerate(config.get("applications") or []):
+    listed = config.get("applications") or []
+    if not isinstance(listed, list):
+        raise UserError(f"{where}: applications must be a list of entries with a name")
+    for number, application in enumerate(listed):
         if not isinstance(application, Mapping) or "name" not in application:
             raise UserError(f"{where}: applications.{number} has no name")
         owner = f"application '{application['name']}'"
@@ -129,7 +141,9 @@ def _check_application(application: Mapping[str, Any], where: str) -> list[str]:
         )
     options = args.parse(application.get("args") or {}, f"{where}: args")
     deployments = application.get("deployments") or []
-    if not all(isinstance(item, Mapping) for item in deployments):
+    if not isinstance(deployments, list) or not all(
+        isinstance(item, Mapping) and isinstance(item.get("name"), str) for item in deployments
+    ):
         raise UserError(f"{where}: deployments must be a list of entries with a name")
     versions = {item.get("name"): item.get("user_config") for item in deployments}
     for other in versions:

@@ -36,13 +36,13 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`; after a crash the file holds the old or the new text.
+def write_atomic(path: Path, text: str, encoding: str = "utf-8") -> None:
+    """Write `text` to `path`; after a crash the file holds the old or the new text.
 
     Raises:
         OSError: The folder cannot be written, or the disk is full.
     """
-    _replace(path, lambda file: file.write(text.encode()))
+    _replace(path, lambda file: file.write(text.encode(encoding)))
 
 
 def as_json(value: Mapping[str, Any]) -> str:

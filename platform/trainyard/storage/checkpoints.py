@@ -215,15 +215,17 @@ class CheckpointStore:
         self._check_fence()
         for step in _older(self.steps(), until):
             if step not in steps:
-                # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
-                doomed = self.folder / f".inprogress-{step:08d}-deleted-{uuid.uuid4().hex[:8]}"
-                try:
-                    self.path(step).rename(doomed)
-                    shutil.rmtree(doomed)
-                except (
-                    OSError
-                ) as error:  # NFS keeps files that are open elsewhere: no reason to stop
-                    log.warning("%s could not be deleted: %s", self.path(step), error)
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        """Delete the checkpoint of `step` in the folder, or log why that failed."""
+        # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
+        doomed = self.folder / f".inprogress-{step:08d}-deleted-{uuid.uuid4().hex[:8]}"
+        try:
+            self.path(step).rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:  # NFS keeps files that are open elsewhere: no reason to stop
+            log.warning("%s could not be deleted: %s", self.path(step), error)
 
     def _publish_local(self) -> None:
         self._publish()
@@ -337,7 +339,7 @@ class BucketCheckpoints(CheckpointStore):
         self._replace({step: name for step, name in names.items() if step not in doomed})
         for step in _older(super().steps(), until):
             if step not in steps:
-                shutil.rmtree(self.path(step))
+                self._delete(step)
 
     @override
     def _publish_local(self) -> None:

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-Parse = Callable[[bytes], Any]
+Parse = Callable[[BinaryIO], Any]
 
 MOST_BYTES = 64 << 20
-"""Maximum bytes read of a record; a larger JSON record counts as damaged."""
+"""Maximum bytes read at once; a larger JSON record counts as damaged."""
+_CHARACTER_BYTES = 4
+"""Maximum bytes of a character in UTF-8."""
 
 
 class IrregularFile(ValueError):  # noqa: N818 (a kind of damage)
@@ -72,9 +74,9 @@ class Files:
     def json(self, path: Path) -> tuple[dict[str, Any], str | None]:
         """Return the JSON object in a file, and the problem or None; ({}, None) without a file."""
 
-        def parse(data: bytes) -> tuple[dict[str, Any], str | None]:
+        def parse(file: BinaryIO) -> tuple[dict[str, Any], str | None]:
             try:
-                return parse_record(data), None
+                return parse_record(file.read(MOST_BYTES)), None
             except ValueError as error:
                 return {}, f"{path.name} is damaged: {error}"
 
@@ -86,7 +88,14 @@ class Files:
 
         For an unreadable file, the text is the problem.
         """
-        value: str = self._read(path, lambda data: data.decode("utf-8", "replace")[-most:], "")
+
+        def end(file: BinaryIO) -> str:
+            size = os.fstat(file.fileno()).st_size
+            # The first character may be cut.
+            file.seek(max(size - min(_CHARACTER_BYTES * (most + 1), MOST_BYTES), 0))
+            return file.read(MOST_BYTES).decode("utf-8", "replace")[-most:]
+
+        value: str = self._read(path, end, "")
         return value
 
     def lines(self, path: Path) -> tuple[list[dict[str, Any]], str | None]:
@@ -114,7 +123,7 @@ class Files:
                 mark = (status.st_mtime_ns, status.st_size, status.st_ino)
                 if path not in self._cache or self._cache[path][0] != mark:
                     with opened(path) as file:
-                        self._cache[path] = (mark, parse(file.read(MOST_BYTES)))
+                        self._cache[path] = (mark, parse(file))
             except FileNotFoundError:
                 return absent
             except (OSError, IrregularFile) as error:
@@ -137,18 +146,17 @@ class _Lines:
         if now.st_ino != self._inode or file.read(len(self._tail)) != self._tail:
             self.__init__()  # type: ignore[misc]
             file.seek(0)
-        whole, _, _ = file.read(MOST_BYTES).rpartition(b"\n")
         self._inode = now.st_ino
-        if not whole:
-            return
-        self._offset += len(whole) + 1
-        self._tail = (whole + b"\n")[-64:]
-        for line in whole.split(b"\n"):
-            value = parse_line(line)
-            if value is None:
-                self.damaged += 1
-            else:
-                self.objects.append(value)
+        while whole := file.read(MOST_BYTES).rpartition(b"\n")[0]:
+            self._offset += len(whole) + 1
+            file.seek(self._offset)
+            self._tail = (whole + b"\n")[-64:]
+            for line in whole.split(b"\n"):
+                value = parse_line(line)
+                if value is None:
+                    self.damaged += 1
+                else:
+                    self.objects.append(value)
 
 
 def opened(path: Path) -> BinaryIO:

@@ -104,6 +104,11 @@ def conclude(
             than = "from" if verdict == "not distinguishable" else "than"
             comment += f"the winner is {verdict} {than} the default recipe"
     by_stretches = ranked[0].spec.generation is not None  # no single run used these hyperparameters
+    if by_stretches and confirmation is None:
+        comment += (
+            "; these hyperparameters are of the last stretch of its training: training with them "
+            "does not reproduce the model (--confirm-seeds trains with them)"
+        )
     if confirmation is not None and (by_stretches or not best.model.exists()):
         best = folder.run("confirmation", run_name(name, 0))
     words = one_answer_words(best.read().get("one_answer", {}))

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -175,6 +176,10 @@ def _range(field: str, type_: Any, kind: Kind, rest: str, text: str) -> Domain:
             f"--set {field}={text}: '{rest}' is not LOW:HIGH; write for example "
             f"{field}={kind}:{'1:8' if kind == 'randint' else '1e-6:1e-3'}"
         ) from error
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(
+            f"--set {field}={text}: {low:g} to {high:g} is not a range; give two finite numbers"
+        )
     if field in TOKENIZATION_FIELDS:
         raise UserError(
             f"--set {field}={text}: {field} decides the tokenization, which is done once for all "
@@ -193,7 +198,13 @@ def _range(field: str, type_: Any, kind: Kind, rest: str, text: str) -> Domain:
             f"--set {field}={text}: {low:g} to {high:g} is not a range; the first must be less than the "
             f"second{' and above 0' if kind == 'loguniform' else ''}"
         )
-    return Domain(kind, int(low), int(high)) if kind == "randint" else Domain(kind, low, high)
+    if kind != "randint":
+        return Domain(kind, low, high)
+    if not (low.is_integer() and high.is_integer()):
+        raise UserError(
+            f"--set {field}={text}: {low:g} to {high:g} is not a range of integers; give whole numbers"
+        )
+    return Domain(kind, int(low), int(high))
 
 
 def _options(type_: Any) -> Sequence[Any]:

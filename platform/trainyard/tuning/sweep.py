@@ -7,7 +7,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from trainyard.batch_plan import PLAN_VERSION
-from trainyard.cluster import TOKENIZERS, Node, nodes_for, ray_session, share_out
+from trainyard.cluster import (
+    TOKENIZERS,
+    Node,
+    grows_by_itself,
+    nodes_within_reach,
+    ray_session,
+    share_out,
+)
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.fleet import Fleet
@@ -93,7 +100,7 @@ def _tune(config: SweepConfig) -> SweepResult:
         stage("starting Ray")
         with ray_session(config, TOKENIZERS):
             preflight(config)
-            per_worker, concurrent = trial_capacity(config, budget, nodes_for(config))
+            per_worker, concurrent = trial_capacity(config, budget, nodes_within_reach(config))
             task, data = prepare_all(config, space, folder)
             prints = {str(key): found.fingerprint for key, found in data.items()}
             models = {
@@ -218,13 +225,13 @@ def trial_capacity(config: SweepConfig, trials: int, nodes: Sequence[Node]) -> t
     Args:
         config: Flags of the sweep.
         trials: Number of trials.
-        nodes: Resources of each node.
+        nodes: Resources of each node, also of those that an autoscaler may add.
 
     Returns:
         Resources of a worker, and the maximum number of trials at the same time.
 
     Raises:
-        UserError: The workers of one trial do not fit.
+        UserError: The workers of one trial do not fit, and no KubeRay autoscaler could add nodes.
     """
     (workers,) = config.worker_counts
     needed, room = share_out(
@@ -234,8 +241,9 @@ def trial_capacity(config: SweepConfig, trials: int, nodes: Sequence[Node]) -> t
         groups=trials,
         size=workers,
         least=workers,
+        growing=grows_by_itself(),
     )
-    return needed, min(room // workers, config.max_concurrent_trials or room)
+    return needed, max(min(room // workers, config.max_concurrent_trials or room), 1)
 
 
 class Clock:

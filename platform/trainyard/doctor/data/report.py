@@ -13,10 +13,10 @@ from trainyard.report.kit import (  # fmt: skip
     Table,
     Text,
     Value,
-    duration,
     number,
     text_cell,
 )
+from trainyard.summary import duration
 
 SMALL_EFFECT = 0.1
 """Minimum Cramér's V (Cohen 1988) or Kolmogorov-Smirnov distance of a reported difference."""

@@ -171,13 +171,10 @@ def _write_cleaned(
         for texts, label, left_out in zip(train.exact, train.labels, removed, strict=True)
         if not left_out
     ]
-    write_atomic(path, "\n".join(lines) + "\n")
-    flags = {"text-column": names[0], "text-pair-column": names[1] if len(names) > 1 else None,
-             "label-column": task.label_column, "problem-type": task.problem_type,
-             "validation-file": config.validation_file}  # fmt: skip
-    command = ["trainyard", "train", "--train-file", str(path)]
-    for flag, value in flags.items():
-        command += [f"--{flag}", value] if value else []
+    # --encoding is one for all files, and the validation file may need it.
+    write_atomic(
+        path, "\n".join(lines) + "\n", config.encoding if config.validation_file else "utf-8"
+    )
     first = np.argmax(list(faults.values()), axis=0)[removed]
     counts = Counter(list(faults)[reason] for reason in first.tolist())
     return {
@@ -185,8 +182,25 @@ def _write_cleaned(
         "split": train.name,
         "rows": len(lines),
         "removed": {reason: counts[reason] for reason in faults},
-        "command": shlex.join(command),
+        "command": shlex.join(_train_command(path, config, task)),
     }
+
+
+def _train_command(path: Path, config: DataDoctorConfig, task: Task) -> list[str]:
+    """Build the command that trains on the cleaned file `path`, and reads the validation file."""
+    names = task.text_columns
+    flags = {"text-column": names[0], "text-pair-column": names[1] if len(names) > 1 else None,
+             "label-column": task.label_column, "problem-type": task.problem_type,
+             "split-version": config.split_version}  # fmt: skip
+    command = ["trainyard", "train", "--train-file", str(path)]
+    if config.validation_file:  # the cleaned file needs none of these any more
+        flags |= {"validation-file": config.validation_file, "delimiter": config.delimiter}
+        flags |= {"encoding": config.encoding} if config.encoding != DataFlags.encoding else {}
+        command += ["--merge-similar-labels"] if config.merge_similar_labels else []
+        command += ["--drop-labels", *config.drop_labels] if config.drop_labels else []
+    for flag, value in flags.items():
+        command += [f"--{flag}", str(value)] if value else []
+    return command
 
 
 def _named(task: Task, label: Any) -> str | list[str] | float:

@@ -36,8 +36,8 @@ class Parts:
     Parts are in a hidden folder next to the output file, where the same command finds them again.
 
     Raises:
-        UserError: The folder of the output file or a column does not exist, or the input file
-            cannot be read.
+        UserError: The folder of the output file or a column does not exist, the output file is a
+            folder, or the input file cannot be read.
     """
 
     def __init__(self, config: PredictConfig) -> None:
@@ -46,6 +46,8 @@ class Parts:
             raise UserError(
                 f"the folder {output.parent} of --output-file does not exist; create it"
             )
+        if output.is_dir():
+            raise UserError(f"--output-file {output} is a folder; give the path of a file")
         self._config = config
         # A wrong file name or column is an error before any work.
         self._check_kept(next(self._batches(every=True)))

@@ -18,13 +18,12 @@ from trainyard.report.kit import (  # fmt: skip
     Table,
     Text,
     Value,
-    duration,
     number,
     number_cell,
     percent,
 )
 from trainyard.storage import ACCOUNTS, mapping, real, words
-from trainyard.summary import short, span_words
+from trainyard.summary import duration, short, span_words
 
 NEVER_EVALUATED = "No step has been logged yet."
 LOG_LINES = 200

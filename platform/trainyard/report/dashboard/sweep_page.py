@@ -27,13 +27,13 @@ from trainyard.report.kit import (  # fmt: skip
     Table,
     Text,
     Value,
-    duration,
     number,
     number_cell,
     percent,
     status_cell,
 )
 from trainyard.storage import mapping, real, words
+from trainyard.summary import duration
 
 Link = Callable[[Run], str | None]
 """Returns the URL of a run's page, or None in a file that is exported."""

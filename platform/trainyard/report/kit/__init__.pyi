@@ -9,7 +9,6 @@ from .page import Table as Table
 from .page import Text as Text
 from .page import Value as Value
 from .page import commit as commit
-from .page import duration as duration
 from .page import markdown as markdown
 from .page import moment_cell as moment_cell
 from .page import number as number

@@ -19,8 +19,10 @@ SERIES = tuple(f"var(--c{i})" for i in range(1, 8))
 """Colors of up to seven series."""
 LEVELS = tuple(f"var(--q{i})" for i in range(1, 6))
 """Colors from worst to best. They are steps, because CSS variables cannot be interpolated."""
-SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
-"""Shapes of up to seven series, in a chart that encodes series by shape."""
+SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down")
+"""Shapes of points. Seven colors and six shapes keep 42 series apart."""
+DASHES = ((1, 0), (8, 3), (2, 2), (8, 3, 2, 3), (4, 2))
+"""Dashes and gaps in pixels. Seven colors and five kinds of lines keep 35 series apart."""
 FEWEST_SMOOTHED = 20
 """Minimum rows of a curve for which the page offers a moving average."""
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'
@@ -30,7 +32,7 @@ CONFIG: Mapping[str, Any] = {
     "background": "transparent",
     "font": FONT,
     "view": {"stroke": None},
-    "range": {"category": list(SERIES), "symbol": list(SHAPES)},
+    "range": {"category": list(SERIES)},
     "axis": {
         **_SMALL, "labelColor": "var(--muted)", "titleColor": "var(--muted)",
         "gridColor": "var(--line)", "domainColor": "var(--line)", "tickColor": "var(--line)",
@@ -99,6 +101,8 @@ def lines(
 ) -> Specification:
     """Draw `y` along `x`, with a line for each value of `series`; column names title the axes.
 
+    Series also differ by dashes, or with `points` by shape: color is not needed to read the chart.
+
     Args:
         rows: Data of the chart.
         x: Column of the horizontal axis.
@@ -125,7 +129,14 @@ def lines(
         tooltip=_tooltip(rows, series, x, y, size),
     )
     if series is not None:
-        chart = chart.encode(color(rows, series))
+        # Only channels with equal domains share a legend, and points are a layer of their line.
+        domain = list(dict.fromkeys(_column(rows, series)))
+        kinds: list[Any] = list(SHAPES) if points else [list(dash) for dash in DASHES]
+        channel = alt.Shape if points else alt.StrokeDash
+        chart = chart.encode(
+            color(rows, series, scale=alt.Scale(domain=domain)),
+            channel(**_series(rows, series), scale=alt.Scale(domain=domain, range=kinds)),
+        )
     curve = size is None
     log = curve and all(value > 0 for value in _column(rows, y))
     smooth = {"y": y, "series": series} if curve and len(rows) >= FEWEST_SMOOTHED else None
@@ -204,12 +215,15 @@ def category(column: str, **options: Any) -> dict[str, Any]:
 
 def color(rows: Rows, column: str, **options: Any) -> alt.Color:
     """Encode a column by color, with a legend that fills the width of the chart."""
+    return alt.Color(**_series(rows, column, **options))
+
+
+def _series(rows: Rows, column: str, **options: Any) -> dict[str, Any]:
+    """Return the encoding of a column of series; channels that share it share one legend."""
     pixels = 7 * _longest(rows, column) + 36
     columns = alt.ExprRef(f"max(1, floor((containerSize()[0] - 60) / {pixels}))")
     legend = alt.Legend(columns=columns, symbolLimit=0)
-    return alt.Color(
-        **category(column, **{"title": None, "sort": None, "legend": legend, **options})
-    )
+    return category(column, **{"title": None, "sort": None, "legend": legend, **options})
 
 
 def scale(values: Iterable[float | None], **options: Any) -> alt.Scale:

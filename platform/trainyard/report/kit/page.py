@@ -188,22 +188,6 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def duration(seconds: float | None) -> str:
-    """Format seconds: 0.8 s, 12 s, 3 min 04 s, 2 h 05 min.
-
-    None, NaN and infinity become a dash.
-    """
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def percent(share: float | None, digits: int = 0) -> str:
     """Format a fraction as a percentage, 0.125 as 12.5% with `digits` 1; a dash for None."""
     return "–" if share is None else f"{100 * share:.{digits}f}%"

@@ -93,7 +93,10 @@ class ConcurrencyLimit:
 
 
 class Quotas:
-    """Concurrency limit of a gateway replica, and quotas of each API key in this replica."""
+    """Concurrency limit of a gateway replica, and quotas of each API key in this replica.
+
+    Keys with equal names have separate quotas: the digest of a key identifies it.
+    """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._all = ConcurrencyLimit(limit)
@@ -117,7 +120,7 @@ class Quotas:
         if key.requests_per_minute is None:
             return
         rate, now = key.requests_per_minute, self._clock()
-        tokens, since = self._buckets.get(key.name, (rate, now))
+        tokens, since = self._buckets.get(key.sha256, (rate, now))
         tokens = min(rate, tokens + (now - since) * rate / 60)
         if tokens < 1:
             raise RequestError(
@@ -125,7 +128,7 @@ class Quotas:
                 f"the API key '{key.name}' is used up; it allows {rate:g} requests per minute",
                 (1 - tokens) * 60 / rate,
             )
-        self._buckets[key.name] = tokens - 1, now
+        self._buckets[key.sha256] = tokens - 1, now
 
     @contextmanager
     def hold(self, key: Key | None) -> Iterator[None]:
@@ -145,7 +148,7 @@ class Quotas:
     def _limit_of(self, key: Key) -> ConcurrencyLimit | None:
         if key.concurrent_requests is None:
             return None
-        found = key.name, key.concurrent_requests
+        found = key.sha256, key.concurrent_requests
         if found not in self._limits:
             self._limits[found] = ConcurrencyLimit(found[1], f" of the API key '{key.name}'")
         return self._limits[found]

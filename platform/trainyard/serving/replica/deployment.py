@@ -74,15 +74,16 @@ class ModelReplica:
     async def describe(self, name: str) -> dict[str, Any]:
         """Describe the model, see `VersionedModel.describe`.
 
-        `lines` has the number of open connections and of requests received over them.
+        `connections` has the number of open connections and of requests received over them. For one
+        release, it also has its former key, `lines`.
 
         Raises:
             RequestError: No version is loaded (`unavailable`).
         """
         del name
         self._host()
-        lines = {"open": len(self._server.connections), "requests": self._server.requests}
-        return self._model.describe() | {"lines": lines}
+        counts = {"open": len(self._server.connections), "requests": self._server.requests}
+        return self._model.describe() | {"connections": counts, "lines": counts}
 
     async def check_health(self) -> None:
         """Check the model; Serve replaces a replica that raises here.
