@@ -10,6 +10,7 @@ from .capacity import share_out as share_out
 from .capacity import worker_count as worker_count
 from .capacity import worker_resources as worker_resources
 from .cpu import claim_processor as claim_processor
+from .imports import without_collection as without_collection
 from .placement_groups import release_orphans as release_orphans
 from .ray_train import GROUP_SECONDS as GROUP_SECONDS
 from .ray_train import build_trainer as build_trainer

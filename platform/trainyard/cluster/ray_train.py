@@ -1,4 +1,4 @@
-"""Ray Train: a `TorchTrainer` without unneeded processes, its process group, failure causes."""
+"""Ray Train: a trainer without unneeded processes, and causes of failures."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ def build_trainer(
     backend: str | None = None,
     **failures: int,
 ) -> Any:
-    """Build the `TorchTrainer` that runs `work` on each of `count` workers.
+    """Build the trainer that runs `work` on each of `count` workers.
 
     Args:
         config: Flags of the workers.
@@ -39,6 +39,8 @@ def build_trainer(
         failures: Fields of Ray's FailureConfig.
     """
     import ray.train
+
+    from trainyard.cluster.process_group import GroupConfig
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # `NodeMonitor` handles it
@@ -56,23 +58,25 @@ def build_trainer(
         run_config=ray.train.RunConfig(
             name=name, storage_path=str(storage), failure_config=ray.train.FailureConfig(**failures)
         ),
-        torch_config=torch_config(timeout_seconds, backend),
+        backend_config=GroupConfig(
+            backend or ("nccl" if config.use_gpu else "gloo"), timeout_seconds
+        ),
     )
 
 
 def _lean_trainer(grows: bool) -> Any:
-    """Build a subclass of TorchTrainer without the helpers that a run does not need.
+    """Build a subclass of DataParallelTrainer without the helpers that a run does not need.
 
     DatasetsCallback distributes data sets; a run has none. PlacementGroupCleanerCallback duplicates
     `release_orphans`, and delays the end of each run when two Rays share a host. Resource requests
     to an autoscaler delay the start; they are sent only if the cluster `grows`.
     """
-    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     left_out = DatasetsCallback, PlacementGroupCleanerCallback
 
@@ -83,7 +87,7 @@ def _lean_trainer(grows: bool) -> Any:
         def _maybe_send_resource_request(self) -> None:
             pass
 
-    class Trainer(TorchTrainer):
+    class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if not isinstance(each, left_out)]
@@ -94,54 +98,6 @@ def _lean_trainer(grows: bool) -> Any:
             return super()._initialize_and_run_controller(**parts)
 
     return Trainer
-
-
-def torch_config(timeout_seconds: int, backend: str | None = None) -> Any:
-    """Build a TorchConfig whose process group uses the network interface of Ray.
-
-    By default gloo and NCCL resolve the host's name. Debian resolves it to 127.0.1.1, which no
-    other host can reach.
-
-    Args:
-        timeout_seconds: Timeout of the process group's operations, in seconds.
-        backend: Backend of the process group. Default: NCCL on GPUs, else gloo.
-    """
-    from dataclasses import dataclass
-
-    from ray.train.torch import TorchConfig
-    from ray.train.torch.config import _TorchBackend
-
-    class Backend(_TorchBackend):
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(name_interface)
-            super().on_start(worker_group, backend_config)
-
-    @dataclass
-    class Config(TorchConfig):
-        @property
-        def backend_cls(self) -> type[Backend]:
-            return Backend
-
-    return Config(backend, timeout_s=timeout_seconds)
-
-
-def name_interface() -> str | None:
-    """Set unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface of this node's address.
-
-    Returns:
-        Name of the interface that has Ray's address of this node; None if no interface has it.
-    """
-    import psutil
-    import ray.util
-
-    address = ray.util.get_node_ip_address()
-    name: str
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
-            return name
-    return None
 
 
 def cause_of(error: Any) -> str:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from trainyard.cluster.imports import without_collection
 from trainyard.config import ClusterFlags
 from trainyard.errors import UserError, one_line
 
@@ -51,20 +52,22 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
             "prestart_worker_first_driver": False,
         }
     _check_answers(address)
-    importing = threading.Thread(target=importlib.import_module, args=(needed_next,))
-    importing.start()
     try:
-        start_ray(address, **options)
+        start_ray(address, needed_next, **options)
     except Exception as error:  # a slow start of a node raises a plain Exception
         raise UserError(_no_ray(address, error)) from error
     try:
-        importing.join()  # the import ends by replacing the module object
         yield
     finally:
         ray.shutdown()
 
 
-def start_ray(address: str = "local", **options: Any) -> None:
+def _import(name: str) -> None:
+    with without_collection():
+        importlib.import_module(name)
+
+
+def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) -> None:
     """Call `ray.init`; start a local Ray without processes that no job needs.
 
     The omitted processes are the API server, the autoscaler's monitor and, without `log_to_driver`,
@@ -73,6 +76,7 @@ def start_ray(address: str = "local", **options: Any) -> None:
 
     Args:
         address: "local" to start a cluster, else the address of a running one.
+        needed_next: Module, independent of Ray, to import in a thread while Ray starts.
         options: Further arguments of `ray.init`.
     """
     import ray
@@ -89,14 +93,16 @@ def start_ray(address: str = "local", **options: Any) -> None:
             if options.get("log_to_driver"):
                 super().start_log_monitor()
 
-    if address != "local":
-        ray.init(address=address, **options)
-        return
-    whole, node.Node = node.Node, LeanNode
+    importing = threading.Thread(target=_import, args=(needed_next,))
+    importing.start()
+    whole = node.Node
+    if address == "local":
+        node.Node, options = LeanNode, {"include_dashboard": False, **options}
     try:
-        ray.init(address=address, include_dashboard=False, **options)
+        ray.init(address=address, **options)
     finally:
         node.Node = whole
+        importing.join()  # the import ends by replacing the module object
 
 
 def check_local_ray() -> None:

@@ -49,10 +49,10 @@ def with_safetensors(name: str, revision: str | None = None) -> tuple[str, str |
 
 
 def _only_pickled(model: str, revision: str | None) -> bool:
-    from transformers.utils import has_file
-
     if any(Path(model).glob("*.safetensors")):
         return False
+    from transformers.utils import has_file  # takes half a second, so not for folders as usual
+
     has = partial(has_file, model, revision=revision)
     try:
         return not (has(SAFE_WEIGHTS) or has(SAFE_INDEX)) and (has(WEIGHTS) or has(INDEX))

@@ -112,6 +112,23 @@ def shared(args: dict[str, Any]) -> "Application":
     return _replicas(SharedReplica, SHARED, options).bind(fields, Build.of(fields))
 
 
+def check_host(args: Mapping[str, Any]) -> HostOptions:
+    """Return the options of `build`, after all checks of it that need no Ray Serve.
+
+    Args:
+        args: Fields of `HostOptions`.
+
+    Raises:
+        UserError: `args` are invalid, or the files of a local model are missing, unsafe or damaged.
+    """
+    from trainyard.serving.replica.model_source import locate
+
+    wanted = HostOptions.parse(args, "trainyard.serving.app:build")
+    if Path(wanted.model).exists():  # else a Hub id, or a folder on the cluster's nodes
+        locate(Version(source=wanted.model), wanted.max_parameters)
+    return wanted
+
+
 def build(args: dict[str, Any]) -> "Application":
     """Build a gateway and one model: `serve run trainyard.serving.app:build model=runs/x/model`.
 
@@ -121,17 +138,14 @@ def build(args: dict[str, Any]) -> "Application":
     Raises:
         UserError: `args` are invalid, or the files of a local model are missing, unsafe or damaged.
     """
+    wanted = check_host(args)
     from trainyard.serving.replica.deployment import ModelReplica
-    from trainyard.serving.replica.model_source import locate
     from trainyard.serving.replica.version_records import Build
 
-    wanted = HostOptions.parse(args, "trainyard.serving.app:build")
     of_gateway = {"keys_file", "allowed_hosts", "cors_origins"}
     options = ModelOptions(**wanted.model_dump(exclude={"model", "name", *of_gateway}))
     if options.threads is None:  # the model is alone on this machine
         options = options.model_copy(update={"threads": os.cpu_count()})
-    if Path(wanted.model).exists():  # else a Hub id, or a folder on the cluster's nodes
-        locate(Version(source=wanted.model), options.max_parameters)
     replicas = _replicas(ModelReplica, MODEL, options, user_config={"source": wanted.model})
     name = wanted.name or default_name(wanted.model)
     return gateway_application(

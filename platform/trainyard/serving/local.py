@@ -1,6 +1,7 @@
 """Serve one model over HTTP on this machine, inside a `with` block."""
 
 import contextlib
+import importlib
 import os
 import socket
 import time
@@ -11,8 +12,11 @@ from typing import Any
 
 from trainyard.cluster import start_ray
 from trainyard.errors import UserError
-from trainyard.serving.app import build, default_name
+from trainyard.serving.app import build, check_host, default_name
 from trainyard.terminal import quieted
+
+LEAN_SERVE = "trainyard.serving.lean_serve"
+"""Module that each process of the Ray of `trainyard serve` imports first."""
 
 READY_SECONDS = 120
 """Maximum seconds until the gateway reports that its model is ready."""
@@ -26,7 +30,12 @@ STOP_SECONDS = 30
 
 @contextlib.contextmanager
 def served(
-    source: str, *, port: int | None = None, host: str = "127.0.0.1", **options: Any
+    source: str,
+    *,
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    alone: bool = False,
+    **options: Any,
 ) -> Iterator[str]:
     """Serve a model with Ray Serve inside the block; yield its URL for `InferenceClient(url)`.
 
@@ -38,6 +47,7 @@ def served(
         port: Port of the HTTP server; None takes a free one.
         host: Address to listen on; any but the loopback address needs `keys_file` among the
             options.
+        alone: Whether a Ray that is started here will hold no other application.
         options: Further fields of `HostOptions`.
 
     Raises:
@@ -47,21 +57,29 @@ def served(
     """
     import ray
 
-    application = build({"model": source, **options})
+    args = {"model": source, **options}
+    check_host(args)
     port = _free_port(port)
     ours = not ray.is_initialized()
+    lean = ours and alone
     if ours:
-        start_ray(log_to_driver=False, logging_level="error")
+        more: dict[str, Any] = {}
+        if lean:
+            more["_system_config"] = {"preload_python_modules": [LEAN_SERVE]}
+        start_ray(needed_next="fastapi", log_to_driver=False, logging_level="error", **more)
     url = f"http://{_reachable(host)}:{port}"
-    with quieted("ray.serve"):  # Serve's log files have the messages
-        try:
-            _start(application, source, host, port)
-            _wait_until_ready(f"{url}/ready")
-            yield f"{url}/models/{options.get('name') or default_name(source)}"
-        finally:
-            _stop()
-            if ours:
-                ray.shutdown()
+    try:
+        importlib.import_module(LEAN_SERVE if lean else "ray.serve")  # sets its logger's level
+        with quieted("ray.serve"):  # Serve's log files have the messages
+            try:
+                _start(args, source, host, port)
+                _wait_until_ready(f"{url}/ready")
+                yield f"{url}/models/{options.get('name') or default_name(source)}"
+            finally:
+                _stop()
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def _stop() -> None:
@@ -95,10 +113,11 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _start(application: Any, source: str, host: str, port: int) -> None:
+def _start(args: dict[str, Any], source: str, host: str, port: int) -> None:
     from ray import serve
 
     _start_serve(host, port)
+    application = build(args)  # while Serve's controller starts
     try:
         serve.run(application, name="trainyard", route_prefix="/")
     except RuntimeError as error:  # Serve's error for a deployment that failed

@@ -112,7 +112,9 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
     given = {key: value for key, value in options.items() if value is not None}
     if not Path(config.model_name_or_path).exists():
         resolve_model(config.model_name_or_path)  # fail before Ray and Serve start
-    with served(config.model_name_or_path, port=config.port, host=config.host, **given) as url:
+    with served(
+        config.model_name_or_path, port=config.port, host=config.host, alone=True, **given
+    ) as url:
         base, _, name = url.partition("/models/")
         if config.keys_file:  # the example is in the model's description, which needs a key
             lines = banner(base, [name], key=True)

@@ -21,6 +21,7 @@ from trainyard.cluster import (
     mistake_of,
     nodes_for,
     release_orphans,
+    without_collection,
     worker_count,
 )
 from trainyard.config import TrainConfig
@@ -213,7 +214,8 @@ def worker_function(
     """
 
     def work() -> Outcome:
-        from trainyard.training.worker.loop import train
+        with without_collection():
+            from trainyard.training.worker.loop import train
 
         claim_processor(threads)
         try:
