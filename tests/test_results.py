@@ -22,7 +22,6 @@ from support.job_scripts import ROOT
 
 MEASURE_AGAIN = {
     "dashboard": "names no commit",
-    "loss-curves": "its commit is not in the history",
     "near-duplicates-cola": "names no commit",
     "near-duplicates-sst2": "names no commit",
     "near-duplicates-stsb": "names no commit",
