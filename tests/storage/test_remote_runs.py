@@ -104,11 +104,9 @@ def test_a_driver_that_lost_its_lease_changes_nothing_in_the_bucket(
         bucket = Bucket(url)
         bucket.write("run/lease.json", b'{"id": "successor", "pid": 7, "host": "elsewhere"}')
         before = {name: bucket.read(name) for name in bucket.names("run")}
-        worker.append_metrics(
-            {"step": 20}
-        )  # on its own disk: no line counts before it is published
         for harm in (
             lambda: driver.update(status="failed"),
+            lambda: worker.append_metrics({"step": 20}),
             lambda: worker.publish("metrics.jsonl"),
             lambda: store.commit(20, writer("mine")),
             lambda: store.keep(()),

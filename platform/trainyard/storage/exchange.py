@@ -36,14 +36,23 @@ class Exchange:
     def poll(self) -> None:
         """Check that the lease is held, by the thread's last answer where that is recent.
 
+        The mark in the scratch folder shows at once that a driver of this node has taken over.
+
         Raises:
-            SupersededError: Another driver has taken over the run.
+            SupersededError: Another driver has taken over the run, or the scratch folder is gone.
             UserError: The lease was not confirmed for `EXPIRY_SECONDS`, and the bucket does not
                 answer now.
         """
         if self._lost is not None:
             raise self._lost
-        if self._fence is not None and time.monotonic() - self._confirmed > EXPIRY_SECONDS:
+        if self._fence is None:
+            return
+        if not self._mirror.is_of(self._fence.id):
+            raise SupersededError(
+                f"the scratch folder {self._mirror.path} was deleted or belongs to another driver now; "
+                "this attempt ends here and writes nothing more"
+            )
+        if time.monotonic() - self._confirmed > EXPIRY_SECONDS:
             self._fence.check()
             self._confirmed = time.monotonic()
 

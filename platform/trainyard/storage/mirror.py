@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainyard.errors import SupersededError, UserError
@@ -100,6 +100,13 @@ class Mirror:
         """Record the id of the driver's lease in the scratch folder."""
         (self.path / DRIVER).write_text(driver)
 
+    def is_of(self, driver: str) -> bool:
+        """Return whether the scratch folder exists and is marked by the driver with this lease."""
+        try:
+            return (self.path / DRIVER).read_text() == driver
+        except FileNotFoundError:
+            return False
+
     def empty_unless_of(self, driver: str) -> None:
         """Empty the scratch folder if it is not marked by this driver.
 
@@ -108,9 +115,8 @@ class Mirror:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
-            with suppress(FileNotFoundError):
-                if (self.path / DRIVER).read_text() == driver:
-                    return
+            if self.is_of(driver):
+                return
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(exist_ok=True)
             self.mark_as_of(driver)
