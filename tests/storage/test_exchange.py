@@ -17,6 +17,7 @@ from support.serve_requests import wait_until
 from trainyard.config import TrainConfig
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage import Bucket, RunFolder, exchange, open_run
+from trainyard.storage.mirror import Mirror
 from trainyard.training.worker.session import Session
 
 __all__ = ["endpoint", "url"]  # fixtures
@@ -146,6 +147,29 @@ def test_a_lease_that_may_have_expired_is_confirmed_before_the_next_step(
     assert [line["step"] for line in run.metrics()] == [1, 2, 3]
 
 
+def test_a_confirmation_counts_from_its_request_not_from_its_answer(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow answer says nothing of the time since the bucket gave it."""
+    read, answers = Bucket.read, []
+
+    def slow(bucket: Bucket, name: str) -> Any:
+        answers.append(read(bucket, name))
+        time.sleep(0.6)
+        return answers[-1]
+
+    monkeypatch.setattr(exchange, "ASK_SECONDS", 1000.0)
+    monkeypatch.setattr(exchange, "EXPIRY_SECONDS", 0.5)
+    run.begin_exchange()
+    time.sleep(0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "read", slow)
+        run.poll()
+        assert len(answers) == 1
+        run.poll()
+        assert len(answers) == 2
+
+
 WRITES: dict[str, Callable[[RunFolder], object]] = {
     "journal line": lambda run: run.append_metrics({"step": 200}),
     "progress": lambda run: run.set_progress(step=200),
@@ -188,6 +212,22 @@ def test_nothing_is_written_after_the_thread_has_seen_a_successor(
     with pytest.raises(SupersededError, match="was taken over by process 7 on elsewhere"):
         write(run)
     assert snapshot(run.path) == before
+
+
+def test_an_unexpected_error_in_the_thread_is_logged_and_requests_are_still_seen(
+    run: RunFolder, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the scratch folder is emptied while its progress is uploaded."""
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError("progress.json")
+
+    monkeypatch.setattr(Mirror, "push_at_once", gone)
+    run.begin_exchange()
+    wait_until(lambda: "FileNotFoundError: progress.json" in caplog.text, 10)
+    Bucket(url).write(f"run/{run.stop_request.name}", b"enough")
+    wait_until(run.wants_stop, 10)
+    step(run, 1)
 
 
 def test_progress_waits_for_no_other_upload(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
