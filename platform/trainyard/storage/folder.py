@@ -119,13 +119,14 @@ class RunFolder(JobFolder):
         """Return this folder, and the tokenized splits by name, with paths on the calling node.
 
         Raises:
-            UserError: The bucket lacks a split, or has a damaged one.
+            SupersededError: Another driver has taken over the run, which is in a bucket.
+            UserError: The bucket lacks a split, has a damaged one, or does not answer.
         """
         if self.mirror is None:
             return self, tables
         mirror = self.mirror.on_this_node()
         if self.fence is not None:
-            mirror.empty_unless_of(self.fence.id)
+            mirror.empty_unless_of(self.fence)
         mirror.path.mkdir(parents=True, exist_ok=True)
         run = type(self)(mirror.path, mirror=mirror, fence=self.fence)
         local = {split: mirror.path.parent / ".cache" / path.name for split, path in tables.items()}
