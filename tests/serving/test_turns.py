@@ -1,5 +1,6 @@
 """Loads of one node check the free memory in turn, and none waits for ever."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -96,6 +97,19 @@ def test_a_load_that_hangs_holds_up_the_others_for_a_while_only(
     with memory_turn():
         assert not is_free(file)
     assert is_free(file)
+
+
+def test_a_forked_child_does_not_keep_the_turn(file: Path) -> None:
+    """Libraries fork workers while a model loads; each has the descriptor of the lock."""
+    turn = Turn(file)
+    assert turn.take()
+    assert turn._file is not None
+    inherited = os.dup(turn._file)  # as a fork does
+    try:
+        turn.close()
+        assert is_free(file)
+    finally:
+        os.close(inherited)
 
 
 def test_the_turn_of_a_killed_process_is_free(file: Path) -> None:

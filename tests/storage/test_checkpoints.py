@@ -2,6 +2,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage import manifest
-from trainyard.storage.checkpoints import CheckpointStore
+from trainyard.storage.checkpoints import BucketCheckpoints, CheckpointStore
 from trainyard.storage.manifest import MANIFEST, fault_of
 
 
@@ -136,6 +137,35 @@ def test_a_superseded_attempt_cannot_commit(store: CheckpointStore) -> None:
         store.commit(40, writer("zombie"))
     successor.commit(40, writer("successor"))
     assert (store.path(40) / "state").read_text() == "successor"
+
+
+def test_an_attempt_whose_folder_was_deleted_is_superseded(store: CheckpointStore) -> None:
+    """A successor on the same node empties the scratch folder of a run in a bucket."""
+    shutil.rmtree(store.folder)
+    with pytest.raises(SupersededError, match=r"superseded, because .*checkpoints was deleted; it"):
+        store.check_attempt()
+    with pytest.raises(SupersededError, match="was deleted"):
+        store.commit(40, writer("zombie"))
+    assert not store.folder.exists()
+
+
+def test_a_checkpoint_that_the_index_does_not_list_is_one_sentence(tmp_path: Path) -> None:
+    """A successor has pruned it since rank 0 chose it."""
+
+    class EmptyBucket:
+        url = "s3://runs"
+
+        def read(self, _: str) -> None:
+            return None
+
+    bucket: Any = EmptyBucket()
+    store = BucketCheckpoints(tmp_path, bucket, "run/checkpoints")
+    with pytest.raises(
+        UserError,
+        match=r"s3://runs/run/checkpoints/step-00000005 is damaged \(the index of checkpoints does "
+        r"not list it\); start the same command again",
+    ):
+        store.bring(5)
 
 
 def test_what_a_dead_attempt_left_half_written_is_cleared(store: CheckpointStore) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from storage.test_fence import snapshot
 from support.bucket_here import endpoint, url
 from support.runs_locally import run_locally, weights_hash
 from support.serve_requests import wait_until
@@ -16,6 +17,7 @@ from support.serve_requests import wait_until
 from trainyard.config import TrainConfig
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage import Bucket, RunFolder, exchange, open_run
+from trainyard.storage.mirror import Mirror
 from trainyard.training.worker.session import Session
 
 __all__ = ["endpoint", "url"]  # fixtures
@@ -143,6 +145,89 @@ def test_a_lease_that_may_have_expired_is_confirmed_before_the_next_step(
     with pytest.raises(SupersededError):
         step(run, 4)
     assert [line["step"] for line in run.metrics()] == [1, 2, 3]
+
+
+def test_a_confirmation_counts_from_its_request_not_from_its_answer(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow answer says nothing of the time since the bucket gave it."""
+    read, answers = Bucket.read, []
+
+    def slow(bucket: Bucket, name: str) -> Any:
+        answers.append(read(bucket, name))
+        time.sleep(0.6)
+        return answers[-1]
+
+    monkeypatch.setattr(exchange, "ASK_SECONDS", 1000.0)
+    monkeypatch.setattr(exchange, "EXPIRY_SECONDS", 0.5)
+    run.begin_exchange()
+    time.sleep(0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "read", slow)
+        run.poll()
+        assert len(answers) == 1
+        run.poll()
+        assert len(answers) == 2
+
+
+WRITES: dict[str, Callable[[RunFolder], object]] = {
+    "journal line": lambda run: run.append_metrics({"step": 200}),
+    "progress": lambda run: run.set_progress(step=200),
+    "predictions": lambda run: run.write_predictions({"validation": np.ones((2, 2))}),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_nothing_is_written_into_the_scratch_folder_of_a_successor(
+    run: RunFolder, url: str, monkeypatch: pytest.MonkeyPatch, write: Callable[[RunFolder], object]
+) -> None:
+    """It took over on this node while the worker was inside an evaluation."""
+    monkeypatch.setattr(exchange, "ASK_SECONDS", 1000.0)  # between two turns of the thread
+    run.begin_exchange()
+    step(run, 1)
+    Bucket(url).write("run/lease.json", b'{"released": true}')  # as if it had expired
+    successor = open_run(url, "run")
+    assert successor.path == run.path
+    with successor.lease():
+        successor.fetch()
+        step(successor, 2)
+        outage, before = Outage(monkeypatch), snapshot(run.path)
+        with pytest.raises(SupersededError, match="belongs to another driver now; this attempt"):
+            write(run)
+        assert snapshot(run.path) == before
+        assert not outage.asked
+        write(successor)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_nothing_is_written_after_the_thread_has_seen_a_successor(
+    run: RunFolder, url: str, write: Callable[[RunFolder], object]
+) -> None:
+    """It runs on another node, so this node's scratch folder is not marked."""
+    Bucket(url).write("run/lease.json", LEASE_OF_ANOTHER)
+    run.begin_exchange()
+    assert run._exchange is not None
+    run._exchange._thread.join(10)
+    before = snapshot(run.path)
+    with pytest.raises(SupersededError, match="was taken over by process 7 on elsewhere"):
+        write(run)
+    assert snapshot(run.path) == before
+
+
+def test_an_unexpected_error_in_the_thread_is_logged_and_requests_are_still_seen(
+    run: RunFolder, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the scratch folder is emptied while its progress is uploaded."""
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError("progress.json")
+
+    monkeypatch.setattr(Mirror, "push_at_once", gone)
+    run.begin_exchange()
+    wait_until(lambda: "FileNotFoundError: progress.json" in caplog.text, 10)
+    Bucket(url).write(f"run/{run.stop_request.name}", b"enough")
+    wait_until(run.wants_stop, 10)
+    step(run, 1)
 
 
 def test_progress_waits_for_no_other_upload(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,11 +104,9 @@ def test_a_driver_that_lost_its_lease_changes_nothing_in_the_bucket(
         bucket = Bucket(url)
         bucket.write("run/lease.json", b'{"id": "successor", "pid": 7, "host": "elsewhere"}')
         before = {name: bucket.read(name) for name in bucket.names("run")}
-        worker.append_metrics(
-            {"step": 20}
-        )  # on its own disk: no line counts before it is published
         for harm in (
             lambda: driver.update(status="failed"),
+            lambda: worker.append_metrics({"step": 20}),
             lambda: worker.publish("metrics.jsonl"),
             lambda: store.commit(20, writer("mine")),
             lambda: store.keep(()),
@@ -119,6 +117,21 @@ def test_a_driver_that_lost_its_lease_changes_nothing_in_the_bucket(
                 harm()
         assert {name: bucket.read(name) for name in bucket.names("run")} == before
     assert bucket.read("run/lease.json") == before["run/lease.json"]
+
+
+def test_a_late_worker_does_not_empty_the_scratch_folder_of_a_successor(url: str) -> None:
+    """It starts on the node of the driver that has taken over since."""
+    driver, successor = open_run(url, "run"), open_run(url, "run")
+    with driver.lease():
+        driver.fetch()
+        late = pickle.dumps(driver)
+        Bucket(url).write("run/lease.json", b'{"released": true}')  # as if it had expired
+        with successor.lease():
+            successor.fetch()
+            successor.append_metrics({"step": 10})
+            with pytest.raises(SupersededError, match="run 'run' was taken over by process"):
+                pickle.loads(late).on_this_node({})
+            assert successor.metrics() == [{"step": 10}]
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"step": "7"}', b"\xff"])

@@ -23,6 +23,7 @@ from trainyard.training.driver.environment import with_workers
 from trainyard.training.worker import batches, session
 from trainyard.training.worker.gradients import Gradients
 from trainyard.training.worker.journal import Journal
+from trainyard.training.worker.saving import CheckpointWriter
 
 
 def test_batches_gathered_ahead_by_a_thread_are_the_same(
@@ -311,3 +312,21 @@ def test_a_run_next_to_others_of_its_suite_keeps_no_measured_peak(
                 outcome, _ = run_locally(config)
             assert outcome.peak_flops == 1e12
     assert kept == [False, True]
+
+
+def test_the_exchange_ends_though_the_writer_cannot_be_closed(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process group may be broken, because another process died."""
+    close, ended = CheckpointWriter.close, list[RunFolder]()
+
+    def broken(writer: CheckpointWriter) -> None:
+        close(writer)
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(CheckpointWriter, "close", broken)
+    monkeypatch.setattr(RunFolder, "end_exchange", lambda folder: ended.append(folder))
+    config = dataclasses.replace(small_run, storage_path=str(tmp_path), max_steps=1, ledger=False)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        run_locally(config)
+    assert len(ended) == 1

@@ -93,9 +93,14 @@ class CheckpointStore:
         """Check that this attempt is still the newest in `folder`; the lease is not read.
 
         Raises:
-            SupersededError: A newer attempt has claimed the run.
+            SupersededError: A newer attempt has claimed the run, or `folder` was deleted.
         """
-        current = json.loads((self.folder / "attempt.json").read_text())["attempt"]
+        try:
+            current = json.loads((self.folder / "attempt.json").read_text())["attempt"]
+        except FileNotFoundError as error:  # a successor on this node empties its scratch folder
+            raise SupersededError(
+                f"attempt {self.attempt} was superseded, because {self.folder} was deleted; it stops here"
+            ) from error
         if current != self.attempt:
             raise SupersededError(
                 f"attempt {self.attempt} was superseded by {current}; it stops here"
@@ -322,9 +327,10 @@ class BucketCheckpoints(CheckpointStore):
     @override
     def bring(self, step: int) -> Path:
         if (fault := self._download(step)) is not None:
+            name = self._index_names().get(step, self.path(step).name)
             raise UserError(
-                f"{self._bucket.url}/{self._key}/{self._index_names()[step]} is damaged ({fault}); start "
-                "the same command again to resume from an older checkpoint, or use --fresh"
+                f"{self._bucket.url}/{self._key}/{name} is damaged ({fault}); start the same command "
+                "again to resume from an older checkpoint, or use --fresh"
             )
         return self.path(step)
 

@@ -119,13 +119,14 @@ class RunFolder(JobFolder):
         """Return this folder, and the tokenized splits by name, with paths on the calling node.
 
         Raises:
-            UserError: The bucket lacks a split, or has a damaged one.
+            SupersededError: Another driver has taken over the run, which is in a bucket.
+            UserError: The bucket lacks a split, has a damaged one, or does not answer.
         """
         if self.mirror is None:
             return self, tables
         mirror = self.mirror.on_this_node()
         if self.fence is not None:
-            mirror.empty_unless_of(self.fence.id)
+            mirror.empty_unless_of(self.fence)
         mirror.path.mkdir(parents=True, exist_ok=True)
         run = type(self)(mirror.path, mirror=mirror, fence=self.fence)
         local = {split: mirror.path.parent / ".cache" / path.name for split, path in tables.items()}
@@ -222,6 +223,16 @@ class RunFolder(JobFolder):
         else:
             self._exchange.poll()
 
+    def _check_here(self) -> None:
+        """Check the lease before a write to the folder; with a bucket, without waiting for it.
+
+        A successor on this node uses the same scratch folder, and would publish what is written.
+        """
+        if self.mirror is None:
+            self.check()
+        else:
+            self.poll()
+
     def sync(self) -> None:
         """Upload a stop request and download progress, if the run is in a bucket. Poll it.
 
@@ -256,13 +267,10 @@ class RunFolder(JobFolder):
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl in a single write.
 
-        Lines of a mirrored run stay on this node until `publish` checks the lease.
-
         Raises:
-            UserError: `check` fails.
+            UserError: `poll` fails; without a bucket, `check`.
         """
-        if self.mirror is None:
-            self.check()
+        self._check_here()
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
@@ -312,13 +320,10 @@ class RunFolder(JobFolder):
     def write_predictions(self, logits: Mapping[str, "NDArray[Any]"]) -> None:
         """Write the logits of each split to predictions/SPLIT.npy.
 
-        Those of a mirrored run stay on this node until `publish` checks the lease.
-
         Raises:
-            UserError: `check` fails.
+            UserError: `poll` fails; without a bucket, `check`.
         """
-        if self.mirror is None:
-            self.check()
+        self._check_here()
         for split, values in logits.items():
             write_array(self.predictions / f"{split}.npy", values)
 
@@ -352,10 +357,9 @@ class RunFolder(JobFolder):
         That of a mirrored run is uploaded by the thread of `begin_exchange`, or by `publish`.
 
         Raises:
-            UserError: `check` fails.
+            UserError: `poll` fails; without a bucket, `check`.
         """
-        if self.mirror is None:
-            self.check()
+        self._check_here()
         self._write_progress(fields)
 
     def _write_progress(self, fields: Mapping[str, Any]) -> None:

@@ -17,12 +17,12 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage.atomic import write_json
-from trainyard.storage.lease import LEASE
+from trainyard.storage.lease import LEASE, Fence
 from trainyard.storage.manifest import (
     MANIFEST,
     download_folder,
@@ -100,20 +100,31 @@ class Mirror:
         """Record the id of the driver's lease in the scratch folder."""
         (self.path / DRIVER).write_text(driver)
 
-    def empty_unless_of(self, driver: str) -> None:
-        """Empty the scratch folder if it is not marked by this driver.
+    def is_of(self, driver: str) -> bool:
+        """Return whether the scratch folder exists and is marked by the driver with this lease."""
+        try:
+            return (self.path / DRIVER).read_text() == driver
+        except FileNotFoundError:
+            return False
+
+    def empty_unless_of(self, fence: Fence) -> None:
+        """Empty the scratch folder if it is not marked by the driver of `fence`.
 
         Otherwise, files of a run that `--fresh` has replaced would be uploaded as those of the new
         run. A lock serializes the processes of a node.
+
+        Raises:
+            SupersededError: Another driver has taken over the run; the folder may be its own.
+            UserError: The bucket does not answer.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
-            with suppress(FileNotFoundError):
-                if (self.path / DRIVER).read_text() == driver:
-                    return
+            if self.is_of(fence.id):
+                return
+            fence.check()
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(exist_ok=True)
-            self.mark_as_of(driver)
+            self.mark_as_of(fence.id)
 
     def key(self, name: str = "") -> str:
         return f"{self.name}/{name}" if name else self.name

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 MEMORY_SECONDS = 120.0
@@ -54,8 +54,10 @@ class Turn:
         return True
 
     def close(self) -> None:
-        """Give the turn back if this holder has it."""
+        """Give the turn back if this holder has it, also if a forked child has the file open."""
         if self._file is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             os.close(self._file)
             self._file = None
 

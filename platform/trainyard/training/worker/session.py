@@ -85,7 +85,7 @@ class Session:
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
         self._store = folder.store()
         self._writer = CheckpointWriter(config, accelerator, self._store)
-        self._masks = ExitStack()
+        self._ending = ExitStack()
         self._notes: list[str] = []
         self._status: Literal["finished", "stopped", "failed"] = "finished"
         self._error: UserError | None = None
@@ -99,14 +99,15 @@ class Session:
         self._flops = 0.0
 
     def __enter__(self) -> Self:
+        # Each is called, whatever the others raise.
+        self._ending.callback(self.folder.end_exchange)
+        self._ending.callback(self._writer.close)
         if self.config.dropout_version != 1 and self.accelerator.device.type == "cpu":
-            self._masks.enter_context(fast_masks())
+            self._ending.enter_context(fast_masks())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._masks.close()
-        self._writer.close()
-        self.folder.end_exchange()
+        self._ending.close()
 
     def build_model(self) -> "PreTrainedModel":
         """Build the initial model, equal in all processes, unsharded and on the CPU."""
