@@ -1,6 +1,8 @@
 """A checkpoint gives back what was saved, whatever names a model's weights have on the Hub."""
 
+import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,12 @@ from trainyard.training.outcome import TrainState
 from trainyard.training.worker import state as state_module
 from trainyard.training.worker.optimizer import build_optimizer, build_scheduler
 from trainyard.training.worker.saving import CheckpointWriter
-from trainyard.training.worker.state import load_checkpoint, on_every_rank, restore_predictions
+from trainyard.training.worker.state import (
+    load_checkpoint,
+    on_every_rank,
+    on_rank_0,
+    restore_predictions,
+)
 from trainyard.training.worker.strategies import training_accelerator
 
 
@@ -123,9 +130,10 @@ def test_processes_that_wait_for_the_slowest_hear_from_it(monkeypatch: pytest.Mo
     busy: list[list[bool]] = []
     another = iter([True, True, True, False])
 
-    def gather(mine: list[bool]) -> list[bool]:
-        busy.append([*mine, next(another, False)])
-        return busy[-1]
+    def gather(mine: list[Any]) -> list[Any]:
+        states = [*mine, (next(another, False), None)]
+        busy.append([is_busy for is_busy, _ in states])
+        return states
 
     monkeypatch.setattr(state_module, "gather_object", gather)
     monkeypatch.setattr(state_module, "WAIT_SECONDS", 0.05)
@@ -143,6 +151,50 @@ def fail() -> None:
     raise UserError("lost")
 
 
+def fail_oddly() -> None:
+    class LocalError(Exception):
+        """Pickle cannot find its class."""
+
+    raise LocalError("odd")
+
+
+@pytest.mark.parametrize(
+    ("work", "received"),
+    [(fail, UserError("lost")), (fail_oddly, RuntimeError("LocalError: odd"))],
+)
+def test_the_error_of_one_process_reaches_the_others(
+    work: Callable[[], None], received: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others do not wait for the timeout of the process group."""
+    sent: list[Any] = []
+
+    def send(_: Any, value: Any) -> Any:
+        sent.append(pickle.loads(pickle.dumps(value)))
+        return value
+
+    def gather(mine: list[Any]) -> list[Any]:
+        states = [*mine, (True, None)]  # the other still works
+        sent.append(pickle.loads(pickle.dumps(states)))
+        assert len(sent) < 9, "the error does not end the wait"
+        return states
+
+    monkeypatch.setattr(state_module, "broadcast", send)
+    monkeypatch.setattr(state_module, "gather_object", gather)
+    with pytest.raises(Exception, match=r"^(lost|odd)$"):
+        on_rank_0(SimpleNamespace(is_main_process=True), work)
+    with pytest.raises(Exception, match=r"^(lost|odd)$"):
+        on_every_rank(work)
+
+    monkeypatch.setattr(state_module, "broadcast", lambda *_: sent.pop(0))
+    monkeypatch.setattr(state_module, "gather_object", lambda _: list(reversed(sent.pop(0))))
+    for wait in (
+        lambda: on_rank_0(SimpleNamespace(is_main_process=False), work),
+        lambda: on_every_rank(lambda: "done"),
+    ):
+        with pytest.raises(type(received), match=f"^{received}$"):
+            wait()
+
+
 def test_a_resume_tells_the_others_what_one_process_still_downloads(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,8 +209,8 @@ def test_a_resume_tells_the_others_what_one_process_still_downloads(
     gathered: list[bool] = []
     sent: list[Any] = []
 
-    def gather(mine: list[bool]) -> list[bool]:
-        gathered.extend(mine)
+    def gather(mine: list[Any]) -> list[Any]:
+        gathered.extend(is_busy for is_busy, _ in mine)
         return mine
 
     def broadcast(_: Any, value: Any) -> Any:
@@ -174,7 +226,7 @@ def test_a_resume_tells_the_others_what_one_process_still_downloads(
     assert gathered.count(True) > 3
     sent.clear()
     assert restore_predictions(accelerator, store, run, 1) is None
-    assert sent[-2:] == [False, None]
+    assert sent[-2:] == [False, (None, None)]
     assert sent.count(True) > 3
 
 
@@ -195,5 +247,5 @@ def test_every_process_takes_part_when_predictions_are_restored(
             restore_predictions(SimpleNamespace(is_main_process=main), run.store(), run, best)
             is None
         )
-        assert sent == [False, None]
+        assert sent == [False, (None, None)]
         sent.clear()

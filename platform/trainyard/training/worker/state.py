@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
 from trainyard.config import TrainConfig
-from trainyard.errors import DamagedRun
+from trainyard.errors import DamagedRun, UserError, one_line
 from trainyard.storage import CheckpointStore, RunFolder
 from trainyard.training.outcome import TrainState
 from trainyard.training.worker.strategies import STRATEGIES
@@ -126,13 +126,21 @@ def on_every_rank(work: Callable[[], T]) -> T:
     every WAIT_SECONDS.
 
     Raises:
-        Exception: The work failed on this process.
+        Exception: The work failed on this process; else, that of the first process on which it did.
     """
     with ThreadPoolExecutor(1) as thread:
         future = thread.submit(work)
-        while any(gather_object([bool(wait([future], WAIT_SECONDS).not_done)])):
-            pass
-    return future.result()
+        while True:
+            is_busy = bool(wait([future], WAIT_SECONDS).not_done)
+            error = None if is_busy else _sendable(future.exception())
+            states = gather_object([(is_busy, error)])
+            errors = [error for _, error in states if error is not None]
+            if errors or not any(is_busy for is_busy, _ in states):
+                break
+    result = future.result()
+    if errors:
+        raise errors[0]
+    return result
 
 
 def broadcast_result(accelerator: Any, work: Future[Any] | None) -> Any:
@@ -142,8 +150,21 @@ def broadcast_result(accelerator: Any, work: Future[Any] | None) -> Any:
     timeout of the process group would end the attempt.
 
     Raises:
-        Exception: The work failed, on rank 0 only.
+        Exception: The work failed.
     """
     while broadcast(accelerator, work is not None and bool(wait([work], WAIT_SECONDS).not_done)):
         pass
-    return broadcast(accelerator, None if work is None else work.result())
+    failure = None if work is None else work.exception()
+    result = None if work is None or failure is not None else work.result()
+    result, received = broadcast(accelerator, (result, _sendable(failure)))
+    if (error := failure or received) is not None:
+        raise error
+    return result
+
+
+def _sendable(error: BaseException | None) -> BaseException | None:
+    """Return an error as one that pickle can send to another process."""
+    is_builtin = isinstance(error, OSError) and type(error).__module__ == "builtins"
+    if error is None or isinstance(error, UserError) or is_builtin:
+        return error
+    return RuntimeError(f"{type(error).__name__}: {one_line(error)}")
