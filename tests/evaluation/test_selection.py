@@ -385,8 +385,9 @@ def test_rows_that_were_used_in_part_are_named(
     if kind == "unknown":
         assert found.candidates == 1
         assert found.sentence == (
-            f"about {shared:.1f}% of the texts of validation ({shared} of 100 compared) trained or "
-            "chose A, which looks better on them than it is; leave them out, or compare on other rows"
+            f"about {shared:.1f}% of the texts of validation ({shared} of 100 compared) are also among "
+            "those that trained or chose A, which looks better on them than on new ones; unless such "
+            "texts are common, leave them out, or compare on other rows"
         )
 
 
@@ -456,6 +457,18 @@ def test_the_texts_tell_where_files_cannot(tmp_path: Path) -> None:
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"run.json is damaged"):
         found_in(model, files["other"])
+
+
+def test_the_texts_of_the_test_file_do_not_overrule_its_digest(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "train.csv", texts_named("train", 40))
+    test = write_rows(tmp_path / "test.csv", texts_named("train", 40)[::-1])
+    config = TrainConfig(train_file=file, test_file=test)
+    model = write_run(tmp_path / "run", config, **sketches(config))
+    found = found_in(model, test)
+    assert (found.kind, found.candidates) == ("unknown", 1)
+    assert "are also among those that trained or chose A" in found.sentence
+    again = write_rows(tmp_path / "again.jsonl", texts_named("train", 40))
+    assert found_in(model, again).kind == "trained"
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

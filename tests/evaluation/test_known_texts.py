@@ -1,0 +1,80 @@
+"""Only a file that is most likely the run's own is taken for it; common texts are counted."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trainyard.data.held_out import text_hashes
+from trainyard.data.splits import Split
+from trainyard.data.text_sketch import TextSketch
+from trainyard.evaluation.known_texts import KnownTexts, known_texts
+from trainyard.storage.folder import RunFolder
+
+
+def split_with(sketch: TextSketch) -> Split:
+    split = Split("validation", "", lambda: iter(()))
+    vars(split)["texts"] = sketch
+    return split
+
+
+def found_in(split: TextSketch, **sketches: TextSketch) -> KnownTexts | None:
+    encoded = {name: sketch.encoded() for name, sketch in sketches.items()}
+    record: dict[str, Any] = {"config": {}, "text_sketches": encoded}
+    return known_texts(RunFolder(Path()), record, split_with(split))
+
+
+def utterances(rng: np.random.Generator, rows: int, distinct: int = 3_000) -> TextSketch:
+    """Rows drawn independently from common texts, as users of an assistant write them (Zipf)."""
+    weights = 1 / np.arange(1, distinct + 1)
+    drawn = rng.choice(distinct, rows, p=weights / weights.sum())
+    return TextSketch().with_hashes(text_hashes([f"utterance {n}" for n in drawn]))
+
+
+def hashes(rng: np.random.Generator, number: int) -> NDArray[np.uint64]:
+    return rng.integers(2**64, size=number, dtype=np.uint64)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rows", [100, 1_000, 2_000, 20_000])
+@pytest.mark.parametrize("distinct", [100, 3_000])
+def test_fresh_rows_of_common_texts_are_not_taken_for_those_of_the_run(
+    seed: int, rows: int, distinct: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    train, held, fresh = (utterances(rng, n, distinct) for n in (20_000, 2_000, rows))
+    found = found_in(fresh, train=train, validation=held)
+    assert found is not None
+    assert found.role == "partly"
+
+
+def test_a_split_of_common_texts_is_recognized_if_it_has_most_of_them() -> None:
+    rng = np.random.default_rng(0)
+    train, held = utterances(rng, 4_000), utterances(rng, 400)
+    again = TextSketch(np.delete(train.hashes, 5))
+    for split, role in ((again, "trained"), (TextSketch(held.hashes[1:]), "selection")):
+        found = found_in(split, train=train, validation=held)
+        assert found is not None
+        assert found.role == role
+
+
+def test_rows_drawn_from_the_training_split_are_counted_only() -> None:
+    rng = np.random.default_rng(0)
+    train = hashes(rng, 5_000)
+    held = TextSketch().with_hashes(hashes(rng, 500))
+    part = TextSketch().with_hashes(train[:500])
+    found = found_in(part, train=TextSketch().with_hashes(train), validation=held)
+    assert found is not None
+    assert (found.role, found.overlap.share) == ("partly", 1.0)
+
+
+def test_without_a_second_split_nearly_all_texts_must_be_the_same() -> None:
+    rng = np.random.default_rng(0)
+    train, more = hashes(rng, 200), hashes(rng, 40)
+    for kept, role in ((170, "partly"), (190, "trained")):
+        split = TextSketch().with_hashes(np.concatenate([train[:kept], more[: 200 - kept]]))
+        found = found_in(split, train=TextSketch().with_hashes(train))
+        assert found is not None
+        assert found.role == role
