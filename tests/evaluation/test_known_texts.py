@@ -1,5 +1,7 @@
 """Only a file that is most likely the run's own is taken for it; common texts are counted."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from numpy.typing import NDArray
 from trainyard.data.held_out import text_hashes
 from trainyard.data.splits import Split
 from trainyard.data.text_sketch import TextSketch
+from trainyard.evaluation.comparison import selection_of
+from trainyard.evaluation.config import EvalConfig
+from trainyard.evaluation.inputs import EvaluatedModel
 from trainyard.evaluation.known_texts import KnownTexts, known_texts
 from trainyard.storage.folder import RunFolder
 
@@ -78,3 +83,33 @@ def test_without_a_second_split_nearly_all_texts_must_be_the_same() -> None:
         found = found_in(split, train=TextSketch().with_hashes(train))
         assert found is not None
         assert found.role == role
+
+
+def test_the_share_of_few_texts_is_not_reported(tmp_path: Path) -> None:
+    """Of 1,000 rows, only those with the smallest hashes are compared with a million others."""
+    rng = np.random.default_rng(0)
+    smallest = np.arange(1, 1_001, dtype=np.uint64) << np.uint64(44)  # of a million texts
+    train, held = TextSketch(smallest), hashes(rng, 2_000)
+    chosen_by = TextSketch().with_hashes(held)
+    mixed = np.concatenate([held[:600], hashes(rng, 1_397), smallest[:3]])
+    found = found_in(TextSketch().with_hashes(mixed), train=train, validation=chosen_by)
+    assert found is not None
+    assert found.overlap.is_reliable
+    assert found.overlap.share == pytest.approx(0.3, abs=0.05)
+    fresh = TextSketch().with_hashes(np.concatenate([hashes(rng, 998), smallest[:2]]))
+    (tmp_path / "model").mkdir()
+    sketches = {"train": train.encoded(), "validation": chosen_by.encoded()}
+    config = {"train_file": "train.csv", "dataset_name": "imdb"}
+    (tmp_path / "run.json").write_text(json.dumps({"config": config, "text_sketches": sketches}))
+    model = EvaluatedModel(
+        name="A", path=str(tmp_path / "model"), task="own", labels=("a", "b"), problem_type=None,
+        max_length=None,
+    )  # fmt: skip
+    evaluation = EvalConfig(model_name_or_path="A", validation_file="rows.csv")
+    selection = selection_of(model, evaluation, "own", split_with(fresh))
+    assert selection.kind == "unknown"
+    assert re.match(
+        r"some texts of validation \(2 of only \d that could be compared\) are also among those that "
+        "trained or chose A",
+        selection.sentence,
+    )

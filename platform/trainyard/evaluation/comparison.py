@@ -127,13 +127,19 @@ def _unknown(model: EvaluatedModel) -> Selection:
 
 
 def _partly_known(model: EvaluatedModel, split: Split, overlap: Overlap) -> Selection:
+    texts = (
+        f"about {overlap.share:.1%} of the texts of {split.name} ({overlap.shared:,} of "
+        f"{overlap.compared:,} compared)"
+        if overlap.is_reliable
+        else f"some texts of {split.name} ({overlap.shared:,} of only {overlap.compared:,} that could "
+        "be compared)"
+    )
     return Selection(
         kind="unknown",
         sentence=(
-            f"about {overlap.share:.1%} of the texts of {split.name} ({overlap.shared:,} of "
-            f"{overlap.compared:,} compared) are also among those that trained or chose {model.name}, "
-            "which looks better on them than on new ones; unless such texts are common, leave them "
-            "out, or compare on other rows"
+            f"{texts} are also among those that trained or chose {model.name}, which looks better on "
+            "them than on new ones; unless such texts are common, leave them out, or compare on other "
+            "rows"
         ),
     )
 

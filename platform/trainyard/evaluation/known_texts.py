@@ -55,7 +55,7 @@ def known_texts(run: RunFolder, record: Mapping[str, Any], split: Split) -> Know
     part = 1 - float(record["config"].get("test_share") or 0.0)
     if chose.is_reliable and min(chose.share / part, chosen_by.overlap(split.texts).share) > needed:
         return KnownTexts(role="selection", overlap=chose, splits=frozenset(choosing))
-    larger = max(trained, chose, key=lambda overlap: overlap.share)
+    larger = max(trained, chose, key=lambda o: (o.is_reliable and o.shared > 0, o.share))
     if larger.shared:
         return KnownTexts(role="partly", overlap=larger)
     if trained.is_reliable and chose.is_reliable:
