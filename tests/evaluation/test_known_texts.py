@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trainyard.data.held_out import text_hashes
 from trainyard.data.splits import Split
 from trainyard.data.text_sketch import TextSketch
+from trainyard.errors import UserError
 from trainyard.evaluation.comparison import selection_of
 from trainyard.evaluation.config import EvalConfig
 from trainyard.evaluation.inputs import EvaluatedModel
@@ -40,6 +41,23 @@ def utterances(rng: np.random.Generator, rows: int, distinct: int = 3_000) -> Te
 
 def hashes(rng: np.random.Generator, number: int) -> NDArray[np.uint64]:
     return rng.integers(2**64, size=number, dtype=np.uint64)
+
+
+@pytest.mark.parametrize("names", [("train", "dev"), ("dev", "train")])
+def test_the_training_split_is_found_by_its_name(names: tuple[str, str]) -> None:
+    """A tool that sorts run.json does not turn the validation split into it."""
+    rng = np.random.default_rng(0)
+    sketches = {name: TextSketch().with_hashes(hashes(rng, 50)) for name in names}
+    found = {name: found_in(sketch, **sketches) for name, sketch in sketches.items()}
+    assert found["train"] is not None
+    assert found["dev"] is not None
+    assert (found["train"].role, found["dev"].role) == ("trained", "selection")
+    assert found["dev"].splits == {"dev"}
+
+
+def test_sketches_without_the_training_split_are_refused() -> None:
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        found_in(TextSketch(), dev=TextSketch())
 
 
 @pytest.mark.parametrize("seed", range(3))

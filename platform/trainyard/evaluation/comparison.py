@@ -175,8 +175,7 @@ def _role(record: Mapping[str, Any], config: EvalConfig, task: str, split: Split
         return "trained" if split.name == "train" else "selection"
     if split.name not in sources:
         return "other"
-    names = list(sources)  # the training split is the first one
-    if split.name == names[0]:
+    if split.name == "train":
         return "trained"
     share = float(trained.get("test_share") or 0.0)
     same = sources[split.name] == (split.selection_part(share) if share else split).digest

@@ -42,11 +42,11 @@ def known_texts(run: RunFolder, record: Mapping[str, Any], split: Split) -> Know
         return None
     try:
         sketches = {name: TextSketch.decoded(text) for name, text in encoded.items()}
-    except ValueError as error:
+        train = sketches.pop("train")
+    except (KeyError, ValueError) as error:
         raise run.damaged("run.json") from error
-    training, *choosing = sketches
-    several = (sketches[name].hashes for name in choosing)
-    train, chosen_by = sketches[training], reduce(TextSketch.with_hashes, several, TextSketch())
+    several = (sketch.hashes for sketch in sketches.values())
+    chosen_by = reduce(TextSketch.with_hashes, several, TextSketch())
     needed = (1 + _chance(train, chosen_by)) / 2
     trained, chose = split.texts.overlap(train), split.texts.overlap(chosen_by)
     if trained.is_reliable and min(trained.share, train.overlap(split.texts).share) > needed:
@@ -54,7 +54,7 @@ def known_texts(run: RunFolder, record: Mapping[str, Any], split: Split) -> Know
     # In the whole split from which rows were set aside, only this share of the rows chose.
     part = 1 - float(record["config"].get("test_share") or 0.0)
     if chose.is_reliable and min(chose.share / part, chosen_by.overlap(split.texts).share) > needed:
-        return KnownTexts(role="selection", overlap=chose, splits=frozenset(choosing))
+        return KnownTexts(role="selection", overlap=chose, splits=frozenset(sketches))
     larger = max(trained, chose, key=lambda o: (o.is_reliable and o.shared > 0, o.share))
     if larger.shared:
         return KnownTexts(role="partly", overlap=larger)
