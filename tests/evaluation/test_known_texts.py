@@ -29,7 +29,7 @@ def split_with(sketch: TextSketch) -> Split:
 def found_in(split: TextSketch, **sketches: TextSketch) -> KnownTexts | None:
     encoded = {name: sketch.encoded() for name, sketch in sketches.items()}
     record: dict[str, Any] = {"config": {}, "text_sketches": encoded}
-    return known_texts(RunFolder(Path()), record, split_with(split))
+    return known_texts(RunFolder(Path()), record, split_with(split), Path())
 
 
 def utterances(rng: np.random.Generator, rows: int, distinct: int = 3_000) -> TextSketch:
@@ -124,7 +124,7 @@ def test_the_share_of_few_texts_is_not_reported(tmp_path: Path) -> None:
         max_length=None,
     )  # fmt: skip
     evaluation = EvalConfig(model_name_or_path="A", validation_file="rows.csv")
-    selection = selection_of(model, evaluation, "own", split_with(fresh))
+    selection = selection_of(model, evaluation, "own", split_with(fresh), tmp_path)
     assert selection.kind == "unknown"
     assert re.match(
         r"some texts of validation \(2 of only \d that could be compared\) are also among those that "

@@ -10,6 +10,7 @@ shape [rows], or 0/1 of shape [rows, labels].
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -52,12 +53,15 @@ class Selection:
         return {"kind": self.kind, "sentence": self.sentence, "candidates": self.candidates}
 
 
-def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
+def selection_of(
+    model: EvaluatedModel, config: EvalConfig, task: str, split: Split, cache: Path
+) -> Selection:
     """Determine from its run folder if a model was trained on, or selected by, rows of `split`.
 
     Rows are recognized by the digest of their file or split, otherwise by their texts, see
     `known_texts`. The kind is "unknown" for a model outside a run folder. It is "unknown", too, if
-    only some rows were used, or if they cannot be compared with the recorded data.
+    only some rows were used, or if they cannot be compared with the recorded data. `cache` is the
+    folder of tokenized splits.
 
     Raises:
         UserError: run.json, sweep.json or metrics.jsonl is damaged, or a row cannot be used.
@@ -68,7 +72,7 @@ def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Sp
     run, record = found
     role = _role(record, config, task, split)
     by_texts = role in ("other", "tested", "unknown")
-    known = known_texts(run, record, split) if by_texts else None
+    known = known_texts(run, record, split, cache) if by_texts else None
     if known is None:
         if role == "unknown":
             return _unknown(model)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any, Literal
 
-from trainyard.data import Overlap, Split, TextSketch
+from trainyard.data import Overlap, Split, TextSketch, stored_sketch
 from trainyard.storage import RunFolder
 
 UNKNOWN_CHANCE = 0.8
@@ -25,8 +26,12 @@ class KnownTexts:
     """Splits of the run that chose the model, if the role is "selection"."""
 
 
-def known_texts(run: RunFolder, record: Mapping[str, Any], split: Split) -> KnownTexts | None:
+def known_texts(
+    run: RunFolder, record: Mapping[str, Any], split: Split, cache: Path
+) -> KnownTexts | None:
     """Compare the texts of `split` with the sketches in `record`, the content of run.json.
+
+    `cache` is the folder of tokenized splits. If it has no sketch of `split`, all rows are read.
 
     A split counts as one of the run's if each has most texts of the other, and clearly more than the
     run's own splits share. Short common texts occur in any two samples of one source.
@@ -48,12 +53,13 @@ def known_texts(run: RunFolder, record: Mapping[str, Any], split: Split) -> Know
     several = (sketch.hashes for sketch in sketches.values())
     chosen_by = reduce(TextSketch.with_hashes, several, TextSketch())
     needed = (1 + _chance(train, chosen_by)) / 2
-    trained, chose = split.texts.overlap(train), split.texts.overlap(chosen_by)
-    if trained.is_reliable and min(trained.share, train.overlap(split.texts).share) > needed:
+    texts = stored_sketch(split, cache)
+    trained, chose = texts.overlap(train), texts.overlap(chosen_by)
+    if trained.is_reliable and min(trained.share, train.overlap(texts).share) > needed:
         return KnownTexts(role="trained", overlap=trained)
     # In the whole split from which rows were set aside, only this share of the rows chose.
     part = 1 - float(record["config"].get("test_share") or 0.0)
-    if chose.is_reliable and min(chose.share / part, chosen_by.overlap(split.texts).share) > needed:
+    if chose.is_reliable and min(chose.share / part, chosen_by.overlap(texts).share) > needed:
         return KnownTexts(role="selection", overlap=chose, splits=frozenset(sketches))
     larger = max(trained, chose, key=lambda o: (o.is_reliable and o.shared > 0, o.share))
     if larger.shared:
