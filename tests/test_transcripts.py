@@ -10,7 +10,7 @@ from typing import Any
 import excerpts
 import pytest
 import transcripts
-from excerpts import EXCERPTS, LINES, excerpt, is_recorded
+from excerpts import EXCERPTS, LINES, excerpt
 from pseudo_terminal import Screen, Terminal, lines_of
 from result_tables import PLACE, rewrite
 from support.job_scripts import ROOT
@@ -207,7 +207,6 @@ def until_gone(path: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.xfail(not is_recorded(), reason="nothing is recorded yet: make transcripts")
 def test_the_recording_and_the_picture_are_of_these_commands() -> None:
     found = json.loads(excerpts.RECORDED.read_text())
     commands = found["commands"]

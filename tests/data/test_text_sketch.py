@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
 from trainyard.data.text_sketch import SKETCH_SIZE, TextSketch, sketch_of
-from trainyard.data.tokenize import prepare
+from trainyard.data.tokenize import prepare, stored_sketch
 from trainyard.models.build import build_tokenizer
 
 
@@ -91,8 +91,17 @@ def test_tokenization_keeps_the_sketch_of_each_split_that_is_not_set_aside(
     assert list(found.texts) == ["train", "validation"]
     assert found.texts == expected
     table = found.folders["train"] / "table.json"
+    built = sorted(path.name for path in table.parent.iterdir())
     info = json.loads(table.read_text())
     assert info.pop("texts") == expected["train"]
     table.write_text(json.dumps(info))  # as earlier versions did
+    for split in splits.splits[:2]:
+        (tmp_path / f"{split.digest}.texts").unlink()
     fresh = replace(splits, splits=find_splits(config).splits)
     assert prepare(fresh, tokenizer, config, tmp_path).texts == expected
+    for split in splits.splits[:2]:
+        unread = replace(split, batches=lambda: pytest.fail("it reads the rows again"))
+        assert stored_sketch(unread, tmp_path).encoded() == expected[split.name]
+    stored = [replace(split, batches=lambda: pytest.fail("again")) for split in fresh.splits]
+    assert prepare(replace(splits, splits=stored), tokenizer, config, tmp_path).texts == expected
+    assert sorted(path.name for path in table.parent.iterdir()) == built

@@ -30,6 +30,7 @@ from trainyard.storage.manifest import file_digest
 from trainyard.tasks import get_task
 
 NONE = Selection(kind="none", sentence="other rows chose it")
+NO_CACHE = Path("no cache")
 TRIALS = Selection(kind="trials", sentence="A was chosen among 24 trials", candidates=None)
 
 
@@ -72,7 +73,7 @@ def kinds(
     flags = {"data_dir": str(glue), "task": "rte"} | flags
     evaluation = EvalConfig(model_name_or_path="A", **flags)
     splits = find_splits(config, names or ("train", "validation")).splits
-    found = [selection_of(model, evaluation, "rte", split) for split in splits]
+    found = [selection_of(model, evaluation, "rte", split, NO_CACHE) for split in splits]
     return [(each.kind, each.candidates) for each in found]
 
 
@@ -109,7 +110,7 @@ def test_rows_that_were_set_aside_judge_without_correction(tmp_path: Path, glue:
     evaluation = EvalConfig(model_name_or_path="A", data_dir=str(glue), task="rte")
     (split,) = find_splits(TrainConfig(task="rte", data_dir=str(glue)), ["validation"]).splits
     labels = np.arange(40) % 2
-    found = selection_of(model, evaluation, "rte", split)
+    found = selection_of(model, evaluation, "rte", split, NO_CACHE)
     rows, (on_rows, other) = clean_rows([found, NONE], labels)
     assert rows is not None
     assert rows.tolist() == selection_and_test(labels, 0.5)[1].tolist()
@@ -162,7 +163,7 @@ def test_rows_are_set_aside_only_in_the_files_of_the_run(tmp_path: Path) -> None
 
     def found(files: str) -> tuple[str, float]:
         evaluation = EvalConfig(model_name_or_path="A", validation_file=files)
-        selection = selection_of(model, evaluation, "own", split)
+        selection = selection_of(model, evaluation, "own", split, NO_CACHE)
         return selection.kind, selection.test_share
 
     first, second = (str(tmp_path / f"held-{n}.csv") for n in (1, 2))
@@ -327,7 +328,7 @@ def found_in(model: EvaluatedModel, file: str) -> Selection:
     evaluation = EvalConfig(model_name_or_path="A", validation_file=file)
     read = TrainConfig(train_file=file, validation_file=file)
     (split,) = (split for split in find_splits(read).splits if split.name == "validation")
-    return selection_of(model, evaluation, "own", split)
+    return selection_of(model, evaluation, "own", split, NO_CACHE)
 
 
 @settings(max_examples=25, deadline=None)
@@ -385,8 +386,9 @@ def test_rows_that_were_used_in_part_are_named(
     if kind == "unknown":
         assert found.candidates == 1
         assert found.sentence == (
-            f"about {shared:.1f}% of the texts of validation ({shared} of 100 compared) trained or "
-            "chose A, which looks better on them than it is; leave them out, or compare on other rows"
+            f"about {shared:.1f}% of the texts of validation ({shared} of 100 compared) are also among "
+            "those that trained or chose A, which looks better on them than on new ones; unless such "
+            "texts are common, leave them out, or compare on other rows"
         )
 
 
@@ -417,7 +419,9 @@ def test_a_file_of_a_task_is_recognized_too(tmp_path: Path, glue: Path) -> None:
     assert kinds(model, glue, "validation") == [("epochs", 3)]
     evaluation = EvalConfig(model_name_or_path="A", data_dir=str(glue), task="rte")
     (split,) = find_splits(config, ["validation"]).splits
-    assert selection_of(parted, evaluation, "rte", split).test_share == 0.0  # other positions
+    assert (
+        selection_of(parted, evaluation, "rte", split, NO_CACHE).test_share == 0.0
+    )  # other positions
     names = ("train", "validation_matched", "validation_mismatched")
     first, second = (np.arange(20, dtype=np.uint64) + n for n in (0, 20))
     parts = [
@@ -429,7 +433,7 @@ def test_a_file_of_a_task_is_recognized_too(tmp_path: Path, glue: Path) -> None:
     vars(both)["texts"] = TextSketch(np.concatenate([first, second]))
     encoded = {name: part.encoded() for name, part in zip(names, parts, strict=True)}
     record = {"config": {}, "text_sketches": encoded}
-    found = known_texts(RunFolder(tmp_path), record, both)
+    found = known_texts(RunFolder(tmp_path), record, both, tmp_path)
     assert found is not None
     assert found.role == "selection"
     assert found.splits == set(names[1:])
@@ -456,6 +460,17 @@ def test_the_texts_tell_where_files_cannot(tmp_path: Path) -> None:
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"run.json is damaged"):
         found_in(model, files["other"])
+
+
+def test_the_texts_of_the_test_file_do_not_overrule_its_digest(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "train.csv", texts_named("train", 40))
+    test = write_rows(tmp_path / "test.csv", texts_named("train", 40)[::-1])
+    config = TrainConfig(train_file=file, test_file=test)
+    model = write_run(tmp_path / "run", config, **sketches(config))
+    found = found_in(model, test)
+    assert found.kind == "unknown"
+    again = write_rows(tmp_path / "a.jsonl", texts_named("train", 40))
+    assert found_in(model, again).kind == "trained"
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

@@ -369,7 +369,11 @@ def test_keys_of_equal_names_have_separate_quotas() -> None:
     with pytest.raises(RequestError, match="'team' is used up"):
         quotas.count(one)
     quotas.count(other)
-    with quotas.hold(one), quotas.hold(other), pytest.raises(RequestError, match="are already in progress"):
+    with (
+        quotas.hold(one),
+        quotas.hold(other),
+        pytest.raises(RequestError, match="are already in progress"),
+    ):
         quotas.count(one)
 
 

@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from trainyard.errors import UserError
 from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica import versioned_model as module
 from trainyard.serving.replica.host import Host
+from trainyard.serving.replica.turns import NotNeededError
 from trainyard.serving.replica.version_records import Build
 from trainyard.serving.replica.versioned_model import VersionedModel
 
@@ -46,11 +48,11 @@ class Hanging(Loads):
         self.gate, self.hanging = threading.Event(), hanging
         monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
 
-    def _load(self, version: Any, options: Any, metrics: Any) -> Any:
+    def _load(self, version: Any, *more: Any) -> Any:
         if version.source in self.hanging:
             self.asked.append(f"{version.source} hangs")
             assert self.gate.wait(20)
-        return super()._load(version, options, metrics)
+        return super()._load(version, *more)
 
 
 def test_the_one_that_serves_does_not_wait_for_the_next_one(
@@ -138,6 +140,46 @@ def test_a_load_is_given_up_once_another_version_is_wanted(
         assert model._last_good.read()[0]["version"]["source"] == "b"
 
     asyncio.run(asyncio.wait_for(run(), 10))  # the load that hangs takes longer
+
+
+def test_a_load_that_waits_for_its_turn_ends_once_it_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And if it is wanted again at once, it is loaded again, not refused."""
+    loads = Loads(monkeypatch, {"a": TASK, "waits": TASK, "late": TASK})
+    left, turn = list[str](), threading.Event()
+
+    def load(version: Any, options: Any, metrics: Any, is_needed: Callable[[], bool]) -> Any:
+        while version.source != "a" and not turn.is_set():
+            if not is_needed():
+                left.append(version.source)
+                raise NotNeededError
+            time.sleep(0.005)
+        return loads._load(version, options, metrics)
+
+    async def run() -> None:
+        model = replica()
+        monkeypatch.setattr(Host, "load", load)
+        await model.want(source("a"))
+        await model.want(source("waits"))
+        await asyncio.sleep(0.05)
+        model._wanted = source("a")
+        while not left:
+            time.sleep(0.005)  # the event loop does not see the end before it is wanted again
+        model._wanted = source("waits")
+        await asyncio.sleep(0.05)
+        turn.set()
+        await settled(model)
+        assert model.describe() == {"source": "waits"}
+        turn.clear()
+        model._load_seconds = 0.1
+        await wanted(model, source("late"))
+        assert "did not load within" in model.describe()["refused"]["error"]
+        while model._overdue:
+            await asyncio.sleep(0.01)
+        assert left == ["waits", "late"]
+
+    asyncio.run(asyncio.wait_for(run(), 20))
 
 
 def test_a_new_replica_first_loads_what_served_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from trainyard.serving.replica import host as host_module
 from trainyard.serving.replica import turns
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import ReplicaMetrics
-from trainyard.serving.replica.turns import Turn, memory_turn
+from trainyard.serving.replica.turns import NotNeededError, Turn, memory_turn
 
 HOLD = """
 import sys, time
@@ -35,7 +35,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The lock file of a node without other models."""
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(turns, "POLL_SECONDS", 0.01)
-    return turns.turn_file("memory")
+    return turns.turn_file("memory-cpu")
 
 
 def is_free(file: Path) -> bool:
@@ -84,17 +84,38 @@ def test_two_models_do_not_both_take_the_memory_that_is_free_once(
     assert free == [40]
 
 
-def test_a_load_that_hangs_holds_up_the_others_for_a_while_only(
+def needed() -> bool:
+    return True
+
+
+def test_loads_that_gave_up_on_one_that_hangs_take_turns_too(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "MEMORY_SECONDS", 0.3)
+    now, most, lock = [0], [0], threading.Lock()
+
+    def load() -> None:
+        with memory_turn("cpu", needed):
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.05)
+            with lock:
+                now[0] -= 1
+
     with closing(Turn(file)) as hanging:
         assert hanging.take()
         began = time.monotonic()
-        with memory_turn():
-            assert 0.3 <= time.monotonic() - began < 5
-    monkeypatch.setattr(turns, "MEMORY_SECONDS", 60)
-    with memory_turn():
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert time.monotonic() - began >= 0.3
+        assert most == [1]
+        with memory_turn("cuda", needed):
+            pass  # another device
+    with memory_turn("cpu", needed):
         assert not is_free(file)
     assert is_free(file)
 
@@ -110,6 +131,60 @@ def test_a_forked_child_does_not_keep_the_turn(file: Path) -> None:
         assert is_free(file)
     finally:
         os.close(inherited)
+
+
+def test_a_load_that_hangs_is_waited_for_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = turns.turn_file("memory-cpu-late")
+    with closing(Turn(file)) as first, closing(Turn(late)) as second:
+        assert first.take()
+        since = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: since + 121)
+        with memory_turn("cpu", needed):
+            assert not is_free(late)
+        assert second.take()
+        monkeypatch.setattr(time, "monotonic", lambda: since + 300)
+        with memory_turn("cpu", needed):
+            assert not is_free(late)  # two hang, and this one does not wait
+
+
+def test_the_time_of_the_holder_before_is_not_taken_for_that_of_the_holder(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the lock and the write of its time, the file has the time of an earlier turn."""
+    written = os.pwrite
+    with closing(Turn(file)) as earlier:
+        assert earlier.take()
+    began = time.monotonic()
+    with closing(Turn(file)) as holder:
+        monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+        assert holder.take()
+        monkeypatch.setattr(os, "pwrite", written)
+        monkeypatch.setattr(time, "monotonic", lambda: began + 200)
+
+        def end(_: float) -> None:
+            assert holder.take()  # writes its time
+            holder.close()
+
+        monkeypatch.setattr(time, "sleep", end)
+        with memory_turn("cpu", needed):
+            assert is_free(turns.turn_file("memory-cpu-late"))
+
+
+def test_a_load_that_is_no_longer_wanted_leaves_the_queue(file: Path) -> None:
+    answers = [True, True, False]
+    with closing(Turn(file)) as holder:
+        assert holder.take()
+        with (
+            pytest.raises(NotNeededError),
+            memory_turn("cpu", lambda: answers.pop(0)),
+        ):
+            pytest.fail("it loads")
+    with (
+        pytest.raises(NotNeededError),
+        memory_turn("cpu", lambda: False),
+    ):
+        pytest.fail("it loads")
+    assert is_free(file)
 
 
 def test_the_turn_of_a_killed_process_is_free(file: Path) -> None:

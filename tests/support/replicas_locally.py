@@ -95,8 +95,7 @@ class Loads:
         self.hosts: list[Any] = []
         monkeypatch.setattr(Host, "load", self._load)
 
-    def _load(self, version: Any, options: Any, metrics: Any) -> Any:
-        del options, metrics
+    def _load(self, version: Any, *_: Any) -> Any:
         self.asked.append(version.source)
         found = self.table[version.source]
         if isinstance(found, Exception):

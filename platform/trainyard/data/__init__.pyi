@@ -30,3 +30,4 @@ from .token_table import TokenTable as TokenTable
 from .tokenize import PreparedData as PreparedData
 from .tokenize import prepare as prepare
 from .tokenize import quiet_ray_data as quiet_ray_data
+from .tokenize import stored_sketch as stored_sketch

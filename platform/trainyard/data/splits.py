@@ -27,6 +27,7 @@ from trainyard.errors import UserError, one_line
 from trainyard.metrics import with_metrics
 from trainyard.storage import file_digest
 from trainyard.tasks import Task, check_data_dir, get_task
+from trainyard.terminal import stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,6 +62,7 @@ class Split:
         Raises:
             UserError: A row cannot be used.
         """
+        stage(f"hashing the texts of {self.name}")
         return sketch_of(self.batches())
 
     def selection_part(self, test_share: float) -> "Split":

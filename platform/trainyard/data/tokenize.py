@@ -27,7 +27,7 @@ from trainyard.data.text_sketch import TextSketch, text_columns
 from trainyard.data.token_table import TableWriter, TokenTable
 from trainyard.errors import UserError
 from trainyard.models import base_digests, locate_model, model_revision, vocabulary_size
-from trainyard.storage import RunFolder, sync_tree
+from trainyard.storage import RunFolder, sync_tree, write_atomic
 from trainyard.terminal import quieted, say
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def prepare(
             _build(split, tokenizer, config, folders[split.name], run.seen_everywhere)
     sources = {split.name: split.digest for split in splits.splits}
     texts = {
-        split.name: TokenTable(folders[split.name]).info.get("texts")
-        or split.texts.encoded()  # a table of an earlier version
+        split.name: _store_sketch(split, folders[split.name], cache)
         for split in splits.splits
         if not is_test(split.name)
     }
@@ -116,6 +115,33 @@ def prepare(
         vocabulary=vocabulary_size(tokenizer) if config.grows_vocabulary else None,
         texts=texts,
     )
+
+
+def stored_sketch(split: Split, cache: Path) -> TextSketch:
+    """Return the sketch of a split's texts that `prepare` stored in `cache`; else read all rows.
+
+    Raises:
+        UserError: A row cannot be used.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return TextSketch.decoded(_sketch_file(split, cache).read_text())
+    return split.texts
+
+
+def _sketch_file(split: Split, cache: Path) -> Path:
+    """Return the path of a split's sketch, which tables of all tokenizers and lengths share.
+
+    It is next to the tables, because the bucket has hashes of all files of a table.
+    """
+    return cache / f"{split.digest}.texts"
+
+
+def _store_sketch(split: Split, table: Path, cache: Path) -> str:
+    # Tables of earlier versions have no sketch.
+    encoded = TokenTable(table).info.get("texts") or stored_sketch(split, cache).encoded()
+    if not (file := _sketch_file(split, cache)).exists():
+        write_atomic(file, encoded)
+    return str(encoded)
 
 
 def _serialized(tokenizer: Any) -> bytes:

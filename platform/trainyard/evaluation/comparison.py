@@ -10,6 +10,7 @@ shape [rows], or 0/1 of shape [rows, labels].
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,8 @@ from trainyard.storage import RunFolder, SweepFolder, file_digest
 from trainyard.tasks import Task
 
 Kind = Literal["none", "epochs", "trials", "trained", "unknown"]
+Role = Literal["selection", "trained", "tested", "other", "unknown"]
+"""Use of a split in a run; "tested" is for the run's test file, which did not choose the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +53,15 @@ class Selection:
         return {"kind": self.kind, "sentence": self.sentence, "candidates": self.candidates}
 
 
-def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Split) -> Selection:
+def selection_of(
+    model: EvaluatedModel, config: EvalConfig, task: str, split: Split, cache: Path
+) -> Selection:
     """Determine from its run folder if a model was trained on, or selected by, rows of `split`.
 
     Rows are recognized by the digest of their file or split, otherwise by their texts, see
     `known_texts`. The kind is "unknown" for a model outside a run folder. It is "unknown", too, if
-    only some rows were used, or if they cannot be compared with the recorded data.
+    only some rows were used, or if they cannot be compared with the recorded data. `cache` is the
+    folder of tokenized splits.
 
     Raises:
         UserError: run.json, sweep.json or metrics.jsonl is damaged, or a row cannot be used.
@@ -65,13 +71,14 @@ def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Sp
         return _unknown(model)
     run, record = found
     role = _role(record, config, task, split)
-    known = known_texts(run, record, split) if role in ("other", "unknown") else None
+    by_texts = role in ("other", "tested", "unknown")
+    known = known_texts(run, record, split, cache) if by_texts else None
     if known is None:
         if role == "unknown":
             return _unknown(model)
         recognized, chose = "", frozenset({split.name})
     else:
-        if known.role == "partly":
+        if known.role == "partly" or (role == "tested" and known.role != "other"):
             return _partly_known(model, split, known.overlap)
         role, chose = known.role, known.splits
         shared, compared = known.overlap.shared, known.overlap.compared
@@ -82,7 +89,7 @@ def selection_of(model: EvaluatedModel, config: EvalConfig, task: str, split: Sp
             sentence=f"{model.name} was trained on rows of {split.name}{recognized}",
             candidates=None,
         )
-    if role == "other":
+    if role in ("other", "tested"):
         return Selection(kind="none", sentence=f"other rows chose {model.name}")
     share = float(record["config"].get("test_share") or 0.0)
     if known is not None or (
@@ -124,12 +131,19 @@ def _unknown(model: EvaluatedModel) -> Selection:
 
 
 def _partly_known(model: EvaluatedModel, split: Split, overlap: Overlap) -> Selection:
+    texts = (
+        f"about {overlap.share:.1%} of the texts of {split.name} ({overlap.shared:,} of "
+        f"{overlap.compared:,} compared)"
+        if overlap.is_reliable
+        else f"some texts of {split.name} ({overlap.shared:,} of only {overlap.compared:,} that could "
+        "be compared)"
+    )
     return Selection(
         kind="unknown",
         sentence=(
-            f"about {overlap.share:.1%} of the texts of {split.name} ({overlap.shared:,} of "
-            f"{overlap.compared:,} compared) trained or chose {model.name}, which looks better on them "
-            "than it is; leave them out, or compare on other rows"
+            f"{texts} are also among those that trained or chose {model.name}, which looks better on "
+            "them than on new ones; unless such texts are common, leave them out, or compare on other "
+            "rows"
         ),
     )
 
@@ -153,9 +167,7 @@ def _run_of(model: EvaluatedModel) -> tuple[RunFolder, Mapping[str, Any]] | None
     return (run, record) if isinstance(record.get("config"), dict) else None
 
 
-def _role(
-    record: Mapping[str, Any], config: EvalConfig, task: str, split: Split
-) -> Literal["selection", "trained", "other", "unknown"]:
+def _role(record: Mapping[str, Any], config: EvalConfig, task: str, split: Split) -> Role:
     trained = record["config"]
     if config.validation_file:
         return _role_of_files(record, config.validation_file)
@@ -167,8 +179,7 @@ def _role(
         return "trained" if split.name == "train" else "selection"
     if split.name not in sources:
         return "other"
-    names = list(sources)  # the training split is the first one
-    if split.name == names[0]:
+    if split.name == "train":
         return "trained"
     share = float(trained.get("test_share") or 0.0)
     same = sources[split.name] == (split.selection_part(share) if share else split).digest
@@ -177,9 +188,7 @@ def _role(
     return "selection" if same or not both_files else "other"
 
 
-def _role_of_files(
-    record: Mapping[str, Any], evaluated: str
-) -> Literal["selection", "trained", "other", "unknown"]:
+def _role_of_files(record: Mapping[str, Any], evaluated: str) -> Role:
     trained = record["config"]
     if trained.get("dataset_name"):  # files of a data set have other digests, even for equal rows
         return "unknown"
@@ -198,7 +207,9 @@ def _role_of_files(
         elif not digests.isdisjoint(known):
             return role
     tested = set(_recorded(record, "test_file") or ()) if trained.get("test_file") else set()
-    return "unknown" if missing and not digests <= tested else "other"
+    if digests <= tested:
+        return "tested"
+    return "unknown" if missing else "other"
 
 
 def _recorded(record: Mapping[str, Any], field: str) -> list[str] | None:

@@ -234,23 +234,24 @@ def evaluate(config: EvalConfig) -> Evaluation:
         with_cuts(splits.task, each, order).cuts for each, order in zip(models, orders, strict=True)
     ]
     splits = replace(splits, task=replace(splits.task, cuts=cuts[0]))
+    name = config.resolved_run_name(splits.task.name)
+    folder = JobFolder(storage_folder(config.storage_path) / name)
+    cache = folder.path.parent / ".cache"
     facts = {
         split.name: _Facts(
             extra_columns(config, splits, split.name),
             group_of_rows(config, splits, split.name),
-            [selection_of(each, config, splits.task.name, split) for each in models],
+            [selection_of(each, config, splits.task.name, split, cache) for each in models],
         )
         for split in splits.splits
     }
     splits = replace(splits, notes=(*splits.notes, *_notes_on_cuts(models[0], facts)))
-    name = config.resolved_run_name(splits.task.name)
-    folder = JobFolder(storage_folder(config.storage_path) / name)
     for note in splits.notes:
         say(note)
     with folder.created():
         stage(f"starting {config.num_workers} worker process(es)")
         with ray_session(config):
-            data, logits = _predict(config, splits, models, orders, folder.path)
+            data, logits = _predict(config, splits, models, orders, folder.path, cache)
     stage("computing intervals, slices and calibration")
     found = {
         name: _evaluate_split(
@@ -298,12 +299,13 @@ def _predict(
     models: list[EvaluatedModel],
     orders: list[list[int]],
     folder: Path,
+    cache: Path,
 ) -> tuple[PreparedData, list[Logits]]:
     """Return the first model's tokenized data, and the logits of all models in the task's order."""
     jobs = []
     for model in models:
         scoring = config.scoring(model.name, max_length(model, config.max_length))
-        data = prepare(splits, build_tokenizer(scoring), scoring, folder.parent / ".cache")
+        data = prepare(splits, build_tokenizer(scoring), scoring, cache)
         jobs.append((model.path, data, scoring))
     found = predict_on_ray(jobs, config, folder)
     shutil.rmtree(folder / "ray", ignore_errors=True)

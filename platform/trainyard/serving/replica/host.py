@@ -111,12 +111,25 @@ class Host:
         )
 
     @classmethod
-    def load(cls, version: Version, options: ModelOptions, metrics: ReplicaMetrics) -> Self:
+    def load(
+        cls,
+        version: Version,
+        options: ModelOptions,
+        metrics: ReplicaMetrics,
+        is_needed: Callable[[], bool] = lambda: True,
+    ) -> Self:
         """Load and warm up a version. A large model takes minutes, so call this in a thread.
+
+        Args:
+            version: Version to load.
+            options: Options of its application.
+            metrics: Metrics of the replica.
+            is_needed: Returns False once the model is no longer wanted.
 
         Raises:
             UserError: The model is missing, unsafe, damaged, too large, of an unknown task, or
                 fails on the example of its task.
+            NotNeededError: The model is no longer wanted, and its load has not begun.
         """
         import torch
 
@@ -129,7 +142,9 @@ class Host:
         if task not in PREDICTORS:
             raise UserError(f"task '{task}' is not one of {', '.join(sorted(PREDICTORS))}")
         choice = choose(options.engine, options.dtype, folder, device)
-        with memory_turn():
+        # Replicas number their own devices only.
+        where = "cpu" if device == "cpu" else str(torch.cuda.get_device_properties(device).uuid)
+        with memory_turn(where, is_needed):
             check_memory(folder, options.dtype, device, version.source)
             predictor = PREDICTORS[task].load(str(folder), device=device, **choice.how())
         about |= {"task": task, "device": device, **choice.about()}

@@ -7,6 +7,7 @@ new version while another one serves, or while one that served before can be loa
 import asyncio
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
@@ -17,7 +18,7 @@ from trainyard.serving.options import ModelOptions, Version
 from trainyard.serving.replica.host import Host
 from trainyard.serving.replica.metrics import RayReplicaMetrics
 from trainyard.serving.replica.threads import start
-from trainyard.serving.replica.turns import Turn, turn_file
+from trainyard.serving.replica.turns import NotNeededError, Turn, turn_file
 from trainyard.serving.replica.version_records import (
     LOAD_SECONDS,
     Build,
@@ -273,26 +274,33 @@ class VersionedModel:
             UserError: The version cannot be loaded, has another task than `task`, or takes longer
                 than `seconds`. A late host is closed.
         """
-        wanted = self._wanted
+        wanted, given_up = self._wanted, threading.Event()
+
+        def is_needed() -> bool:
+            return self._wanted == wanted and not self._ends and not given_up.is_set()
+
         async with self._one_load():
-            if self._wanted != wanted or self._ends:
+            if not is_needed():
                 return None
-            loading = asyncio.wrap_future(start(lambda: self._load_here(version, task)))
+            loading = asyncio.wrap_future(start(lambda: self._load_here(version, task, is_needed)))
             began, needless_since = time.monotonic(), None
             while not (await asyncio.wait([loading], timeout=POLL_SECONDS))[0]:
                 now = time.monotonic()
-                is_needed = self._wanted == wanted and not self._ends
-                needless_since = None if is_needed else needless_since or now
+                needless_since = None if is_needed() else needless_since or now
                 if needless_since is not None and now >= needless_since + SUPERSEDED_SECONDS:
                     self._give_up(loading, version)
                     return None
                 if now >= began + seconds:
+                    given_up.set()
                     self._give_up(loading, version)
                     raise UserError(
                         f"model {version.source} did not load within {seconds:.0f} s; check that the "
                         "storage of its files answers, and it is loaded again"
                     )
-            return loading.result()
+            try:
+                return loading.result()
+            except NotNeededError:  # it may be wanted again by now, and is then loaded again
+                return None
 
     def _give_up(self, loading: "asyncio.Future[Host]", version: Version) -> None:
         self._overdue[loading] = version
@@ -303,10 +311,12 @@ class VersionedModel:
         if loading.exception() is None:
             loading.result().close()
 
-    def _load_here(self, version: Version, task: str | None) -> Host:
+    def _load_here(self, version: Version, task: str | None, is_needed: Callable[[], bool]) -> Host:
         host, fault = None, None
         try:
-            host = Host.load(version, self._options, self._metrics)
+            host = Host.load(version, self._options, self._metrics, is_needed)
+        except NotNeededError:
+            raise
         except UserError as error:
             fault = str(error)
         except BaseException as error:  # readers of broken files raise errors of any class
