@@ -233,7 +233,7 @@ SCENARIOS = {
 
 def faults() -> str:
     """List how runs recover from faults of nodes."""
-    found = load("cluster")
+    found, strategies = load("cluster"), load("cluster-strategies")
     rows = [
         [
             SCENARIOS[name],
@@ -243,18 +243,18 @@ def faults() -> str:
             ),
             "yes" if scenario["weights_equal"] else "no",
         ]
-        for name, scenario in found["scenarios"].items()
+        for name, scenario in {**found["scenarios"], **strategies["scenarios"]}.items()
         if name in SCENARIOS
     ]
     columns = ["Fault", "Seconds until the driver knew", "Until it trained again", "Same bits"]
     command, _, again = found["command"].partition("; ")
     repeated = (
-        "The last row was measured again by `python tests/hosts/run.py --only head-restart`, after a "
-        "fix of the test (commit c3fbece).\n"
+        "The row of the head was measured again by `python tests/hosts/run.py --only head-restart`, after "
+        "a fix of the test (commit c3fbece).\n"
         if "head-restart" in again
         else ""
     )
-    return table(columns, rows) + source({**found, "command": command}) + repeated
+    return table(columns, rows) + source({**found, "command": command}, strategies) + repeated
 
 
 # Serving
