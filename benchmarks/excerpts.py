@@ -62,11 +62,6 @@ def excerpt(name: str, commands: Mapping[str, Any]) -> str:
     return "```\n" + "".join(f"{line}\n" for line in lines) + "```\n"
 
 
-def is_recorded() -> bool:
-    """Tell whether there is a recording."""
-    return RECORDED.exists()
-
-
 def _recording() -> Result:
     result: Result = json.loads(RECORDED.read_text())
     return result

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import statistics_tables
-from excerpts import EXCERPTS, is_recorded
+from excerpts import EXCERPTS
 from gpu import gpu_table
 from markdown_tables import Result, load, short_commit, source, table
 from ports_table import ports
@@ -35,8 +35,6 @@ def rewrite(text: str) -> str:
 
     def fill(place: re.Match[str]) -> str:
         head, kind, name, end = place.groups()
-        if kind == "transcript" and not is_recorded():
-            return place[0]
         return f"{head}{PLACES[kind][name]()}{end}"
 
     return PLACE.sub(fill, text)

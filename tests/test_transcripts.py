@@ -157,13 +157,6 @@ def test_a_place_gets_what_is_recorded() -> None:
         rewrite(PAGE.format("nothing"))
 
 
-def test_a_place_stays_until_there_is_a_recording(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(excerpts, "RECORDED", tmp_path / "transcripts.json")
-    assert rewrite(PAGE.format("python")) == PAGE.format("python")
-
-
 def test_every_excerpt_has_a_place() -> None:
     places = [place for text in PAGES.values() for place in PLACE.findall(text)]
     assert {name for _, kind, name, *_ in places if kind == "transcript"} == set(EXCERPTS)

@@ -20,6 +20,7 @@ from unittest.mock import Mock
 from urllib.request import urlopen
 
 import pytest
+from provenance import processor
 from support.job_scripts import JOBS, ROOT, config_of, run
 from support.serving_locally import LocalModels, load, serving
 from support.tiny import read_lines
@@ -202,13 +203,7 @@ def this_machine() -> str:
     """Name what the bits depend on: the processor and the libraries that compute."""
     import torch
 
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    parts = [
-        name + found[1]
-        for name, field in (("", "model name"), ("family ", "cpu family"), ("model ", "model"))
-        if (found := re.search(rf"^{field}\s*: (.+)$", info, re.MULTILINE))
-    ]
-    parts.append(torch.backends.cpu.get_cpu_capability())
+    parts = [processor(), torch.backends.cpu.get_cpu_capability()]
     return ", ".join([*parts, *(f"{name} {version(name)}" for name in ("torch", "transformers"))])
 
 

@@ -21,6 +21,14 @@ from trainyard.serving.replica.versioned_model import VersionedModel
 TASK = "text-classification"
 
 
+def settable_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Make the element of the returned list the time of day, in seconds; pauses are real."""
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: now[0])
+    monkeypatch.setattr(module, "time", clock)
+    return now
+
+
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     unwatched(monkeypatch)
@@ -143,9 +151,7 @@ def test_the_time_until_the_next_attempt_begins_when_the_process_has_ended(
 ) -> None:
     """An attempt may hang for hours before somebody kills it."""
     loads = Loads(monkeypatch, {"a": TASK, "hangs": TASK})
-    now = [1000.0]
-    clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: now[0])
-    monkeypatch.setattr(module, "time", clock)
+    now = settable_time(monkeypatch)
 
     async def run() -> None:
         await replica().want(source("a"))
@@ -377,9 +383,7 @@ def test_a_version_is_tried_again_as_soon_as_its_cool_down_is_over(
 ) -> None:
     """The pauses between the attempts of a replica, which grow, would end minutes later."""
     Loads(monkeypatch, {"a": TASK, "b": TASK})
-    now = [1000.0]
-    clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: now[0])
-    monkeypatch.setattr(module, "time", clock)
+    now = settable_time(monkeypatch)
 
     async def run() -> None:
         await replica().want(source("a"))

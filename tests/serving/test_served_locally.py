@@ -33,6 +33,12 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def run_alone(code: str) -> None:
+    """Run code in a process that has imported nothing yet."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_fails_inside_the_block_is_no_failure_to_serve(
     monkeypatch: pytest.MonkeyPatch, done: list[str]
 ) -> None:
@@ -85,8 +91,7 @@ def test_serve_is_imported_without_pandas_and_pandas_stays_importable() -> None:
         "import trainyard.serving.lean_serve\n"
         "assert sys.modules['pandas'].DataFrame is pandas.DataFrame\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_alone(code)
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -103,8 +108,7 @@ def test_messages_of_serve_stay_in_its_files(alone: bool) -> None:
         "        assert not logging.getLogger('ray.serve').isEnabledFor(logging.INFO)\n"
         "assert logging.getLogger('ray.serve').isEnabledFor(logging.INFO)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_alone(code)
 
 
 def test_checks_of_a_model_import_neither_serve_nor_transformers(tmp_path: Path) -> None:
@@ -117,8 +121,7 @@ def test_checks_of_a_model_import_neither_serve_nor_transformers(tmp_path: Path)
         "slow = {'ray.serve', 'fastapi', 'pandas', 'torch', 'transformers'} & set(sys.modules)\n"
         "assert not slow, slow\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_alone(code)
 
 
 @pytest.mark.usefixtures("done")

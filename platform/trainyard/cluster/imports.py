@@ -10,11 +10,12 @@ def without_collection() -> Iterator[None]:
     """Switch garbage collection off inside the block, which is for imports.
 
     Imports make hundreds of thousands of objects and little garbage, so collection takes a sixth of
-    their time. Later collections skip the objects that exist at the end of the block.
+    their time.
     """
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        if was_on:
+            gc.enable()
