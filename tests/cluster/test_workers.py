@@ -310,11 +310,14 @@ def test_an_attempt_that_was_thought_dead_logs_nothing_any_more(
     config = dataclasses.replace(
         small_run, storage_path=str(tmp_path), run_name="zombie", save_steps=1
     )
+    store = CheckpointStore(tmp_path / "zombie/checkpoints")
     finish = Session.finish_step
 
     def finish_step(self: Session, done: int, loss: Any, rows: int) -> bool:
         if done == 4:
-            CheckpointStore(tmp_path / "zombie/checkpoints").claim()
+            # The thread may still write step 3's, which a claim would fence as well.
+            assert wait_until(lambda: store.steps()[-1:] == [3], 60)
+            store.claim()
         return finish(self, done, loss, rows)
 
     monkeypatch.setattr(Session, "finish_step", finish_step)
@@ -322,7 +325,7 @@ def test_an_attempt_that_was_thought_dead_logs_nothing_any_more(
         run_locally(config)
     folder = RunFolder(tmp_path / "zombie")
     assert [line["step"] for line in folder.metrics()] == [1, 2, 3]
-    assert CheckpointStore(folder.checkpoints).steps()[-1] == 3
+    assert store.steps()[-1] == 3
 
 
 def test_a_driver_that_was_thought_dead_concludes_nothing(tmp_path: Path) -> None:
