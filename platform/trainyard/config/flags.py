@@ -30,7 +30,7 @@ SPLIT_VERSION = 2
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
-    "tags", "report_to", "push_to_hub", "tokenize_on",
+    "tags", "report_to", "push_to_hub", "tokenize_on", "keep_optimizer_state",
 )  # fmt: skip
 """Fields for placement, storage and logging. They do not change results, so no identity
 includes them."""

@@ -141,6 +141,9 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """Folder of this run. Default: task and hash of the config, so the same command resumes."""
     fresh: bool = False
     """Delete an earlier run of this name and start over."""
+    keep_optimizer_state: bool = False
+    """Keep the optimizer's state in the checkpoints of a finished run. It takes twice the weights'
+    space, and nothing but a comparison of runs needs it."""
     num_workers: int | str = 1
     """Training processes: a number, or MIN:MAX to continue with fewer nodes and grow with more."""
     label_selector: dict[str, str] | None = None

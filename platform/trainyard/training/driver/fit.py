@@ -57,6 +57,7 @@ from trainyard.training.driver.result import (
     check_base_model,
     computed_otherwise,
     earlier_result,
+    outcome_of_finished,
 )
 from trainyard.training.outcome import Outcome
 
@@ -227,7 +228,7 @@ def _fit(
                 for note in outcome.notes:
                     say(note)
             else:
-                outcome = _supervise(
+                outcome = outcome_of_finished(folder) or _supervise(
                     config, task, data, folder, resources, signals, lease, callbacks
                 )
             stopwatch.lap("training")
@@ -244,7 +245,10 @@ def _fit(
                 f"run {folder.path.name} is saved {where}; the same command resumes it",
                 signals.exit_status,
             )
-        return _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
+        result = _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
+        if trial is None and not config.keep_optimizer_state:
+            folder.store().drop_optimizer()
+        return result
 
 
 @contextmanager
