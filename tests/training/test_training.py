@@ -129,11 +129,13 @@ def test_the_model_is_plain_transformers(by_workers: dict[int, Path]) -> None:
     assert set(record["versions"]) >= {"ray", "torch", "transformers", "trainyard", "commit"}
 
 
-def test_a_finished_run_is_not_done_again(by_workers: dict[int, Path], base: TrainConfig) -> None:
+def test_a_finished_run_is_not_done_again(
+    by_workers: dict[int, Path], base: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = (by_workers[4] / "model/model.safetensors").stat().st_mtime_ns
-    started = time.monotonic()
+    for work in ("prepare", "run_workers"):
+        monkeypatch.setattr(f"trainyard.training.driver.fit.{work}", None)  # a call would fail
     result = fit(dataclasses.replace(base, run_name="workers-4", num_workers=1))
-    assert time.monotonic() - started < 5
     assert result.run == "workers-4"
     assert (by_workers[4] / "model/model.safetensors").stat().st_mtime_ns == before
 
