@@ -20,7 +20,7 @@ from gpu import gpu_table
 from markdown_tables import Result, load, short_commit, source, table
 from ports_table import ports
 from scaling_model import gains, large_models, losses
-from step_tables import first_step, step_means, steps
+from step_tables import duration, first_step, step_means, steps
 
 PLACE = re.compile(r"(<!-- (table|transcript): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -405,6 +405,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **statistics_tables.TABLES,
     "steps": steps,
     "step-means": step_means,
+    "duration": duration,
     "first-step": first_step,
     "memory": memory,
     "tokenization": tokenization,

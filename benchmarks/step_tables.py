@@ -8,6 +8,11 @@ OTHER_LOOPS = {"peer": "`Trainer`", "grouped": "its `group_by_length`", "plain":
 TASKS = ("cola", "sst2", "mrpc", "rte")
 PRECISIONS = {"fp32": "", "bf16": "-bf16"}
 """Precision -> end of the names of its results."""
+TEXTS = {"cola": "8 words", "sst2": "9 words", "mrpc": "44 words", "rte": "52 words"}
+"""Task -> mean length of its training texts; both texts of a pair count."""
+ROWS = 10_000
+"""Rows of the table of durations."""
+EPOCHS = {1: "one epoch", 3: "three, the default of `train`", 5: "five, of `init`"}
 
 
 def steps() -> str:
@@ -51,6 +56,19 @@ def step_means() -> str:
     commits = " and ".join(dict.fromkeys(short_commit(one) for one in used))
     machine = f"{used[0]['processor']}, {used[0]['machine']}, {used[0]['date']}"
     return table(columns, rows) + f"\n`make bench DATA=DIR`, {machine}, commit {commits}.\n"
+
+
+def duration() -> str:
+    """List the minutes that training takes on two cores, by the length of the texts."""
+    results = {task: load(f"steps-{task}") for task in TASKS}
+    rows = []
+    for task, found in results.items():
+        speed = found["samples_per_second"]["ours"]
+        minutes = (f"{epochs * ROWS / speed / 60:.1f}" for epochs in EPOCHS)
+        rows.append([f"{TEXTS[task]} ({task.upper()})", f"{speed:.0f}", *minutes])
+    columns = ["Mean length of a row", "Rows per second", *EPOCHS.values()]
+    columns[2] = f"Minutes for {ROWS:,} rows: {columns[2]}"
+    return table(columns, rows) + source(*results.values())
 
 
 def _compared(found: Result, side: str) -> tuple[str, str]:

@@ -166,6 +166,19 @@ def test_the_manifests_agree_with_each_other_and_with_the_rest() -> None:
     assert jobs_environment.items() <= load("runtime_env.yaml")["env_vars"].items()
 
 
+def test_no_cluster_reports_its_usage_to_ray() -> None:
+    for name in LAUNCHED:
+        assert "--disable-usage-stats" in load(name)["head_start_ray_commands"][-1]
+    specs = [
+        load("kubernetes/raycluster.yaml")["spec"],
+        load("kubernetes/rayjob.yaml")["spec"]["rayClusterSpec"],
+        load("kubernetes/rayservice.yaml")["spec"]["rayClusterConfig"],
+    ]
+    for spec in specs:
+        (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+        assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in head["env"]
+
+
 def test_the_service_is_what_serve_takes() -> None:
     from ray.serve.schema import ServeDeploySchema
 
