@@ -19,7 +19,8 @@ GAP = "…"
 LINES: Mapping[str, Mapping[str, str]] = {
     "first-run": {
         "init": r"wrote ",
-        "train": r"step (6|12) |  (model|predict|serve|curves) ",
+        "train": r"step 12 |trained |  validation ",
+        "serve": r"ready: |  try ",
     },
     "train": {"train": r"step |trained |  "},
     "eval": {"eval": r"evaluated |  "},
@@ -28,13 +29,14 @@ LINES: Mapping[str, Mapping[str, str]] = {
     "python-prediction": {"python": r"\[\{"},
     "serve": {"serve": r"ready: |  "},
     "ask": {"ask": r"\[\["},
+    "quickstart-answers": {"quickstart": r"POST |  [A-Z]|    |trained "},
     "quickstart": {"quickstart": r"· |step |POST |trained |  |`trainyard "},
 }
 """Excerpt -> recorded command -> beginning of the lines that are shown, as a pattern."""
 
 
 def excerpt(name: str, commands: Mapping[str, Any]) -> str:
-    """Format the lines of an excerpt as a block of code.
+    """Format the lines of an excerpt as a block of code; each of several commands is shown above its lines.
 
     Args:
         name: Key of LINES.
@@ -45,6 +47,10 @@ def excerpt(name: str, commands: Mapping[str, Any]) -> str:
     """
     lines: list[str] = []
     for command, pattern in LINES[name].items():
+        if lines and lines[-1] == GAP:
+            lines.pop()
+        if len(LINES[name]) > 1:
+            lines.append(f"$ {commands[command]['command']}")
         output = commands[command]["output"]
         shown = [re.match(pattern, line) is not None for line in output]
         if not any(shown):
@@ -55,7 +61,7 @@ def excerpt(name: str, commands: Mapping[str, Any]) -> str:
         for line, is_shown in zip(output, shown, strict=True):
             if is_shown:
                 lines.append(line)
-            elif lines and lines[-1] != GAP:
+            elif lines and lines[-1] != GAP and not lines[-1].startswith("$ "):
                 lines.append(GAP)
     if lines[-1] == GAP:
         lines.pop()

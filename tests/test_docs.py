@@ -32,7 +32,7 @@ from trainyard.tuning import SweepConfig
 from trainyard.tuning.space import build_space
 
 SITE = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *SITE]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md")), *SITE]
 GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 COMMAND = re.compile(r"^(?:\|.*`)?trainyard ([a-z-]+)((?: [^\n`]*\\\n)*[^\n`]*)", re.MULTILINE)
 """A command in a code block or in a table; what a sentence quotes may be part of one."""
@@ -137,6 +137,15 @@ def test_every_option_of_a_serve_file_has_its_default_in_the_docs(head: str, opt
     for name, field in options.model_fields.items():
         if isinstance(field.default, int | float):
             assert float(shown[name].replace(",", "")) == field.default, name
+
+
+def test_the_flags_for_readers_of_other_tools_exist() -> None:
+    known = {"config", *re.findall(r"`--([a-z-]+)`", (ROOT / "docs/flags.md").read_text())}
+    page = (ROOT / "docs/migrate.md").read_text()
+    cells = [row.strip("|").split(" | ", 1)[1] for row in page.splitlines() if row.startswith("| ")]
+    named = {flag for cell in cells for flag in re.findall(r"--([a-z][a-z-]+)", cell)}
+    assert len(named) > 20
+    assert named <= known, named - known
 
 
 def test_every_status_has_its_error_types_in_the_docs() -> None:

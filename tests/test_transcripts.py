@@ -102,6 +102,8 @@ RECORDED: dict[str, Any] = {
                              "train 30/30", "trained mail <1>", "  model  runs/mail", "bye"],
                   "recording": [[5.0, "train 1/30"], [60.0, "\rtrain 30/30"],
                                 [70.0, "\r\ntrained mail <1>\r\n" + 70 * "x" + "\r\n"]]},
+        "serve": {"command": "trainyard serve", "seconds": 1.0,
+                  "output": ["loading", "ready: http://127.0.0.1:8000/models/mail", "  stop"]},
         "python": {"command": "python first.py", "seconds": 1.0, "code": "…",
                    "output": ["log", "[{'label': 'delivery', 'score': 0.78}]", "log", "billing 0.9"]},
     },
@@ -119,12 +121,14 @@ def test_lines_that_are_left_out_are_one_gap() -> None:
     commands = RECORDED["commands"]
     assert excerpt("first-run", commands).splitlines() == [
         "```",
+        "$ trainyard init mail.csv",
         "wrote mail.yaml: columns text, label",
-        "…",
-        "step 6 of 30: 0.5",
+        "$ trainyard train",
         "step 12 of 30: 0.5",
         "…",
-        "  model  runs/mail",
+        "trained mail <1>",
+        "$ trainyard serve",
+        "ready: http://127.0.0.1:8000/models/mail",
         "```",
     ]
     assert excerpt("python", commands).splitlines()[1:-1] == [
@@ -133,7 +137,7 @@ def test_lines_that_are_left_out_are_one_gap() -> None:
 
 
 def test_an_excerpt_that_shows_nothing_is_an_error() -> None:
-    commands = {**RECORDED["commands"], "init": {"output": ["read mail.csv"]}}
+    commands = {**RECORDED["commands"], "init": {"command": "ls", "output": ["read mail.csv"]}}
     with pytest.raises(ValueError, match="excerpt first-run: no line of init begins with wrote"):
         excerpt("first-run", commands)
 
