@@ -8,12 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from diagrams import DIAGRAMS
 from result_tables import TABLES, rewrite
 from support.job_scripts import JOBS as SCRIPTS
 from support.job_scripts import ROOT, config_of, script
@@ -251,6 +253,13 @@ def test_the_site_builds_and_asks_no_other_host(tmp_path: Path) -> None:
     assert len(built) >= len(SITE)
     for page in built:
         assert not re.findall(r'\bsrc="(?:https?:)?//[^"]*', page.read_text()), page.name
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_a_diagram_is_current(name: str) -> None:
+    drawn = (ROOT / "docs" / "assets" / f"{name}.svg").read_text()
+    assert drawn == DIAGRAMS[name](), "run python docs/diagrams.py"
+    ElementTree.fromstring(drawn)
 
 
 def test_readme_is_short() -> None:
