@@ -229,32 +229,6 @@ def headings(page: Path) -> set[str]:
     }
 
 
-def test_the_site_has_every_page() -> None:
-    named = set(re.findall(r"[\w-]+\.md", yaml.safe_dump(site()["nav"])))
-    assert named == {page.name for page in SITE}
-
-
-def site() -> dict[str, object]:
-    """Read mkdocs.yml."""
-    found: dict[str, object] = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    return found
-
-
-def test_the_site_builds_and_asks_no_other_host(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    config = tmp_path / "mkdocs.yml"
-    config.write_text(yaml.safe_dump({**site(), "site_dir": "site"}))
-    done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict", "-f", str(config)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    built = [*(tmp_path / "site").glob("*.html")]
-    assert len(built) >= len(SITE)
-    for page in built:
-        assert not re.findall(r'\bsrc="(?:https?:)?//[^"]*', page.read_text()), page.name
-
-
 @pytest.mark.parametrize("name", DIAGRAMS)
 def test_a_diagram_is_current(name: str) -> None:
     drawn = (ROOT / "docs" / "assets" / f"{name}.svg").read_text()
