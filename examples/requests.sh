@@ -14,4 +14,5 @@ json='Content-Type: application/json'
 ask "$url" -H "$json" -d '{"inputs": "Where is my parcel?"}'
 ask "$url" -H "$json" -d '{"inputs": ["Where is my parcel?", "I was charged twice."]}'
 ask "$url" -H "$json" -d '{"inputs": "Where is my parcel?", "parameters": {"top_k": 2}}'
-ask "$url" -H "$json" -d '{"inputs": ""}'             # a mistake: one sentence, status 422
+# A mistake: the answer is one sentence, with status 422.
+ask "$url" -H "$json" -d '{"inputs": "Where is my parcel?", "parameters": {"topk": 2}}'

@@ -4,9 +4,11 @@ The commands are parsed by test_docs.py. A server of the pages, on port 8000, is
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -134,6 +136,78 @@ def test_the_page_of_the_examples_shows_every_label(folder: Path, pages: str, se
         cells = page.locator("#answer td").all_text_contents()
     assert set(cells[::2]) == set(LABELS), cells
     assert sum(map(float, cells[1::2])) == pytest.approx(1, abs=0.01)
+
+
+def environment(url: str) -> dict[str, str]:
+    """Environment of a reader whose model is at `url`, with the commands of this environment."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "MODEL_URL": url, "HF_HUB_OFFLINE": "0"}
+
+
+def test_the_requests_of_the_examples_get_answers(server: str) -> None:
+    script = ROOT / "examples" / "requests.sh"
+    done = subprocess.run(
+        ["sh", script], env=environment(f"{server}/models/mail"), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    *answers, mistake = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == script.read_text().count("\nask ") - 1
+    assert not [answer for answer in answers if isinstance(answer, dict) and "error" in answer]
+    assert mistake["error_type"] == "validation"
+    assert "topk" in mistake["error"]
+
+
+def test_the_client_of_the_examples_sorts_texts(server: str) -> None:
+    texts = ["Where is my parcel?", "I was charged twice."]
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "client.py", *texts],
+        env=environment(f"{server}/models/mail"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines] == texts
+    assert {line.split()[0] for line in lines} <= set(LABELS)
+
+
+PRINTED = {
+    "trainyard data-doctor --train-file mail.csv": "runs/*/report.html",
+    "trainyard engine --model-name-or-path runs/mail --validation-file more.csv --max-loss 0.005":
+        "runs/mail/model/engine.json",
+    "trainyard eval --model-name-or-path runs/mail --validation-file more.csv --against runs/other":
+        "runs/*/report.html",
+    "trainyard predict --model-name-or-path runs/mnli --input-file new.csv --output-file answers.csv "
+    "--model-task zero-shot-classification "
+    """--parameters '{"candidate_labels": ["travel", "cooking"]}'""": "answers.csv",
+    "trainyard serve new-key reporting mail >> keys.yaml": "keys.yaml",
+    "trainyard serve example > models.yaml": "models.yaml",
+}  # fmt: skip
+"""Command of the pages that no recording runs -> pattern of a file that it writes."""
+
+MAIL_LABELS = ("account", "billing", "delivery", "returns")
+
+
+@pytest.mark.parametrize("command", PRINTED)
+def test_a_command_to_run_is_printed(command: str) -> None:
+    pages = [*PAGES, *(ROOT / "examples").glob("*.md")]
+    assert any(command in page.read_text() for page in pages)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("command", "written"), PRINTED.items())
+def test_a_printed_command_runs(command: str, written: str, tmp_path: Path) -> None:
+    for name in ("mail", "other"):
+        classifier(tmp_path / "runs" / name / "model", MAIL_LABELS)
+    classifier(tmp_path / "runs" / "mnli" / "model")
+    for name in ("mail.csv", "more.csv"):
+        shutil.copy(ROOT / "examples" / name, tmp_path)
+    shutil.copy(ROOT / "examples" / "more.csv", tmp_path / "new.csv")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**environment(""), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = tmp_path.glob(written)
+    assert found.stat().st_size
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
