@@ -152,7 +152,11 @@ def plan() -> str:
         x, width = left + i * window * pitch, window * pitch - 3
         drawing.bar(x, 232, width, 3, "head")
         drawing.text(x + width / 2, 250, f"window {i}", "small middle")
-    strip(346, list(np.concatenate(steps)), "3. The steps are shuffled. This is the order of training.")
+    strip(
+        346,
+        list(np.concatenate(steps)),
+        "3. The steps are shuffled. This is the order of training.",
+    )
     drawing.bar(left - 4, 278, size * pitch + 5, 74, "group", corner=4)
 
     batches = epoch.micro_batches(0)

@@ -13,15 +13,18 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
-from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from trainyard.command import JOBS, Job, parse
 from trainyard.config import TrainConfig
 from trainyard.inference import PREDICTORS
-from trainyard.serving.gateway.openapi import describe_api
+from trainyard.serving.gateway.http import build_gateway
+from trainyard.serving.gateway.keys import KeyRing
+from trainyard.serving.options import GatewayOptions
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
@@ -171,13 +174,12 @@ JSON_KINDS = {
 
 def http_reference() -> str:
     """Write the HTTP reference: parameters and answers of each task, from the OpenAPI schema."""
-    app = FastAPI()
-    app.add_api_route("/models/{name}", lambda: None, methods=["POST"])
-    describe_api(app, has_keys=True)
-    schemas = app.openapi()["components"]["schemas"]
+    api = sent_schema()
+    schemas = api["components"]["schemas"]
     page = [
         "# HTTP reference\n\nThis page is generated from the schema that a server sends at "
-        "`GET /openapi.json`. [Ask a model](requests.md) explains requests, errors and headers.\n"
+        "`GET /openapi.json`. [Ask a model](requests.md) explains requests, errors and headers.\n",
+        f"## Routes\n\n{_routes(api['paths'])}",
     ]
     earlier: dict[str, list[Row]] = {}
     for task, predictor in PREDICTORS.items():
@@ -195,6 +197,28 @@ def http_reference() -> str:
         if not name.endswith(("Request", "Answer")):
             page.append(f"### {name}\n\n{_sentences(schema)}\n\n{_table(_fields(schema))}")
     return "\n".join(page)
+
+
+def sent_schema() -> dict[str, Any]:
+    """Return what a server without models sends at `GET /openapi.json`."""
+    models: Any = SimpleNamespace(names=list, waiting_for=list, loading=dict)
+    gateway = build_gateway(models, GatewayOptions(), KeyRing(None))
+    found: dict[str, Any] = TestClient(gateway, "http://127.0.0.1").get("/openapi.json").json()
+    return found
+
+
+def _routes(paths: Mapping[str, Mapping[str, Any]]) -> str:
+    """List the routes of the schema with their answers, their errors and their need for a key."""
+    rows = []
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            answer = operation["responses"]["200"]["content"]["application/json"]
+            kind = "by task, see below" if method == "post" else _json_kind(answer["schema"])
+            failures = ", ".join(code for code in operation["responses"] if code != "200")
+            key = "yes, if the server has keys" if operation.get("security") else "no"
+            rows.append(f"| `{method.upper()} {path}` | {kind} | {failures} | {key} |\n")
+    head = "| Request | Answer | Errors: [Error](#error) with status | Key |\n| --- | --- | --- | --- |\n"
+    return head + "".join(rows)
 
 
 def _parameters(rows: list[Row], earlier: Mapping[str, list[Row]]) -> str:
