@@ -170,7 +170,7 @@ def test_the_client_of_the_examples_sorts_texts(server: str) -> None:
 
 PRINTED = {
     "trainyard data-doctor --train-file mail.csv": "runs/*/report.html",
-    "trainyard engine --model-name-or-path runs/mail --validation-file more.csv --max-loss 0.005":
+    "trainyard engine --model-name-or-path runs/mail --validation-file more.csv":
         "runs/mail/model/engine.json",
     "trainyard eval --model-name-or-path runs/mail --validation-file more.csv --against runs/other":
         "runs/*/report.html",
