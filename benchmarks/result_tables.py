@@ -21,6 +21,7 @@ from markdown_tables import Result, load, short_commit, source, table
 from ports_table import ports
 from scaling_model import gains, large_models, losses
 from step_tables import first_step, step_means, steps
+from unbalanced_table import unbalanced
 
 PLACE = re.compile(r"(<!-- (table|transcript): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -409,6 +410,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "tokenization": tokenization,
     "quality": quality,
+    "unbalanced": unbalanced,
     "workers": workers,
     "ray-overhead": ray_overhead,
     "scaling-model": scaling_model,
