@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import OutOfMemoryError
 from ray.train import WorkerGroupError
 from support.runs_locally import run_locally
 
@@ -329,9 +330,32 @@ def test_a_worker_s_mistake_ends_the_workers_that_wait_for_it(
     assert len(attempts) == 1
 
 
+WORDS = "1 worker(s) were killed due to the node running low on memory. It was 1GB used / 2GB limit"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            WorkerGroupError("lost", {0: RuntimeError("Connection closed by peer")}),
+            "worker 0: RuntimeError: Connection closed by peer",
+        ),
+        (
+            OutOfMemoryError(WORDS),  # of the controller
+            "a process was ended by Ray because the memory of its node was full (1 of 2 GB used); run "
+            "fewer workers on a node, use nodes with more memory, or lower "
+            "--per-device-eval-batch-size or --max-length",
+        ),
+    ],
+)
 @pytest.mark.parametrize("losses", [1, 2])
 def test_lost_workers_are_started_once_more(
-    losses: int, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    losses: int,
+    error: Exception,
+    reason: str,
+    small_run: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attempts: list[int] = []
 
@@ -342,7 +366,7 @@ def test_lost_workers_are_started_once_more(
         def fit(self) -> Any:
             attempts.append(1)
             if len(attempts) <= losses:
-                raise WorkerGroupError("lost", {0: RuntimeError("Connection closed by peer")})
+                raise error
             return SimpleNamespace(return_value=[])
 
     place = "trainyard.evaluation.run"
@@ -352,6 +376,8 @@ def test_lost_workers_are_started_once_more(
     if losses == 1:
         assert predict_on_ray([], small_run, tmp_path) == []
     else:
-        with pytest.raises(UserError, match="evaluation failed, worker 0: RuntimeError"):
+        with pytest.raises(UserError) as raised:
             predict_on_ray([], small_run, tmp_path)
+        shown = f"evaluation failed, {reason}; --verbose shows the worker's log"
+        assert str(raised.value) == shown
     assert len(attempts) == 2

@@ -19,6 +19,7 @@ from trainyard.cluster import (
     mistake_of,
     ray_session,
     release_orphans,
+    remedy_of,
     worker_resources,
 )
 from trainyard.config import ScoringFlags, WorkerFlags
@@ -99,12 +100,14 @@ def predict_on_ray(
             try:
                 found: list[Logits] | str = trainer.fit().return_value
                 break
-            except ray.train.TrainingFailedError as error:
+            except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                 if (mistake := mistake_of(error)) is not None:
                     raise mistake from error
                 if is_last:
+                    remedy = remedy_of(error, "--per-device-eval-batch-size or --max-length")
                     raise UserError(
-                        f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
+                        f"evaluation failed, {cause_of(error)}{remedy}; --verbose shows the worker's "
+                        "log"
                     ) from error
                 say(f"the workers are started once more: {cause_of(error)}")
                 release_orphans()
