@@ -17,6 +17,9 @@ from ray.train import WorkerGroupError
 from support.runs_locally import run_locally
 
 from trainyard.config import TrainConfig
+from trainyard.data.held_out import text_hashes
+from trainyard.data.splits import Split
+from trainyard.data.text_sketch import TextSketch
 from trainyard.errors import UserError
 from trainyard.evaluation import run as evaluation
 from trainyard.evaluation.config import EvalConfig
@@ -267,6 +270,37 @@ def test_rows_that_were_set_aside_compare_and_calibrate(
         assert (split["comparison"]["rows"], split["calibration"]["rows"]) == (rows, rows)
         kinds = [each["kind"] for each in split["comparison"]["selections"]]
         assert kinds == (["none", "epochs"] if share else ["trials", "epochs"])
+
+
+def test_the_texts_of_a_new_file_are_hashed_by_its_tokenization_alone(
+    model: Path, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainyard.evaluation.run.ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(
+        "trainyard.evaluation.run.predict_on_ray",
+        lambda jobs, *_: [predict_splits(*job, use_gpu=False) for job in jobs],
+    )
+    monkeypatch.setattr(Split, "texts", property(lambda _: pytest.fail("all rows are read again")))
+    rows = pq.read_table(Path(str(small_run.data_dir)) / "mrpc/validation.parquet").to_pylist()
+    names = ("not_equivalent", "equivalent")
+    texts = [(row["sentence1"], row["sentence2"], names[row["label"]]) for row in rows]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "\n".join(json.dumps(dict(zip(("a", "b", "kind"), each, strict=True))) for each in texts)
+    )
+    run = tmp_path / "trained"
+    shutil.copytree(model, run / "model")
+    config = {**dataclasses.asdict(small_run), "train_file": "gone.csv"}
+    firsts, seconds, _ = zip(*texts, strict=True)
+    sketch = TextSketch().with_hashes(text_hashes(list(firsts), list(seconds))).encoded()
+    record = {"config": config, "text_sketches": {"train": sketch}}
+    (run / "run.json").write_text(json.dumps(record))
+    found = judge(
+        run / "model", small_run, tmp_path / "runs", validation_file=str(path), text_column="a",
+        text_pair_column="b", label_column="kind", against=str(model),
+    )  # fmt: skip
+    selections = found["splits"]["validation"]["comparison"]["selections"]
+    assert [each["kind"] for each in selections] == ["trained", "none"]
 
 
 def test_the_bar_follows_the_workers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

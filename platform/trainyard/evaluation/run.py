@@ -58,12 +58,12 @@ from trainyard.terminal import progress_bar, say, stage
 
 Logits = dict[str, NDArray[Any]]
 """Logits by split, shape [rows, labels]."""
+Job = tuple[str, PreparedData, ScoringFlags]
+"""Work of the workers on one model: its path, the tokenized splits, and the scoring flags."""
 
 
-def predict_on_ray(
-    jobs: Sequence[tuple[str, PreparedData, ScoringFlags]], config: WorkerFlags, storage: Path
-) -> list[Logits]:
-    """Predict the splits of each job (model path, tokenized data, scoring flags).
+def predict_on_ray(jobs: Sequence[Job], config: WorkerFlags, storage: Path) -> list[Logits]:
+    """Predict the splits of each job.
 
     The same worker processes run all jobs, one after another. Returns for each job the logits by
     split, shape [rows, labels].
@@ -242,19 +242,26 @@ def evaluate(config: EvalConfig) -> Evaluation:
     cache = folder.path.parent / ".cache"
     facts = {
         split.name: _Facts(
-            extra_columns(config, splits, split.name),
-            group_of_rows(config, splits, split.name),
-            [selection_of(each, config, splits.task.name, split, cache) for each in models],
+            extra_columns(config, splits, split.name), group_of_rows(config, splits, split.name)
         )
         for split in splits.splits
     }
-    splits = replace(splits, notes=(*splits.notes, *_notes_on_cuts(models[0], facts)))
     for note in splits.notes:
         say(note)
     with folder.created():
         stage(f"starting {config.num_workers} worker process(es)")
         with ray_session(config):
-            data, logits = _predict(config, splits, models, orders, folder.path, cache)
+            jobs = _prepare(config, splits, models, cache)
+            for split in splits.splits:  # now the cache has the sketches of their texts
+                uses = [
+                    selection_of(each, config, splits.task.name, split, cache) for each in models
+                ]
+                facts[split.name] = replace(facts[split.name], selections=uses)
+            notes = _notes_on_cuts(models[0], facts)
+            for note in notes:
+                say(note)
+            logits = _predict(config, jobs, models, orders, folder.path)
+    splits, data = replace(splits, notes=(*splits.notes, *notes)), jobs[0][1]
     stage("computing intervals, slices and calibration")
     found = {
         name: _evaluate_split(
@@ -296,29 +303,34 @@ def _stored_temperature(model: EvaluatedModel) -> float | None:
     return None if found == 1 else found
 
 
-def _predict(
-    config: EvalConfig,
-    splits: Splits,
-    models: list[EvaluatedModel],
-    orders: list[list[int]],
-    folder: Path,
-    cache: Path,
-) -> tuple[PreparedData, list[Logits]]:
-    """Return the first model's tokenized data, and the logits of all models in the task's order."""
+def _prepare(
+    config: EvalConfig, splits: Splits, models: Sequence[EvaluatedModel], cache: Path
+) -> list[Job]:
+    """Tokenize the splits for each model."""
     jobs = []
     for model in models:
         scoring = config.scoring(model.name, max_length(model, config.max_length))
         data = prepare(splits, build_tokenizer(scoring), scoring, cache)
         jobs.append((model.path, data, scoring))
+    return jobs
+
+
+def _predict(
+    config: EvalConfig,
+    jobs: Sequence[Job],
+    models: Sequence[EvaluatedModel],
+    orders: Sequence[list[int]],
+    folder: Path,
+) -> list[Logits]:
+    """Return the logits of all models in the task's order."""
     found = predict_on_ray(jobs, config, folder)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     for model, logits in zip(models, found, strict=True):
         check_finite(logits, model.name)
-    ordered = [
+    return [
         {name: in_task_order(logits, order) for name, logits in each.items()}
         for each, order in zip(found, orders, strict=True)
     ]
-    return jobs[0][1], ordered
 
 
 @dataclass(frozen=True)
@@ -327,7 +339,7 @@ class _Facts:
 
     columns: Mapping[str, Sequence[str]]
     groups: NDArray[Any] | None
-    selections: Sequence[Selection]
+    selections: Sequence[Selection] = ()
 
 
 def _evaluate_split(
