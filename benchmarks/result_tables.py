@@ -314,13 +314,25 @@ def engines() -> str:
 def start_up() -> str:
     """List the seconds from the command to a server's first answer."""
     found = load("ready")
+    models = {
+        name: model for name, model in found.items() if isinstance(model, dict) and "runs" in model
+    }
+    # Before 2026-12 the points before the answer were not measured.
+    points = {
+        key: label for key, label in {
+            "ray": "Seconds until Ray starts",
+            "replica": "Replica starts",
+            "gateway": "Gateway answers",
+            "seconds": "Seconds to the first answer",
+            "load_seconds": "Of them loading",
+        }.items() if all(key in run for model in models.values() for run in model["runs"])
+    }  # fmt: skip
     rows = [
-        [name, f"{model['parameters'] / 1e6:.0f}", f"{model['median_seconds']:.1f}",
-         f"{statistics.median(run['load_seconds'] for run in model['runs']):.1f}"]
-        for name, model in found.items() if isinstance(model, dict) and "runs" in model
+        [name, f"{model['parameters'] / 1e6:.0f}",
+         *(f"{statistics.median(run[key] for run in model['runs']):.1f}" for key in points)]
+        for name, model in models.items()
     ]  # fmt: skip
-    columns = ["Model", "Million parameters", "Seconds to the first answer", "Of them loading"]
-    return table(columns, rows) + source(found)
+    return table(["Model", "Million parameters", *points.values()], rows) + source(found)
 
 
 def hurt() -> str:

@@ -21,6 +21,7 @@ from trainyard.cluster import (
     mistake_of,
     nodes_for,
     release_orphans,
+    remedy_of,
     without_collection,
     worker_count,
 )
@@ -101,6 +102,7 @@ def run_workers(
             if (mistake := mistake_of(error)) is not None:
                 return failed(mistake)
             failure = (folder.progress().get("step"), cause_of(error))
+            remedy = remedy_of(error)
             lost = dead_ranks(error)
             # Progress is what a restart keeps: steps after the last checkpoint may be lost again.
             if (newest := max(folder.store().steps(), default=0)) > saved:
@@ -112,10 +114,11 @@ def run_workers(
                 continue
             return outcome
         if failure == before and not lost:
-            return _failed(f"the same failure twice, {failure[1]}", folder)
+            return _failed(f"the same failure twice, {failure[1]}{remedy}", folder)
         if failures == config.max_failures:
             return _failed(
-                f"{failure[1]}, after {failures} restart(s) without a new checkpoint (--max-failures)",
+                f"{failure[1]}, after {failures} restart(s) without a new checkpoint (--max-failures)"
+                f"{remedy}",
                 folder,
             )
         before = failure

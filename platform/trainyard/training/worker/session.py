@@ -220,7 +220,8 @@ class Session:
         """Wait for the checkpoint that is being written; return whether it, if any, is committed.
 
         If its weights are not finite, the run ends at its step: how many steps were done since then
-        depends on the speed of the disk.
+        depends on the speed of the disk. metrics.jsonl loses these steps. Trackers, usage.jsonl and
+        the ledger keep them, since they have no way back.
         """
         failure = self._writer.join()
         self.stopwatch.lap("checkpoint")
