@@ -178,10 +178,12 @@ def _sentence(error: Exception, config: TrainConfig) -> UserError | None:
     if isinstance(error, OSError):
         return UserError(storage_fault(error)) if error.errno in STORAGE_FAULTS else None
     if isinstance(error, OutOfMemoryError):
-        size = config.per_device_train_batch_size
+        size, flag = f"{config.per_device_train_batch_size} rows", "--per-device-train-batch-size"
+        if config.per_device_train_tokens is not None:
+            size, flag = f"{config.per_device_train_tokens} tokens", "--per-device-train-tokens"
         return UserError(
-            f"the GPU's memory is too small for micro-batches of {size} rows; use a smaller "
-            "--per-device-train-batch-size, or --gradient-checkpointing"
+            f"the GPU's memory is too small for micro-batches of {size}; use a smaller {flag}, or "
+            "--gradient-checkpointing"
         )
     if "does not have a deterministic implementation" in str(error):
         operation = str(error).split(" ", 1)[0]
