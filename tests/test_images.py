@@ -22,12 +22,20 @@ def lines(image: Path, instruction: str) -> list[str]:
     return re.findall(rf"^{instruction} (.*)$", joined, re.MULTILINE)
 
 
+def entries(name: str) -> set[str]:
+    """Return the patterns of a file such as .gitignore."""
+    return {line.strip("/") for line in (ROOT / name).read_text().splitlines()}
+
+
+def test_no_image_gets_what_git_ignores() -> None:
+    assert entries(".gitignore") <= entries(".dockerignore")
+
+
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
 def test_what_an_image_copies_is_in_the_repository(image: Path) -> None:
-    ignored = (ROOT / ".dockerignore").read_text().split()
     copies = [words.split() for words in lines(image, "COPY") if "--from" not in words]
     copied = {source for *sources, _ in copies for source in sources}
-    assert copied.isdisjoint(entry.strip("/") for entry in ignored)
+    assert copied.isdisjoint(entries(".dockerignore"))
     assert all((ROOT / source).exists() for source in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert copied == {
