@@ -233,8 +233,8 @@ def assumptions() -> Iterator[list[str]]:
     yield ["shared storage", f"{STORAGE / 1e9:.0f} GB/s",
            "Amazon FSx for Lustre: 1,000 MB/s for each TiB, ten TiB"]  # fmt: skip
     yield ["hours between failures of one GPU", f"{1 / FAILURES:,.0f}",
-           f"{INTERRUPTIONS} interruptions in {DAYS} days on {GPUS:,} H100 (Dubey et al. 2024, \"The Llama 3 "
-           'herd of models", section 3.3.4)']  # fmt: skip
+           f"{INTERRUPTIONS} interruptions in {DAYS} days on {GPUS:,} H100 (Dubey et al. 2024, "
+           '"The Llama 3 herd of models", section 3.3.4)']  # fmt: skip
     yield ["restart after a failure", f"{RESTART:.0f} s",
            "Ray's default health check takes about a minute, starting again half a minute"]  # fmt: skip
     yield ["peaks, memory and links of the machines", "next table",

@@ -154,7 +154,7 @@ OWNED: dict[str, Owned] = {
     "scheduler.params.warmup_min_ratio": _only(0, ENDS),
     "scheduler.params.cos_min_ratio": _only(0, ENDS),
 }
-"""Controlled keys by dotted path, such as `fp16.enabled`; old spellings are rows of their own."""
+"""Controlled keys by dotted path, such as `fp16.enabled`; each old spelling has a row."""
 GROWTH_INTERVAL = 2000
 """Steps without overflow after which the loss scale doubles: default of torch's GradScaler."""
 NOWHERE = Owned(lambda *_: False, NO_COUNTERPART)
@@ -194,7 +194,7 @@ FOREIGN: dict[str, str] = {
     "hybrid_engine": NO_COUNTERPART,
     "tensor_parallel": NO_COUNTERPART,
     "weight_quantization": FP32,
-    "zero_optimization.zenflow": "delete it: a step uses the gradients of its own rows only",
+    "zero_optimization.zenflow": "delete it: a step uses the gradients of no other step",
 }
 """Keys that would change what is computed, with the advice; dropped where they are off."""
 _PASSED = (
