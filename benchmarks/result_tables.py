@@ -19,7 +19,7 @@ from excerpts import EXCERPTS
 from gpu import gpu_table
 from markdown_tables import Result, load, short_commit, source, table
 from ports_table import ports
-from scaling_model import gains, large_models, losses
+from scaling_model import assumptions, gains, large_models, losses, machines
 from step_tables import first_step, step_means, steps
 from unbalanced_table import unbalanced
 
@@ -129,6 +129,18 @@ def ray_overhead() -> str:
     return table(["Pairs of runs", "In Ray over alone"], [[len(found["runs"]), ratios]]) + source(
         found
     )
+
+
+def scaling_assumptions() -> str:
+    """List the constants of scaling_model.py, and where they are from."""
+    return table(["Assumption", "Value", "Source"], list(assumptions()))
+
+
+def scaling_machines() -> str:
+    """List the machines of scaling_model.py."""
+    columns = ["Machines", "GPUs a node", "Peak, TFLOP/s (bf16)", "GB a GPU", "Its memory, GB/s",
+               "NVLink, GB/s", "Network of a node, GB/s", "Microseconds a message"]  # fmt: skip
+    return table(columns, list(machines()))
 
 
 def scaling_model() -> str:
@@ -425,6 +437,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "unbalanced": unbalanced,
     "workers": workers,
     "ray-overhead": ray_overhead,
+    "scaling-assumptions": scaling_assumptions,
+    "scaling-machines": scaling_machines,
     "scaling-model": scaling_model,
     "large-models": large_model,
     "lost-work": lost_work,
