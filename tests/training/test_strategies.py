@@ -100,7 +100,8 @@ def runs(
             cut, moved = (replace(whole, run_name=f"{name}-{way}") for way in ("cut", "moved"))
             pair += [Attempt(whole), Attempt(cut, cut_at=3), Attempt(cut)]
             if precision == "no":
-                pair.append(Attempt(moved, cut_at=3))
+                tokens = replace(whole, run_name=f"{name}-tokens", per_device_train_tokens=64)
+                pair += [Attempt(tokens), Attempt(moved, cut_at=3)]
                 alone.append(Attempt(replace(moved, num_workers=1)))
             if (kind, precision) == ("ddp", "fp16"):
                 alone.append(Attempt(replace(whole, run_name=f"{name}-alone", num_workers=1)))
@@ -119,6 +120,16 @@ def test_a_strategy_trains_as_ddp_does(runs: Runs, kind: str, precision: str) ->
     expected = runs.weights("ddp-no")
     for name, tensor in runs.weights(f"{kind}-no").items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "precision"), PLAIN)
+def test_a_strategy_trains_steps_of_different_numbers_of_micro_batches(
+    runs: Runs, kind: str, precision: str
+) -> None:
+    """A token budget cuts some of the steps into twice as many."""
+    losses = runs.losses(f"{kind}-{precision}-tokens")
+    assert losses == pytest.approx(runs.losses("ddp-no-tokens"), abs=1e-6)
+    assert losses != runs.losses(f"{kind}-{precision}")
 
 
 @pytest.mark.parametrize(("kind", "precision"), marked(*MIXED))

@@ -31,7 +31,7 @@ def base(small_run: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 @pytest.fixture(scope="module")
 def storage(base: TrainConfig) -> str:
-    """Folder of runs: on one worker and on two, killed on two and resumed on one, and with fsdp."""
+    """Folder of runs: on two workers, on one, and killed on two and resumed on one."""
     killed = replace(base, run_name="killed", save_steps=3)
     run_forked(
         [
@@ -39,7 +39,6 @@ def storage(base: TrainConfig) -> str:
             Attempt(replace(base, run_name="alone", num_workers=1)),
             Attempt(killed, killed=(1, "step:5"), kills_all=True),
             Attempt(replace(killed, num_workers=1)),
-            Attempt(replace(base, run_name="fsdp", strategy="fsdp")),
         ],
         Path(base.storage_path).parent / "meeting",
     )
@@ -58,14 +57,6 @@ def test_workers_and_interruption_do_not_change_the_bits(storage: str, name: str
     pair, other = run_of(storage, "pair"), run_of(storage, name)
     assert weights_hash(other, LAST_STEP) == weights_hash(pair, LAST_STEP)
     assert other.metrics() == pair.metrics()
-
-
-def test_fsdp_trains_as_ddp_does(storage: str) -> None:
-    losses = [
-        [line["loss"] for line in run_of(storage, name).metrics() if "loss" in line]
-        for name in ("pair", "fsdp")
-    ]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
 
 def test_each_row_is_trained_on_once_per_epoch(storage: str) -> None:
