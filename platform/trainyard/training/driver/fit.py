@@ -19,7 +19,7 @@ from trainyard.cluster import (
     room_requested,
     worker_resources,
 )
-from trainyard.config import SPLIT_VERSION, TrainConfig
+from trainyard.config import SPLIT_VERSION, TrainConfig, deepspeed_differences
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, SupersededError, UserError
@@ -208,6 +208,7 @@ def _fit(
                 alerts = [
                     *warnings(data, task, config.max_length),
                     *slow_settings(config, len(data.table("train"))),
+                    *deepspeed_differences(config),
                 ]
                 for warning in alerts:
                     say(warning)
