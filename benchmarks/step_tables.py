@@ -1,6 +1,7 @@
 """Tables of the speed of training: compare_steps.py and first_step.py."""
 
 import statistics
+from collections.abc import Sequence
 
 from markdown_tables import RESULTS, Result, load, short_commit, source, table
 
@@ -53,9 +54,14 @@ def step_means() -> str:
             for side in OTHER_LOOPS
         ])  # fmt: skip
     columns = ["Precision", *(f"times {name}" for name in OTHER_LOOPS.values())]
+    return table(columns, rows) + _one_source(used)
+
+
+def _one_source(used: Sequence[Result]) -> str:
+    """State in one line where results of one machine and day come from."""
     commits = " and ".join(dict.fromkeys(short_commit(one) for one in used))
     machine = f"{used[0]['processor']}, {used[0]['machine']}, {used[0]['date']}"
-    return table(columns, rows) + f"\n`make bench DATA=DIR`, {machine}, commit {commits}.\n"
+    return f"\n`make bench DATA=DIR`, {machine}, commit {commits}.\n"
 
 
 def duration() -> str:
@@ -68,7 +74,7 @@ def duration() -> str:
         rows.append([f"{TEXTS[task]} ({task.upper()})", f"{speed:.0f}", *minutes])
     columns = ["Mean length of a row", "Rows per second", *EPOCHS.values()]
     columns[2] = f"Minutes for {ROWS:,} rows: {columns[2]}"
-    return table(columns, rows) + source(*results.values())
+    return table(columns, rows) + _one_source([*results.values()])
 
 
 def _compared(found: Result, side: str) -> tuple[str, str]:
