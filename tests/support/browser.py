@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from trainyard.report.dashboard.job import LOOPBACK, DashboardConfig, _listen
 from trainyard.report.dashboard.server import Dashboard, build_app, warm_up
@@ -58,9 +59,7 @@ def page_at(browser: Any, url: str, **context: Any) -> Iterator[Any]:
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("requestfailed", lambda r: complaints.append(f"{r.url} {r.failure}"))
-        own = (
-            url.split("/view")[0].split("/playground")[0].split("/compare")[0].split("/report/")[0]
-        )
+        own = url if url.startswith("file:") else urljoin(url, "/")
         page.on(
             "request", lambda r: complaints.append(r.url) if not r.url.startswith(own) else None
         )
