@@ -219,6 +219,15 @@ def test_a_page_compares_runs_by_their_curves_and_configs(tmp_path: Path) -> Non
     assert "configs of these runs are equal" in str(dashboard.comparison(["one"], site="/"))
 
 
+def test_a_comparison_names_the_runs_beyond_its_limit(tmp_path: Path) -> None:
+    names = [f"run-{n}" for n in range(9)]
+    for name in names:
+        write_run(tmp_path / name, upto=0)
+    page = str(Dashboard(tmp_path).comparison(names, site="/"))
+    assert "7 runs compared" in page
+    assert "At most 7 runs can be compared at once. Left out: run-7, run-8." in page
+
+
 def test_a_run_shows_its_log_and_the_use_of_its_node(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     rows = [

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.browser import page_at
 
-from trainyard.report.kit import Facts, Section, Table, render
+from trainyard.report.kit import Cell, Facts, Section, Table, Value, render
 
 FACTS = """() => [...document.querySelectorAll("dl")].map((list) => {
   const rows = {};
@@ -37,7 +37,7 @@ def test_no_fact_stands_alone_at_any_width(browser: Any, tmp_path: Path, wide: b
 
 
 def test_words_are_not_broken_on_a_phone(browser: Any, tmp_path: Path) -> None:
-    rows = [
+    rows: list[list[Cell | Value]] = [
         ["contradiction", "entailment of a word", 0.5, 12, 13, 0.25, 3],
         ["a" * 40, "b", 1, 2, 3, 4, 5],
     ]

@@ -119,6 +119,8 @@ def test_lines_of_several_series_differ_without_color(options: dict[str, Any]) -
     second = chart["encoding"]["shape" if "points" in options else "strokeDash"]
     kinds = second["scale"].pop("range")
     assert second == shared  # so both have one legend
+    symbol = second["legend"].get("symbolType")
+    assert symbol == (None if "points" in options else "stroke")  # circles would show no dashes
     colors = chart["config"]["range"]["category"]
     pairs = {(colors[i % len(colors)], str(kinds[i % len(kinds)])) for i in range(35)}
     assert len(pairs) == 35

@@ -68,6 +68,11 @@ def test_charts_have_capitals_like_tables(pages: dict[str, str]) -> None:
     assert not [text for text in legends - {"diverged"} if text[:1].islower()]
 
 
+def test_the_name_of_the_only_split_takes_no_room_in_a_chart(pages: dict[str, str]) -> None:
+    (rows,) = specifications(pages["evaluation"])[0]["datasets"].values()
+    assert [row["metric"] for row in rows] == ["Accuracy"]
+
+
 def test_percentages_are_written_as_in_the_docs(pages: dict[str, str]) -> None:
     for name, html in pages.items():
         assert re.search(r"\d[ \u00a0]%", visible(html)), name

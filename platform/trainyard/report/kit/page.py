@@ -415,12 +415,14 @@ def _table(table: Table) -> dict[str, Any]:
             "order": order.get(name, "none"),
             "choice": name in table.choices,
             "width": 0 if numeric[i] else _width([row[i].text for row in rows], first=not i),
-            "word": 0 if numeric[i] else _word([row[i].text for row in rows]),
+            "phone": 0 if numeric[i] else _phone_width([row[i].text for row in rows], first=not i),
         }
         for i, name in enumerate(table.columns)
     ]
-    keys = table.keys or [row[0].text for row in rows] if table.select else [""] * len(rows)
-    body = [_row_html(row, numeric, key) for row, key in zip(rows, keys, strict=True)]
+    runs = [""] * len(rows)
+    if table.select:
+        runs = list(table.keys) or [row[0].text for row in rows]
+    body = [_row_html(row, numeric, run) for row, run in zip(rows, runs, strict=True)]
     return {"columns": columns, "body": "\n".join(body)}
 
 
@@ -468,10 +470,13 @@ def _width(texts: Sequence[str], *, first: bool) -> int:
     return min(longest, 14 if first else 22) + 2
 
 
-def _word(texts: Sequence[str]) -> int:
-    """Return the width of a column on a phone, in characters: its longest word, up to 16."""
-    parts = (part for text in texts for part in re.split(r"\s+|(?<=[-/])", text))
-    return min(max(map(len, parts), default=0), 16) + 1
+def _phone_width(texts: Sequence[str], *, first: bool) -> int:
+    """Return the minimum width of a column on a phone, in characters.
+
+    Names of rows stay in view, so they get the width of their longest word.
+    """
+    parts = [part for text in texts for part in re.split(r"\s+|(?<=[-/])", text)]
+    return min(max(map(len, parts if first else texts), default=0), 16) + 1
 
 
 def _embedded_json(value: Mapping[str, Any]) -> str:
