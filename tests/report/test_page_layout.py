@@ -52,3 +52,9 @@ def test_words_are_not_broken_on_a_phone(browser: Any, tmp_path: Path) -> None:
         assert page.locator("tbody th").first.evaluate(lines) == 1
         assert page.locator("tbody th").last.evaluate(lines) > 1
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_path_is_broken_after_a_slash() -> None:
+    link = Cell("sweep/trials/trial-0", href="/view/sweep/trials/trial-0")
+    page = render("T", [Section("A", [Table("Runs", ["Run"], [[link]])])])
+    assert '<a href="/view/sweep/trials/trial-0">sweep/<wbr>trials/<wbr>trial-0</a>' in page
