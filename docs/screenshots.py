@@ -3,8 +3,9 @@
     python docs/screenshots.py [--look]
 
 The runs are kept in build/screenshots, so a second call at the same commit draws the pictures only. With
---look every page is also drawn in three widths, light and dark, into build/screenshots/look, to be looked
-at. Writes benchmarks/results/screenshots.json: versions, and the hash of each picture.
+--look these and all other pages are also drawn in three widths, light and dark, into
+build/screenshots/look, to be looked at. Writes benchmarks/results/screenshots.json: versions, and the
+hash of each picture.
 """
 
 import csv
@@ -23,13 +24,17 @@ ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "docs" / "assets"
 WORK = ROOT / "build" / "screenshots"
 RUNS = WORK / "runs"
+SAMPLES = WORK / "samples"
+"""Storage path of the reports that no picture of the docs shows."""
 RESULT = ROOT / "benchmarks" / "results" / "screenshots.json"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from provenance import provenance  # noqa: E402
 from support.browser import chromium, dashboard_of, draw_all, page_at  # noqa: E402
+from support.sample_reports import glue_page  # noqa: E402
 
 from trainyard import EvalConfig, SweepConfig, TrainConfig, evaluate, fit, serve, tune  # noqa: E402
+from trainyard.doctor import DataDoctorConfig, examine_data  # noqa: E402
 
 WIDTH, HEIGHT = 1200, 760
 LARGEST = 150_000
@@ -42,8 +47,16 @@ PAGES = {
     "evaluation": "/report/mail-evaluation",
 }
 """Picture -> page of the dashboard."""
+TRIALS = [f"mail-sweep/trials/trial-{index:04d}" for index in range(2)]
+OTHER_PAGES = {
+    "trial": f"/view/{TRIALS[0]}",
+    "compare": f"/compare?run=mail&{'&'.join(f'run={key}' for key in TRIALS)}",
+}
+SAMPLE_PAGES = {"doctor": "/report/doctor", "suite": "/report/suite"}
+SERVER_PAGES = {"landing": "/", "docs": "/docs"}
+"""Name -> page that only --look draws."""
 TOP = {"run": "curves", "evaluation": "classes"}
-"""Picture -> section at its upper edge. Default: the head of the page."""
+"""Picture -> section at its upper edge. Default: the top of the page."""
 
 
 def forget_other_commits(commit: str) -> None:
@@ -105,15 +118,38 @@ def save(picture: bytes, path: Path) -> None:
         raise SystemExit(f"{path} has {size:,} bytes, the maximum is {LARGEST:,}; lower COLORS")
 
 
+def samples() -> None:
+    """Examine the mails, and write the page of a suite, whose scores are made up."""
+    examine_data(
+        DataDoctorConfig(
+            train_file=str(WORK / "mail.csv"), validation_file=str(WORK / "new-mail.csv"),
+            storage_path=str(SAMPLES), run_name="doctor", max_length=32,
+        )
+    )  # fmt: skip
+    folder = SAMPLES / "suite"
+    folder.mkdir(exist_ok=True)
+    (folder / "report.html").write_text(glue_page(SAMPLES))
+    (folder / "glue.json").write_text('{"tasks": []}')
+
+
 @contextmanager
-def pages() -> Iterator[dict[str, Any]]:
-    """Serve the dashboard and a model; yield the URLs of all pages by picture."""
+def pages() -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Serve dashboards and a model; yield the URLs of the pictures, and those of all other pages."""
     with (
         dashboard_of(RUNS) as dashboard,
-        serve(str(RUNS / "mail"), port=8000) as server,
+        dashboard_of(SAMPLES) as reports,
+        serve(str(RUNS / "mail"), port=8000) as model,
     ):
-        playground = server.url.split("/models/")[0] + "/playground#mail"
-        yield {**{name: dashboard + path for name, path in PAGES.items()}, "playground": playground}
+        server = model.url.split("/models/")[0]
+
+        def under(address: str, paths: dict[str, str]) -> dict[str, str]:
+            return {name: address + path for name, path in paths.items()}
+
+        others = under(dashboard, OTHER_PAGES) | under(reports, SAMPLE_PAGES)
+        yield (
+            under(dashboard, PAGES) | {"playground": f"{server}/playground#mail"},
+            others | under(server, SERVER_PAGES),
+        )
 
 
 def prepare(page: Any, name: str) -> None:
@@ -122,32 +158,43 @@ def prepare(page: Any, name: str) -> None:
         page.locator("#examples button").nth(1).click()
         page.locator(".bar").first.wait_for()
         page.get_by_label("Python").check()
+    elif name == "docs":
+        page.locator(".opblock").first.wait_for()
     else:
         draw_all(page)
-        page.evaluate("id => document.getElementById(id).scrollIntoView()", TOP.get(name, "head"))
+        # Not into view of an element at the top: it would cut the line above it.
+        scroll = "id => id ? document.getElementById(id).scrollIntoView() : scrollTo(0, 0)"
+        page.evaluate(scroll, TOP.get(name))
+
+
+def look(browser: Any, urls: dict[str, str]) -> None:
+    """Draw whole pages in three widths, light and dark, into build/screenshots/look."""
+    folder = WORK / "look"
+    folder.mkdir(exist_ok=True)
+    for name, url in urls.items():
+        for width in (390, 800, 1280):
+            for scheme in ("light", "dark"):
+                view = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+                with page_at(browser, url, **view) as page:
+                    prepare(page, name)
+                    page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
 
 
 def main() -> None:
-    """Draw and store every picture; with --look, every page in three widths, light and dark."""
+    """Draw and store every picture; with --look, also draw every page for a look at it."""
     found = provenance()
     forget_other_commits(str(found["versions"]["commit"]))
     os.chdir(WORK)  # pages show paths below the working directory from there
     runs()
-    with chromium() as browser, pages() as urls:
+    if "--look" in sys.argv:
+        samples()
+    with chromium() as browser, pages() as (urls, others):
         for name, url in urls.items():
             with page_at(browser, url, viewport={"width": WIDTH, "height": HEIGHT}) as page:
                 prepare(page, name)
                 save(page.screenshot(), ASSETS / f"{name}.png")
-            for width in (400, 800, 1280) if "--look" in sys.argv else ():
-                for scheme in ("light", "dark"):
-                    view = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
-                    with page_at(browser, url, **view) as page:
-                        prepare(page, name)
-                        folder = WORK / "look"
-                        folder.mkdir(exist_ok=True)
-                        page.screenshot(
-                            path=folder / f"{name}-{width}-{scheme}.png", full_page=True
-                        )
+        if "--look" in sys.argv:
+            look(browser, {**urls, **others})
     pictures = {
         f"{name}.png": hashlib.sha256((ASSETS / f"{name}.png").read_bytes()).hexdigest()
         for name in urls

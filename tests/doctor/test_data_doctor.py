@@ -242,8 +242,8 @@ def test_train_warns_of_severe_faults(spoilt: TrainConfig, tmp_path: Path) -> No
     assert [sentence.partition(" (")[0] for sentence in found] == [
         "train: 1 of 90 rows were cut to --max-length 40 tokens",
         "warning: 2 of 37 rows of validation occur in train too, so its score is too high",
-        "warning: 1 texts of train occur with different labels",
-        "warning: 1 of 90 rows of train hold no text at all",
+        "warning: 1 text of train occurs with different labels",
+        "warning: 1 of 90 rows of train holds no text at all",
         "`trainyard data-doctor` with the same data flags shows the rows",
     ]
 
@@ -311,8 +311,8 @@ def test_the_whole_examination(cluster: Any, spoilt: TrainConfig, tmp_path: Path
     assert found.as_json()["grave"] == found.as_json()["severe"]
     assert "2 of 37 rows of validation also occur in train (2 identical)" in severe
     assert "37 of 37 rows of test also occur in validation" in severe
-    assert "1 texts occur with different labels (2 rows)" in severe
-    assert "1 rows of train have an empty text" in severe
+    assert "1 text occurs with different labels (2 rows)" in severe
+    assert "1 row of train has an empty text" in severe
     report = json.loads((found.folder / "doctor.json").read_text())
     assert {(f["level"], f["severity"]) for f in report["findings"]} == {
         ("severe", "grave"), ("notice", "notice"),

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[str, dict[str, Split], str, dict[str, Any]]] = {
     ),
     "labels withheld in validation": (
         "cola", {"train": telling(BALANCED), "validation": telling([-1, *SHORT])},
-        "1 of 21 rows of validation have no label (-1)", {"rows": 60},
+        "1 of 21 rows of validation has no label (-1)", {"rows": 60},
     ),
     "all labels of train withheld": (
         "cola", {"train": telling([-1] * 60), "validation": telling(SHORT)},

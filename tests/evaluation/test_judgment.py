@@ -293,7 +293,7 @@ def test_a_page_shows_the_beginning_of_a_long_text() -> None:
 
 def test_an_interval_without_width_is_not_shown_as_certainty() -> None:
     assert _with_interval(1.0, (1.0, 1.0)).note == "no interval: all resamples of the rows agree"
-    assert _with_interval(0.9, (0.85, 1.0)).note == "0.8500 to 1"
+    assert _with_interval(0.9, (0.85, 1.0)).note == "0.8500 to 1.0000"
     assert _with_interval(0.9, None).note == ""
 
 

@@ -49,9 +49,9 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     assert "| This suite | 74.0/84.0 \\* |  |  |" in text
     assert "88.85" in text
     assert (
-        "- Average of 1 task (mrpc): **79.0 \\* (95% over seeds" in text
+        "- Average of 1 task (mrpc): **79.0 \\* (95 % over seeds" in text
     )  # the average counts a sample
-    assert "| rte | failed | 0 |" in text
+    assert "| rte | Failed | 0 |" in text
     html = page({"model": "m", **found})
     assert "Average of 1 task (mrpc)" in html
     assert "74.0/84.0 *" in html
@@ -99,9 +99,9 @@ def test_what_is_not_run_yet_is_not_failed(tmp_path: Path) -> None:
     config = SuiteConfig(tasks=("mrpc",), seeds=(1,), storage_path=str(tmp_path))
     found = {"model": "m", **summary({"mrpc-seed-1": config.run_config("mrpc", 1)}, {}, {})}
     for text in (as_markdown(found), page(found)):
-        assert "not run yet" in text
-        assert "failed |" not in text
-        assert "failed</" not in text
+        assert "Not run yet" in text
+        assert "Failed |" not in text
+        assert "Failed</" not in text
 
 
 def test_the_table_says_what_sets_it_apart_from_published_ones(tmp_path: Path) -> None:

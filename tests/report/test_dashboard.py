@@ -24,10 +24,11 @@ from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.report.dashboard.job import DashboardConfig, run_dashboard
 from trainyard.report.dashboard.records import DRIVER_GONE, Run, Sweep, short_name
-from trainyard.report.dashboard.run_page import train_command
+from trainyard.report.dashboard.run_page import SERVER, label, train_command
 from trainyard.report.dashboard.server import Dashboard, build_app
 from trainyard.report.dashboard.sweep_charts import axis, importances
 from trainyard.report.dashboard.sweep_page import compared
+from trainyard.serving.server import ServeConfig
 from trainyard.storage.records import Files
 
 ROOT = Path(__file__).parents[2]
@@ -157,10 +158,24 @@ def test_the_command_of_a_run_gives_its_config(flags: list[str]) -> None:
 
 def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
     for name, file, record in (
-        ("eval", "evaluation.json", {"score": 0.91234, "score_metric": "f1", "model": "org/bert"}),
+        (
+            "eval",
+            "evaluation.json",
+            {
+                "score": 0.91234,
+                "score_metric": "f1",
+                "model": "org/bert",
+                "task": "own",
+                "data_name": "new-mail",
+            },
+        ),
         ("older", "doctor.json", {"findings": [{"severity": "grave"}, {"severity": "notice"}]}),
         ("doctor", "doctor.json", {"findings": [{"level": "severe"}, *[{"level": "notice"}] * 2]}),
-        ("suite", "glue.json", {"average": {"mean": 81.26}}),
+        (
+            "suite",
+            "glue.json",
+            {"average": {"mean": 81.26}, "tasks": [{"task": "cola"}, {"task": "rte"}]},
+        ),
         ("unfinished", "evaluation.json", {"score": 1.0}),
     ):
         (tmp_path / name).mkdir()
@@ -174,6 +189,8 @@ def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
         "1 severe, 1 notice<",
         "1 severe, 2 notices<",
         "Average 81.3",
+        ">new-mail<",
+        ">cola, rte<",
         'href="/report/eval"',
         ">bert<",
     ):
@@ -202,6 +219,15 @@ def test_a_page_compares_runs_by_their_curves_and_configs(tmp_path: Path) -> Non
     assert "configs of these runs are equal" in str(dashboard.comparison(["one"], site="/"))
 
 
+def test_a_comparison_names_the_runs_beyond_its_limit(tmp_path: Path) -> None:
+    names = [f"run-{n}" for n in range(9)]
+    for name in names:
+        write_run(tmp_path / name, upto=0)
+    page = str(Dashboard(tmp_path).comparison(names, site="/"))
+    assert "7 runs compared" in page
+    assert "At most 7 runs can be compared at once. Left out: run-7, run-8." in page
+
+
 def test_a_run_shows_its_log_and_the_use_of_its_node(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     rows = [
@@ -218,6 +244,22 @@ def test_a_run_shows_its_log_and_the_use_of_its_node(tmp_path: Path) -> None:
     charts = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
     percent = next(chart["datasets"]["rows"] for chart in charts if "percent" in str(chart))
     assert percent[1] == {"minutes": 5 / 60, "percent": 51.0, "of": "CPU"}
+
+
+def test_the_playground_is_linked_where_the_command_on_the_page_serves_it(tmp_path: Path) -> None:
+    assert f"http://{ServeConfig.host}:{ServeConfig.port}" == SERVER
+    write_run(tmp_path / "50% off-model")
+    page = str(Dashboard(tmp_path).page("50% off-model", site="/"))
+    assert f'href="{SERVER}/playground#50%25%20off-model"' in page
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.01, "0.01"), (0.1234, "0.123"), (5e-5, "5e-05"), (0.0, "0"), (1.0, "1"), (340, "340"),
+     (1000.0, "1,000"), ("linear", "linear"), (None, "–")],
+)  # fmt: skip
+def test_a_hyperparameter_has_no_zeros_at_its_end(value: Any, shown: str) -> None:
+    assert label(value) == shown
 
 
 def test_importance_finds_what_the_score_depends_on(tmp_path: Path) -> None:
@@ -418,4 +460,5 @@ def test_paths_below_the_working_directory_are_short(
     assert '<p class="subtitle">runs</p>' in index
     assert "data set letters" in page
     assert "trainyard serve --model-name-or-path runs/mail<" in page
+    assert '<a href="http://127.0.0.1:8000/playground#mail">' in page
     assert str(tmp_path) not in index + page

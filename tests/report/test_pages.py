@@ -1,26 +1,19 @@
 """The pages in a real browser: headless Chromium, driven by Playwright."""
 
-import ast
 import csv
-import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import accessibility_faults, dashboard_of, draw_all, page_at
-from support.http_requests import with_keys
+import screenshots
+from support.browser import dashboard_of, draw_all, page_at
 from support.sample_runs import write_confirming, write_run, write_sweep
-from support.serving_locally import LocalModels, load, serving
-from support.small_models import classifier
 
 from trainyard.report.dashboard.server import Dashboard
 from trainyard.report.kit import Figure, Section, charts, render
-from trainyard.serving.options import GatewayOptions
 
 HOSTILE = "<script>document.title='owned'</script>"
 
@@ -89,7 +82,7 @@ def test_a_table_is_sorted_and_filtered_by_keyboard(browser: Any, address: str) 
         page.keyboard.press("Space")
         assert head.get_attribute("aria-sort") == "ascending"
         assert column(2) == [*map(str, sorted(finite)), *["nan"] * 6]
-        table.locator("input").focus()
+        table.locator("input[type=search]").focus()
         page.keyboard.type("pruned cosine")
         shown = table.locator("tbody tr:visible")
         assert 0 < shown.count() < 9
@@ -120,7 +113,7 @@ def test_news_come_by_themselves_and_disturb_nothing(
             table = page.locator(".table", has_text="Best evaluation of each trial")
             table.locator("thead th", has_text="Trial").locator("button").press("Enter")
             table.locator("thead th", has_text="Trial").locator("button").press("Enter")
-            table.locator("input").fill("trial-01")
+            table.locator("input[type=search]").fill("trial-01")
             draw_all(page)  # or what is drawn meanwhile moves the page under the pointer
             page.get_by_text("Config").last.hover()
             page.mouse.down()
@@ -140,7 +133,7 @@ def test_news_come_by_themselves_and_disturb_nothing(
             row.get_by_text("finished").wait_for(timeout=10_000)
             assert page.evaluate(place) == [0, 30]
             assert table.locator("tbody tr:visible th").first.inner_text() == "trial-013"
-            assert table.locator("input").input_value() == "trial-01"
+            assert table.locator("input[type=search]").input_value() == "trial-01"
             assert page.evaluate("document.activeElement.tagName") in {"INPUT", "SUMMARY", "H2"}
             assert page.locator("details[open]").count() == 1
             on_their_way: list[Any] = []  # when updates are paused: they come, and are not shown
@@ -176,7 +169,7 @@ def test_an_exported_page_works_from_disk_and_prints(
 
 def score_axes(page: Any) -> list[list[str]]:
     """Tick labels of every axis titled by a score."""
-    titled = "[aria-label*=\"titled 'f1'\"], [aria-label*=\"titled 'score'\"]"
+    titled = "[aria-label*=\"titled 'f1'\"], [aria-label*=\"titled 'Score'\"]"
     return [
         axis.locator(".role-axis-label text").all_text_contents()
         for axis in page.locator(titled).all()
@@ -207,7 +200,7 @@ def test_equal_values_have_a_readable_axis(browser: Any, tmp_path: Path) -> None
 def test_tables_and_figures_can_be_downloaded(browser: Any, address: str) -> None:
     with page_at(browser, f"{address}/view/asha") as page:
         table = page.locator(".table", has_text="Best evaluation of each trial")
-        table.locator("input").fill("cosine")
+        table.locator("input[type=search]").fill("cosine")
         shown = table.locator("tbody tr:visible").count()
         with page.expect_download() as found:
             table.get_by_role("button", name="Download this table as CSV").click()
@@ -232,11 +225,11 @@ def test_a_loss_is_shown_on_a_logarithmic_scale(browser: Any, address: str) -> N
     with page_at(browser, f"{address}/view/plain") as page:
         draw_all(page)
         figure = page.locator("figure", has_text="Training and validation loss")
-        axis = figure.locator(".role-axis[aria-label*='loss']")
+        axis = figure.locator(".role-axis[aria-label*='Loss']")
         assert "linear scale" in str(axis.get_attribute("aria-label"))
         assert set(figure.locator(".role-legend-label text").all_text_contents()) == {
-            "training",
-            "validation",
+            "Training",
+            "Validation",
         }
         figure.get_by_role("button", name="Logarithmic scale").press("Enter")
         page.wait_for_function(
@@ -275,12 +268,111 @@ def test_runs_are_compared_by_keyboard(browser: Any, address: str) -> None:
         assert page.locator("tbody th", has_text="plain").count() == 1
 
 
+def test_trials_of_a_sweep_are_compared_up_to_the_limit(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/view/asha") as page:
+        table = page.locator(".table", has_text="Best evaluation of each trial")
+        go = table.get_by_role("button", name="Compare the chosen rows")
+        for n in range(8):
+            table.get_by_label(f"Choose trial-00{n}", exact=True).press("Space")
+        assert go.is_disabled()
+        assert table.get_by_text("At most 7 can be compared at once.").is_visible()
+        for n in range(6):
+            table.get_by_label(f"Choose trial-00{n}", exact=True).press("Space")
+        go.press("Enter")
+        page.wait_for_url("**/compare?run=asha%2Ftrials%2Ftrial-006&*")
+        assert page.locator("h1").inner_text() == "2 runs compared"
+        assert page.locator("tbody th", has_text="asha/trials/trial-007").count() == 1
+
+
+def visible_steps(figure: Any) -> list[float]:
+    """Ends of the horizontal axis, rounded, as the chart describes them."""
+    described = figure.locator(".role-axis[aria-label*='Step']").get_attribute("aria-label")
+    ends = re.findall(r"from ([\d.,]+) to ([\d.,]+)", described)[0]
+    return [float(end.replace(",", "")) for end in ends]
+
+
+def shows(figure: Any, steps: list[float]) -> bool:
+    """Wait until a figure shows these steps; return False if it does not."""
+    for _ in range(100):
+        if visible_steps(figure) == pytest.approx(steps, abs=2):
+            return True
+        figure.page.wait_for_timeout(100)
+    return False
+
+
+def test_a_curve_is_zoomed_by_keys_and_buttons_and_stays_zoomed(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/view/plain") as page:
+        draw_all(page)
+        figure = page.locator("figure", has_text="Training and validation loss")
+        low, high = visible_steps(figure)
+        span = high - low
+        labels = figure.locator(".role-axis[aria-label*='Step'] .role-axis-label text")
+        whole = set(labels.all_text_contents())
+        figure.get_by_role("button", name="Zoom in").click()
+        assert shows(figure, [low + span / 4, high - span / 4])
+        page.keyboard.press("ArrowRight")
+        moved = [low + span * 0.35, high - span * 0.15]
+        assert shows(figure, moved)
+        # Both draw the figure again.
+        before = figure.locator(".mark-line path").first.get_attribute("d")
+        figure.get_by_label("Smoothing").select_option("Strong")
+        page.wait_for_function(
+            "([e, d]) => ![d, undefined].includes(e.querySelector('.mark-line path')?.getAttribute('d'))",
+            arg=[figure.element_handle(), before],
+        )
+        assert shows(figure, moved)
+        figure.get_by_role("button", name="Logarithmic scale").click()
+        figure.locator("[aria-label*='log scale']").first.wait_for(state="attached")
+        assert shows(figure, moved)
+        page.keyboard.press("-")
+        assert shows(figure, [moved[0] - span / 4, moved[1] + span / 4])
+        assert set(labels.all_text_contents()) != whole
+        page.keyboard.press("0")
+        for _ in range(100):
+            if set(labels.all_text_contents()) == whole:
+                break
+            page.wait_for_timeout(100)
+        assert set(labels.all_text_contents()) == whole
+        assert page.evaluate("document.activeElement.textContent") == "Log scale"
+
+
+def test_a_zoomed_curve_is_panned_by_touch(browser: Any, address: str) -> None:
+    view = {"viewport": {"width": 390, "height": 800}, "has_touch": True}
+    with page_at(browser, f"{address}/view/plain", **view) as page:
+        draw_all(page)
+        figure = page.locator("figure", has_text="Training and validation loss")
+        low, high = visible_steps(figure)
+        span = (high - low) / 2
+        figure.get_by_role("button", name="Zoom in").tap()
+        assert shows(figure, [low + span / 2, high - span / 2])
+        figure.locator("svg").scroll_into_view_if_needed()
+        box = figure.locator("svg .background").first.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        devices = page.context.new_cdp_session(page)
+        for kind, left in (("Start", 0), ("Move", 20), ("Move", box["width"] / 4), ("End", None)):
+            points = [] if left is None else [{"x": x - left, "y": y}]
+            devices.send(
+                "Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points}
+            )
+        for _ in range(100):
+            if visible_steps(figure)[0] > low + span / 2 + 0.1 * span:
+                break
+            page.wait_for_timeout(100)
+        found = visible_steps(figure)
+        assert found == pytest.approx([low + span * 0.75, high - span * 0.25], abs=0.1 * span)
+
+
+def test_any_hash_leaves_a_page_of_the_dashboard_alive(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/view/plain#50%") as page:
+        assert draw_all(page) == 3
+
+
 def test_a_curve_is_smoothed(browser: Any, address: str) -> None:
     with page_at(browser, f"{address}/view/plain") as page:
         draw_all(page)
         figure = page.locator("figure", has_text="Training and validation loss")
         before = figure.locator(".mark-line path").first.get_attribute("d")
-        figure.get_by_label("Smoothing").select_option("strong")
+        figure.get_by_label("Smoothing").select_option("Strong")
         page.wait_for_function(
             "([e, d]) => e.querySelector('.mark-line path')?.getAttribute('d') !== d",
             arg=[figure.element_handle(), before],
@@ -296,6 +388,12 @@ def test_a_link_into_a_folded_section_opens_it(browser: Any, address: str, stora
         assert not page.get_by_text("A model of sentences.").is_visible()
         page.get_by_role("link", name="On this page").press("Enter")
         page.get_by_text("A model of sentences.").wait_for()
+
+
+def test_pictures_of_the_docs_cut_nothing_at_their_upper_edge(browser: Any, address: str) -> None:
+    with page_at(browser, f"{address}/view/asha") as page:
+        screenshots.prepare(page, "sweep")
+        assert page.evaluate("scrollY") == 0
 
 
 def test_no_legend_is_cut(browser: Any, tmp_path: Path) -> None:
@@ -346,97 +444,3 @@ def test_a_report_is_served_without_an_origin(browser: Any, address: str, storag
             assert page.evaluate("origin") == "null"
     finally:
         shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_playground_asks_a_model_by_keyboard(browser: Any, tmp_path: Path, scheme: str) -> None:
-    host = load(classifier(tmp_path))
-    view = {"viewport": {"width": 390, "height": 800}, "color_scheme": scheme}
-    try:
-        with (
-            serving(LocalModels({"mail": host})) as url,
-            page_at(browser, f"{url}/playground#mail", **view) as page,
-        ):
-            page.locator("#f-text").fill("bana cola")
-            page.locator("#ask").focus()
-            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-            page.keyboard.press("Enter")
-            page.locator(".bar").nth(2).wait_for()
-            assert {"entailment", "neutral", "contradiction"} == set(
-                page.locator(".bar span").all_inner_texts()
-            )
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (int(re.findall(r"\d+", ground)[0]) < 64) == (scheme == "dark")
-    finally:
-        host.close()
-
-
-def output_of(*command: str) -> str:
-    """Run a program and return its stdout."""
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def test_the_playground_offers_examples_controls_and_code(browser: Any, tmp_path: Path) -> None:
-    """The row of its run that is chosen is asked; the code for it gives the same answer in a shell."""
-    model = classifier(tmp_path / "model")
-    rows = [{"text": "it's bana", "label": "neutral"}, {"text": "cola", "label": "entailment"}]
-    (tmp_path / "run.json").write_text(json.dumps({"name": "mail", "examples": rows}))
-    host = load(model)
-    try:
-        with (
-            serving(LocalModels({"mail": host})) as url,
-            page_at(browser, f"{url}/playground#mail") as page,
-        ):
-            page.get_by_role("button", name="it's bana").click()
-            page.locator(".bar").nth(2).wait_for()
-            assert "Label in the data: neutral" in page.locator("#answer").inner_text()
-            assert page.locator("#f-text_pair").count() == 0
-            page.locator("#more summary").click()
-            page.get_by_label("top_k").fill("1")
-            page.get_by_label("function_to_apply").select_option("sigmoid")
-            page.locator("#ask").click()
-            page.locator(".bar").nth(1).wait_for(state="detached")
-            shown = json.loads(page.locator("#raw").text_content())
-            command = page.locator("#code").text_content()
-            assert '"parameters":{"top_k":1,"function_to_apply":"sigmoid"}' in command
-            assert json.loads(output_of("bash", "-c", command)) == shown
-            page.get_by_label("Python").check()
-            code = page.locator("#code").text_content()
-            assert ast.literal_eval(output_of(sys.executable, "-c", code)) == shown
-            page.get_by_label("JavaScript").check()
-            code = page.locator("#code").text_content().replace("console.log(", "return (")
-            assert page.evaluate(f"async () => {{ {code} }}") == shown
-            assert accessibility_faults(page) == []
-    finally:
-        host.close()
-
-
-def test_the_playground_asks_for_a_key_only_where_one_is_needed(
-    browser: Any, tmp_path: Path
-) -> None:
-    bearer, ring = with_keys(tmp_path, models=["mail"])
-    host = load(classifier(tmp_path / "model"))
-    try:
-        with browser.new_context() as context:
-            page = context.new_page()
-            with serving(LocalModels({"mail": host})) as url:
-                page.goto(f"{url}/playground")
-                page.locator("#f-text").wait_for()
-                assert not page.locator("#key").is_visible()
-            with serving(LocalModels({"mail": host}), GatewayOptions(), ring) as url:
-                page.goto(f"{url}/playground")
-                page.locator("#key").fill(bearer.removeprefix("Bearer "))
-                assert not page.locator("#ask").is_visible()
-                page.keyboard.press("Enter")
-                page.locator("#f-text").fill("bana")
-                assert "Bearer $KEY" in page.locator("#code").text_content()
-                page.locator("#ask").click()
-                page.locator(".bar").nth(2).wait_for()
-            with serving(LocalModels({})) as url:
-                page.goto(f"{url}/playground")
-                page.get_by_text("No model is loaded yet").wait_for()
-                assert not page.locator("#form").is_visible()
-                assert accessibility_faults(page) == []
-    finally:
-        host.close()

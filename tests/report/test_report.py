@@ -85,7 +85,15 @@ def test_vega_is_put_in_only_where_there_is_a_figure() -> None:
     assert everywhere("figure").count("vegaEmbed=") == 1
 
 
-@pytest.mark.parametrize("link", ["javascript:alert(1)", "//evil.example", "data:text/html,x"])
+@pytest.mark.parametrize(
+    "link",
+    [
+        "javascript:alert(1)",
+        "//evil.example",
+        "data:text/html,x",
+        "http://127.0.0.1:80@evil.example/",
+    ],
+)
 def test_only_safe_links_are_taken(link: str) -> None:
     with pytest.raises(ValueError, match="must start with https://"):
         Cell("text", href=link)
@@ -111,6 +119,8 @@ def test_lines_of_several_series_differ_without_color(options: dict[str, Any]) -
     second = chart["encoding"]["shape" if "points" in options else "strokeDash"]
     kinds = second["scale"].pop("range")
     assert second == shared  # so both have one legend
+    symbol = second["legend"].get("symbolType")
+    assert symbol == (None if "points" in options else "stroke")  # circles would show no dashes
     colors = chart["config"]["range"]["category"]
     pairs = {(colors[i % len(colors)], str(kinds[i % len(kinds)])) for i in range(35)}
     assert len(pairs) == 35
@@ -136,7 +146,8 @@ def test_a_page_is_markdown_too() -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.12345, "0.1235"), (12345.6, "12,346"), (3, "3"), (2e-5, "2e-05"), (None, "–"),
-     (1234567, "1,234,567"), (0.0, "0"), (99.5, "99.50")],
+     (1234567, "1,234,567"), (99.5, "99.50"), (0, "0"), (1, "1"), (1.0, "1.0000"), (0.0, "0.0000"),
+     (-1.0, "-1.0000"), (2.0, "2")],
 )  # fmt: skip
 def test_numbers_are_formatted(value: float | None, shown: str) -> None:
     assert number(value) == shown
@@ -159,9 +170,11 @@ def test_few_digits_leave_no_number_at_zero(value: float, digits: int, shown: st
 @pytest.mark.parametrize("items", range(2, 20))
 def test_no_fact_stands_alone_in_its_row(items: int) -> None:
     html = render("T", [Section("A", [Facts([(str(n), n) for n in range(items)], wide=True)])])
-    columns = int(re.findall(r"--columns:(\d+)", html)[0])
-    assert 2 <= columns <= 6
-    assert items % columns != 1
+    columns = {name: int(n) for name, n in re.findall(r"--(\w+):(\d+);", html)}
+    assert list(columns) == ["columns", "medium"]
+    assert 2 <= columns["medium"] <= 5
+    assert columns["medium"] <= columns["columns"] <= 6
+    assert all(items % count != 1 for count in columns.values())
 
 
 def palettes() -> dict[str, dict[str, str]]:

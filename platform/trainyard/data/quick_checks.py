@@ -63,7 +63,8 @@ def _contradictions(table: TokenTable, hashes: NDArray[np.uint64], task: Task) -
     ordered, labels = hashes[order], table.labels[order]
     disagree = (ordered[1:] == ordered[:-1]) & (labels[1:] != labels[:-1])
     texts = len(np.unique(ordered[1:][disagree]))
-    return [f"warning: {texts} texts of train occur with different labels"] if texts else []
+    occur = "text of train occurs" if texts == 1 else "texts of train occur"
+    return [f"warning: {texts} {occur} with different labels"] if texts else []
 
 
 def _empty(tables: Mapping[str, TokenTable]) -> list[str]:
@@ -73,7 +74,8 @@ def _empty(tables: Mapping[str, TokenTable]) -> list[str]:
         # Rows of special tokens only. Older tables lack their number; single texts have 2.
         empty = int((lengths <= table.info.get("special_tokens", 2)).sum())
         if empty:
-            found.append(f"warning: {empty} of {len(lengths)} rows of {name} hold no text at all")
+            hold = "holds" if empty == 1 else "hold"
+            found.append(f"warning: {empty} of {len(lengths)} rows of {name} {hold} no text at all")
     return found
 
 

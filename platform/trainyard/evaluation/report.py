@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainyard.evaluation.config import BUILT_IN_SLICES
 from trainyard.metrics import get_metric
 from trainyard.report import kit
 from trainyard.report.kit import (
@@ -38,8 +39,10 @@ def page(found: Details) -> str:
             )
             if content
         ]
+    # Records of older releases do not name own data.
+    data = found.get("data_name") or ("own data" if found["task"] == "own" else found["task"])
     return render(
-        f"Evaluation: {'own data' if found['task'] == 'own' else found['task']}",
+        f"Evaluation: {data}",
         sections,
         subtitle=f"{found['model']}, {found['run']}, {commit(found['versions'])}",
     )
@@ -53,7 +56,8 @@ def _results(found: Details) -> Section:
             low, high = split["intervals"][metric]
             title = _title(metric)
             rows.append([name, title, _with_interval(value, (low, high)), split["rows"]])
-            dots.append({"metric": f"{title}, {name}", "value": value, "low": low, "high": high})
+            row = title if len(splits) == 1 else f"{title}, {name}"
+            dots.append({"metric": row, "value": value, "low": low, "high": high})
         rows.append([name, "Loss", _with_interval(split["eval_loss"], None), split["rows"]])
     facts: list[tuple[str, str]] = [
         (_title(found["score_metric"]), number(found["score"])),
@@ -62,7 +66,7 @@ def _results(found: Details) -> Section:
     ]
     figure = kit.charts.dots(dots, "value", "metric", low="low", high="high")
     content: list[Part] = [
-        *(Text(_sentence(split["comparison"]["verdict"]), "headline")
+        *(Text(_verdict(split["comparison"]["verdict"]), "headline")
           for split in splits.values() if "comparison" in split),
         Facts(facts, wide=True),
         *([Text(
@@ -70,10 +74,9 @@ def _results(found: Details) -> Section:
             "and the comparison draw whole groups. Those of classes, slices and calibration take rows "
             "as independent.", "note",
         )] if found["group_column"] else []),
-        Table("Scores, with 95% intervals over rows", ["Split", "Metric", "Value", "Rows"], rows),
+        Table("Scores, with 95 % intervals over rows", ["Split", "Metric", "Value", "Rows"], rows),
         Figure("Scores and their intervals", figure),
-        *(Text(f"{number(split['truncated_rows'])} rows of {name} were truncated to "
-               f"{found['max_length']} tokens.", "note")
+        *(Text(_truncated(name, split["truncated_rows"], found["max_length"]), "note")
           for name, split in splits.items() if split["truncated_rows"]),
     ]  # fmt: skip
     content += [
@@ -82,7 +85,7 @@ def _results(found: Details) -> Section:
     if found["stored_temperature"]:
         content.append(
             Text(
-                "Calibration below is that of the raw logits. Serving and `trainyard predict` divide them "
+                "Calibration below is that of the raw logits. Serving and trainyard predict divide them "
                 f"by {number(found['stored_temperature'])}, which is stored with the model.",
                 "note",
             )
@@ -90,8 +93,9 @@ def _results(found: Details) -> Section:
     comparisons = [
         [
             name, _title(metric),
-            _with_interval(c["difference"], c.get("corrected_interval", c["interval"])), c["test"],
-            c.get("corrected_p_value", c.get("p_value")), _sentence(c["verdict"]),
+            _with_interval(c["difference"], c.get("corrected_interval", c["interval"])),
+            _sentence(c["test"]), c.get("corrected_p_value", c.get("p_value")),
+            _sentence(c["verdict"]),
         ]
         for name, split in splits.items()
         for metric, c in split.get("comparison", {}).get("metrics", {}).items()
@@ -102,9 +106,19 @@ def _results(found: Details) -> Section:
     return Section("Results", content)
 
 
+def _truncated(split: str, rows: int, tokens: int) -> str:
+    were = f"row of {split} was" if rows == 1 else f"rows of {split} were"
+    return f"{number(rows)} {were} truncated to {tokens} tokens."
+
+
 def _sentence(text: str) -> str:
     """Capitalize the first letter, unless the first word is a path."""
     return text if "/" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
+def _verdict(text: str) -> str:
+    """Capitalize a verdict on two models, unless it begins with the name of one."""
+    return _sentence(text) if text.startswith("no verdict ") else text
 
 
 def _title(metric: str) -> str:
@@ -144,7 +158,7 @@ def _slices(split: Details) -> list[Part]:
     rows = [
         [
             Cell(
-                _sentence(f"{row['slice']}: {row['value']}"),
+                f"{_slice(row['slice'])}: {row['value']}",
                 status="failed" if row["weak"] else None,
             ),
             row["rows"],
@@ -161,10 +175,15 @@ def _slices(split: Details) -> list[Part]:
     return [
         Text(
             f"{weak or 'None'} of {len(rows)} slices {verb} a larger error than all other rows, at a false "
-            "discovery rate of 5%."
+            "discovery rate of 5 %."
         ),
         Table("Error by length, label and column", columns, rows),
     ]
+
+
+def _slice(name: str) -> str:
+    """Capitalize the name of a built-in slice; the name of a column stays."""
+    return _sentence(name) if name in BUILT_IN_SLICES else name
 
 
 CALIBRATION = {
@@ -194,7 +213,7 @@ def _calibration(split: Details) -> list[Part]:
     answers = [
         {"confidence": _span(bin_), "rows": round(share * bin_["rows"]), "answers": name}
         for bin_ in found["reliability"]
-        for name, share in (("right", bin_["accuracy"]), ("wrong", 1 - bin_["accuracy"]))
+        for name, share in (("Right", bin_["accuracy"]), ("Wrong", 1 - bin_["accuracy"]))
     ]
     counts = [
         [_span(bin_), bin_["rows"], bin_["confidence"],

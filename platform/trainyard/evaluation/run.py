@@ -276,6 +276,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         "job": "eval",
         "run": folder.path.name,
         "task": splits.task.name,
+        "data_name": config.data_name(splits.task.name),
         "score": sum(headlines) / len(headlines),
         "score_metric": splits.task.score,
         "model": model.name,

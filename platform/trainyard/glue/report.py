@@ -59,7 +59,7 @@ def _results(found: Mapping[str, Any]) -> list[Part]:
         name = task["task"] + _mark(task)
         if not task["metrics"]:
             failed = bool(task["failed"])
-            why = Cell("failed" if failed else "not run yet", status="failed" if failed else None)
+            why = Cell("Failed" if failed else "Not run yet", status="failed" if failed else None)
             rows.append([name, why, 0, *[None] * 7])
         for metric in task["metrics"]:
             low, high = metric["rows_interval"]
@@ -77,14 +77,14 @@ def _results(found: Mapping[str, Any]) -> list[Part]:
                  "high": 100 * high}
             )  # fmt: skip
     columns = [
-        "Task", "Metric", "Seeds", "Mean", "SD", "95% over seeds", "95% over rows", "Training rows",
+        "Task", "Metric", "Seeds", "Mean", "SD", "95 % over seeds", "95 % over rows", "Training rows",
         "Samples/s", "Seconds",
     ]  # fmt: skip
     chart = kit.charts.dots(dots, "score (%)", "task", low="low", high="high")
     return [
         _average(found["average"], found["tasks"]),
         Table("Validation scores in percent", columns, rows),
-        Figure("Means, with 95% intervals over rows", chart),
+        Figure("Means, with 95 % intervals over rows", chart),
         *(Text(note, "note") for note in (*METHODS, *_notes(found["tasks"]))),
         *(
             Text(f"{name} failed: {reason}", "error")
@@ -101,7 +101,7 @@ def _average(average: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> 
     sampled = "".join({_mark(task) for task in tasks if task["task"] in names})
     title = f"Average of {len(names)} task{'s' * (len(names) > 1)} ({', '.join(names)})"
     low, high = average["seeds_interval"] or (None, None)
-    note = "" if low is None else f"95% over seeds {low:.1f} to {high:.1f}"
+    note = "" if low is None else f"95 % over seeds {low:.1f} to {high:.1f}"
     return Facts([(title, Cell(f"{average['mean']:.1f}{sampled}", note=note))], wide=True)
 
 

@@ -108,7 +108,7 @@ def _figures(done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _over_seeds(values: Sequence[float], *, constant: bool = False) -> dict[str, Any]:
-    """Return the mean, standard deviation and 95% Student interval of the scores of several runs.
+    """Return the mean, standard deviation and 95 % Student interval of the scores of several runs.
 
     The latter two are None for a single run. They are also None for equal scores of `constant`
     runs, which predict the same label for every row: such scores are not repeated measurements.

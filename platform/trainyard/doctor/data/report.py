@@ -54,62 +54,78 @@ def findings(report: Report) -> list[dict[str, str]]:
     return sorted(result, key=lambda finding: finding["level"] != "severe")
 
 
+def _count(number_of: int, noun: str, zero: str = "0") -> str:
+    return f"{number_of or zero} {noun}{'' if number_of == 1 else 's'}"
+
+
+def _verb(number_of: int, plural: str) -> str:
+    """Return a verb for `number_of` things."""
+    if number_of != 1:
+        return plural
+    return {"have": "has", "are": "is"}.get(plural, f"{plural}s")
+
+
 def _rows(report: Report) -> Sentences:
     for name, found in report["rows"].items():
         if not found["rows"]:
             yield "severe", f"{name} has no rows"
         if missing := found["missing_labels"]:
-            sentence = f"{missing} of {found['rows']} rows of {name} have no label (-1); label or "
-            yield "severe", f"{sentence}remove them: training and evaluation refuse the split"
+            sentence = (
+                f"{missing} of {found['rows']} rows of {name} {_verb(missing, 'have')} no label"
+            )
+            remedy = f"label or remove {'it' if missing == 1 else 'them'}"
+            yield "severe", f"{sentence} (-1); {remedy}: training and evaluation refuse the split"
 
 
 def _leaks(report: Report) -> Sentences:
     for pair in report["duplicates"]["between"]:
         which, first = f"of {pair['rows']} rows of {pair['second']}", pair["first"]
         if pair["normalized"]:
-            copies = (
-                f"{pair['normalized']} {which} also occur in {first} ({pair['exact']} identical)"
-            )
-            yield "severe", f"{copies}; remove them from one of the two"
+            copies, verb = pair["normalized"], _verb(pair["normalized"], "occur")
+            sentence = f"{copies} {which} also {verb} in {first} ({pair['exact']} identical)"
+            remedy = f"remove {'it' if copies == 1 else 'them'} from one of the two"
+            yield "severe", f"{sentence}; {remedy}"
         if pair["near"]:
-            yield "notice", f"{pair['near']} {which} have a near duplicate in {first}"
+            verb = _verb(pair["near"], "have")
+            yield "notice", f"{pair['near']} {which} {verb} a near duplicate in {first}"
 
 
 def _repeats(report: Report) -> Sentences:
     for name, split in report["duplicates"]["inside"].items():
         if split["normalized"]:
-            repeats = (
-                f"{split['normalized']} of {split['rows']} rows of {name} repeat an earlier one"
-            )
+            of_all = f"{split['normalized']} of {split['rows']} rows of {name}"
+            repeats = f"{of_all} {_verb(split['normalized'], 'repeat')} an earlier one"
             yield "notice", f"{repeats} ({split['exact']} identical)"
         if split["near"]:
-            yield (
-                "notice",
-                f"{split['near']} rows of {name} have a near duplicate in the same split",
-            )
+            has = f"{_count(split['near'], 'row')} of {name} {_verb(split['near'], 'have')}"
+            yield "notice", f"{has} a near duplicate in the same split"
 
 
 def _contradictions(report: Report) -> Sentences:
     found = report["contradictions"]
     if found["texts"]:
-        texts = f"{found['texts']} texts occur with different labels ({found['rows']} rows)"
-        yield "severe", f"{texts}; at least one label of each is wrong or the task is ambiguous"
+        occur = f"{_count(found['texts'], 'text')} {_verb(found['texts'], 'occur')}"
+        texts = f"{occur} with different labels ({_count(found['rows'], 'row')})"
+        each = "its labels" if found["texts"] == 1 else "the labels of each"
+        yield "severe", f"{texts}; at least one of {each} is wrong or the task is ambiguous"
 
 
-_TEXT_FAULTS: dict[str, tuple[Level, str]] = {
-    "empty": ("severe", "have an empty text"),
-    "same_text_twice": ("notice", "are pairs of two equal texts"),
-    "control_characters": ("notice", "contain control characters or byte-order marks"),
-    "undecodable": ("notice", "contain U+FFFD, the mark of wrongly decoded text"),
+_TEXT_FAULTS: dict[str, tuple[Level, str, str]] = {
+    "empty": ("severe", "have", "an empty text"),
+    "same_text_twice": ("notice", "have", "two equal texts as a pair"),
+    "control_characters": ("notice", "contain", "control characters or byte-order marks"),
+    "undecodable": ("notice", "contain", "U+FFFD, the mark of wrongly decoded text"),
 }
+"""Fault -> level, and verb and object of its sentence."""
 
 
 def _texts(report: Report) -> Sentences:
     for name, faults in report["texts"].items():
         for fault, hits in faults.items():
             if hits["rows"]:
-                level, words = _TEXT_FAULTS[fault]
-                yield level, f"{hits['rows']} rows of {name} {words}"
+                level, verb, words = _TEXT_FAULTS[fault]
+                rows = _count(hits["rows"], "row")
+                yield level, f"{rows} of {name} {_verb(hits['rows'], verb)} {words}"
 
 
 def _truncation(report: Report) -> Sentences:
@@ -117,8 +133,9 @@ def _truncation(report: Report) -> Sentences:
         if rows := found["truncated_rows"]:
             share = rows / found["rows"]
             level: Level = "severe" if share > MUCH_TRUNCATION else "notice"
-            cut = f"{rows} rows of {name} ({100 * share:.3g} %) are truncated"
-            lost = f"{found['lost_tokens']} tokens are lost"
+            cut = f"{_count(rows, 'row')} of {name} ({100 * share:.3g} %) {_verb(rows, 'are')} truncated"
+            tokens = found["lost_tokens"]
+            lost = f"{_count(tokens, 'token')} {_verb(tokens, 'are')} lost"
             yield level, f"{cut} to {report['max_length']} tokens: {lost}"
 
 
@@ -132,7 +149,8 @@ def _balance(report: Report) -> Sentences:
             if rows == 0:
                 yield "severe", f"{name} has no row with the label {label}"
             elif rows < RARE * total:
-                yield "notice", f"only {rows} of {total} rows of {name} have the label {label}"
+                verb = _verb(rows, "have")
+                yield "notice", f"only {rows} of {total} rows of {name} {verb} the label {label}"
 
 
 def _drift(report: Report) -> Sentences:
@@ -153,8 +171,10 @@ def _labels(report: Report) -> Sentences:
     found = report["labels"]
     if found.get("trustworthy") and found["estimated_wrong"]:
         wrong = f"about {found['estimated_wrong']} of {found['rows']} labels of {found['split']}"
-        expected = "differ from what a cross-validated model expects"
-        yield "notice", f"{wrong} {expected}; the list starts with the most doubtful"
+        differ = (
+            f"{_verb(found['estimated_wrong'], 'differ')} from what a cross-validated model expects"
+        )
+        yield "notice", f"{wrong} {differ}; the list starts with the most doubtful"
 
 
 CHECKS = {
@@ -191,7 +211,7 @@ def page(report: Report) -> str:
         "Faulty texts": [_shown_texts(report)],
     }
     return kit.render(
-        f"Data doctor: {report['task']}",
+        f"Data doctor: {report['data_name']}",
         [
             Section(title, content, folded=title == "Faulty texts")
             for title, content in sections.items()
@@ -203,6 +223,7 @@ def page(report: Report) -> str:
 def _summary(report: Report) -> list[Part]:
     severe = sum(finding["level"] == "severe" for finding in report["findings"])
     notices = len(report["findings"]) - severe
+    severities = f"{_count(severe, 'severe finding', 'No')} and {_count(notices, 'notice', 'no')}"
     rows = [
         [
             Cell(f["level"].capitalize(), status="failed" if f["level"] == "severe" else None),
@@ -214,7 +235,7 @@ def _summary(report: Report) -> list[Part]:
     ]
     sizes = [(f"Rows of {name}", number(counts["rows"])) for name, counts in report["rows"].items()]
     content: list[Part] = [
-        Text(f"{_count(severe, 'severe finding')} and {_count(notices, 'notice')}.", "headline"),
+        Text(f"{severities}.", "headline"),
         Facts(sizes, wide=True),
     ]
     if rows:
@@ -230,10 +251,6 @@ def _summary(report: Report) -> list[Part]:
             Text(cleaned["command"], "command"),
         ]
     return content
-
-
-def _count(number_of: int, noun: str) -> str:
-    return f"{number_of or 'No'} {noun}{'' if number_of == 1 else 's'}"
 
 
 def _shown_duplicates(report: Report) -> list[Part]:
@@ -277,7 +294,7 @@ def _shown_contradictions(report: Report) -> Table:
         for i, group in enumerate(found["examples"])
         for member in group
     ]
-    caption = f"{number(found['texts'])} texts with different labels"
+    caption = f"{_count(found['texts'], 'text')} with different labels"
     return Table(caption, ["Text no.", "Row", "Label", "Text"], rows, "None.")
 
 
@@ -301,7 +318,7 @@ def _shown_labels(report: Report) -> list[Part]:
 
 def _shown_lengths(report: Report) -> Table:
     columns = [
-        "Split", "Rows", "Median", "95%", "99%", "Longest", "Rows truncated", "Tokens lost",
+        "Split", "Rows", "Median", "95 %", "99 %", "Longest", "Rows truncated", "Tokens lost",
     ]  # fmt: skip
     rows = [
         [

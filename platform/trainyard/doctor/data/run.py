@@ -118,6 +118,7 @@ def examine_data(config: DataDoctorConfig) -> Examination:
         "job": "doctor_data",
         "run": folder.path.name,
         "task": task.name,
+        "data_name": config.data_name,
         "label_names": list(task.labels or ()),
         "max_length": config.max_length,
         "absent": absent,

@@ -38,7 +38,7 @@ from trainyard.report.kit import (  # fmt: skip
     number_cell,
     status_cell,
 )
-from trainyard.storage import real, words
+from trainyard.storage import mapping, real, words
 
 Entry = TypeVar("Entry", bound=Run | Sweep | Report)
 Running = TypeVar("Running", bound=Run | Sweep)
@@ -84,6 +84,7 @@ def sections(yard: Yard, link: Link, compare: str) -> list[Section]:
             order="-Started",
             choices=CHOICES,
             select=compare,
+            most=MOST_COMPARED,
         ),
         "Reports": Table(
             "Evaluations, data examinations and GLUE suites",
@@ -140,6 +141,15 @@ def _learning_rate(run: Run) -> Cell:
     return number_cell(rate, label(rate))
 
 
+def _reported_data(report: Report) -> str:
+    """Return the name of the examined data: as recorded, else the task; the tasks of a suite."""
+    record = report.record
+    if isinstance(tasks := record.get("tasks"), list):
+        return ", ".join(words(mapping(task).get("task")) for task in tasks)
+    task = record.get("task")  # the only record of own data in older releases
+    return words(record.get("data_name") or ("own data" if task == "own" else task))
+
+
 CHOICES = ("State", "Kind", "Data set", "Model", "Tags")
 """Columns by which the reader can filter the tables."""
 SWEEPS: Columns[Sweep] = {
@@ -169,7 +179,7 @@ RUNS: Columns[Run] = {
 }
 REPORTS: Columns[Report] = {
     "Kind": lambda report: report.kind,
-    "Data set": lambda report: words(report.record.get("task") or None),
+    "Data set": _reported_data,
     "Model": lambda report: short_name(report.record.get("model")) or "–",
     "Result": lambda report: report.result,
     "Written": lambda report: moment_cell(report.written),

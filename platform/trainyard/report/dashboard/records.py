@@ -47,7 +47,7 @@ def without_secrets(text: str) -> str:
 class Evaluation:
     """Headline score after `step` optimizer steps.
 
-    `low` and `high` are its 95% interval, or None.
+    `low` and `high` are its 95 % interval, or None.
     """
 
     step: int

@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from trainyard.config import TrainConfig
 from trainyard.report import kit
@@ -28,12 +29,17 @@ from trainyard.summary import duration, short, span_words
 NEVER_EVALUATED = "No step has been logged yet."
 LOG_LINES = 200
 """Maximum lines of a run's log on its page."""
+SERVER = "http://127.0.0.1:8000"
+"""Address at which `trainyard serve` answers by default; only browsers on its machine reach it."""
 
 
 def label(value: Any) -> str:
-    """Format a hyperparameter; fractions get three digits, see `number`."""
+    """Format a hyperparameter; fractions get up to three digits, see `number`."""
     found = real(value)
-    return words(value) if found is None else number(found, 3)
+    if found is None:
+        return words(value)
+    shown = number(found, 3)
+    return shown.rstrip("0").rstrip(".") if "." in shown and "e" not in shown else shown
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -147,7 +153,7 @@ def _result(run: Run) -> list[Part]:
         for name, value in mapping(metrics).items()
     ]
     if rows:
-        caption = "Metrics of the best checkpoint, with 95% intervals over rows"
+        caption = "Metrics of the best checkpoint, with 95 % intervals over rows"
         parts.append(Table(caption, ["Split", "Metric", "Value"], rows))
     if run.hyperparameters:
         parts.append(Facts([(name, label(value)) for name, value in run.hyperparameters.items()]))
@@ -165,8 +171,13 @@ def _model(run: Run) -> list[Part]:
     facts: list[tuple[str, Cell | Value]] = [("Folder", path)]
     if run.text("model/README.md"):
         facts.append(("Model card", Cell("On this page", href="#model-card")))
+    page = f"{SERVER}/playground#{quote(run.name, safe='')}"
+    facts.append(("Playground", Cell(page, href=page, note="while the command below runs")))
     command = shlex.join(["trainyard", "serve", "--model-name-or-path", short(str(run.path))])
-    note = f"This command serves it; its playground is then /playground#{run.name} on the server."
+    note = (
+        "This command serves the model to browsers on its own machine. From another machine, forward "
+        f"port {SERVER.rpartition(':')[2]} first."
+    )
     return [Facts(facts), Text(note, "note"), Text(command, "command")]
 
 
@@ -193,13 +204,14 @@ def _curves(run: Run) -> list[Part]:
         chart = lines(scores, "step", "value", "series", points=True)
         parts.append(Figure("Evaluation", chart, f"Metrics by step; the last: {ends}."))
     if losses := loss_rows(run):
+        losses = [{**row, "rows": kind_of_rows(row["rows"])} for row in losses]
         kinds: dict[str, list[float]] = {}
         for row in losses:
             kinds.setdefault(row["rows"], []).append(row["loss"])
         chart = lines(losses, "step", "loss", "rows" if len(kinds) > 1 else None)
-        name = "Training and validation loss" if len(kinds) > 1 else f"{kind_of_rows(*kinds)} loss"
+        name = "Training and validation loss" if len(kinds) > 1 else f"{next(iter(kinds))} loss"
         ends = ". ".join(
-            f"{kind_of_rows(kind)}: from {number(values[0])} to {number(values[-1])}"
+            f"{kind}: from {number(values[0])} to {number(values[-1])}"
             for kind, values in kinds.items()
         )
         parts.append(Figure(name, chart, f"{ends}."))
@@ -236,7 +248,7 @@ USAGE = {
     "Processor and GPU in use": ("percent", 1, {"cpu_percent": "CPU", "gpu_percent": "GPU"}),
     "Memory in use": (
         "GiB", 2**30,
-        {"memory_bytes": "node", "worker_memory_bytes": "worker", "gpu_memory_bytes": "GPU"},
+        {"memory_bytes": "Node", "worker_memory_bytes": "Worker", "gpu_memory_bytes": "GPU"},
     ),
 }  # fmt: skip
 """Caption of a figure -> unit, divisor, and title of each column of usage.jsonl."""

@@ -82,7 +82,10 @@ class Dashboard:
             if isinstance(found, Sweep):
                 from trainyard.report.dashboard import sweep_page  # loads altair, which is slow
 
-                parts, kind = sweep_page.sections(found, lambda run: link(run, site)), "Sweep"
+                parts = sweep_page.sections(
+                    found, lambda run: link(run, site), f"{site}compare" if site else ""
+                )
+                kind = "Sweep"
             else:
                 parts, kind = run_page.sections(found), "Run"
                 if found.sweep is not None:
@@ -110,11 +113,12 @@ class Dashboard:
             if not runs or len(runs) < len(set(keys)):
                 return None
             shown = runs[: index_page.MOST_COMPARED]
-            left_out = len(runs) - len(shown)
+            left_out = ", ".join(run.key for run in runs[index_page.MOST_COMPARED :])
+            limit = f"At most {index_page.MOST_COMPARED} runs can be compared at once"
             return render(
                 f"{len(shown)} runs compared",
                 index_page.comparison(shown, lambda run: link(run, site)),
-                subtitle=f"{left_out} more are left out" if left_out else "",
+                subtitle=f"{limit}. Left out: {left_out}." if left_out else "",
                 crumbs=[("All runs", "/")],
                 site=site,
                 refresh_seconds=_pace(site, busy=any(run.status == "running" for run in shown)),

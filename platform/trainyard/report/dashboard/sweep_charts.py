@@ -16,7 +16,7 @@ from trainyard.storage import mapping, real, words
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-FIFTHS = ("worst", "2nd", "3rd", "4th", "best")
+FIFTHS = ("Worst", "2nd", "3rd", "4th", "Best")
 """Names of the fifths of the trials, ordered by score."""
 ENDS: tuple[Status, ...] = (
     "waiting", "running", "finished", "stopped", "pruned", "diverged", "failed"
@@ -90,7 +90,7 @@ def learning_curves(sweep: Sweep) -> charts.Specification:
     scores = [row["score"] for row in (*rows, *dashed)]
     chart = alt.layer(*layers).encode(
         alt.X(
-            **charts.quantity("step", "optimizer step"),
+            **charts.quantity("step", "Optimizer step"),
             scale=alt.Scale(nice=False, zero=False, padding=8),
         ),
         alt.Y(**charts.quantity("score", sweep.metric), scale=charts.scale(scores)),
@@ -105,17 +105,20 @@ def timeline(sweep: Sweep) -> charts.Specification:
     latest = max((t.ended or started for t, started in begun), default=0.0)
     rows = [
         {"trial": t.name, "from": (started - first) / 60,
-         "to": (max(t.ended or latest, started) - first) / 60, "state": t.status,
+         "to": (max(t.ended or latest, started) - first) / 60, "state": t.status.capitalize(),
          "steps": f"{t.steps or 0} of {t.last_step or '?'}", "hyperparameters": hyperparameters(t)}
         for t, started in begun
     ]  # fmt: skip
     few = len(rows) <= 40
-    states = [state for state in ENDS if any(row["state"] == state for row in rows)]
-    colors = alt.Scale(domain=states, range=[f"var(--{state})" for state in states])
+    states = [state for state in ENDS if any(trial.status == state for trial, _ in begun)]
+    colors = alt.Scale(
+        domain=[state.capitalize() for state in states],
+        range=[f"var(--{state})" for state in states],
+    )
     chart = alt.Chart(alt.NamedData("rows")).mark_bar(cornerRadius=1, minBandSize=2).encode(
-        alt.X(**charts.quantity("from", "minutes since the first trial began")),
+        alt.X(**charts.quantity("from", "Minutes since the first trial began")),
         alt.X2(field="to"),
-        alt.Y(**charts.category("trial", title=None if few else "trials", sort=None),
+        alt.Y(**charts.category("trial", title=None if few else "Trials", sort=None),
               axis=alt.Axis(labels=few, ticks=False, domain=False)),
         charts.color(rows, "state", scale=colors),
         tooltip=[*(alt.Tooltip(**charts.category(name)) for name in ("trial", "state", "steps")), _ALL],
@@ -169,7 +172,7 @@ def score_against(sweep: Sweep, across: "Axis") -> charts.Specification:
     rows: list[Row] = [
         {"trial": trial.name, "score": score, "hyperparameters": hyperparameters(trial),
          "x": label(value) if across.kind == "listed" else value, "fifth": fifth,
-         "state": trial.status}
+         "state": trial.status.capitalize()}
         for trial, score, fifth in ranked(sweep)
         if across.position(value := trial.hyperparameters.get(across.name)) is not None
     ]  # fmt: skip
@@ -182,7 +185,7 @@ def score_against(sweep: Sweep, across: "Axis") -> charts.Specification:
         spread = charts.scale(values, type=across.kind, nice=False, padding=8)
         x = alt.X(**{**charts.quantity("x"), "title": None}, axis=ticks, scale=spread)
     fifth = charts.category(**_FIFTH, legend=None)
-    filled = alt.when("datum.state === 'finished'").then(alt.Fill(**fifth))
+    filled = alt.when("datum.state === 'Finished'").then(alt.Fill(**fifth))
     chart = alt.Chart(alt.NamedData("trials")).mark_point(size=45, strokeWidth=1.6).encode(
         x,
         alt.Y(**charts.quantity("score", sweep.metric), scale=charts.scale(r["score"] for r in rows)),

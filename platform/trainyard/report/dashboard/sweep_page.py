@@ -6,7 +6,7 @@ from typing import Any
 
 from trainyard.report import kit
 from trainyard.report.dashboard import sweep_charts as drawn
-from trainyard.report.dashboard.index_page import chosen_score
+from trainyard.report.dashboard.index_page import MOST_COMPARED, chosen_score
 from trainyard.report.dashboard.records import Run, Sweep, pair
 from trainyard.report.dashboard.run_page import (  # fmt: skip
     config_section,
@@ -47,12 +47,18 @@ VERDICTS = {
 """Recorded verdict -> beginning of the sentence about it."""
 
 
-def sections(sweep: Sweep, link: Link) -> list[Section]:
-    """Return the content of a sweep's page, the verdict first; `link` returns a trial's URL."""
+def sections(sweep: Sweep, link: Link, compare: str) -> list[Section]:
+    """Return the content of a sweep's page, the verdict first.
+
+    Args:
+        sweep: Sweep to show.
+        link: Returns the URL of a trial's page.
+        compare: URL of the page that compares trials; empty for none.
+    """
     return [
         Section("Result", _result(sweep, link)),
         Section("Confirmation", _confirmation(sweep, link)),
-        Section("Trials", _trials(sweep, link)),
+        Section("Trials", _trials(sweep, link, compare)),
         Section("Learning curves", _curves(sweep)),
         Section("Hyperparameters", _together(sweep)),
         Section("Score against each hyperparameter", _each(sweep), grid=True),
@@ -105,7 +111,7 @@ def _verdict(sweep: Sweep) -> str:
         return ""
     difference = f"{value:+.4f} {sweep.metric}"
     if span := interval(low, high):
-        difference += f" ({span})" if low == high else f" (95% interval {span})"
+        difference += f" ({span})" if low == high else f" (95 % interval {span})"
     if withheld := sweep.confirmation.get("withheld"):
         return f"No verdict: {words(withheld)}. Winner minus default recipe: {difference}."
     verdict = words(sweep.confirmation.get("verdict"))
@@ -170,7 +176,7 @@ def _pending(sweep: Sweep) -> str:
 def _confirmed(sweep: Sweep) -> list[Part]:
     found = sweep.confirmation
     candidates = [c for c in found.get("candidates") or [] if isinstance(c, dict)]
-    named = [("winner", sweep.winner), ("default", sweep.default)]
+    named = [("Winner", sweep.winner), ("Default recipe", sweep.default)]
     others = [c for c in candidates if c.get("trial") not in (None, sweep.winner.get("trial"))]
     named += [(words(c["trial"]), c) for c in others]
     rows: Rows = []
@@ -215,7 +221,7 @@ def _method(found: Mapping[str, Any]) -> str:
     )
 
 
-def _trials(sweep: Sweep, link: Link) -> list[Part]:
+def _trials(sweep: Sweep, link: Link, compare: str) -> list[Part]:
     default = sweep.default.get("hyperparameters")
     rows: Rows = []
     reasons: Rows = []
@@ -238,8 +244,18 @@ def _trials(sweep: Sweep, link: Link) -> list[Part]:
             ]
         )
     columns = ["Trial", "State", sweep.metric or "Score", *sweep.fields, "Steps", "Time"]
-    caption = "Best evaluation of each trial so far, with its 95% interval"
-    found: list[Part] = [Table(caption, columns, rows, empty="No trial has been proposed yet.")]
+    caption = "Best evaluation of each trial so far, with its 95 % interval"
+    found: list[Part] = [
+        Table(
+            caption,
+            columns,
+            rows,
+            empty="No trial has been proposed yet.",
+            select=compare,
+            keys=[trial.key for trial in sweep.trials],
+            most=MOST_COMPARED,
+        )
+    ]
     if reasons:
         found.append(Table("Reasons of other ends", ["Trial", "State", "Reason"], reasons))
     return found

@@ -37,7 +37,7 @@ CONFIG: Mapping[str, Any] = {
         **_SMALL, "labelColor": "var(--muted)", "titleColor": "var(--muted)",
         "gridColor": "var(--line)", "domainColor": "var(--line)", "tickColor": "var(--line)",
         "titlePadding": 8, "labelOverlap": "greedy",
-        "labelLimit": {"expr": "clamp(0.5 * containerSize()[0], 130, 320)"},
+        "labelLimit": {"expr": "clamp(0.6 * containerSize()[0], 130, 320)"},
     },
     "axisXQuantitative": {
         "tickCount": 8, "grid": False, "domainColor": "var(--muted)", "labelOverlap": "parity",
@@ -81,7 +81,7 @@ def specification(
     if zoom:
         # A plain wheel must scroll the page. Browsers report a pinch as Ctrl and wheel.
         chart = chart.add_params(
-            alt.selection_interval(bind="scales", zoom="wheel![event.ctrlKey]")
+            alt.selection_interval(name="zoom", bind="scales", zoom="wheel![event.ctrlKey]")
         )
     chart = chart.properties(width="container", height=height, autosize=size).configure(**CONFIG)
     found: Specification = chart.to_dict()
@@ -133,9 +133,10 @@ def lines(
         domain = list(dict.fromkeys(_column(rows, series)))
         kinds: list[Any] = list(SHAPES) if points else [list(dash) for dash in DASHES]
         channel = alt.Shape if points else alt.StrokeDash
+        symbol = None if points else "stroke"  # circles of a layer would get the dashes
         chart = chart.encode(
-            color(rows, series, scale=alt.Scale(domain=domain)),
-            channel(**_series(rows, series), scale=alt.Scale(domain=domain, range=kinds)),
+            color(rows, series, symbol, scale=alt.Scale(domain=domain)),
+            channel(**_series(rows, series, symbol), scale=alt.Scale(domain=domain, range=kinds)),
         )
     curve = size is None
     log = curve and all(value > 0 for value in _column(rows, y))
@@ -160,7 +161,7 @@ def dots(
     layers = [dot]
     if low is not None and high is not None:
         bar = base.mark_rule(strokeWidth=2, color="var(--c7)")
-        from_low = alt.X(**quantity(low, title=value), scale=across)
+        from_low = alt.X(**quantity(low, title=_title(value)), scale=across)
         layers.insert(0, bar.encode(from_low, alt.X2(field=_field(high))))
     return specification(alt.layer(*layers), 22 * _places(rows, name), rows=rows)
 
@@ -204,25 +205,37 @@ def matrix(rows: Rows, x: str, y: str, value: str) -> Specification:
 
 
 def quantity(column: str, title: str | None = None) -> dict[str, Any]:
-    """Return the encoding of a numeric column; `title` defaults to its name."""
-    return {"field": _field(column), "type": "quantitative", "title": title or column}
+    """Return the encoding of a numeric column; `title` defaults to its name, capitalized."""
+    return {"field": _field(column), "type": "quantitative", "title": title or _title(column)}
 
 
 def category(column: str, **options: Any) -> dict[str, Any]:
     """Return the encoding of a column of names; `options` are further Vega-Lite fields."""
-    return {"field": _field(column), "type": "nominal", "title": column, **options}
+    return {"field": _field(column), "type": "nominal", "title": _title(column), **options}
 
 
-def color(rows: Rows, column: str, **options: Any) -> alt.Color:
-    """Encode a column by color, with a legend that fills the width of the chart."""
-    return alt.Color(**_series(rows, column, **options))
+def _title(column: str) -> str:
+    return column[:1].upper() + column[1:]
 
 
-def _series(rows: Rows, column: str, **options: Any) -> dict[str, Any]:
+def color(rows: Rows, column: str, symbol: str | None = None, **options: Any) -> alt.Color:
+    """Encode a column by color, with a legend that fills the width of the chart.
+
+    Args:
+        rows: Data of the chart.
+        column: Column of the colors.
+        symbol: Shape of the legend's symbols. Default: that of the mark.
+        options: Further Vega-Lite fields.
+    """
+    return alt.Color(**_series(rows, column, symbol, **options))
+
+
+def _series(rows: Rows, column: str, symbol: str | None = None, **options: Any) -> dict[str, Any]:
     """Return the encoding of a column of series; channels that share it share one legend."""
     pixels = 7 * _longest(rows, column) + 36
     columns = alt.ExprRef(f"max(1, floor((containerSize()[0] - 60) / {pixels}))")
-    legend = alt.Legend(columns=columns, symbolLimit=0)
+    shape = alt.Undefined if symbol is None else symbol
+    legend = alt.Legend(columns=columns, symbolLimit=0, symbolType=shape)
     return category(column, **{"title": None, "sort": None, "legend": legend, **options})
 
 

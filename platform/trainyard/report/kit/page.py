@@ -22,9 +22,10 @@
 
 The file is self-contained: it loads nothing from disk or network, and its Content-Security-Policy
 forbids loading. All input is text and is escaped, so names and data from anywhere are safe.
-`Cell(href=…)` takes relative links and https only. The page follows the reader's light or dark
-scheme, fits a phone, prints, and every control works by keyboard. A file without figures is about
-30 kB. A file with figures is about 1 MB, because it contains Vega, which draws them.
+`Cell(href=…)` takes links inside the site, to this machine, and https only. The page follows the
+reader's light or dark scheme, fits a phone, prints, and every control works by keyboard. A file
+without figures is about 30 kB. A file with figures is about 1 MB, because it contains Vega, which
+draws them.
 """
 
 import base64
@@ -53,7 +54,10 @@ STATIC = Path(__file__).parent / "static"
 MAX_TEXT = 1000
 """Maximum characters of a text on a page: a data row may be a whole document."""
 
-_SAFE_LINK = re.compile(r"(?:https://|/(?!/)|\./|\?|#)")
+WIDE_COLUMNS = {"columns": 6, "medium": 4}
+"""CSS variable -> about the maximum columns of wide facts, on a wide and on a medium page."""
+
+_SAFE_LINK = re.compile(r"(?:https://|http://127\.0\.0\.1(?::\d+)?/|/(?!/)|\./|\?|#)")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Cell:
         share: Fraction from 0 to 1, drawn as a bar below the text.
 
     Raises:
-        ValueError: The link is neither https nor inside the page's own site.
+        ValueError: The link is neither https, nor on this machine, nor inside the page's own site.
     """
 
     text: str
@@ -81,7 +85,8 @@ class Cell:
 
     def __post_init__(self) -> None:
         if self.href is not None and not _SAFE_LINK.match(self.href):
-            raise ValueError(f"link {self.href!r} must start with https://, /, ./, ? or #")
+            starts = "https://, http://127.0.0.1/, /, ./, ? or #"
+            raise ValueError(f"link {self.href!r} must start with {starts}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,9 @@ class Table:
         choices: Columns with few values; the reader can choose one to see its rows. Such a table
             always has a text filter.
         select: URL of a page about several rows. Each row gets a check box, and the page gets the
-            first cells of the chosen rows as `run` parameters.
+            keys of the chosen rows as `run` parameters.
+        keys: Key of each row for `select`. Default: the text of its first cell.
+        most: Maximum rows that the reader can choose.
     """
 
     caption: str
@@ -110,6 +117,8 @@ class Table:
     order: str = ""
     choices: Sequence[str] = ()
     select: str = ""
+    keys: Sequence[str] = ()
+    most: int = 7
 
 
 @dataclass(frozen=True)
@@ -173,13 +182,16 @@ def number(value: float | None, digits: int = 4) -> str:
     """Format a number for a page, with thousands separators.
 
     Whole numbers below 1e15, and the integer parts of fractions below 1e6, keep all digits.
-    Decimals fill a fraction up to `digits` digits; one below 1 gets `digits` decimals. Other
-    numbers, also very small ones, have Python's format `g`. None becomes a dash, and infinity ∞.
+    Decimals fill a fraction up to `digits` digits; one below 1 gets `digits` decimals, and so do
+    the floats 0, 1 and -1, which are scores or shares. Other numbers, also very small ones, have
+    Python's format `g`. None becomes a dash, and infinity ∞.
     """
     if value is None:
         return "–"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value).replace("nan", "NaN").replace("inf", "∞")
+    if isinstance(value, float) and value in (-1, 0, 1):
+        return f"{value:.{digits}f}"
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     if max(1e-3, 10 ** (1 - digits)) <= abs(value) < 1e6:
@@ -189,8 +201,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def percent(share: float | None, digits: int = 0) -> str:
-    """Format a fraction as a percentage, 0.125 as 12.5% with `digits` 1; a dash for None."""
-    return "–" if share is None else f"{100 * share:.{digits}f}%"
+    """Format a fraction as a percentage, 0.125 as 12.5 % with `digits` 1; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f}\u00a0%"
 
 
 def moment_cell(seconds: float | None) -> Cell:
@@ -374,15 +386,19 @@ def _part(part: Part) -> dict[str, Any]:
             return {"kind": "figure", "part": part, "spec": spec, "width": width}
         case Facts():
             items = [(name, _cell_html(_as_cell(value))) for name, value in part.items]
-            return {"kind": "facts", "part": part, "items": items, "columns": _balanced(len(items))}
+            widths = {name: _columns(len(items), most) for name, most in WIDE_COLUMNS.items()}
+            return {"kind": "facts", "part": part, "items": items, "columns": widths}
         case Text():
             return {"kind": "text", "part": part}
 
 
-def _balanced(items: int) -> int:
-    """Return a number of columns for which the last row of facts is about as full as the others."""
-    rows = -(-items // 6)
-    return -(-items // max(rows, 1)) or 1
+def _columns(items: int, most: int) -> int:
+    """Return about `most` columns or fewer, for which the last row of facts is about full.
+
+    No fact stands alone in the last row, if a number of columns up to `most + 1` allows it.
+    """
+    even = -(-items // max(-(-items // most), 1)) or 1
+    return next((n for n in (even, *range(most + 1, 1, -1)) if items % n != 1), even)
 
 
 def _table(table: Table) -> dict[str, Any]:
@@ -399,10 +415,15 @@ def _table(table: Table) -> dict[str, Any]:
             "order": order.get(name, "none"),
             "choice": name in table.choices,
             "width": 0 if numeric[i] else _width([row[i].text for row in rows], first=not i),
+            "phone": 0 if numeric[i] else _phone_width([row[i].text for row in rows], first=not i),
         }
         for i, name in enumerate(table.columns)
     ]
-    return {"columns": columns, "body": "\n".join(_row_html(row, numeric) for row in rows)}
+    runs = [""] * len(rows)
+    if table.select:
+        runs = list(table.keys) or [row[0].text for row in rows]
+    body = [_row_html(row, numeric, run) for row, run in zip(rows, runs, strict=True)]
+    return {"columns": columns, "body": "\n".join(body)}
 
 
 def _as_cell(value: Cell | Value) -> Cell:
@@ -424,12 +445,13 @@ def _cell_html(cell: Cell) -> str:
     mark = f'<span class="status {escape(cell.status)}"></span>' if cell.status else ""
     text = escape(cell.text)
     if cell.href:
-        text = f'<a href="{escape(cell.href)}">{text}</a>'
+        lines = text.replace("/", "/<wbr>")  # browsers do not break a path by themselves
+        text = f'<a href="{escape(cell.href)}">{lines}</a>'
     note = f" <small>{escape(cell.note)}</small>" if cell.note else ""
     return mark + text + note
 
 
-def _row_html(cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
+def _row_html(cells: Sequence[Cell], numeric: Sequence[bool], run: str) -> str:
     parts = []
     for i, (cell, right) in enumerate(zip(cells, numeric, strict=True)):
         tag, scope = ("td", "") if i else ("th", ' scope="row"')
@@ -439,13 +461,23 @@ def _row_html(cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
         if cell.share is not None:
             bar = f'<meter min="0" max="1" value="{cell.share:.4f}" aria-hidden="true"></meter>'
         parts.append(f"<{tag}{scope}{kind}{key}>{_cell_html(cell)}{bar}</{tag}>")
-    return f"<tr>{''.join(parts)}</tr>"
+    chosen = f' data-run="{escape(run)}"' if run else ""
+    return f"<tr{chosen}>{''.join(parts)}</tr>"
 
 
 def _width(texts: Sequence[str], *, first: bool) -> int:
     """Return the minimum width of a column, in characters, at which short words are not broken."""
     longest = max(map(len, texts), default=0)
     return min(longest, 14 if first else 22) + 2
+
+
+def _phone_width(texts: Sequence[str], *, first: bool) -> int:
+    """Return the minimum width of a column on a phone, in characters.
+
+    Names of rows stay in view, so they get the width of their longest word.
+    """
+    parts = [part for text in texts for part in re.split(r"\s+|(?<=[-/])", text)]
+    return min(max(map(len, parts if first else texts), default=0), 16) + 1
 
 
 def _embedded_json(value: Mapping[str, Any]) -> str:

@@ -12,8 +12,10 @@ EXAMPLE = {"inputs": "…"}
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
-    "pre{overflow:auto;padding:.6rem;border:1px solid #8888;border-radius:.4rem}"
-    ":root{color-scheme:light dark}"
+    "pre{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem;border:1px solid #8888;"
+    "border-radius:.4rem}"
+    ":root{color-scheme:light dark}body{background:#f7f6f2;color:#1b2126}a{color:#0b6b7d}"
+    "@media(prefers-color-scheme:dark){body{background:#14181b;color:#e8eaea}a{color:#66c3d3}}"
 )
 
 LANDING_POLICY = (

@@ -7,10 +7,10 @@ are part of the API.
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 from pydantic import TypeAdapter
 
@@ -404,14 +404,7 @@ DOCS_POLICY = (
 def add_docs(app: FastAPI) -> None:
     """Add /docs: Swagger UI from the files of an installed package, so it needs no network."""
     folder = resources.files("fastapi_offline") / "static"
-    script, style, icon = DOCS_FILES
-    page = get_swagger_ui_html(
-        openapi_url="openapi.json",
-        title=app.title,
-        swagger_js_url=f"docs/{script}",
-        swagger_css_url=f"docs/{style}",
-        swagger_favicon_url=f"docs/{icon}",
-    ).body
+    page = Path(__file__).with_name("docs.html").read_text(encoding="utf-8")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -85,19 +85,23 @@
       const query = new URLSearchParams([...chosen].map((name) => ["run", name]));
       location.href = `${holder.dataset.select}?${query}`;
     });
+    const most = Number(holder.dataset.most);
+    const hint = element("span", {});
     const count = () => {
-      go.disabled = chosen.size < 2;
+      go.disabled = chosen.size < 2 || chosen.size > most;
       go.textContent = chosen.size ? `Compare ${chosen.size}` : "Compare";
+      hint.textContent = chosen.size > most ? `At most ${most} can be compared at once.` : "";
     };
+    hint.setAttribute("role", "status");
     for (const row of holder.querySelector("tbody").rows) {
-      const name = row.cells[0].textContent.trim();
+      const name = row.dataset.run;
       const box = element("input", { type: "checkbox", checked: chosen.has(name), id: `${holder.id}-${name}` });
-      box.setAttribute("aria-label", `Choose ${name}`);
+      box.setAttribute("aria-label", `Choose ${(row.querySelector("th a") ?? row.cells[0]).textContent.trim()}`);
       box.addEventListener("change", () => { chosen[box.checked ? "add" : "delete"](name); count(); });
       row.cells[0].prepend(box);
     }
     count();
-    bar.append(go);
+    bar.append(go, hint);
   }
 
   function table(holder) {
@@ -176,7 +180,7 @@
 
   function smoothing(figure, bar) {
     const box = element("select", { id: `${figure.id}-smooth` });
-    box.append(new Option("none", ""), new Option("light", "0.6"), new Option("strong", "0.9"));
+    box.append(new Option("None", ""), new Option("Light", "0.6"), new Option("Strong", "0.9"));
     box.value = state.smooth[figure.id] ?? "";
     box.addEventListener("change", () => {
       state.smooth[figure.id] = box.value;
@@ -185,6 +189,57 @@
       figure.querySelector("select").focus();
     });
     return element("label", {}, "Smoothing", box);
+  }
+
+  // Signals of the visible domains, by scale. A signal is null where all data are visible.
+  function domains(view) {
+    const fields = view.signal("zoom_tuple_fields");
+    return Object.fromEntries(fields.map(({ channel, field }) => [channel, `zoom_${field.replace(/\W/g, "_")}`]));
+  }
+
+  function zoomOf(view) {
+    return Object.fromEntries(Object.entries(domains(view)).map(([channel, name]) => [channel, view.signal(name)]));
+  }
+
+  function setZoom(figure, view, zoom) {
+    for (const [channel, name] of Object.entries(domains(view))) view.signal(name, zoom?.[channel] ?? null);
+    figure.classList.toggle("zoomed", Boolean(zoom?.x));
+    return view.runAsync();
+  }
+
+  // Scale the visible part by `factor` around its center, and move it by shares of its size.
+  function zoomBy(figure, view, factor, right = 0, up = 0) {
+    const moved = { x: right, y: up };
+    const zoom = {};
+    for (const channel of Object.keys(domains(view))) {
+      const scale = view.scale(channel);
+      const [start, end] = scale.range();
+      const center = (start + end) / 2 + moved[channel] * (end - start);
+      zoom[channel] = [start, end].map((at) => scale.invert(center + (at - (start + end) / 2) * factor));
+    }
+    return setZoom(figure, view, zoom);
+  }
+
+  // Keys work on each control below a chart, and the buttons by touch.
+  function zooming(figure, drawn, bar) {
+    // One after the other: Vega loses a signal that is set while it draws.
+    const next = (act) => () => { drawn.turn = drawn.turn.then(() => drawn.view && act(drawn.view)); };
+    const by = (...change) => next((view) => zoomBy(figure, view, ...change));
+    const acts = {
+      "+": by(0.5), "-": by(2), 0: next((view) => setZoom(figure, view, null)),
+      ArrowLeft: by(1, -0.2), ArrowRight: by(1, 0.2), ArrowUp: by(1, 0, 0.2), ArrowDown: by(1, 0, -0.2),
+    };
+    bar.addEventListener("keydown", (event) => {
+      const act = acts[event.key];
+      if (!act || event.target.tagName === "SELECT" || event.ctrlKey || event.altKey || event.metaKey) return;
+      event.preventDefault();
+      act();
+    });
+    bar.append(
+      element("span", { className: "zoom" }, tool("−", "Zoom out", acts["-"]), tool("+", "Zoom in", acts["+"]),
+        tool("Reset", "Reset the zoom", acts[0])),
+      element("span", { className: "hint" },
+        "Zoom: + and -, or Ctrl and wheel. Pan: arrow keys, or drag. Reset: 0, or double-click."));
   }
 
   function figureTools(figure, drawn, spec) {
@@ -196,15 +251,13 @@
         state.log[figure.id] = !state.log[figure.id];
         bar.remove();
         draw(figure, true);
-        figure.querySelector(".tool").focus();
+        figure.querySelector("[aria-pressed]").focus();
       });
       log.setAttribute("aria-pressed", String(Boolean(state.log[figure.id])));
       end.append(log);
     }
     if (spec.usermeta?.smooth) bar.append(smoothing(figure, bar));
-    if (spec.usermeta?.zoom) {
-      bar.append(element("span", { className: "hint" }, "Drag to pan, Ctrl and wheel to zoom, double-click to reset."));
-    }
+    if (spec.usermeta?.zoom) zooming(figure, drawn, bar);
     end.append(
       tool("SVG", "Download this figure as SVG", async () => download(name, "svg", await figureSvg(drawn.view), "image/svg+xml")),
       tool("CSV", "Download the data of this figure as CSV", () => download(name, "csv", figureCsv(spec), "text/csv")));
@@ -220,19 +273,28 @@
     const spec = JSON.parse(source);
     if (kept?.source === source && !again) {
       chart.replaceWith(kept.chart);
+      if (kept.view && spec.usermeta?.zoom) figure.classList.toggle("zoomed", Boolean(zoomOf(kept.view).x));
       figureTools(figure, kept, spec);
       return;
     }
+    // A new drawing of the same figure keeps the part that the reader looks at.
+    const zoom = spec.usermeta?.zoom && kept?.view ? zoomOf(kept.view) : kept?.zoom;
     kept?.view?.finalize();
-    const own = { source, chart };
+    const own = { source, chart, zoom };
     state.drawn[figure.id] = own;
     if (kept) chart.style.minHeight = `${kept.chart.offsetHeight}px`;
     figureTools(figure, own, spec);
     const even = state.smooth[figure.id] ? smoothed(spec, Number(state.smooth[figure.id])) : spec;
-    vegaEmbed(chart, state.log[figure.id] ? logarithmic(even) : even, {
+    own.turn = vegaEmbed(chart, state.log[figure.id] ? logarithmic(even) : even, {
       actions: false, renderer: "svg", ast: true, tooltip: { theme: "custom" }, logLevel: 1, // errors
     })
-      .then(({ view }) => { own.view = view; chart.style.minHeight = ""; })
+      .then(({ view }) => {
+        own.view = view;
+        chart.style.minHeight = "";
+        if (!zoom?.x) return undefined;
+        const drawable = !state.log[figure.id] || Math.min(...zoom.y) > 0;
+        return setZoom(figure, view, drawable ? zoom : { x: zoom.x, y: view.scale("y").domain() });
+      })
       .catch((error) => { chart.textContent = `This figure could not be drawn: ${error.message}`; });
   }
 
@@ -324,7 +386,7 @@
 
   // A link into a folded section opens it.
   function unfold() {
-    const found = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const found = document.getElementById(location.hash.slice(1)); // ids are ASCII
     const folded = found && found.querySelector("details");
     if (folded) folded.open = true;
   }
