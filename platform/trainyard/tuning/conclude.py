@@ -53,6 +53,8 @@ class SweepResult(Readable):
     metrics: Mapping[str, Mapping[str, float]]
     trials: Mapping[str, int]
     seconds: float
+    warnings: Sequence[str] = ()
+    """Sentences about the data and the result of the recommended recipe."""
 
     def as_json(self) -> dict[str, Any]:
         return {"job": "tune", **asdict(self)}
@@ -132,6 +134,7 @@ def conclude(
         metrics=record["result"]["metrics"],
         trials=dict(Counter(trial.status for trial in trials)),
         seconds=round(seconds, 2),
+        warnings=record.get("warnings", []),
     )
     say(comment)
     folder.update(
@@ -141,6 +144,7 @@ def conclude(
         reason=unconfirmed or None,
         verdict=verdict,
         confirmation=confirmation,
+        warnings=result.warnings,
     )
     # Keep the best trial of the search: an extended sweep may recommend it.
     candidates = confirmation["candidates"] if confirmation else []

@@ -163,6 +163,7 @@ def _tune(config: SweepConfig) -> SweepResult:
                 base_model_digest={**before_models, **models},
                 versions=versions(),
                 resources_per_trial=dict(per_worker),
+                warnings=list(next(iter(data.values())).warnings),
                 max_concurrent_trials=concurrent,
             )
             say(

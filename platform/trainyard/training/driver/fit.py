@@ -205,22 +205,20 @@ def _fit(
                 cache = folder.path.parent / ".cache"
                 data = prepare(splits, tokenizer, config, cache, folder)
                 folder.share_tables(data.folders)
-                alerts = [
-                    *warnings(data, task, config.max_length),
-                    *slow_settings(config, len(data.table("train"))),
-                ]
-                for warning in alerts:
-                    say(warning)
+                found = warnings(data, task, config.max_length)
+                for sentence in (*found, *slow_settings(config, len(data.table("train")))):
+                    say(sentence)
+                alerts = [*splits.warnings, *found]
                 stopwatch.lap("tokenization")
             else:
                 task, tokenizer, data = trial.task, trial.tokenizer, trial.data
-                alerts = []
+                alerts = [*data.warnings]
                 stopwatch.lap("start_up")
             threads = int(resources.get("CPU", 1))
             data = _open_record(folder, config, data, trial, environment(config, threads))
+            folder.update(warnings=alerts)
             if trial is None:
-                found = {"warnings": alerts} if alerts else {}
-                folder.update(examples=sample_rows(splits), **found)
+                folder.update(examples=sample_rows(splits))
             if trial is not None and config.worker_counts == [1]:
                 outcome = worker_function(
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
