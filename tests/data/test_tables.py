@@ -107,6 +107,27 @@ def test_a_data_set_by_name(mail: Path) -> None:
         find_splits(TrainConfig(dataset_name="nowhere/nothing"))
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "reason"),
+    [
+        ("text,label\na,x\n", "body,kind\na,x\n",
+         "its files have different columns: text, label and, in another file, body, kind"),
+        ("text,label\na,x\nb,y,z,w\n", "text,label\na,x\n", "Expected 2 fields in line 3, saw 4"),
+        ("", "text,label\na,x\n", "No columns to parse from file"),
+    ],
+    ids=["columns", "fields", "empty"],
+)  # fmt: skip
+def test_faulty_files_of_a_data_set_are_refused(
+    tmp_path: Path, train: str, validation: str, reason: str
+) -> None:
+    (tmp_path / "train.csv").write_text(train)
+    (tmp_path / "validation.csv").write_text(validation)
+    with pytest.raises(UserError) as refused:
+        find_splits(TrainConfig(dataset_name=str(tmp_path)))
+    assert f"data set {tmp_path} could not be loaded (" in str(refused.value)
+    assert reason in str(refused.value)
+
+
 def test_data_is_named_after_its_source() -> None:
     assert TrainConfig(train_file="data/mail.csv").data_name == "mail"
     assert TrainConfig(dataset_name="org/mail").data_name == "org/mail"

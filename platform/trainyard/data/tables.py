@@ -62,10 +62,10 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
         source, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
         splits = datasets.load_dataset(source, config_name, revision=revision or None)
     # Base classes of the errors of datasets and huggingface_hub; RuntimeError refuses scripts.
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"data set {name} could not be loaded ({one_line(error, 200)}); check "
-            "--dataset-name and --dataset-config-name, or give its files with --train-file"
+            f"data set {name} could not be loaded ({_reason(error)}); check --dataset-name and "
+            "--dataset-config-name, or give its files with --train-file and --validation-file"
         ) from error
     if "train" not in splits:
         raise UserError(
@@ -73,3 +73,17 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
         )
     validation = splits.get("validation")
     return as_file(splits["train"]), None if validation is None else as_file(validation)
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason on one line, which is the cause if a file of a data set is at fault."""
+    import datasets
+
+    found: BaseException = error
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
+        found = error.__cause__
+    if isinstance(found, datasets.table.CastError):
+        columns = (found.requested_column_names, found.table_column_names)
+        first, other = (", ".join(names) for names in columns)
+        return f"its files have different columns: {first} and, in another file, {other}"
+    return one_line(found, 200)

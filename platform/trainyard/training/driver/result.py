@@ -207,9 +207,14 @@ def earlier_result(
         raise AnotherRun(f"{another} {reason}")
     if record.get("status") != "finished" or not folder.has_model():
         return None
-    # The revision pins data from the Hub, so the Hub need not be queried.
+    # The Hub is not queried for data that may have changed there.
     sources = data.sources if data else None
-    if sources is None and (config.train_file or config.data_dir):
+    local = (
+        config.train_file
+        or config.data_dir
+        or (config.dataset_name and Path(config.dataset_name).exists())
+    )
+    if sources is None and local:
         begun = config.as_begun(record["config"])
         sources = {split.name: split.digest for split in find_splits(begun).splits}
     before = record.get("data_sources")
