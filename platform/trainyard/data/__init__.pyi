@@ -31,3 +31,8 @@ from .tokenize import PreparedData as PreparedData
 from .tokenize import prepare as prepare
 from .tokenize import quiet_ray_data as quiet_ray_data
 from .tokenize import stored_sketch as stored_sketch
+from .trained_columns import TEXT as TEXT
+from .trained_columns import TrainedColumns as TrainedColumns
+from .trained_columns import columns_of as columns_of
+from .trained_columns import default_texts as default_texts
+from .trained_columns import trained_columns as trained_columns

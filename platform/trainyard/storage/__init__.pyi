@@ -44,3 +44,4 @@ from .sweep_folder import TrialRecord as TrialRecord
 from .sweep_folder import TrialSpec as TrialSpec
 from .sweep_folder import now as now
 from .sweep_folder import record as record
+from .sweep_folder import trained_config as trained_config
