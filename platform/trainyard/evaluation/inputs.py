@@ -29,7 +29,7 @@ from trainyard.data import (
 from trainyard.errors import UserError
 from trainyard.evaluation.config import DEFAULT_LENGTH, EvalConfig, EvaluatedRows
 from trainyard.metrics import stored_cuts
-from trainyard.models import load_config, resolve_model
+from trainyard.models import load_config, resolve_model, trained_length
 from trainyard.storage import RunFolder
 from trainyard.tasks import ProblemType, Task, get_task, own_task
 
@@ -62,7 +62,8 @@ def describe(name: str) -> EvaluatedModel:
     """Describe a model from its config and, in a run folder, run.json; do not read its weights.
 
     Raises:
-        UserError: The model does not exist, or its stored thresholds or run.json are damaged.
+        UserError: The model does not exist, or its stored length or thresholds or its run.json are
+            damaged.
     """
     settings = load_config(name)
     path = resolve_model(name)
@@ -76,13 +77,13 @@ def describe(name: str) -> EvaluatedModel:
         if regression and settings.problem_type != "multi_label_classification"
         else labels,
         problem_type=settings.problem_type or ("regression" if regression else None),
-        max_length=_trained_length(Path(path)),
+        max_length=trained_length(settings) or _recorded_length(Path(path)),
         positions=getattr(settings, "max_position_embeddings", None),
         cuts=stored_cuts(settings),
     )
 
 
-def _trained_length(folder: Path) -> int | None:
+def _recorded_length(folder: Path) -> int | None:
     """Read `--max-length` of the model's run; return None without a run.
 
     Raises:

@@ -414,7 +414,9 @@ def _conclude(
     rows = {name: len(table) for name, table in tables.items()}
     card = model_card(config, task, {**folder.read(), "warnings": alerts}, evaluation, rows)
     try:
-        export_model(folder, best, tokenizer, card, evaluation, task.labels, thresholds)
+        export_model(
+            folder, best, tokenizer, card, evaluation, config.max_length, task.labels, thresholds
+        )
     except UserError as error:
         folder.update(status="failed", reason=str(error))
         raise
