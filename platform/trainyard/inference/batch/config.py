@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from trainyard.config import PLACE_FIELDS, FileFlags, WorkerFlags, added
-from trainyard.data import TEXT, TextFormat, columns_of, default_texts, trained_columns
+from trainyard.data import TEXT, TextFormat, columns_of, default_texts, files_of, trained_columns
 from trainyard.errors import UserError
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
@@ -70,6 +70,11 @@ class PredictConfig(FileFlags, WorkerFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(files := files_of(self.input_file)) > 1:
+            raise UserError(
+                f"--input-file names {len(files)} files, expected one; predict each to its own "
+                "--output-file"
+            )
         if Path(self.output_file).suffix not in OUTPUTS:
             raise UserError(
                 f"--output-file {self.output_file} must end in {', '.join(OUTPUTS)}; rename it"
