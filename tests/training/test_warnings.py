@@ -55,5 +55,6 @@ def test_each_warning_of_a_run_is_in_its_record_its_json_and_its_card(
         f"- {each.removeprefix('warning: ')}" for each in result.warnings
     )
     assert not [each for each in result.warnings if "held out" in each]
+    assert (printed["task"], printed["data_name"]) == ("own", "mail")
     exported = json.loads((Path(result.model) / "config.json").read_text())
     assert exported["trained_max_length"] == 32

@@ -81,11 +81,12 @@ def test_where_the_winner_is_worse_the_default_recipe_is_the_result(folder: Swee
 
 def test_the_warnings_of_the_recommended_run_are_those_of_the_sweep(folder: SweepFolder) -> None:
     for trial, words in zip(folder.records(), ("rows were cut", "rows are empty"), strict=True):
-        trial.run.update(warnings=[words])
+        trial.run.update(warnings=[words], data_name="mail")
     result = conclude(folder, TASKS["mrpc"], SPACE, rank(folder.records()), None, "", 12.0)
     assert result.best_trial == "trial-0001"
     assert result.as_json()["warnings"] == folder.read()["warnings"] == ["rows are empty"]
     assert folder.read()["result"]["warnings"] == ["rows are empty"]
+    assert result.as_json()["data_name"] == "mail"
 
 
 def test_all_trials_get_the_warnings_about_their_data(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from trainyard.config import (
@@ -62,6 +63,10 @@ class EvaluatedRows(FileFlags):
                 raise UserError(
                     f"{flag(name)} describes your own data, but there is no --validation-file; add it"
                 )
+
+    def data_name(self, task: str) -> str:
+        """Return the display name of the rows: stem of the validation file, or `task`."""
+        return Path(self.validation_file).stem if self.validation_file else task
 
     def data(self, task: str) -> DataFlags:
         return DataFlags(task=task, data_dir=self.data_dir)

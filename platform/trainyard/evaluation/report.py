@@ -39,7 +39,7 @@ def page(found: Details) -> str:
             if content
         ]
     return render(
-        f"Evaluation: {'own data' if found['task'] == 'own' else found['task']}",
+        f"Evaluation: {found['data_name']}",
         sections,
         subtitle=f"{found['model']}, {found['run']}, {commit(found['versions'])}",
     )

@@ -55,6 +55,8 @@ class SweepResult(Readable):
     seconds: float
     warnings: Sequence[str] = ()
     """Sentences about the data and the result of the recommended recipe."""
+    data_name: str = ""
+    """Display name of the data: Hub data set, stem of the training file, or task."""
 
     def as_json(self) -> dict[str, Any]:
         return {"job": "tune", **asdict(self)}
@@ -135,6 +137,7 @@ def conclude(
         trials=dict(Counter(trial.status for trial in trials)),
         seconds=round(seconds, 2),
         warnings=record.get("warnings", []),
+        data_name=record.get("data_name", ""),
     )
     say(comment)
     folder.update(

@@ -156,6 +156,7 @@ def _tune(config: SweepConfig) -> SweepResult:
                 searcher=config.searcher,
                 scheduler=config.scheduler,
                 task=task.name,
+                data_name=config.data_name,
                 metric=task.score,
                 num_trials=budget,
                 started=known.get("started") or now(),

@@ -191,7 +191,7 @@ def page(report: Report) -> str:
         "Faulty texts": [_shown_texts(report)],
     }
     return kit.render(
-        f"Data doctor: {report['task']}",
+        f"Data doctor: {report['data_name']}",
         [
             Section(title, content, folded=title == "Faulty texts")
             for title, content in sections.items()

@@ -444,6 +444,7 @@ def _conclude(
         peak_flops=outcome.peak_flops,
         warnings=alerts,
         label_thresholds=thresholds,
+        data_name=config.data_name,
     )
     if words:
         say(f"note: {words}")

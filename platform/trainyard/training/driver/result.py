@@ -59,6 +59,8 @@ class FitResult(Readable):
     """Sentences about the data and the result that the run printed."""
     label_thresholds: Mapping[str, float] = field(default_factory=dict)
     """Minimum probability by label (--label-thresholds fitted); empty where all are 0.5."""
+    data_name: str = ""
+    """Display name of the data: Hub data set, stem of the training file, or task."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the mapping that the job prints as JSON."""
@@ -226,7 +228,8 @@ def earlier_result(
         digests = {}
     if any(digests.values()):  # a folder that is gone looks like a model of the Hub
         check_base_model(record, digests)
-    return FitResult(**{**record["result"], "model": folder.address("model")})
+    known = {"data_name": config.data_name, **record["result"]}  # older runs have no name
+    return FitResult(**{**known, "model": folder.address("model")})
 
 
 def outcome_of_finished(folder: RunFolder) -> Outcome | None:
