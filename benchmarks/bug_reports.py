@@ -190,7 +190,7 @@ def _exported(run: Any, outcome: Any, case: Mapping[str, Any], folder: Path) -> 
     )
     labels = find_splits(config_of(case, folder)).task.labels
     checkpoint = run.checkpoints / f"step-{outcome.state.best_step:08d}"
-    export_model(run, checkpoint, build_tokenizer(config), "card", {}, labels)
+    export_model(run, checkpoint, build_tokenizer(config), "card", {}, config.max_length, labels)
     return PREDICTORS["text-classification"].load(str(run.model))
 
 

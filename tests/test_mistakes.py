@@ -131,7 +131,13 @@ OF_OTHER_JOBS = {
     ("serve", "--model-name-or-path", "./absent"): "holds no config.json",
     ("engine", "--model-name-or-path", "./absent"): "absent",
     ("data-doctor", "--train-file", "absent.csv"): "absent.csv does not exist",
+    ("data-doctor", "--train-file", "good.csv", "--validation-file", "good.csv",
+     "--model-name-or-path", "./absent"): "holds no config.json",
+    ("data-doctor", "--train-file", "good.csv", "--validation-file", "good.csv",
+     "--model-name-or-path", "MODEL", "--max-length", "4096"): "is more than the 64 positions",
     ("dashboard", "--storage-path", "absent"): "absent is not a folder",
+    ("glue", "--data-dir", "bare", "--tasks", "rte"):
+        "bare/rte/train.parquet does not exist, so no run was started; put it there",
     ("glue", "--data-dir", "absent", "--tasks", "rt"): "rt",
     ("trian",): "trainyard has no command 'trian'; did you mean 'train'?",
 }  # fmt: skip

@@ -66,7 +66,7 @@ def test_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     html = page(
         {
-            "task": "demo", "model": "m", "run": "r", "seconds": 1.0, "versions": {},
+            "task": "demo", "data_name": "demo", "model": "m", "run": "r", "seconds": 1.0, "versions": {},
             "score": -0.5, "score_metric": "balance", "stored_temperature": None, "against": None,
             "max_length": 8, "group_column": None, "notes": [],
             "splits": {

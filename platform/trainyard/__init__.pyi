@@ -1,5 +1,5 @@
+from .config.tables import as_file as as_file
 from .config.train import TrainConfig as TrainConfig
-from .data.tables import as_file as as_file
 from .errors import UserError as UserError
 from .evaluation.config import EvalConfig as EvalConfig
 from .evaluation.run import evaluate as evaluate

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from trainyard.command import parse
 from trainyard.config import TrainConfig
 from trainyard.config.aliases import find_alias
+from trainyard.doctor import DataDoctorConfig
 from trainyard.errors import UserError
 from trainyard.evaluation import EvalConfig
 
@@ -39,6 +40,8 @@ def test_no_alias_hides_a_flag() -> None:
         (["--warmup_ratio", "0.1"], {"warmup_steps": 0.1}),
         (["--task_name", "mrpc", "--max_seq_length=64"], {"task": "mrpc", "max_length": 64}),
         (["--do_train", "--report_to", "none", "--seed", "3"], {"seed": 3, "report_to": ("none",)}),
+        (["--dataset-name", "a/b", "--dataset-config", "c"],
+         {"dataset_name": "a/b", "dataset_config_name": "c"}),
         (["--eval_strategy", "epoch"], {}),
         (["--evaluation_strategy", "steps", "--eval_steps", "5"], {"eval_steps": 5}),
         (["--load_best_model_at_end", "--dataloader_num_workers", "None"], {}),
@@ -49,6 +52,16 @@ def test_no_alias_hides_a_flag() -> None:
 )  # fmt: skip
 def test_names_of_training_arguments_are_flags(argv: list[str], fields: dict[str, object]) -> None:
     assert parse(TrainConfig, argv) == TrainConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_a_job_that_does_not_train_accepts_other_names_of_its_flags_only() -> None:
+    found = parse(DataDoctorConfig, ["--dataset-name", "a/b", "--dataset-config", "c"])
+    assert (found.dataset_name, found.dataset_config_name) == ("a/b", "c")
+    by_keyword: dict[str, Any] = {"dataset_name": "a/b", "dataset_config": "c"}
+    assert DataDoctorConfig(**by_keyword) == found
+    by_keyword = {"warmup_ratio": 0.1}
+    with pytest.raises(TypeError, match="DataDoctorConfig has no field 'warmup_ratio'"):
+        DataDoctorConfig(**by_keyword)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,20 @@
 """The doctor: its judgment on made-up nodes, and its look at real ones."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainyard import TrainConfig, UserError
-from trainyard.doctor.cluster.checks import CHECKS, GIB, run_checks
+from trainyard.doctor.cluster import preflight as preflight_module
+from trainyard.doctor.cluster.checks import CHECKS, GIB, Finding, run_checks
 from trainyard.doctor.cluster.nodes import Facts, ask, marked
 from trainyard.doctor.cluster.preflight import DoctorConfig, examine_cluster, preflight
 
@@ -147,6 +149,22 @@ def test_a_marker_goes_though_a_late_node_writes_beside_it(tmp_path: Path) -> No
     with marked(str(tmp_path)) as question:
         (Path(question.marker).parent / "late").mkdir()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_storage_folder_that_the_doctor_made_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def examine(config: DoctorConfig) -> Iterator[Finding]:
+        with marked(config.storage_path):
+            yield Finding("storage", "ok", "every node sees it")
+
+    monkeypatch.setattr(preflight_module, "ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(preflight_module, "_examine_cluster", examine)
+    examine_cluster(DoctorConfig(storage_path=str(tmp_path / "new" / "runs")))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    examine_cluster(DoctorConfig(storage_path=str(tmp_path / "old" / "runs")))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
 
 @pytest.mark.parametrize(

@@ -217,3 +217,18 @@ def test_a_rare_label_is_counted_against_rows(tmp_path: Path, tiny_model: Path) 
     )  # fmt: skip
     said = [f["sentence"] for f in report["findings"] if f["check"] == "balance"]
     assert said == []  # 4 of 240 rows are more than 1 %, and 4 of 964 labels less
+
+
+def test_a_report_is_named_after_its_file(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("mail", "held"):
+        rows = "".join(f"{word} {name},{'ab'[n % 2]}\n" for n, word in enumerate(WORDS[:20]))
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
+    found = examine_data(
+        DataDoctorConfig(
+            train_file=str(tmp_path / "mail.csv"), validation_file=str(tmp_path / "held.csv"),
+            model_name_or_path=str(tiny_model), max_length=32, storage_path=str(tmp_path),
+        )
+    )  # fmt: skip
+    line = found.as_json()
+    assert (line["task"], line["data_name"]) == ("own", "mail")
+    assert "Data doctor: mail" in (found.folder / "report.html").read_text()

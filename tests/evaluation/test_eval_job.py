@@ -23,7 +23,7 @@ from trainyard.data.text_sketch import TextSketch
 from trainyard.errors import UserError
 from trainyard.evaluation import run as evaluation
 from trainyard.evaluation.config import EvalConfig
-from trainyard.evaluation.inputs import _trained_length, describe, max_length
+from trainyard.evaluation.inputs import _recorded_length, describe, max_length
 from trainyard.evaluation.report import _results
 from trainyard.evaluation.run import (
     _stored_temperature,
@@ -198,8 +198,12 @@ def test_what_a_model_lies_in(model: Path, tmp_path: Path, monkeypatch: pytest.M
     assert max_length(describe(str(run / "model")), 32) == 32
     (run / "run.json").write_text(json.dumps({"config": {"max_length": 77}}))
     assert describe(str(run / "model")).max_length == 77
+    config = json.loads((run / "model/config.json").read_text())
+    (run / "model/config.json").write_text(json.dumps({**config, "trained_max_length": 20}))
+    assert describe(str(run / "model")).max_length == 20  # also on the Hub, and of a sweep
+    (run / "model/config.json").write_text(json.dumps(config))
     monkeypatch.chdir(run)  # a Hub id without a slash is not a file next to it
-    assert _trained_length(Path("bert-base-uncased")) is None
+    assert _recorded_length(Path("bert-base-uncased")) is None
     for foreign in ("{}", json.dumps({"config": "mine"})):
         (run / "run.json").write_text(foreign)
         assert describe(str(run / "model")).max_length is None

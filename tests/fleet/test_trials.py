@@ -131,6 +131,17 @@ def test_a_trial_is_the_run_that_train_would_do(
     assert record.run.read() == before
 
 
+def test_a_trial_keeps_the_warnings(process: TrialProcess, folder: SweepFolder) -> None:
+    ((key, data),) = process.context.data.items()
+    data = dataclasses.replace(data, warnings=["warning: some texts are empty"])
+    warned = TrialProcess(dataclasses.replace(process.context, data={key: data}))
+    warned.begin(spec(folder, learning_rate=3e-4))
+    to_the_end(warned)
+    run = folder.records()[0].run
+    assert run.read()["warnings"][:1] == data.warnings
+    assert "## Warnings\n\n- some texts are empty\n" in (run.model / "README.md").read_text()
+
+
 def test_a_stopped_trial_is_saved_and_holds_nothing(
     process: TrialProcess, folder: SweepFolder
 ) -> None:

@@ -1,6 +1,7 @@
 """Batch inference: every row once, in order, resumable, on one process and on Ray."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,30 @@ def test_every_row_once_in_order_as_by_itself(
     assert (result["rows"], result["errors"], result["truncated_rows"]) == (50, 0, 1)
     assert found[48]["truncated_tokens"] == 28
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"input{kind}", f"scores{output}"]
+
+
+def test_a_trained_model_predicts_with_the_length_of_its_training(
+    model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps({**config, "trained_max_length": 16}))
+
+    def answers(**given: Any) -> list[dict[str, Any]]:
+        source = write(tmp_path, ".csv", {"text": ["bab", "bab " * 40]})
+        output = tmp_path / "scores.jsonl"
+        predict(
+            PredictConfig(
+                model_name_or_path=str(tmp_path / "model"), input_file=str(source),
+                output_file=str(output), **given,
+            )
+        )  # fmt: skip
+        return rows_of(output)
+
+    assert [row["truncated_tokens"] for row in answers()] == [0, 26]
+    short, long = answers(truncation=False)
+    assert (short.get("error"), long.get("label")) == (None, None)
+    assert "has 42 tokens and only 16 fit" in long["error"]
 
 
 def test_rows_that_cannot_be_answered_keep_their_place(model: Path, tmp_path: Path) -> None:

@@ -60,6 +60,49 @@ def test_scores_follow_the_problem_type(
     same(TextClassification.load(str(model))(TEXTS), oracle(TEXTS))
 
 
+def with_length(folder: Path, copy: Path, length: object) -> Path:
+    """Copy a model, and store the length of its training as an export does."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "trained_max_length": length}))
+    return copy
+
+
+def test_a_trained_model_reads_as_many_tokens_as_in_training(
+    predictor: TextClassification, folder: Path, tmp_path: Path
+) -> None:
+    trained = TextClassification.load(str(with_length(folder, tmp_path / "model", 16)))
+    assert (predictor.max_tokens, trained.max_tokens) == (64, 16)
+    text, pair = "bab col " * 20, {"text": "bab " * 20, "text_pair": "col " * 20}
+    for inputs in (text, pair):
+        prepared = trained.preprocess(inputs)
+        assert (prepared.rows[0].length, prepared.truncated[0] > 0) == (16, True)
+        with pytest.raises(UserError, match=r"has \d+ tokens and only 16 fit"):
+            trained(inputs, truncation=False)
+    same(trained(text), predictor("bab col " * 7))
+    with pytest.raises(UserError, match="has 42 tokens and only 16 fit"):
+        trained(text, truncation="do_not_truncate")
+    with pytest.raises(UserError, match="has 92 tokens and only 64 fit"):
+        predictor("bab " * 90)
+    longer = TextClassification.load(str(with_length(folder, tmp_path / "longer", 512)))
+    assert longer.max_tokens == 64
+    assert longer.preprocess("bab " * 90).truncated == [28]
+    wrong: Any = ["text"]
+    with pytest.raises(UserError, match="parameters must be a JSON object"):
+        trained.preprocess(text, wrong)
+
+
+@pytest.mark.parametrize("length", [0, -1, "32", 1.5, True])
+def test_a_stored_length_that_is_no_length_is_refused(
+    folder: Path, tmp_path: Path, length: object
+) -> None:
+    model = with_length(folder, tmp_path / "model", length)
+    with pytest.raises(
+        UserError, match=r"trained_max_length in the model's config.json is .*correct"
+    ):
+        TextClassification.load(str(model))
+
+
 def test_a_stored_temperature_divides_the_logits(
     predictor: TextClassification, folder: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """What the dashboard says of a sweep: its result, its confirmation, and what it must not be misled by."""
 
+import json
 import math
 import os
 import re
@@ -40,6 +41,15 @@ def test_where_the_winner_was_worse_the_default_recipe_is_named(tmp_path: Path) 
     assert "In the default recipe" in shown
     assert "Corrected f1" not in shown
     assert "0.8733" in str(Dashboard(tmp_path).page("", site=None))
+
+
+def test_a_sweep_shows_its_warnings(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", 12)
+    record = json.loads((folder / "sweep.json").read_text())
+    record["warnings"] = ["warning: 2 of 40 rows of validation occur in train too"]
+    (folder / "sweep.json").write_text(json.dumps(record))
+    page = str(Dashboard(tmp_path).page("s", site=None))
+    assert "2 of 40 rows of validation occur in train too." in page
 
 
 def test_an_interval_without_width_is_not_shown_as_certainty(tmp_path: Path) -> None:

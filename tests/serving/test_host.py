@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.serving_locally import load
-from support.small_models import encoder_decoder
+from support.small_models import classifier, encoder_decoder
 
 from trainyard.errors import UserError
 from trainyard.inference.request_tokens import Item, Prepared, Row
@@ -219,6 +219,21 @@ def test_what_a_stream_fails_on_is_in_the_log(monkeypatch: pytest.MonkeyPatch) -
 
     asyncio.run(run())
     assert told == [failure]
+
+
+def test_a_trained_model_is_served_with_the_length_of_its_training(tmp_path: Path) -> None:
+    folder = classifier(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "trained_max_length": 16}))
+    host = load(folder)
+    text: dict[str, Any] = {"inputs": "bab " * 40}
+    cut = asyncio.run(host.answer(json.dumps(text).encode(), 60))
+    assert (cut.status, cut.headers["x-truncated-tokens"]) == (200, "26")
+    text["parameters"] = {"truncation": False}
+    refused = asyncio.run(host.answer(json.dumps(text).encode(), 60))
+    assert (refused.status, b"has 42 tokens and only 16 fit" in refused.body) == (422, True)
+    assert host.describe()["limits"]["max_tokens"] == 16
+    host.close()
 
 
 def test_a_text_for_a_model_without_a_limit_is_one_pass_at_most(tmp_path: Path) -> None:

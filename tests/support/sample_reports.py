@@ -14,7 +14,7 @@ from trainyard.tasks import get_task
 evaluation: Any = importlib.import_module("trainyard.evaluation.run")
 
 
-def evaluation_page(rows: int = 400) -> str:
+def evaluation_page(rows: int = 400, data_name: str = "mnli") -> str:
     """Build the page of a three-class classifier with an accuracy of about 80 %."""
     rng = np.random.default_rng(0)
     task = get_task("mnli")
@@ -48,7 +48,8 @@ def evaluation_page(rows: int = 400) -> str:
     }
     html: str = evaluation.page(
         {
-            "task": "mnli", "model": "runs/ours/model", "run": "eval-mnli", "against": "theirs",
+            "task": "mnli", "data_name": data_name, "model": "runs/ours/model", "run": "eval-mnli",
+            "against": "theirs",
             "score": split["metrics"]["accuracy"], "score_metric": "accuracy", "group_column": None,
             "max_length": 128, "stored_temperature": 1.3, "seconds": 12.3,
             "splits": {"validation_matched": split}, "notes": [], "versions": {"commit": "3a5e3e0" * 5},

@@ -93,7 +93,7 @@ def _exported_logits(config: TrainConfig, folder: RunFolder) -> torch.Tensor:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     checkpoint = folder.checkpoints / f"step-{LAST_STEP:08d}"
-    export_model(folder, checkpoint, build_tokenizer(config), "card", {}, LABELS)
+    export_model(folder, checkpoint, build_tokenizer(config), "card", {}, config.max_length, LABELS)
     model, report = AutoModelForSequenceClassification.from_pretrained(
         folder.model, output_loading_info=True
     )

@@ -77,16 +77,25 @@ def test_a_model_is_exported_only_if_it_answers(tmp_path: Path) -> None:
     checkpoint = folder.checkpoints / "step-00000002"
     assert "id2label" not in json.loads((checkpoint / "config.json").read_text())
     tokenizer = build_tokenizer(config)
-    export_model(folder, checkpoint, tokenizer, "card", {}, ("LABEL_0", "LABEL_1"))
+    export_model(folder, checkpoint, tokenizer, "card", {}, 32, ("LABEL_0", "LABEL_1"))
     predictor = PREDICTORS["text-classification"].load(str(folder.model))
     assert predictor.labels == ["LABEL_0", "LABEL_1"]
+    assert predictor.max_tokens == 32
+    base = json.loads((checkpoint / "config.json").read_text())
+    assert "trained_max_length" not in base
+    # A base model that was exported with another length.
+    (checkpoint / "config.json").write_text(json.dumps({**base, "trained_max_length": 8}))
+    export_model(folder, checkpoint, tokenizer, "card", {}, 24, ("LABEL_0", "LABEL_1"))
+    assert json.loads((folder.model / "config.json").read_text())["trained_max_length"] == 24
+    assert PREDICTORS["text-classification"].load(str(folder.model)).max_tokens == 24
+    (checkpoint / "config.json").write_text(json.dumps(base))
 
     weights = load_file(checkpoint / "model.safetensors")
     weights["classification_head.out_proj.bias"].fill_(float("nan"))
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     before = (folder.model / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="hold NaN or infinite values"):
-        export_model(folder, checkpoint, tokenizer, "card", {}, ("LABEL_0", "LABEL_1"))
+        export_model(folder, checkpoint, tokenizer, "card", {}, 32, ("LABEL_0", "LABEL_1"))
     assert (folder.model / "model.safetensors").read_bytes() == before
     assert not list(folder.path.glob(".model-*"))
 

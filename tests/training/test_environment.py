@@ -1,11 +1,13 @@
 """A run is a function of its config, and its bits also of packages and processor: both are recorded."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
+from trainyard.batch_plan import PLAN_VERSION
 from trainyard.config import TrainConfig
 from trainyard.data.splits import find_splits
 from trainyard.data.tokenize import PreparedData, prepare
@@ -19,7 +21,7 @@ from trainyard.training.driver.environment import (
 )
 from trainyard.training.driver.export import model_card
 from trainyard.training.driver.fit import _open_record
-from trainyard.training.driver.result import earlier_result
+from trainyard.training.driver.result import AnotherRun, FitResult, earlier_result
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +129,35 @@ def test_the_model_card_names_base_model_data_labels_warnings_and_limits() -> No
     # A path is no Hub id, which a push to the Hub would refuse.
     own = replace(config, model_name_or_path="/models/own")
     assert "base_model:" not in model_card(own, TASKS["mrpc"], run, found, rows)
+
+
+def test_a_finished_run_on_a_data_set_in_a_folder_that_changed_is_another_run(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows, folder = tmp_path / "set", RunFolder(tmp_path / "run")
+    rows.mkdir()
+    for split in ("train", "validation"):
+        (rows / f"{split}.csv").write_text("text,label\nba,x\nco,y\n")
+    config = TrainConfig(
+        dataset_name=str(rows), model_name_or_path=small_run.model_name_or_path
+    ).as_begun(None)
+    folder.create()
+    folder.model.mkdir()
+    (folder.model / "config.json").write_text("{}")
+    (folder.model / "model.safetensors").touch()
+    result = FitResult(
+        run="run", task="own", score=1.0, metrics={}, intervals={}, model="", seconds=1.0, best_step=1,
+        steps=1, train_samples_per_second=None, padding_efficiency=1.0, truncated_rows={},
+    )  # fmt: skip
+    folder.update(
+        name="run", status="finished", config=asdict(config), plan_version=PLAN_VERSION,
+        data_sources={split.name: split.digest for split in find_splits(config).splits},
+        result=asdict(result),
+    )  # fmt: skip
+    found = earlier_result(config, folder)
+    assert found is not None
+    assert found.score == 1.0
+    (rows / "train.csv").write_text("text,label\nba,x\nco,y\nco,x\n")
+    with pytest.raises(AnotherRun, match="the data of run 'run' has changed since it was trained"):
+        earlier_result(config, folder)

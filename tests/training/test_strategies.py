@@ -389,7 +389,7 @@ def test_parts_are_exported_as_one_file_that_all_can_read(
     folder = runs("fsdp-no")
     checkpoint = folder.checkpoints / f"step-{LAST_STEP:08d}"
     tokenizer = build_tokenizer(small_run)
-    export_model(folder, checkpoint, tokenizer, "card", {}, ("no", "yes"))
+    export_model(folder, checkpoint, tokenizer, "card", {}, 32, ("no", "yes"))
     exported = load_file(folder.model / "model.safetensors")
     expected = runs.weights("fsdp-no")
     assert exported.keys() == expected.keys()

@@ -79,6 +79,35 @@ def test_where_the_winner_is_worse_the_default_recipe_is_the_result(folder: Swee
     assert parse(TrainConfig, ["--config", result.best_config]).learning_rate == 5e-5
 
 
+def test_the_warnings_of_the_recommended_run_are_those_of_the_sweep(folder: SweepFolder) -> None:
+    for trial, words in zip(folder.records(), ("rows were cut", "rows are empty"), strict=True):
+        trial.run.update(warnings=[words], data_name="mail")
+    result = conclude(folder, TASKS["mrpc"], SPACE, rank(folder.records()), None, "", 12.0)
+    assert result.best_trial == "trial-0001"
+    assert result.as_json()["warnings"] == folder.read()["warnings"] == ["rows are empty"]
+    assert folder.read()["result"]["warnings"] == ["rows are empty"]
+    assert result.as_json()["data_name"] == "mail"
+
+
+def test_all_trials_get_the_warnings_about_their_data(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"{'ba ' * 20}co {n},{'Spam' if n % 2 else 'spam'}\n" for n in range(40))
+    (tmp_path / "mail.csv").write_text(f"text,label\n{rows}")
+    config = SweepConfig(
+        train_file=str(tmp_path / "mail.csv"), model_name_or_path=str(tiny_model), max_length=32,
+        set=(("max_length=choice:8",),),
+    )  # fmt: skip
+    space = build_space("default", config.overrides, config)
+    _, found = prepare_all(config, space, SweepFolder(tmp_path / "s"))
+    for (_, length), data in found.items():
+        assert data.warnings[0].startswith("warning: the labels 'Spam', 'spam' of mail.csv differ")
+        cut = [each for each in data.warnings if "cut to" in each]
+        assert all(f"were cut to --max-length {length} tokens" in each for each in cut)
+        assert bool(cut) == (length == 8)
+    assert capsys.readouterr().err.count("differ only") == 1
+
+
 def context(folder: SweepFolder) -> Context:
     where = {"search": folder.trials, "confirmation": folder.confirmation}
     return Context(

@@ -22,4 +22,5 @@ from .flags import WorkerFlags as WorkerFlags
 from .flags import added as added
 from .flags import check_precision as check_precision
 from .flags import field_help as field_help
+from .tables import as_file as as_file
 from .train import TrainConfig as TrainConfig

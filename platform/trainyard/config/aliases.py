@@ -7,7 +7,7 @@ equivalent flag is an error that names the flag to use instead.
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -71,6 +71,7 @@ ALIASES: dict[str, Alias] = {
     "warmup_ratio": Alias(same_as="--warmup-steps"),
     "max_seq_length": Alias(same_as="--max-length"),
     "task_name": Alias(same_as="--task"),
+    "dataset_config": Alias(same_as="--dataset-config-name"),
     "per_gpu_train_batch_size": Alias(same_as="--per-device-train-batch-size"),
     "per_gpu_eval_batch_size": Alias(same_as="--per-device-eval-batch-size"),
     "auto_find_batch_size": Alias("use --per-device-train-batch-size", values=NO),
@@ -142,18 +143,26 @@ def find_alias(name: str) -> Alias | None:
     return ALIASES.get(name) or (Alias(FAMILIES[prefix]) if prefix else None)
 
 
-def translate(config: type[Any], args: Sequence[str]) -> list[str]:
-    """Replace names of `TrainingArguments` in `args` with Trainyard flags.
+def alias_for(name: str, fields: Collection[str]) -> Alias | None:
+    """Return the translation of a setting for a config with these `fields`; None for none.
 
-    The arguments of a config without `learning_rate`, which does not train, are returned unchanged.
+    A config without `learning_rate`, which does not train, only accepts other names of these fields.
+    """
+    alias = find_alias(name)
+    if alias is None or "learning_rate" in fields:
+        return alias
+    return alias if alias.same_as.removeprefix("--").replace("-", "_") in fields else None
+
+
+def translate(config: type[Any], args: Sequence[str]) -> list[str]:
+    """Replace names of `TrainingArguments` in `args` with Trainyard flags, see `alias_for`.
 
     Raises:
         UserError: A setting has no equivalent flag, or contradicts another flag.
     """
     names = {field.name for field in dataclasses.fields(config)}
-    if "learning_rate" not in names:
-        return list(args)
-    return _accumulation(list(_translated(args, names)), config)
+    found = list(_translated(args, names))
+    return _accumulation(found, config) if "learning_rate" in names else found
 
 
 def keywords(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +176,8 @@ def keywords(config: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in given.items() if name in names}
     args: list[str] = []
     for name in given.keys() - found.keys():
-        known = name == "gradient_accumulation_steps" or find_alias(name) is not None
-        if not (known and "learning_rate" in names):
+        steps = name == "gradient_accumulation_steps" and "learning_rate" in names
+        if not steps and alias_for(name, names) is None:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names)}"
             raise UnknownField(f"{config.__name__} has no field '{name}'; {hint}")
@@ -197,7 +206,8 @@ def _translated(args: Sequence[str], names: set[str]) -> Iterator[str]:
         name = spelled.removeprefix("--").replace("-", "_")
         negated = name.startswith("no_") and name not in ALIASES
         name = name.removeprefix("no_") if negated else name
-        alias = find_alias(name) if spelled.startswith("--") and name not in names else None
+        known = name in names or not spelled.startswith("--")
+        alias = None if known else alias_for(name, names)
         if alias is None:
             yield arg
             continue

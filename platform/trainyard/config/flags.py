@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from trainyard.config.aliases import flag as flag
 from trainyard.config.aliases import keywords
+from trainyard.config.tables import with_paths
 from trainyard.errors import UserError
 from trainyard.tasks import ProblemType
 
@@ -104,12 +105,12 @@ def field_help(config: type[Any]) -> dict[str, str]:
 
 
 class FlagsType(type):
-    """Metaclass of configs: translates keywords, see `keywords`, and lists fields in `help()`."""
+    """Metaclass of configs: translates keywords and tables of data, lists fields in `help()`."""
 
     if not TYPE_CHECKING:
 
         def __call__(cls, **given: Any) -> Any:
-            return super().__call__(**keywords(cls, given))
+            return super().__call__(**keywords(cls, with_paths(given)))
 
         @property
         def __doc__(cls) -> str:

@@ -23,7 +23,6 @@ from .splits import sample_rows as sample_rows
 from .splits import selection_and_test as selection_and_test
 from .splits import split_file as split_file
 from .splits import split_rows as split_rows
-from .tables import as_file as as_file
 from .text_sketch import Overlap as Overlap
 from .text_sketch import TextSketch as TextSketch
 from .token_table import TokenTable as TokenTable
@@ -31,3 +30,8 @@ from .tokenize import PreparedData as PreparedData
 from .tokenize import prepare as prepare
 from .tokenize import quiet_ray_data as quiet_ray_data
 from .tokenize import stored_sketch as stored_sketch
+from .trained_columns import TEXT as TEXT
+from .trained_columns import TrainedColumns as TrainedColumns
+from .trained_columns import columns_of as columns_of
+from .trained_columns import default_texts as default_texts
+from .trained_columns import trained_columns as trained_columns

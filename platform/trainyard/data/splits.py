@@ -83,6 +83,11 @@ class Splits:
     splits: Sequence[Split]
     notes: Sequence[str] = field(default=())
 
+    @property
+    def warnings(self) -> list[str]:
+        """Notes about faults of the data, which are recorded with the result."""
+        return [note for note in self.notes if note.startswith("warning: ")]
+
 
 def find_splits(
     config: DataFlags, names: Sequence[str] | None = None, *, labeled: bool = True

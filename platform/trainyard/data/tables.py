@@ -1,50 +1,9 @@
-"""Store tables of a Python session and data sets of the Hub as Parquet files."""
+"""Store data sets of the Hub as Parquet files."""
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
+from trainyard.config import as_file
 from trainyard.errors import UserError, one_line
-from trainyard.storage import scratch_path
-
-
-def as_file(rows: Any) -> str:
-    """Store a table as Parquet and return its path, for the field `train_file` of a config.
-
-    The file is in the cache folder of `datasets`. Its name is a hash of its content, so runs on
-    equal tables are the same run.
-
-    Args:
-        rows: pandas or polars DataFrame, Arrow table, or `datasets.Dataset`.
-
-    Raises:
-        UserError: `rows` is of another type.
-    """
-    import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if isinstance(rows, datasets.Dataset):
-        table = rows.with_format("arrow")[:]
-        table = table.replace_schema_metadata(rows.features.arrow_schema.metadata)
-    elif isinstance(rows, pa.Table):
-        table = rows
-    elif hasattr(rows, "to_arrow"):  # polars
-        table = rows.to_arrow()
-    elif hasattr(rows, "columns") and hasattr(rows, "dtypes"):
-        table = pa.Table.from_pandas(rows, preserve_index=False)
-    else:
-        raise UserError(
-            f"{type(rows).__name__} is not a table; give a pandas or polars DataFrame, an Arrow table or a "
-            "datasets.Dataset"
-        )
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "trainyard"
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = scratch_path(folder / "table.parquet")
-    pq.write_table(table, scratch)
-    path = folder / f"{hashlib.sha256(scratch.read_bytes()).hexdigest()[:16]}.parquet"
-    scratch.replace(path)
-    return str(path)
 
 
 def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
@@ -62,10 +21,10 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
         source, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
         splits = datasets.load_dataset(source, config_name, revision=revision or None)
     # Base classes of the errors of datasets and huggingface_hub; RuntimeError refuses scripts.
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"data set {name} could not be loaded ({one_line(error, 200)}); check "
-            "--dataset-name and --dataset-config-name, or give its files with --train-file"
+            f"data set {name} could not be loaded ({_reason(error)}); check --dataset-name and "
+            "--dataset-config-name, or give its files with --train-file and --validation-file"
         ) from error
     if "train" not in splits:
         raise UserError(
@@ -73,3 +32,17 @@ def hub_files(name: str, config_name: str | None) -> tuple[str, str | None]:
         )
     validation = splits.get("validation")
     return as_file(splits["train"]), None if validation is None else as_file(validation)
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason on one line, which is the cause if a file of a data set is at fault."""
+    import datasets
+
+    found: BaseException = error
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__:
+        found = error.__cause__
+    if isinstance(found, datasets.table.CastError):
+        columns = (found.requested_column_names, found.table_column_names)
+        first, other = (", ".join(names) for names in columns)
+        return f"its files have different columns: {first} and, in another file, {other}"
+    return one_line(found, 200)

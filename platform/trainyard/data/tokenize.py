@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,8 @@ class PreparedData:
     """Minimum number of token embeddings; None keeps the model's number."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Encoded `TextSketch` of each split that is not set aside for testing."""
+    warnings: Sequence[str] = ()
+    """Sentences about the data that the trials of a sweep record."""
 
     def table(self, split: str) -> TokenTable:
         return TokenTable(self.folders[split])

@@ -40,11 +40,14 @@ class EvaluatedRows(FileFlags):
     """Own data instead of a task, labeled as in training: .csv, .tsv, .json, .jsonl or .parquet; a
     pattern such as 'more-*.csv', or several of them separated by commas."""
     text_column: str | None = None
-    """Own data: column of the text. Default: text."""
+    """Own data: column of the text. Default: the one that the model's run was trained on, if the file has
+    it, else text."""
     text_pair_column: str | None = None
-    """Own data: column of the second text of a pair."""
+    """Own data: column of the second text of a pair. Default: the one that the model's run was trained
+    on."""
     label_column: str = "label"
-    """Own data: column of the label."""
+    """Own data: column of the label. A file without a column of this name is read by the one that the
+    model's run was trained on."""
     label_mapping: Mapping[str, str] | None = added(None, before=None)
     """Map labels of the rows to labels of the model, as in --label-mapping 0 NEGATIVE 1 POSITIVE.
     Default: equal names, or numbers for LABEL_0, LABEL_1 and so on."""
@@ -62,7 +65,7 @@ class EvaluatedRows(FileFlags):
                 )
 
     def data_name(self, task: str) -> str:
-        """Return the display name of the rows: stem of the validation file, or task."""
+        """Return the display name of the rows: stem of the validation file, or `task`."""
         return Path(self.validation_file).stem if self.validation_file else task
 
     def data(self, task: str) -> DataFlags:

@@ -11,21 +11,25 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.config import DataFlags
 from trainyard.data import (
     LabelEncoder,
     OwnFile,
     Split,
     Splits,
     TextFormat,
+    columns_of,
+    default_texts,
     files_of,
     find_splits,
     read_rows,
     split_file,
+    trained_columns,
 )
 from trainyard.errors import UserError
 from trainyard.evaluation.config import DEFAULT_LENGTH, EvalConfig, EvaluatedRows
 from trainyard.metrics import stored_cuts
-from trainyard.models import load_config, resolve_model
+from trainyard.models import load_config, resolve_model, trained_length
 from trainyard.storage import RunFolder
 from trainyard.tasks import ProblemType, Task, get_task, own_task
 
@@ -58,7 +62,8 @@ def describe(name: str) -> EvaluatedModel:
     """Describe a model from its config and, in a run folder, run.json; do not read its weights.
 
     Raises:
-        UserError: The model does not exist, or its stored thresholds or run.json are damaged.
+        UserError: The model does not exist, or its stored length or thresholds or its run.json are
+            damaged.
     """
     settings = load_config(name)
     path = resolve_model(name)
@@ -72,13 +77,13 @@ def describe(name: str) -> EvaluatedModel:
         if regression and settings.problem_type != "multi_label_classification"
         else labels,
         problem_type=settings.problem_type or ("regression" if regression else None),
-        max_length=_trained_length(Path(path)),
+        max_length=trained_length(settings) or _recorded_length(Path(path)),
         positions=getattr(settings, "max_position_embeddings", None),
         cuts=stored_cuts(settings),
     )
 
 
-def _trained_length(folder: Path) -> int | None:
+def _recorded_length(folder: Path) -> int | None:
     """Read `--max-length` of the model's run; return None without a run.
 
     Raises:
@@ -248,24 +253,44 @@ def labeled_splits(
 
 
 def _own_file(config: EvaluatedRows, model: EvaluatedModel) -> Splits:
-    texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
+    text_format = TextFormat(config.delimiter, config.encoding)
+    texts, label_column = _columns(config, model, text_format)
     problem_type = cast("ProblemType", model.problem_type or "single_label_classification")
     path = Path(config.validation_file or "")
-    text_format = TextFormat(config.delimiter, config.encoding)
-    file = OwnFile(path, texts, config.label_column, problem_type, text_format, class_names=True)
+    file = OwnFile(path, texts, label_column, problem_type, text_format, class_names=True)
     # Models of early releases have class ids as labels.
     by_name = any(name in model.labels for name in file.label_order())
     file = replace(file, class_names=by_name)
     encoder, notes = _encoder(file, model, config.label_mapping)
     task = own_task(
         text_columns=texts,
-        label_column=config.label_column,
+        label_column=label_column,
         labels=model.labels,
         problem_type=problem_type,
     )
-    parts = (file.digest, texts, config.label_column, problem_type, model.labels)
+    parts = (file.digest, texts, label_column, problem_type, model.labels)
     digest = repr((*parts, *sorted(encoder.aliases.items()))) if notes else repr(parts)
     return Splits(task, [Split(OWN_SPLIT, digest, partial(file.encoded, encoder))], notes)
+
+
+def _columns(
+    config: EvaluatedRows, model: EvaluatedModel, text_format: TextFormat
+) -> tuple[tuple[str, ...], str]:
+    """Return the columns of the texts and of the label, by default as in the model's training.
+
+    Raises:
+        UserError: The model was trained on pairs, and the file has no column of the second text.
+            Or the file or the record of the run cannot be read.
+    """
+    pattern, trained = config.validation_file or "", trained_columns(model.path)
+    given = (config.text_column, config.text_pair_column)
+    if trained is None:
+        return default_texts(pattern, [], given, None), config.label_column
+    found = columns_of(str(files_of(pattern)[0]), text_format)
+    label = config.label_column
+    if label == DataFlags.label_column and label not in found and trained.label in found:
+        label = trained.label
+    return default_texts(pattern, found, given, trained), label
 
 
 def _encoder(

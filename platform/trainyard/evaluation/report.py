@@ -39,10 +39,8 @@ def page(found: Details) -> str:
             )
             if content
         ]
-    # Records of older releases do not name own data.
-    data = found.get("data_name") or ("own data" if found["task"] == "own" else found["task"])
     return render(
-        f"Evaluation: {data}",
+        f"Evaluation: {found['data_name']}",
         sections,
         subtitle=f"{found['model']}, {found['run']}, {commit(found['versions'])}",
     )

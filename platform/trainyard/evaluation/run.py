@@ -194,7 +194,8 @@ class Evaluation(Readable):
     def as_json(self) -> dict[str, Any]:
         """Return the job's JSON result: the figures without the tables."""
         splits = self.details["splits"]
-        found = {name: self.details[name] for name in ("run", "task", "score", "model", "seconds")}
+        names = ("run", "task", "data_name", "score", "model", "seconds")
+        found = {name: self.details[name] for name in names}
         found["score_metric"] = self.details["score_metric"]
         found["rows"] = {name: split["rows"] for name, split in splits.items()}
         found["metrics"] = {name: split["metrics"] for name, split in splits.items()}

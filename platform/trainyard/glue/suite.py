@@ -15,7 +15,7 @@ from trainyard.cluster import (
     share_out,
 )
 from trainyard.config import TrainConfig
-from trainyard.data import split_rows
+from trainyard.data import split_file, split_rows
 from trainyard.errors import DamagedRun, Interrupted, UserError
 from trainyard.fleet import Ended, Fleet, Job, LongestFirst, RunSpec, reason_of
 from trainyard.glue.config import SuiteConfig
@@ -24,6 +24,7 @@ from trainyard.glue.submission import check_submission, write_submission
 from trainyard.glue.table import summary
 from trainyard.signals import StopSignals
 from trainyard.storage import Lease, RunFolder, SuiteFolder
+from trainyard.tasks import get_task
 from trainyard.terminal import say
 from trainyard.training import AnotherRun, OtherBaseModel, finished_run
 
@@ -166,8 +167,8 @@ def _plan(
         folder: Folder of the suite.
 
     Raises:
-        UserError: A run's folder was made from another config or other data, or a run in `kept`
-            cannot be read.
+        UserError: A run's folder was made from another config or other data, a run in `kept`
+            cannot be read, or a file of --data-dir is missing.
     """
     outcomes, left = Outcomes(), []
     sources = {job: f"{source}-seed-{run.seed}" for job, run in configs.items()
@@ -199,10 +200,28 @@ def _plan(
                 ) from error
             outcomes.failed[name] = reason
             say(f"{name} failed: {reason}")
+    _check_files(configs[job.name] for job in left)
     schedule = LongestFirst(left, outcomes.finished)
     for name in list(outcomes.failed):
         outcomes.drop(schedule.end(name, finished=False))
     return outcomes, schedule
+
+
+def _check_files(runs: Iterable[TrainConfig]) -> None:
+    """Check that the splits of all runs have files in --data-dir, before the first run starts.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    for run in runs:
+        task = get_task(run.task)
+        for split in (task.train_split or "", *task.evaluation_splits) if run.data_dir else ():
+            path = split_file(task, split, Path(run.data_dir or ""))
+            if not path.is_file():
+                raise UserError(
+                    f"{path} does not exist, so no run was started; put it there, leave {task.name} "
+                    "out of --tasks, or leave out --data-dir for the data set on the Hub"
+                )
 
 
 def job_of(config: SuiteConfig, run: TrainConfig) -> Job:

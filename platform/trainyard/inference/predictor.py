@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 8192
 """Default maximum number of tokens in a forward pass, padding included."""
 
+PADDING_TOKENS = 64
+"""Maximum tokens of the texts that find a model's padding, if the model has no limit."""
+
 
 class Predictor(Tokenizing, ABC):
     """Base of predictors: a task of the Inference API with one model. See `PREDICTORS`.
@@ -134,7 +137,8 @@ class Predictor(Tokenizing, ABC):
         return predictor
 
     def _find_padding(self) -> None:
-        tokens = self.tokenize(["A row.", "Another row, " * 4], truncation="longest_first")
+        texts, limit = ["A row.", "Another row, " * 4], max_tokens(self.model, self.tokenizer)
+        tokens = self.tokenize(texts, truncation="longest_first", limit=limit or PADDING_TOKENS)
         lengths = [len(ids) for ids in tokens.encoding["input_ids"]]
         if 0 < lengths[0] < lengths[1]:
             rows = [row.inputs for row in self.rows_of(tokens)]

@@ -23,9 +23,11 @@ from .hub import locate_model as locate_model
 from .hub import model_revision as model_revision
 from .hub import resolve_model as resolve_model
 from .load import CLASSIFIER as CLASSIFIER
+from .load import TRAINED_LENGTH_KEY as TRAINED_LENGTH_KEY
 from .load import Dtype as Dtype
 from .load import load_model as load_model
 from .load import max_tokens as max_tokens
+from .load import trained_length as trained_length
 from .padding import FLOAT32_PARAMETERS as FLOAT32_PARAMETERS
 from .padding import RIGHT as RIGHT
 from .padding import Padding as Padding

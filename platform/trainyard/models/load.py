@@ -14,6 +14,9 @@ from trainyard.models.pickled import with_safetensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TRAINED_LENGTH_KEY = "trained_max_length"
+"""Key of the value of --max-length in the config.json of an exported model."""
+
 CLASSIFIER = "AutoModelForSequenceClassification"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -168,6 +171,23 @@ def check_shards(folder: Path, name: str) -> None:
                 f"model {name}: {index.name} names the weights {min(map(repr, named - shards))}, which "
                 "are not a safetensors file in the model's own folder; copy the whole model again"
             )
+
+
+def trained_length(config: Any) -> int | None:
+    """Return the value of --max-length that a model was trained with; None if it stores none.
+
+    Base models and models of earlier versions store none.
+
+    Raises:
+        UserError: The stored value is not a positive integer.
+    """
+    found: int | None = getattr(config, TRAINED_LENGTH_KEY, None)
+    if found is not None and (type(found) is not int or found < 1):
+        raise UserError(
+            f"{TRAINED_LENGTH_KEY} in the model's config.json is {repr(found)[:60]}, expected a positive "
+            "number of tokens; correct it, or remove it for the model's own limit"
+        )
+    return found
 
 
 def max_tokens(model: Any, tokenizer: Any) -> int | None:

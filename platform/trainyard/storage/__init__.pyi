@@ -13,6 +13,8 @@ from .folder import RunFolder as RunFolder
 from .folder import SuiteFolder as SuiteFolder
 from .folder import open_run as open_run
 from .job_folder import JobFolder as JobFolder
+from .job_folder import absent as absent
+from .job_folder import remove_empty as remove_empty
 from .job_folder import storage_folder as storage_folder
 from .lease import EXPIRY_SECONDS as EXPIRY_SECONDS
 from .lease import LEASE as LEASE
@@ -42,3 +44,4 @@ from .sweep_folder import TrialRecord as TrialRecord
 from .sweep_folder import TrialSpec as TrialSpec
 from .sweep_folder import now as now
 from .sweep_folder import record as record
+from .sweep_folder import trained_config as trained_config

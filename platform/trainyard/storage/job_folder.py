@@ -1,7 +1,7 @@
 """Folder of a job: its record, its lease and the requests to it, possibly mirrored in a bucket."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,12 @@ class JobFolder:
         Raises:
             UserError: The folder or the bucket cannot be written, or `check` fails.
         """
-        folders = (self.path, self.path.parent / ".cache", *self.path.parents)
-        missing = [folder for folder in folders if not folder.exists()]
+        missing = absent(self.path, self.path.parent / ".cache", *self.path.parents)
         self.create()
         try:
             yield
         except UserError:
-            for folder in missing:  # the innermost first
-                with suppress(OSError):
-                    folder.rmdir()
+            remove_empty(missing)
             raise
 
     def address(self, name: str = "") -> str:
@@ -262,6 +259,18 @@ class JobFolder:
             names = self.mirror.names()
             self.mirror.delete(name for name in names if name != self.RECORD)
             self.mirror.delete(name for name in names if name == self.RECORD)
+
+
+def absent(*folders: Path) -> list[Path]:
+    """Return the folders that do not exist, in the given order."""
+    return [folder for folder in folders if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are empty; give the innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def request_name(kind: str, fence: Fence | None) -> str:

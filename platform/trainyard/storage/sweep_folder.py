@@ -13,6 +13,7 @@ sweep.json holds
     started, ended    UTC, "2026-01-31T12:00:00Z"
     seconds       of all attempts at the sweep; `search_seconds` without the confirmation
     resources_per_trial, max_concurrent_trials
+    warnings      sentences about the data; when finished, also about the result
     result        when finished: {best_trial, score, hyperparameters, best_config, model}
     test_share    share of the evaluation rows that the search does not see
     verdict       when confirmed: the winner is "better", "worse" or "not distinguishable" compared
@@ -208,3 +209,18 @@ def record(run: RunFolder) -> TrialRecord:
 def now() -> str:
     """Return the current UTC time as in all records: `2026-01-31T12:00:00Z`."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def trained_config(model: Path) -> dict[str, Any]:
+    """Return the stored config of the run or sweep that exported the folder `model`.
+
+    The result is empty for a folder without a run or sweep, and for a Hub id.
+
+    Raises:
+        DamagedRun: The record next to the folder is damaged.
+    """
+    for record in (RunFolder.RECORD, SweepFolder.RECORD) if model.is_dir() else ():
+        config = JobFolder(model.parent).read_json(record).get("config")
+        if isinstance(config, dict):
+            return config
+    return {}

@@ -53,6 +53,10 @@ class SweepResult(Readable):
     metrics: Mapping[str, Mapping[str, float]]
     trials: Mapping[str, int]
     seconds: float
+    warnings: Sequence[str] = ()
+    """Sentences about the data and the result of the recommended recipe."""
+    data_name: str = ""
+    """Display name of the data: Hub data set, stem of the training file, or task."""
 
     def as_json(self) -> dict[str, Any]:
         return {"job": "tune", **asdict(self)}
@@ -132,6 +136,8 @@ def conclude(
         metrics=record["result"]["metrics"],
         trials=dict(Counter(trial.status for trial in trials)),
         seconds=round(seconds, 2),
+        warnings=record.get("warnings", []),
+        data_name=record.get("data_name", ""),
     )
     say(comment)
     folder.update(
@@ -141,6 +147,7 @@ def conclude(
         reason=unconfirmed or None,
         verdict=verdict,
         confirmation=confirmation,
+        warnings=result.warnings,
     )
     # Keep the best trial of the search: an extended sweep may recommend it.
     candidates = confirmation["candidates"] if confirmation else []

@@ -156,6 +156,7 @@ def _tune(config: SweepConfig) -> SweepResult:
                 searcher=config.searcher,
                 scheduler=config.scheduler,
                 task=task.name,
+                data_name=config.data_name,
                 metric=task.score,
                 num_trials=budget,
                 started=known.get("started") or now(),
@@ -163,6 +164,7 @@ def _tune(config: SweepConfig) -> SweepResult:
                 base_model_digest={**before_models, **models},
                 versions=versions(),
                 resources_per_trial=dict(per_worker),
+                warnings=list(next(iter(data.values())).warnings),
                 max_concurrent_trials=concurrent,
             )
             say(

@@ -4,7 +4,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -76,10 +76,10 @@ def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple
         for note in splits.notes if not prepared else ():
             say(note)
         data = prepare(splits, tokenizer, run, folder.path.parent / ".cache")
-        alerts = [*warnings(data, splits.task, run.max_length), *deepspeed_differences(run)]
-        for warning in alerts if not prepared else ():
+        found = [*warnings(data, splits.task, run.max_length), *deepspeed_differences(run)]
+        for warning in found if not prepared else ():
             say(warning)
-        prepared[tokenization_of(run)] = data
+        prepared[tokenization_of(run)] = replace(data, warnings=[*splits.warnings, *found])
     return splits.task, prepared
 
 

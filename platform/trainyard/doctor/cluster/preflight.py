@@ -21,7 +21,7 @@ from trainyard.doctor.cluster.checks import CHEAP, CHECKS, Finding, run_checks
 from trainyard.doctor.cluster.nodes import Facts, ask, marked
 from trainyard.errors import UserError, one_line
 from trainyard.models import resolve_model
-from trainyard.storage import open_run
+from trainyard.storage import absent, open_run, remove_empty, storage_folder
 from trainyard.terminal import say, stage
 
 FIT_TIMEOUT, TIMEOUT = 75.0, 120.0
@@ -81,11 +81,15 @@ def preflight(config: TrainConfig) -> None:
 def _examine(config: DoctorConfig) -> Iterator[Finding]:
     yield from check_upload(Path.cwd())
     stage("starting Ray, or connecting to it")
+    storage = () if "://" in config.storage_path else (storage_folder(config.storage_path),)
+    missing = absent(*storage, *(parent for folder in storage for parent in folder.parents))
     try:
         with ray_session(config):
             yield from _examine_cluster(config)
     except UserError as error:
         yield Finding("address", "failure", str(error))
+    finally:
+        remove_empty(missing)
 
 
 def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:

@@ -78,6 +78,7 @@ class Examination(Readable):
             "job": "doctor_data",
             "run": self.folder.name,
             "task": self.report["task"],
+            "data_name": self.report["data_name"],
             "grave": severe,
             "severe": severe,
             "notices": len(self.report["findings"]) - len(severe),
@@ -97,8 +98,20 @@ def examine_data(config: DataDoctorConfig) -> Examination:
     """
     started = time.monotonic()
     splits, absent = all_splits(config)
+    tokenizer = build_tokenizer(config)
     folder = JobFolder(storage_folder(config.storage_path) / config.resolved_run_name)
-    folder.create()
+    with folder.created():
+        return _examine(config, folder, splits, absent, tokenizer, started)
+
+
+def _examine(
+    config: DataDoctorConfig,
+    folder: JobFolder,
+    splits: Splits,
+    absent: list[str],
+    tokenizer: Any,
+    started: float,
+) -> Examination:
     for note in (*splits.notes, *(f"{name} is absent and not examined" for name in absent)):
         say(note)
     seconds: dict[str, float] = {}
@@ -130,7 +143,8 @@ def examine_data(config: DataDoctorConfig) -> Examination:
         "contradictions": timed("contradictions", contradictions(every, regression, n)),
         "texts": timed("texts", faulty_texts(every, n)),
         "truncation": timed(
-            "truncation", _truncation(replace(splits, splits=tokenized), config, folder.path)
+            "truncation",
+            _truncation(replace(splits, splits=tokenized), tokenizer, config, folder.path),
         ),
         "balance": balance(task, every),
         "drift": timed("drift", [drift(task, *pair, seed=config.seed) for pair in pairs]),
@@ -219,9 +233,11 @@ def _missing_labels(task: Task, rows: Rows) -> int:
     return 0 if withheld else int((~rows.has_label).sum())
 
 
-def _truncation(splits: Splits, config: DataDoctorConfig, folder: Path) -> dict[str, Any]:
+def _truncation(
+    splits: Splits, tokenizer: Any, config: DataDoctorConfig, folder: Path
+) -> dict[str, Any]:
     with ray_session(config):
-        data = prepare(splits, build_tokenizer(config), config, folder.parent / ".cache")
+        data = prepare(splits, tokenizer, config, folder.parent / ".cache")
     truncation = {}
     for name in data.folders:
         table = data.table(name)

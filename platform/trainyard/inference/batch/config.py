@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from trainyard.config import PLACE_FIELDS, FileFlags, WorkerFlags, added
+from trainyard.data import TEXT, TextFormat, columns_of, default_texts, files_of, trained_columns
 from trainyard.errors import UserError
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
@@ -43,10 +44,12 @@ class PredictConfig(FileFlags, WorkerFlags):
     """Columns of the input that the output keeps. Default: all whose name occurs once."""
     model_task: str | None = None
     """Task name as on the Hub. Default: the task of the model's architecture."""
-    text_column: str = "text"
-    """Column of the text (question-answering: of the question)."""
+    text_column: str | None = None
+    """Column of the text (question-answering: of the question). Default: the one that the model's run was
+    trained on, if the file has it, else text."""
     text_pair_column: str | None = None
-    """Column of the second text of a pair (question-answering: of the context)."""
+    """Column of the second text of a pair (question-answering: of the context). Default: the one that the
+    model's run was trained on."""
     parameters: str = "{}"
     """Task parameters as in a request, a JSON object: '{"candidate_labels": ["a", "b"]}'."""
     truncation: bool = True
@@ -67,6 +70,11 @@ class PredictConfig(FileFlags, WorkerFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(files := files_of(self.input_file)) > 1:
+            raise UserError(
+                f"--input-file names {len(files)} files, expected one; predict each to its own "
+                "--output-file"
+            )
         if Path(self.output_file).suffix not in OUTPUTS:
             raise UserError(
                 f"--output-file {self.output_file} must end in {', '.join(OUTPUTS)}; rename it"
@@ -80,7 +88,7 @@ class PredictConfig(FileFlags, WorkerFlags):
 
     @property
     def text_columns(self) -> list[str]:
-        return [name for name in (self.text_column, self.text_pair_column) if name is not None]
+        return [name for name in (self.text_column or TEXT, self.text_pair_column) if name]
 
     @property
     def request(self) -> Any:
@@ -124,6 +132,22 @@ class PredictConfig(FileFlags, WorkerFlags):
         except OSError:  # loading the model reports the error
             return self
         return replace(self, revision=extract_commit_hash(file, None) or self.revision)
+
+    def with_columns(self) -> Self:
+        """Return a copy whose text columns are set: as given, else as in the model's training.
+
+        Raises:
+            UserError: The model was trained on pairs, and the file has no column of the second
+                text. Or the file or the record of the run cannot be read.
+        """
+        trained = None
+        if self.model_task in (None, "text-classification"):
+            trained = trained_columns(resolve_model(self.model_name_or_path))
+        given = (self.text_column, self.text_pair_column)
+        file, text_format = self.input_file, TextFormat(self.delimiter, self.encoding)
+        found = columns_of(file, text_format) if trained and not all(given) else [TEXT]
+        text, *pair = default_texts(file, found, given, trained)
+        return replace(self, text_column=text, text_pair_column=pair[0] if pair else None)
 
     def identity(self) -> str:
         """Return a SHA-256, cut to 16 digits, of flags, input file and the files of a local model.

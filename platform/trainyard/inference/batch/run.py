@@ -33,7 +33,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         SupersededError: Another job has taken over the output file.
     """
     started = time.monotonic()
-    config = config.pinned()
+    config = config.pinned().with_columns()
     parts = Parts(config)
     with parts.lease() as lease:
         try:

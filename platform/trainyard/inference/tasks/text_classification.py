@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from trainyard.errors import UserError
 from trainyard.inference.parameters import Strict, Truncation, fields_of, text_of
 from trainyard.inference.predictor import Predictor
-from trainyard.inference.request_tokens import Item
+from trainyard.inference.request_tokens import Item, Prepared
 from trainyard.metrics import stored_cuts
-from trainyard.models import resolve_model
+from trainyard.models import resolve_model, trained_length
 
 COLDEST, HOTTEST = 0.05, 20.0
 """Bounds of a temperature: beyond the bounds, scores would be almost 0 and 1, or almost equal."""
@@ -30,21 +30,30 @@ class TextClassificationParameters(Strict):
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
     """Function from the model's outputs to scores. Default: by the model's problem type."""
     truncation: Truncation = False
-    """Truncate texts that are too long for the model instead of refusing them."""
+    """Truncate texts that are too long for the model instead of refusing them. The default is true for a
+    model that stores the length it was trained with, as runs of `trainyard train` do."""
 
 
 class SequenceClassifier(Predictor):
-    """Base of predictors with one output vector per sequence."""
+    """Base of predictors with one output vector per sequence.
 
+    The limit on a text is the length that the model was trained with, if its config stores one.
+    """
+
+    trained_length: int | None = None
+    """Value of --max-length in training; None if the model stores none."""
     auto_model = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
 
     def check_model(self) -> None:
-        """Set the model's padding token, by which decoders find the end of a sequence in a batch.
+        """Set the limit on a text, and the padding token, by which decoders find the end of a row.
 
         Raises:
-            UserError: The tokenizer has no padding token.
+            UserError: The tokenizer has no padding token, or the stored length is invalid.
         """
+        self.trained_length = trained_length(self.model.config)
+        limits = [n for n in (self.max_tokens, self.trained_length) if n is not None]
+        self.max_tokens = min(limits, default=None)
         if self.tokenizer.pad_token_id is None:
             raise UserError(
                 f"the tokenizer has no padding token, which {self.task} needs to batch texts; set "
@@ -84,6 +93,11 @@ class TextClassification(SequenceClassifier):
     def read_more(self, name: str, revision: str | None) -> None:
         del revision  # models in the Hub's cache are not calibrated
         self.temperature = stored_temperature(Path(resolve_model(name)))
+
+    def preprocess(self, inputs: Any, parameters: Mapping[str, Any] | None = None) -> Prepared:
+        if self.trained_length is not None and isinstance(parameters, Mapping | None):
+            parameters = {"truncation": True, **(parameters or {})}
+        return super().preprocess(inputs, parameters)
 
     def encode(self, inputs: list[Any], parameters: TextClassificationParameters) -> list[Item]:
         texts, pairs = zip(*map(_pair, inputs), strict=True)

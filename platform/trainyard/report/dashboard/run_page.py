@@ -76,10 +76,14 @@ def share(part: float | None, whole: float | None) -> float | None:
 
 
 def problems(found: Run | Sweep) -> list[Part]:
-    """Return sentences about damaged files, and the reason for the end."""
+    """Return sentences about damaged files, the reason for the end, and the recorded warnings."""
     parts: list[Part] = [Text(f"{problem}.", "error") for problem in found.problems]
     if found.reason:
         parts.append(Text(found.reason, "error" if found.status == "failed" else "warning"))
+    listed = found.record.get("warnings")
+    for warning in listed if isinstance(listed, list) else ():
+        sentence = without_secrets(words(warning)).removeprefix("warning: ")
+        parts.append(Text(f"{sentence[:1].upper()}{sentence[1:]}.", "warning"))
     return parts
 
 
@@ -136,14 +140,8 @@ def _result(run: Run) -> list[Part]:
     ]
     if run.seconds_left is not None:
         facts.append(("Time left", Cell(duration(run.seconds_left), note="estimated")))
-    listed = run.record.get("warnings")
-    warnings = [
-        without_secrets(words(warning)).removeprefix("warning: ")
-        for warning in (listed if isinstance(listed, list) else ())
-    ]
     parts = [
         *problems(run),
-        *(Text(f"{each[:1].upper()}{each[1:]}.", "warning") for each in warnings),
         Facts(facts, wide=True),
     ]
     intervals = mapping(result.get("intervals"))

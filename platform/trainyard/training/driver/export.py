@@ -13,6 +13,7 @@ from trainyard.data import is_test
 from trainyard.errors import UserError, one_line
 from trainyard.inference import PREDICTORS
 from trainyard.metrics import THRESHOLDS_KEY
+from trainyard.models import TRAINED_LENGTH_KEY
 from trainyard.storage import RunFolder, sync_folder, sync_tree
 from trainyard.summary import span_words
 from trainyard.tasks import Task
@@ -29,6 +30,7 @@ def export_model(
     tokenizer: Any,
     card: str,
     metrics: Mapping[str, Any],
+    max_length: int,
     labels: Sequence[str] = (),
     thresholds: Mapping[str, float] | None = None,
 ) -> None:
@@ -43,6 +45,7 @@ def export_model(
         tokenizer: Tokenizer of transformers to save with the model.
         card: Text of README.md.
         metrics: Content of metrics.json.
+        max_length: Tokens per row in training, to which predictions and serving truncate.
         labels: Names of the labels by index; empty for regression.
         thresholds: Fitted minimum probability by label; None or empty for 0.5.
 
@@ -56,7 +59,7 @@ def export_model(
     scratch.mkdir()
     shutil.copyfile(checkpoint / "config.json", scratch / "config.json")
     copy_weights(checkpoint, scratch)
-    _complete_config(scratch / "config.json", labels, thresholds or {})
+    _complete_config(scratch / "config.json", max_length, labels, thresholds or {})
     tokenizer.save_pretrained(scratch)
     (scratch / "README.md").write_text(card, encoding="utf-8")
     (scratch / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -99,17 +102,21 @@ def push_model(model: str, repository: str) -> None:
     say(f"pushed to {commit.commit_url}")
 
 
-def _complete_config(path: Path, labels: Sequence[str], thresholds: Mapping[str, float]) -> None:
-    """Add the labels that transformers omits from config.json, and the fitted thresholds.
+def _complete_config(
+    path: Path, max_length: int, labels: Sequence[str], thresholds: Mapping[str, float]
+) -> None:
+    """Add the labels that transformers omits from config.json, the length and the thresholds.
 
     transformers omits LABEL_0 and LABEL_1 as defaults. Architectures with another default, such as
-    BART, then load with a wrong number of labels. Thresholds of the base model are removed.
+    BART, then load with a wrong number of labels. Length and thresholds of the base model are
+    replaced or removed.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
     before = dict(config)
     if labels and "id2label" not in config:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
+    config[TRAINED_LENGTH_KEY] = max_length
     config.pop(THRESHOLDS_KEY, None)
     if thresholds:
         config[THRESHOLDS_KEY] = dict(thresholds)
@@ -161,7 +168,9 @@ def _base(config: TrainConfig, run: Mapping[str, Any]) -> tuple[str | None, str]
 def _limits(config: TrainConfig, task: Task, thresholds: bool) -> list[str]:
     """List the card's sentences on the limits of the training, the evaluation and the scores."""
     return [
-        f"Only the first {config.max_length} tokens of a text were read in training and evaluation.",
+        f"Only the first {config.max_length} tokens of a text were read in training and evaluation. "
+        f"Trainyard's predictions and server read as many (`{TRAINED_LENGTH_KEY}` in `config.json`); plain "
+        "transformers does not use it.",
         "The intervals hold for other rows like these, not for other seeds. Rows from another source, time "
         "or language were not evaluated.",
         *(

@@ -205,23 +205,20 @@ def _fit(
                 cache = folder.path.parent / ".cache"
                 data = prepare(splits, tokenizer, config, cache, folder)
                 folder.share_tables(data.folders)
-                alerts = [
-                    *warnings(data, task, config.max_length),
-                    *slow_settings(config, len(data.table("train"))),
-                    *deepspeed_differences(config),
-                ]
-                for warning in alerts:
-                    say(warning)
+                found = [*warnings(data, task, config.max_length), *deepspeed_differences(config)]
+                for sentence in (*found, *slow_settings(config, len(data.table("train")))):
+                    say(sentence)
+                alerts = [*splits.warnings, *found]
                 stopwatch.lap("tokenization")
             else:
                 task, tokenizer, data = trial.task, trial.tokenizer, trial.data
-                alerts = []
+                alerts = [*data.warnings]
                 stopwatch.lap("start_up")
             threads = int(resources.get("CPU", 1))
             data = _open_record(folder, config, data, trial, environment(config, threads))
+            folder.update(warnings=alerts)
             if trial is None:
-                found = {"warnings": alerts} if alerts else {}
-                folder.update(examples=sample_rows(splits), **found)
+                folder.update(examples=sample_rows(splits))
             if trial is not None and config.worker_counts == [1]:
                 outcome = worker_function(
                     config, task, data, folder, threads=threads, on_evaluation=trial.on_evaluation
@@ -417,7 +414,9 @@ def _conclude(
     rows = {name: len(table) for name, table in tables.items()}
     card = model_card(config, task, {**folder.read(), "warnings": alerts}, evaluation, rows)
     try:
-        export_model(folder, best, tokenizer, card, evaluation, task.labels, thresholds)
+        export_model(
+            folder, best, tokenizer, card, evaluation, config.max_length, task.labels, thresholds
+        )
     except UserError as error:
         folder.update(status="failed", reason=str(error))
         raise
@@ -445,6 +444,7 @@ def _conclude(
         peak_flops=outcome.peak_flops,
         warnings=alerts,
         label_thresholds=thresholds,
+        data_name=config.data_name,
     )
     if words:
         say(f"note: {words}")

@@ -59,6 +59,8 @@ class FitResult(Readable):
     """Sentences about the data and the result that the run printed."""
     label_thresholds: Mapping[str, float] = field(default_factory=dict)
     """Minimum probability by label (--label-thresholds fitted); empty where all are 0.5."""
+    data_name: str = ""
+    """Display name of the data: Hub data set, stem of the training file, or task."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the mapping that the job prints as JSON."""
@@ -207,9 +209,14 @@ def earlier_result(
         raise AnotherRun(f"{another} {reason}")
     if record.get("status") != "finished" or not folder.has_model():
         return None
-    # The revision pins data from the Hub, so the Hub need not be queried.
+    # The Hub is not queried for data that may have changed there.
     sources = data.sources if data else None
-    if sources is None and (config.train_file or config.data_dir):
+    local = (
+        config.train_file
+        or config.data_dir
+        or (config.dataset_name and Path(config.dataset_name).exists())
+    )
+    if sources is None and local:
         begun = config.as_begun(record["config"])
         sources = {split.name: split.digest for split in find_splits(begun).splits}
     before = record.get("data_sources")
@@ -221,7 +228,8 @@ def earlier_result(
         digests = {}
     if any(digests.values()):  # a folder that is gone looks like a model of the Hub
         check_base_model(record, digests)
-    return FitResult(**{**record["result"], "model": folder.address("model")})
+    known = {"data_name": config.data_name, **record["result"]}  # older runs have no name
+    return FitResult(**{**known, "model": folder.address("model")})
 
 
 def outcome_of_finished(folder: RunFolder) -> Outcome | None:
