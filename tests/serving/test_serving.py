@@ -299,7 +299,7 @@ def test_the_page_about_the_api_loads_from_here_alone(url: str) -> None:
     response, page = get("docs")
     loaded = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
     assert sorted(loaded) == sorted(f"docs/{name}" for name in openapi.DOCS_FILES)
-    assert "url: 'openapi.json'" in page
+    assert 'url: "openapi.json"' in page
     assert "default-src 'none'" in response.headers["content-security-policy"]
     for name, kind in openapi.DOCS_FILES.items():
         assert get(f"docs/{name}")[0].headers["content-type"].startswith(kind)

@@ -445,7 +445,7 @@ def _cell_html(cell: Cell) -> str:
     mark = f'<span class="status {escape(cell.status)}"></span>' if cell.status else ""
     text = escape(cell.text)
     if cell.href:
-        lines = text.replace("/", "/<wbr>")  # browsers do not break a path by themselves
+        lines = text.replace("/", "/<wbr>")  # browsers do not break a path
         text = f'<a href="{escape(cell.href)}">{lines}</a>'
     note = f" <small>{escape(cell.note)}</small>" if cell.note else ""
     return mark + text + note
