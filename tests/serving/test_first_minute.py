@@ -170,6 +170,12 @@ def test_a_port_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _free_port(port) == port
 
 
+@pytest.mark.parametrize("port", [-1, 65_536])
+def test_a_number_that_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(UserError, match=f"port {port} is not a port; give a number from 1 to 65535"):
+        _free_port(port)
+
+
 def test_a_server_greets_and_leaves_quietly(tmp_path: Path) -> None:
     """The command as a person runs it: what is copied from its banner works, Ctrl-C ends it."""
     model = classifier(tmp_path / "mail")

@@ -50,7 +50,7 @@ class Job:
         return [*((f"--config={path}",) if path else ()), *argv]
 
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 JOBS: dict[str, Job] = {
     "quickstart": Job(

@@ -24,6 +24,9 @@ READY_SECONDS = 120
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 """Serve's states of a deployment whose replicas cannot start."""
 
+MAX_PORT = 65_535
+"""Largest port number."""
+
 STOP_SECONDS = 30
 """Maximum seconds to wait until Serve's controller has ended."""
 
@@ -152,8 +155,12 @@ def _free_port(port: int | None) -> int:
     Serve would share a port with another server that uses it.
 
     Raises:
-        UserError: The port is in use on the loopback address, or cannot be bound.
+        UserError: The port is no port number, is in use on the loopback address, or cannot be bound.
     """
+    if port is not None and not 0 <= port <= MAX_PORT:
+        raise UserError(
+            f"port {port} is not a port; give a number from 1 to {MAX_PORT}, or 0 for a free port"
+        )
     try:
         with socket.create_server(("127.0.0.1", port or 0)) as listener:
             free: int = listener.getsockname()[1]
