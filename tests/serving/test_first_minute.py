@@ -172,7 +172,9 @@ def test_a_port_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("port", [-1, 65_536])
 def test_a_number_that_is_no_port_is_refused(port: int) -> None:
-    with pytest.raises(UserError, match=f"port {port} is not a port; give a number from 1 to 65535"):
+    with pytest.raises(
+        UserError, match=f"port {port} is not a port; give a number from 1 to 65535"
+    ):
         _free_port(port)
 
 
