@@ -195,6 +195,14 @@ def _init(result: Result) -> Iterator[str]:
         f"wrote {result['config']}: columns {', '.join(name for name in columns if name)}; "
         f"{result['rows']['train']} rows to train on"
     )
+    kinds = {
+        "single_label_classification": f"one of {len(result['labels'])} labels",
+        "multi_label_classification": f"any of {len(result['labels'])} labels",
+        "regression": "a number",
+    }
+    kind = result["problem_type"]
+    others = " or ".join(name for name in kinds if name != kind)
+    yield f"  each row has {kinds[kind]} ({kind}); to change it, set problem_type to {others}"
     yield from _next(train=f"trainyard train --config {shlex.quote(result['config'])}")
 
 
