@@ -156,6 +156,23 @@ def test_hosts_and_origins_are_options_of_the_gateway(monkeypatch: pytest.Monkey
     assert wanted.cors_origins == ("https://app.example.com",)
 
 
+def test_an_open_host_needs_keys_before_anything_starts(tmp_path: Path, done: list[str]) -> None:
+    absent, damaged = tmp_path / "absent.yaml", tmp_path / "damaged.yaml"
+    damaged.write_text("- name: a")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, r"listens on 0\.0\.0\.0 and there are no API keys; give --keys-file"),
+        ({"keys_file": str(absent)}, r"keys_file .*absent\.yaml cannot be read \(No such file"),
+        ({"keys_file": str(damaged)}, r"keys_file .*damaged\.yaml is not a valid list of keys"),
+    ]
+    for options, sentence in cases:
+        with (
+            pytest.raises(UserError, match=sentence),
+            locally.served("m", host="0.0.0.0", **options),
+        ):
+            pass
+    assert done == []
+
+
 def test_a_model_that_is_refused_at_once_starts_nothing(tmp_path: Path, done: list[str]) -> None:
     with (
         pytest.raises(UserError, match=r"holds no config\.json"),

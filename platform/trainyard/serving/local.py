@@ -13,6 +13,8 @@ from typing import Any
 from trainyard.cluster import start_ray
 from trainyard.errors import UserError
 from trainyard.serving.app import build, check_host, default_name
+from trainyard.serving.gateway.keys import check_exposure
+from trainyard.serving.options import url_host
 from trainyard.terminal import quieted
 
 LEAN_SERVE = "trainyard.serving.lean_serve"
@@ -56,12 +58,17 @@ def served(
     Raises:
         UserError: An option is invalid, Ray does not start, the model cannot be loaded, or the port
             is in use. Or the gateway is not ready within `READY_SECONDS`. Or other machines can
-            reach `host`, and no key is required.
+            reach `host`, and no key is required. Or the keys file cannot be read.
     """
     import ray
 
     args = {"model": source, **options}
-    check_host(args)
+    wanted = check_host(args)
+    check_exposure(
+        wanted.keys_file,
+        host,
+        remedy="give --keys-file (from Python, `keys_file`), or the host 127.0.0.1",
+    )
     port = _free_port(port)
     ours = not ray.is_initialized()
     lean = ours and alone
@@ -70,7 +77,7 @@ def served(
         if lean:
             more["_system_config"] = {"preload_python_modules": [LEAN_SERVE]}
         start_ray(needed_next="fastapi", log_to_driver=False, logging_level="error", **more)
-    url = f"http://{_reachable(host)}:{port}"
+    url = f"http://{url_host(host)}:{port}"
     try:
         importlib.import_module(LEAN_SERVE if lean else "ray.serve")  # sets its logger's level
         with quieted("ray.serve"):  # Serve's log files have the messages
@@ -107,13 +114,6 @@ def _stop() -> None:
             break
         time.sleep(0.05)
     serve.shutdown()  # drops this process's client; ends a controller that is still alive
-
-
-def _reachable(host: str) -> str:
-    """Return the host part of a URL at which this machine reaches a server listening on `host`."""
-    if host in ("", "0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _start(args: dict[str, Any], source: str, host: str, port: int) -> None:
