@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trainyard
 from trainyard.cluster.session import ray_session
 from trainyard.command import JOBS, Job, main, parse
 from trainyard.command.cli import run_job
@@ -245,6 +246,11 @@ def test_a_shell_completes_commands_and_flags(
         with pytest.raises(SystemExit):
             main(argv=["completion", unknown])
         assert "with one of bash, zsh\n" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(argv=["--version"])
+    assert capsys.readouterr().out == f"trainyard {trainyard.__version__}\n"
 
 
 def test_an_unknown_command_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:

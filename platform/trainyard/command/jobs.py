@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import trainyard
 from trainyard.command.cli import run_job
 from trainyard.command.usage import grouped
 
@@ -162,8 +163,8 @@ def load(name: str) -> Any:
 def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
     """Run the job `name`, else the job that the first word of the command line names.
 
-    Without a word, or with --help, print the overview. `completion SHELL` prints a completion
-    script.
+    Without a word, or with --help, print the overview, and with --version the version. `completion
+    SHELL` prints a completion script.
 
     Args:
         name: Key of JOBS.
@@ -178,6 +179,9 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
             print(overview())  # noqa: T201
             return
         name = words.pop(0)
+    if name == "--version":
+        print(f"trainyard {trainyard.__version__}")  # noqa: T201
+        return
     if name == "completion":
         print(completion(words[0] if words else ""))  # noqa: T201
         return
