@@ -55,6 +55,16 @@ def test_what_fails_inside_the_block_is_no_failure_to_serve(
     assert done == [*started, "serve.shutdown", "ray.shutdown"]
 
 
+@pytest.mark.usefixtures("done")
+def test_the_start_of_a_server_is_told_in_stages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locally, "build", dict)
+    with locally.served("mail"):
+        said = capsys.readouterr().err
+    assert said == "· starting Ray\n· starting Ray Serve, and loading mail\n"
+
+
 def test_a_model_that_cannot_be_built_leaves_no_ray(
     monkeypatch: pytest.MonkeyPatch, done: list[str]
 ) -> None:

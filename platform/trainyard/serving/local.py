@@ -15,7 +15,7 @@ from trainyard.errors import UserError
 from trainyard.serving.app import build, check_host, default_name
 from trainyard.serving.gateway.keys import check_exposure
 from trainyard.serving.options import url_host
-from trainyard.terminal import quieted
+from trainyard.terminal import quieted, stage
 
 LEAN_SERVE = "trainyard.serving.lean_serve"
 """Module that each process of the Ray of `trainyard serve` imports first."""
@@ -73,6 +73,7 @@ def served(
     ours = not ray.is_initialized()
     lean = ours and alone
     if ours:
+        stage("starting Ray")
         more: dict[str, Any] = {}
         if lean:
             more["_system_config"] = {"preload_python_modules": [LEAN_SERVE]}
@@ -82,6 +83,7 @@ def served(
         importlib.import_module(LEAN_SERVE if lean else "ray.serve")  # sets its logger's level
         with quieted("ray.serve"):  # Serve's log files have the messages
             try:
+                stage(f"starting Ray Serve, and loading {source}")
                 _start(args, source, host, port)
                 _wait_until_ready(f"{url}/ready")
                 yield f"{url}/models/{options.get('name') or default_name(source)}"
