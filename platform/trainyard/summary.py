@@ -133,7 +133,11 @@ def _train(result: Result) -> Iterator[str]:
         yield f"  {speed:.1f} samples/s in training{share}"
     yield from _after_model(result["model"])
     if "open" in result:  # the quickstart has already served the model and stopped the server
-        yield f"`trainyard serve` starts the server again; then open {result['open']} in a browser"
+        run = shlex.quote(short(str(Path(result["model"]).parent)))
+        yield (
+            f"`trainyard serve --model-name-or-path {run}` starts the server again; then open "
+            f"{result['open']} in a browser"
+        )
 
 
 def _eval(result: Result) -> Iterator[str]:
