@@ -15,7 +15,7 @@ from trainyard.serving import ServeConfig
     [
         ({"mixed_precision": "fp8"}, "--mixed-precision is 'fp8'; it must be no, bf16 or fp16"),
         ({"strategy": "dpp"}, "--strategy is 'dpp'; it must be ddp, fsdp or deepspeed; did you mean 'ddp'"),
-        ({"lr_scheduler_type": "linaer"}, "constant_with_warmup or inverse_sqrt; did you mean 'linear'?"),
+        ({"lr_scheduler_type": "constant_warmup"}, "or inverse_sqrt; did you mean 'constant_with_warmup'?"),
         ({"class_weights": "balance"}, "--class-weights is 'balance'; it must be balanced or a mapping "
          "from names to numbers; did you mean 'balanced'?"),
         ({"class_weights": {"spam": "2"}}, "--class-weights is {'spam': '2'}; it must be balanced or a"),

@@ -36,8 +36,8 @@ class Parts:
     Parts are in a hidden folder next to the output file, where the same command finds them again.
 
     Raises:
-        UserError: The folder of the output file or a column does not exist, the output file is a
-            folder or the input file, or the input file cannot be read.
+        UserError: The folder of the output file or a column does not exist, or the input file
+            cannot be read. Or the output file is a folder, or the input file.
     """
 
     def __init__(self, config: PredictConfig) -> None:
