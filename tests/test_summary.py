@@ -29,6 +29,16 @@ def test_a_training_ends_in_words() -> None:
     assert lines[5].endswith("trainyard dashboard")
 
 
+def test_the_quickstart_ends_with_the_whole_command() -> None:
+    *_, last = summary(
+        {**TRAINED, "model": "runs/quickstart/model", "open": "http://127.0.0.1:8000/"}
+    )
+    assert last == (
+        "`trainyard serve --model-name-or-path runs/quickstart` starts the server again; then open "
+        "http://127.0.0.1:8000/ in a browser"
+    )
+
+
 def test_an_interval_without_width_is_not_shown_as_certainty() -> None:
     lines = summary({**TRAINED, "intervals": {"validation": {"accuracy": [1.0, 1.0]}}})
     assert lines[1].endswith("(no interval: all resamples of the rows agree, 30 rows)")

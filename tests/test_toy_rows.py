@@ -127,6 +127,8 @@ def test_a_strategy(
 
     toy = Strategy(ddp.prepare, state, load, Gradients, shards=False)
     monkeypatch.setitem(STRATEGIES, "toy", toy)
+    # The flag's choices are in its type.
+    monkeypatch.setattr("trainyard.config.flags.check_fields", lambda _: None)
     base = replace(small_run, storage_path=str(tmp_path), max_steps=6, eval_steps=3)
     losses, weights = {}, {}
     for name in ("ddp", "toy", "toy-cut"):

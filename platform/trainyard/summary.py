@@ -133,7 +133,11 @@ def _train(result: Result) -> Iterator[str]:
         yield f"  {speed:.1f} samples/s in training{share}"
     yield from _after_model(result["model"])
     if "open" in result:  # the quickstart has already served the model and stopped the server
-        yield f"`trainyard serve` starts the server again; then open {result['open']} in a browser"
+        run = shlex.quote(short(str(Path(result["model"]).parent)))
+        yield (
+            f"`trainyard serve --model-name-or-path {run}` starts the server again; then open "
+            f"{result['open']} in a browser"
+        )
 
 
 def _eval(result: Result) -> Iterator[str]:
@@ -195,6 +199,14 @@ def _init(result: Result) -> Iterator[str]:
         f"wrote {result['config']}: columns {', '.join(name for name in columns if name)}; "
         f"{result['rows']['train']} rows to train on"
     )
+    kinds = {
+        "single_label_classification": f"one of {len(result['labels'])} labels",
+        "multi_label_classification": f"any of {len(result['labels'])} labels",
+        "regression": "a number",
+    }
+    kind = result["problem_type"]
+    others = " or ".join(name for name in kinds if name != kind)
+    yield f"  each row has {kinds[kind]} ({kind}); to change it, set problem_type to {others}"
     yield from _next(train=f"trainyard train --config {shlex.quote(result['config'])}")
 
 

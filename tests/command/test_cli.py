@@ -13,10 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trainyard
 from trainyard.cluster.session import ray_session
 from trainyard.command import JOBS, Job, main, parse
 from trainyard.command.cli import run_job
-from trainyard.command.jobs import load
+from trainyard.command.jobs import completion, load
 from trainyard.config import PLACE_FIELDS, TrainConfig
 from trainyard.errors import UserError
 
@@ -241,9 +242,49 @@ def test_a_shell_completes_commands_and_flags(
     script = capsys.readouterr().out
     assert "data-doctor" in script
     assert "--learning-rate" in script
-    with pytest.raises(SystemExit):
-        main(argv=["completion", "fish"])
-    assert "with one of bash, zsh, tcsh" in capsys.readouterr().err
+    for unknown in ("tcsh", "fish"):
+        with pytest.raises(SystemExit):
+            main(argv=["completion", unknown])
+        assert "with one of bash, zsh\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("init ba", []),  # nothing: the shell goes on to file names
+        ("train --config ba", []),
+        ("train --conf", ["--config"]),
+        ("dashboard --js", ["--json"]),
+        ("serve n", ["new-key"]),
+        ("compl", ["completion"]),
+        ("completion z", ["zsh"]),
+        ("train --strategy f", ["fsdp"]),
+    ],
+)
+def test_what_a_shell_completes(line: str, completed: list[str], scripts: dict[str, Path]) -> None:
+    words = shlex.split(f"trainyard {line}")
+    code = (
+        f"source {scripts['bash']}; COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; "
+        "_tyro_trainyard; echo ${#COMPREPLY[@]} ${COMPREPLY[*]}; complete -p trainyard"
+    )
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    found, registered = done.stdout.splitlines()
+    assert found.split() == [str(len(completed)), *completed]
+    assert "-o default" in registered
+    assert 'if [[ -z "$completions" ||' in scripts["zsh"].read_text()  # then _files completes
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("completion")
+    for shell in ("bash", "zsh"):
+        (folder / shell).write_text(completion(shell))
+    return {shell: folder / shell for shell in ("bash", "zsh")}
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(argv=["--version"])
+    assert capsys.readouterr().out == f"trainyard {trainyard.__version__}\n"
 
 
 def test_an_unknown_command_gets_a_hint(capsys: pytest.CaptureFixture[str]) -> None:

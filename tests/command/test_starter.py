@@ -9,6 +9,7 @@ from trainyard.command import parse
 from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
+from trainyard.summary import summary
 
 
 def rows(pattern: str, count: int) -> str:
@@ -36,6 +37,29 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"text_column": "body", "label_column": "tags",
          "problem_type": "multi_label_classification"},
     ),
+    "a constant column": (
+        "kinds.csv", "text,lang,kind\n" + rows("ba {0},en,x\nco {0},en,y\n", 20),
+        {"label_column": "kind"},
+    ),
+    "many class ids": (
+        "intents.csv", "text,label\n" + "".join(f"ba {i},{i % 77}\n" for i in range(308)), {},
+    ),
+    "different numbers": (
+        "prices.csv", "text,label\n" + rows("ba {0},{0}\n", 40), {"problem_type": "regression"},
+    ),
+    "a name in brackets": (
+        "urgent.csv", "text,label\n" + rows("ba {0},[URGENT]\nco {0},later\n", 20), {},
+    ),
+    "lists written as text": (
+        "lists.csv", "text,label\n" + rows("ba {0},\"['a', 'b']\"\nco {0},['a']\n", 20),
+        {"problem_type": "multi_label_classification"},
+    ),
+    "columns beyond ASCII": (
+        "odd.jsonl",
+        rows('{{"😀 text": "so {0}", "ⓛ\\u007f": "a\\nb"}}\n'
+             '{{"😀 text": "na {0}", "ⓛ\\u007f": "c"}}\n', 20),
+        {"text_column": "😀 text", "label_column": "ⓛ\x7f"},
+    ),
 }  # fmt: skip
 
 
@@ -55,9 +79,41 @@ def test_a_starter_config_trains_its_file(
         assert found == expected, field
     assert config.train_batch_size == 32
     assert config.run_name == Path(name).stem
-    assert written["rows"]["train"] + written["rows"]["validation"] == 40
+    assert sum(written["rows"].values()) == (308 if kind == "many class ids" else 40)
+    assert written["problem_type"] == (config.problem_type or "single_label_classification")
     with pytest.raises(UserError, match=r"exists; give another --output, or --force"):
         write_starter(InitConfig(train_file=name))
+
+
+def test_columns_are_named_by_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text(
+        "text,title,label,kind\n" + rows("ba {0},x{0},a,1\nco {0},y{0},b,2\n", 20)
+    )
+    written = write_starter(
+        InitConfig(train_file="a.csv", text_column="title", label_column="kind")
+    )
+    config = parse(TrainConfig, ["--config", written["config"]])
+    assert (config.text_column, config.label_column) == ("title", "kind")
+    wrong = InitConfig(train_file="a.csv", label_column="kinds", force=True)
+    with pytest.raises(UserError, match=r"--label-column is 'kinds', but .* did you mean 'kind'"):
+        write_starter(wrong)
+
+
+def test_the_summary_names_the_kind_of_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("text,label\n" + rows("ba {0},a|b\nco {0},a\nda {0},A\n", 20))
+    written = write_starter(InitConfig(train_file="a.csv"))
+    assert summary(written)[1] == (
+        "  each row has one of 3 labels (single_label_classification); to change it, set problem_type to "
+        "multi_label_classification or regression"
+    )
+    said = capsys.readouterr().err
+    assert "labels such as 'a|b' may be several labels of one row; to read them so, add" in said
+    assert "differ only by case" in said  # a note of the splits
+    assert len(written["notes"]) == 3
 
 
 @pytest.mark.parametrize(

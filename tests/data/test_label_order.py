@@ -162,7 +162,10 @@ def test_several_files_are_evaluated_as_one(tmp_path: Path) -> None:
     model = classifier(tmp_path / "model", ("LABEL_0", "LABEL_1"))
     one = splits_of(model, rows(tmp_path / "more-1.csv", "1", "0")).splits[0].digest
     rows(tmp_path / "more-2.csv", "0")
-    for several in ("more-*.csv", f"more-1.csv,{tmp_path / 'more-2.csv'}"):
+    for several in (
+        "more-*.csv",
+        *(f"more-1.csv{comma}{tmp_path / 'more-2.csv'}" for comma in (",", ", ")),
+    ):
         found = splits_of(model, tmp_path / several)
         (split,) = found.splits
         labels = [label for batch in split.batches() for label in batch["label"].to_pylist()]

@@ -87,6 +87,25 @@ def test_test_rows_that_choose_the_model_are_warned_of(tiny_model: Path, tmp_pat
     ]
 
 
+def test_texts_in_both_parts_of_a_divided_validation_are_warned_of(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = {"train": WORDS[:8], "held": [WORDS[8]] * 20}
+    for name, texts in rows.items():
+        lines = "".join(f"{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts))
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + lines)
+    config = TrainConfig(
+        train_file=str(tmp_path / "train.csv"), validation_file=str(tmp_path / "held.csv"),
+        test_share=0.5, max_length=32, model_name_or_path=str(tiny_model),
+    )  # fmt: skip
+    splits = find_splits(config)
+    data = prepare(splits, build_tokenizer(config), config, tmp_path / "cache")
+    leaks = [sentence for sentence in warnings(data, splits.task, 32) if "occur in" in sentence]
+    assert leaks == [
+        "warning: 10 of 10 rows of validation_test occur in validation too, so its score is too high"
+    ]
+
+
 def test_a_run_keeps_the_split_that_it_began_with(tmp_path: Path) -> None:
     """Records of the first version hold no split version: their rows were held out by class."""
     config = TrainConfig(train_file=str(write(tmp_path, ["0", "1"] * 20)))

@@ -1,6 +1,7 @@
 """The data doctor: what is planted is found, what is found is right."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,20 @@ def test_many_candidates_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(zip(parts.first, parts.second, strict=True)) == sorted(
         zip(whole.first, whole.second, strict=True)
     )
+
+
+def test_an_examination_shows_its_stages_and_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{word} {WORDS[n]},{word}" for n in range(8) for word in ("ba", "co")]
+    (tmp_path / "mail.csv").write_text("\n".join(["text,label", *rows]))
+    monkeypatch.setattr("trainyard.doctor.data.run._truncation", lambda *_: {})
+    examine_data(
+        DataDoctorConfig(train_file=str(tmp_path / "mail.csv"), storage_path=str(tmp_path))
+    )
+    said = capsys.readouterr().err
+    assert said.startswith("· reading mail\n")
+    assert re.search(r"examine: 100%.* 5/5 ", said)
 
 
 def test_all_planted_leaks_are_found() -> None:

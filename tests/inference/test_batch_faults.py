@@ -111,6 +111,22 @@ def test_what_is_wrong_with_the_whole_file_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+    "output", ["input.jsonl", "folder/../input.jsonl", "soft.jsonl", "hard.jsonl"]
+)
+def test_predictions_do_not_replace_their_input(model: Path, tmp_path: Path, output: str) -> None:
+    source = lines(tmp_path, 2)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "soft.jsonl").symlink_to(source)
+    (tmp_path / "hard.jsonl").hardlink_to(source)
+    before = source.read_bytes()
+    with pytest.raises(
+        UserError, match=r"input\.jsonl are the same file, which the predictions would"
+    ):
+        predict(job(model, source, output_file=str(tmp_path / output)))
+    assert source.read_bytes() == before
+
+
 def test_the_model_fails_on_one_row(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,6 +259,10 @@ def test_answers_are_decisions_or_probabilities() -> None:
 
 
 def test_unknown_metric() -> None:
+    with pytest.raises(
+        UserError, match=r"^unknown metric 'roc_acu'; did you mean 'roc_auc'\? Known"
+    ):
+        get_metric("roc_acu")
     with pytest.raises(UserError, match=r"^unknown metric 'f2'; known metrics: accuracy, f1, "):
         get_metric("f2")
 

@@ -24,7 +24,7 @@ from trainyard.serving.gateway import deployment, discovery
 from trainyard.serving.gateway.discovery import FAILED, LOADING, ServeModels
 from trainyard.serving.gateway.landing import curl, page
 from trainyard.serving.local import _free_port
-from trainyard.serving.options import MODEL, GatewayOptions
+from trainyard.serving.options import MODEL, GatewayOptions, url_host
 
 
 class Loading(Echo):
@@ -168,6 +168,29 @@ def test_a_port_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         deployment.check_port("127.0.0.2", port)
     deployment.check_port("127.0.0.1", port)
     assert _free_port(port) == port
+
+
+def test_a_gateway_that_other_machines_reach_needs_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    http = SimpleNamespace(host="0.0.0.0", port=free_port())
+    monkeypatch.setattr(deployment, "_get_global_client", lambda: SimpleNamespace(http_config=http))
+    with pytest.raises(UserError, match=r"listens on 0\.0\.0\.0 and there are no API keys; set"):
+        deployment.Gateway({})
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("::1", "[::1]"), ("::", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("10.0.0.1", "10.0.0.1")],
+)
+def test_a_host_in_a_url(host: str, shown: str) -> None:
+    assert url_host(host) == shown
+
+
+@pytest.mark.parametrize("port", [-1, 65_536])
+def test_a_number_that_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(
+        UserError, match=f"port {port} is not a port; give a number from 1 to 65535"
+    ):
+        _free_port(port)
 
 
 def test_a_server_greets_and_leaves_quietly(tmp_path: Path) -> None:

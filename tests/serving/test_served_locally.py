@@ -55,6 +55,16 @@ def test_what_fails_inside_the_block_is_no_failure_to_serve(
     assert done == [*started, "serve.shutdown", "ray.shutdown"]
 
 
+@pytest.mark.usefixtures("done")
+def test_the_start_of_a_server_is_told_in_stages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locally, "build", dict)
+    with locally.served("mail"):
+        said = capsys.readouterr().err
+    assert said == "· starting Ray\n· starting Ray Serve, and loading mail\n"
+
+
 def test_a_model_that_cannot_be_built_leaves_no_ray(
     monkeypatch: pytest.MonkeyPatch, done: list[str]
 ) -> None:
@@ -154,6 +164,23 @@ def test_hosts_and_origins_are_options_of_the_gateway(monkeypatch: pytest.Monkey
     wanted = HostOptions.parse(options, "build")
     assert wanted.allowed_hosts == ("models.example.com", "proxy")
     assert wanted.cors_origins == ("https://app.example.com",)
+
+
+def test_an_open_host_needs_keys_before_anything_starts(tmp_path: Path, done: list[str]) -> None:
+    absent, damaged = tmp_path / "absent.yaml", tmp_path / "damaged.yaml"
+    damaged.write_text("- name: a")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, r"listens on 0\.0\.0\.0 and there are no API keys; give --keys-file"),
+        ({"keys_file": str(absent)}, r"keys_file .*absent\.yaml cannot be read \(No such file"),
+        ({"keys_file": str(damaged)}, r"keys_file .*damaged\.yaml is not a valid list of keys"),
+    ]
+    for options, sentence in cases:
+        with (
+            pytest.raises(UserError, match=sentence),
+            locally.served("m", host="0.0.0.0", **options),
+        ):
+            pass
+    assert done == []
 
 
 def test_a_model_that_is_refused_at_once_starts_nothing(tmp_path: Path, done: list[str]) -> None:

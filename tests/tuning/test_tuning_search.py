@@ -353,6 +353,8 @@ def test_a_searcher_and_a_scheduler_are_a_row_each(
 ) -> None:
     monkeypatch.setitem(SEARCHERS, "first", First())
     monkeypatch.setitem(SCHEDULERS, "shrinking", Shrinking())
+    # The choices of a flag are the rows of its table at import.
+    monkeypatch.setattr("trainyard.config.flags.check_fields", lambda _: None)
     config = SweepConfig(
         searcher="first", num_trials=9, set=(("learning_rate=uniform:1e-4:1e-3",),)
     )

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import trainyard
 from trainyard.command.cli import run_job
-from trainyard.command.usage import grouped
+from trainyard.command.usage import grouped, with_words
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,16 @@ class Job:
         return [*((f"--config={path}",) if path else ()), *argv]
 
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
+
+FILE_NAMES = (
+    ('"$completions" == "__TYRO_COMPLETE_FILES__" ]]',
+     '-z "$completions" || "$completions" == "__TYRO_COMPLETE_FILES__" ]]'),
+    ('COMPREPLY=($(compgen -f -- "$cur"))', "COMPREPLY=()  # the shell completes file names"),
+    ("complete -F ", "complete -o default -F "),
+)  # fmt: skip
+"""Lines of tyro's completion scripts, and their replacements: where nothing else fits, file names
+are completed, and a folder is followed by a slash."""
 
 JOBS: dict[str, Job] = {
     "quickstart": Job(
@@ -162,8 +172,8 @@ def load(name: str) -> Any:
 def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
     """Run the job `name`, else the job that the first word of the command line names.
 
-    Without a word, or with --help, print the overview. `completion SHELL` prints a completion
-    script.
+    Without a word, or with --help, print the overview, and with --version the version. `completion
+    SHELL` prints a completion script.
 
     Args:
         name: Key of JOBS.
@@ -178,6 +188,9 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
             print(overview())  # noqa: T201
             return
         name = words.pop(0)
+    if name == "--version":
+        print(f"trainyard {trainyard.__version__}")  # noqa: T201
+        return
     if name == "completion":
         print(completion(words[0] if words else ""))  # noqa: T201
         return
@@ -208,13 +221,19 @@ def completion(shell: str) -> str:
 
     if shell not in SHELLS:
         _stop(f"use `trainyard completion SHELL` with one of {', '.join(SHELLS)}")
-    commands = {name: grouped(job.config_class()) for name, job in JOBS.items()}
+    commands = {
+        name: with_words(grouped(job.config_class()), job.verbs or ()) for name, job in JOBS.items()
+    }
+    commands["completion"] = with_words(object, SHELLS)
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="trainyard", args=["--tyro-print-completion", shell]
         )
-    return script.getvalue()
+    found = script.getvalue()
+    for line, better in FILE_NAMES:
+        found = found.replace(line, better)
+    return found
 
 
 def overview() -> str:

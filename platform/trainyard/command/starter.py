@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from trainyard.config import Flags, TrainConfig
+from trainyard.config import Flags, TrainConfig, flag
 from trainyard.errors import UserError
+from trainyard.terminal import say
 
 if TYPE_CHECKING:
     from trainyard.data import TextFormat
@@ -28,8 +30,11 @@ LABELS = ("label", "labels", "class", "category", "target", "sentiment", "tag", 
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
-MANY_CLASSES = 20
-"""Maximum number of distinct integer labels; with more, the labels are regression targets."""
+FEW_CLASSES, MANY_CLASSES = 20, 500
+"""Maximum numbers of distinct integers that are class ids: in any file, and if each has two rows on
+average. More are regression targets."""
+
+ONE_LABEL = "single_label_classification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,10 @@ class InitConfig(Flags):
 
     train_file: Annotated[str, tyro.conf.Positional]
     """.csv, .tsv, .json, .jsonl or .parquet."""
+    text_column: str | None = None
+    """Column of the text. Default: guessed."""
+    label_column: str | None = None
+    """Column of the label. Default: guessed."""
     output: str | None = None
     """Config to write. Default: the name of the file, with .yaml."""
     force: bool = False
@@ -78,7 +87,8 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
     """Write the starter config of `config.train_file`.
 
     Returns:
-        The job's JSON: path of the config, rows of each split, labels and column names.
+        The job's JSON: path of the config, rows of each split, problem type, labels, column names,
+        and notes on the data.
 
     Raises:
         UserError: The file cannot be used for training, the config cannot be written, or the
@@ -90,7 +100,7 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
     path = Path(config.output or f"{source.stem}.yaml")
     if path.exists() and not config.force:
         raise UserError(f"{path} exists; give another --output, or --force to replace it")
-    guess = guess_columns(source)
+    guess = guess_columns(source, config.text_column, config.label_column)
     run = TrainConfig(train_file=str(source), **guess.fields())
     splits = find_splits(run)
     labels = splits.task.labels or ()
@@ -101,14 +111,30 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
         raise UserError(
             f"--output {path} cannot be written ({error.strerror}); give another file"
         ) from error
+    notes = [*splits.notes, *_joined_labels(path, guess, labels)]
+    for note in notes:
+        say(note)
     return {
         "job": "init",
         "config": str(path),
         "rows": rows,
+        "problem_type": guess.problem_type or ONE_LABEL,
         "labels": list(labels),
+        "notes": notes,
         **{f"{name}_column": value for name, value in
            (("text", guess.text), ("text_pair", guess.pair), ("label", guess.label))},
     }  # fmt: skip
+
+
+def _joined_labels(path: Path, guess: Guess, labels: Sequence[str]) -> list[str]:
+    """Return a note if labels of single-label rows look like several names joined by |."""
+    joined = [name for name in labels if "|" in name.strip("|")]
+    if guess.problem_type is not None or not joined:
+        return []
+    return [
+        f"labels such as {joined[0]!r} may be several labels of one row; to read them so, add "
+        f"`problem_type: multi_label_classification` to {path}"
+    ]
 
 
 def starter(source: Path, guess: Guess, rows: Mapping[str, int], labels: Sequence[str]) -> str:
@@ -121,14 +147,16 @@ def starter(source: Path, guess: Guess, rows: Mapping[str, int], labels: Sequenc
         labels: Names of the labels; empty for regression.
     """
     counts = ", ".join(f"{count} rows of {name}" for name, count in rows.items())
-    shown = ", ".join(labels[:12]) + (" …" if len(labels) > 12 else "")
-    data = "".join(f"{name}: {json.dumps(value)}\n" for name, value in guess.fields().items())
+    shown = _comment(", ".join(labels[:12]) + (" …" if len(labels) > 12 else ""))
+    data = "".join(f"{name}: {_yaml(value)}\n" for name, value in guess.fields().items())
+    if guess.problem_type is None:
+        data += "# problem_type: regression                    # or multi_label_classification\n"
     length = next((size for size in (128, 256) if guess.longest / 3 < size), 512)
     few = rows["train"] < 2000
     return f"""\
 # trainyard train --config THIS_FILE          trainyard train --help explains every line
 # {counts}{f"; labels: {shown}" if labels else ""}
-train_file: {json.dumps(str(source))}
+train_file: {_yaml(str(source))}
 # validation_file: more.csv                   # else a random tenth of the rows is held out
 {data}
 # The model: a Hub id such as microsoft/deberta-v3-small, or a folder.
@@ -143,10 +171,22 @@ num_train_epochs: {5 if few else 3}
 # mixed_precision: bf16                       # on processors and GPUs that compute in it
 # use_gpu: true
 
-run_name: {json.dumps(_run_name(source))}
+run_name: {_yaml(_run_name(source))}
 # early_stopping_patience: 2
 # seed: 42
 """
+
+
+def _yaml(text: str) -> str:
+    """Return the text in double quotes, as YAML reads it."""
+    import yaml
+
+    quoted: str = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
+    return quoted.removesuffix("\n")
+
+
+def _comment(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _run_name(source: Path) -> str:
@@ -154,29 +194,40 @@ def _run_name(source: Path) -> str:
     return kept.strip("-") or "own"
 
 
-def guess_columns(path: Path) -> Guess:
+def guess_columns(path: Path, text: str | None = None, label: str | None = None) -> Guess:
     """Guess the columns of a file by their names, else by their contents.
 
-    Without a usual name, the label is the column with the fewest distinct values. The text is then
-    the column with the most characters.
+    Without a usual name, the label is the column with the fewest distinct values, at least two. The
+    text is then the column with the most characters.
+
+    Args:
+        path: File of texts and labels.
+        text: Column of the text; None guesses it.
+        label: Column of the label; None guesses it.
 
     Raises:
-        UserError: The file cannot be read, no column holds texts, or none is left for the label.
+        UserError: The file cannot be read or lacks a given column, no column holds texts, or none
+            is left for the label.
     """
     columns, encoding, delimiter = _sample(path)
+    _check_columns(path, columns, text_column=text, label_column=label)
     names = {name.lower(): name for name in columns}
     texts = [name for name in columns if any(isinstance(value, str) for value in columns[name])]
-    label = next((names[name] for name in LABELS if name in names), None)
-    text = next((names[name] for name in TEXTS if name in names and names[name] != label), None)
+    label = label or next((names[n] for n in LABELS if names.get(n, text) != text), None)
+    text = text or next((names[n] for n in TEXTS if names.get(n, label) != label), None)
     if label is None:
         rest = [name for name in reversed(columns) if name != text]  # the label is rarely the first
-        label = min(rest, key=lambda name: _distinct(columns[name]), default=None)
+        counts = {name: _distinct(columns[name]) for name in rest}
+        label = min((name for name in rest if counts[name] > 1), key=counts.get, default=None)  # type: ignore[arg-type]
     if text is None:
         rest = [name for name in texts if name != label]
         text = max(rest, key=lambda name: _length(columns[name]), default=None)
     if text is None or label is None:
         listed = ", ".join(map(repr, columns))
-        raise UserError(f"{path} has the columns {listed}; expected one of texts and one of labels")
+        raise UserError(
+            f"{path} has the columns {listed}; expected one of texts and one of labels with at least "
+            "two values; name them with --text-column and --label-column"
+        )
     pair = names.get(SECOND_TEXTS.get(text.lower(), ""))
     lengths = sorted(
         sum(len(str(columns[name][row])) for name in (text, pair) if name)
@@ -193,8 +244,19 @@ def guess_columns(path: Path) -> Guess:
     )
 
 
+def _check_columns(path: Path, columns: Mapping[str, Any], **given: str | None) -> None:
+    from trainyard.data import did_you_mean, listing
+
+    for field, name in given.items():
+        if name is not None and name not in columns:
+            raise UserError(
+                f"{flag(field)} is {name!r}, but the columns of {path} are "
+                f"{listing(map(repr, columns))}{did_you_mean(name, list(columns))}; give one of them"
+            )
+
+
 def _distinct(values: Sequence[Any]) -> int:
-    return len({str(value) for value in values})
+    return len({str(value) for value in values if value not in (None, "")})
 
 
 def _length(values: Sequence[Any]) -> int:
@@ -202,14 +264,17 @@ def _length(values: Sequence[Any]) -> int:
 
 
 def _problem_type(values: Sequence[Any]) -> str | None:
-    if any(isinstance(value, list) or str(value).startswith("[") for value in values):
+    from trainyard.data import is_label_list
+
+    if any(map(is_label_list, values)):
         return "multi_label_classification"
     try:
         numbers = {float(value) for value in values}
     except (TypeError, ValueError):
         return None
     whole = all(number.is_integer() for number in numbers)
-    return None if whole and len(numbers) <= MANY_CLASSES else "regression"
+    most = FEW_CLASSES if len(numbers) > len(values) / 2 else MANY_CLASSES
+    return None if whole and len(numbers) <= most else "regression"
 
 
 def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import getitem
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_type_hints
 
 from trainyard.config import field_help
 
@@ -71,6 +72,32 @@ def grouped(config: type[Any]) -> type[Any]:
     found: type[Any] = dataclasses.make_dataclass(
         config.__name__, [*boxes[""], *groups], kw_only=True
     )
+    return found
+
+
+def with_words(kind: type[Any], words: Iterable[str]) -> type[Any]:
+    """Build the type for shell completion: `kind`, the flags of `run_job`, and first words.
+
+    Args:
+        kind: Type that tyro parses; `object` for a command without a config.
+        words: First arguments that the command accepts instead of flags.
+    """
+    import tyro
+
+    more: list[Any] = []
+    if kind is not object:
+        flag = getitem(Annotated, (bool, tyro.conf.FlagCreatePairsOff))
+        more += [("config", Path | None, dataclasses.field(default=None))]
+        more += [("json", flag, dataclasses.field(default=False))]
+    verbs = [
+        getitem(Annotated, (dataclasses.make_dataclass("Verb", []), tyro.conf.subcommand(word)))
+        for word in words
+    ]
+    if verbs:
+        unprefixed = (getitem(Union, tuple(verbs)), tyro.conf.arg(name=""))
+        more += [("verb", getitem(Annotated, unprefixed), dataclasses.field())]
+    bases = () if kind is object else (kind,)
+    found: type[Any] = dataclasses.make_dataclass(kind.__name__, more, bases=bases, kw_only=True)
     return found
 
 

@@ -12,12 +12,12 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from trainyard.config.aliases import flag as flag
 from trainyard.config.aliases import keywords
+from trainyard.config.field_checks import check_fields
 from trainyard.config.tables import with_paths
 from trainyard.errors import UserError
 from trainyard.tasks import ProblemType
@@ -38,27 +38,6 @@ includes them."""
 
 TOKENIZATION_FIELDS = ("model_name_or_path", "max_length")
 """Fields that decide the tokens of a split. Trials that agree in these share tokenized splits."""
-
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        (
-            "max_length", "num_train_epochs", "max_steps", "train_batch_size", "eval_steps",
-            "per_device_train_batch_size", "per_device_eval_batch_size", "save_steps",
-            "early_stopping_patience", "logging_steps", "pad_to_multiple_of", "max_train_samples",
-            "num_trials", "grace_period", "max_concurrent_trials", "confirm_top", "num_rows",
-            "threads", "batch_tokens", "max_parallel_workers", "per_device_train_tokens",
-        ),
-        (1, inf),
-    ),
-    "population": (2, inf),
-    **dict.fromkeys(
-        ("weight_decay", "warmup_steps", "max_grad_norm", "max_failures", "num_errors", "num_examples",
-         "confirm_seeds"),
-        (0, inf),
-    ),
-    **dict.fromkeys(("seed", "data_seed"), (0, 2**32)),
-}  # fmt: skip
-"""Range of each numeric field: inclusive minimum and exclusive maximum."""
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -128,24 +107,16 @@ class FlagsType(type):
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(metaclass=FlagsType):
-    """Base of all groups: checks ranges, computes identities, and compares stored configs.
+    """Base of all groups: checks values, computes identities, and compares stored configs.
 
     Raises:
-        UserError: A number is outside its range.
+        UserError: A number is outside its range, or a value does not fit its field.
     """
 
     not_in_identity: ClassVar[tuple[str, ...]] = PLACE_FIELDS
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None or field.name not in RANGES:
-                continue
-            low, end = RANGES[field.name]
-            if not low <= value < end:
-                above = f"at least {low}" if isfinite(value) else f"a finite number, at least {low}"
-                expected = above if end == inf else f"between {low} and {end - 1}"
-                raise UserError(f"{flag(field.name)} is {value}; it must be {expected}")
+        check_fields(self)
 
     def identity_fields(self) -> dict[str, Any]:
         """Return the fields that decide the result, in order of declaration, as JSON values.

@@ -10,6 +10,7 @@ from .files import read_rows as read_rows
 from .held_out import normalize_text as normalize_text
 from .labels import EMPTY as EMPTY
 from .labels import LabelEncoder as LabelEncoder
+from .labels import is_label_list as is_label_list
 from .own_files import OwnFile as OwnFile
 from .parquet_files import class_label_names as class_label_names
 from .parquet_files import open_parquet as open_parquet

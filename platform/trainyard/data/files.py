@@ -106,7 +106,7 @@ def files_of(pattern: str) -> tuple[Path, ...]:
     if exists(pattern):  # noqa: PTH110 (Path.exists raises for a list that is too long for a path)
         return (Path(pattern),)
     found: list[Path] = []
-    for part in pattern.split(","):
+    for part in map(str.strip, pattern.split(",")):
         matches = sorted(map(Path, glob(part))) if has_magic(part) else [Path(part)]  # noqa: PTH207
         if not matches:
             raise UserError(f"no file matches {part}; correct the pattern")

@@ -172,6 +172,16 @@ def canonical_labels(
     return labels
 
 
+def is_label_list(label: object) -> bool:
+    """Return True for a list of label names, also if it is written as text: "['a', 'b']"."""
+    if not isinstance(label, str):
+        return isinstance(label, list)
+    try:
+        return _list_in_text(label.strip()) is not None
+    except _BadLabelError:  # an array of numpy
+        return True
+
+
 class _BadLabelError(Exception):
     """Unusable label; the message is the error sentence without the place of the row."""
 

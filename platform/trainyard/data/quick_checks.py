@@ -43,8 +43,8 @@ def _truncated(tables: Mapping[str, TokenTable], max_length: int) -> list[str]:
 def _leaks(hashes: Mapping[str, NDArray[np.uint64]]) -> list[str]:
     choosing = [name for name in hashes if name != "train" and not is_test(name)]
     pairs = [(name, "train") for name in hashes if name != "train"]
-    if TEST in hashes:
-        pairs += [(TEST, name) for name in choosing]
+    for name in choosing:
+        pairs += [(test, name) for test in (TEST, f"{name}_{TEST}") if test in hashes]
     leaked = [
         (name, other, int(np.isin(hashes[name], hashes[other]).sum())) for name, other in pairs
     ]

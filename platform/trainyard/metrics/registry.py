@@ -5,6 +5,7 @@ properties. GLUE's metrics are named as in the `glue` metric of `evaluate`. Valu
 floats, because numpy scalars in a worker's report cannot be stored as JSON.
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -300,11 +301,14 @@ def get_metric(name: str) -> Metric:
     """Return the entry of METRICS called `name`.
 
     Raises:
-        UserError: No metric has this name; the message lists all names.
+        UserError: No metric has this name. The message suggests the closest name and lists all
+            names.
     """
-    if name not in METRICS:
-        raise UserError(f"unknown metric '{name}'; known metrics: {', '.join(METRICS)}")
-    return METRICS[name]
+    if name in METRICS:
+        return METRICS[name]
+    near = difflib.get_close_matches(name.casefold().replace("-", "_"), METRICS, n=1)
+    hint = f"did you mean '{near[0]}'? Known metrics: " if near else "known metrics: "
+    raise UserError(f"unknown metric '{name}'; {hint}{', '.join(METRICS)}")
 
 
 def with_metrics(task: Task, further: Sequence[str], headline: str | None = None) -> Task:

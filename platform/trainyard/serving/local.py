@@ -13,7 +13,9 @@ from typing import Any
 from trainyard.cluster import start_ray
 from trainyard.errors import UserError
 from trainyard.serving.app import build, check_host, default_name
-from trainyard.terminal import quieted
+from trainyard.serving.gateway.keys import check_exposure
+from trainyard.serving.options import url_host
+from trainyard.terminal import quieted, stage
 
 LEAN_SERVE = "trainyard.serving.lean_serve"
 """Module that each process of the Ray of `trainyard serve` imports first."""
@@ -23,6 +25,9 @@ READY_SECONDS = 120
 
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 """Serve's states of a deployment whose replicas cannot start."""
+
+MAX_PORT = 65_535
+"""Largest port number."""
 
 STOP_SECONDS = 30
 """Maximum seconds to wait until Serve's controller has ended."""
@@ -53,25 +58,32 @@ def served(
     Raises:
         UserError: An option is invalid, Ray does not start, the model cannot be loaded, or the port
             is in use. Or the gateway is not ready within `READY_SECONDS`. Or other machines can
-            reach `host`, and no key is required.
+            reach `host`, and no key is required. Or the keys file cannot be read.
     """
     import ray
 
     args = {"model": source, **options}
-    check_host(args)
+    wanted = check_host(args)
+    check_exposure(
+        wanted.keys_file,
+        host,
+        remedy="give --keys-file (from Python, `keys_file`), or the host 127.0.0.1",
+    )
     port = _free_port(port)
     ours = not ray.is_initialized()
     lean = ours and alone
     if ours:
+        stage("starting Ray")
         more: dict[str, Any] = {}
         if lean:
             more["_system_config"] = {"preload_python_modules": [LEAN_SERVE]}
         start_ray(needed_next="fastapi", log_to_driver=False, logging_level="error", **more)
-    url = f"http://{_reachable(host)}:{port}"
+    url = f"http://{url_host(host)}:{port}"
     try:
         importlib.import_module(LEAN_SERVE if lean else "ray.serve")  # sets its logger's level
         with quieted("ray.serve"):  # Serve's log files have the messages
             try:
+                stage(f"starting Ray Serve, and loading {source}")
                 _start(args, source, host, port)
                 _wait_until_ready(f"{url}/ready")
                 yield f"{url}/models/{options.get('name') or default_name(source)}"
@@ -104,13 +116,6 @@ def _stop() -> None:
             break
         time.sleep(0.05)
     serve.shutdown()  # drops this process's client; ends a controller that is still alive
-
-
-def _reachable(host: str) -> str:
-    """Return the host part of a URL at which this machine reaches a server listening on `host`."""
-    if host in ("", "0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _start(args: dict[str, Any], source: str, host: str, port: int) -> None:
@@ -152,8 +157,12 @@ def _free_port(port: int | None) -> int:
     Serve would share a port with another server that uses it.
 
     Raises:
-        UserError: The port is in use on the loopback address, or cannot be bound.
+        UserError: The port is no port number, is in use on the loopback address, or cannot be bound.
     """
+    if port is not None and not 0 <= port <= MAX_PORT:
+        raise UserError(
+            f"port {port} is not a port; give a number from 1 to {MAX_PORT}, or 0 for a free port"
+        )
     try:
         with socket.create_server(("127.0.0.1", port or 0)) as listener:
             free: int = listener.getsockname()[1]

@@ -29,6 +29,9 @@ MODEL, SHARED, GATEWAY = "Model", "SharedModels", "Gateway"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Host names that only this machine can reach."""
 
+WILDCARDS = ("0.0.0.0", "::")  # compared with, not bound
+"""Addresses that stand for all addresses of a host."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 """Valid model names: NAME or ORG/NAME. No part can be `.` or `..`."""
 
@@ -153,6 +156,13 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
 
 HostNames = Annotated[tuple[str, ...], AfterValidator(_host_names)]
 Origins = Annotated[tuple[str, ...], AfterValidator(_origins)]
+
+
+def url_host(host: str) -> str:
+    """Return the host part of a URL at which this machine reaches a server listening on `host`."""
+    if host in ("", *WILDCARDS):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 class GatewayOptions(Strict):

@@ -23,7 +23,10 @@ from trainyard.models import build_tokenizer
 from trainyard.storage import JobFolder, storage_folder, versions, write_atomic, write_json
 from trainyard.summary import Readable
 from trainyard.tasks import Task, check_data_dir, get_task
-from trainyard.terminal import say
+from trainyard.terminal import progress_bar, say, stage
+
+CHECKS = 5
+"""Number of checks that take long, which the progress bar counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ def examine_data(config: DataDoctorConfig) -> Examination:
         UserError: The data or the tokenizer cannot be read, or the folder cannot be written.
     """
     started = time.monotonic()
+    stage(f"reading {config.data_name}")
     splits, absent = all_splits(config)
     tokenizer = build_tokenizer(config)
     folder = JobFolder(storage_folder(config.storage_path) / config.resolved_run_name)
@@ -127,6 +131,15 @@ def _examine(
     pairs = [(train, rows) for rows in others if len(train) and len(rows)]
     tokenized = [split for split, rows in zip(splits.splits, every, strict=True) if len(rows)]
     regression = task.problem_type == "regression"
+    truncation = timed(
+        "truncation", _truncation(replace(splits, splits=tokenized), tokenizer, config, folder.path)
+    )
+    bar = progress_bar(CHECKS, unit="check", title="examine")
+
+    def checked(name: str, found: Any) -> Any:
+        bar.update()
+        return timed(name, found)
+
     report: dict[str, Any] = {
         "job": "doctor_data",
         "run": folder.path.name,
@@ -139,22 +152,20 @@ def _examine(
             rows.name: {"rows": len(rows), "missing_labels": _missing_labels(task, rows)}
             for rows in every
         },
-        "duplicates": timed("duplicates", duplicates(every, similarity, n)),
-        "contradictions": timed("contradictions", contradictions(every, regression, n)),
-        "texts": timed("texts", faulty_texts(every, n)),
-        "truncation": timed(
-            "truncation",
-            _truncation(replace(splits, splits=tokenized), tokenizer, config, folder.path),
-        ),
+        "duplicates": checked("duplicates", duplicates(every, similarity, n)),
+        "contradictions": checked("contradictions", contradictions(every, regression, n)),
+        "texts": checked("texts", faulty_texts(every, n)),
+        "truncation": truncation,
         "balance": balance(task, every),
-        "drift": timed("drift", [drift(task, *pair, seed=config.seed) for pair in pairs]),
+        "drift": checked("drift", [drift(task, *pair, seed=config.seed) for pair in pairs]),
         "labels": {
             "split": train.name,
-            **timed("labels", suspicious_labels(task, train, seed=config.seed, examples=n)),
+            **checked("labels", suspicious_labels(task, train, seed=config.seed, examples=n)),
         },
         "cleaned": _write_cleaned(folder.path, config, task, train, others),
         "versions": versions(),
     }
+    bar.close()
     report["findings"] = findings(report)
     report["seconds_of"] = seconds
     report["seconds"] = round(time.monotonic() - started, 2)
@@ -236,6 +247,7 @@ def _missing_labels(task: Task, rows: Rows) -> int:
 def _truncation(
     splits: Splits, tokenizer: Any, config: DataDoctorConfig, folder: Path
 ) -> dict[str, Any]:
+    stage("tokenizing, for which Ray starts")
     with ray_session(config):
         data = prepare(splits, tokenizer, config, folder.parent / ".cache")
     truncation = {}

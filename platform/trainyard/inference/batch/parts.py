@@ -36,8 +36,8 @@ class Parts:
     Parts are in a hidden folder next to the output file, where the same command finds them again.
 
     Raises:
-        UserError: The folder of the output file or a column does not exist, the output file is a
-            folder, or the input file cannot be read.
+        UserError: The folder of the output file or a column does not exist, or the input file
+            cannot be read. Or the output file is a folder, or the input file.
     """
 
     def __init__(self, config: PredictConfig) -> None:
@@ -48,6 +48,12 @@ class Parts:
             )
         if output.is_dir():
             raise UserError(f"--output-file {output} is a folder; give the path of a file")
+        source = Path(config.input_file)
+        if output.exists() and source.exists() and output.samefile(source):
+            raise UserError(
+                f"--output-file {config.output_file} and --input-file {source} are the same file, which "
+                "the predictions would replace; give another --output-file"
+            )
         self._config = config
         # A wrong file name or column is an error before any work.
         self._check_kept(next(self._batches(every=True)))

@@ -13,15 +13,12 @@ from starlette.types import ASGIApp
 from trainyard.errors import UserError
 from trainyard.serving.gateway.discovery import ServeModels
 from trainyard.serving.gateway.http import RayGatewayMetrics, build_gateway
-from trainyard.serving.gateway.keys import KeyRing
+from trainyard.serving.gateway.keys import KeyRing, check_exposure
 from trainyard.serving.gateway.landing import banner
-from trainyard.serving.options import LOOPBACK, GatewayOptions
+from trainyard.serving.options import WILDCARDS, GatewayOptions, url_host
 
 REFRESH_SECONDS, WAITING_SECONDS = 2.0, 0.2
 """Seconds between two refreshes, and between two while a configured model is not loaded yet."""
-
-WILDCARDS = ("0.0.0.0", "::")  # compared with, not bound
-"""Addresses that stand for all addresses of a host."""
 
 log = logging.getLogger("ray.serve.trainyard")
 
@@ -42,7 +39,11 @@ class Gateway:
         self._keys = KeyRing(self._options.keys_file)
         self._announced = False
         http = _get_global_client().http_config
-        check_exposure(self._keys, http.host)
+        check_exposure(
+            self._options.keys_file,
+            http.host,
+            remedy="set `keys_file` in the gateway's args, or `host: 127.0.0.1` in http_options",
+        )
         check_port(http.host, http.port)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -85,21 +86,8 @@ class Gateway:
         if not self._announced and names and not self._models.waiting_for():
             self._announced = True
             http = _get_global_client().http_config
-            host = "127.0.0.1" if http.host in WILDCARDS else http.host
-            log.info("%s", banner(f"http://{host}:{http.port}", names, key=self._keys.required))
-
-
-def check_exposure(keys: KeyRing, host: str) -> None:
-    """Refuse to listen on an address that other machines can reach, without API keys.
-
-    Raises:
-        UserError: No key is required, and `host` is not a loopback address.
-    """
-    if not keys.required and host not in LOOPBACK:
-        raise UserError(
-            f"Serve listens on {host} and there are no API keys; set `keys_file` in the gateway's args, "
-            "or `host: 127.0.0.1` in http_options"
-        )
+            base = f"http://{url_host(http.host)}:{http.port}"
+            log.info("%s", banner(base, names, key=self._keys.required))
 
 
 def check_port(host: str, port: int) -> None:

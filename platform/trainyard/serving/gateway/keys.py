@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 
 from trainyard.errors import UserError
 from trainyard.serving.errors import RequestError
-from trainyard.serving.options import Strict
+from trainyard.serving.options import LOOPBACK, Strict
 
 SETTLE_SECONDS = 1.0
 """Seconds that a keys file must stay unchanged before it is used. A partly written file may end
@@ -115,10 +115,7 @@ class KeyRing:
             if _stamp(self._path) == stamp:  # else the file changed while it was read
                 self._keys, self._stamp, self._changed = keys, stamp, None
         except OSError as error:
-            raise UserError(
-                f"keys_file {self._path} cannot be read ({error.strerror}); give the path of a YAML "
-                "file with a list of keys"
-            ) from error
+            raise _unreadable(self._path, error) from error
 
     def admit(self, authorization: str | None, model: str | None) -> Key | None:
         """Return the key of a request, or None when no key is required.
@@ -145,6 +142,36 @@ class KeyRing:
                 "no API key that may use this; send one as the header `Authorization: Bearer KEY`",
             )
         return found
+
+
+def check_exposure(keys_file: str | None, host: str, *, remedy: str) -> None:
+    """Refuse to listen on an address that other machines can reach, without API keys.
+
+    Args:
+        keys_file: Path of the keys file, which is read once; None requires no key.
+        host: Address to listen on.
+        remedy: End of the sentence for an exposed address.
+
+    Raises:
+        UserError: No key is required, and `host` is not a loopback address. Or the file cannot be
+            read, or is not a list of keys.
+    """
+    if not keys_file:
+        if host not in LOOPBACK:
+            raise UserError(f"Serve listens on {host} and there are no API keys; {remedy}")
+        return
+    path = Path(keys_file)
+    try:
+        _read(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"keys_file {path} cannot be read ({error.strerror}); give the path of a YAML file with a list "
+        "of keys"
+    )
 
 
 def _hash(secret: str) -> str:
