@@ -20,8 +20,8 @@ RANGES: dict[str, tuple[float, float]] = {
         (
             "max_length", "num_train_epochs", "max_steps", "train_batch_size", "eval_steps",
             "per_device_train_batch_size", "per_device_train_tokens", "per_device_eval_batch_size",
-            "save_steps", "early_stopping_patience", "logging_steps", "pad_to_multiple_of", "max_train_samples",
-            "num_trials", "grace_period", "max_concurrent_trials", "confirm_top", "num_rows",
+            "save_steps", "early_stopping_patience", "logging_steps", "pad_to_multiple_of",
+            "max_train_samples", "num_trials", "grace_period", "max_concurrent_trials", "confirm_top", "num_rows",
             "threads", "batch_tokens", "max_parallel_workers",
         ),
         (1, inf),
