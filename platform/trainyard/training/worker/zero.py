@@ -6,6 +6,7 @@ workers can read them.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,18 @@ def prepare(
         model=model, optimizer=optimizer, config=settings(config), dist_init_required=False
     )
     return engine, optimizer
+
+
+def undo_stage_3() -> None:
+    """Restore torch's `linear`, which stage 3 replaces for the rest of the process.
+
+    The replacement rounds before it adds the bias, so runs in bf16 and fp16 would get other bits.
+    """
+    if (parameters := sys.modules.get("deepspeed.runtime.zero.partition_parameters")) is None:
+        return
+    original = getattr(parameters.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if original is not None:
+        torch.nn.functional.linear = original
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
