@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from trainyard.training.driver.export import export_model
 from trainyard.training.driver.fit import check_packages
 from trainyard.training.driver.restarts import _trainer
 from trainyard.training.outcome import failed
+from trainyard.training.worker import zero
 from trainyard.training.worker.weights import stored_moments
 
 QUICK = {
@@ -331,6 +333,25 @@ def test_ray_makes_a_process_group_that_reduces_what_a_strategy_offloads(
     trainer = _trainer(config, lambda: failed(UserError("")), RunFolder(tmp_path), {"GPU": 1}, 2)
     expected = "cpu:gloo,cuda:nccl" if kind == "fsdp-offload" else "nccl"
     assert trainer.backend_config.backend == expected
+
+
+def test_a_weight_may_have_fewer_elements_than_zero_3_has_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The classifier's bias has one for each label."""
+    flat, parameter = torch.zeros(1), SimpleNamespace(ds_id=0, ds_numel=2)
+    engine = SimpleNamespace(
+        grad_position={0: (0, 0, 1)}, get_param_id=lambda _: 0, fp32_partitioned_groups_flat=[flat]
+    )
+    optimizer = SimpleNamespace(state={flat: {"exp_avg": torch.ones(1)}})
+    parts = []
+    for rank in range(4):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        part, start = zero._part(engine, optimizer, parameter, "exp_avg")
+        whole = torch.zeros(2)
+        whole.narrow(0, start, len(part)).copy_(part)
+        parts.append(whole.tolist())
+    assert parts == [[1, 0], [0, 1], [0, 0], [0, 0]]
 
 
 def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,8 +202,8 @@ def _part(zero: Any, optimizer: Any, parameter: Any, key: str) -> tuple[torch.Te
     if hasattr(parameter, "ds_id"):
         group, place, size = zero.grad_position[zero.get_param_id(parameter)]
         flat = optimizer.state[zero.fp32_partitioned_groups_flat[group]][key]
-        start = size * dist.get_rank()
-        return flat.narrow(0, place, max(min(size, parameter.ds_numel - start), 0)), start
+        start = min(size * dist.get_rank(), parameter.ds_numel)  # more workers than elements
+        return flat.narrow(0, place, min(size, parameter.ds_numel - start)), start
     mapping = parameter._hp_mapping
     if mapping is None:  # all of it belongs to other workers
         return torch.empty(0, device=parameter.device), 0
