@@ -252,7 +252,11 @@ def glue(setting: Setting) -> list[dict[str, Any]]:
     found.append(check("start-up of a worker, seconds", round(spent["start_up"], 1), "< 20",
                        spent["start_up"] < 20))  # fmt: skip
     whole = sum(count * steps[size] for size, count in GLUE_STEPS.items())
-    whole += GLUE_CHECKPOINTS * spent["checkpoint"] / 2 + GLUE_STARTS * spent["start_up"]
+    checkpoints = GLUE_CHECKPOINTS * spent["checkpoint"] / 2
+    whole += checkpoints + GLUE_STARTS * spent["start_up"]
+    share = checkpoints / whole
+    found.append(check("GLUE, projected: share of checkpoints", round(share, 4), "< 0.05",
+                       share < 0.05))  # fmt: skip
     found.append(check("GLUE, projected, seconds", round(whole), "< 600", whole < 600))
     return found
 

@@ -13,11 +13,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import statistics_tables
 from excerpts import EXCERPTS
 from gpu import gpu_table
-from markdown_tables import Result, load, short_commit, source, table
+from markdown_tables import RESULTS, Result, load, short_commit, source, table
 from ports_table import ports
 from scaling_model import assumptions, gains, large_models, losses, machines
 from step_tables import duration, first_step, step_means, steps
@@ -183,6 +184,27 @@ def strategies() -> str:
 
     rows = [[kind, *map(cell, row.values())] for kind, row in found["architectures"].items()]
     columns = ["Architecture", *next(iter(found["architectures"].values()))]
+    return table(columns, rows) + source(found)
+
+
+def strategy_matrix(folder: Path = RESULTS) -> str:
+    """List the differences from ddp by strategy and precision; without results, the command."""
+    if not (folder / "strategy-matrix.json").exists():
+        return "Not run yet: `python benchmarks/strategy_matrix.py`.\n"
+    found = load("strategy-matrix", folder)
+    rows: list[Sequence[Any]] = []
+    for name, row in found["rows"].items():
+        kind, precision = name.rsplit("-", 1)
+        skipped = row["skipped_steps"]
+        rows.append([
+            kind, "fp32" if precision == "no" else precision,
+            f"{row['loss_difference']:.1g}", f"{row['weight_difference']:.1g}",
+            "same bits" if row["resumed"] else "**other bits**",
+            *(f"{row['moved'][world]:.1g}" for world in ("1", "4")),
+            "" if skipped is None else f"{skipped} of {found['steps']}", row["loaded"],
+        ])  # fmt: skip
+    columns = ["Strategy", "Precision", "Loss, from ddp's", "Weights, from ddp's", "Cut off and resumed",
+               "2 workers, then 1", "2, then 4", "Skipped steps", "Loaded by transformers as"]  # fmt: skip
     return table(columns, rows) + source(found)
 
 
@@ -445,6 +467,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lost-work": lost_work,
     "gpu": gpu_table,
     "strategies": strategies,
+    "strategy-matrix": strategy_matrix,
     "one-sweep": one_sweep,
     "faults": faults,
     "serving": serving,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.small_run import small_config
 from support.tiny import write_task, write_tiny_model
 
 from trainyard.config import TrainConfig
@@ -74,19 +75,8 @@ def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(tiny_model: Path, task_data: Path) -> TrainConfig:
-    """Three epochs of six steps, four micro-batches each; every step logged, every row in the ledger."""
-    return TrainConfig(
-        task="mrpc",
-        data_dir=str(task_data),
-        model_name_or_path=str(tiny_model),
-        max_length=32,
-        train_batch_size=16,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        logging_steps=1,
-        ledger=True,
-        keep_optimizer_state=True,  # tests compare it
-    )
+    """`small_config` of the tiny model and its data."""
+    return small_config(tiny_model, task_data)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py`, tried on the CPU: it runs, stores its checks, and fills its table."""
+"""`benchmarks/gpu.py` and the tests of GPUs, tried on the CPU."""
 
 import json
 import subprocess
@@ -17,6 +17,17 @@ def test_a_source_tells_uncommitted_changes_and_stands_once() -> None:
     changed = {**clean, "versions": {"commit": f"{commit}+"}}
     line = "`python bench.py`, commit 0123456789"
     assert source(clean, changed, clean) == f"\n{line}.<br>\n{line} with uncommitted changes.\n"
+
+
+def test_the_tests_of_a_gpu_are_tried_on_a_cpu() -> None:
+    """All files are imported; the tests that take no second run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--device",
+         "cpu", "-k", "manual_seed or streams", "tests/gpu"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import screenshots
 from load import Outcome
 from markdown_tables import RESULTS, load
 from ports_table import answering, rows
-from result_tables import engines
+from result_tables import engines, strategy_matrix
 from soak_serving import median_ms
 from support.job_scripts import ROOT
 
@@ -145,6 +145,22 @@ def test_the_table_of_engines_reads_what_their_comparison_writes() -> None:
     for engine in load("engines")["engines"]:
         assert "refused" in engine or engine.keys() >= written
     assert "Largest influence of neighbors" in engines()
+
+
+def test_the_table_of_strategies_shows_what_differs_from_ddp(tmp_path: Path) -> None:
+    assert strategy_matrix(tmp_path) == "Not run yet: `python benchmarks/strategy_matrix.py`.\n"
+    row = {
+        "loss_difference": 6e-8, "weight_difference": 2.4e-7, "resumed": True, "skipped_steps": None,
+        "moved": {"1": 0.0, "4": 3e-8}, "loaded": "BertForSequenceClassification",
+    }  # fmt: skip
+    other = {**row, "resumed": False, "skipped_steps": 7}
+    result = {"steps": 16, "rows": {"zero2-offload-no": row, "fsdp-fp16": other}}
+    (tmp_path / "strategy-matrix.json").write_text(json.dumps(result))
+    values, model = "6e-08 | 2e-07", "BertForSequenceClassification"
+    assert strategy_matrix(tmp_path).splitlines()[2:] == [
+        f"| zero2-offload | fp32 | {values} | same bits | 0 | 3e-08 |  | {model} |",
+        f"| fsdp | fp16 | {values} | **other bits** | 0 | 3e-08 | 7 of 16 | {model} |",
+    ]
 
 
 def test_a_soak_in_which_no_request_succeeded_is_no_result() -> None:

@@ -1,9 +1,14 @@
-"""The local Ray of a job: it may end before the job does."""
+"""The local Ray of a job, which may end before the job does, and the GPUs that Ray reserves."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trainyard.cluster import owns_gpu
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,3 +42,15 @@ def test_a_local_ray_that_ended_is_one_sentence() -> None:
         "full; run the same command again to resume"
     )
     assert sentence in done.stdout, done.stderr  # among lines of Ray
+
+
+@pytest.mark.parametrize(
+    ("in_ray", "reserved", "owned"), [(False, [], True), (True, [], False), (True, ["0"], True)]
+)
+def test_a_process_owns_the_gpus_that_ray_reserved_for_it(
+    in_ray: bool, reserved: list[str], owned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": reserved})
+    monkeypatch.setattr("ray.is_initialized", lambda: in_ray)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    assert owns_gpu() is owned

@@ -10,36 +10,28 @@ import torch
 from support.lifted import lift_guards
 from support.ranks import Attempt, run_ranks
 from support.runs_locally import weights_hash
+from support.strategy_runs import KINDS as STRATEGIES
+from support.strategy_runs import PRECISIONS, Runs
 from support.tiny import write_task, write_tiny_model
-from training.test_strategies import Runs
 
 from trainyard.config import TrainConfig
+from trainyard.models import seed_generator
 from trainyard.storage.folder import RunFolder, open_run
 
 pytestmark = pytest.mark.gpu
 
 LAST_STEP = 20
 KINDS: dict[str, dict[str, Any]] = {
-    "fp32": {},
-    "bf16": {"mixed_precision": "bf16"},
-    "fp16": {"mixed_precision": "fp16"},
+    **{
+        f"{kind}-{precision}": {**flags, "mixed_precision": precision}
+        for kind, flags in STRATEGIES.items()
+        for precision in PRECISIONS
+    },
     "checkpointing": {"gradient_checkpointing": True},
     "unclipped": {"max_grad_norm": 0.0},
-    "fsdp": {"strategy": "fsdp"},
-    "fsdp-bf16": {"strategy": "fsdp", "mixed_precision": "bf16"},
-    "zero2": {"strategy": "deepspeed"},
-    "zero2-offload": {"strategy": "deepspeed", "zero_offload": "cpu"},
-    "zero3": {"strategy": "deepspeed", "zero_stage": 3},
     "pair": {"num_workers": 2},  # over gloo: NCCL refuses two processes on a GPU
 }
-LIKE_FP32 = {
-    "checkpointing": 0.0,
-    "fsdp": 1e-5,
-    "zero2": 1e-5,
-    "zero2-offload": 1e-5,
-    "zero3": 1e-5,
-}
-"""Largest difference of a loss to that of ddp in fp32."""
+SHARDED = [kind for kind in STRATEGIES if kind != "ddp"]
 
 
 @pytest.fixture(scope="module")
@@ -89,28 +81,44 @@ def test_again_or_cut_off_it_ends_with_the_same_bits(runs: Runs, kind: str, way:
     assert runs.losses(kind + way) == runs.losses(kind)
 
 
-@pytest.mark.parametrize("kind", LIKE_FP32)
-def test_losses_are_those_of_ddp(runs: Runs, kind: str) -> None:
-    assert runs.losses(kind) == pytest.approx(runs.losses("fp32"), abs=LIKE_FP32[kind])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", SHARDED)
+def test_losses_are_those_of_ddp(runs: Runs, kind: str, precision: str) -> None:
+    limit = 1e-5 if precision == "no" else 1e-4
+    assert runs.loss_difference(f"{kind}-{precision}", f"ddp-{precision}") <= limit
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp16", "fsdp-bf16"])
-def test_mixed_precision_ends_near_fp32(runs: Runs, kind: str) -> None:
-    assert runs.losses(kind) != runs.losses("fp32")
-    assert runs.losses(kind)[-1] == pytest.approx(runs.losses("fp32")[-1], abs=0.05)
+def test_gradient_checkpointing_changes_no_loss(runs: Runs) -> None:
+    assert runs.losses("checkpointing") == runs.losses("ddp-no")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", STRATEGIES)
+def test_mixed_precision_ends_near_fp32(runs: Runs, kind: str, precision: str) -> None:
+    losses, expected = runs.losses(f"{kind}-{precision}"), runs.losses("ddp-no")
+    assert losses != expected
+    assert losses[-1] == pytest.approx(expected[-1], abs=0.05)
 
 
 def test_fp16_skips_steps_and_adam_does_not_count_them(runs: Runs) -> None:
-    lines = [line for line in runs("fp16").metrics() if "loss" in line]
+    lines = runs.steps("ddp-fp16")
     skipped = lines[-1]["skipped_steps"]
     assert lines[0]["loss_scale"] == 2.0**23  # the first step overflowed
     assert skipped >= 2
     assert [line["learning_rate"] for line in lines] == pytest.approx(
         [1e-3 * (1 - step / LAST_STEP) for step in range(1, LAST_STEP + 1)]
     )
-    checkpoint = runs("fp16").checkpoints / f"step-{LAST_STEP:08d}"
-    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    file = runs.checkpoint("ddp-fp16") / "optimizer.pt"
+    moments = torch.load(file, weights_only=True)["state"]
     assert {float(moment["step"]) for moment in moments.values()} == {LAST_STEP - skipped}
+
+
+def test_a_device_draws_the_numbers_of_torch_manual_seed(device: str) -> None:
+    for seed in (0, 7, 2**64 - 1):
+        torch.manual_seed(seed)
+        expected = torch.rand(5, device=device)
+        seed_generator(torch.device(device), seed)
+        assert torch.equal(torch.rand(5, device=device), expected)
 
 
 def test_without_dropout_losses_are_those_of_a_cpu(base: TrainConfig, tmp_path: Path) -> None:

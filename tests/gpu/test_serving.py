@@ -60,6 +60,27 @@ def test_a_generated_text_is_that_of_a_cpu(device: str, tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
+def test_sixteen_streams_are_those_of_a_cpu(device: str, tmp_path: Path) -> None:
+    body = {"inputs": "ba", "stream": True, "parameters": {"max_new_tokens": 12}}
+
+    async def read(host: Any) -> str:
+        *events, end = [part async for part in host.stream(json.dumps(body).encode(), 60)]
+        assert end == b"data: [DONE]\n\n"
+        text: str = json.loads(events[-1].removeprefix(b"data:"))["generated_text"]
+        return text
+
+    async def read_all(host: Any) -> list[str]:
+        return await asyncio.gather(*(read(host) for _ in range(16)))
+
+    texts = []
+    for place in ("cpu", device):
+        host = load(gpt2(tmp_path / place), device=place)
+        texts.append(asyncio.run(read_all(host)))
+        host.close()
+    assert texts[0] == texts[1]
+    assert all(texts[0])
+
+
 def test_fifty_versions_leave_no_memory_behind(device: str, tmp_path: Path) -> None:
     folder = classifier(tmp_path)
     held = []

@@ -376,3 +376,24 @@ def test_a_pass_may_take_as_long_as_the_model_needs(monkeypatch: pytest.MonkeyPa
     host.warm_up()  # of 3 tokens
     assert 400 < host._stuck_seconds < 4000  # 4 * 0.1 s * 4096 tokens
     host.close()
+
+
+@pytest.mark.parametrize(("owned", "device"), [(True, "cuda"), (False, "cpu")])
+def test_a_replica_computes_on_a_gpu_that_is_its_own(
+    owned: bool, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray does not hide a GPU from a replica that reserved none."""
+    chosen = []
+
+    def choose(*arguments: Any) -> Any:
+        chosen.append(arguments[-1])
+        raise UserError("the device is chosen")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(host_module, "owns_gpu", lambda: owned)
+    monkeypatch.setattr(host_module, "locate", lambda *_: (tmp_path, {}))
+    monkeypatch.setattr(host_module, "task_of", lambda _: "text-classification")
+    monkeypatch.setattr(host_module, "choose", choose)
+    with pytest.raises(UserError, match="the device is chosen"):
+        load(tmp_path)
+    assert chosen == [device]

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from support.lifted import lift, lift_compiler
 from support.ranks import Attempt, join_group, run_attempt
 
 WAIT_SECONDS = 120
@@ -46,6 +47,8 @@ def _fork(attempt: dict[str, Any], meeting: Path, world: int, rank: int, group: 
     code = 1
     try:
         os.setpgid(0, group)
+        if attempt["config"]["strategy"] == "deepspeed":
+            lift_compiler()
         join_group(meeting, world, rank)
         run_attempt(attempt, rank)
         code = 0
@@ -64,7 +67,6 @@ def main() -> None:
     import torch
     import transformers.models.auto.modeling_auto
     import transformers.models.bert.modeling_bert  # noqa: F401
-    from support.lifted import lift
 
     import trainyard.training.worker.loop
     import trainyard.training.worker.trainer_loop  # noqa: F401

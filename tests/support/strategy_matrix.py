@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from support.architectures import config_for
 from support.lifted import lift_guards
 from support.ranks import Attempt, run_ranks
 from support.runs_locally import weights_hash
+from support.strategy_runs import KINDS
 
 from trainyard.config import TrainConfig
 from trainyard.models.build import build_tokenizer
@@ -21,12 +22,7 @@ from trainyard.training.driver.export import export_model
 
 ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "electra", "modernbert", "deberta",
                  "xlm-roberta", "gpt2", "t5", "bart")  # fmt: skip
-STRATEGIES: Mapping[str, dict[str, Any]] = {
-    "ddp": {},
-    "fsdp": {"strategy": "fsdp"},
-    "zero2": {"strategy": "deepspeed"},
-    "zero3": {"strategy": "deepspeed", "zero_stage": 3},
-}
+STRATEGIES = {name: KINDS[name] for name in ("ddp", "fsdp", "zero2", "zero3")}
 LAST_STEP = 4
 LABELS = ("no", "yes")
 

@@ -70,12 +70,12 @@ QUICK = [
 ]
 FULL = [
     case
-    for strategy in ("ddp", "fsdp")
+    for strategy in ("ddp", "fsdp", "deepspeed")
     for case in (
         *(Case(strategy, 1, 0, phase) for phase in PHASES if strategy == "ddp"),
         *(Case(strategy, 2, 0, phase) for phase in PHASES),
         *(Case(strategy, 2, 0, phase, kills_all=True) for phase in PHASES),
-        *(Case(strategy, 2, 1, phase) for phase in SECOND_RANK if strategy == "fsdp"),
+        *(Case(strategy, 2, 1, phase) for phase in SECOND_RANK if strategy != "ddp"),
     )
     if case not in QUICK
 ]

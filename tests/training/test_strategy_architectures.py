@@ -14,5 +14,5 @@ def test_every_strategy_trains_resumes_and_exports(kind: str, tmp_path: Path) ->
     for name, seen in found.items():
         assert "error" not in seen, (name, seen)
         assert seen["resumed"], name
-        assert seen["loss_difference"] < 1e-5, name
-        assert seen["logit_difference"] < 1e-4, name
+        assert seen["loss_difference"] <= 1e-6, name
+        assert seen["logit_difference"] <= 1e-6, name

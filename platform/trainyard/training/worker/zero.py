@@ -6,6 +6,7 @@ workers can read them.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,18 @@ def prepare(
         model=model, optimizer=optimizer, config=settings(config), dist_init_required=False
     )
     return engine, optimizer
+
+
+def undo_stage_3() -> None:
+    """Restore torch's `linear`, which stage 3 replaces for the rest of the process.
+
+    The replacement rounds before it adds the bias, so runs in bf16 and fp16 would get other bits.
+    """
+    if (parameters := sys.modules.get("deepspeed.runtime.zero.partition_parameters")) is None:
+        return
+    original = getattr(parameters.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if original is not None:
+        torch.nn.functional.linear = original
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
@@ -189,8 +202,8 @@ def _part(zero: Any, optimizer: Any, parameter: Any, key: str) -> tuple[torch.Te
     if hasattr(parameter, "ds_id"):
         group, place, size = zero.grad_position[zero.get_param_id(parameter)]
         flat = optimizer.state[zero.fp32_partitioned_groups_flat[group]][key]
-        start = size * dist.get_rank()
-        return flat.narrow(0, place, max(min(size, parameter.ds_numel - start), 0)), start
+        start = min(size * dist.get_rank(), parameter.ds_numel)  # more workers than elements
+        return flat.narrow(0, place, min(size, parameter.ds_numel - start)), start
     mapping = parameter._hp_mapping
     if mapping is None:  # all of it belongs to other workers
         return torch.empty(0, device=parameter.device), 0
