@@ -19,8 +19,9 @@ from excerpts import EXCERPTS
 from gpu import gpu_table
 from markdown_tables import Result, load, short_commit, source, table
 from ports_table import ports
-from scaling_model import gains, large_models, losses
+from scaling_model import assumptions, gains, large_models, losses, machines
 from step_tables import first_step, step_means, steps
+from unbalanced_table import unbalanced
 
 PLACE = re.compile(r"(<!-- (table|transcript): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -128,6 +129,18 @@ def ray_overhead() -> str:
     return table(["Pairs of runs", "In Ray over alone"], [[len(found["runs"]), ratios]]) + source(
         found
     )
+
+
+def scaling_assumptions() -> str:
+    """List the constants of scaling_model.py, and where they are from."""
+    return table(["Assumption", "Value", "Source"], list(assumptions()))
+
+
+def scaling_machines() -> str:
+    """List the machines of scaling_model.py."""
+    columns = ["Machines", "GPUs a node", "Peak, TFLOP/s (bf16)", "GB a GPU", "Its memory, GB/s",
+               "NVLink, GB/s", "Network of a node, GB/s", "Microseconds a message"]  # fmt: skip
+    return table(columns, list(machines()))
 
 
 def scaling_model() -> str:
@@ -313,13 +326,25 @@ def engines() -> str:
 def start_up() -> str:
     """List the seconds from the command to a server's first answer."""
     found = load("ready")
+    models = {
+        name: model for name, model in found.items() if isinstance(model, dict) and "runs" in model
+    }
+    # Before 2026-12 the points before the answer were not measured.
+    points = {
+        key: label for key, label in {
+            "ray": "Seconds until Ray starts",
+            "replica": "Replica starts",
+            "gateway": "Gateway answers",
+            "seconds": "Seconds to the first answer",
+            "load_seconds": "Of them loading",
+        }.items() if all(key in run for model in models.values() for run in model["runs"])
+    }  # fmt: skip
     rows = [
-        [name, f"{model['parameters'] / 1e6:.0f}", f"{model['median_seconds']:.1f}",
-         f"{statistics.median(run['load_seconds'] for run in model['runs']):.1f}"]
-        for name, model in found.items() if isinstance(model, dict) and "runs" in model
+        [name, f"{model['parameters'] / 1e6:.0f}",
+         *(f"{statistics.median(run[key] for run in model['runs']):.1f}" for key in points)]
+        for name, model in models.items()
     ]  # fmt: skip
-    columns = ["Model", "Million parameters", "Seconds to the first answer", "Of them loading"]
-    return table(columns, rows) + source(found)
+    return table(["Model", "Million parameters", *points.values()], rows) + source(found)
 
 
 def hurt() -> str:
@@ -409,8 +434,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "tokenization": tokenization,
     "quality": quality,
+    "unbalanced": unbalanced,
     "workers": workers,
     "ray-overhead": ray_overhead,
+    "scaling-assumptions": scaling_assumptions,
+    "scaling-machines": scaling_machines,
     "scaling-model": scaling_model,
     "large-models": large_model,
     "lost-work": lost_work,

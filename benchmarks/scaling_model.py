@@ -27,25 +27,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 UTILIZATION = 0.4
-"""Share of the peak. Assumed; `python benchmarks/gpu.py --only speed` measures it."""
+"""Share of the peak."""
 BUCKET = 25e6
-"""Bytes. DDP's default `bucket_cap_mb`."""
+"""Bytes of a bucket of ddp's all-reduce."""
 WEIGHT, STATE = 4, 16
 """Bytes of a weight, and of a weight with its gradient and two moments, in fp32."""
 STORED = 12
 """Bytes of a weight in a checkpoint: itself and two moments."""
 WRITER = 0.27e9
-"""Bytes/s. One process of ours writes, hashes and syncs BERT base (1.3 GB) in 4.9 s: measured on a core
-of an AMD EPYC, 2026-11-29."""
+"""Bytes/s that a process writes, hashes and syncs."""
 STORAGE = 10e9
-"""Bytes/s of the shared storage. Amazon FSx for Lustre: 1,000 MB/s for each TiB, ten TiB."""
-FAILURES = 419 / (54 * 24 * 16_384)
-"""Interruptions a GPU and hour, all causes: 419 in 54 days on 16,384 H100 (Dubey et al. 2024, "The Llama
-3 herd of models", section 3.3.4)."""
+"""Bytes/s of the shared storage."""
+INTERRUPTIONS, DAYS, GPUS = 419, 54, 16_384
+"""Interruptions, days and GPUs of the training whose failures are assumed."""
+FAILURES = INTERRUPTIONS / (DAYS * 24 * GPUS)
+"""Interruptions a GPU and hour."""
 RESTART = 90.0
-"""Seconds. Ray's default health check takes about a minute, starting again half a minute (cluster.json)."""
+"""Seconds."""
 TOKENS = 8192
-"""Tokens of a worker in a step: 64 rows of 128."""
+"""Tokens of a worker in a step."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ MACHINES = (
     Machines("DGX H100: eight H100 each, NVLink, eight InfiniBand links of 400 Gb/s",
              989e12, 3350e9, 80e9, 8, 450e9, 400e9, 10e-6),
 )  # fmt: skip
-"""Peaks, memory and NVLink by NVIDIA's data sheets, networks by AWS's and NVIDIA's; latencies assumed."""
+"""Rows of the table of machines; `assumptions` says where the numbers are from."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,40 @@ def losses() -> Iterator[list[str]]:
                    f"{interval / 60:.0f}", f"{lost:.2f} %"]  # fmt: skip
 
 
+def assumptions() -> Iterator[list[str]]:
+    """Yield a row for each constant of the model: its meaning, its value and where it is from."""
+    yield ["share of the peak that a GPU computes", f"{100 * UTILIZATION:.0f} %",
+           "assumed; `python benchmarks/gpu.py --only speed` measures it"]  # fmt: skip
+    yield ["tokens of a worker in a step, unless a table says otherwise", f"{TOKENS:,}",
+           "assumed: 64 rows of 128"]  # fmt: skip
+    yield ["bytes of a weight with gradient and moments", f"{STATE}",
+           f"fp32: {WEIGHT} each for the weight, its gradient and two moments; no activations"]  # fmt: skip
+    yield ["bucket of ddp's all-reduce", f"{BUCKET / 1e6:.0f} MB", "DDP's default `bucket_cap_mb`"]
+    yield ["bytes of a weight in a checkpoint", f"{STORED}", "fp32: the weight and two moments"]
+    yield ["a process writes, hashes and syncs", f"{WRITER / 1e9:.2f} GB/s",
+           "measured: BERT base (1.3 GB) in 4.9 s on a core of an AMD EPYC, 2026-11-29"]  # fmt: skip
+    yield ["shared storage", f"{STORAGE / 1e9:.0f} GB/s",
+           "Amazon FSx for Lustre: 1,000 MB/s for each TiB, ten TiB"]  # fmt: skip
+    yield ["hours between failures of one GPU", f"{1 / FAILURES:,.0f}",
+           f"{INTERRUPTIONS} interruptions in {DAYS} days on {GPUS:,} H100 (Dubey et al. 2024, "
+           '"The Llama 3 herd of models", section 3.3.4)']  # fmt: skip
+    yield ["restart after a failure", f"{RESTART:.0f} s",
+           "Ray's default health check takes about a minute, starting again half a minute"]  # fmt: skip
+    yield ["peaks, memory and links of the machines", "next table",
+           "data sheets of NVIDIA (GPUs, NVLink, InfiniBand) and AWS (networks)"]  # fmt: skip
+    yield ["seconds of a message", "next table", "assumed"]
+
+
+def machines() -> Iterator[list[str]]:
+    """Yield a row for each kind of machine: its numbers in the model."""
+    for kind in MACHINES:
+        inside = "one GPU" if math.isinf(kind.nvlink) else f"{kind.nvlink / 1e9:.0f}"
+        yield [kind.name.split(":")[0], f"{kind.gpus}", f"{kind.peak / 1e12:.0f}",
+               f"{kind.size / 1e9:.0f}", f"{kind.memory / 1e9:.0f}", inside, f"{kind.link / 1e9:.4g}",
+               f"{kind.latency * 1e6:.0f}"]  # fmt: skip
+
+
 if __name__ == "__main__":
-    for rows in (gains(), large_models(), losses()):
+    for rows in (assumptions(), machines(), gains(), large_models(), losses()):
         for row in rows:
             print(*row, sep=" | ")

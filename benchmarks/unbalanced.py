@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import load, source, table
 from provenance import provenance
 from quality_figures import difference, last_scores
+from unbalanced_table import unbalanced
 
 from trainyard import TrainConfig, fit
 
@@ -101,7 +101,7 @@ def main() -> None:
                 for variant, fields in VARIANTS[name].items()
             }
             store(name, found, args)
-    print(unbalanced_table())
+    print(unbalanced())
 
 
 def scores(name: str, fields: Mapping[str, Any], folder: Path) -> dict[str, float]:
@@ -134,23 +134,6 @@ def store(name: str, found: Mapping[str, Mapping[int, Any]], args: argparse.Name
     head["command"] = head["command"].replace(str(args.course), "DIR")
     kept[name] = {**head, "recipe": dict(SHARED), "seeds": args.seeds, "variants": figures}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
-
-
-def unbalanced_table() -> str:
-    """Build the table of scores by seed, and of differences from the plain variant."""
-    found = load("unbalanced")
-    rows = []
-    for name, data in found.items():
-        for variant, figures in data["variants"].items():
-            for metric, cell in figures.items():
-                interval = (
-                    "{:+.3f} to {:+.3f}".format(*cell["interval"]) if "interval" in cell else ""
-                )
-                gain = f"{cell['difference']:+.3f}" if "difference" in cell else ""
-                by_seed = ", ".join(f"{value:.4f}" for value in cell["values"])
-                rows.append([name, variant, metric, by_seed, gain, interval])
-    columns = ["Data", "Variant", "Metric", "By seed", "Less plain", "95 % over seeds"]
-    return table(columns, rows) + source(*found.values())
 
 
 if __name__ == "__main__":

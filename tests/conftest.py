@@ -85,6 +85,7 @@ def small_run(tiny_model: Path, task_data: Path) -> TrainConfig:
         learning_rate=1e-3,
         logging_steps=1,
         ledger=True,
+        keep_optimizer_state=True,  # tests compare it
     )
 
 

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from trainyard.batch_plan import (
     Plan,
+    TokenBudget,
     evaluation_batches,
     micro_batch_seed,
     padded_length,
     padding_efficiency,
+    share,
     token_batches,
 )
 
@@ -81,6 +84,48 @@ def test_a_partial_step_is_shared_out_evenly() -> None:
         [len(rows) for rows in micro_batches] for _, _, micro_batches in plan.steps(0, 2)
     )
     assert sizes == [[1, 1, 0, 0], [4, 4, 4, 4]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths_of_rows, st.integers(0, 3), st.integers(1, 7), st.integers(128, 800),
+    st.sampled_from([1, 8]), st.booleans(),
+)  # fmt: skip
+def test_micro_batches_keep_a_token_budget(
+    lengths: list[int], doublings: int, size: int, tokens: int, multiple: int, fixed: bool
+) -> None:
+    """Every row is in one of them, on any number of workers, and no smaller number would do."""
+    rows_only = make_plan(lengths, 2**doublings, size)
+    budget = TokenBudget(tokens, multiple, 128, fixed=fixed)
+    plan = Plan(rows_only.lengths, rows_only.batch_size, size, rows_only.seed, budget)
+
+    def fits(rows: NDArray[np.int64]) -> bool:
+        longest = int(plan.lengths[rows].max(initial=0))
+        return len(rows) * padded_length(longest, multiple, 128, fixed=fixed) <= tokens
+
+    seen = []
+    steps = range(plan.steps_per_epoch)
+    for found, whole in zip(plan.steps(0, len(steps)), rows_only.steps(0, len(steps)), strict=True):
+        step = np.concatenate(whole[2])
+        assert np.concatenate(found[2]).tolist() == step.tolist()
+        assert all(len(rows) <= size and fits(rows) for rows in found[2])
+        times = len(found[2]) // len(whole[2])
+        assert times * len(whole[2]) == len(found[2])
+        assert times.bit_count() == 1  # the sum of gradients stays one tree
+        assert times == 1 or not all(map(fits, np.array_split(step, len(found[2]) // 2)))
+        for world in (2**n for n in range(doublings + 1)):
+            mine = [place for rank in range(world) for place in share(len(found[2]), rank, world)]
+            assert mine == list(range(len(found[2])))
+        seen += step.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_only_long_rows_are_cut_into_more_micro_batches() -> None:
+    lengths = np.repeat(np.array([10, 100], np.int32), 64)
+    budget = TokenBudget(400, 1, 128, fixed=False)
+    plan = Plan(lengths, 16, 8, 0, budget)
+    sizes = {(int(lengths[step[0][0]]), *map(len, step)) for _, _, step in plan.steps(0, 8)}
+    assert sizes == {(10, 8, 8), (100, 4, 4, 4, 4)}
 
 
 @settings(max_examples=40, deadline=None)

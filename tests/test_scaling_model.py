@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from result_tables import TABLES
 from scaling_model import (
     BERT,
     DDP,
@@ -24,6 +25,7 @@ from scaling_model import (
     total,
     unit_seconds,
 )
+from support.job_scripts import ROOT
 
 STRATEGIES = pytest.mark.parametrize("strategy", [DDP, ZERO2, FSDP], ids=lambda one: one.name)
 FREE = replace(MACHINES[2], nvlink=math.inf, link=math.inf, latency=0.0)
@@ -80,3 +82,12 @@ def test_the_best_interval_loses_the_least() -> None:
     least = lost_share(5.0, best, failure)
     assert all(least < lost_share(5.0, best * factor, failure) for factor in (0.5, 0.9, 1.1, 2))
     assert lost_share(5.0, best, math.inf) == 5.0 / best
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["scaling-assumptions", "scaling-machines", "scaling-model", "large-models", "lost-work"],
+)
+def test_the_docs_show_the_present_constants_and_predictions(name: str) -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert f"<!-- table: {name} -->\n{TABLES[name]()}<!-- end -->" in page

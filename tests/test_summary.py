@@ -84,6 +84,12 @@ def test_seconds_read_as_people_say_them(seconds: float | None, words: str) -> N
         ({}, 50_000, "--train-batch-size 32"),
         ({"train_batch_size": 32, "per_device_train_batch_size": 16}, 50_000, None),
         ({"per_device_train_batch_size": 4, "num_workers": 2}, 1000, None),
+        (
+            {"train_batch_size": 32, "per_device_train_tokens": 4096},
+            1000,
+            "--per-device-train-batch-size 32 computes a step in fewer passes",
+        ),
+        ({"train_batch_size": 32, "per_device_train_tokens": 512}, 1000, None),
     ],
 )
 def test_a_setting_that_is_needlessly_slow_gets_one_sentence(

@@ -1,9 +1,9 @@
 """Batch plans: the rows of each forward pass in training, evaluation and serving. Pure numpy.
 
 A *step* is one optimizer update over at most `batch_size` rows. It is cut into *micro-batches*,
-each one forward pass over at most `micro_batch_size` rows. Worker r of N runs the r-th equal share
-of every step's micro-batches. Nothing else depends on N, so the result of a run does not depend on
-N either.
+each one forward pass over at most `micro_batch_size` rows and, optionally, a limited number of
+padded tokens. Worker r of N runs the r-th equal share of every step's micro-batches. Nothing else
+depends on N, so the result of a run does not depend on N either.
 """
 
 from collections.abc import Iterator
@@ -27,6 +27,25 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class TokenBudget:
+    """Maximum padded tokens of a micro-batch, under the padding that its rows get.
+
+    `tokens` is at least `max_length`, so that every row fits alone. The other fields are the
+    arguments of `padded_length`.
+    """
+
+    tokens: int
+    multiple: int
+    max_length: int
+    fixed: bool
+
+    def holds(self, rows: int, longest: int) -> bool:
+        """Return whether `rows` rows, the longest of `longest` tokens, fit into one micro-batch."""
+        width = padded_length(longest, self.multiple, self.max_length, fixed=self.fixed)
+        return rows * width <= self.tokens
+
+
+@dataclass(frozen=True)
 class Plan:
     """Plan of all steps of a run: a pure function of its fields.
 
@@ -38,6 +57,7 @@ class Plan:
     batch_size: int
     micro_batch_size: int
     seed: int
+    budget: TokenBudget | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,7 +66,7 @@ class Plan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches per step, over all workers."""
+        """Micro-batches per step, over all workers; a budget multiplies it in some steps."""
         return self.batch_size // self.micro_batch_size
 
     def epoch(self, epoch: int) -> "EpochPlan":
@@ -88,12 +108,25 @@ class EpochPlan:
     def micro_batches(self, index: int) -> list[Rows]:
         """Return the rows of each micro-batch of step `index` of the epoch.
 
-        The list always has `micro_batches_per_step` arrays. The rows of a partial step are divided
-        evenly, so some arrays are empty if it has fewer rows than micro-batches.
+        The list has `micro_batches_per_step` arrays. If one exceeds the budget, it has 2, 4, 8 …
+        times as many, the fewest that keep the budget. A power of two leaves the sum of gradients
+        the same tree for every number of workers. The rows of a step are divided evenly, so some
+        arrays are empty if it has fewer rows than micro-batches.
         """
-        size = self.plan.batch_size
-        start = int(self.starts[index]) * size
-        return np.array_split(self.order[start : start + size], self.plan.micro_batches_per_step)
+        plan = self.plan
+        start = int(self.starts[index]) * plan.batch_size
+        step = self.order[start : start + plan.batch_size]
+        count = plan.micro_batches_per_step
+        while True:
+            found = np.array_split(step, count)
+            # Rows of a step are sorted by length, so the last one of a micro-batch is its longest.
+            if plan.budget is None or all(
+                plan.budget.holds(len(rows), int(plan.lengths[rows[-1]]))
+                for rows in found
+                if len(rows)
+            ):
+                return found
+            count *= 2
 
 
 def share(micro_batches: int, rank: int, world: int) -> range:

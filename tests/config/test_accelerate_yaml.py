@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.commands.config.default import write_basic_config
+from transformers import TrainingArguments
 
 from trainyard.command import parse
 from trainyard.config import TrainConfig
-from trainyard.config.accelerate_yaml import KEYS, LAYOUT
+from trainyard.config.accelerate_yaml import KEYS, LAYOUT, MARKS
 from trainyard.errors import UserError
 
 WRITTEN: dict[str, Any] = {
@@ -49,7 +51,12 @@ def read(tmp_path: Path, settings: dict[str, Any], *flags: str) -> TrainConfig:
 @pytest.mark.parametrize(
     ("settings", "meant"),
     [
-        ({}, {}),
+        ({}, {"use_gpu": True}),
+        ({"mixed_precision": "bf16"}, {"use_gpu": True, "mixed_precision": "bf16"}),
+        ({"use_cpu": True}, {}),
+        ({"distributed_type": False, "use_cpu": True, "fp16": False}, {}),
+        ({"distributed_type": False, "mixed_precision": None, "fp16": True},
+         {"use_gpu": True, "mixed_precision": "fp16"}),
         ({"mixed_precision": False, "distributed_type": "MULTI_CPU", "num_processes": 2},
          {"num_workers": 2}),
         ({"mixed_precision": "fp16", "distributed_type": "MULTI_GPU"},
@@ -66,6 +73,36 @@ def test_a_file_of_accelerate_config_is_read_for_what_it_means(
     settings: dict[str, Any], meant: dict[str, Any], tmp_path: Path
 ) -> None:
     assert read(tmp_path, settings) == TrainConfig(**{"num_workers": 1, **meant})
+
+
+@pytest.mark.parametrize("key", ["compute_environment", "num_machines", "same_network"])
+def test_a_file_without_distributed_type_is_still_accelerate_s(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "default_config.yaml"
+    path.write_text(yaml.safe_dump({"debug": False, key: WRITTEN[key]}))
+    with pytest.raises(UserError) as refused:
+        parse(TrainConfig, ["--config", str(path)])
+    assert str(refused.value) == (
+        f"{key} is a key of `accelerate config`, whose files hold distributed_type too; add it (NO, "
+        f"MULTI_CPU, MULTI_GPU, FSDP or DEEPSPEED), or leave {key} out"
+    )
+
+
+def test_no_flag_and_no_setting_of_trainer_marks_a_file_as_accelerate_s() -> None:
+    theirs = {field.name for field in fields(ClusterConfig)}
+    ours = {field.name for config in (TrainConfig, TrainingArguments) for field in fields(config)}
+    assert theirs >= MARKS
+    assert MARKS.isdisjoint(ours)
+
+
+def test_what_accelerate_config_default_writes_trains_on_the_gpu_that_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gpus, uses_gpu in ((0, False), (1, True), (2, True)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpus=gpus: gpus > 0)
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        path = write_basic_config("no", str(tmp_path / f"{gpus}.yaml"))
+        found = parse(TrainConfig, ["--config", str(path)])
+        assert (found.use_gpu, found.num_workers) == (uses_gpu, max(gpus, 1))
 
 
 def test_later_flags_win_over_the_file(tmp_path: Path) -> None:

@@ -1,13 +1,21 @@
 """--deepspeed-config: what a user's JSON may say, and what flags say here."""
 
+import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from trainyard.command import parse
-from trainyard.config import TrainConfig, merge_deepspeed_json, scaler_arguments
+from trainyard.config import (
+    TrainConfig,
+    deepspeed_differences,
+    merge_deepspeed_json,
+    scaler_arguments,
+)
+from trainyard.config.deepspeed_keys import GROWTH_INTERVAL, KNOWN, REMOVED, defaults
 from trainyard.errors import UserError
 
 COURSE: dict[str, Any] = {
@@ -108,6 +116,38 @@ def test_values_for_hugging_face_to_fill_in_are_ours(tmp_path: Path) -> None:
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "(use --zero-offload cpu"),
         ({"gradient_clipping": 0.5}, "gradient_clipping (use --max-grad-norm 0.5)"),
         ({"amp": {"enabled": True}}, "amp.enabled (use --mixed-precision fp16, bf16 or no)"),
+        ({"bfloat16": {"enabled": True}}, "bfloat16.enabled (use --mixed-precision fp16, bf16 or no)"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype (delete it: weights"),
+        ({"data_types": {"params": "bf16"}}, "data_types.params (delete it: it has no counterpart here)"),
+        ({"communication_data_type": "fp16"}, "communication_data_type (delete it: the gradients of all"),
+        ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op (delete it: the gradients of all wo"),
+        ({"prescale_gradients": True}, "prescale_gradients (delete it: the gradients of all workers"),
+        ({"gradient_predivide_factor": 2.0}, "gradient_predivide_factor (delete it: the gradients of"),
+        ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation (delete it: the flags"),
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size (delete it: all workers share the rows"),
+        ({"data_parallel_size": 4}, "data_parallel_size (use --num-workers 4)"),
+        ({"compile": {"deepcompile": True}}, "compile.deepcompile (delete it: training does not compile"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel (delete it: it has no counterpart"),
+        ({"data_efficiency": {"enabled": True}}, "data_efficiency (delete it: the seed alone decides the"),
+        ({"elasticity": {"enabled": True}}, "elasticity (use --num-workers MIN:MAX)"),
+        ({"sparse_gradients": True}, "sparse_gradients (delete it: DeepSpeed no longer has it)"),
+        ({"zero_force_ds_cpu_optimizer": True}, "zero_force_ds_cpu_optimizer (delete it: the whole"),
+        ({"optimizer": {"type": "Adam", "params": {"max_grad_norm": 0.5}}},
+         "optimizer.params.max_grad_norm (use --max-grad-norm 0.5)"),
+        ({"zero_optimization": True}, "zero_optimization (give an object with its keys, and the stage by"),
+        ({"zero_optimization": None}, "zero_optimization (give an object with its keys, and the stage by"),
+        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage (use --strategy ddp, which shards"),
+        ({"zero_optimization": {"stage": 1}}, "zero_optimization.stage (use --zero-stage 2, which shards"),
+        ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload (use --zero-offload cpu or none)"),
+        ({"zero_optimization": {"cpu_offload_param": True}}, "(use --strategy fsdp --fsdp-offload)"),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "offload_optimizer (use --zero-offload cpu"),
+        ({"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}}, "ratio (delete it: the whole step"),
+        ({"zero_optimization": {"offload_optimizer": {"super_offload": True}}}, "super_offload (delete"),
+        ({"zero_optimization": {"offload_param": "cpu"}}, "offload_param (use --strategy fsdp --fsdp-off"),
+        ({"zero_optimization": {"compute_grad_norm": False}}, "compute_grad_norm (delete it: gradients"),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, "zero_quantized_gradients (delete it:"),
+        ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow (delete it:"),
+        ({"zero_optimization": {"mics_shard_size": 2}}, "mics_shard_size (delete it: DeepSpeed no"),
     ],
 )  # fmt: skip
 def test_other_values_than_the_flags_are_refused(
@@ -116,6 +156,153 @@ def test_other_values_than_the_flags_are_refused(
     with pytest.raises(UserError) as refused:
         config(tmp_path, settings)
     assert sentence in str(refused.value)
+
+
+def test_settings_that_are_off_or_ours_are_accepted_and_not_passed_on(tmp_path: Path) -> None:
+    settings = {
+        "amp": {"enabled": False, "opt_level": "O1"},
+        "bfloat16": {"enabled": False, "check_grad_overflow": True},
+        "elasticity": {"enabled": False, "min_gpus": 2},
+        "sparse_gradients": False,
+        "curriculum_learning": {},
+        "data_types": {"grad_accum_dtype": "fp32", "keep_in_fp32_modules": ["norm"]},
+        "communication_data_type": "fp32",
+        "prescale_gradients": False,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "zenflow": None, "zero_quantized_weights": False, "cpu_offload_param": False,
+            "overlap_comm": True,
+        },
+        "wall_clock_breakdown": True,
+    }  # fmt: skip
+    text = config(tmp_path, settings).deepspeed_config
+    assert merge_deepspeed_json({}, text) == {
+        "zero_optimization": {"overlap_comm": True},
+        "wall_clock_breakdown": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"zero_optimisation": {"stage": 2}},
+         "zero_optimisation is not a key of DeepSpeed (did you mean zero_optimization?)"),
+        ({"train_batchsize": "auto", "ideas": 1},
+         "--deepspeed-config: ideas is not a key of DeepSpeed (delete it), train_batchsize is not a key of "
+         "DeepSpeed (did you mean train_batch_size?)"),
+        ({"zero_optimization": {"reduce_bucketsize": 1}}, "(did you mean reduce_bucket_size?)"),
+        ({"zero_optimization": {"offload_optimizer": {"pinned_memory": True}}},
+         "zero_optimization.offload_optimizer.pinned_memory is not a key of DeepSpeed (did you mean"),
+    ],
+)  # fmt: skip
+def test_a_misspelled_key_is_refused_with_the_nearest_one(
+    settings: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        config(tmp_path, settings)
+    assert sentence in str(refused.value)
+
+
+def test_what_the_file_leaves_to_defaults_of_deepspeed_is_not_silently_otherwise(
+    tmp_path: Path,
+) -> None:
+    assert deepspeed_differences(config(tmp_path, COURSE, *MEANT)) == [
+        "warning: --deepspeed-config leaves out keys whose defaults in DeepSpeed are not those in use "
+        "here: scheduler.params.warmup_type (log there, linear here), fp16.loss_scale_window (1000 there, "
+        "2000 here), fp16.hysteresis (2 there, 1 here), fp16.min_loss_scale (1 there, 0 here)"
+    ]
+    course = json.loads(json.dumps(COURSE))
+    course["scheduler"]["params"]["warmup_type"] = "linear"
+    course["fp16"] |= {"loss_scale_window": 2000, "hysteresis": 1, "min_loss_scale": "auto"}
+    assert deepspeed_differences(config(tmp_path, course, *MEANT)) == []
+    assert deepspeed_differences(TrainConfig(task="demo")) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "sentence"),
+    [
+        ({"scheduler": {"type": "WarmupDecayLR"}}, [],
+         ": scheduler.params.warmup_type (log there, linear here), scheduler.params.warmup_num_steps (1000 "
+         "there, 0 here), scheduler.params.warmup_max_lr (0.001 there, 5e-05 here)"),
+        ({"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_type": "linear"}}},
+         ["--lr-scheduler-type", "cosine", "--warmup-steps", "1000"],
+         ": scheduler.params.cos_min_ratio (0.0001 there, 0 here)"),
+        ({"optimizer": {"type": "AdamW"}}, ["--learning-rate", "1e-3", "--weight-decay", "0.1"],
+         ": optimizer.params.weight_decay (0 there, 0.1 here)"),
+    ],
+)  # fmt: skip
+def test_each_default_that_differs_is_named(
+    settings: dict[str, Any], flags: list[str], sentence: str, tmp_path: Path
+) -> None:
+    (warning,) = deepspeed_differences(config(tmp_path, settings, *flags))
+    assert warning.endswith(f"in use here{sentence}")
+
+
+class Reads(dict[str, Any]):
+    """Settings that record which keys DeepSpeed looks for."""
+
+    sought: ClassVar[set[str]] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.sought.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self.sought.add(str(key))
+        return super().__contains__(key)
+
+    def keys(self) -> Any:
+        return self
+
+
+def test_every_key_that_deepspeed_reads_is_known() -> None:
+    """As of the pinned version; a new one of the next version is a decision."""
+    from deepspeed.runtime import config as theirs
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+
+    theirs.DeepSpeedConfig(Reads(train_batch_size=1))
+    parallel = {"data_parallel_size", "sequence_parallel_size"}  # read by deepspeed.initialize
+    assert KNOWN[""] == Reads.sought | parallel | {"train_batch_size"}
+    zero = DeepSpeedZeroConfig.model_fields
+    aliases = {field.alias for field in zero.values() if field.alias}
+    removed = theirs._REMOVED_ZERO_CONFIG_KEYS.keys()
+    old = {"cpu_offload_params"}  # name of cpu_offload_param in older versions
+    assert KNOWN["zero_optimization"] == {*zero, *aliases, *removed, *old}
+    for name, model in (
+        ("offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig),
+        ("offload_param", DeepSpeedZeroOffloadParamConfig),
+    ):
+        assert KNOWN[f"zero_optimization.{name}"] == model.model_fields.keys()
+    top = theirs._REMOVED_TOP_LEVEL_CONFIG_KEYS.keys() - {"amp"}
+    assert set(REMOVED) == top | {f"zero_optimization.{key}" for key in removed}
+
+
+def test_the_defaults_of_deepspeed_are_those_of_its_code() -> None:
+    from accelerate import GradScalerKwargs
+    from deepspeed.ops.adam import FusedAdam
+    from deepspeed.runtime import lr_schedules
+    from deepspeed.runtime.precision_config import DeepSpeedFP16Config
+
+    def stated(settings: dict[str, Any], function: Any) -> None:
+        parameters = inspect.signature(function).parameters
+        for path, value in defaults(settings, fp16=False).items():
+            assert value == parameters[path.rpartition(".")[2]].default
+
+    for name in ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR"):
+        stated({"scheduler": {"type": name}}, getattr(lr_schedules, name))
+    stated({"optimizer": {"type": "AdamW"}}, FusedAdam)
+    params = {"torch_adam": True}
+    stated({"optimizer": {"type": "AdamW", "params": params}}, torch.optim.AdamW)
+    scaler = DeepSpeedFP16Config(enabled=True)
+    for path, value in defaults({"fp16": {"enabled": True}}, fp16=True).items():
+        assert value == getattr(scaler, path.removeprefix("fp16."))
+    assert GradScalerKwargs().init_scale == 2**scaler.initial_scale_power
+    assert GradScalerKwargs().growth_interval == GROWTH_INTERVAL
 
 
 SCALER: dict[str, Any] = {

@@ -87,9 +87,11 @@ def test_tokenization_keeps_the_sketch_of_each_split_that_is_not_set_aside(
     )
     splits, tokenizer = find_splits(config), build_tokenizer(config)
     expected = {split.name: split.texts.encoded() for split in splits.splits[:2]}
+    set_aside = replace(splits.splits[2], batches=lambda: pytest.fail("it reads the rows again"))
     found = prepare(splits, tokenizer, config, tmp_path)
     assert list(found.texts) == ["train", "validation"]
     assert found.texts == expected
+    assert stored_sketch(set_aside, tmp_path).hashes.size  # for its evaluations
     table = found.folders["train"] / "table.json"
     built = sorted(path.name for path in table.parent.iterdir())
     info = json.loads(table.read_text())

@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import OutOfMemoryError
 from ray.train import WorkerGroupError
 from support.runs_locally import run_locally
 
 from trainyard.config import TrainConfig
+from trainyard.data.held_out import text_hashes
+from trainyard.data.splits import Split
+from trainyard.data.text_sketch import TextSketch
 from trainyard.errors import UserError
 from trainyard.evaluation import run as evaluation
 from trainyard.evaluation.config import EvalConfig
@@ -268,6 +272,37 @@ def test_rows_that_were_set_aside_compare_and_calibrate(
         assert kinds == (["none", "epochs"] if share else ["trials", "epochs"])
 
 
+def test_the_texts_of_a_new_file_are_hashed_by_its_tokenization_alone(
+    model: Path, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainyard.evaluation.run.ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(
+        "trainyard.evaluation.run.predict_on_ray",
+        lambda jobs, *_: [predict_splits(*job, use_gpu=False) for job in jobs],
+    )
+    monkeypatch.setattr(Split, "texts", property(lambda _: pytest.fail("all rows are read again")))
+    rows = pq.read_table(Path(str(small_run.data_dir)) / "mrpc/validation.parquet").to_pylist()
+    names = ("not_equivalent", "equivalent")
+    texts = [(row["sentence1"], row["sentence2"], names[row["label"]]) for row in rows]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "\n".join(json.dumps(dict(zip(("a", "b", "kind"), each, strict=True))) for each in texts)
+    )
+    run = tmp_path / "trained"
+    shutil.copytree(model, run / "model")
+    config = {**dataclasses.asdict(small_run), "train_file": "gone.csv"}
+    firsts, seconds, _ = zip(*texts, strict=True)
+    sketch = TextSketch().with_hashes(text_hashes(list(firsts), list(seconds))).encoded()
+    record = {"config": config, "text_sketches": {"train": sketch}}
+    (run / "run.json").write_text(json.dumps(record))
+    found = judge(
+        run / "model", small_run, tmp_path / "runs", validation_file=str(path), text_column="a",
+        text_pair_column="b", label_column="kind", against=str(model),
+    )  # fmt: skip
+    selections = found["splits"]["validation"]["comparison"]["selections"]
+    assert [each["kind"] for each in selections] == ["trained", "none"]
+
+
 def test_the_bar_follows_the_workers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Bar(contextlib.AbstractContextManager["Bar"]):
         n = 0
@@ -329,9 +364,32 @@ def test_a_worker_s_mistake_ends_the_workers_that_wait_for_it(
     assert len(attempts) == 1
 
 
+WORDS = "1 worker(s) were killed due to the node running low on memory. It was 1GB used / 2GB limit"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            WorkerGroupError("lost", {0: RuntimeError("Connection closed by peer")}),
+            "worker 0: RuntimeError: Connection closed by peer",
+        ),
+        (
+            OutOfMemoryError(WORDS),  # of the controller
+            "a process was ended by Ray because the memory of its node was full (1 of 2 GB used); run "
+            "fewer workers on a node, use nodes with more memory, or lower "
+            "--per-device-eval-batch-size or --max-length",
+        ),
+    ],
+)
 @pytest.mark.parametrize("losses", [1, 2])
 def test_lost_workers_are_started_once_more(
-    losses: int, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    losses: int,
+    error: Exception,
+    reason: str,
+    small_run: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attempts: list[int] = []
 
@@ -342,7 +400,7 @@ def test_lost_workers_are_started_once_more(
         def fit(self) -> Any:
             attempts.append(1)
             if len(attempts) <= losses:
-                raise WorkerGroupError("lost", {0: RuntimeError("Connection closed by peer")})
+                raise error
             return SimpleNamespace(return_value=[])
 
     place = "trainyard.evaluation.run"
@@ -352,6 +410,8 @@ def test_lost_workers_are_started_once_more(
     if losses == 1:
         assert predict_on_ray([], small_run, tmp_path) == []
     else:
-        with pytest.raises(UserError, match="evaluation failed, worker 0: RuntimeError"):
+        with pytest.raises(UserError) as raised:
             predict_on_ray([], small_run, tmp_path)
+        shown = f"evaluation failed, {reason}; --verbose shows the worker's log"
+        assert str(raised.value) == shown
     assert len(attempts) == 2

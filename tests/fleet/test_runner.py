@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,45 @@ def test_a_run_whose_process_was_lost_too_often_has_failed(fleet: Fleet, run: Ru
     reason = "its process was lost more than 2 time(s) (--max-failures)"
     assert (ended, fleet.running) == (Ended("failed", reason), {})
     assert (run.folder.read()["status"], run.folder.read()["reason"]) == ("failed", reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("Memory on it: killed due to the node running low on memory", "was ended by Ray because"),
+        ("Worker exit type: SYSTEM_ERROR", "was killed or crashed; often the memory"),
+        ("its node has died", None),
+        (None, None),
+    ],
+)
+def test_a_run_whose_process_lacked_memory_says_so(
+    error: str | None,
+    words: str | None,
+    fleet: Fleet,
+    run: RunSpec,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trainyard.fleet.driver.ray_tune.release_orphans", lambda: None)
+    outcomes: list[Ended] = []
+    callback = _TuneCallback(fleet, lambda _, ended: outcomes.append(ended))
+    trial: Any = SimpleNamespace(trial_id="a", config={"spec": run}, error_file=None)
+    if error is not None:
+        trial.error_file = str(tmp_path / "error.txt")
+        before = "Failure # 1 (occurred at 2026)\nWorker exit type: SYSTEM_ERROR\n"
+        Path(trial.error_file).write_text(f"{before}Failure # 2 (occurred at 2026)\n{error}\n")
+    callback.on_trial_recover(trial=trial)
+    shown = capsys.readouterr()
+    assert f"mrpc-seed-1: its process {words or 'was lost; starting'}" in shown.out + shown.err
+    callback.on_trial_error(trial=trial)
+    (ended,) = outcomes
+    reason = "its process was lost more than 2 time(s) (--max-failures)"
+    if words:
+        assert str(ended.reason).startswith(f"{reason}; the last one {words}")
+        assert "; run fewer workers on a node" in str(ended.reason)
+    else:
+        assert ended == Ended("failed", reason)
 
 
 def test_a_run_that_ended_before_its_process_was_lost_keeps_its_outcome(

@@ -88,6 +88,8 @@ IDENTITIES = {
     "fsdp": ("train", "--task", "mnli", "--strategy", "fsdp", "--use-gpu", "--num-workers", "4",
              "--train-batch-size", "32", "--per-device-train-batch-size", "8"),
     "deepspeed": ("train", "--strategy", "deepspeed", "--zero-stage", "3", "--use-gpu"),
+    "token budget": ("train", "--train-batch-size", "32", "--per-device-train-batch-size", "16",
+                     "--per-device-train-tokens", "1024"),
     "max steps": ("train", "--max-steps", "100", "--eval-steps", "25", "--logging-steps", "5",
                   "--early-stopping-patience", "2", "--loop", "trainer", "--warmup-steps", "0.1",
                   "--lr-scheduler-type", "cosine", "--weight-decay", "0.01"),

@@ -47,6 +47,7 @@ def flags_for(shared: Path, name: str, steps: int) -> list[str]:
         "--learning-rate", "1e-4", "--num-train-epochs", "100", "--max-steps", str(steps),
         "--eval-steps", "500", "--save-steps", str(SAVE_STEPS), "--logging-steps", "10",
         "--num-workers", "1" if alone else "2", "--resources-per-worker", "CPU", "1",
+        "--keep-optimizer-state",
         *(STRATEGIES[strategy] if strategy else ()),
     ]  # fmt: skip
 

@@ -67,6 +67,19 @@ def test_a_model_that_cannot_be_built_leaves_no_ray(
     assert done == ["ray.init", "serve.start", "serve.shutdown", "ray.shutdown"]
 
 
+def test_a_ray_that_does_not_start_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, done: list[str]
+) -> None:
+    def too_slow(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setattr("ray.init", too_slow)
+    told = r"Ray did not start on this machine \(The current node timed out .*run the same command"
+    with pytest.raises(UserError, match=told), locally.served("mail"):
+        pass
+    assert done == []
+
+
 @pytest.mark.usefixtures("done")
 @pytest.mark.parametrize("alone", [True, False])
 def test_only_a_ray_without_other_applications_leaves_pandas_out(

@@ -216,6 +216,24 @@ def test_another_machine_finds_the_newest(
     }  # fmt: skip
 
 
+def test_a_finished_run_keeps_no_optimizer_state_in_its_bucket(
+    url: str, three: BucketCheckpoints, tmp_path: Path
+) -> None:
+    def write(folder: Path) -> None:
+        writer("step 40")(folder)
+        (folder / "optimizer.pt").write_text("moments")
+
+    three.commit(40, write)
+    three.drop_optimizer()
+    assert not [name for name in Bucket(url).names("run") if "optimizer" in name]
+    for store in (three, checkpoints(url, tmp_path / "other")):
+        last = store.last_of_finished()
+        assert last == store.path(40)
+        assert sorted(path.name for path in last.iterdir()) == ["MANIFEST.json", "state", "weights"]
+        assert store.newest() == (30, store.path(30))
+        assert "holds no optimizer state" in store.skipped[0]
+
+
 @pytest.mark.parametrize("damage", ["manifest gone", "file gone", "file changed", "file cut"])
 def test_a_damaged_checkpoint_is_passed_over_and_reported(
     url: str, three: BucketCheckpoints, tmp_path: Path, damage: str

@@ -45,6 +45,68 @@ def test_commit_and_find(store: CheckpointStore) -> None:
     ]  # fmt: skip
 
 
+def optimizer_writer(content: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        writer(content)(folder)
+        (folder / "optimizer.pt").write_text("moments")
+        (folder / "optimizer-00001-of-00001.safetensors").write_text("more moments")
+
+    return write
+
+
+def test_a_finished_run_keeps_no_optimizer_state(store: CheckpointStore) -> None:
+    for step in (40, 50):
+        store.commit(step, optimizer_writer(f"step {step}"))
+    assert store.last_of_finished() is None
+    store.drop_optimizer()
+    for step in (40, 50):
+        assert fault_of(store.path(step)) is None
+        assert sorted(path.name for path in store.path(step).iterdir()) == [
+            "MANIFEST.json", "state", "weights",
+        ]  # fmt: skip
+    assert store.last_of_finished() == store.path(50)
+    assert store.newest() == (30, store.path(30))  # it has all that it was committed with
+    assert store.skipped[0] == "step-00000050 holds no optimizer state; fell back to an older one"
+    store.commit(50, optimizer_writer("step 50"))  # trained again: the whole checkpoint replaces it
+    assert store.newest() == (50, store.path(50))
+    (store.path(50) / "weights").write_text("damaged")
+    assert store.last_of_finished() is None
+
+
+def test_killed_while_it_drops_the_optimizer_state(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.commit(40, optimizer_writer("step 40"))
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", die)
+        with pytest.raises(Killed):
+            store.drop_optimizer()
+    assert fault_of(store.path(40)) is None
+    assert store.last_of_finished() == store.path(40)
+    store.drop_optimizer()
+    assert not list(store.path(40).glob("optimizer*"))
+
+
+def test_an_optimizer_state_that_cannot_be_deleted_is_only_logged(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.commit(40, optimizer_writer("step 40"))
+
+    def busy(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(Path, "unlink", busy)
+    store.drop_optimizer()
+    assert "step-00000040 could not be deleted: [Errno 16] Device or resource busy" in caplog.text
+
+
 def test_a_file_that_another_process_wrote_and_lost_is_a_fault(store: CheckpointStore) -> None:
     def write(folder: Path) -> dict[str, Any]:
         (folder / "part").write_text("part")

@@ -1,6 +1,7 @@
 """A checkpoint gives back what was saved, whatever names a model's weights have on the Hub."""
 
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from trainyard.training.worker.state import (
     on_rank_0,
     restore_predictions,
 )
-from trainyard.training.worker.strategies import training_accelerator
+from trainyard.training.worker.strategies import STRATEGIES, training_accelerator
 
 
 def old_bert(folder: Path, tiny_model: Path) -> Path:
@@ -101,6 +102,24 @@ def test_weights_come_back_under_whatever_name(kind: str, tiny_model: Path, tmp_
         found = model.state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_weights_on_cpus_start_at_cache_lines(tiny_model: Path, tmp_path: Path) -> None:
+    """Else a pass of one row has bits of its own. Of two files whose headers differ by 8 bytes, one at
+    least has its weights elsewhere."""
+    for header in ("", "8 bytes."):
+        base = tmp_path / f"base{len(header)}"
+        shutil.copytree(tiny_model, base)
+        weights = load_file(tiny_model / "model.safetensors")
+        save_file(weights, base / "model.safetensors", {"format": "pt", "note": header})
+        config = TrainConfig(task="mrpc", model_name_or_path=str(base))
+        model = build_model(str(base), get_task("mrpc"), seed=1)
+        accelerator = training_accelerator(config)
+        model, optimizer = STRATEGIES["ddp"].prepare(config, accelerator, model)
+        addresses = {weight.data_ptr() % 64 for weight in model.parameters()}
+        assert addresses == {0}
+        held = {weight for group in optimizer.param_groups for weight in group["params"]}
+        assert held == set(model.parameters())
 
 
 def test_the_checkpoint_of_another_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Every strategy trains as ddp does, resumes exactly, moves to another number of workers, and exports."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from trainyard.errors import UserError
 from trainyard.models.build import build_tokenizer
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.training.driver.export import export_model
-from trainyard.training.driver.fit import check_packages
+from trainyard.training.driver.fit import check_packages, fit
 from trainyard.training.driver.restarts import _trainer
 from trainyard.training.outcome import failed
 from trainyard.training.worker.weights import stored_moments, whole_weights
@@ -99,7 +100,8 @@ def runs(
             cut, moved = (replace(whole, run_name=f"{name}-{way}") for way in ("cut", "moved"))
             pair += [Attempt(whole), Attempt(cut, cut_at=3), Attempt(cut)]
             if precision == "no":
-                pair.append(Attempt(moved, cut_at=3))
+                tokens = replace(whole, run_name=f"{name}-tokens", per_device_train_tokens=64)
+                pair += [Attempt(tokens), Attempt(moved, cut_at=3)]
                 alone.append(Attempt(replace(moved, num_workers=1)))
             if (kind, precision) == ("ddp", "fp16"):
                 alone.append(Attempt(replace(whole, run_name=f"{name}-alone", num_workers=1)))
@@ -118,6 +120,16 @@ def test_a_strategy_trains_as_ddp_does(runs: Runs, kind: str, precision: str) ->
     expected = runs.weights("ddp-no")
     for name, tensor in runs.weights(f"{kind}-no").items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "precision"), PLAIN)
+def test_a_strategy_trains_steps_of_different_numbers_of_micro_batches(
+    runs: Runs, kind: str, precision: str
+) -> None:
+    """A token budget cuts some of the steps into twice as many."""
+    losses = runs.losses(f"{kind}-{precision}-tokens")
+    assert losses == pytest.approx(runs.losses("ddp-no-tokens"), abs=1e-6)
+    assert losses != runs.losses(f"{kind}-{precision}")
 
 
 @pytest.mark.parametrize(("kind", "precision"), marked(*MIXED))
@@ -205,6 +217,35 @@ def test_the_json_of_the_course_trains_as_its_flags_say(
     for name in ("loss_scale", "skipped_steps"):
         assert [line[name] for line in lines] == [line[name] for line in expected]
     assert runs.losses("zero") == pytest.approx(runs.losses("ddp"), abs=1e-4)
+
+
+def test_the_record_of_a_run_names_the_defaults_of_deepspeed_that_it_does_not_use(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BegunError(Exception):
+        """Raised where the workers would start."""
+
+    def begin(*_: Any) -> NoReturn:
+        raise BegunError
+
+    module = "trainyard.training.driver.fit"
+    monkeypatch.setattr(f"{module}.ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(f"{module}.worker_resources", lambda _: {"CPU": 1.0})
+    monkeypatch.setattr(f"{module}.preflight", lambda _: None)
+    monkeypatch.setattr(f"{module}._supervise", begin)
+    given = read_json(tmp_path, COURSE, *MEANT)
+    config = replace(
+        given, storage_path=str(tmp_path / "runs"), run_name="zero", task=small_run.task,
+        data_dir=small_run.data_dir, model_name_or_path=small_run.model_name_or_path,
+        max_length=small_run.max_length,
+    )  # fmt: skip
+    with pytest.raises(BegunError):
+        fit(config)
+    (warning,) = (
+        found for found in open_run(config.storage_path, "zero").read()["warnings"]
+        if "--deepspeed-config" in found
+    )  # fmt: skip
+    assert "scheduler.params.warmup_type (log there, linear here)" in warning
 
 
 def test_fp16_skips_the_same_steps_at_any_number_of_workers(runs: Runs) -> None:

@@ -11,12 +11,15 @@ from .capacity import worker_count as worker_count
 from .capacity import worker_resources as worker_resources
 from .cpu import claim_processor as claim_processor
 from .imports import without_collection as without_collection
+from .memory import memory_death as memory_death
+from .memory import memory_remedy as memory_remedy
 from .placement_groups import release_orphans as release_orphans
 from .ray_train import GROUP_SECONDS as GROUP_SECONDS
 from .ray_train import build_trainer as build_trainer
 from .ray_train import cause_of as cause_of
 from .ray_train import dead_ranks as dead_ranks
 from .ray_train import mistake_of as mistake_of
+from .ray_train import remedy_of as remedy_of
 from .session import TOKENIZERS as TOKENIZERS
 from .session import check_local_ray as check_local_ray
 from .session import owns_gpu as owns_gpu

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.cluster.autoscaler import may_grow
+from trainyard.cluster.memory import SMALLER_BATCHES, memory_death, memory_remedy
 from trainyard.config import WorkerFlags
 from trainyard.errors import UserError
 
@@ -105,17 +106,33 @@ def cause_of(error: Any) -> str:
 
     When a worker dies, the others raise RuntimeErrors about their lost connections. So dead workers
     come first, then workers with other errors, then the lowest rank. An `error` without worker
-    failures is the cause itself. The last line is cut after 300 characters.
+    failures is the cause itself. The last line is cut after 300 characters; `memory_death` replaces
+    type and line for a lack of memory.
     """
-    worker, cause = "", error
-    if failures := getattr(error, "worker_failures", None):
-        dead = dead_ranks(error)
-        rank = min(
-            failures, key=lambda r: (r not in dead, isinstance(failures[r], RuntimeError), r)
-        )
-        worker, cause = f"worker {rank}: ", failures[rank]
+    worker, cause = _first_failure(error)
+    if death := memory_death(cause):
+        return f"{worker or 'a process'} {death}"
     lines = str(cause).strip().splitlines() or ["no message"]
-    return f"{worker}{type(cause).__name__}: {lines[-1][:300]}"
+    return f"{worker}{': ' if worker else ''}{type(cause).__name__}: {lines[-1][:300]}"
+
+
+def remedy_of(error: Any, lower: str = SMALLER_BATCHES) -> str:
+    """Return a clause with the fix if the cause of `error` is a lack of memory, else "".
+
+    Args:
+        error: Error of a failed training, as for `cause_of`.
+        lower: Flags that make batches smaller.
+    """
+    return f"; {memory_remedy(lower)}" if memory_death(_first_failure(error)[1]) else ""
+
+
+def _first_failure(error: Any) -> tuple[str, Any]:
+    """Return the worker and the error that most likely caused a failed training; "" for none."""
+    if not (failures := getattr(error, "worker_failures", None)):
+        return "", error
+    dead = dead_ranks(error)
+    rank = min(failures, key=lambda r: (r not in dead, isinstance(failures[r], RuntimeError), r))
+    return f"worker {rank}", failures[rank]
 
 
 def mistake_of(error: Any) -> UserError | None:

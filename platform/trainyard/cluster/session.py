@@ -52,10 +52,7 @@ def ray_session(config: ClusterFlags, needed_next: str = "ray") -> Iterator[None
             "prestart_worker_first_driver": False,
         }
     _check_answers(address)
-    try:
-        start_ray(address, needed_next, **options)
-    except Exception as error:  # a slow start of a node raises a plain Exception
-        raise UserError(_no_ray(address, error)) from error
+    start_ray(address, needed_next, **options)
     try:
         yield
     finally:
@@ -78,6 +75,9 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
         address: "local" to start a cluster, else the address of a running one.
         needed_next: Module, independent of Ray, to import in a thread while Ray starts.
         options: Further arguments of `ray.init`.
+
+    Raises:
+        UserError: The local cluster does not start, or the address does not answer.
     """
     import ray
     from ray._private import node
@@ -100,6 +100,8 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
         node.Node, options = LeanNode, {"include_dashboard": False, **options}
     try:
         ray.init(address=address, **options)
+    except Exception as error:  # a slow start of a node raises a plain Exception
+        raise UserError(_no_ray(address, error)) from error
     finally:
         node.Node = whole
         importing.join()  # the import ends by replacing the module object

@@ -24,10 +24,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "training": (
         "num_train_epochs", "max_steps", "learning_rate", "train_batch_size",
-        "per_device_train_batch_size", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm",
-        "mixed_precision", "gradient_checkpointing", "pad_to_multiple_of", "pad_to_max_length",
-        "seed", "loop", "eval_steps", "save_steps", "early_stopping_patience", "logging_steps",
-        "per_device_eval_batch_size",
+        "per_device_train_batch_size", "per_device_train_tokens", "weight_decay", "warmup_steps",
+        "lr_scheduler_type", "max_grad_norm", "mixed_precision", "gradient_checkpointing",
+        "pad_to_multiple_of", "pad_to_max_length", "seed", "loop", "eval_steps", "save_steps",
+        "early_stopping_patience", "logging_steps", "per_device_eval_batch_size",
     ),
     "worker": (
         "num_workers", "use_gpu", "resources_per_worker", "strategy", "zero_stage",

@@ -17,13 +17,16 @@ KEYS: dict[str, Alias] = {
     "distributed_type": Alias(
         SHARING,
         values={
-            "no": (), "multi_cpu": ("--no-use-gpu",), "multi_gpu": ("--use-gpu",),
+            # One process: on the GPU, unless use_cpu says otherwise. YAML reads a bare NO as false.
+            "no": ("--use-gpu",), "false": ("--use-gpu",),
+            "multi_cpu": ("--no-use-gpu",), "multi_gpu": ("--use-gpu",),
             "fsdp": ("--use-gpu", "--strategy", "fsdp"),
             "deepspeed": ("--use-gpu", "--strategy", "deepspeed"),
         },
     ),
     "use_cpu": Alias(values={"true": ("--no-use-gpu",), "false": ()}),
     "num_processes": Alias(same_as="--num-workers"),
+    "fp16": Alias(PRECISION, values={"true": ("--mixed-precision", "fp16"), "false": ()}),
     "mixed_precision": Alias(
         PRECISION,
         values={"false": (), **{name: ("--mixed-precision", name) for name in ("no", "bf16", "fp16")}},
@@ -72,17 +75,33 @@ Ray and the strategy decide these, and no result depends on the keys.
 """
 
 
+MARKS = {
+    "compute_environment", "distributed_type", "downcast_bf16", "dynamo_config",
+    "enable_cpu_affinity", "fp8_config", "machine_rank", "main_process_ip", "main_process_port",
+    "main_training_function", "megatron_lm_config", "mpirun_config", "num_machines", "rdzv_backend",
+    "same_network", "tpu_use_cluster", "tpu_use_sudo",
+}  # fmt: skip
+"""Keys that occur in files of `accelerate config` only."""
+
+
 def is_accelerate(fields: Any) -> bool:
-    """Return whether `fields` are from `accelerate config`, which writes `distributed_type`."""
-    return isinstance(fields, Mapping) and "distributed_type" in fields
+    """Return whether `fields`, the content of a --config file, are from `accelerate config`."""
+    return isinstance(fields, Mapping) and not MARKS.isdisjoint(fields)
 
 
 def accelerate_flags(fields: Mapping[str, Any]) -> list[str]:
     """Translate the content of an `accelerate config` file into flags; empty values are skipped.
 
     Raises:
-        UserError: A key is unknown, or its value has no equivalent flag.
+        UserError: `distributed_type` is missing, a key is unknown, or its value has no equivalent
+            flag.
     """
+    if "distributed_type" not in fields:
+        mark = min(MARKS & fields.keys())
+        raise UserError(
+            f"{mark} is a key of `accelerate config`, whose files hold distributed_type too; add it (NO, "
+            f"MULTI_CPU, MULTI_GPU, FSDP or DEEPSPEED), or leave {mark} out"
+        )
     found = {path: value for path, value in leaves(fields) if value not in (None, [], "")}
     if odd := sorted(found.keys() - KEYS.keys() - LAYOUT):
         raise UserError(

@@ -1,113 +1,24 @@
 """A user's DeepSpeed JSON: check the keys that flags control, and merge the others."""
 
+import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainyard.config.deepspeed_keys import (
+    FOREIGN,
+    KNOWN,
+    NOWHERE,
+    OBJECTS,
+    OWNED,
+    PRECISIONS,
+    SECTIONS,
+    defaults,
+)
 from trainyard.errors import UserError
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Owned:
-    """Key that flags control: accepted if it agrees with the flags, never passed to DeepSpeed."""
-
-    agrees: Callable[[Any, Any], bool]
-    """Called with a `TrainConfig` and the key's value; returns whether the two agree."""
-    instead: str
-    """Advice in the error: a flag, with `{value}` for the key's value, or why to delete the key."""
-
-
-def _field(name: str, instead: str) -> Owned:
-    return Owned(lambda config, value: value == getattr(config, name), instead)
-
-
-def _only(only: Any, instead: str) -> Owned:
-    return Owned(lambda _, value: value == only, instead)
-
-
-def _precision(name: str) -> Owned:
-    return Owned(
-        lambda config, value: value == (config.mixed_precision == name),
-        "use --mixed-precision fp16, bf16 or no",
-    )
-
-
-def _is_count(least: int) -> Callable[[Any, Any], bool]:
-    return lambda _, value: type(value) is int and value >= least
-
-
-OFFLOAD = "use --zero-offload cpu or none"
-PARAMETERS = "use --strategy fsdp --fsdp-offload"
-LEARNING_RATE = "use --learning-rate {value}"
-ADAMW = "delete it: the optimizer is torch's AdamW with its defaults"
-ENDS = "delete it: warm-up begins, and a schedule ends, at 0"
-SCHEDULES = {
-    "WarmupLR": "constant_with_warmup",
-    "WarmupDecayLR": "linear",
-    "WarmupCosineLR": "cosine",
-}
-OWNED: dict[str, Owned] = {
-    "train_batch_size": _field("train_batch_size", "use --train-batch-size {value}"),
-    "train_micro_batch_size_per_gpu": _field(
-        "per_device_train_batch_size", "use --per-device-train-batch-size {value}"
-    ),
-    "gradient_accumulation_steps": Owned(
-        lambda c, value: value == c.micro_batches_per_step / c.worker_range()[1],
-        "use --per-device-train-batch-size of --train-batch-size / ({value} x --num-workers)",
-    ),
-    "gradient_clipping": _field("max_grad_norm", "use --max-grad-norm {value}"),
-    "fp16.enabled": _precision("fp16"),
-    "fp16.loss_scale": _only(0, "delete it: the loss scale is dynamic"),
-    "fp16.initial_scale_power": Owned(_is_count(0), "give a whole number"),
-    "fp16.loss_scale_window": Owned(_is_count(1), "give a whole number from 1"),
-    "fp16.hysteresis": _only(1, "delete it: each overflow halves the loss scale"),
-    "fp16.min_loss_scale": _only(0, "delete it: 20 overflows in a row end the run instead"),
-    "bf16.enabled": _precision("bf16"),
-    "amp.enabled": _precision("amp"),
-    "torch_autocast.enabled": _precision("torch_autocast"),
-    "zero_optimization.stage": _field("zero_stage", "use --zero-stage {value}"),
-    "zero_optimization.cpu_offload": Owned(
-        lambda c, value: value == (c.zero_offload == "cpu"), OFFLOAD
-    ),
-    "zero_optimization.offload_optimizer.device": _field("zero_offload", OFFLOAD),
-    "zero_optimization.cpu_offload_params": _only(False, PARAMETERS),
-    "zero_optimization.offload_param.device": _only("none", PARAMETERS),
-    "optimizer.type": Owned(
-        lambda _, value: str(value).lower() in ("adam", "adamw"),
-        "delete `optimizer`: it is torch's AdamW",
-    ),
-    "optimizer.params.lr": _field("learning_rate", LEARNING_RATE),
-    "optimizer.params.weight_decay": _field("weight_decay", "use --weight-decay {value}"),
-    "optimizer.params.betas": _only([0.9, 0.999], ADAMW),
-    "optimizer.params.eps": _only(1e-8, ADAMW),
-    "optimizer.params.adam_w_mode": _only(True, ADAMW),
-    "optimizer.params.bias_correction": _only(True, ADAMW),
-    "optimizer.params.torch_adam": Owned(lambda *_: True, ""),
-    "scheduler.type": Owned(
-        lambda c, value: SCHEDULES.get(value) == c.lr_scheduler_type,
-        "use --lr-scheduler-type: "
-        + ", ".join(f"{ours} is {theirs}" for theirs, ours in SCHEDULES.items()),
-    ),
-    "scheduler.params.warmup_max_lr": _field("learning_rate", LEARNING_RATE),
-    "scheduler.params.warmup_num_steps": _field("warmup_steps", "use --warmup-steps {value}"),
-    "scheduler.params.total_num_steps": _field("max_steps", "use --max-steps {value}"),
-    "scheduler.params.warmup_type": _only("linear", "delete it: warm-up is linear"),
-    "scheduler.params.warmup_min_lr": _only(0, ENDS),
-    "scheduler.params.warmup_min_ratio": _only(0, ENDS),
-    "scheduler.params.cos_min_ratio": _only(0, ENDS),
-}
-"""Controlled keys by dotted path, such as `fp16.enabled`."""
-NOWHERE = Owned(lambda *_: False, "delete it: it has no counterpart here")
-SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "amp", "torch_autocast")
-"""Sections that are never passed to DeepSpeed.
-
-A key outside `OWNED` is refused, unless it is false or the precision of its section is off.
-"""
-DROPPED = (*SECTIONS, "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
 
 
 def read_deepspeed_json(source: str) -> str:
@@ -141,28 +52,76 @@ def check_deepspeed_json(config: Any) -> None:
     """Check that the DeepSpeed settings of a `TrainConfig` agree with its flags.
 
     Raises:
-        UserError: Keys contradict the flags or have no counterpart; the message lists them.
+        UserError: Keys are unknown to DeepSpeed, contradict the flags or have no counterpart; the
+            message lists them.
     """
-    theirs = _without_auto(json.loads(config.deepspeed_config or "{}"))
-    odd = []
+    settings = json.loads(config.deepspeed_config or "{}")
+    _check_names(settings)
+    theirs = _without_auto(settings)
+    odd = [
+        f"{path} ({advice})" for path, advice in FOREIGN.items() if not _is_off(_at(theirs, path))
+    ]
     for path, value in leaves(theirs):
         section, _, key = path.partition(".")
         # The other keys of a section have no effect while its precision is off.
         idle = (
-            section in SECTIONS[2:]
+            section in PRECISIONS
             and key not in ("", "enabled")
-            and config.mixed_precision != section
+            and config.mixed_precision != PRECISIONS[section]
         )
-        owned = OWNED.get(path)
+        owned = OWNED.get(path) or OBJECTS.get(path)
         if owned is None and section in SECTIONS and value is not False:
             owned = NOWHERE
         if owned and not idle and not owned.agrees(config, value):
-            odd.append(f"{path} ({owned.instead.format(value=value)})")
+            odd.append(f"{path} ({owned.advice(value)})")
     if odd:
         raise UserError(
             f"--deepspeed-config sets what flags set here: {', '.join(odd)}; keys that agree with the "
             "flags may stay"
         )
+
+
+def _check_names(settings: Json) -> None:
+    unknown = []
+    for section, names in KNOWN.items():
+        inside = _at(settings, section)
+        for key in inside if isinstance(inside, dict) else ():
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                advice = f"did you mean {near[0]}?" if near else "delete it"
+                path = f"{section}.{key}" if section else key
+                unknown.append(f"{path} is not a key of DeepSpeed ({advice})")
+    if unknown:
+        raise UserError(f"--deepspeed-config: {', '.join(unknown)}")
+
+
+def _is_off(value: Any) -> bool:
+    return not value or (isinstance(value, dict) and value.get("enabled") is False)
+
+
+def deepspeed_differences(config: Any) -> list[str]:
+    """Return at most one sentence on keys that the file leaves out and DeepSpeed sets otherwise.
+
+    `config` is a `TrainConfig`. A key that the file does set is checked by `check_deepspeed_json`.
+    """
+    theirs = json.loads(config.deepspeed_config or "{}")
+    given = {path for path, _ in leaves(theirs)}
+    implied = defaults(theirs, fp16=config.mixed_precision == "fp16")
+    found = []
+    for path, default in implied.items():
+        here = OWNED[path].here
+        if path not in given and here is not None and default != here(config):
+            found.append(f"{path} ({_number(default)} there, {_number(here(config))} here)")
+    if not found:
+        return []
+    return [
+        "warning: --deepspeed-config leaves out keys whose defaults in DeepSpeed are not those in "
+        f"use here: {', '.join(found)}"
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def scaler_arguments(source: str | None) -> dict[str, float]:
@@ -181,7 +140,7 @@ def scaler_arguments(source: str | None) -> dict[str, float]:
 def merge_deepspeed_json(ours: Json, source: str | None) -> Json:
     """Return `ours` updated with the keys of a user's JSON text that no flag controls."""
     theirs = _without_auto(json.loads(source or "{}"))
-    for path in (*OWNED, *DROPPED):
+    for path in (*OWNED, *SECTIONS, *FOREIGN):
         *sections, key = path.split(".")
         if isinstance(inside := _at(theirs, ".".join(sections)), dict):
             inside.pop(key, None)

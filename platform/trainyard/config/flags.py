@@ -30,7 +30,7 @@ SPLIT_VERSION = 2
 PLACE_FIELDS = (
     "storage_path", "run_name", "fresh", "num_workers", "use_gpu", "resources_per_worker",
     "label_selector", "max_failures", "verbose", "address", "save_steps", "ledger",
-    "tags", "report_to", "push_to_hub", "tokenize_on",
+    "tags", "report_to", "push_to_hub", "tokenize_on", "keep_optimizer_state",
 )  # fmt: skip
 """Fields for placement, storage and logging. They do not change results, so no identity
 includes them."""
@@ -45,7 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {
             "per_device_train_batch_size", "per_device_eval_batch_size", "save_steps",
             "early_stopping_patience", "logging_steps", "pad_to_multiple_of", "max_train_samples",
             "num_trials", "grace_period", "max_concurrent_trials", "confirm_top", "num_rows",
-            "threads", "batch_tokens", "max_parallel_workers",
+            "threads", "batch_tokens", "max_parallel_workers", "per_device_train_tokens",
         ),
         (1, inf),
     ),

@@ -78,6 +78,9 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     per_device_train_batch_size: int = 4
     """Rows per forward pass, a micro-batch. The number of micro-batches per optimizer step must be a
     multiple of the number of workers."""
+    per_device_train_tokens: int | None = added(None, before=None)
+    """Maximum tokens per forward pass, padding included. A step whose micro-batches have more is cut
+    into 2, 4, 8 … times as many. Default: no limit, only --per-device-train-batch-size rows."""
     warmup_steps: float = 0.0
     """Steps of linear warm-up; below 1, a fraction of all steps."""
     lr_scheduler_type: Literal[
@@ -141,6 +144,9 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """Folder of this run. Default: task and hash of the config, so the same command resumes."""
     fresh: bool = False
     """Delete an earlier run of this name and start over."""
+    keep_optimizer_state: bool = False
+    """Keep the optimizer's state in the checkpoints of a finished run. It takes twice the weights'
+    space, and nothing but a comparison of runs needs it."""
     num_workers: int | str = 1
     """Training processes: a number, or MIN:MAX to continue with fewer nodes and grow with more."""
     label_selector: dict[str, str] | None = None
@@ -161,6 +167,7 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
                 f"--label-smoothing-factor is {self.label_smoothing_factor:g}; it must be from 0 to below 1"
             )
         self._check_batches()
+        self._check_token_budget()
         self._check_test_rows()
         if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
             raise UserError(
@@ -210,6 +217,21 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
             f"not share out evenly over --num-workers {self.num_workers}: {remedy}"
         )
 
+    def _check_token_budget(self) -> None:
+        tokens = self.per_device_train_tokens
+        if tokens is None:
+            return
+        if tokens < self.max_length:
+            raise UserError(
+                f"--per-device-train-tokens {tokens} is less than a row of --max-length "
+                f"{self.max_length} tokens; use at least {self.max_length}, or a smaller --max-length"
+            )
+        if self.loop == "trainer":
+            raise UserError(
+                "--loop trainer runs the same number of micro-batches in every step, which "
+                "--per-device-train-tokens varies; drop one of the two"
+            )
+
     def _check_test_rows(self) -> None:
         if self.test_file and not self.is_own:
             raise UserError(
@@ -233,7 +255,10 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Number of micro-batches in an optimizer step, over all workers."""
+        """Number of micro-batches in an optimizer step, over all workers.
+
+        With `per_device_train_tokens` it is the smallest number, which divides all others.
+        """
         return self.train_batch_size // self.per_device_train_batch_size
 
     @property

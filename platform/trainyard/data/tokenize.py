@@ -99,9 +99,7 @@ def prepare(
             _build(split, tokenizer, config, folders[split.name], run.seen_everywhere)
     sources = {split.name: split.digest for split in splits.splits}
     texts = {
-        split.name: _store_sketch(split, folders[split.name], cache)
-        for split in splits.splits
-        if not is_test(split.name)
+        split.name: _store_sketch(split, folders[split.name], cache) for split in splits.splits
     }
     model = config.model_name_or_path
     return PreparedData(
@@ -113,7 +111,7 @@ def prepare(
         base_digests=base_digests(model),
         padding_side=tokenizer.padding_side,
         vocabulary=vocabulary_size(tokenizer) if config.grows_vocabulary else None,
-        texts=texts,
+        texts={name: text for name, text in texts.items() if not is_test(name)},
     )
 
 

@@ -19,6 +19,7 @@ from trainyard.cluster import (
     mistake_of,
     ray_session,
     release_orphans,
+    remedy_of,
     worker_resources,
 )
 from trainyard.config import ScoringFlags, WorkerFlags
@@ -57,12 +58,12 @@ from trainyard.terminal import progress_bar, say, stage
 
 Logits = dict[str, NDArray[Any]]
 """Logits by split, shape [rows, labels]."""
+Job = tuple[str, PreparedData, ScoringFlags]
+"""Work of the workers on one model: its path, the tokenized splits, and the scoring flags."""
 
 
-def predict_on_ray(
-    jobs: Sequence[tuple[str, PreparedData, ScoringFlags]], config: WorkerFlags, storage: Path
-) -> list[Logits]:
-    """Predict the splits of each job (model path, tokenized data, scoring flags).
+def predict_on_ray(jobs: Sequence[Job], config: WorkerFlags, storage: Path) -> list[Logits]:
+    """Predict the splits of each job.
 
     The same worker processes run all jobs, one after another. Returns for each job the logits by
     split, shape [rows, labels].
@@ -99,12 +100,14 @@ def predict_on_ray(
             try:
                 found: list[Logits] | str = trainer.fit().return_value
                 break
-            except ray.train.TrainingFailedError as error:
+            except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                 if (mistake := mistake_of(error)) is not None:
                     raise mistake from error
                 if is_last:
+                    remedy = remedy_of(error, "--per-device-eval-batch-size or --max-length")
                     raise UserError(
-                        f"evaluation failed, {cause_of(error)}; --verbose shows the worker's log"
+                        f"evaluation failed, {cause_of(error)}{remedy}; --verbose shows the worker's "
+                        "log"
                     ) from error
                 say(f"the workers are started once more: {cause_of(error)}")
                 release_orphans()
@@ -239,19 +242,26 @@ def evaluate(config: EvalConfig) -> Evaluation:
     cache = folder.path.parent / ".cache"
     facts = {
         split.name: _Facts(
-            extra_columns(config, splits, split.name),
-            group_of_rows(config, splits, split.name),
-            [selection_of(each, config, splits.task.name, split, cache) for each in models],
+            extra_columns(config, splits, split.name), group_of_rows(config, splits, split.name)
         )
         for split in splits.splits
     }
-    splits = replace(splits, notes=(*splits.notes, *_notes_on_cuts(models[0], facts)))
     for note in splits.notes:
         say(note)
     with folder.created():
         stage(f"starting {config.num_workers} worker process(es)")
         with ray_session(config):
-            data, logits = _predict(config, splits, models, orders, folder.path, cache)
+            jobs = _prepare(config, splits, models, cache)
+            for split in splits.splits:  # now the cache has the sketches of their texts
+                uses = [
+                    selection_of(each, config, splits.task.name, split, cache) for each in models
+                ]
+                facts[split.name] = replace(facts[split.name], selections=uses)
+            notes = _notes_on_cuts(models[0], facts)
+            for note in notes:
+                say(note)
+            logits = _predict(config, jobs, models, orders, folder.path)
+    splits, data = replace(splits, notes=(*splits.notes, *notes)), jobs[0][1]
     stage("computing intervals, slices and calibration")
     found = {
         name: _evaluate_split(
@@ -293,29 +303,34 @@ def _stored_temperature(model: EvaluatedModel) -> float | None:
     return None if found == 1 else found
 
 
-def _predict(
-    config: EvalConfig,
-    splits: Splits,
-    models: list[EvaluatedModel],
-    orders: list[list[int]],
-    folder: Path,
-    cache: Path,
-) -> tuple[PreparedData, list[Logits]]:
-    """Return the first model's tokenized data, and the logits of all models in the task's order."""
+def _prepare(
+    config: EvalConfig, splits: Splits, models: Sequence[EvaluatedModel], cache: Path
+) -> list[Job]:
+    """Tokenize the splits for each model."""
     jobs = []
     for model in models:
         scoring = config.scoring(model.name, max_length(model, config.max_length))
         data = prepare(splits, build_tokenizer(scoring), scoring, cache)
         jobs.append((model.path, data, scoring))
+    return jobs
+
+
+def _predict(
+    config: EvalConfig,
+    jobs: Sequence[Job],
+    models: Sequence[EvaluatedModel],
+    orders: Sequence[list[int]],
+    folder: Path,
+) -> list[Logits]:
+    """Return the logits of all models in the task's order."""
     found = predict_on_ray(jobs, config, folder)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     for model, logits in zip(models, found, strict=True):
         check_finite(logits, model.name)
-    ordered = [
+    return [
         {name: in_task_order(logits, order) for name, logits in each.items()}
         for each, order in zip(found, orders, strict=True)
     ]
-    return jobs[0][1], ordered
 
 
 @dataclass(frozen=True)
@@ -324,7 +339,7 @@ class _Facts:
 
     columns: Mapping[str, Sequence[str]]
     groups: NDArray[Any] | None
-    selections: Sequence[Selection]
+    selections: Sequence[Selection] = ()
 
 
 def _evaluate_split(

@@ -51,9 +51,9 @@ def served(
         options: Further fields of `HostOptions`.
 
     Raises:
-        UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
-            gateway is not ready within `READY_SECONDS`. Or other machines can reach `host`, and no
-            key is required.
+        UserError: An option is invalid, Ray does not start, the model cannot be loaded, or the port
+            is in use. Or the gateway is not ready within `READY_SECONDS`. Or other machines can
+            reach `host`, and no key is required.
     """
     import ray
 

@@ -2,7 +2,8 @@
 
     checkpoints/step-00000120/   config.json model.safetensors optimizer.pt state.json MANIFEST.json
 
-With fsdp and deepspeed, each worker writes its part, see `training.worker.weights`.
+With fsdp and deepspeed, each worker writes its part, see `training.worker.weights`. The optimizer's
+files are deleted when the run is finished; such a checkpoint can be exported, but not resumed from.
 
 The run folder is the single source of truth: a run resumes from its newest checkpoint that verifies.
 Checkpoints are not reported to Ray Train: it rewrites its own record in place, up to two seconds
@@ -35,10 +36,21 @@ from typing_extensions import override
 from trainyard.errors import DamagedRun, SupersededError, UserError
 from trainyard.storage.atomic import scratch_path, sync_folder, sync_tree, write_json
 from trainyard.storage.lease import Fence
-from trainyard.storage.manifest import MANIFEST, download_folder, fault_of, hashes_of, upload_folder
+from trainyard.storage.manifest import (
+    MANIFEST,
+    download_folder,
+    drop,
+    drop_objects,
+    fault_of,
+    has_dropped,
+    hashes_of,
+    upload_folder,
+)
 from trainyard.storage.store import Bucket, Conflict, Stored, replace_own
 
 _NAME = re.compile(r"step-(\d{8})")
+_OPTIMIZER = "optimizer"
+"""Start of the names of the files with the optimizer's state."""
 _PROBE_BYTES = 2**20
 
 log = logging.getLogger(__name__)
@@ -130,7 +142,7 @@ class CheckpointStore:
             self.check_claim()
             # A valid checkpoint of another attempt has the same content, and stays. An attempt that
             # was suspended after `check_claim` must not delete its successor's checkpoint.
-            if fault_of(final) is None:
+            if fault_of(final) is None and not has_dropped(final):
                 shutil.rmtree(scratch, ignore_errors=True)
             else:
                 if final.exists():
@@ -194,17 +206,56 @@ class CheckpointStore:
     def newest(self) -> tuple[int, Path] | None:
         """Return step and folder of the newest checkpoint that verifies, or None.
 
-        `skipped` lists the damaged checkpoints that were passed over.
+        `skipped` lists the checkpoints that were passed over: damaged ones, and those without the
+        optimizer's state.
 
         Raises:
             UserError: The bucket does not answer, or its index is damaged.
         """
         for step in reversed(self.steps()):
-            path = self.path(step)
-            if (fault := self._fault(step)) is None:
-                return step, path
-            self._skip(path.name, fault)
+            if (fault := self._fault(step)) is not None:
+                self._skip(f"{self._name(step)} is damaged ({fault})")
+            elif has_dropped(self.path(step)):
+                self._skip(f"{self._name(step)} holds no optimizer state")
+            else:
+                return step, self.path(step)
         return None
+
+    def last_of_finished(self) -> Path | None:
+        """Return the folder of the last checkpoint of a finished run; None if it is not usable.
+
+        The run has called `drop_optimizer`.
+
+        Raises:
+            UserError: The bucket does not answer, or its index is damaged.
+        """
+        for step in self.steps()[-1:]:
+            if self._fault(step) is None and has_dropped(self.path(step)):
+                return self.path(step)
+        return None
+
+    def drop_optimizer(self) -> None:
+        """Delete the optimizer's state from all checkpoints; an error is only logged.
+
+        Training cannot resume from them any more, so the run must be finished.
+
+        Raises:
+            SupersededError: Another driver has taken over the run.
+        """
+        self._check_fence()
+        for step in self.steps():
+            try:
+                self._drop(step)
+            except (OSError, ValueError, UserError) as error:
+                log.warning(
+                    "optimizer state of %s could not be deleted: %s", self.path(step), error
+                )
+
+    def _drop(self, step: int) -> None:
+        drop(self.path(step), _OPTIMIZER)
+
+    def _name(self, step: int) -> str:
+        return self.path(step).name
 
     def keep(self, steps: Collection[int], until: int | None = None) -> None:
         """Delete all checkpoints except those of `steps` and those after step `until`.
@@ -239,8 +290,8 @@ class CheckpointStore:
         if self._fence is not None:
             self._fence.check()
 
-    def _skip(self, name: str, fault: str) -> None:
-        self.skipped.append(f"{name} is damaged ({fault}); fell back to an older one")
+    def _skip(self, reason: str) -> None:
+        self.skipped.append(f"{reason}; fell back to an older one")
         log.warning(self.skipped[-1])
 
 
@@ -317,14 +368,6 @@ class BucketCheckpoints(CheckpointStore):
         return sorted(self._index_names())
 
     @override
-    def newest(self) -> tuple[int, Path] | None:
-        for step in reversed(self.steps()):
-            if (fault := self._download(step)) is None:
-                return step, self.path(step)
-            self._skip(self._index_names()[step], fault)
-        return None
-
-    @override
     def bring(self, step: int) -> Path:
         if (fault := self._download(step)) is not None:
             name = self._index_names().get(step, self.path(step).name)
@@ -337,6 +380,14 @@ class BucketCheckpoints(CheckpointStore):
     @override
     def _fault(self, step: int) -> str | None:
         return self._download(step)
+
+    @override
+    def _drop(self, step: int) -> None:
+        drop_objects(self._bucket, f"{self._key}/{self._name(step)}", _OPTIMIZER)
+
+    @override
+    def _name(self, step: int) -> str:
+        return self._index_names()[step]
 
     @override
     def keep(self, steps: Collection[int], until: int | None = None) -> None:

@@ -13,9 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainyard.storage.atomic import as_json, sync_folder, write_json
 from trainyard.storage.store import Bucket
 
 MANIFEST = "MANIFEST.json"
+_DROPPED = "dropped"
+"""Key of a manifest with the entries of files that were deleted on purpose."""
 
 
 def files(path: Path) -> list[Path]:
@@ -66,6 +69,51 @@ def fault_of(folder: Path) -> str | None:
         except OSError as error:
             return f"{path.name} cannot be read: {error.strerror}"
     return None
+
+
+def has_dropped(folder: Path) -> bool:
+    """Return whether files of a folder with a valid manifest were deleted by `drop`."""
+    return _DROPPED in json.loads((folder / MANIFEST).read_text())
+
+
+def drop(folder: Path, prefix: str) -> None:
+    """Delete the files of a folder whose names start with `prefix`; the manifest keeps their hashes.
+
+    The manifest is replaced first. So a crash leaves a valid folder, with files that no manifest lists.
+
+    Raises:
+        OSError: The folder cannot be written, or its manifest cannot be read.
+    """
+    manifest, names = _without(json.loads((folder / MANIFEST).read_text()), prefix)
+    if names:
+        write_json(folder / MANIFEST, manifest)
+        sync_folder(folder)
+    for path in folder.glob(f"{prefix}*"):
+        path.unlink()
+
+
+def drop_objects(bucket: Bucket, name: str, prefix: str) -> None:
+    """Do the same as `drop` in the folder `name` of a bucket.
+
+    Raises:
+        UserError: The bucket does not answer.
+    """
+    stored = bucket.read(f"{name}/{MANIFEST}")
+    if stored is None:
+        return
+    manifest, names = _without(json.loads(stored.content), prefix)
+    if names:
+        bucket.write(f"{name}/{MANIFEST}", as_json(manifest).encode())
+    bucket.delete([key for key in bucket.names(name) if key.startswith(f"{name}/{prefix}")])
+
+
+def _without(manifest: dict[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
+    """Return a manifest without files that start with `prefix`, and the names of these files."""
+    entries: dict[str, Any] = manifest["files"]
+    dropped = {name: entry for name, entry in entries.items() if name.startswith(prefix)}
+    kept = {name: entry for name, entry in entries.items() if name not in dropped}
+    known = manifest.get(_DROPPED, {})
+    return {**manifest, "files": kept, _DROPPED: {**known, **dropped}}, [*dropped]
 
 
 def upload_folder(bucket: Bucket, folder: Path, name: str) -> None:

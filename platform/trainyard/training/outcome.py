@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 from trainyard.errors import UserError
 
+STATE_FILE = "state.json"
+"""File of a checkpoint that holds the state, under "train"."""
+
 
 @dataclass
 class TrainState:

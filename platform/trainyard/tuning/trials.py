@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainyard.config import TOKENIZATION_FIELDS
+from trainyard.config import TOKENIZATION_FIELDS, deepspeed_differences
 from trainyard.data import PreparedData, find_splits, prepare, warnings
 from trainyard.fleet import Ended, RunSpec, Shared, Supply, tokenization_of
 from trainyard.models import build_tokenizer
@@ -76,7 +76,8 @@ def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple
         for note in splits.notes if not prepared else ():
             say(note)
         data = prepare(splits, tokenizer, run, folder.path.parent / ".cache")
-        for warning in warnings(data, splits.task, run.max_length) if not prepared else ():
+        alerts = [*warnings(data, splits.task, run.max_length), *deepspeed_differences(run)]
+        for warning in alerts if not prepared else ():
             say(warning)
         prepared[tokenization_of(run)] = data
     return splits.task, prepared

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
 from ray.tune.search import Searcher
 
-from trainyard.cluster import release_orphans
+from trainyard.cluster import memory_death, release_orphans
 from trainyard.fleet.actor import build_trainable
 from trainyard.fleet.spec import Ended, RunSpec
 from trainyard.terminal import quieted, say
@@ -102,6 +105,21 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     )
 
 
+class _ActorManager(RayActorManager):
+    """Tune's actors; one that Ray ended for lack of memory counts as lost, like any dead actor.
+
+    Ray raises an OutOfMemoryError for it. Tune does not know that error: it would end the fleet.
+    """
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        super()._actor_task_failed(tracked_actor_task, exception)
+
+
+tune_controller.RayActorManager = _ActorManager
+
+
 class _Suggested(Searcher):
     """Searcher for Tune that suggests the runs of a supply."""
 
@@ -145,9 +163,17 @@ class _TuneCallback(tune.Callback):
 
     def on_trial_recover(self, *, trial: "Trial", **_: Any) -> None:
         release_orphans()
-        say(f"{trial.config['spec']}: its process was lost; starting it again")
+        death = memory_death(_last_error(trial)) or "was lost"
+        say(f"{trial.config['spec']}: its process {death}; starting it again")
 
     def on_trial_error(self, *, trial: "Trial", **_: Any) -> None:
         release_orphans()
         spec: RunSpec = trial.config["spec"]
-        self._on_end(spec, self._fleet.lose(trial.trial_id, spec))
+        self._on_end(spec, self._fleet.lose(trial.trial_id, spec, _last_error(trial)))
+
+
+def _last_error(trial: "Trial") -> str:
+    """Return the text of the error by which a trial's process was lost; "" if Tune stored none."""
+    if trial.error_file is None:
+        return ""
+    return Path(trial.error_file).read_text().rpartition("Failure # ")[2]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainyard.cluster import check_local_ray, release_orphans
+from trainyard.cluster import check_local_ray, memory_death, memory_remedy, release_orphans
 from trainyard.errors import HeldError, UserError
 from trainyard.fleet.spec import TAKEOVER_SECONDS, VERDICT, Ended, RunSpec, Shared, pruned
 from trainyard.signals import StopSignals
@@ -124,15 +124,21 @@ class Fleet:
         self._unsettled.append((spec, None))
         return Ended("pruned")
 
-    def lose(self, trial_id: str, spec: RunSpec) -> Ended:
+    def lose(self, trial_id: str, spec: RunSpec, error: str = "") -> Ended:
         """Record that a run's process was lost too often, and return the run's outcome.
 
         If the run's lease is still held, `run` records the outcome after the last run.
+
+        Args:
+            trial_id: Tune's id of the run.
+            spec: The run.
+            error: Text of Ray's error at the last loss.
         """
         self.running.pop(trial_id, None)
-        ended = Ended(
-            "failed", f"its process was lost more than {self.restarts} time(s) (--max-failures)"
-        )
+        reason = f"its process was lost more than {self.restarts} time(s) (--max-failures)"
+        if death := memory_death(error):
+            reason += f"; the last one {death}; {memory_remedy()}"
+        ended = Ended("failed", reason)
         try:
             return self.settle(spec, ended)
         except HeldError:  # processes of a lost node may still live

@@ -19,7 +19,7 @@ from trainyard.cluster import (
     room_requested,
     worker_resources,
 )
-from trainyard.config import SPLIT_VERSION, TrainConfig
+from trainyard.config import SPLIT_VERSION, TrainConfig, deepspeed_differences
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, SupersededError, UserError
@@ -57,6 +57,7 @@ from trainyard.training.driver.result import (
     check_base_model,
     computed_otherwise,
     earlier_result,
+    outcome_of_finished,
 )
 from trainyard.training.outcome import Outcome
 
@@ -207,6 +208,7 @@ def _fit(
                 alerts = [
                     *warnings(data, task, config.max_length),
                     *slow_settings(config, len(data.table("train"))),
+                    *deepspeed_differences(config),
                 ]
                 for warning in alerts:
                     say(warning)
@@ -227,7 +229,7 @@ def _fit(
                 for note in outcome.notes:
                     say(note)
             else:
-                outcome = _supervise(
+                outcome = outcome_of_finished(folder) or _supervise(
                     config, task, data, folder, resources, signals, lease, callbacks
                 )
             stopwatch.lap("training")
@@ -244,7 +246,10 @@ def _fit(
                 f"run {folder.path.name} is saved {where}; the same command resumes it",
                 signals.exit_status,
             )
-        return _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
+        result = _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
+        if trial is None and not config.keep_optimizer_state:
+            folder.store().drop_optimizer()
+        return result
 
 
 @contextmanager

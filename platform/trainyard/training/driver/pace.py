@@ -20,7 +20,10 @@ def slow_settings(config: TrainConfig, rows: int) -> list[str]:
     if rows < FEW_ROWS:
         return []
     steps = -(-rows // batch)
-    whole = min(batch // workers, FULL_PASS)
+    tokens = config.per_device_train_tokens
+    # A token budget holds at least this number of rows, however long they are.
+    full = FULL_PASS if tokens is None else tokens // config.max_length
+    whole = min(batch // workers, full)
     advice = []
     if size < whole and (batch // workers) % whole == 0:
         advice.append(f"--per-device-train-batch-size {whole} computes a step in fewer passes")

@@ -21,6 +21,7 @@ from trainyard.cluster import (
     mistake_of,
     nodes_for,
     release_orphans,
+    remedy_of,
     without_collection,
     worker_count,
 )
@@ -101,6 +102,7 @@ def run_workers(
             if (mistake := mistake_of(error)) is not None:
                 return failed(mistake)
             failure = (folder.progress().get("step"), cause_of(error))
+            remedy = remedy_of(error)
             lost = dead_ranks(error)
             # Progress is what a restart keeps: steps after the last checkpoint may be lost again.
             if (newest := max(folder.store().steps(), default=0)) > saved:
@@ -112,10 +114,11 @@ def run_workers(
                 continue
             return outcome
         if failure == before and not lost:
-            return _failed(f"the same failure twice, {failure[1]}", folder)
+            return _failed(f"the same failure twice, {failure[1]}{remedy}", folder)
         if failures == config.max_failures:
             return _failed(
-                f"{failure[1]}, after {failures} restart(s) without a new checkpoint (--max-failures)",
+                f"{failure[1]}, after {failures} restart(s) without a new checkpoint (--max-failures)"
+                f"{remedy}",
                 folder,
             )
         before = failure
@@ -175,10 +178,12 @@ def _sentence(error: Exception, config: TrainConfig) -> UserError | None:
     if isinstance(error, OSError):
         return UserError(storage_fault(error)) if error.errno in STORAGE_FAULTS else None
     if isinstance(error, OutOfMemoryError):
-        size = config.per_device_train_batch_size
+        size, flag = f"{config.per_device_train_batch_size} rows", "--per-device-train-batch-size"
+        if config.per_device_train_tokens is not None:
+            size, flag = f"{config.per_device_train_tokens} tokens", "--per-device-train-tokens"
         return UserError(
-            f"the GPU's memory is too small for micro-batches of {size} rows; use a smaller "
-            "--per-device-train-batch-size, or --gradient-checkpointing"
+            f"the GPU's memory is too small for micro-batches of {size}; use a smaller {flag}, or "
+            "--gradient-checkpointing"
         )
     if "does not have a deterministic implementation" in str(error):
         operation = str(error).split(" ", 1)[0]

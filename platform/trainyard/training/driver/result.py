@@ -1,5 +1,6 @@
 """Result of a run, and checks that a recorded run is the one that a config requests."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -14,6 +15,7 @@ from trainyard.inference import PREDICTORS, Predictor
 from trainyard.models import base_digests, load_config
 from trainyard.storage import RunFolder, storage_folder
 from trainyard.summary import Readable
+from trainyard.training.outcome import STATE_FILE, Outcome, TrainState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,6 +222,30 @@ def earlier_result(
     if any(digests.values()):  # a folder that is gone looks like a model of the Hub
         check_base_model(record, digests)
     return FitResult(**{**record["result"], "model": folder.address("model")})
+
+
+def outcome_of_finished(folder: RunFolder) -> Outcome | None:
+    """Return the outcome of a finished run without its optimizer's state; None for all others.
+
+    Such a run is concluded again if its `model/` is gone: there is nothing left to train.
+
+    Raises:
+        UserError: The bucket does not answer, or the record is damaged.
+    """
+    if (last := folder.store().last_of_finished()) is None:
+        return None
+    record = folder.read()
+    known = record.get("result", {})
+    return Outcome(
+        status="finished",
+        state=TrainState(**json.loads((last / STATE_FILE).read_text())["train"]),
+        padding_note=record.get("padding"),
+        **{name: known[name] for name in _MEASURED if name in known},
+    )
+
+
+_MEASURED = ("train_samples_per_second", "padding_efficiency", "peak_flops", "mfu")
+"""Figures of an outcome that only workers can measure; the result stores them."""
 
 
 def check_base_model(record: Mapping[str, Any], digests: Mapping[str, str | None]) -> None:

@@ -28,8 +28,8 @@ from trainyard.storage import (
     write_array,
     write_json,
 )
-from trainyard.training.outcome import TrainState
-from trainyard.training.worker.state import PREDICTIONS, STATE_FILE, broadcast_result
+from trainyard.training.outcome import STATE_FILE, TrainState
+from trainyard.training.worker.state import PREDICTIONS, broadcast_result
 from trainyard.training.worker.strategies import STRATEGIES
 from trainyard.training.worker.weights import (
     OPTIMIZER_FILE,

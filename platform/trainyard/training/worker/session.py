@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from trainyard.batch_plan import Plan, Rows, padding_efficiency
+from trainyard.batch_plan import Plan, Rows, TokenBudget, padding_efficiency
 from trainyard.config import TrainConfig
 from trainyard.data import PreparedData, is_test
 from trainyard.errors import Diverged, UserError
@@ -80,7 +80,11 @@ class Session:
         self._table = data.table("train")
         self._lengths = self._table.lengths
         self.plan = Plan(
-            self._lengths, config.train_batch_size, config.per_device_train_batch_size, config.seed
+            self._lengths,
+            config.train_batch_size,
+            config.per_device_train_batch_size,
+            config.seed,
+            _token_budget(config),
         )
         self.last_step = config.max_steps or config.num_train_epochs * self.plan.steps_per_epoch
         self._store = folder.store()
@@ -220,7 +224,8 @@ class Session:
         """Wait for the checkpoint that is being written; return whether it, if any, is committed.
 
         If its weights are not finite, the run ends at its step: how many steps were done since then
-        depends on the speed of the disk.
+        depends on the speed of the disk. metrics.jsonl loses these steps. Trackers, usage.jsonl and
+        the ledger keep them, since they have no way back.
         """
         failure = self._writer.join()
         self.stopwatch.lap("checkpoint")
@@ -440,3 +445,12 @@ class Session:
                 for name, table in tables.items()
             }
         return logits, broadcast(self.accelerator, found)
+
+
+def _token_budget(config: TrainConfig) -> TokenBudget | None:
+    tokens = config.per_device_train_tokens
+    if tokens is None:
+        return None
+    return TokenBudget(
+        tokens, config.padding_multiple, config.max_length, fixed=config.pad_to_max_length
+    )

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from trainyard.config import TrainConfig
 from trainyard.errors import DamagedRun, UserError, one_line
 from trainyard.storage import CheckpointStore, RunFolder
-from trainyard.training.outcome import TrainState
+from trainyard.training.outcome import STATE_FILE, TrainState
 from trainyard.training.worker.strategies import STRATEGIES
 
-STATE_FILE = "state.json"
 PREDICTIONS = "predictions"
 
 WAIT_SECONDS = 60.0

@@ -77,6 +77,11 @@ def training_accelerator(config: TrainConfig) -> Accelerator:
 def _copies(
     config: TrainConfig, accelerator: Accelerator, model: Any
 ) -> tuple[Any, torch.optim.Optimizer]:
+    if accelerator.device.type == "cpu":
+        # Weights in a mapped file start at any address, on which the product with a single row
+        # depends in its last bits. Copies start at a cache line in every process.
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
     prepared, optimizer = accelerator.prepare(model, build_optimizer(config, model))
     return prepared, optimizer
 
