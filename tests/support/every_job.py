@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+COMMANDS = {"doctor_data": "data-doctor"}
+"""Script in jobs/ -> `trainyard` command, where the names differ."""
+
 
 def every_job(shared: Path) -> dict[str, list[str]]:
     """Return the flags of each script in jobs/, by name; later jobs use the output of earlier ones.
@@ -28,8 +31,7 @@ def every_job(shared: Path) -> dict[str, list[str]]:
         "tune": [*short, "--task", "mrpc", "--num-trials", "2", "--scheduler", "fifo",
                  "--confirm-seeds", "0", "--run-name", "sweep"],
         "glue": [*short, "--tasks", "mrpc", "--seeds", "1", "--run-name", "suite"],
-        "quickstart": ["--config", "jobs/configs/quickstart.yaml", "--max-steps", "4",
-                       "--storage-path", str(runs)],
+        "quickstart": ["--max-steps", "4", "--storage-path", str(runs)],
         "dashboard": ["--storage-path", str(runs), "--export", "sweep", "--output",
                       str(shared / "sweep.html")],
     }  # fmt: skip
@@ -39,3 +41,9 @@ def check_answer(job: str, said: str) -> None:
     """Assert that the output of `ray job submit` has the job's JSON line."""
     name = {"quickstart": "train"}.get(job, job)  # it prints the result of its run
     assert re.search(rf'^\{{"job": "{name}".*\}}$', said, re.MULTILINE), said[-4000:]
+
+
+def check_files(shared: Path) -> None:
+    """Assert that all jobs of `every_job` together wrote their files."""
+    assert len((shared / "scored.jsonl").read_text().splitlines()) == 37
+    assert "<html" in (shared / "sweep.html").read_text()
