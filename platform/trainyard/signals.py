@@ -3,12 +3,26 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from trainyard.errors import Interrupted
 from trainyard.terminal import say
+
+ONE_SIGNAL_SECONDS = 1.0
+"""Signals within this time count as one: `timeout` sends one to the process, one to its group."""
+
+
+def end_by_signals() -> None:
+    """Make SIGTERM and Ctrl-C raise KeyboardInterrupt in the main thread, which must call this.
+
+    Ray replaces the handler of SIGTERM when it starts, so this is called again then. A shell lets
+    jobs in the background ignore Ctrl-C; they obey it, too.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 class StopSignals:
@@ -30,6 +44,7 @@ class StopSignals:
     def __init__(self, request: Path) -> None:
         self._request = request
         self._training = False
+        self._asked = 0.0
         self.exit_status = 128 + signal.SIGTERM
         self._before: dict[int, Any] = {}
 
@@ -65,8 +80,11 @@ class StopSignals:
         if not self._training:
             raise Interrupted("no step was under way; what is saved is kept", self.exit_status)
         if self._request.exists():
+            if time.monotonic() - self._asked < ONE_SIGNAL_SECONDS:
+                return
             raise Interrupted(
                 "at once, by a second signal; the last checkpoint is kept", self.exit_status
             )
         self._request.touch()
+        self._asked = time.monotonic()
         say("saving a checkpoint, then stopping (again to stop at once)")

@@ -248,7 +248,7 @@ def test_a_temperature_that_is_stored_is_said(model: Path, tmp_path: Path) -> No
     for temperature, notes in ((1.7, 1), (None, 0)):
         section = _results({**found, "stored_temperature": temperature})
         said = [part.text for part in section.content if isinstance(part, Text)]
-        assert sum("`trainyard predict` divide them by 1.7" in text for text in said) == notes
+        assert sum("trainyard predict divide them by 1.7" in text for text in said) == notes
 
 
 def test_rows_that_were_set_aside_compare_and_calibrate(

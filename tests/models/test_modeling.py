@@ -194,3 +194,19 @@ def test_a_model_without_dropout_is_refused() -> None:
     config = SimpleNamespace(to_dict=lambda: {"hidden_size": 8, "encoder_layerdrop": 0.1})
     with pytest.raises(UserError, match="has no dropout in its config; leave out --dropout"):
         _dropout_names("acme/model", config)
+
+
+def test_a_mistyped_or_unfinished_run_is_not_asked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/mail").mkdir(parents=True)
+    (tmp_path / "runs/mail/run.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"runs/mial: there is no such folder; did you mean runs/mail\?"
+    ):
+        resolve_model("runs/mial")
+    with pytest.raises(UserError, match="the run has exported no model; finish it by the command"):
+        resolve_model("runs/mail")
+    (tmp_path / "org").mkdir()  # holds no run: the name is the Hub's
+    assert resolve_model("org/model") == "org/model"

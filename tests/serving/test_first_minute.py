@@ -222,7 +222,7 @@ def test_a_server_greets_and_leaves_quietly(tmp_path: Path) -> None:
             assert again.returncode == 2
             assert "Traceback" not in again.stderr
             assert f"error: port {port} cannot be used (Address already in use)" in again.stderr
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # tests/wheel.py ends one by Ctrl-C
             out, _ = process.communicate(timeout=120)
         finally:
             if process.poll() is None:

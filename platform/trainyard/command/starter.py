@@ -160,7 +160,7 @@ train_file: {_yaml(str(source))}
 # validation_file: more.csv                   # else a random tenth of the rows is held out
 {data}
 # The model: a Hub id such as microsoft/deberta-v3-small, or a folder.
-# model_name_or_path: distilbert-base-uncased
+# model_name_or_path: distilbert-base-uncased # default: MiniLM, from its Python package
 max_length: {length}                               # tokens per row; longer rows are truncated
 
 # Faster than the defaults, which are those of transformers.

@@ -1,5 +1,6 @@
 """Resolve model names (folders, package folders, Hub ids), and load configs."""
 
+import difflib
 import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ def resolve_model(name: str) -> str:
     sweep stands for its `model/` folder.
 
     Raises:
-        UserError: The package is not installed, or the folder holds no config.json.
+        UserError: The package is not installed, or the folder does not exist or holds no model.
     """
     if name.startswith("package:"):
         package, _, folder = name.removeprefix("package:").partition("/")
@@ -47,15 +48,42 @@ def resolve_model(name: str) -> str:
     # Path.exists raises for a name that is too long.
     elif name.startswith((".", "/", "~")) or exists(name):  # noqa: PTH110
         path = Path(name).expanduser().absolute()
+    elif neighbors := _neighbors(name):
+        near = difflib.get_close_matches(Path(name).name, neighbors, n=1)
+        suggestion = f"did you mean {Path(name).parent / near[0]}? Else " if near else ""
+        raise UserError(
+            f"model {name}: there is no such folder; {suggestion}give the folder of a run or of a saved "
+            "model, or a Hub id"
+        )
     else:
         return name
     for found in (path, path / "model"):
         if (found / "config.json").is_file():
             return str(found)
+    if (path / "run.json").is_file():
+        raise UserError(
+            f"model {name}: the run has exported no model; finish it by the command that began it, or "
+            "give another folder"
+        )
     raise UserError(
         f"model {name}: {path} holds no config.json; give the folder of a run or of a saved model, or a "
         "Hub id"
     )
+
+
+def _neighbors(name: str) -> list[str]:
+    """Return the runs and models in the folder of the absent path `name`; [] for a Hub id."""
+    folder = Path(name).parent
+    try:
+        if "/" not in name or not folder.is_dir():
+            return []
+        return [
+            path.name
+            for path in folder.iterdir()
+            if any((path / file).is_file() for file in ("run.json", "sweep.json", "config.json"))
+        ]
+    except OSError:  # a name that is too long, or a folder that cannot be read
+        return []
 
 
 def locate_model(name: str) -> str:

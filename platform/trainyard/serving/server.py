@@ -12,6 +12,7 @@ from typing import Any, Self
 from trainyard.config import Flags
 from trainyard.models import Dtype, EngineName, resolve_model
 from trainyard.serving.gateway.landing import banner
+from trainyard.signals import end_by_signals
 from trainyard.terminal import say
 
 
@@ -89,9 +90,7 @@ def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
 
 
 def serve_model(config: ServeConfig) -> dict[str, Any]:
-    """Serve one model until Ctrl-C; return the job's result: `job`, `model` and `url`.
-
-    SIGTERM stops the server too: Ray's signal handler raises SystemExit.
+    """Serve one model until Ctrl-C or SIGTERM; return the job's result: `job`, `model` and `url`.
 
     Raises:
         UserError: An option is invalid, the model cannot be loaded, the port is in use, or the
@@ -100,6 +99,7 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
     """
     from trainyard.serving.local import served
 
+    end_by_signals()
     options = {
         "name": config.name,
         "engine": config.engine or "auto",

@@ -73,7 +73,7 @@ class ProgressBar:
                 for name, value in (
                     ("loss", found["loss"]),
                     ("eval loss", found.get("eval_loss")),
-                    ("score", found["score"]),
+                    (self._score, found["score"]),
                     ("samples/s", found["train_samples_per_second"]),
                 )
                 if value is not None
