@@ -44,7 +44,7 @@ class StopSignals:
     def __init__(self, request: Path) -> None:
         self._request = request
         self._training = False
-        self._asked = 0.0
+        self._requested = 0.0
         self.exit_status = 128 + signal.SIGTERM
         self._before: dict[int, Any] = {}
 
@@ -80,11 +80,11 @@ class StopSignals:
         if not self._training:
             raise Interrupted("no step was under way; what is saved is kept", self.exit_status)
         if self._request.exists():
-            if time.monotonic() - self._asked < ONE_SIGNAL_SECONDS:
+            if time.monotonic() - self._requested < ONE_SIGNAL_SECONDS:
                 return
             raise Interrupted(
                 "at once, by a second signal; the last checkpoint is kept", self.exit_status
             )
         self._request.touch()
-        self._asked = time.monotonic()
+        self._requested = time.monotonic()
         say("saving a checkpoint, then stopping (again to stop at once)")

@@ -203,9 +203,9 @@ def test_a_mistyped_or_unfinished_run_is_not_asked_for_on_the_hub(
     (tmp_path / "runs/mail").mkdir(parents=True)
     (tmp_path / "runs/mail/run.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"runs/mial: there is no such folder; did you mean runs/mail\?"
+        UserError, match=r"runs/maill: there is no such folder; did you mean runs/mail\?"
     ):
-        resolve_model("runs/mial")
+        resolve_model("runs/maill")
     with pytest.raises(UserError, match="the run has exported no model; finish it by the command"):
         resolve_model("runs/mail")
     (tmp_path / "org").mkdir()  # holds no run: the name is the Hub's
