@@ -73,7 +73,7 @@ def test_a_relative_folder_trains_and_its_weights_are_recorded(
     RunFolder(here / "runs/relative").update(status="finished")
     assert fit(config) == result  # a base model that is gone changes nothing
 
-    (here / "rows.csv").write_text("text\nba\nco\n")
+    (here / "rows.csv").write_text("sentence1,sentence2\nba,da\nco,da\n")
     predict(
         PredictConfig(
             model_name_or_path="runs/relative/model", input_file="rows.csv",

@@ -229,7 +229,7 @@ def job(config: TrainConfig) -> tuple[list[str], dict[str, str]]:
         value = getattr(config, name)
         flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     command = [sys.executable, str(ROOT / "jobs/train.py"), *flags, "--ledger",
-               "--resources-per-worker", "CPU", "1"]  # fmt: skip
+               "--resources-per-worker", "CPU", "1", "--keep-optimizer-state"]  # fmt: skip
     return command, {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
 
 
