@@ -95,7 +95,7 @@ def test_the_whole_page_can_be_reached_by_tab(browser: Any, address: str) -> Non
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to content"
         seen = set()
-        for _ in range(40):
+        for _ in range(150):
             page.keyboard.press("Tab")
             seen.add(page.evaluate("document.activeElement.tagName"))
             outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
