@@ -109,7 +109,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("loop", ["own", "trainer"])
+@pytest.mark.parametrize("loop", ["accelerate", "trainer"])
 def test_a_checkpoint_holds_its_step_though_it_is_written_two_steps_later(
     base: TrainConfig, loop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
