@@ -112,10 +112,19 @@ class Steps:
         return found
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
-        """Start a job that ends by Ctrl-C."""
-        return subprocess.Popen(
-            [self._command, *words], cwd=self._folder, env=self._environment, text=True
-        )
+        """Start a job that ends by Ctrl-C, and wait until it says so."""
+        with (self._folder / f"{words[0]}.log").open("w+") as said:
+            process = subprocess.Popen(
+                [self._command, *words], cwd=self._folder, env=self._environment, text=True,
+                stderr=said,
+            )  # fmt: skip
+            deadline = time.monotonic() + 180
+            while "Ctrl-C" not in (text := Path(said.name).read_text()):
+                assert process.poll() is None, text
+                assert time.monotonic() < deadline, text
+                time.sleep(0.2)
+        print(text)
+        return process
 
 
 def wait_for(url: str, process: "subprocess.Popen[str]", seconds: float = 180) -> None:
