@@ -251,15 +251,21 @@ def test_a_temperature_that_is_stored_is_said(model: Path, tmp_path: Path) -> No
         assert sum("trainyard predict divide them by 1.7" in text for text in said) == notes
 
 
-def test_rows_that_were_set_aside_compare_and_calibrate(
-    model: Path, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A trial of a sweep that set rows aside is compared on these rows, without a correction."""
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations predict in this process."""
     monkeypatch.setattr("trainyard.evaluation.run.ray_session", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(
         "trainyard.evaluation.run.predict_on_ray",
         lambda jobs, *_: [predict_splits(*job, use_gpu=False) for job in jobs],
     )
+
+
+@pytest.mark.usefixtures("here")
+def test_rows_that_were_set_aside_compare_and_calibrate(
+    model: Path, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """A trial of a sweep that set rows aside is compared on these rows, without a correction."""
     for name, share in (("set-aside", 0.4), ("all", 0.0)):
         run = tmp_path / name
         shutil.copytree(model, run / "model")
@@ -276,14 +282,10 @@ def test_rows_that_were_set_aside_compare_and_calibrate(
         assert kinds == (["none", "epochs"] if share else ["trials", "epochs"])
 
 
+@pytest.mark.usefixtures("here")
 def test_the_texts_of_a_new_file_are_hashed_by_its_tokenization_alone(
     model: Path, small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainyard.evaluation.run.ray_session", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(
-        "trainyard.evaluation.run.predict_on_ray",
-        lambda jobs, *_: [predict_splits(*job, use_gpu=False) for job in jobs],
-    )
     monkeypatch.setattr(Split, "texts", property(lambda _: pytest.fail("all rows are read again")))
     rows = pq.read_table(Path(str(small_run.data_dir)) / "mrpc/validation.parquet").to_pylist()
     names = ("not_equivalent", "equivalent")

@@ -22,6 +22,7 @@ from trainyard import TrainConfig, UserError, fit
 from trainyard.storage import lease as leases
 from trainyard.storage.folder import RunFolder
 from trainyard.storage.stopwatch import time_ledger
+from trainyard.training.driver.result import outcome_of_finished
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,6 +165,17 @@ def test_a_finished_run_keeps_no_optimizer_state_and_exports_a_lost_model_again(
     )
     assert folder.metrics() == metrics
     assert folder.read()["status"] == "finished"
+
+
+def test_a_driver_reads_no_checkpoint_of_an_interrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers read it; in a bucket the driver would download it for nothing."""
+    folder = RunFolder(tmp_path)
+    folder.create()
+    folder.update(status="stopped")
+    monkeypatch.setattr(RunFolder, "store", lambda _: pytest.fail("a checkpoint is read"))
+    assert outcome_of_finished(folder) is None
 
 
 def test_another_config_under_the_same_name_is_refused(

@@ -240,10 +240,11 @@ def outcome_of_finished(folder: RunFolder) -> Outcome | None:
     Raises:
         UserError: The bucket does not answer, or the record is damaged.
     """
+    record = folder.read()
+    if (known := record.get("result")) is None:  # so an interrupted run is not read twice
+        return None
     if (last := folder.store().last_of_finished()) is None:
         return None
-    record = folder.read()
-    known = record.get("result", {})
     return Outcome(
         status="finished",
         state=TrainState(**json.loads((last / STATE_FILE).read_text())["train"]),
