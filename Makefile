@@ -65,7 +65,7 @@ bench: install  ## the speed tables of the docs, measured anew on this quiet mac
 screenshots: install  ## the pictures of the docs, from real runs (minutes; needs chromium)
 	$(BIN)/python docs/screenshots.py
 
-transcripts: install  ## the outputs that the docs print, from a recorded terminal (ten minutes; port 8000)
+transcripts: install  ## the outputs that the docs print, from a recorded terminal (a quarter of an hour; port 8000)
 	$(BIN)/python docs/transcripts.py
 	$(BIN)/python docs/generate.py
 

@@ -25,7 +25,7 @@ ASSETS = ROOT / "docs" / "assets"
 WORK = ROOT / "build" / "screenshots"
 RUNS = WORK / "runs"
 SAMPLES = WORK / "samples"
-"""Storage path of the reports that no picture of the docs shows."""
+"""Storage path of the page whose scores are made up."""
 RESULT = ROOT / "benchmarks" / "results" / "screenshots.json"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
@@ -40,19 +40,18 @@ WIDTH, HEIGHT = 1200, 760
 LARGEST = 150_000
 """Maximum bytes of a picture."""
 COLORS = 128
+TRIALS = [f"mail-sweep/trials/trial-{index:04d}" for index in range(2)]
 PAGES = {
     "dashboard": "/",
     "run": "/view/mail",
     "sweep": "/view/mail-sweep",
     "evaluation": "/report/mail-evaluation",
+    "compare": f"/compare?run=mail&{'&'.join(f'run={key}' for key in TRIALS)}",
+    "doctor": "/report/mail-doctor",
 }
 """Picture -> page of the dashboard."""
-TRIALS = [f"mail-sweep/trials/trial-{index:04d}" for index in range(2)]
-OTHER_PAGES = {
-    "trial": f"/view/{TRIALS[0]}",
-    "compare": f"/compare?run=mail&{'&'.join(f'run={key}' for key in TRIALS)}",
-}
-SAMPLE_PAGES = {"doctor": "/report/doctor", "suite": "/report/suite"}
+OTHER_PAGES = {"trial": f"/view/{TRIALS[0]}"}
+SAMPLE_PAGES = {"suite": "/report/suite"}
 SERVER_PAGES = {"landing": "/", "docs": "/docs"}
 """Name -> page that only --look draws."""
 TOP = {"run": "curves", "evaluation": "classes"}
@@ -69,7 +68,7 @@ def forget_other_commits(commit: str) -> None:
 
 
 def runs() -> None:
-    """Train, search and evaluate on 100 of the mails; the other 100 are new to the models."""
+    """Examine 100 of the mails, train, search and evaluate; the other 100 are new to the models."""
     with (ROOT / "examples" / "mail.csv").open() as file:
         rows = list(csv.reader(file))[1:]
     random.Random(0).shuffle(rows)
@@ -82,6 +81,12 @@ def runs() -> None:
         "storage_path": str(RUNS), "max_length": 32, "train_batch_size": 8,
         "per_device_train_batch_size": 8,
     }  # fmt: skip
+    examine_data(
+        DataDoctorConfig(
+            train_file=common["train_file"], validation_file=common["validation_file"],
+            storage_path=str(RUNS), run_name="mail-doctor", max_length=32,
+        )
+    )  # fmt: skip
     fit(
         TrainConfig(
             **common, run_name="mail", learning_rate=3e-4, num_train_epochs=5, eval_steps=5,
@@ -119,15 +124,9 @@ def save(picture: bytes, path: Path) -> None:
 
 
 def samples() -> None:
-    """Examine the mails, and write the page of a suite, whose scores are made up."""
-    examine_data(
-        DataDoctorConfig(
-            train_file=str(WORK / "mail.csv"), validation_file=str(WORK / "new-mail.csv"),
-            storage_path=str(SAMPLES), run_name="doctor", max_length=32,
-        )
-    )  # fmt: skip
+    """Write the page of a suite, whose scores are made up."""
     folder = SAMPLES / "suite"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.html").write_text(glue_page(SAMPLES))
     (folder / "glue.json").write_text('{"tasks": []}')
 

@@ -1,6 +1,6 @@
 """Record the commands of the README and the quickstart in a terminal, from an empty folder.
 
-    python docs/transcripts.py            # runs them (about ten minutes), and draws the picture
+    python docs/transcripts.py            # runs them (about a quarter of an hour), and draws the picture
     python docs/transcripts.py --draw     # draws the picture of the stored recording again
 
 Writes benchmarks/results/transcripts.json and docs/assets/terminal.svg. The pages print excerpts
@@ -32,10 +32,14 @@ SNIPPET = "first.py"
 COMMANDS = {
     "init": "trainyard init mail.csv",
     "train": "trainyard train --config mail.yaml",
+    "tune": "trainyard tune --config mail.yaml --run-name mail-sweep --num-trials 6",
     "eval": "trainyard eval --model-name-or-path runs/mail --validation-file more.csv",
     "predict": "trainyard predict --model-name-or-path runs/mail --input-file more.csv "
     "--output-file answers.csv",
     "answers": "head -n 3 answers.csv",
+    "data-doctor": "trainyard data-doctor --train-file mail.csv",
+    "engine": "trainyard engine --model-name-or-path runs/mail --validation-file more.csv",
+    "doctor": "trainyard doctor --train-file mail.csv --num-workers 2",
     "serve": "trainyard serve --model-name-or-path runs/mail",
     "ask": "curl -s http://localhost:8000/models/mail -H 'Content-Type: application/json' "
     """-d '{"inputs": "Where is my parcel?"}'""",
