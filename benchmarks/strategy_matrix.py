@@ -32,6 +32,8 @@ from support.tiny import write_task, write_tiny_model  # noqa: E402
 
 WORLDS = (1, 4)
 """Numbers of workers that resume the runs of two."""
+LONGEST = 60
+"""Seconds for an attempt, also on a busy machine."""
 ROWS = {row.name: row for row in (Row(k, p, WORLDS) for p in PRECISIONS for k in KINDS)}
 
 
@@ -52,7 +54,7 @@ def measure(rows: Sequence[Row], folder: Path) -> dict[str, dict[str, Any]]:
             attempts[world] += more
     for world, each in attempts.items():
         print(f"{len(each)} attempts of {world} processes", flush=True)
-        run_ranks(world, each, folder / f"ranks-{world}")
+        run_ranks(world, each, folder / f"ranks-{world}", LONGEST * len(each))
     runs = Runs(base.storage_path)
     return {row.name: results(runs, row) for row in rows}
 

@@ -39,8 +39,11 @@ class CutOff(BaseException):
     """Simulated kill; a BaseException, which the package does not handle."""
 
 
-def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
-    """Run `attempts` on `world` processes; `meeting` is a folder for their process group."""
+def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path, longest: float = 540) -> None:
+    """Run `attempts` on `world` processes, within `longest` seconds.
+
+    `meeting` is a folder for their process group.
+    """
     meeting.mkdir(parents=True)
     (meeting / "attempts.json").write_text(json.dumps([asdict(attempt) for attempt in attempts]))
     command = [sys.executable, __file__, str(meeting), str(world)]
@@ -54,7 +57,7 @@ def run_ranks(world: int, attempts: Sequence[Attempt], meeting: Path) -> None:
         for rank, log in enumerate(logs)
     ]  # fmt: skip
     try:
-        codes = [process.wait(timeout=540) for process in processes]
+        codes = [process.wait(timeout=longest) for process in processes]
     finally:
         for process in processes:
             process.kill()
