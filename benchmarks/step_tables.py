@@ -77,6 +77,22 @@ def duration() -> str:
     return table(columns, rows) + _one_source([*results.values()])
 
 
+def size() -> str:
+    """List the size of the file, peak memory and seconds of a run of ten steps, by the number of rows."""
+    found = load("scale")
+    rows = [
+        [
+            f"{int(count):,}",
+            f"{run['file_mib']:.0f}",
+            f"{run['peak_mib']['all'] / 1024:.1f}",
+            f"{run['seconds']:.0f}",
+        ]
+        for count, run in found["runs"].items()
+    ]
+    columns = ["Rows", "Parquet file, MiB", "Peak memory of all processes, GiB", "Seconds"]
+    return table(columns, rows) + source(found)
+
+
 def _compared(found: Result, side: str) -> tuple[str, str]:
     """Return the samples per second of another side, and the ratio of ours to it."""
     if side not in found["samples_per_second"]:

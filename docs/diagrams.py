@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from trainyard.batch_plan import WINDOW_STEPS, Plan, share
+from trainyard.batch_plan import WINDOW_STEPS, Plan, Rows, share
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -91,9 +91,11 @@ class Drawing:
 def pipeline() -> str:
     """Draw the way from a data set to a model."""
     drawing = Drawing(
-        860, 270, "From a data set to model/: raw Parquet, token arrays, plan, loop, checkpoints"
-    )
-    wide, high, top, low = 170, 84, 24, 160
+        860, 390,
+        "From a data set to model/: raw Parquet, token arrays, plan, loop, evaluation, checkpoints, "
+        "from which a run resumes",
+    )  # fmt: skip
+    wide, high, top, low, last = 162, 84, 24, 160, 286
     columns = [24 + i * 214 for i in range(4)]
     upper = [
         ("data set", ["a file, a task, or the Hub"]),
@@ -110,10 +112,22 @@ def pipeline() -> str:
     for y, boxes in ((top, upper), (low, lower)):
         for x, (name, lines) in zip(columns, boxes, strict=True):
             drawing.box(x, y, wide, high, name, lines)
+    checkpoints, loop, arrays = columns[1] + wide / 2, columns[2] + wide / 2, columns[3]
+    drawing.box(
+        columns[2], last, wide, high, "evaluation", ["every row once;", "finds the best step"]
+    )
     for x in columns[:3]:
         drawing.arrow([(x + wide, top + high / 2), (x + 214, top + high / 2)])
-        drawing.arrow([(x + 214, low + high / 2), (x + wide, low + high / 2)])
-    arrays, loop = columns[3], columns[2] + wide / 2
+    for x, words in zip(columns[:3], ("best", "save", ""), strict=True):
+        drawing.arrow([(x + 214, low + 32), (x + wide, low + 32)], words, (x + 188, low + 24))
+    drawing.arrow([(columns[1] + wide, low + 56), (columns[2], low + 56)],
+                  "resume", (columns[1] + 188, low + 72))  # fmt: skip
+    drawing.arrow([(loop, low + high), (loop, last)])
+    drawing.arrow([(columns[2], last + high / 2), (checkpoints, last + high / 2),
+                   (checkpoints, low + high)])  # fmt: skip
+    drawing.arrow([(arrays + wide / 2, last + 6), (arrays + wide / 2, low + high)])
+    drawing.text(arrays + wide / 2, last + 22, "seed, batch sizes,", "small middle")
+    drawing.text(arrays + wide / 2, last + 38, "token budget", "small middle")
     drawing.arrow([(arrays + 120, top + high), (arrays + 120, low)], "lengths", (arrays + 146, 138))
     drawing.arrow([(arrays + 30, top + high), (arrays + 30, 132), (loop, 132), (loop, low)],
                   "tokens", ((arrays + loop) / 2 + 18, 126))  # fmt: skip
@@ -127,36 +141,35 @@ def plan() -> str:
         "The plan: rows are shuffled, sorted by length inside windows of eight steps, cut into steps; "
         "the steps are shuffled, and each is cut into micro-batches, which the workers share",
     )  # fmt: skip
-    count, size, micro = 128, 8, 2
+    count, size, micro = 125, 8, 2
     rng = np.random.default_rng(7)
     lengths = np.clip(rng.lognormal(3.0, 0.6, count), 4, 64).astype(np.int32)
-    made = Plan(lengths, batch_size=size, micro_batch_size=micro, seed=44)
+    made = Plan(lengths, batch_size=size, micro_batch_size=micro, seed=1000)
     epoch = made.epoch(0)
     steps = [np.concatenate(epoch.micro_batches(i)) for i in range(made.steps_per_epoch)]
     left, pitch = 26, 6.3
 
-    def strip(base: float, rows: Sequence[int], words: str) -> None:
+    def strip(base: float, groups: Sequence[Rows], words: str) -> None:
         drawing.text(left, base - 76, words)
-        for i, row in enumerate(rows):
+        kinds = [("row", "light")[i % 2] for i, group in enumerate(groups) for _ in group]
+        for i, (row, kind) in enumerate(zip(np.concatenate(groups), kinds, strict=True)):
             high = float(lengths[row])
-            kind = "row" if i // size % 2 == 0 else "light"
             drawing.bar(left + i * pitch, base - high, pitch - 1.5, high, kind)
 
     window = size * WINDOW_STEPS
     shuffled = np.random.Generator(np.random.PCG64([made.seed, 0])).permutation(count)
-    strip(104, list(shuffled), f"1. The {count} rows of an epoch, shuffled by seed and epoch. A bar is "
+    strip(104, [shuffled], f"1. The {count} rows of an epoch, shuffled by seed and epoch. A bar is "
           "a row, its height the row's tokens.")  # fmt: skip
-    strip(226, list(epoch.order), f"2. Sorted by length inside windows of {WINDOW_STEPS} steps. Each "
-          f"{size} neighbors are a step: bars of one color.")  # fmt: skip
-    for i in range(count // window):
-        x, width = left + i * window * pitch, window * pitch - 3
+    in_steps = np.split(epoch.order, range(size, count, size))
+    strip(226, in_steps, f"2. Sorted by length inside windows of {WINDOW_STEPS} steps. A run of {size} "
+          f"rows, in one color, is a step; the last one has {len(in_steps[-1])}.")  # fmt: skip
+    for i, start in enumerate(range(0, count, window)):
+        x, width = left + start * pitch, min(window, count - start) * pitch - 3
         drawing.bar(x, 232, width, 3, "head")
         drawing.text(x + width / 2, 250, f"window {i}", "small middle")
-    strip(
-        346,
-        list(np.concatenate(steps)),
-        "3. The steps are shuffled. This is the order of training.",
-    )
+    strip(346, steps, "3. The steps are shuffled. This is the order of training.")
+    at = [len(step) for step in steps].index(count % size)
+    drawing.text(left + (at * size + count % size / 2) * pitch, 364, "incomplete", "small middle")
     drawing.bar(left - 4, 278, size * pitch + 5, 74, "group", corner=4)
 
     batches = epoch.micro_batches(0)
