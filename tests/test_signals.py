@@ -76,6 +76,24 @@ def test_handlers_stay_while_ray_starts(tmp_path: Path) -> None:
         start_ray()
 
 
+def test_handlers_are_back_when_ray_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's C++ core replaces them in a way that Python does not see."""
+    import ctypes
+
+    import ray
+
+    ignore = ctypes.c_void_p(signal.SIG_IGN)
+    monkeypatch.setattr(
+        ray, "init", lambda **_: ctypes.CDLL(None).signal(signal.SIGTERM, ignore) and None
+    )
+    with StopSignals(tmp_path / "stop"):
+        start_ray()
+        with pytest.raises(Interrupted, match="no step was under way"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.mark.usefixtures("terminated_ray")
 def test_a_job_says_that_sigterm_ended_it(capsys: pytest.CaptureFixture[str]) -> None:
     def job(_: TrainConfig) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
         Interrupted: A signal asked to stop meanwhile.
     """
     import ray
-    from ray._private import node, utils
+    from ray._private import node
 
     class LeanNode(node.Node):
         def start_api_server(self, **_: Any) -> None:
@@ -97,20 +97,40 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
 
     importing = threading.Thread(target=_import, args=(needed_next,))
     importing.start()
-    whole, handle = node.Node, utils.set_sigterm_handler
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else Ray's would end the process
-        utils.set_sigterm_handler = lambda _: None  # with another status, and without a word
+    whole = node.Node
     if address == "local":
         node.Node, options = LeanNode, {"include_dashboard": False, **options}
     try:
-        ray.init(address=address, **options)
+        with _kept_handler():
+            ray.init(address=address, **options)
     except Interrupted:
         raise
     except Exception as error:  # a slow start of a node raises a plain Exception
         raise UserError(_no_ray(address, error)) from error
     finally:
-        node.Node, utils.set_sigterm_handler = whole, handle
+        node.Node = whole
         importing.join()  # the import ends by replacing the module object
+
+
+@contextlib.contextmanager
+def _kept_handler() -> Iterator[None]:
+    """Keep the process's handler of SIGTERM, if it has one, while Ray starts inside the block.
+
+    Ray's own handler would end the process without a word, and with another status.
+    """
+    from ray._private import utils
+
+    handler, replace = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    main = threading.current_thread() is threading.main_thread()
+    if not main or handler in (signal.SIG_DFL, None):
+        yield
+        return
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = replace
+        signal.signal(signal.SIGTERM, handler)  # Ray's C++ core has its own handler, too
 
 
 def check_local_ray() -> None:
