@@ -39,6 +39,7 @@ from trainyard.evaluation.inputs import (
     max_length,
     texts_of,
     with_cuts,
+    with_delimiter,
 )
 from trainyard.evaluation.report import page
 from trainyard.evaluation.scoring import (
@@ -225,6 +226,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
             f"--calibrate stores the temperature with the model, but {model.name} is not a local "
             "folder; download it and give its folder"
         )
+    config = with_delimiter(config, model)
     stage(f"reading the labeled rows for {model.name}")
     splits = labeled_splits(config, model, config.splits)
     splits = replace(splits, task=with_metrics(splits.task, config.metrics))
