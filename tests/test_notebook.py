@@ -75,6 +75,32 @@ def test_a_result_predicts_texts_and_pairs(result: FitResult) -> None:
         replace(result, model="s3://bucket/run/model").predict(["ba"])
 
 
+@pytest.mark.parametrize(
+    ("name", "keyword", "sentence"),
+    [
+        ("fit", "patienc", "fit has no argument 'patienc'; did you mean 'patience'?"),
+        ("fit", "learning_rate",
+         "fit has no argument 'learning_rate'; give it to the config: fit(TrainConfig(learning_rate=…))"),
+        ("fit", "bf16",
+         "fit has no argument 'bf16'; give it to the config: fit(TrainConfig(bf16=…))"),
+        ("tune", "num_trails",
+         "tune has no argument 'num_trails'; did you mean tune(SweepConfig(num_trials=…))?"),
+        ("evaluate", "num_error",
+         "evaluate has no argument 'num_error'; did you mean evaluate(EvalConfig(num_errors=…))?"),
+        ("predict", "qqqq", "predict has no argument 'qqqq'; it has config"),
+        ("predict", "configg", "predict has no argument 'configg'; did you mean 'config'?"),
+        ("serve", "prot", "serve has no argument 'prot'; did you mean 'port'?"),
+        ("serve", "alowed_hosts", "serve has no argument 'alowed_hosts'; did you mean 'allowed_hosts'?"),
+        ("serve", "model", "serve has no argument 'model'; it has source, port, "),
+    ],
+)  # fmt: skip
+def test_a_misspelled_argument_gets_a_suggestion(name: str, keyword: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        getattr(trainyard, name)(**{keyword: 1})
+    assert str(error.value).startswith(sentence)
+    assert isinstance(error.value, TypeError)
+
+
 def test_the_face_has_every_job_as_a_function() -> None:
     for name in ("fit", "evaluate", "predict", "tune", "serve"):
         assert callable(getattr(trainyard, name))

@@ -1,16 +1,21 @@
-"""Signals: one of `timeout` counts once, and `serve` ends by SIGTERM as by Ctrl-C."""
+"""Signals: one of `timeout` counts once; `serve` ends by SIGTERM as by Ctrl-C, also while Ray starts."""
 
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainyard import signals
+from trainyard.cluster import start_ray
+from trainyard.command.cli import run_job
+from trainyard.config import TrainConfig
 from trainyard.errors import Interrupted
-from trainyard.signals import StopSignals
+from trainyard.signals import StopSignals, Terminated, end_by_signals
 
 
 def test_two_signals_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +46,62 @@ def test_a_background_job_ends_by_both_signals(number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.communicate(timeout=30)[0] == "bye\n"
     assert process.returncode == 0
+
+
+@pytest.fixture
+def terminated_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Replace `ray.init`: it gets SIGTERM after it has set its handler, as Ray does first."""
+    import ray
+
+    def init(**_: Any) -> None:
+        ray._private.utils.set_sigterm_handler(lambda *_: sys.exit(15))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("terminated_ray")
+def test_handlers_stay_while_ray_starts(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="15"):  # of Ray: this process has no handler
+        start_ray()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with StopSignals(tmp_path / "stop"), pytest.raises(Interrupted, match="no step was under way"):
+        start_ray()
+    end_by_signals()
+    with pytest.raises(Terminated):
+        start_ray()
+
+
+def test_handlers_are_back_when_ray_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's C++ core replaces them in a way that Python does not see."""
+    import ctypes
+
+    import ray
+
+    ignore = ctypes.c_void_p(signal.SIG_IGN)
+    monkeypatch.setattr(
+        ray, "init", lambda **_: ctypes.CDLL(None).signal(signal.SIGTERM, ignore) and None
+    )
+    with StopSignals(tmp_path / "stop"):
+        start_ray()
+        with pytest.raises(Interrupted, match="no step was under way"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("terminated_ray")
+def test_a_job_says_that_sigterm_ended_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(_: TrainConfig) -> dict[str, Any]:
+        end_by_signals()
+        start_ray()
+        return {}
+
+    with pytest.raises(SystemExit) as ended:
+        run_job(TrainConfig, job, [])
+    assert ended.value.code == 143
+    assert capsys.readouterr() == ("", "stopped: by SIGTERM\n")

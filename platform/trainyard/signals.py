@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from trainyard.errors import Interrupted
 from trainyard.terminal import say
@@ -15,14 +15,22 @@ ONE_SIGNAL_SECONDS = 1.0
 """Signals within this time count as one: `timeout` sends one to the process, one to its group."""
 
 
-def end_by_signals() -> None:
-    """Make SIGTERM and Ctrl-C raise KeyboardInterrupt in the main thread, which must call this.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM in a job that ends by it as by Ctrl-C."""
 
-    Ray replaces the handler of SIGTERM when it starts, so this is called again then. A shell lets
-    jobs in the background ignore Ctrl-C; they obey it, too.
+
+def end_by_signals() -> None:
+    """Make Ctrl-C raise KeyboardInterrupt in the main thread, and SIGTERM Terminated.
+
+    The main thread must call this. A shell lets jobs in the background ignore Ctrl-C; they obey it,
+    too.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopSignals:
@@ -50,7 +58,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._request.unlink(missing_ok=True)
-        self._install()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,19 +71,11 @@ class StopSignals:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Make signals inside the block request a checkpoint instead of raising Interrupted."""
-        self._install()  # Ray replaces the SIGTERM handler when it starts
         self._training = True
         try:
             yield
         finally:
             self._training = False
-
-    def _install(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before = signal.signal(number, self._handle)
-            self._before.setdefault(number, before)
 
     def _handle(self, number: int, _: Any) -> None:
         self.exit_status = 128 + number

@@ -193,10 +193,15 @@ def _data_doctor(result: Result) -> Iterator[str]:
     yield from _next(report=short(result["report"]))
 
 
+def _quoted(name: str) -> str:
+    """Return a column's name, in quotes unless it is one word."""
+    return name if name.isidentifier() else repr(name)
+
+
 def _init(result: Result) -> Iterator[str]:
     columns = [result["text_column"], result["text_pair_column"], result["label_column"]]
     yield (
-        f"wrote {result['config']}: columns {', '.join(name for name in columns if name)}; "
+        f"wrote {result['config']}: columns {', '.join(map(_quoted, filter(None, columns)))}; "
         f"{result['rows']['train']} rows to train on"
     )
     kinds = {

@@ -2,6 +2,9 @@
 
 import contextlib
 import logging
+import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -79,3 +82,35 @@ def quieted(name: str, level: int = logging.ERROR) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """End the process without a traceback if the reader of its output has left, as in `| head`.
+
+    Output is flushed at the end of the block, so that the interpreter's exit finds nothing to write.
+
+    Raises:
+        SystemExit: The reader of stdout or stderr has left; the status is that of SIGPIPE.
+        BrokenPipeError: Another pipe or connection broke.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    except BrokenPipeError:
+        left = [output for output in (1, 2) if _has_no_reader(output)]
+        if not left:
+            raise
+        for output in left:  # else the interpreter reports the rest of its buffers at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _has_no_reader(output: int) -> bool:
+    """Poll a file descriptor: the write end of a pipe without a read end is in error."""
+    poll = select.poll()
+    poll.register(output, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

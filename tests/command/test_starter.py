@@ -37,6 +37,19 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"text_column": "body", "label_column": "tags",
          "problem_type": "multi_label_classification"},
     ),
+    "names with spaces and capitals": (
+        "Support Tickets.csv",
+        "Ticket ID,Customer Message,Issue Type\n" + rows("{0},ba co {0},x\n1{0},co {0},y\n", 20),
+        {"text_column": "Customer Message", "label_column": "Issue Type"},
+    ),
+    "usual names within spaces": (
+        "export.csv", "lang, Text ,Label \n" + rows("en,ba {0},x\nde,co {0},y\nfr,fo {0},z \n", 20),
+        {"text_column": " Text ", "label_column": "Label "},
+    ),
+    "a name with commas between semicolons": (
+        "de2.csv", '\ufeff"Kommentar, frei, lang";Art\n' + rows('"ba; {0}";x\nco, {0};y\n', 20),
+        {"text_column": "Kommentar, frei, lang", "label_column": "Art", "delimiter": ";"},
+    ),
     "a constant column": (
         "kinds.csv", "text,lang,kind\n" + rows("ba {0},en,x\nco {0},en,y\n", 20),
         {"label_column": "kind"},
@@ -78,8 +91,10 @@ def test_a_starter_config_trains_its_file(
         found, expected = getattr(config, field), getattr(wanted, field)
         assert found == expected, field
     assert config.train_batch_size == 32
-    assert config.run_name == Path(name).stem
-    assert sum(written["rows"].values()) == (308 if kind == "many class ids" else 40)
+    assert config.run_name == Path(name).stem.replace(" ", "-")
+    counts = {"many class ids": 308, "usual names within spaces": 60}
+    assert sum(written["rows"].values()) == counts.get(kind, 40)
+    assert all(label == label.strip() for label in written["labels"])
     assert written["problem_type"] == (config.problem_type or "single_label_classification")
     with pytest.raises(UserError, match=r"exists; give another --output, or --force"):
         write_starter(InitConfig(train_file=name))
@@ -98,6 +113,15 @@ def test_columns_are_named_by_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     wrong = InitConfig(train_file="a.csv", label_column="kinds", force=True)
     with pytest.raises(UserError, match=r"--label-column is 'kinds', but .* did you mean 'kind'"):
         write_starter(wrong)
+
+
+def test_the_summary_quotes_the_names_of_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("Text,Label \n" + rows("ba {0},x\nco {0},y\n", 20))
+    first = summary(write_starter(InitConfig(train_file="a.csv")))[0]
+    assert first == "wrote a.yaml: columns Text, 'Label '; 36 rows to train on"
 
 
 def test_the_summary_names_the_kind_of_the_labels(
@@ -139,6 +163,17 @@ def test_what_train_reads_is_looked_into(
     [
         ("absent.csv", None, "absent.csv does not exist"),
         ("a.txt", b"x", "ends in '.txt'"),
+        (
+            "a.xlsx",
+            b"PK\x03\x04",
+            "a.xlsx is a workbook, and only text files and Parquet are read; save",
+        ),
+        ("a.XLS", b"\xd0\xcf\x11\xe0", "a.XLS is a workbook"),
+        (
+            "a.csv",
+            b"sep=;\ntext;label\nba;x\nco;y\n",
+            "a.csv starts with the line sep=;, which only Excel",
+        ),
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"text\nba\n", "expected one of texts and one of labels"),
         ("a.jsonl", b"{", "line 1: not valid JSON"),

@@ -89,6 +89,7 @@ def test_awkward_files_that_work(tmp_path: Path, name: str, content: str, expect
         ("number.jsonl", b'{"text": 5, "label": "x"}\n', r"number\.jsonl line 1"),
         ("fake.parquet", b"\0" * 12, r"fake\.parquet is not a Parquet file"),
         ("words.txt", b"a", r"words\.txt ends in '\.txt'"),
+        ("words.xlsx", b"PK\x03\x04", r"words\.xlsx is a workbook, .* save its sheet as CSV UTF-8"),
         ("be.tsv", b"\xfe\xff\0t\0e", r"be\.tsv.*UTF-16.*iconv -f UTF-16"),
         ("le.csv", b"\xff\xfe\0\0t\0\0\0", r"le\.csv.*UTF-32.*add --encoding utf-32"),
         ("be.csv", b"\0\0\xfe\xff\0\0\0t", r"be\.csv.*UTF-32.*iconv -f UTF-32"),

@@ -122,8 +122,8 @@ def test_a_list_of_paths_is_several_files(mail: Path) -> None:
         UserError, match=r"the path b,c\.csv of a list has a comma; rename the file"
     ):
         TrainConfig(train_file=["a.csv", "b,c.csv"])  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"--input-file names 2 files, expected one; predict each"):
-        PredictConfig(model_name_or_path="m", input_file=paths, output_file="o.csv")
+    predicted = PredictConfig(model_name_or_path="m", input_file=paths, output_file="o.csv")
+    assert list(map(str, predicted.files)) == [f"{mail}/mail-1.csv", f"{mail}/mail-2.jsonl"]
 
 
 def test_a_config_of_paths_imports_no_library_of_tables() -> None:

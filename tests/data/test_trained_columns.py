@@ -10,7 +10,7 @@ import pytest
 from trainyard.config import TrainConfig
 from trainyard.errors import UserError
 from trainyard.evaluation import EvalConfig
-from trainyard.evaluation.inputs import describe, labeled_splits
+from trainyard.evaluation.inputs import describe, labeled_splits, with_delimiter
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.tuning import SweepConfig
 
@@ -68,6 +68,48 @@ def test_a_model_of_pairs_needs_both_columns(tmp_path: Path) -> None:
     task = trained(tmp_path / "task", TrainConfig(task="mrpc"))
     assert read_by(task, "sentence1,sentence2,label") == ["sentence1", "sentence2"]
     assert read_by(task, "sentence1,sentence2", model_task="feature-extraction") == ["text"]
+
+
+SEMICOLONS: dict[str, Any] = {**OWN, "delimiter": ";"}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "given", "delimiter", "texts"),
+    [
+        ("new.csv", "message;kind\na, b;yes\n", {}, ";", ["message"]),
+        ("new.csv", "message,kind\na;b,yes\n", {}, None, ["message"]),
+        ("new.csv", "message\na, b\n", {}, ";", ["message"]),
+        ("new.csv", "body;kind\na;yes\n", {"text_column": "body"}, ";", ["body"]),
+        ("new.csv", "message|kind\na;b|yes\n", {"delimiter": "|"}, "|", ["message"]),
+        ("new.tsv", "message\tkind\na;b\tyes\n", {}, None, ["message"]),
+        ("new.jsonl", '{"message": "a;b", "kind": "yes"}\n', {}, None, ["message"]),
+    ],
+)
+def test_a_prediction_and_an_evaluation_use_the_delimiter_of_the_training(
+    tmp_path: Path, name: str, rows: str, given: dict[str, Any], delimiter: str, texts: list[str]
+) -> None:
+    model = str(trained(tmp_path / "run", TrainConfig(**SEMICOLONS)))
+    file = tmp_path / name
+    file.write_text(rows)
+    predicted = PredictConfig(
+        model_name_or_path=model, input_file=str(file), output_file="o.jsonl", **given
+    ).with_columns()
+    assert (predicted.delimiter, predicted.text_columns) == (delimiter, texts)
+    config = EvalConfig(model_name_or_path=model, validation_file=str(file), **given)
+    config = with_delimiter(config, describe(model))
+    assert config.delimiter == delimiter
+    if "kind" in rows:
+        assert labeled_splits(config, describe(model)).task.text_columns == tuple(texts)
+
+
+def test_the_delimiter_is_that_of_a_training_file_of_the_same_kind(tmp_path: Path) -> None:
+    several = {**SEMICOLONS, "train_file": "a.jsonl, b.csv"}
+    model = str(trained(tmp_path / "run", TrainConfig(**several)))
+    for kind, delimiter in ((".csv", ";"), (".tsv", None)):
+        file = tmp_path / f"new{kind}"
+        file.write_text("message;x\na;b\n")
+        config = EvalConfig(model_name_or_path=model, validation_file=f"{file}")
+        assert with_delimiter(config, describe(model)).delimiter == delimiter
 
 
 def test_a_sweep_and_a_model_without_a_record(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Batch inference: every row once, in order, resumable, on one process and on Ray."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,74 @@ def write(folder: Path, kind: str, columns: dict[str, list[str]]) -> Path:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return read_lines(path) if path.suffix == ".jsonl" else pq.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("output", [".csv", ".jsonl", ".parquet"])
+def test_several_files_are_one_table_in_order(model: Path, tmp_path: Path, output: str) -> None:
+    """A pattern and a path, as in training; `file` says where a row comes from."""
+    given = texts(50)
+    shares = {"new-2.csv": given[20:40], "new-1.csv": given[:20], "last.csv": given[40:]}
+    for name, share in shares.items():
+        write(tmp_path, ".csv", {"text": share, "file": ["mine"] * len(share)}).rename(
+            tmp_path / name
+        )
+    result = predict(
+        PredictConfig(
+            model_name_or_path=str(model),
+            input_file=f"{tmp_path}/new-*.csv, {tmp_path}/last.csv",
+            output_file=str(tmp_path / f"scores{output}"),
+        )
+    )
+    assert result["rows"] == 50
+    if output == ".csv":
+        found = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    else:
+        found = rows_of(tmp_path / f"scores{output}")
+    assert [int(row["row"]) for row in found] == list(range(50))
+    assert [row["text"].strip() for row in found] == [text.strip() for text in given]
+    names = ["new-1.csv"] * 20 + ["new-2.csv"] * 20 + ["last.csv"] * 10
+    assert [row["file"] for row in found] == [f"{tmp_path}/{name}" for name in names]
+    assert {row["input_file"] for row in found} == {"mine"}
+
+
+def test_columns_of_several_files_fit_each_other(model: Path, tmp_path: Path) -> None:
+    """A column may lack in one file or be empty there, but it has one type."""
+    tables = {
+        "a": {"text": ["ba"], "id": [1], "note": pa.nulls(1)},
+        "b": {"text": ["co"], "id": [2], "note": ["x"], "more": ["y"]},
+        "c": {"text": ["da"], "id": ["3"], "note": ["z"]},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    config = PredictConfig(
+        model_name_or_path=str(model),
+        input_file=f"{tmp_path}/[ab].parquet",
+        output_file=str(tmp_path / "o.parquet"),
+    )
+    predict(config)
+    found = pq.read_table(config.output_file)
+    assert [found[name].to_pylist() for name in ("id", "note", "more")] == [
+        [1, 2], [None, "x"], [None, "y"],
+    ]  # fmt: skip
+    every = replace(
+        config, input_file=f"{tmp_path}/[abc].parquet", output_file=str(tmp_path / "e.csv")
+    )
+    told = r"column 'id' is int64 in \S*a\.parquet and string in \S*c\.parquet, but the output has one type"
+    with pytest.raises(UserError, match=told):
+        predict(every)
+    assert predict(replace(every, keep_columns=("note",)))["rows"] == 3
+    with pytest.raises(
+        UserError, match=r"--keep-columns names 'more', but the columns of a\.parquet"
+    ):
+        predict(replace(every, keep_columns=("more",)))
+    with pytest.raises(UserError, match=r"no file matches \S*x\*\.csv; correct the pattern"):
+        predict(replace(every, input_file=f"{tmp_path}/x*.csv"))
+    (tmp_path / "d.csv").write_text("body\nba\n")
+    with pytest.raises(UserError, match=r"d\.csv has no column 'text'"):
+        predict(replace(config, input_file=f"{config.input_file},{tmp_path}/d.csv"))
+    into = replace(config, output_file=f"{tmp_path}/b.parquet")
+    with pytest.raises(UserError, match=r"--input-file \S*b\.parquet are the same file"):
+        predict(into)
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".parquet"])

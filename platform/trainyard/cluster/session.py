@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from trainyard.cluster.imports import without_collection
 from trainyard.config import ClusterFlags
-from trainyard.errors import UserError, one_line
+from trainyard.errors import Interrupted, UserError, one_line
 
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
 """Slow module that a job needs for tokenizing; `ray_session` imports it while Ray starts."""
@@ -69,7 +70,7 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
 
     The omitted processes are the API server, the autoscaler's monitor and, without `log_to_driver`,
     the log monitor. Without a dashboard the API server only reports usage, and `ray.init` waits for
-    it.
+    it. A handler of SIGTERM that the process has installed stays.
 
     Args:
         address: "local" to start a cluster, else the address of a running one.
@@ -78,6 +79,7 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
 
     Raises:
         UserError: The local cluster does not start, or the address does not answer.
+        Interrupted: A signal asked to stop meanwhile.
     """
     import ray
     from ray._private import node
@@ -99,12 +101,36 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
     if address == "local":
         node.Node, options = LeanNode, {"include_dashboard": False, **options}
     try:
-        ray.init(address=address, **options)
+        with _kept_handler():
+            ray.init(address=address, **options)
+    except Interrupted:
+        raise
     except Exception as error:  # a slow start of a node raises a plain Exception
         raise UserError(_no_ray(address, error)) from error
     finally:
         node.Node = whole
         importing.join()  # the import ends by replacing the module object
+
+
+@contextlib.contextmanager
+def _kept_handler() -> Iterator[None]:
+    """Keep the process's handler of SIGTERM, if it has one, while Ray starts inside the block.
+
+    Ray's own handler would end the process without a word, and with another status.
+    """
+    from ray._private import utils
+
+    handler, replace = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    main = threading.current_thread() is threading.main_thread()
+    if not main or handler in (signal.SIG_DFL, None):
+        yield
+        return
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = replace
+        signal.signal(signal.SIGTERM, handler)  # Ray's C++ core has its own handler, too
 
 
 def check_local_ray() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from trainyard.command.usage import description, flattened, grouped
 from trainyard.config import accelerate_flags, flag, is_accelerate, translate
 from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, one_line, storage_fault
+from trainyard.signals import Terminated
 from trainyard.summary import summary
 
 Config = TypeVar("Config")
@@ -156,9 +158,10 @@ def run_job(
     except Interrupted as stop:
         print(f"stopped: {stop}", file=sys.stderr)  # noqa: T201
         raise SystemExit(stop.exit_status) from None
-    except KeyboardInterrupt:
-        print("stopped: by Ctrl-C", file=sys.stderr)  # noqa: T201
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        print(f"stopped: by {'SIGTERM' if terminated else 'Ctrl-C'}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
     except OSError as error:
         if error.errno not in STORAGE_FAULTS:
             raise

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import trainyard
 from trainyard.command.cli import run_job
 from trainyard.command.usage import grouped, with_words
+from trainyard.terminal import readers_may_leave
 
 
 @dataclass(frozen=True)
@@ -180,9 +181,14 @@ def main(name: str | None = None, argv: Sequence[str] | None = None) -> None:
         argv: Command line. Default: the process's arguments.
 
     Raises:
-        SystemExit: The status is the job's, see `run_job`; 2 for an unknown job or shell.
+        SystemExit: The status is the job's, see `run_job`; 2 for an unknown job or shell; 141 if the
+            reader of the output has left.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with readers_may_leave():
+        _dispatch(name, list(sys.argv[1:] if argv is None else argv))
+
+
+def _dispatch(name: str | None, words: list[str]) -> None:
     if name is None:
         if not words or words[0] in ("-h", "--help", "help"):
             print(overview())  # noqa: T201

@@ -3,6 +3,7 @@
 import codecs
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +212,7 @@ def guess_columns(path: Path, text: str | None = None, label: str | None = None)
     """
     columns, encoding, delimiter = _sample(path)
     _check_columns(path, columns, text_column=text, label_column=label)
-    names = {name.lower(): name for name in columns}
+    names = {name.strip().lower(): name for name in columns}
     texts = [name for name in columns if any(isinstance(value, str) for value in columns[name])]
     label = label or next((names[n] for n in LABELS if names.get(n, text) != text), None)
     text = text or next((names[n] for n in TEXTS if names.get(n, label) != label), None)
@@ -228,7 +229,7 @@ def guess_columns(path: Path, text: str | None = None, label: str | None = None)
             f"{path} has the columns {listed}; expected one of texts and one of labels with at least "
             "two values; name them with --text-column and --label-column"
         )
-    pair = names.get(SECOND_TEXTS.get(text.lower(), ""))
+    pair = names.get(SECOND_TEXTS.get(text.strip().lower(), ""))
     lengths = sorted(
         sum(len(str(columns[name][row])) for name in (text, pair) if name)
         for row in range(len(columns[text]))
@@ -311,6 +312,12 @@ def _text_format(path: Path) -> "TextFormat":
     text, encoding = _decoded(path)
     usual = _DELIMITERS[path.suffix.lower()]
     head = text.partition("\n")[0]
+    if head.removeprefix("\ufeff").startswith("sep="):
+        raise UserError(
+            f"{path} starts with the line {head.strip()}, which only Excel reads; remove this line, and "
+            "init finds the separator"
+        )
+    head = re.sub('"[^"]*"', "", head)  # a quoted name may contain any of them
     delimiter = max((usual, ",", ";", "\t", "|"), key=head.count)
     return TextFormat(None if delimiter == usual else delimiter, encoding)
 

@@ -185,7 +185,8 @@ class FileFlags(Flags):
     """
 
     delimiter: str | None = added(None, before=None)
-    """Own data: character between the fields of a CSV file. Default: a comma, and a tab in .tsv."""
+    """Own data: character between the fields of a CSV file. Default: a comma, and a tab in .tsv; with a
+    trained model, the one of its training if the file has it."""
     encoding: str = added("utf-8", before="utf-8")
     """Own data: encoding of text files, by Python's names, such as cp1252 or utf-16."""
 

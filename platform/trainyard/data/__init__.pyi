@@ -34,5 +34,6 @@ from .tokenize import stored_sketch as stored_sketch
 from .trained_columns import TEXT as TEXT
 from .trained_columns import TrainedColumns as TrainedColumns
 from .trained_columns import columns_of as columns_of
+from .trained_columns import default_delimiter as default_delimiter
 from .trained_columns import default_texts as default_texts
 from .trained_columns import trained_columns as trained_columns

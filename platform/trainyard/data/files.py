@@ -54,6 +54,7 @@ def read_rows(
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
+        check_file(path)
         raise UserError(
             f"{path.name} ends in {path.suffix!r}, expected a file that ends in "
             ".csv, .tsv, .json, .jsonl or .parquet; convert or rename it"
@@ -96,6 +97,9 @@ _NOT_DATA = {
 }
 """Ends of error sentences, by the first bytes of a file."""
 
+_WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
+"""Endings of the names of spreadsheets."""
+
 
 def files_of(pattern: str) -> tuple[Path, ...]:
     """Return the files of a path, of a glob pattern, or of several of them separated by commas.
@@ -118,8 +122,8 @@ def check_file(path: Path) -> None:
     """Refuse a path that is not a readable data file.
 
     Raises:
-        UserError: The path is absent, a folder, empty, compressed, or a Git LFS pointer, or cannot
-            be read.
+        UserError: The path is absent, a folder, empty, compressed, a workbook, or a Git LFS
+            pointer, or cannot be read.
     """
     try:
         _check_content(path)
@@ -132,10 +136,16 @@ def _check_content(path: Path) -> None:
         raise UserError(f"{path} is a folder, expected a file; name one file inside it")
     if not path.exists():
         folder = path.absolute().parent
-        siblings = [other.name for other in folder.iterdir()] if folder.is_dir() else []
+        others = folder.iterdir() if folder.is_dir() else ()
+        siblings = [other.name for other in others if other.is_file()]
         raise UserError(
             f"{path} does not exist{did_you_mean(path.name, siblings)}; give the path of a file, "
             f"absolute or relative to {Path.cwd()}"
+        )
+    if path.suffix.lower() in _WORKBOOKS:
+        raise UserError(
+            f"{path.name} is a workbook, and only text files and Parquet are read; save its sheet as "
+            "CSV UTF-8, and give that file"
         )
     if path.stat().st_size == 0:
         raise UserError(f"{path.name} is empty (0 bytes); expected rows of data, so write it again")

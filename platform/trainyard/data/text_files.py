@@ -31,6 +31,9 @@ _MARKS = {
 _FIRST_SURROGATE = 0xDC80
 _LAST_SURROGATE = 0xDCFF
 
+USUAL = {".csv": ",", ".tsv": "\t"}
+"""Delimiter by the ending of a file's name."""
+
 Row = tuple[Any, ...]
 """(line, texts, label if there is a label column, other values by column, error or None), flat."""
 
@@ -43,7 +46,7 @@ def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
     """
     with _opened(path, columns.format.encoding) as text:
         lines = _Lines(text)
-        reader = csv.reader(lines, strict=True, delimiter=columns.format.delimiter or ",")
+        reader = csv.reader(lines, strict=True, delimiter=columns.format.delimiter or USUAL[".csv"])
         remedy = "put double quotes around fields that contain a comma or a line break"
         yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
 
@@ -59,7 +62,7 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
     """
     with _opened(path, columns.format.encoding) as text:
         lines = _Lines(text)
-        delimiter = columns.format.delimiter or "\t"
+        delimiter = columns.format.delimiter or USUAL[".tsv"]
         reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         remedy = "a field cannot contain a tab or a line break: replace them by spaces or use CSV"
         yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
@@ -85,6 +88,16 @@ def read_json(path: Path, columns: Columns) -> Iterator[Batch]:
             yield from _batches(path, columns, rows, unit="row", encoded=True)
         else:
             yield from _batches(path, columns, _objects(path, columns, everything), encoded=True)
+
+
+def first_line(path: Path, encoding: str) -> str:
+    """Return the first line of a file, or "" of an empty one.
+
+    Raises:
+        UserError: The file is not in this encoding.
+    """
+    with _opened(path, encoding) as lines:
+        return next(lines, "")
 
 
 def _batches(

@@ -1,10 +1,11 @@
-"""Default columns of a file for a fine-tuned model: those that the model was trained on."""
+"""Default columns and delimiter of a file for a fine-tuned model: those of its training."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainyard.data.columns import TextFormat, did_you_mean
-from trainyard.data.files import read_rows
+from trainyard.data.files import check_file, read_rows
+from trainyard.data.text_files import USUAL, first_line
 from trainyard.errors import DamagedRun, UserError
 from trainyard.storage import trained_config
 from trainyard.tasks import TASKS
@@ -22,6 +23,10 @@ class TrainedColumns:
     texts: tuple[str, ...]
     """Column of the text, and for pairs that of the second text."""
     label: str
+    delimiter: str | None = None
+    """Delimiter of the training file; None for the usual one of its kind."""
+    kinds: frozenset[str] = frozenset()
+    """Endings of the training files' names, in lower case."""
 
 
 def trained_columns(model: str) -> TrainedColumns | None:
@@ -48,7 +53,15 @@ def trained_columns(model: str) -> TrainedColumns | None:
         texts, label = task.text_columns, task.label_column
     else:
         return None
-    return TrainedColumns(folder.parent.name, tuple(str(name) for name in texts if name), label)
+    return TrainedColumns(
+        folder.parent.name,
+        tuple(str(name) for name in texts if name),
+        label,
+        config.get("delimiter"),
+        frozenset(
+            Path(name).suffix.lower() for name in str(config.get("train_file") or "").split(",")
+        ),
+    )
 
 
 def columns_of(file: str, text_format: TextFormat) -> list[str]:
@@ -60,6 +73,25 @@ def columns_of(file: str, text_format: TextFormat) -> list[str]:
     rows = read_rows(file, (), None, None, keep_bad_rows=True, text_format=text_format, others=None)
     others = next(rows).others
     return [] if others is None else others.column_names
+
+
+def default_delimiter(
+    file: Path, text_format: TextFormat, trained: TrainedColumns | None
+) -> str | None:
+    """Return the delimiter of a file: the given one, else that of the model's training.
+
+    The latter applies to files of the same kind, unless their first line has only the usual one.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    kind = file.suffix.lower()
+    if text_format.delimiter or trained is None or kind not in trained.kinds & USUAL.keys():
+        return text_format.delimiter
+    check_file(file)
+    head = first_line(file, text_format.encoding)
+    usable = trained.delimiter and (trained.delimiter in head or USUAL[kind] not in head)
+    return trained.delimiter if usable else None
 
 
 def default_texts(

@@ -26,6 +26,7 @@ from trainyard.evaluation.inputs import (
     in_task_order,
     labeled_splits,
     with_cuts,
+    with_delimiter,
 )
 from trainyard.evaluation.scoring import score
 from trainyard.inference import PREDICTORS, Predictor, Row
@@ -60,7 +61,7 @@ def choose_engine(config: EngineConfig) -> dict[str, Any]:
         )
     folder = Path(with_safetensors(str(model.folder))[0])  # the folder that a server reads
     stage(f"reading the labeled rows for {model.name}")
-    splits = labeled_splits(config, model)
+    splits = labeled_splits(with_delimiter(config, model), model)
     for note in splits.notes:
         say(note)
     if config.threads:

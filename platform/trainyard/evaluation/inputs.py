@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from trainyard.data import (
     Splits,
     TextFormat,
     columns_of,
+    default_delimiter,
     default_texts,
     files_of,
     find_splits,
@@ -32,6 +33,8 @@ from trainyard.metrics import stored_cuts
 from trainyard.models import load_config, resolve_model, trained_length
 from trainyard.storage import RunFolder
 from trainyard.tasks import ProblemType, Task, get_task, own_task
+
+Rows = TypeVar("Rows", bound=EvaluatedRows)
 
 _GENERIC = re.compile(r"LABEL_([0-9]+)")
 
@@ -209,6 +212,19 @@ def _folded(label: str) -> str:
 
 
 OWN_SPLIT = "validation"
+
+
+def with_delimiter(config: Rows, model: EvaluatedModel) -> Rows:
+    """Return a copy whose delimiter is set: as given, else as in the model's training.
+
+    Raises:
+        UserError: The file or the record of the run cannot be read.
+    """
+    if not config.validation_file:
+        return config
+    text_format = TextFormat(config.delimiter, config.encoding)
+    file, trained = files_of(config.validation_file)[0], trained_columns(model.path)
+    return replace(config, delimiter=default_delimiter(file, text_format, trained))
 
 
 def labeled_splits(

@@ -22,7 +22,7 @@ from trainyard.cluster import (
     remedy_of,
     worker_resources,
 )
-from trainyard.config import ScoringFlags, WorkerFlags
+from trainyard.config import ScoringFlags, WorkerFlags, checked_keywords
 from trainyard.data import PreparedData, Splits, prepare
 from trainyard.errors import UserError
 from trainyard.evaluation.comparison import Selection, clean_rows, compare, selection_of
@@ -39,6 +39,7 @@ from trainyard.evaluation.inputs import (
     max_length,
     texts_of,
     with_cuts,
+    with_delimiter,
 )
 from trainyard.evaluation.report import page
 from trainyard.evaluation.scoring import (
@@ -208,6 +209,7 @@ class Evaluation(Readable):
         return {"job": "eval", **found, "report": str(self.folder / "report.html")}
 
 
+@checked_keywords()
 def evaluate(config: EvalConfig) -> Evaluation:
     """Evaluate a model; write evaluation.json, report.html and, with `calibrate`, its temperature.
 
@@ -224,6 +226,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
             f"--calibrate stores the temperature with the model, but {model.name} is not a local "
             "folder; download it and give its folder"
         )
+    config = with_delimiter(config, model)
     stage(f"reading the labeled rows for {model.name}")
     splits = labeled_splits(config, model, config.splits)
     splits = replace(splits, task=with_metrics(splits.task, config.metrics))

@@ -15,7 +15,6 @@ from trainyard.errors import UserError
 from trainyard.serving.app import build, check_host, default_name
 from trainyard.serving.gateway.keys import check_exposure
 from trainyard.serving.options import url_host
-from trainyard.signals import end_by_signals
 from trainyard.terminal import quieted, stage
 
 LEAN_SERVE = "trainyard.serving.lean_serve"
@@ -79,8 +78,6 @@ def served(
         if lean:
             more["_system_config"] = {"preload_python_modules": [LEAN_SERVE]}
         start_ray(needed_next="fastapi", log_to_driver=False, logging_level="error", **more)
-    if alone:
-        end_by_signals()
     url = f"http://{url_host(host)}:{port}"
     try:
         importlib.import_module(LEAN_SERVE if lean else "ray.serve")  # sets its logger's level

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trainyard.config import Flags
+from trainyard.config import Flags, checked_keywords
 from trainyard.models import Dtype, EngineName, resolve_model
 from trainyard.serving.gateway.landing import banner
 from trainyard.signals import end_by_signals
@@ -73,6 +73,14 @@ class Server:
         return f"model served at {self.url}; stop() ends it"
 
 
+def _options() -> set[str]:
+    """Return the names that `serve` accepts as `options`."""
+    from trainyard.serving.options import HostOptions
+
+    return {"host", *HostOptions.model_fields} - {"model"}  # `source` names the model
+
+
+@checked_keywords(_options)
 def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
     """Serve a model from this process, without blocking it.
 

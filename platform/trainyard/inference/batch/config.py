@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from trainyard.config import PLACE_FIELDS, FileFlags, WorkerFlags, added
-from trainyard.data import TEXT, TextFormat, columns_of, default_texts, files_of, trained_columns
+from trainyard.data import (
+    TEXT,
+    TextFormat,
+    columns_of,
+    default_delimiter,
+    default_texts,
+    files_of,
+    trained_columns,
+)
 from trainyard.errors import UserError
 from trainyard.inference.predictor import BATCH_TOKENS, Predictor
 from trainyard.inference.registry import PREDICTORS, task_of
@@ -24,10 +32,10 @@ PARTS_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(FileFlags, WorkerFlags):
-    """Predict every row of a file with a fine-tuned model.
+    """Predict every row of one or several files with a fine-tuned model.
 
-    The output has each row of the input exactly once, in the input's order. After an interruption,
-    the same command resumes the job.
+    The output has each row of the input exactly once, in the order of the files and of their rows.
+    After an interruption, the same command resumes the job.
     """
 
     not_in_identity: ClassVar[tuple[str, ...]] = (*PLACE_FIELDS, "output_file")
@@ -37,7 +45,8 @@ class PredictConfig(FileFlags, WorkerFlags):
     revision: str | None = None
     """Commit, tag or branch of a model on the Hub; resolved to a commit once for the job."""
     input_file: str
-    """.csv, .tsv, .json, .jsonl or .parquet."""
+    """.csv, .tsv, .json, .jsonl or .parquet; a pattern such as 'new-*.csv', or several of them separated by
+    commas. The output of several files has a column `file`."""
     output_file: str
     """.csv, .jsonl or .parquet; an existing file is replaced when all rows are predicted."""
     keep_columns: tuple[str, ...] | None = added(None, before=None)
@@ -70,11 +79,6 @@ class PredictConfig(FileFlags, WorkerFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(files := files_of(self.input_file)) > 1:
-            raise UserError(
-                f"--input-file names {len(files)} files, expected one; predict each to its own "
-                "--output-file"
-            )
         if Path(self.output_file).suffix not in OUTPUTS:
             raise UserError(
                 f"--output-file {self.output_file} must end in {', '.join(OUTPUTS)}; rename it"
@@ -85,6 +89,15 @@ class PredictConfig(FileFlags, WorkerFlags):
             )
         if not isinstance(self.request, dict):
             raise UserError(f"--parameters is {self.parameters}; it must be a JSON object")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Input files in order.
+
+        Raises:
+            UserError: A pattern of `input_file` matches no file.
+        """
+        return files_of(self.input_file)
 
     @property
     def text_columns(self) -> list[str]:
@@ -134,7 +147,7 @@ class PredictConfig(FileFlags, WorkerFlags):
         return replace(self, revision=extract_commit_hash(file, None) or self.revision)
 
     def with_columns(self) -> Self:
-        """Return a copy whose text columns are set: as given, else as in the model's training.
+        """Return a copy whose text columns and delimiter are set: as given, else as in training.
 
         Raises:
             UserError: The model was trained on pairs, and the file has no column of the second
@@ -144,18 +157,28 @@ class PredictConfig(FileFlags, WorkerFlags):
         if self.model_task in (None, "text-classification"):
             trained = trained_columns(resolve_model(self.model_name_or_path))
         given = (self.text_column, self.text_pair_column)
-        file, text_format = self.input_file, TextFormat(self.delimiter, self.encoding)
-        found = columns_of(file, text_format) if trained and not all(given) else [TEXT]
-        text, *pair = default_texts(file, found, given, trained)
-        return replace(self, text_column=text, text_pair_column=pair[0] if pair else None)
+        file = self.files[0]
+        delimiter = default_delimiter(file, TextFormat(self.delimiter, self.encoding), trained)
+        found = [TEXT]
+        if trained and not all(given):
+            found = columns_of(str(file), TextFormat(delimiter, self.encoding))
+        text, *pair = default_texts(str(file), found, given, trained)
+        return replace(
+            self,
+            text_column=text,
+            text_pair_column=pair[0] if pair else None,
+            delimiter=delimiter,
+        )
 
     def identity(self) -> str:
-        """Return a SHA-256, cut to 16 digits, of flags, input file and the files of a local model.
+        """Return a SHA-256, cut to 16 digits, of flags, input files and the files of a local model.
 
         For a model on the Hub, its commit stands for its files, see `pinned`.
         """
         model = Path(resolve_model(self.model_name_or_path))
         files = sorted(path for path in model.rglob("*") if path.suffix in (*MODEL_FILES, ".bin"))
         digests = {str(path.relative_to(model)): file_digest(path) for path in files}
-        parts = [PARTS_VERSION, self.identity_fields(), file_digest(self.input_file), digests]
+        inputs = [file_digest(path) for path in self.files]
+        names = list(map(str, self.files)) if len(inputs) > 1 else []  # column `file` of the parts
+        parts = [PARTS_VERSION, self.identity_fields(), " ".join([*names, *inputs]), digests]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

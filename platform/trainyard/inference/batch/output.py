@@ -70,7 +70,10 @@ class Layout:
             kinds: Kinds of the values of each JSON column, see `json_kind`.
             texts: Columns in a part, by name of the input's text column.
         """
-        fields = {field.name: field for schema in parts for field in schema}
+        fields: dict[str, pa.Field] = {}
+        for field in (field for schema in parts for field in schema):
+            if field.name not in fields or pa.types.is_null(fields[field.name].type):
+                fields[field.name] = field
         self._inputs = {name: field for name, field in fields.items() if name.startswith(INPUT)}
         self._ours = [name for name in fields if name not in self._inputs]
         self._types = {
@@ -102,6 +105,8 @@ class Layout:
     def _input(self, part: pa.Table, name: str, field: pa.Field) -> Any:
         if name not in part.column_names:
             return pa.nulls(part.num_rows, self._types.get(name) or field.type)
+        if pa.types.is_null(part[name].type):
+            return part[name].cast(field.type)
         if (wanted := self._types.get(name)) is None:
             return part[name]
         values = [None if text is None else json.loads(text) for text in part[name].to_pylist()]

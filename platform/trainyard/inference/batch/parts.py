@@ -1,11 +1,11 @@
 """Rows of one batch inference job on disk: raw parts, done parts and the output file.
 
     .scores.jsonl-lease.json                  lease of the writer of scores.jsonl
-    .scores.jsonl-3f1c…/raw/000000.parquet    row, text, text_pair, error, the input's other columns
+    .scores.jsonl-3f1c…/raw/000000.parquet    row, text, text_pair, error, file, other columns of the input
     .scores.jsonl-3f1c…/done/000000.parquet   the same rows with their predictions
 
 Parts are written atomically. The folder's name contains the identity of the job, so a job with
-another model or input file never reuses its parts. A finished job removes all folders of its output
+another model or other input files never reuses its parts. A finished job removes all folders of its output
 file.
 """
 
@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 
@@ -36,8 +37,9 @@ class Parts:
     Parts are in a hidden folder next to the output file, where the same command finds them again.
 
     Raises:
-        UserError: The folder of the output file or a column does not exist, or the input file
-            cannot be read. Or the output file is a folder, or the input file.
+        UserError: The folder of the output file or a column does not exist, or an input file cannot
+            be read. Or the output file is a folder or an input file, or two input files have
+            different types of values in one column.
     """
 
     def __init__(self, config: PredictConfig) -> None:
@@ -48,15 +50,15 @@ class Parts:
             )
         if output.is_dir():
             raise UserError(f"--output-file {output} is a folder; give the path of a file")
-        source = Path(config.input_file)
-        if output.exists() and source.exists() and output.samefile(source):
-            raise UserError(
-                f"--output-file {config.output_file} and --input-file {source} are the same file, which "
-                "the predictions would replace; give another --output-file"
-            )
+        for source in config.files:
+            if output.exists() and source.exists() and output.samefile(source):
+                raise UserError(
+                    f"--output-file {config.output_file} and --input-file {source} are the same file, "
+                    "which the predictions would replace; give another --output-file"
+                )
         self._config = config
         # A wrong file name or column is an error before any work.
-        self._check_kept(next(self._batches(every=True)))
+        self._check_columns()
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
         self._raw, self._done = self._folder / "raw", self._folder / "done"
@@ -86,10 +88,10 @@ class Parts:
             self._fence.check()
 
     def read(self) -> None:
-        """Split the input file into raw parts, unless these exist. Invalid rows keep their error.
+        """Split the input files into raw parts, unless these exist. Invalid rows keep their error.
 
         Raises:
-            UserError: The input file cannot be read.
+            UserError: An input file cannot be read.
             SupersededError: Another job has taken over the output file.
         """
         if self._complete.exists():
@@ -104,6 +106,9 @@ class Parts:
             for batch in self._batches():
                 errors = pa.array(map(batch.errors.get, range(len(batch))), pa.string())
                 table = pa.Table.from_batches([batch.to_arrow(None)]).append_column("error", errors)
+                if len(self._config.files) > 1:
+                    name = pa.repeat(pa.scalar(str(batch.path)), len(batch))
+                    table = table.append_column("file", name)
                 others = batch.others or pa.table({})
                 for field in others.schema:
                     if field.metadata and AS_JSON.items() <= field.metadata.items():
@@ -125,19 +130,42 @@ class Parts:
             {"rows": rows, "kinds": {name: sorted(each) for name, each in kinds.items()}},
         )
 
-    def _check_kept(self, first: Batch) -> None:
-        found = [*self._config.text_columns, *(first.others.column_names if first.others else ())]
-        for name in self._config.keep_columns or ():
-            if name not in found:
-                raise UserError(
-                    f"--keep-columns names {name!r}, but the columns of {first.path.name} are "
-                    f"{listing(map(repr, found))}{did_you_mean(name, found)}; give some of them"
-                )
+    def _check_columns(self) -> None:
+        """Read the first rows of each file."""
+        kept = self._config.keep_columns
+        known: dict[str, tuple[str, Path]] = {}
+        for path in self._config.files:
+            others = next(self._rows_of(path, every=True)).others or pa.table({})
+            found = [*self._config.text_columns, *others.column_names]
+            for name in kept or ():
+                if name not in found:
+                    raise UserError(
+                        f"--keep-columns names {name!r}, but the columns of {path.name} are "
+                        f"{listing(map(repr, found))}{did_you_mean(name, found)}; give some of them"
+                    )
+            for field in others.schema:
+                if pa.types.is_null(field.type) or (kept is not None and field.name not in kept):
+                    continue
+                kind, owner = known.setdefault(field.name, (_kind(field), path))
+                if kind != _kind(field):
+                    raise UserError(
+                        f"column {field.name!r} is {kind} in {owner} and {_kind(field)} in {path}, but "
+                        "the output has one type for it; write the files alike, or leave the column "
+                        "out with --keep-columns"
+                    )
 
-    def _batches(self, *, every: bool = False) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
+        """Yield the rows of all files, numbered across the files."""
+        first_row = 0
+        for path in self._config.files:
+            for batch in self._rows_of(path):
+                yield replace(batch, first_row=first_row)
+                first_row += len(batch)
+
+    def _rows_of(self, path: Path, *, every: bool = False) -> Iterator[Batch]:
         config = self._config
         return read_rows(
-            config.input_file,
+            path,
             config.text_columns,
             None,
             "single_label_classification",
@@ -218,6 +246,12 @@ class Parts:
         for left in self._output.parent.glob(f".{escape(self._output.name)}-" + "[0-9a-f]" * 16):
             shutil.rmtree(left)  # of this job, and of killed jobs with other flags
         return counts
+
+
+def _kind(field: pa.Field) -> str:
+    return (
+        "JSON" if field.metadata and AS_JSON.items() <= field.metadata.items() else str(field.type)
+    )
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Batch inference over a file, in this process or in actors of Ray Data.
+"""Batch inference over files, in this process or in actors of Ray Data.
 
-input file ──► raw parts ──► predictors ──► done parts ──► output file
+input files ──► raw parts ──► predictors ──► done parts ──► output file
 """
 
 import time
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from trainyard.cluster import ray_session, worker_resources
+from trainyard.config import checked_keywords
 from trainyard.data import quiet_ray_data
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.parts import Parts
@@ -21,8 +22,9 @@ from trainyard.inference.predictor import Predictor
 from trainyard.terminal import progress_bar, stage
 
 
+@checked_keywords()
 def predict(config: PredictConfig) -> dict[str, Any]:
-    """Predict all rows of the input file into the output file; return the fields of the JSON line.
+    """Predict all rows of the input files into the output file; return the fields of the JSON line.
 
     After a kill, the same command resumes the job. Rows that cannot be read or answered stay in the
     output, with the reason in `error`.

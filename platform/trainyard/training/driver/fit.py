@@ -19,7 +19,12 @@ from trainyard.cluster import (
     room_requested,
     worker_resources,
 )
-from trainyard.config import SPLIT_VERSION, TrainConfig, deepspeed_differences
+from trainyard.config import (
+    SPLIT_VERSION,
+    TrainConfig,
+    checked_keywords,
+    deepspeed_differences,
+)
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, SupersededError, UserError
@@ -114,6 +119,7 @@ def check_packages(config: TrainConfig) -> None:
         )
 
 
+@checked_keywords()
 def fit(
     config: TrainConfig,
     trial: Trial | None = None,
