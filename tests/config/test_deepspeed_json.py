@@ -147,6 +147,8 @@ def test_values_for_hugging_face_to_fill_in_are_ours(tmp_path: Path) -> None:
         ({"zero_optimization": {"compute_grad_norm": False}}, "compute_grad_norm (delete it: gradients"),
         ({"zero_optimization": {"zero_quantized_gradients": True}}, "zero_quantized_gradients (delete it:"),
         ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow (delete it:"),
+        ({"zero_optimization": {"round_robin_gradients": True}},
+         "zero_optimization.round_robin_gradients (delete it: checkpoints name each moment by its par"),
         ({"zero_optimization": {"mics_shard_size": 2}}, "mics_shard_size (delete it: DeepSpeed no"),
     ],
 )  # fmt: skip
@@ -172,7 +174,7 @@ def test_settings_that_are_off_or_ours_are_accepted_and_not_passed_on(tmp_path: 
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
             "zenflow": None, "zero_quantized_weights": False, "cpu_offload_param": False,
-            "overlap_comm": True,
+            "overlap_comm": True, "round_robin_gradients": False,
         },
         "wall_clock_breakdown": True,
     }  # fmt: skip

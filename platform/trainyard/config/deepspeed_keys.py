@@ -194,9 +194,11 @@ FOREIGN: dict[str, str] = {
     "hybrid_engine": NO_COUNTERPART,
     "tensor_parallel": NO_COUNTERPART,
     "weight_quantization": FP32,
+    "zero_optimization.round_robin_gradients": "delete it: checkpoints name each moment by its parameter, "
+    "and DeepSpeed does not say which one a moment in this order belongs to",
     "zero_optimization.zenflow": "delete it: a step uses the gradients of no other step",
 }
-"""Keys that would change what is computed, with the advice; dropped where they are off."""
+"""Keys that would change what is computed or stored, with the advice; dropped where they are off."""
 _PASSED = (
     "activation_checkpointing", "aio", "checkpoint", "comet", "comms_logger", "compile", "csv_monitor",
     "dataloader_drop_last", "datastates_ckpt", "disable_allgather", "disable_python_gc", "dump_state",
@@ -211,7 +213,7 @@ _ZERO = (
     "memory_efficient_linear", "model_persistence_threshold", "module_granularity_threshold",
     "overlap_comm", "override_module_apply", "param_persistence_threshold", "parameter_alignment",
     "pipeline_loading_checkpoint", "prefetch_bucket_size", "reduce_bucket_size", "reduce_scatter",
-    "round_robin_gradients", "save_muon_momentum_buffer_in_memory", "stage3_allgather_sequential",
+    "save_muon_momentum_buffer_in_memory", "stage3_allgather_sequential",
     "stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save",
     "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_model_persistence_threshold",
     "stage3_module_granularity_threshold", "stage3_param_persistence_threshold",
