@@ -15,6 +15,7 @@ from trainyard.cluster import (
     ray_session,
     share_out,
 )
+from trainyard.config import check_packages
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.fleet import Fleet
@@ -31,7 +32,6 @@ from trainyard.storage import (
 from trainyard.terminal import say, stage
 from trainyard.training import (
     NUMERICS_VERSION,
-    check_packages,
     computed_otherwise,
     planned_otherwise,
     push_model,

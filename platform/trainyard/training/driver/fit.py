@@ -1,8 +1,6 @@
 """`fit`: train one run from its config to `model/`, on Ray. Sweeps and suites use it, too."""
 
-import importlib.util
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +17,7 @@ from trainyard.cluster import (
     room_requested,
     worker_resources,
 )
-from trainyard.config import SPLIT_VERSION, TrainConfig, deepspeed_differences
+from trainyard.config import SPLIT_VERSION, TrainConfig, check_packages, deepspeed_differences
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, SupersededError, UserError
@@ -84,34 +82,6 @@ class Trial:
 
 
 log = logging.getLogger(__name__)
-
-EXTRAS = {
-    "deepspeed": ("deepspeed", "use --strategy fsdp"),
-    "mlflow": ("mlflow-skinny", "leave it out: TensorBoard needs no other package"),
-    "wandb": ("wandb", "leave it out: TensorBoard needs no other package"),
-}
-"""Flag value and module -> package on PyPI that has the module, and alternative without it."""
-
-
-def check_packages(config: TrainConfig) -> None:
-    """Refuse flag values whose package or server is missing, before anything is started.
-
-    Raises:
-        UserError: A package is not installed, or MLflow has no server and runs are in a bucket.
-    """
-    for flag, values in (("--strategy", [config.strategy]), ("--report-to", config.report_to)):
-        for name in values:
-            if name in EXTRAS and importlib.util.find_spec(name) is None:
-                package, alternative = EXTRAS[name]
-                raise UserError(
-                    f"{flag} {name} needs the package {name}, which is not installed; install it "
-                    f"(pip install {package}), or {alternative}"
-                )
-    server = "MLFLOW_TRACKING_URI"
-    if "mlflow" in config.report_to and "://" in config.storage_path and server not in os.environ:
-        raise UserError(
-            f"--report-to mlflow with --storage-path {config.storage_path} needs a server; set {server}"
-        )
 
 
 def fit(
