@@ -89,6 +89,8 @@ def _tune(config: SweepConfig) -> SweepResult:
         if config.fresh:
             folder.clear()
         known = folder.read()
+        if not known:
+            config.check_new()
         config = config.as_begun(known["config"] if known else None)
         _check_same_sweep(config, known)
         if (result := _finished(config, folder, known)) is not None:

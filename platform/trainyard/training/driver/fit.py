@@ -144,6 +144,8 @@ def _fit(
             folder.clear()
         begun = folder.read()
         # A run that failed before its first attempt was recorded has no config.
+        if trial is None and "config" not in begun:
+            config.check_new()
         config = config.as_begun(begun.get("config"))
         if config.is_own and config.split_rules < SPLIT_VERSION:
             say(
