@@ -52,8 +52,8 @@ def check_packages(config: TrainConfig) -> None:
     """Refuse flags whose package or server is missing, or whose file DeepSpeed refuses.
 
     Raises:
-        UserError: A package is not installed, MLflow has no server and runs are in a bucket, or
-            a value in the DeepSpeed JSON is of another kind.
+        UserError: A package is not installed. Or MLflow has no server, and runs are in a bucket. Or
+            a value of the DeepSpeed JSON is of another kind.
     """
     for extra in needed_extras(config):
         if importlib.util.find_spec(extra.module) is None:
