@@ -1,6 +1,6 @@
 """Flags that earlier versions accepted without effect: refused for new runs, kept in old ones."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +39,6 @@ def test_an_old_run_with_it_still_opens(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("trainyard.training.driver.fit.earlier_result", earlier)
     assert str(fit(config)) == "its result"
     assert [found.zero_stage for found in opened] == [3]
+    with pytest.raises(UserError, match="is for --strategy deepspeed"):
+        fit(replace(config, fresh=True))
+    assert str(fit(config)) == "its result"  # it was not deleted

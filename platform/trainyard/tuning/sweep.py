@@ -86,11 +86,11 @@ def _tune(config: SweepConfig) -> SweepResult:
     budget = scheduler.budget(config, space)
     folder = SweepFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     with folder.lease() as lease, StopSignals(folder.stop_request) as signals:
+        if config.fresh or not folder.read():
+            config.check_new()
         if config.fresh:
             folder.clear()
         known = folder.read()
-        if not known:
-            config.check_new()
         config = config.as_begun(known["config"] if known else None)
         _check_same_sweep(config, known)
         if (result := _finished(config, folder, known)) is not None:

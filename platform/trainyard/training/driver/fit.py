@@ -140,12 +140,12 @@ def _fit(
         StopSignals(folder.stop_request) as signals,
         _logged_records(folder),
     ):
+        if trial is None and (config.fresh or "config" not in folder.read()):
+            config.check_new()
         if config.fresh:
             folder.clear()
         begun = folder.read()
         # A run that failed before its first attempt was recorded has no config.
-        if trial is None and "config" not in begun:
-            config.check_new()
         config = config.as_begun(begun.get("config"))
         if config.is_own and config.split_rules < SPLIT_VERSION:
             say(
