@@ -168,7 +168,7 @@ def large_model() -> str:
 def lost_work() -> str:
     """List the time that 256 GPUs lose to checkpoints and failures; nothing here is measured."""
     columns = ["Model", "Checkpoint", "Its seconds", "Hours between failures", "Minutes between "
-               "checkpoints, at best", "Time lost"]  # fmt: skip
+               "checkpoints, at best", "Time lost, at most"]  # fmt: skip
     return table(columns, list(losses()))
 
 

@@ -19,7 +19,8 @@ per step.
     memory      16 bytes a weight: weight, gradient and two moments in fp32; activations come on top
     lost work   of checkpoints every T seconds, C seconds each, and a failure every M seconds: C / T +
                 (T / 2 + restart) / M, least at T = sqrt(2 C M) (Young 1974, "A first order
-                approximation to the optimum checkpoint interval")
+                approximation to the optimum checkpoint interval"). An upper bound: a run trains while it
+                writes, so less than C is lost
 """
 
 import math

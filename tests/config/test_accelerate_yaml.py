@@ -67,6 +67,10 @@ def read(tmp_path: Path, settings: dict[str, Any], *flags: str) -> TrainConfig:
         (FSDP, {"use_gpu": True, "strategy": "fsdp", "fsdp_offload": True,
                 "gradient_checkpointing": True}),
         ({"distributed_type": "FSDP", "use_cpu": True}, {"strategy": "fsdp"}),
+        ({"distributed_type": "DEEPSPEED", "deepspeed_config": {
+            "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "zero_stage": "auto",
+            "offload_optimizer_device": "auto"}},
+         {"use_gpu": True, "strategy": "deepspeed"}),
     ],
 )  # fmt: skip
 def test_a_file_of_accelerate_config_is_read_for_what_it_means(

@@ -73,6 +73,9 @@ def test_a_job_that_does_not_train_accepts_other_names_of_its_flags_only() -> No
         (["--output_dir", "out"], "--storage-path is the folder of all runs, and --run-name"),
         (["--eval_strategy", "steps"], "a run evaluates after every epoch, or every --eval-steps"),
         (["--dataloader_num_workers", "4"], "without data loaders"),
+        (["--deepspeed", "ds.json"],
+         "--deepspeed ds.json is a setting of TrainingArguments: use --use-gpu --strategy deepspeed "
+         "--deepspeed-config ds.json"),
         (["--neftune_noise_alpha", "5"], "it has no counterpart here"),
         (["--gradient_accumulation_steps", "0"], "--gradient-accumulation-steps is 0; it must be at least"),
         (["--gradient_accumulation_steps", "2", "--train-batch-size", "32"],

@@ -41,6 +41,8 @@ MEANT = [
 def config(tmp_path: Path, settings: dict[str, Any], *flags: str) -> TrainConfig:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(settings))
+    if not flags:  # the parser takes most of the time
+        return TrainConfig(strategy="deepspeed", use_gpu=True, deepspeed_config=str(path))
     usual = ["--strategy", "deepspeed", "--use-gpu", "--deepspeed-config", str(path)]
     return parse(TrainConfig, [*usual, *flags])
 
@@ -50,7 +52,7 @@ def test_one_sentence_names_the_keys_of_flags_and_the_flags(tmp_path: Path) -> N
         config(tmp_path, COURSE)
     for part in (
         "train_batch_size (use --train-batch-size 10)",
-        "gradient_accumulation_steps (use --per-device-train-batch-size of",
+        "gradient_accumulation_steps (use --per-device-train-batch-size 10)",
         "fp16.enabled (use --mixed-precision fp16, bf16 or no)",
         "zero_optimization.cpu_offload (use --zero-offload cpu or none)",
         "scheduler.type (use --lr-scheduler-type: constant_with_warmup is WarmupLR, linear is",
@@ -109,7 +111,18 @@ def test_values_for_hugging_face_to_fill_in_are_ours(tmp_path: Path) -> None:
         ({"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_type": "log"}}}, "warm-up is linear)"),
         ({"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_min_lr": 1e-6}}}, "warm-up begins,"),
         ({"bf16": {"enabled": True}}, "bf16.enabled (use --mixed-precision fp16, bf16 or no)"),
-        ({"fp16": True}, "fp16 (delete it: it has no counterpart here)"),
+        ({"fp16": True}, 'fp16 (give an object: {"enabled": true})'),
+        ({"tensorboard": True}, "tensorboard (give an object with its keys)"),
+        ({"optimizer": "AdamW"}, "optimizer (give an object with its keys)"),
+        ({"optimizer": {"type": "AdamW", "params": {"weight_decy": 0.1}}},
+         "optimizer.params.weight_decy (did you mean weight_decay?)"),
+        ({"gradient_accumulation_steps": 1}, "steps (use --per-device-train-batch-size 8)"),
+        ({"gradient_accumulation_steps": 3}, "that is a multiple of 3 x --num-workers 1, and"),
+        ({"gradient_accumulation_steps": "x"}, "(it needs a --train-batch-size that is"),
+        ({"scheduler": {"type": ["a"]}}, "scheduler.type (use --lr-scheduler-type: constant"),
+        ({"zero_optimization": {"stage": [2]}}, "zero_optimization.stage (give the number 2 or 3"),
+        ({"activation_checkpointing": {"partition_activations": True}},
+         "activation_checkpointing.partition_activations (use --gradient-checkpointing)"),
         ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage (use --zero-stage 3)"),
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}},
          "zero_optimization.offload_param.device (use --strategy fsdp --fsdp-offload)"),
@@ -118,7 +131,6 @@ def test_values_for_hugging_face_to_fill_in_are_ours(tmp_path: Path) -> None:
         ({"amp": {"enabled": True}}, "amp.enabled (use --mixed-precision fp16, bf16 or no)"),
         ({"bfloat16": {"enabled": True}}, "bfloat16.enabled (use --mixed-precision fp16, bf16 or no)"),
         ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype (delete it: weights"),
-        ({"data_types": {"params": "bf16"}}, "data_types.params (delete it: it has no counterpart here)"),
         ({"communication_data_type": "fp16"}, "communication_data_type (delete it: the gradients of all"),
         ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op (delete it: the gradients of all wo"),
         ({"prescale_gradients": True}, "prescale_gradients (delete it: the gradients of all workers"),
@@ -147,6 +159,8 @@ def test_values_for_hugging_face_to_fill_in_are_ours(tmp_path: Path) -> None:
         ({"zero_optimization": {"compute_grad_norm": False}}, "compute_grad_norm (delete it: gradients"),
         ({"zero_optimization": {"zero_quantized_gradients": True}}, "zero_quantized_gradients (delete it:"),
         ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow (delete it:"),
+        ({"zero_optimization": {"round_robin_gradients": True}},
+         "zero_optimization.round_robin_gradients (delete it: checkpoints name each moment by its par"),
         ({"zero_optimization": {"mics_shard_size": 2}}, "mics_shard_size (delete it: DeepSpeed no"),
     ],
 )  # fmt: skip
@@ -165,6 +179,10 @@ def test_settings_that_are_off_or_ours_are_accepted_and_not_passed_on(tmp_path: 
         "elasticity": {"enabled": False, "min_gpus": 2},
         "sparse_gradients": False,
         "curriculum_learning": {},
+        "activation_checkpointing": {"partition_activations": False, "number_checkpoints": None},
+        "optimizer": None,
+        "scheduler": {"type": None},
+        "tensorboard": None,
         "data_types": {"grad_accum_dtype": "fp32", "keep_in_fp32_modules": ["norm"]},
         "communication_data_type": "fp32",
         "prescale_gradients": False,
@@ -172,15 +190,94 @@ def test_settings_that_are_off_or_ours_are_accepted_and_not_passed_on(tmp_path: 
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
             "zenflow": None, "zero_quantized_weights": False, "cpu_offload_param": False,
-            "overlap_comm": True,
+            "overlap_comm": True, "round_robin_gradients": False,
+            "offload_optimizer": {"device": None}, "offload_param": {"device": None, "pin_memory": True},
         },
         "wall_clock_breakdown": True,
     }  # fmt: skip
-    text = config(tmp_path, settings).deepspeed_config
-    assert merge_deepspeed_json({}, text) == {
-        "zero_optimization": {"overlap_comm": True},
+    found = config(tmp_path, settings)
+    assert deepspeed_differences(found) == []
+    assert merge_deepspeed_json({}, found.deepspeed_config) == {
+        "zero_optimization": {"offload_optimizer": {}, "overlap_comm": True},
         "wall_clock_breakdown": True,
     }
+
+
+def test_keys_without_effect_are_named_and_not_passed_on(tmp_path: Path) -> None:
+    settings = {
+        "activation_checkpointing": {"partition_activations": True},
+        "aio": {"block_size": 1048576},
+        "checkpoint": {"tag_validation": "Warn"},
+        "compile": {"debug_log": True},
+        "dataloader_drop_last": True,
+        "zero_optimization": {
+            "stage3_gather_16bit_weights_on_model_save": True, "elastic_checkpoint": False,
+        },
+    }  # fmt: skip
+    found = config(tmp_path, settings, "--gradient-checkpointing")
+    assert deepspeed_differences(found) == [
+        "warning: --deepspeed-config sets keys that have no effect here: activation_checkpointing "
+        "(--gradient-checkpointing decides), aio (nothing is kept on NVMe), checkpoint (DeepSpeed writes "
+        "no checkpoints), compile (training does not compile the model), dataloader_drop_last (DeepSpeed "
+        "loads no rows), zero_optimization.stage3_gather_16bit_weights_on_model_save (DeepSpeed writes "
+        "no checkpoints)"
+    ]
+    assert merge_deepspeed_json({}, found.deepspeed_config) == {"zero_optimization": {}}
+
+
+HUGGING_FACE: dict[str, Any] = {
+    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16,
+             "hysteresis": 2, "min_loss_scale": 1},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto",
+                                              "weight_decay": "auto"}},
+    "scheduler": {"type": "WarmupDecayLR", "params": {
+        "warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto",
+        "total_num_steps": "auto", "warmup_type": "linear"}},
+    "zero_optimization": {
+        "stage": 2, "offload_optimizer": {"device": "none", "pin_memory": True},
+        "allgather_partitions": True, "allgather_bucket_size": 2e8, "overlap_comm": True,
+        "reduce_scatter": True, "reduce_bucket_size": 2e8, "contiguous_gradients": True},
+    "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "steps_per_print": 2000,
+    "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}  # fmt: skip
+"""The usual file of Hugging Face's documentation for ZeRO-2."""
+
+
+def test_the_usual_file_of_hugging_face_trains_with_a_warning(tmp_path: Path) -> None:
+    found = config(tmp_path, HUGGING_FACE, "--mixed-precision", "fp16")
+    assert scaler_arguments(found.deepspeed_config) == {
+        "init_scale": 65536.0,
+        "growth_interval": 1000,
+    }
+    assert deepspeed_differences(found) == [
+        "warning: --deepspeed-config sets keys that have no effect here: fp16.hysteresis (each overflow "
+        "halves the loss scale), fp16.min_loss_scale (20 skipped steps in a row end the run)"
+    ]
+    assert deepspeed_differences(config(tmp_path, HUGGING_FACE)) == []  # no loss scale at all
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"wall_clock_breakdown": "x"}, 'wall_clock_breakdown is "x"; it must be true or false'),
+        ({"flops_profiler": {"enabled": 1}}, "flops_profiler.enabled is 1; it must be true or false"),
+        ({"steps_per_print": True}, "steps_per_print is true; it must be a number"),
+        ({"log_level": "loud"}, 'log_level is "loud"; it must be debug, info, warning, error or critical'),
+    ],
+)  # fmt: skip
+def test_a_value_that_deepspeed_would_not_check_is_checked(
+    settings: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        config(tmp_path, settings)
+    assert str(refused.value) == f"--deepspeed-config: {sentence}"
+
+
+def test_a_key_that_is_set_twice_is_refused() -> None:
+    text = '{"zero_optimization": {"stage": 2, "overlap_comm": true, "overlap_comm": false}}'
+    with pytest.raises(UserError, match="sets overlap_comm twice; delete one of the two"):
+        TrainConfig(strategy="deepspeed", use_gpu=True, deepspeed_config=text)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +291,12 @@ def test_settings_that_are_off_or_ours_are_accepted_and_not_passed_on(tmp_path: 
         ({"zero_optimization": {"reduce_bucketsize": 1}}, "(did you mean reduce_bucket_size?)"),
         ({"zero_optimization": {"offload_optimizer": {"pinned_memory": True}}},
          "zero_optimization.offload_optimizer.pinned_memory is not a key of DeepSpeed (did you mean"),
+        ({"flops_profiler": {"enabld": True}}, "flops_profiler.enabld is not a key of DeepSpeed (did"),
+        ({"activation_checkpointing": {"partition_activation": True}}, "(did you mean partition_act"),
+        ({"data_types": {"params": "bf16"}}, "data_types.params is not a key of DeepSpeed (delete it)"),
+        ({"compile": {"foo": 1}}, "compile.foo is not a key of DeepSpeed (delete it)"),
+        ({"fp16": {"enable": True}}, "fp16.enable is not a key of DeepSpeed (did you mean enabled?)"),
+        ({"timers": {"throughput": {"sync": True}}}, "timers.throughput.sync is not a key of DeepSpeed"),
     ],
 )  # fmt: skip
 def test_a_misspelled_key_is_refused_with_the_nearest_one(
@@ -258,12 +361,23 @@ class Reads(dict[str, Any]):
 
 def test_every_key_that_deepspeed_reads_is_known() -> None:
     """As of the pinned version; a new one of the next version is a decision."""
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.compile.config import CompileConfig
+    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
     from deepspeed.runtime import config as theirs
+    from deepspeed.runtime.activation_checkpointing.config import (
+        DeepSpeedActivationCheckpointingConfig,
+    )
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.swap_tensor.aio_config import get_aio_config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.leaf_module_config import DeepSpeedZeroLeafModuleConfig
     from deepspeed.runtime.zero.offload_config import (
         DeepSpeedZeroOffloadOptimizerConfig,
         DeepSpeedZeroOffloadParamConfig,
     )
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
     theirs.DeepSpeedConfig(Reads(train_batch_size=1))
     parallel = {"data_parallel_size", "sequence_parallel_size"}  # read by deepspeed.initialize
@@ -273,11 +387,31 @@ def test_every_key_that_deepspeed_reads_is_known() -> None:
     removed = theirs._REMOVED_ZERO_CONFIG_KEYS.keys()
     old = {"cpu_offload_params"}  # name of cpu_offload_param in older versions
     assert KNOWN["zero_optimization"] == {*zero, *aliases, *removed, *old}
-    for name, model in (
-        ("offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig),
-        ("offload_param", DeepSpeedZeroOffloadParamConfig),
-    ):
-        assert KNOWN[f"zero_optimization.{name}"] == model.model_fields.keys()
+    models = {
+        "bf16": DeepSpeedBF16Config, "bfloat16": DeepSpeedBF16Config, "fp16": DeepSpeedFP16Config,
+        "comet": CometConfig, "csv_monitor": CSVConfig, "tensorboard": TensorBoardConfig,
+        "wandb": WandbConfig, "comms_logger": CommsLoggerConfig, "compile": CompileConfig,
+        "timers.throughput": DeepSpeedThroughputTimerConfig,
+        "zero_optimization.leaf_module": DeepSpeedZeroLeafModuleConfig,
+        "zero_optimization.offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
+        "zero_optimization.offload_param": DeepSpeedZeroOffloadParamConfig,
+    }  # fmt: skip
+    for section, model in models.items():
+        assert KNOWN[section] == model.model_fields.keys(), section
+    for section, name, read in (
+        ("activation_checkpointing", "activation_checkpointing", DeepSpeedActivationCheckpointingConfig),
+        ("flops_profiler", "flops_profiler", DeepSpeedFlopsProfilerConfig),
+        ("aio", "aio", get_aio_config),
+        ("data_types", "data_types", None),
+    ):  # fmt: skip
+        inside = Reads()
+        Reads.sought.clear()
+        if read is None:
+            theirs.DeepSpeedConfig({"train_batch_size": 1, name: inside})
+        else:
+            read({name: inside})
+        old = {"thread_count"} if section == "aio" else set()
+        assert KNOWN[section] == Reads.sought | old, section
     top = theirs._REMOVED_TOP_LEVEL_CONFIG_KEYS.keys() - {"amp"}
     assert set(REMOVED) == top | {f"zero_optimization.{key}" for key in removed}
 
@@ -323,12 +457,16 @@ def test_the_loss_scale_of_a_file_is_torch_s(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"loss_scale": 128}, "fp16.loss_scale (delete it: the loss scale is dynamic)"),
-        ({"hysteresis": 2}, "fp16.hysteresis (delete it: each overflow halves the loss scale)"),
+        ({"hysteresis": 0}, "fp16.hysteresis (give a whole number from 1)"),
+        ({"min_loss_scale": "1"}, "fp16.min_loss_scale (give a whole number)"),
         (
-            {"min_loss_scale": 1},
-            "fp16.min_loss_scale (delete it: 20 overflows in a row end the run",
+            {"initial_scale_power": "16"},
+            "fp16.initial_scale_power (give a whole number from 0 to 32)",
         ),
-        ({"initial_scale_power": "16"}, "fp16.initial_scale_power (give a whole number)"),
+        (
+            {"initial_scale_power": 33},
+            "fp16.initial_scale_power (give a whole number from 0 to 32)",
+        ),
         ({"loss_scale_window": 0}, "fp16.loss_scale_window (give a whole number from 1)"),
         ({"auto_cast": True}, "fp16.auto_cast (delete it: it has no counterpart here)"),
     ],

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import pytest
 
 from trainyard import TrainConfig, UserError
 from trainyard.doctor.cluster import preflight as preflight_module
-from trainyard.doctor.cluster.checks import CHECKS, GIB, Finding, run_checks
+from trainyard.doctor.cluster.checks import CHEAP, CHECKS, GIB, Finding, run_checks
 from trainyard.doctor.cluster.nodes import Facts, ask, marked
 from trainyard.doctor.cluster.preflight import DoctorConfig, examine_cluster, preflight
+from trainyard.doctor.cluster.probe import examine
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +33,7 @@ def well() -> dict[str, Facts]:
             "address": f"10.0.0.{number}",
             "python": "3.11.2",
             "packages": {"ray": "2.60.0", "torch": "2.13.0"},
+            "extras": {"deepspeed": "0.19.8"},
             "trainyard": {"folder": "/x", "digest": "abc"},
             "reads": None, "writes": None, "model": None,
             "disk": room, "temporary": room, "shared_memory": room,
@@ -38,6 +42,9 @@ def well() -> dict[str, Facts]:
         }  # fmt: skip
 
     return {"a": node(1), "b": node(2)}
+
+
+SHARDED = TrainConfig(strategy="deepspeed", use_gpu=True)
 
 
 def set_in(*path: str, to: Any) -> Callable[[Facts], None]:
@@ -56,6 +63,11 @@ ILLS = {
     "another torch": ("versions", "failure", set_in("packages", "torch", to="2.12.0"),
                       "torch differs between nodes (2.13.0 on 10.0.0.1; 2.12.0 on 10.0.0.2): install"),
     "another Python": ("versions", "failure", set_in("python", to="3.12.1"), "python differs"),
+    "extra absent": ("extras", "failure", set_in("extras", "deepspeed", to=None),
+                     "--strategy deepspeed needs the package deepspeed, which is not installed on "
+                     "10.0.0.2; install it (pip install 'deepspeed~=0.19.8'), or use --strategy fsdp"),
+    "another version of an extra": ("versions", "failure", set_in("extras", "deepspeed", to="0.18.0"),
+                                    "deepspeed differs between nodes (0.19.8 on 10.0.0.1; 0.18.0 on"),
     "package absent": ("package", "failure", set_in("trainyard", to={"fault": "ModuleNotFoundError"}),
                        "trainyard cannot be imported on 10.0.0.2 (ModuleNotFoundError): submit the job"),
     "other code": ("package", "failure", set_in("trainyard", "digest", to="def"), "different code"),
@@ -81,11 +93,52 @@ def test_an_ill_is_named_with_its_node_and_remedy(ill: str) -> None:
     nodes = well()
     change(nodes["b"])
     complaints = [
-        found for found in run_checks(nodes, TrainConfig(), {"CPU": 1}, CHECKS)
+        found for found in run_checks(nodes, SHARDED, {"CPU": 1}, CHECKS)
         if found.level != "ok" and found.check != "authentication"
     ]  # fmt: skip
     assert [(found.check, found.level) for found in complaints] == [(check, level)]
     assert sentence in complaints[0].sentence
+
+
+def test_an_extra_is_looked_for_where_the_flags_need_it_only() -> None:
+    nodes = well()
+    nodes["b"]["extras"] = {}
+    (finding,) = run_checks(nodes, TrainConfig(), {}, ["extras"])
+    assert finding == Finding("extras", "ok", "these flags need no other package")
+    (finding,) = run_checks(well(), SHARDED, {}, ["extras"])
+    assert finding == Finding("extras", "ok", "installed everywhere: deepspeed")
+    assert "extras" in CHEAP
+
+
+def test_a_node_reports_the_versions_of_extras(tmp_path: Path) -> None:
+    with marked(str(tmp_path)) as question:
+        extras = {"deepspeed": "deepspeed", "mlflow": "mlflow-skinny", "absent": "absent"}
+        facts = examine(dataclasses.replace(question, extras=extras))
+    assert facts["extras"] == {
+        "deepspeed": version("deepspeed"),
+        "mlflow": version("mlflow-skinny"),
+        "absent": None,
+    }
+
+
+def test_the_driver_looks_for_extras_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "wandb" else find(name)
+    )
+    monkeypatch.setattr(preflight_module, "ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(preflight_module, "worker_resources", lambda _: {"CPU": 1})
+    monkeypatch.setattr(preflight_module, "_facts", lambda *_: well())
+    config = DoctorConfig(storage_path=str(tmp_path), report_to=("wandb",), zero_stage=3, json=True)
+    report = examine_cluster(config)
+    failures = {
+        one["check"]: one["sentence"] for one in report["findings"] if one["level"] == "failure"
+    }
+    assert failures == {
+        "extras": "--report-to wandb needs the package wandb, which is not installed; install it (pip "
+        "install wandb), or leave it out: TensorBoard needs no other package",
+        "flags": "--zero-stage is for --strategy deepspeed, not ddp; change one of the two",
+    }
 
 
 def test_nothing_is_said_against_nodes_in_good_health() -> None:

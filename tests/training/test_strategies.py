@@ -23,7 +23,7 @@ from trainyard.errors import UserError
 from trainyard.models.build import build_tokenizer
 from trainyard.storage.folder import RunFolder, open_run
 from trainyard.training.driver.export import export_model
-from trainyard.training.driver.fit import check_packages, fit
+from trainyard.training.driver.fit import fit
 from trainyard.training.driver.restarts import _trainer
 from trainyard.training.outcome import failed
 from trainyard.training.worker import zero
@@ -405,11 +405,3 @@ def test_a_weight_may_have_fewer_elements_than_zero_3_has_workers(
         whole.narrow(0, start, len(part)).copy_(part)
         parts.append(whole.tolist())
     assert parts == [[1, 0], [0, 1], [0, 0], [0, 0]]
-
-
-def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig(strategy="deepspeed", use_gpu=True)
-    check_packages(config)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UserError, match="--strategy deepspeed needs the package deepspeed, which"):
-        check_packages(config)

@@ -18,9 +18,8 @@ import pytest
 from support.runs_locally import run_locally
 from support.serving_locally import free_port
 
-from trainyard.config import TrainConfig
+from trainyard.config import TrainConfig, check_packages
 from trainyard.errors import UserError
-from trainyard.training.driver.fit import check_packages
 from trainyard.training.worker import trackers
 from trainyard.training.worker.trackers import TRACKERS, MLflow, WeightsAndBiases
 

@@ -23,5 +23,7 @@ from .flags import WorkerFlags as WorkerFlags
 from .flags import added as added
 from .flags import check_precision as check_precision
 from .flags import field_help as field_help
+from .packages import check_packages as check_packages
+from .packages import needed_extras as needed_extras
 from .tables import as_file as as_file
 from .train import TrainConfig as TrainConfig

@@ -90,7 +90,9 @@ def is_accelerate(fields: Any) -> bool:
 
 
 def accelerate_flags(fields: Mapping[str, Any]) -> list[str]:
-    """Translate the content of an `accelerate config` file into flags; empty values are skipped.
+    """Translate the content of an `accelerate config` file into flags.
+
+    Empty values are skipped, and those of DeepSpeed that are `auto`: the flags decide.
 
     Raises:
         UserError: `distributed_type` is missing, a key is unknown, or its value has no equivalent
@@ -109,6 +111,7 @@ def accelerate_flags(fields: Mapping[str, Any]) -> list[str]:
         )
     flags: list[str] = []
     for path, alias in KEYS.items():
-        if path in found:
+        is_auto = path.startswith("deepspeed_config.") and found.get(path) == "auto"
+        if path in found and not is_auto:
             flags += meaning(path, alias, str(found[path]), source="`accelerate config`")
     return flags

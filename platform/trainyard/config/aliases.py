@@ -29,7 +29,8 @@ class Alias:
     """Translation of another library's setting: flags for supported values, an error for others."""
 
     sentence: str = ""
-    """Advice in the error for an unsupported value. Default: the list of supported values."""
+    """Advice in the error for an unsupported value, which may hold `{value}`. Default: the list of
+    supported values."""
     same_as: str = ""
     """Trainyard flag that takes any value unchanged."""
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -108,7 +109,7 @@ ALIASES: dict[str, Alias] = {
     ),
     "fsdp": Alias(SHARING),
     "fsdp_config": Alias(SHARING),
-    "deepspeed": Alias(SHARING),
+    "deepspeed": Alias("use --use-gpu --strategy deepspeed --deepspeed-config {value}"),
     "local_rank": Alias("use --num-workers", values={"-1": ()}),
     "disable_tqdm": Alias("without a terminal there is no progress bar; leave this flag out", values=NO),
     "log_level": Alias("use --verbose for Ray's logs", values={"passive": ()}),
@@ -244,7 +245,7 @@ def meaning(
     needed = alias.needs.get(value.lower())
     if flags is None or (needed and _last(args, needed) is None):
         accepted = " or ".join(alias.values)
-        sentence = alias.sentence or f"give it {accepted}"
+        sentence = alias.sentence.replace("{value}", value) or f"give it {accepted}"
         raise UserError(f"{name} {value} is a setting of {source}: {sentence}")
     return flags
 

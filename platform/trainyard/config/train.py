@@ -180,6 +180,21 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
                 f"--loop trainer runs with --strategy ddp only, not {self.strategy}; drop one of the two"
             )
 
+    def check_new(self) -> None:
+        """Check a config that no run or sweep has begun with; earlier versions accepted it.
+
+        Raises:
+            UserError: --zero-stage has no effect on the strategy.
+        """
+        if self.zero_stage != TrainConfig.zero_stage:
+            self._check_flag_of("zero_stage", "deepspeed")
+
+    def _check_flag_of(self, name: str, strategy: str) -> None:
+        if self.strategy != strategy:
+            raise UserError(
+                f"{flag(name)} is for --strategy {strategy}, not {self.strategy}; change one of the two"
+            )
+
     def _check_strategy(self) -> None:
         if self.strategy in GPU_STRATEGIES and not self.use_gpu:
             raise UserError(
@@ -188,10 +203,8 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
         for name, strategy in (
             ("fsdp_offload", "fsdp"), ("zero_offload", "deepspeed"), ("deepspeed_config", "deepspeed"),
         ):  # fmt: skip
-            if getattr(self, name) != getattr(TrainConfig, name) and self.strategy != strategy:
-                raise UserError(
-                    f"{flag(name)} is for --strategy {strategy}, not {self.strategy}; change one of the two"
-                )
+            if getattr(self, name) != getattr(TrainConfig, name):
+                self._check_flag_of(name, strategy)
         if self.deepspeed_config is not None:
             # Stores the content: workers may not see the file, and it may change.
             object.__setattr__(self, "deepspeed_config", read_deepspeed_json(self.deepspeed_config))

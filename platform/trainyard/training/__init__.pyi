@@ -1,6 +1,5 @@
 from .driver.export import push_model as push_model
 from .driver.fit import Trial as Trial
-from .driver.fit import check_packages as check_packages
 from .driver.fit import fit as fit
 from .driver.result import NUMERICS_VERSION as NUMERICS_VERSION
 from .driver.result import AnotherRun as AnotherRun

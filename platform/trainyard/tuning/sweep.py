@@ -15,7 +15,7 @@ from trainyard.cluster import (
     ray_session,
     share_out,
 )
-from trainyard.config import checked_keywords
+from trainyard.config import check_packages, checked_keywords
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.fleet import Fleet
@@ -32,7 +32,6 @@ from trainyard.storage import (
 from trainyard.terminal import say, stage
 from trainyard.training import (
     NUMERICS_VERSION,
-    check_packages,
     computed_otherwise,
     planned_otherwise,
     push_model,
@@ -88,6 +87,8 @@ def _tune(config: SweepConfig) -> SweepResult:
     budget = scheduler.budget(config, space)
     folder = SweepFolder(storage_folder(config.storage_path) / config.resolved_run_name)
     with folder.lease() as lease, StopSignals(folder.stop_request) as signals:
+        if config.fresh or not folder.read():
+            config.check_new()
         if config.fresh:
             folder.clear()
         known = folder.read()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from trainyard.cluster import Node, fitting, may_grow
-from trainyard.config import TrainConfig
+from trainyard.config import TrainConfig, needed_extras
 from trainyard.doctor.cluster.nodes import Facts
 
 GIB = 2**30
@@ -53,7 +53,12 @@ def _answers(cluster: Cluster) -> Sentences:
 def _versions(cluster: Cluster) -> Sentences:
     found: dict[str, dict[str, list[str]]] = {}
     for facts in cluster.answering:
-        for name, version in {"python": facts["python"], **facts["packages"]}.items():
+        installed = {name: version for name, version in facts["extras"].items() if version}
+        for name, version in {
+            "python": facts["python"],
+            **facts["packages"],
+            **installed,
+        }.items():
             found.setdefault(name, {}).setdefault(str(version), []).append(facts["address"])
     for name, nodes_of in found.items():
         if len(nodes_of) > 1:
@@ -63,6 +68,16 @@ def _versions(cluster: Cluster) -> Sentences:
         elif "None" in nodes_of:
             yield "failure", f"{name} is not installed on any node: install with constraints.txt"
     yield "ok", "the same Python and packages everywhere"
+
+
+def _extras(cluster: Cluster) -> Sentences:
+    needed = needed_extras(cluster.config)
+    for extra in needed:
+        for facts in cluster.answering:
+            if facts["extras"][extra.module] is None:
+                yield "failure", extra.absent(f" on {facts['address']}")
+    names = _list(extra.module for extra in needed)
+    yield "ok", f"installed everywhere: {names}" if needed else "these flags need no other package"
 
 
 def _package(cluster: Cluster) -> Sentences:
@@ -155,6 +170,7 @@ def _data(cluster: Cluster) -> Sentences:
 CHECKS: dict[str, Callable[[Cluster], Sentences]] = {
     "nodes": _answers,
     "versions": _versions,
+    "extras": _extras,
     "package": _package,
     "storage": _storage,
     "resources": _data,
@@ -163,7 +179,7 @@ CHECKS: dict[str, Callable[[Cluster], Sentences]] = {
     "space": _space,
     "authentication": _authentication,
 }
-CHEAP = ("nodes", "versions", "package", "storage", "model")
+CHEAP = ("nodes", "versions", "extras", "package", "storage", "model")
 """Names of the checks that `fit` makes on a cluster of several nodes before the workers start."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.cluster import Node, build_trainer, ray_session, worker_count, worker_resources
-from trainyard.config import TrainConfig
+from trainyard.config import TrainConfig, check_packages, needed_extras
 from trainyard.data import find_splits
 from trainyard.doctor.cluster.checks import CHEAP, CHECKS, Finding, run_checks
 from trainyard.doctor.cluster.nodes import Facts, ask, marked
@@ -96,6 +96,14 @@ def _examine_cluster(config: DoctorConfig) -> Iterator[Finding]:
     needed: dict[str, float] = {}
     rejected: dict[str, str] = {}
     try:
+        config.check_new()
+    except UserError as error:
+        rejected["flags"] = str(error)
+    try:
+        check_packages(config)
+    except UserError as error:
+        rejected["extras"] = str(error)
+    try:
         needed = worker_resources(config)
     except UserError as error:
         rejected["resources"] = str(error)
@@ -127,7 +135,8 @@ def _facts(config: TrainConfig, model: str | None, timeout: float) -> dict[str, 
     hub = model == config.model_name_or_path and not Path(model).exists()
     try:
         with marked(config.storage_path) as question:
-            return ask(replace(question, model=model, hub=hub), timeout=timeout)
+            extras = {extra.module: extra.package for extra in needed_extras(config)}
+            return ask(replace(question, model=model, hub=hub, extras=extras), timeout=timeout)
     except OSError as error:
         raise UserError(
             f"--storage-path {config.storage_path} cannot be written from here ({error.strerror}): "

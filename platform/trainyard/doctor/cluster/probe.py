@@ -15,7 +15,8 @@ import socket
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Question:
     model: str | None = None
     """Folder of the model, or its Hub id if `hub` is True; None to skip the check."""
     hub: bool = False
+    extras: Mapping[str, str] = field(default_factory=dict)
+    """Modules that the flags need, with the package of each."""
 
 
 def examine(question: Question) -> dict[str, Any]:
@@ -40,6 +43,7 @@ def examine(question: Question) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "extras": {module: _extra(module, package) for module, package in question.extras.items()},
         "trainyard": _trainyard(),
         **_storage(question),
         "disk": _space(question.storage),
@@ -59,6 +63,13 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _extra(module: str, package: str) -> str | None:
+    """Return the version of an installed module; None if it is absent."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    return _version(package) or _version(module) or "unknown"
 
 
 def _trainyard() -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """`fit`: train one run from its config to `model/`, on Ray. Sweeps and suites use it, too."""
 
-import importlib.util
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +20,7 @@ from trainyard.cluster import (
 from trainyard.config import (
     SPLIT_VERSION,
     TrainConfig,
+    check_packages,
     checked_keywords,
     deepspeed_differences,
 )
@@ -90,34 +89,6 @@ class Trial:
 
 log = logging.getLogger(__name__)
 
-EXTRAS = {
-    "deepspeed": ("deepspeed", "use --strategy fsdp"),
-    "mlflow": ("mlflow-skinny", "leave it out: TensorBoard needs no other package"),
-    "wandb": ("wandb", "leave it out: TensorBoard needs no other package"),
-}
-"""Flag value and module -> package on PyPI that has the module, and alternative without it."""
-
-
-def check_packages(config: TrainConfig) -> None:
-    """Refuse flag values whose package or server is missing, before anything is started.
-
-    Raises:
-        UserError: A package is not installed, or MLflow has no server and runs are in a bucket.
-    """
-    for flag, values in (("--strategy", [config.strategy]), ("--report-to", config.report_to)):
-        for name in values:
-            if name in EXTRAS and importlib.util.find_spec(name) is None:
-                package, alternative = EXTRAS[name]
-                raise UserError(
-                    f"{flag} {name} needs the package {name}, which is not installed; install it "
-                    f"(pip install {package}), or {alternative}"
-                )
-    server = "MLFLOW_TRACKING_URI"
-    if "mlflow" in config.report_to and "://" in config.storage_path and server not in os.environ:
-        raise UserError(
-            f"--report-to mlflow with --storage-path {config.storage_path} needs a server; set {server}"
-        )
-
 
 @checked_keywords()
 def fit(
@@ -176,6 +147,8 @@ def _fit(
         StopSignals(folder.stop_request) as signals,
         _logged_records(folder),
     ):
+        if trial is None and (config.fresh or "config" not in folder.read()):
+            config.check_new()
         if config.fresh:
             folder.clear()
         begun = folder.read()
