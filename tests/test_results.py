@@ -20,11 +20,6 @@ from result_tables import engines, strategy_matrix
 from soak_serving import median_ms
 from support.job_scripts import ROOT
 
-MEASURE_AGAIN = {
-    "ports": "names no commit",
-}
-"""Results that must be measured again. An entry whose result passes fails the test: delete it then."""
-
 SCREENSHOTS = RESULTS / "screenshots.json"
 
 
@@ -63,26 +58,12 @@ def _git(*words: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            path.stem, marks=pytest.mark.xfail(reason=MEASURE_AGAIN[path.stem], strict=True)
-        )
-        if path.stem in MEASURE_AGAIN
-        else path.stem
-        for path in sorted(RESULTS.glob("*.json"))
-    ],
-)
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RESULTS.glob("*.json"))])
 def test_a_result_was_measured_at_a_commit_of_the_history(name: str) -> None:
     known = history()
     measured = {commit.rstrip("+") for commit in commits(load(name))}
     assert measured, f"{name}.json names no commit; write provenance() into it"
     assert measured <= known, f"{name}.json: {measured - known} is not in the history"
-
-
-def test_results_to_measure_again_exist() -> None:
-    assert {path.stem for path in RESULTS.glob("*.json")} >= set(MEASURE_AGAIN)
 
 
 def test_every_picture_is_of_the_stored_run() -> None:
