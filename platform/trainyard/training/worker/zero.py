@@ -6,7 +6,6 @@ workers can read them.
 """
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,15 +45,16 @@ def prepare(
     return engine, optimizer
 
 
-def undo_stage_3() -> None:
-    """Restore torch's `linear`, which stage 3 replaces for the rest of the process.
+@contextmanager
+def linear_restored() -> Iterator[None]:
+    """Restore torch's `linear` at the end, which stage 3 replaces for the rest of the process.
 
-    The replacement rounds before it adds the bias, so runs in bf16 and fp16 would get other bits.
+    The replacement rounds before it adds the bias, so later work in bf16 and fp16 would get other bits.
     """
-    if (parameters := sys.modules.get("deepspeed.runtime.zero.partition_parameters")) is None:
-        return
-    original = getattr(parameters.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
-    if original is not None:
+    original = torch.nn.functional.linear
+    try:
+        yield
+    finally:
         torch.nn.functional.linear = original
 
 
