@@ -1,6 +1,8 @@
 """Run attempts in several processes over gloo, without Ray; all attempts use the same processes."""
 
+import ctypes
 import errno
+import gc
 import json
 import os
 import resource
@@ -102,6 +104,8 @@ def measured_load(strategy: str, found: Path) -> Iterator[None]:
     kept = STRATEGIES[strategy]
 
     def load(model: Any, optimizer: Any, folder: Path) -> None:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else memory that earlier work has freed hides the growth
         before, sizes, done = _own_memory(), [0], threading.Event()
 
         def sample() -> None:
