@@ -19,7 +19,7 @@ from trainyard.training.worker.objective import Objective
 from trainyard.training.worker.optimizer import build_scheduler
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import STRATEGIES, training_accelerator
-from trainyard.training.worker.zero import linear_restored
+from trainyard.training.worker.zero import process_restored
 
 
 def train(
@@ -48,7 +48,7 @@ def train(
     """
     accelerator = training_accelerator(config)
     with (
-        linear_restored(),
+        process_restored(),
         Session(config, task, data, folder, accelerator, on_evaluation) as session,
     ):
         strategy = STRATEGIES[config.strategy]

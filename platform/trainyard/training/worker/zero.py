@@ -46,16 +46,19 @@ def prepare(
 
 
 @contextmanager
-def linear_restored() -> Iterator[None]:
-    """Restore torch's `linear` at the end, which stage 3 replaces for the rest of the process.
+def process_restored() -> Iterator[None]:
+    """Undo at the end what DeepSpeed leaves behind, so that later work of the process has equal bits.
 
-    The replacement rounds before it adds the bias, so later work in bf16 and fp16 would get other bits.
+    Stage 3 replaces torch's `linear` by one that rounds before it adds the bias. `prepare` sets
+    LOCAL_RANK, with which Accelerate wraps the model of a single process in DDP.
     """
-    original = torch.nn.functional.linear
+    linear, rank = torch.nn.functional.linear, os.environ.get("LOCAL_RANK")
     try:
         yield
     finally:
-        torch.nn.functional.linear = original
+        torch.nn.functional.linear = linear
+        if rank is None:
+            os.environ.pop("LOCAL_RANK", None)
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
