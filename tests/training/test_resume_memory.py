@@ -42,5 +42,5 @@ def test_no_worker_holds_the_whole_state(
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("load-[01].json"))]
     assert len(found) == 4
     for load in found:
-        assert load["bytes"] < whole
+        assert load["bytes"] < 0.9 * whole
         assert not load["mapped"]  # else the disk keeps the space of deleted checkpoints
