@@ -2,11 +2,11 @@
 
     python benchmarks/strategy_matrix.py [--only NAME ...] [--results FOLDER]
 
-The model is tiny and has random weights. Each run is repeated, cut off and resumed, also by one
-process and by four. Checkpoints are loaded with plain transformers. The whole takes about ten
-minutes on two idle cores. `--only` replaces only the named rows; ddp in their precisions runs too.
-The exit status is 1 if a resumed run ends with other bits. `tests/support/strategy_runs.py` does
-the work.
+The model is tiny and has random weights; ZeRO-3 shards all of them, and ZeRO-2 reduces several
+buckets. Each run is repeated, cut off and resumed, also by one process and by four. Checkpoints are
+loaded with plain transformers. The whole takes about ten minutes on two idle cores. `--only`
+replaces only the named rows; ddp in their precisions runs too. The exit status is 1 if a resumed run
+ends with other bits. `tests/support/strategy_runs.py` does the work.
 """
 
 import argparse

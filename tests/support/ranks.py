@@ -1,14 +1,18 @@
 """Run attempts in several processes over gloo, without Ray; all attempts use the same processes."""
 
+import ctypes
 import errno
+import gc
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,8 @@ class Attempt:
     """Rank and place (`die_at`) where the disk is full."""
     small_disk: tuple[int, str] | None = None
     """Rank, and the place (`die_at`) after which it can write at most 16 KiB to a file."""
+    measures_load: bool = False
+    """True to write load-RANK.json to the run's parent folder, see `measured_load`."""
 
 
 class CutOff(BaseException):
@@ -84,6 +90,48 @@ def fill_disk() -> None:
 def shrink_disk() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))
+
+
+@contextmanager
+def measured_load(strategy: str, found: Path) -> Iterator[None]:
+    """Measure how a strategy loads a checkpoint, and write the result to `found`.
+
+    `bytes` is the largest growth of this process's own memory, without pages of mapped files.
+    `mapped` lists files of the checkpoint that stay mapped.
+    """
+    from trainyard.training.worker.strategies import STRATEGIES
+
+    kept = STRATEGIES[strategy]
+
+    def load(model: Any, optimizer: Any, folder: Path) -> None:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else memory that earlier work has freed hides the growth
+        before, sizes, done = _own_memory(), [0], threading.Event()
+
+        def sample() -> None:
+            while not done.wait(0.002):
+                sizes.append(_own_memory())
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        kept.load(model, optimizer, folder)
+        done.set()
+        thread.join()
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        mapped = {line.split()[-1] for line in maps if str(folder) in line}
+        grown = max(*sizes, _own_memory()) - before
+        found.write_text(json.dumps({"bytes": grown, "mapped": sorted(mapped)}))
+
+    STRATEGIES[strategy] = replace(kept, load=load)
+    try:
+        yield
+    finally:
+        STRATEGIES[strategy] = kept
+
+
+def _own_memory() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
 
 def run_attempt(entry: Mapping[str, Any], rank: int) -> None:
@@ -152,7 +200,9 @@ def _run(attempt: Attempt, rank: int) -> None:
     Session.finish_step = cut_off  # type: ignore[assignment, method-assign]
     try:
         work = worker_function(config, find_splits(config).task, data[0], folder, threads=1)
-        outcome = work()
+        measured = folder.path.parent / f"load-{rank}.json"
+        with measured_load(config.strategy, measured) if attempt.measures_load else nullcontext():
+            outcome = work()
         if rank == 0:
             error = outcome.error and str(outcome.error)
             told = {"status": outcome.status, "error": error, "step": outcome.state.step}
@@ -171,6 +221,7 @@ def main() -> None:
 
     meeting, world, rank = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     lift()
+    linear = torch.nn.functional.linear
     torch.set_num_threads(1)
     join_group(meeting, world, rank)
     attempts = json.loads((meeting / "attempts.json").read_text())
@@ -178,6 +229,7 @@ def main() -> None:
         lift_compiler()
     for entry in attempts:
         run_attempt(entry, rank)
+        assert torch.nn.functional.linear is linear  # ZeRO-3 replaces it
         if world > 1:
             dist.barrier()
 

@@ -11,20 +11,28 @@ from support.runs_locally import weights_hash
 
 from trainyard.config import Precision, TrainConfig
 from trainyard.storage.folder import RunFolder, open_run
-from trainyard.training.worker.weights import whole_weights
+from trainyard.training.worker.weights import stored_moments, whole_weights
 
 LAST_STEP = 16
 """fp16 skips the first steps, so the losses of fewer steps would come from initial weights."""
 CUT_AT = 7
 """Between two checkpoints; fp16 still skips steps before it and after."""
+SMALL_BUCKETS = {"allgather_bucket_size": 1500, "reduce_bucket_size": 2000}
+SMALL_SHARDS = {"stage3_param_persistence_threshold": 0, "sub_group_size": 3000}
+"""Without the first, DeepSpeed keeps weights below 100,000 elements whole on each worker."""
 KINDS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp": {"strategy": "fsdp"},
     "fsdp-offload": {"strategy": "fsdp", "fsdp_offload": True},
-    "zero2": {"strategy": "deepspeed"},
+    "zero2": {"strategy": "deepspeed",
+              "deepspeed_config": json.dumps({"zero_optimization": SMALL_BUCKETS})},
     "zero2-offload": {"strategy": "deepspeed", "zero_offload": "cpu"},
-    "zero3": {"strategy": "deepspeed", "zero_stage": 3},
-}
+    "zero3": {"strategy": "deepspeed", "zero_stage": 3,
+              "deepspeed_config": json.dumps({"zero_optimization": SMALL_SHARDS})},
+}  # fmt: skip
+"""The tiny model's weights are sharded, and its gradients need several buckets, like a large one's."""
+MAX_GRAD_NORM = 0.05
+"""Below the norm of the gradients of every step, so that each is clipped."""
 PRECISIONS: tuple[Precision, ...] = ("no", "bf16", "fp16")
 
 
@@ -32,7 +40,7 @@ def two_workers(small_run: TrainConfig, storage: Path) -> TrainConfig:
     """Return the config that all runs share; `KINDS` and a precision change it."""
     return replace(
         small_run, storage_path=str(storage), max_steps=LAST_STEP, save_steps=4, eval_steps=8,
-        num_workers=2, weight_decay=0.5, ledger=False,
+        num_workers=2, weight_decay=0.5, max_grad_norm=MAX_GRAD_NORM, ledger=False,
     )  # fmt: skip
 
 
@@ -106,6 +114,25 @@ class Runs:
     def weight_difference(self, name: str, other: str) -> float:
         """Return the largest difference of a final weight between two runs."""
         expected, given = self.weights(other), self.weights(name)
+        assert given.keys() == expected.keys()
+        return max(float((given[key] - expected[key]).abs().max()) for key in expected)
+
+    def moments(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the moments of the last checkpoint as PARAMETER.MOMENT; ddp stores them by index."""
+        state = stored_moments(self.checkpoint(name))["state"]
+        if 0 in state:
+            shapes = {key: tensor.ndim for key, tensor in self.load(name).named_parameters()}
+            names = sorted(shapes, key=lambda key: shapes[key] < 2)  # see `build_optimizer`
+            state = dict(zip(names, (state[index] for index in sorted(state)), strict=True))
+        return {
+            f"{parameter}.{key}": parts[key]
+            for parameter, parts in state.items()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+
+    def moment_difference(self, name: str, other: str) -> float:
+        """Return the largest difference of a parameter's moment between two runs."""
+        expected, given = self.moments(other), self.moments(name)
         assert given.keys() == expected.keys()
         return max(float((given[key] - expected[key]).abs().max()) for key in expected)
 

@@ -20,7 +20,7 @@ from trainyard.training.driver.environment import (
     recorded_environment,
 )
 from trainyard.training.driver.export import model_card
-from trainyard.training.driver.fit import _open_record
+from trainyard.training.driver.fit import _open_record, fit
 from trainyard.training.driver.result import AnotherRun, FitResult, earlier_result
 
 
@@ -131,17 +131,12 @@ def test_the_model_card_names_base_model_data_labels_warnings_and_limits() -> No
     assert "base_model:" not in model_card(own, TASKS["mrpc"], run, found, rows)
 
 
-def test_a_finished_run_on_a_data_set_in_a_folder_that_changed_is_another_run(
-    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows, folder = tmp_path / "set", RunFolder(tmp_path / "run")
-    rows.mkdir()
-    for split in ("train", "validation"):
-        (rows / f"{split}.csv").write_text("text,label\nba,x\nco,y\n")
-    config = TrainConfig(
-        dataset_name=str(rows), model_name_or_path=small_run.model_name_or_path
-    ).as_begun(None)
+def write_moments(checkpoint: Path) -> None:
+    (checkpoint / "optimizer.pt").write_text("moments")
+
+
+def finish(folder: RunFolder, config: TrainConfig) -> None:
+    """Write the record of a finished run, and a model."""
     folder.create()
     folder.model.mkdir()
     (folder.model / "config.json").write_text("{}")
@@ -153,8 +148,47 @@ def test_a_finished_run_on_a_data_set_in_a_folder_that_changed_is_another_run(
     folder.update(
         name="run", status="finished", config=asdict(config), plan_version=PLAN_VERSION,
         data_sources={split.name: split.digest for split in find_splits(config).splits},
-        result=asdict(result),
+        result=asdict(result), environments=[environment(config)],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "kept"),
+    [(False, False, False), (False, True, True), (True, False, True), (None, False, True)],
+)
+def test_a_finished_run_drops_the_optimizer_state_that_a_crash_left(
+    recorded: bool | None, given: bool, kept: bool, small_run: TrainConfig, tmp_path: Path
+) -> None:
+    """The state stays if the run or this command keeps it; the first version recorded no choice."""
+    config = replace(
+        small_run, storage_path=str(tmp_path), run_name="run", keep_optimizer_state=given
+    ).as_begun(None)
+    folder = RunFolder(tmp_path / "run")
+    finish(folder, config)
+    record = {**folder.read()["config"], "keep_optimizer_state": recorded}
+    if recorded is None:
+        del record["keep_optimizer_state"]
+    folder.update(config=record)
+    store = folder.store()
+    store.claim()
+    store.commit(1, write_moments)
+    assert fit(config).score == 1.0
+    assert (store.path(1) / "optimizer.pt").exists() == kept
+    assert store.steps() == [1]
+
+
+def test_a_finished_run_on_a_data_set_in_a_folder_that_changed_is_another_run(
+    small_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows, folder = tmp_path / "set", RunFolder(tmp_path / "run")
+    rows.mkdir()
+    for split in ("train", "validation"):
+        (rows / f"{split}.csv").write_text("text,label\nba,x\nco,y\n")
+    config = TrainConfig(
+        dataset_name=str(rows), model_name_or_path=small_run.model_name_or_path
+    ).as_begun(None)
+    finish(folder, config)
     found = earlier_result(config, folder)
     assert found is not None
     assert found.score == 1.0

@@ -165,6 +165,9 @@ def _fit(
                 say(
                     f"it was trained in another environment ({', '.join(changed)}); its result is kept"
                 )
+            # A crash may have left it. A run of the first version did not record the choice.
+            if trial is None and begun["config"].get("keep_optimizer_state") is False:
+                _drop_optimizer(config, folder)
             return result
         if trial is None:
             stage("reading the data")
@@ -223,9 +226,14 @@ def _fit(
                 signals.exit_status,
             )
         result = _conclude(config, task, tokenizer, folder, outcome, data, stopwatch)
-        if trial is None and not config.keep_optimizer_state:
-            folder.store().drop_optimizer()
+        if trial is None:
+            _drop_optimizer(config, folder)
         return result
+
+
+def _drop_optimizer(config: TrainConfig, folder: RunFolder) -> None:
+    if not config.keep_optimizer_state:
+        folder.store().drop_optimizer()
 
 
 @contextmanager

@@ -119,3 +119,6 @@ def load(model: Any, optimizer: Any, folder: Path) -> None:
         optim_state_dict=stored_moments(folder),
         options=StateDictOptions(full_state_dict=True),
     )
+    for moments in optimizer.optimizer.state.values():  # on CPUs, views of the checkpoint's files
+        for key, part in moments.items():
+            moments[key] = part.clone()

@@ -19,6 +19,7 @@ from trainyard.training.worker.objective import Objective
 from trainyard.training.worker.optimizer import build_scheduler
 from trainyard.training.worker.session import Session
 from trainyard.training.worker.strategies import STRATEGIES, training_accelerator
+from trainyard.training.worker.zero import process_restored
 
 
 def train(
@@ -46,7 +47,10 @@ def train(
         SupersededError: Another driver has taken over the run.
     """
     accelerator = training_accelerator(config)
-    with Session(config, task, data, folder, accelerator, on_evaluation) as session:
+    with (
+        process_restored(),
+        Session(config, task, data, folder, accelerator, on_evaluation) as session,
+    ):
         strategy = STRATEGIES[config.strategy]
         model, optimizer = strategy.prepare(config, accelerator, session.build_model())
         scheduler = build_scheduler(config, optimizer, session.last_step)

@@ -56,7 +56,6 @@ def training_accelerator(config: TrainConfig) -> Accelerator:
     """
     if config.use_gpu and config.deterministic:
         compute_deterministically()
-    zero.undo_stage_3()  # of an earlier run in this process
     strategy = STRATEGIES[config.strategy]
     if strategy.shards and not dist.is_initialized():
         # Tune's process for a one-worker trial has no process group from a launcher.

@@ -137,8 +137,11 @@ def copy_weights(checkpoint: Path, target: Path) -> None:
 
 
 def stored_moments(folder: Path) -> dict[str, Any]:
-    """Return the state of a checkpoint's optimizer."""
-    stored: dict[str, Any] = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+    """Return the state of a checkpoint's optimizer.
+
+    Moments are views of mapped files: what is not used takes no memory.
+    """
+    stored: dict[str, Any] = torch.load(folder / OPTIMIZER_FILE, weights_only=True, mmap=True)
     for file in sorted(folder.glob("optimizer-*-of-*.safetensors")):
         for key, tensor in load_file(file).items():
             name, _, moment = key.rpartition(".")

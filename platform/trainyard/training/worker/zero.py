@@ -6,7 +6,6 @@ workers can read them.
 """
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,16 +45,20 @@ def prepare(
     return engine, optimizer
 
 
-def undo_stage_3() -> None:
-    """Restore torch's `linear`, which stage 3 replaces for the rest of the process.
+@contextmanager
+def process_restored() -> Iterator[None]:
+    """Undo at the end what DeepSpeed leaves behind, so that later work of the process has equal bits.
 
-    The replacement rounds before it adds the bias, so runs in bf16 and fp16 would get other bits.
+    Stage 3 replaces torch's `linear` by one that rounds before it adds the bias. `prepare` sets
+    LOCAL_RANK, with which Accelerate wraps the model of a single process in DDP.
     """
-    if (parameters := sys.modules.get("deepspeed.runtime.zero.partition_parameters")) is None:
-        return
-    original = getattr(parameters.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
-    if original is not None:
-        torch.nn.functional.linear = original
+    linear, rank = torch.nn.functional.linear, os.environ.get("LOCAL_RANK")
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = linear
+        if rank is None:
+            os.environ.pop("LOCAL_RANK", None)
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
