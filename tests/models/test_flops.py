@@ -1,6 +1,7 @@
 """FLOPs of a model, and the peak of the device that computes them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_a_peak_is_measured_once_for_each_number_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAINYARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(flops, "SIZE", 256)
+    monkeypatch.setattr(flops, "SIZES", (256,))
     cpu = torch.device("cpu")
     first = peak_flops(cpu, "no")
     assert first > 1e8
@@ -41,6 +42,24 @@ def test_a_peak_is_measured_once_for_each_number_type(
     assert [key.split(", ")[-2] for key in stored] == ["float32", "bfloat16"]
     monkeypatch.setattr(flops, "_measured", lambda *_: pytest.fail("measured again"))
     assert peak_flops(cpu, "no") == first
+
+
+def test_a_slow_kind_of_product_is_not_timed_at_large_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+
+    def fastest(rate: float, size: int, *_: object) -> float:
+        sizes.append(size)
+        return 2 * size**3 / rate
+
+    monkeypatch.setattr(flops, "_fastest_product", partial(fastest, 8e8))
+    assert flops._measured(torch.device("cpu"), torch.bfloat16) == pytest.approx(8e8)
+    assert sizes == [512]
+    sizes.clear()
+    monkeypatch.setattr(flops, "_fastest_product", partial(fastest, 2e11))
+    assert flops._measured(torch.device("cpu"), torch.float32) == pytest.approx(2e11)
+    assert sizes == [512, 1024, 2048]
 
 
 def test_a_peak_that_was_measured_next_to_other_work_is_not_kept(

@@ -32,8 +32,11 @@ GPU_TERAFLOPS: dict[str, tuple[float, float]] = {
 """TFLOP/s. Dense peaks of NVIDIA's data sheets in half precision and in float32. The first key that
 occurs in the device's name is used."""
 
-SIZE, ROUNDS = 2048, 5
-"""Side of the square matrices that are multiplied, and number of timed products after the first."""
+SIZES, ROUNDS = (512, 1024, 2048), 5
+"""Sides of the square matrices that are multiplied, and number of timed products after the first."""
+SLOW = 0.25
+"""Seconds of a product after which no larger one is timed: bfloat16 has no instructions on some CPUs,
+where a product of 2048 takes 20 seconds."""
 
 PEAKS = "peaks.json"
 """File of measured peaks in FLOP/s, in the cache folder: by processor, threads, dtype and torch."""
@@ -110,12 +113,23 @@ def peak_flops(
 
 
 def _measured(device: "torch.device", kind: "torch.dtype") -> float:
+    peak = 0.0
+    for size in SIZES:
+        seconds = _fastest_product(size, device, kind)
+        peak = max(peak, 2.0 * size**3 / seconds)
+        if seconds > SLOW:
+            break
+    return peak
+
+
+def _fastest_product(size: int, device: "torch.device", kind: "torch.dtype") -> float:
+    """Return the seconds of the fastest product of two matrices with `size` rows and columns."""
     import torch
 
-    left, right = (torch.ones(SIZE, SIZE, dtype=kind, device=device) for _ in range(2))
-    fastest = float("inf")
+    left, right = (torch.ones(size, size, dtype=kind, device=device) for _ in range(2))
+    fastest = math.inf
     for _ in range(1 + ROUNDS):  # the first product starts threads
         began = time.perf_counter()
         (left @ right)[0, 0].item()  # waits for the device
         fastest = min(fastest, time.perf_counter() - began)
-    return 2.0 * SIZE**3 / fastest
+    return fastest
