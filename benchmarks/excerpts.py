@@ -19,7 +19,7 @@ GAP = "…"
 LINES: Mapping[str, Mapping[str, str]] = {
     "first-run": {
         "init": r"wrote ",
-        "train": r"step 12 |trained |  validation ",
+        "train": r"trained |  validation ",
         "tune": r"tuned |  (best of|compared with) ",
         "serve": r"ready: |  try ",
     },
