@@ -28,7 +28,7 @@ LINES: Mapping[str, Mapping[str, str]] = {
     "predict": {"predict": r"predicted ", "answers": r"."},
     "data-doctor": {"data-doctor": r"examined |  report "},
     "engine": {"engine": r"best engine "},
-    "doctor": {"doctor": r"."},
+    "doctor": {"doctor": r"ok |`trainyard "},
     "python": {"python": r"\[\{|\w+ 0\.\d+$"},
     "python-prediction": {"python": r"\[\{"},
     "serve": {"serve": r"ready: |  "},

@@ -116,20 +116,3 @@ def first_step() -> str:
     ]
     columns = ["MRPC", "Seconds", "Driver", "Tokenization", "Worker", "First step", "Other"]
     return table(columns, rows) + source(found)
-
-
-def quickstart() -> str:
-    """List the stages of `trainyard quickstart`, in seconds, and its accuracy by seed."""
-    found = load("quickstart")
-    runs = found["runs"]
-    rows = [
-        [stage, f"{median:.1f}", *(f"{run['stages'][stage]:.1f}" for run in runs)]
-        for stage, median in found["median_seconds_by_stage"].items()
-    ]
-    seconds = [run["seconds"] for run in runs]
-    rows.append(
-        ["all", f"{statistics.median(seconds):.1f}", *(f"{second:.1f}" for second in seconds)]
-    )
-    rows.append(["validation accuracy", "", *(f"{run['accuracy']:.4f}" for run in runs)])
-    columns = ["Stage, seconds", "Median", *(f"seed {run['seed']}" for run in runs)]
-    return table(columns, rows) + source(found)
