@@ -188,9 +188,7 @@ def strategies() -> str:
 
 
 def strategy_matrix(folder: Path = RESULTS) -> str:
-    """List the differences from ddp by strategy and precision; without results, the command."""
-    if not (folder / "strategy-matrix.json").exists():
-        return "Not run yet: `python benchmarks/strategy_matrix.py`.\n"
+    """List the differences from ddp by strategy and precision."""
     found = load("strategy-matrix", folder)
     rows: list[Sequence[Any]] = []
     for name, row in found["rows"].items():

@@ -128,7 +128,6 @@ def test_the_table_of_engines_reads_what_their_comparison_writes() -> None:
 
 
 def test_the_table_of_strategies_shows_what_differs_from_ddp(tmp_path: Path) -> None:
-    assert strategy_matrix(tmp_path) == "Not run yet: `python benchmarks/strategy_matrix.py`.\n"
     row = {
         "loss_difference": 6e-8, "weight_difference": 2.4e-7, "resumed": True, "skipped_steps": None,
         "moved": {"1": 0.0, "4": 3e-8}, "loaded": "BertForSequenceClassification",
