@@ -74,7 +74,7 @@ def test_pages_pass_axe_and_leave_the_console_empty(server: str) -> None:
 
     found = []
     with chromium() as browser:
-        for name in ("index", "train", "how-it-works"):
+        for name in (page.stem for page in PAGES):
             for width, scheme in ((1280, "light"), (390, "dark")):
                 view = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
                 with page_at(browser, f"{server}/{name}.html", **view) as page:

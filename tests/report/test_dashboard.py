@@ -201,8 +201,27 @@ def test_reports_are_listed_and_served_in_a_sandbox(tmp_path: Path) -> None:
 
 def test_a_page_compares_runs_by_their_curves_and_configs(tmp_path: Path) -> None:
     config = {"task": "mrpc", "seed": 1}
-    write_run(tmp_path / "one", config={**config, "learning_rate": 2e-5, "warmup_steps": 0.12341})
-    write_run(tmp_path / "two", config={**config, "learning_rate": 5e-5, "warmup_steps": 0.12342})
+    write_run(
+        tmp_path / "one",
+        config={
+            **config,
+            "learning_rate": 2e-5,
+            "warmup_steps": 0.12341,
+            "weight_decay": 0.0023190718311350204,
+            "tags": ["docs"],
+        },
+    )
+    write_run(
+        tmp_path / "two",
+        config={
+            **config,
+            "learning_rate": 5e-5,
+            "warmup_steps": 0.12342,
+            "dropout": 0.1234567891,
+            "tags": ["docs", "new"],
+        },
+    )
+    write_run(tmp_path / "near", config={**config, "dropout": 0.1234567892})
     dashboard = Dashboard(tmp_path)
     page = str(dashboard.comparison(["one", "two", "one"], site="/"))
     assert "2 runs compared" in page
@@ -211,6 +230,11 @@ def test_a_page_compares_runs_by_their_curves_and_configs(tmp_path: Path) -> Non
     assert "2e-05" in differences
     assert "0.12342" in differences
     assert "seed" not in differences
+    assert ">0.00231907<" in differences
+    assert ">docs, new<" in differences
+    close = str(dashboard.comparison(["two", "near"], site="/"))
+    assert "0.1234567891" in close  # six digits would make them equal
+    assert "0.1234567892" in close
     charts = [json.loads(text) for text in re.findall(r'application/json">(.*?)</script>', page)]
     assert len(charts) == 3  # score, training and validation loss
     for chart in charts:

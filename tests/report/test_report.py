@@ -111,6 +111,14 @@ def test_missing_values_and_nan_are_shown_and_never_drawn() -> None:
     assert charts.lines(rows, "x", "y")["datasets"]["rows"] == [{"x": 2.0, "y": 0.5}]
 
 
+def test_a_series_of_one_row_is_a_point() -> None:
+    alone = [{"x": 10, "y": 0.5}]
+    assert charts.lines(alone, "x", "y")["mark"]["point"] is True
+    two = [{"x": x, "y": 0.5, "name": name} for name, x in (("a", 1), ("a", 2), ("b", 2))]
+    assert charts.lines(two, "x", "y", "name")["mark"]["point"] is True
+    assert charts.lines(two[:2], "x", "y", "name")["mark"]["point"] is False
+
+
 @pytest.mark.parametrize("options", [{}, {"points": True}, {"size": "n"}])
 def test_lines_of_several_series_differ_without_color(options: dict[str, Any]) -> None:
     rows = [{"x": x, "y": x * i, "of": f"s{i}", "n": 1} for i in range(7) for x in (1, 2)]

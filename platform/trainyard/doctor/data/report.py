@@ -182,7 +182,9 @@ CHECKS = {
         _rows, "Label or remove the rows without a label; fill an empty split or leave it out."
     ),
     "leaks": Check(
-        _leaks, "Remove these rows from the training split; keep those that are evaluated."
+        _leaks,
+        "Remove these rows from the training split; keep those that are evaluated. The cleaned file "
+        "leaves out copies only: read the near duplicates below, and decide.",
     ),
     "contradictions": Check(
         _contradictions, "Correct the labels listed below, or remove every row of such a text."
@@ -193,7 +195,11 @@ CHECKS = {
         _balance, "Add rows of the rare labels, or merge labels. Accuracy hides errors on them."
     ),
     "drift": Check(_drift, "Split at random, unless the splits differ on purpose, as over time."),
-    "repeats": Check(_repeats, "Remove the repeats: each counts again in training."),
+    "repeats": Check(
+        _repeats,
+        "Remove the repeats: each counts again in training. The cleaned file leaves out copies only: "
+        "read the near duplicates below, and decide.",
+    ),
     "labels": Check(
         _labels, "Read the rows listed below from the top, and correct the wrong labels."
     ),
@@ -258,7 +264,7 @@ def _shown_duplicates(report: Report) -> list[Part]:
     counts = [
         [where, split["rows"], split["exact"], split["normalized"], split["near"]]
         for where, split in (
-            *((f"Inside {name}", split) for name, split in inside.items()),
+            *((f"within {name}", split) for name, split in inside.items()),
             *((f"{pair['second']} in {pair['first']}", pair) for pair in between),
         )
     ]

@@ -218,9 +218,24 @@ def _differences(runs: Sequence[Run]) -> Part:
     fields = dict.fromkeys(field for run in runs for field in run.config)
     rows: list[list[Cell | Value]] = []
     for field in fields:
-        values = [without_secrets(words(run.config.get(field))) for run in runs]
-        if len(set(values)) > 1:
-            rows.append([field, *map(Cell, values)])
+        values = [run.config.get(field) for run in runs]
+        different = len({words(value) for value in values})
+        if different > 1:
+            shown = [*map(_setting, values)]
+            if len(set(shown)) < different:
+                shown = [*map(words, values)]
+            rows.append([field, *(Cell(without_secrets(text)) for text in shown)])
     if not rows:
         return Text("The configs of these runs are equal.", "note")
     return Table("Fields with different values", ["Field", *(run.key for run in runs)], rows)
+
+
+def _setting(value: Any) -> str:
+    """Format a value of a config: fractions with up to six digits, lists and mappings as words."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_setting(each)}" for name, each in value.items()) or "–"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_setting, value)) or "–"
+    return words(value)

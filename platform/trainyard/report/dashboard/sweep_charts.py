@@ -161,7 +161,11 @@ def parallel_coordinates(sweep: Sweep) -> charts.Specification:
               scale=alt.Scale(type="point", padding=0.35)),
         alt.Y(**charts.quantity("at"), axis=None, scale=alt.Scale(domain=[-0.03, 1.03])),
     )  # fmt: skip
-    return charts.specification(chart, 340, trials=rows, diverged=dashed, ticks=ticks)
+    found = charts.specification(chart, 340, trials=rows, diverged=dashed, ticks=ticks)
+    return {
+        **found,
+        "padding": {"left": 5, "top": 5, "right": 45, "bottom": 5},
+    }  # for the last ticks
 
 
 def score_against(sweep: Sweep, across: "Axis") -> charts.Specification:

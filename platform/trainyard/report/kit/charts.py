@@ -5,6 +5,7 @@ or NaN are left out of a chart, never drawn as zero.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -101,7 +102,8 @@ def lines(
 ) -> Specification:
     """Draw `y` along `x`, with a line for each value of `series`; column names title the axes.
 
-    Series also differ by dashes, or with `points` by shape: color is not needed to read the chart.
+    Series also differ by dashes, or with `points` by shape: color is not needed to read the chart. Rows
+    are marked, too, if a series has only one, which is no line.
 
     Args:
         rows: Data of the chart.
@@ -114,6 +116,7 @@ def lines(
         height: Pixels.
     """
     rows = _drawn(rows, y)
+    points = points or 1 in Counter(row.get(series or "") for row in rows).values()
     axis = alt.Axis(format=y_format) if y_format else alt.Undefined
     base = alt.Chart(alt.NamedData("rows"))
     chart: Chart = base.mark_line(point=points, clip=size is None)
