@@ -56,7 +56,10 @@ def test_an_interval_without_width_is_not_shown_as_certainty(tmp_path: Path) -> 
     result = {"metrics": {"validation": {"f1": 1.0}}, "score": 1.0, "best_step": 340}
     spans = {"validation": {"f1": [1.0, 1.0]}}
     write_run(tmp_path / "r", result={**result, "score_metric": "f1", "intervals": spans})
-    for page, words in (("", "no interval<"), ("r", "no interval: all resamples of the rows agree")):
+    for page, words in (
+        ("", "no interval<"),
+        ("r", "no interval: all resamples of the rows agree"),
+    ):
         shown = str(Dashboard(tmp_path).page(page, site=None))
         assert words in shown
         assert "1.000 to 1.000" not in shown
