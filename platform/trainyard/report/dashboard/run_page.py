@@ -54,9 +54,8 @@ def score_cell(run: Run) -> Cell:
         return Cell("NaN" if lost else "–", sort=math.nan)
     if lost:
         return Cell(f"{run.best.score:.4f}", math.nan, "before it diverged")
-    note = interval(run.best.low, run.best.high).partition(":")[
-        0
-    ]  # the reason is too wide for a cell
+    # Without the reason for having no interval, which is too wide for a cell.
+    note = interval(run.best.low, run.best.high).partition(":")[0]
     return Cell(f"{run.best.score:.4f}", run.best.score, note)
 
 
