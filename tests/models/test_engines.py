@@ -58,7 +58,8 @@ def test_openvino_answers_as_torch_does_and_a_row_knows_no_neighbors(
     ]
     together = other.forward(rows)
     for row, expected, found in zip(rows, by_torch.forward(rows), together, strict=True):
-        np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-5, atol=2e-5)
+        # 2.1e-5 on a processor without AVX-512, where both add in another order.
+        np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-5, atol=5e-5)
         np.testing.assert_allclose(flat(other.forward([row])[0]), flat(found), atol=1e-5)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))  # as in a pass beside another
