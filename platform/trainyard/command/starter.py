@@ -29,8 +29,6 @@ LABELS = ("label", "labels", "class", "category", "target", "sentiment", "tag", 
           "topic", "rating", "score")  # fmt: skip
 """Usual column names, likeliest first; SECOND_TEXTS maps the first text column to the second."""
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
 FEW_CLASSES, MANY_CLASSES = 20, 500
 """Maximum numbers of distinct integers that are class ids: in any file, and if each has two rows on
 average. More are regression targets."""
@@ -284,11 +282,11 @@ def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:
     Returns:
         Values by column, the encoding, and the delimiter; None for the default of the extension.
     """
-    from trainyard.data import AS_JSON, TextFormat, check_file, read_rows
+    from trainyard.data import AS_JSON, DELIMITERS, TextFormat, check_file, read_rows
 
     check_file(path)
     found = TextFormat()
-    if path.suffix.lower() in _DELIMITERS:
+    if path.suffix.lower() in DELIMITERS:
         found = _text_format(path)
     elif path.suffix.lower() in (".json", ".jsonl"):
         found = TextFormat(encoding=_decoded(path)[1])
@@ -307,10 +305,10 @@ def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:
 
 
 def _text_format(path: Path) -> "TextFormat":
-    from trainyard.data import TextFormat
+    from trainyard.data import DELIMITERS, TextFormat
 
     text, encoding = _decoded(path)
-    usual = _DELIMITERS[path.suffix.lower()]
+    usual = DELIMITERS[path.suffix.lower()]
     head = text.partition("\n")[0]
     if head.removeprefix("\ufeff").startswith("sep="):
         raise UserError(

@@ -24,6 +24,7 @@ from .splits import sample_rows as sample_rows
 from .splits import selection_and_test as selection_and_test
 from .splits import split_file as split_file
 from .splits import split_rows as split_rows
+from .text_files import DELIMITERS as DELIMITERS
 from .text_sketch import Overlap as Overlap
 from .text_sketch import TextSketch as TextSketch
 from .token_table import TokenTable as TokenTable

@@ -31,7 +31,7 @@ _MARKS = {
 _FIRST_SURROGATE = 0xDC80
 _LAST_SURROGATE = 0xDCFF
 
-USUAL = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Delimiter by the ending of a file's name."""
 
 Row = tuple[Any, ...]
@@ -46,7 +46,9 @@ def read_csv(path: Path, columns: Columns) -> Iterator[Batch]:
     """
     with _opened(path, columns.format.encoding) as text:
         lines = _Lines(text)
-        reader = csv.reader(lines, strict=True, delimiter=columns.format.delimiter or USUAL[".csv"])
+        reader = csv.reader(
+            lines, strict=True, delimiter=columns.format.delimiter or DELIMITERS[".csv"]
+        )
         remedy = "put double quotes around fields that contain a comma or a line break"
         yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))
 
@@ -62,7 +64,7 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[Batch]:
     """
     with _opened(path, columns.format.encoding) as text:
         lines = _Lines(text)
-        delimiter = columns.format.delimiter or USUAL[".tsv"]
+        delimiter = columns.format.delimiter or DELIMITERS[".tsv"]
         reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
         remedy = "a field cannot contain a tab or a line break: replace them by spaces or use CSV"
         yield from _batches(path, columns, _records(path, columns, lines, reader, remedy))

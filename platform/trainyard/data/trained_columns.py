@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trainyard.data.columns import TextFormat, did_you_mean
 from trainyard.data.files import check_file, read_rows
-from trainyard.data.text_files import USUAL, first_line
+from trainyard.data.text_files import DELIMITERS, first_line
 from trainyard.errors import DamagedRun, UserError
 from trainyard.storage import trained_config
 from trainyard.tasks import TASKS
@@ -86,11 +86,11 @@ def default_delimiter(
         UserError: The file cannot be read.
     """
     kind = file.suffix.lower()
-    if text_format.delimiter or trained is None or kind not in trained.kinds & USUAL.keys():
+    if text_format.delimiter or trained is None or kind not in trained.kinds & DELIMITERS.keys():
         return text_format.delimiter
     check_file(file)
     head = first_line(file, text_format.encoding)
-    usable = trained.delimiter and (trained.delimiter in head or USUAL[kind] not in head)
+    usable = trained.delimiter and (trained.delimiter in head or DELIMITERS[kind] not in head)
     return trained.delimiter if usable else None
 
 
