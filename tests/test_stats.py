@@ -34,7 +34,7 @@ def agree(names: list[str], predictions: NDArray[Any], references: NDArray[Any])
         one_by_one = bootstrap_interval(
             METRICS[name].function, predictions, references, resamples=10
         )
-        assert at_once == pytest.approx(one_by_one, abs=1e-9), name
+        assert at_once == pytest.approx(one_by_one, rel=1e-9, abs=1e-9), name
 
 
 @few

@@ -20,6 +20,7 @@ from support.serving_locally import free_port, serving
 from support.small_models import classifier
 
 from trainyard.errors import UserError
+from trainyard.serving import local
 from trainyard.serving.gateway import deployment, discovery
 from trainyard.serving.gateway.discovery import FAILED, LOADING, ServeModels
 from trainyard.serving.gateway.landing import curl, page
@@ -168,6 +169,18 @@ def test_a_port_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         deployment.check_port("127.0.0.2", port)
     deployment.check_port("127.0.0.1", port)
     assert _free_port(port) == port
+
+
+def test_a_free_port_is_not_one_that_a_process_of_ray_can_get_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server starts seconds later, after dozens of other ports have been assigned."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(20_000 <= _free_port(None) < lowest for _ in range(20))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        used = listener.getsockname()[1]
+        monkeypatch.setattr(local, "_unassigned_ports", lambda: [used, 0])
+        assert _free_port(0) != used
 
 
 def test_a_gateway_that_other_machines_reach_needs_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from trainyard.doctor.cluster.nodes import marked
 from trainyard.doctor.cluster.probe import examine
 from trainyard.errors import SupersededError
 from trainyard.storage import lease as leases
-from trainyard.storage.checkpoints import BucketCheckpoints
+from trainyard.storage.bucket_checkpoints import BucketCheckpoints
 from trainyard.storage.lease import LEASE, Lease
 from trainyard.storage.store import Bucket, Conflict
 
@@ -272,12 +272,81 @@ def test_a_superseded_attempt_cannot_commit_and_harms_nothing(
     assert (third.path(40) / "state").read_text() == "successor"
 
 
+def part_writer(name: str) -> Callable[[Path], list[Path]]:
+    """Return a function that writes one worker's part of a checkpoint: the file `name`."""
+
+    def write(folder: Path) -> list[Path]:
+        (folder / name).write_text(f"part {name}")
+        return [folder / name]
+
+    return write
+
+
+def commit_parts(store: BucketCheckpoints, step: int, workers: list[BucketCheckpoints]) -> Path:
+    """Commit a checkpoint as rank 0, of which each of `workers` writes one part."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        writer(f"step {step}")(folder)
+        return {
+            name: entry
+            for rank, worker in enumerate(workers)
+            for name, entry in worker.write_part(
+                step, str(store.attempt), part_writer(f"part-{rank}")
+            ).items()
+        }
+
+    return store.commit(step, write)
+
+
+def test_the_workers_of_two_nodes_upload_their_parts(
+    url: str, three: BucketCheckpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = []
+    upload = Bucket.upload
+
+    def counted(bucket: Bucket, name: str, file: Path) -> None:
+        uploads.append(name.rpartition("/")[2])
+        upload(bucket, name, file)
+
+    monkeypatch.setattr(Bucket, "upload", counted)
+    beside, away = checkpoints(url, three.folder), checkpoints(url, tmp_path / "away")
+    path = commit_parts(three, 40, [three, beside, away, checkpoints(url, away.folder)])
+    assert uploads == ["part-0", "part-1", "part-2", "part-3", "state", "weights", "MANIFEST.json"]
+    own = {"MANIFEST.json", "part-0", "part-1", "state", "weights"}
+    assert {file.name for file in path.iterdir()} == own  # of rank 0's node, without a download
+    assert not list(away.folder.iterdir())
+    for store in (three, checkpoints(url, tmp_path / "other")):
+        assert store.newest() == (40, store.path(40))
+        assert {file.name for file in store.path(40).iterdir()} == {*own, "part-2", "part-3"}
+    assert not three.skipped
+
+
+def test_a_part_that_cannot_be_uploaded_is_one_sentence_and_harms_nothing(
+    url: str, three: BucketCheckpoints, tmp_path: Path
+) -> None:
+    away = checkpoints(url, tmp_path / "away")
+    away._bucket = Bucket(url.replace(BUCKET, "no-such-bucket"))
+    with pytest.raises(
+        UserError, match=r"checkpoint of step 40 could not be stored: .*NoSuchBucket"
+    ) as found:
+        commit_parts(three, 40, [three, away])
+    assert str(found.value).endswith(
+        "run the same command to resume from the last stored checkpoint"
+    )
+    assert not list(away.folder.iterdir())
+    assert three.steps() == [10, 20, 30]
+    assert not list(three.folder.glob(".inprogress*"))
+    three.claim()
+    assert not [name for name in Bucket(url).names("run") if "00000040" in name]
+
+
 class Killed(BaseException):
     pass
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_any_request_the_commit_is_never_torn(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """At the n-th write, upload or delete, for all n: the old checkpoint or the new one."""
     calls = stop_at = 0
@@ -301,9 +370,10 @@ def test_killed_at_any_request_the_commit_is_never_torn(
         store = checkpoints(place, machine)
         store.claim()
         store.commit(10, writer("old"))
+        parts = [checkpoints(place, machine.with_name(f"{attempt}-{n}")) for n in range(workers)]
         calls, stop_at = 0, attempt
         with contextlib.suppress(Killed):
-            store.commit(20, writer("new"))
+            commit_parts(store, 20, parts)
             acknowledged = True
             store.keep({20})
             ended = True

@@ -13,7 +13,8 @@ import pytest
 
 from trainyard.errors import SupersededError, UserError
 from trainyard.storage import manifest
-from trainyard.storage.checkpoints import BucketCheckpoints, CheckpointStore
+from trainyard.storage.bucket_checkpoints import BucketCheckpoints
+from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.storage.manifest import MANIFEST, fault_of
 
 

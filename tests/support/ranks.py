@@ -37,6 +37,8 @@ class Attempt:
     """Rank and place (`die_at`) where the disk is full."""
     small_disk: tuple[int, str] | None = None
     """Rank, and the place (`die_at`) after which it can write at most 16 KiB to a file."""
+    own_caches: bool = False
+    """True to give each rank a cache folder of its own below $TRAINYARD_CACHE, as on as many nodes."""
     measures_load: bool = False
     """True to write load-RANK.json to the run's parent folder, see `measured_load`."""
 
@@ -175,6 +177,8 @@ def _run(attempt: Attempt, rank: int) -> None:
         die_at(attempt.full_disk[1], fill_disk)
     if attempt.small_disk and attempt.small_disk[0] == rank:
         die_at(attempt.small_disk[1], shrink_disk)
+    if attempt.own_caches:
+        os.environ["TRAINYARD_CACHE"] += f"/{rank}"
     folder = open_run(config.storage_path, config.resolved_run_name)
     data: list[Any] = [None]
     if rank == 0:
@@ -182,6 +186,7 @@ def _run(attempt: Attempt, rank: int) -> None:
         folder.fetch()
         cache = folder.path.parent / ".cache"
         data = [prepare(find_splits(config), build_tokenizer(config), config, cache, folder)]
+        folder.share_tables(data[0].folders)
     if config.num_workers != 1:
         dist.broadcast_object_list(data)
     finish = Session.finish_step

@@ -122,4 +122,4 @@ def test_the_weight_that_is_named_does_not_depend_on_the_number_of_workers(
     model = torch.nn.ModuleDict({"c": torch.nn.Linear(2, 2)})
     snapshot: Any = SimpleNamespace(step=3, model=model, weights={"c.weight": nan, "c.bias": nan})
     with pytest.raises(Diverged, match="after step 3 the weight b holds"):
-        writer._together(tmp_path, snapshot)
+        writer._together("an attempt", snapshot)

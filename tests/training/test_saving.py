@@ -229,7 +229,7 @@ def test_a_full_disk_of_another_worker_can_be_sent_to_rank_0(tmp_path: Path) -> 
 def test_a_run_that_was_superseded_while_it_wrote_ends_so(
     base: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer sees it before it renames. No step writes a line after that."""
+    """The writer sees it before it renames, and training when it waits for it, at the next one."""
     publish = CheckpointStore._publish_local
 
     def superseded(store: CheckpointStore) -> None:
@@ -242,7 +242,7 @@ def test_a_run_that_was_superseded_while_it_wrote_ends_so(
         run_locally(base)
     folder = open_run(base.storage_path, base.resolved_run_name)
     assert folder.store().steps() == [3]
-    assert max(line["step"] for line in folder.metrics()) < 9
+    assert max(line["step"] for line in folder.metrics()) <= 9
     assert not any(thread.name.startswith("checkpoint") for thread in threading.enumerate())
 
 

@@ -3,11 +3,13 @@
 import contextlib
 import importlib
 import os
+import random
 import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from trainyard.cluster import start_ray
@@ -28,6 +30,9 @@ FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 MAX_PORT = 65_535
 """Largest port number."""
+
+MIN_FREE_PORT = 20_000
+"""Smallest port that is taken without being asked for. Ray's workers use those from 10002 to 19999."""
 
 STOP_SECONDS = 30
 """Maximum seconds to wait until Serve's controller has ended."""
@@ -163,15 +168,31 @@ def _free_port(port: int | None) -> int:
         raise UserError(
             f"port {port} is not a port; give a number from 1 to {MAX_PORT}, or 0 for a free port"
         )
+    failure = None
+    for candidate in [port] if port else _unassigned_ports():
+        try:
+            with socket.create_server(("127.0.0.1", candidate)) as listener:
+                free: int = listener.getsockname()[1]
+                return free
+        except OSError as error:
+            failure = error
+    reason = os.strerror((failure and failure.errno) or 0)
+    raise UserError(
+        f"port {port or 0} cannot be used ({reason}); stop the other server, or give another port"
+    ) from failure
+
+
+def _unassigned_ports() -> list[int]:
+    """Return some ports that the kernel assigns to nobody, in random order, and 0 at the end.
+
+    The kernel assigns ports above these to Ray's processes, which start before the server does.
+    """
     try:
-        with socket.create_server(("127.0.0.1", port or 0)) as listener:
-            free: int = listener.getsockname()[1]
-            return free
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise UserError(
-            f"port {port} cannot be used ({reason}); stop the other server, or give another port"
-        ) from error
+        above = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):  # not Linux
+        return [0]
+    ports = range(MIN_FREE_PORT, max(above, MIN_FREE_PORT))
+    return [*random.SystemRandom().sample(ports, min(len(ports), 20)), 0]
 
 
 def _wait_until_ready(url: str) -> None:

@@ -8,16 +8,6 @@ files are deleted when the run is finished; such a checkpoint can be exported, b
 The run folder is the single source of truth: a run resumes from its newest checkpoint that verifies.
 Checkpoints are not reported to Ray Train: it rewrites its own record in place, up to two seconds
 late. A crash can leave that record empty, and the run could then never start again.
-
-In a bucket, a checkpoint is uploaded completely, then added to an index that only one attempt may
-replace.
-
-    checkpoints/index.json                {"attempt": …, "checkpoints": {"120": "step-00000120-4f1c22ab"}}
-    checkpoints/step-00000120-4f1c22ab/   the files of a checkpoint, MANIFEST.json the last
-
-Each attempt uploads under its own names. So an attempt that returns after a network outage cannot
-mix its files with those of its successor. Its index entry is rejected, because the index has
-changed since it was read.
 """
 
 import json
@@ -31,25 +21,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import override
-
 from trainyard.errors import DamagedRun, SupersededError, UserError
-from trainyard.storage.atomic import scratch_path, sync_folder, sync_tree, write_json
+from trainyard.storage.atomic import scratch_path, sync_file, sync_folder, sync_tree, write_json
 from trainyard.storage.lease import Fence
 from trainyard.storage.manifest import (
     MANIFEST,
-    download_folder,
     drop,
-    drop_objects,
+    entry_of,
     fault_of,
     has_dropped,
     hashes_of,
-    upload_folder,
 )
-from trainyard.storage.store import Bucket, Conflict, Stored, replace_own
 
 _NAME = re.compile(r"step-(\d{8})")
-_OPTIMIZER = "optimizer"
+OPTIMIZER = "optimizer"
 """Start of the names of the files with the optimizer's state."""
 _PROBE_BYTES = 2**20
 
@@ -118,9 +103,6 @@ class CheckpointStore:
                 f"attempt {self.attempt} was superseded by {current}; it stops here"
             )
 
-    is_shared = True
-    """True if the workers of all nodes see `folder`."""
-
     def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
         """Let `write` fill a folder, and commit it as the checkpoint of `step`; durable on return.
 
@@ -131,8 +113,7 @@ class CheckpointStore:
                 checkpoints are unchanged.
             SupersededError: Another driver or a newer attempt has claimed the run.
         """
-        final = self.path(step)
-        scratch = self.folder / f".inprogress-{step:08d}-{self.attempt}"
+        final, scratch = self.path(step), self._scratch(step, self.attempt)
         try:
             scratch.mkdir()
             known = _fill(scratch, write)
@@ -162,6 +143,28 @@ class CheckpointStore:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         return final
+
+    def write_part(
+        self, step: int, attempt: str, write: Callable[[Path], Iterable[Path]]
+    ) -> dict[str, Any]:
+        """Let `write` add files to the checkpoint that rank 0 commits in `attempt`; durable on return.
+
+        Any process calls this while rank 0 is in `commit`. `write` returns the files.
+
+        Returns:
+            Manifest entries of the files, by name.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+            UserError: The bucket cannot be written.
+        """
+        files = list(write(self._scratch(step, attempt)))
+        for file in files:
+            sync_file(file)
+        return {file.name: entry_of(file) for file in files}
+
+    def _scratch(self, step: int, attempt: str | None) -> Path:
+        return self.folder / f".inprogress-{step:08d}-{attempt}"
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, oldest first, verified or not.
@@ -252,7 +255,7 @@ class CheckpointStore:
                 )
 
     def _drop(self, step: int) -> None:
-        drop(self.path(step), _OPTIMIZER)
+        drop(self.path(step), OPTIMIZER)
 
     def _name(self, step: int) -> str:
         return self.path(step).name
@@ -269,7 +272,7 @@ class CheckpointStore:
             UserError: The storage does not answer.
         """
         self._check_fence()
-        for step in _older(self.steps(), until):
+        for step in older(self.steps(), until):
             if step not in steps:
                 self._delete(step)
 
@@ -295,170 +298,7 @@ class CheckpointStore:
         log.warning(self.skipped[-1])
 
 
-class BucketCheckpoints(CheckpointStore):
-    """Checkpoints of one run in a bucket.
-
-    Args:
-        folder: Folder of this node's copies.
-        bucket: Bucket of the checkpoints.
-        key: Name of their folder in the bucket.
-        fetch: Function that downloads the run's records to this node, called by `claim`.
-        publish: Function that uploads the run's records, called before a commit.
-        fence: See `CheckpointStore`.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        bucket: Bucket,
-        key: str,
-        fetch: Callable[[], None] = lambda: None,
-        publish: Callable[[], None] = lambda: None,
-        fence: Fence | None = None,
-    ) -> None:
-        super().__init__(folder, fence, publish)
-        self._bucket, self._key, self._fetch = bucket, key, fetch
-        self._names: dict[int, str] | None = None
-
-    @override
-    def claim(self) -> None:
-        super().claim()
-        while True:
-            # List the objects before replacing the index: later objects may be a successor's.
-            listed = self._bucket.names(self._key)
-            stored, names = self._read()
-            try:
-                self._version = self._bucket.write(
-                    self._index, self._entry(names), over=stored.version if stored else "nothing"
-                )
-                break
-            except Conflict:
-                continue
-        self._names = names
-        prefixes = tuple(f"{self._key}/{name}/" for name in names.values())
-        self._bucket.delete([key for key in listed if not key.startswith((self._index, *prefixes))])
-        self._fetch()
-
-    is_shared = False
-
-    @override
-    def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
-        # The local copy may belong to a run that --fresh has replaced since.
-        shutil.rmtree(self.path(step), ignore_errors=True)
-        path = super().commit(step, write)
-        name = f"{path.name}-{str(self.attempt)[:8]}"
-        try:
-            self._check_index()
-            upload_folder(self._bucket, path, f"{self._key}/{name}")
-            self._check_index()
-            self._publish()
-            self._replace({**self._index_names(), step: name})
-        except SupersededError:
-            raise
-        except UserError as error:
-            raise UserError(
-                f"the checkpoint of step {step} could not be stored: {error.problem}",
-                remedy=f"{error.remedy or 'check the bucket'}, then run the same command to resume from "
-                "the last stored checkpoint",
-            ) from error
-        return path
-
-    @override
-    def steps(self) -> list[int]:
-        return sorted(self._index_names())
-
-    @override
-    def bring(self, step: int) -> Path:
-        if (fault := self._download(step)) is not None:
-            name = self._index_names().get(step, self.path(step).name)
-            raise UserError(
-                f"{self._bucket.url}/{self._key}/{name} is damaged ({fault}); start the same command "
-                "again to resume from an older checkpoint, or use --fresh"
-            )
-        return self.path(step)
-
-    @override
-    def _fault(self, step: int) -> str | None:
-        return self._download(step)
-
-    @override
-    def _drop(self, step: int) -> None:
-        drop_objects(self._bucket, f"{self._key}/{self._name(step)}", _OPTIMIZER)
-
-    @override
-    def _name(self, step: int) -> str:
-        return self._index_names()[step]
-
-    @override
-    def keep(self, steps: Collection[int], until: int | None = None) -> None:
-        names = self._index_names()
-        doomed = {step for step in _older(names, until) if step not in steps}
-        self._replace({step: name for step, name in names.items() if step not in doomed})
-        for step in _older(super().steps(), until):
-            if step not in steps:
-                self._delete(step)
-
-    @override
-    def _publish_local(self) -> None:
-        """Publish nothing: `commit` publishes after the upload."""
-
-    @property
-    def _index(self) -> str:
-        return f"{self._key}/index.json"
-
-    def _index_names(self) -> dict[int, str]:
-        if self._names is None:
-            _, self._names = self._read()
-        return self._names
-
-    def _read(self) -> tuple[Stored | None, dict[int, str]]:
-        stored = self._bucket.read(self._index)
-        if stored is None:
-            return None, {}
-        try:
-            names: dict[str, Any] = json.loads(stored.content)["checkpoints"]
-        except (ValueError, KeyError) as error:
-            raise DamagedRun(
-                f"{self._bucket.url}/{self._index} is damaged",
-                remedy="use --fresh to start this run anew",
-            ) from error
-        return stored, {int(step): name for step, name in names.items()}
-
-    def _entry(self, names: dict[int, str]) -> bytes:
-        return json.dumps({"attempt": self.attempt, "checkpoints": names}, indent=2).encode()
-
-    def _check_index(self) -> None:
-        self._check_fence()
-        stored = self._bucket.read(self._index)
-        if stored is None or not self._is_own(stored.content):
-            raise self._superseded()
-
-    def _replace(self, names: dict[int, str]) -> None:
-        self._check_fence()
-        before = self._index_names()
-        try:
-            self._version = replace_own(
-                self._bucket, self._index, self._entry(names), self._version, self._is_own
-            )
-        except Conflict as error:
-            raise self._superseded() from error
-        self._names = names
-        for name in set(before.values()) - set(names.values()):
-            self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
-
-    def _download(self, step: int) -> str | None:
-        if (name := self._index_names().get(step)) is None:
-            return "the index of checkpoints does not list it"
-        return download_folder(self._bucket, f"{self._key}/{name}", self.path(step))
-
-    def _is_own(self, content: bytes) -> bool:
-        return bool(json.loads(content)["attempt"] == self.attempt)
-
-    def _superseded(self) -> SupersededError:
-        return SupersededError(f"attempt {self.attempt} was superseded; it stops here")
-
-
-def _older(steps: Iterable[int], until: int | None) -> list[int]:
+def older(steps: Iterable[int], until: int | None) -> list[int]:
     """Return the steps up to `until`; None for all."""
     return [step for step in steps if until is None or step <= until]
 

@@ -36,7 +36,8 @@ from trainyard.storage.atomic import (
     write_atomic,
     write_json,
 )
-from trainyard.storage.checkpoints import BucketCheckpoints, CheckpointStore
+from trainyard.storage.bucket_checkpoints import BucketCheckpoints
+from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.storage.exchange import Exchange
 from trainyard.storage.job_folder import (
     LOG,

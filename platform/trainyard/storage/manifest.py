@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -116,14 +116,17 @@ def _without(manifest: dict[str, Any], prefix: str) -> tuple[dict[str, Any], lis
     return {**manifest, "files": kept, _DROPPED: {**known, **dropped}}, [*dropped]
 
 
-def upload_folder(bucket: Bucket, folder: Path, name: str) -> None:
+def upload_folder(bucket: Bucket, folder: Path, name: str, without: Collection[str] = ()) -> None:
     """Upload a folder to objects below `name`, the manifest last; durable on return.
+
+    The files `without`, relative to the folder, are not uploaded.
 
     Raises:
         UserError: The bucket cannot be written.
     """
     for path in sorted(files(folder), key=lambda path: path.name == MANIFEST):
-        bucket.upload(f"{name}/{path.relative_to(folder)}", path)
+        if (relative := str(path.relative_to(folder))) not in without:
+            bucket.upload(f"{name}/{relative}", path)
 
 
 def download_folder(bucket: Bucket, name: str, folder: Path) -> str | None:

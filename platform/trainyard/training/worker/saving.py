@@ -22,9 +22,7 @@ from trainyard.config import TrainConfig
 from trainyard.errors import Diverged, SupersededError, UserError, one_line
 from trainyard.storage import (
     CheckpointStore,
-    entry_of,
     probe_disk,
-    sync_file,
     write_array,
     write_json,
 )
@@ -107,17 +105,16 @@ WRITE_SECONDS = 3 * GROUP_SECONDS
 class CheckpointWriter:
     """Write one checkpoint at a time, in a thread.
 
-    All processes must call `begin` and `join` in the same order. With fsdp and deepspeed on shared
-    storage, each process writes a part; else rank 0 writes all. Threads that write parts have a
-    separate process group, so their messages never mix with those of training.
+    All processes must call `begin` and `join` in the same order. With fsdp and deepspeed, each
+    process writes a part; else rank 0 writes all. Threads that write parts have a separate process
+    group, so their messages never mix with those of training.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Any, store: CheckpointStore) -> None:
         self._strategy = STRATEGIES[config.strategy]
         self._accelerator, self._store = accelerator, store
         self._main: bool = accelerator.is_main_process
-        together = self._strategy.shards and store.is_shared
-        self._writers: int = accelerator.num_processes if together else 1
+        self._writers: int = accelerator.num_processes if self._strategy.shards else 1
         self._group = None
         if self._writers > 1:
             patience = timedelta(seconds=WRITE_SECONDS)
@@ -166,10 +163,8 @@ class CheckpointWriter:
             predictions or {},
         )
         self._memory.wait()
-        if self._main:
-            self._writing = self._thread.submit(self._commit, snapshot)
-        elif self._writers > 1:
-            self._writing = self._thread.submit(self._write_with_rank_0, snapshot)
+        write = self._commit if self._main else self._write_with_rank_0
+        self._writing = self._thread.submit(write, snapshot)
 
     @property
     def has_failed(self) -> bool:
@@ -229,12 +224,13 @@ class CheckpointWriter:
         except UserError as error:
             return error
         finally:
-            if self._writers > 1 and not self._met_others:  # they wait for the folder
+            if self._writers > 1 and not self._met_others:  # they wait for the attempt
                 self._together(None, snapshot)
         return None
 
-    def _write_with_rank_0(self, snapshot: Snapshot) -> None:
+    def _write_with_rank_0(self, snapshot: Snapshot) -> UserError | None:
         self._together(None, snapshot)
+        return None
 
     def _write(self, folder: Path, snapshot: Snapshot) -> dict[str, Any]:
         """Fill a checkpoint's folder as rank 0; return the manifest entries of all parts."""
@@ -247,7 +243,7 @@ class CheckpointWriter:
             torch.save(snapshot.moments, folder / OPTIMIZER_FILE)
             return {}
         torch.save({**snapshot.moments, "state": {}}, folder / OPTIMIZER_FILE)
-        parts = self._together(folder, snapshot)
+        parts = self._together(self._store.attempt, snapshot)
         write_index(folder, [part.sizes for part in parts])
         return {name: entry for part in parts for name, entry in part.entries.items()}
 
@@ -264,10 +260,10 @@ class CheckpointWriter:
         moments, rank = snapshot.moments["state"], self._accelerator.process_index
         return write_part(folder, snapshot.weights, moments, rank, self._writers)
 
-    def _together(self, folder: Path | None, snapshot: Snapshot) -> list[Part]:
-        """Write the parts of all processes into rank 0's `folder`; return them on rank 0.
+    def _together(self, attempt: str | None, snapshot: Snapshot) -> list[Part]:
+        """Write the parts of all processes for rank 0's `attempt`; return them on rank 0.
 
-        Without a `folder` on rank 0, nothing is written.
+        Without an `attempt` on rank 0, nothing is written.
 
         Raises:
             Diverged: A weight of any process is not finite; rank 0 names the same one for any number
@@ -275,20 +271,19 @@ class CheckpointWriter:
             Exception: A thread failed otherwise; rank 0 raises the first exception of any of them.
         """
         self._met_others = True
-        message = [folder]
+        message = [attempt]
         dist.broadcast_object_list(message, src=0, group=self._group)
-        folder = message[0]
-        if folder is None:
+        if (attempt := message[0]) is None:
             return []
         found: Part | Exception
         try:
-            files = self._write_files(folder, snapshot)
-            for file in files:
-                sync_file(file)
+            entries = self._store.write_part(
+                snapshot.step, attempt, lambda folder: self._write_files(folder, snapshot)
+            )
             sizes = {name: tensor.nbytes for name, tensor in snapshot.weights.items()}
-            found = Part(sizes, {file.name: entry_of(file) for file in files})
+            found = Part(sizes, entries)
         except Exception as error:
-            found = _sendable(error, folder)
+            found = _sendable(error, self._store.folder)
         parts: list[Any] | None = [None] * self._writers if self._main else None
         dist.gather_object(found, parts, dst=0, group=self._group)
         errors = [part for part in parts or [] if isinstance(part, Exception)]

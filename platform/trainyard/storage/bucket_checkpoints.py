@@ -1,0 +1,228 @@
+"""Checkpoints of a run in a bucket.
+
+A checkpoint is uploaded completely, then added to an index that only one attempt may replace. With
+fsdp and deepspeed, each worker uploads its part.
+
+    checkpoints/index.json                {"attempt": …, "checkpoints": {"120": "step-00000120-4f1c22ab"}}
+    checkpoints/step-00000120-4f1c22ab/   the files of a checkpoint, MANIFEST.json the last
+
+Each attempt uploads under its own names. So an attempt that returns after a network outage cannot
+mix its files with those of its successor. Its index entry is rejected, because the index has
+changed since it was read.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from trainyard.errors import DamagedRun, SupersededError, UserError
+from trainyard.storage.checkpoints import OPTIMIZER, CheckpointStore, older
+from trainyard.storage.lease import Fence
+from trainyard.storage.manifest import download_folder, drop_objects, upload_folder
+from trainyard.storage.store import Bucket, Conflict, Stored, replace_own
+
+
+class BucketCheckpoints(CheckpointStore):
+    """Checkpoints of one run in a bucket.
+
+    Args:
+        folder: Folder of this node's copies.
+        bucket: Bucket of the checkpoints.
+        key: Name of their folder in the bucket.
+        fetch: Function that downloads the run's records to this node, called by `claim`.
+        publish: Function that uploads the run's records, called before a commit.
+        fence: See `CheckpointStore`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        bucket: Bucket,
+        key: str,
+        fetch: Callable[[], None] = lambda: None,
+        publish: Callable[[], None] = lambda: None,
+        fence: Fence | None = None,
+    ) -> None:
+        super().__init__(folder, fence, publish)
+        self._bucket, self._key, self._fetch = bucket, key, fetch
+        self._names: dict[int, str] | None = None
+
+    @override
+    def claim(self) -> None:
+        super().claim()
+        while True:
+            # List the objects before replacing the index: later objects may be a successor's.
+            listed = self._bucket.names(self._key)
+            stored, names = self._read()
+            try:
+                self._version = self._bucket.write(
+                    self._index, self._entry(names), over=stored.version if stored else "nothing"
+                )
+                break
+            except Conflict:
+                continue
+        self._names = names
+        prefixes = tuple(f"{self._key}/{name}/" for name in names.values())
+        self._bucket.delete([key for key in listed if not key.startswith((self._index, *prefixes))])
+        self._fetch()
+
+    @override
+    def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
+        # The local copy may belong to a run that --fresh has replaced since.
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        uploaded: Mapping[str, Any] = {}
+
+        def fill(scratch: Path) -> Mapping[str, Any]:
+            nonlocal uploaded
+            uploaded = write(scratch) or {}
+            return uploaded
+
+        with _storing(step):
+            self._check_index()
+        path = super().commit(step, fill)
+        name = self._object(step, str(self.attempt))
+        with _storing(step):
+            self._check_index()
+            upload_folder(self._bucket, path, f"{self._key}/{name}", without=uploaded)
+            self._check_index()
+            self._publish()
+            self._replace({**self._index_names(), step: name})
+        return path
+
+    @override
+    def write_part(
+        self, step: int, attempt: str, write: Callable[[Path], Iterable[Path]]
+    ) -> dict[str, Any]:
+        # On rank 0's node, the files stay in its copy of the checkpoint.
+        shared = self._scratch(step, attempt)
+        is_shared = shared.is_dir()
+        scratch = shared if is_shared else shared.with_name(f"{shared.name}-{uuid.uuid4().hex}")
+        scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            entries = super().write_part(step, attempt, lambda _: write(scratch))
+            with _storing(step):
+                for name in entries:
+                    key = f"{self._key}/{self._object(step, attempt)}/{name}"
+                    self._bucket.upload(key, scratch / name)
+        finally:
+            if not is_shared:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return entries
+
+    def _object(self, step: int, attempt: str) -> str:
+        return f"{self.path(step).name}-{attempt[:8]}"
+
+    @override
+    def steps(self) -> list[int]:
+        return sorted(self._index_names())
+
+    @override
+    def bring(self, step: int) -> Path:
+        if (fault := self._download(step)) is not None:
+            name = self._index_names().get(step, self.path(step).name)
+            raise UserError(
+                f"{self._bucket.url}/{self._key}/{name} is damaged ({fault}); start the same command "
+                "again to resume from an older checkpoint, or use --fresh"
+            )
+        return self.path(step)
+
+    @override
+    def _fault(self, step: int) -> str | None:
+        return self._download(step)
+
+    @override
+    def _drop(self, step: int) -> None:
+        drop_objects(self._bucket, f"{self._key}/{self._name(step)}", OPTIMIZER)
+
+    @override
+    def _name(self, step: int) -> str:
+        return self._index_names()[step]
+
+    @override
+    def keep(self, steps: Collection[int], until: int | None = None) -> None:
+        names = self._index_names()
+        doomed = {step for step in older(names, until) if step not in steps}
+        self._replace({step: name for step, name in names.items() if step not in doomed})
+        for step in older(super().steps(), until):
+            if step not in steps:
+                self._delete(step)
+
+    @override
+    def _publish_local(self) -> None:
+        """Publish nothing: `commit` publishes after the upload."""
+
+    @property
+    def _index(self) -> str:
+        return f"{self._key}/index.json"
+
+    def _index_names(self) -> dict[int, str]:
+        if self._names is None:
+            _, self._names = self._read()
+        return self._names
+
+    def _read(self) -> tuple[Stored | None, dict[int, str]]:
+        stored = self._bucket.read(self._index)
+        if stored is None:
+            return None, {}
+        try:
+            names: dict[str, Any] = json.loads(stored.content)["checkpoints"]
+        except (ValueError, KeyError) as error:
+            raise DamagedRun(
+                f"{self._bucket.url}/{self._index} is damaged",
+                remedy="use --fresh to start this run anew",
+            ) from error
+        return stored, {int(step): name for step, name in names.items()}
+
+    def _entry(self, names: dict[int, str]) -> bytes:
+        return json.dumps({"attempt": self.attempt, "checkpoints": names}, indent=2).encode()
+
+    def _check_index(self) -> None:
+        self._check_fence()
+        stored = self._bucket.read(self._index)
+        if stored is None or not self._is_own(stored.content):
+            raise self._superseded()
+
+    def _replace(self, names: dict[int, str]) -> None:
+        self._check_fence()
+        before = self._index_names()
+        try:
+            self._version = replace_own(
+                self._bucket, self._index, self._entry(names), self._version, self._is_own
+            )
+        except Conflict as error:
+            raise self._superseded() from error
+        self._names = names
+        for name in set(before.values()) - set(names.values()):
+            self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
+
+    def _download(self, step: int) -> str | None:
+        if (name := self._index_names().get(step)) is None:
+            return "the index of checkpoints does not list it"
+        return download_folder(self._bucket, f"{self._key}/{name}", self.path(step))
+
+    def _is_own(self, content: bytes) -> bool:
+        return bool(json.loads(content)["attempt"] == self.attempt)
+
+    def _superseded(self) -> SupersededError:
+        return SupersededError(f"attempt {self.attempt} was superseded; it stops here")
+
+
+@contextmanager
+def _storing(step: int) -> Iterator[None]:
+    """Name the checkpoint in an error of the bucket, and the way to resume."""
+    try:
+        yield
+    except SupersededError:
+        raise
+    except UserError as error:
+        raise UserError(
+            f"the checkpoint of step {step} could not be stored: {error.problem}",
+            remedy=f"{error.remedy or 'check the bucket'}, then run the same command to resume from "
+            "the last stored checkpoint",
+        ) from error
