@@ -77,7 +77,7 @@ model.save_pretrained("tuned")
 
 @dataclass(frozen=True)
 class Tool:
-    """Row of `TOOLS`: pip's arguments of each installation command, and the results to time.
+    """Row of `tools()`: pip's arguments of each installation command, and the results to time.
 
     `more` is installed after them without being timed: what a result needs outside of the README.
     """
@@ -87,7 +87,10 @@ class Tool:
     more: Sequence[str] = ()
 
 
-def timed(command: Sequence[str | Path], folder: Path) -> float:
+Command = Sequence[str | Path]
+
+
+def timed(command: Command, folder: Path) -> float:
     """Run a command in `folder` to its end; return its seconds.
 
     Raises:
@@ -104,7 +107,7 @@ def timed(command: Sequence[str | Path], folder: Path) -> float:
     return seconds
 
 
-def answered(command: Sequence[str | Path], folder: Path, url: str, body: bytes) -> float:
+def answered(command: Command, folder: Path, url: str, body: bytes) -> float:
     """Start a server in `folder`, and stop it after its first answer with 200; return the seconds.
 
     Raises:
@@ -154,8 +157,16 @@ def install(tool: Tool, environment: Path) -> dict[str, float]:
     The environment is made before. All tools are installed by the pip of this environment.
     """
     timed([sys.executable, "-m", "venv", "--without-pip", environment], environment.parent)
-    pip = [sys.executable, "-m", "pip", "--python", environment / "bin/python", "install", "-q"]
-    pip += ["--no-cache-dir", "-c", ROOT / "constraints.txt"]
+    pip: Command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        environment / "bin/python",
+        "install",
+        "-q",
+    ]
+    pip = [*pip, "--no-cache-dir", "-c", ROOT / "constraints.txt"]
     seconds = sum(timed([*pip, *words], environment.parent) for words in tool.installation)
     size = sum(path.lstat().st_size for path in environment.rglob("*") if not path.is_dir())
     if tool.more:
@@ -198,7 +209,7 @@ def trainyard(environment: Path, folder: Path) -> dict[str, float]:
     trained = timed([command, "init", "mail.csv"], folder)
     trained += timed([command, "train", "--config", "mail.yaml"], folder)
     port = free_port()
-    serve = [command, "serve", "--model-name-or-path", "runs/mail", "--port", str(port)]
+    serve: Command = [command, "serve", "--model-name-or-path", "runs/mail", "--port", str(port)]
     url = f"http://127.0.0.1:{port}/models/mail"
     return {
         "trained": trained,
