@@ -17,6 +17,7 @@ from typing import Any
 
 import statistics_tables
 from excerpts import EXCERPTS
+from first_minutes import first_minutes_table
 from gpu import gpu_table
 from markdown_tables import RESULTS, Result, load, short_commit, source, table
 from ports_table import ports
@@ -452,6 +453,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step-means": step_means,
     "duration": duration,
     "first-step": first_step,
+    "first-minutes": first_minutes_table,
     "memory": memory,
     "size": size,
     "tokenization": tokenization,
