@@ -9,7 +9,14 @@ from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainyard.data.columns import Batch, Columns, TextFormat, did_you_mean, unreadable
+from trainyard.data.columns import (
+    Batch,
+    Columns,
+    TextFormat,
+    UnfitSettings,
+    did_you_mean,
+    unreadable,
+)
 from trainyard.data.labels import canonical_labels
 from trainyard.data.parquet_files import read_parquet
 from trainyard.data.text_files import read_csv, read_json, read_tsv
@@ -49,6 +56,7 @@ def read_rows(
     `text_lists`.
 
     Raises:
+        UnfitSettings: The file has another encoding, or other columns.
         UserError: The file or a row cannot be used. The message names the place and the fix.
     """
     path = Path(path)
@@ -82,6 +90,9 @@ def read_rows(
             first_row += len(batch)
     except OSError as error:
         raise unreadable(path, error) from error
+    except UnfitSettings as error:
+        error.path = path
+        raise
     if first_row == 0:
         raise UserError(
             f"{path.name} has no rows; expected at least one row of data (in CSV and TSV: below "
