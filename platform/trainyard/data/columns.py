@@ -90,12 +90,7 @@ class UnfitSettings(UserError):  # noqa: N818 (a sentence for the user, like its
         remedy: Fix without knowledge of the file's settings.
         advice: Fix with this knowledge: texts before and after the flags to add.
         near: Column that is spelled like the missing one; None without one.
-
-    Attributes:
-        path: File; None until `read_rows` sets it.
     """
-
-    path: Path | None = None
 
     def __init__(
         self, problem: str, *, remedy: str, advice: tuple[str, str], near: str | None = None

@@ -128,7 +128,7 @@ def naming_settings(
 
     Args:
         config: Flags of the job.
-        file: First file that the job reads. Errors of other files stay as they are.
+        file: First file that the job reads. If it has the settings, the error stays as it is.
         texts: Text columns that the job reads.
         label: Label column that the job reads; None without labels.
 
@@ -138,8 +138,6 @@ def naming_settings(
     try:
         yield
     except UnfitSettings as error:
-        if error.path != file:
-            raise
         try:
             found = _missing(config, file, texts, label)
         except UserError:  # the file has further faults; the first one is reported

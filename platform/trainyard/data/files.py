@@ -13,7 +13,6 @@ from trainyard.data.columns import (
     Batch,
     Columns,
     TextFormat,
-    UnfitSettings,
     did_you_mean,
     unreadable,
 )
@@ -90,9 +89,6 @@ def read_rows(
             first_row += len(batch)
     except OSError as error:
         raise unreadable(path, error) from error
-    except UnfitSettings as error:
-        error.path = path
-        raise
     if first_row == 0:
         raise UserError(
             f"{path.name} has no rows; expected at least one row of data (in CSV and TSV: below "
