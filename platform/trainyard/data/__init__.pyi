@@ -10,6 +10,7 @@ from .detect import naming_settings as naming_settings
 from .files import check_file as check_file
 from .files import files_of as files_of
 from .files import read_rows as read_rows
+from .files import similar_file as similar_file
 from .held_out import normalize_text as normalize_text
 from .labels import EMPTY as EMPTY
 from .labels import LabelEncoder as LabelEncoder

@@ -125,6 +125,15 @@ def files_of(pattern: str) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def similar_file(path: Path) -> str:
+    """Return the end of a sentence that suggests a file in the folder of `path`; "" without one."""
+    try:
+        names = [other.name for other in path.absolute().parent.iterdir() if other.is_file()]
+    except OSError:
+        return ""
+    return did_you_mean(path.name, names)
+
+
 def check_file(path: Path) -> None:
     """Refuse a path that is not a readable data file.
 
@@ -142,12 +151,9 @@ def _check_content(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file; name one file inside it")
     if not path.exists():
-        folder = path.absolute().parent
-        others = folder.iterdir() if folder.is_dir() else ()
-        siblings = [other.name for other in others if other.is_file()]
         raise UserError(
-            f"{path} does not exist{did_you_mean(path.name, siblings)}; give the path of a file, "
-            f"absolute or relative to {Path.cwd()}"
+            f"{path} does not exist{similar_file(path)}; give the path of a file, absolute or relative "
+            f"to {Path.cwd()}"
         )
     if path.suffix.lower() in _WORKBOOKS:
         raise UserError(
