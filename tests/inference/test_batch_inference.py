@@ -247,7 +247,7 @@ def test_pairs_labels_and_numbers(tmp_path: Path) -> None:
         )
         alone = TextClassification.load(str(model))
         for row in rows_of(output):
-            pair = {"text": row["text"], "text_pair": row["text_pair"]}
+            pair = {"text": row["first"], "text_pair": row["second"]}
             (expected,) = alone(pair, truncation=True)
             if problem == "regression":
                 assert row["score"] == pytest.approx(expected[0]["score"], abs=1e-4)
