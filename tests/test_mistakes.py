@@ -130,6 +130,8 @@ def test_a_mistake_is_answered_by_one_sentence(
 OF_OTHER_JOBS = {
     ("tune", "--train-file", "good.csv", "--space", "huge"): "--space huge is unknown",
     ("tune", "--train-file", "god.csv"): "god.csv does not exist; did you mean 'good.csv'",
+    ("quickstart", "--model-name-or-path", "MODEL", "--max-length", "4096"):
+        "--max-length 4096 is more than the 64 positions",
     ("eval", "--model-name-or-path", "absent"): "absent",
     ("eval", "--validation-file", "good.csv"): "--model-name-or-path",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "absent.csv", "--output-file",
