@@ -75,7 +75,6 @@ def test_an_error_names_the_arguments_of_the_config(job: str, tmp_path: Path) ->
     with pytest.raises(UserError) as refused:
         function(config)
     assert str(refused.value).endswith(f"add {keywords}")
-    assert str(refused.value.args[0]) in str(refused.value)
     with pytest.raises(UserError, match=r"add --delimiter ';' --text-column comment"):
         for_command(function)(config)
 

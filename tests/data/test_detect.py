@@ -1,5 +1,6 @@
 """Errors about a file's format and columns name all the settings that the file needs."""
 
+import pickle
 import shlex
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,14 @@ def test_a_file_without_columns_to_name_gets_no_settings(
     path = tmp_path / name
     path.write_text(content)
     assert sentence in refused(TrainConfig(train_file=str(path)))
+
+
+def test_an_error_without_settings_crosses_processes(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,x\nb,y\n")
+    with pytest.raises(UserError) as refused:
+        find_splits(TrainConfig(train_file=str(path)))
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
 
 
 def test_settings_of_another_file_are_not_named(tmp_path: Path) -> None:

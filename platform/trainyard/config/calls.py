@@ -54,7 +54,6 @@ def python_function(
                 error.problem, error.remedy = (
                     as_keywords(text, kinds) for text in (error.problem, error.remedy)
                 )
-                error.args = (error.problem,)
                 raise
 
         return checked
@@ -69,9 +68,9 @@ def for_command(function: Callable[Parameters, Result]) -> Callable[Parameters, 
 
 
 def as_keywords(sentence: str, kinds: Mapping[str, Any]) -> str:
-    """Write the flags of a sentence as keywords: `--seed 1 --fresh` becomes `seed=1, fresh=True`.
+    """Write flags in a sentence as keywords: `--seed 1 --fresh` becomes `seed=1, fresh=True`.
 
-    A flag without a value that can be told from the words of the sentence becomes its name.
+    A flag becomes its name alone if the next word is not recognized as a value.
 
     Args:
         sentence: Error sentence.

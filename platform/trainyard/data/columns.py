@@ -93,7 +93,12 @@ class UnfitSettings(UserError):  # noqa: N818 (a sentence for the user, like its
     """
 
     def __init__(
-        self, problem: str, *, remedy: str, advice: tuple[str, str], near: str | None = None
+        self,
+        problem: str,
+        *,
+        remedy: str = "",
+        advice: tuple[str, str] = ("add ", ""),
+        near: str | None = None,
     ) -> None:
         hint = "" if near is None else f"; did you mean {near!r}?"
         super().__init__(f"{problem}{hint}", remedy=remedy)

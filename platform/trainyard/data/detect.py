@@ -63,7 +63,7 @@ class Guess:
     """Characters per row, 99th percentile; both texts of a pair count."""
 
     def fields(self) -> dict[str, Any]:
-        """Return the guesses as fields of TrainConfig, without those that equal the defaults."""
+        """Return the guesses as fields of a training config, without those at their defaults."""
         found = {
             "text_column": self.text,
             "text_pair_column": self.pair,
