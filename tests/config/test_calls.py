@@ -52,14 +52,13 @@ def test_flags_of_a_sentence_become_keywords(flags: str, keywords: str) -> None:
 
 @pytest.mark.parametrize("job", ["fit", "evaluate", "predict"])
 def test_an_error_names_the_arguments_of_the_config(job: str, tmp_path: Path) -> None:
-    source = tmp_path / "mail.csv"
+    source = f"{tmp_path}/mail.csv"
     rows = "".join(f"{row};so {row};x\n{row};na {row};y\n" for row in range(20))
-    source.write_text("id;comment;mood\n" + rows)
-    place = {"storage_path": str(tmp_path / "runs")}
-    model = {"model_name_or_path": str(classifier(tmp_path / "run/model"))}
+    Path(source).write_text("id;comment;mood\n" + rows)
+    place: dict[str, Any] = {"storage_path": str(tmp_path / "runs")}
+    model: dict[str, Any] = {"model_name_or_path": str(classifier(tmp_path / "run/model"))}
     texts = "delimiter=';', text_column='comment'"
-    function: Callable[[Any], Any]
-    function, config, keywords = {
+    jobs: dict[str, tuple[Callable[[Any], Any], Any, str]] = {
         "fit": (fit, TrainConfig(train_file=source, **place), texts + ", label_column='mood'"),
         "evaluate": (
             evaluate,
@@ -71,7 +70,8 @@ def test_an_error_names_the_arguments_of_the_config(job: str, tmp_path: Path) ->
             PredictConfig(input_file=source, output_file=f"{tmp_path}/out.csv", **model),
             texts,
         ),
-    }[job]
+    }
+    function, config, keywords = jobs[job]
     with pytest.raises(UserError) as refused:
         function(config)
     assert str(refused.value).endswith(f"add {keywords}")
