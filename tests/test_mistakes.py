@@ -61,6 +61,12 @@ MISTAKES = {
     "storage is no bucket": (["--storage-path", "ftp://host/runs"], "a URL that starts with s3://"),
     "run name with a path": (["--run-name", "../x"], "--run-name is '../x'"),
     "no such preset": (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
+    "config with another ending": (["--config", "mail.yml"],
+                                   "directory); did you mean 'mail.yaml'?; give the path of a YAML"),
+    "validation file missing": (["--train-file", "good.csv", "--validation-file", "goods.csv"],
+                                "goods.csv does not exist; did you mean 'good.csv'?"),
+    "settings missing": (["--train-file", "mail.csv"],
+                         "add --delimiter ';' --text-column comment --label-column mood"),
     "no cluster at the address": (["--address", "127.0.0.1:1", "--max-length", "64",
                                    "--model-name-or-path", "MODEL"],
                                   "no Ray cluster answers at 127.0.0.1:1"),
@@ -92,6 +98,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "nolabel.csv": b"text,label\nba,x\nco,\n",
         "bad.jsonl": b'{"text": "ba", "label": "x"}\n{"text": \n',
         "fake.parquet": b"this is text",
+        "mail.csv": b"id;comment;mood\n1;ba;x\n2;co;y\n",
+        "mail.yaml": b"task: demo\n",
     }.items():
         (folder / name).write_bytes(content)
     write_task(folder / "bare", train=0)
@@ -122,10 +130,18 @@ def test_a_mistake_is_answered_by_one_sentence(
 OF_OTHER_JOBS = {
     ("tune", "--train-file", "good.csv", "--space", "huge"): "--space huge is unknown",
     ("tune", "--train-file", "god.csv"): "god.csv does not exist; did you mean 'good.csv'",
+    ("quickstart", "--model-name-or-path", "MODEL", "--max-length", "4096"):
+        "--max-length 4096 is more than the 64 positions",
     ("eval", "--model-name-or-path", "absent"): "absent",
     ("eval", "--validation-file", "good.csv"): "--model-name-or-path",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "absent.csv", "--output-file",
      "out.jsonl"): "absent.csv does not exist",
+    ("predict", "--model-name-or-path", "MODEL", "--input-file", "god.csv", "--output-file",
+     "out.jsonl"): "god.csv does not exist; did you mean 'good.csv'?",
+    ("predict", "--model-name-or-path", "MODEL", "--input-file", "mail.csv", "--output-file",
+     "out.jsonl"): "add --delimiter ';' --text-column comment",
+    ("tune", "--train-file", "mail.csv"):
+        "add --delimiter ';' --text-column comment --label-column mood",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "good.csv", "--output-file",
      "out.xls"): "--output-file out.xls must end in",
     ("serve", "--model-name-or-path", "./absent"): "holds no config.json",

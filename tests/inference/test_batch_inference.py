@@ -116,7 +116,7 @@ def test_columns_of_several_files_fit_each_other(model: Path, tmp_path: Path) ->
         predict(every)
     assert predict(replace(every, keep_columns=("note",)))["rows"] == 3
     with pytest.raises(
-        UserError, match=r"--keep-columns names 'more', but the columns of a\.parquet"
+        UserError, match=r"keep_columns names 'more', but the columns of a\.parquet"
     ):
         predict(replace(every, keep_columns=("more",)))
     with pytest.raises(UserError, match=r"no file matches \S*x\*\.csv; correct the pattern"):
@@ -125,7 +125,7 @@ def test_columns_of_several_files_fit_each_other(model: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"d\.csv has no column 'text'"):
         predict(replace(config, input_file=f"{config.input_file},{tmp_path}/d.csv"))
     into = replace(config, output_file=f"{tmp_path}/b.parquet")
-    with pytest.raises(UserError, match=r"--input-file \S*b\.parquet are the same file"):
+    with pytest.raises(UserError, match=r"input_file \S*b\.parquet are the same file"):
         predict(into)
 
 
@@ -247,7 +247,7 @@ def test_pairs_labels_and_numbers(tmp_path: Path) -> None:
         )
         alone = TextClassification.load(str(model))
         for row in rows_of(output):
-            pair = {"text": row["text"], "text_pair": row["text_pair"]}
+            pair = {"text": row["first"], "text_pair": row["second"]}
             (expected,) = alone(pair, truncation=True)
             if problem == "regression":
                 assert row["score"] == pytest.approx(expected[0]["score"], abs=1e-4)
@@ -326,7 +326,7 @@ def test_the_job_prints_its_line_and_its_mistakes(model: Path, tmp_path: Path) -
         ({"model_task": "ner"}, "--model-task ner is not known; use one of text-classification"),
         ({"model_task": "fill-mask"}, "lacks .* of the weights that AutoModelForMaskedLM needs"),
         ({"batch_tokens": 0}, "--batch-tokens is 0; it must be at least 1"),
-        ({"output_file": "nowhere/scores.jsonl"}, "nowhere of --output-file does not exist"),
+        ({"output_file": "nowhere/scores.jsonl"}, "nowhere of output_file does not exist"),
         ({"output_file": "folder.jsonl"}, "folder.jsonl is a folder; give the path of a file"),
         ({"input_file": "nowhere.csv"}, "nowhere.csv does not exist"),
     ],

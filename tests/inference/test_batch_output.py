@@ -68,6 +68,23 @@ def test_the_inputs_columns_are_kept_next_to_the_answers(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("output", ["out.jsonl", "out.csv", "out.parquet"])
+def test_each_text_of_a_pair_is_written_once(model: Path, tmp_path: Path, output: str) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("question,text,answer\nbana,7,cola\ncola,8,bana\n")
+    columns = {"text_column": "question", "text_pair_column": "answer"}
+    found = answers(model, source, output, **columns)
+    rows = found.to_pylist() if output.endswith("parquet") else found
+    assert [row["question"] for row in rows] == ["bana", "cola"]
+    assert [row["answer"] for row in rows] == ["cola", "bana"]
+    assert [row["input_text"] for row in rows] == ["7", "8"]  # not the text that was predicted
+    assert not rows[0].keys() & {"text", "text_pair"}
+    found = answers(model, source, output, **columns, keep_columns=("answer",))
+    rows = found.to_pylist() if output.endswith("parquet") else found
+    assert [(row["text"], row["answer"]) for row in rows] == [("bana", "cola"), ("cola", "bana")]
+    assert not rows[0].keys() & {"question", "text_pair", "input_text"}
+
+
 def test_a_text_column_may_be_named_like_an_answer(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text("row,label\nbana,x\ncola,y\n")
@@ -202,15 +219,16 @@ def test_columns_are_narrowed_by_name(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text("review,id,other\nbana,1,x\n")
     (row,) = answers(model, source, text_column="review")
-    assert (row["review"], row["text"], row["id"], row["other"]) == ("bana", "bana", "1", "x")
+    assert (row["review"], row["id"], row["other"]) == ("bana", "1", "x")
+    assert "text" not in row
     (row,) = answers(model, source, text_column="review", keep_columns=("id",))
-    assert row["id"] == "1"
+    assert (row["id"], row["text"]) == ("1", "bana")
     assert not row.keys() & {"review", "other"}
     (row,) = answers(model, source, text_column="review", keep_columns=())
     assert row.keys() == {
         "row", "text", "label", "score", "scores", *SCORES, "truncated_tokens"
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"--keep-columns names 'ids', but .*; did you mean 'id'"):
+    with pytest.raises(UserError, match=r"keep_columns names 'ids', but .*; did you mean 'id'"):
         answers(model, source, text_column="review", keep_columns=("ids",))
 
 
@@ -228,7 +246,7 @@ def test_a_run_folder_and_a_foreign_file_are_accepted(model: Path, tmp_path: Pat
     source.write_bytes("text;größe\nbana cola;\u20ac 1,5\n".encode("cp1252"))
     (row,) = answers(model.parent, source, delimiter=";", encoding="cp1252")
     assert row["größe"] == "€ 1,5"
-    with pytest.raises(UserError, match=r"add --encoding|such as --encoding cp1252|--delimiter"):
+    with pytest.raises(UserError, match="such as encoding='cp1252', delimiter=';', or"):
         answers(model, source)
 
 

@@ -83,7 +83,7 @@ def test_a_storage_that_cannot_be_used_is_one_sentence_within_seconds(
     for name, value in environment.items():
         monkeypatch.setenv(name, silent if value == "silent" else value)
     started = time.monotonic()
-    with listener, pytest.raises(UserError, match="--storage-path") as refused:
+    with listener, pytest.raises(UserError, match="storage_path") as refused:
         fit(TrainConfig(storage_path=change(url)))
     assert time.monotonic() - started < 15
     assert said in str(refused.value)

@@ -13,7 +13,7 @@ from trainyard.training.driver.fit import fit
 from trainyard.tuning import SweepConfig
 from trainyard.tuning.sweep import tune
 
-SENTENCE = "--zero-stage is for --strategy deepspeed, not ddp; change one of the two"
+SENTENCE = "zero_stage is for strategy='deepspeed', not ddp; change one of the two"
 
 
 def test_a_zero_stage_without_deepspeed_is_refused_for_a_new_run(tmp_path: Path) -> None:
@@ -39,6 +39,6 @@ def test_an_old_run_with_it_still_opens(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("trainyard.training.driver.fit.earlier_result", earlier)
     assert str(fit(config)) == "its result"
     assert [found.zero_stage for found in opened] == [3]
-    with pytest.raises(UserError, match="is for --strategy deepspeed"):
+    with pytest.raises(UserError, match="is for strategy='deepspeed'"):
         fit(replace(config, fresh=True))
     assert str(fit(config)) == "its result"  # it was not deleted

@@ -411,7 +411,7 @@ def test_fresh_empties_no_folder_that_is_not_a_run(base: TrainConfig, tmp_path: 
     (tmp_path / "photos/cat.jpg").write_text("mine")
     config = dataclasses.replace(base, storage_path=str(tmp_path), run_name="photos", fresh=True)
     with pytest.raises(
-        UserError, match=r"photos holds cat\.jpg but no run\.json, so --fresh does not"
+        UserError, match=r"photos holds cat\.jpg but no run\.json, so fresh=True does not"
     ):
         fit(config)
     assert (tmp_path / "photos/cat.jpg").read_text() == "mine"

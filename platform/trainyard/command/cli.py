@@ -87,8 +87,11 @@ def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
+        from trainyard.data import similar_file
+
+        hint = similar_file(path) if isinstance(error, FileNotFoundError) else ""
         raise UserError(
-            f"--config {path} cannot be read ({error.strerror}); give the path of a YAML file"
+            f"--config {path} cannot be read ({error.strerror}){hint}; give the path of a YAML file"
         ) from error
     # ValueError: for example a date that does not exist
     except (yaml.YAMLError, ValueError, RecursionError) as error:

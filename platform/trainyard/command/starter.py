@@ -1,9 +1,6 @@
 """`trainyard init`: inspect a file of texts and labels, and write a starter config for it."""
 
-import codecs
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from trainyard.config import Flags, TrainConfig, flag
+from trainyard.config import Flags, TrainConfig
 from trainyard.errors import UserError
 from trainyard.terminal import say
 
 if TYPE_CHECKING:
-    from trainyard.data import TextFormat
-
-SAMPLE = 2000
-"""Maximum number of rows from which the columns are guessed."""
-
-TEXTS = ("text", "sentence", "sentence1", "body", "content", "review", "message", "comment",
-         "question", "premise", "description", "title")  # fmt: skip
-SECOND_TEXTS = {"sentence1": "sentence2", "question": "answer", "premise": "hypothesis",
-                "question1": "question2", "text_a": "text_b", "text": "text_pair"}  # fmt: skip
-LABELS = ("label", "labels", "class", "category", "target", "sentiment", "tag", "tags", "intent",
-          "topic", "rating", "score")  # fmt: skip
-"""Usual column names, likeliest first; SECOND_TEXTS maps the first text column to the second."""
-
-FEW_CLASSES, MANY_CLASSES = 20, 500
-"""Maximum numbers of distinct integers that are class ids: in any file, and if each has two rows on
-average. More are regression targets."""
+    from trainyard.data import Guess
 
 ONE_LABEL = "single_label_classification"
 
@@ -55,33 +37,6 @@ class InitConfig(Flags):
     """Replace an existing config."""
 
 
-@dataclass(frozen=True)
-class Guess:
-    """Guessed columns, problem type and text format of a file; None keeps the default."""
-
-    text: str
-    pair: str | None
-    label: str
-    problem_type: str | None
-    encoding: str
-    delimiter: str | None
-    longest: int
-    """Characters per row, 99th percentile; both texts of a pair count."""
-
-    def fields(self) -> dict[str, Any]:
-        """Return the guesses as fields of TrainConfig, without those that equal the defaults."""
-        found = {
-            "text_column": self.text,
-            "text_pair_column": self.pair,
-            "label_column": self.label,
-            "problem_type": self.problem_type,
-            "delimiter": self.delimiter,
-            "encoding": self.encoding,
-        }
-        usual = {**{name: getattr(TrainConfig, name) for name in found}, "text_column": "text"}
-        return {name: value for name, value in found.items() if value != usual[name]}
-
-
 def write_starter(config: InitConfig) -> dict[str, Any]:
     """Write the starter config of `config.train_file`.
 
@@ -93,7 +48,7 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
         UserError: The file cannot be used for training, the config cannot be written, or the
             config exists and `force` is False.
     """
-    from trainyard.data import find_splits
+    from trainyard.data import find_splits, guess_columns
 
     source = Path(config.train_file)
     path = Path(config.output or f"{source.stem}.yaml")
@@ -125,7 +80,7 @@ def write_starter(config: InitConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _joined_labels(path: Path, guess: Guess, labels: Sequence[str]) -> list[str]:
+def _joined_labels(path: Path, guess: "Guess", labels: Sequence[str]) -> list[str]:
     """Return a note if labels of single-label rows look like several names joined by |."""
     joined = [name for name in labels if "|" in name.strip("|")]
     if guess.problem_type is not None or not joined:
@@ -136,12 +91,12 @@ def _joined_labels(path: Path, guess: Guess, labels: Sequence[str]) -> list[str]
     ]
 
 
-def starter(source: Path, guess: Guess, rows: Mapping[str, int], labels: Sequence[str]) -> str:
+def starter(source: Path, guess: "Guess", rows: Mapping[str, int], labels: Sequence[str]) -> str:
     """Build the YAML text of a config with guessed columns and settings for fast training.
 
     Args:
         source: File of the training rows.
-        guess: Guessed columns and format.
+        guess: "Guess"ed columns and format.
         rows: Number of rows by split.
         labels: Names of the labels; empty for regression.
     """
@@ -191,141 +146,3 @@ def _comment(text: str) -> str:
 def _run_name(source: Path) -> str:
     kept = "".join(char if char.isascii() and char.isalnum() else "-" for char in source.stem)
     return kept.strip("-") or "own"
-
-
-def guess_columns(path: Path, text: str | None = None, label: str | None = None) -> Guess:
-    """Guess the columns of a file by their names, else by their contents.
-
-    Without a usual name, the label is the column with the fewest distinct values, at least two. The
-    text is then the column with the most characters.
-
-    Args:
-        path: File of texts and labels.
-        text: Column of the text; None guesses it.
-        label: Column of the label; None guesses it.
-
-    Raises:
-        UserError: The file cannot be read or lacks a given column, no column holds texts, or none
-            is left for the label.
-    """
-    columns, encoding, delimiter = _sample(path)
-    _check_columns(path, columns, text_column=text, label_column=label)
-    names = {name.strip().lower(): name for name in columns}
-    texts = [name for name in columns if any(isinstance(value, str) for value in columns[name])]
-    label = label or next((names[n] for n in LABELS if names.get(n, text) != text), None)
-    text = text or next((names[n] for n in TEXTS if names.get(n, label) != label), None)
-    if label is None:
-        rest = [name for name in reversed(columns) if name != text]  # the label is rarely the first
-        counts = {name: _distinct(columns[name]) for name in rest}
-        label = min((name for name in rest if counts[name] > 1), key=counts.get, default=None)  # type: ignore[arg-type]
-    if text is None:
-        rest = [name for name in texts if name != label]
-        text = max(rest, key=lambda name: _length(columns[name]), default=None)
-    if text is None or label is None:
-        listed = ", ".join(map(repr, columns))
-        raise UserError(
-            f"{path} has the columns {listed}; expected one of texts and one of labels with at least "
-            "two values; name them with --text-column and --label-column"
-        )
-    pair = names.get(SECOND_TEXTS.get(text.strip().lower(), ""))
-    lengths = sorted(
-        sum(len(str(columns[name][row])) for name in (text, pair) if name)
-        for row in range(len(columns[text]))
-    )
-    return Guess(
-        text,
-        pair,
-        label,
-        _problem_type(columns[label]),
-        encoding,
-        delimiter,
-        lengths[int(0.99 * (len(lengths) - 1))],
-    )
-
-
-def _check_columns(path: Path, columns: Mapping[str, Any], **given: str | None) -> None:
-    from trainyard.data import did_you_mean, listing
-
-    for field, name in given.items():
-        if name is not None and name not in columns:
-            raise UserError(
-                f"{flag(field)} is {name!r}, but the columns of {path} are "
-                f"{listing(map(repr, columns))}{did_you_mean(name, list(columns))}; give one of them"
-            )
-
-
-def _distinct(values: Sequence[Any]) -> int:
-    return len({str(value) for value in values if value not in (None, "")})
-
-
-def _length(values: Sequence[Any]) -> int:
-    return sum(len(str(value)) for value in values)
-
-
-def _problem_type(values: Sequence[Any]) -> str | None:
-    from trainyard.data import is_label_list
-
-    if any(map(is_label_list, values)):
-        return "multi_label_classification"
-    try:
-        numbers = {float(value) for value in values}
-    except (TypeError, ValueError):
-        return None
-    whole = all(number.is_integer() for number in numbers)
-    most = FEW_CLASSES if len(numbers) > len(values) / 2 else MANY_CLASSES
-    return None if whole and len(numbers) <= most else "regression"
-
-
-def _sample(path: Path) -> tuple[dict[str, list[Any]], str, str | None]:
-    """Read the first rows of a file, at most SAMPLE.
-
-    Returns:
-        Values by column, the encoding, and the delimiter; None for the default of the extension.
-    """
-    from trainyard.data import AS_JSON, DELIMITERS, TextFormat, check_file, read_rows
-
-    check_file(path)
-    found = TextFormat()
-    if path.suffix.lower() in DELIMITERS:
-        found = _text_format(path)
-    elif path.suffix.lower() in (".json", ".jsonl"):
-        found = TextFormat(encoding=_decoded(path)[1])
-    batches = read_rows(
-        path, (), None, "single_label_classification", text_format=found, others=None
-    )
-    rows = next(batches).others.slice(0, SAMPLE)  # type: ignore[union-attr]
-    columns = {
-        field.name: [
-            json.loads(value) if field.metadata == AS_JSON and value is not None else value
-            for value in rows[field.name].to_pylist()
-        ]
-        for field in rows.schema
-    }
-    return columns, found.encoding, found.delimiter
-
-
-def _text_format(path: Path) -> "TextFormat":
-    from trainyard.data import DELIMITERS, TextFormat
-
-    text, encoding = _decoded(path)
-    usual = DELIMITERS[path.suffix.lower()]
-    head = text.partition("\n")[0]
-    if head.removeprefix("\ufeff").startswith("sep="):
-        raise UserError(
-            f"{path} starts with the line {head.strip()}, which only Excel reads; remove this line, and "
-            "init finds the separator"
-        )
-    head = re.sub('"[^"]*"', "", head)  # a quoted name may contain any of them
-    delimiter = max((usual, ",", ";", "\t", "|"), key=head.count)
-    return TextFormat(None if delimiter == usual else delimiter, encoding)
-
-
-def _decoded(path: Path) -> tuple[str, str]:
-    content = path.read_bytes()
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    for encoding in ("utf-16",) if marked else ("utf-8", "cp1252"):
-        try:
-            return content.decode(encoding), encoding
-        except UnicodeDecodeError:
-            continue
-    return content.decode("latin-1"), "latin-1"

@@ -1,24 +1,35 @@
-"""Errors for misspelled keywords of the functions for Python programs."""
+"""Errors of the functions for Python programs: misspelled keywords, and flags written as keywords."""
 
+import ast
 import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from trainyard.config.aliases import UnknownField, alias_for
+from trainyard.errors import UserError
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
+_WORD = r"""(?:\$'(?:[^'\\]|\\.)*'|'[^']*'|"[^"]*"|[^\s'"`;,()])+"""
+_FLAG = re.compile(rf"`[^-`][^`]*`|(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])(?:[ =](?!--)({_WORD}))?")
+_PROSE = {"and", "as", "for", "has", "here", "in", "is", "it", "names", "needs", "of", "or", "sets",
+          "to", "with"}  # fmt: skip
+"""Words after a flag that are not its value, even at the end of a clause."""
 
-def checked_keywords(
+
+def python_function(
     options: Callable[[], Iterable[str]] = tuple,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Build a decorator that refuses unknown keywords with a suggestion.
+    """Build a decorator for the functions that Python programs call.
 
-    A keyword of the function's config gets the call that passes it in the config.
+    Unknown keywords are refused with a suggestion; a keyword of the function's config gets the call
+    that passes it in the config. Errors name settings as keywords, not as flags.
 
     Args:
         options: Function that returns the names that `**` of the function accepts.
@@ -34,11 +45,90 @@ def checked_keywords(
             names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
             if unknown := given.keys() - {*names, *options()}:
                 raise UnknownField(_sentence(function, min(unknown), [*names, *options()]))
-            return function(*args, **given)
+            try:
+                return function(*args, **given)
+            except UserError as error:
+                hints = get_type_hints(function)
+                kinds = {**dict.fromkeys(options(), str), **hints}
+                kinds |= get_type_hints(hints["config"]) if "config" in hints else {}
+                error.problem, error.remedy = (
+                    as_keywords(text, kinds) for text in (error.problem, error.remedy)
+                )
+                raise
 
         return checked
 
     return decorate
+
+
+def for_command(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Return the function without `python_function`: its errors name the flags of a command line."""
+    found: Callable[Parameters, Result] = inspect.unwrap(function)
+    return found
+
+
+def as_keywords(sentence: str, kinds: Mapping[str, Any]) -> str:
+    """Write flags in a sentence as keywords: `--seed 1 --fresh` becomes `seed=1, fresh=True`.
+
+    A flag becomes its name alone if the next word is not recognized as a value.
+
+    Args:
+        sentence: Error sentence.
+        kinds: Types of the fields, by name. Flags of other programs stay as they are.
+    """
+
+    def keyword(match: re.Match[str]) -> str:
+        if match[1] is None:  # a command line in backticks
+            return match[0]
+        name, word = match[1].replace("-", "_"), match[2] or ""
+        rest = match.string[match.end() :]
+        comma = "," if rest.startswith(" --") else ""
+        wanted = name.removeprefix("no_")
+        if bool in _kinds(kinds.get(wanted)):
+            return f"{wanted}={name == wanted}{f' {word}' if word else comma}"
+        if name not in kinds:
+            return match[0]
+        text = word.rstrip(":?")
+        ends = not rest or rest.startswith((" --", ";", ", ", ")"))
+        value = _value(text, kinds[name], ends=ends)
+        if value is None:
+            return f"{name}{match[0][2 + len(match[1]) :]}"
+        return f"{name}={value}{word[len(text) :]}{comma}"
+
+    return _FLAG.sub(keyword, sentence)
+
+
+def _value(word: str, kind: Any, *, ends: bool) -> str | None:
+    """Return a word as Python writes a value of this type; None for a word of the sentence."""
+    if not word:
+        return None
+    kinds = _kinds(kind)
+    if {int, float} & kinds and re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", word):
+        return word
+    placeholder = word[:2].isupper()
+    if not kinds & {str, tuple}:
+        return word if placeholder and kinds & {int, float} else None
+    quoted = word[0] in "'$"
+    if not (quoted or placeholder or word in kinds or (ends and word not in _PROSE)):
+        return None
+    try:
+        text = ast.literal_eval(word[1:]) if word[0] == "$" else "".join(shlex.split(word))
+    except (ValueError, SyntaxError):
+        return None
+    return repr((text,) if tuple in kinds else text)
+
+
+def _kinds(kind: Any) -> set[Any]:
+    """Return the plain types of a type, and its choices; `tuple` stands for a list."""
+    if get_origin(kind) is Literal:
+        return {str, *get_args(kind)}
+    if isinstance(kind, type) and not get_args(kind):
+        return {kind}
+    if get_origin(kind) is tuple:
+        return {tuple}
+    if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping):
+        return set()
+    return {found for part in get_args(kind) for found in _kinds(part)}
 
 
 def _sentence(function: Callable[..., Any], name: str, names: list[str]) -> str:

@@ -4,13 +4,16 @@ from .columns import TextFormat as TextFormat
 from .columns import did_you_mean as did_you_mean
 from .columns import listing as listing
 from .demo import EXAMPLES as EXAMPLES
+from .detect import Guess as Guess
+from .detect import guess_columns as guess_columns
+from .detect import naming_settings as naming_settings
 from .files import check_file as check_file
 from .files import files_of as files_of
 from .files import read_rows as read_rows
+from .files import similar_file as similar_file
 from .held_out import normalize_text as normalize_text
 from .labels import EMPTY as EMPTY
 from .labels import LabelEncoder as LabelEncoder
-from .labels import is_label_list as is_label_list
 from .own_files import OwnFile as OwnFile
 from .parquet_files import class_label_names as class_label_names
 from .parquet_files import open_parquet as open_parquet

@@ -82,6 +82,34 @@ class TextFormat:
     encoding: str = "utf-8"
 
 
+class UnfitSettings(UserError):  # noqa: N818 (a sentence for the user, like its parent)
+    """Error for a file whose columns or format are not those of the flags.
+
+    Args:
+        problem: Condition found and condition expected.
+        remedy: Fix without knowledge of the file's settings.
+        advice: Fix with this knowledge: texts before and after the flags to add.
+        near: Column that is spelled like the missing one; None without one.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str = "",
+        advice: tuple[str, str] = ("add ", ""),
+        near: str | None = None,
+    ) -> None:
+        hint = "" if near is None else f"; did you mean {near!r}?"
+        super().__init__(f"{problem}{hint}", remedy=remedy)
+        self._bare, self._advice, self._near = problem, advice, near
+
+    def with_settings(self, flags: str, values: Sequence[str]) -> UserError:
+        """Build the error whose remedy is `flags`, the settings of the file; `values` are theirs."""
+        problem = self.problem if self._near in values else self._bare
+        return UserError(problem, remedy=flags.join(self._advice))
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Columns to read from a file, and options of the readers."""
@@ -108,20 +136,25 @@ class Columns:
             return self.label_flag
         return "--text-column" if name == self.texts[0] else "--text-pair-column"
 
-    def positions(self, found: Sequence[str], where: str, source: str, remedy: str) -> list[int]:
+    def positions(
+        self, found: Sequence[str], where: str, source: str, remedy: str, advice: str = "add "
+    ) -> list[int]:
         """Return the index in `found` of each of `names`.
 
-        `where`, `source` and `remedy` are parts of the error sentence.
+        `where`, `source` and `remedy` are parts of the error sentence. `advice` replaces `remedy`
+        if the flags to add are known, and precedes them.
 
         Raises:
-            UserError: A column is missing or occurs twice.
+            UnfitSettings: A column is missing.
+            UserError: A column occurs twice.
         """
         for name in self.names:
             if name not in found:
-                raise UserError(
-                    f"{where} has no column {name!r}: {source} {listing(map(repr, found))}"
-                    f"{did_you_mean(name, found)}; {remedy}, or name another column "
-                    f"with {self.flag(name)}"
+                raise UnfitSettings(
+                    f"{where} has no column {name!r}: {source} {listing(map(repr, found))}",
+                    remedy=f"{remedy}, or name another column with {self.flag(name)}",
+                    advice=(advice, ""),
+                    near=closest(name, found),
                 )
             if found.count(name) > 1:
                 raise UserError(
@@ -162,11 +195,17 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(all_names[:_SHOWN]) + more
 
 
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """Return the end of a sentence that suggests the closest of `names`; "" if none is close."""
+def closest(name: str, names: Sequence[str]) -> str | None:
+    """Return the one of `names` that is spelled most like `name`; None if none is close."""
     folded = {other.strip().casefold(): other for other in names}
     near = difflib.get_close_matches(name.strip().casefold(), folded, n=1)
-    return f"; did you mean {folded[near[0]]!r}?" if near else ""
+    return folded[near[0]] if near else None
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Return the end of a sentence that suggests the closest of `names`; "" if none is close."""
+    near = closest(name, names)
+    return "" if near is None else f"; did you mean {near!r}?"
 
 
 def readable(origin: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

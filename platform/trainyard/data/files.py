@@ -9,7 +9,13 @@ from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainyard.data.columns import Batch, Columns, TextFormat, did_you_mean, unreadable
+from trainyard.data.columns import (
+    Batch,
+    Columns,
+    TextFormat,
+    did_you_mean,
+    unreadable,
+)
 from trainyard.data.labels import canonical_labels
 from trainyard.data.parquet_files import read_parquet
 from trainyard.data.text_files import read_csv, read_json, read_tsv
@@ -49,6 +55,7 @@ def read_rows(
     `text_lists`.
 
     Raises:
+        UnfitSettings: The file has another encoding, or other columns.
         UserError: The file or a row cannot be used. The message names the place and the fix.
     """
     path = Path(path)
@@ -118,6 +125,15 @@ def files_of(pattern: str) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def similar_file(path: Path) -> str:
+    """Return the end of a sentence that suggests a file in the folder of `path`; "" without one."""
+    try:
+        names = [other.name for other in path.absolute().parent.iterdir() if other.is_file()]
+    except OSError:
+        return ""
+    return did_you_mean(path.name, names)
+
+
 def check_file(path: Path) -> None:
     """Refuse a path that is not a readable data file.
 
@@ -135,12 +151,9 @@ def _check_content(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file; name one file inside it")
     if not path.exists():
-        folder = path.absolute().parent
-        others = folder.iterdir() if folder.is_dir() else ()
-        siblings = [other.name for other in others if other.is_file()]
         raise UserError(
-            f"{path} does not exist{did_you_mean(path.name, siblings)}; give the path of a file, "
-            f"absolute or relative to {Path.cwd()}"
+            f"{path} does not exist{similar_file(path)}; give the path of a file, absolute or relative "
+            f"to {Path.cwd()}"
         )
     if path.suffix.lower() in _WORKBOOKS:
         raise UserError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trainyard.config import DataFlags
 from trainyard.data.columns import Batch, TextFormat, did_you_mean, listing
+from trainyard.data.detect import naming_settings
 from trainyard.data.files import check_file, files_of, read_rows
 from trainyard.data.held_out import VERSIONS, Parts, normalize_text, text_hashes
 from trainyard.data.labels import LabelEncoder, discover_labels
@@ -206,9 +207,10 @@ def survey(config: DataFlags) -> OwnData:
     notes: list[str] = []
     dropped: set[str | float] = set()
     rows = _counting_empty(train, notes, dropped)
-    encoder = discover_labels(rows, problem_type, train.label_order())
-    for _ in rows:  # a regression has no names to discover, but its rows are checked too
-        pass
+    with naming_settings(config, files_of(files[0])[0], texts, config.label_column):
+        encoder = discover_labels(rows, problem_type, train.label_order())
+        for _ in rows:  # a regression has no names to discover, but its rows are checked too
+            pass
     validation, test = (
         read(Path(path)) if path else None for path in (files[1], config.test_rows[0])
     )

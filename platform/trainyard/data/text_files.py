@@ -11,7 +11,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainyard.data.columns import AS_JSON, BATCH_CHARACTERS, BATCH_ROWS, Batch, Columns
+from trainyard.data.columns import (
+    AS_JSON,
+    BATCH_CHARACTERS,
+    BATCH_ROWS,
+    Batch,
+    Columns,
+    UnfitSettings,
+)
 from trainyard.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ _FIELD_CHARACTERS = 1 << 26
 """Maximum characters of a CSV field. The csv module's default, 128 KiB, refuses long documents;
 without a limit an unclosed quote would read the rest of the file into one field."""
 
-_MARKS = {
+MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # begins with the mark of UTF-16
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -33,6 +40,8 @@ _LAST_SURROGATE = 0xDCFF
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Delimiter by the ending of a file's name."""
+SEPARATORS = (",", ";", "\t", "|")
+"""Characters between the fields of a file that are recognized, likeliest first."""
 
 Row = tuple[Any, ...]
 """(line, texts, label if there is a label column, other values by column, error or None), flat."""
@@ -209,19 +218,21 @@ def _records(
 
 def _header(path: Path, columns: Columns, names: list[str]) -> list[int]:
     remedy = "the first line of the file must name the columns"
+    advice = f"{remedy}: if it does, add "
     if names[0].startswith("sep="):
         remedy = "remove this line, which only Excel reads, and name the separator with --delimiter"
     elif len(names) == 1:
-        separators = [mark for mark in (",", ";", "\t", "|") if mark in names[0]]
+        separators = [mark for mark in SEPARATORS if mark in names[0]]
         if separators:
             expected = "tabs" if path.suffix.lower() == ".tsv" else "commas"
             found = repr(separators[0])
             typed = f"${found}" if separators[0] == "\t" else found  # as a shell reads it
+            advice = f"{remedy}, and their separator seems to be {found}: add "
             remedy += (
                 f", separated by {expected} (the separator seems to be {found}: add "
                 f"--delimiter {typed})"
             )
-    return columns.positions(names, path.name, "its first line names", remedy)
+    return columns.positions(names, path.name, "its first line names", remedy, advice)
 
 
 class _Doubled(dict[str, Any]):
@@ -364,7 +375,7 @@ def _check_surrogates(where: str, values: list[Any]) -> None:
 def _opened(path: Path, encoding: str) -> Iterator[Iterator[str]]:
     codec = codecs.lookup(encoding).name
     with path.open("rb") as binary:
-        start = binary.read(max(map(len, _MARKS)))
+        start = binary.read(max(map(len, MARKS)))
     if start.startswith(codecs.BOM_UTF8) and not codec.startswith("utf-8"):
         raise UserError(
             f"{path.name} line 1: the file starts with the mark of UTF-8, but --encoding is {encoding}; "
@@ -372,12 +383,16 @@ def _opened(path: Path, encoding: str) -> Iterator[Iterator[str]]:
         )
     if codec == "utf-8":
         encoding = "utf-8-sig"
-        for mark, name in _MARKS.items():
+        for mark, name in MARKS.items():
             if start.startswith(mark):
-                raise UserError(
+                convert = (
+                    f", or convert it: iconv -f {name} -t UTF-8 {path.name} > utf8-{path.name}"
+                )
+                raise UnfitSettings(
                     f"{path.name} line 1: the file is {name} (it starts with {mark!r}), expected "
-                    f"UTF-8; add --encoding {name.lower()}, or convert it: iconv -f {name} -t UTF-8 "
-                    f"{path.name} > utf8-{path.name}"
+                    "UTF-8",
+                    remedy=f"add --encoding {name.lower()}{convert}",
+                    advice=("add ", convert),
                 )
     with path.open(encoding=encoding, newline="") as text:
         yield _lines(path, text, encoding)
@@ -412,10 +427,15 @@ def _raise_undecodable(path: Path) -> NoReturn:
         for number, line in enumerate(text, 1):
             for position, character in enumerate(line):
                 if _FIRST_SURROGATE <= ord(character) <= _LAST_SURROGATE:
-                    raise UserError(
+                    advice = (
+                        "give its encoding, such as ",
+                        f", or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > "
+                        f"utf8-{path.name}",
+                    )
+                    raise UnfitSettings(
                         f"{path.name} line {number}: byte {ord(character) - 0xDC00:#x} "
-                        f"(number {len(line[:position].encode()) + 1} of the line) is not UTF-8; "
-                        "give its encoding, such as --encoding cp1252, or convert it: iconv -f "
-                        f"WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}"
+                        f"(number {len(line[:position].encode()) + 1} of the line) is not UTF-8",
+                        remedy="--encoding cp1252".join(advice),
+                        advice=advice,
                     ) from None
     raise UserError(f"{path.name} changed while it was read; wait until it is written, then retry")

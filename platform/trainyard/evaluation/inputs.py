@@ -23,6 +23,7 @@ from trainyard.data import (
     default_texts,
     files_of,
     find_splits,
+    naming_settings,
     read_rows,
     split_file,
     trained_columns,
@@ -277,7 +278,8 @@ def _own_file(config: EvaluatedRows, model: EvaluatedModel) -> Splits:
     # Models of early releases have class ids as labels.
     by_name = any(name in model.labels for name in file.label_order())
     file = replace(file, class_names=by_name)
-    encoder, notes = _encoder(file, model, config.label_mapping)
+    with naming_settings(config, files_of(str(path))[0], texts, label_column):
+        encoder, notes = _encoder(file, model, config.label_mapping)
     task = own_task(
         text_columns=texts,
         label_column=label_column,

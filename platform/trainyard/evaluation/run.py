@@ -22,7 +22,7 @@ from trainyard.cluster import (
     remedy_of,
     worker_resources,
 )
-from trainyard.config import ScoringFlags, WorkerFlags, checked_keywords
+from trainyard.config import ScoringFlags, WorkerFlags, python_function
 from trainyard.data import PreparedData, Splits, prepare
 from trainyard.errors import UserError
 from trainyard.evaluation.comparison import Selection, clean_rows, compare, selection_of
@@ -209,7 +209,7 @@ class Evaluation(Readable):
         return {"job": "eval", **found, "report": str(self.folder / "report.html")}
 
 
-@checked_keywords()
+@python_function()
 def evaluate(config: EvalConfig) -> Evaluation:
     """Evaluate a model; write evaluation.json, report.html and, with `calibrate`, its temperature.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trainyard.config import Flags, checked_keywords
+from trainyard.config import Flags, python_function
 from trainyard.models import Dtype, EngineName, resolve_model
 from trainyard.serving.gateway.landing import banner
 from trainyard.signals import end_by_signals
@@ -80,7 +80,7 @@ def _options() -> set[str]:
     return {"host", *HostOptions.model_fields} - {"model"}  # `source` names the model
 
 
-@checked_keywords(_options)
+@python_function(_options)
 def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
     """Serve a model from this process, without blocking it.
 

@@ -15,7 +15,7 @@ from trainyard.cluster import (
     ray_session,
     share_out,
 )
-from trainyard.config import check_packages, checked_keywords
+from trainyard.config import check_packages, python_function
 from trainyard.doctor import preflight
 from trainyard.errors import Interrupted, UserError
 from trainyard.fleet import Fleet
@@ -54,7 +54,7 @@ RECORD_SECONDS = 5.0
 """Minimum seconds between two updates of the time in sweep.json."""
 
 
-@checked_keywords()
+@python_function()
 def tune(config: SweepConfig) -> SweepResult:
     """Run the sweep of `config`, or resume the same sweep where it was interrupted.
 

@@ -51,7 +51,9 @@ def as_input(table: pa.Table) -> pa.Table:
 class Layout:
     """Columns of the output: the row's number, columns of the input, then the answers.
 
-    A column of the input that is named like an answer gets the prefix `input_`.
+    A text stands once in a row: under the name of the input's column, or as `text` or `text_pair`
+    if the output does not keep this column. A column of the input that is named like an answer or
+    like one of these gets the prefix `input_`.
 
     Attributes:
         encoded: Columns whose strings are JSON values.
@@ -68,7 +70,7 @@ class Layout:
         Args:
             parts: Schemas of all parts.
             kinds: Kinds of the values of each JSON column, see `json_kind`.
-            texts: Columns in a part, by name of the input's text column.
+            texts: Columns in a part, by name of the input's text column that the output keeps.
         """
         fields: dict[str, pa.Field] = {}
         for field in (field for schema in parts for field in schema):
@@ -84,6 +86,7 @@ class Layout:
         taken = set(self._ours)
         for name, column in texts.items():
             self._texts[_free(name, taken)] = column
+        self._ours = [name for name in self._ours if name not in self._texts.values()]
         for name in self._inputs:
             self._names[name] = _free(name.removeprefix(INPUT), taken)
         self.encoded = {"prediction"} | {

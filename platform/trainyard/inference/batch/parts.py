@@ -21,7 +21,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainyard.data import AS_JSON, Batch, TextFormat, did_you_mean, listing, read_rows
+from trainyard.data import (
+    AS_JSON,
+    Batch,
+    TextFormat,
+    did_you_mean,
+    listing,
+    naming_settings,
+    read_rows,
+)
 from trainyard.errors import UserError
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.output import WRITERS, Layout, as_input, json_kind
@@ -58,7 +66,8 @@ class Parts:
                 )
         self._config = config
         # A wrong file name or column is an error before any work.
-        self._check_columns()
+        with naming_settings(config, config.files[0], config.text_columns, None):
+            self._check_columns()
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
         self._raw, self._done = self._folder / "raw", self._folder / "done"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from trainyard.cluster import ray_session, worker_resources
-from trainyard.config import checked_keywords
+from trainyard.config import python_function
 from trainyard.data import quiet_ray_data
 from trainyard.inference.batch.config import PredictConfig
 from trainyard.inference.batch.parts import Parts
@@ -22,7 +22,7 @@ from trainyard.inference.predictor import Predictor
 from trainyard.terminal import progress_bar, stage
 
 
-@checked_keywords()
+@python_function()
 def predict(config: PredictConfig) -> dict[str, Any]:
     """Predict all rows of the input files into the output file; return the fields of the JSON line.
 

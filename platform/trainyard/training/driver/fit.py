@@ -21,8 +21,8 @@ from trainyard.config import (
     SPLIT_VERSION,
     TrainConfig,
     check_packages,
-    checked_keywords,
     deepspeed_differences,
+    python_function,
 )
 from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
 from trainyard.doctor import preflight
@@ -90,7 +90,7 @@ class Trial:
 log = logging.getLogger(__name__)
 
 
-@checked_keywords()
+@python_function()
 def fit(
     config: TrainConfig,
     trial: Trial | None = None,
