@@ -96,7 +96,7 @@ def starter(source: Path, guess: "Guess", rows: Mapping[str, int], labels: Seque
 
     Args:
         source: File of the training rows.
-        guess: "Guess"ed columns and format.
+        guess: Guessed columns and format.
         rows: Number of rows by split.
         labels: Names of the labels; empty for regression.
     """
