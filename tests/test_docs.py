@@ -19,6 +19,7 @@ from diagrams import DIAGRAMS
 from result_tables import TABLES, rewrite
 from support.job_scripts import JOBS as SCRIPTS
 from support.job_scripts import ROOT, config_of, script
+from support.patched_package import DIFFS, EXTEND, patched
 
 from trainyard.command import JOBS, parse
 from trainyard.command.starter import InitConfig, write_starter
@@ -165,29 +166,45 @@ def test_every_metric_of_a_server_is_in_the_docs() -> None:
     assert shown == {f"ray_trainyard_{name}" for name in names}
 
 
+def diff_of(kind: str) -> str:
+    """Return the diff of a section of docs/extend.md."""
+    section = EXTEND.partition(f"\n## {kind}\n")[2].partition("\n## ")[0]
+    (diff,) = [diff for diff in DIFFS if diff in section]
+    return diff
+
+
+@pytest.mark.parametrize("kind", ["A task", "A metric", "An engine"])
+def test_the_page_of_extensions_adds_at_most_three_lines_to_one_file(kind: str) -> None:
+    diff = diff_of(kind)
+    marks = [line[:1] for line in diff.splitlines() if not line.startswith(("+++", "---"))]
+    assert diff.count("+++ ") == 1
+    assert marks.count("+") <= 3
+    assert "-" not in marks
+
+
+def test_the_page_of_extensions_counts_the_lines_of_the_shortest_predictor() -> None:
+    (lines,) = re.findall(r"the shortest predictor is a class of (\d+) lines", EXTEND)
+    (added,) = re.findall(r"^\+class .*(?:\n\+.*)*", diff_of("A predictor"), re.MULTILINE)
+    assert len(added.rstrip("+\n").splitlines()) == int(lines)
+
+
 def test_the_diffs_of_the_docs_add_what_they_say(tmp_path: Path) -> None:
-    shutil.copytree(
-        ROOT / "platform", tmp_path / "platform", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    diffs = re.findall(
-        r"^```diff\n(.*?)^```", (ROOT / "docs/extend.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    assert len(diffs) == 6
-    for diff in diffs:
-        subprocess.run(["git", "apply"], cwd=tmp_path, input=diff, text=True, check=True)
+    package = patched(tmp_path)
+    assert len(DIFFS) == 7
     done = subprocess.run(
         [sys.executable, ROOT / "tests/support/extensions_of_the_docs.py", tmp_path],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'platform'}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{package}:{ROOT / 'tests'}"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "splits": ["train", "validation"],
+        "recall": {"three classes": 0.5, "with an interval": True},
         "engine": ["no", "yes"],
         "point": ["learning_rate", "weight_decay"],
         "scheduler": "MedianStoppingRule",
-        "tokens": 6,
-        "answer": "int | list[int]",
+        "top": ["no", "no"],
+        "answer": "list[str]",
         "labels": 1,
     }
 
