@@ -299,5 +299,16 @@ def test_the_intervals_of_the_data_page_are_wilsons() -> None:
         assert [f"{end:.2f}" for end in found] == [low, high]
 
 
+def test_the_updates_by_which_fp16_is_compared_are_those_of_the_stored_runs() -> None:
+    stored = json.loads((ROOT / "benchmarks/results/strategy-matrix.json").read_text())
+    skipped = {row["skipped_steps"] for name, row in stored["rows"].items() if "fp16" in name}
+    (number,) = skipped
+    updates = stored["steps"] - number
+    page = (ROOT / "docs/how-it-works.md").read_text()
+    assert f"has {stored['steps']} steps" in page
+    assert f"{number} steps are skipped, so {updates} updates are compared" in page
+    assert f"(in fp16, over {updates} updates)" in page
+
+
 def test_the_data_page_names_the_commit_of_glue() -> None:
     assert GLUE_REVISION in (ROOT / "docs/data.md").read_text()
