@@ -24,6 +24,7 @@ from support.patched_package import DIFFS, EXTEND, patched
 from trainyard.command import JOBS, parse
 from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
+from trainyard.errors import UserError
 from trainyard.serving.check import check_config
 from trainyard.serving.errors import STATUSES
 from trainyard.serving.options import GatewayOptions, HostOptions, SharedOptions
@@ -149,6 +150,40 @@ def test_the_flags_for_readers_of_other_tools_exist() -> None:
     named = {flag for cell in cells for flag in re.findall(r"--([a-z][a-z-]+)", cell)}
     assert len(named) > 20
     assert named <= known, named - known
+
+
+OFFLOADED = table_below("train.md", "`offload_optimizer` of the file")
+
+
+@pytest.mark.parametrize(("section", "without", "with_flag"), OFFLOADED)
+def test_the_flag_and_the_file_decide_on_offload_as_the_page_says(
+    section: str, without: str, with_flag: str
+) -> None:
+    zero = {} if section == "absent" else {"offload_optimizer": json.loads(section.strip("`"))}
+    text = json.dumps({"zero_optimization": zero})
+    for flag, expected in (("none", without), ("cpu", with_flag)):
+        flags = ["--strategy", "deepspeed", "--use-gpu", "--deepspeed-config", text]
+        if expected == "refused":
+            with pytest.raises(UserError, match="offload_optimizer"):
+                parse(TrainConfig, [*flags, "--zero-offload", flag])
+        else:
+            config = parse(TrainConfig, [*flags, "--zero-offload", flag])
+            assert {"none": "GPU", "cpu": "CPU"}[config.zero_offload] == expected
+
+
+def test_the_figures_of_five_million_rows_follow_from_the_stored_runs() -> None:
+    scale = json.loads((ROOT / "benchmarks/results/scale.json").read_text())["runs"]
+    few, many = scale["200000"], scale["3000000"]
+    a_row = (many["peak_mib"]["all"] - few["peak_mib"]["all"]) / 2_800_000  # MiB
+    page = (ROOT / "docs/data.md").read_text()
+    gib = (many["peak_mib"]["all"] + 2_000_000 * a_row) / 1024
+    assert f"about {gib:.0f} GiB in all processes" in page
+    a_million = (many["seconds"] - scale["1000000"]["seconds"]) / 2
+    assert f"{a_million:.0f} seconds for each million rows" in page
+    assert f"| {(many['seconds'] + 2 * a_million) / 60:.0f} minutes on two cores" in page
+    speeds = [float(row[1]) for row in table_below("train.md", "Mean length of a row")]
+    hours = [5_000_000 / speed / 3600 for speed in (max(speeds), min(speeds))]
+    assert f"{hours[0]:.0f} to {round(hours[1], -1):.0f} hours an epoch" in page
 
 
 def test_every_status_has_its_error_types_in_the_docs() -> None:
