@@ -9,15 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import BROWSER, chromium, page_at
+from support.browser import BROWSER, chromium, files_of, page_at
 from support.job_scripts import ROOT
 from support.serving_locally import LocalModels, load, serving
 from support.small_models import LABELS, classifier, gpt2
@@ -56,11 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pages(folder: Path) -> Iterator[str]:
     """Origin of a server of `folder`, as `python -m http.server` is one."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
-        threading.Thread(target=files.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{files.server_port}"
-        files.shutdown()
+    with files_of(folder) as origin:
+        yield origin
 
 
 @pytest.fixture(scope="module")
