@@ -39,6 +39,7 @@ EXCEPTIONS: Mapping[str, tuple[str, str]] = {
         "serves on the cluster until it is stopped",
         "tests/test_job_submit.py",
     ),
+    r"--num-workers 8$": ("needs eight CPUs", "tests/inference/test_batch_inference.py"),
     r"--submission$": ("trains 27 models", "tests/glue/test_submission.py"),
     r"^trainyard init FILE$": ("FILE stands for a name", "tests/command/test_starter.py"),
     r"^python client\.py ": ("asks a server", "tests/test_snippets.py"),
@@ -186,11 +187,11 @@ class Reader:
             )  # fmt: skip
             try:
                 deadline = time.monotonic() + 300
-                while not answers(f"http://127.0.0.1:{port}{path}"):
-                    said = Path(log.name).read_text()
+                while "Ctrl-C" not in (said := Path(log.name).read_text()):
                     assert server.poll() is None, f"{typed}\n{said}"
                     assert time.monotonic() < deadline, f"{typed}\n{said}"
                     time.sleep(0.5)
+                assert answers(f"http://127.0.0.1:{port}{path}"), f"{typed}\n{said}"
             finally:
                 if server.poll() is None:
                     server.send_signal(signal.SIGINT)
@@ -215,7 +216,7 @@ def jobs(reader: Reader) -> Iterator[None]:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("path", RUN, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", RUN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_commands_of_a_page_run(
     path: Path, reader: Reader, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
