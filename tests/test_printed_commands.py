@@ -225,6 +225,8 @@ def test_the_commands_of_a_page_run(
         reader.patch(tmp_path)
     if any(command.startswith("ray ") for command in RUN[path]):
         request.getfixturevalue("jobs")
+        # Another package for each page: Ray may have deleted that of a page some minutes before.
+        (reader.folder / "clone" / "page.txt").write_text(path.name)
     try:
         for command in RUN[path]:
             reader.type(command)
