@@ -7,6 +7,7 @@ get further ones that make them short.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ class Reader:
         folder, environment = self.folder, self._environment
         if command.startswith("ray "):
             folder, environment = folder / "clone", {**environment, "RAY_ADDRESS": self.cluster}
-            typed = typed.replace("/shared", str(self.folder))
+            typed = typed.replace("/shared", str(self.folder / "shared"))
         done = subprocess.run(
             ["bash", "-c", typed], cwd=folder, env=environment, capture_output=True, text=True,
             check=False,
@@ -203,6 +204,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     folder = write_folder(tmp_path_factory.mktemp("reader"))
     (folder / "clone").mkdir()
     write_clone(folder / "clone")
+    (folder / "shared").mkdir()
+    shutil.copy(folder / "mail.csv", folder / "shared")
     return Reader(folder)
 
 
@@ -232,3 +235,4 @@ def test_the_commands_of_a_page_run(
             reader.type(command)
     finally:
         forget_runs(reader.folder / "runs")
+        shutil.rmtree(reader.folder / "shared" / "runs", ignore_errors=True)
