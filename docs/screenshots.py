@@ -3,7 +3,7 @@
     python docs/screenshots.py [--look]
 
 The runs are kept in build/screenshots, so a second call at the same commit draws the pictures only. With
---look these and all other pages are also drawn in three widths, light and dark, into
+--look these, all other pages and the docs site are also drawn in three widths, light and dark, into
 build/screenshots/look, to be looked at. Writes benchmarks/results/screenshots.json: versions, and the
 hash of each picture.
 """
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ RESULT = ROOT / "benchmarks" / "results" / "screenshots.json"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from provenance import provenance  # noqa: E402
-from support.browser import chromium, dashboard_of, draw_all, page_at  # noqa: E402
+from support.browser import chromium, dashboard_of, draw_all, files_of, page_at  # noqa: E402
 from support.sample_reports import glue_page  # noqa: E402
 
 from trainyard import EvalConfig, SweepConfig, TrainConfig, evaluate, fit, serve, tune  # noqa: E402
@@ -151,6 +152,16 @@ def pages() -> Iterator[tuple[dict[str, str], dict[str, str]]]:
         )
 
 
+@contextmanager
+def site() -> Iterator[dict[str, str]]:
+    """Build and serve the docs site; yield the URLs of its pages, named `site-…`."""
+    build = [sys.executable, "-m", "zensical", "build", "--strict", "-f", str(ROOT / "mkdocs.yml")]
+    subprocess.run(build, check=True)
+    with files_of(ROOT / "build" / "docs") as address:
+        names = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+        yield {f"site-{name}": f"{address}/{name}.html" for name in names}
+
+
 def prepare(page: Any, name: str) -> None:
     """Prepare a page for its picture: draw figures, click, scroll."""
     if name == "playground":
@@ -159,7 +170,7 @@ def prepare(page: Any, name: str) -> None:
         page.get_by_label("Python").check()
     elif name == "docs":
         page.locator(".opblock").first.wait_for()
-    else:
+    elif not name.startswith("site-"):
         draw_all(page)
         # Not into view of an element at the top: it would cut the line above it.
         scroll = "id => id ? document.getElementById(id).scrollIntoView() : scrollTo(0, 0)"
@@ -193,7 +204,8 @@ def main() -> None:
                 prepare(page, name)
                 save(page.screenshot(), ASSETS / f"{name}.png")
         if "--look" in sys.argv:
-            look(browser, {**urls, **others})
+            with site() as docs:
+                look(browser, {**urls, **others, **docs})
     pictures = {
         f"{name}.png": hashlib.sha256((ASSETS / f"{name}.png").read_bytes()).hexdigest()
         for name in urls

@@ -19,10 +19,12 @@ from diagrams import DIAGRAMS
 from result_tables import TABLES, rewrite
 from support.job_scripts import JOBS as SCRIPTS
 from support.job_scripts import ROOT, config_of, script
+from support.patched_package import DIFFS, EXTEND, patched
 
 from trainyard.command import JOBS, parse
 from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
+from trainyard.errors import UserError
 from trainyard.serving.check import check_config
 from trainyard.serving.errors import STATUSES
 from trainyard.serving.options import GatewayOptions, HostOptions, SharedOptions
@@ -150,6 +152,40 @@ def test_the_flags_for_readers_of_other_tools_exist() -> None:
     assert named <= known, named - known
 
 
+OFFLOADED = table_below("train.md", "`offload_optimizer` of the file")
+
+
+@pytest.mark.parametrize(("section", "without", "with_flag"), OFFLOADED)
+def test_the_flag_and_the_file_decide_on_offload_as_the_page_says(
+    section: str, without: str, with_flag: str
+) -> None:
+    zero = {} if section == "absent" else {"offload_optimizer": json.loads(section.strip("`"))}
+    text = json.dumps({"zero_optimization": zero})
+    for flag, expected in (("none", without), ("cpu", with_flag)):
+        flags = ["--strategy", "deepspeed", "--use-gpu", "--deepspeed-config", text]
+        if expected == "refused":
+            with pytest.raises(UserError, match="offload_optimizer"):
+                parse(TrainConfig, [*flags, "--zero-offload", flag])
+        else:
+            config = parse(TrainConfig, [*flags, "--zero-offload", flag])
+            assert {"none": "GPU", "cpu": "CPU"}[config.zero_offload] == expected
+
+
+def test_the_figures_of_five_million_rows_follow_from_the_stored_runs() -> None:
+    scale = json.loads((ROOT / "benchmarks/results/scale.json").read_text())["runs"]
+    few, many = scale["200000"], scale["3000000"]
+    a_row = (many["peak_mib"]["all"] - few["peak_mib"]["all"]) / 2_800_000  # MiB
+    page = (ROOT / "docs/data.md").read_text()
+    gib = (many["peak_mib"]["all"] + 2_000_000 * a_row) / 1024
+    assert f"about {gib:.0f} GiB in all processes" in page
+    a_million = (many["seconds"] - scale["1000000"]["seconds"]) / 2
+    assert f"{a_million:.0f} seconds for each million rows" in page
+    assert f"| {(many['seconds'] + 2 * a_million) / 60:.0f} minutes on two cores" in page
+    speeds = [float(row[1]) for row in table_below("train.md", "Mean length of a row")]
+    hours = [5_000_000 / speed / 3600 for speed in (max(speeds), min(speeds))]
+    assert f"{hours[0]:.0f} to {round(hours[1], -1):.0f} hours an epoch" in page
+
+
 def test_every_status_has_its_error_types_in_the_docs() -> None:
     shown = {int(row[0]): set(row[1].split(", ")) for row in table_below("requests.md", "status")}
     sent: dict[int, set[str]] = {}
@@ -165,29 +201,45 @@ def test_every_metric_of_a_server_is_in_the_docs() -> None:
     assert shown == {f"ray_trainyard_{name}" for name in names}
 
 
+def diff_of(kind: str) -> str:
+    """Return the diff of a section of docs/extend.md."""
+    section = EXTEND.partition(f"\n## {kind}\n")[2].partition("\n## ")[0]
+    (diff,) = [diff for diff in DIFFS if diff in section]
+    return diff
+
+
+@pytest.mark.parametrize("kind", ["A task", "A metric", "An engine"])
+def test_the_page_of_extensions_adds_at_most_three_lines_to_one_file(kind: str) -> None:
+    diff = diff_of(kind)
+    marks = [line[:1] for line in diff.splitlines() if not line.startswith(("+++", "---"))]
+    assert diff.count("+++ ") == 1
+    assert marks.count("+") <= 3
+    assert "-" not in marks
+
+
+def test_the_page_of_extensions_counts_the_lines_of_the_shortest_predictor() -> None:
+    (lines,) = re.findall(r"the shortest predictor is a class of (\d+) lines", EXTEND)
+    (added,) = re.findall(r"^\+class .*(?:\n\+.*)*", diff_of("A predictor"), re.MULTILINE)
+    assert len(added.rstrip("+\n").splitlines()) == int(lines)
+
+
 def test_the_diffs_of_the_docs_add_what_they_say(tmp_path: Path) -> None:
-    shutil.copytree(
-        ROOT / "platform", tmp_path / "platform", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    diffs = re.findall(
-        r"^```diff\n(.*?)^```", (ROOT / "docs/extend.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    assert len(diffs) == 6
-    for diff in diffs:
-        subprocess.run(["git", "apply"], cwd=tmp_path, input=diff, text=True, check=True)
+    package = patched(tmp_path)
+    assert len(DIFFS) == 7
     done = subprocess.run(
         [sys.executable, ROOT / "tests/support/extensions_of_the_docs.py", tmp_path],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'platform'}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{package}:{ROOT / 'tests'}"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "splits": ["train", "validation"],
+        "recall": {"three classes": 0.5, "with an interval": True},
         "engine": ["no", "yes"],
         "point": ["learning_rate", "weight_decay"],
         "scheduler": "MedianStoppingRule",
-        "tokens": 6,
-        "answer": "int | list[int]",
+        "top": ["no", "no"],
+        "answer": "list[str]",
         "labels": 1,
     }
 
@@ -280,6 +332,17 @@ def test_the_intervals_of_the_data_page_are_wilsons() -> None:
         number = int(count.replace(",", ""))
         found = proportion_interval(round(0.9 * number), number)
         assert [f"{end:.2f}" for end in found] == [low, high]
+
+
+def test_the_updates_by_which_fp16_is_compared_are_those_of_the_stored_runs() -> None:
+    stored = json.loads((ROOT / "benchmarks/results/strategy-matrix.json").read_text())
+    skipped = {row["skipped_steps"] for name, row in stored["rows"].items() if "fp16" in name}
+    (number,) = skipped
+    updates = stored["steps"] - number
+    page = (ROOT / "docs/how-it-works.md").read_text()
+    assert f"has {stored['steps']} steps" in page
+    assert f"{number} steps are skipped, so {updates} updates are compared" in page
+    assert f"(in fp16, over {updates} updates)" in page
 
 
 def test_the_data_page_names_the_commit_of_glue() -> None:

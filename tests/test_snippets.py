@@ -1,6 +1,7 @@
 """Snippets of the docs, run as they stand: Python, curl and JavaScript; the notebooks page of examples/.
 
-The commands are parsed by test_docs.py. A server of the pages, on port 8000, is one of tiny models here.
+Commands are run by test_printed_commands.py. A server of the pages, on port 8000, is one of tiny
+models here.
 """
 
 import json
@@ -9,15 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import BROWSER, chromium, page_at
+from support.browser import BROWSER, chromium, files_of, page_at
 from support.job_scripts import ROOT
 from support.serving_locally import LocalModels, load, serving
 from support.small_models import LABELS, classifier, gpt2
@@ -56,11 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pages(folder: Path) -> Iterator[str]:
     """Origin of a server of `folder`, as `python -m http.server` is one."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
-        threading.Thread(target=files.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{files.server_port}"
-        files.shutdown()
+    with files_of(folder) as origin:
+        yield origin
 
 
 @pytest.fixture(scope="module")
@@ -166,48 +161,6 @@ def test_the_client_of_the_examples_sorts_texts(server: str) -> None:
     lines = done.stdout.splitlines()
     assert [line.split(maxsplit=2)[2] for line in lines] == texts
     assert {line.split()[0] for line in lines} <= set(LABELS)
-
-
-PRINTED = {
-    "trainyard data-doctor --train-file mail.csv": "runs/*/report.html",
-    "trainyard engine --model-name-or-path runs/mail --validation-file more.csv":
-        "runs/mail/model/engine.json",
-    "trainyard eval --model-name-or-path runs/mail --validation-file more.csv --against runs/other":
-        "runs/*/report.html",
-    "trainyard predict --model-name-or-path runs/mnli --input-file new.csv --output-file answers.csv "
-    "--model-task zero-shot-classification "
-    """--parameters '{"candidate_labels": ["travel", "cooking"]}'""": "answers.csv",
-    "trainyard serve new-key reporting mail >> keys.yaml": "keys.yaml",
-    "trainyard serve example > models.yaml": "models.yaml",
-}  # fmt: skip
-"""Command of the pages that no recording runs -> pattern of a file that it writes."""
-
-MAIL_LABELS = ("account", "billing", "delivery", "returns")
-
-
-@pytest.mark.parametrize("command", PRINTED)
-def test_a_command_to_run_is_printed(command: str) -> None:
-    pages = [*PAGES, *(ROOT / "examples").glob("*.md")]
-    assert any(command in page.read_text() for page in pages)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(("command", "written"), PRINTED.items())
-def test_a_printed_command_runs(command: str, written: str, tmp_path: Path) -> None:
-    for name in ("mail", "other"):
-        classifier(tmp_path / "runs" / name / "model", MAIL_LABELS)
-    classifier(tmp_path / "runs" / "mnli" / "model")
-    for name in ("mail.csv", "more.csv"):
-        shutil.copy(ROOT / "examples" / name, tmp_path)
-    shutil.copy(ROOT / "examples" / "more.csv", tmp_path / "new.csv")
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**environment(""), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = tmp_path.glob(written)
-    assert found.stat().st_size
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ from support.sample_reports import evaluation_page, glue_page
 from support.sample_runs import write_run, write_sweep
 
 from trainyard.doctor.data.report import findings
-from trainyard.evaluation.report import _sentence, _slice, _verdict
+from trainyard.evaluation.report import _sentence, _slice, _title, _verdict
 from trainyard.report.dashboard.server import Dashboard
 
 
@@ -71,6 +71,18 @@ def test_charts_have_capitals_like_tables(pages: dict[str, str]) -> None:
 def test_the_name_of_the_only_split_takes_no_room_in_a_chart(pages: dict[str, str]) -> None:
     (rows,) = specifications(pages["evaluation"])[0]["datasets"].values()
     assert [row["metric"] for row in rows] == ["Accuracy"]
+
+
+def test_a_metric_has_one_name_on_the_pages_of_runs_sweeps_and_evaluations(
+    pages: dict[str, str],
+) -> None:
+    """It is the title, with the key of flags and files where that is another word."""
+    name = _title("f1")
+    assert name == "F1 of the second class (f1)"
+    for key in ("run", "sweep"):
+        assert name in visible(pages[key]), key
+    assert _title("balanced_accuracy") == "Balanced accuracy"
+    assert _title("of-an-older-release") == "Of-an-older-release"
 
 
 def test_percentages_are_written_as_in_the_docs(pages: dict[str, str]) -> None:

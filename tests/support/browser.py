@@ -8,6 +8,8 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -32,6 +34,23 @@ def chromium() -> Iterator[Any]:
         )  # fmt: skip
         yield found
         found.close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """A server of files that logs nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def files_of(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder, as `python -m http.server` does; yield the origin."""
+    handler = partial(_Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{files.server_port}"
+        files.shutdown()
 
 
 @contextmanager

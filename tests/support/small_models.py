@@ -15,7 +15,7 @@ from support.tiny import WORDS
 LABELS = ("entailment", "neutral", "contradiction")
 
 
-def wordpiece() -> Any:
+def wordpiece(positions: int = 64) -> Any:
     """Build a WordPiece tokenizer: known words are one token, others are split into characters."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -36,24 +36,24 @@ def wordpiece() -> Any:
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=64,
+        tokenizer_object=tokenizer, model_max_length=positions,
         pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
         mask_token="[MASK]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
 
 
-def bert(folder: Path, head: str, **config: Any) -> Path:
-    """Write a two-layer BERT of 64 positions with a head, such as `ForQuestionAnswering`."""
+def bert(folder: Path, head: str, positions: int = 64, **config: Any) -> Path:
+    """Write a two-layer BERT with a head, such as `ForQuestionAnswering`."""
     import torch
     import transformers
 
-    tokenizer = wordpiece()
+    tokenizer = wordpiece(positions)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     model = getattr(transformers, f"Bert{head}")(
         transformers.BertConfig(
             vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2,
-            num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+            num_attention_heads=2, intermediate_size=64, max_position_embeddings=positions,
             initializer_range=0.5, **config,
         )
     )  # fmt: skip

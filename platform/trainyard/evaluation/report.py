@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.evaluation.config import BUILT_IN_SLICES
-from trainyard.metrics import get_metric
+from trainyard.metrics import metric_label
 from trainyard.report import kit
 from trainyard.report.kit import (
     Cell,
@@ -120,7 +120,7 @@ def _verdict(text: str) -> str:
 
 
 def _title(metric: str) -> str:
-    return _sentence(get_metric(metric).title)
+    return _sentence(metric_label(metric))
 
 
 def _with_interval(value: float, interval: Sequence[float] | None) -> Cell:

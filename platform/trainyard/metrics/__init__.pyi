@@ -6,6 +6,7 @@ from .registry import check_rows as check_rows
 from .registry import decode as decode
 from .registry import get_metric as get_metric
 from .registry import is_constant as is_constant
+from .registry import metric_label as metric_label
 from .registry import repeated as repeated
 from .registry import with_metrics as with_metrics
 from .resampled import Floats as Floats

@@ -311,6 +311,17 @@ def get_metric(name: str) -> Metric:
     raise UserError(f"unknown metric '{name}'; {hint}{', '.join(METRICS)}")
 
 
+def metric_label(name: str) -> str:
+    """Return a metric's name for pages: its title, followed by its key unless the two agree.
+
+    An unknown name, such as that of a removed row in an old run, is returned unchanged.
+    """
+    if name not in METRICS:
+        return name
+    title = METRICS[name].title
+    return title if title.casefold() == name.replace("_", " ") else f"{title} ({name})"
+
+
 def with_metrics(task: Task, further: Sequence[str], headline: str | None = None) -> Task:
     """Return a copy of `task` with `further` metrics; `headline`, if given, becomes its score.
 

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from trainyard.config import TrainConfig
+from trainyard.metrics import metric_label
 from trainyard.report import kit
 from trainyard.report.dashboard.records import Run, Sweep, pair, without_secrets
 from trainyard.report.kit import (  # fmt: skip
@@ -133,7 +134,7 @@ def _result(run: Run) -> list[Part]:
     padding = real(result.get("padding_efficiency"))
     best_step = real(result.get("best_step")) or (run.best.step if run.best else None)
     facts: list[tuple[str, Cell | Value]] = [
-        (f"Best {run.metric or 'score'}", score_cell(run)),
+        (f"Best {metric_label(run.metric or 'score')}", score_cell(run)),
         ("Best step", number(best_step)),
         ("Steps", dataclasses.replace(steps_cell(run), share=None)),
         ("Samples per second", number(run.samples_per_second, 3)),
@@ -148,7 +149,11 @@ def _result(run: Run) -> list[Part]:
     ]
     intervals = mapping(result.get("intervals"))
     rows: list[list[Cell | Value]] = [
-        [words(split), words(name), _measured(value, mapping(intervals.get(split)).get(name))]
+        [
+            words(split),
+            metric_label(words(name)),
+            _measured(value, mapping(intervals.get(split)).get(name)),
+        ]
         for split, metrics in mapping(result.get("metrics")).items()
         for name, value in mapping(metrics).items()
     ]

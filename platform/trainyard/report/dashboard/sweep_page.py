@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trainyard.metrics import metric_label
 from trainyard.report import kit
 from trainyard.report.dashboard import sweep_charts as drawn
 from trainyard.report.dashboard.index_page import MOST_COMPARED, chosen_score
@@ -120,7 +121,7 @@ def _verdict(sweep: Sweep) -> str:
 
 
 def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell]]:
-    best, metric = sweep.best, sweep.metric or "score"
+    best, metric = sweep.best, metric_label(sweep.metric or "score")
     its_score = (f"Its {metric}", chosen_score(sweep))
     if sweep.keeps_default:
         name = sweep.winner.get("trial")
@@ -132,7 +133,7 @@ def _chosen(sweep: Sweep, link: Link) -> list[tuple[str, Cell]]:
     found = [(_title(sweep), trial), its_score]
     if (corrected := real(sweep.winner.get("corrected"))) is not None:
         span = interval(*pair(sweep.winner.get("interval")))
-        found.append((f"Corrected {sweep.metric}", Cell(f"{corrected:.4f}", note=span)))
+        found.append((f"Corrected {metric}", Cell(f"{corrected:.4f}", note=span)))
     return found
 
 
