@@ -29,8 +29,8 @@ PHASES = {
 SECOND_RANK = {
     "while it copies": f"{SAVING}:HostMemory.wait:2",
     "while it writes and training continues": "while:8",
-    "when files are written": f"{SAVING}:sync_file:3",
-    "when files are durable": f"{SAVING}:entry_of:4",
+    "when files are written": f"{STORE}:sync_file:3",
+    "when files are durable": f"{STORE}:entry_of:4",
 }
 """Phases of a rank that writes a part."""
 SAVED = {

@@ -305,7 +305,7 @@ STORE = "trainyard.storage.checkpoints"
     ("rank", "place", "kept"),
     [
         pytest.param(1, f"{PARTS}:write_part", 4, marks=pytest.mark.long),
-        pytest.param(1, f"{PARTS}:sync_file", 4, marks=pytest.mark.long),
+        pytest.param(1, f"{STORE}:sync_file", 4, marks=pytest.mark.long),
         pytest.param(0, f"{PARTS}:write_index", 4, marks=pytest.mark.long),
         pytest.param(0, f"{STORE}:hashes_of", 4, marks=pytest.mark.long),
         pytest.param(0, f"{STORE}:sync_tree", 4, marks=pytest.mark.long),
