@@ -47,6 +47,7 @@ def timed(cluster: Any, base: TrainConfig) -> dict[int, tuple[Path, float]]:  # 
         result = fit(config)
         seconds = time.monotonic() - started
         assert result.steps == LAST_STEP
+        assert result.chosen_on == ["validation"]
         found[count] = Path(config.storage_path) / f"workers-{count}", seconds
     return found
 
