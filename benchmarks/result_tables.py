@@ -22,7 +22,7 @@ from gpu import gpu_table
 from markdown_tables import RESULTS, Result, load, short_commit, source, table
 from ports_table import ports
 from scaling_model import assumptions, gains, large_models, losses, machines
-from step_tables import duration, first_step, size, step_means, steps
+from step_tables import duration, first_step, quickstart, size, step_means, steps
 from unbalanced_table import unbalanced
 
 PLACE = re.compile(r"(<!-- (table|transcript): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -454,6 +454,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "duration": duration,
     "first-step": first_step,
     "first-minutes": first_minutes_table,
+    "quickstart": quickstart,
     "memory": memory,
     "size": size,
     "tokenization": tokenization,

@@ -1,7 +1,8 @@
-"""Tables of the speed of training: compare_steps.py and first_step.py."""
+"""Tables of the speed of training: compare_steps.py, first_step.py and quickstart_seeds.py."""
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from markdown_tables import RESULTS, Result, load, short_commit, source, table
 
@@ -115,4 +116,26 @@ def first_step() -> str:
         for name, label in names.items()
     ]
     columns = ["MRPC", "Seconds", "Driver", "Tokenization", "Worker", "First step", "Other"]
+    return table(columns, rows) + source(found)
+
+
+def quickstart(folder: Path = RESULTS) -> str:
+    """List the stages of `trainyard quickstart`, in seconds, and its accuracy by seed.
+
+    The table is empty until the result is stored.
+    """
+    if not (folder / "quickstart.json").exists():
+        return ""
+    found = load("quickstart", folder)
+    runs = found["runs"]
+    rows = [
+        [stage, f"{median:.1f}", *(f"{run['stages'][stage]:.1f}" for run in runs)]
+        for stage, median in found["median_seconds_by_stage"].items()
+    ]
+    seconds = [run["seconds"] for run in runs]
+    rows.append(
+        ["all", f"{statistics.median(seconds):.1f}", *(f"{second:.1f}" for second in seconds)]
+    )
+    rows.append(["validation accuracy", "", *(f"{run['accuracy']:.4f}" for run in runs)])
+    columns = ["Stage, seconds", "Median", *(f"seed {run['seed']}" for run in runs)]
     return table(columns, rows) + source(found)

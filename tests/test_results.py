@@ -16,8 +16,10 @@ import screenshots
 from load import Outcome
 from markdown_tables import RESULTS, load
 from ports_table import answering, rows
+from quickstart_seeds import START, stage_of
 from result_tables import engines, strategy_matrix
 from soak_serving import median_ms
+from step_tables import quickstart
 from support.job_scripts import ROOT
 
 SCREENSHOTS = RESULTS / "screenshots.json"
@@ -146,3 +148,36 @@ def test_a_soak_in_which_no_request_succeeded_is_no_result() -> None:
     assert median_ms(Outcome(statuses=Counter({200: 2}), latencies=[0.25, 0.75])) == 500.0
     with pytest.raises(SystemExit, match=r"no request succeeded, answers by status: \{0: 9\}"):
         median_ms(Outcome(statuses=Counter({0: 9})))
+
+
+def test_the_table_of_the_quickstart_has_a_column_for_each_seed(tmp_path: Path) -> None:
+    assert quickstart(tmp_path) == ""  # not measured yet
+    runs = [
+        {"seed": seed, "accuracy": 0.9, "seconds": 2 * seconds + 1.0,
+         "stages": {"tokenizing": 1.0, "training": seconds}}
+        for seed, seconds in ((42, 100.0), (1, 90.0), (2, 130.0))
+    ]  # fmt: skip
+    result = {"median_seconds_by_stage": {"tokenizing": 1.0, "training": 100.0}, "runs": runs}
+    (tmp_path / "quickstart.json").write_text(json.dumps(result))
+    assert quickstart(tmp_path).splitlines() == [
+        "| Stage, seconds | Median | seed 42 | seed 1 | seed 2 |",
+        "| --- | --- | --- | --- | --- |",
+        "| tokenizing | 1.0 | 1.0 | 1.0 | 1.0 |",
+        "| training | 100.0 | 100.0 | 90.0 | 130.0 |",
+        "| all | 201.0 | 201.0 | 181.0 | 261.0 |",
+        "| validation accuracy |  | 0.9000 | 0.9000 | 0.9000 |",
+    ]
+
+
+def test_stages_of_the_quickstart_have_the_same_names_in_each_run() -> None:
+    """Paths are those of temporary folders, and Ray starts twice."""
+    output = json.loads((RESULTS / "transcripts.json").read_text())["commands"]["quickstart"]
+    assert START in output["output"][0]
+    stages = [START]
+    for line in output["output"]:
+        if line.startswith("· "):
+            stages.append(stage_of(line, stages))
+    assert stages == [
+        "loading torch and Ray", "reading the data", "starting Ray", "tokenizing", "training",
+        "serving the model", "starting Ray again", "starting Ray Serve",
+    ]  # fmt: skip

@@ -48,6 +48,24 @@ def test_a_background_job_ends_by_both_signals(number: signal.Signals) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_is_ending_is_not_broken_off_by_the_second_signal_of_timeout(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    end_by_signals()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        monkeypatch.setattr(signals, "ONE_SIGNAL_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 @pytest.fixture
 def terminated_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replace `ray.init`: it gets SIGTERM after it has set its handler, as Ray does first."""

@@ -25,8 +25,45 @@ def test_a_training_ends_in_words() -> None:
         "trained mail: 102 steps in 4 min 16 s",
         "  validation accuracy 0.900 (95 % interval 0.840 to 0.950, 30 rows)",
     ]
-    assert "trainyard serve --model-name-or-path runs/mail/model" in lines[4]
-    assert lines[5].endswith("trainyard dashboard")
+    assert lines[2:] == [
+        "  model    runs/mail/model",
+        "  eval     trainyard eval --model-name-or-path runs/mail/model --validation-file UNSEEN_ROWS",
+        "  predict  trainyard predict --model-name-or-path runs/mail/model --input-file FILE "
+        "--output-file answers.jsonl",
+        "  serve    trainyard serve --model-name-or-path runs/mail/model",
+        "  curves   trainyard dashboard",
+    ]
+
+
+def test_a_score_on_rows_that_chose_the_checkpoint_says_so_unless_there_are_test_rows() -> None:
+    lines = summary({**TRAINED, "chosen_on": ["validation"]})
+    assert lines[1] == (
+        "  validation accuracy 0.900 (95 % interval 0.840 to 0.950, 30 rows, which also chose the "
+        "checkpoint)"
+    )
+    metrics = {**TRAINED["metrics"], "test": {"accuracy": 0.8}}
+    lines = summary({**TRAINED, "chosen_on": ["validation"], "metrics": metrics})
+    assert "chose" not in "".join(lines)
+    assert "  test accuracy 0.800" in lines
+
+
+@pytest.mark.parametrize(
+    ("trials", "interval", "words"),
+    [
+        (6, [0.7, 0.9], " (95 % interval 0.700 to 0.900)"),
+        (6, None, " (on the rows that chose the trial)"),
+        (1, None, ""),
+    ],
+)
+def test_a_sweep_without_confirmation_says_that_its_rows_chose_the_trial(
+    trials: int, interval: list[float] | None, words: str
+) -> None:
+    sweep = {
+        "job": "tune", "run": "mail", "seconds": 60.0, "score": 0.8, "interval": interval,
+        "trials": {"finished": trials}, "best_hyperparameters": {}, "verdict": None,
+        "best_config": "runs/mail/best.yaml", "model": "runs/mail/model",
+    }  # fmt: skip
+    assert summary(sweep)[0] == f"tuned mail in 1 min 00 s: score 0.800{words}"
 
 
 def test_the_quickstart_ends_with_the_whole_command() -> None:

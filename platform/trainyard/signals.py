@@ -1,12 +1,13 @@
 """Handling of SIGTERM and Ctrl-C: save a checkpoint, stop the job, and report its exit status."""
 
 import contextlib
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from trainyard.errors import Interrupted
 from trainyard.terminal import say
@@ -23,14 +24,19 @@ def end_by_signals() -> None:
     """Make Ctrl-C raise KeyboardInterrupt in the main thread, and SIGTERM Terminated.
 
     The main thread must call this. A shell lets jobs in the background ignore Ctrl-C; they obey it,
-    too.
+    too. Signals within `ONE_SIGNAL_SECONDS` raise once, so the second does not break off the end.
     """
+    raised = -math.inf
 
-    def terminate(*_: object) -> NoReturn:
-        raise Terminated
+    def end(number: int, _: object) -> None:
+        nonlocal raised
+        if time.monotonic() - raised < ONE_SIGNAL_SECONDS:
+            return
+        raised = time.monotonic()
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
 
 
 class StopSignals:

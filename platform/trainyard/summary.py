@@ -87,8 +87,12 @@ def interval_words(ends: Sequence[float]) -> str:
 
 
 def scores(result: Result) -> Iterator[str]:
-    """Yield the headline score of each split, such as `validation accuracy 0.933 (872 rows)`."""
+    """Yield the headline score of each split, such as `validation accuracy 0.933 (872 rows)`.
+
+    A training without test rows has only scores of the rows that chose its checkpoint, and says so.
+    """
     rows = result.get("rows", {})
+    biased = set(result.get("chosen_on", ())) == set(result["metrics"])
     for split, metrics in result["metrics"].items():
         name = result.get("score_metric") or next(iter(metrics))
         if name not in metrics:
@@ -98,6 +102,8 @@ def scores(result: Result) -> Iterator[str]:
             about.append(interval_words(ends))
         if split in rows:
             about.append(f"{rows[split]} rows")
+        if biased:
+            about.append("which also chose the checkpoint")
         behind = f" ({', '.join(about)})" if about else ""
         yield f"{split} {name} {metrics[name]:.3f}{behind}"
 
@@ -112,6 +118,7 @@ def _after_model(model: str) -> Iterator[str]:
     path = shlex.quote(short(model))
     yield from _next(
         model=short(model),
+        eval=f"trainyard eval --model-name-or-path {path} --validation-file UNSEEN_ROWS",
         predict=f"trainyard predict --model-name-or-path {path} --input-file FILE "
         "--output-file answers.jsonl",
         serve=f"trainyard serve --model-name-or-path {path}",
@@ -153,9 +160,14 @@ def _tune(result: Result) -> Iterator[str]:
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in result["best_hyperparameters"].items()
     )
-    behind = f" ({interval_words(result['interval'])})" if result["interval"] else ""
+    trials = sum(result["trials"].values())
+    if result["interval"]:
+        about = interval_words(result["interval"])
+    else:  # not confirmed on other rows
+        about = "on the rows that chose the trial" if trials > 1 else ""
+    behind = f" ({about})" if about else ""
     yield f"tuned {result['run']} in {duration(result['seconds'])}: score {result['score']:.3f}{behind}"
-    yield f"  best of {sum(result['trials'].values())} trials: {best or 'the default recipe'}"
+    yield f"  best of {trials} trials: {best or 'the default recipe'}"
     if result["verdict"]:
         yield f"  compared with the default recipe: {result['verdict']}"
     yield from _next(config=f"trainyard train --config {shlex.quote(short(result['best_config']))}")

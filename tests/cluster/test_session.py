@@ -1,11 +1,13 @@
 """The local Ray of a job, which may end before the job does, and the GPUs that Ray reserves."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from trainyard.cluster import owns_gpu
@@ -42,6 +44,44 @@ def test_a_local_ray_that_ended_is_one_sentence() -> None:
         "full; run the same command again to resume"
     )
     assert sentence in done.stdout, done.stderr  # among lines of Ray
+
+
+WAIT_IN_RAY = """
+import ray
+from trainyard import TrainConfig
+from trainyard.cluster import ray_session
+
+with ray_session(TrainConfig(task="demo")):
+    ray.get(ray.remote(lambda: 1).remote())  # so a worker runs
+    print("up", flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("end", ["ray.shutdown", signal.SIGKILL, signal.SIGTERM])
+def test_processes_of_ray_are_outside_the_group_of_the_driver_and_end_with_it(
+    end: str | signal.Signals,
+) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", WAIT_IN_RAY],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "disabled"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert driver.stdout is not None
+    assert "up" in driver.stdout.readline()
+    started = psutil.Process(driver.pid).children(recursive=True)
+    assert {"raylet", "gcs_server"} < {process.name() for process in started}
+    agents = {process.pid for process in started if process.name().endswith("Agent")}
+    assert driver.pid not in {os.getpgid(process.pid) for process in started}
+    if isinstance(end, signal.Signals):
+        os.killpg(driver.pid, end)
+        driver.communicate(timeout=60)
+    else:
+        driver.communicate("\n", timeout=60)
+    if end == signal.SIGKILL:  # Ray's agents wait for a killed GCS for a minute, then end
+        started = [process for process in started if process.pid not in agents]
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
 
 
 @pytest.mark.parametrize(

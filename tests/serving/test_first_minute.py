@@ -218,7 +218,9 @@ def test_a_server_greets_and_leaves_quietly(tmp_path: Path) -> None:
     command += ["--port", str(port)]
     terminal = tmp_path / "terminal"
     with terminal.open("w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True
+        )
         try:
             deadline = time.monotonic() + 240
             while "docs " not in terminal.read_text():
@@ -235,7 +237,7 @@ def test_a_server_greets_and_leaves_quietly(tmp_path: Path) -> None:
             assert again.returncode == 2
             assert "Traceback" not in again.stderr
             assert f"error: port {port} cannot be used (Address already in use)" in again.stderr
-            process.send_signal(signal.SIGTERM)  # tests/wheel.py ends one by Ctrl-C
+            os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does; tests/wheel.py: Ctrl-C
             out, _ = process.communicate(timeout=120)
         finally:
             if process.poll() is None:

@@ -149,3 +149,4 @@ def test_the_best_evaluation_is_that_of_the_chosen_metric(
         state.add_evaluation(score, {}, higher_is_better=higher_is_better)
     assert state.best_step == best
     assert state.evaluations_without_gain == 3 - best
+    assert state.evaluations == 4

@@ -47,6 +47,7 @@ def timed(cluster: Any, base: TrainConfig) -> dict[int, tuple[Path, float]]:  # 
         result = fit(config)
         seconds = time.monotonic() - started
         assert result.steps == LAST_STEP
+        assert result.chosen_on == ["validation"]
         found[count] = Path(config.storage_path) / f"workers-{count}", seconds
     return found
 
@@ -328,6 +329,34 @@ def test_a_local_ray_that_is_killed_is_one_sentence(base: TrainConfig, lost: str
     assert f"error: Ray on this machine has ended: its {lost} process was killed" in stderr
     assert "run the same command again to resume" in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
+def test_a_signal_to_the_whole_group_lets_the_workers_save(
+    base: TrainConfig, number: signal.Signals
+) -> None:
+    """As `timeout` and Ctrl-C in a terminal send it: to every process of the driver's group."""
+    config = dataclasses.replace(
+        base, run_name=f"group-{number}", save_steps=1, num_train_epochs=60
+    )
+    folder = RunFolder(Path(config.storage_path) / config.resolved_run_name)
+    command, environment = job(config)
+    driver = subprocess.Popen(
+        command, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_step(folder, 2, driver)
+    started = psutil.Process(driver.pid).children(recursive=True)
+    os.killpg(driver.pid, number)
+    stdout, stderr = driver.communicate(timeout=120)
+    assert (driver.returncode, stdout) == (128 + number, ""), stderr
+    stopped = f"stopped: run {folder.path.name} is saved at step "
+    assert stderr.splitlines()[-1].startswith(stopped)
+    assert folder.read()["status"] == "stopped"
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
 
 
 @pytest.mark.long

@@ -70,7 +70,8 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
 
     The omitted processes are the API server, the autoscaler's monitor and, without `log_to_driver`,
     the log monitor. Without a dashboard the API server only reports usage, and `ray.init` waits for
-    it. A handler of SIGTERM that the process has installed stays.
+    it. Signals to the process group of this process do not reach a local Ray. A handler of SIGTERM
+    that the process has installed stays.
 
     Args:
         address: "local" to start a cluster, else the address of a running one.
@@ -82,7 +83,35 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
         Interrupted: A signal asked to stop meanwhile.
     """
     import ray
-    from ray._private import node
+
+    importing = threading.Thread(target=_import, args=(needed_next,))
+    importing.start()
+    processes: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if address == "local":
+        processes = _own_processes(log_monitor=bool(options.get("log_to_driver")))
+        options = {"include_dashboard": False, **options}
+    try:
+        with processes, _kept_handler():
+            ray.init(address=address, **options)
+    except Interrupted:
+        raise
+    except Exception as error:  # a slow start of a node raises a plain Exception
+        raise UserError(_no_ray(address, error)) from error
+    finally:
+        importing.join()  # the import ends by replacing the module object
+
+
+@contextlib.contextmanager
+def _own_processes(*, log_monitor: bool) -> Iterator[None]:
+    """Make a Ray that starts inside the block lean, with processes outside this process's group.
+
+    `timeout` and Ctrl-C signal the whole group. Ray would end at once, and the workers could not
+    save. Ray's processes still end with this process: the kernel kills them (PR_SET_PDEATHSIG).
+
+    Args:
+        log_monitor: True to start Ray's log monitor.
+    """
+    from ray._private import node, services
 
     class LeanNode(node.Node):
         def start_api_server(self, **_: Any) -> None:
@@ -92,24 +121,19 @@ def start_ray(address: str = "local", needed_next: str = "ray", **options: Any) 
             pass
 
         def start_log_monitor(self) -> None:
-            if options.get("log_to_driver"):
+            if log_monitor:
                 super().start_log_monitor()
 
-    importing = threading.Thread(target=_import, args=(needed_next,))
-    importing.start()
-    whole = node.Node
-    if address == "local":
-        node.Node, options = LeanNode, {"include_dashboard": False, **options}
+    class OwnGroup(services.ConsolePopen):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, process_group=0, **options)
+
+    before = node.Node, services.ConsolePopen
+    node.Node, services.ConsolePopen = LeanNode, OwnGroup
     try:
-        with _kept_handler():
-            ray.init(address=address, **options)
-    except Interrupted:
-        raise
-    except Exception as error:  # a slow start of a node raises a plain Exception
-        raise UserError(_no_ray(address, error)) from error
+        yield
     finally:
-        node.Node = whole
-        importing.join()  # the import ends by replacing the module object
+        node.Node, services.ConsolePopen = before
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ class TrainState:
     best_step: int | None = None
     best_score: float | None = None
     best_evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluations: int = 0
+    """Number of evaluations so far; those before a checkpoint of an older version are not counted."""
     evaluations_without_gain: int = 0
     stopped_early: bool = False
     row_order: str | None = None
@@ -62,6 +64,7 @@ class TrainState:
     ) -> None:
         """Record an evaluation after `step`. Among equal scores, the earliest is the best."""
         self.score, self.evaluation = score, evaluation
+        self.evaluations += 1
         best = self.best_score
         if best is None or (score > best if higher_is_better else score < best):
             self.best_step, self.best_score, self.best_evaluation = self.step, score, evaluation

@@ -24,7 +24,15 @@ from trainyard.config import (
     deepspeed_differences,
     python_function,
 )
-from trainyard.data import PreparedData, files_of, find_splits, prepare, sample_rows, warnings
+from trainyard.data import (
+    PreparedData,
+    files_of,
+    find_splits,
+    is_test,
+    prepare,
+    sample_rows,
+    warnings,
+)
 from trainyard.doctor import preflight
 from trainyard.errors import DamagedRun, Diverged, Interrupted, SupersededError, UserError
 from trainyard.evaluation import figures, one_answer_words, one_answers
@@ -432,6 +440,7 @@ def _conclude(
         warnings=alerts,
         label_thresholds=thresholds,
         data_name=config.data_name,
+        chosen_on=[split for split in evaluation if state.evaluations > 1 and not is_test(split)],
     )
     if words:
         say(f"note: {words}")

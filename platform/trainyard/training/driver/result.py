@@ -61,6 +61,9 @@ class FitResult(Readable):
     """Minimum probability by label (--label-thresholds fitted); empty where all are 0.5."""
     data_name: str = ""
     """Display name of the data: Hub data set, stem of the training file, or task."""
+    chosen_on: Sequence[str] = ()
+    """Splits that chose the checkpoint, so that their scores are optimistic; empty if the run had one
+    evaluation."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the mapping that the job prints as JSON."""
