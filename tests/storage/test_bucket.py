@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -336,8 +337,53 @@ def test_a_part_that_cannot_be_uploaded_is_one_sentence_and_harms_nothing(
     assert not list(away.folder.iterdir())
     assert three.steps() == [10, 20, 30]
     assert not list(three.folder.glob(".inprogress*"))
-    three.claim()
     assert not [name for name in Bucket(url).names("run") if "00000040" in name]
+
+
+def test_a_full_disk_of_another_node_is_named(
+    url: str, three: BucketCheckpoints, tmp_path: Path
+) -> None:
+    away = checkpoints(url, tmp_path / "away")
+
+    def full(_: Path) -> list[Path]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError) as found:
+        three.commit(40, lambda _: away.write_part(40, str(three.attempt), full))
+    assert str(found.value).startswith(
+        f"checkpoint of step 40 could not be written to {away.folder} on node {platform.node()}: No "
+        "space left on device; make room"
+    )
+
+
+def test_parts_of_an_attempt_that_is_superseded_meanwhile_do_not_stay(
+    url: str, three: BucketCheckpoints, tmp_path: Path
+) -> None:
+    successor = checkpoints(url, tmp_path / "successor")
+
+    def write(_: Path) -> dict[str, Any]:
+        successor.claim()
+        successor.commit(40, writer("successor"))
+        return three.write_part(40, str(three.attempt), part_writer("part-0"))
+
+    with pytest.raises(SupersededError):
+        three.commit(40, write)
+    left = {name.split("/")[2] for name in Bucket(url).names("run") if "00000040" in name}
+    assert left == {f"step-00000040-{start(successor)}"}
+
+
+def test_a_node_without_rank_0_keeps_only_the_checkpoint_that_it_resumes_from(
+    url: str, three: BucketCheckpoints, tmp_path: Path
+) -> None:
+    away = checkpoints(url, tmp_path / "away")
+    away.bring(10)
+    (away.folder / f".inprogress-00000030-{three.attempt}-0123").mkdir()  # of a killed worker
+    away.bring(30)
+    kept = {path.name for path in away.folder.iterdir() if not path.name.endswith(".lock")}
+    assert kept == {"step-00000030"}
+    beside = checkpoints(url, three.folder)
+    beside.bring(30)
+    assert beside.path(10).is_dir()
 
 
 class Killed(BaseException):

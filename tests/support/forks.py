@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def run_forked(attempts: Sequence[Attempt], meeting: Path) -> None:
 def _fork(attempt: dict[str, Any], meeting: Path, world: int, rank: int, group: int) -> int:
     child = os.fork()
     if child:
+        with suppress(PermissionError, ProcessLookupError):  # it has done so, and may have ended
+            os.setpgid(child, group or child)  # before the next one joins the group
         return child
     code = 1
     try:

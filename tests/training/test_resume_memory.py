@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 def test_no_worker_holds_the_whole_state(
     kind: str, small_run: TrainConfig, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder, where each worker wrote a part of it, and in a bucket, where rank 0 wrote all."""
+    """In a folder and in a bucket; each worker wrote a part of it."""
     lift_guards(monkeypatch)
     model = write_tiny_model(
         tmp_path / "model", hidden_size=384, intermediate_size=1536, num_hidden_layers=8

@@ -8,7 +8,6 @@ from .atomic import write_array as write_array
 from .atomic import write_atomic as write_atomic
 from .atomic import write_json as write_json
 from .checkpoints import CheckpointStore as CheckpointStore
-from .checkpoints import probe_disk as probe_disk
 from .folder import RunFolder as RunFolder
 from .folder import SuiteFolder as SuiteFolder
 from .folder import open_run as open_run

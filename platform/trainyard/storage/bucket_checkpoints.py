@@ -12,17 +12,18 @@ changed since it was read.
 """
 
 import json
+import platform
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
 from trainyard.errors import DamagedRun, SupersededError, UserError
-from trainyard.storage.checkpoints import OPTIMIZER, CheckpointStore, older
+from trainyard.storage.checkpoints import OPTIMIZER, CheckpointStore, older, unwritable, write_files
 from trainyard.storage.lease import Fence
 from trainyard.storage.manifest import download_folder, drop_objects, upload_folder
 from trainyard.storage.store import Bucket, Conflict, Stored, replace_own
@@ -83,37 +84,66 @@ class BucketCheckpoints(CheckpointStore):
             uploaded = write(scratch) or {}
             return uploaded
 
-        with _storing(step):
-            self._check_index()
-        path = super().commit(step, fill)
         name = self._object(step, str(self.attempt))
+        try:
+            with _storing(step):
+                self._check_index()
+            path = super().commit(step, fill)
+            with _storing(step):
+                self._check_index()
+                upload_folder(self._bucket, path, f"{self._key}/{name}", without=uploaded)
+                self._check_index()
+                self._publish()
+        except Exception:
+            self._discard(name)
+            raise
         with _storing(step):
-            self._check_index()
-            upload_folder(self._bucket, path, f"{self._key}/{name}", without=uploaded)
-            self._check_index()
-            self._publish()
             self._replace({**self._index_names(), step: name})
         return path
+
+    def _discard(self, name: str) -> None:
+        """Delete what was uploaded of a checkpoint that failed, if the bucket answers."""
+        with suppress(UserError):  # then the next attempt's `claim` deletes it
+            if name not in self._index_names().values():
+                self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
 
     @override
     def write_part(
         self, step: int, attempt: str, write: Callable[[Path], Iterable[Path]]
     ) -> dict[str, Any]:
-        # On rank 0's node, the files stay in its copy of the checkpoint.
-        shared = self._scratch(step, attempt)
-        is_shared = shared.is_dir()
-        scratch = shared if is_shared else shared.with_name(f"{shared.name}-{uuid.uuid4().hex}")
-        scratch.mkdir(parents=True, exist_ok=True)
+        scratch = self._scratch(step, attempt)
+        if scratch.is_dir():  # on rank 0's node; the files stay in its copy of the checkpoint
+            return self._upload_part(step, attempt, scratch, write)
+        scratch = scratch.with_name(f"{scratch.name}-{uuid.uuid4().hex}")
+        scratch.mkdir(parents=True)
         try:
-            entries = super().write_part(step, attempt, lambda _: write(scratch))
-            with _storing(step):
-                for name in entries:
-                    key = f"{self._key}/{self._object(step, attempt)}/{name}"
-                    self._bucket.upload(key, scratch / name)
+            return self._upload_part(step, attempt, scratch, write)
+        except OSError as error:
+            place = f"{self.folder} on node {platform.node()}"
+            raise unwritable(step, place, error) from error
         finally:
-            if not is_shared:
-                shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _upload_part(
+        self, step: int, attempt: str, scratch: Path, write: Callable[[Path], Iterable[Path]]
+    ) -> dict[str, Any]:
+        entries = write_files(scratch, write)
+        with _storing(step):
+            for name in entries:
+                key = f"{self._key}/{self._object(step, attempt)}/{name}"
+                self._bucket.upload(key, scratch / name)
         return entries
+
+    def _delete_older_than_attempt(self, step: int) -> None:
+        """Delete what earlier attempts left on this node, but not its copy of the checkpoint `step`.
+
+        No worker of this attempt writes a checkpoint yet.
+        """
+        for path in self.folder.glob(".inprogress-[0-9]*"):  # of killed workers
+            shutil.rmtree(path, ignore_errors=True)
+        if not (self.folder / "attempt.json").exists():  # rank 0 was never here
+            for other in set(super().steps()) - {step}:
+                shutil.rmtree(self.path(other), ignore_errors=True)
 
     def _object(self, step: int, attempt: str) -> str:
         return f"{self.path(step).name}-{attempt[:8]}"
@@ -124,6 +154,8 @@ class BucketCheckpoints(CheckpointStore):
 
     @override
     def bring(self, step: int) -> Path:
+        if self.attempt is None:  # `claim` and `keep` clear the node of rank 0
+            self._delete_older_than_attempt(step)
         if (fault := self._download(step)) is not None:
             name = self._index_names().get(step, self.path(step).name)
             raise UserError(

@@ -16,8 +16,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ _NAME = re.compile(r"step-(\d{8})")
 OPTIMIZER = "optimizer"
 """Start of the names of the files with the optimizer's state."""
 _PROBE_BYTES = 2**20
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""Number of an error of the operating system, in a message of a library written in Rust."""
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +118,8 @@ class CheckpointStore:
         final, scratch = self.path(step), self._scratch(step, self.attempt)
         try:
             scratch.mkdir()
-            known = _fill(scratch, write)
+            with disk_errors(scratch):
+                known = write(scratch)
             write_json(scratch / MANIFEST, {"step": step, "files": hashes_of(scratch, known)})
             sync_tree(scratch)
             self._publish_local()
@@ -134,11 +137,7 @@ class CheckpointStore:
             shutil.rmtree(scratch, ignore_errors=True)
             with suppress(OSError):
                 self.check_claim()  # a successor's claim deletes the folder that is being filled
-            raise UserError(
-                f"checkpoint of step {step} could not be written to {self.folder}: "
-                f"{os.strerror(error.errno or 0)}; make room or make it writable, then run the same "
-                "command to resume from the last checkpoint"
-            ) from error
+            raise unwritable(step, str(self.folder), error) from error
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -158,10 +157,7 @@ class CheckpointStore:
             OSError: The disk is full, or the folder cannot be written.
             UserError: The bucket cannot be written.
         """
-        files = list(write(self._scratch(step, attempt)))
-        for file in files:
-            sync_file(file)
-        return {file.name: entry_of(file) for file in files}
+        return write_files(self._scratch(step, attempt), write)
 
     def _scratch(self, step: int, attempt: str | None) -> Path:
         return self.folder / f".inprogress-{step:08d}-{attempt}"
@@ -298,33 +294,55 @@ class CheckpointStore:
         log.warning(self.skipped[-1])
 
 
+def write_files(folder: Path, write: Callable[[Path], Iterable[Path]]) -> dict[str, Any]:
+    """Let `write` add files to `folder`; return their manifest entries, by name. Durable on return.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    with disk_errors(folder):
+        files = list(write(folder))
+    for file in files:
+        sync_file(file)
+    return {file.name: entry_of(file) for file in files}
+
+
+def unwritable(step: int, place: str, error: OSError) -> UserError:
+    """Build the error of a checkpoint that could not be written to `place`, a folder."""
+    return UserError(
+        f"checkpoint of step {step} could not be written to {place}: {os.strerror(error.errno or 0)}; "
+        "make room or make it writable, then run the same command to resume from the last checkpoint"
+    )
+
+
 def older(steps: Iterable[int], until: int | None) -> list[int]:
     """Return the steps up to `until`; None for all."""
     return [step for step in steps if until is None or step <= until]
 
 
-def _fill(
-    scratch: Path, write: Callable[[Path], Mapping[str, Any] | None]
-) -> Mapping[str, Any] | None:
-    """Call `write`; if it fails because of the disk, raise an OSError.
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of the block that come from the disk of `folder` as an OSError.
 
-    torch and safetensors raise other errors for a full disk, such as "unexpected pos 576 vs 534".
-    """
-    try:
-        return write(scratch)
-    except OSError:
-        raise
-    except Exception:
-        probe_disk(scratch)
-        raise
-
-
-def probe_disk(folder: Path) -> None:
-    """Check that a file of 1 MiB can be written in `folder`.
+    torch and safetensors raise others for a full disk, such as "unexpected pos 576 vs 534" or "I/O
+    error: No space left on device (os error 28)".
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        if found := _OS_ERROR.search(str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        _probe_disk(folder)
+        raise
+
+
+def _probe_disk(folder: Path) -> None:
+    """Raise an OSError unless a file of 1 MiB can be written in `folder`."""
     probe = scratch_path(folder / "probe")
     try:
         probe.write_bytes(bytes(_PROBE_BYTES))

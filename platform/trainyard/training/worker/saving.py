@@ -22,7 +22,6 @@ from trainyard.config import TrainConfig
 from trainyard.errors import Diverged, SupersededError, UserError, one_line
 from trainyard.storage import (
     CheckpointStore,
-    probe_disk,
     write_array,
     write_json,
 )
@@ -99,7 +98,9 @@ class Snapshot(NamedTuple):
 
 
 WRITE_SECONDS = 3 * GROUP_SECONDS
-"""Maximum seconds that the writers of a checkpoint's parts wait for the slowest one."""
+"""Maximum seconds that the writers of a checkpoint's parts wait for the slowest one.
+
+In a bucket this includes the upload of its part."""
 
 
 class CheckpointWriter:
@@ -283,7 +284,7 @@ class CheckpointWriter:
             sizes = {name: tensor.nbytes for name, tensor in snapshot.weights.items()}
             found = Part(sizes, entries)
         except Exception as error:
-            found = _sendable(error, self._store.folder)
+            found = _sendable(error)
         parts: list[Any] | None = [None] * self._writers if self._main else None
         dist.gather_object(found, parts, dst=0, group=self._group)
         errors = [part for part in parts or [] if isinstance(part, Exception)]
@@ -292,18 +293,10 @@ class CheckpointWriter:
         return parts or []
 
 
-def _sendable(error: Exception, folder: Path) -> Exception:
-    """Return an error of a thread that writes into `folder`, as one that rank 0 can report.
-
-    safetensors reports a full disk without its errno, and older versions by an exception that
-    pickle cannot send. The result is then the OSError of this worker's disk, or a RuntimeError.
-    """
+def _sendable(error: Exception) -> Exception:
+    """Return an exception as one that pickle can send to rank 0."""
     if isinstance(error, UserError | OSError):
         return error
-    try:
-        probe_disk(folder)
-    except OSError as fault:
-        return fault
     log.error("this worker's part of the checkpoint failed", exc_info=error)
     return RuntimeError(f"{type(error).__name__}: {one_line(error)}")
 

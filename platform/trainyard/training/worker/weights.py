@@ -1,6 +1,6 @@
 """Tensors of a checkpoint, by their names in the model.
 
-With sharded strategies on shared storage, each worker writes some whole tensors; none gathers all.
+With sharded strategies, each worker writes some whole tensors; none gathers all.
 
     model-00001-of-00002.safetensors      weights, with model.safetensors.index.json as on the Hub
     optimizer-00001-of-00002.safetensors  moments, NAME.MOMENT; the rest is in optimizer.pt
