@@ -1,6 +1,5 @@
 """Signals: one of `timeout` counts once; `serve` ends by SIGTERM as by Ctrl-C, also while Ray starts."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -22,11 +21,11 @@ def test_two_signals_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     request = tmp_path / "stop"
     with StopSignals(request) as stop, stop.training():
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         assert request.exists()
         monkeypatch.setattr(signals, "ONE_SIGNAL_SECONDS", 0.0)
         with pytest.raises(Interrupted, match="at once, by a second signal"):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -56,11 +55,11 @@ def test_a_job_that_is_ending_is_not_broken_off_by_the_second_signal_of_timeout(
     end_by_signals()
     try:
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)
+            signal.raise_signal(number)
+        signal.raise_signal(number)
         monkeypatch.setattr(signals, "ONE_SIGNAL_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -73,7 +72,7 @@ def terminated_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def init(**_: Any) -> None:
         ray._private.utils.set_sigterm_handler(lambda *_: sys.exit(15))
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(ray, "init", init)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -109,7 +108,7 @@ def test_handlers_are_back_when_ray_has_started(
     with StopSignals(tmp_path / "stop"):
         start_ray()
         with pytest.raises(Interrupted, match="no step was under way"):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("terminated_ray")

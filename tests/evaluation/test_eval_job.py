@@ -156,7 +156,7 @@ def test_slice_columns_are_read_before_any_model_runs(
     monkeypatch.setattr(
         "trainyard.evaluation.run.ray_session", lambda _: pytest.fail("Ray started")
     )
-    with pytest.raises(UserError, match=r"--slice-columns kind: .*has no column 'kind'"):
+    with pytest.raises(UserError, match=r"slice_columns kind: .*has no column 'kind'"):
         judge(model, small_run, tmp_path, slice_columns=("idx", "kind"))
     assert not list(tmp_path.iterdir())
 
@@ -167,8 +167,8 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
             judge(fields.pop("model", model), small_run, tmp_path, **fields)
 
     refuse(r"has no such split; it has train, validation, test", splits=("dev",))
-    refuse(r"give a model that was fine-tuned on it, or --task", task="mnli")
-    refuse(r"does not say which task it was fine-tuned on; give --task",
+    refuse(r"give a model that was fine-tuned on it, or task", task="mnli")
+    refuse(r"does not say which task it was fine-tuned on; give task",
            model=Path(small_run.model_name_or_path))  # fmt: skip
     refuse(r"--num-errors is -1", num_errors=-1)
     for column in ("length", "label"):
@@ -183,11 +183,11 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
         r"--label-column describes your own data, but there is no --validation", label_column="y"
     )
     refuse(r"--text-pair-column describes your own data", text_pair_column="b")
-    refuse(r"--splits is validation validation; name each once", splits=("validation",) * 2)
+    refuse(r"splits is validation validation; name each once", splits=("validation",) * 2)
     refuse(r"more confident on the rows that it was trained on; calibrate on validation", splits=("train",),
            calibrate=True)  # fmt: skip
     refuse(r"--max-length is 0; it must be at least 1", max_length=0)
-    refuse(r"--data-dir .* would not be read: the rows of task 'demo' are", task="demo")
+    refuse(r"data_dir .* would not be read: the rows of task 'demo' are", task="demo")
 
 
 def test_what_a_model_lies_in(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,7 @@ def test_one_job_writes_a_file(
     monkeypatch.setattr(run, "predict_table", meanwhile)
     assert predict(config)["rows"] == 5
     assert "scores.jsonl is already being run by process" in told[0]
-    assert told[0].endswith("choose another --output-file")
+    assert told[0].endswith("choose another output_file")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["input.jsonl", "scores.jsonl"]
 
 

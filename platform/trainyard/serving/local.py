@@ -183,7 +183,7 @@ def _free_port(port: int | None) -> int:
 
 
 def _unassigned_ports() -> list[int]:
-    """Return some ports that the kernel assigns to nobody, in random order, and 0 at the end.
+    """Return some ports that the kernel assigns only on request, in random order, then 0.
 
     The kernel assigns ports above these to Ray's processes, which start before the server does.
     """
