@@ -34,10 +34,8 @@ def test_where_the_winner_was_worse_the_default_recipe_is_named(tmp_path: Path) 
     write_sweep(tmp_path / "s", 12, verdict="worse")
     page = str(Dashboard(tmp_path).page("s", site=None))
     shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.partition("<main")[2]))
-    assert (
-        "Result Default recipe in best.yaml and model/ Its F1 of the second class (f1) 0.8733 0.859 to 0.887"
-        in shown
-    )
+    assert "Result Default recipe in best.yaml and model/ Its F1 of the second class (f1) " in shown
+    assert "(f1) 0.8733 0.859 to 0.887" in shown
     assert (
         "Worse when run again trial-003" in shown
     )  # and not trial-011, which scored most in the search
