@@ -151,7 +151,6 @@ def test_a_soak_in_which_no_request_succeeded_is_no_result() -> None:
 
 
 def test_the_table_of_the_quickstart_has_a_column_for_each_seed(tmp_path: Path) -> None:
-    assert quickstart(tmp_path) == ""  # not measured yet
     runs = [
         {"seed": seed, "accuracy": 0.9, "seconds": 2 * seconds + 1.0,
          "stages": {"tokenizing": 1.0, "training": seconds}}
