@@ -186,6 +186,34 @@ def test_an_old_checkpoint_that_cannot_be_deleted_stops_nothing(
     ]  # fmt: skip
 
 
+def test_a_superseded_attempt_deletes_no_checkpoint(store: CheckpointStore) -> None:
+    CheckpointStore(store.folder).claim()
+    with pytest.raises(SupersededError):
+        store.keep({30})
+    assert store.steps() == [10, 20, 30]
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(manifest, "file_digest", refuse)
+    with pytest.raises(UserError, match=r"step-00000030.* cannot be read: Permission denied; let"):
+        store.newest()
+
+
+def test_an_error_without_a_number_is_told_in_its_own_words(store: CheckpointStore) -> None:
+    """NumPy raises one when a disk is full; here it is not."""
+
+    def short(_: Path) -> None:
+        raise OSError("6000000 requested and 8 written")
+
+    with pytest.raises(UserError, match=r"checkpoints: 6000000 requested and 8 written; make room"):
+        store.commit(40, short)
+
+
 def test_nothing_valid_left(store: CheckpointStore) -> None:
     for step in store.steps():
         (store.path(step) / "weights").unlink()

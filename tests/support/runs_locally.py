@@ -42,7 +42,7 @@ def weights_hash(folder: RunFolder, step: int) -> str:
     """Return the SHA-256 of the weights and the optimizer state of the checkpoint at `step`."""
     from trainyard.training.worker.weights import stored_moments, whole_weights
 
-    checkpoint = folder.checkpoints / f"step-{step:08d}"
+    checkpoint = folder.store().path(step)
     digest = hashlib.sha256()
     for name, tensor in sorted(whole_weights(checkpoint).items()):
         digest.update(name.encode() + tensor.numpy().tobytes())

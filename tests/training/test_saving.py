@@ -29,9 +29,10 @@ from trainyard.storage import Bucket, RunFolder, open_run
 from trainyard.storage.checkpoints import CheckpointStore
 from trainyard.training.worker import state as state_module
 from trainyard.training.worker.gradients import Gradients
-from trainyard.training.worker.saving import CheckpointWriter, HostMemory, _sendable
+from trainyard.training.worker.saving import CheckpointWriter, HostMemory
 from trainyard.training.worker.session import Session
-from trainyard.training.worker.state import broadcast_result
+from trainyard.training.worker.state import broadcast_result, sendable
+from trainyard.training.worker.weights import write_part, write_weights
 
 __all__ = ["endpoint", "url"]
 
@@ -237,15 +238,24 @@ def test_an_error_of_the_disk_is_recognized(
         store.commit(3, fail)  # type: ignore[arg-type]
 
 
+def test_others_may_read_weights_as_they_may_read_their_folder(tmp_path: Path) -> None:
+    """safetensors creates files that only their owner can read."""
+    tmp_path.chmod(0o750)
+    write_weights(tmp_path, {"w": torch.zeros(2)})
+    (part, moments) = write_part(tmp_path, {"w": torch.zeros(2)}, {}, 0, 2)
+    for file in (tmp_path / "model.safetensors", part, moments):
+        assert oct(file.stat().st_mode & 0o777) == oct(0o640)
+
+
 def test_an_error_of_another_worker_can_be_sent_to_rank_0() -> None:
     class LocalError(Exception):
         """An exception that pickle cannot send."""
 
     with pytest.raises((AttributeError, pickle.PicklingError), match="LocalError"):
         pickle.dumps(LocalError("odd"))
-    assert str(pickle.loads(pickle.dumps(_sendable(LocalError("odd"))))) == "LocalError: odd"
+    assert str(pickle.loads(pickle.dumps(sendable(LocalError("odd"))))) == "LocalError: odd"
     disk = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    assert _sendable(disk) is disk
+    assert sendable(disk) is disk
 
 
 def test_a_run_that_was_superseded_while_it_wrote_ends_so(

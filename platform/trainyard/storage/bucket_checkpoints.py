@@ -6,14 +6,15 @@ fsdp and deepspeed, each worker uploads its part.
     checkpoints/index.json                {"attempt": …, "checkpoints": {"120": "step-00000120-4f1c22ab"}}
     checkpoints/step-00000120-4f1c22ab/   the files of a checkpoint, MANIFEST.json the last
 
-Each attempt uploads under its own names. So an attempt that returns after a network outage cannot
-mix its files with those of its successor. Its index entry is rejected, because the index has
-changed since it was read.
+Each attempt uploads under its own names, and a node's copies have the same names. So an attempt
+that returns after a network outage cannot mix its files with those of its successor, nor delete
+them. Its index entry is rejected, because the index has changed since it was read.
 """
 
 import json
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,6 +28,9 @@ from trainyard.storage.checkpoints import OPTIMIZER, CheckpointStore, older, unw
 from trainyard.storage.lease import Fence
 from trainyard.storage.manifest import download_folder, drop_objects, upload_folder
 from trainyard.storage.store import Bucket, Conflict, Stored, replace_own
+
+LEFTOVER_SECONDS = 3600
+"""Minimum age of files that are deleted on a node without rank 0. No worker writes or loads so long."""
 
 
 class BucketCheckpoints(CheckpointStore):
@@ -56,11 +60,12 @@ class BucketCheckpoints(CheckpointStore):
 
     @override
     def claim(self) -> None:
-        super().claim()
+        self.attempt = uuid.uuid4().hex
         while True:
             # List the objects before replacing the index: later objects may be a successor's.
             listed = self._bucket.names(self._key)
             stored, names = self._read()
+            self._check_fence()  # after the read: the index of a later driver must not be replaced
             try:
                 self._version = self._bucket.write(
                     self._index, self._entry(names), over=stored.version if stored else "nothing"
@@ -68,6 +73,10 @@ class BucketCheckpoints(CheckpointStore):
                 break
             except Conflict:
                 continue
+        self._begin_attempt()
+        for path in self.folder.glob("step-*"):
+            if path.name not in names.values():
+                self._delete(path)
         self._names = names
         prefixes = tuple(f"{self._key}/{name}/" for name in names.values())
         self._bucket.delete([key for key in listed if not key.startswith((self._index, *prefixes))])
@@ -75,8 +84,6 @@ class BucketCheckpoints(CheckpointStore):
 
     @override
     def commit(self, step: int, write: Callable[[Path], Mapping[str, Any] | None]) -> Path:
-        # The local copy may belong to a run that --fresh has replaced since.
-        shutil.rmtree(self.path(step), ignore_errors=True)
         uploaded: Mapping[str, Any] = {}
 
         def fill(scratch: Path) -> Mapping[str, Any]:
@@ -84,7 +91,7 @@ class BucketCheckpoints(CheckpointStore):
             uploaded = write(scratch) or {}
             return uploaded
 
-        name = self._object(step, str(self.attempt))
+        name = self._final(step).name
         try:
             with _storing(step):
                 self._check_index()
@@ -102,10 +109,20 @@ class BucketCheckpoints(CheckpointStore):
         return path
 
     def _discard(self, name: str) -> None:
-        """Delete what was uploaded of a checkpoint that failed, if the bucket answers."""
-        with suppress(UserError):  # then the next attempt's `claim` deletes it
-            if name not in self._index_names().values():
-                self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
+        """Delete what was uploaded of a checkpoint that failed, if the bucket answers at once.
+
+        Raises:
+            SupersededError: A newer attempt has claimed the run; this is why the checkpoint failed.
+        """
+        brief = Bucket(self._bucket.url, impatient=True)
+        try:
+            stored, names = self._read(brief)
+            if name not in names.values():
+                brief.delete(brief.names(f"{self._key}/{name}"))
+        except UserError:  # the next attempt's `claim` deletes it
+            return
+        if stored is None or _attempt_of(stored) != self.attempt:
+            raise self._superseded()
 
     @override
     def write_part(
@@ -114,9 +131,10 @@ class BucketCheckpoints(CheckpointStore):
         scratch = self._scratch(step, attempt)
         if scratch.is_dir():  # on rank 0's node; the files stay in its copy of the checkpoint
             return self._upload_part(step, attempt, scratch, write)
+        self._delete_leftovers()
         scratch = scratch.with_name(f"{scratch.name}-{uuid.uuid4().hex}")
-        scratch.mkdir(parents=True)
         try:
+            scratch.mkdir(parents=True)
             return self._upload_part(step, attempt, scratch, write)
         except OSError as error:
             place = f"{self.folder} on node {platform.node()}"
@@ -128,25 +146,33 @@ class BucketCheckpoints(CheckpointStore):
         self, step: int, attempt: str, scratch: Path, write: Callable[[Path], Iterable[Path]]
     ) -> dict[str, Any]:
         entries = write_files(scratch, write)
+        keys = {name: f"{self._key}/{_object(step, attempt)}/{name}" for name in entries}
         with _storing(step):
-            for name in entries:
-                key = f"{self._key}/{self._object(step, attempt)}/{name}"
+            for name, key in keys.items():
                 self._bucket.upload(key, scratch / name)
+            stored = self._bucket.read(self._index)
+            if stored is None or _attempt_of(stored) != attempt:  # no other process deletes them
+                self._bucket.delete(list(keys.values()))
+                raise SupersededError(f"attempt {attempt} was superseded; it stops here")
         return entries
 
-    def _delete_older_than_attempt(self, step: int) -> None:
-        """Delete what earlier attempts left on this node, but not its copy of the checkpoint `step`.
+    def _delete_leftovers(self) -> None:
+        """Delete old files on a node without rank 0: of killed workers, and copies for a resume.
 
-        No worker of this attempt writes a checkpoint yet.
+        `claim` and `keep` do this on the node of rank 0.
         """
-        for path in self.folder.glob(".inprogress-[0-9]*"):  # of killed workers
-            shutil.rmtree(path, ignore_errors=True)
-        if not (self.folder / "attempt.json").exists():  # rank 0 was never here
-            for other in set(super().steps()) - {step}:
-                shutil.rmtree(self.path(other), ignore_errors=True)
+        for path in [*self.folder.glob(".inprogress-*"), *self.folder.glob("step-*")]:
+            with suppress(OSError):  # another worker of this node deletes it, too
+                if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    shutil.rmtree(path)
 
-    def _object(self, step: int, attempt: str) -> str:
-        return f"{self.path(step).name}-{attempt[:8]}"
+    @override
+    def path(self, step: int) -> Path:
+        return self.folder / self._index_names().get(step, super().path(step).name)
+
+    @override
+    def _final(self, step: int) -> Path:
+        return self.folder / _object(step, str(self.attempt))
 
     @override
     def steps(self) -> list[int]:
@@ -154,13 +180,11 @@ class BucketCheckpoints(CheckpointStore):
 
     @override
     def bring(self, step: int) -> Path:
-        if self.attempt is None:  # `claim` and `keep` clear the node of rank 0
-            self._delete_older_than_attempt(step)
         if (fault := self._download(step)) is not None:
-            name = self._index_names().get(step, self.path(step).name)
+            name = f"{self._bucket.url}/{self._key}/{self.path(step).name}"
             raise UserError(
-                f"{self._bucket.url}/{self._key}/{name} is damaged ({fault}); start the same command "
-                "again to resume from an older checkpoint, or use --fresh"
+                f"{name} is damaged ({fault}); start the same command again to resume from an older "
+                "checkpoint, or use --fresh"
             )
         return self.path(step)
 
@@ -181,9 +205,6 @@ class BucketCheckpoints(CheckpointStore):
         names = self._index_names()
         doomed = {step for step in older(names, until) if step not in steps}
         self._replace({step: name for step, name in names.items() if step not in doomed})
-        for step in older(super().steps(), until):
-            if step not in steps:
-                self._delete(step)
 
     @override
     def _publish_local(self) -> None:
@@ -198,8 +219,8 @@ class BucketCheckpoints(CheckpointStore):
             _, self._names = self._read()
         return self._names
 
-    def _read(self) -> tuple[Stored | None, dict[int, str]]:
-        stored = self._bucket.read(self._index)
+    def _read(self, bucket: Bucket | None = None) -> tuple[Stored | None, dict[int, str]]:
+        stored = (bucket or self._bucket).read(self._index)
         if stored is None:
             return None, {}
         try:
@@ -232,6 +253,8 @@ class BucketCheckpoints(CheckpointStore):
         self._names = names
         for name in set(before.values()) - set(names.values()):
             self._bucket.delete(self._bucket.names(f"{self._key}/{name}"))
+            if (self.folder / name).exists():
+                self._delete(self.folder / name)
 
     def _download(self, step: int) -> str | None:
         if (name := self._index_names().get(step)) is None:
@@ -243,6 +266,15 @@ class BucketCheckpoints(CheckpointStore):
 
     def _superseded(self) -> SupersededError:
         return SupersededError(f"attempt {self.attempt} was superseded; it stops here")
+
+
+def _object(step: int, attempt: str) -> str:
+    """Return the name of an attempt's checkpoint, in the bucket and on its nodes."""
+    return f"step-{step:08d}-{attempt[:8]}"
+
+
+def _attempt_of(index: Stored) -> Any:
+    return json.loads(index.content)["attempt"]
 
 
 @contextmanager

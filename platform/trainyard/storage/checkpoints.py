@@ -10,6 +10,7 @@ Checkpoints are not reported to Ray Train: it rewrites its own record in place, 
 late. A crash can leave that record empty, and the run could then never start again.
 """
 
+import errno
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import DamagedRun, SupersededError, UserError
+from trainyard.errors import STORAGE_FAULTS, DamagedRun, SupersededError, UserError, one_line
 from trainyard.storage.atomic import scratch_path, sync_file, sync_folder, sync_tree, write_json
 from trainyard.storage.lease import Fence
 from trainyard.storage.manifest import (
@@ -39,6 +40,7 @@ OPTIMIZER = "optimizer"
 _PROBE_BYTES = 2**20
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """Number of an error of the operating system, in a message of a library written in Rust."""
+_DISK_FAULTS = {*STORAGE_FAULTS, errno.EFBIG, errno.EACCES, errno.ENOENT}
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,10 @@ class CheckpointStore:
         """
         self._check_fence()
         self.attempt = uuid.uuid4().hex
+        self._begin_attempt()
+
+    def _begin_attempt(self) -> None:
+        """Fence off earlier attempts in `folder`, and delete their unfinished checkpoints."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "attempt.json", {"attempt": self.attempt})
         for leftover in self.folder.glob(".inprogress-*"):
@@ -115,7 +121,7 @@ class CheckpointStore:
                 checkpoints are unchanged.
             SupersededError: Another driver or a newer attempt has claimed the run.
         """
-        final, scratch = self.path(step), self._scratch(step, self.attempt)
+        final, scratch = self._final(step), self._scratch(step, self.attempt)
         try:
             scratch.mkdir()
             with disk_errors(scratch):
@@ -158,6 +164,10 @@ class CheckpointStore:
             UserError: The bucket cannot be written.
         """
         return write_files(self._scratch(step, attempt), write)
+
+    def _final(self, step: int) -> Path:
+        """Return the folder of a checkpoint that this attempt commits."""
+        return self.path(step)
 
     def _scratch(self, step: int, attempt: str | None) -> Path:
         return self.folder / f".inprogress-{step:08d}-{attempt}"
@@ -268,19 +278,25 @@ class CheckpointStore:
             UserError: The storage does not answer.
         """
         self._check_fence()
+        try:
+            if self.attempt is not None:
+                self.check_attempt()
+        except OSError as error:
+            log.warning("no checkpoint is deleted: %s", error)
+            return
         for step in older(self.steps(), until):
             if step not in steps:
-                self._delete(step)
+                self._delete(self.path(step))
 
-    def _delete(self, step: int) -> None:
-        """Delete the checkpoint of `step` in the folder, or log why that failed."""
+    def _delete(self, path: Path) -> None:
+        """Delete the folder of a checkpoint, or log why that failed."""
         # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
-        doomed = self.folder / f".inprogress-{step:08d}-deleted-{uuid.uuid4().hex[:8]}"
+        doomed = path.with_name(f".inprogress-{path.name}-deleted-{uuid.uuid4().hex[:8]}")
         try:
-            self.path(step).rename(doomed)
+            path.rename(doomed)
             shutil.rmtree(doomed)
         except OSError as error:  # NFS keeps files that are open elsewhere: no reason to stop
-            log.warning("%s could not be deleted: %s", self.path(step), error)
+            log.warning("%s could not be deleted: %s", path, error)
 
     def _publish_local(self) -> None:
         self._publish()
@@ -309,8 +325,9 @@ def write_files(folder: Path, write: Callable[[Path], Iterable[Path]]) -> dict[s
 
 def unwritable(step: int, place: str, error: OSError) -> UserError:
     """Build the error of a checkpoint that could not be written to `place`, a folder."""
+    reason = os.strerror(error.errno) if error.errno else one_line(error)
     return UserError(
-        f"checkpoint of step {step} could not be written to {place}: {os.strerror(error.errno or 0)}; "
+        f"checkpoint of step {step} could not be written to {place}: {reason}; "
         "make room or make it writable, then run the same command to resume from the last checkpoint"
     )
 
@@ -324,18 +341,21 @@ def older(steps: Iterable[int], until: int | None) -> list[int]:
 def disk_errors(folder: Path) -> Iterator[None]:
     """Raise errors of the block that come from the disk of `folder` as an OSError.
 
-    torch and safetensors raise others for a full disk, such as "unexpected pos 576 vs 534" or "I/O
-    error: No space left on device (os error 28)".
+    For a full disk, torch and safetensors raise others, such as "unexpected pos 576 vs 534" or "I/O
+    error: No space left on device (os error 28)", and NumPy an OSError without a number.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
     try:
         yield
-    except (OSError, UserError):
+    except UserError:
         raise
     except Exception as error:
-        if found := _OS_ERROR.search(str(error)):
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        found = _OS_ERROR.search(str(error))
+        if found and int(found[1]) in _DISK_FAULTS:
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         _probe_disk(folder)
         raise

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainyard.errors import UserError
 from trainyard.storage.atomic import as_json, sync_folder, write_json
 from trainyard.storage.store import Bucket
 
@@ -52,10 +53,15 @@ def fault_of(folder: Path) -> str | None:
     """Return why a folder does not match its manifest, or None if it does.
 
     Files that the manifest does not list are ignored.
+
+    Raises:
+        UserError: This user may not read a file.
     """
     try:
         entries = json.loads((folder / MANIFEST).read_text())["files"].items()
         expected = [(folder / name, entry["bytes"], entry["sha256"]) for name, entry in entries]
+    except PermissionError as error:
+        raise _unreadable(folder / MANIFEST) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no valid {MANIFEST}: {type(error).__name__}"
     for path, size, digest in expected:
@@ -66,9 +72,17 @@ def fault_of(folder: Path) -> str | None:
                 return f"{path.name} has changed"
         except FileNotFoundError:
             return f"{path.name} is missing"
+        except PermissionError as error:
+            raise _unreadable(path) from error
         except OSError as error:
             return f"{path.name} cannot be read: {error.strerror}"
     return None
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(
+        f"{path} cannot be read: Permission denied; let this user read it, then run the same command again"
+    )
 
 
 def has_dropped(folder: Path) -> bool:

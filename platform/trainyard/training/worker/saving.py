@@ -26,7 +26,7 @@ from trainyard.storage import (
     write_json,
 )
 from trainyard.training.outcome import STATE_FILE, TrainState
-from trainyard.training.worker.state import PREDICTIONS, broadcast_result
+from trainyard.training.worker.state import PREDICTIONS, broadcast_result, sendable
 from trainyard.training.worker.strategies import STRATEGIES
 from trainyard.training.worker.weights import (
     OPTIMIZER_FILE,
@@ -284,21 +284,14 @@ class CheckpointWriter:
             sizes = {name: tensor.nbytes for name, tensor in snapshot.weights.items()}
             found = Part(sizes, entries)
         except Exception as error:
-            found = _sendable(error)
+            log.warning("this worker's part of the checkpoint failed: %s", one_line(error))
+            found = sendable(error)
         parts: list[Any] | None = [None] * self._writers if self._main else None
         dist.gather_object(found, parts, dst=0, group=self._group)
         errors = [part for part in parts or [] if isinstance(part, Exception)]
         if errors:
             raise min((e for e in errors if isinstance(e, Diverged)), key=str, default=errors[0])
         return parts or []
-
-
-def _sendable(error: Exception) -> Exception:
-    """Return an exception as one that pickle can send to rank 0."""
-    if isinstance(error, UserError | OSError):
-        return error
-    log.error("this worker's part of the checkpoint failed", exc_info=error)
-    return RuntimeError(f"{type(error).__name__}: {one_line(error)}")
 
 
 def _not_finite(snapshot: Snapshot) -> str | None:

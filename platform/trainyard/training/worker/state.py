@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from accelerate.utils import broadcast_object_list, gather_object
@@ -131,7 +131,7 @@ def on_every_rank(work: Callable[[], T]) -> T:
         future = thread.submit(work)
         while True:
             is_busy = bool(wait([future], WAIT_SECONDS).not_done)
-            error = None if is_busy else _sendable(future.exception())
+            error = None if is_busy else sendable(future.exception())
             states = gather_object([(is_busy, error)])
             errors = [error for _, error in states if error is not None]
             if errors or not any(is_busy for is_busy, _ in states):
@@ -155,13 +155,17 @@ def broadcast_result(accelerator: Any, work: Future[Any] | None) -> Any:
         pass
     failure = None if work is None else work.exception()
     result = None if work is None or failure is not None else work.result()
-    result, received = broadcast(accelerator, (result, _sendable(failure)))
+    result, received = broadcast(accelerator, (result, sendable(failure)))
     if (error := failure or received) is not None:
         raise error
     return result
 
 
-def _sendable(error: BaseException | None) -> BaseException | None:
+@overload
+def sendable(error: Exception) -> Exception: ...
+@overload
+def sendable(error: BaseException | None) -> BaseException | None: ...
+def sendable(error: BaseException | None) -> BaseException | None:
     """Return an error as one that pickle can send to another process."""
     is_builtin = isinstance(error, OSError) and type(error).__module__ == "builtins"
     if error is None or isinstance(error, UserError) or is_builtin:

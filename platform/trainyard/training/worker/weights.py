@@ -81,14 +81,20 @@ def write_part(
     for file, tensors in ((WEIGHTS_FILE, weights), (OPTIMIZER_FILE, flat)):
         dense = {name: tensor.contiguous() for name, tensor in tensors.items()}
         files.append(folder / part_file(file, writer, writers))
-        save_file(dense, files[-1], {"format": "pt"})
+        _save(dense, files[-1])
     return files
 
 
 def write_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> Path:
     """Write all weights into one file; return its path."""
-    save_file(dict(weights), folder / WEIGHTS_FILE, {"format": "pt"})
+    _save(dict(weights), folder / WEIGHTS_FILE)
     return folder / WEIGHTS_FILE
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Save tensors in a file with its folder's permissions; safetensors lets only the owner read it."""
+    save_file(tensors, file, {"format": "pt"})
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def write_config(folder: Path, model: Any) -> None:
