@@ -13,7 +13,8 @@ from trainyard import signals
 from trainyard.cluster import start_ray
 from trainyard.command.cli import run_job
 from trainyard.config import TrainConfig
-from trainyard.errors import Interrupted
+from trainyard.errors import Interrupted, UserError
+from trainyard.serving.server import ServeConfig, serve_model
 from trainyard.signals import StopSignals, Terminated, end_by_signals
 
 
@@ -63,6 +64,13 @@ def test_a_job_that_is_ending_is_not_broken_off_by_the_second_signal_of_timeout(
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def test_a_refused_server_leaves_the_handlers_of_a_program(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(UserError):
+        serve_model(ServeConfig(model_name_or_path=str(tmp_path), port=-1))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.fixture

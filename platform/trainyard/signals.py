@@ -39,6 +39,18 @@ def end_by_signals() -> None:
     signal.signal(signal.SIGINT, end)
 
 
+@contextlib.contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Do as `end_by_signals` inside the block, and restore the handlers at its end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    end_by_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 class StopSignals:
     """Handle SIGTERM and Ctrl-C inside the block.
 

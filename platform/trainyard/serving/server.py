@@ -12,7 +12,7 @@ from typing import Any, Self
 from trainyard.config import Flags, python_function
 from trainyard.models import Dtype, EngineName, resolve_model
 from trainyard.serving.gateway.landing import banner
-from trainyard.signals import end_by_signals
+from trainyard.signals import ending_by_signals
 from trainyard.terminal import say
 
 
@@ -97,6 +97,7 @@ def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
     return Server(source, port, options)
 
 
+@ending_by_signals()
 def serve_model(config: ServeConfig) -> dict[str, Any]:
     """Serve one model until Ctrl-C or SIGTERM; return the job's result: `job`, `model` and `url`.
 
@@ -107,7 +108,6 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
     """
     from trainyard.serving.local import served
 
-    end_by_signals()
     options = {
         "name": config.name,
         "engine": config.engine or "auto",
