@@ -97,7 +97,6 @@ def serve(source: str, *, port: int | None = None, **options: Any) -> Server:
     return Server(source, port, options)
 
 
-@ending_by_signals()
 def serve_model(config: ServeConfig) -> dict[str, Any]:
     """Serve one model until Ctrl-C or SIGTERM; return the job's result: `job`, `model` and `url`.
 
@@ -106,6 +105,11 @@ def serve_model(config: ServeConfig) -> dict[str, Any]:
             server is not ready in time. Or other machines can reach the address, and no key is
             required.
     """
+    with ending_by_signals():
+        return _serve_until_stopped(config)
+
+
+def _serve_until_stopped(config: ServeConfig) -> dict[str, Any]:
     from trainyard.serving.local import served
 
     options = {
