@@ -23,6 +23,10 @@ _PROSE = {"and", "as", "for", "has", "here", "in", "is", "it", "names", "needs",
 """Words after a flag that are not its value, even at the end of a clause."""
 
 
+_FOR_COMMAND: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""Function for Python programs -> the same for the command."""
+
+
 def python_function(
     options: Callable[[], Iterable[str]] = tuple,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
@@ -56,6 +60,7 @@ def python_function(
                 )
                 raise
 
+        _FOR_COMMAND[checked] = function
         return checked
 
     return decorate
@@ -63,7 +68,7 @@ def python_function(
 
 def for_command(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Return the function without `python_function`: its errors name the flags of a command line."""
-    found: Callable[Parameters, Result] = inspect.unwrap(function)
+    found: Callable[Parameters, Result] = _FOR_COMMAND.get(function, function)
     return found
 
 
