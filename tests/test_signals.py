@@ -15,7 +15,7 @@ from trainyard.command.cli import run_job
 from trainyard.config import TrainConfig
 from trainyard.errors import Interrupted, UserError
 from trainyard.serving.server import ServeConfig, serve_model
-from trainyard.signals import StopSignals, Terminated, end_by_signals
+from trainyard.signals import StopSignals, Terminated, ending_by_signals
 
 
 def test_two_signals_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,11 +33,12 @@ def test_two_signals_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_background_job_ends_by_both_signals(number: signal.Signals) -> None:
     """As a shell starts it: with Ctrl-C ignored."""
     code = (
-        "import threading; from trainyard.signals import end_by_signals; end_by_signals()\n"
-        "try:\n"
-        "    print('up', flush=True)\n"
-        "    threading.Event().wait(60)\n"
-        "except KeyboardInterrupt: print('bye')"
+        "import threading; from trainyard.signals import ending_by_signals\n"
+        "with ending_by_signals():\n"
+        "    try:\n"
+        "        print('up', flush=True)\n"
+        "        threading.Event().wait(60)\n"
+        "    except KeyboardInterrupt: print('bye')"
     )
     shell = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-c", code]
     with subprocess.Popen(shell, stdout=subprocess.PIPE, text=True) as process:
@@ -52,18 +53,13 @@ def test_a_background_job_ends_by_both_signals(number: signal.Signals) -> None:
 def test_a_job_that_is_ending_is_not_broken_off_by_the_second_signal_of_timeout(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    end_by_signals()
-    try:
+    with ending_by_signals():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
         signal.raise_signal(number)
         monkeypatch.setattr(signals, "ONE_SIGNAL_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def test_a_refused_server_leaves_the_handlers_of_a_program(tmp_path: Path) -> None:
@@ -96,8 +92,7 @@ def test_handlers_stay_while_ray_starts(tmp_path: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with StopSignals(tmp_path / "stop"), pytest.raises(Interrupted, match="no step was under way"):
         start_ray()
-    end_by_signals()
-    with pytest.raises(Terminated):
+    with ending_by_signals(), pytest.raises(Terminated):
         start_ray()
 
 
@@ -122,8 +117,8 @@ def test_handlers_are_back_when_ray_has_started(
 @pytest.mark.usefixtures("terminated_ray")
 def test_a_job_says_that_sigterm_ended_it(capsys: pytest.CaptureFixture[str]) -> None:
     def job(_: TrainConfig) -> dict[str, Any]:
-        end_by_signals()
-        start_ray()
+        with ending_by_signals():
+            start_ray()
         return {}
 
     with pytest.raises(SystemExit) as ended:

@@ -20,8 +20,9 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM in a job that ends by it as by Ctrl-C."""
 
 
-def end_by_signals() -> None:
-    """Make Ctrl-C raise KeyboardInterrupt in the main thread, and SIGTERM Terminated.
+@contextlib.contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Make Ctrl-C raise KeyboardInterrupt in the main thread inside the block, and SIGTERM Terminated.
 
     The main thread must call this. A shell lets jobs in the background ignore Ctrl-C; they obey it,
     too. Signals within `ONE_SIGNAL_SECONDS` raise once, so the second does not break off the end.
@@ -35,15 +36,7 @@ def end_by_signals() -> None:
         raised = time.monotonic()
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-
-
-@contextlib.contextmanager
-def ending_by_signals() -> Iterator[None]:
-    """Do as `end_by_signals` inside the block, and restore the handlers at its end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    end_by_signals()
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
