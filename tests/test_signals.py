@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from trainyard.command.cli import run_job
 from trainyard.config import TrainConfig
 from trainyard.errors import Interrupted, UserError
 from trainyard.serving.server import ServeConfig, serve_model
-from trainyard.signals import StopSignals, Terminated, ending_by_signals
+from trainyard.signals import StopSignals, Terminated, ending_by_signals, wait_for_signal
 
 
 def test_two_signals_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,11 +35,11 @@ def test_two_signals_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_background_job_ends_by_both_signals(number: signal.Signals) -> None:
     """As a shell starts it: with Ctrl-C ignored."""
     code = (
-        "import threading; from trainyard.signals import ending_by_signals\n"
+        "from trainyard.signals import ending_by_signals, wait_for_signal\n"
         "with ending_by_signals():\n"
         "    try:\n"
         "        print('up', flush=True)\n"
-        "        threading.Event().wait(60)\n"
+        "        wait_for_signal()\n"
         "    except KeyboardInterrupt: print('bye')"
     )
     shell = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-c", code]
@@ -47,6 +49,21 @@ def test_a_background_job_ends_by_both_signals(number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.communicate(timeout=30)[0] == "bye\n"
     assert process.returncode == 0
+
+
+def test_a_signal_that_interrupts_no_system_call_ends_the_wait() -> None:
+    """As one in another thread, or one that comes just before the wait begins."""
+
+    def get_one() -> None:
+        time.sleep(0.2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    thread = threading.Thread(target=get_one)
+    with ending_by_signals():
+        thread.start()
+        with pytest.raises(Terminated):
+            wait_for_signal()
+    thread.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from trainyard.errors import Interrupted
 from trainyard.terminal import say
@@ -42,6 +42,16 @@ def ending_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def wait_for_signal() -> NoReturn:
+    """Wait in the main thread until a signal's handler raises.
+
+    It wakes up every half second, because not every signal ends a wait: one that arrives in another
+    thread, or just before the wait begins, reaches its handler only when the main thread wakes up.
+    """
+    while True:
+        time.sleep(0.5)
 
 
 class StopSignals:

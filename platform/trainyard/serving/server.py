@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import threading
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Self
 from trainyard.config import Flags, python_function
 from trainyard.models import Dtype, EngineName, resolve_model
 from trainyard.serving.gateway.landing import banner
-from trainyard.signals import ending_by_signals
+from trainyard.signals import ending_by_signals, wait_for_signal
 from trainyard.terminal import say
 
 
@@ -135,5 +134,5 @@ def _serve_until_stopped(config: ServeConfig) -> dict[str, Any]:
                 lines = banner(base, [name], json.load(answer)["example"])
         say(f"{lines}\n  stop        Ctrl-C")
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            wait_for_signal()
     return {"job": "serve", "model": config.model_name_or_path, "url": url}
