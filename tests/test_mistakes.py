@@ -81,7 +81,7 @@ BY_A_PROCESS = {
     "no data", "split without rows", "a dashboard's address", "no cluster at the address",
     "more workers than CPUs",
 }  # fmt: skip
-"""These start Ray or look for it; one is here for the command itself. The others share one process."""
+"""These start Ray or look for it; one is here for the command itself. The others share a process."""
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,6 @@ OF_OTHER_JOBS = {
      "out.jsonl"): "god.csv does not exist; did you mean 'good.csv'?",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "mail.csv", "--output-file",
      "out.jsonl"): "add --delimiter ';' --text-column comment",
-    ("tune", "--train-file", "mail.csv"):
-        "add --delimiter ';' --text-column comment --label-column mood",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "good.csv", "--output-file",
      "out.xls"): "--output-file out.xls must end in",
     ("serve", "--model-name-or-path", "./absent"): "holds no config.json",
@@ -169,6 +167,17 @@ def test_a_mistake_with_another_job(
 ) -> None:
     job, *flags = (str(tiny_model) if word == "MODEL" else word for word in words)
     assert OF_OTHER_JOBS[words] in refusal_here(job, flags, folder, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("job", ["train", "tune"])
+def test_data_are_read_before_ray_starts(
+    job: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
+    sentence = "add --delimiter ';' --text-column comment --label-column mood"
+    assert sentence in refusal_here(job, ["--train-file", "mail.csv"], folder, monkeypatch, capfd)
 
 
 def refusal(job: str, flags: Sequence[str], folder: Path) -> str:

@@ -34,7 +34,7 @@ from trainyard.tuning.confirm import (
 from trainyard.tuning.searchers import rank
 from trainyard.tuning.space import build_space
 from trainyard.tuning.sweep import Clock, rows_set_aside
-from trainyard.tuning.trials import Context, prepare_all
+from trainyard.tuning.trials import Context, find_data, prepare_all, tokenizations
 
 CONFIG = SweepConfig(task="mrpc", confirm_seeds=2)
 SPACE = build_space("default", ["weight_decay=0"], CONFIG)
@@ -98,8 +98,8 @@ def test_all_trials_get_the_warnings_about_their_data(
         train_file=str(tmp_path / "mail.csv"), model_name_or_path=str(tiny_model), max_length=32,
         set=(("max_length=choice:8",),),
     )  # fmt: skip
-    space = build_space("default", config.overrides, config)
-    _, found = prepare_all(config, space, SweepFolder(tmp_path / "s"))
+    runs = tokenizations(config, build_space("default", config.overrides, config))
+    found = prepare_all(find_data(runs), runs, SweepFolder(tmp_path / "s"))
     for (_, length), data in found.items():
         assert data.warnings[0].startswith("warning: the labels 'Spam', 'spam' of mail.csv differ")
         cut = [each for each in data.warnings if "cut to" in each]
@@ -171,11 +171,12 @@ def test_the_default_recipe_is_tokenized_though_the_space_leaves_it_out(
     own = {field.name: getattr(small_run, field.name) for field in dataclasses.fields(TrainConfig)}
     config = SweepConfig(**own, set=(("max_length=choice:8,16",),))
     space, folder = build_space("default", config.overrides, config), SweepFolder(tmp_path / "s")
-    _, found = prepare_all(config, space, folder)
+    runs = tokenizations(config, space)
+    found = prepare_all(find_data(runs), runs, folder)
     assert [length for _, length in found] == [8, 16, 32]
     assert tokenization_of(config.base) in found
-    _, found = prepare_all(dataclasses.replace(config, confirm_seeds=0), space, folder)
-    assert [length for _, length in found] == [8, 16]
+    runs = tokenizations(dataclasses.replace(config, confirm_seeds=0), space)
+    assert [run.max_length for run in runs] == [8, 16]
 
 
 def test_a_trial_that_diverged_has_no_score_whatever_it_had_before(folder: SweepFolder) -> None:

@@ -48,7 +48,14 @@ from trainyard.tuning.honesty import CONFIRMATION_SHARE
 from trainyard.tuning.schedulers import SCHEDULERS
 from trainyard.tuning.searchers import SEARCHERS, rank
 from trainyard.tuning.space import build_space
-from trainyard.tuning.trials import Context, bar_of_runs, prepare_all, search_supply
+from trainyard.tuning.trials import (
+    Context,
+    bar_of_runs,
+    find_data,
+    prepare_all,
+    search_supply,
+    tokenizations,
+)
 
 RECORD_SECONDS = 5.0
 """Minimum seconds between two updates of the time in sweep.json."""
@@ -100,11 +107,15 @@ def _tune(config: SweepConfig) -> SweepResult:
         folder.check_records()  # find damage before anything is started
         clock = Clock(folder, known)
         requested, config = config, replace(config, test_share=rows_set_aside(config, known))
+        stage("reading the data")
+        runs = tokenizations(config, space)
+        splits = find_data(runs)
+        task = splits.task
         stage("starting Ray")
         with ray_session(config, TOKENIZERS):
             preflight(config)
             per_worker, concurrent = trial_capacity(config, budget, nodes_within_reach(config))
-            task, data = prepare_all(config, space, folder)
+            data = prepare_all(splits, runs, folder)
             prints = {str(key): found.fingerprint for key, found in data.items()}
             models = {
                 str(key): found.base_digests["base_model_digest"] for key, found in data.items()

@@ -2,16 +2,16 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from trainyard.config import TOKENIZATION_FIELDS, deepspeed_differences
-from trainyard.data import PreparedData, find_splits, prepare, warnings
+from trainyard.config import TOKENIZATION_FIELDS, TrainConfig, deepspeed_differences
+from trainyard.data import PreparedData, Splits, find_splits, prepare, warnings
 from trainyard.fleet import Ended, RunSpec, Shared, Supply, tokenization_of
-from trainyard.models import build_tokenizer
+from trainyard.models import build_tokenizer, resolve_model
 from trainyard.storage import Fence, SweepFolder, TrialRecord, TrialSpec, record
 from trainyard.tasks import Task
 from trainyard.terminal import progress_bar, say
@@ -51,15 +51,8 @@ class Context:
         return RunSpec(config=config, trial=trial, fence=self.fence)
 
 
-def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple[Task, Prepared]:
-    """Tokenize the data of all trials, before trials occupy the CPUs that Ray Data needs.
-
-    Returns:
-        The task, and the tokenized splits for each combination of TOKENIZATION_FIELDS in the space.
-
-    Raises:
-        UserError: The data, the model or the loss cannot be used.
-    """
+def tokenizations(config: SweepConfig, space: Space) -> list[TrainConfig]:
+    """Return a config for each combination of TOKENIZATION_FIELDS in the space."""
     default = tuple(getattr(config, field) for field in TOKENIZATION_FIELDS)
     lists = [
         space[field].values if field in space else (value,)
@@ -68,19 +61,41 @@ def prepare_all(config: SweepConfig, space: Space, folder: SweepFolder) -> tuple
     points = [*itertools.product(*lists)]
     if config.confirm_seeds and default not in points:  # for the default recipe
         points.append(default)
-    prepared: dict[tuple[Hashable, ...], PreparedData] = {}
-    for values in points:
-        run = config.train_config(dict(zip(TOKENIZATION_FIELDS, values, strict=True)))
-        splits, tokenizer = find_splits(run), build_tokenizer(run)
+    return [
+        config.train_config(dict(zip(TOKENIZATION_FIELDS, values, strict=True)))
+        for values in points
+    ]
+
+
+def find_data(runs: Sequence[TrainConfig]) -> Splits:
+    """Read the splits that all trials share, and check that every model exists.
+
+    Raises:
+        UserError: The data, a model or the loss cannot be used.
+    """
+    splits = find_splits(runs[0])
+    for run in runs:
         run.check_loss(splits.task)
-        for note in splits.notes if not prepared else ():
-            say(note)
-        data = prepare(splits, tokenizer, run, folder.path.parent / ".cache")
+        resolve_model(run.model_name_or_path)
+    for note in splits.notes:
+        say(note)
+    return splits
+
+
+def prepare_all(splits: Splits, runs: Sequence[TrainConfig], folder: SweepFolder) -> Prepared:
+    """Tokenize the data of all trials, before trials occupy the CPUs that Ray Data needs.
+
+    Raises:
+        UserError: The data or a tokenizer cannot be used.
+    """
+    prepared: dict[tuple[Hashable, ...], PreparedData] = {}
+    for run in runs:
+        data = prepare(splits, build_tokenizer(run), run, folder.path.parent / ".cache")
         found = [*warnings(data, splits.task, run.max_length), *deepspeed_differences(run)]
         for warning in found if not prepared else ():
             say(warning)
         prepared[tokenization_of(run)] = replace(data, warnings=[*splits.warnings, *found])
-    return splits.task, prepared
+    return prepared
 
 
 def search_supply(context: Context, space: Space, folder: SweepFolder) -> Supply:
