@@ -18,7 +18,7 @@ from trainyard import (
     predict,
     tune,
 )
-from trainyard.config import for_command
+from trainyard.config import naming_flags
 from trainyard.config.calls import as_keywords
 
 
@@ -32,6 +32,9 @@ from trainyard.config.calls import as_keywords
         ("name another column with --text-column", "name another column with text_column"),
         ("--train-file or --validation-file; give", "train_file or validation_file; give"),
         ("--delimiter is '::'; it must", "delimiter is '::'; it must"),
+        ("--use-gpu is 'no'; it must be True", "use_gpu is 'no'; it must be True"),
+        ("--zero-stage 4 is unknown; use --zero-stage 3",
+         "zero_stage=4 is unknown; use zero_stage=3"),
         ("--max-length 4096 is more; use at most 64", "max_length=4096 is more; use at most 64"),
         ("--num-workers 2:4 cannot", "num_workers 2:4 cannot"),
         ("use --fresh to train, --no-use-gpu or --gradient-checkpointing",
@@ -75,13 +78,16 @@ def test_an_error_names_the_arguments_of_the_config(job: str, tmp_path: Path) ->
     with pytest.raises(UserError) as refused:
         function(config)
     assert str(refused.value).endswith(f"add {keywords}")
-    with pytest.raises(UserError, match=r"add --delimiter ';' --text-column comment"):
-        for_command(function)(config)
+    with (
+        naming_flags(),
+        pytest.raises(UserError, match=r"add --delimiter ';' --text-column comment"),
+    ):
+        function(config)
 
 
 def test_an_error_of_a_sweep_names_its_arguments(tmp_path: Path) -> None:
     config = SweepConfig(task="demo", space="huge", storage_path=str(tmp_path))
     with pytest.raises(UserError, match=r"^space huge is unknown"):
         tune(config)
-    with pytest.raises(UserError, match=r"^--space huge is unknown"):
-        for_command(tune)(config)
+    with naming_flags(), pytest.raises(UserError, match=r"^--space huge is unknown"):
+        tune(config)

@@ -13,6 +13,7 @@ from trainyard.config import (
     TrainConfig,
     deepspeed_differences,
     merge_deepspeed_json,
+    naming_flags,
     scaler_arguments,
 )
 from trainyard.config.deepspeed_keys import GROWTH_INTERVAL, KNOWN, REMOVED, defaults
@@ -38,6 +39,7 @@ MEANT = [
 ]  # fmt: skip
 
 
+@naming_flags()
 def config(tmp_path: Path, settings: dict[str, Any], *flags: str) -> TrainConfig:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(settings))

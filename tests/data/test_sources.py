@@ -369,10 +369,10 @@ def test_a_delimiter_and_an_encoding_are_read(tmp_path: Path) -> None:
         rows_of(path, ("text;label",))
     with pytest.raises(UserError, match=r"separator seems to be ';': add --delimiter ';'"):
         rows_of(write(tmp_path, "b.csv", "text;label\na;b\n"))
-    with pytest.raises(UserError, match=r"--delimiter is '::'; it must be one character"):
+    with pytest.raises(UserError, match=r"^delimiter is '::'; it must be one character"):
         TrainConfig(train_file="a.csv", delimiter="::")
     for encoding in ("klingon", "hex", "undefined", "utf-8\0"):
-        with pytest.raises(UserError, match=rf"--encoding {encoding} is not a text encoding; use"):
+        with pytest.raises(UserError, match=rf"^encoding {encoding} is not a text encoding; use"):
             TrainConfig(train_file="a.csv", encoding=encoding)
     for encoding, sentence in (
         ("UTF_16", r"a\.csv is not UTF_16 \(.*\); give --encoding utf-16-le or utf-16-be"),

@@ -161,9 +161,9 @@ def test_a_data_set_by_name(mail: Path) -> None:
     assert rows_of(config) == [[("a", 0), ("b", 1)], [("d", 1)]]
     assert config.source == "own"
     assert config.identity() != TrainConfig().identity()
-    with pytest.raises(UserError, match="--dataset-name and --train-file name two sources of data"):
+    with pytest.raises(UserError, match=r"^dataset_name and train_file name two sources of data"):
         TrainConfig(dataset_name="a/b", train_file="a.csv")
-    with pytest.raises(UserError, match="--dataset-config-name needs --dataset-name"):
+    with pytest.raises(UserError, match=r"^dataset_config_name needs dataset_name"):
         TrainConfig(dataset_config_name="b")
     with pytest.raises(UserError, match="data set nowhere/nothing could not be loaded"):
         find_splits(TrainConfig(dataset_name="nowhere/nothing"))

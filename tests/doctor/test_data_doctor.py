@@ -354,5 +354,5 @@ def test_the_whole_examination(cluster: Any, spoilt: TrainConfig, tmp_path: Path
 
 
 def test_flags_that_cannot_work() -> None:
-    with pytest.raises(UserError, match=r"--near-duplicate-similarity is 0.2; it must lie between"):
+    with pytest.raises(UserError, match=r"^near_duplicate_similarity is 0.2; it must lie between"):
         DataDoctorConfig(near_duplicate_similarity=0.2)

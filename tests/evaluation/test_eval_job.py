@@ -170,23 +170,21 @@ def test_mistakes(small_run: TrainConfig, model: Path, tmp_path: Path) -> None:
     refuse(r"give a model that was fine-tuned on it, or task", task="mnli")
     refuse(r"does not say which task it was fine-tuned on; give task",
            model=Path(small_run.model_name_or_path))  # fmt: skip
-    refuse(r"--num-errors is -1", num_errors=-1)
+    refuse(r"^num_errors is -1", num_errors=-1)
     for column in ("length", "label"):
-        refuse(rf"--slice-columns {column}: rows are grouped by length and label already",
+        refuse(rf"slice_columns {column}: rows are grouped by length and label already",
                slice_columns=(column,))  # fmt: skip
-    refuse(r"--num-workers is 0; it must be at least 1", num_workers=0)
+    refuse(r"^num_workers is 0; it must be at least 1", num_workers=0)
     refuse(r"has no such split; it has train", splits=("training",))
     refuse(r"answers not_equivalent, equivalent, but task 'rte' has the labels", task="rte")
-    refuse(r"--validation-file is evaluated alone", validation_file="x.csv", splits=("test",))
-    refuse(r"drop --task, --data-dir and --splits", validation_file="x.csv", task="mrpc")
-    refuse(
-        r"--label-column describes your own data, but there is no --validation", label_column="y"
-    )
-    refuse(r"--text-pair-column describes your own data", text_pair_column="b")
+    refuse(r"^validation_file is evaluated alone", validation_file="x.csv", splits=("test",))
+    refuse(r"drop task, data_dir and splits", validation_file="x.csv", task="mrpc")
+    refuse(r"^label_column describes your own data, but there is no validation", label_column="y")
+    refuse(r"^text_pair_column describes your own data", text_pair_column="b")
     refuse(r"splits is validation validation; name each once", splits=("validation",) * 2)
     refuse(r"more confident on the rows that it was trained on; calibrate on validation", splits=("train",),
            calibrate=True)  # fmt: skip
-    refuse(r"--max-length is 0; it must be at least 1", max_length=0)
+    refuse(r"^max_length is 0; it must be at least 1", max_length=0)
     refuse(r"data_dir .* would not be read: the rows of task 'demo' are", task="demo")
 
 

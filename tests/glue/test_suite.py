@@ -27,16 +27,16 @@ ROOT = Path(__file__).parents[2]
     ("fields", "sentence"),
     [
         ({"tasks": ("ax",)}, "task 'ax' is not one of the suite's"),
-        ({"tasks": ("rte", "rte")}, "--tasks is rte rte; name each once"),
-        ({"seeds": ()}, "--seeds is empty"),
+        ({"tasks": ("rte", "rte")}, "^tasks is rte rte; name each once"),
+        ({"seeds": ()}, "^seeds is empty"),
         ({"tasks": ("rte",), "warm_start": True}, "starts rte from mnli, which is not among"),
-        ({"max_parallel_workers": 0}, "--max-parallel-workers is 0"),
+        ({"max_parallel_workers": 0}, "^max_parallel_workers is 0"),
         (
             {"tasks": ("cola",), "warm_start": True},
-            "--warm-start is for mrpc, stsb, rte, of which none",
+            "^warm_start is for mrpc, stsb, rte, of which none",
         ),
-        ({"run_name": "../x"}, "--run-name is '../x'; it must be of letters"),
-        ({"seeds": (1, -1)}, "--seed is -1; it must be between 0"),
+        ({"run_name": "../x"}, "^run_name is '../x'; it must be of letters"),
+        ({"seeds": (1, -1)}, "^seed is -1; it must be between 0"),
         ({"submission": True, "check_submission": "x.zip"}, "only looks at one; give one of them"),
     ],
 )

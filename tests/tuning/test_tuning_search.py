@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trainyard.command import parse
 from trainyard.command.starter import InitConfig, write_starter
-from trainyard.config import TrainConfig
+from trainyard.config import TrainConfig, naming_flags
 from trainyard.errors import UserError
 from trainyard.fleet import RunSpec, Supply
 from trainyard.fleet.driver.ray_tune import SUPERVISOR, _resources
@@ -150,6 +150,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("override", MISTAKES)
+@naming_flags()
 def test_an_override_that_cannot_work_is_one_sentence(override: str) -> None:
     with pytest.raises(UserError, match=re.escape(MISTAKES[override])) as caught:
         build_space("default", [override], BASE)
@@ -210,6 +211,7 @@ def test_searchers_refuse_spaces_that_they_cannot_walk() -> None:
         ),
     ],
 )
+@naming_flags()
 def test_flags_that_cannot_work_are_one_sentence(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)):
         SweepConfig(**fields)

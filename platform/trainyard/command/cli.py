@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainyard.command.usage import description, flattened, grouped
-from trainyard.config import accelerate_flags, flag, is_accelerate, translate
+from trainyard.config import accelerate_flags, flag, is_accelerate, naming_flags, translate
 from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, one_line, storage_fault
 from trainyard.signals import Terminated
 from trainyard.summary import summary
@@ -17,6 +17,7 @@ from trainyard.summary import summary
 Config = TypeVar("Config")
 
 
+@naming_flags()
 def parse(
     config: type[Config],
     argv: Sequence[str] | None = None,
@@ -154,7 +155,8 @@ def run_job(
         parsed = parse(config, words, prog=prog, examples=examples, needs=needs)
         if opening:
             print(opening, file=sys.stderr, flush=True)  # noqa: T201
-        result = job(parsed)
+        with naming_flags():
+            result = job(parsed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None

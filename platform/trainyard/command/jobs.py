@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import trainyard
 from trainyard.command.cli import run_job
 from trainyard.command.usage import grouped, with_words
-from trainyard.config import for_command
 from trainyard.terminal import readers_may_leave
 
 
@@ -43,7 +42,7 @@ class Job:
 
     def run(self, config: Any) -> Mapping[str, Any]:
         """Run the job; return the mapping that is printed as JSON."""
-        result = for_command(load(self.function))(config)
+        result = load(self.function)(config)
         found: Mapping[str, Any] = result if isinstance(result, Mapping) else result.as_json()
         return found
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 from urllib.request import Request, urlopen
 
-from trainyard.config import TrainConfig, for_command
+from trainyard.config import TrainConfig
 from trainyard.terminal import say, stage
 
 
@@ -18,7 +18,7 @@ def quickstart(config: TrainConfig) -> dict[str, Any]:
     from trainyard.serving import served
     from trainyard.training import fit
 
-    result = for_command(fit)(config)
+    result = fit(config)
     stage("serving the model")
     with served(result.model) as url:
         say(f"POST {url}, with pairs of sentences that the model never saw:")

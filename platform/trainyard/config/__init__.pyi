@@ -2,7 +2,7 @@ from .accelerate_yaml import accelerate_flags as accelerate_flags
 from .accelerate_yaml import is_accelerate as is_accelerate
 from .aliases import flag as flag
 from .aliases import translate as translate
-from .calls import for_command as for_command
+from .calls import naming_flags as naming_flags
 from .calls import python_function as python_function
 from .deepspeed_json import deepspeed_differences as deepspeed_differences
 from .deepspeed_json import merge_deepspeed_json as merge_deepspeed_json

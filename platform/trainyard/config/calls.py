@@ -1,13 +1,15 @@
 """Errors of the functions for Python programs: misspelled keywords, and flags written as keywords."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from trainyard.config.aliases import UnknownField, alias_for
@@ -23,8 +25,34 @@ _PROSE = {"and", "as", "for", "has", "here", "in", "is", "it", "names", "needs",
 """Words after a flag that are not its value, even at the end of a clause."""
 
 
-_FOR_COMMAND: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""Function for Python programs -> the same for the command."""
+_NAMING_FLAGS: ContextVar[bool] = ContextVar("naming_flags", default=False)
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+    """Make errors inside the block name settings as flags of a command, not as keywords of Python."""
+    before = _NAMING_FLAGS.set(True)
+    try:
+        yield
+    finally:
+        _NAMING_FLAGS.reset(before)
+
+
+@contextlib.contextmanager
+def naming_keywords(kinds: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """Make errors inside the block name settings as keywords, except within `naming_flags`.
+
+    Args:
+        kinds: Function that returns the types of the fields, by name.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not _NAMING_FLAGS.get():
+            error.problem, error.remedy = (
+                as_keywords(text, kinds()) for text in (error.problem, error.remedy)
+            )
+        raise
 
 
 def python_function(
@@ -49,27 +77,19 @@ def python_function(
             names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
             if unknown := given.keys() - {*names, *options()}:
                 raise UnknownField(_sentence(function, min(unknown), [*names, *options()]))
-            try:
+            with naming_keywords(functools.partial(_kinds_of, function, options)):
                 return function(*args, **given)
-            except UserError as error:
-                hints = get_type_hints(function)
-                kinds = {**dict.fromkeys(options(), str), **hints}
-                kinds |= get_type_hints(hints["config"]) if "config" in hints else {}
-                error.problem, error.remedy = (
-                    as_keywords(text, kinds) for text in (error.problem, error.remedy)
-                )
-                raise
 
-        _FOR_COMMAND[checked] = function
         return checked
 
     return decorate
 
 
-def for_command(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Return the function without `python_function`: its errors name the flags of a command line."""
-    found: Callable[Parameters, Result] = _FOR_COMMAND.get(function, function)
-    return found
+def _kinds_of(function: Callable[..., Any], options: Callable[[], Iterable[str]]) -> dict[str, Any]:
+    """Return the types of the keywords of a function, and of the fields of its config."""
+    hints = get_type_hints(function)
+    fields = get_type_hints(hints["config"]) if "config" in hints else {}
+    return {**dict.fromkeys(options(), str), **hints, **fields}
 
 
 def as_keywords(sentence: str, kinds: Mapping[str, Any]) -> str:
@@ -89,7 +109,7 @@ def as_keywords(sentence: str, kinds: Mapping[str, Any]) -> str:
         rest = match.string[match.end() :]
         comma = "," if rest.startswith(" --") else ""
         wanted = name.removeprefix("no_")
-        if bool in _kinds(kinds.get(wanted)):
+        if bool in _kinds(kinds.get(wanted)) and word != "is":
             return f"{wanted}={name == wanted}{f' {word}' if word else comma}"
         if name not in kinds:
             return match[0]
@@ -126,7 +146,7 @@ def _value(word: str, kind: Any, *, ends: bool) -> str | None:
 def _kinds(kind: Any) -> set[Any]:
     """Return the plain types of a type, and its choices; `tuple` stands for a list."""
     if get_origin(kind) is Literal:
-        return {str, *get_args(kind)}
+        return {*map(type, get_args(kind)), *get_args(kind)}
     if isinstance(kind, type) and not get_args(kind):
         return {kind}
     if get_origin(kind) is tuple:

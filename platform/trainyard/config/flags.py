@@ -6,6 +6,7 @@ that it needs. A function takes the narrowest group that has the fields it reads
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import inspect
 import itertools
@@ -13,10 +14,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
 
 from trainyard.config.aliases import flag as flag
 from trainyard.config.aliases import keywords
+from trainyard.config.calls import naming_keywords
 from trainyard.config.field_checks import check_fields
 from trainyard.config.tables import with_paths
 from trainyard.errors import UserError
@@ -89,7 +91,8 @@ class FlagsType(type):
     if not TYPE_CHECKING:
 
         def __call__(cls, **given: Any) -> Any:
-            return super().__call__(**keywords(cls, with_paths(given)))
+            with naming_keywords(functools.partial(get_type_hints, cls)):
+                return super().__call__(**keywords(cls, with_paths(given)))
 
         @property
         def __doc__(cls) -> str:

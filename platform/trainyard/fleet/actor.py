@@ -17,7 +17,7 @@ from typing import Any
 
 from ray import tune
 
-from trainyard.config import ModelFlags, for_command
+from trainyard.config import ModelFlags, naming_flags
 from trainyard.errors import Diverged, HeldError, Interrupted, SupersededError, UserError
 from trainyard.fleet.spec import (
     TAKEOVER_SECONDS,
@@ -178,12 +178,13 @@ class RunProcess:
         try:
             self._run.check()
             # The lease of a predecessor on a dead node expires within this time.
-            for_command(fit)(
-                self._spec.config,
-                self._part(),
-                patience=TAKEOVER_SECONDS,
-                fence=self._spec.fence,
-            )
+            with naming_flags():
+                fit(
+                    self._spec.config,
+                    self._part(),
+                    patience=TAKEOVER_SECONDS,
+                    fence=self._spec.fence,
+                )
         except Interrupted as stop:
             outcome = Ended("stopped", str(stop))
         except HeldError as error:  # records and checkpoints belong to another process

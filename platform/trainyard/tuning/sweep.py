@@ -108,14 +108,14 @@ def _tune(config: SweepConfig) -> SweepResult:
         clock = Clock(folder, known)
         requested, config = config, replace(config, test_share=rows_set_aside(config, known))
         stage("reading the data")
-        runs = tokenizations(config, space)
-        splits = find_data(runs)
+        tokenized = tokenizations(config, space)
+        splits = find_data(tokenized)
         task = splits.task
         stage("starting Ray")
         with ray_session(config, TOKENIZERS):
             preflight(config)
             per_worker, concurrent = trial_capacity(config, budget, nodes_within_reach(config))
-            data = prepare_all(splits, runs, folder)
+            data = prepare_all(splits, tokenized, folder)
             prints = {str(key): found.fingerprint for key, found in data.items()}
             models = {
                 str(key): found.base_digests["base_model_digest"] for key, found in data.items()
