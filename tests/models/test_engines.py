@@ -253,8 +253,8 @@ def test_mistakes(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             choose_engine(EngineConfig(**{"model_name_or_path": str(tmp_path), **fields}))
 
-    refused("--num-rows is 0; it must be at least 1", num_rows=0)
-    refused("--max-loss is 1.5; it must be from 0 to below 1", max_loss=1.5)
-    refused("--validation-file is evaluated alone", validation_file="x.csv", task="mrpc")
+    refused("num_rows is 0; it must be at least 1", num_rows=0)
+    refused("max_loss is 1.5; it must be from 0 to below 1", max_loss=1.5)
+    refused("validation_file is evaluated alone", validation_file="x.csv", task="mrpc")
     encoder = write_tiny_model(tmp_path / "encoder")
     refused("does not say which task it was fine-tuned on", model_name_or_path=str(encoder))

@@ -92,7 +92,7 @@ def test_the_loss_is_that_of_torch() -> None:
 
 def test_a_loss_that_does_not_fit_is_refused() -> None:
     with pytest.raises(
-        UserError, match="--label-smoothing-factor is 1; it must be from 0 to below 1"
+        UserError, match="label_smoothing_factor is 1; it must be from 0 to below 1"
     ):
         TrainConfig(label_smoothing_factor=1.0)
     with pytest.raises(UserError, match="the task is a regression; leave them out"):
