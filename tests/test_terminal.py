@@ -17,13 +17,17 @@ def fail() -> None:
     raise UserError("the loss is nan; lower --learning-rate")
 
 
+def always() -> bool:
+    return True
+
+
 def test_lines_are_kept_with_how_it_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     say("before")
-    with pytest.raises(UserError), logged(tmp_path / "log.txt"):
+    with pytest.raises(UserError), logged(tmp_path / "log.txt", always):
         fail()
-    with logged(tmp_path / "log.txt"), logged(tmp_path / "gone" / "log.txt"):
+    with logged(tmp_path / "log.txt", always), logged(tmp_path / "gone" / "log.txt", always):
         say("again")
     say("after")
     said = [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()]

@@ -7,11 +7,11 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_logs: list[Path] = []
+_logs: list[tuple[Path, Callable[[], bool]]] = []
 
 
 def say(sentence: str) -> None:
@@ -19,29 +19,36 @@ def say(sentence: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(sentence, file=sys.stderr)
-    for path in _logs:
-        _append(path, sentence)
+    for log in _logs:
+        _append(*log, sentence)
 
 
 @contextlib.contextmanager
-def logged(path: Path) -> Iterator[None]:
+def logged(path: Path, may_write: Callable[[], bool]) -> Iterator[None]:
     """Append the lines that `say` prints inside the block to a file, with the UTC time of each.
 
     The start and the end of the block, with its exception if any, are recorded as lines too.
+
+    Args:
+        path: The file.
+        may_write: Function that is called before each line; False leaves the line out.
     """
-    _logs.append(path)
-    _append(path, "started")
+    log = path, may_write
+    _logs.append(log)
+    _append(*log, "started")
     try:
         yield
-        _append(path, "ended")
+        _append(*log, "ended")
     except BaseException as error:
-        _append(path, f"ended by {type(error).__name__}: {error}")
+        _append(*log, f"ended by {type(error).__name__}: {error}")
         raise
     finally:
-        _logs.remove(path)
+        _logs.remove(log)
 
 
-def _append(path: Path, sentence: str) -> None:
+def _append(path: Path, may_write: Callable[[], bool], sentence: str) -> None:
+    if not may_write():
+        return
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {sentence}\n"
     # Write errors are ignored: stderr shows the same line, and a full disk must not hide the error
     # being logged. The folder may also be gone: a bucket's local copy is deleted after the run.

@@ -10,8 +10,11 @@ from support.bucket_here import endpoint, url
 
 from trainyard.errors import SupersededError
 from trainyard.storage.folder import RunFolder, SuiteFolder, open_run
+from trainyard.storage.job_folder import LOG
 from trainyard.storage.lease import LEASE
 from trainyard.storage.sweep_folder import SweepFolder, TrialSpec
+from trainyard.terminal import say
+from trainyard.training.driver.fit import _logged_records
 
 __all__ = ["endpoint", "url"]  # fixtures
 
@@ -70,6 +73,32 @@ def test_sweeps_and_suites_that_lost_their_lease_write_nothing(tmp_path: Path) -
             with pytest.raises(SupersededError, match="was taken over by another driver"):
                 write()
             assert not snapshot(folder.path)
+
+
+@pytest.mark.parametrize("kept", ["disk", "bucket"])
+def test_a_driver_that_lost_its_lease_logs_no_more(
+    kept: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With a bucket, too: its successor on this node logs to the same file."""
+    where = str(tmp_path) if kept == "disk" else request.getfixturevalue("url")
+    sleeper, successor = open_run(where, "run"), open_run(where, "run")
+    log = sleeper.path / LOG
+
+    def sleep_and_go_on() -> None:
+        with sleeper.lease() as lease, _logged_records(sleeper):
+            say("step 10 of 20")
+            lease._store.write(lease._name, b'{"released": true}')  # as if it had expired
+            with successor.lease(), _logged_records(successor):
+                say("step 20 of 20")
+            say("step 11 of 20")
+            sleeper.update(status="running")
+
+    with pytest.raises(SupersededError):
+        sleep_and_go_on()
+    assert [line.split(" ", 2)[2] for line in log.read_text().splitlines()] == [
+        *(("started", "step 10 of 20") if kept == "disk" else ()),
+        "started", "step 20 of 20", "ended",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kept", ["disk", "bucket"])

@@ -379,7 +379,7 @@ def test_a_suspended_driver_that_was_succeeded_ends_at_once(
         os.kill(first.pid, signal.SIGSTOP)
         monkeypatch.setattr(leases, "EXPIRY_SECONDS", 2.0)
         result = fit(config, patience=60.0)
-        record = folder.read()
+        record, log = folder.read(), (folder.path / "log.txt").read_text()
     finally:
         os.kill(first.pid, signal.SIGCONT)
     stdout, stderr = first.communicate(timeout=120)
@@ -388,7 +388,7 @@ def test_a_suspended_driver_that_was_succeeded_ends_at_once(
     assert stderr.count("taken over") == 1
     assert "restarting" not in stderr
     assert "Traceback" not in stderr
-    assert folder.read() == record
+    assert (folder.read(), (folder.path / "log.txt").read_text()) == (record, log)
     assert result.steps == last_step
     assert weights_hash(folder, last_step) == weights_hash(undisturbed, last_step)
     assert losses(folder.path) == losses(undisturbed.path)

@@ -234,6 +234,16 @@ class RunFolder(JobFolder):
         else:
             self.poll()
 
+    def may_log(self) -> bool:
+        """Return whether no other driver is known to have taken over the run; asks no bucket."""
+        if self.mirror is not None:
+            return self.fence is None or self.mirror.is_of(self.fence.id)
+        try:
+            self.check()
+        except UserError:
+            return False
+        return True
+
     def sync(self) -> None:
         """Upload a stop request and download progress, if the run is in a bucket. Poll it.
 

@@ -253,7 +253,7 @@ def _logged_records(folder: RunFolder) -> Iterator[None]:
     """
     folder.fetch()
     try:
-        with logged(folder.path / "log.txt"):
+        with logged(folder.path / "log.txt", folder.may_log):
             yield
     finally:
         try:  # an error here must not hide the block's
