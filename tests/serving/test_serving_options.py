@@ -316,6 +316,19 @@ def test_a_value_of_any_type_at_any_place_is_valid_or_a_sentence(wrong: Any) -> 
     assert not any("\n" in sentence for sentence in sentences)
 
 
+@pytest.mark.parametrize("argv", [["new-key", "--help"], ["check", "-h"], ["example", "--help"]])
+def test_help_makes_no_key_and_reads_no_file(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(argv)
+    assert capsys.readouterr() == (
+        "use `check FILE.yaml`, `new-key NAME [MODEL …]` or `example`\n", "",
+    )  # fmt: skip
+    with pytest.raises(SystemExit, match="2"):
+        main(["new-key", "--models", "mail"])
+    assert "new-key has no flag --models; use" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "argv",
     [[], ["check"], ["check", "a.yaml", "b.yaml"], ["new-key"], ["example", "a"], ["start", "a"]],

@@ -28,8 +28,8 @@ class TrainConfig(RunFlags, WorkerFlags, ScoringFlags, DataFlags):
     """Fine-tune a pretrained encoder on a GLUE task or on your own files.
 
     Every field is a flag (`learning_rate` is --learning-rate). --config FILE.yaml reads a file as
-    more flags; later flags win. The same config and data give the same losses on any number of
-    workers, interrupted or not.
+    more flags; later flags win. The same config and data give the same losses on 1, 2, 4 or 8 CPU
+    workers, interrupted or not (the docs' page "How it works" has the conditions).
     """
 
     max_train_samples: int | None = None

@@ -153,7 +153,8 @@ class EngineConfig(EvaluatedRows):
     num_rows: int = 1000
     """Rows that are scored, from the split's start; the next 300 calibrate int8."""
     max_loss: float = 0.0
-    """Maximum drop of the score compared with torch. 0: only engines with the same predictions as torch."""
+    """Maximum drop of the score compared with torch. 0: only engines whose outputs differ from torch's
+    by at most 1e-4 of the largest output."""
     threads: int | None = None
     """Cores of a forward pass. Default: all. Use the number that the model is served with."""
 

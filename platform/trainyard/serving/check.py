@@ -33,15 +33,23 @@ KINDS: dict[str, tuple[str, type[Strict], type[Strict] | None]] = {
 `user_config` (None for a deployment without one)."""
 
 
+USAGE = "use `check FILE.yaml`, `new-key NAME [MODEL …]` or `example`"
+
+
 def main(argv: list[str]) -> None:
-    """Run one subcommand.
+    """Run one subcommand; with -h or --help, print which there are.
 
     Raises:
         SystemExit: `argv` or a file has a mistake, printed as one sentence; the status is 2.
     """
+    if {"-h", "--help"} & {*argv}:
+        print(USAGE)  # noqa: T201
+        return
     try:
         if not argv or argv[0] not in WORDS or not _takes(WORDS[argv[0]], argv[1:]):
-            raise UserError("use `check FILE.yaml`, `new-key NAME [MODEL …]` or `example`")
+            raise UserError(USAGE)
+        if flags := [word for word in argv if word.startswith("-")]:
+            raise UserError(f"{argv[0]} has no flag {flags[0]}; {USAGE}")
         WORDS[argv[0]](*argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

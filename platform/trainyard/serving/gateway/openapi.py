@@ -234,6 +234,9 @@ FAILURES = {
 }
 """HTTP status -> description in the schema."""
 
+PROBE_FAILURES: dict[str, tuple[int, ...]] = {"/health": (), "/ready": (503,)}
+"""Path of a probe, which needs no key and may come from any host -> its failures."""
+
 NO_BODY = ("400", "408", "413", "415", "422")
 """Statuses that only requests with a body can get."""
 
@@ -305,8 +308,9 @@ def _complete(schema: dict[str, Any], *, has_keys: bool) -> dict[str, Any]:
             responses = operation["responses"] = {
                 "200": {"description": "The answer.", "content": content}
             }
+            possible = PROBE_FAILURES.get(path, FAILURES)
             for status, text in FAILURES.items():
-                if method == "post" or str(status) not in NO_BODY:
+                if status in possible and (method == "post" or str(status) not in NO_BODY):
                     responses[str(status)] = {
                         "description": text,
                         "content": {
