@@ -1,4 +1,4 @@
-# Every target does its own set-up: it needs Python 3.11 or newer, git, make and a package index.
+# Every target does its own set-up: it needs Python 3.11 or 3.12, git, make and a package index.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin

@@ -26,7 +26,7 @@ LINES: Mapping[str, Mapping[str, str]] = {
     "train": {"train": r"step |trained |  "},
     "eval": {"eval": r"evaluated |  "},
     "predict": {"predict": r"predicted ", "answers": r"."},
-    "data-doctor": {"data-doctor": r"examined |  report "},
+    "data-doctor": {"data-doctor": r"notice: |examined |  report "},
     "engine": {"engine": r"best engine "},
     "doctor": {"doctor": r"ok |`trainyard "},
     "python": {"python": r"\[\{|\w+ 0\.\d+$"},
