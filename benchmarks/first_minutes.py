@@ -298,7 +298,7 @@ def measure(found: Mapping[str, Tool], scratch: Path, rounds: int) -> dict[str, 
 
 def first_minutes_table(folder: Path = RESULTS) -> str:
     """Build the table of installations and first results; without a result, of their command."""
-    columns = ["Tool", "Installation, seconds", "On disk, GB", "Result", "Its seconds, by round"]
+    columns = ["Tool", "Installation, seconds", "On disk, GB", "Result", "Its seconds"]
     if not (folder / "first-minutes.json").exists():
         command = "`python benchmarks/first_minutes.py`"
         return table(
@@ -309,7 +309,7 @@ def first_minutes_table(folder: Path = RESULTS) -> str:
     for key, seconds in found["rounds"].items():
         tool, about = LABELS[key]
         installed = found["installation"][tool]
-        rows.append([tool, f"{installed['seconds']:.0f}", f"{installed['gb']:.1f}", about,
+        rows.append([tool, f"{installed['seconds']:.0f}", f"{installed['gb']:.2g}", about,
                      ", ".join(f"{value:.1f}" for value in seconds)])  # fmt: skip
     load_average = f"\nLoad average before each step: {', '.join(map(str, found['load']))}.\n"
     return table(columns, rows) + load_average + source(found)

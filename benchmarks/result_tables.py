@@ -393,7 +393,7 @@ def kills() -> str:
             continue
         count = Counter(kill["victim"] for kill in found[kind]["kills"])
         killed = ", ".join(f"{number} x {victim}" for victim, number in sorted(count.items()))
-        same = f"{found[kind]['compared']} ended, each with the uninterrupted one's bits"
+        same = f"all {found[kind]['compared']} ended with the bits of one that nothing interrupted"
         rows.append([f"a {kind} of {found[kind]['undisturbed_seconds']:.0f} s", killed, same])
     for part in ("replica", "gateway", "proxy", "controller", "all"):
         seconds = [

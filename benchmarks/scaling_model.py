@@ -230,7 +230,7 @@ def assumptions() -> Iterator[list[str]]:
     yield ["bucket of ddp's all-reduce", f"{BUCKET / 1e6:.0f} MB", "DDP's default `bucket_cap_mb`"]
     yield ["bytes of a weight in a checkpoint", f"{STORED}", "fp32: the weight and two moments"]
     yield ["a process writes, hashes and syncs", f"{WRITER / 1e9:.2f} GB/s",
-           "measured: BERT base (1.3 GB) in 4.9 s on a core of an AMD EPYC, 2026-11-29"]  # fmt: skip
+           "once, by hand: BERT base (1.3 GB) in 4.9 s on a core of an AMD EPYC, 2026-11-29"]  # fmt: skip
     yield ["shared storage", f"{STORAGE / 1e9:.0f} GB/s",
            "Amazon FSx for Lustre: 1,000 MB/s for each TiB, ten TiB"]  # fmt: skip
     yield ["hours between failures of one GPU", f"{1 / FAILURES:,.0f}",
