@@ -98,6 +98,9 @@ def _lean_trainer(grows: bool) -> Any:
                 parts["scaling_policy"] = AsItIs(self.scaling_config)
             return super()._initialize_and_run_controller(**parts)
 
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass  # Ray's handler would end a job without a word; the process has one of its own
+
     return Trainer
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from trainyard.command.usage import description, flattened, grouped
 from trainyard.config import accelerate_flags, flag, is_accelerate, naming_flags, translate
 from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, one_line, storage_fault
-from trainyard.signals import Terminated
+from trainyard.signals import Terminated, ending_by_signals
 from trainyard.summary import summary
 
 Config = TypeVar("Config")
@@ -155,7 +155,7 @@ def run_job(
         parsed = parse(config, words, prog=prog, examples=examples, needs=needs)
         if opening:
             print(opening, file=sys.stderr, flush=True)  # noqa: T201
-        with naming_flags():
+        with naming_flags(), ending_by_signals():
             result = job(parsed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -112,6 +112,8 @@ def predict_on_ray(jobs: Sequence[Job], config: WorkerFlags, storage: Path) -> l
                     ) from error
                 say(f"the workers are started once more: {cause_of(error)}")
                 release_orphans()
+            finally:
+                shutil.rmtree(storage / "ray", ignore_errors=True)  # of Ray Train
     if isinstance(found, str):
         raise UserError(found)
     return found
@@ -329,7 +331,6 @@ def _predict(
 ) -> list[Logits]:
     """Return the logits of all models in the task's order."""
     found = predict_on_ray(jobs, config, folder)
-    shutil.rmtree(folder / "ray", ignore_errors=True)
     for model, logits in zip(models, found, strict=True):
         check_finite(logits, model.name)
     return [

@@ -4,7 +4,6 @@ File names, headers and label strings are those of the leaderboard's sample subm
 formatter (nyu-mll/jiant, `jiant/scripts/benchmarks/benchmark_submission_formatter.py`) writes them.
 """
 
-import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.config import DataFlags, ScoringFlags, WorkerFlags
-from trainyard.data import PreparedData, find_splits, open_parquet, prepare, split_file, split_rows
+from trainyard.data import find_splits, open_parquet, prepare, split_file, split_rows
 from trainyard.errors import UserError
-from trainyard.evaluation import Logits, check_finite, predict_on_ray
+from trainyard.evaluation import check_finite, predict_on_ray
 from trainyard.glue.config import SuiteConfig
 from trainyard.metrics import decode
 from trainyard.models import build_tokenizer
@@ -102,7 +101,7 @@ def write_submission(
         jobs[name] = (scoring.model_name_or_path, data, scoring)
     written = {}
     workers = WorkerFlags(use_gpu=config.use_gpu, resources_per_worker=config.resources_per_worker)
-    found = _predict(list(jobs.values()), workers, config.folder)
+    found = predict_on_ray(list(jobs.values()), workers, config.folder) if jobs else []
     for name, logits in zip(jobs, found, strict=True):
         file = FILES[name]
         check_finite(logits, jobs[name][0])
@@ -117,16 +116,6 @@ def write_submission(
     for fault in faults:
         say(f"{path.name}: {fault}")
     return {"zip": str(path), "files": written, "faults": faults}
-
-
-def _predict(
-    jobs: list[tuple[str, PreparedData, ScoringFlags]], workers: WorkerFlags, folder: Path
-) -> list[Logits]:
-    if not jobs:
-        return []
-    found = predict_on_ray(jobs, workers, folder)
-    shutil.rmtree(folder / "ray", ignore_errors=True)
-    return found
 
 
 def row_order(path: Path) -> NDArray[np.int64]:

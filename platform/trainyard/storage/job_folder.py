@@ -94,7 +94,7 @@ class JobFolder:
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """Create the folder; after a UserError in the block, remove empty folders made here.
+        """Create the folder; after a UserError or Ctrl-C in the block, remove empty folders made here.
 
         Raises:
             UserError: The folder or the bucket cannot be written, or `check` fails.
@@ -103,7 +103,7 @@ class JobFolder:
         self.create()
         try:
             yield
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             remove_empty(missing)
             raise
 
