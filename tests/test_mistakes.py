@@ -14,7 +14,9 @@ from trainyard.command import main
 ROOT = Path(__file__).parents[1]
 
 MISTAKES = {
-    "no data": ([], "there is no data to train on; give --train-file FILE.csv with columns text and"),
+    "no data": ([], "no data is given; give --train-file FILE.csv with columns text and"),
+    "empty file name": (["--train-file", ""], "--train-file is empty; give a value, or leave it out"),
+    "empty folder name": (["--task", "mrpc", "--data-dir", ""], "--data-dir is empty; give a value, or"),
     "unknown task": (["--task", "sst"], "unknown task 'sst'; did you mean 'sst2'?"),
     "task without training split": (["--task", "ax"], "has no training split; train on mnli"),
     "flag typo": (["--learning-rat", "1"], "Perhaps you meant"),
@@ -142,6 +144,8 @@ OF_OTHER_JOBS = {
      "out.jsonl"): "add --delimiter ';' --text-column comment",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "good.csv", "--output-file",
      "out.xls"): "--output-file out.xls must end in",
+    ("tune", "--train-file", "None"): "no data is given; give --train-file FILE.csv",
+    ("data-doctor",): "no data is given; give --train-file FILE.csv",
     ("serve", "--model-name-or-path", "./absent"): "holds no config.json",
     ("engine", "--model-name-or-path", "./absent"): "absent",
     ("data-doctor", "--train-file", "absent.csv"): "absent.csv does not exist",

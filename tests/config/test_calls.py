@@ -91,3 +91,19 @@ def test_an_error_of_a_sweep_names_its_arguments(tmp_path: Path) -> None:
         tune(config)
     with naming_flags(), pytest.raises(UserError, match=r"^--space huge is unknown"):
         tune(config)
+
+
+def test_what_is_no_config_is_refused_by_name() -> None:
+    wrong: Any = TrainConfig(task="demo")
+    with pytest.raises(UserError, match=r"^tune takes a SweepConfig, but got .*; call tune\(Sweep"):
+        tune(wrong)
+    wrong = "mail.csv"
+    with pytest.raises(
+        UserError, match=r"^fit takes a TrainConfig, but got 'mail.csv'; call fit\(T"
+    ):
+        fit(wrong)
+    kind: Any = TrainConfig
+    with pytest.raises(
+        UserError, match=r"^TrainConfig takes keywords, such as .*=…\), but got 'mail"
+    ):
+        kind("mail.csv")

@@ -25,7 +25,8 @@ def test_an_evaluation_says_what_stopped_it(number: signal.Signals, tmp_path: Pa
     assert process.stderr is not None
     said = ""
     while "predict:" not in said:
-        assert (character := process.stderr.read(1)), said
+        character = process.stderr.read(1)
+        assert character, said
         said += character
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=120)

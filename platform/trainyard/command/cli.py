@@ -50,22 +50,14 @@ def parse(
     values = tyro.cli(
         grouped(config), prog=prog, description=description(config, prog, examples), args=words
     )
-    _check_given(needs, words)
-    return config(**flattened(values))
-
-
-def _check_given(needs: Sequence[str], words: Sequence[str]) -> None:
-    """Refuse a command line without any flag of the fields `needs`.
-
-    Raises:
-        UserError: None of the flags is among `words`.
-    """
+    found = config(**flattened(values))
     given = {word.partition("=")[0].replace("_", "-") for word in words}
-    if needs and given.isdisjoint(map(flag, needs)):
+    if needs and not any(flag(name) in given and getattr(found, name) for name in needs):
         raise UserError(
-            "there is no data to train on; give --train-file FILE.csv with columns text and label, "
+            "no data is given; give --train-file FILE.csv with columns text and label, "
             "--task NAME for a known task, or --task demo to try it on generated rows"
         )
+    return found
 
 
 def _expand(args: Sequence[str]) -> Iterator[str]:
@@ -101,7 +93,9 @@ def _read_yaml(path: Path) -> Any:
 
 def _flags(fields: Any, path: Path) -> Iterator[str]:
     if not isinstance(fields, Mapping):
-        raise UserError(f"--config {path} must hold lines of `flag: value`, not {fields!r}")
+        raise UserError(
+            f"--config {path} must hold lines of `flag: value`, not {one_line(repr(fields), 60)}"
+        )
     for name, value in fields.items():
         flag = f"--{str(name).replace('_', '-')}"
         match value:

@@ -154,6 +154,7 @@ JOBS: dict[str, Job] = {
         "trainyard.doctor:DataDoctorConfig",
         "trainyard.doctor:examine_data",
         ("data-doctor --train-file mail.csv",),
+        needs=("train_file", "dataset_name", "task", "data_dir"),
     ),
     "dashboard": Job(
         "Show runs and sweeps in a browser.",

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from trainyard.config.aliases import UnknownField, alias_for
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -77,6 +77,12 @@ def python_function(
             names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
             if unknown := given.keys() - {*names, *options()}:
                 raise UnknownField(_sentence(function, min(unknown), [*names, *options()]))
+            expected = get_type_hints(function).get("config")
+            if expected and args and not isinstance(args[0], expected):
+                raise UserError(
+                    f"{function.__name__} takes a {expected.__name__}, but got "
+                    f"{one_line(repr(args[0]), 60)}; call {function.__name__}({expected.__name__}(…))"
+                )
             with naming_keywords(functools.partial(_kinds_of, function, options)):
                 return function(*args, **given)
 

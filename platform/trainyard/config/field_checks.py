@@ -40,7 +40,7 @@ _WORDS = {bool: "True or False", int: "an integer", float: "a number"}
 
 
 def check_fields(config: Any) -> None:
-    """Check types, choices and ranges of all fields of a config; texts are not checked.
+    """Check types, choices and ranges of all fields of a config; a text may only not be empty.
 
     Raises:
         UserError: A value does not fit the type of its field, or is outside its range.
@@ -49,6 +49,8 @@ def check_fields(config: Any) -> None:
     kinds = _kinds(found)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if value == "":
+            raise UserError(f"{flag(field.name)} is empty; give a value, or leave it out")
         _check_type(field.name, value, kinds[field.name])
         if value is not None and field.name in RANGES:
             _check_range(field.name, value)

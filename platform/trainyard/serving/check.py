@@ -107,7 +107,7 @@ def check_config(config: Any, where: str) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     if not isinstance(config, Mapping):
-        raise UserError(f"{where} must hold a Serve config, not {config!r}")
+        raise UserError(f"{where} must hold a Serve config, not {one_line(repr(config), 60)}")
     check_keys(config, ServeDeploySchema, where)
     applications: dict[str, str] = {}
     listed = config.get("applications") or []
