@@ -19,7 +19,12 @@ MISTAKES = {
     "empty folder name": (["--task", "mrpc", "--data-dir", ""], "--data-dir is empty; give a value, or"),
     "unknown task": (["--task", "sst"], "unknown task 'sst'; did you mean 'sst2'?"),
     "task without training split": (["--task", "ax"], "has no training split; train on mnli"),
-    "flag typo": (["--learning-rat", "1"], "Perhaps you meant"),
+    "flag typo": (["--learning-rat", "1"], "no flag --learning-rat; did you mean --learning-rate?"),
+    "typo of --config": (["--confg", "mail.yaml"], "there is no flag --confg; did you mean --config?"),
+    "abbreviated flag": (["--lr", "1e-4"], "there is no flag --lr; did you mean --learning-rate?"),
+    "flag of another job": (["--num-trials", "3"], "there is no flag --num-trials; `trainyard train --he"),
+    "file without a flag": (["good.csv"], "good.csv stands alone; write --train-file good.csv"),
+    "key of a config": (["--config", "typo.yaml"], "no flag --train-fil; did you mean --train-file?"),
     "value of another type": (["--num-train-epochs", "many"], "num-train-epochs"),
     "choice that does not exist": (["--mixed-precision", "fp8"], "fp8"),
     "no such data folder": (["--task", "mrpc", "--data-dir", "absent"],
@@ -102,6 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fake.parquet": b"this is text",
         "mail.csv": b"id;comment;mood\n1;ba;x\n2;co;y\n",
         "mail.yaml": b"task: demo\n",
+        "typo.yaml": b"train_fil: good.csv\n",
     }.items():
         (folder / name).write_bytes(content)
     write_task(folder / "bare", train=0)
@@ -121,7 +127,11 @@ def test_a_mistake_is_answered_by_one_sentence(
 ) -> None:
     flags, sentence = MISTAKES[mistake]
     flags = [str(tiny_model) if flag == "MODEL" else flag for flag in flags]
-    if flags and not {"--task", "--train-file", "--data-dir"} & set(flags):
+    if (
+        flags[:1]
+        and flags[0] != "good.csv"
+        and not {"--task", "--train-file", "--data-dir"} & set(flags)
+    ):
         flags = ["--task", "demo", *flags]
     if mistake in BY_A_PROCESS:
         assert sentence in refusal("train", flags, folder)
@@ -135,6 +145,7 @@ OF_OTHER_JOBS = {
     ("quickstart", "--model-name-or-path", "MODEL", "--max-length", "4096"):
         "--max-length 4096 is more than the 64 positions",
     ("eval", "--model-name-or-path", "absent"): "absent",
+    ("serve", "runs/mail"): "runs/mail stands alone; write --model-name-or-path runs/mail",
     ("eval", "--validation-file", "good.csv"): "--model-name-or-path",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "absent.csv", "--output-file",
      "out.jsonl"): "absent.csv does not exist",

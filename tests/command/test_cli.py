@@ -119,16 +119,12 @@ def test_a_config_file_of_another_shape_is_refused(tmp_path: Path, content: str)
     assert len(str(refused.value)) < 400
 
 
-def test_a_typo_gets_a_hint_from_the_command_line_and_from_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_typo_gets_a_hint_from_the_command_line_and_from_a_file(tmp_path: Path) -> None:
     preset = tmp_path / "preset.yaml"
     preset.write_text("learning_rat: 1e-5\n")
     for argv in (["--learning-rat", "1e-5"], ["--config", str(preset)]):
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(UserError, match="no flag --learning-rat; did you mean --learning-rate"):
             parse(TrainConfig, argv)
-        assert stopped.value.code == 2
-        assert "--learning-rate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

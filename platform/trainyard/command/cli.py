@@ -1,6 +1,7 @@
 """Build configs from flags and --config files, run jobs, and print results and errors."""
 
 import dataclasses
+import difflib
 import json
 import signal
 import sys
@@ -8,13 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainyard.command.usage import description, flattened, grouped
+from trainyard.command.usage import description, flattened, grouped, has_positional
 from trainyard.config import accelerate_flags, flag, is_accelerate, naming_flags, translate
 from trainyard.errors import STORAGE_FAULTS, Interrupted, UserError, one_line, storage_fault
 from trainyard.signals import Terminated, ending_by_signals
 from trainyard.summary import summary
 
 Config = TypeVar("Config")
+
+INPUTS = ("train-file", "input-file", "validation-file", "model-name-or-path", "storage-path")
+"""Flags that a word without a flag may belong to, the likeliest first."""
 
 
 @naming_flags()
@@ -47,6 +51,7 @@ def parse(
 
     args = sys.argv[1:] if argv is None else argv
     words = translate(config, list(_expand(args)))
+    _check_flags(config, words, prog)
     values = tyro.cli(
         grouped(config), prog=prog, description=description(config, prog, examples), args=words
     )
@@ -58,6 +63,29 @@ def parse(
             "--task NAME for a known task, or --task demo to try it on generated rows"
         )
     return found
+
+
+def _check_flags(config: type[Any], words: Sequence[str], prog: str | None) -> None:
+    """Refuse flags that the config does not have, and a first word that is no flag.
+
+    Raises:
+        UserError: There is such a word; the message names a flag that may be meant.
+    """
+    flags = ["--config", *(flag(field.name) for field in dataclasses.fields(config))]
+    known = {"--help", *flags, *(f"--no-{name[2:]}" for name in flags)}
+    initials = {"--" + "".join(part[0] for part in name[2:].split("-")): name for name in flags}
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or name in known or name.startswith("--tyro-"):
+            continue
+        close = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
+        close += [initials[name]] if name in initials else []
+        remedy = f"did you mean {close[0]}?" if close else f"`{prog or 'COMMAND'} --help` lists all"
+        raise UserError(f"there is no flag {name}; {remedy}")
+    if words and not words[0].startswith("-") and not has_positional(config):
+        wanted = ("model-name-or-path", *INPUTS) if Path(words[0]).is_dir() else INPUTS
+        meant = next((f"--{name}" for name in wanted if f"--{name}" in flags), "a flag")
+        raise UserError(f"{words[0]} stands alone; write {meant} {words[0]}")
 
 
 def _expand(args: Sequence[str]) -> Iterator[str]:

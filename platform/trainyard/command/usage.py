@@ -61,7 +61,7 @@ def grouped(config: type[Any]) -> type[Any]:
             name=field.name.replace("_", "-"),
             prefix_name=False,
             help=words.get(field.name),
-            metavar="FILE" if tyro.conf.Positional in get_args(hints[field.name]) else None,
+            metavar="FILE" if _is_positional(hints[field.name]) else None,
         )
         kind = getitem(Annotated, (hints[field.name], about))
         missing = field.default is dataclasses.MISSING
@@ -108,6 +108,17 @@ def _definer(config: type[Any], name: str) -> str:
         for base in reversed(config.__mro__)
         if name in vars(base).get("__annotations__", {})
     )
+
+
+def has_positional(config: type[Any]) -> bool:
+    """Return whether a field of the config is given without its flag."""
+    return any(map(_is_positional, get_type_hints(config, include_extras=True).values()))
+
+
+def _is_positional(hint: Any) -> bool:
+    import tyro
+
+    return tyro.conf.Positional in get_args(hint)
 
 
 def _plain(title: str, fields: list[Any]) -> Any:
