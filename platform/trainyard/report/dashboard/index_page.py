@@ -197,14 +197,15 @@ def comparison(runs: Sequence[Run], link: Link) -> list[Section]:
     for run in runs:
         for row in loss_rows(run):
             losses.setdefault(row["rows"], []).append({**row, "run": run.key})
+    keys = [run.key for run in runs]
     metrics = " or ".join(dict.fromkeys(run.metric for run in runs if run.metric)) or "Score"
     lines = kit.charts.lines
     curves: list[Part] = []
     if scores:
-        chart = lines(scores, "step", "score", "run", points=True)
+        chart = lines(scores, "step", "score", "run", domain=keys, points=True)
         curves.append(Figure(f"Evaluation: {metrics}", chart))
     curves += [
-        Figure(f"{kind_of_rows(name)} loss", lines(rows, "step", "loss", "run"))
+        Figure(f"{kind_of_rows(name)} loss", lines(rows, "step", "loss", "run", domain=keys))
         for name, rows in losses.items()
     ]
     return [
