@@ -73,7 +73,7 @@ def test_an_interval_without_width_is_not_shown_as_certainty(tmp_path: Path) -> 
         ({}, ""),
     ):
         sweep.confirmation = {**sweep.confirmation, "difference": {"value": 0.02, **ends}}
-        assert f": +0.0200 f1{words}, each run again" in _verdict(sweep)
+        assert f": F1 of the second class (f1) +0.0200{words}, each run again" in _verdict(sweep)
 
 
 def test_confirming_runs_are_seen_before_there_is_a_verdict(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from trainyard.metrics import METRICS, metric_label
 from trainyard.report import kit
 from trainyard.report.dashboard.records import (  # fmt: skip
     Job,
@@ -95,7 +96,11 @@ def sections(yard: Yard, link: Link, compare: str) -> list[Section]:
             choices=CHOICES,
         ),
     }
-    return [Section("Now", [now]), *(Section(title, [table]) for title, table in tables.items())]
+    shown = [Section("Now", [now]), *(Section(title, [table]) for title, table in tables.items())]
+    keys = [found.metric for found in (*yard.sweeps.values(), *yard.runs.values())]
+    keys += [words(report.record.get("score_metric") or "") for report in reports]
+    titles = [(key, METRICS[key].title) for key in sorted({*keys}) if metric_label(key) != key]
+    return [*shown, Section("Metrics", [Facts(titles)])] if titles else shown
 
 
 def _newest_first(found: Mapping[str, Running]) -> list[Running]:
@@ -198,12 +203,13 @@ def comparison(runs: Sequence[Run], link: Link) -> list[Section]:
         for row in loss_rows(run):
             losses.setdefault(row["rows"], []).append({**row, "run": run.key})
     keys = [run.key for run in runs]
-    metrics = " or ".join(dict.fromkeys(run.metric for run in runs if run.metric)) or "Score"
+    metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
     lines = kit.charts.lines
     curves: list[Part] = []
     if scores:
         chart = lines(scores, "step", "score", "run", domain=keys, points=True)
-        curves.append(Figure(f"Evaluation: {metrics}", chart))
+        name = " or ".join(map(metric_label, metrics)) or "Score"
+        curves.append(Figure(f"Evaluation: {name}", chart))
     curves += [
         Figure(f"{kind_of_rows(name)} loss", lines(rows, "step", "loss", "run", domain=keys))
         for name, rows in losses.items()
