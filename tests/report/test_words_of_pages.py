@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.job_scripts import ROOT
 from support.sample_reports import evaluation_page, glue_page
 from support.sample_runs import write_run, write_sweep
 
@@ -102,6 +103,16 @@ def test_a_metric_has_one_name_on_the_pages_of_runs_sweeps_and_evaluations(
     assert [key for key in cells if cells[key] and METRICS["f1"].title not in pages[key]] == []
     assert _title("balanced_accuracy") == "Balanced accuracy"
     assert _title("of-an-older-release") == "Of-an-older-release"
+
+
+def test_the_docs_quote_the_labels_of_a_sweep_as_its_page_has_them(tmp_path: Path) -> None:
+    record = write_sweep(tmp_path / "sweep", 12) / "sweep.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "metric": "f1_macro"}))
+    page = visible(str(Dashboard(tmp_path).page("sweep", site="/"))).split("\n")
+    docs = (ROOT / "docs" / "tune.md").read_text().partition("(assets/sweep.png)")[2]
+    quoted = re.findall(r"\*([^*]+)\*", docs.partition("\n#")[0])
+    assert len(quoted) == 2
+    assert [label for label in quoted if label.replace("\n", " ") not in page] == []
 
 
 def test_percentages_are_written_as_in_the_docs(pages: dict[str, str]) -> None:
