@@ -23,9 +23,9 @@ from provenance import provenance
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "loss-curves.json"
 
-FLAGS = ("--train-file", "examples/mail.csv", "--max-length", "32", "--max-steps", "60",
-         "--train-batch-size", "8", "--per-device-train-batch-size", "2", "--learning-rate", "3e-4",
-         "--logging-steps", "1", "--save-steps", "10", "--resources-per-worker", "CPU", "0.5")  # fmt: skip
+FLAGS = ("--task", "demo", "--max-steps", "60", "--train-batch-size", "32",
+         "--per-device-train-batch-size", "8", "--learning-rate", "1e-4", "--logging-steps", "1",
+         "--save-steps", "10", "--resources-per-worker", "CPU", "0.5")  # fmt: skip
 KILLS = (17, 41)
 """Steps after which the killed run loses its processes."""
 
@@ -35,7 +35,7 @@ def train(storage: str, name: str, workers: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(HERE.parent / "jobs" / "train.py"), *FLAGS,
                "--num-workers", str(workers), "--storage-path", storage, "--run-name", name]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, start_new_session=True, env=environment, cwd=HERE.parent)
+    return subprocess.Popen(command, start_new_session=True, env=environment)
 
 
 def kill_after(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
