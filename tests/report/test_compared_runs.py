@@ -8,6 +8,7 @@ from typing import Any
 from support.sample_runs import write_run
 
 from trainyard.report.dashboard.server import Dashboard
+from trainyard.report.kit import charts
 
 
 def test_a_run_looks_the_same_in_every_chart(tmp_path: Path) -> None:
@@ -28,3 +29,10 @@ def test_a_run_looks_the_same_in_every_chart(tmp_path: Path) -> None:
         assert "color" in channels
         legends.append(channels["color"]["legend"]["values"])
     assert legends == [runs, ["a", "c"], runs]
+
+
+def test_an_axis_of_positive_values_does_not_begin_below_zero() -> None:
+    for low, begins in ((0.02, 0), (0.0, 0), (0.5, None), (-0.1, None)):
+        rows = [{"step": 1, "loss": low}, {"step": 2, "loss": 1.5}]
+        scale = charts.lines(rows, "step", "loss", points=True)["encoding"]["y"]["scale"]
+        assert scale.get("domainMin") == begins, low

@@ -112,7 +112,7 @@ def _verdict(sweep: Sweep) -> str:
         return ""
     difference = f"{metric_label(sweep.metric or 'score')} {value:+.4f}"
     if span := interval(low, high):
-        difference += f" ({span})" if low == high else f" (95 % interval {span})"
+        difference += f" ({span})" if low == high else f" (95\u00a0% interval {span})"
     if withheld := sweep.confirmation.get("withheld"):
         return f"No verdict: {words(withheld)}. Winner minus default recipe: {difference}."
     verdict = words(sweep.confirmation.get("verdict"))

@@ -129,9 +129,12 @@ def lines(
             alt.Size(**quantity(size), scale=area, legend=None)
         )
         chart = alt.layer(base.mark_line(), circles)
+    across = scale(_column(rows, x), nice=False, padding=6 if points else 0)
     chart = chart.encode(
-        alt.X(**quantity(x), scale=scale(_column(rows, x), nice=False, padding=6 if points else 0)),
-        alt.Y(**quantity(y), axis=axis, scale=scale(_column(rows, y), padding=6 if points else 0)),
+        alt.X(**quantity(x), scale=across),
+        alt.Y(
+            **quantity(y), axis=axis, scale=_upward(_column(rows, y), padding=6 if points else 0)
+        ),
         tooltip=_tooltip(rows, series, x, y, size),
     )
     if series is not None:
@@ -267,6 +270,12 @@ def scale(values: Iterable[float | None], **options: Any) -> alt.Scale:
     return (
         alt.Scale(**options) if options.get("type") == "log" else alt.Scale(zero=False, **options)
     )
+
+
+def _upward(values: Sequence[float], **options: Any) -> alt.Scale:
+    """Return `scale`, which begins at zero where a margin would extend positive values below it."""
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    return scale(values, **options, **({"domainMin": 0} if 0 <= low < 0.05 * (high - low) else {}))
 
 
 def _field(name: str) -> str:
