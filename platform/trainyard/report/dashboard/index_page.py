@@ -97,7 +97,7 @@ def sections(yard: Yard, link: Link, compare: str) -> list[Section]:
         ),
     }
     shown = [Section("Now", [now]), *(Section(title, [table]) for title, table in tables.items())]
-    keys = [found.metric for found in (*yard.sweeps.values(), *yard.runs.values())]
+    keys = [found.metric for found in everything]
     keys += [words(report.record.get("score_metric") or "") for report in reports]
     titles = [(key, METRICS[key].title) for key in sorted({*keys}) if metric_label(key) != key]
     return [*shown, Section("Metrics", [Facts(titles)])] if titles else shown
