@@ -1,13 +1,12 @@
-"""Train one config on 1, 2 and 4 workers, and once killed and resumed; draw the loss curves.
+"""Train one config on 1, 2 and 4 workers, and once killed and resumed; store the loss curves.
 
-    python benchmarks/loss_curves.py            # trains, writes results/loss-curves.json and the figure
-    python benchmarks/loss_curves.py --draw     # draws the stored result again
+    python benchmarks/loss_curves.py && python docs/generate.py
 
+The first writes results/loss-curves.json, the second draws it, docs/assets/loss-curves.svg.
 SIGKILL ends the driver and the workers of the killed run twice, and the same command resumes it.
 Weights are compared by the hash of model.safetensors in the newest checkpoint.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -19,12 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 from provenance import provenance
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "loss-curves.json"
-FIGURE = HERE.parent / "docs" / "assets" / "loss-curves.svg"
 
 FLAGS = ("--task", "demo", "--max-steps", "60", "--train-batch-size", "32",
          "--per-device-train-batch-size", "8", "--learning-rate", "1e-4", "--logging-steps", "1",
@@ -95,48 +92,5 @@ def measure() -> dict[str, Any]:
     }
 
 
-def draw(result: dict[str, Any]) -> None:
-    """Draw the curves over each other, the widest first, so that all of them show."""
-    names = list(result["runs"])
-    colors = alt.Scale(domain=names, range=["#c6dbef", "#6baed6", "#08519c", "#ff7f0e"])
-    curves = [
-        alt.Chart({"values": [{"run": name, **point} for point in result["runs"][name]["losses"]]})
-        .mark_line(strokeWidth=width, strokeJoin="round", strokeCap="round")
-        .encode(
-            x=alt.X("step:Q", title="step"),
-            y=alt.Y("loss:Q", title="loss", scale=alt.Scale(zero=False)),
-            color=alt.Color("run:N", scale=colors, sort=names, title=None),
-        )
-        for name, width in zip(names, (10, 6, 3, 1.2), strict=True)
-    ]
-    kills = (
-        alt.Chart({"values": [{"step": step} for step in result["kills"]]})
-        .mark_rule(strokeDash=[4, 4], color="#888888")
-        .encode(x="step:Q")
-    )
-    labels = kills.mark_text(text="killed", dx=4, align="left", color="#666666").encode(
-        y=alt.value(8)
-    )
-    chart = (
-        alt.layer(kills, *curves, labels)
-        .properties(width=640, height=240, background="white")
-        .configure_view(stroke=None)
-        .configure_legend(orient="top", symbolStrokeWidth=6, symbolType="stroke", labelLimit=300)
-    )
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    chart.save(str(FIGURE))
-
-
-def main() -> None:
-    """Train unless --draw is given; draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--draw", action="store_true")
-    if not parser.parse_args().draw:
-        RESULT.write_text(json.dumps(measure(), indent=1) + "\n")
-    draw(json.loads(RESULT.read_text()))
-
-
 if __name__ == "__main__":
-    main()
+    RESULT.write_text(json.dumps(measure(), indent=1) + "\n")

@@ -1,13 +1,15 @@
-"""Draw the diagrams of the docs: docs/assets/pipeline.svg, plan.svg and serving.svg.
+"""Diagrams of the docs: docs/assets/pipeline.svg, plan.svg, serving.svg and loss-curves.svg.
 
-    python docs/diagrams.py
-
-The rows, steps and micro-batches of plan.svg are those that `batch_plan` computes. The colors follow
-the reader's light or dark scheme. A test fails if a file differs from this output.
+`docs/generate.py` writes them. The rows, steps and micro-batches of plan.svg are those that
+`batch_plan` computes, the curves of loss-curves.svg those that `benchmarks/loss_curves.py` stored. The
+colors follow the reader's light or dark scheme.
 """
 
+import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from trainyard.batch_plan import WINDOW_STEPS, Plan, Rows, share
 
 ASSETS = Path(__file__).parent / "assets"
+LOSSES = Path(__file__).parents[1] / "benchmarks" / "results" / "loss-curves.json"
 
 STYLE = """
 text{font:14px system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:#1c2733}
@@ -22,9 +25,13 @@ text{font:14px system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:#1c2733
 .page{fill:#fff}.box{fill:#e8f1f3;stroke:#0f6577}.group{fill:none;stroke:#7b8894;stroke-dasharray:4 3}
 .line{fill:none;stroke:#4a5763;stroke-width:1.5}.head{fill:#4a5763}
 .row{fill:#0f6577}.pad{fill:#c9d3d9}.light{fill:#6fb3c1}
+.end{text-anchor:end}.rule{stroke:#7b8894;stroke-dasharray:4 3}.grid{stroke:#dde3e7}
+.curve{fill:none;stroke-linejoin:round;stroke-linecap:round}.c0{stroke:#c3dfe6;stroke-width:10}
+.c1{stroke:#6fb3c1;stroke-width:6}.c2{stroke:#0f6577;stroke-width:3}.c3{stroke:#e8590c;stroke-width:1.6}
 @media (prefers-color-scheme:dark){
 text{fill:#e6ebf0}.small{fill:#b4c0ca}.page{fill:#161c23}.box{fill:#1d313a;stroke:#6fb3c1}
-.group{stroke:#7b8894}.line{stroke:#b4c0ca}.head{fill:#b4c0ca}.row{fill:#6fb3c1}.pad{fill:#3a4652}.light{fill:#3c8797}}
+.group{stroke:#7b8894}.line{stroke:#b4c0ca}.head{fill:#b4c0ca}.row{fill:#6fb3c1}.pad{fill:#3a4652}.light{fill:#3c8797}
+.grid{stroke:#2b3640}.c0{stroke:#24505c}.c1{stroke:#3c8797}.c2{stroke:#a9dbe5}.c3{stroke:#ff8f4d}}
 """
 
 Point = tuple[float, float]
@@ -70,10 +77,14 @@ class Drawing:
         for i, line in enumerate(lines):
             self.text(x + width / 2, y + 44 + 17 * i, line, "small middle")
 
+    def line(self, points: Sequence[Point], kind: str) -> None:
+        """Draw a line of the class `kind` through `points`."""
+        path = " ".join(f"{x:g},{y:g}" for x, y in points)
+        self._parts.append(f'<polyline points="{path}" class="{kind}"/>')
+
     def arrow(self, points: Sequence[Point], words: str = "", at: Point | None = None) -> None:
         """Draw a line through `points` with a head at its end, and `words` at the point `at`."""
-        path = " ".join(f"{x:g},{y:g}" for x, y in points)
-        self._parts.append(f'<polyline points="{path}" class="line"/>')
+        self.line(points, "line")
         (x0, y0), (x, y) = points[-2:]
         dx, dy = float(np.sign(x - x0)), float(np.sign(y - y0))
         left = (x - 8 * dx - 4 * dy, y - 8 * dy - 4 * dx)
@@ -223,9 +234,47 @@ def serving() -> str:
     return drawing.svg()
 
 
-DIAGRAMS = {"pipeline": pipeline, "plan": plan, "serving": serving}
+def loss_curves() -> str:
+    """Draw the stored curves over each other, the widest first, so that all of them show."""
+    result: dict[str, Any] = json.loads(LOSSES.read_text())
+    drawing = Drawing(860, 330, f"Loss by step of {', '.join(result['runs'])}: the curves are one")
+    curves = {
+        name: [(point["step"], point["loss"]) for point in run["losses"]]
+        for name, run in result["runs"].items()
+    }
+    points = [point for curve in curves.values() for point in curve]
+    last = max(step for step, _ in points)
+    low, high = min(loss for _, loss in points), max(loss for _, loss in points)
+    unit = 10 ** math.floor(math.log10((high - low) / 3))
+    unit *= max(m for m in (1, 2, 5) if (high - low) / (unit * m) >= 2)
+    first, top = math.floor(low / unit), math.ceil(high / unit)
+
+    def at(step: float, loss: float) -> Point:
+        x = 70 + 765 * step / last
+        return round(x, 1), round(280 - 210 * (loss / unit - first) / (top - first), 1)
+
+    for tick in range(first, top + 1):
+        (x0, y), (x1, _) = at(0, tick * unit), at(last, tick * unit)
+        drawing.line([(x0, y), (x1, y)], "grid")
+        digits = max(0, -math.floor(math.log10(unit)))
+        drawing.text(x0 - 8, y + 4, f"{tick * unit:.{digits}f}", "small end")
+    for step in range(0, last + 1, 10):
+        x, y = at(step, first * unit)
+        drawing.text(x, y + 18, f"{step}", "small middle")
+    drawing.text(450, 318, "step", "small middle")
+    drawing.text(62, 52, "loss", "small end")
+    for step in result["kills"]:
+        x, _ = at(step, 0)
+        drawing.line([(x, 52), (x, 280)], "rule")
+        drawing.text(x + 5, 62, "killed", "small")
+    for i, (name, curve) in enumerate(curves.items()):
+        drawing.line([at(*point) for point in curve], f"curve c{i}")
+        left = (70, 200, 340, 480)[i]
+        drawing.line([(left, 26), (left + 26, 26)], f"curve c{i}")
+        drawing.text(left + 38, 31, name, "small")
+    return drawing.svg()
 
 
-if __name__ == "__main__":
-    for name, draw in DIAGRAMS.items():
-        (ASSETS / f"{name}.svg").write_text(draw())
+DIAGRAMS = {
+    "pipeline": pipeline, "plan": plan, "serving": serving, "loss-curves": loss_curves,
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of the docs: flags, the HTTP reference, tables of results, transcripts.
+"""Rewrite what is generated in the docs: flags, HTTP reference, results, transcripts and diagrams.
 
     python docs/generate.py
 
@@ -27,8 +27,9 @@ from trainyard.serving.gateway.keys import KeyRing
 from trainyard.serving.options import GatewayOptions
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "benchmarks"))
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 
+from diagrams import ASSETS, DIAGRAMS  # noqa: E402
 from result_tables import PLACE, rewrite  # noqa: E402
 
 Row = tuple[str, str, str]
@@ -297,12 +298,13 @@ def _bounds(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def pages() -> dict[Path, str]:
-    """Return the text of every generated page by its path."""
+    """Return the text of every generated page and diagram by its path."""
     texts = {page: page.read_text() for page in (HERE.parent / "README.md", *HERE.glob("*.md"))}
     return {
         HERE / "flags.md": flags(),
         HERE / "http.md": http_reference(),
         **{page: rewrite(text) for page, text in texts.items() if PLACE.search(text)},
+        **{ASSETS / f"{name}.svg": draw() for name, draw in DIAGRAMS.items()},
     }
 
 

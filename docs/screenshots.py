@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "docs" / "assets"
 WORK = ROOT / "build" / "screenshots"
@@ -38,9 +40,16 @@ from trainyard import EvalConfig, SweepConfig, TrainConfig, evaluate, fit, serve
 from trainyard.doctor import DataDoctorConfig, examine_data  # noqa: E402
 
 WIDTH, HEIGHT = 1200, 760
+"""Pixels of a picture."""
+WIDE = {"dashboard": (1440, 760), "compare": (1440, 900)}
+"""Picture with a table of many columns -> its pixels, at which the table is not cut."""
+WHOLE = ("dashboard",)
+"""Pictures of a whole page, as high as it is."""
 LARGEST = 150_000
 """Maximum bytes of a picture."""
 COLORS = 128
+EXACT = 32
+"""Most frequent colors of a picture, such as those of backgrounds and text."""
 TRIALS = [f"mail-sweep/trials/trial-{index:04d}" for index in range(2)]
 PAGES = {
     "dashboard": "/",
@@ -112,13 +121,23 @@ def runs() -> None:
 
 
 def save(picture: bytes, path: Path) -> None:
-    """Write a picture with a palette of `COLORS` colors, without visible loss."""
+    """Write a picture with a palette of `COLORS` colors; its `EXACT` most frequent ones are kept."""
     from io import BytesIO
 
     from PIL import Image
 
     image = Image.open(BytesIO(picture)).convert("RGB")
-    colors = image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    pixels = np.asarray(image)
+    found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    exact = found[counts.argsort()[::-1][:EXACT]]
+    rest = image.quantize(COLORS - EXACT, Image.Quantize.MAXCOVERAGE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*exact.ravel().tolist(), *rest])
+    places = np.array(image.quantize(palette=palette, dither=Image.Dither.NONE))
+    for place, color in enumerate(exact):  # Pillow's nearest color is an approximate one
+        places[(pixels == color).all(axis=2)] = place
+    colors = Image.fromarray(places, "P")
+    colors.putpalette(palette.getpalette() or [])
     colors.save(path, optimize=True)
     if (size := path.stat().st_size) > LARGEST:
         raise SystemExit(f"{path} has {size:,} bytes, the maximum is {LARGEST:,}; lower COLORS")
@@ -200,9 +219,10 @@ def main() -> None:
         samples()
     with chromium() as browser, pages() as (urls, others):
         for name, url in urls.items():
-            with page_at(browser, url, viewport={"width": WIDTH, "height": HEIGHT}) as page:
+            width, height = WIDE.get(name, (WIDTH, HEIGHT))
+            with page_at(browser, url, viewport={"width": width, "height": height}) as page:
                 prepare(page, name)
-                save(page.screenshot(), ASSETS / f"{name}.png")
+                save(page.screenshot(full_page=name in WHOLE), ASSETS / f"{name}.png")
         if "--look" in sys.argv:
             with site() as docs:
                 look(browser, {**urls, **others, **docs})

@@ -144,6 +144,18 @@ def flags(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("part", PARTS)
+def test_percentages_are_written_with_a_space(part: str) -> None:
+    """As in `29 %`; the format `%` of Python writes `29%`."""
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in files_of(part)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r":[\d.]*%\}|\d\}%", line)
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_help_of_flags_is_in_short_sentences(part: str) -> None:
     for path in files_of(part):
         for name, text in flags(ast.parse(path.read_text())):

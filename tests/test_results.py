@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 import json
 import re
 import subprocess
@@ -11,10 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import screenshots
 from load import Outcome
 from markdown_tables import RESULTS, load
+from PIL import Image
 from ports_table import answering, rows
 from quickstart_seeds import START, stage_of
 from result_tables import engines, strategy_matrix
@@ -118,6 +121,21 @@ def test_pictures_are_not_drawn_from_runs_of_another_commit(
     (tmp_path / "work" / "commit").unlink()
     screenshots.forget_other_commits("b")
     assert not run.exists()
+
+
+def test_a_picture_keeps_the_colors_of_its_backgrounds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.full((300, 400, 3), (246, 245, 241), np.uint8)
+    drawn[40:260, 40:360] = 255
+    drawn[60:240, 60:340] = rng.integers(0, 256, (180, 280, 3))  # far more colors than a palette's
+    file = io.BytesIO()
+    Image.fromarray(drawn).save(file, "PNG")
+    screenshots.save(file.getvalue(), tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.mode == "P"
+        kept = np.asarray(picture.convert("RGB"))
+    assert kept[5, 5].tolist() == [246, 245, 241]
+    assert kept[45, 45].tolist() == [255, 255, 255]
 
 
 def test_the_table_of_engines_reads_what_their_comparison_writes() -> None:

@@ -136,7 +136,9 @@ def _train(result: Result) -> Iterator[str]:
     yield f"trained {result['run']}: {result['steps']} steps in {duration(result['seconds'])}"
     yield from (f"  {line}" for line in scores(result))
     if speed := result.get("train_samples_per_second"):
-        share = f", {result['mfu']:.0%} of the peak of its devices" if result.get("mfu") else ""
+        share = (
+            f", {100 * result['mfu']:.0f} % of the peak of its devices" if result.get("mfu") else ""
+        )
         yield f"  {speed:.1f} samples/s in training{share}"
     yield from _after_model(result["model"])
     if "open" in result:  # the quickstart has already served the model and stopped the server

@@ -37,13 +37,13 @@ def test_a_missing_number_is_no_class(tmp_path: Path, missing: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "no --validation-file: 4 of the 40 rows of mail.csv (10.0%), drawn by --seed 42"),
-        ({"data_seed": 7}, "4 of the 40 rows of mail.csv (10.0%), drawn by --data-seed 7"),
+        ({}, "no --validation-file: 4 of the 40 rows of mail.csv (10.0 %), drawn by --seed 42"),
+        ({"data_seed": 7}, "4 of the 40 rows of mail.csv (10.0 %), drawn by --data-seed 7"),
         (
             {"problem_type": "regression"},
-            "4 of the 40 rows of mail.csv (10.0%), drawn by --seed 42",
+            "4 of the 40 rows of mail.csv (10.0 %), drawn by --seed 42",
         ),
-        ({"split_version": 1}, "4 of the 40 rows of mail.csv (10.0%), drawn by --seed 42"),
+        ({"split_version": 1}, "4 of the 40 rows of mail.csv (10.0 %), drawn by --seed 42"),
     ],
     ids=str,
 )

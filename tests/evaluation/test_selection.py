@@ -386,7 +386,7 @@ def test_rows_that_were_used_in_part_are_named(
     if kind == "unknown":
         assert found.candidates == 1
         assert found.sentence == (
-            f"about {shared:.1f}% of the texts of validation ({shared} of 100 compared) are also among "
+            f"about {shared:.1f} % of the texts of validation ({shared} of 100 compared) are also among "
             "those that trained or chose A, which looks better on them than on new ones; unless such "
             "texts are common, leave them out, or compare on other rows"
         )

@@ -132,8 +132,9 @@ def test_a_sweep_says_what_happened(tmp_path: Path) -> None:
     }  # fmt: skip
     page = str(Dashboard(tmp_path).page("mrpc-asha", site=None))
     for said in (
-        "at step 40", "The winner is better than the default recipe: +0.0198 f1", "0.004 to 0.036",
-        "of training each trial fully", "No space left on device", "loguniform:5e-06:0.001",
+        "at step 40", "better than the default recipe: F1 of the second class (f1) +0.0198",
+        "0.004 to 0.036", "of the steps of full training", "No space left on device",
+        "loguniform:5e-06:0.001",
     ):  # fmt: skip
         assert said in page
     assert 'href="/view' not in page

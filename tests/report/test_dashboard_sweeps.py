@@ -69,11 +69,11 @@ def test_an_interval_without_width_is_not_shown_as_certainty(tmp_path: Path) -> 
     sweep = Sweep(Files(), write_sweep(tmp_path / "s", 12, verdict="better"), "s")
     for ends, words in (
         ({"low": 0.02, "high": 0.02}, " (no interval: all resamples of the rows agree)"),
-        ({"low": 0.01, "high": 0.03}, " (95 % interval 0.010 to 0.030)"),
+        ({"low": 0.01, "high": 0.03}, " (95\u00a0% interval 0.010 to 0.030)"),
         ({}, ""),
     ):
         sweep.confirmation = {**sweep.confirmation, "difference": {"value": 0.02, **ends}}
-        assert f": +0.0200 f1{words}, each run again" in _verdict(sweep)
+        assert f": F1 of the second class (f1) +0.0200{words}, each run again" in _verdict(sweep)
 
 
 def test_confirming_runs_are_seen_before_there_is_a_verdict(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_tables_and_figures_can_be_downloaded(browser: Any, address: str) -> Non
         best = max(float(row["f1"]) for row in rows if row["f1"])
         assert len(str(best)) > 8  # not as rounded on the page
         assert re.fullmatch(r"0\.\d+ to 0\.\d+", rows[0]["f1 (note)"])
-        figure = page.locator("figure", has_text="f1 of every trial")
+        figure = page.locator("figure", has_text="(f1) of every trial")
         draw_all(page)
         with page.expect_download() as found:
             figure.get_by_role("button", name="Download this figure as SVG").click()

@@ -102,8 +102,14 @@ def test_the_playground_offers_examples_controls_and_code(browser: Any, tmp_path
         host.close()
 
 
+def code_of(page: Any, language: str) -> str:
+    """Return the code that the playground shows in a language."""
+    page.get_by_label(language).check()
+    return str(page.locator("#code").text_content())
+
+
 def test_the_playground_asks_for_a_key_only_where_one_is_needed(
-    browser: Any, tmp_path: Path
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bearer, ring = with_keys(tmp_path, models=["mail"])
     host = load(classifier(tmp_path / "model"))
@@ -120,9 +126,16 @@ def test_the_playground_asks_for_a_key_only_where_one_is_needed(
                 assert not page.locator("#ask").is_visible()
                 page.keyboard.press("Enter")
                 page.locator("#f-text").fill("bana")
-                assert "Bearer $KEY" in page.locator("#code").text_content()
                 page.locator("#ask").click()
                 page.locator(".bar").nth(2).wait_for()
+                shown = json.loads(page.locator("#raw").text_content())
+                monkeypatch.setenv("TRAINYARD_KEY", bearer.removeprefix("Bearer "))
+                assert json.loads(output_of("bash", "-c", code_of(page, "curl"))) == shown
+                answer = output_of(sys.executable, "-c", code_of(page, "Python"))
+                assert ast.literal_eval(answer) == shown
+                code = code_of(page, "JavaScript").replace("console.log(", "return (")
+                code = code.replace('"Bearer KEY"', json.dumps(bearer))
+                assert page.evaluate(f"async () => {{ {code} }}") == shown
             with serving(LocalModels({})) as url:
                 page.goto(f"{url}/playground")
                 page.get_by_text("No model is loaded yet").wait_for()

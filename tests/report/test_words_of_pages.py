@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.job_scripts import ROOT
 from support.sample_reports import evaluation_page, glue_page
 from support.sample_runs import write_run, write_sweep
 
 from trainyard.doctor.data.report import findings
 from trainyard.evaluation.report import _sentence, _slice, _title, _verdict
+from trainyard.metrics import METRICS, metric_label
 from trainyard.report.dashboard.server import Dashboard
 
 
@@ -38,10 +41,15 @@ def visible(html: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    storage = tmp_path_factory.mktemp("yard")
-    write_run(storage / "run")
-    write_sweep(storage / "sweep", 24)
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("yard")
+    write_run(path / "run")
+    write_sweep(path / "sweep", 24)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pages(storage: Path) -> dict[str, str]:
     dashboard = Dashboard(storage)
     return {
         "evaluation": evaluation_page(),
@@ -74,15 +82,37 @@ def test_the_name_of_the_only_split_takes_no_room_in_a_chart(pages: dict[str, st
 
 
 def test_a_metric_has_one_name_on_the_pages_of_runs_sweeps_and_evaluations(
-    pages: dict[str, str],
+    storage: Path,
 ) -> None:
-    """It is the title, with the key of flags and files where that is another word."""
-    name = _title("f1")
-    assert name == "F1 of the second class (f1)"
-    for key in ("run", "sweep"):
-        assert name in visible(pages[key]), key
+    """It is the title, with the key of flags and files where that is another word.
+
+    Headers and cells of tables have room for the key alone, and the page explains it.
+    """
+    dashboard = Dashboard(storage)
+    pages = {key: str(dashboard.page(key, site="/")) for key in ("run", "sweep", "")}
+    pages["compared"] = str(dashboard.comparison(["run", "sweep/trials/trial-000"], site="/"))
+    name = metric_label("f1")
+    assert name == _title("f1") == "F1 of the second class (f1)"
+    roomy = r'(?:<p class="headline">|<h1>|<h2[^>]*>|<dt>|data-name=")([^"<]*)'
+    for key in ("run", "sweep", "compared"):
+        naming = [t for t in re.findall(roomy, pages[key]) if re.search(r"\bf1\b", t, re.I)]
+        assert naming, key
+        assert [text for text in naming if name not in text] == [], key
+    cells = {key: re.findall(r"<(?:td|button)[^>]*>f1<", html) for key, html in pages.items()}
+    assert [key for key in ("sweep", "", "compared") if not cells[key]] == []
+    assert [key for key in cells if cells[key] and METRICS["f1"].title not in pages[key]] == []
     assert _title("balanced_accuracy") == "Balanced accuracy"
     assert _title("of-an-older-release") == "Of-an-older-release"
+
+
+def test_the_docs_quote_the_labels_of_a_sweep_as_its_page_has_them(tmp_path: Path) -> None:
+    record = write_sweep(tmp_path / "sweep", 12) / "sweep.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "metric": "f1_macro"}))
+    page = visible(str(Dashboard(tmp_path).page("sweep", site="/"))).split("\n")
+    docs = (ROOT / "docs" / "tune.md").read_text().partition("(assets/sweep.png)")[2]
+    quoted = re.findall(r"\*([^*]+)\*", docs.partition("\n#")[0])
+    assert len(quoted) == 2
+    assert [label for label in quoted if label.replace("\n", " ") not in page] == []
 
 
 def test_percentages_are_written_as_in_the_docs(pages: dict[str, str]) -> None:

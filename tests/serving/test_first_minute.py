@@ -86,7 +86,7 @@ def test_the_command_to_copy_is_what_a_shell_sends() -> None:
     words = shlex.split(curl("http://127.0.0.1:8000", "org/name", example, key=True))
     assert words[1] == "http://127.0.0.1:8000/models/org/name"
     assert words[3] == "Content-Type: application/json"
-    assert words[5] == "Authorization: Bearer $KEY"
+    assert words[5] == "Authorization: Bearer $TRAINYARD_KEY"
     assert json.loads(words[7]) == example
 
 

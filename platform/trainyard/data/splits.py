@@ -238,7 +238,7 @@ def _held_out_note(config: DataFlags, file: str, trained: int, held_out: int) ->
     rows = trained + held_out
     return (
         f"no --validation-file: {held_out:,} of the {rows:,} rows of {file} "
-        f"({held_out / rows:.1%}), drawn by {flag} {config.held_out_seed}, are held out"
+        f"({100 * held_out / rows:.1f} %), drawn by {flag} {config.held_out_seed}, are held out"
     )
 
 

@@ -132,7 +132,7 @@ def _unknown(model: EvaluatedModel) -> Selection:
 
 def _partly_known(model: EvaluatedModel, split: Split, overlap: Overlap) -> Selection:
     texts = (
-        f"about {overlap.share:.1%} of the texts of {split.name} ({overlap.shared:,} of "
+        f"about {100 * overlap.share:.1f} % of the texts of {split.name} ({overlap.shared:,} of "
         f"{overlap.compared:,} compared)"
         if overlap.is_reliable
         else f"some texts of {split.name} ({overlap.shared:,} of only {overlap.compared:,} that could "

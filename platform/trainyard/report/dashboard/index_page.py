@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from trainyard.metrics import METRICS, metric_label
 from trainyard.report import kit
 from trainyard.report.dashboard.records import (  # fmt: skip
     Job,
@@ -95,7 +96,11 @@ def sections(yard: Yard, link: Link, compare: str) -> list[Section]:
             choices=CHOICES,
         ),
     }
-    return [Section("Now", [now]), *(Section(title, [table]) for title, table in tables.items())]
+    shown = [Section("Now", [now]), *(Section(title, [table]) for title, table in tables.items())]
+    keys = [found.metric for found in everything]
+    keys += [words(report.record.get("score_metric") or "") for report in reports]
+    titles = [(key, METRICS[key].title) for key in sorted({*keys}) if metric_label(key) != key]
+    return [*shown, Section("Metrics", [Facts(titles)])] if titles else shown
 
 
 def _newest_first(found: Mapping[str, Running]) -> list[Running]:
@@ -197,14 +202,16 @@ def comparison(runs: Sequence[Run], link: Link) -> list[Section]:
     for run in runs:
         for row in loss_rows(run):
             losses.setdefault(row["rows"], []).append({**row, "run": run.key})
-    metrics = " or ".join(dict.fromkeys(run.metric for run in runs if run.metric)) or "Score"
+    keys = [run.key for run in runs]
+    metrics = list(dict.fromkeys(run.metric for run in runs if run.metric))
     lines = kit.charts.lines
     curves: list[Part] = []
     if scores:
-        chart = lines(scores, "step", "score", "run", points=True)
-        curves.append(Figure(f"Evaluation: {metrics}", chart))
+        chart = lines(scores, "step", "score", "run", domain=keys, points=True)
+        name = " or ".join(map(metric_label, metrics)) or "Score"
+        curves.append(Figure(f"Evaluation: {name}", chart))
     curves += [
-        Figure(f"{kind_of_rows(name)} loss", lines(rows, "step", "loss", "run"))
+        Figure(f"{kind_of_rows(name)} loss", lines(rows, "step", "loss", "run", domain=keys))
         for name, rows in losses.items()
     ]
     return [

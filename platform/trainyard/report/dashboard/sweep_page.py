@@ -77,7 +77,7 @@ def _result(sweep: Sweep, link: Link) -> list[Part]:
         *_chosen(sweep, link),
         ("Trials", Cell(number(ended), note=f"ended of {number(sweep.num_trials)}")),
         ("Steps trained", Cell(percent(share(sum(made), sum(full))),
-                               note="of training each trial fully")),
+                               note="of the steps of full training")),
         ("Time", Cell(duration(sweep.seconds))),
     ]  # fmt: skip
     small = [
@@ -110,9 +110,9 @@ def _verdict(sweep: Sweep) -> str:
     value, low, high = (real(gain.get(name)) for name in ("value", "low", "high"))
     if value is None:
         return ""
-    difference = f"{value:+.4f} {sweep.metric}"
+    difference = f"{metric_label(sweep.metric or 'score')} {value:+.4f}"
     if span := interval(low, high):
-        difference += f" ({span})" if low == high else f" (95 % interval {span})"
+        difference += f" ({span})" if low == high else f" (95\u00a0% interval {span})"
     if withheld := sweep.confirmation.get("withheld"):
         return f"No verdict: {words(withheld)}. Winner minus default recipe: {difference}."
     verdict = words(sweep.confirmation.get("verdict"))
@@ -282,7 +282,7 @@ def _curves(sweep: Sweep) -> list[Part]:
     triangles = f"The scheduler stopped {stopped} of {len(sweep.trials)} trials, at the triangles. "
     return [
         Figure(
-            f"{sweep.metric or 'Score'} of every trial",
+            f"{metric_label(sweep.metric or 'Score')} of every trial",
             drawn.learning_curves(sweep),
             f"{triangles if stopped else ''}The best fifth is on top, dashed lines diverged. Point at "
             "a line for its hyperparameters.",

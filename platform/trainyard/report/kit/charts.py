@@ -95,6 +95,7 @@ def lines(
     y: str,
     series: str | None = None,
     *,
+    domain: Sequence[str] = (),
     points: bool = False,
     size: str | None = None,
     y_format: str = "",
@@ -110,6 +111,8 @@ def lines(
         x: Column of the horizontal axis.
         y: Column of the vertical axis.
         series: Column whose values separate the lines, or None for one line.
+        domain: All values of `series` in a group of charts, which draw a value alike. Default: those
+            of `rows`.
         points: True to mark each row on the line.
         size: Column of counts; each row becomes a point whose area grows with its count.
         y_format: D3 number format of the vertical axis.
@@ -126,20 +129,25 @@ def lines(
             alt.Size(**quantity(size), scale=area, legend=None)
         )
         chart = alt.layer(base.mark_line(), circles)
+    across = scale(_column(rows, x), nice=False, padding=6 if points else 0)
     chart = chart.encode(
-        alt.X(**quantity(x), scale=scale(_column(rows, x), nice=False, padding=6 if points else 0)),
-        alt.Y(**quantity(y), axis=axis, scale=scale(_column(rows, y), padding=6 if points else 0)),
+        alt.X(**quantity(x), scale=across),
+        alt.Y(
+            **quantity(y), axis=axis, scale=_upward(_column(rows, y), padding=6 if points else 0)
+        ),
         tooltip=_tooltip(rows, series, x, y, size),
     )
     if series is not None:
         # Only channels with equal domains share a legend, and points are a layer of their line.
-        domain = list(dict.fromkeys(_column(rows, series)))
+        found = list(dict.fromkeys(_column(rows, series)))
+        every = list(domain) or found
         kinds: list[Any] = list(SHAPES) if points else [list(dash) for dash in DASHES]
         channel = alt.Shape if points else alt.StrokeDash
         symbol = None if points else "stroke"  # circles of a layer would get the dashes
+        shared = _series(rows, series, symbol, [name for name in every if name in found])
         chart = chart.encode(
-            color(rows, series, symbol, scale=alt.Scale(domain=domain)),
-            channel(**_series(rows, series, symbol), scale=alt.Scale(domain=domain, range=kinds)),
+            alt.Color(**shared, scale=alt.Scale(domain=every)),
+            channel(**shared, scale=alt.Scale(domain=every, range=kinds)),
         )
     curve = size is None
     log = curve and all(value > 0 for value in _column(rows, y))
@@ -221,24 +229,30 @@ def _title(column: str) -> str:
     return column[:1].upper() + column[1:]
 
 
-def color(rows: Rows, column: str, symbol: str | None = None, **options: Any) -> alt.Color:
+def color(rows: Rows, column: str, **options: Any) -> alt.Color:
     """Encode a column by color, with a legend that fills the width of the chart.
 
     Args:
         rows: Data of the chart.
         column: Column of the colors.
-        symbol: Shape of the legend's symbols. Default: that of the mark.
         options: Further Vega-Lite fields.
     """
-    return alt.Color(**_series(rows, column, symbol, **options))
+    return alt.Color(**_series(rows, column, **options))
 
 
-def _series(rows: Rows, column: str, symbol: str | None = None, **options: Any) -> dict[str, Any]:
-    """Return the encoding of a column of series; channels that share it share one legend."""
+def _series(
+    rows: Rows, column: str, symbol: str | None = None, values: Sequence[str] = (), **options: Any
+) -> dict[str, Any]:
+    """Return the encoding of a column of series; channels that share it share one legend.
+
+    The legend has the `values`, by default all of the scale, as symbols of the shape `symbol`, by
+    default that of the mark.
+    """
     pixels = 7 * _longest(rows, column) + 36
     columns = alt.ExprRef(f"max(1, floor((containerSize()[0] - 60) / {pixels}))")
     shape = alt.Undefined if symbol is None else symbol
-    legend = alt.Legend(columns=columns, symbolLimit=0, symbolType=shape)
+    listed = list(values) or alt.Undefined
+    legend = alt.Legend(columns=columns, symbolLimit=0, symbolType=shape, values=listed)
     return category(column, **{"title": None, "sort": None, "legend": legend, **options})
 
 
@@ -256,6 +270,12 @@ def scale(values: Iterable[float | None], **options: Any) -> alt.Scale:
     return (
         alt.Scale(**options) if options.get("type") == "log" else alt.Scale(zero=False, **options)
     )
+
+
+def _upward(values: Sequence[float], **options: Any) -> alt.Scale:
+    """Return `scale`, which begins at zero where a margin would extend positive values below it."""
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    return scale(values, **options, **({"domainMin": 0} if 0 <= low < 0.05 * (high - low) else {}))
 
 
 def _field(name: str) -> str:

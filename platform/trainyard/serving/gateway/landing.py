@@ -29,7 +29,7 @@ def curl(base: str, model: str, example: Mapping[str, Any], *, key: bool) -> str
     """Return the shell command that sends `example` to a model; `key` adds an API key's header."""
     parts = [f"curl {shlex.quote(f'{base}/models/{model}')}", "-H 'Content-Type: application/json'"]
     if key:
-        parts.append('-H "Authorization: Bearer $KEY"')
+        parts.append('-H "Authorization: Bearer $TRAINYARD_KEY"')
     body = json.dumps(example, ensure_ascii=False)
     return " ".join([*parts, "-d", shlex.quote(body)])
 

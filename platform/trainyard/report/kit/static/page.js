@@ -159,7 +159,7 @@
   }
 
   function logarithmic(spec) {
-    const { zero, ...scale } = spec.encoding.y.scale; // a logarithm has no zero
+    const { zero, domainMin, ...scale } = spec.encoding.y.scale; // a logarithm has no zero
     const y = { ...spec.encoding.y, scale: { ...scale, type: "log" } };
     return { ...spec, encoding: { ...spec.encoding, y } };
   }
