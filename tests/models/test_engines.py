@@ -1,7 +1,10 @@
 """Engines: the model's own answers, whatever the batch; what is measured is stored, and gone by."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch._inductor.config
 from support.small_models import every_task
 from support.tiny import WORDS, write_tiny_model
 
@@ -102,15 +104,22 @@ def test_compiled_torch_answers_as_torch_does(models: dict[str, Path]) -> None:
 
 
 @pytest.mark.long
-def test_a_missing_compiler_is_one_sentence(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"torch.compile cannot run .* compiler found.*install g\+\+"
-    ):
-        PREDICTORS["text-classification"].load(str(models["text-classification"]), engine="compile")
+def test_a_missing_compiler_is_one_sentence(models: dict[str, Path], tmp_path: Path) -> None:
+    """In a process that has compiled nothing: torch remembers the compiler."""
+    code = (
+        "import sys, torch._inductor.config; from trainyard.inference import PREDICTORS\n"
+        "torch._inductor.config.cpp.cxx = ('no-such-compiler',)\n"
+        "PREDICTORS['text-classification'].load(sys.argv[1], engine='compile')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(models["text-classification"])],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = done.stderr.splitlines()[-1]
+    assert re.search(
+        r"UserError: torch.compile cannot run .* compiler found.*install g\+\+", said
+    ), said
 
 
 def test_what_an_engine_cannot_run_is_one_sentence(

@@ -52,7 +52,7 @@ def job_cluster(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         assert cluster.stdout is not None
         assert cluster.stdout.readline() == "up\n"
         address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while (done := submit(address, "true")).returncode != 0:  # its agent starts last
             assert time.monotonic() < deadline, done.stdout[-2000:] + done.stderr[-2000:]
         yield address

@@ -160,7 +160,7 @@ JOBS: dict[str, Job] = {
         "Show runs and sweeps in a browser.",
         "trainyard.report.dashboard:DashboardConfig",
         "trainyard.report.dashboard:run_dashboard",
-        ("dashboard", "dashboard --export mail --output mail.html"),
+        ("dashboard", "dashboard --export mail-1 --output mail-1.html"),
         opening="reading the runs",
     ),
 }  # fmt: skip
