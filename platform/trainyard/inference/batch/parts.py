@@ -227,9 +227,8 @@ class Parts:
         config = self._config
         names = zip(config.text_columns, ("text", "text_pair"), strict=False)
         texts = {
-            name: column
+            column: name if config.keep_columns is None or name in config.keep_columns else None
             for name, column in names
-            if name != column and (config.keep_columns is None or name in config.keep_columns)
         }
         kinds = json.loads(self._complete.read_text())["kinds"]
         layout = Layout(map(pq.read_schema, parts), kinds, texts)
