@@ -66,7 +66,7 @@ class Parts:
                 )
         self._config = config
         # A wrong file name or column is an error before any work.
-        with naming_settings(config, config.files[0], config.text_columns, None):
+        with naming_settings(config, config.files, config.text_columns, None):
             self._check_columns()
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
