@@ -112,7 +112,9 @@ def test_columns_are_named_by_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = parse(TrainConfig, ["--config", written["config"]])
     assert (config.text_column, config.label_column) == ("title", "kind")
     wrong = InitConfig(train_file="a.csv", label_column="kinds", force=True)
-    with pytest.raises(UserError, match=r"--label-column is 'kinds', but .* did you mean 'kind'"):
+    with pytest.raises(
+        UserError, match=r"--label-column is 'kinds', but .* \(did you mean 'kind'\?\); give"
+    ):
         write_starter(wrong)
 
 

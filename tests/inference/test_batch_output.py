@@ -245,7 +245,9 @@ def test_columns_are_narrowed_by_name(model: Path, tmp_path: Path) -> None:
     assert row.keys() == {
         "row", "text", "label", "score", "scores", *SCORES, "truncated_tokens"
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"keep_columns names 'ids', but .*; did you mean 'id'"):
+    with pytest.raises(
+        UserError, match=r"keep_columns names 'ids', but .* \(did you mean 'id'\?\); give"
+    ):
         answers(model, source, text_column="review", keep_columns=("ids",))
 
 
