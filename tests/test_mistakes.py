@@ -24,7 +24,7 @@ MISTAKES = {
                             "absent/mrpc/train.parquet does not exist; --data-dir must hold"),
     "column missing": (["--train-file", "good.csv", "--text-column", "body"],
                        "good.csv has no column 'body'"),
-    "file missing": (["--train-file", "god.csv"], "god.csv does not exist (did you mean 'good.csv'?); give"),
+    "file missing": (["--train-file", "god.csv"], "god.csv does not exist (did you mean 'good.csv'?)"),
     "file of unknown kind": (["--train-file", "notes.txt"], "ends in '.txt', expected"),
     "file not UTF-8": (["--train-file", "latin.csv"], "latin.csv line 2"),
     "file empty": (["--train-file", "empty.csv"], "empty.csv is empty (0 bytes)"),

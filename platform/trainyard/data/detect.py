@@ -97,8 +97,8 @@ def guess_columns(path: Path, text: str | None = None, label: str | None = None)
         label: Column of the label; None guesses it.
 
     Raises:
-        UserError: The file cannot be read or lacks a given column, its first line is a row, no
-            column holds texts, or none is left for the label.
+        UserError: The file cannot be read, lacks a given column, or has a row as its first line. Or
+            no column holds texts, or none is left for the label.
     """
     text_format = _text_format(path, TextFormat())
     columns = _sample(path, text_format)
