@@ -31,7 +31,7 @@ MISTAKES = {
                             "absent/mrpc/train.parquet does not exist; --data-dir must hold"),
     "column missing": (["--train-file", "good.csv", "--text-column", "body"],
                        "good.csv has no column 'body'"),
-    "file missing": (["--train-file", "god.csv"], "god.csv does not exist; did you mean 'good.csv'"),
+    "file missing": (["--train-file", "god.csv"], "god.csv does not exist (did you mean 'good.csv'?)"),
     "file of unknown kind": (["--train-file", "notes.txt"], "ends in '.txt', expected"),
     "file not UTF-8": (["--train-file", "latin.csv"], "latin.csv line 2"),
     "file empty": (["--train-file", "empty.csv"], "empty.csv is empty (0 bytes)"),
@@ -69,9 +69,9 @@ MISTAKES = {
     "run name with a path": (["--run-name", "../x"], "--run-name is '../x'"),
     "no such preset": (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
     "config with another ending": (["--config", "mail.yml"],
-                                   "directory); did you mean 'mail.yaml'?; give the path of a YAML"),
+                                   "mail.yml cannot be read (did you mean 'mail.yaml'?); give the path"),
     "validation file missing": (["--train-file", "good.csv", "--validation-file", "goods.csv"],
-                                "goods.csv does not exist; did you mean 'good.csv'?"),
+                                "goods.csv does not exist (did you mean 'good.csv'?); give"),
     "settings missing": (["--train-file", "mail.csv"],
                          "add --delimiter ';' --text-column comment --label-column mood"),
     "no cluster at the address": (["--address", "127.0.0.1:1", "--max-length", "64",
@@ -141,7 +141,7 @@ def test_a_mistake_is_answered_by_one_sentence(
 
 OF_OTHER_JOBS = {
     ("tune", "--train-file", "good.csv", "--space", "huge"): "--space huge is unknown",
-    ("tune", "--train-file", "god.csv"): "god.csv does not exist; did you mean 'good.csv'",
+    ("tune", "--train-file", "god.csv"): "god.csv does not exist (did you mean 'good.csv'?); give",
     ("quickstart", "--model-name-or-path", "MODEL", "--max-length", "4096"):
         "--max-length 4096 is more than the 64 positions",
     ("eval", "--model-name-or-path", "absent"): "absent",
@@ -150,7 +150,7 @@ OF_OTHER_JOBS = {
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "absent.csv", "--output-file",
      "out.jsonl"): "absent.csv does not exist",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "god.csv", "--output-file",
-     "out.jsonl"): "god.csv does not exist; did you mean 'good.csv'?",
+     "out.jsonl"): "god.csv does not exist (did you mean 'good.csv'?); give",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "mail.csv", "--output-file",
      "out.jsonl"): "add --delimiter ';' --text-column comment",
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "good.csv", "--output-file",

@@ -8,6 +8,7 @@ import pytest
 from trainyard.command import parse
 from trainyard.command.starter import InitConfig, write_starter
 from trainyard.config import TrainConfig
+from trainyard.data import find_splits
 from trainyard.errors import UserError
 from trainyard.summary import summary
 
@@ -111,7 +112,9 @@ def test_columns_are_named_by_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = parse(TrainConfig, ["--config", written["config"]])
     assert (config.text_column, config.label_column) == ("title", "kind")
     wrong = InitConfig(train_file="a.csv", label_column="kinds", force=True)
-    with pytest.raises(UserError, match=r"--label-column is 'kinds', but .* did you mean 'kind'"):
+    with pytest.raises(
+        UserError, match=r"--label-column is 'kinds', but .* \(did you mean 'kind'\?\); give"
+    ):
         write_starter(wrong)
 
 
@@ -205,3 +208,75 @@ def test_a_config_that_cannot_be_written_is_a_sentence(
     path = tmp_path / output
     with pytest.raises(UserError, match=rf"--output {path} cannot be written \({reason}.*another"):
         write_starter(InitConfig(train_file=str(source), output=str(path), force=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("nohead.csv", rows("order {0} was slow,bad\norder {0} was quick,good\n", 20)),
+        ("lists.csv", rows("order {0} was slow,bad\norder {0} was quick,good|bad\n", 20)),
+        ("stars.tsv", "it was so,0.5\n".replace(",", "\t") + rows("so {0}\t{0}.25\n", 20)),
+    ],
+)
+def test_a_file_without_a_header_is_refused(
+    name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content)
+    fault = (
+        rf"^{name} seems to have no header line: .* in the first line .*; add a first line such as "
+    )
+    for attempt in (
+        lambda: write_starter(InitConfig(train_file=name)),
+        lambda: find_splits(TrainConfig(train_file=name)),
+    ):
+        with pytest.raises(UserError, match=fault):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    ("content", "label"),
+    [
+        ("text,label\n" + rows("ba {0},label\nco {0},x\n", 20), "label"),
+        ("0,1\n" + rows("ba {0},0\nco {0},1\n", 20), "1"),
+        ("text,urgent\n" + rows("ba {0},urgent\nco {0},later\n", 20), "urgent"),
+        ("text,2024\n" + rows("ba {0},4.5\nco {0},3\n", 20), "2024"),
+        ("text,2024\n" + rows("ba {0},x\nco {0},y\n", 20), "2024"),
+        ("text,Is it urgent?\n" + rows("ba {0},yes\nco {0},no\n", 20), "Is it urgent?"),
+    ],
+)
+def test_an_unusual_header_is_a_header(
+    content: str, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text(content)
+    assert write_starter(InitConfig(train_file="a.csv"))["label_column"] == label
+
+
+def test_a_label_column_named_by_a_flag_may_be_named_like_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("subject,urgent\n" + rows("ba {0},urgent\nco {0},later\n", 20))
+    with pytest.raises(UserError, match=r"or name the columns with --text-column and --label-col"):
+        write_starter(InitConfig(train_file="a.csv"))
+    written = write_starter(InitConfig(train_file="a.csv", label_column="urgent"))
+    assert written["label_column"] == "urgent"
+
+
+def test_the_text_column_is_not_the_label_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("text,label\n" + rows("ba {0},x\nco {0},y\n", 20))
+    with pytest.raises(
+        UserError, match=r"^--text-column 'label' is the label column of a\.csv, too; name another"
+    ):
+        write_starter(InitConfig(train_file="a.csv", text_column="label"))
+    with pytest.raises(UserError, match=r"named twice \(label, label\)"):
+        write_starter(InitConfig(train_file="a.csv", text_column="label", label_column="label"))
+    Path("a.csv").write_text("label,kind\n" + rows("ba {0},x\nco {0},y\n", 20))
+    written = write_starter(
+        InitConfig(train_file="a.csv", text_column="label", label_column="kind")
+    )
+    assert written["text_column"] == "label"

@@ -139,15 +139,77 @@ def test_an_error_without_settings_crosses_processes(tmp_path: Path) -> None:
     assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
 
 
-def test_settings_of_another_file_are_not_named(tmp_path: Path) -> None:
-    first, other = tmp_path / "a.csv", tmp_path / "b.csv"
-    first.write_text("text,label\nba,x\nco,y\n")
-    other.write_text("body,mood\nba,x\nco,y\n")
-    sentence = refused(TrainConfig(train_file=f"{first},{other}"))
-    assert sentence.endswith("must name the columns, or name another column with --text-column")
-    sentence = refused(TrainConfig(train_file=str(first), validation_file=str(other)))
-    assert sentence.startswith("b.csv has no column 'text'")
-    assert "--text-column body" not in sentence
+MAILS = "text,label\n" + rows("ba {0},x\nco {0},y\n")
+UMLAUTS = "text,label\n" + rows("bä {0},x\ncö {0},y\n")
+OF_SEVERAL: dict[str, tuple[dict[str, bytes], dict[str, str], str]] = {
+    "delimiters": (
+        {"a.csv": MAILS.encode(), "b.csv": MAILS.replace(",", ";").encode()}, {},
+        "b.csv is separated by ';', but a.csv by ','; --delimiter holds for all files: save b.csv "
+        "like a.csv",
+    ),
+    "a delimiter of the second file": (
+        {"a.csv": MAILS.encode(), "b.csv": MAILS.replace(",", ";").encode()}, {"delimiter": ";"},
+        "b.csv is separated by ';', but a.csv by ','; --delimiter holds for all files: save b.csv "
+        "like a.csv",
+    ),
+    "delimiters and columns": (
+        {"a.csv": MAILS.encode(), "b.csv": b"body;label\nba;x\nco;y\n"}, {},
+        "--delimiter holds for all files: save b.csv like a.csv, with the columns 'text', 'label'",
+    ),
+    "delimiters that are usual": (
+        {"a.csv": MAILS.encode(), "b.tsv": b"body\tlabel\nba\tx\nco\ty\n"}, {},
+        "b.tsv has no column 'text': its first line names 'body', 'label'; all files need the columns "
+        "'text', 'label' of a.csv: add or rename them in b.tsv",
+    ),
+    "encodings": (
+        {"a.csv": UMLAUTS.encode(), "b.csv": UMLAUTS.encode("cp1252")}, {},
+        "b.csv line 2: byte 0xe4 (number 2 of the line) is not UTF-8; --encoding holds for all "
+        "files, and a.csv is utf-8: convert b.csv with iconv -f WINDOWS-1252 -t UTF-8 b.csv > "
+        "utf8-b.csv",
+    ),
+    "encodings, the first in Latin-1": (
+        {"a.csv": UMLAUTS.replace("ö", "\x81").encode("latin-1"), "b.csv": UMLAUTS.encode()}, {},
+        "a.csv line 2: byte 0xe4 (number 2 of the line) is not UTF-8; --encoding holds for all "
+        "files, and b.csv is utf-8: convert a.csv with iconv -f ISO-8859-1 -t UTF-8 a.csv > "
+        "utf8-a.csv",
+    ),
+    "encodings with a mark": (
+        {"a.csv": MAILS.encode(), "b.csv": MAILS.encode("utf-16")}, {},
+        "(it starts with b'\\xff\\xfe'), expected UTF-8; --encoding holds for all files, and a.csv is "
+        "utf-8: convert b.csv with iconv -f UTF-16 -t UTF-8 b.csv > utf8-b.csv",
+    ),
+    "an encoding that fits ASCII, too": (
+        {"a.csv": MAILS.encode(), "b.csv": UMLAUTS.encode("cp1252")}, {},
+        "give its encoding, such as --encoding cp1252, or convert it",
+    ),
+    "columns": (
+        {"a.csv": MAILS.encode(), "b.csv": b"body,mood\nba,x\nco,y\n"}, {},
+        "b.csv has no column 'text': its first line names 'body', 'mood'; all files need the columns "
+        "'text', 'label' of a.csv: add or rename them in b.csv",
+    ),
+    "settings of both": (
+        {"a.csv": b"id;body;mood\n1;ba;x\n2;co;y\n", "b.csv": b"id;body;mood\n1;ba;x\n2;co;y\n"}, {},
+        "add --delimiter ';' --text-column body --label-column mood",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("further", ["train", "validation", "test"])
+@pytest.mark.parametrize("kind", OF_SEVERAL)
+def test_settings_hold_for_all_files(
+    kind: str, further: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, given, sentence = OF_SEVERAL[kind]
+    monkeypatch.chdir(tmp_path)
+    for name, content in files.items():
+        Path(name).write_bytes(content)
+    first, other = files
+    fields: dict[str, Any] = {"train_file": first, f"{further}_file": other, **given}
+    if further == "train":
+        fields["train_file"] = f"{first},{other}"
+    assert sentence in refused(TrainConfig(**fields))
+    if "such as --encoding" in sentence:
+        assert find_splits(TrainConfig(**fields, encoding="cp1252")).splits
 
 
 def test_a_prediction_names_no_label(tmp_path: Path) -> None:
@@ -158,6 +220,20 @@ def test_a_prediction_names_no_label(tmp_path: Path) -> None:
         model_name_or_path=str(model), input_file=str(source), output_file=f"{tmp_path}/out.csv"
     )
     with pytest.raises(UserError, match=r"add --delimiter ';' --text-column comment$"):
+        Parts(config.with_columns())
+
+
+def test_files_of_a_prediction_with_two_delimiters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier(tmp_path / "run/model")
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("id,text\n" + rows("{0},so {0}\n"))
+    Path("b.csv").write_text("id;text\n" + rows("{0};so {0}\n"))
+    config = PredictConfig(
+        model_name_or_path=str(model), input_file="a.csv,b.csv", output_file="out.csv"
+    )
+    with pytest.raises(UserError, match=r"^b\.csv is separated by ';', but a\.csv by ','; "):
         Parts(config.with_columns())
 
 

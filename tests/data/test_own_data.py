@@ -165,7 +165,7 @@ def test_dropped_rows_that_fill_a_batch_or_a_file(tmp_path: Path) -> None:
 
 def test_a_split_without_a_token_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("text,label\n,x\n,y\n")
+    path.write_text("text,label\n ,x\n ,y\n")
     config = TrainConfig(
         train_file=str(path), validation_file=str(path), model_name_or_path=str(tiny_model),
         max_length=32,
@@ -234,3 +234,36 @@ def test_names_of_class_labels_are_read_from_the_file(tmp_path: Path) -> None:
         for found in (now, before)
     ]
     assert ids[0] == ids[1] == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("validation", [None, "good.csv"])
+def test_training_texts_that_are_all_empty_are_refused(
+    tmp_path: Path, validation: str | None
+) -> None:
+    (tmp_path / "good.csv").write_text("text,label\nba,x\nco,y\n")
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + ",x\n,y\n" * 30)
+    config = TrainConfig(
+        train_file=str(path), validation_file=validation and str(tmp_path / validation)
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^a\.csv: all 60 texts of column 'text' are empty; name the column of texts with --text",
+    ):
+        find_splits(config)
+
+
+def test_no_rows_can_be_held_out_of_equal_texts(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,text_pair,label\n" + "ba,co,x\nba,co,y\n" * 30)
+    fault = (
+        r"^a\.csv: all 60 texts of column 'text' are the same; name the column of texts with --text"
+    )
+    with pytest.raises(UserError, match=fault):
+        find_splits(TrainConfig(train_file=str(path)))
+    config = TrainConfig(train_file=str(path), text_pair_column="text_pair")
+    with pytest.raises(
+        UserError, match=r"all 60 texts of columns 'text', 'text_pair' are the same"
+    ):
+        find_splits(config)
+    assert find_splits(replace(config, split_version=1)).splits  # drawn without a look at texts

@@ -95,7 +95,7 @@ def test_awkward_files_that_work(tmp_path: Path, name: str, content: str, expect
         ("be.csv", b"\0\0\xfe\xff\0\0\0t", r"be\.csv.*UTF-32.*iconv -f UTF-32"),
         ("byte.csv", b"text,label\nd\xc3\xa9j\xe0,x\n", r"line 2: byte 0xe0 \(number 5 of .*iconv"),
         ("late.jsonl", b'{"text": "", "label": 1}\n' * 5_000 + b"\xff", r"line 5001: byte 0xff"),
-        ("near.csv", b"text,Lable\na,x\n", r"'label'.*; did you mean 'Lable'\?.* --label-column"),
+        ("near.csv", b"text,Lable\na,x\n", r"'Lable' \(did you mean 'Lable'\?\); .* --label-column"),
         ("commas.tsv", b"text,label\na,x\n", r"commas\.tsv.*separated by tabs.*seems to be ','"),
         ("tab.tsv", b"text\tlabel\na\tb\tx\n", r"tab\.tsv line 2: 3 fields.*use CSV"),
         ("inner.csv", b'text,label\n"a" b,x\n', r"inner\.csv line 2: the quotes.*double a quote"),
@@ -121,8 +121,12 @@ def test_refused_files(tmp_path: Path, name: str, content: bytes, sentence: str)
 
 def test_a_file_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "train.csv", "text,label\n")
-    with pytest.raises(UserError, match=r"trian\.csv does not exist; did you mean 'train\.csv'\?"):
+    fault = r"trian\.csv does not exist \(did you mean '{}/train\.csv'\?\); give the path of a file"
+    with pytest.raises(UserError, match=fault.format(tmp_path)):
         rows_of(tmp_path / "trian.csv")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(UserError, match=f"^{tmp_path.name}/{fault.format(tmp_path.name)}"):
+        rows_of(Path(tmp_path.name, "trian.csv"))
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match=r"folder\.csv is a folder, .* name one file inside"):
         rows_of(tmp_path / "folder.csv")
@@ -315,13 +319,13 @@ def test_a_label_that_training_lacks_and_rows_that_keep_their_place(tmp_path: Pa
     assert first.empty_texts == 9_999
     assert first.to_arrow(encoder.encode(first))["row"].to_pylist() == list(range(10_000))
     assert (second.first_row, second.places[0]) == (10_000, 10_003)
-    with pytest.raises(UserError, match=r"'Positive' .*; did you mean 'positive'\?"):
+    with pytest.raises(UserError, match=r"'Positive' .* \(did you mean 'positive'\?\); the labels"):
         encoder.encode(replace(second, labels=["Positive"]))
     with pytest.raises(UserError) as raised:
         encoder.encode(second)
     assert str(raised.value) == (
-        "validation.csv line 15002: label 'neutral' does not occur in train.csv (labels there: "
-        "negative, positive); add training rows with it or remove the row"
+        "validation.csv line 15002: label 'neutral' does not occur in train.csv; the labels there "
+        "are negative, positive: add training rows with it or remove the row"
     )
 
 

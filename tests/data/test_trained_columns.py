@@ -61,8 +61,8 @@ def test_a_model_of_pairs_needs_both_columns(tmp_path: Path) -> None:
     assert read_by(model, "message,answer", text_pair_column="answer") == ["message", "answer"]
     with pytest.raises(
         UserError,
-        match=r"the model of run was trained on pairs of texts, and \S*rows.csv has no column 'reply'; "
-        "did you mean 'Reply'.*; name the column of the second text with --text-pair-column",
+        match=r"the model of run was trained on pairs of texts, and \S*rows.csv has no column 'reply' "
+        r"\(did you mean 'Reply'\?\); name the column of the second text with --text-pair-column",
     ):
         read_by(model, "message,Reply")
     task = trained(tmp_path / "task", TrainConfig(task="mrpc"))

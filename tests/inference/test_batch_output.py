@@ -63,7 +63,7 @@ def test_the_inputs_columns_are_kept_next_to_the_answers(
         assert row["label"] == LABELS[scores.index(max(scores))]
     names = list(rows[0]) if output != "out.jsonl" else None
     assert names is None or names == [
-        "row", "id", "input_label", "note", "text", "label", "score", "scores", *SCORES,
+        "row", "text", "id", "input_label", "note", "label", "score", "scores", *SCORES,
         "truncated_tokens", "error",
     ]  # fmt: skip
 
@@ -83,6 +83,23 @@ def test_each_text_of_a_pair_is_written_once(model: Path, tmp_path: Path, output
     rows = found.to_pylist() if output.endswith("parquet") else found
     assert [(row["text"], row["answer"]) for row in rows] == [("bana", "cola"), ("cola", "bana")]
     assert not rows[0].keys() & {"question", "text_pair", "input_text"}
+
+
+def test_the_second_text_may_be_named_text(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("id,title,text\n7,bana,cola\n")
+    columns = {"text_column": "title", "text_pair_column": "text"}
+    (row,) = answers(model, source, "out.csv", **columns)
+    assert list(row)[:5] == ["row", "title", "text", "id", "label"]
+    assert (row["title"], row["text"]) == ("bana", "cola")
+    (row,) = answers(model, source, "out.csv", **columns, keep_columns=("text",))
+    assert list(row)[:4] == ["row", "input_text", "text", "label"]
+    assert (row["input_text"], row["text"]) == ("bana", "cola")
+    source.write_text("id,text_pair,text\n7,bana,cola\n")
+    columns = {"text_column": "text_pair", "text_pair_column": "text"}
+    (row,) = answers(model, source, "out.csv", **columns)
+    assert list(row)[:4] == ["row", "text_pair", "text", "id"]
+    assert (row["text_pair"], row["text"]) == ("bana", "cola")
 
 
 def test_a_text_column_may_be_named_like_an_answer(model: Path, tmp_path: Path) -> None:
@@ -228,7 +245,9 @@ def test_columns_are_narrowed_by_name(model: Path, tmp_path: Path) -> None:
     assert row.keys() == {
         "row", "text", "label", "score", "scores", *SCORES, "truncated_tokens"
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"keep_columns names 'ids', but .*; did you mean 'id'"):
+    with pytest.raises(
+        UserError, match=r"keep_columns names 'ids', but .* \(did you mean 'id'\?\); give"
+    ):
         answers(model, source, text_column="review", keep_columns=("ids",))
 
 

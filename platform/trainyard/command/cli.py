@@ -111,8 +111,9 @@ def _read_yaml(path: Path) -> Any:
         from trainyard.data import similar_file
 
         hint = similar_file(path) if isinstance(error, FileNotFoundError) else ""
+        reason = hint or f" ({error.strerror})"
         raise UserError(
-            f"--config {path} cannot be read ({error.strerror}){hint}; give the path of a YAML file"
+            f"--config {path} cannot be read{reason}; give the path of a YAML file"
         ) from error
     # ValueError: for example a date that does not exist
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -100,8 +100,7 @@ class UnfitSettings(UserError):  # noqa: N818 (a sentence for the user, like its
         advice: tuple[str, str] = ("add ", ""),
         near: str | None = None,
     ) -> None:
-        hint = "" if near is None else f"; did you mean {near!r}?"
-        super().__init__(f"{problem}{hint}", remedy=remedy)
+        super().__init__(f"{problem}{suggestion(near)}", remedy=remedy)
         self._bare, self._advice, self._near = problem, advice, near
 
     def with_settings(self, flags: str, values: Sequence[str]) -> UserError:
@@ -203,9 +202,13 @@ def closest(name: str, names: Sequence[str]) -> str | None:
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """Return the end of a sentence that suggests the closest of `names`; "" if none is close."""
-    near = closest(name, names)
-    return "" if near is None else f"; did you mean {near!r}?"
+    """Return a part of a sentence that suggests the closest of `names`; "" if none is close."""
+    return suggestion(closest(name, names))
+
+
+def suggestion(near: str | None) -> str:
+    """Return a part of a sentence that suggests the name `near`; "" if it is None."""
+    return "" if near is None else f" (did you mean {near!r}?)"
 
 
 def readable(origin: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,14 @@ from trainyard.data.columns import (
 )
 from trainyard.data.files import check_file, read_rows
 from trainyard.data.labels import is_label_list
-from trainyard.data.text_files import DELIMITERS, MARKS, SEPARATORS, first_line
+from trainyard.data.text_files import (
+    DELIMITERS,
+    MARKS,
+    SEPARATORS,
+    conversion,
+    first_line,
+    undecodable_line,
+)
 from trainyard.data.trained_columns import LABEL, TEXT
 from trainyard.errors import UserError
 
@@ -39,6 +46,8 @@ FEW_CLASSES, MANY_CLASSES = 20, 500
 """Maximum numbers of distinct integers that are class ids: in any file, and if each has two rows on
 average. More are regression targets."""
 
+_TEXT_FILES = (*DELIMITERS, ".json", ".jsonl")
+"""Endings of the names of files that have an encoding."""
 _UNMARKED = ("utf-8", "cp1252")
 """Encodings to try on a file without a byte order mark; latin-1 decodes the rest."""
 _CHARACTERS = 1 << 20
@@ -88,12 +97,19 @@ def guess_columns(path: Path, text: str | None = None, label: str | None = None)
         label: Column of the label; None guesses it.
 
     Raises:
-        UserError: The file cannot be read or lacks a given column, no column holds texts, or none
-            is left for the label.
+        UserError: The file cannot be read, lacks a given column, or has a row as its first line. Or
+            no column holds texts, or none is left for the label.
     """
     text_format = _text_format(path, TextFormat())
     columns = _sample(path, text_format)
     _check_columns(path, columns, text_column=text, label_column=label)
+    guessed = label is None
+    likely = _likely(columns, None, None)[1]
+    if guessed and text is not None and text == likely and _is_usual(text, LABELS):
+        raise UserError(
+            f"--text-column {text!r} is the label column of {path.name}, too; name another column of "
+            "texts, or that of the labels with --label-column"
+        )
     text, label = _likely(columns, text, label)
     if text is None or label is None:
         listed = ", ".join(map(repr, columns))
@@ -101,6 +117,8 @@ def guess_columns(path: Path, text: str | None = None, label: str | None = None)
             f"{path} has the columns {listed}; expected one of texts and one of labels with at least "
             "two values; name them with --text-column and --label-column"
         )
+    if guessed:
+        _check_header(path, columns, text, label, text_format)
     pair = _second_text(columns, text)
     lengths = sorted(
         sum(len(str(columns[name][row])) for name in (text, pair) if name)
@@ -119,33 +137,111 @@ def guess_columns(path: Path, text: str | None = None, label: str | None = None)
 
 @contextmanager
 def naming_settings(
-    config: FileFlags, file: Path, texts: Sequence[str], label: str | None
+    config: FileFlags, files: Sequence[Path], texts: Sequence[str], label: str | None
 ) -> Iterator[None]:
-    """Add to an error about the format or the columns of `file` all settings that the file needs.
+    """Add to an error about the format or the columns of `files` all settings that they need.
 
     The settings are guessed by the rules of `guess_columns`. They are named, not applied, since a
-    run is a function of its config.
+    run is a function of its config. If no settings fit all files, the error names a file to change.
 
     Args:
         config: Flags of the job.
-        file: First file that the job reads. If it has the settings, the error stays as it is.
+        files: Files that the job reads, in order. If settings are missing, they are those of the
+            first file.
         texts: Text columns that the job reads.
         label: Label column that the job reads; None without labels.
 
     Raises:
-        UserError: The error, with the flags to add.
+        UserError: The error, with the flags to add or the file to change.
     """
     try:
         yield
     except UnfitSettings as error:
         try:
-            found = _missing(config, file, texts, label)
-        except UserError:  # the file has further faults; the first one is reported
-            found = {}
-        if not found:
+            advised = _advised(error, config, files, texts, label)
+        except _HeaderMissingError as fault:
+            advised = fault
+        except UserError:  # a file has further faults; the first one is reported
+            raise error from None
+        if advised is error:
             raise
+        raise advised from None
+
+
+def _advised(
+    error: UnfitSettings,
+    config: FileFlags,
+    files: Sequence[Path],
+    texts: Sequence[str],
+    label: str | None,
+) -> UserError:
+    given = TextFormat(config.delimiter, config.encoding)
+    names = texts if label is None else (*texts, label)
+    if given.encoding == TextFormat().encoding and (conflict := _encoding_conflict(files)):
+        return conflict
+    if conflict := _delimiter_conflict(files, given, names):
+        return conflict
+    if found := _missing(config, files[0], texts, label):
         flags = " ".join(f"{flag(name)} {shell_word(value)}" for name, value in found.items())
-        raise error.with_settings(flags, list(found.values())) from None
+        return error.with_settings(flags, list(found.values()))
+    for path in files[1:]:
+        if lacking := _lacking(path, files[0], given, names):
+            return UserError(
+                error.problem,
+                remedy=f"all files need the columns {lacking} of {files[0].name}: add or rename them "
+                f"in {path.name}",
+            )
+    return error
+
+
+def _encoding_conflict(files: Sequence[Path]) -> UserError | None:
+    """Build the error for files that no encoding decodes together; None if one does."""
+    found = {path: _encoding(path) for path in files if path.suffix.lower() in _TEXT_FILES}
+    odd = next((path for path in found if found[path] != TextFormat().encoding), None)
+    if odd is None:
+        return None
+    for path, encoding in found.items():
+        plain = not found[odd].startswith("utf-") and _decodes(path, "ascii")
+        if encoding != found[odd] and not plain:
+            return UserError(
+                undecodable_line(odd),
+                remedy=f"--encoding holds for all files, and {path.name} is {encoding}: convert "
+                f"{odd.name} with {conversion(odd, found[odd])}",
+            )
+    return None
+
+
+def _delimiter_conflict(
+    files: Sequence[Path], given: TextFormat, names: Sequence[str]
+) -> UserError | None:
+    """Build the error for files that no delimiter separates together; None if one does."""
+    found: dict[Path, str] = {}
+    for path in files:
+        if usual := DELIMITERS.get(path.suffix.lower()):
+            text_format = _text_format(path, given)
+            mark = text_format.delimiter or usual
+            if mark in first_line(path, text_format.encoding):  # else the file has one column
+                found[path] = mark
+    if all(mark == DELIMITERS[path.suffix.lower()] for path, mark in found.items()):
+        return None
+    first, *others = found
+    for path in others:
+        if found[path] != found[first]:
+            lacking = _lacking(path, first, given, names)
+            alike = f", with the columns {lacking}" if lacking else ""
+            return UserError(
+                f"{path.name} is separated by {found[path]!r}, but {first.name} by {found[first]!r}",
+                remedy=f"--delimiter holds for all files: save {path.name} like {first.name}{alike}",
+            )
+    return None
+
+
+def _lacking(path: Path, first: Path, given: TextFormat, names: Sequence[str]) -> str:
+    """List those of `names`, all columns of the file `first`, if `path` lacks one; else ""."""
+    columns, others = (_sample(each, _text_format(each, given)) for each in (first, path))
+    if all(name in columns for name in names) and not all(name in others for name in names):
+        return listing(map(repr, names))
+    return ""
 
 
 def shell_word(text: str) -> str:
@@ -184,6 +280,9 @@ def _missing(
         guessed["text_pair_column"] = (texts[1], _meant(texts[1], "", columns) or pair)
     if any(meant is None for now, meant in guessed.values() if now is not None):
         return {}
+    likely = guessed.get("label_column", (None, None))[1]
+    if text and likely and likely != label:
+        _check_header(file, columns, text, likely, text_format)
     changed = {name: meant for name, (now, meant) in guessed.items() if meant and meant != now}
     if not changed:
         return {}
@@ -211,6 +310,52 @@ def _check_columns(path: Path, columns: Sample, **given: str | None) -> None:
                 f"{flag(field)} is {name!r}, but the columns of {path} are "
                 f"{listing(map(repr, columns))}{did_you_mean(name, list(columns))}; give one of them"
             )
+
+
+class _HeaderMissingError(UserError):
+    """The first line of the file looks like a row."""
+
+
+def _check_header(
+    path: Path, columns: Sample, text: str, label: str, text_format: TextFormat
+) -> None:
+    """Refuse a file whose first line looks like a row, to judge by the guessed label column.
+
+    It does if the label column is named like a label below, or is a column of numbers named by a
+    number. Usual names and columns that are counted (0, 1) are a header.
+
+    Raises:
+        _HeaderMissingError: The first line looks like a row.
+    """
+    named = _is_usual(text, TEXTS) or _is_usual(label, LABELS) or _is_number(text)
+    if named or path.suffix.lower() not in DELIMITERS:
+        return
+    values = [str(value) for value in columns[label] if value is not None]
+    names = {name.strip() for value in values for name in (value, *value.split("|"))}
+    if label.strip() not in names and not all(map(_is_number, (label, *values))):
+        return
+    mark = text_format.delimiter or DELIMITERS[path.suffix.lower()]
+    header = ("<TAB>" if mark == "\t" else mark).join(
+        {text: "text", label: "label"}.get(name, f"column{index}")
+        for index, name in enumerate(columns, 1)
+    )
+    raise _HeaderMissingError(
+        f"{path.name} seems to have no header line: {label!r} in the first line looks like a label; "
+        f"add a first line such as {header}, or name the columns with --text-column and "
+        "--label-column"
+    )
+
+
+def _is_usual(name: str, names: Sequence[str]) -> bool:
+    return name.strip().lower() in names
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _likely(
@@ -282,7 +427,7 @@ def _text_format(path: Path, given: TextFormat) -> TextFormat:
     """
     check_file(path)
     kind = path.suffix.lower()
-    if kind not in (*DELIMITERS, ".json", ".jsonl"):
+    if kind not in _TEXT_FILES:
         return given
     encoding = given.encoding if given.encoding != TextFormat().encoding else _encoding(path)
     if kind not in DELIMITERS:
@@ -304,12 +449,14 @@ def _encoding(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(max(map(len, MARKS)))
     marked = [name.lower() for mark, name in MARKS.items() if start.startswith(mark)]
-    for encoding in marked[:1] or _UNMARKED:
-        try:
-            with path.open(encoding=encoding) as text:
-                while text.read(_CHARACTERS):
-                    pass
-        except UnicodeError:
-            continue
-        return encoding
-    return "latin-1"
+    return next((name for name in marked[:1] or _UNMARKED if _decodes(path, name)), "latin-1")
+
+
+def _decodes(path: Path, encoding: str) -> bool:
+    try:
+        with path.open(encoding=encoding) as text:
+            while text.read(_CHARACTERS):
+                pass
+    except UnicodeError:
+        return False
+    return True

@@ -13,7 +13,8 @@ from trainyard.data.columns import (
     Batch,
     Columns,
     TextFormat,
-    did_you_mean,
+    closest,
+    suggestion,
     unreadable,
 )
 from trainyard.data.labels import canonical_labels
@@ -126,12 +127,13 @@ def files_of(pattern: str) -> tuple[Path, ...]:
 
 
 def similar_file(path: Path) -> str:
-    """Return the end of a sentence that suggests a file in the folder of `path`; "" without one."""
+    """Return a part of a sentence that suggests a file in the folder of `path`; "" without one."""
     try:
-        names = [other.name for other in path.absolute().parent.iterdir() if other.is_file()]
+        names = [other.name for other in path.parent.iterdir() if other.is_file()]
     except OSError:
         return ""
-    return did_you_mean(path.name, names)
+    near = closest(path.name, names)
+    return suggestion(near and str(path.with_name(near)))
 
 
 def check_file(path: Path) -> None:

@@ -86,9 +86,9 @@ class LabelEncoder:
             if name not in known
         )
         return UserError(
-            f"{batch.place(index)}: label {name!r} does not occur in {self.source} (labels there: "
-            f"{listing(self.names)}{did_you_mean(name, self.names)}); add training rows with it "
-            "or remove the row"
+            f"{batch.place(index)}: label {name!r} does not occur in {self.source}"
+            f"{did_you_mean(name, self.names)}; the labels there are {listing(self.names)}: add "
+            "training rows with it or remove the row"
         )
 
 

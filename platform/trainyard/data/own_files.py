@@ -185,7 +185,8 @@ def survey(config: DataFlags) -> OwnData:
     """Read and check all files once, before a run starts.
 
     Raises:
-        UserError: A file or a row cannot be used. The message names the file, the line and the fix.
+        UserError: A file or a row cannot be used, or no training row has a text. The message names
+            the file, the line and the fix.
     """
     texts = tuple(c for c in (config.text_column or "text", config.text_pair_column) if c)
     problem_type = config.problem_type or "single_label_classification"
@@ -206,17 +207,20 @@ def survey(config: DataFlags) -> OwnData:
     train = read(Path(files[0]))
     notes: list[str] = []
     dropped: set[str | float] = set()
-    rows = _counting_empty(train, notes, dropped)
-    with naming_settings(config, files_of(files[0])[0], texts, config.label_column):
-        encoder = discover_labels(rows, problem_type, train.label_order())
-        for _ in rows:  # a regression has no names to discover, but its rows are checked too
-            pass
+    rows = _counting_empty(train, notes, dropped, learned=True)
     validation, test = (
         read(Path(path)) if path else None for path in (files[1], config.test_rows[0])
     )
-    for further in (validation, test):
-        for batch in _counting_empty(further, notes, dropped) if further else ():
-            encoder.encode(batch)
+    paths = [
+        path for file in (train, validation, test) if file for path in files_of(str(file.path))
+    ]
+    with naming_settings(config, paths, texts, config.label_column):
+        encoder = discover_labels(rows, problem_type, train.label_order())
+        for _ in rows:  # a regression has no names to discover, but its rows are checked too
+            pass
+        for further in (validation, test):
+            for batch in _counting_empty(further, notes, dropped) if further else ():
+                encoder.encode(batch)
     notes += _label_warnings(encoder)
     notes += [
         f"warning: --drop-labels {name}: no row has this label"
@@ -259,7 +263,18 @@ def held_out_rows(data: OwnData, seed: int, version: int) -> Parts:
     for batch in data.train.batches():
         labels.append(np.asarray(data.encoder.encode(batch).to_pylist()))
         texts.append(text_hashes(*(text.to_pylist() for text in batch.texts)))
-    return VERSIONS[version](np.concatenate(labels), np.concatenate(texts), HELD_OUT, seed)
+    hashes = np.concatenate(texts)
+    if version > 1 and len(hashes) > 1 and (hashes == hashes[0]).all():
+        raise _useless_texts(data.train, len(hashes), "the same")
+    return VERSIONS[version](np.concatenate(labels), hashes, HELD_OUT, seed)
+
+
+def _useless_texts(file: OwnFile, rows: int, state: str) -> UserError:
+    columns = "column" if len(file.text_columns) == 1 else "columns"
+    return UserError(
+        f"{file.path.name}: all {rows} texts of {columns} {listing(map(repr, file.text_columns))} are "
+        f"{state}; name the column of texts with --text-column"
+    )
 
 
 def _label_warnings(encoder: LabelEncoder) -> list[str]:
@@ -304,7 +319,9 @@ def fold_label(name: str) -> str:
     return normalize_text("".join(c for c in name if unicodedata.category(c) != "Cf"))
 
 
-def _counting_empty(file: OwnFile, notes: list[str], dropped: set[str | float]) -> Iterator[Batch]:
+def _counting_empty(
+    file: OwnFile, notes: list[str], dropped: set[str | float], *, learned: bool = False
+) -> Iterator[Batch]:
     rows = empty = 0
     for batch in file.batches(dropped):
         rows, empty = rows + len(batch), empty + batch.empty_texts
@@ -315,5 +332,7 @@ def _counting_empty(file: OwnFile, notes: list[str], dropped: set[str | float]) 
             f"({', '.join(file.drop_labels)}), expected rows with other labels; add some, or leave "
             "the file out"
         )
+    if learned and empty == rows * len(file.text_columns):
+        raise _useless_texts(file, rows, "empty")
     if empty:
         notes.append(f"{file.path.name}: {empty} empty text(s) in {rows} rows; they are kept")

@@ -111,6 +111,27 @@ def first_line(path: Path, encoding: str) -> str:
         return next(lines, "")
 
 
+def conversion(path: Path, encoding: str) -> str:
+    """Return the command line that converts a file to UTF-8."""
+    known = {"cp1252": "WINDOWS-1252", "latin-1": "ISO-8859-1"}.get(encoding, encoding.upper())
+    return f"iconv -f {known} -t UTF-8 {path.name} > utf8-{path.name}"
+
+
+def undecodable_line(path: Path) -> str:
+    """Return the sentence that locates the first byte of a file that is not UTF-8; "" without one.
+
+    Raises:
+        UserError: The file holds a NUL byte.
+    """
+    try:
+        with _opened(path, "utf-8") as lines:
+            for _ in lines:
+                pass
+    except UnfitSettings as error:
+        return error.problem
+    return ""
+
+
 def _batches(
     path: Path, columns: Columns, rows: Iterator[Row], unit: str = "line", *, encoded: bool = False
 ) -> Iterator[Batch]:
@@ -385,9 +406,7 @@ def _opened(path: Path, encoding: str) -> Iterator[Iterator[str]]:
         encoding = "utf-8-sig"
         for mark, name in MARKS.items():
             if start.startswith(mark):
-                convert = (
-                    f", or convert it: iconv -f {name} -t UTF-8 {path.name} > utf8-{path.name}"
-                )
+                convert = f", or convert it: {conversion(path, name)}"
                 raise UnfitSettings(
                     f"{path.name} line 1: the file is {name} (it starts with {mark!r}), expected "
                     "UTF-8",
@@ -427,11 +446,8 @@ def _raise_undecodable(path: Path) -> NoReturn:
         for number, line in enumerate(text, 1):
             for position, character in enumerate(line):
                 if _FIRST_SURROGATE <= ord(character) <= _LAST_SURROGATE:
-                    advice = (
-                        "give its encoding, such as ",
-                        f", or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > "
-                        f"utf8-{path.name}",
-                    )
+                    convert = f", or convert it: {conversion(path, 'cp1252')}"
+                    advice = ("give its encoding, such as ", convert)
                     raise UnfitSettings(
                         f"{path.name} line {number}: byte {ord(character) - 0xDC00:#x} "
                         f"(number {len(line[:position].encode()) + 1} of the line) is not UTF-8",

@@ -278,7 +278,7 @@ def _own_file(config: EvaluatedRows, model: EvaluatedModel) -> Splits:
     # Models of early releases have class ids as labels.
     by_name = any(name in model.labels for name in file.label_order())
     file = replace(file, class_names=by_name)
-    with naming_settings(config, files_of(str(path))[0], texts, label_column):
+    with naming_settings(config, files_of(str(path)), texts, label_column):
         encoder, notes = _encoder(file, model, config.label_mapping)
     task = own_task(
         text_columns=texts,

@@ -49,11 +49,11 @@ def as_input(table: pa.Table) -> pa.Table:
 
 
 class Layout:
-    """Columns of the output: the row's number, columns of the input, then the answers.
+    """Columns of the output: the row's number, the texts, other columns of the input, the answers.
 
-    A text stands once in a row: under the name of the input's column, or as `text` or `text_pair`
-    if the output does not keep this column. A column of the input that is named like an answer or
-    like one of these gets the prefix `input_`.
+    A text appears once in a row: under the name of the input's column, or as `text` or `text_pair`
+    if the output does not keep this column. A column of the input that is named like an answer, or
+    another column that is named `text` or `text_pair`, gets the prefix `input_`.
 
     Attributes:
         encoded: Columns whose strings are JSON values.
@@ -63,14 +63,15 @@ class Layout:
         self,
         parts: Iterable[pa.Schema],
         kinds: Mapping[str, Sequence[str]],
-        texts: Mapping[str, str],
+        texts: Mapping[str, str | None],
     ) -> None:
         """Choose names and types of the output's columns.
 
         Args:
             parts: Schemas of all parts.
             kinds: Kinds of the values of each JSON column, see `json_kind`.
-            texts: Columns in a part, by name of the input's text column that the output keeps.
+            texts: Name of the input's text column by column in a part, first text first; None if the
+                output does not keep this column.
         """
         fields: dict[str, pa.Field] = {}
         for field in (field for schema in parts for field in schema):
@@ -82,11 +83,12 @@ class Layout:
             f"{INPUT}{name}": JSON_TYPES.get(frozenset(each)) for name, each in kinds.items()
         }
         self._names: dict[str, str] = {}
-        self._texts: dict[str, str] = {}
+        self._ours = [name for name in self._ours if name not in texts]
         taken = set(self._ours)
-        for name, column in texts.items():
-            self._texts[_free(name, taken)] = column
-        self._ours = [name for name in self._ours if name not in self._texts.values()]
+        # A kept column has the first claim to its name: the second text's may be `text`.
+        kept = {column: _free(name, taken) for column, name in texts.items() if name is not None}
+        self._texts = {column: kept.get(column) or _free(column, taken) for column in texts}
+        taken |= texts.keys()
         for name in self._inputs:
             self._names[name] = _free(name.removeprefix(INPUT), taken)
         self.encoded = {"prediction"} | {
@@ -100,7 +102,7 @@ class Layout:
     def arrange(self, part: pa.Table) -> pa.Table:
         """Return a part with the output's columns; the schema is the same for every part."""
         columns = {"row": part["row"]}
-        columns |= {name: part[column] for name, column in self._texts.items()}
+        columns |= {name: part[column] for column, name in self._texts.items()}
         for name, field in self._inputs.items():
             columns[self._names[name]] = self._input(part, name, field)
         return pa.table(columns | {name: part[name] for name in self._ours if name != "row"})

@@ -66,7 +66,7 @@ class Parts:
                 )
         self._config = config
         # A wrong file name or column is an error before any work.
-        with naming_settings(config, config.files[0], config.text_columns, None):
+        with naming_settings(config, config.files, config.text_columns, None):
             self._check_columns()
         self._output = output
         self._folder = output.with_name(f".{output.name}-{config.identity()}")
@@ -227,9 +227,8 @@ class Parts:
         config = self._config
         names = zip(config.text_columns, ("text", "text_pair"), strict=False)
         texts = {
-            name: column
+            column: name if config.keep_columns is None or name in config.keep_columns else None
             for name, column in names
-            if name != column and (config.keep_columns is None or name in config.keep_columns)
         }
         kinds = json.loads(self._complete.read_text())["kinds"]
         layout = Layout(map(pq.read_schema, parts), kinds, texts)
