@@ -143,6 +143,8 @@ OF_OTHER_JOBS = {
     ("predict", "--model-name-or-path", "MODEL", "--input-file", "good.csv", "--output-file",
      "out.xls"): "--output-file out.xls must end in",
     ("serve", "--model-name-or-path", "./absent"): "holds no config.json",
+    ("serve", "--model-name-or-path", "nope"): "error: model 'nope' could not be loaded",
+    ("serve", "--model-name-or-path", "MODEL", "--name", "a b"): "error: --name: 'a b' is not a model",
     ("engine", "--model-name-or-path", "./absent"): "absent",
     ("data-doctor", "--train-file", "absent.csv"): "absent.csv does not exist",
     ("data-doctor", "--train-file", "good.csv", "--validation-file", "good.csv",

@@ -447,7 +447,8 @@ def test_charts_are_loaded_only_where_they_are_drawn(module: str) -> None:
 
 
 def test_the_job_ends_by_sigterm_as_by_ctrl_c(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "jobs/dashboard.py", "--port=0", "--storage-path", tmp_path]
+    command = [sys.executable, str(ROOT / "jobs/dashboard.py"), "--port=0"]
+    command += ["--storage-path", str(tmp_path)]
     place = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=place) as job:
         assert any("Ctrl-C stops it" in line for line in job.stderr or ())
