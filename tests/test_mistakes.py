@@ -10,6 +10,7 @@ import pytest
 from support.tiny import write_task
 
 from trainyard.command import main
+from trainyard.errors import one_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -230,3 +231,11 @@ def sentence_of(job: str, stdout: str, stderr: str) -> str:
 
 def test_the_table_is_long_enough() -> None:
     assert len(MISTAKES) >= 25
+
+
+def test_a_long_reason_is_cut_before_a_word() -> None:
+    assert one_line("see\nthe  help", 12) == "see the help"
+    assert one_line("see the help", 11) == "see the …"
+    assert one_line("see the help", 9) == "see the …"
+    assert one_line("see the help", 8) == "see …"
+    assert one_line("x" * 12, 11) == "xxxxxxxxx …"
